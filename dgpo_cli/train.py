@@ -1,0 +1,65 @@
+"""`dgpo train`: train, resume, or try out a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["train"]
+
+
+def train(
+    file: Annotated[Path, typer.Argument(help="The run file (YAML).", metavar="RUN.yaml")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint, bit for bit.")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: --set optimiser.learning_rate=1e-4.", metavar="KEY=VALUE")
+    ] = None,
+    max_iterations: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many iterations (they can be resumed).")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Load everything, draw and score one small group, write nothing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")] = False,
+) -> None:
+    """Train a model with Direct Group Preference Optimization.
+
+    Writes runs/NAME: checkpoints, metrics, evaluations and pictures. Ctrl-C saves and stops; --resume goes on.
+
+    Examples:
+
+        dgpo train examples/quickstart.yaml
+
+        dgpo train run.yaml --set rollout.group_size=12 --set run.name=g12
+
+        dgpo train run.yaml --resume
+    """
+    from dgpo_core.config import load_run_config
+    from dgpo_core.registry import get_registry
+
+    registry = get_registry()
+    config = load_run_config(file, overrides or [], registry=registry)
+
+    from dgpo_core.stopping import StopRequest
+    from dgpo_core.trainer import Trainer, run_path
+
+    from dgpo_cli.console import make_progress
+
+    if dry_run:
+        found = Trainer(config, registry).dry_run()
+        for name, value in found.items():
+            typer.echo(f"{name}: {value}")
+        typer.echo("dry run passed; nothing was written")
+        return
+    progress = make_progress(quiet=quiet or not config.logging.console)
+    stop = StopRequest()
+    with stop.on_signals(progress.note):
+        outcome = Trainer(config, registry, progress=progress, stop=stop).train(
+            resume=resume, max_iterations=max_iterations
+        )
+    if outcome == "finished":
+        progress.note(f"look at it: dgpo report {run_path(config)}")

@@ -1,0 +1,148 @@
+"""Deterministic solvers of the flow ODE dx/dsigma = v(x, sigma), from noise (sigma = 1) to data (sigma = 0).
+
+Schedules and steps agree with the diffusers schedulers that the model pipelines use, so that a trained adapter is
+sampled there as it was here. All coefficients are Python floats computed in float64 before the first step: nothing
+in a loop waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from dgpo_core.contracts import Sampler, VelocityFn
+from dgpo_core.draws import Draws
+from dgpo_core.errors import UserError
+from dgpo_core.flow import denoised, shift_sigma
+from dgpo_core.types import Path, SampleResult
+
+__all__ = ["FlowDPMSolverPP", "FlowEuler"]
+
+# Both schedules are those of models trained with 1000 discrete timesteps; the smallest of them is 1/1000.
+SIGMA_STEP = 1 / 1000
+
+
+class FlowEuler(Sampler):
+    """Euler's method, first order: x + (sigma' - sigma) * v.
+
+    Times as diffusers' FlowMatchEulerDiscreteScheduler(shift=k), the scheduler of SD3 pipelines: from 1 down to the
+    smallest training time in even steps, then shifted, then 0. That smallest time, 1/1000, is itself shifted before
+    the spacing and so is shifted twice, a habit of that scheduler which is kept: with shift 3 the last time
+    before 0 is 0.0089.
+    """
+
+    def sigmas(self, steps: int, shift: float) -> Tensor:
+        """float64 [steps + 1] on the CPU, descending from 1 to 0.
+
+        Raises UserError for steps < 1, or a shift that is not positive or too large to keep the times apart.
+        """
+        _check_schedule(steps, shift)
+        even = torch.linspace(1, shift_sigma(SIGMA_STEP, shift), steps, dtype=torch.float64)
+        return _close(shift_sigma(even, shift), shift)
+
+    def sample(
+        self,
+        velocity: VelocityFn,
+        noise: Tensor,
+        *,
+        steps: int,
+        shift: float,
+        draws: Sequence[Draws] = (),
+        keep_path: bool = False,
+    ) -> SampleResult:
+        """From noise [B, ...] to x0 in `steps` evaluations of the velocity; `draws` are not used."""
+        sigmas = self.sigmas(steps, shift)
+        x, states = noise, [noise]
+        for time, (sigma_s, sigma_t) in zip(_times(sigmas, noise), pairwise(sigmas.tolist()), strict=True):
+            x = x + (sigma_t - sigma_s) * velocity(x, time)
+            if keep_path:
+                states.append(x)
+        return SampleResult(x, Path(torch.stack(states), sigmas) if keep_path else None)
+
+
+class FlowDPMSolverPP(Sampler):
+    """DPM-Solver++(2M), midpoint form, second order (Lu et al., arXiv 2211.01095, algorithm 2).
+
+    With alpha = 1 - sigma and lambda = log(alpha / sigma), from s to t, h = lambda_t - lambda_s:
+
+        x_t = (sigma_t / sigma_s) * x_s - alpha_t * (exp(-h) - 1) * D
+        D   = (1 + 1 / 2r) * x0_s - (1 / 2r) * x0_previous        r = h_previous / h
+
+    where on a flow's schedule -alpha_t * (exp(-h) - 1) = 1 - sigma_t / sigma_s, finite at both ends. The first step
+    (no previous estimate) and the last one (h is infinite) are first order, D = x0_s; the last step therefore returns
+    the denoised estimate itself.
+
+    Times as diffusers' DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=k): the first one is 0.999
+    shifted, a little below 1, and noise is taken as the state there.
+    """
+
+    def sigmas(self, steps: int, shift: float) -> Tensor:
+        """float64 [steps + 1] on the CPU, descending from shift(0.999) to 0.
+
+        Raises UserError for steps < 1, or a shift that is not positive or too large to keep the times apart.
+        """
+        _check_schedule(steps, shift)
+        even = torch.linspace(1 - SIGMA_STEP, 0, steps + 1, dtype=torch.float64)[:-1]
+        return _close(shift_sigma(even, shift), shift)
+
+    def sample(
+        self,
+        velocity: VelocityFn,
+        noise: Tensor,
+        *,
+        steps: int,
+        shift: float,
+        draws: Sequence[Draws] = (),
+        keep_path: bool = False,
+    ) -> SampleResult:
+        """From noise [B, ...] to x0 in `steps` evaluations of the velocity; `draws` are not used."""
+        sigmas = self.sigmas(steps, shift)
+        corrections = _half_inverse_r(sigmas.tolist())
+        x, states, previous = noise, [noise], noise
+        schedule = zip(_times(sigmas, noise), pairwise(sigmas.tolist()), corrections, strict=True)
+        for time, (sigma_s, sigma_t), half_inverse_r in schedule:
+            x0_s = denoised(x, velocity(x, time), sigma_s)
+            D = x0_s + half_inverse_r * (x0_s - previous) if half_inverse_r else x0_s
+            x = (sigma_t / sigma_s) * x + (1 - sigma_t / sigma_s) * D if sigma_t else D
+            previous = x0_s
+            if keep_path:
+                states.append(x)
+        return SampleResult(x, Path(torch.stack(states), sigmas) if keep_path else None)
+
+
+def _half_inverse_r(sigmas: list[float]) -> list[float]:
+    """1 / 2r of each step of DPM-Solver++(2M): 0, which makes a step first order, for the first and the last."""
+    lambdas = [_half_log_snr(sigma) for sigma in sigmas[:-1]]
+    h = [after - before for before, after in pairwise(lambdas)]
+    inner = [h[i] / (2 * h[i - 1]) for i in range(1, len(h))]
+    return [0.0, *inner, 0.0][: len(lambdas)]
+
+
+def _half_log_snr(sigma: float) -> float:
+    """lambda = log((1 - sigma) / sigma), sigma in (0, 1]; -inf at 1, to which an extreme shift may round."""
+    return math.log((1 - sigma) / sigma) if sigma < 1 else -math.inf
+
+
+def _check_schedule(steps: int, shift: float) -> None:
+    """Raise UserError for numbers that give no schedule."""
+    if steps < 1:
+        raise UserError(f"rollout.steps: {steps} given, a sampler needs at least 1")
+    if not 0 < shift < math.inf:
+        raise UserError(f"rollout.shift: {shift:g} given, it must be positive (1 leaves the times as they are)")
+
+
+def _close(sigmas: Tensor, shift: float) -> Tensor:
+    """The schedule with its final 0. Raises UserError if the shift presses two times into one."""
+    sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
+    if not bool((sigmas.diff() < 0).all()):
+        raise UserError(f"rollout.shift: with {shift:g} the sampler's times are no longer distinct; 1 to 12 is usual")
+    return sigmas
+
+
+def _times(sigmas: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+    """All but the last sigma as 0-d float32 tensors beside the noise, in one copy."""
+    return sigmas[:-1].float().to(noise.device).unbind()

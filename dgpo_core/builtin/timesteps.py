@@ -1,0 +1,62 @@
+"""Training times: which sigmas in [t_min, t_max] the loss is taken at."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from dgpo_core.contracts import TimestepContext, TimestepPolicy
+from dgpo_core.draws import Draws
+from dgpo_core.errors import UserError
+
+__all__ = ["SamplerSteps", "UniformTimesteps"]
+
+
+class UniformTimesteps(TimestepPolicy):
+    """Independent times, uniform in [t_min, t_max], in the order in which they were drawn."""
+
+    def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
+        """float64 [count] on the CPU."""
+        return context.t_min + (context.t_max - context.t_min) * draws.uniform(count)
+
+
+class SamplerSteps(TimestepPolicy):
+    """The rollout sampler's own times in [t_min, t_max], without replacement: the authors' discrete rule.
+
+    Both ends count as inside, 0 (where the velocity is never evaluated) does not. The steps lie where sampler, steps
+    and shift put them: DPM-Solver++ with 10 steps and shift 3 visits 0.6663, just below shift(0.4) = 0.6667.
+    """
+
+    def check(self, context: TimestepContext, count: int) -> None:
+        """Raise UserError where fewer than `count` steps lie in the range: which ones do, and what would help."""
+        available = _steps_between(context.sigmas, context.t_min, context.t_max)
+        if len(available) >= count:
+            return
+        below_t_max = _steps_between(context.sigmas, 0.0, context.t_max)
+        found = ", ".join(f"{sigma:.4f}" for sigma in available.tolist()) or "none"
+        cures = [f"lower timesteps.count to {len(available)}"] if len(available) else []
+        if len(below_t_max) >= count:
+            # Rounded down, so that the number as printed lets the step in.
+            t_min = math.floor(float(below_t_max[count - 1]) * 1e4) / 1e4
+            cures.append(f"lower timesteps.t_min to {t_min:.4f}")
+        else:
+            cures.append(
+                f"raise rollout.steps or timesteps.t_max (even with t_min 0 there are only {len(below_t_max)} times)"
+            )
+        raise UserError(
+            f"timesteps.count: {count} times cannot be drawn without replacement: only {len(available)} of the "
+            f"sampler's {len(context.sigmas) - 1} lie in [t_min, t_max] = [{context.t_min:.4f}, {context.t_max:.4f}] "
+            f"({found}). Either {' or '.join(cures)}; the policy `uniform` has no such limit."
+        )
+
+    def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
+        """float64 [count] on the CPU, all different, in random order. Raises UserError as `check` does."""
+        self.check(context, count)
+        available = _steps_between(context.sigmas, context.t_min, context.t_max)
+        return available[draws.permutation(len(available))[:count]]
+
+
+def _steps_between(sigmas: Tensor, t_min: float, t_max: float) -> Tensor:
+    """The positive sigmas in [t_min, t_max], descending."""
+    return sigmas[(sigmas >= t_min) & (sigmas <= t_max) & (sigmas > 0)]

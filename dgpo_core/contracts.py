@@ -1,0 +1,256 @@
+"""What plugins implement. Every class here is a part that a run file can choose by name.
+
+Light on purpose: importing this module does not import torch. Tensors follow `types` (its legend of letters).
+Every part is built once per run, by the keywords in its `__init__` here; `options` is an instance of the model
+that the plugin declared.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from dgpo_core.types import Conditioning, Predictions, Prompt, SampleResult, Scores
+
+if TYPE_CHECKING:
+    from pathlib import Path as FilePath
+
+    import torch
+    from dgpo_schemas.run import BackboneSection, ObjectiveSection
+    from pydantic import BaseModel
+    from torch import Tensor
+
+    from dgpo_core.draws import Draws
+
+__all__ = [
+    "AdvantageWeighting",
+    "Backbone",
+    "MemberLoss",
+    "Objective",
+    "PromptSource",
+    "RewardModel",
+    "Sampler",
+    "TimestepContext",
+    "TimestepPolicy",
+    "VelocityFn",
+]
+
+VelocityFn = Callable[["Tensor", "Tensor"], "Tensor"]
+"""(x_sigma [B, ...], sigma 0-d tensor in [0, 1]) -> velocity [B, ...] = d x / d sigma, an estimate of noise - x0."""
+
+
+class Backbone(ABC):
+    """A diffusion or flow model: text in, velocity, media out."""
+
+    def __init__(self, section: BackboneSection, options: Any, *, device: torch.device) -> None:
+        """Load the checkpoint that `section` names, ready to train on `device`.
+
+        Raises UserError for a checkpoint that is missing or of another architecture, and for a LoRA whose targets
+        match no module (naming the candidates).
+        """
+        self.section = section
+        self.options = options
+        self.device = device
+
+    @property
+    @abstractmethod
+    def module(self) -> torch.nn.Module:
+        """The network whose forward pass `velocity` runs, adapter included."""
+
+    @abstractmethod
+    def trainable(self) -> Mapping[str, torch.nn.Parameter]:
+        """The trained parameters by stable names, float32: the adapter's, or all of them."""
+
+    @abstractmethod
+    def without_adapter(self) -> AbstractContextManager[None] | None:
+        """A context in which `velocity` runs the base weights; None when every weight is trained (the engine then
+        keeps its own copy of the base)."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """Prompts to conditioning, one row each, on the device, without gradient. Rows are independent of each
+        other and have one shape, so that the engine may cache and regroup them."""
+
+    @abstractmethod
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Shape of one latent for media of this size in pixels. Raises UserError naming the nearest possible size."""
+
+    @abstractmethod
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Estimate of noise - x0 at x_sigma = (1 - sigma) * x0 + sigma * noise.
+
+        x_sigma float32 [B, ...]; sigma float32 [B] in [0, 1]; returns float32 [B, ...].
+        """
+
+    @abstractmethod
+    def decode(self, x0: Tensor) -> Tensor:
+        """Latents [B, ...] to media: images [B, 3, H, W] or video [B, F, 3, H, W], float32 in [0, 1], no gradient.
+        In chunks, so that any B fits."""
+
+    @abstractmethod
+    def save_adapter(self, directory: FilePath) -> None:
+        """Write the current trained weights in the format that the ecosystem loads."""
+
+
+class Sampler(ABC):
+    """Solves the flow from noise (sigma = 1) to data (sigma = 0)."""
+
+    deterministic: ClassVar[bool] = True
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def sigmas(self, steps: int, shift: float) -> Tensor:
+        """Times visited: float64 [steps + 1] on the CPU, descending, the last 0."""
+
+    @abstractmethod
+    def sample(
+        self,
+        velocity: VelocityFn,
+        noise: Tensor,
+        *,
+        steps: int,
+        shift: float,
+        draws: Sequence[Draws] = (),
+        keep_path: bool = False,
+    ) -> SampleResult:
+        """From noise [B, ...] to x0. `draws`, one key per sample, feeds samplers that are not deterministic."""
+
+
+class RewardModel(ABC):
+    """Scores media. Called from a worker thread of the run while the next samples are drawn."""
+
+    media: ClassVar[frozenset[Literal["image", "video"]]] = frozenset({"image"})
+    range: ClassVar[tuple[float, float]]
+    """Smallest and largest value it can give; infinities where there is no bound."""
+    group_by: ClassVar[str | None] = None
+    """Metadata key by which evaluation splits its table (GenEval: `tag`); the overall score is then the unweighted
+    mean of the groups' means."""
+
+    def __init__(self, options: Any, *, device: torch.device) -> None:
+        self.options = options
+        self.device = device
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 - optional
+        """Raise UserError, naming the prompt, if one lacks what this reward needs. Called before the run starts."""
+
+    @abstractmethod
+    def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        """Media [B, 3, H, W] or [B, F, 3, H, W], float in [0, 1], with the prompt of each, to one value per sample.
+        A sample's value does not depend on the others in the batch. What cannot be scored is missing, never 0."""
+
+
+class AdvantageWeighting(ABC):
+    """How strongly each member of a group counts."""
+
+    cancels_partition: ClassVar[bool] = False
+    """Whether sum_i sign(A_i) * w_i = 0 in every group, so that the partition function cancels exactly."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def weights(self, advantages: Tensor, rewards: Tensor) -> Tensor:
+        """Advantages and rewards, float64 [G] of one group's scored members, to weights >= 0 [G]."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimestepContext:
+    """What a timestep policy may look at: sigmas float64 [steps + 1] of the rollout, the range, and progress."""
+
+    sigmas: Tensor
+    t_min: float
+    t_max: float
+    shift: float
+    iteration: int
+    iterations: int
+
+
+class TimestepPolicy(ABC):
+    """Chooses the times at which the loss is taken. May learn from what happened; its state is checkpointed."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    def check(self, context: TimestepContext, count: int) -> None:  # noqa: B027 - optional
+        """Raise UserError if `count` times cannot be drawn. Called before the run starts."""
+
+    @abstractmethod
+    def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
+        """`count` times, float64 [count] on the CPU, within [t_min, t_max]."""
+
+    def observe(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - optional
+        """Called after each iteration with its metrics."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state for the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - optional
+        """Restore what `state_dict` returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberLoss:
+    """Loss [B] per member, with gradient, and named per-member values [B] to be averaged into the metrics."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+
+
+class Objective(ABC):
+    """A loss over members of groups.
+
+    The engine guarantees exact group statistics: it adds up `statistic` over every member of a group, however the
+    group was split, before it asks for any member's `loss`. The step's loss is the mean over all groups and timesteps
+    of the mean of `loss` over a group's scored members.
+    """
+
+    needs_path: ClassVar[bool] = False
+    needs_statistic: ClassVar[bool] = False
+
+    def __init__(self, section: ObjectiveSection, options: Any) -> None:
+        self.section = section
+        self.options = options
+
+    @property
+    @abstractmethod
+    def needs_reference(self) -> bool:
+        """Whether `Predictions.reference` must be given."""
+
+    @property
+    @abstractmethod
+    def needs_old(self) -> bool:
+        """Whether `Predictions.old` must be given."""
+
+    @property
+    @abstractmethod
+    def skips_zero_weights(self) -> bool:
+        """Whether a member with signed weight 0 contributes exactly nothing, so that its passes may be skipped."""
+
+    def statistic(self, predictions: Predictions) -> Tensor:
+        """Each member's share [B] of its group's statistic, without gradient."""
+        raise NotImplementedError(f"{type(self).__name__} declares needs_statistic but has no `statistic`")
+
+    @abstractmethod
+    def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
+        """Loss per member; `statistic` [B] is the complete sum over the member's group (None if not needed)."""
+
+
+class PromptSource(ABC):
+    """Generates prompts."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def prompts(self, split: Literal["train", "heldout"]) -> Sequence[Prompt]:
+        """The prompts of one split, always the same ones for the same options; the two splits share none."""
+
+
+if TYPE_CHECKING:
+    OptionsModel = type[BaseModel]

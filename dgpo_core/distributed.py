@@ -1,0 +1,88 @@
+"""The processes and devices of a run, through accelerate. The only module with collectives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+
+from dgpo_core.errors import UserError
+
+if TYPE_CHECKING:
+    from dgpo_schemas.run import RunConfig
+
+__all__ = ["Runtime", "choose_device"]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for `run.device`. Raises UserError if CUDA is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "run.device: cuda was asked for, but torch sees no CUDA device "
+            f"(torch {torch.__version__}, built for CUDA {torch.version.cuda or 'no version'}); use auto or cpu"
+        )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+class Runtime:
+    """One process of a run: its device, its arithmetic and the trackers."""
+
+    def __init__(self, config: RunConfig, directory: Path | None = None) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("this version trains with one process: start it without torchrun or accelerate launch")
+        self.config = config
+        if config.run.threads is not None:
+            torch.set_num_threads(config.run.threads)
+        self.device = choose_device(config.run.device)
+        torch.backends.cuda.matmul.allow_tf32 = config.precision.tf32
+        torch.backends.cudnn.allow_tf32 = config.precision.tf32
+        self._trackers = list(config.logging.trackers) if directory is not None else []
+        self._accelerator: Accelerator | None = None
+        if self._trackers:
+            for tracker in self._trackers:
+                _require(tracker)
+            self._accelerator = Accelerator(
+                cpu=self.device.type == "cpu", log_with=self._trackers, project_dir=str(directory)
+            )
+            self._accelerator.init_trackers(config.logging.project)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Mixed precision as configured; accelerate is not needed for one process."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision.autocast == "bf16")
+
+    def track(self, values: Mapping[str, Any], step: int) -> None:
+        """Send flat numbers to the trackers."""
+        if self._accelerator is not None:
+            self._accelerator.log(dict(values), step=step)
+
+    def peak_memory(self) -> int:
+        """Bytes: largest allocation on the card since the start, or the largest resident size of the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def synchronise(self) -> None:
+        """Wait for the device, so that clocks measure work and not its queueing."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def close(self) -> None:
+        """Finish the trackers."""
+        if self._accelerator is not None:
+            self._accelerator.end_training()
+
+
+def _require(tracker: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(tracker) is None:
+        raise UserError(f"logging.trackers: {tracker} is not installed: pip install {tracker}")

@@ -1,0 +1,21 @@
+"""Errors that carry what a person needs: where, what was wrong, what is allowed."""
+
+from __future__ import annotations
+
+__all__ = ["DgpoError", "PluginError", "RunStopped", "UserError"]
+
+
+class DgpoError(Exception):
+    """Base of the project's own errors."""
+
+
+class UserError(DgpoError, ValueError):
+    """A mistake in what a person gave us. The command line prints the message alone and exits with 2."""
+
+
+class PluginError(UserError):
+    """A plugin that cannot be loaded, is not known, or breaks its contract."""
+
+
+class RunStopped(DgpoError):
+    """The run stopped itself, with its state saved; the message says why. Exit code 1."""

@@ -1,0 +1,154 @@
+"""Evaluation on held-out prompts: the same prompts and the same noise every time, with intervals.
+
+Legend: p prompts, K samples of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from dgpo_schemas.metrics import EvaluationRecord, GroupScore
+from torch import Tensor
+
+from dgpo_core.draws import Draws
+from dgpo_core.errors import UserError
+from dgpo_core.groups import mean_pairwise_distance
+from dgpo_core.types import Prompt
+
+if TYPE_CHECKING:
+    from dgpo_core.policy import View
+    from dgpo_core.rollout import Roller
+    from dgpo_core.scoring import Scorer
+
+__all__ = ["Evaluation", "evaluate", "interval"]
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One record per reward, the first samples as media [N, ...] on the CPU with their prompts, and every score."""
+
+    records: list[EvaluationRecord]
+    media: Tensor | None
+    prompts: list[Prompt]
+    samples: list[dict[str, Any]]
+
+
+def interval(strata: Sequence[np.ndarray], generator: np.random.Generator, level: float = 0.95) -> tuple[float, float]:
+    """Bootstrap interval of the unweighted mean of the strata's means; each stratum holds one value per prompt.
+
+    Prompts are resampled within their stratum (samples of a prompt stay together), percentile method.
+    """
+    means = np.zeros(RESAMPLES)
+    for values in strata:
+        picks = generator.integers(0, len(values), size=(RESAMPLES, len(values)))
+        means += values[picks].mean(1) / len(strata)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def evaluate(
+    roller: Roller,
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    *,
+    members: int,
+    draws: Draws,
+    view: View,
+    iteration: int,
+    pictures: int = 0,
+    interrupt: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Sample every prompt `members` times with the view's weights and score the samples.
+
+    Raises UserError if there are no prompts or if a reward scored none of the samples.
+    """
+    if not prompts:
+        raise UserError("there are no held-out prompts to evaluate on: set prompts.heldout")
+    total = len(prompts) * members
+    kept: list[Tensor] = []
+    done = 0
+    # Pictures are spread over the prompts: prompts often come sorted by task.
+    chosen = {(i * len(prompts)) // pictures * members for i in range(min(pictures, len(prompts)))} if pictures else set()
+    for rollout in roller.roll_out(prompts, members, draws, view):
+        interrupt()
+        media = roller.policy.backbone.decode(rollout.x0)
+        scorer.submit(media, rollout.prompts)
+        here = [i - rollout.start for i in sorted(chosen) if rollout.start <= i < rollout.start + len(media)]
+        if here:
+            kept.append(media[here].cpu())
+        done += len(media)
+        progress(done, total)
+    scored = scorer.collect()
+    diversity = None
+    if members > 1:
+        diversity = float(mean_pairwise_distance(scored.thumbnails.view(len(prompts), members, -1)).mean())
+    records = []
+    for reward in scorer.rewards:
+        values = scored.values[reward.label].view(len(prompts), members)
+        if bool(values.isnan().all()):
+            why = scorer.failures[-1] if scorer.failures else "see the diagnostics of its samples"
+            raise UserError(f"evaluation: {reward.label} scored none of {total} samples: {why}")
+        records.append(
+            _record(reward.label, values, prompts, reward.model.group_by, draws, diversity, iteration, view)
+        )
+    samples = [
+        {
+            "prompt": prompts[i // members].text,
+            "member": i % members,
+            **{
+                label: {"value": None if value != value else value, **dict(scored.diagnostics[label][i])}
+                for label, value in ((label, float(v[i])) for label, v in scored.values.items())
+            },
+        }
+        for i in range(total)
+    ]
+    media = torch.cat(kept) if kept else None
+    return Evaluation(records, media, [prompts[i // members] for i in sorted(chosen)], samples)
+
+
+def _record(
+    label: str,
+    values: Tensor,
+    prompts: Sequence[Prompt],
+    group_by: str | None,
+    draws: Draws,
+    diversity: float | None,
+    iteration: int,
+    view: str,
+) -> EvaluationRecord:
+    """Statistics of one reward; values float64 [p, K], nan where missing."""
+    per_prompt = values.nanmean(1).numpy()
+    names = [str(p.metadata.get(group_by, "other")) if group_by else "all" for p in prompts]
+    strata = {
+        name: np.array([v for v, n in zip(per_prompt, names, strict=True) if n == name and v == v])
+        for name in dict.fromkeys(names)
+    }
+    strata = {name: found for name, found in strata.items() if len(found)}
+
+    def generator(name: str) -> np.random.Generator:
+        return np.random.default_rng(draws.at("bootstrap", label, name).generator().initial_seed())
+
+    groups = {}
+    for name, found in strata.items():
+        low, high = interval([found], generator(name))
+        groups[name] = GroupScore(value=float(found.mean()), low=low, high=high, n=len(found))
+    low, high = interval(list(strata.values()), generator("overall"))
+    return EvaluationRecord(
+        iteration=iteration,
+        view=view,
+        reward=label,
+        value=float(np.mean([group.value for group in groups.values()])),
+        low=low,
+        high=high,
+        n=int(sum(group.n for group in groups.values())),
+        missing=int(values.isnan().sum()),
+        groups=groups if group_by else {},
+        diversity=diversity,
+    )

@@ -1,0 +1,90 @@
+"""Numbers of an iteration as records of the log. What was computed and what it cost are kept apart: the first is the
+same after a resume, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dgpo_schemas.metrics import MetricsRecord, RewardStatistics, TimingRecord, VerbTiming
+from torch import Tensor
+
+from dgpo_core.optimise import UpdateResult
+from dgpo_core.types import ScoredGroups, TrainingBatch
+
+__all__ = ["metrics_record", "timing_record"]
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON knows no nan."""
+    return None if value is None or value != value or value in (float("inf"), float("-inf")) else value
+
+
+def _statistics(values: Tensor) -> RewardStatistics:
+    """Of float64 values with nan where missing."""
+    present = values[~values.isnan()]
+    if not present.numel():
+        return RewardStatistics(mean=None, std=None, missing=values.numel())
+    return RewardStatistics(
+        mean=float(present.mean()), std=float(present.std(correction=0)), missing=values.numel() - present.numel()
+    )
+
+
+def metrics_record(
+    *,
+    iteration: int,
+    updates: int,
+    groups: ScoredGroups,
+    batch: TrainingBatch,
+    informative: Tensor,
+    results: Sequence[UpdateResult],
+    averages: Mapping[str, float | None],
+    members: tuple[int, int],
+    skipped_updates: int,
+    change_norm: float,
+    sigma_range: tuple[float, float],
+) -> MetricsRecord:
+    """One line of metrics.jsonl."""
+    known = {"sigmoid", "clip_fraction", "dsm", "dsm_reference", "kl"}
+    useful = batch.residual[informative]
+    return MetricsRecord(
+        iteration=iteration,
+        updates=updates,
+        reward=_statistics(groups.rewards.masked_fill(~groups.scored, float("nan"))),
+        rewards={label: _statistics(values) for label, values in groups.per_reward.items()},
+        zero_variance_groups=int((~informative).sum()),
+        missing_rewards=int((~groups.scored).sum()),
+        residual=float(useful.mean()) if len(useful) else None,
+        sigmoid=_finite(averages.get("sigmoid")),
+        clip_fraction=_finite(averages.get("clip_fraction")),
+        dsm=_finite(averages.get("dsm")),
+        dsm_reference=_finite(averages.get("dsm_reference")),
+        kl=_finite(averages.get("kl")),
+        extra={name: value for name, value in averages.items() if name not in known and _finite(value) is not None},
+        grad_norm=_finite(sum(r.grad_norm for r in results) / len(results)),
+        learning_rate=results[-1].learning_rate,
+        skipped_updates=skipped_updates,
+        optimised_members=members[0],
+        skipped_members=members[1],
+        change_norm=_finite(change_norm),
+        diversity=float(groups.diversity.mean()),
+        t_min=sigma_range[0],
+        t_max=sigma_range[1],
+    )
+
+
+def timing_record(
+    iteration: int, total: float, seconds: Mapping[str, float], samples: Mapping[str, int], peak_memory: int
+) -> TimingRecord:
+    """One line of timings.jsonl."""
+    return TimingRecord(
+        iteration=iteration,
+        seconds=total,
+        verbs={
+            verb: VerbTiming(
+                seconds=spent,
+                samples_per_second=samples[verb] / spent if samples.get(verb) and spent > 0 else None,
+            )
+            for verb, spent in seconds.items()
+        },
+        peak_memory_bytes=peak_memory,
+    )

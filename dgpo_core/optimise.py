@@ -1,0 +1,348 @@
+"""The verb *optimise*: exact group statistics at any micro-batch size, then one optimiser update.
+
+A group that fits a micro-batch is evaluated once: all its members' errors are known before backward. A group that does
+not fit is gone through twice: first without gradient to complete its statistic S_g, then with gradient. That costs a
+forward pass more than accumulating the group's gradient apart and scaling it afterwards, but it needs no second set of
+gradients (full fine-tuning!) and stays exact with a KL term, whose gradient is not scaled by sigmoid(S_g).
+
+Legend: g groups, G members, B members in a micro-batch, T timesteps.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dgpo_core.draws import Draws, normal_rows
+from dgpo_core.flow import interpolate, velocity_target
+from dgpo_core.types import Conditioning, Predictions, TrainingBatch
+
+if TYPE_CHECKING:
+    from dgpo_schemas.run import RunConfig
+
+    from dgpo_core.contracts import Objective
+    from dgpo_core.policy import ConditioningCache, Policy
+
+__all__ = ["Bundle", "Optimiser", "UpdateResult", "bundles"]
+
+Member = tuple[int, int]
+Bundle = list[list[Member]]
+"""Micro-batches of (group, member) that together complete every group they touch."""
+
+
+def bundles(active: list[list[int]], micro_batch: int, first: int = 0) -> Iterator[Bundle]:
+    """Pack the active members of groups first, first + 1, ... into bundles with at most `micro_batch` members a batch.
+
+    Whole groups share a micro-batch as long as they fit; a group larger than that is a bundle of its own, in nearly
+    equal parts. Groups without active members vanish.
+    """
+    open_batch: list[Member] = []
+    for group, members in enumerate(active, first):
+        named = [(group, member) for member in members]
+        if open_batch and len(open_batch) + len(named) > micro_batch:
+            yield [open_batch]
+            open_batch = []
+        if len(named) <= micro_batch:
+            open_batch = open_batch + named
+        else:
+            parts = -(-len(named) // micro_batch)
+            edges = [len(named) * i // parts for i in range(parts + 1)]
+            yield [named[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    if open_batch:
+        yield [open_batch]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """What one update did. grad_norm is before clipping; nan-free only if `skipped` is False."""
+
+    skipped: bool
+    grad_norm: float
+    learning_rate: float
+
+
+class Optimiser:
+    """AdamW on the policy's weights, fed with the objective's gradient."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        policy: Policy,
+        objective: Objective,
+        conditioning: ConditioningCache,
+        *,
+        autocast: Callable[[], AbstractContextManager[object]],
+        interrupt: Callable[[], None] = lambda: None,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        self.config = config
+        self.section = config.optimiser
+        self.policy = policy
+        self.objective = objective
+        self.conditioning = conditioning
+        self.autocast = autocast
+        self.interrupt = interrupt
+        self.progress = progress
+        self.updates = 0
+        self.members_skipped = 0
+        self.members_done = 0
+        self._sums: dict[str, list[Tensor]] = defaultdict(list)
+        section = self.section
+        self.adamw = torch.optim.AdamW(
+            list(policy.parameters.values()),
+            lr=section.learning_rate,
+            betas=(section.betas[0], section.betas[1]),
+            eps=section.epsilon,
+            weight_decay=section.weight_decay,
+            fused=True,
+        )
+
+    # -- one iteration ------------------------------------------------------------------------------------------
+
+    def step(self, batch: TrainingBatch, sigmas: Tensor, draws: Draws) -> list[UpdateResult]:
+        """All updates of an iteration: its groups are split evenly, every update takes all timesteps [T]."""
+        groups = len(batch.prompts)
+        size = groups // self.section.updates
+        results = []
+        for first in range(0, groups, size):
+            chosen = range(first, first + size)
+            self.adamw.zero_grad(set_to_none=True)
+            loss = self._accumulate(batch, chosen, sigmas.tolist(), draws, may_interrupt=first == 0)
+            results.append(self._update(loss))
+        self.adamw.zero_grad(set_to_none=True)
+        return results
+
+    def averages(self) -> dict[str, float | None]:
+        """Means over all members since the last call, in one transfer from the device."""
+        names = list(self._sums)
+        if not names:
+            return {}
+        values = torch.stack([torch.cat(self._sums[n]).double().mean() for n in names]).tolist()
+        self._sums.clear()
+        return dict(zip(names, values, strict=True))
+
+    def counts(self) -> tuple[int, int]:
+        """(members optimised, members skipped for their zero weight) since the last call, times timesteps."""
+        counts = self.members_done, self.members_skipped
+        self.members_done = self.members_skipped = 0
+        return counts
+
+    # -- gradient -----------------------------------------------------------------------------------------------
+
+    def _active(self, batch: TrainingBatch, groups: range) -> list[list[int]]:
+        """Members that take part: scored ones in groups of two or more; without zero weights where that is exact."""
+        use = batch.scored & (batch.scored.sum(1, keepdim=True) >= 2)
+        if self.objective.skips_zero_weights:
+            use = use & (batch.signed_weights != 0)
+        return [row.nonzero().flatten().tolist() for row in use[groups.start : groups.stop]]
+
+    def _accumulate(
+        self, batch: TrainingBatch, groups: range, sigmas: list[float], draws: Draws, *, may_interrupt: bool
+    ) -> Tensor:
+        """Add the gradient of the mean loss over `groups` and timesteps to the parameters; returns that loss."""
+        active = self._active(batch, groups)
+        count = sum(map(len, active))
+        self.members_done += count * len(sigmas)
+        self.members_skipped += (int(batch.scored[groups.start : groups.stop].sum()) - count) * len(sigmas)
+        packed = list(bundles(active, self.section.micro_batch or max(batch.x0.shape[1], 1), groups.start))
+        conditioning = self.conditioning([batch.prompts[g].text for g in groups])
+        total = torch.zeros((), device=self.policy.backbone.device)
+        for t, sigma in enumerate(sigmas):
+            key = draws.at("noise", t)
+            for bundle in packed:
+                if may_interrupt:
+                    self.interrupt()
+                total += self._bundle(batch, bundle, sigma, key, conditioning, groups, len(sigmas))
+                self.progress(sum(map(len, bundle)))
+        return total
+
+    def _bundle(
+        self,
+        batch: TrainingBatch,
+        bundle: Bundle,
+        sigma: float,
+        key: Draws,
+        conditioning: Conditioning,
+        groups: range,
+        timesteps: int,
+    ) -> Tensor:
+        """Forward and backward of a bundle; returns its share of the loss."""
+        batches = [_MicroBatch.gather(self, batch, members, sigma, key, conditioning, groups) for members in bundle]
+        statistic = None
+        if self.objective.needs_statistic and len(batches) > 1:
+            with torch.no_grad():
+                shares = [self.objective.statistic(b.predictions(self.velocity(b))) for b in batches]
+            statistic = torch.cat(shares).sum()
+        loss = torch.zeros((), device=batch.x0.device)
+        for b in batches:
+            predictions = b.predictions(self.velocity(b))
+            s = None
+            if self.objective.needs_statistic:
+                if statistic is not None:
+                    s = statistic.expand(len(b.group))
+                else:
+                    share = self.objective.statistic(predictions)
+                    s = share.new_zeros(b.groups).index_add_(0, b.group, share)[b.group]
+            result = self.objective.loss(predictions, s)
+            # Mean over a group's scored members, over the groups of this update and over the timesteps.
+            scaled = (result.loss / b.group_size).sum() / (len(groups) * timesteps)
+            if scaled.requires_grad:
+                scaled.backward()  # type: ignore[no-untyped-call]
+            loss += scaled.detach()
+            for name, values in result.metrics.items():
+                self._sums[name].append(values)
+        return loss
+
+    def velocity(self, b: _MicroBatch) -> Tensor:
+        """The policy's prediction for a micro-batch."""
+        with self.autocast():
+            return self.policy.velocity(b.x_sigma, b.sigma, b.conditioning)
+
+    def others(self, b: _MicroBatch) -> tuple[Tensor | None, Tensor | None]:
+        """(reference, old) predictions of a micro-batch, without gradient; the fast EMA is run once for both uses."""
+        objective, section = self.objective, self.config.objective
+        reference = old = None
+        with torch.no_grad(), self.autocast():
+            if objective.needs_old or (objective.needs_reference and section.reference == "ema"):
+                with self.policy.view("old"):
+                    old = self.policy.velocity(b.x_sigma, b.sigma, b.conditioning)
+            if objective.needs_reference:
+                if section.reference == "ema":
+                    reference = old
+                else:
+                    unconditional = None
+                    if section.kl_cfg != 1.0:
+                        unconditional = self.conditioning([""]).expand(len(b.sigma))
+                    with self.policy.view("base"):
+                        reference = self.policy.velocity(
+                            b.x_sigma, b.sigma, b.conditioning, unconditional, section.kl_cfg
+                        )
+        return reference, old
+
+    # -- update -------------------------------------------------------------------------------------------------
+
+    def learning_rate(self, update: int) -> float:
+        """Learning rate of update number `update`, counted from 0."""
+        section = self.section
+        rate = section.learning_rate
+        if update < section.warmup:
+            return rate * (update + 1) / section.warmup
+        total = self.config.run.iterations * section.updates
+        left = 1 - (update - section.warmup) / max(total - section.warmup, 1)
+        if section.schedule == "linear":
+            return rate * max(left, 0.0)
+        if section.schedule == "cosine":
+            return rate * 0.5 * (1 - float(torch.tensor(torch.pi * max(left, 0.0), dtype=torch.float64).cos()))
+        return rate
+
+    def _update(self, loss: Tensor) -> UpdateResult:
+        parameters = [p for p in self.policy.parameters.values() if p.grad is not None]
+        rate = self.learning_rate(self.updates)
+        if not parameters:  # every group was skipped: nothing to learn from, and nothing wrong
+            return UpdateResult(False, 0.0, rate)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.section.max_grad_norm or torch.inf)
+        finite, value = torch.stack([(norm + loss).isfinite().to(norm.dtype), norm]).tolist()
+        if not finite:
+            return UpdateResult(True, value, rate)
+        for group in self.adamw.param_groups:
+            group["lr"] = rate
+        self.adamw.step()
+        self.updates += 1
+        self.policy.update_averages(self.updates)
+        return UpdateResult(False, value, rate)
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """AdamW's moments as `name/key` tensors; a parameter that was never updated has none."""
+        names = {id(p): name for name, p in self.policy.parameters.items()}
+        return {f"{names[id(p)]}/{key}": value for p, s in self.adamw.state.items() for key, value in s.items()}
+
+    def load_state(self, state: dict[str, Tensor], updates: int) -> None:
+        """Restore what `state` returned."""
+        self.updates = updates
+        self.adamw.state.clear()
+        for name, parameter in self.policy.parameters.items():
+            keys = {key: state[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in state}
+            if keys:
+                self.adamw.state[parameter] = {
+                    key: value.to(parameter.device)
+                    for key, value in keys.items()
+                }
+
+
+@dataclass(slots=True)
+class _MicroBatch:
+    """B members at one timestep, on the device; `group` [B] numbers the groups of this micro-batch from 0."""
+
+    x_sigma: Tensor
+    target: Tensor
+    sigma: Tensor
+    conditioning: Conditioning
+    advantages: Tensor
+    signed_weights: Tensor
+    group_size: Tensor
+    group: Tensor
+    groups: int
+    reference: Tensor | None = None
+    old: Tensor | None = None
+
+    @classmethod
+    def gather(
+        cls,
+        optimiser: Optimiser,
+        batch: TrainingBatch,
+        members: list[Member],
+        sigma: float,
+        key: Draws,
+        conditioning: Conditioning,
+        groups: range,
+    ) -> _MicroBatch:
+        """Collect the members' latents, their noise at this timestep, and the frozen models' predictions."""
+        device = batch.x0.device
+        g, m = torch.tensor(members).T.contiguous()
+        present, group = g.unique(return_inverse=True)
+        x0 = batch.x0[g.to(device), m.to(device)]
+        if optimiser.config.timesteps.shared_noise:
+            rows = normal_rows([key.at(int(i)) for i in present], tuple(x0.shape[1:]), device)
+            noise = rows[group.to(device)]
+        else:
+            noise = normal_rows([key.at(*member) for member in members], tuple(x0.shape[1:]), device)
+        noise = noise.to(x0.dtype)
+
+        def put(values: Tensor) -> Tensor:
+            return values.to(device=device, dtype=x0.dtype)
+
+        sigmas = put(torch.full((len(members),), sigma, dtype=torch.float64))
+        made = cls(
+            x_sigma=interpolate(x0, noise, sigmas),
+            target=velocity_target(x0, noise),
+            sigma=sigmas,
+            conditioning=conditioning.rows((g - groups.start).to(device)),
+            advantages=put(batch.advantages[g, m]),
+            signed_weights=put(batch.signed_weights[g, m]),
+            group_size=put(batch.scored.sum(1)[g]),
+            group=group.to(device),
+            groups=len(present),
+        )
+        made.reference, made.old = optimiser.others(made)
+        return made
+
+    def predictions(self, velocity: Tensor) -> Predictions:
+        """What the objective sees."""
+        return Predictions(
+            velocity=velocity,
+            target=self.target,
+            sigma=self.sigma,
+            advantages=self.advantages,
+            signed_weights=self.signed_weights,
+            group_size=self.group_size,
+            reference=self.reference,
+            old=self.old,
+        )

@@ -1,0 +1,155 @@
+"""One set of weights seen in several ways: base, policy, fast EMA (old) and slow EMA."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from dgpo_core.flow import guided_velocity
+from dgpo_core.types import Conditioning
+
+if TYPE_CHECKING:
+    from dgpo_schemas.run import EmaSection
+
+    from dgpo_core.contracts import Backbone
+
+__all__ = ["ConditioningCache", "Policy", "View"]
+
+View = Literal["base", "policy", "old", "slow"]
+STORED: tuple[View, ...] = ("policy", "old", "slow")
+
+
+class Policy:
+    """A backbone whose trained weights can be looked at as several models.
+
+    Each view owns its tensors on the device; switching points the parameters at them, so nothing is copied. The
+    base of an adapter is the model with the adapter off; the base of full fine-tuning is a frozen copy.
+    Switch views only outside of a forward-backward pair: backward reads the weights that are in place.
+    """
+
+    def __init__(self, backbone: Backbone, ema: EmaSection) -> None:
+        self.backbone = backbone
+        self.ema = ema
+        self.parameters = dict(backbone.trainable())
+        live = [p.data for p in self.parameters.values()]
+        self._weights: dict[str, list[Tensor]] = {
+            "policy": live,
+            "old": [t.clone() for t in live],
+            "slow": [t.clone() for t in live],
+        }
+        if backbone.without_adapter() is None:
+            self._weights["base"] = [t.clone() for t in live]
+        self._view: View = "policy"
+
+    @contextmanager
+    def view(self, name: View) -> Iterator[None]:
+        """Run the backbone with another view's weights. Views are not nested."""
+        if name == "policy":
+            assert self._view == "policy"
+            yield
+            return
+        assert self._view == "policy", f"view {name} inside of view {self._view}"
+        self._view = name
+        try:
+            if name in self._weights:
+                self._point_at(name)
+                yield
+            else:
+                off = self.backbone.without_adapter()
+                assert off is not None
+                with off:
+                    yield
+        finally:
+            self._view = "policy"
+            self._point_at("policy")
+
+    def _point_at(self, name: View) -> None:
+        for parameter, tensor in zip(self.parameters.values(), self._weights[name], strict=True):
+            parameter.data = tensor
+
+    def velocity(
+        self,
+        x_sigma: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        unconditional: Conditioning | None = None,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Velocity [B, ...] of the view in place, with classifier-free guidance in one batch if the scale is not 1."""
+        return guided_velocity(self.backbone.velocity, x_sigma, sigma, conditioning, unconditional, guidance)
+
+    @torch.no_grad()
+    def update_averages(self, update: int) -> None:
+        """After optimiser update number `update` (from 1): old <- d*old + (1-d)*policy; every so often the slow one."""
+        policy = self._weights["policy"]
+        decay = min(self.ema.fast.max_decay, self.ema.fast.ramp * update)
+        torch._foreach_lerp_(self._weights["old"], policy, 1 - decay)
+        if update % self.ema.slow.every == 0:
+            torch._foreach_lerp_(self._weights["slow"], policy, 1 - self.ema.slow.decay)
+
+    @torch.no_grad()
+    def change_norm(self) -> float:
+        """Euclidean norm of the trained weights of an adapter, or of their distance from the base."""
+        base = self._weights.get("base")
+        tensors = self._weights["policy"]
+        if base is not None:
+            tensors = torch._foreach_sub(tensors, base)  # type: ignore[assignment]
+        return float(torch.stack(torch._foreach_norm(tensors)).norm())
+
+    def state(self) -> dict[str, Tensor]:
+        """All stored views as `view/name` tensors, not copied."""
+        return {
+            f"{view}/{name}": tensor
+            for view in STORED
+            for name, tensor in zip(self.parameters, self._weights[view], strict=True)
+        }
+
+    def expected(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes that `load_state` wants."""
+        return {name: tuple(tensor.shape) for name, tensor in self.state().items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copy what `state` returned into place. The caller has compared names and shapes with `expected`."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
+
+class ConditioningCache:
+    """Prompt embeddings, encoded once per prompt and kept on the device up to a number of bytes."""
+
+    def __init__(self, backbone: Backbone, *, limit_bytes: int = 2 << 30, batch: int = 64) -> None:
+        self._backbone = backbone
+        self._limit = limit_bytes
+        self._batch = batch
+        self._bytes = 0
+        self._rows: OrderedDict[str, Conditioning] = OrderedDict()
+
+    def __call__(self, texts: Sequence[str]) -> Conditioning:
+        """One row per text, in order."""
+        wanted = dict.fromkeys(texts)
+        found = {text: self._rows[text] for text in wanted if text in self._rows}
+        missing = [text for text in wanted if text not in found]
+        for start in range(0, len(missing), self._batch):
+            part = missing[start : start + self._batch]
+            encoded = self._backbone.encode(part)
+            for i, text in enumerate(part):
+                # A row of its own: a view would keep its whole batch alive after the others are dropped.
+                row = Conditioning({n: t[i : i + 1].clone() for n, t in encoded.tensors.items()})
+                found[text] = self._rows[text] = row
+                self._bytes += _bytes(row)
+        for text in wanted:
+            if text in self._rows:
+                self._rows.move_to_end(text)
+        while self._bytes > self._limit and len(self._rows) > 1:
+            self._bytes -= _bytes(self._rows.popitem(last=False)[1])
+        return Conditioning.cat([found[text] for text in texts])
+
+
+def _bytes(row: Conditioning) -> int:
+    return sum(t.numel() * t.element_size() for t in row.tensors.values())

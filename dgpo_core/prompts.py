@@ -1,0 +1,66 @@
+"""Prompts of a run: from a file or a generator, and which of them an iteration takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from dgpo_schemas.base import UseBlock
+from dgpo_schemas.prompts import read_prompts
+
+from dgpo_core.errors import UserError
+from dgpo_core.types import Prompt
+
+if TYPE_CHECKING:
+    from dgpo_schemas.run import PromptsBlock
+
+    from dgpo_core.draws import Draws
+    from dgpo_core.registry import Registry
+
+__all__ = ["digest", "load_file", "load_prompts", "of_iteration"]
+
+
+def load_file(path: str | Path) -> list[Prompt]:
+    """Prompts of a .txt or .jsonl file. Raises UserError naming file and line."""
+    try:
+        records = read_prompts(Path(path))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return [Prompt(record.prompt, MappingProxyType(dict(record.metadata))) for record in records]
+
+
+def load_prompts(block: PromptsBlock, split: Literal["train", "heldout"], registry: Registry) -> list[Prompt]:
+    """The prompts a block names. Raises UserError for a file that cannot be read or a source that yields nothing."""
+    if block.file is not None:
+        found = load_file(block.file)
+    else:
+        assert block.use is not None
+        source = registry.create("prompts", UseBlock(use=block.use, options=block.options))
+        found = list(source.prompts(split))
+    if not found:
+        raise UserError(f"prompts.{split}: {block.use or block.file} yields no prompts")
+    return found[: block.limit]
+
+
+def of_iteration(prompts: Sequence[Prompt], iteration: int, groups: int, draws: Draws) -> list[Prompt]:
+    """The prompts of an iteration (from 0): every prompt once per pass, in an order keyed by the pass."""
+    orders: dict[int, list[int]] = {}
+    chosen = []
+    for position in range(iteration * groups, (iteration + 1) * groups):
+        epoch, place = divmod(position, len(prompts))
+        if epoch not in orders:
+            orders[epoch] = draws.at(epoch).permutation(len(prompts)).tolist()
+        chosen.append(prompts[orders[epoch][place]])
+    return chosen
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of texts and metadata: two runs with the same digest saw the same prompts."""
+    sha = hashlib.sha256()
+    for prompt in prompts:
+        sha.update(json.dumps([prompt.text, dict(prompt.metadata)], sort_keys=True, default=str).encode())
+    return sha.hexdigest()

@@ -1,0 +1,83 @@
+"""The verb *roll out*: groups of samples per prompt, drawn with a sampler from keyed noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dgpo_core.draws import Draws, normal_rows
+from dgpo_core.types import Conditioning, Prompt, Rollout
+
+if TYPE_CHECKING:
+    from dgpo_core.contracts import Sampler
+    from dgpo_core.policy import ConditioningCache, Policy, View
+
+__all__ = ["Roller"]
+
+
+class Roller:
+    """Draws samples. The noise of each is keyed by its place, so micro-batches of any size give the same samples."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        sampler: Sampler,
+        conditioning: ConditioningCache,
+        *,
+        resolution: tuple[int, int],
+        steps: int,
+        shift: float,
+        guidance: float,
+        micro_batch: int | None,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self.policy = policy
+        self.sampler = sampler
+        self.conditioning = conditioning
+        self.shape = policy.backbone.latent_shape(*resolution)
+        self.device = policy.backbone.device
+        self.steps = steps
+        self.shift = shift
+        self.guidance = guidance
+        self.micro_batch = micro_batch
+        self.autocast = autocast
+
+    def roll_out(
+        self, prompts: Sequence[Prompt], members: int, draws: Draws, view: View, *, keep_path: bool = False
+    ) -> Iterator[Rollout]:
+        """`members` samples of each prompt, group by group, in micro-batches.
+
+        Sample i of the flat, group-major order belongs to prompt i // members and is drawn from the key
+        `draws.at(group, member)`.
+        """
+        total = len(prompts) * members
+        size = min(self.micro_batch or total, total)
+        rows = self.conditioning([p.text for p in prompts])
+        for start in range(0, total, size):
+            flat = range(start, min(start + size, total))
+            index = torch.tensor([i // members for i in flat], device=self.device)
+            keys = [draws.at(i // members, i % members) for i in flat]
+            yield self._micro_batch(rows.rows(index), keys, [prompts[i // members] for i in flat], start, view, keep_path)
+
+    @torch.no_grad()
+    def _micro_batch(
+        self, rows: Conditioning, keys: list[Draws], prompts: list[Prompt], start: int, view: View, keep_path: bool
+    ) -> Rollout:
+        noise = normal_rows([key.at("noise") for key in keys], self.shape, self.device)
+        unconditional = None
+        if self.guidance != 1.0:
+            unconditional = self.conditioning([""]).expand(len(keys))
+
+        def velocity(x_sigma: Tensor, sigma: Tensor) -> Tensor:
+            return self.policy.velocity(x_sigma, sigma.expand(len(x_sigma)), rows, unconditional, self.guidance)
+
+        # The view is set for one micro-batch at a time: between two of them, others may use the policy.
+        with self.policy.view(view), self.autocast():
+            result = self.sampler.sample(
+                velocity, noise, steps=self.steps, shift=self.shift, draws=keys, keep_path=keep_path
+            )
+        return Rollout(start, tuple(prompts), result.x0, result.path)

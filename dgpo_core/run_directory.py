@@ -1,0 +1,148 @@
+"""A run's directory: who uses it, what it contains, what explains it.
+
+    runs/NAME/config.yaml        the resolved configuration
+              run.json           versions of every plugin and library, git state, digests of the prompts
+              metrics.jsonl      one line an iteration: what was computed, identical after a resume
+              timings.jsonl      one line an iteration: what it cost
+              evaluations.jsonl  one line an evaluation and reward
+              checkpoints/       see `checkpoint`
+              pictures/000010/   pictures of the evaluation after iteration 10, the same noise each time
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import yaml
+from dgpo_schemas.run import RunConfig
+
+from dgpo_core.checkpoint import Checkpoints
+from dgpo_core.errors import UserError
+from dgpo_core.files import append_json, keep_json_lines, write_text
+
+if TYPE_CHECKING:
+    from dgpo_core.registry import Registry
+
+__all__ = ["RunDirectory", "read_config"]
+
+LOGS = ("metrics.jsonl", "timings.jsonl", "evaluations.jsonl")
+LIBRARIES = ("dgpo", "torch", "diffusers", "transformers", "peft", "accelerate", "pydantic", "pluggy", "safetensors")
+
+
+class RunDirectory:
+    """One run's directory, held by one process at a time."""
+
+    def __init__(self, path: Path, *, keep: int = 2) -> None:
+        self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoints", keep=keep)
+        self._lock: IO[str] | None = None
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    def acquire(self) -> None:
+        """Make the directory and lock it; the lock goes with the process, however that ends.
+
+        Raises UserError if it cannot be written or another process uses it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise UserError(f"run.output: cannot write to {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            lock.close()
+            raise UserError(f"{self.path} is in use by another process (number {owner})") from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let others use the directory."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def describe(self, config: RunConfig, registry: Registry, prompts: dict[str, Any]) -> None:
+        """Write config.yaml and run.json: everything needed to understand and repeat the run."""
+        data = config.model_dump(mode="json")
+        write_text(self.config_path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+        versions = {name: _version(name) for name in LIBRARIES}
+        record = {
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "versions": {name: version for name, version in versions.items() if version},
+            "plugins": registry.distributions(),
+            "git": _git_state(),
+            "prompts": prompts,
+        }
+        write_text(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+
+    def append(self, log: str, *records: dict[str, Any]) -> None:
+        """More lines of a log."""
+        append_json(self.path / log, *records)
+
+    def read(self, log: str) -> list[dict[str, Any]]:
+        """All lines of a log; a line cut off by a crash is left out."""
+        path = self.path / log
+        records = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+        return records
+
+    def rewind(self, iteration: int) -> None:
+        """Drop what the logs say of later iterations: they will be computed again."""
+        for log in LOGS:
+            keep_json_lines(self.path / log, iteration)
+
+
+def read_config(path: Path) -> RunConfig:
+    """The resolved configuration of a run directory. Raises UserError if this is none."""
+    file = path / "config.yaml"
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such run directory")
+    if not file.is_file():
+        raise UserError(f"{path}: not a run directory (it has no config.yaml)")
+    from dgpo_core.config import load_run_config
+
+    return load_run_config(file)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and cleanness of the working directory's repository, if it is one."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "clean": git("status", "--porcelain") == ""}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,209 @@
+"""A toy world: a two-layer velocity network on 4x4 latents, a brightness reward, a handful of prompts.
+
+`plugin` is a module-like object for `Registry.register`, so that a whole run works without any other package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from dgpo_schemas.base import Float, Options
+from dgpo_schemas.run import BackboneSection
+from pydantic import Field
+from torch import Tensor, nn
+
+from dgpo_core.contracts import Backbone, PromptSource, RewardModel
+from dgpo_core.errors import UserError
+from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.types import Conditioning, Prompt, Scores
+
+__all__ = ["BrightnessReward", "ToyBackbone", "ToyPrompts", "plugin", "run_data"]
+
+SHAPE = (2, 4, 4)
+WIDTH = 48
+CONDITION = 4
+
+
+class ToyOptions(Options):
+    """Options of the toy backbone."""
+
+    double: bool = Field(default=False, description="Compute in float64, for proofs.")
+
+
+class _Layer(nn.Module):
+    """A linear layer with a low-rank adapter that can be switched off."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.base = nn.Linear(inputs, outputs)
+        self.down = nn.Linear(inputs, rank, bias=False)
+        self.up = nn.Linear(rank, outputs, bias=False)
+        nn.init.zeros_(self.up.weight)
+        self.scale = alpha / rank
+        self.adapted = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x)
+        return out + self.scale * self.up(self.down(x)) if self.adapted else out
+
+
+class ToyBackbone(Backbone):
+    """v = MLP([x, sigma, c]); weights from a fixed seed whatever the checkpoint is called."""
+
+    def __init__(self, section: BackboneSection, options: ToyOptions, *, device: torch.device) -> None:
+        super().__init__(section, options, device=device)
+        if section.checkpoint == "missing":
+            raise UserError("backbone.checkpoint: missing: there is no such directory")
+        size = SHAPE[0] * SHAPE[1] * SHAPE[2]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            lora = section.lora
+            self._network = nn.Sequential(
+                _Layer(size + 1 + CONDITION, WIDTH, lora.rank, lora.alpha),
+                nn.Tanh(),
+                _Layer(WIDTH, size, lora.rank, lora.alpha),
+            )
+        self.dtype = torch.float64 if options.double else torch.float32
+        self._network.to(device, self.dtype)
+        for name, parameter in self._network.named_parameters():
+            parameter.requires_grad_(section.train == "full" if "base" in name else section.train == "lora")
+        self._layers = [m for m in self._network if isinstance(m, _Layer)]
+        if section.train == "full":
+            for layer in self._layers:
+                layer.adapted = False
+
+    @property
+    def module(self) -> nn.Module:
+        """The network."""
+        return self._network
+
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """Adapter or base weights."""
+        return {name: p for name, p in self._network.named_parameters() if p.requires_grad}
+
+    def without_adapter(self) -> Any:
+        """Switch the adapters off."""
+        return None if self.section.train == "full" else self._off()
+
+    @contextmanager
+    def _off(self) -> Iterator[None]:
+        for layer in self._layers:
+            layer.adapted = False
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.adapted = True
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """A few numbers in [-1, 1] hashed from the text."""
+        rows = [[b / 127.5 - 1 for b in hashlib.sha256(t.encode()).digest()[:CONDITION]] for t in texts]
+        return Conditioning({"c": torch.tensor(rows, device=self.device, dtype=self.dtype)})
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Only 8x8 pictures."""
+        if (height, width) != (8, 8):
+            raise UserError(f"rollout.resolution: {height}x{width} is not possible; the nearest is 8x8")
+        return SHAPE
+
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's output."""
+        flat = torch.cat([x_sigma.flatten(1), sigma[:, None], conditioning.tensors["c"]], 1)
+        out: Tensor = self._network(flat.to(self.dtype)).view_as(x_sigma)
+        return out if self.dtype == torch.float64 else out.float()
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """First channel as red, second as green, their mean as blue, twice as large."""
+        x = torch.sigmoid(x0.float().detach())
+        rgb = torch.stack([x[:, 0], x[:, 1], x.mean(1)], 1)
+        return rgb.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    def save_adapter(self, directory: Path) -> None:
+        """One safetensors file."""
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {name: p.detach().contiguous() for name, p in self.trainable().items()}
+        safetensors.torch.save_file(tensors, directory / "toy.safetensors")
+
+
+class BrightnessOptions(Options):
+    """Options of the brightness reward."""
+
+    scale: Float = Field(default=1.0, description="Factor of the brightness.")
+    fail: Literal["never", "raise", "dark"] = Field(
+        default="never", description="Fail always, or leave pictures darker than half missing, for tests."
+    )
+
+
+class BrightnessReward(RewardModel):
+    """Mean pixel value, times the scale."""
+
+    range = (0.0, 1.0)
+    group_by = "tag"
+
+    def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        """Mean over the picture."""
+        if self.options.fail == "raise":
+            raise RuntimeError("the lamp is broken")
+        values = media.float().mean((1, 2, 3)) * self.options.scale
+        missing = values < 0.5 if self.options.fail == "dark" else torch.zeros(len(values), dtype=torch.bool)
+        return Scores(values, missing, tuple({"brightness": float(v)} for v in values))
+
+
+class ToyPrompts(PromptSource):
+    """`count` prompts of two kinds."""
+
+    def prompts(self, split: Literal["train", "heldout"]) -> Sequence[Prompt]:
+        """Numbered texts."""
+        return [Prompt(f"{split} picture {i}", {"tag": ("even", "odd")[i % 2]}) for i in range(self.options.count)]
+
+
+class ToyPromptsOptions(Options):
+    """Options of the toy prompts."""
+
+    count: int = Field(default=6, ge=0, description="Prompts of each split.")
+
+
+class _Plugin:
+    """The toy parts as a plugin."""
+
+    @hookimpl
+    def dgpo_backbones(self) -> list[Part]:
+        """The toy model."""
+        return [Part("toy", "Toy velocity network", "dgpo_core.testing.toy:ToyBackbone", ToyOptions)]
+
+    @hookimpl
+    def dgpo_rewards(self) -> list[Part]:
+        """The toy reward."""
+        return [Part("brightness", "Mean pixel value", "dgpo_core.testing.toy:BrightnessReward", BrightnessOptions)]
+
+    @hookimpl
+    def dgpo_prompt_sources(self) -> list[Part]:
+        """The toy prompts."""
+        return [Part("toy", "Numbered prompts", "dgpo_core.testing.toy:ToyPrompts", ToyPromptsOptions)]
+
+
+plugin = _Plugin()
+
+
+def run_data(output: str | Path, **changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A small toy run as run-file data; `changes` are merged section by section."""
+    data: dict[str, Any] = {
+        "run": {"name": "toy", "output": str(output), "iterations": 4, "seed": 3, "device": "cpu", "threads": 1},
+        "backbone": {"use": "toy", "checkpoint": "toy", "lora": {"rank": 4, "alpha": 4}},
+        "prompts": {"train": {"use": "toy"}, "heldout": {"use": "toy"}},
+        "rollout": {"steps": 3, "shift": 1.0, "group_size": 4, "groups": 4, "resolution": 8, "sampler": "flow-euler"},
+        "rewards": [{"use": "brightness"}],
+        "timesteps": {"count": 2, "t_min": 0.3},
+        "optimiser": {"learning_rate": 0.01},
+        "evaluation": {"every": 2, "prompts": 4, "pictures": 2},
+        "checkpoints": {"every": 1},
+    }
+    for section, values in changes.items():
+        data[section] = data[section] | values if isinstance(data.get(section), dict) else values
+    return data

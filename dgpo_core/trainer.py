@@ -1,0 +1,417 @@
+"""The training loop: roll out, score, weigh, optimise. Reads from top to bottom; parts are swapped, not subclassed."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, TimingRecord
+
+from dgpo_core.config import config_digest, differing_keys
+from dgpo_core.contracts import TimestepContext
+from dgpo_core.engine import Engine
+from dgpo_core.errors import RunStopped, UserError
+from dgpo_core.evaluation import evaluate
+from dgpo_core.groups import informative, weigh
+from dgpo_core.hookspecs import RunInfo
+from dgpo_core.metrics import metrics_record, timing_record
+from dgpo_core.optimise import Optimiser, UpdateResult
+from dgpo_core.pictures import write_pictures
+from dgpo_core.progress import Progress, Silent
+from dgpo_core.prompts import digest, of_iteration
+from dgpo_core.run_directory import RunDirectory, read_config
+from dgpo_core.stopping import Interrupted, StopRequest
+from dgpo_core.types import ScoredGroups, TrainingBatch
+
+if TYPE_CHECKING:
+    from dgpo_schemas.run import RunConfig
+
+    from dgpo_core.policy import View
+    from dgpo_core.registry import Registry
+
+__all__ = ["Trainer", "run_path"]
+
+
+def run_path(config: RunConfig) -> Path:
+    """The directory of a run."""
+    return Path(config.run.output) / config.run.name
+
+
+class Trainer:
+    """One run, from its configuration to its last checkpoint."""
+
+    def __init__(
+        self, config: RunConfig, registry: Registry, *, progress: Progress | None = None, stop: StopRequest | None = None
+    ) -> None:
+        self.config = config
+        self.registry = registry
+        self.progress: Progress = progress or Silent()
+        self.stop = stop or StopRequest()
+        self.directory = RunDirectory(run_path(config), keep=config.checkpoints.keep)
+        self.engine = Engine(config, registry, directory=self.directory.path)
+        self.iteration = 0  # iterations finished
+        self.best: tuple[int, float] | None = None  # (iteration, score) of the best evaluation
+        self._saved = self._evaluated = -1  # iterations of the last checkpoint and evaluation
+        self.skipped_updates = 0
+        self.skipped_in_a_row = 0
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.samples: dict[str, int] = defaultdict(int)
+
+    # -- the run ------------------------------------------------------------------------------------------------
+
+    def train(self, *, resume: bool = False, max_iterations: int | None = None) -> str:
+        """Train to the end or to `max_iterations` more; returns "finished" or "interrupted".
+
+        Raises UserError for what the user can mend and RunStopped when the run gave up with its state saved.
+        """
+        self._claim_directory(resume)
+        info = RunInfo(self.directory.path, self.config)
+        outcome = "failed"
+        try:
+            self._prepare(resume)
+            self.registry.notify("dgpo_run_started", run=info)
+            outcome = self._loop(info, max_iterations)
+            return outcome
+        finally:
+            self.progress.finished(outcome)
+            self.registry.notify("dgpo_run_finished", run=info, outcome=outcome)
+            self.engine.close()
+            self.directory.release()
+
+    def _loop(self, info: RunInfo, max_iterations: int | None) -> str:
+        last = self.config.run.iterations
+        end = last if max_iterations is None else min(last, self.iteration + max_iterations)
+        try:
+            self._finish_iteration()
+            while self.iteration < end:
+                record, timing = self._iterate()
+                self.registry.notify(
+                    "dgpo_iteration_finished", run=info, iteration=self.iteration, metrics=record.model_dump(mode="json")
+                )
+                self.progress.iteration(record, timing)
+                if self.skipped_in_a_row > self.config.optimiser.max_skipped:
+                    self._save()
+                    raise RunStopped(
+                        f"{self.skipped_in_a_row} updates in a row had non-finite losses or gradients and were skipped "
+                        f"(limit optimiser.max_skipped = {self.config.optimiser.max_skipped}); the state is saved. "
+                        "A lower learning rate, precision.autocast: no or a smaller objective.beta may help"
+                    )
+        except Interrupted:
+            if self._saved != self.iteration:
+                self._save()
+            self.progress.note(f"stopped after iteration {self.iteration}; continue with --resume")
+            return "interrupted"
+        if self._saved != self.iteration:
+            self._save()
+        return "finished"
+
+    def _iterate(self) -> tuple[MetricsRecord, TimingRecord]:
+        """One iteration: the four verbs, then what is due at its end."""
+        started = time.perf_counter()
+        self.seconds.clear()
+        self.samples.clear()
+        self.stop.check()
+        draws = self.engine.draws.at("iteration", self.iteration)
+        groups = self._roll_out_and_score()
+        with self._timed("weigh"):
+            batch = weigh(groups, self.config.advantages, self.engine.weighting)
+        context = self._timestep_context()
+        with self._timed("optimise"):
+            policy = self.engine.timesteps
+            sigmas = policy.draw(self.config.timesteps.count, context, draws.at("timesteps"))
+            results = self.optimiser.step(batch, sigmas, draws.at("optimise"))
+            averages = self.optimiser.averages()
+        self.iteration += 1
+        record = self._record(groups, batch, results, averages)
+        policy.observe(_flat(record))
+        self.directory.append("metrics.jsonl", record.model_dump(mode="json"))
+        seconds = time.perf_counter() - started
+        self._finish_iteration()
+        timing = timing_record(self.iteration, seconds, self.seconds, self.samples, self.engine.runtime.peak_memory())
+        self.directory.append("timings.jsonl", timing.model_dump(mode="json"))
+        self.engine.runtime.track(_flat(record) | _flat(timing), self.iteration)
+        return record, timing
+
+    def _finish_iteration(self) -> None:
+        """Evaluate and save what is due after `self.iteration` iterations and not done yet.
+
+        Also called when a run starts: it may have been stopped between an iteration and its evaluation.
+        """
+        done = self.iteration
+        improved = self._evaluation_due() and self._evaluate()
+        every = done % self.config.checkpoints.every == 0 or done == self.config.run.iterations
+        if (every and self._saved != done) or (improved and self.config.checkpoints.best):
+            self._save()
+
+    def _evaluation_due(self) -> bool:
+        section, done = self.config.evaluation, self.iteration
+        if self.config.prompts.heldout is None or self._evaluated == done:
+            return False
+        if done == 0:
+            return section.at_start
+        return done == self.config.run.iterations or (section.every > 0 and done % section.every == 0)
+
+    # -- the verbs ----------------------------------------------------------------------------------------------
+
+    def _roll_out_and_score(self) -> ScoredGroups:
+        """Draw the groups of this iteration; each micro-batch is scored while the next one is drawn."""
+        rollout = self.config.rollout
+        prompts = of_iteration(
+            self.engine.train_prompts, self.iteration, rollout.groups, self.engine.draws.at("prompt order")
+        )
+        draws = self.engine.draws.at("iteration", self.iteration, "rollout")
+        switch = self.config.objective.switch
+        view: View = "old" if switch is not None and self.optimiser.updates >= switch else "policy"
+        total = rollout.groups * rollout.group_size
+        rollouts = []
+        scorer = self.engine.scorer
+        try:
+            with self._timed("roll_out"):
+                keep_path = self.engine.objective.needs_path
+                for sampled in self.roller.roll_out(prompts, rollout.group_size, draws, view, keep_path=keep_path):
+                    self.stop.check()
+                    scorer.submit(self.engine.backbone.decode(sampled.x0), sampled.prompts)
+                    rollouts.append(sampled)
+                    self.progress.phase("roll out", sampled.start + len(sampled.x0), total)
+            with self._timed("wait_for_scores"):
+                self.progress.phase("score", 0, total)
+                scored = scorer.collect()
+        except BaseException:
+            scorer.discard()
+            raise
+        self.seconds["score"] += scored.seconds
+        self.samples["roll_out"] = self.samples["score"] = total
+        groups = scorer.groups(scored, rollouts, prompts)
+        if not bool(groups.scored.any()):
+            self._save_if_behind()
+            why = scorer.failures[-1] if scorer.failures else "see the rewards' diagnostics"
+            raise UserError(f"all rewards of iteration {self.iteration + 1} are missing: {why}")
+        return groups
+
+    def _timestep_context(self) -> TimestepContext:
+        rollout, (t_min, t_max) = self.config.rollout, self.config.sigma_range
+        return TimestepContext(
+            sigmas=self.engine.sampler.sigmas(rollout.steps, rollout.shift),
+            t_min=t_min,
+            t_max=t_max,
+            shift=rollout.shift,
+            iteration=self.iteration,
+            iterations=self.config.run.iterations,
+        )
+
+    def _evaluate(self) -> bool:
+        """Evaluate the configured view; True if the first reward is better than ever before."""
+        section = self.config.evaluation
+        with self._timed("evaluate"):
+            result = evaluate(
+                self.evaluation_roller,
+                self.engine.evaluation_scorer,
+                self.engine.heldout_prompts,
+                members=section.samples_per_prompt,
+                draws=self.engine.draws.at("evaluation"),
+                view=section.view,
+                iteration=self.iteration,
+                pictures=section.pictures,
+                interrupt=self.stop.check,
+                progress=lambda done, total: self.progress.phase("evaluate", done, total),
+            )
+        self.samples["evaluate"] = len(result.samples)
+        if result.media is not None:
+            write_pictures(self.directory.path / "pictures" / f"{self.iteration:06d}", result.media, result.prompts)
+        self.directory.append("evaluations.jsonl", *(record.model_dump(mode="json") for record in result.records))
+        self._evaluated = self.iteration
+        self.progress.evaluated(result.records)
+        self.engine.runtime.track(_evaluation_values(result.records), self.iteration)
+        score = result.records[0].value
+        if self.best is None or score > self.best[1]:
+            self.best = (self.iteration, score)
+            return True
+        return False
+
+    def _record(
+        self,
+        groups: ScoredGroups,
+        batch: TrainingBatch,
+        results: list[UpdateResult],
+        averages: dict[str, float],
+    ) -> MetricsRecord:
+        skipped = sum(r.skipped for r in results)
+        self.skipped_updates += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + skipped if results[-1].skipped else 0
+        return metrics_record(
+            iteration=self.iteration,
+            updates=self.optimiser.updates,
+            groups=groups,
+            batch=batch,
+            informative=informative(groups.rewards, groups.scored),
+            results=results,
+            averages=averages,
+            members=self.optimiser.counts(),
+            skipped_updates=self.skipped_updates,
+            change_norm=self.engine.policy.change_norm(),
+            sigma_range=self.config.sigma_range,
+        )
+
+    # -- start, resume, save ------------------------------------------------------------------------------------
+
+    def _claim_directory(self, resume: bool) -> None:
+        """Lock the directory; refuse to continue by accident, or with another configuration."""
+        directory = self.directory
+        if resume and not directory.config_path.exists():
+            raise UserError(f"{directory.path}: nothing to resume here; start the run without --resume")
+        directory.acquire()
+        try:
+            saved = directory.checkpoints.paths()
+            if resume and not saved:
+                raise UserError(f"{directory.path}: no checkpoint to resume from; start the run without --resume")
+            if saved and not resume:
+                raise UserError(
+                    f"{directory.path} already holds a run (saved after iteration {int(saved[-1].name)}): continue it "
+                    "with --resume, or choose another run.name"
+                )
+            if resume:
+                differing = differing_keys(read_config(directory.path), self.config)
+                if differing:
+                    raise UserError(
+                        f"{directory.path}: cannot resume with another configuration; these differ:\n  "
+                        + "\n  ".join(differing)
+                    )
+        except BaseException:
+            directory.release()
+            raise
+
+    def _prepare(self, resume: bool) -> None:
+        """Build every part, check what can be checked before the first sample, and restore the saved state."""
+        engine, config = self.engine, self.config
+        checkpoint = self.directory.checkpoints.newest() if resume else None
+        self.build()
+        if checkpoint is not None:
+            manifest = checkpoint.manifest
+            engine.load_weights(checkpoint)
+            self.optimiser.load_state(checkpoint.optimiser, manifest.updates)
+            engine.timesteps.load_state_dict(manifest.timesteps)
+            self.skipped_updates = manifest.counters["skipped_updates"]
+            self.skipped_in_a_row = manifest.counters["skipped_in_a_row"]
+            self.iteration = self._saved = manifest.iteration
+            self.directory.rewind(self.iteration)
+            self._remember_evaluations()
+            if int(checkpoint.path.name) != int(self.directory.checkpoints.paths()[-1].name):
+                self.progress.note(f"the newest checkpoint is damaged; continuing from iteration {self.iteration}")
+        else:
+            self.directory.rewind(-1)
+        prompts = {
+            split: {"count": len(found), "sha256": digest(found)}
+            for split, found in (("train", engine.train_prompts), ("heldout", engine.heldout_prompts))
+        }
+        self.directory.describe(config, self.registry, prompts)
+        self.progress.started(self.directory.path, self.iteration, config.run.iterations, self.facts())
+
+    def _remember_evaluations(self) -> None:
+        """The log is the memory of evaluations: it is written before a checkpoint could tell of them."""
+        for record in self.directory.read("evaluations.jsonl"):
+            if record["iteration"] > self._evaluated:  # the first reward of an evaluation decides
+                self._evaluated = record["iteration"]
+                if self.best is None or record["value"] > self.best[1]:
+                    self.best = (record["iteration"], record["value"])
+
+    def build(self) -> None:
+        """Every part of the run, checked against each other. Writes nothing."""
+        engine, config = self.engine, self.config
+        engine.timesteps.check(self._timestep_context(), config.timesteps.count)
+        _ = engine.objective, engine.weighting, engine.train_prompts, engine.heldout_prompts
+        _ = engine.scorer
+        if config.prompts.heldout is not None:
+            _ = engine.evaluation_scorer
+        self.roller = engine.roller()
+        self.evaluation_roller = engine.roller(steps=config.evaluation.steps, guidance=config.evaluation.guidance)
+        self.optimiser = Optimiser(
+            config,
+            engine.policy,
+            engine.objective,
+            engine.conditioning,
+            autocast=engine.runtime.autocast,
+            interrupt=self.stop.check,
+            progress=self._optimise_progress,
+        )
+
+    def dry_run(self) -> dict[str, Any]:
+        """Build everything, draw and score one small group, and write nothing; returns what was found."""
+        self.build()
+        prompts = of_iteration(self.engine.train_prompts, 0, 1, self.engine.draws.at("prompt order"))
+        rollout = next(self.roller.roll_out(prompts, 2, self.engine.draws.at("dry run"), "policy"))
+        self.engine.scorer.submit(self.engine.backbone.decode(rollout.x0), rollout.prompts)
+        scored = self.engine.scorer.collect()
+        rewards = {label: values.tolist() for label, values in scored.values.items()}
+        self.engine.close()
+        return {**self.facts(), "prompt": prompts[0].text, "rewards": rewards}
+
+    def facts(self) -> dict[str, Any]:
+        """What a person wants to know before waiting: sizes, device, numbers of prompts."""
+        parameters = self.engine.policy.parameters.values()
+        return {
+            "device": str(self.engine.runtime.device),
+            "trained parameters": sum(p.numel() for p in parameters),
+            "all parameters": sum(p.numel() for p in self.engine.backbone.module.parameters()),
+            "latent": self.roller.shape,
+            "train prompts": len(self.engine.train_prompts),
+            "held-out prompts": len(self.engine.heldout_prompts),
+        }
+
+    def _save(self) -> None:
+        with self._timed("checkpoint"):
+            self.directory.checkpoints.save(
+                iteration=self.iteration,
+                updates=self.optimiser.updates,
+                config_digest=config_digest(self.config),
+                weights=self.engine.policy.state(),
+                optimiser=self.optimiser.state(),
+                timesteps=self.engine.timesteps.state_dict(),
+                best=self.best if self.config.checkpoints.best else None,
+                counters={"skipped_updates": self.skipped_updates, "skipped_in_a_row": self.skipped_in_a_row},
+            )
+        self._saved = self.iteration
+
+    def _save_if_behind(self) -> None:
+        if self._saved != self.iteration:
+            self._save()
+
+    @contextmanager
+    def _timed(self, verb: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.engine.runtime.synchronise()
+            self.seconds[verb] += time.perf_counter() - started
+
+    def _optimise_progress(self, members: int) -> None:
+        rollout = self.config.rollout
+        self.samples["optimise"] += members
+        total = rollout.groups * rollout.group_size * self.config.timesteps.count
+        self.progress.phase("optimise", min(self.samples["optimise"], total), total)
+
+
+def _flat(record: MetricsRecord | TimingRecord) -> dict[str, float]:
+    """Numbers of a record under dotted keys."""
+    flat: dict[str, float] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[prefix] = value
+
+    walk("", record.model_dump(mode="json"))
+    return flat
+
+
+def _evaluation_values(records: list[EvaluationRecord]) -> dict[str, float]:
+    values = {f"evaluation.{r.reward}": r.value for r in records}
+    for r in records:
+        values |= {f"evaluation.{r.reward}.{name}": group.value for name, group in r.groups.items()}
+    return values

@@ -1,0 +1,166 @@
+"""What flows through a run, one frozen dataclass per stage.
+
+Legend of shape letters: g groups, G members of a group, B = samples in a batch, C H W latent or image,
+F frames, T training timesteps. Flow-matching time sigma in [0, 1]: 1 is noise, 0 is data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = [
+    "Conditioning",
+    "Path",
+    "Predictions",
+    "Prompt",
+    "Rollout",
+    "SampleResult",
+    "Scores",
+    "ScoredGroups",
+    "TrainingBatch",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt: its text and what rewards need to know of it (GenEval's clauses, OCR's target, ...)."""
+
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """What a backbone made of prompts: named tensors, each with the batch as its first dimension.
+
+    The engine treats it as opaque: it caches one row per prompt, gathers rows and joins batches.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def rows(self, index: Tensor | slice) -> Conditioning:
+        """The given rows, as an index tensor [B] or a slice."""
+        return Conditioning({name: tensor[index] for name, tensor in self.tensors.items()})
+
+    def expand(self, count: int) -> Conditioning:
+        """A single row seen `count` times (no copy)."""
+        return Conditioning({n: t.expand(count, *t.shape[1:]) for n, t in self.tensors.items()})
+
+    def to(self, device: torch.device) -> Conditioning:
+        """The same on a device."""
+        return Conditioning({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Several batches as one."""
+        if len(parts) == 1:
+            return parts[0]
+        import torch
+
+        return Conditioning({n: torch.cat([p.tensors[n] for p in parts]) for n in parts[0].tensors})
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The states a sampler went through, kept only for objectives that ask.
+
+    states [steps+1, B, C, H, W] from noise to data; sigmas [steps+1]; log_probs [steps, B] (mean over
+    non-batch dims) or None for a deterministic sampler.
+    """
+
+    states: Tensor
+    sigmas: Tensor
+    log_probs: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """What a sampler returns: x0 [B, C, H, W] clean latents, and the path if it was asked for."""
+
+    x0: Tensor
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One micro-batch of samples: flat indices [start, start + B) in the iteration's group-major order."""
+
+    start: int
+    prompts: tuple[Prompt, ...]
+    x0: Tensor
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a reward model returns for B samples.
+
+    values float32 [B], higher is better; missing bool [B], True where the sample could not be scored (its value
+    is then ignored); diagnostics, one mapping of JSON-able values per sample, or empty.
+    """
+
+    values: Tensor
+    missing: Tensor
+    diagnostics: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroups:
+    """An iteration's samples with their rewards; statistics are on the CPU, latents stay on the device.
+
+    x0 [g, G, C, H, W]; rewards float64 [g, G], the weighted sum; scored bool [g, G]; per_reward: label to
+    float64 [g, G] (nan where missing); diversity [g]: mean pairwise distance of the members' media.
+    """
+
+    prompts: tuple[Prompt, ...]
+    x0: Tensor
+    rewards: Tensor
+    scored: Tensor
+    per_reward: Mapping[str, Tensor]
+    diversity: Tensor
+    paths: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """Groups with their signed weights c_i = sign(A_i) * w_i, ready for the objective.
+
+    x0 [g, G, C, H, W] on the device; advantages, signed_weights float64 [g, G] on the CPU (0 where not scored);
+    scored bool [g, G]; residual [g] = |sum_i c_i|: 0 where the partition function cancels.
+    """
+
+    prompts: tuple[Prompt, ...]
+    x0: Tensor
+    advantages: Tensor
+    signed_weights: Tensor
+    scored: Tensor
+    residual: Tensor
+    paths: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What an objective sees of B members at one timestep.
+
+    velocity [B, ...] the policy's prediction (with gradient); target [B, ...] = noise - x0; reference and old
+    [B, ...] or None; sigma [B]; advantages, signed_weights [B]; group_size [B]: scored members of its group.
+    """
+
+    velocity: Tensor
+    target: Tensor
+    sigma: Tensor
+    advantages: Tensor
+    signed_weights: Tensor
+    group_size: Tensor
+    reference: Tensor | None = None
+    old: Tensor | None = None

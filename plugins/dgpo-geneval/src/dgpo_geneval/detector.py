@@ -1,0 +1,88 @@
+"""What a detector is: images in, labelled boxes out, with the thresholds that belong to it.
+
+Light on purpose: importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["Box", "ColorClassifier", "Detection", "Detector", "Thresholds"]
+
+Box = tuple[float, float, float, float]
+"""(x0, y0, x1, y1) in pixels: x to the right, y downwards, x0 <= x1 and y0 <= y1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One object that a detector saw.
+
+    label: one of the detector's `labels`; score: confidence, compared with the detector's own thresholds;
+    color: the object's colour if the detector knows it, else None (a colour classifier is then asked);
+    mask: bool [H, W], True on the object, for that classifier; None stands for the whole box.
+    """
+
+    label: str
+    score: float
+    box: Box
+    color: str | None = None
+    mask: NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What counts as seen. Scores are a detector's own scale, so these live with the detector.
+
+    score: detections must score above it; counting: the same for prompts of the task `counting`;
+    per_class: at most so many detections of a class are kept, the best ones. The defaults are GenEval's,
+    chosen there for mmdet's Mask2Former.
+    """
+
+    score: float = 0.3
+    counting: float = 0.9
+    per_class: int = 16
+
+    def __post_init__(self) -> None:
+        if self.per_class < 1:
+            raise ValueError(f"per_class is {self.per_class}; it must be at least 1")
+
+    def for_task(self, tag: str) -> float:
+        """The threshold on scores for prompts of a task."""
+        return self.counting if tag == "counting" else self.score
+
+
+class Detector(ABC):
+    """Finds objects in images. Built once per run; called from a worker thread, one call at a time."""
+
+    labels: tuple[str, ...]
+    """Every label it can give, in GenEval's names ("computer mouse", "tv remote", "computer keyboard")."""
+    thresholds: Thresholds = Thresholds()
+
+    def __init__(self, options: Any, *, device: torch.device) -> None:
+        self.options = options
+        self.device = device
+
+    @abstractmethod
+    def detect(self, images: Tensor) -> list[list[Detection]]:
+        """Images [B, 3, H, W], RGB float in [0, 1], to one list of detections per image, in any order.
+
+        Nothing is left out below a threshold that matters to `thresholds`; an image's detections do not depend on the
+        others in the batch. It may raise: the samples are then missing, never scored 0.
+        """
+
+
+class ColorClassifier(Protocol):
+    """Names the colours of detected objects."""
+
+    def __call__(self, images: Tensor, detections: Sequence[Sequence[Detection]]) -> Sequence[Sequence[str]]:
+        """Images [B, 3, H, W] float in [0, 1] and some detections of each, to one colour name per detection."""
+        ...

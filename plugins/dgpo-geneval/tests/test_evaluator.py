@@ -1,0 +1,346 @@
+"""Golden values of every task in every variant, worked out by hand from the definitions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from dgpo_core.types import Prompt
+from dgpo_geneval.detector import Box, Detection, Thresholds
+from dgpo_geneval.evaluator import ColorUnknown, Verdict, evaluate, keep
+from dgpo_geneval.metadata import parse
+from dgpo_geneval.variants import VARIANTS, VariantName
+
+LEFT: Box = (0, 40, 20, 60)
+MIDDLE: Box = (100, 40, 120, 60)
+RIGHT: Box = (200, 40, 220, 60)
+
+
+def see(label: str, box: Box = MIDDLE, color: str | None = None, score: float = 0.95, times: int = 1) -> list[Detection]:
+    return [Detection(label, score, box, color)] * times
+
+
+def judge(
+    metadata: dict[str, Any], scene: list[Detection], variant: VariantName, thresholds: Thresholds | None = None, **kw: Any
+) -> Verdict:
+    return evaluate(
+        parse(Prompt("p", metadata)), scene, variant=variant, thresholds=thresholds or Thresholds(), **kw
+    )
+
+
+def wants(tag: str, *include: dict[str, Any], exclude: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+    return {"tag": tag, "include": list(include), **({"exclude": list(exclude)} if exclude else {})}
+
+
+def of(label: str, count: int = 1, **more: Any) -> dict[str, Any]:
+    return {"class": label, "count": count, **more}
+
+
+DOG = wants("single_object", of("dog"))
+DOG_AND_BENCH = wants("two_object", of("dog"), of("bench"))
+FOUR_CLOCKS = wants("counting", of("clock", 4), exclude=(of("clock", 5),))
+RED_CAR = wants("colors", of("car", color="red"))
+TWO_RED_CARS = wants("colors", of("car", 2, color="red"))
+DOG_LEFT_OF_BENCH = wants("position", of("bench"), of("dog", position=["left of", 0]))
+RED_DOG_LEFT_OF_BENCH = wants("position", of("bench"), of("dog", color="red", position=["left of", 0]))
+RED_BENCH_AND_DOG_LEFT = wants("position", of("bench", color="red"), of("dog", position=["left of", 0]))
+TWO_DOGS_LEFT_OF_BENCH = wants("position", of("bench"), of("dog", 2, position=["left of", 0]))
+APPLE_AND_CUP = wants("color_attr", of("apple", color="red"), of("cup", color="green"))
+DOG_NO_CAT = wants("single_object", of("dog"), exclude=(of("cat"),))
+DOG_FEW_CATS = wants("single_object", of("dog"), exclude=(of("cat", 3),))
+
+Scene = list[Detection]
+GOLDEN: list[tuple[str, dict[str, Any], Scene, tuple[float, bool], bool, tuple[float, bool]]] = [
+    # name, metadata, scene, geneval (value, correct), official, flowgrpo (value, strict)
+    ("nothing", DOG, [], (0, False), False, (0, False)),
+    ("another class", DOG, see("cat"), (0, False), False, (0, False)),
+    ("one", DOG, see("dog"), (1, True), True, (1, True)),
+    ("three", DOG, see("dog", times=3), (1, True), True, (-1, False)),  # 1 - 2/1
+    ("sixteen", DOG, see("dog", times=16), (1, True), True, (-14, False)),  # 1 - 15/1
+    ("two: none", DOG_AND_BENCH, [], (0, False), False, (0, False)),
+    ("two: one missing", DOG_AND_BENCH, see("dog"), (1 / 2, False), False, (1 / 2, False)),
+    ("two: both", DOG_AND_BENCH, see("dog") + see("bench"), (1, True), True, (1, True)),
+    ("two: a dog too many", DOG_AND_BENCH, see("dog", times=2) + see("bench"), (1, True), True, (1 / 2, False)),
+    ("count 0 of 4", FOUR_CLOCKS, [], (0, False), False, (0, False)),
+    ("count 3 of 4", FOUR_CLOCKS, see("clock", times=3), (3 / 4, False), False, (3 / 4, False)),
+    ("count 4 of 4", FOUR_CLOCKS, see("clock", times=4), (1, True), True, (1, True)),
+    ("count 5 of 4", FOUR_CLOCKS, see("clock", times=5), (3 / 4, False), False, (3 / 4, False)),
+    ("count 6 of 4", FOUR_CLOCKS, see("clock", times=6), (1 / 2, False), False, (1 / 2, False)),
+    ("count 8 of 4", FOUR_CLOCKS, see("clock", times=8), (0, False), False, (0, False)),
+    ("count 12 of 4", FOUR_CLOCKS, see("clock", times=12), (0, False), False, (-1, False)),  # 1 - 8/4
+    ("colour right", RED_CAR, see("car", color="red"), (1, True), True, (1, True)),
+    ("colour wrong", RED_CAR, see("car", color="blue"), (1 / 2, False), False, (1 / 2, False)),
+    ("colour, no car", RED_CAR, [], (0, False), False, (0, False)),
+    (
+        "colour: the best car is blue",
+        RED_CAR,
+        see("car", color="red", score=0.5) + see("car", color="blue"),
+        (1 / 2, False),
+        False,
+        (0, False),  # count 1 - 1/1 = 0, and one 0 more for the colour
+    ),
+    (
+        "colour: the best car is red",
+        RED_CAR,
+        see("car", color="blue", score=0.5) + see("car", color="red"),
+        (1, True),
+        True,
+        (0, False),
+    ),
+    (
+        "colour: one of two",
+        TWO_RED_CARS,
+        see("car", color="red") + see("car", color="blue"),
+        (3 / 4, False),
+        False,
+        (3 / 4, False),
+    ),
+    ("colour: two asked, one there", TWO_RED_CARS, see("car", color="red"), (1 / 4, False), False, (1 / 4, False)),
+    ("position right", DOG_LEFT_OF_BENCH, see("bench") + see("dog", LEFT), (1, True), True, (1, True)),
+    (
+        "position wrong: 0 and then 1 again",
+        DOG_LEFT_OF_BENCH,
+        see("bench") + see("dog", RIGHT),
+        (2 / 3, False),
+        False,
+        (3 / 4, False),  # (1 + 1 + 0 + 1) / 4
+    ),
+    ("position: no dog", DOG_LEFT_OF_BENCH, see("bench"), (1 / 3, False), False, (1 / 3, False)),
+    ("position: no bench", DOG_LEFT_OF_BENCH, see("dog", LEFT), (1 / 3, False), False, (1 / 3, False)),
+    ("position: nothing", DOG_LEFT_OF_BENCH, [], (0, False), False, (0, False)),
+    (
+        "position: two benches",
+        DOG_LEFT_OF_BENCH,
+        see("bench", times=2) + see("dog", LEFT),
+        (1, True),
+        True,
+        (1 / 3, False),  # bench 1 - 1/1 = 0; dog 1; its target is not exact: 0
+    ),
+    (
+        "position: two dogs, the best one right",
+        DOG_LEFT_OF_BENCH,
+        see("bench") + see("dog", RIGHT, score=0.5) + see("dog", LEFT),
+        (1, True),
+        True,
+        (1 / 3, False),  # bench 1; dog 1 - 1/1 = 0; 0
+    ),
+    (
+        "position: one of two pairs",
+        TWO_DOGS_LEFT_OF_BENCH,
+        see("bench") + see("dog", LEFT) + see("dog", RIGHT),
+        (5 / 6, False),  # (1 + 1 + 1/2) / 3
+        False,
+        (3 / 4, False),
+    ),
+    (
+        "position: both pairs wrong is one 0",
+        TWO_DOGS_LEFT_OF_BENCH,
+        see("bench") + see("dog", RIGHT, times=2),
+        (2 / 3, False),
+        False,
+        (3 / 4, False),
+    ),
+    (
+        "position is not reached with a wrong colour",
+        RED_DOG_LEFT_OF_BENCH,
+        see("bench") + see("dog", RIGHT, "blue"),
+        (1 / 2, False),  # (1 + 1 + 0 + 0) / 4
+        False,
+        (2 / 3, False),  # (1 + 1 + 0) / 3: the position leaves no component at all
+    ),
+    (
+        "position against a target of the wrong colour",
+        RED_BENCH_AND_DOG_LEFT,
+        see("bench", color="blue") + see("dog", LEFT),
+        (1 / 2, False),  # (1 + 0 + 1 + 0) / 4
+        False,
+        (1 / 2, False),
+    ),
+    (
+        "attributes right",
+        APPLE_AND_CUP,
+        see("apple", color="red") + see("cup", color="green"),
+        (1, True),
+        True,
+        (1, True),
+    ),
+    (
+        "attributes swapped",
+        APPLE_AND_CUP,
+        see("apple", color="green") + see("cup", color="red"),
+        (1 / 2, False),
+        False,
+        (1 / 2, False),
+    ),
+    (
+        "attributes: one wrong",
+        APPLE_AND_CUP,
+        see("apple", color="red") + see("cup", color="red"),
+        (3 / 4, False),
+        False,
+        (3 / 4, False),
+    ),
+    ("attributes: no cup", APPLE_AND_CUP, see("apple", color="red"), (1 / 2, False), False, (1 / 2, False)),
+    (
+        "attributes: two red apples",
+        APPLE_AND_CUP,
+        see("apple", color="red", times=2) + see("cup", color="green"),
+        (1, True),
+        True,
+        (1 / 2, False),  # (0 + 0 + 1 + 1) / 4
+    ),
+    ("excluded", DOG_NO_CAT, see("dog") + see("cat"), (0, False), False, (1, True)),
+    ("not excluded", DOG_NO_CAT, see("dog"), (1, True), True, (1, True)),
+    ("excluded: as many as allowed", DOG_FEW_CATS, see("dog") + see("cat", times=2), (1, True), True, (1, True)),
+    ("excluded: one more", DOG_FEW_CATS, see("dog") + see("cat", times=3), (1 / 2, False), False, (1, True)),
+    ("excluded: twice as many", DOG_FEW_CATS, see("dog") + see("cat", times=4), (0, False), False, (1, True)),
+]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "scene", "bounded", "official", "flowgrpo"), [g[1:] for g in GOLDEN], ids=[g[0] for g in GOLDEN]
+)
+def test_golden(
+    metadata: dict[str, Any],
+    scene: Scene,
+    bounded: tuple[float, bool],
+    official: bool,
+    flowgrpo: tuple[float, bool],
+) -> None:
+    expected: dict[VariantName, tuple[float, bool]] = {
+        "geneval": bounded,
+        "geneval-official": (float(official), official),
+        "geneval-flowgrpo": flowgrpo,
+    }
+    for variant, (value, correct) in expected.items():
+        verdict = judge(metadata, scene, variant)
+        assert verdict.value == pytest.approx(value, abs=1e-12), variant
+        assert verdict.correct is correct, variant
+        assert (verdict.reason == "") is correct
+        json.dumps(verdict.clauses())
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_counting_has_a_threshold_of_its_own(variant: VariantName) -> None:
+    sure, unsure = see("clock", score=0.91, times=4), see("clock", score=0.9, times=2)
+    assert judge(FOUR_CLOCKS, sure + unsure, variant).correct  # 0.9 is not above 0.9
+    assert judge(FOUR_CLOCKS, see("clock", score=0.9, times=4), variant).value == 0
+    assert judge(DOG, see("dog", score=0.31), variant).value == 1
+    assert judge(DOG, see("dog", score=0.3), variant).value == 0
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_thresholds_are_the_detectors(variant: VariantName) -> None:
+    own = Thresholds(score=0.96, counting=0.1, per_class=4)
+    assert judge(DOG, see("dog"), variant, own).value == 0
+    assert judge(FOUR_CLOCKS, see("clock", score=0.2, times=9), variant, own).correct  # only four are kept
+
+
+def test_keep_takes_the_best_sixteen_of_each_class() -> None:
+    scores = [0.31 + 0.01 * i for i in range(20)]
+    mixed = [d for s in scores for d in see("dog", score=s) + see("cat", score=1 - s)]
+    kept = keep(mixed, 0.3, 16)
+    assert [d.score for d in kept["dog"]] == sorted(scores, reverse=True)[:16]
+    assert [d.score for d in kept["cat"]] == [1 - s for s in scores][:16]
+    assert keep(mixed, 0.99, 16) == {}
+
+
+def test_keep_leaves_equal_scores_in_order_and_overlaps_in_place() -> None:
+    same = [Detection("dog", 0.5, MIDDLE, color) for color in ("red", "blue", "green")]
+    assert keep(same, 0.3, 16)["dog"] == same
+
+
+@pytest.mark.parametrize("bad", [Detection("dog", float("nan"), MIDDLE), Detection("dog", 0.9, (0, 0, 1, float("inf")))])
+def test_what_is_not_finite_is_refused(bad: Detection) -> None:
+    with pytest.raises(ValueError, match="'dog' has score"):
+        keep([bad], 0.3, 16)
+
+
+def test_thresholds_must_keep_something() -> None:
+    with pytest.raises(ValueError, match="per_class is 0"):
+        Thresholds(per_class=0)
+
+
+def test_the_classifier_is_asked_only_for_colours_that_matter() -> None:
+    asked: list[list[Detection]] = []
+
+    def classify(objects: list[Detection]) -> list[str]:
+        asked.append(list(objects))
+        return ["red"] * len(objects)
+
+    unknown, known = see("car", LEFT), see("car", RIGHT, "red")
+    spare = see("car", MIDDLE, score=0.4)
+    verdict = judge(TWO_RED_CARS, unknown + known + spare, "geneval", classify_color=classify)
+    assert verdict.correct
+    assert asked == [unknown]  # not the one that knows its colour, not the one beyond the best two
+    assert verdict.include[0].colors == ("red", "red")
+    judge(TWO_RED_CARS, unknown, "geneval", classify_color=classify)  # too few: the colour cannot matter
+    judge(DOG, see("dog"), "geneval", classify_color=classify)
+    assert len(asked) == 1
+
+
+def test_classified_colours_find_their_objects() -> None:
+    scene = see("car", LEFT, score=0.9) + see("car", MIDDLE, "blue", score=0.8) + see("car", RIGHT, score=0.7)
+    verdict = judge(
+        wants("colors", of("car", 3, color="red")), scene, "geneval", classify_color=lambda objects: ["red", "green"]
+    )
+    assert verdict.include[0].colors == ("red", "blue", "green")
+    assert verdict.reason == "expected 3 red car, found red, blue, green"
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_a_colour_nobody_knows_is_not_a_zero(variant: VariantName) -> None:
+    with pytest.raises(ColorUnknown, match="colour of 'car' is needed"):
+        judge(RED_CAR, see("car"), variant)
+    assert judge(RED_CAR, [], variant).value == 0  # no car: no colour is needed to say so
+
+
+def test_a_classifier_must_answer_for_every_object() -> None:
+    with pytest.raises(ValueError, match="gave 2 colours for 1 objects"):
+        judge(RED_CAR, see("car"), "geneval", classify_color=lambda objects: ["red", "red"])
+
+
+def test_clauses_say_what_was_seen() -> None:
+    verdict = judge(DOG_LEFT_OF_BENCH, see("bench") + see("dog", (180, 140, 200, 160)), "geneval-official")
+    assert verdict.clauses() == [
+        {"kind": "include", "class": "bench", "required": 1, "found": 1, "satisfied": True, "reason": ""},
+        {
+            "kind": "include",
+            "class": "dog",
+            "required": 1,
+            "found": 1,
+            "satisfied": False,
+            "reason": "expected dog left of clause 0, found below and right of",
+            "position": ["left of", 0],
+            "relations": ["below and right of"],
+            "relation_holds": False,
+        },
+    ]
+    nowhere = judge(DOG_LEFT_OF_BENCH, see("dog", LEFT), "geneval")
+    assert nowhere.reason == (
+        "expected 1 or more bench, found 0; expected dog left of clause 0, but clause 0 is not satisfied"
+    )
+    close = judge(DOG_LEFT_OF_BENCH, see("bench") + see("dog"), "geneval")
+    assert close.reason == "expected dog left of clause 0, found none"
+    many = judge(FOUR_CLOCKS, see("clock", times=5), "geneval")
+    assert many.clauses()[1] == {
+        "kind": "exclude",
+        "class": "clock",
+        "required": 4,
+        "found": 5,
+        "satisfied": False,
+        "reason": "expected fewer than 5 clock, found 5",
+    }
+    red = judge(RED_CAR, see("car", color="blue"), "geneval").clauses()[0]
+    assert (red["color"], red["colors"]) == ("red", ["blue"])
+    assert judge(RED_CAR, [], "geneval").clauses()[0]["colors"] is None
+    assert judge(DOG, see("dog", times=2), "geneval-flowgrpo").reason == "expected 1 dog, found 2"
+
+
+def test_equal_detections_compare_without_their_masks() -> None:
+    import numpy as np
+
+    one, two = (Detection("dog", 0.5, MIDDLE, mask=np.full((4, 4), fill)) for fill in (True, False))
+    assert one == two
+    assert "mask" not in repr(one)

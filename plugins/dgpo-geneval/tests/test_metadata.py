@@ -1,0 +1,132 @@
+"""Metadata: the official format parses, and every mistake is named."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from dgpo_core.errors import UserError
+from dgpo_core.types import Prompt
+from dgpo_geneval.detector import Thresholds
+from dgpo_geneval.metadata import COLORS, RELATIONS, TASKS, check_against, parse
+
+OFFICIAL = [
+    '{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}',
+    '{"tag": "two_object", "include": [{"class": "cat", "count": 1}, {"class": "tv remote", "count": 1}], "prompt": "p"}',
+    '{"tag": "counting", "include": [{"class": "bus", "count": 3}], "exclude": [{"class": "bus", "count": 4}], '
+    '"prompt": "a photo of three buses"}',
+    '{"tag": "colors", "include": [{"class": "car", "count": 1, "color": "pink"}], "prompt": "a photo of a pink car"}',
+    '{"tag": "position", "include": [{"class": "bench", "count": 1}, {"class": "dog", "count": 1, "position": '
+    '["right of", 0]}], "prompt": "a photo of a dog right of a bench"}',
+    '{"tag": "color_attr", "include": [{"class": "apple", "count": 1, "color": "red"}, {"class": "cup", "count": 1, '
+    '"color": "green"}], "prompt": "a photo of a red apple and a green cup"}',
+]
+
+
+def prompt(**metadata: Any) -> Prompt:
+    return Prompt("a photo", metadata)
+
+
+def dogs(**clause: Any) -> Prompt:
+    return prompt(tag="colors", include=[{"class": "dog", "count": 1, **clause}])
+
+
+@pytest.mark.parametrize("line", OFFICIAL)
+def test_the_official_format_parses(line: str) -> None:
+    raw = json.loads(line)
+    metadata = parse(Prompt(raw["prompt"], raw))
+    assert metadata.tag == raw["tag"]
+    assert [(c.label, c.count) for c in metadata.include] == [(c["class"], c["count"]) for c in raw["include"]]
+    assert [c.color for c in metadata.include] == [c.get("color") for c in raw["include"]]
+    assert [c.position and list(c.position) for c in metadata.include] == [c.get("position") for c in raw["include"]]
+    assert [(c.label, c.count) for c in metadata.exclude] == [(c["class"], c["count"]) for c in raw.get("exclude", [])]
+
+
+def test_the_constants_are_the_benchmarks() -> None:
+    assert TASKS == ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+    assert COLORS == ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+    assert RELATIONS == ("left of", "right of", "above", "below")
+
+
+def test_keys_of_other_rewards_may_stand_beside() -> None:
+    assert parse(prompt(tag="colors", include=[{"class": "dog", "count": 1}], ocr_target="HELLO")).exclude == ()
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (prompt(), ["'tag'", "required", "no metadata", ".jsonl"]),
+        (prompt(tag="colors"), ["'include'", "required"]),
+        (prompt(tag="colors", include=[]), ["'include'", "at least 1"]),
+        (prompt(tag="color", include=[{"class": "dog", "count": 1}]), ["'tag'", "'color'", "did you mean 'colors'"]),
+        (
+            prompt(tag="colors", include=[{"class": "dog", "count": 1}], exlude=[]),
+            ["unknown key 'exlude'", "did you mean 'exclude'"],
+        ),
+        (dogs(color="gren"), ["'include[0].color'", "unknown colour 'gren'", "did you mean 'green'"]),
+        (dogs(color="#123456"), ["unknown colour '#123456'; (allowed: red, orange"]),
+        (dogs(colour="red"), ["'include[0].colour'"]),
+        (dogs(count=0), ["'include[0].count'", "greater than or equal to 1"]),
+        (dogs(count=True), ["'include[0].count'", "not the switch"]),
+        (dogs(count="2"), ["'include[0].count'", "valid integer"]),
+        (prompt(tag="colors", include=[{"count": 1}]), ["'include[0].class'", "required"]),
+        (dogs(position=["left", 0]), ["'include[0].position'", "unknown relation 'left'", "'left of'"]),
+        (dogs(position=["left of"]), ["'include[0].position'", "is not [relation, index"]),
+        (dogs(position=["left of", "0"]), ["'include[0].position'", "'0' is not the index"]),
+        (dogs(position=["left of", True]), ["'include[0].position'", "True is not the index"]),
+        (dogs(position=["left of", 0]), ["include[0].position", "clause 0", "none before the first"]),
+        (
+            prompt(
+                tag="position",
+                include=[{"class": "a", "count": 1}, {"class": "b", "count": 1, "position": ["above", 1]}],
+            ),
+            ["include[1].position", "clause 1", "earlier include clause (0)"],
+        ),
+        (
+            prompt(
+                tag="position",
+                include=[
+                    {"class": "a", "count": 1},
+                    {"class": "b", "count": 1},
+                    {"class": "c", "count": 1, "position": ["above", -1]},
+                ],
+            ),
+            ["include[2].position", "clause -1", "(0 to 1)"],
+        ),
+        (
+            prompt(tag="counting", include=[{"class": "dog", "count": 3}], exclude=[{"class": "dog", "count": 3}]),
+            ["exclude[0]", "fewer than 3 'dog'", "asks for 3", "at least 4"],
+        ),
+    ],
+)
+def test_mistakes_are_named(bad: Prompt, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(bad)
+    for word in ["'a photo'", *words]:
+        assert word in str(caught.value)
+
+
+def test_what_the_detector_cannot_see_is_refused() -> None:
+    labels = ("circle", "square", "triangle")
+    check_against(prompt(tag="counting", include=[{"class": "circle", "count": 16}]), labels, Thresholds())
+    with pytest.raises(UserError, match=r"'include\[0\].class': unknown class 'circel'; did you mean 'circle'\?"):
+        check_against(prompt(tag="counting", include=[{"class": "circel", "count": 1}]), labels, Thresholds())
+    with pytest.raises(UserError, match=r"'exclude\[0\].class': unknown class 'sqare'.*'square'"):
+        check_against(
+            prompt(
+                tag="counting", include=[{"class": "circle", "count": 1}], exclude=[{"class": "sqare", "count": 1}]
+            ),
+            labels,
+            Thresholds(),
+        )
+    with pytest.raises(UserError, match=r"'include\[0\].count': 5 is more than the 4 detections"):
+        check_against(
+            prompt(tag="counting", include=[{"class": "circle", "count": 5}]), labels, Thresholds(per_class=4)
+        )
+
+
+def test_a_long_list_of_classes_is_cut() -> None:
+    labels = tuple(f"class{i:02}" for i in range(80))
+    with pytest.raises(UserError, match=r"class11 and 68 more\)"):
+        check_against(prompt(tag="counting", include=[{"class": "zebra", "count": 1}]), labels, Thresholds())

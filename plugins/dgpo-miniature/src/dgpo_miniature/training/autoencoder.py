@@ -1,0 +1,101 @@
+"""Trains the miniature's autoencoder: 64x64x3 pictures to 8x8x4 latents (f8), small enough to decode on a CPU.
+
+Shapes fill one cell each, so most steps see single cells (a quarter of the cost); the last steps see whole pictures,
+which settles the group norms' statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from dgpo_miniature.world import CELL, CLASSES, COLORS, EMPTY, random_scenes, render
+
+__all__ = ["AutoencoderSettings", "build_autoencoder", "latent_statistics", "random_pictures", "train_autoencoder"]
+
+Progress = Callable[[str, int, int, float], None]
+"""(phase, step, steps, loss)"""
+
+
+@dataclass(frozen=True, slots=True)
+class AutoencoderSettings:
+    """cell_steps on single cells, then picture_steps on whole pictures; batch in cells and in pictures."""
+
+    cell_steps: int = 2000
+    picture_steps: int = 250
+    batch: int = 64
+    lr: float = 2e-3
+    kl_weight: float = 4e-4
+    """Weight of the KL term, a mean over latent numbers, against the mean pixel error."""
+
+
+def build_autoencoder() -> AutoencoderKL:
+    """The untrained autoencoder, about 0.65 M parameters, 1-2 ms to decode a picture on two CPU cores."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 16, 32, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+
+
+def random_pictures(count: int, rng: np.random.Generator, *, empty: float = 0.35) -> Tensor:
+    """Pictures of independent cells, float32 [count, 3, 64, 64] in [-1, 1]; each cell is empty with that chance."""
+    kind = rng.integers(len(CLASSES), size=(count, 4))
+    kind[rng.random((count, 4)) < empty] = EMPTY
+    color = rng.integers(len(COLORS), size=(count, 4))
+    return torch.from_numpy(render(random_scenes(kind, color, rng))) * 2 - 1
+
+
+def cells_of(pictures: Tensor) -> Tensor:
+    """Pictures [B, 3, 64, 64] cut into cells [4 B, 3, 32, 32]."""
+    cut = pictures.unfold(2, CELL, CELL).unfold(3, CELL, CELL)
+    return cut.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, CELL, CELL)
+
+
+def train_autoencoder(settings: AutoencoderSettings, seed: int, progress: Progress) -> AutoencoderKL:
+    """A trained autoencoder in evaluation mode; same settings and seed, same training."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([seed, 1])
+    model = build_autoencoder().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    steps = settings.cell_steps + settings.picture_steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=steps, pct_start=0.05)
+    for step in range(steps):
+        if step < settings.cell_steps:
+            x = cells_of(random_pictures(settings.batch // 4, rng, empty=0.15))
+        else:
+            x = random_pictures(settings.batch, rng)
+        posterior = model.encode(x).latent_dist
+        error = model.decode(posterior.sample()).sample - x
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
+        loss = error.abs().mean() + error.square().mean() + settings.kl_weight * kl
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        progress("autoencoder", step + 1, steps, float(loss.detach()))
+    model.eval().requires_grad_(False)
+    return model
+
+
+@torch.no_grad()
+def latent_statistics(model: AutoencoderKL, seed: int, count: int = 1024) -> tuple[float, float]:
+    """(shift_factor, scaling_factor) that make (z - shift) * scale zero-mean with unit variance over the world."""
+    rng = np.random.default_rng([seed, 2])
+    latents = torch.cat([model.encode(random_pictures(128, rng)).latent_dist.mean for _ in range(max(count // 128, 1))])
+    return float(latents.mean()), float(1.0 / latents.std())

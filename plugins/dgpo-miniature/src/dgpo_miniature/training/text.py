@@ -1,0 +1,64 @@
+"""The miniature's vocabulary, tokenizers and the two tiny CLIP text encoders that Stable Diffusion 3's format asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from string import ascii_lowercase
+
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+from dgpo_miniature.captions import HELDOUT_TEMPLATES, NUMBERS, RELATIONS, TRAIN_TEMPLATES
+from dgpo_miniature.world import CLASSES, COLORS
+
+__all__ = ["TOKENS", "WIDTH", "build_text_encoder", "build_tokenizer", "words"]
+
+TOKENS = 12
+"""Length of a tokenised prompt: the longest has ten words, plus the start and end tokens."""
+WIDTH = 64
+"""Hidden size of each text encoder."""
+
+
+def words() -> list[str]:
+    """Every word of the miniature's prompts, in a fixed order."""
+    phrases = [*TRAIN_TEMPLATES, *HELDOUT_TEMPLATES, *RELATIONS, *NUMBERS.values(), *COLORS, *CLASSES, "and"]
+    plurals = [name + ("es" if name.endswith("s") else "s") for name in CLASSES]
+    return list(dict.fromkeys(word for phrase in [*phrases, *plurals] for word in phrase.split()))
+
+
+def byte_pairs(vocabulary: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A vocabulary and merges under which each given word is one token and any other word is spelled."""
+    tokens = dict.fromkeys([*ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase)])
+    merges: dict[tuple[str, str], None] = {}
+    for word in vocabulary:
+        # Built from the right: only pieces that end a word grow, so that no word's merges cut up another's.
+        tail = f"{word[-1]}</w>"
+        for letter in reversed(word[:-1]):
+            merges[(letter, tail)] = None
+            tail = letter + tail
+            tokens[tail] = None
+    names = ["<|startoftext|>", "<|endoftext|>", *tokens]
+    return {name: index for index, name in enumerate(names)}, list(merges)
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A tokenizer with one token per word of the world, padded to TOKENS."""
+    vocabulary, merges = byte_pairs(words())
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """An untrained encoder. Two layers: Stable Diffusion 3 reads the last but one, and the projected end token."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModelWithProjection(config)

@@ -1,0 +1,50 @@
+"""What every schema shares: strict models, numbers that may be written as text, `use` blocks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+__all__ = ["Float", "Int", "Options", "StrictModel", "Use", "UseBlock"]
+
+
+def _number_not_bool(value: Any) -> Any:
+    """Refuse booleans: pydantic would read `true` as 1, and a switch in a number's place is a mistake."""
+    if isinstance(value, bool):
+        raise ValueError(f"a number is expected, not the switch {str(value).lower()!r}")
+    return value
+
+
+# YAML 1.1 reads `3e-4` as text; pydantic's lax mode turns numeric text into the number that was meant.
+Float = Annotated[float, BeforeValidator(_number_not_bool), Field(allow_inf_nan=False)]
+Int = Annotated[int, BeforeValidator(_number_not_bool)]
+
+
+class StrictModel(BaseModel):
+    """A frozen model that forbids unknown keys and checks its defaults."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class Options(StrictModel):
+    """Base of every plugin's options model: fields with descriptions, unknown keys forbidden."""
+
+
+class UseBlock(StrictModel):
+    """A plugin part chosen by name, with its own options."""
+
+    use: str = Field(min_length=1, description="Name of the part; `dgpo plugins list` shows them.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="The part's own options; `dgpo plugins show NAME` explains them."
+    )
+
+
+def _name_to_block(value: Any) -> Any:
+    """Accept the short form `sampler: flow-euler` for `sampler: {use: flow-euler}`."""
+    return {"use": value} if isinstance(value, str) else value
+
+
+Use = Annotated[UseBlock, BeforeValidator(_name_to_block)]

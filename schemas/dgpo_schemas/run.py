@@ -1,0 +1,328 @@
+"""`RunConfig`: everything a `run.yaml` may say.
+
+One class per section, in the order in which a run uses them. Cross-field rules stand in `rules.py`.
+Times are flow-matching times sigma in [0, 1]: 1 is pure noise, 0 is data.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from dgpo_schemas.base import Float, Int, StrictModel, Use, UseBlock
+from dgpo_schemas.rules import check_run
+from dgpo_schemas.sigma import SigmaExpression, resolve_sigma
+
+__all__ = [
+    "AdvantagesSection",
+    "BackboneSection",
+    "CheckpointsSection",
+    "EmaSection",
+    "EvaluationSection",
+    "FastEmaSection",
+    "LoggingSection",
+    "LoraSection",
+    "ObjectiveSection",
+    "OptimiserSection",
+    "PrecisionSection",
+    "PromptsBlock",
+    "PromptsSection",
+    "RewardBlock",
+    "RolloutSection",
+    "RunConfig",
+    "RunSection",
+    "SlowEmaSection",
+    "TimestepsSection",
+]
+
+
+class RunSection(StrictModel):
+    """What the run is called, where it writes and how long it lasts."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="Name of the run and of its directory: letters, digits, dot, dash, underscore.",
+    )
+    output: str = Field(default="runs", min_length=1, description="Directory in which the run's own directory is made.")
+    seed: Int = Field(default=0, ge=0, lt=2**63, description="Seed from which every random draw of the run is keyed.")
+    iterations: Int = Field(ge=1, description="Iterations to train: each rolls out, scores, weighs and optimises.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where to compute; `auto` takes CUDA if there is a card, else the CPU."
+    )
+    threads: Int | None = Field(
+        default=None, ge=1, description="CPU threads for torch; by default torch decides. Part of bit-exact resume."
+    )
+
+
+class LoraSection(StrictModel):
+    """The low-rank adapter that is trained."""
+
+    rank: Int = Field(default=64, ge=1, description="Rank of the adapter.")
+    alpha: Float = Field(default=128.0, gt=0, description="Scale numerator: the update is multiplied by alpha / rank.")
+    targets: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Module names (or endings of names) to adapt; by default the backbone's attention projections.",
+    )
+
+
+class BackboneSection(UseBlock):
+    """The model that is trained."""
+
+    checkpoint: str = Field(
+        min_length=1,
+        description="Directory, Hub repository, or `package:NAME/path` for weights that ship inside an installed package.",
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit, for a Hub repository.")
+    train: Literal["lora", "full"] = Field(default="lora", description="Train a LoRA adapter, or every weight.")
+    lora: LoraSection = Field(default_factory=LoraSection, description="The adapter, when `train` is `lora`.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Precision of the frozen weights; trained weights are always float32."
+    )
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
+    compile: bool = Field(default=False, description="Compile the model with torch.compile.")
+
+
+class PromptsBlock(StrictModel):
+    """Prompts from a file or from a plugin's generator: exactly one of `file` and `use`."""
+
+    file: str | None = Field(
+        default=None, description="A .txt file (one prompt a line) or .jsonl file (objects with `prompt` and metadata)."
+    )
+    use: str | None = Field(default=None, description="Name of a prompt source.")
+    options: dict[str, Any] = Field(default_factory=dict, description="The prompt source's own options.")
+    limit: Int | None = Field(default=None, ge=1, description="Take only the first so many prompts.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> PromptsBlock:
+        if (self.file is None) == (self.use is None):
+            raise ValueError("give exactly one of `file` (a .txt or .jsonl file) and `use` (a prompt source)")
+        if self.file is not None and self.options:
+            raise ValueError("`options` belong to a prompt source (`use`), a file has none")
+        return self
+
+
+def _prompts_shorthand(value: Any) -> Any:
+    """Accept the short form `train: prompts.txt`."""
+    return {"file": value} if isinstance(value, str) else value
+
+
+Prompts = Annotated[PromptsBlock, BeforeValidator(_prompts_shorthand)]
+
+
+class PromptsSection(StrictModel):
+    """Prompts to train on and prompts held out for evaluation."""
+
+    train: Prompts = Field(description="Prompts to train on.")
+    heldout: Prompts | None = Field(default=None, description="Prompts for evaluation, never trained on.")
+
+
+class RolloutSection(StrictModel):
+    """How groups of samples are drawn."""
+
+    sampler: Use = Field(default=UseBlock(use="flow-dpmpp"), description="Sampler: a name, or `use` with `options`.")
+    steps: Int = Field(default=10, ge=1, le=1000, description="Solver steps a sample.")
+    shift: Float = Field(default=3.0, gt=0, description="Time shift k: sigma becomes k*sigma / (1 + (k-1)*sigma).")
+    guidance: Float = Field(
+        default=1.0, ge=1, description="Classifier-free guidance scale of the rollouts; 1 means none (and costs nothing)."
+    )
+    group_size: Int = Field(default=24, description="G: samples of one prompt that are compared with each other.")
+    groups: Int = Field(default=24, ge=1, description="Groups (prompts) an iteration.")
+    micro_batch: Int | None = Field(
+        default=None, ge=1, description="Samples drawn at once; by default all. Any size gives the same samples."
+    )
+    resolution: Int | Annotated[list[Int], Field(min_length=2, max_length=2)] = Field(
+        default=512, description="Side in pixels, or [height, width]."
+    )
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        if isinstance(self.resolution, int):
+            return self.resolution, self.resolution
+        return self.resolution[0], self.resolution[1]
+
+
+class RewardBlock(UseBlock):
+    """One reward model and its share of the total."""
+
+    weight: Float = Field(default=1.0, description="Factor of this reward in the weighted sum.")
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name in logs and reports; by default the name in `use`.",
+    )
+
+    @property
+    def label(self) -> str:
+        """Name in metrics and reports."""
+        return self.name or self.use
+
+
+class AdvantagesSection(StrictModel):
+    """How rewards become group-relative advantages: (reward - group mean) / (std + epsilon)."""
+
+    std: Literal["group", "batch", "none"] = Field(
+        default="group", description="Population std of each group, of the whole iteration, or no division."
+    )
+    epsilon: Float = Field(default=1e-4, gt=0, description="Added to the std.")
+    clamp: Float = Field(default=5.0, gt=0, description="Advantages are clamped to [-clamp, clamp].")
+
+
+class FastEmaSection(StrictModel):
+    """Fast EMA (`old`): old <- d*old + (1-d)*policy after each update, d = min(max_decay, ramp*update)."""
+
+    max_decay: Float = Field(default=0.3, ge=0, lt=1, description="Largest decay.")
+    ramp: Float = Field(default=0.001, ge=0, description="Growth of the decay an optimiser update.")
+
+
+class SlowEmaSection(StrictModel):
+    """Slow EMA, used for evaluation, pictures and export."""
+
+    decay: Float = Field(default=0.9, ge=0, lt=1, description="Decay of one step of the average.")
+    every: Int = Field(default=8, ge=1, description="Optimiser updates between two steps of the average.")
+
+
+class EmaSection(StrictModel):
+    """The two moving averages of the policy."""
+
+    fast: FastEmaSection = Field(default_factory=FastEmaSection, description="Old policy: clip, rollouts, reference.")
+    slow: SlowEmaSection = Field(default_factory=SlowEmaSection, description="Evaluated and saved policy.")
+
+
+class ObjectiveSection(UseBlock):
+    """The loss. The defaults are the paper's Direct Group Preference Optimization."""
+
+    use: str = Field(default="dgpo", min_length=1, description="Name of the objective.")
+    beta: Float = Field(default=100.0, gt=0, description="Scale of the group preference in its sigmoid.")
+    kl: Float = Field(default=1e-3, ge=0, description="Weight of mean (v - v_ref)^2; 0 leaves the term out.")
+    kl_cfg: Float = Field(
+        default=1.0, ge=1, description="Guidance scale of the frozen reference, in its dsm and in the KL term."
+    )
+    clip: Float | None = Field(
+        default=1e-2, gt=0, lt=1, description="PPO-style clip range of exp(dsm_old - dsm); null leaves it out."
+    )
+    clip_kl: bool = Field(default=False, description="Let clipped members also drop out of the KL term.")
+    reference: Literal["frozen", "ema"] = Field(
+        default="frozen", description="Reference: the frozen base model, or the fast EMA of the policy."
+    )
+    ema: EmaSection = Field(default_factory=EmaSection, description="Decays of the two moving averages.")
+    switch: Int | None = Field(
+        default=200, ge=0, description="Optimiser updates after which rollouts come from the fast EMA; null: never."
+    )
+
+
+class TimestepsSection(UseBlock):
+    """Which times the loss is taken at."""
+
+    use: str = Field(default="uniform", min_length=1, description="Timestep policy.")
+    count: Int = Field(default=4, ge=1, description="Training timesteps an iteration.")
+    t_min: SigmaExpression = Field(
+        default="shift(0.3)", description="Smallest sigma: a number in [0, 1], or `shift(0.3)` for a shifted time."
+    )
+    t_max: SigmaExpression = Field(default=1.0, description="Largest sigma, written like t_min.")
+    shared_noise: bool = Field(
+        default=True, description="All members of a group share their noise at each timestep (fresh per timestep)."
+    )
+
+
+class OptimiserSection(StrictModel):
+    """AdamW and how an iteration's groups become updates."""
+
+    learning_rate: Float = Field(default=3e-4, gt=0, description="Peak learning rate.")
+    betas: Annotated[list[Annotated[Float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
+        default=[0.9, 0.999], description="AdamW betas."
+    )
+    epsilon: Float = Field(default=1e-8, gt=0, description="AdamW epsilon.")
+    weight_decay: Float = Field(default=1e-4, ge=0, description="AdamW weight decay.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="Learning rate after the warm-up: constant, or down to 0 at the last update."
+    )
+    warmup: Int = Field(default=0, ge=0, description="Updates of linear warm-up.")
+    max_grad_norm: Float | None = Field(default=1.0, gt=0, description="Gradient-norm clip; null: none.")
+    updates: Int = Field(default=1, ge=1, description="Optimiser updates an iteration: its groups are split evenly.")
+    micro_batch: Int | None = Field(
+        default=None, ge=1, description="Samples in one forward pass; by default one group. Any size gives the same gradient."
+    )
+    max_skipped: Int = Field(
+        default=10, ge=0, description="Updates in a row that may be skipped for non-finite values before the run stops."
+    )
+
+
+class EvaluationSection(StrictModel):
+    """Evaluation on the held-out prompts."""
+
+    every: Int = Field(default=0, ge=0, description="Iterations between evaluations; 0: only when the run ends.")
+    at_start: bool = Field(default=True, description="Also evaluate the base model before training.")
+    prompts: Int = Field(default=300, ge=1, description="Held-out prompts to use, at most.")
+    samples_per_prompt: Int = Field(default=1, ge=1, description="Samples of each prompt.")
+    steps: Int | None = Field(default=None, ge=1, le=1000, description="Solver steps; by default those of the rollouts.")
+    guidance: Float | None = Field(default=None, ge=1, description="Guidance scale; by default that of the rollouts.")
+    rewards: list[RewardBlock] | None = Field(
+        default=None, min_length=1, description="Rewards to evaluate with; by default those trained on."
+    )
+    view: Literal["policy", "old", "slow"] = Field(
+        default="slow", description="Weights to evaluate: the policy, its fast EMA (old) or its slow EMA."
+    )
+    pictures: Int = Field(default=12, ge=0, description="Pictures kept of each evaluation, with the same noise each time.")
+
+
+class CheckpointsSection(StrictModel):
+    """When to save and what to keep."""
+
+    every: Int = Field(default=10, ge=1, description="Iterations between checkpoints; the last is always saved.")
+    keep: Int = Field(default=2, ge=1, description="Newest checkpoints to keep.")
+    best: bool = Field(default=True, description="Also keep the one with the best evaluation.")
+
+
+class LoggingSection(StrictModel):
+    """Where numbers go besides metrics.jsonl, which is always written."""
+
+    console: bool = Field(default=True, description="Progress on the terminal.")
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(
+        default_factory=list, description="Trackers, through accelerate."
+    )
+    project: str = Field(default="dgpo", min_length=1, description="Project name for trackers that want one.")
+
+
+class PrecisionSection(StrictModel):
+    """Arithmetic of the forward and backward passes."""
+
+    autocast: Literal["no", "bf16"] = Field(default="no", description="Mixed precision of the passes.")
+    tf32: bool = Field(default=True, description="Allow TF32 matrix products on CUDA.")
+
+
+class RunConfig(StrictModel):
+    """A run file."""
+
+    run: RunSection = Field(description="Name, directory, seed, length.")
+    backbone: BackboneSection = Field(description="The model.")
+    prompts: PromptsSection = Field(description="What to draw.")
+    rollout: RolloutSection = Field(default_factory=RolloutSection, description="How groups are drawn.")
+    rewards: list[RewardBlock] = Field(min_length=1, description="What is rewarded.")
+    weighting: Use = Field(
+        default=UseBlock(use="abs-advantage"), description="Advantages to weights: a name, or `use` with `options`."
+    )
+    advantages: AdvantagesSection = Field(default_factory=AdvantagesSection, description="Rewards to advantages.")
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="The loss.")
+    timesteps: TimestepsSection = Field(default_factory=TimestepsSection, description="Training times.")
+    optimiser: OptimiserSection = Field(default_factory=OptimiserSection, description="AdamW.")
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="Held-out evaluation.")
+    checkpoints: CheckpointsSection = Field(default_factory=CheckpointsSection, description="Saving.")
+    logging: LoggingSection = Field(default_factory=LoggingSection, description="Trackers.")
+    precision: PrecisionSection = Field(default_factory=PrecisionSection, description="Arithmetic.")
+
+    @model_validator(mode="after")
+    def _cross_field_rules(self) -> RunConfig:
+        check_run(self)
+        return self
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """(t_min, t_max) as sigmas in [0, 1], `shift(...)` resolved with the rollout's shift."""
+        return (
+            resolve_sigma(self.timesteps.t_min, self.rollout.shift),
+            resolve_sigma(self.timesteps.t_max, self.rollout.shift),
+        )

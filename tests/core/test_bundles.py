@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from dgpo_core.optimise import bundles
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@given(st.lists(st.integers(0, 30), max_size=8), st.integers(1, 40), st.integers(0, 5))
+def test_packing(sizes: list[int], micro_batch: int, first: int) -> None:
+    """Every member once, no batch too large, every group complete within one bundle, whole groups never split."""
+    active = [list(range(n)) for n in sizes]
+    packed = list(bundles(active, micro_batch, first))
+    everything = [member for bundle in packed for batch in bundle for member in batch]
+    assert everything == [(first + g, m) for g, members in enumerate(active) for m in members]
+    for bundle in packed:
+        assert all(0 < len(batch) <= micro_batch for batch in bundle)
+        if len(bundle) > 1:
+            assert len({g for batch in bundle for g, _ in batch}) == 1
+            assert len(bundle) == -(-sum(map(len, bundle)) // micro_batch)
+    owners = [{g for batch in bundle for g, _ in batch} for bundle in packed]
+    assert all(not (a & b) for i, a in enumerate(owners) for b in owners[:i])
+
+
+def test_whole_groups_share_a_micro_batch() -> None:
+    assert [len(b[0]) for b in bundles([[0, 1]] * 5, 4)] == [4, 4, 2]

@@ -1,0 +1,208 @@
+"""The gradient of the engine against brute-force float64 autograd of the paper's loss."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from dgpo_core.builtin.objective import DirectGroupPreference
+from dgpo_core.builtin.weightings import AbsAdvantage, BestVersusWorst, Uniform
+from dgpo_core.draws import Draws, normal_rows
+from dgpo_core.groups import advantages, signed_weights
+from dgpo_core.optimise import Optimiser
+from dgpo_core.policy import ConditioningCache, Policy
+from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
+from dgpo_core.types import Prompt, TrainingBatch
+from dgpo_schemas.base import Options
+from dgpo_schemas.run import RunConfig
+from torch import Tensor
+
+GROUPS, MEMBERS = 3, 24
+SIGMAS = [0.9, 0.55]
+MODES = {
+    "1: frozen": {"reference": "frozen", "beta": 100.0, "clip": 1e-2},
+    "2a: frozen with guidance": {"reference": "frozen", "kl_cfg": 4.5, "beta": 100.0, "clip": 1e-3},
+    "2b: dynamic": {"reference": "ema", "beta": 3000.0, "clip": 1e-3},
+    "no clip": {"reference": "frozen", "beta": 50.0, "clip": None},
+}
+WEIGHTINGS = {"abs-advantage": AbsAdvantage, "uniform": Uniform, "best-vs-worst": BestVersusWorst}
+
+
+def make(objective: dict[str, object], *, micro_batch: int | None, train: str = "lora") -> Optimiser:
+    """An optimiser on a float64 toy whose policy, old and base weights all differ."""
+    data = run_data(Path("unused"), objective=objective, optimiser={"micro_batch": micro_batch})
+    data["backbone"] = {"use": "toy", "checkpoint": "toy", "train": train, "options": {"double": True}}
+    config = RunConfig.model_validate(data)
+    backbone = ToyBackbone(config.backbone, ToyOptions(double=True), device=torch.device("cpu"))
+    policy = Policy(backbone, config.objective.ema)
+    generator = torch.Generator().manual_seed(1)
+    for view in ("old", "policy"):
+        with policy.view(view), torch.no_grad():
+            for parameter in policy.parameters.values():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    dgpo = DirectGroupPreference(config.objective, Options())
+    return Optimiser(config, policy, dgpo, ConditioningCache(backbone), autocast=nullcontext)
+
+
+def make_batch(weighting: type, *, ties: bool = False, missing: bool = False) -> TrainingBatch:
+    generator = torch.Generator().manual_seed(2)
+    rewards = torch.rand(GROUPS, MEMBERS, generator=generator, dtype=torch.float64)
+    if ties:
+        rewards[1] = 0.25
+    scored = torch.ones(GROUPS, MEMBERS, dtype=torch.bool)
+    if missing:
+        scored[0, :5] = False
+        scored[2, 1:] = False
+    config = RunConfig.model_validate(run_data(Path("unused")))
+    a = advantages(rewards, scored, config.advantages)
+    c = signed_weights(a, rewards, scored, weighting(Options()))
+    return TrainingBatch(
+        prompts=tuple(Prompt(f"p{i}") for i in range(GROUPS)),
+        x0=torch.randn(GROUPS, MEMBERS, *SHAPE, generator=generator, dtype=torch.float64),
+        advantages=a,
+        signed_weights=c,
+        scored=scored,
+        residual=c.sum(1).abs(),
+    )
+
+
+def brute_force(o: Optimiser, batch: TrainingBatch, draws: Draws, *, clip: bool, kl: bool) -> dict[str, Tensor]:
+    """Gradient of mean over groups and timesteps of L_g / beta + kl, member by member, written from the paper.
+
+    L_g = -log sigmoid(-S_g), S_g = beta / G * sum c_i (dsm_i - dsm_ref_i), differentiated by autograd as it stands.
+    """
+    section, policy, backbone = o.config.objective, o.policy, o.policy.backbone
+    total = torch.zeros((), dtype=torch.float64)
+    for t, sigma in enumerate(SIGMAS):
+        for g in range(GROUPS):
+            use = batch.scored[g].nonzero().flatten().tolist()
+            if len(use) < 2:
+                continue
+            noise = normal_rows([draws.at("noise", t).at(g)], SHAPE, "cpu")[0].double()
+            s = torch.zeros((), dtype=torch.float64)
+            kls = torch.zeros((), dtype=torch.float64)
+            for i in use:
+                x0 = batch.x0[g, i]
+                x = ((1 - sigma) * x0 + sigma * noise)[None]
+                time = torch.tensor([sigma], dtype=torch.float64)
+                c, empty = backbone.encode([batch.prompts[g].text]), backbone.encode([""])
+                with torch.no_grad():
+                    with policy.view("old"):
+                        old = backbone.velocity(x, time, c)
+                    with policy.view("old" if section.reference == "ema" else "base"):
+                        ref = backbone.velocity(x, time, c)
+                        if section.kl_cfg != 1:
+                            free = backbone.velocity(x, time, empty)
+                            ref = free + section.kl_cfg * (ref - free)
+                v = backbone.velocity(x, time, c)
+                target = (noise - x0)[None]
+                dsm, dsm_ref, dsm_old = (((p - target) ** 2).mean() for p in (v, ref, old))
+                if clip and section.clip is not None:
+                    ratio = math.exp(float((dsm_old - dsm).detach()))
+                    positive = float(batch.advantages[g, i]) > 0
+                    if (positive and ratio > 1 + section.clip) or (not positive and ratio < 1 - section.clip):
+                        dsm = dsm.detach()
+                s = s + section.beta / len(use) * batch.signed_weights[g, i] * (dsm - dsm_ref)
+                kls = kls + ((v - ref) ** 2).mean() / len(use)
+            loss = -torch.nn.functional.logsigmoid(-s) / section.beta
+            total = total + (loss + (section.kl * kls if kl else 0)) / (GROUPS * len(SIGMAS))
+    names = list(policy.parameters)
+    gradients = torch.autograd.grad(total, list(policy.parameters.values()))
+    return dict(zip(names, gradients, strict=True))
+
+
+def engine_gradient(o: Optimiser, batch: TrainingBatch, draws: Draws) -> dict[str, Tensor]:
+    o.adamw.zero_grad(set_to_none=True)
+    o._accumulate(batch, range(GROUPS), SIGMAS, draws, may_interrupt=True)
+    return {name: p.grad.clone() for name, p in o.policy.parameters.items() if p.grad is not None}
+
+
+def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    scale = max(float(g.abs().max()) for g in wanted.values())
+    assert scale > 1e-6, "the gradient to compare with must not vanish"
+    for name, gradient in wanted.items():
+        assert float((found[name] - gradient).abs().max()) <= 1e-10 * max(scale, 1.0), name
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("micro_batch", [1, 5, 24, 30, 72, None])
+@pytest.mark.parametrize("mode", MODES)
+def test_gradient_is_the_papers(mode: str, micro_batch: int | None, weighting: str) -> None:
+    o = make({**MODES[mode], "kl": 0.02}, micro_batch=micro_batch)
+    batch, draws = make_batch(WEIGHTINGS[weighting]), Draws(7)
+    assert_same(engine_gradient(o, batch, draws), brute_force(o, batch, draws, clip=True, kl=True))
+
+
+@pytest.mark.parametrize("micro_batch", [5, 24])
+def test_full_fine_tuning_keeps_its_own_base(micro_batch: int) -> None:
+    o = make({**MODES["1: frozen"], "kl": 0.02}, micro_batch=micro_batch, train="full")
+    batch, draws = make_batch(AbsAdvantage), Draws(7)
+    assert_same(engine_gradient(o, batch, draws), brute_force(o, batch, draws, clip=True, kl=True))
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("micro_batch", [5, 72])
+def test_skipping_zero_weights_is_exact(micro_batch: int, weighting: str) -> None:
+    """A group of equal rewards, and members of weight 0, cost nothing without a KL term and change nothing."""
+    o = make({**MODES["no clip"], "kl": 0.0}, micro_batch=micro_batch)
+    batch, draws = make_batch(WEIGHTINGS[weighting], ties=True), Draws(7)
+    active = int((batch.signed_weights != 0).sum())
+    assert active < GROUPS * MEMBERS
+    assert_same(engine_gradient(o, batch, draws), brute_force(o, batch, draws, clip=True, kl=False))
+    done, skipped = o.counts()
+    assert (done, skipped) == (active * 2, (GROUPS * MEMBERS - active) * 2)
+
+
+def test_missing_members_leave_their_group() -> None:
+    """A group with one scored member is left out; a group with some missing is averaged over the others."""
+    o = make({**MODES["1: frozen"], "kl": 0.02}, micro_batch=7)
+    batch, draws = make_batch(AbsAdvantage, missing=True), Draws(7)
+    assert_same(engine_gradient(o, batch, draws), brute_force(o, batch, draws, clip=True, kl=True))
+
+
+def test_clip_acts_and_clip_kl_silences_the_kl_of_clipped_members() -> None:
+    batch, draws = make_batch(AbsAdvantage), Draws(7)
+    gradients = {}
+    for clip_kl in (False, True):
+        o = make({**MODES["1: frozen"], "kl": 0.02, "clip_kl": clip_kl}, micro_batch=24)
+        gradients[clip_kl] = engine_gradient(o, batch, draws)
+        fraction = o.averages()["clip_fraction"]
+        assert fraction is not None
+        assert 0 < fraction < 1
+    assert any(not torch.equal(gradients[True][n], gradients[False][n]) for n in gradients[True])
+
+
+def test_without_shared_noise_members_have_their_own(tmp_path: Path) -> None:
+    def errors(shared: bool) -> float:
+        o = make({**MODES["no clip"], "kl": 0.02}, micro_batch=24)
+        section = o.config.timesteps.model_copy(update={"shared_noise": shared})
+        o.config = o.config.model_copy(update={"timesteps": section})
+        engine_gradient(o, make_batch(AbsAdvantage), Draws(7))
+        value = o.averages()["dsm"]
+        assert value is not None
+        return value
+
+    assert errors(True) != errors(False)
+
+
+def test_metrics_are_means_over_members() -> None:
+    o = make({**MODES["1: frozen"], "kl": 0.02}, micro_batch=5)
+    batch, draws = make_batch(AbsAdvantage), Draws(7)
+    engine_gradient(o, batch, draws)
+    averages = o.averages()
+    total = 0.0
+    for t, sigma in enumerate(SIGMAS):
+        for g in range(GROUPS):
+            noise = normal_rows([draws.at("noise", t).at(g)], SHAPE, "cpu").double()
+            x = (1 - sigma) * batch.x0[g] + sigma * noise
+            c = o.policy.backbone.encode([batch.prompts[g].text]).expand(MEMBERS)
+            with torch.no_grad():
+                v = o.policy.backbone.velocity(x, torch.full((MEMBERS,), sigma, dtype=torch.float64), c)
+            total += float((v - (noise - batch.x0[g])).square().mean()) / (GROUPS * len(SIGMAS))
+    assert averages["dsm"] == pytest.approx(total, rel=1e-12)
+    assert 0 <= averages["sigmoid"] <= 1  # type: ignore[operator]
+    assert o.averages() == {}

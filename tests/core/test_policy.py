@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from dgpo_core.policy import ConditioningCache, Policy
+from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
+from dgpo_core.types import Conditioning
+from dgpo_schemas.run import RunConfig
+from torch import Tensor
+
+
+def make(train: str = "lora", **ema: object) -> Policy:
+    data = run_data(Path("unused"), objective={"ema": ema})
+    data["backbone"] = {"use": "toy", "checkpoint": "toy", "train": train, "options": {"double": True}}
+    config = RunConfig.model_validate(data)
+    backbone = ToyBackbone(config.backbone, ToyOptions(double=True), device=torch.device("cpu"))
+    return Policy(backbone, config.objective.ema)
+
+
+def run(policy: Policy) -> Tensor:
+    x = torch.ones(2, *SHAPE, dtype=torch.float64)
+    with torch.no_grad():
+        return policy.velocity(x, torch.full((2,), 0.5, dtype=torch.float64), policy.backbone.encode(["a", "b"]))
+
+
+def perturb(policy: Policy, value: float) -> None:
+    with torch.no_grad():
+        for parameter in policy.parameters.values():
+            parameter += value
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_views_are_separate_and_come_back(train: str) -> None:
+    policy = make(train)
+    start = run(policy)
+    perturb(policy, 0.1)
+    moved = run(policy)
+    assert not torch.equal(moved, start)
+    for name in ("base", "old", "slow"):
+        with policy.view(name):
+            assert torch.equal(run(policy), start), name
+            with pytest.raises(AssertionError), policy.view("old"):
+                pass
+            assert torch.equal(run(policy), start), name
+        assert torch.equal(run(policy), moved)
+
+
+def test_a_view_is_left_when_its_body_fails() -> None:
+    policy = make()
+    perturb(policy, 0.1)
+    moved = run(policy)
+    with pytest.raises(RuntimeError), policy.view("base"):
+        raise RuntimeError
+    assert torch.equal(run(policy), moved)
+
+
+def test_switching_copies_nothing() -> None:
+    policy = make()
+    storage = {name: p.data_ptr() for name, p in policy.parameters.items()}
+    owned = {name: tensor.data_ptr() for name, tensor in policy.state().items()}
+    with policy.view("old"):
+        assert {f"old/{n}": p.data_ptr() for n, p in policy.parameters.items()}.items() <= owned.items()
+    assert {name: p.data_ptr() for name, p in policy.parameters.items()} == storage
+
+
+def test_moving_averages_follow_their_recursions() -> None:
+    policy = make(fast={"max_decay": 0.3, "ramp": 0.1}, slow={"decay": 0.9, "every": 3})
+    name = next(iter(policy.parameters))
+    old = slow = policy.state()[f"policy/{name}"].clone()
+    for update in range(1, 8):
+        perturb(policy, 0.5)
+        policy.update_averages(update)
+        theta = policy.state()[f"policy/{name}"]
+        decay = min(0.3, 0.1 * update)
+        old = decay * old + (1 - decay) * theta
+        if update % 3 == 0:
+            slow = 0.9 * slow + 0.1 * theta
+    assert policy.state()[f"old/{name}"].numpy() == pytest.approx(old.numpy(), abs=1e-12)
+    assert policy.state()[f"slow/{name}"].numpy() == pytest.approx(slow.numpy(), abs=1e-12)
+
+
+def test_change_norm_of_full_fine_tuning_is_the_distance_from_the_base() -> None:
+    policy = make("full")
+    assert policy.change_norm() == 0.0
+    perturb(policy, 0.1)
+    count = sum(p.numel() for p in policy.parameters.values())
+    assert policy.change_norm() == pytest.approx(0.1 * count**0.5)
+
+
+def test_prompts_are_encoded_once_and_rows_come_back_in_order() -> None:
+    policy = make()
+    asked: list[str] = []
+    backbone = policy.backbone
+    encode = backbone.encode
+
+    def counting(texts: list[str]) -> Conditioning:
+        asked.extend(texts)
+        return encode(texts)
+
+    backbone.encode = counting  # type: ignore[method-assign,assignment]
+    cache = ConditioningCache(backbone, batch=2)
+    texts = ["a", "b", "c", "a", "b"]
+    assert torch.equal(cache(texts).tensors["c"], encode(texts).tensors["c"])
+    cache(["c", "b"])
+    assert asked == ["a", "b", "c"]
+
+
+def test_the_cache_forgets_the_longest_unused_prompts() -> None:
+    policy = make()
+    row = 4 * 8
+    cache = ConditioningCache(policy.backbone, limit_bytes=2 * row)
+    cache(["a", "b"])
+    cache(["a"])
+    cache(["c"])
+    assert list(cache._rows) == ["a", "c"]
+    assert len(cache(["p", "q", "r"])) == 3  # more than fit are still returned
