@@ -95,10 +95,13 @@ class PlainProgress:
     def iteration(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
         """One line with the four verbs, the reward and the time left."""
         spent = {verb: timing.verbs[verb].seconds for verb in ("roll_out", "score", "optimise") if verb in timing.verbs}
-        left = (time.monotonic() - self.began) / (metrics.iteration - self.first) * (self.iterations - metrics.iteration)
+        left = (
+            (time.monotonic() - self.began) / (metrics.iteration - self.first) * (self.iterations - metrics.iteration)
+        )
         self.say(
-            f"[{metrics.iteration}/{self.iterations}] reward {number(metrics.reward.mean)} ± {number(metrics.reward.std)}"
-            f"  kl {number(metrics.kl, 4)}  σ(S) {number(metrics.sigmoid, 2)}  "
+            f"[{metrics.iteration}/{self.iterations}] "
+            f"reward {number(metrics.reward.mean)} ± {number(metrics.reward.std)}  "
+            f"kl {number(metrics.kl, 4)}  σ(S) {number(metrics.sigmoid, 2)}  "
             + "  ".join(f"{verb.replace('_', ' ')} {seconds(value)}" for verb, value in spent.items())
             + f"  left {seconds(left)}"
             + (f"  missing {metrics.missing_rewards}" if metrics.missing_rewards else "")

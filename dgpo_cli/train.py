@@ -12,11 +12,10 @@ __all__ = ["train"]
 
 def train(
     file: Annotated[Path, typer.Argument(help="The run file (YAML).", metavar="RUN.yaml")],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest checkpoint, bit for bit.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint, bit for bit.")] = False,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: --set optimiser.learning_rate=1e-4.", metavar="KEY=VALUE")
+        list[str] | None,
+        typer.Option("--set", help="Change a setting: --set optimiser.learning_rate=1e-4.", metavar="KEY=VALUE"),
     ] = None,
     max_iterations: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many iterations (they can be resumed).")
@@ -44,10 +43,9 @@ def train(
     registry = get_registry()
     config = load_run_config(file, overrides or [], registry=registry)
 
+    from dgpo_cli.console import make_progress
     from dgpo_core.stopping import StopRequest
     from dgpo_core.trainer import Trainer, run_path
-
-    from dgpo_cli.console import make_progress
 
     if dry_run:
         found = Trainer(config, registry).dry_run()

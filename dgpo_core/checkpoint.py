@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from dgpo_schemas.manifest import FORMAT_VERSION, CheckpointManifest, FileEntry, read_manifest
 from safetensors import SafetensorError
 from torch import Tensor
 
 from dgpo_core import __version__
 from dgpo_core.errors import UserError
 from dgpo_core.files import new_directory
+from dgpo_schemas.manifest import FORMAT_VERSION, CheckpointManifest, FileEntry, read_manifest
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
@@ -52,7 +52,9 @@ class Checkpoints:
         """All checkpoints, oldest first."""
         if not self.directory.is_dir():
             return []
-        return sorted((p for p in self.directory.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
+        return sorted(
+            (p for p in self.directory.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name)
+        )
 
     def save(
         self,
@@ -92,6 +94,20 @@ class Checkpoints:
         for path in self.paths()[: -self.keep]:
             if int(path.name) != best:
                 shutil.rmtree(path)
+
+    def find(self, which: str) -> Checkpoint:
+        """The checkpoint "newest", "best", or of an iteration. Raises UserError naming those there are."""
+        if which == "newest":
+            return self.newest()
+        if which == "best":
+            newest = self.newest()
+            best = newest.manifest.best_iteration
+            return newest if best is None or best == newest.manifest.iteration else self.find(str(best))
+        there = [int(path.name) for path in self.paths()]
+        if not which.isdigit() or int(which) not in there:
+            known = ", ".join(map(str, there)) or "none"
+            raise UserError(f"{self.directory}: no checkpoint {which!r}; there are newest, best and iterations {known}")
+        return load(self.directory / f"{int(which):06d}")
 
     def newest(self) -> Checkpoint:
         """The newest checkpoint that is whole. Damaged ones are named in the log.

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from pathlib import Path as FilePath
 
     import torch
-    from dgpo_schemas.run import BackboneSection, ObjectiveSection
     from pydantic import BaseModel
     from torch import Tensor
 
     from dgpo_core.draws import Draws
+    from dgpo_schemas.run import BackboneSection, ObjectiveSection
 
 __all__ = [
     "AdvantageWeighting",

@@ -19,9 +19,8 @@ from dgpo_core.scoring import Reward, Scorer
 from dgpo_core.types import Prompt
 
 if TYPE_CHECKING:
-    from dgpo_schemas.run import RewardBlock, RunConfig
-
     from dgpo_core.registry import Registry
+    from dgpo_schemas.run import RewardBlock, RunConfig
 
 __all__ = ["Engine"]
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from dgpo_schemas.metrics import EvaluationRecord, GroupScore
 from torch import Tensor
 
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.groups import mean_pairwise_distance
 from dgpo_core.types import Prompt
+from dgpo_schemas.metrics import EvaluationRecord, GroupScore
 
 if TYPE_CHECKING:
     from dgpo_core.policy import View
@@ -75,7 +75,9 @@ def evaluate(
     kept: list[Tensor] = []
     done = 0
     # Pictures are spread over the prompts: prompts often come sorted by task.
-    chosen = {(i * len(prompts)) // pictures * members for i in range(min(pictures, len(prompts)))} if pictures else set()
+    chosen = (
+        {(i * len(prompts)) // pictures * members for i in range(min(pictures, len(prompts)))} if pictures else set()
+    )
     for rollout in roller.roll_out(prompts, members, draws, view):
         interrupt()
         media = roller.policy.backbone.decode(rollout.x0)
@@ -95,9 +97,7 @@ def evaluate(
         if bool(values.isnan().all()):
             why = scorer.failures[-1] if scorer.failures else "see the diagnostics of its samples"
             raise UserError(f"evaluation: {reward.label} scored none of {total} samples: {why}")
-        records.append(
-            _record(reward.label, values, prompts, reward.model.group_by, draws, diversity, iteration, view)
-        )
+        records.append(_record(reward.label, values, prompts, reward.model.group_by, draws, diversity, iteration, view))
     samples = [
         {
             "prompt": prompts[i // members].text,
@@ -109,8 +109,8 @@ def evaluate(
         }
         for i in range(total)
     ]
-    media = torch.cat(kept) if kept else None
-    return Evaluation(records, media, [prompts[i // members] for i in sorted(chosen)], samples)
+    pictured = torch.cat(kept) if kept else None
+    return Evaluation(records, pictured, [prompts[i // members] for i in sorted(chosen)], samples)
 
 
 def _record(

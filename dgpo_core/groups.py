@@ -5,6 +5,7 @@ Legend: g groups, G members. rewards [g, G]; scored bool [g, G]. What is not sco
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,9 +15,8 @@ from dgpo_core.errors import PluginError
 from dgpo_core.types import ScoredGroups, TrainingBatch
 
 if TYPE_CHECKING:
-    from dgpo_schemas.run import AdvantagesSection
-
     from dgpo_core.contracts import AdvantageWeighting
+    from dgpo_schemas.run import AdvantagesSection
 
 __all__ = ["advantages", "informative", "mean_pairwise_distance", "signed_weights", "weigh"]
 
@@ -95,4 +95,5 @@ def mean_pairwise_distance(features: Tensor) -> Tensor:
         return torch.zeros(len(features), device=features.device)
     # The exact product form: the matrix-product shortcut of cdist loses digits for members that are nearly equal.
     distances = torch.cdist(features.float(), features.float(), compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.sum((1, 2)) / (members * (members - 1)) / width**0.5
+    total: Tensor = distances.sum((1, 2))
+    return total / (members * (members - 1) * math.sqrt(width))

@@ -4,12 +4,15 @@ same after a resume, bit for bit."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from dgpo_schemas.metrics import MetricsRecord, RewardStatistics, TimingRecord, VerbTiming
 from torch import Tensor
 
-from dgpo_core.optimise import UpdateResult
 from dgpo_core.types import ScoredGroups, TrainingBatch
+from dgpo_schemas.metrics import MetricsRecord, RewardStatistics, TimingRecord, VerbTiming
+
+if TYPE_CHECKING:
+    from dgpo_core.optimise import UpdateResult
 
 __all__ = ["metrics_record", "timing_record"]
 

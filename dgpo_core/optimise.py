@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,10 +25,9 @@ from dgpo_core.flow import interpolate, velocity_target
 from dgpo_core.types import Conditioning, Predictions, TrainingBatch
 
 if TYPE_CHECKING:
-    from dgpo_schemas.run import RunConfig
-
     from dgpo_core.contracts import Objective
     from dgpo_core.policy import ConditioningCache, Policy
+    from dgpo_schemas.run import RunConfig
 
 __all__ = ["Bundle", "Optimiser", "UpdateResult", "bundles"]
 
@@ -53,7 +53,7 @@ def bundles(active: list[list[int]], micro_batch: int, first: int = 0) -> Iterat
         else:
             parts = -(-len(named) // micro_batch)
             edges = [len(named) * i // parts for i in range(parts + 1)]
-            yield [named[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+            yield [named[a:b] for a, b in pairwise(edges)]
     if open_batch:
         yield [open_batch]
 
@@ -269,12 +269,11 @@ class Optimiser:
         self.updates = updates
         self.adamw.state.clear()
         for name, parameter in self.policy.parameters.items():
-            keys = {key: state[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in state}
+            keys = {
+                key: state[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in state
+            }
             if keys:
-                self.adamw.state[parameter] = {
-                    key: value.to(parameter.device)
-                    for key, value in keys.items()
-                }
+                self.adamw.state[parameter] = {key: value.to(parameter.device) for key, value in keys.items()}
 
 
 @dataclass(slots=True)

@@ -14,9 +14,8 @@ from dgpo_core.flow import guided_velocity
 from dgpo_core.types import Conditioning
 
 if TYPE_CHECKING:
-    from dgpo_schemas.run import EmaSection
-
     from dgpo_core.contracts import Backbone
+    from dgpo_schemas.run import EmaSection
 
 __all__ = ["ConditioningCache", "Policy", "View"]
 

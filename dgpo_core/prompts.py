@@ -9,17 +9,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from dgpo_core.errors import UserError
+from dgpo_core.types import Prompt
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.prompts import read_prompts
 
-from dgpo_core.errors import UserError
-from dgpo_core.types import Prompt
-
 if TYPE_CHECKING:
-    from dgpo_schemas.run import PromptsBlock
-
     from dgpo_core.draws import Draws
     from dgpo_core.registry import Registry
+    from dgpo_schemas.run import PromptsBlock
 
 __all__ = ["digest", "load_file", "load_prompts", "of_iteration"]
 

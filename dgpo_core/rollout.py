@@ -61,7 +61,9 @@ class Roller:
             flat = range(start, min(start + size, total))
             index = torch.tensor([i // members for i in flat], device=self.device)
             keys = [draws.at(i // members, i % members) for i in flat]
-            yield self._micro_batch(rows.rows(index), keys, [prompts[i // members] for i in flat], start, view, keep_path)
+            yield self._micro_batch(
+                rows.rows(index), keys, [prompts[i // members] for i in flat], start, view, keep_path
+            )
 
     @torch.no_grad()
     def _micro_batch(

@@ -1,12 +1,12 @@
 """A run's directory: who uses it, what it contains, what explains it.
 
-    runs/NAME/config.yaml        the resolved configuration
-              run.json           versions of every plugin and library, git state, digests of the prompts
-              metrics.jsonl      one line an iteration: what was computed, identical after a resume
-              timings.jsonl      one line an iteration: what it cost
-              evaluations.jsonl  one line an evaluation and reward
-              checkpoints/       see `checkpoint`
-              pictures/000010/   pictures of the evaluation after iteration 10, the same noise each time
+runs/NAME/config.yaml        the resolved configuration
+          run.json           versions of every plugin and library, git state, digests of the prompts
+          metrics.jsonl      one line an iteration: what was computed, identical after a resume
+          timings.jsonl      one line an iteration: what it cost
+          evaluations.jsonl  one line an evaluation and reward
+          checkpoints/       see `checkpoint`
+          pictures/000010/   pictures of the evaluation after iteration 10, the same noise each time
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import yaml
-from dgpo_schemas.run import RunConfig
 
 from dgpo_core.checkpoint import Checkpoints
 from dgpo_core.errors import UserError
 from dgpo_core.files import append_json, keep_json_lines, write_text
+from dgpo_schemas.run import RunConfig
 
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry

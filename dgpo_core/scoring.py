@@ -118,9 +118,7 @@ class Scorer:
             if reason not in self.failures:
                 log.warning("reward failed, %d samples are missing: %s", count, reason, exc_info=True)
                 self.failures.append(reason)
-            return Scores(
-                torch.zeros(count), torch.ones(count, dtype=torch.bool), ({"reason": str(error)},) * count
-            )
+            return Scores(torch.zeros(count), torch.ones(count, dtype=torch.bool), ({"reason": str(error)},) * count)
 
     def total(self, samples: ScoredSamples) -> Tensor:
         """The weighted sum of all rewards, float64 [N]; nan where any of them is missing."""

@@ -10,7 +10,7 @@ from types import FrameType
 __all__ = ["Interrupted", "StopRequest"]
 
 
-class Interrupted(Exception):  # noqa: N818 - an event, not an error
+class Interrupted(Exception):
     """The run was asked to stop and is at a point where nothing of its state is half done."""
 
 

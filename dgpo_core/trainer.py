@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, TimingRecord
-
 from dgpo_core.config import config_digest, differing_keys
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.engine import Engine
@@ -26,12 +24,12 @@ from dgpo_core.prompts import digest, of_iteration
 from dgpo_core.run_directory import RunDirectory, read_config
 from dgpo_core.stopping import Interrupted, StopRequest
 from dgpo_core.types import ScoredGroups, TrainingBatch
+from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, TimingRecord
 
 if TYPE_CHECKING:
-    from dgpo_schemas.run import RunConfig
-
     from dgpo_core.policy import View
     from dgpo_core.registry import Registry
+    from dgpo_schemas.run import RunConfig
 
 __all__ = ["Trainer", "run_path"]
 
@@ -45,7 +43,12 @@ class Trainer:
     """One run, from its configuration to its last checkpoint."""
 
     def __init__(
-        self, config: RunConfig, registry: Registry, *, progress: Progress | None = None, stop: StopRequest | None = None
+        self,
+        config: RunConfig,
+        registry: Registry,
+        *,
+        progress: Progress | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         self.config = config
         self.registry = registry
@@ -90,7 +93,10 @@ class Trainer:
             while self.iteration < end:
                 record, timing = self._iterate()
                 self.registry.notify(
-                    "dgpo_iteration_finished", run=info, iteration=self.iteration, metrics=record.model_dump(mode="json")
+                    "dgpo_iteration_finished",
+                    run=info,
+                    iteration=self.iteration,
+                    metrics=record.model_dump(mode="json"),
                 )
                 self.progress.iteration(record, timing)
                 if self.skipped_in_a_row > self.config.optimiser.max_skipped:
@@ -237,7 +243,7 @@ class Trainer:
         groups: ScoredGroups,
         batch: TrainingBatch,
         results: list[UpdateResult],
-        averages: dict[str, float],
+        averages: dict[str, float | None],
     ) -> MetricsRecord:
         skipped = sum(r.skipped for r in results)
         self.skipped_updates += skipped

@@ -22,8 +22,8 @@ __all__ = [
     "Prompt",
     "Rollout",
     "SampleResult",
-    "Scores",
     "ScoredGroups",
+    "Scores",
     "TrainingBatch",
 ]
 

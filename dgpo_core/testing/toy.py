@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from dgpo_schemas.base import Float, Options
-from dgpo_schemas.run import BackboneSection
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -22,6 +20,8 @@ from dgpo_core.contracts import Backbone, PromptSource, RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.types import Conditioning, Prompt, Scores
+from dgpo_schemas.base import Float, Options
+from dgpo_schemas.run import BackboneSection
 
 __all__ = ["BrightnessReward", "ToyBackbone", "ToyPrompts", "plugin", "run_data"]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-__all__ = ["Float", "Int", "Options", "StrictModel", "Use", "UseBlock"]
+__all__ = ["Float", "Int", "Options", "ShortForm", "StrictModel", "Use", "UseBlock"]
 
 
 def _number_not_bool(value: Any) -> Any:
@@ -42,9 +45,22 @@ class UseBlock(StrictModel):
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ShortForm:
+    """Tells JSON Schemas that a text may stand for a section."""
+
+    description: str
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Either the section or a text."""
+        return {"anyOf": [handler(schema), {"type": "string", "minLength": 1, "description": self.description}]}
+
+
 def _name_to_block(value: Any) -> Any:
     """Accept the short form `sampler: flow-euler` for `sampler: {use: flow-euler}`."""
     return {"use": value} if isinstance(value, str) else value
 
 
-Use = Annotated[UseBlock, BeforeValidator(_name_to_block)]
+Use = Annotated[UseBlock, BeforeValidator(_name_to_block), ShortForm("Name of the part.")]
+"""A part: its name, or `use` with `options`. In a plugin's own options, call the field after the kind of part
+(`detector: Use`), and its name and options are checked when the run file is read."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from dgpo_schemas.base import Float, Int, StrictModel, Use, UseBlock
+from dgpo_schemas.base import Float, Int, ShortForm, StrictModel, Use, UseBlock
 from dgpo_schemas.rules import check_run
 from dgpo_schemas.sigma import SigmaExpression, resolve_sigma
 
@@ -73,7 +73,7 @@ class BackboneSection(UseBlock):
 
     checkpoint: str = Field(
         min_length=1,
-        description="Directory, Hub repository, or `package:NAME/path` for weights that ship inside an installed package.",
+        description="Directory, Hub repository, or `package:NAME/path` for weights inside an installed package.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit, for a Hub repository.")
     train: Literal["lora", "full"] = Field(default="lora", description="Train a LoRA adapter, or every weight.")
@@ -83,6 +83,14 @@ class BackboneSection(UseBlock):
     )
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
     compile: bool = Field(default=False, description="Compile the model with torch.compile.")
+
+    @model_serializer(mode="wrap")
+    def _without_idle_lora(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A written run file must be readable again, and `lora` beside `train: full` is refused."""
+        data: dict[str, Any] = dump(self)
+        if self.train == "full":
+            data.pop("lora", None)
+        return data
 
 
 class PromptsBlock(StrictModel):
@@ -109,7 +117,7 @@ def _prompts_shorthand(value: Any) -> Any:
     return {"file": value} if isinstance(value, str) else value
 
 
-Prompts = Annotated[PromptsBlock, BeforeValidator(_prompts_shorthand)]
+Prompts = Annotated[PromptsBlock, BeforeValidator(_prompts_shorthand), ShortForm("A .txt or .jsonl file.")]
 
 
 class PromptsSection(StrictModel):
@@ -126,7 +134,9 @@ class RolloutSection(StrictModel):
     steps: Int = Field(default=10, ge=1, le=1000, description="Solver steps a sample.")
     shift: Float = Field(default=3.0, gt=0, description="Time shift k: sigma becomes k*sigma / (1 + (k-1)*sigma).")
     guidance: Float = Field(
-        default=1.0, ge=1, description="Classifier-free guidance scale of the rollouts; 1 means none (and costs nothing)."
+        default=1.0,
+        ge=1,
+        description="Classifier-free guidance scale of the rollouts; 1 means none, at no cost.",
     )
     group_size: Int = Field(default=24, description="G: samples of one prompt that are compared with each other.")
     groups: Int = Field(default=24, ge=1, description="Groups (prompts) an iteration.")
@@ -244,7 +254,9 @@ class OptimiserSection(StrictModel):
     max_grad_norm: Float | None = Field(default=1.0, gt=0, description="Gradient-norm clip; null: none.")
     updates: Int = Field(default=1, ge=1, description="Optimiser updates an iteration: its groups are split evenly.")
     micro_batch: Int | None = Field(
-        default=None, ge=1, description="Samples in one forward pass; by default one group. Any size gives the same gradient."
+        default=None,
+        ge=1,
+        description="Samples a forward pass; by default one group. Any size gives the same gradient.",
     )
     max_skipped: Int = Field(
         default=10, ge=0, description="Updates in a row that may be skipped for non-finite values before the run stops."
@@ -258,7 +270,7 @@ class EvaluationSection(StrictModel):
     at_start: bool = Field(default=True, description="Also evaluate the base model before training.")
     prompts: Int = Field(default=300, ge=1, description="Held-out prompts to use, at most.")
     samples_per_prompt: Int = Field(default=1, ge=1, description="Samples of each prompt.")
-    steps: Int | None = Field(default=None, ge=1, le=1000, description="Solver steps; by default those of the rollouts.")
+    steps: Int | None = Field(default=None, ge=1, le=1000, description="Solver steps; by default the rollouts'.")
     guidance: Float | None = Field(default=None, ge=1, description="Guidance scale; by default that of the rollouts.")
     rewards: list[RewardBlock] | None = Field(
         default=None, min_length=1, description="Rewards to evaluate with; by default those trained on."
@@ -266,7 +278,7 @@ class EvaluationSection(StrictModel):
     view: Literal["policy", "old", "slow"] = Field(
         default="slow", description="Weights to evaluate: the policy, its fast EMA (old) or its slow EMA."
     )
-    pictures: Int = Field(default=12, ge=0, description="Pictures kept of each evaluation, with the same noise each time.")
+    pictures: Int = Field(default=12, ge=0, description="Pictures kept of each evaluation, always of the same noise.")
 
 
 class CheckpointsSection(StrictModel):

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from dgpo_core.optimise import bundles
 from hypothesis import given
 from hypothesis import strategies as st
+
+from dgpo_core.optimise import bundles
 
 
 @given(st.lists(st.integers(0, 30), max_size=8), st.integers(1, 40), st.integers(0, 5))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+
 from dgpo_core.draws import Draws, normal_rows
 
 

@@ -3,15 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
 from dgpo_core.builtin.weightings import AbsAdvantage, Uniform
 from dgpo_core.contracts import AdvantageWeighting
 from dgpo_core.errors import PluginError
 from dgpo_core.groups import advantages, informative, mean_pairwise_distance, signed_weights
 from dgpo_schemas.base import Options
 from dgpo_schemas.run import AdvantagesSection
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
 
 
 def scored_like(rewards: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.builtin.weightings import AbsAdvantage, BestVersusWorst, Uniform
 from dgpo_core.draws import Draws, normal_rows
@@ -18,7 +20,6 @@ from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
 from dgpo_core.types import Prompt, TrainingBatch
 from dgpo_schemas.base import Options
 from dgpo_schemas.run import RunConfig
-from torch import Tensor
 
 GROUPS, MEMBERS = 3, 24
 SIGMAS = [0.9, 0.55]

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from dgpo_core.policy import ConditioningCache, Policy
 from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
 from dgpo_core.types import Conditioning
 from dgpo_schemas.run import RunConfig
-from torch import Tensor
 
 
 def make(train: str = "lora", **ema: object) -> Policy:

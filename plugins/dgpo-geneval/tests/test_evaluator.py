@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from dgpo_core.types import Prompt
 from dgpo_geneval.detector import Box, Detection, Thresholds
 from dgpo_geneval.evaluator import ColorUnknown, Verdict, evaluate, keep
@@ -17,16 +18,20 @@ MIDDLE: Box = (100, 40, 120, 60)
 RIGHT: Box = (200, 40, 220, 60)
 
 
-def see(label: str, box: Box = MIDDLE, color: str | None = None, score: float = 0.95, times: int = 1) -> list[Detection]:
+def see(
+    label: str, box: Box = MIDDLE, color: str | None = None, score: float = 0.95, times: int = 1
+) -> list[Detection]:
     return [Detection(label, score, box, color)] * times
 
 
 def judge(
-    metadata: dict[str, Any], scene: list[Detection], variant: VariantName, thresholds: Thresholds | None = None, **kw: Any
+    metadata: dict[str, Any],
+    scene: list[Detection],
+    variant: VariantName,
+    thresholds: Thresholds | None = None,
+    **kw: Any,
 ) -> Verdict:
-    return evaluate(
-        parse(Prompt("p", metadata)), scene, variant=variant, thresholds=thresholds or Thresholds(), **kw
-    )
+    return evaluate(parse(Prompt("p", metadata)), scene, variant=variant, thresholds=thresholds or Thresholds(), **kw)
 
 
 def wants(tag: str, *include: dict[str, Any], exclude: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
@@ -116,6 +121,14 @@ GOLDEN: list[tuple[str, dict[str, Any], Scene, tuple[float, bool], bool, tuple[f
         (1, True),
         True,
         (1 / 3, False),  # bench 1 - 1/1 = 0; dog 1; its target is not exact: 0
+    ),
+    (
+        "position: only the best bench is the target",
+        DOG_LEFT_OF_BENCH,
+        see("bench", (-200, 40, -180, 60), score=0.5) + see("bench") + see("dog", LEFT),
+        (1, True),
+        True,
+        (1 / 3, False),
     ),
     (
         "position: two dogs, the best one right",
@@ -251,7 +264,9 @@ def test_keep_leaves_equal_scores_in_order_and_overlaps_in_place() -> None:
     assert keep(same, 0.3, 16)["dog"] == same
 
 
-@pytest.mark.parametrize("bad", [Detection("dog", float("nan"), MIDDLE), Detection("dog", 0.9, (0, 0, 1, float("inf")))])
+@pytest.mark.parametrize(
+    "bad", [Detection("dog", float("nan"), MIDDLE), Detection("dog", 0.9, (0, 0, 1, float("inf")))]
+)
 def test_what_is_not_finite_is_refused(bad: Detection) -> None:
     with pytest.raises(ValueError, match="'dog' has score"):
         keep([bad], 0.3, 16)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dgpo_geneval.detector import Box
 from dgpo_geneval.geometry import relations
-from hypothesis import given
-from hypothesis import strategies as st
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -70,6 +71,7 @@ def test_what_is_nearly_nothing_is_no_relation() -> None:
     assert relations(box(0.0011, 0, 0, 0), point) == {"right of"}
 
 
+@settings(deadline=None)
 @given(st.floats(0, 2 * math.pi))
 def test_points_follow_the_angle(angle: float) -> None:
     """Boxes without a size: nothing is shrunk, and a relation holds within 60 degrees of its axis."""
@@ -88,11 +90,13 @@ boxes = st.tuples(coordinates, coordinates, coordinates, coordinates).map(
 )
 
 
+@settings(deadline=None)
 @given(boxes, boxes)
 def test_exchanging_the_boxes_turns_every_relation_round(a: Box, b: Box) -> None:
     assert relations(b, a) == {OPPOSITE[name] for name in relations(a, b)}
 
 
+@settings(deadline=None)
 @given(boxes, boxes)
 def test_turning_the_picture_by_a_quarter_turns_the_relations(a: Box, b: Box) -> None:
     turned = {"left of": "above", "right of": "below", "above": "left of", "below": "right of"}

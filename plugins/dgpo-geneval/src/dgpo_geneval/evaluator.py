@@ -42,11 +42,12 @@ class Verdict:
     @property
     def reason(self) -> str:
         """What is wrong, clause by clause; empty if nothing is."""
-        return "; ".join(clause.reason for clause in (*self.include, *self.exclude) if clause.reason)
+        reasons = [c.reason for c in self.include] + [c.reason for c in self.exclude]
+        return "; ".join(reason for reason in reasons if reason)
 
     def clauses(self) -> list[dict[str, Any]]:
         """Every clause's result as JSON-able values, include clauses first."""
-        return [clause.as_dict() for clause in (*self.include, *self.exclude)]
+        return [c.as_dict() for c in self.include] + [c.as_dict() for c in self.exclude]
 
 
 def keep(detections: Sequence[Detection], threshold: float, per_class: int) -> dict[str, list[Detection]]:
@@ -87,7 +88,7 @@ def evaluate(
         include.append(result)
         matched.append(objects[: clause.count] if result.satisfied else None)
     exclude = () if rules.exact else tuple(_bound(c, len(found.get(c.label, []))) for c in metadata.exclude)
-    correct = all(c.satisfied for c in (*include, *exclude))
+    correct = all(c.satisfied for c in include) and all(c.satisfied for c in exclude)
     return Verdict(rules.value(include, exclude), correct, tuple(include), exclude)
 
 

@@ -11,12 +11,12 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
-from dgpo_core.errors import UserError
-from dgpo_core.types import Prompt
-from dgpo_schemas.base import Int, StrictModel
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from dgpo_core.errors import UserError
+from dgpo_core.types import Prompt
 from dgpo_geneval.detector import Thresholds
+from dgpo_schemas.base import Int, StrictModel
 
 __all__ = ["COLORS", "RELATIONS", "TASKS", "Exclude", "Include", "Metadata", "Relation", "check_against", "parse"]
 
@@ -141,10 +141,11 @@ def parse(prompt: Prompt) -> Metadata:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = _where(first["loc"])
-        missing = "" if prompt.metadata else " (it has no metadata: GenEval needs a .jsonl file with `tag` and `include`)"
         message = first["msg"].removeprefix("Value error, ")
+        if not prompt.metadata:
+            message += " (it has no metadata: GenEval needs a .jsonl file with `tag` and `include`)"
         raise UserError(
-            f"prompt {prompt.text!r}: GenEval metadata{f', key {key!r}' if key else ''}: {message}{missing}"
+            f"prompt {prompt.text!r}: GenEval metadata{f', key {key!r}' if key else ''}: {message}"
         ) from error
 
 

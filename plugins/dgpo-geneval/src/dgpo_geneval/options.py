@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dgpo_schemas.base import Options, Use
 from pydantic import Field
+
+from dgpo_schemas.base import Options, Use
 
 __all__ = ["GenEvalOptions"]
 

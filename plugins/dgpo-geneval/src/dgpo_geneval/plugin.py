@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
-
 from dgpo_geneval.options import GenEvalOptions
 
 __all__ = ["dgpo_rewards"]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
+
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt, Scores
-from torch import Tensor
-
 from dgpo_geneval.detector import ColorClassifier, Detection, Detector
 from dgpo_geneval.evaluator import Verdict, evaluate
 from dgpo_geneval.metadata import check_against, parse
@@ -49,7 +49,7 @@ class GenEvalReward(RewardModel):
         self.color_classifier = color_classifier
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raise UserError, naming prompt and key, for metadata that is invalid or names what the detector cannot see."""
+        """Raise UserError, naming prompt and key, for metadata that is invalid or asks for what cannot be detected."""
         for prompt in prompts:
             check_against(prompt, self.detector.labels, self.detector.thresholds)
 
@@ -134,7 +134,7 @@ def _build(options: GenEvalOptions, name: str, device: torch.device) -> Detector
 
     registry = get_registry()
     if options.detector is None:
-        installed = ", ".join(sorted(registry.names("detector"))) or "none is installed"
+        installed = ", ".join(registry.parts("detector")) or "none is installed"
         raise UserError(
             f"reward {name!r}: `detector` is missing; write `options: {{detector: NAME}}` (installed: {installed})"
         )

@@ -120,15 +120,16 @@ class Variant:
 
 def official(include: Sequence[IncludeResult], exclude: Sequence[ExcludeResult]) -> float:
     """The benchmark's yes or no (djghosh13/geneval): 1 if every clause is satisfied, else 0."""
-    return float(all(clause.satisfied for clause in (*include, *exclude)))
+    return float(all(c.satisfied for c in include) and all(c.satisfied for c in exclude))
 
 
 def flowgrpo(include: Sequence[IncludeResult], exclude: Sequence[ExcludeResult]) -> float:
     """Flow-GRPO's and DGPO's training reward, its defects kept: the mean of components whose number varies.
 
     Each clause adds 1 - |required - found| / required (unbounded below). If the count is not exact, one 0 more for a
-    clause with a colour or a position. Else 1 - (required - right colours) / required for a colour; and, unless a colour
-    was wrong, for a position: 0 if the target clause is not satisfied, else 1 *always*, after a 0 for a wrong relation.
+    clause with a colour or a position. Else 1 - (required - right colours) / required for a colour; and, unless a
+    colour was wrong, for a position: 0 if the target clause is not satisfied, else 1 *always*, after a 0 for a wrong
+    relation.
     """
     parts: list[float] = []
     for clause in include:

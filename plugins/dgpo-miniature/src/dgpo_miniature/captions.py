@@ -101,12 +101,13 @@ def scene_content(caption: Caption, rng: Random) -> tuple[list[int], list[int]]:
     """
     kind, color = [EMPTY] * 4, [0] * 4
     objects = list(caption.objects) * caption.count
+    cells: Sequence[int]
     if caption.relation in ("left of", "above"):
         cells = rng.choice([(0, 1), (2, 3)] if caption.relation == "left of" else [(0, 2), (1, 3)])
     elif caption.relation:
         cells = rng.choice([(1, 0), (3, 2)] if caption.relation == "right of" else [(2, 0), (3, 1)])
     else:
-        cells = tuple(rng.sample(range(4), len(objects)))
+        cells = rng.sample(range(4), len(objects))
     common = rng.randrange(len(COLORS))
     for cell, (name, hue) in zip(cells, objects, strict=True):
         free = common if caption.task == "counting" else rng.randrange(len(COLORS))

@@ -64,7 +64,9 @@ def random_scenes(kind: NDArray[np.int64], color: NDArray[np.int64], rng: np.ran
     return Scenes(kind, color, (CELL / 2 + offset).astype(np.float32), radius, ground.astype(np.float32))
 
 
-def signed_distance(kind: int, x: NDArray[np.float32], y: NDArray[np.float32], r: NDArray[np.float32]) -> NDArray[np.float32]:
+def signed_distance(
+    kind: int, x: NDArray[np.float32], y: NDArray[np.float32], r: NDArray[np.float32] | np.float32
+) -> NDArray[np.float32]:
     """Distance in pixels to the outline of a shape of half extent r at the origin, negative inside; y points down."""
     ax, ay = np.abs(x), np.abs(y)
     match CLASSES[kind]:

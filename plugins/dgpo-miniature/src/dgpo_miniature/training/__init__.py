@@ -1,0 +1,1 @@
+"""How the shipped checkpoint is made; `python -m dgpo_miniature.train` runs it."""

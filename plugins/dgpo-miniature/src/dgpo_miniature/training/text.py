@@ -1,4 +1,4 @@
-"""The miniature's vocabulary, tokenizers and the two tiny CLIP text encoders that Stable Diffusion 3's format asks for."""
+"""The miniature's vocabulary, tokenizers and the two tiny CLIP text encoders that SD3's format asks for."""
 
 from __future__ import annotations
 

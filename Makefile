@@ -1,0 +1,44 @@
+# What a person types. The environment is made when it is missing; VENV chooses another place for it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
+RUN := runs/quickstart
+
+.PHONY: quickstart test lint types bench schemas clean help
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+# One marker for the installed state: it is renewed when a project file or the constraints change.
+$(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "dgpo needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[tensorboard]' \
+		$(foreach plugin,$(PLUGINS),--editable ./$(patsubst %/,%,$(dir $(plugin))))
+	touch $@
+
+quickstart: $(VENV)/.installed  ## Train the miniature model for a few minutes and write a report
+	$(BIN)/dgpo train examples/quickstart.yaml $(if $(wildcard $(RUN)/checkpoints/0*),--resume)
+	$(BIN)/dgpo report $(RUN)
+
+test: $(VENV)/.installed  ## Run every test
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+lint: $(VENV)/.installed  ## Linter, types, import floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/dgpo schema --check
+
+bench: $(VENV)/.installed  ## Measure what the engine costs beside the model
+	$(BIN)/python benchmarks/overhead.py
+
+schemas: $(VENV)/.installed  ## Write schemas/json anew
+	$(BIN)/dgpo schema
+
+clean:  ## Remove the environment and caches (never runs/)
+	rm -rf $(VENV) .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,6 @@
+"""`python -m dgpo_cli`, for launchers that want a module."""
+
+from dgpo_cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""`dgpo evaluate`: score a run or a base model on prompts, per task, with intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="A run directory, or a run file (its base model).", metavar="RUN")],
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="A .txt or .jsonl file; by default the run's held-out prompts.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", "-n", min=1, help="Samples of each prompt.")] = None,
+    view: Annotated[
+        str | None, typer.Option(help="base, policy, old (fast EMA) or slow (slow EMA, the default).")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="newest, best, or an iteration.")] = "newest",
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the noise; by default that of the run's evaluations.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; by default as configured.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, help="Guidance scale; by default as configured.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write every sample's score and diagnostics (.json).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print records instead of a table.")] = False,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a setting of a run file.")] = None,
+) -> None:
+    """Score a run or a base model on prompts.
+
+    Intervals are 95 % bootstrap intervals over prompts; the mean is the unweighted mean of the tasks.
+
+    Examples:
+
+        dgpo evaluate runs/quickstart
+
+        dgpo evaluate runs/quickstart --view base
+
+        dgpo evaluate run.yaml --prompts drawbench.txt --samples 4 --json
+    """
+    import json
+
+    from dgpo_cli.target import open_target
+    from dgpo_core.errors import UserError
+
+    opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or ())
+    engine = opened.engine
+    from dgpo_core.draws import Draws
+    from dgpo_core.evaluation import evaluate as run_evaluation
+    from dgpo_core.files import write_text
+    from dgpo_core.prompts import load_file
+
+    section = engine.config.evaluation
+    chosen = load_file(prompts) if prompts else engine.heldout_prompts
+    if not chosen:
+        raise UserError(f"{target}: it has no held-out prompts; name a file with --prompts")
+    chosen = chosen[:limit]
+    scorer = engine.make_scorer(section.rewards or engine.config.rewards, chosen)
+    try:
+        result = run_evaluation(
+            engine.roller(
+                steps=steps or section.steps, guidance=guidance if guidance is not None else section.guidance
+            ),
+            scorer,
+            chosen,
+            members=samples or section.samples_per_prompt,
+            draws=Draws(seed if seed is not None else engine.config.run.seed).at("evaluation"),
+            view=opened.view,
+            iteration=opened.iteration,
+        )
+    finally:
+        scorer.close()
+    records = [record.model_dump(mode="json") for record in result.records]
+    if output is not None:
+        write_text(
+            output, json.dumps({"target": opened.label, "records": records, "samples": result.samples}, indent=1)
+        )
+    if as_json:
+        typer.echo(json.dumps(records, indent=1))
+        return
+    from rich.console import Console
+
+    from dgpo_cli.console import evaluation_table
+
+    Console().print(evaluation_table(result.records, opened.label))
+    first = result.records[0]
+    spread = "" if first.diversity is None else f"; within-group diversity {first.diversity:.3f}"
+    typer.echo(f"{first.n} prompts x {samples or section.samples_per_prompt} samples{spread}")

@@ -1,0 +1,116 @@
+"""`dgpo`: the entry point, and how commands are found.
+
+A command is one line in COMMANDS. Its module is imported when the command is called or listed, so it may import Typer
+and the standard library only; everything heavy belongs inside the function.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+__all__ = ["COMMANDS", "app", "main"]
+
+COMMANDS = {
+    "train": "dgpo_cli.train:train",
+    "sample": "dgpo_cli.sample:sample",
+    "evaluate": "dgpo_cli.evaluate:evaluate",
+    "report": "dgpo_cli.report:report",
+    "export": "dgpo_cli.export:export",
+    "validate": "dgpo_cli.validate:validate",
+    "plugins": "dgpo_cli.plugins:plugins",
+    "schema": "dgpo_cli.schema:schema",
+}
+"""Name to the function of a command, or to the Typer application of a family of commands."""
+
+
+class Commands(TyperGroup):
+    """The commands, each imported when it is needed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order in which a newcomer meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by name, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        target = getattr(importlib.import_module(module), attribute)
+        if not isinstance(target, typer.Typer):
+            single = typer.Typer(rich_markup_mode=None, add_completion=False)
+            single.command(cmd_name)(target)
+            target = single
+        command = typer.main.get_command(target)
+        command.name = cmd_name
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Point from a misspelt command to the nearest."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            ctx.fail(f"there is no command {args[0]!r}" + (f"; did you mean {close[0]}?" if close else ""))
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    name="dgpo", cls=Commands, no_args_is_help=True, rich_markup_mode=None, add_completion=False,
+    pretty_exceptions_enable=False,
+)  # fmt: skip
+
+
+def _version(value: bool) -> None:
+    if value:
+        from dgpo_core import __version__
+
+        typer.echo(f"dgpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def dgpo(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Post-train diffusion and flow models with Direct Group Preference Optimization.
+
+    A run file says what to train on what; it is checked before anything heavy starts:
+
+        dgpo validate examples/quickstart.yaml
+
+        dgpo train examples/quickstart.yaml
+
+        dgpo evaluate runs/quickstart
+
+    `dgpo COMMAND --help` explains a command, `dgpo plugins list` shows what a run file may use.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and exit: 0 done, 1 the run stopped itself, 2 a mistake in what was given, 130 Ctrl-C."""
+    try:
+        app(arguments, prog_name="dgpo")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise  # ours to mend, so the traceback is wanted
+        typer.echo(str(error), err=True)
+        sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    from dgpo_core.errors import RunStopped, UserError
+    from dgpo_schemas.problems import ConfigError
+
+    if isinstance(error, UserError | ConfigError):
+        return 2
+    return 1 if isinstance(error, RunStopped) else None

@@ -1,0 +1,212 @@
+"""`dgpo plugins`: what is installed, and what its options are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from dgpo_core.registry import RegisteredPart, Registry
+
+__all__ = ["plugins"]
+
+plugins = typer.Typer(
+    help="Show installed plugins and the options of their parts.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+Kind = Annotated[str | None, typer.Option("--kind", help="Only parts of this kind, such as reward or sampler.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@plugins.command("list")
+def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
+    """List every part that a run file may use, and plugins that could not be loaded.
+
+    Examples:
+
+        dgpo plugins list
+
+        dgpo plugins list --kind reward --json
+    """
+    from dgpo_core.registry import get_registry
+
+    registry = get_registry()
+    found = [part for one in _kinds(kind) for part in registry.parts(one).values()]
+    if as_json:
+        _print_json(registry, found)
+        return
+    rows = [(p.kind, p.part.name, f"{p.distribution} {p.version}", p.part.summary) for p in found]
+    for line in _aligned([("kind", "name", "from", "summary"), *rows]):
+        typer.echo(line)
+    for (part_kind, name), owners in registry.conflicts().items():
+        claims = " and ".join(sorted(owners))
+        typer.echo(f"unusable: {part_kind} {name} is claimed by {claims}: uninstall one of them", err=True)
+    for broken in registry.broken:
+        typer.echo(f"broken: {broken}", err=True)
+
+
+@plugins.command("show", no_args_is_help=True)
+def show_part(
+    name: Annotated[str, typer.Argument(help="Name of a part, as in `use: NAME`.")],
+    kind: Kind = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a part is, where it comes from, and its options.
+
+    Examples:
+
+        dgpo plugins show geneval
+
+        dgpo plugins show uniform --kind timesteps
+    """
+    from dgpo_core.registry import get_registry
+
+    registry = get_registry()
+    found = [registry.parts(one)[name] for one in _kinds(kind) if name in registry.parts(one)]
+    if not found:
+        _unknown(registry, kind, name)
+    if as_json:
+        _print_json(registry, found, options=True)
+        return
+    for i, part in enumerate(found):
+        if i:
+            typer.echo()
+        for line in _description(registry, part):
+            typer.echo(line)
+
+
+def _kinds(kind: str | None) -> Sequence[str]:
+    """All kinds, or the one that is asked for. Raises UserError for an unknown one."""
+    from dgpo_core.errors import UserError
+    from dgpo_core.hookspecs import KINDS
+    from dgpo_schemas.problems import nearest
+
+    if kind is None:
+        return list(KINDS)
+    if kind not in KINDS:
+        raise UserError(f"--kind {kind}: there is no such kind{nearest(kind, KINDS)} (kinds: {', '.join(KINDS)})")
+    return [kind]
+
+
+def _unknown(registry: Registry, kind: str | None, name: str) -> None:
+    """Raise PluginError: as the registry would for the kind, or over all kinds."""
+    from dgpo_core.errors import PluginError
+    from dgpo_core.registry import BUNDLED
+    from dgpo_schemas.problems import nearest
+
+    claimed = [one for one in _kinds(kind) if (one, name) in registry.conflicts() or (one, name) in BUNDLED]
+    if kind is not None or claimed:
+        registry.find(claimed[0] if claimed else str(kind), name)
+    known = {other for one in _kinds(None) for other in registry.parts(one)}
+    raise PluginError(f"no part is called {name!r}{nearest(name, known)} (`dgpo plugins list` shows all)")
+
+
+def _description(registry: Registry, part: RegisteredPart) -> Iterator[str]:
+    from dgpo_schemas.export import json_schema
+
+    model = registry.options_model(part)
+    yield f"{part.part.name} ({part.kind})"
+    yield f"  {part.part.summary}"
+    yield f"  from {part.distribution} {part.version}, {part.part.implementation}"
+    schema = json_schema(model)
+    if not schema.get("properties"):
+        yield "  no options"
+        return
+    yield "  options:"
+    for name, field in schema["properties"].items():
+        default = "required" if name in schema.get("required", []) else f"default {_default(model, name)}"
+        yield f"    {name}: {_type(field, schema.get('$defs', {}))}, {default}"
+        if field.get("description"):
+            yield f"        {field['description']}"
+
+
+def _default(model: type[BaseModel], name: str) -> str:
+    """As it would be written; a JSON Schema leaves out defaults that are made anew for each model."""
+    from pydantic_core import to_jsonable_python
+
+    field = next(field for known, field in model.model_fields.items() if name in (known, field.alias))
+    return _value(to_jsonable_python(field.get_default(call_default_factory=True)))
+
+
+def _value(value: Any) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+_TYPES = {
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "boolean": "true or false",
+    "array": "list",
+    "object": "section",
+    "null": "null",
+}
+_BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "greater than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+}
+
+
+def _type(field: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """A JSON Schema in words."""
+    if "anyOf" in field:
+        if any("UseBlock" in branch.get("$ref", "") for branch in field["anyOf"]):
+            return "a part's name, or `use` with `options`"
+        return " or ".join(dict.fromkeys(_type(branch, definitions) for branch in field["anyOf"]))
+    if "$ref" in field:
+        return _type(definitions[field["$ref"].rpartition("/")[2]], definitions)
+    if "enum" in field:
+        return "one of " + ", ".join(map(str, field["enum"]))
+    if "const" in field:
+        return _value(field["const"])
+    words = _TYPES.get(str(field.get("type")), "any value")
+    if field.get("type") == "array" and isinstance(field.get("items"), dict):
+        words += f" of ({_type(field['items'], definitions)})"
+    bounds = [f"{_BOUNDS[key]} {field[key]:g}" for key in _BOUNDS if key in field]
+    return words + (f" {' and '.join(bounds)}" if bounds else "")
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _print_json(registry: Registry, found: Sequence[RegisteredPart], *, options: bool = False) -> None:
+    import json
+
+    from dgpo_schemas.export import json_schema
+
+    parts = [
+        {
+            "kind": part.kind,
+            "name": part.part.name,
+            "summary": part.part.summary,
+            "distribution": part.distribution,
+            "version": part.version,
+            "implementation": part.part.implementation,
+            **({"options": json_schema(registry.options_model(part))} if options else {}),
+        }
+        for part in found
+    ]
+    record: dict[str, Any] = {"parts": parts}
+    if not options:
+        record["conflicts"] = [
+            {"kind": kind, "name": name, "distributions": owners}
+            for (kind, name), owners in registry.conflicts().items()
+        ]
+        record["broken"] = [
+            {"distribution": b.distribution, "entry_point": b.entry_point, "reason": b.reason} for b in registry.broken
+        ]
+    typer.echo(json.dumps(record, indent=1))

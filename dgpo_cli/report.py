@@ -1,0 +1,41 @@
+"""`dgpo report`: one self-contained HTML page about a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["report"]
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory, finished or not.", metavar="RUN")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Page to write; by default RUN/report.html.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Write one HTML page about a run: scores, samples, curves, costs, and how to repeat it.
+
+    The page holds its pictures and needs no network; it prints well and follows the reader's light or dark theme.
+
+    Examples:
+
+        dgpo report runs/quickstart
+
+        dgpo report runs/quickstart --output quickstart.html
+    """
+    from dgpo_cli.reporting.data import read_run
+    from dgpo_cli.reporting.page import render
+    from dgpo_core.errors import UserError
+    from dgpo_core.files import write_text
+    from dgpo_core.registry import get_registry
+
+    page = output or run / "report.html"
+    if page.is_dir():
+        raise UserError(f"--output {page}: this is a directory; name a file, for example {page / 'report.html'}")
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no directory {output.parent}")
+    write_text(page, render(read_run(run, get_registry())))
+    typer.echo(str(page))

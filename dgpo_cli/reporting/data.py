@@ -1,0 +1,231 @@
+"""What a run directory says, read once into plain frozen records.
+
+Logs of unfinished and of older runs are read too: a value that is not there is None (nan in columns), a line that
+makes no sense is left out and mentioned in `problems`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgpo_cli.reporting.images import Pictures, read_pictures
+from dgpo_core.errors import UserError
+from dgpo_core.run_directory import RunDirectory
+from dgpo_schemas.loading import load_yaml, validate
+from dgpo_schemas.run import RewardBlock, RunConfig
+
+if TYPE_CHECKING:
+    from dgpo_core.registry import Registry
+
+__all__ = ["Evaluation", "RunData", "Score", "read_run", "reward_range"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A mean over `n` prompts with its 95 % interval (None where the log has none)."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One reward at one time; iteration 0 is the base model. `groups` are tasks by name."""
+
+    iteration: int
+    view: str
+    reward: str
+    score: Score
+    groups: Mapping[str, Score]
+    diversity: float | None
+    missing: int
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run directory. `metrics` and `timings` hold one nested record an iteration, in order."""
+
+    path: Path
+    config: RunConfig
+    config_text: str
+    record: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    timings: Mapping[int, Mapping[str, Any]]
+    evaluations: Mapping[str, Sequence[Evaluation]]
+    pictures: Pictures
+    ranges: Mapping[str, tuple[float, float]]
+    problems: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return self.config.run.name
+
+    @property
+    def done(self) -> int:
+        """Iterations finished."""
+        logged = [record["iteration"] for record in self.metrics]
+        return max([*logged, *(e.iteration for found in self.evaluations.values() for e in found)], default=0)
+
+    @property
+    def samples_per_iteration(self) -> int:
+        """Samples rolled out an iteration."""
+        return self.config.rollout.groups * self.config.rollout.group_size
+
+    def column(self, key: str) -> NDArray[np.float64]:
+        """A metric by its dotted key, one value an iteration, nan where there is none."""
+        return np.array([_number(_dig(record, key), math.nan) for record in self.metrics], dtype=np.float64)
+
+    @cached_property
+    def iterations(self) -> NDArray[np.float64]:
+        """Iterations of `metrics`."""
+        return self.column("iteration")
+
+    @cached_property
+    def _clock(self) -> list[float]:
+        spent = [_number(_dig(self.timings.get(i, {}), "seconds"), 0.0) for i in range(1, self.done + 1)]
+        return list(accumulate(spent, initial=0.0))
+
+    def seconds_at(self, iteration: float) -> float:
+        """Seconds of training until the end of an iteration, without evaluations and checkpoints."""
+        return self._clock[int(iteration)]
+
+    def samples_at(self, iteration: float) -> float:
+        """Samples rolled out until the end of an iteration."""
+        return float(iteration * self.samples_per_iteration)
+
+
+def read_run(path: Path, registry: Registry) -> RunData:
+    """Read a run directory.
+
+    Raises UserError if it is none, if nothing was logged yet, or if a file of it cannot be read.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such run directory")
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path}: not a run directory (it has no config.yaml)")
+    config = validate(RunConfig, load_yaml(path / "config.yaml"))
+    problems: list[str] = []
+    metrics = _read_log(path, "metrics.jsonl", _with_iteration, problems)
+    timings = _read_log(path, "timings.jsonl", _with_iteration, problems)
+    found = _read_log(path, "evaluations.jsonl", _evaluation, problems)
+    if not metrics and not found:
+        raise UserError(f"{path}: nothing is logged yet: no iteration and no evaluation has finished")
+    evaluations: dict[str, dict[int, Evaluation]] = {}
+    for evaluation in found:
+        evaluations.setdefault(evaluation.reward, {})[evaluation.iteration] = evaluation
+    blocks = [*(config.evaluation.rewards or ()), *config.rewards]
+    ranges = {label: reward_range(label, blocks, registry) for label in evaluations}
+    return RunData(
+        path=path,
+        config=config,
+        config_text=(path / "config.yaml").read_text(encoding="utf-8"),
+        record=_read_record(path / "run.json", problems),
+        metrics=[m for _, m in sorted({m["iteration"]: m for m in metrics}.items())],
+        timings={t["iteration"]: t for t in timings},
+        evaluations={label: [e for _, e in sorted(one.items())] for label, one in evaluations.items()},
+        pictures=read_pictures(path / "pictures", problems),
+        ranges={label: limits for label, limits in ranges.items() if limits is not None},
+        problems=problems,
+    )
+
+
+def reward_range(label: str, blocks: Sequence[RewardBlock], registry: Registry) -> tuple[float, float] | None:
+    """Smallest and largest value that a reward declares; None if its plugin is not installed here or says nothing."""
+    block = next((block for block in blocks if block.label == label), None)
+    if block is None:
+        return None
+    try:
+        module, _, name = registry.find("reward", block.use).part.implementation.partition(":")
+        limits = getattr(importlib.import_module(module), name).range
+        low, high = (float(limit) for limit in limits)
+    except Exception:  # somebody else's code; a report must not depend on it
+        return None
+    return (low, high) if low < high else None
+
+
+def _read_log(path: Path, log: str, parse: Callable[[Any], T], problems: list[str]) -> list[T]:
+    try:
+        lines = RunDirectory(path).read(log)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path / log}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    records = []
+    for line in lines:
+        try:
+            records.append(parse(line))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue
+    if len(records) < len(lines):
+        problems.append(f"{len(lines) - len(records)} of {len(lines)} lines of {log} could not be understood.")
+    return records
+
+
+def _with_iteration(line: Any) -> Mapping[str, Any]:
+    if not isinstance(line["iteration"], int) or line["iteration"] < 1:
+        raise ValueError("no iteration")
+    return dict(line)
+
+
+def _evaluation(line: Any) -> Evaluation:
+    if not isinstance(line["iteration"], int) or line["iteration"] < 0:
+        raise ValueError("no iteration")
+    return Evaluation(
+        iteration=line["iteration"],
+        view=str(line.get("view", "")),
+        reward=str(line["reward"]),
+        score=_score(line),
+        groups={str(name): _score(group) for name, group in (line.get("groups") or {}).items()},
+        diversity=_number(line.get("diversity"), None),
+        missing=int(line.get("missing") or 0),
+    )
+
+
+def _score(data: Mapping[str, Any]) -> Score:
+    value = _number(data["value"], None)
+    if value is None:
+        raise ValueError("no value")
+    return Score(value, _number(data.get("low"), None), _number(data.get("high"), None), data.get("n"))
+
+
+def _read_record(path: Path, problems: list[str]) -> Mapping[str, Any]:
+    """run.json, which explains a run but is not needed to show it."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.append("There is no run.json: versions, git state and prompt digests are unknown.")
+        return {}
+    except (OSError, ValueError):
+        record = None
+    if not isinstance(record, dict):
+        problems.append("run.json could not be understood: versions, git state and prompt digests are unknown.")
+        return {}
+    return record
+
+
+def _dig(record: Mapping[str, Any], key: str) -> Any:
+    value: Any = record
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _number(value: Any, otherwise: Any) -> Any:
+    """A finite number as float."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return otherwise

@@ -1,0 +1,121 @@
+"""Pictures of the first and the last evaluation, side by side and small enough to travel inside a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Pair", "Picture", "Pictures", "read_pictures"]
+
+LARGEST = 512
+"""Longest side in the page, pixels; larger pictures are reduced."""
+TINY = 128
+"""Pictures up to this side are shown pixel by pixel, so they are kept without loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as a data URI, with its original size in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+    @property
+    def tiny(self) -> bool:
+        """Whether to enlarge it without smoothing."""
+        return max(self.width, self.height) <= TINY
+
+    @property
+    def wide(self) -> bool:
+        """A strip, such as a video's frames."""
+        return self.width > 1.8 * self.height
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One prompt, drawn from the same noise before and (unless there is only one evaluation) after."""
+
+    prompt: str
+    before: Picture
+    after: Picture | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pairs of the evaluations `first` and `last`; both None if there are no pictures, `last` None if only one."""
+
+    first: int | None
+    last: int | None
+    pairs: Sequence[Pair]
+
+
+def read_pictures(directory: Path, problems: list[str]) -> Pictures:
+    """Read `pictures/NNNNNN/NN.png` and their prompts; damaged files are left out and mentioned in `problems`."""
+    found = {}
+    if directory.is_dir():
+        numbered = [d for d in directory.iterdir() if d.is_dir() and d.name.isdecimal()]
+        found = {int(d.name): d for d in numbered if any(d.glob("*.png"))}
+    if not found:
+        return Pictures(None, None, ())
+    first, last = min(found), max(found)
+    before = _read(found[first], problems)
+    if first == last:
+        return Pictures(first, None, [Pair(prompt, picture, None) for prompt, picture in before])
+    after = _read(found[last], problems)
+    return Pictures(first, last, _pairs(before, after))
+
+
+def _pairs(before: Sequence[tuple[str, Picture]], after: Sequence[tuple[str, Picture]]) -> list[Pair]:
+    """Pictures of the same prompt and noise: those at the same place, or where the selection changed, by prompt."""
+    if [prompt for prompt, _ in before] == [prompt for prompt, _ in after]:
+        return [Pair(prompt, one, two) for (prompt, one), (_, two) in zip(before, after, strict=True)]
+    counts = Counter(prompt for prompt, _ in before), Counter(prompt for prompt, _ in after)
+    later = dict(after)
+    return [Pair(p, one, later[p]) for p, one in before if p and counts[0][p] == 1 and counts[1][p] == 1]
+
+
+def _read(directory: Path, problems: list[str]) -> list[tuple[str, Picture]]:
+    try:
+        prompts = json.loads((directory / "prompts.json").read_text(encoding="utf-8"))
+        prompts = [str(prompt) for prompt in prompts]
+    except (OSError, ValueError, TypeError):
+        prompts = []
+        problems.append(f"The prompts of the pictures in {directory.name} are not known (prompts.json).")
+    found = []
+    for file in sorted(directory.glob("*.png")):
+        if not file.stem.isdecimal():
+            continue
+        picture = _picture(file)
+        if picture is None:
+            problems.append(f"The picture {directory.name}/{file.name} is damaged.")
+            continue
+        index = int(file.stem)
+        found.append((prompts[index] if index < len(prompts) else "", picture))
+    return found
+
+
+def _picture(file: Path) -> Picture | None:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as opened:
+            image = opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    width, height = image.size
+    buffer = io.BytesIO()
+    if max(width, height) <= TINY:
+        kind = "png"
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        kind = "jpeg"
+        # A strip of frames keeps its frames' size: only its height counts.
+        image.thumbnail((LARGEST * max(1, round(width / height)), LARGEST))
+        image.save(buffer, "JPEG", quality=88, optimize=True)
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height)

@@ -1,0 +1,70 @@
+"""`dgpo sample`: pictures from a run or from a base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["sample"]
+
+
+def sample(
+    target: Annotated[Path, typer.Argument(help="A run directory, or a run file (its base model).", metavar="RUN")],
+    prompts: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be repeated.")] = None,
+    file: Annotated[Path | None, typer.Option("--prompts", help="A .txt or .jsonl file of prompts.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the pictures.")] = Path("samples"),
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Samples of each prompt.")] = 4,
+    view: Annotated[
+        str | None, typer.Option(help="base, policy, old (fast EMA) or slow (slow EMA, the default).")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="newest, best, or an iteration.")] = "newest",
+    seed: Annotated[int, typer.Option(help="Seed of the noise: the same seed gives every view the same noise.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; by default those of the rollouts.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=1, help="Guidance scale; by default that of the rollouts.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many held-out prompts, when none are given.")] = 8,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a setting of a run file.")] = None,
+) -> None:
+    """Draw pictures from a run or from a base model.
+
+    Without prompts it takes held-out ones of the run. One row of grid.png is one prompt.
+
+    Examples:
+
+        dgpo sample runs/quickstart -p "a photo of a red circle"
+
+        dgpo sample runs/quickstart --view base --output before
+    """
+    from dgpo_cli.target import open_target
+    from dgpo_core.errors import UserError
+
+    if prompts and file:
+        raise UserError("give --prompt or --prompts, not both")
+    opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or ())
+    engine = opened.engine
+    from dgpo_core.draws import Draws
+    from dgpo_core.pictures import contact_sheet, to_image, write_pictures
+    from dgpo_core.prompts import load_file
+    from dgpo_core.types import Prompt
+
+    if prompts:
+        chosen = [Prompt(text) for text in prompts]
+    elif file:
+        chosen = load_file(file)
+    else:
+        chosen = (engine.heldout_prompts or engine.train_prompts)[:limit]
+    import torch
+
+    roller = engine.roller(steps=steps, guidance=guidance)
+    media = [
+        engine.backbone.decode(r.x0).cpu()
+        for r in roller.roll_out(chosen, count, Draws(seed).at("sample"), opened.view)
+    ]
+    everything = torch.cat(media)
+    repeated = [prompt for prompt in chosen for _ in range(count)]
+    write_pictures(output, everything, repeated)
+    contact_sheet([to_image(one) for one in everything], columns=count).save(output / "grid.png")
+    typer.echo(f"{len(everything)} pictures of the {opened.label}: {output}/grid.png")

@@ -1,0 +1,53 @@
+"""`dgpo schema`: JSON Schemas for editors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["schema"]
+
+
+def schema(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")] = Path("schemas/json"),
+    check: Annotated[bool, typer.Option("--check", help="Only compare; exit with 1 if a file is out of date.")] = False,
+) -> None:
+    """Write JSON Schemas for editors.
+
+    They cover run files with the installed plugins' options, prompts, logs and checkpoints.
+
+    An editor with YAML support then completes and checks a run file that begins with:
+
+        # yaml-language-server: $schema=schemas/json/run.schema.json
+
+    Examples:
+
+        dgpo schema
+
+        dgpo schema --check
+    """
+    from dgpo_core.errors import UserError
+    from dgpo_core.registry import get_registry
+    from dgpo_schemas.export import stale_schemas, write_schemas
+
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: is a file; name a directory")
+    models = get_registry().options_models()
+    if check:
+        stale = stale_schemas(output, models)
+        for name in stale:
+            typer.echo(f"{output / name} is out of date", err=True)
+        if stale:
+            typer.echo("`dgpo schema` writes them anew", err=True)
+            raise typer.Exit(1)
+        typer.echo(f"{output} is up to date")
+        return
+    try:
+        changed = write_schemas(output, models)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written: {error.strerror}") from error
+    for path in changed:
+        typer.echo(str(path))
+    typer.echo(f"{len(changed)} {'file' if len(changed) == 1 else 'files'} changed in {output}")

@@ -1,0 +1,275 @@
+"""Discovery of plugins and access to their parts, by name.
+
+Entry points of the group `dgpo` name light modules of hook implementations. Each is loaded on its own: one that does
+not import, misspells a hook or declares nonsense is set aside with its reason, and only asking for one of its parts
+fails. Implementations are imported when a run uses them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pluggy
+from pydantic import BaseModel, ValidationError
+
+from dgpo_core import hookspecs
+from dgpo_core.discovery import check_hooks, check_part, entry_points
+from dgpo_core.errors import PluginError, UserError
+from dgpo_core.hookspecs import KINDS, Part
+from dgpo_schemas.base import Options, UseBlock
+from dgpo_schemas.problems import dotted, explain, nearest
+
+__all__ = ["BUNDLED", "BrokenPlugin", "NoOptions", "RegisteredPart", "Registry", "get_registry"]
+
+log = logging.getLogger(__name__)
+
+CONTRACTS = {
+    "backbone": "Backbone",
+    "sampler": "Sampler",
+    "reward": "RewardModel",
+    "weighting": "AdvantageWeighting",
+    "timesteps": "TimestepPolicy",
+    "objective": "Objective",
+    "prompts": "PromptSource",
+}
+NOUNS = {"timesteps": "timestep policy", "prompts": "prompt source"}
+"""What messages call a kind, where its key in a run file reads badly."""
+
+WITH_SECTION = ("backbone", "objective")
+"""Kinds whose implementation is given its whole section of the run file, not only its options."""
+
+BUNDLED = {
+    ("backbone", "sd3"): "dgpo-sd3",
+    ("reward", "geneval"): "dgpo-geneval",
+    ("reward", "geneval-official"): "dgpo-geneval",
+    ("reward", "geneval-flowgrpo"): "dgpo-geneval",
+    ("detector", "shapes"): "dgpo-miniature",
+    ("prompts", "miniature"): "dgpo-miniature",
+}
+"""Parts of the project's own plugins: an unknown one of these names says what to install."""
+
+
+class NoOptions(Options):
+    """For parts without options."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredPart:
+    """A declared part and where it came from."""
+
+    part: Part
+    kind: str
+    distribution: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenPlugin:
+    """A plugin that was set aside, and why."""
+
+    distribution: str
+    entry_point: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} (entry point {self.entry_point}): {self.reason}"
+
+
+class Registry:
+    """Everything that installed plugins declare."""
+
+    def __init__(self, *, discover: bool = True) -> None:
+        self._manager = pluggy.PluginManager("dgpo")
+        self._manager.add_hookspecs(hookspecs)
+        self._parts: dict[str, dict[str, RegisteredPart]] = {kind: {} for kind in KINDS}
+        self._claimed_twice: dict[tuple[str, str], list[str]] = {}
+        self._versions: dict[str, str] = {}
+        self._muted: set[str] = set()
+        self.broken: list[BrokenPlugin] = []
+        if discover:
+            for distribution, version, entry_point in entry_points():
+                self._load(distribution, version, entry_point)
+
+    # -- discovery ----------------------------------------------------------------------------------------------
+
+    def _load(self, distribution: str, version: str, entry_point: importlib.metadata.EntryPoint) -> None:
+        self._versions[distribution] = version
+        try:
+            module = entry_point.load()
+        except (Exception, SystemExit) as error:
+            reason = f"importing {entry_point.value} failed with {type(error).__name__}: {error}"
+            self._set_aside(distribution, entry_point.name, reason)
+            return
+        try:
+            self.register(module, distribution=distribution, version=version)
+        except PluginError as error:
+            self._set_aside(distribution, entry_point.name, str(error))
+
+    def _set_aside(self, distribution: str, entry_point: str, reason: str) -> None:
+        self.broken.append(BrokenPlugin(distribution, entry_point, reason))
+
+    def register(self, plugin: object, *, distribution: str, version: str = "0") -> None:
+        """Add a module or object of hook implementations. Raises PluginError, leaving nothing of it registered."""
+        name = f"{distribution}:{getattr(plugin, '__name__', type(plugin).__name__)}"
+        if self._manager.has_plugin(name) or self._manager.is_registered(plugin):
+            raise PluginError(f"{name} is registered already; declare it under one entry point only")
+        try:
+            self._manager.register(plugin, name=name)
+            self._manager.check_pending()
+            check_hooks(plugin)
+            found = list(self._declared(plugin))
+        except (Exception, SystemExit) as error:
+            if self._manager.is_registered(plugin):
+                self._manager.unregister(plugin)
+            if isinstance(error, PluginError):
+                raise
+            text = str(error) if isinstance(error, pluggy.PluginValidationError) else f"{type(error).__name__}: {error}"
+            raise PluginError(f"{text}; see dgpo_core.hookspecs for the hooks and their arguments") from error
+        self._versions[distribution] = version
+        for kind, part in found:
+            self._add(RegisteredPart(part, kind, distribution, version))
+
+    def _declared(self, plugin: object) -> Iterator[tuple[str, Part]]:
+        for kind, hook in KINDS.items():
+            seen: set[str] = set()
+            for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+                if implementation.plugin is not plugin:
+                    continue
+                try:
+                    parts = list(implementation.function())
+                except (Exception, SystemExit) as error:
+                    raise PluginError(f"{hook} failed with {type(error).__name__}: {error}") from error
+                for part in parts:
+                    check_part(hook, part)
+                    if part.name in seen:
+                        raise PluginError(f"{hook}: {part.name} is declared twice; give one of them another name")
+                    seen.add(part.name)
+                    yield kind, part
+
+    def _add(self, registered: RegisteredPart) -> None:
+        key = (registered.kind, registered.part.name)
+        parts = self._parts[registered.kind]
+        if registered.part.name in parts or key in self._claimed_twice:
+            claims = self._claimed_twice.setdefault(key, [])
+            earlier = parts.pop(registered.part.name, None)
+            claims.extend([earlier.distribution] if earlier else [])
+            claims.append(registered.distribution)
+        else:
+            parts[registered.part.name] = registered
+
+    # -- access -------------------------------------------------------------------------------------------------
+
+    def parts(self, kind: str) -> Mapping[str, RegisteredPart]:
+        """All usable parts of a kind, by name."""
+        return dict(sorted(self._parts[kind].items()))
+
+    def conflicts(self) -> Mapping[tuple[str, str], list[str]]:
+        """(kind, name) claimed by several distributions, and which."""
+        return dict(self._claimed_twice)
+
+    def distributions(self) -> dict[str, str]:
+        """Every distribution with plugins, and its version."""
+        return dict(sorted(self._versions.items()))
+
+    def find(self, kind: str, name: str) -> RegisteredPart:
+        """A part by name. Raises PluginError saying what there is, what is near, and what to install."""
+        noun = NOUNS.get(kind, kind)
+        if (kind, name) in self._claimed_twice:
+            owners = " and ".join(sorted(self._claimed_twice[kind, name]))
+            raise PluginError(f"{noun} {name!r} is claimed by {owners}: uninstall one of them")
+        found = self._parts[kind].get(name)
+        if found is not None:
+            return found
+        message = f"unknown {noun} {name!r}"
+        if (kind, name) in BUNDLED:
+            message += f"; it comes with {BUNDLED[kind, name]}: pip install {BUNDLED[kind, name]}"
+        else:
+            message += nearest(name, self._parts[kind])
+            message += f" (installed: {', '.join(self.parts(kind)) or 'none'})"
+        for broken in self.broken:
+            message += f"\n  a plugin could not be loaded and may own it: {broken}"
+        raise PluginError(message)
+
+    def options_model(self, registered: RegisteredPart) -> type[BaseModel]:
+        """The model of a part's options. Raises PluginError if its dotted path leads nowhere."""
+        declared = registered.part.options
+        if declared is None:
+            return NoOptions
+        if isinstance(declared, str):
+            declared = self._import(registered, declared)
+        if not (inspect.isclass(declared) and issubclass(declared, BaseModel)):
+            raise PluginError(f"{_owner(registered)}: its options must be a pydantic model, not {declared!r}")
+        return declared
+
+    def options_models(self) -> dict[str, dict[str, type[BaseModel]]]:
+        """Kind to name to options model, of every usable part."""
+        return {kind: {n: self.options_model(p) for n, p in self.parts(kind).items()} for kind in KINDS}
+
+    def create(self, kind: str, block: UseBlock | str, **keywords: Any) -> Any:
+        """Import a part's class, validate its options and build it.
+
+        Raises PluginError for what the plugin does wrong and UserError for what its options or files do.
+        """
+        block = UseBlock(use=block) if isinstance(block, str) else block
+        registered = self.find(kind, block.use)
+        try:
+            options = self.options_model(registered).model_validate(block.options)
+        except ValidationError as error:
+            found = explain(self.options_model(registered), block.options, error)
+            lines = [f"{kind} {block.use}: {dotted(('options', *path))}: {message}" for path, message in found]
+            raise UserError("\n".join(lines)) from error
+        implementation = self._import(registered, registered.part.implementation)
+        contract = CONTRACTS.get(kind)
+        if contract is not None:
+            contracts = importlib.import_module("dgpo_core.contracts")
+            base = getattr(contracts, contract)
+            if not (inspect.isclass(implementation) and issubclass(implementation, base)):
+                raise PluginError(f"{_owner(registered)}: {registered.part.implementation} is no {contract}")
+            if inspect.isabstract(implementation):
+                missing = ", ".join(sorted(getattr(implementation, "__abstractmethods__", ())))
+                raise PluginError(f"{_owner(registered)}: {registered.part.implementation} lacks {missing}")
+        if kind in WITH_SECTION:
+            return implementation(block, options, **keywords)
+        return implementation(options, **keywords)
+
+    def _import(self, registered: RegisteredPart, path: str) -> Any:
+        module, _, name = path.partition(":")
+        try:
+            return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        except Exception as error:
+            raise PluginError(f"{_owner(registered)}: cannot import {path}: {type(error).__name__}: {error}") from error
+
+    # -- observers ----------------------------------------------------------------------------------------------
+
+    def notify(self, hook: str, **keywords: Any) -> None:
+        """Call every observer of a life-cycle hook; one that raises is named in the log, muted, and disturbs nobody."""
+        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            if implementation.plugin_name in self._muted:
+                continue
+            arguments = {name: keywords[name] for name in implementation.argnames}
+            try:
+                implementation.function(**arguments)
+            except Exception as error:
+                self._muted.add(implementation.plugin_name)
+                log.warning(
+                    "observer %s failed in %s and is switched off: %s: %s",
+                    implementation.plugin_name, hook, type(error).__name__, error,
+                )  # fmt: skip
+
+
+@functools.cache
+def get_registry() -> Registry:
+    """The registry of everything installed, made once."""
+    return Registry()
+
+
+def _owner(registered: RegisteredPart) -> str:
+    noun = NOUNS.get(registered.kind, registered.kind)
+    return f"{noun} {registered.part.name} of {registered.distribution} {registered.version}"

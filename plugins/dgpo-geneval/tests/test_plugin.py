@@ -1,0 +1,43 @@
+"""The declarations: light, complete, and true to the classes they name; the README's Python runs."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dgpo_geneval.plugin import dgpo_rewards
+from dgpo_geneval.reward import GenEvalReward
+from dgpo_geneval.variants import VARIANTS
+
+PARTS = {part.name: part for part in dgpo_rewards()}
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_one_reward_per_variant() -> None:
+    assert set(PARTS) == set(VARIANTS)
+    for name, part in PARTS.items():
+        module, _, attribute = part.implementation.partition(":")
+        implementation = getattr(importlib.import_module(module), attribute)
+        assert issubclass(implementation, GenEvalReward)
+        assert implementation.variant == name
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys, dgpo_geneval.plugin, dgpo_geneval.detector, dgpo_geneval.evaluator;"
+        "print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL))
+def test_readme_snippets_run(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(block, str(README), "exec"), {"__name__": "readme"})
+    promised = [line.partition("# ")[2] for line in block.splitlines() if line.startswith("print(")]
+    assert capsys.readouterr().out.split("\n")[:-1] == promised

@@ -1,0 +1,263 @@
+"""The rewards: what is scored, what is missing, and what a person is told."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dgpo_core.registry as registry_module
+from dgpo_core import hookimpl
+from dgpo_core.errors import UserError
+from dgpo_core.hookspecs import Part
+from dgpo_core.registry import Registry
+from dgpo_core.types import Prompt
+from dgpo_geneval import plugin
+from dgpo_geneval.detector import Detection, Detector, Thresholds
+from dgpo_geneval.options import GenEvalOptions
+from dgpo_geneval.reward import GenEvalFlowGRPOReward, GenEvalOfficialReward, GenEvalReward
+from dgpo_schemas.base import UseBlock
+
+CPU = torch.device("cpu")
+BOX = (0.0, 0.0, 4.0, 4.0)
+TWO_DOGS = Prompt("two dogs", {"tag": "counting", "include": [{"class": "dog", "count": 2}]})
+RED_DOG = Prompt("a red dog", {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}]})
+
+Fails = Callable[[Tensor], Exception | None]
+
+
+class Scripted(Detector):
+    """Sees as many dogs as an image's first pixel says (in tenths); its hooks make it fail."""
+
+    labels: tuple[str, ...] = ("dog", "cat")
+    thresholds = Thresholds(score=0.3, counting=0.5)
+
+    def __init__(self, color: str | None = None, fails: Fails = lambda images: None) -> None:
+        super().__init__(None, device=CPU)
+        self.color, self.fails = color, fails
+        self.batches: list[int] = []
+
+    def detect(self, images: Tensor) -> list[list[Detection]]:
+        self.batches.append(len(images))
+        if error := self.fails(images):
+            raise error
+        return [[Detection("dog", 0.8, BOX, self.color)] * self.count(image) for image in images]
+
+    @staticmethod
+    def count(image: Tensor) -> int:
+        return round(float(image[0, 0, 0]) * 10)
+
+
+def images(*counts: int) -> Tensor:
+    return torch.stack([torch.full((3, 4, 4), count / 10) for count in counts])
+
+
+def reward(detector: Detector, kind: type[GenEvalReward] = GenEvalReward, **kw: Any) -> GenEvalReward:
+    return kind(GenEvalOptions(), device=CPU, detector=detector, **kw)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (GenEvalReward, [0, 0.5, 1, 1]),  # no `exclude`: more than asked is allowed
+        (GenEvalOfficialReward, [0, 0, 1, 1]),
+        (GenEvalFlowGRPOReward, [0, 0.5, 1, -1]),  # 1 - 4/2
+    ],
+)
+def test_values(kind: type[GenEvalReward], expected: list[float]) -> None:
+    scores = reward(Scripted(), kind).score(images(0, 1, 2, 6), [TWO_DOGS] * 4)
+    assert scores.values.dtype == torch.float32
+    assert scores.values.tolist() == expected
+    assert scores.missing.tolist() == [False] * 4
+    assert [d["value"] for d in scores.diagnostics] == expected
+    assert scores.diagnostics[1]["reason"].startswith("expected 2")
+    assert scores.diagnostics[1]["tag"] == "counting"
+    assert scores.diagnostics[1]["clauses"][0]["found"] == 1
+    assert [d["correct"] for d in scores.diagnostics] == [v == 1 for v in expected]
+    json.dumps(scores.diagnostics)
+
+
+def test_declarations() -> None:
+    assert GenEvalReward.range == GenEvalOfficialReward.range == (0.0, 1.0)
+    assert GenEvalFlowGRPOReward.range == (-math.inf, 1.0)
+    assert {k.group_by for k in (GenEvalReward, GenEvalOfficialReward, GenEvalFlowGRPOReward)} == {"tag"}
+    assert GenEvalReward.media == {"image"}
+
+
+def test_an_image_that_breaks_the_detector_is_missing_alone() -> None:
+    def fails(batch: Tensor) -> Exception | None:
+        return RuntimeError("cannot bear it") if any(Scripted.count(i) == 7 for i in batch) else None
+
+    detector = Scripted(fails=fails)
+    scores = reward(detector).score(images(2, 7, 1), [TWO_DOGS] * 3)
+    assert scores.missing.tolist() == [False, True, False]
+    assert scores.values[[0, 2]].tolist() == [1, 0.5]
+    assert scores.values[1].isnan()
+    assert detector.batches == [3, 1, 1, 1]
+    assert scores.diagnostics[1] == {
+        "correct": None,
+        "value": None,
+        "tag": "counting",
+        "clauses": [],
+        "reason": "RuntimeError: cannot bear it",
+    }
+
+
+def test_a_detector_that_always_fails_leaves_everything_missing() -> None:
+    scores = reward(Scripted(fails=lambda images: OSError("no weights"))).score(images(1, 2), [TWO_DOGS] * 2)
+    assert scores.missing.tolist() == [True, True]
+    assert [d["reason"] for d in scores.diagnostics] == ["OSError: no weights"] * 2
+
+
+def test_a_batch_that_is_too_large_is_asked_for_image_by_image() -> None:
+    detector = Scripted(fails=lambda images: MemoryError("too much") if len(images) > 1 else None)
+    scores = reward(detector).score(images(1, 2), [TWO_DOGS] * 2)
+    assert scores.values.tolist() == [0.5, 1]
+    assert not scores.missing.any()
+
+
+def test_too_few_answers_are_not_attributed() -> None:
+    class Short(Scripted):
+        def detect(self, images: Tensor) -> list[list[Detection]]:
+            return []
+
+    scores = reward(Short()).score(images(1, 2), [TWO_DOGS] * 2)
+    assert scores.missing.all()
+    assert "0 lists of detections for 1 images" in scores.diagnostics[0]["reason"]
+
+
+def test_an_undeclared_label_is_missing() -> None:
+    class Liar(Scripted):
+        labels = ("cat",)
+
+    scores = reward(Liar()).score(images(1, 0), [TWO_DOGS] * 2)
+    assert scores.missing.tolist() == [True, False]
+    assert "'dog', which it does not declare" in scores.diagnostics[0]["reason"]
+
+
+def test_metadata_that_nobody_checked_is_missing() -> None:
+    scores = reward(Scripted()).score(images(2, 2), [Prompt("bare"), TWO_DOGS])
+    assert scores.missing.tolist() == [True, False]
+    assert "prompt 'bare'" in scores.diagnostics[0]["reason"]
+    assert scores.diagnostics[0]["tag"] is None
+
+
+def test_colours_come_from_the_detector() -> None:
+    assert reward(Scripted("red")).score(images(1), [RED_DOG]).values.tolist() == [1]
+    assert reward(Scripted("blue")).score(images(1), [RED_DOG]).values.tolist() == [0.5]
+
+
+def test_a_colour_nobody_knows_is_missing() -> None:
+    scores = reward(Scripted()).score(images(1, 0), [RED_DOG] * 2)
+    assert scores.missing.tolist() == [True, False]  # without a dog the colour does not matter
+    assert scores.diagnostics[0]["reason"].startswith("ColorUnknown: the colour of 'dog' is needed")
+
+
+def test_colours_come_from_the_classifier() -> None:
+    seen: list[tuple[Tensor, Sequence[Sequence[Detection]]]] = []
+
+    def classify(batch: Tensor, objects: Sequence[Sequence[Detection]]) -> list[list[str]]:
+        seen.append((batch, objects))
+        return [["red"] * len(o) for o in objects]
+
+    media = images(0, 1)
+    scores = reward(Scripted(), color_classifier=classify).score(media, [RED_DOG] * 2)
+    assert scores.values.tolist() == [0, 1]
+    ((batch, objects),) = seen
+    assert torch.equal(batch, media[1:])
+    assert objects == [[Detection("dog", 0.8, BOX)]]
+
+
+def test_a_classifier_that_fails_leaves_the_sample_missing() -> None:
+    def classify(batch: Tensor, objects: Sequence[Sequence[Detection]]) -> list[list[str]]:
+        raise ValueError("no text encoder")
+
+    scores = reward(Scripted(), color_classifier=classify).score(images(1, 0), [RED_DOG] * 2)
+    assert scores.missing.tolist() == [True, False]
+    assert scores.diagnostics[0]["reason"] == "ValueError: no text encoder"
+
+
+def test_a_score_does_not_depend_on_the_batch() -> None:
+    media, prompts = images(0, 1, 2, 3), [TWO_DOGS, TWO_DOGS, RED_DOG, TWO_DOGS]
+    judge = reward(Scripted("red"))
+    alone = [judge.score(media[i : i + 1], [p]).values.item() for i, p in enumerate(prompts)]
+    assert judge.score(media, prompts).values.tolist() == alone
+
+
+def test_check_prompts() -> None:
+    judge = reward(Scripted())
+    judge.check_prompts([TWO_DOGS, RED_DOG])
+    with pytest.raises(UserError, match=r"prompt 'a dgo'.*unknown class 'dgo'; did you mean 'dog'"):
+        judge.check_prompts([TWO_DOGS, Prompt("a dgo", {"tag": "colors", "include": [{"class": "dgo", "count": 1}]})])
+    with pytest.raises(UserError, match=r"17 is more than the 16 detections"):
+        judge.check_prompts([Prompt("many", {"tag": "counting", "include": [{"class": "dog", "count": 17}]})])
+
+
+class ByName(Scripted):
+    """A detector as the registry builds it."""
+
+    def __init__(self, options: Any, *, device: torch.device) -> None:
+        super().__init__("red")
+        self.options, self.device = options, device
+
+
+class NotADetector:
+    """Takes what a detector takes."""
+
+    def __init__(self, options: Any, *, device: torch.device) -> None: ...
+
+
+class Detectors:
+    """A plugin that declares them."""
+
+    @hookimpl
+    def dgpo_detectors(self) -> list[Part]:
+        return [
+            Part("scripted", "Sees dogs", f"{__name__}:ByName"),
+            Part("odd", "Sees nothing", f"{__name__}:NotADetector"),
+        ]
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """A registry of this plugin's rewards and nothing else, in the place of the installed one."""
+    made = Registry(discover=False)
+    made.register(plugin, distribution="dgpo-geneval")
+    monkeypatch.setattr(registry_module, "get_registry", lambda: made)
+    return made
+
+
+def test_the_detector_is_required(registry: Registry) -> None:
+    with pytest.raises(UserError, match=r"'geneval-official': `detector` is missing.*\(installed: none is installed\)"):
+        registry.create("reward", "geneval-official", device=CPU)
+    registry.register(Detectors(), distribution="dogs")
+    with pytest.raises(UserError, match=r"'geneval': `detector` is missing.*\(installed: odd, scripted\)"):
+        registry.create("reward", "geneval", device=CPU)
+
+
+@pytest.mark.parametrize("name", ["geneval", "geneval-official", "geneval-flowgrpo"])
+@pytest.mark.parametrize("detector", ["scripted", {"use": "scripted"}])
+def test_a_run_builds_reward_and_detector_by_name(registry: Registry, name: str, detector: Any) -> None:
+    registry.register(Detectors(), distribution="dogs")
+    built = registry.create("reward", UseBlock(use=name, options={"detector": detector}), device=CPU)
+    assert built.variant == name
+    assert isinstance(built.detector, ByName)
+    assert built.detector.device is CPU
+    assert built.score(images(1), [RED_DOG]).values.tolist() == [1]
+
+
+def test_an_unknown_detector_names_the_nearest(registry: Registry) -> None:
+    registry.register(Detectors(), distribution="dogs")
+    with pytest.raises(UserError, match=r"unknown detector 'scriptd'; did you mean scripted\?"):
+        GenEvalReward(GenEvalOptions.model_validate({"detector": "scriptd"}), device=CPU)
+
+
+def test_what_is_not_a_detector_is_refused(registry: Registry) -> None:
+    registry.register(Detectors(), distribution="dogs")
+    with pytest.raises(UserError, match=r"detector 'odd' is a NotADetector, not a dgpo_geneval.detector.Detector"):
+        GenEvalReward(GenEvalOptions.model_validate({"detector": {"use": "odd"}}), device=CPU)

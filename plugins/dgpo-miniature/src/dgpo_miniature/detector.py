@@ -1,0 +1,108 @@
+"""A rule-based detector for the miniature's pictures: what Mask2Former is to GenEval's photographs.
+
+Saturated pixels are split by hue, each hue into connected blobs, and each blob is compared with the outlines of the
+known classes. Legend: B pictures, K blobs, T classes, H W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from dgpo_geneval.detector import Detection, Detector, Thresholds
+from dgpo_miniature.world import CLASSES, COLORS, RGB, signed_distance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ShapeDetector", "find_shapes"]
+
+COVERAGE = 0.45
+"""Share of its colour's saturation (largest minus smallest channel) from which a pixel is part of a shape."""
+MIN_AREA = 45
+"""Smallest blob in pixels; the smallest shape drawn has 110."""
+GRID = 16
+"""Blobs and outlines are compared on a grid of this size, stretched over the blob's box."""
+SURE, DOUBTFUL = 0.82, 0.52
+"""Overlap (intersection over union) with the outline from which a blob's score is 1, and below which it is 0."""
+SLIMMEST = 0.72
+"""Smallest ratio of a blob's shorter side to its longer one."""
+
+
+def class_outlines() -> NDArray[np.float32]:
+    """Masks [T, GRID²] of the classes, each stretched to its own box."""
+    spot = ((np.arange(GRID) + 0.5) / GRID * 2 - 1).astype(np.float32)
+    boxes = {"square": (0.9, -0.9, 0.9), "triangle": (1.0, -1.0, 0.85)}
+    outlines = []
+    for kind, name in enumerate(CLASSES):
+        half_width, top, bottom = boxes.get(name, (1.0, -1.0, 1.0))
+        x = spot * np.float32(half_width)
+        y = spot * np.float32((bottom - top) / 2) + np.float32((top + bottom) / 2)
+        inside = signed_distance(kind, x[None, :], y[:, None], np.float32(1.0))
+        outlines.append(inside.ravel() < 0)
+    return np.stack(outlines).astype(np.float32)
+
+
+OUTLINES = class_outlines()
+HUES = (RGB - RGB.mean(axis=1, keepdims=True)) / np.linalg.norm(RGB - RGB.mean(axis=1, keepdims=True), axis=1)[:, None]
+SATURATION = RGB.max(axis=1) - RGB.min(axis=1)
+IN_PICTURE = np.zeros((3, 3, 3), dtype=bool)
+IN_PICTURE[1] = ndimage.generate_binary_structure(2, 1)
+
+
+def find_shapes(pictures: NDArray[np.float32], *, masks: bool = False) -> list[list[Detection]]:
+    """Detections of each picture, float [B, 3, H, W] in [0, 1], the surest first."""
+    # HUES sum to zero over channels, so the pixels' grey part drops out of the product.
+    hue = np.einsum("tc,bchw->bthw", HUES, pictures).argmax(axis=1)
+    shape = pictures.max(axis=1) - pictures.min(axis=1) > COVERAGE * SATURATION[hue]
+    planes = (hue[:, None] == np.arange(len(COLORS))[:, None, None]) & shape[:, None]
+    height, width = pictures.shape[2:]
+    labels, count = ndimage.label(planes.reshape(-1, height, width), structure=IN_PICTURE)
+    found: list[list[Detection]] = [[] for _ in pictures]
+    area = np.bincount(labels.ravel(), minlength=count + 1)
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None or area[label] < MIN_AREA:
+            continue
+        plane, rows, columns = box
+        blob = labels[plane.start, rows, columns] == label
+        name, score = classify(blob)
+        if score <= 0.0:
+            continue
+        picture, color = divmod(plane.start, len(COLORS))
+        mask = None
+        if masks:
+            mask = np.zeros((height, width), dtype=bool)
+            mask[rows, columns] = blob
+        corners = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
+        found[picture].append(Detection(label=name, score=score, box=corners, color=COLORS[color], mask=mask))
+    for detections in found:
+        detections.sort(key=lambda detection: -detection.score)
+    return found
+
+
+def classify(blob: NDArray[np.bool_]) -> tuple[str, float]:
+    """The class whose outline covers a blob [h, w] best, and a score in [0, 1]."""
+    height, width = blob.shape
+    if min(height, width) < SLIMMEST * max(height, width):
+        return "", 0.0
+    rows = (2 * np.arange(GRID) + 1) * height // (2 * GRID)
+    columns = (2 * np.arange(GRID) + 1) * width // (2 * GRID)
+    seen = blob[np.ix_(rows, columns)].ravel().astype(np.float32)
+    common = OUTLINES @ seen
+    overlap = common / (OUTLINES.sum(axis=1) + seen.sum() - common)
+    best = int(overlap.argmax())
+    return CLASSES[best], float(np.clip((overlap[best] - DOUBTFUL) / (SURE - DOUBTFUL), 0.0, 1.0))
+
+
+class ShapeDetector(Detector):
+    """Finds the miniature's shapes and their colours; the rules have no options and run on the CPU."""
+
+    labels: tuple[str, ...] = CLASSES
+    thresholds = Thresholds(score=0.3, counting=0.3, per_class=16)
+
+    def detect(self, images: Tensor) -> list[list[Detection]]:
+        """Detections of each image [B, 3, H, W], float in [0, 1], any device, the surest first."""
+        return find_shapes(images.detach().float().cpu().numpy())

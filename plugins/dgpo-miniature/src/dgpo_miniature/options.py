@@ -1,0 +1,21 @@
+"""Options of the miniature's parts."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from dgpo_schemas.base import Int, Options
+
+__all__ = ["MiniaturePromptsOptions", "ShapesOptions"]
+
+
+class MiniaturePromptsOptions(Options):
+    """How many prompts each split has, and which."""
+
+    train_count: Int = Field(default=3600, ge=6, description="Training prompts, an equal share of each of six tasks.")
+    heldout_count: Int = Field(default=600, ge=6, description="Held-out prompts, an equal share of each task.")
+    seed: Int = Field(default=0, description="Chooses which prompts and in which order; never which split.")
+
+
+class ShapesOptions(Options):
+    """The detector of shapes has no options."""

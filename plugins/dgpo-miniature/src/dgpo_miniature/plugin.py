@@ -1,0 +1,37 @@
+"""What dgpo-miniature declares. Nothing heavy may be imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dgpo_core import hookimpl
+from dgpo_core.hookspecs import Part
+from dgpo_miniature.options import MiniaturePromptsOptions, ShapesOptions
+
+__all__ = ["dgpo_detectors", "dgpo_prompt_sources"]
+
+
+@hookimpl
+def dgpo_prompt_sources() -> Sequence[Part]:
+    """The prompts of the world of shapes."""
+    return [
+        Part(
+            name="miniature",
+            summary="GenEval-format prompts about coloured shapes, six tasks, disjoint train and held-out splits",
+            implementation="dgpo_miniature.prompts:MiniaturePrompts",
+            options=MiniaturePromptsOptions,
+        )
+    ]
+
+
+@hookimpl
+def dgpo_detectors() -> Sequence[Part]:
+    """The detector of the world of shapes."""
+    return [
+        Part(
+            name="shapes",
+            summary="Rule-based detector of the miniature's coloured shapes, for GenEval's evaluator",
+            implementation="dgpo_miniature.detector:ShapeDetector",
+            options=ShapesOptions,
+        )
+    ]

@@ -1,0 +1,106 @@
+"""Captioned latents to train the base model on: some captions describe their picture, some describe it wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from dgpo_miniature.captions import (
+    HELDOUT_TEMPLATES,
+    TASKS,
+    TRAIN_TEMPLATES,
+    Caption,
+    all_captions,
+    corrupt,
+    scene_content,
+    text,
+)
+from dgpo_miniature.world import random_scenes, render
+
+__all__ = ["FAULT_RATES", "SHARES", "Bank", "build_bank", "content_behind"]
+
+SHARES = {
+    "single_object": 0.08,
+    "two_object": 0.15,
+    "counting": 0.20,
+    "colors": 0.10,
+    "position": 0.22,
+    "color_attr": 0.25,
+}
+"""Share of each task in the training pictures: the more there is to tell apart, the more pictures."""
+FAULT_RATES = {
+    "single_object": 0.45,
+    "two_object": 0.20,
+    "counting": 0.35,
+    "colors": 0.45,
+    "position": 0.12,
+    "color_attr": 0.10,
+}
+"""Share of each task's captions, in the second phase, that are wrong in one clause: the more, the easier the task is,
+so that the base model has about as much left to learn in each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """Latents and the captions they came with.
+
+    latents float32 [N, 4, 8, 8], unit variance; tokens int64 [N, T]; faulty bool [N], the caption is wrong in one
+    clause; task int64 [N], index into TASKS; empty int64 [T], the tokens of the empty prompt.
+    """
+
+    latents: Tensor
+    tokens: Tensor
+    faulty: Tensor
+    task: Tensor
+    empty: Tensor
+
+
+def content_behind(caption: Caption, rng: Random, rate: float) -> Caption:
+    """The content of the picture that goes with a caption: with probability `rate` another than it says."""
+    return corrupt(caption, rng) if rng.random() < rate else caption
+
+
+@torch.no_grad()
+def build_bank(
+    count: int, fault_rates: Mapping[str, float], autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int
+) -> Bank:
+    """`count` captioned pictures as latents; each task's share of wrong captions, 0 if it is not named.
+
+    The same arguments give the same bank.
+    """
+    rng, noise = Random(f"bank-{seed}"), np.random.default_rng([seed, 3])
+    captions = {task: all_captions(task) for task in TASKS}
+    templates = [*TRAIN_TEMPLATES, *HELDOUT_TEMPLATES]
+    kinds, colors, texts, faulty = [], [], [], []
+    tasks = rng.choices(range(len(TASKS)), weights=[SHARES[task] for task in TASKS], k=count)
+    for task in tasks:
+        caption = rng.choice(captions[TASKS[task]])
+        content = content_behind(caption, rng, fault_rates.get(caption.task, 0.0))
+        kind, color = scene_content(content, rng)
+        kinds.append(kind)
+        colors.append(color)
+        texts.append(text(caption, rng.choice(templates)))
+        faulty.append(content != caption)
+    latents = torch.empty(count, 4, 8, 8)
+    for start in range(0, count, 256):
+        part = slice(start, start + 256)
+        scenes = random_scenes(np.array(kinds[part]), np.array(colors[part]), noise)
+        pictures = torch.from_numpy(render(scenes)) * 2 - 1
+        latents[part] = autoencoder.encode(pictures).latent_dist.mean
+    shift, scale = float(autoencoder.config.shift_factor), float(autoencoder.config.scaling_factor)
+    distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(texts))}
+    table = tokenizer([*distinct, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return Bank(
+        latents=(latents - shift) * scale,
+        tokens=table[torch.tensor([distinct[prompt] for prompt in texts])],
+        faulty=torch.tensor(faulty),
+        task=torch.tensor(tasks),
+        empty=table[-1],
+    )

@@ -1,0 +1,151 @@
+"""Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206) as a backbone.
+
+Shape letters: B samples, C latent channels, H W height and width (of latents: pixels / vae factor), T text tokens,
+D their width, P width of the pooled text embedding. sigma = 1 is noise, 0 is data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dgpo_core.contracts import Backbone
+from dgpo_core.errors import UserError
+from dgpo_core.types import Conditioning
+from dgpo_sd3.loading import load_pipeline
+from dgpo_sd3.lora import add_lora, save_lora
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dgpo_schemas.run import BackboneSection
+    from dgpo_sd3.options import SD3Options
+
+__all__ = ["SD3Backbone"]
+
+
+class SD3Backbone(Backbone):
+    """diffusers' SD3 transformer, autoencoder and text encoders; trains a peft LoRA, or the whole transformer."""
+
+    options: SD3Options
+
+    def __init__(self, section: BackboneSection, options: SD3Options, *, device: torch.device) -> None:
+        super().__init__(section, options, device=device)
+        self._pipeline = pipeline = load_pipeline(section, options)
+        self._transformer = pipeline.transformer
+        self._dtype: torch.dtype = pipeline.transformer.dtype
+        self._vae = pipeline.vae
+        models = [pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3, self._vae, self._transformer]
+        for model in models:
+            if model is not None:
+                model.eval().requires_grad_(False)
+        if section.train == "lora":
+            self._layers = add_lora(self._transformer, section.lora)
+        else:
+            self._transformer.requires_grad_(True)
+        for model in models:
+            if model is not None:
+                model.to(device)
+        if section.gradient_checkpointing:
+            self._transformer.enable_gradient_checkpointing()
+        if section.compile:
+            self._transformer.compile()  # in place: parameters keep their names
+        self._trainable = {n: p for n, p in self._transformer.named_parameters() if p.requires_grad}
+
+    @property
+    def module(self) -> nn.Module:
+        """The transformer, adapter included."""
+        module = self._transformer
+        assert isinstance(module, nn.Module)
+        return module
+
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """The adapter's matrices, or every parameter of the transformer, by their names in `module`; float32."""
+        return self._trainable
+
+    def without_adapter(self) -> AbstractContextManager[None] | None:
+        """Runs the base weights inside; afterwards everything is as it was, also after an error."""
+        return self._adapter_off() if self.section.train == "lora" else None
+
+    @contextmanager
+    def _adapter_off(self) -> Iterator[None]:
+        # Not peft's own enable_adapters: it also flips requires_grad, leaves it True for all, and walks every matrix.
+        before = [layer._disable_adapters for layer in self._layers]
+        try:
+            for layer in self._layers:
+                layer._disable_adapters = True
+            yield
+        finally:
+            for layer, disabled in zip(self._layers, before, strict=True):
+                layer._disable_adapters = disabled
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """{"prompt_embeds" [B, T, D], "pooled" [B, P]} in the frozen weights' dtype, as diffusers' pipeline makes them:
+        the two CLIP encoders' tokens, then `text_length` T5 tokens (zeros without T5)."""
+        with torch.autocast(self.device.type, enabled=False):
+            prompt_embeds, _, pooled, _ = self._pipeline.encode_prompt(
+                list(texts),
+                prompt_2=None,
+                prompt_3=None,
+                device=self.device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self.options.text_length,
+            )
+        return Conditioning({"prompt_embeds": prompt_embeds, "pooled": pooled})
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """(C, H, W) for a picture of this size in pixels.
+
+        Both sides must be multiples of the autoencoder's factor times the patch size, and no larger than the position
+        embeddings reach; else UserError names the nearest size that is.
+        """
+        factor, patch = self._pipeline.vae_scale_factor, self._pipeline.patch_size
+        step = factor * patch
+        largest = step * self._transformer.config.pos_embed_max_size
+        nearest = [min(max(step, round(side / step) * step), largest) for side in (height, width)]
+        if nearest != [height, width]:
+            raise UserError(
+                f"rollout.resolution: {height}x{width} (height x width) is not possible with this checkpoint: both "
+                f"sides must be multiples of {step} from {step} to {largest}; the nearest is {nearest[0]}x{nearest[1]}"
+            )
+        return self._transformer.config.in_channels, height // factor, width // factor
+
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's output: SD3 was trained on v = noise - x0 at timestep 1000 * sigma, so nothing is converted.
+
+        Computed in the weights' dtype, or autocast's; x_sigma [B, C, H, W], sigma [B], returns float32 [B, C, H, W].
+        """
+        out: Tensor = self._transformer(
+            hidden_states=x_sigma.to(self._dtype),
+            encoder_hidden_states=conditioning.tensors["prompt_embeds"].to(self._dtype),
+            pooled_projections=conditioning.tensors["pooled"].to(self._dtype),
+            timestep=1000 * sigma,
+            return_dict=False,
+        )[0]
+        return out.float()
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        """Latents [B, C, H, W], x0 = (z - shift_factor) * scaling_factor, to images [B, 3, H', W'] in [0, 1].
+
+        In float32 whatever the other weights' dtype: rewards look at details (small text, edges) that half precision
+        smears, and the autoencoder is a small part of the cost. `decode_chunk` images at a time.
+        """
+        config = self._vae.config
+        z = x0.float() / config.scaling_factor + config.shift_factor
+        with torch.autocast(self.device.type, enabled=False):
+            images = [self._vae.decode(part, return_dict=False)[0] for part in z.split(self.options.decode_chunk)]
+        return (torch.cat(images) * 0.5 + 0.5).clamp(0, 1)
+
+    def save_adapter(self, directory: Path) -> None:
+        """LoRA: `pytorch_lora_weights.safetensors` for `StableDiffusion3Pipeline.load_lora_weights(directory)`; all
+        weights: a directory for `SD3Transformer2DModel.from_pretrained`. The weights in place now, in float32."""
+        if self.section.train == "lora":
+            save_lora(self._transformer, directory)
+        else:
+            self._transformer.save_pretrained(directory)

@@ -1,0 +1,102 @@
+"""The low-rank adapter: which modules it binds, how it starts, how it is written for diffusers."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+from torch import nn
+
+from dgpo_core.errors import UserError
+
+if TYPE_CHECKING:
+    from dgpo_schemas.run import LoraSection
+
+__all__ = ["ATTENTION_PROJECTIONS", "add_lora", "save_lora", "select_targets"]
+
+ATTENTION_PROJECTIONS = (
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+)
+"""Attention projections of the image and the text stream. As endings they also match SD3.5's second attention of a
+block (`attn2`), which has an image stream alone."""
+
+ADAPTER = "default"
+
+
+def select_targets(transformer: nn.Module, wanted: list[str] | None) -> list[str]:
+    """The endings of module names to adapt, each of which binds one linear layer or more.
+
+    By default the attention projections that the model has (one with a single block lacks `to_add_out`). Raises
+    UserError for an ending that matches nothing, or something that is not linear, naming the nearest that would do.
+    """
+    modules = dict(transformer.named_modules())
+    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    if wanted is None:
+        return [target for target in ATTENTION_PROJECTIONS if any(_matches(name, target) for name in linear)]
+    for target in wanted:
+        bound = [name for name in modules if _matches(name, target)]
+        strange = [name for name in bound if name not in linear]
+        if bound and not strange:
+            continue
+        what = f"matches {strange[0]}, which is not a linear layer" if bound else "matches no module"
+        nearest = get_close_matches(target, _endings(linear), n=5, cutoff=0.0)
+        raise UserError(
+            f"backbone.lora.targets: {target!r} {what} of the transformer; nearest endings of linear layers: "
+            f"{', '.join(nearest)}"
+        )
+    return wanted
+
+
+def _matches(name: str, target: str) -> bool:
+    """peft's rule for a list of targets."""
+    return name == target or name.endswith(f".{target}")
+
+
+def _endings(names: list[str]) -> list[str]:
+    """Names without their block's number, and their last parts (`attn.to_out.0` and `to_out.0`), each once."""
+    endings: dict[str, None] = {}
+    for name in names:
+        inner = re.sub(r"^transformer_blocks\.\d+\.", "", name)
+        last = re.search(r"[^.]+(\.\d+)?$", inner)
+        assert last is not None
+        endings |= {last.group(): None, inner: None}
+    return list(endings)
+
+
+def add_lora(transformer: Any, section: LoraSection) -> list[BaseTunerLayer]:
+    """Give a frozen transformer on the CPU a float32 adapter that changes nothing yet; returns its layers.
+
+    A ~ N(0, 1/rank) as the published code starts it, B = 0; always the same A, whatever the global random state, which
+    is left alone.
+    """
+    alpha = int(section.alpha) if section.alpha.is_integer() else section.alpha
+    config = LoraConfig(
+        r=section.rank,
+        lora_alpha=alpha,
+        init_lora_weights="gaussian",
+        target_modules=select_targets(transformer, section.targets),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would also reseed the accelerators
+        transformer.add_adapter(config, ADAPTER)
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def save_lora(transformer: Any, directory: Path) -> None:
+    """Write the adapter for `StableDiffusion3Pipeline.load_lora_weights`; the metadata keeps alpha / rank."""
+    StableDiffusion3Pipeline.save_lora_weights(
+        directory,
+        transformer_lora_layers=get_peft_model_state_dict(transformer, adapter_name=ADAPTER),
+        transformer_lora_adapter_metadata=transformer.peft_config[ADAPTER].to_dict(),
+    )

@@ -1,0 +1,24 @@
+"""What dgpo-sd3 declares. Nothing heavy may be imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dgpo_core import hookimpl
+from dgpo_core.hookspecs import Part
+from dgpo_sd3.options import SD3Options
+
+__all__ = ["dgpo_backbones"]
+
+
+@hookimpl
+def dgpo_backbones() -> Sequence[Part]:
+    """The one backbone."""
+    return [
+        Part(
+            name="sd3",
+            summary="Stable Diffusion 3 and 3.5 through diffusers, LoRA through peft",
+            implementation="dgpo_sd3.backbone:SD3Backbone",
+            options=SD3Options,
+        )
+    ]

@@ -1,0 +1,371 @@
+"""The backbone against diffusers' own pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from dgpo_core.errors import UserError
+from dgpo_core.flow import guided_velocity
+from dgpo_core.types import Conditioning
+from dgpo_sd3.backbone import SD3Backbone
+
+Build = Callable[..., SD3Backbone]
+Reference = Callable[..., Any]
+
+PROMPTS = ["a red circle", "two blue squares, left", "green"]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batch(backbone: SD3Backbone, size: int = 3) -> tuple[Tensor, Tensor, Conditioning]:
+    """x_sigma, sigma, conditioning."""
+    x_sigma = normal(size, *backbone.latent_shape(32, 32))
+    return x_sigma, torch.linspace(1, 0.3, size), backbone.encode(PROMPTS[:size])
+
+
+def randomise(backbone: SD3Backbone, scale: float = 0.3) -> None:
+    with torch.no_grad():
+        for i, parameter in enumerate(backbone.trainable().values()):
+            parameter.copy_(scale * normal(*parameter.shape, seed=i))
+
+
+@torch.no_grad()
+def draw(backbone: SD3Backbone, noise: Tensor, texts: list[str], steps: int, guidance: float) -> Tensor:
+    """Images by Euler steps on diffusers' schedule, with the backbone's three verbs alone."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(steps)
+    conditioning, unconditional, x = backbone.encode(texts), backbone.encode([""]), noise
+    for sigma, following in zip(scheduler.sigmas[:-1], scheduler.sigmas[1:], strict=True):
+        x = x + (following - sigma) * guided_velocity(
+            backbone.velocity, x, sigma, conditioning, unconditional, guidance
+        )
+    return backbone.decode(x)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+@pytest.mark.parametrize("t5", [False, True])
+def test_a_sampling_loop_gives_the_pipelines_images(
+    request: pytest.FixtureRequest, build: Build, reference: Reference, t5: bool, guidance: float
+) -> None:
+    directory = request.getfixturevalue("checkpoint_t5" if t5 else "checkpoint")
+    backbone, pipeline = build(directory), reference(directory, t5=t5)
+    noise = normal(2, *backbone.latent_shape(32, 48))
+    expected = pipeline(
+        PROMPTS[:2],
+        height=32,
+        width=48,
+        num_inference_steps=5,
+        guidance_scale=guidance,
+        latents=noise,
+        max_sequence_length=16,
+        output_type="pt",
+    ).images
+    images = draw(backbone, noise, PROMPTS[:2], 5, guidance)
+    assert images.shape == (2, 3, 32, 48)
+    assert_close(images, expected, atol=1e-5, rtol=0)
+    assert (expected[0] - expected[1]).abs().max() > 0.1, "the comparison means nothing if all images are alike"
+
+
+def expected_embeddings(pipeline: Any, length: int) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        embeds, _, pooled, _ = pipeline.encode_prompt(
+            PROMPTS, None, None, do_classifier_free_guidance=False, max_sequence_length=length
+        )
+    return embeds, pooled
+
+
+@pytest.mark.parametrize("options, t5", [({"text_length": 40}, True), ({"drop_t5": True}, False)])
+def test_encode_is_the_pipelines(
+    checkpoint_t5: Path, build: Build, reference: Reference, options: dict[str, Any], t5: bool
+) -> None:
+    encoded = build(checkpoint_t5, options).encode(PROMPTS)
+    embeds, pooled = expected_embeddings(reference(checkpoint_t5, t5=t5), options.get("text_length", 16))
+    assert_close(encoded.tensors["prompt_embeds"], embeds, atol=0, rtol=0)
+    assert_close(encoded.tensors["pooled"], pooled, atol=0, rtol=0)
+    assert not encoded.tensors["prompt_embeds"].requires_grad
+
+
+@pytest.mark.parametrize("fixture", ["checkpoint", "checkpoint_t5"])
+def test_a_text_length_of_zero_leaves_t5_out(
+    request: pytest.FixtureRequest, build: Build, reference: Reference, fixture: str
+) -> None:
+    directory = request.getfixturevalue(fixture)
+    encoded = build(directory, {"text_length": 0}).encode(PROMPTS)
+    embeds, _ = expected_embeddings(reference(directory), 0)
+    assert embeds.shape == (3, 32, 32), "32 CLIP tokens and no T5 tokens"
+    assert_close(encoded.tensors["prompt_embeds"], embeds, atol=0, rtol=0)
+
+
+def test_rows_do_not_depend_on_their_batch(checkpoint_t5: Path, build: Build) -> None:
+    backbone = build(checkpoint_t5)
+    randomise(backbone)
+    x_sigma, sigma, conditioning = batch(backbone)
+    with torch.no_grad():
+        together = backbone.velocity(x_sigma, sigma, conditioning)
+        for i in range(3):
+            alone = backbone.encode([PROMPTS[i]])
+            for name, tensor in alone.tensors.items():
+                assert_close(tensor[0], conditioning.tensors[name][i], atol=1e-5, rtol=1e-5)
+            row = slice(i, i + 1)
+            assert_close(backbone.velocity(x_sigma[row], sigma[row], alone), together[row], atol=1e-5, rtol=1e-5)
+    assert together.dtype == torch.float32
+
+
+def test_a_fresh_adapter_changes_nothing(checkpoint: Path, build: Build) -> None:
+    backbone = build(checkpoint)
+    x_sigma, sigma, conditioning = batch(backbone)
+    base = SD3Transformer2DModel.from_pretrained(checkpoint, subfolder="transformer")
+    with torch.no_grad():
+        expected = base(x_sigma, *conditioning.tensors.values(), 1000 * sigma).sample
+        assert_close(backbone.velocity(x_sigma, sigma, conditioning), expected, atol=0, rtol=0)
+
+
+def test_the_adapter_starts_the_same_and_leaves_the_random_state_alone(checkpoint: Path, build: Build) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = build(checkpoint).trainable()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    second = build(checkpoint).trainable()
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    down = torch.cat([p.flatten() for n, p in first.items() if "lora_A" in n])
+    assert_close(down.std(), torch.tensor(1 / 4), atol=0.02, rtol=0)  # N(0, 1/rank)
+    assert not any(p.any() for n, p in first.items() if "lora_B" in n)
+
+
+def test_default_targets_are_every_attention_projection(checkpoint: Path, build: Build) -> None:
+    base = SD3Transformer2DModel.from_pretrained(checkpoint, subfolder="transformer")
+    projections = {
+        f"{outer}.{inner}"
+        for outer, attention in base.named_modules()
+        if isinstance(attention, Attention)
+        for inner, layer in attention.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    assert "transformer_blocks.0.attn2.to_out.0" in projections, "SD3.5's second attention"
+    names = {name.split(".lora_")[0] for name in build(checkpoint).trainable()}
+    assert names == projections
+
+
+def test_only_the_adapter_or_only_the_transformer_is_trained(checkpoint: Path, build: Build) -> None:
+    lora = build(checkpoint)
+    assert all(".lora_A." in n or ".lora_B." in n for n in lora.trainable())
+    full = build(checkpoint, train="full", dtype="bfloat16")
+    base = SD3Transformer2DModel.from_pretrained(checkpoint, subfolder="transformer")
+    assert list(full.trainable()) == [n for n, _ in base.named_parameters()]
+    assert full.without_adapter() is None
+    for name, parameter in full.trainable().items():
+        assert parameter.requires_grad
+        assert parameter.dtype == torch.float32
+        assert_close(parameter, base.get_parameter(name), atol=0, rtol=0)  # no detour through bfloat16
+    pipeline = full._pipeline
+    for model in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
+        assert not model.training
+        assert not any(p.requires_grad for p in model.parameters())
+    assert not full.module.training
+
+
+def test_without_adapter_runs_the_base_and_restores_everything(checkpoint: Path, build: Build) -> None:
+    backbone = build(checkpoint)
+    x_sigma, sigma, conditioning = batch(backbone)
+    with torch.no_grad():
+        base = backbone.velocity(x_sigma, sigma, conditioning)
+    randomise(backbone)
+    frozen = next(iter(backbone.trainable().values())).requires_grad_(False)
+    with torch.no_grad():
+        policy = backbone.velocity(x_sigma, sigma, conditioning)
+    assert (policy - base).abs().max() > 0.05
+
+    def off() -> Any:
+        context = backbone.without_adapter()
+        assert context is not None
+        return context
+
+    def run() -> Tensor:
+        return backbone.velocity(x_sigma, sigma, conditioning)
+
+    with off():
+        assert torch.equal(run().detach(), base)
+        with off():
+            assert torch.equal(run().detach(), base)
+        assert torch.equal(run().detach(), base), "an inner context must not switch the adapter on again"
+    with torch.no_grad(), off():
+        assert torch.equal(run(), base)
+    with pytest.raises(RuntimeError, match="inside"), off():
+        raise RuntimeError("inside")
+    assert torch.equal(run().detach(), policy)
+    assert not frozen.requires_grad
+    assert all(p.requires_grad for p in backbone.trainable().values() if p is not frozen)
+    run().sum().backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None for p in backbone.trainable().values() if p is not frozen)
+
+
+def test_a_saved_adapter_gives_the_policys_velocity_and_images_in_a_fresh_pipeline(
+    checkpoint: Path, build: Build, reference: Reference, tmp_path: Path
+) -> None:
+    backbone, pipeline = build(checkpoint), reference(checkpoint)
+    randomise(backbone)
+    backbone.save_adapter(tmp_path / "adapter")
+    noise = normal(2, *backbone.latent_shape(32, 32))
+    arguments = {
+        "prompt": PROMPTS[:2],
+        "height": 32,
+        "width": 32,
+        "num_inference_steps": 4,
+        "guidance_scale": 3.0,
+        "latents": noise,
+        "max_sequence_length": 16,
+        "output_type": "pt",
+    }
+    before = pipeline(**arguments).images
+    pipeline.load_lora_weights(tmp_path / "adapter")
+    after = pipeline(**arguments).images
+    assert (after - before).abs().max() > 0.05
+    assert_close(draw(backbone, noise, PROMPTS[:2], 4, 3.0), after, atol=1e-5, rtol=0)
+    x_sigma, sigma, conditioning = batch(backbone)
+    with torch.no_grad():
+        expected = pipeline.transformer(x_sigma, *conditioning.tensors.values(), 1000 * sigma).sample
+        assert_close(backbone.velocity(x_sigma, sigma, conditioning), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_full_weights_are_saved_for_from_pretrained(checkpoint: Path, build: Build, tmp_path: Path) -> None:
+    backbone = build(checkpoint, train="full")
+    randomise(backbone, 0.1)
+    backbone.save_adapter(tmp_path)
+    loaded = SD3Transformer2DModel.from_pretrained(tmp_path)
+    x_sigma, sigma, conditioning = batch(backbone)
+    with torch.no_grad():
+        expected = loaded(x_sigma, *conditioning.tensors.values(), 1000 * sigma).sample
+        assert_close(backbone.velocity(x_sigma, sigma, conditioning), expected, atol=0, rtol=0)
+
+
+def loss_of(backbone: SD3Backbone) -> Tensor:
+    x_sigma, sigma, conditioning = batch(backbone)
+    return (backbone.velocity(x_sigma, sigma, conditioning) - normal(*x_sigma.shape, seed=9)).square().mean()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_float32_adapter_trains_on_a_half_precision_base(checkpoint: Path, build: Build, dtype: str) -> None:
+    exact, backbone = build(checkpoint), build(checkpoint, dtype=dtype)
+    assert backbone.module.dtype == getattr(torch, dtype)
+    parameters = backbone.trainable()
+    assert {p.dtype for p in parameters.values()} == {torch.float32}
+    assert backbone.encode([""]).tensors["pooled"].dtype == getattr(torch, dtype)
+    optimiser = torch.optim.AdamW(parameters.values(), lr=1e-2)
+    losses = []
+    for _ in range(4):
+        loss = loss_of(backbone)
+        assert loss.dtype == torch.float32
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(loss_of(exact).item(), rel=0.02)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_velocity_under_autocast_is_float32_and_trains(checkpoint: Path, build: Build, dtype: str) -> None:
+    backbone = build(checkpoint, dtype=dtype)
+    randomise(backbone)
+    exact = loss_of(backbone).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(backbone)
+        x0 = normal(1, *backbone.latent_shape(32, 32))
+        images, embeds = backbone.decode(x0), backbone.encode(PROMPTS).tensors["prompt_embeds"]
+    assert loss.item() == pytest.approx(exact, rel=0.02)
+    assert loss.item() != exact, "autocast did nothing"
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.trainable().values())
+    # What is decoded and cached is the same with and without autocast.
+    assert torch.equal(images, backbone.decode(x0))
+    assert torch.equal(embeds, backbone.encode(PROMPTS).tensors["prompt_embeds"])
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_gradient_checkpointing_gives_the_same_gradient(checkpoint: Path, build: Build, train: str) -> None:
+    gradients = []
+    calls = []
+    for flag in (False, True):
+        backbone = build(checkpoint, train=train, gradient_checkpointing=flag)
+        if train == "lora":
+            randomise(backbone)
+        count: list[int] = []
+        block = backbone.module.get_submodule("transformer_blocks.0")
+        block.register_forward_pre_hook(lambda *_, count=count: count.append(1))
+        loss_of(backbone).backward()  # type: ignore[no-untyped-call]
+        gradients.append({name: p.grad for name, p in backbone.trainable().items()})
+        calls.append(len(count))
+    assert calls == [1, 2], "checkpointing runs each block again"
+    for name, gradient in gradients[0].items():
+        assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_compiled_velocity_is_the_same_in_every_view(
+    checkpoint: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced by the compiler's front end, which is where adapters and views could go wrong; code generation would take
+    # most of a minute here.
+    compile_in_place = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_in_place(module, backend="eager"))
+    eager, backbone = build(checkpoint), build(checkpoint, compile=True)
+    randomise(eager)
+    randomise(backbone)
+    assert list(backbone.trainable()) == list(eager.trainable())
+    calls = torch._dynamo.utils.counters["stats"]["calls_captured"]
+    x_sigma, sigma, conditioning = batch(backbone)
+    for off in (False, True, False):
+        results = []
+        for model in (eager, backbone):
+            context = model.without_adapter() if off else nullcontext()
+            assert context is not None
+            with context:
+                results.append(model.velocity(x_sigma, sigma, conditioning).detach())
+        assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > calls, "nothing was compiled"
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 8])
+def test_decode_is_the_pipelines(checkpoint: Path, build: Build, reference: Reference, chunk: int) -> None:
+    backbone, pipeline = build(checkpoint, {"decode_chunk": chunk}, dtype="bfloat16"), reference(checkpoint)
+    x0 = 4 * normal(3, *backbone.latent_shape(32, 32))
+    with torch.no_grad():
+        z = x0 / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor
+        expected = pipeline.image_processor.postprocess(pipeline.vae.decode(z).sample, output_type="pt")
+    sizes: list[int] = []
+    backbone._vae.decoder.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    images = backbone.decode(x0.requires_grad_())
+    assert sizes == {1: [1, 1, 1], 2: [2, 1], 8: [3]}[chunk]
+    assert images.dtype == torch.float32
+    assert not images.requires_grad
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert_close(images, expected, atol=1e-5, rtol=0)
+
+
+def test_latent_shape_is_what_the_pipeline_draws(checkpoint: Path, build: Build, reference: Reference) -> None:
+    pipeline = reference(checkpoint)
+    drawn = pipeline.prepare_latents(1, 4, 64, 24, torch.float32, "cpu", torch.Generator().manual_seed(0))
+    assert build(checkpoint).latent_shape(64, 24) == drawn.shape[1:] == (4, 16, 6)
+
+
+@pytest.mark.parametrize(
+    "size, nearest", [((33, 32), "32x32"), ((32, 29), "32x32"), ((72, 64), "64x64"), ((0, 500), "8x64")]
+)
+def test_impossible_sizes_are_refused(checkpoint: Path, build: Build, size: tuple[int, int], nearest: str) -> None:
+    message = f"{size[0]}x{size[1]} .* multiples of 8 from 8 to 64; the nearest is {nearest}"
+    with pytest.raises(UserError, match=message):
+        build(checkpoint).latent_shape(*size)

@@ -1,0 +1,52 @@
+"""The example run files hold the published settings, and a run could start from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from diffusers import DPMSolverMultistepScheduler
+
+from dgpo_core.builtin.timesteps import SamplerSteps
+from dgpo_core.contracts import TimestepContext
+from dgpo_schemas.run import RunConfig
+from dgpo_sd3.options import SD3Options
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+def read(name: str) -> RunConfig:
+    return RunConfig.model_validate(yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text()))
+
+
+@pytest.mark.parametrize(
+    "name, std, kl, beta, switch, lowest",
+    [
+        ("sd35-geneval", "group", 0.02, 100, 500, 4),
+        ("sd35-ocr", "batch", 0.02, 100, 200, 6),
+        ("sd35-pickscore", "batch", 1e-3, 10, 200, 6),
+    ],
+)
+def test_examples(name: str, std: str, kl: float, beta: float, switch: int, lowest: int) -> None:
+    """`lowest`: the last index of the sampler's steps that the authors' code trains on."""
+    config = read(name)
+    SD3Options.model_validate(config.backbone.options)
+    assert (config.backbone.lora.rank, config.backbone.lora.alpha) == (64, 128)
+    assert (config.advantages.std, config.objective.kl, config.objective.beta) == (std, kl, beta)
+    assert (config.objective.clip, config.objective.switch) == (1e-2, switch)
+    assert (config.rollout.guidance, config.objective.kl_cfg, config.objective.reference) == (4.5, 1.0, "frozen")
+
+    scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+    scheduler.set_timesteps(config.rollout.steps)
+    sigmas = scheduler.sigmas.double()
+    t_min, t_max = config.sigma_range
+    assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i <= lowest for i in range(11)]
+    context = TimestepContext(sigmas, t_min, t_max, config.rollout.shift, 1, config.run.iterations)
+    SamplerSteps(None).check(context, config.timesteps.count)
+
+
+@pytest.mark.parametrize("name", ["sd35-geneval", "sd35-ocr", "sd35-pickscore"])
+def test_editors_find_the_schema(name: str) -> None:
+    first = (EXAMPLES / f"{name}.yaml").read_text().splitlines()[0]
+    assert first == "# yaml-language-server: $schema=../schemas/json/run.schema.json"

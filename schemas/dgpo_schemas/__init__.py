@@ -1,0 +1,1 @@
+"""Schemas of every file that people write or read. No torch here: the command line answers at once."""

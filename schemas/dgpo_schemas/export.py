@@ -1,0 +1,205 @@
+"""JSON Schemas of every file that people write or read, for editors and for other languages.
+
+run.schema.json knows the installed plugins: `use` suggests their names, and `options` are checked by each plugin's own
+model. An editor with YAML support uses it through a first line such as
+`# yaml-language-server: $schema=../schemas/json/run.schema.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from dgpo_schemas.manifest import CheckpointManifest
+from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, TimingRecord
+from dgpo_schemas.prompts import PromptRecord
+from dgpo_schemas.run import RunConfig
+
+__all__ = ["PluginOptions", "json_schema", "schema_texts", "stale_schemas", "write_schemas"]
+
+PluginOptions = Mapping[str, Mapping[str, type[BaseModel]]]
+"""Kind of part to name to options model."""
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+RECORDS: dict[str, type[BaseModel]] = {
+    "metrics": MetricsRecord,
+    "timings": TimingRecord,
+    "evaluations": EvaluationRecord,
+    "manifest": CheckpointManifest,
+}
+CHOOSERS = {
+    "BackboneSection": "backbone",
+    "ObjectiveSection": "objective",
+    "PromptsBlock": "prompts",
+    "RewardBlock": "reward",
+    "TimestepsSection": "timesteps",
+}
+"""Sections of a run file that choose a part themselves, and its kind."""
+PLAIN_CHOICES = {("RolloutSection", "sampler"): "sampler", (None, "weighting"): "weighting"}
+"""Fields (None: of the run file itself) that hold nothing but a choice."""
+
+
+LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+def json_schema(model: type[BaseModel], template: str = "#/$defs/{model}") -> dict[str, Any]:
+    """A model's JSON Schema.
+
+    pydantic leaves the limits of an optional validated number under its own names (`ge`), which mean nothing in JSON
+    Schema; here they get theirs.
+    """
+
+    def rename(value: Any) -> Any:
+        if isinstance(value, list):
+            return [rename(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            LIMITS.get(key, key) if isinstance(inner, int | float) else key: rename(inner)
+            for key, inner in value.items()
+        }
+
+    renamed: dict[str, Any] = rename(model.model_json_schema(ref_template=template))
+    return renamed
+
+
+def schema_texts(plugins: PluginOptions) -> dict[str, str]:
+    """File names, with `/`, to contents: the same text for the same models, whatever the order of `plugins`."""
+    schemas = {"run.schema.json": _run(plugins), "prompt.schema.json": _prompt()}
+    schemas |= {f"{name}.schema.json": json_schema(model) for name, model in RECORDS.items()}
+    for kind, name, model in _sorted(plugins):
+        schemas[f"plugins/{kind}.{name}.schema.json"] = json_schema(model)
+    return {name: _text(schema) for name, schema in sorted(schemas.items())}
+
+
+def write_schemas(directory: Path, plugins: PluginOptions) -> list[Path]:
+    """Write every schema under `directory` and remove schemas that no longer exist; returns the files that changed."""
+    changed = []
+    wanted = schema_texts(plugins)
+    for name in stale_schemas(directory, plugins):
+        path = directory / name
+        if name in wanted:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(wanted[name], encoding="utf-8")
+        else:
+            path.unlink()
+        changed.append(path)
+    return changed
+
+
+def stale_schemas(directory: Path, plugins: PluginOptions) -> list[str]:
+    """Names of the schemas under `directory` that are missing, differ, or are left over."""
+    wanted = schema_texts(plugins)
+    found = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*.schema.json")}
+    return sorted(
+        name
+        for name in wanted.keys() | found.keys()
+        if name not in wanted or name not in found or found[name].read_text(encoding="utf-8") != wanted[name]
+    )
+
+
+def _text(schema: dict[str, Any]) -> str:
+    return json.dumps({"$schema": DIALECT} | schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def _sorted(plugins: PluginOptions) -> Iterator[tuple[str, str, type[BaseModel]]]:
+    for kind in sorted(plugins):
+        for name in sorted(plugins[kind]):
+            yield kind, name, plugins[kind][name]
+
+
+def _prompt() -> dict[str, Any]:
+    """A line of a .jsonl file: `prompt`, and any further keys as metadata."""
+    schema = json_schema(PromptRecord)
+    prompt = schema["properties"]["prompt"] | {"minLength": 1}
+    return schema | {"properties": {"prompt": prompt}, "additionalProperties": True}
+
+
+def _run(plugins: PluginOptions) -> dict[str, Any]:
+    schema = json_schema(RunConfig)
+    definitions: dict[str, Any] = schema["$defs"]
+    for kind, name, model in _sorted(plugins):
+        _add_options(definitions, plugins, kind, name, model)
+    block = deepcopy(definitions["UseBlock"])
+    for kind in sorted(plugins):
+        definitions[f"choice.{kind}"] = deepcopy(block)
+        _suggest(definitions[f"choice.{kind}"], plugins, kind)
+    for section, kind in CHOOSERS.items():
+        _suggest(definitions[section], plugins, kind)
+    for (owner, field), kind in PLAIN_CHOICES.items():
+        properties = (schema if owner is None else definitions[owner])["properties"]
+        if kind in plugins:
+            properties[field] = _redirect(properties[field], plugins, kind)
+    definitions = schema.pop("$defs")
+    used = _referred(schema, definitions)
+    return schema | {"$defs": {name: definitions[name] for name in sorted(used)}}
+
+
+def _referred(schema: Any, definitions: dict[str, Any]) -> set[str]:
+    """Names of the definitions that a schema leads to."""
+    found: set[str] = set()
+    pending = [schema]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            name = str(item.get("$ref", "")).removeprefix("#/$defs/")
+            if name and name not in found:
+                found.add(name)
+                pending.append(definitions[name])
+            pending += item.values()
+        elif isinstance(item, list):
+            pending += item
+    return found
+
+
+def _add_options(
+    definitions: dict[str, Any], plugins: PluginOptions, kind: str, name: str, model: type[BaseModel]
+) -> None:
+    """The plugin's options as a definition, with everything that they refer to under the plugin's own prefix."""
+    prefix = f"options.{kind}.{name}"
+    options = json_schema(model, f"#/$defs/{prefix}.{{model}}")
+    for inner, definition in options.pop("$defs", {}).items():
+        definitions[f"{prefix}.{inner}"] = definition
+    properties = options.get("properties", {})
+    for field in properties.keys() & plugins.keys():
+        # By convention an option called after a kind chooses a part of that kind.
+        properties[field] = _redirect(properties[field], plugins, field)
+    definitions[prefix] = options
+
+
+def _redirect(schema: Any, plugins: PluginOptions, kind: str) -> Any:
+    """The same with every reference to a plain `use` block, and its short form, knowing the kind's parts."""
+    if isinstance(schema, list):
+        return [_redirect(item, plugins, kind) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if str(schema.get("$ref", "")).endswith("UseBlock"):
+        return schema | {"$ref": f"#/$defs/choice.{kind}"}
+    if schema.get("type") == "string":
+        return schema | {"examples": sorted(plugins[kind])}
+    return {key: value if key == "default" else _redirect(value, plugins, kind) for key, value in schema.items()}
+
+
+def _suggest(section: dict[str, Any], plugins: PluginOptions, kind: str) -> None:
+    """Suggest the names of a kind's parts (others may be installed elsewhere), and tie options to them."""
+    names = sorted(plugins.get(kind, {}))
+    if not names:
+        return
+    use = section["properties"]["use"]
+    use["examples"] = names
+    section["allOf"] = [
+        {
+            # Where `use` has a default, a section without it means the default.
+            "if": {
+                "properties": {"use": {"const": name}},
+                **({} if use.get("default") == name else {"required": ["use"]}),
+            },
+            "then": {"properties": {"options": {"$ref": f"#/$defs/options.{kind}.{name}"}}},
+        }
+        for name in names
+    ]

@@ -1,0 +1,85 @@
+"""Lines of a run's logs: what was computed, what it cost, and how evaluations went."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from dgpo_schemas.base import StrictModel
+
+__all__ = ["EvaluationRecord", "GroupScore", "MetricsRecord", "RewardStatistics", "TimingRecord", "VerbTiming"]
+
+
+class RewardStatistics(StrictModel):
+    """One reward over an iteration's samples."""
+
+    mean: float | None = Field(description="Mean of the scored samples.")
+    std: float | None = Field(description="Population standard deviation of the scored samples.")
+    missing: int = Field(description="Samples that could not be scored.")
+
+
+class MetricsRecord(StrictModel):
+    """One iteration in metrics.jsonl. Nothing here depends on clocks, so a resumed run writes the same lines.
+
+    Averages of the objective are means over the optimised members and timesteps; null where there are none.
+    """
+
+    iteration: int = Field(description="Iterations finished, from 1.")
+    updates: int = Field(description="Optimiser updates so far.")
+    reward: RewardStatistics = Field(description="The weighted sum of the rewards.")
+    rewards: dict[str, RewardStatistics] = Field(description="Each reward by itself.")
+    zero_variance_groups: int = Field(description="Groups whose scored rewards are all equal (or fewer than two).")
+    missing_rewards: int = Field(description="Samples with a missing reward.")
+    residual: float | None = Field(description="Mean |sum of signed weights| of a group: 0 where Z cancels.")
+    sigmoid: float | None = Field(description="Mean sigmoid(S_g).")
+    clip_fraction: float | None = Field(description="Share of members whose gradient was clipped.")
+    dsm: float | None = Field(description="Denoising error of the policy.")
+    dsm_reference: float | None = Field(description="Denoising error of the reference.")
+    kl: float | None = Field(description="Mean squared distance of the policy's velocity from the reference's.")
+    extra: dict[str, float] = Field(description="Further averages of the objective.")
+    grad_norm: float | None = Field(description="Norm of the gradient before clipping.")
+    learning_rate: float = Field(description="Learning rate of the last update.")
+    skipped_updates: int = Field(description="Updates skipped for non-finite values, so far.")
+    optimised_members: int = Field(description="Members optimised, times timesteps.")
+    skipped_members: int = Field(description="Members skipped for a zero weight, times timesteps.")
+    change_norm: float | None = Field(description="Norm of the adapter's weights, or of the change of all weights.")
+    diversity: float = Field(description="Mean pairwise distance within groups, root mean square of pixels in [0, 1].")
+    t_min: float = Field(description="Smallest sigma of the iteration's timesteps range.")
+    t_max: float = Field(description="Largest sigma of the iteration's timesteps range.")
+
+
+class VerbTiming(StrictModel):
+    """One verb of an iteration."""
+
+    seconds: float = Field(description="Seconds spent.")
+    samples_per_second: float | None = Field(description="Samples (times timesteps when optimising) a second.")
+
+
+class TimingRecord(StrictModel):
+    """One iteration in timings.jsonl."""
+
+    iteration: int = Field(description="Iterations finished, from 1.")
+    seconds: float = Field(description="Seconds of the iteration, without evaluation and checkpoint.")
+    verbs: dict[str, VerbTiming] = Field(
+        description="roll_out, score (on its own thread), wait_for_scores, weigh, optimise, evaluate, checkpoint."
+    )
+    peak_memory_bytes: int = Field(description="Peak memory so far: of the card, or of the process on the CPU.")
+
+
+class GroupScore(StrictModel):
+    """One task of an evaluation."""
+
+    value: float = Field(description="Mean over prompts.")
+    low: float = Field(description="Lower end of the 95 % bootstrap interval.")
+    high: float = Field(description="Upper end.")
+    n: int = Field(description="Prompts.")
+
+
+class EvaluationRecord(GroupScore):
+    """One reward of one evaluation in evaluations.jsonl."""
+
+    iteration: int = Field(description="Iterations finished; 0 is the base model.")
+    view: str = Field(description="Weights that were evaluated.")
+    reward: str = Field(description="The reward's name.")
+    missing: int = Field(description="Samples that could not be scored.")
+    groups: dict[str, GroupScore] = Field(description="Scores of the tasks; `value` is their unweighted mean.")
+    diversity: float | None = Field(description="Mean pairwise distance between samples of a prompt.")

@@ -1,0 +1,269 @@
+"""What is wrong with a file, in plain words: one line per problem, with its place and the nearest valid choice."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+__all__ = ["ConfigError", "KeyPath", "Problem", "dotted", "explain", "nearest", "show"]
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake. `where` is "run.yaml:12" or "--set rollout.steps=0"; `key` is dotted, empty if there is none."""
+
+    where: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        # "--set rollout.steps=0" names its key already.
+        named = not self.key or self.where.startswith(f"--set {self.key}=")
+        return f"{self.where}: {self.message}" if named else f"{self.where}: {self.key}: {self.message}"
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a file, one line per problem."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """A key as people write it: rewards.0.weight."""
+    return ".".join(part if isinstance(part, str) and part.isprintable() else str(ascii(part)) for part in path)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?", or nothing where nothing is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not close and len(name) > 2:
+        close = [other for other in known if name in other][:1]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def show(value: Any) -> str:
+    """A value as it would stand in a file, cut short."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a section"
+    if isinstance(value, list):
+        return "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
+
+
+def explain(model: type[BaseModel], data: Any, error: ValidationError) -> list[tuple[KeyPath, str]]:
+    """(path, message) of every mistake that pydantic found in `data`."""
+    found: list[_Mistake] = []
+    for detail in error.errors(include_url=False):
+        if detail["type"] == "run_rules":
+            found += [_Mistake(_split(key), message) for key, message in detail["ctx"]["violations"]]
+        else:
+            found.append(_mistake(model, data, detail))
+    return _merge_branches(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mistake:
+    path: KeyPath
+    message: str
+    value: str = ""
+    """What stands there, where the message should say so."""
+    union: KeyPath | None = None
+    """Path of the innermost union that it was found in: pydantic reports every branch that does not fit."""
+
+
+def _split(key: str) -> KeyPath:
+    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
+
+
+def _mistake(model: type[BaseModel], data: Any, detail: Any) -> _Mistake:
+    path: list[str | int] = []
+    union: KeyPath | None = None
+    here, location = data, detail["loc"]
+    for i, part in enumerate(location):
+        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and part in range(len(here))):
+            here = here[part]
+            path.append(part)
+        elif detail["type"] == "missing" and i == len(location) - 1 and isinstance(here, dict):
+            path.append(part)
+        elif any(part in found.model_fields for found in _models(model, tuple(path))):
+            break  # inside a short form: what is wrong there is wrong with the text
+        elif isinstance(part, str):
+            union = tuple(path)  # not a key: the name of a union's branch
+    message, value = _words(model, tuple(path), detail, here)
+    return _Mistake(tuple(path), message, value, union)
+
+
+def _merge_branches(found: list[_Mistake]) -> list[tuple[KeyPath, str]]:
+    """One message per union: of the branch that fits best, or all of them joined with "or"."""
+    merged: dict[tuple[Any, ...], list[_Mistake]] = {}
+    for i, mistake in enumerate(found):
+        merged.setdefault(("value", i) if mistake.union is None else ("union", mistake.union), []).append(mistake)
+    out: list[tuple[KeyPath, str]] = []
+    for group in merged.values():
+        deepest = max(len(mistake.path) for mistake in group)
+        best = [mistake for mistake in group if len(mistake.path) == deepest]
+        paths = dict.fromkeys(mistake.path for mistake in best)
+        for path in paths:
+            here = [mistake for mistake in best if mistake.path == path]
+            words = list(dict.fromkeys(mistake.message for mistake in here))
+            joined = " or ".join([words[0], *(word.removeprefix("must be ") for word in words[1:])])
+            out.append((path, joined + (f", not {here[0].value}" if here[0].value else "")))
+    return out
+
+
+_LIMITS = {
+    "greater_than_equal": ("must be at least {ge}", ""),
+    "greater_than": ("must be greater than {gt}", ""),
+    "less_than_equal": ("must be at most {le}", ""),
+    "less_than": ("must be less than {lt}", ""),
+}
+_KINDS = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing_size": "must be a whole number of sensible size",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be a text",
+    "string_unicode": "must be a text of valid Unicode characters",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "set_type": "must be a list",
+    "path_type": "must be a path",
+    "dict_type": "must be a section of keys and values",
+    "none_required": "must be null",
+}
+
+
+def _words(model: type[BaseModel], path: KeyPath, detail: Any, here: Any) -> tuple[str, str]:
+    """(message, what stands there) for one of pydantic's error types."""
+    kind, context, value = detail["type"], detail.get("ctx") or {}, show(detail["input"])
+    if kind == "missing":
+        return _with_description("is missing", _field(model, path)), ""
+    if kind == "extra_forbidden":
+        return _unknown_key(model, path), ""
+    if kind in _KINDS:
+        quotes = kind == "string_type" and isinstance(detail["input"], bool | int | float)
+        return _KINDS[kind], value + (" (put it in quotes)" if quotes else "")
+    if kind in _LIMITS:
+        return _LIMITS[kind][0].format(**{name: _limit(limit) for name, limit in context.items()}), value
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
+        near = nearest(str(detail["input"]), allowed)
+        return f"must be {_either(allowed)}, not {value}{near}", ""
+    if kind in ("model_type", "model_attributes_type", "dataclass_type"):
+        keys = sorted({name for found in _models(model, path) for name in found.model_fields})
+        return f"must be a section with keys such as {', '.join(keys[:4])}" if keys else _KINDS["dict_type"], value
+    if kind in ("too_short", "too_long"):
+        side = "at least" if kind == "too_short" else "at most"
+        count = context.get("min_length", context.get("max_length"))
+        return f"must have {side} {count} {'entry' if count == 1 else 'entries'}", str(context["actual_length"])
+    if kind == "string_too_short":
+        count = context["min_length"]
+        return "must not be empty" if count == 1 else f"must have at least {count} characters", ""
+    if kind == "string_too_long":
+        return f"must have at most {context['max_length']} characters", str(len(detail["input"]))
+    if kind == "string_pattern_mismatch":
+        field = _field(model, path)
+        rule = field.description if field and field.description else f"it must match {context['pattern']}"
+        return f"{value} is not allowed here: {rule}", ""
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return message + ("" if isinstance(here, dict | list) or value in message else f" (here: {value})"), ""
+
+
+def _limit(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _either(allowed: Sequence[str]) -> str:
+    return allowed[0] if len(allowed) == 1 else f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+
+
+def _with_description(message: str, field: FieldInfo | None) -> str:
+    return f"{message} ({field.description.rstrip('.')})" if field and field.description else message
+
+
+def _unknown_key(model: type[BaseModel], path: KeyPath) -> str:
+    name = str(path[-1])
+    here = sorted({known for found in _models(model, path[:-1]) for known in found.model_fields})
+    if near := nearest(name, here):
+        return f"unknown key{near}"
+    elsewhere = [dotted(known) for known in _all_keys(model) if known[-1] == name]
+    if elsewhere:
+        return f"unknown key; did you mean {' or '.join(elsewhere[:2])}?"
+    return f"unknown key; there {'is' if len(here) == 1 else 'are'} {', '.join(here) or 'none here'}"
+
+
+# -- walking through a model's annotations ------------------------------------------------------------------------
+
+
+def _plain(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation allows, without Annotated, Optional and unions."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _plain(get_args(annotation)[0])
+    elif origin in (Union, UnionType):
+        for branch in get_args(annotation):
+            yield from _plain(branch)
+    else:
+        yield annotation
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _inside(annotation: Any, part: str | int) -> Iterator[Any]:
+    """Annotations of a key or an entry."""
+    for plain in _plain(annotation):
+        arguments = get_args(plain)
+        if _is_model(plain):
+            if part in plain.model_fields:
+                yield plain.model_fields[part].annotation
+        elif isinstance(part, int) and arguments and get_origin(plain) is not dict:
+            yield arguments[0]
+        elif get_origin(plain) is dict:
+            yield arguments[1]
+
+
+def _models(model: type[BaseModel], path: KeyPath) -> list[type[BaseModel]]:
+    """The models that may stand at a path."""
+    annotations: list[Any] = [model]
+    for part in path:
+        annotations = [inner for annotation in annotations for inner in _inside(annotation, part)]
+    return [plain for annotation in annotations for plain in _plain(annotation) if _is_model(plain)]
+
+
+def _field(model: type[BaseModel], path: KeyPath) -> FieldInfo | None:
+    if not path or not isinstance(path[-1], str):
+        return None
+    fields = (found.model_fields.get(path[-1]) for found in _models(model, path[:-1]))
+    return next((field for field in fields if field is not None), None)
+
+
+def _all_keys(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[KeyPath]:
+    for name, field in model.model_fields.items():
+        yield (*prefix, name)
+        for plain in _plain(field.annotation):
+            if _is_model(plain) and len(prefix) < 8:  # models may contain themselves
+                yield from _all_keys(plain, (*prefix, name))

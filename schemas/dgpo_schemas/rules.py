@@ -1,0 +1,125 @@
+"""Rules between the fields of a run file. Each message names the keys and the nearest valid values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic_core import PydanticCustomError
+
+from dgpo_schemas.sigma import resolve_sigma
+
+if TYPE_CHECKING:
+    from dgpo_schemas.run import RunConfig
+
+__all__ = ["check_run", "violations"]
+
+
+def check_run(config: RunConfig) -> None:
+    """Raise one error that carries every violation."""
+    found = violations(config)
+    if found:
+        # pydantic gives a validator of the whole model one error; the loader takes the list apart again.
+        lines = [f"{key}: {message}" for key, message in found]
+        raise PydanticCustomError("run_rules", "{text}", {"text": "; ".join(lines), "violations": found})
+
+
+def violations(config: RunConfig) -> list[tuple[str, str]]:
+    """(key, message) of every rule that is broken."""
+    return [*_geometry(config), *_times(config), *_guidance(config), *_rewards(config), *_settings_in_vain(config)]
+
+
+def _geometry(config: RunConfig) -> list[tuple[str, str]]:
+    found = []
+    rollout, updates = config.rollout, config.optimiser.updates
+    if rollout.group_size < 2:
+        size = rollout.group_size
+        found.append(("rollout.group_size", f"a group of {size} has nothing to compare with; the smallest is 2"))
+    if rollout.groups % updates:
+        divisors = [n for n in range(1, rollout.groups + 1) if rollout.groups % n == 0]
+        near = sorted(divisors, key=lambda n: abs(n - updates))[:2]
+        found.append(
+            (
+                "optimiser.updates",
+                f"{updates} does not divide rollout.groups = {rollout.groups}; the nearest that do are "
+                + " and ".join(map(str, sorted(near))),
+            )
+        )
+    for side in sorted(set(rollout.height_width)):
+        if side < 1:
+            found.append(("rollout.resolution", f"{side} is no size in pixels; it must be at least 1"))
+    return found
+
+
+def _times(config: RunConfig) -> list[tuple[str, str]]:
+    low, high = (resolve_sigma(t, config.rollout.shift) for t in (config.timesteps.t_min, config.timesteps.t_max))
+    if low < high:
+        return []
+    return [
+        (
+            "timesteps.t_min",
+            f"{config.timesteps.t_min} (sigma {low:.4g}) must be below t_max = {config.timesteps.t_max} "
+            f"(sigma {high:.4g}); 1 is noise and 0 is data",
+        )
+    ]
+
+
+def _guidance(config: RunConfig) -> list[tuple[str, str]]:
+    """The three published modes, and the combinations that none of them uses."""
+    guidance, objective = config.rollout.guidance, config.objective
+    found = []
+    if guidance > 1 and objective.kl_cfg > 1:
+        found.append(
+            (
+                "objective.kl_cfg",
+                f"{objective.kl_cfg:g} together with rollout.guidance = {guidance:g}: guided rollouts go with a plain "
+                "reference (mode 1: kl_cfg 1), a guided reference with plain rollouts (mode 2a: rollout.guidance 1)",
+            )
+        )
+    if objective.reference == "ema" and objective.kl_cfg > 1:
+        found.append(
+            (
+                "objective.kl_cfg",
+                f"{objective.kl_cfg:g} guides a frozen reference (mode 2a: reference frozen); "
+                "a dynamic reference is plain (mode 2b: kl_cfg 1)",
+            )
+        )
+    if objective.reference == "ema" and guidance > 1:
+        found.append(
+            (
+                "rollout.guidance",
+                f"{guidance:g} with objective.reference = ema: a dynamic reference goes with plain rollouts "
+                "(mode 2b: rollout.guidance 1), guided rollouts with a frozen reference (mode 1: reference frozen)",
+            )
+        )
+    return found
+
+
+def _rewards(config: RunConfig) -> list[tuple[str, str]]:
+    found = []
+    for key, blocks in (("rewards", config.rewards), ("evaluation.rewards", config.evaluation.rewards or [])):
+        labels = [block.label for block in blocks]
+        for i, label in enumerate(labels):
+            if label in labels[:i]:
+                found.append((f"{key}.{i}", f"two rewards are called {label!r}; give one of them another `name`"))
+    if all(block.weight == 0 for block in config.rewards):
+        found.append(("rewards", "every weight is 0, so there is nothing to learn; give one a weight, such as 1"))
+    if config.prompts.heldout is None:
+        # `at_start` and the evaluation at the end are defaults: without held-out prompts they fall away silently.
+        if config.evaluation.every:
+            found.append(("evaluation.every", "evaluation needs held-out prompts: set prompts.heldout, or every to 0"))
+        if config.evaluation.rewards:
+            found.append(("evaluation.rewards", "nothing is evaluated without prompts.heldout; set it or remove these"))
+    return found
+
+
+def _settings_in_vain(config: RunConfig) -> list[tuple[str, str]]:
+    """Settings that would change nothing: whoever wrote them expects something else."""
+    found = []
+    objective = config.objective
+    if objective.clip_kl and objective.kl == 0:
+        found.append(("objective.clip_kl", "there is no KL term to clip while objective.kl is 0; set false"))
+    if objective.clip_kl and objective.clip is None:
+        found.append(("objective.clip_kl", "nothing is clipped while objective.clip is null; set false"))
+    if config.backbone.train == "full" and "lora" in config.backbone.model_fields_set:
+        found.append(("backbone.lora", "there is no LoRA while backbone.train is full; remove one of the two"))
+    return found

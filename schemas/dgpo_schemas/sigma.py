@@ -1,0 +1,62 @@
+"""Times in run files: a sigma in [0, 1], or `shift(s)` for a time before the shift."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+__all__ = ["SigmaExpression", "resolve_sigma"]
+
+_SHIFTED = re.compile(r"^shift\(\s*([^()]+?)\s*\)$")
+_ALLOWED = "a number from 0 (data) to 1 (noise), or shift(s) with s from 0 to 1, such as shift(0.3)"
+
+
+def _number(text: Any) -> float:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        raise ValueError(f"must be {_ALLOWED}") from None
+    if not 0 <= value <= 1:
+        near = "" if math.isnan(value) else f"; the nearest is {min(max(value, 0.0), 1.0):g}"
+        raise ValueError(f"must be {_ALLOWED}{near}")
+    return value
+
+
+def _parse(value: Any) -> float | str:
+    """A number stays a number, `shift( 0.3 )` becomes `shift(0.3)`."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be {_ALLOWED}")
+    if isinstance(value, str) and (match := _SHIFTED.match(value.strip())):
+        return f"shift({_number(match[1]):g})"
+    return _number(value)
+
+
+SigmaExpression = Annotated[
+    float | str,
+    BeforeValidator(_parse),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "maximum": 1},
+                {"type": "string", "pattern": r"^(shift\(\s*[0-9.eE+-]+\s*\)|[0-9.eE+-]+)$"},
+            ]
+        }
+    ),
+]
+"""A sigma as written in a run file; `resolve_sigma` makes it a number."""
+
+
+def resolve_sigma(expression: float | str, shift: float) -> float:
+    """The sigma in [0, 1]: `shift(s)` is k*s / (1 + (k-1)*s) with k = shift; a number stays as it is.
+
+    Example: shift(0.3) with k = 3 is 0.5625.
+    """
+    if isinstance(expression, str):
+        match = _SHIFTED.match(expression)
+        assert match is not None, expression
+        s = float(match[1])
+        return shift * s / (1 + (shift - 1) * s)
+    return expression

@@ -1,0 +1,80 @@
+"""`dgpo validate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dgpo_core.testing.toy import run_data
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A toy run file."""
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run_data(tmp_path)))
+    return path
+
+
+def test_a_sound_file_is_summarised(dgpo: Run, file: Path) -> None:
+    done = dgpo("validate", file)
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert lines[0] == f"{file}: valid"
+    # 4 groups of 4 samples, 4 iterations.
+    assert "4 groups x 4 samples = 16 samples an iteration, 64 in all" in lines[1]
+    assert "LoRA of rank 4" in done.out
+    assert "3 steps, shift 1, no guidance, 8x8" in done.out
+    assert "2 times with sigma in [0.3, 1], 1 update an iteration" in done.out
+    assert "every 2 iterations, on those of toy" in done.out
+
+
+def test_overrides_are_summarised(dgpo: Run, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a\nb\nc\n")
+    settings = [
+        "rollout.guidance=4.5", "optimiser.updates=2", "backbone.train=full", "evaluation.every=0",
+        f"prompts.heldout={tmp_path}/p.txt", "prompts.train.limit=2", "timesteps.t_min=shift(0.3)", "rollout.shift=3",
+    ]  # fmt: skip
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    data = yaml.safe_load(file.read_text())
+    del data["backbone"]["lora"]
+    file.write_text(yaml.safe_dump(data))
+    done = dgpo("validate", file, *arguments)
+    assert done.err == ""
+    assert "guidance 4.5" in done.out
+    assert "every weight" in done.out
+    assert "sigma in [0.5625, 1], 2 updates an iteration" in done.out
+    assert "those of toy, the first 2" in done.out
+    assert f"when the run ends, on 3 of {tmp_path}/p.txt" in done.out
+
+
+def test_no_heldout_prompts(dgpo: Run, file: Path) -> None:
+    done = dgpo("validate", file, "--set", "prompts.heldout=null", "--set", "evaluation.every=0")
+    assert "evaluation: none, there are no held-out prompts" in done.out
+
+
+def test_mistakes_are_printed_one_a_line(dgpo: Run, file: Path) -> None:
+    done = dgpo("validate", file, "--set", "rollout.steps=0", "--set", "rewards.0.use=brihgtness")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines() == [
+        "--set rollout.steps=0: must be at least 1, not 0",
+        "--set rewards.0.use=brihgtness: unknown reward 'brihgtness'; did you mean brightness? (installed: brightness)",
+    ]
+
+
+def test_a_missing_file(dgpo: Run, tmp_path: Path) -> None:
+    done = dgpo("validate", tmp_path / "nope.yaml")
+    assert (done.code, done.err) == (2, f"{tmp_path}/nope.yaml: there is no such file\n")
+
+
+def test_prompt_files_are_read(dgpo: Run, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
+    done = dgpo("validate", file, "--set", f"prompts.train={tmp_path}/p.jsonl")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"prompts.train: {tmp_path}/p.jsonl:2: `prompt` must be a text that is not empty\n"

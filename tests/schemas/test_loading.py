@@ -1,0 +1,267 @@
+"""Reading YAML: what is refused and where, what values mean, and overrides."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from dgpo_schemas.base import Int, StrictModel
+from dgpo_schemas.loading import MAX_BYTES, Document, apply_overrides, load_yaml, validate
+from dgpo_schemas.problems import ConfigError
+
+
+def load(tmp_path: Path, text: str | bytes) -> Document:
+    """The text as a file."""
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_yaml(path)
+
+
+def complaints(tmp_path: Path, text: str | bytes) -> list[str]:
+    """Problems without the directory."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    return str(caught.value).replace(f"{tmp_path}/", "").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", r"run.yaml: the file is empty"),
+        ("# nothing\n---\n", r"run.yaml: the file is empty"),
+        ("- a\n- b\n", r"run.yaml:1: must be a mapping of sections .*not a list"),
+        ("\n\njust text\n", r"run.yaml:3: must be a mapping of sections .*not 'just text'"),
+        (b"run: 1\nname: \xff\xfe\n", r"run.yaml:2: not UTF-8 \(byte 14 of the file\)"),
+        ("a: 1\nb: \x07\n", r"run.yaml:2: not YAML: the character U\+0007"),
+        ("a: 1\nb: [1, 2\nc: 3\n", r"run.yaml:3: not YAML: .*\(column 2\)"),
+        ("a:\n\tb: 1\n", r"run.yaml:2: not YAML: .*indent with spaces, not tabs"),
+        ("a: b: c\n", r"run.yaml:1: not YAML: mapping values are not allowed .*\(column 5\).*in quotes"),
+        ('a: "x\n', r"run.yaml:2: not YAML: .*end of stream"),
+        ("a: 1\n---\nb: 2\n", r"run.yaml:2: not YAML: .*document"),
+        ("a: *nobody\n", r"run.yaml:1: not YAML: found undefined alias"),
+        ('a: "\\UFFFFFFFF"\n', r"run.yaml: not YAML: "),
+        ("a: 1\nb: 2\na: 3\n", r"run.yaml:3: a: stands here twice, first in line 1"),
+        ("a:\n  b: 1\n\n  b: 2\n", r"run.yaml:4: a.b: stands here twice, first in line 2"),
+        ("a: !!python/object:os.system x\n", r"run.yaml:1: a: the tag !!python/object:os.system is not allowed"),
+        ("a: !!python/name:os.system\n", r"run.yaml:1: a: the tag !!python/name:os.system is not allowed"),
+        ("a: !mine {x: 1}\n", r"run.yaml:1: a: the tag !mine is not allowed"),
+        ("a: !!set {x, y}\n", r"run.yaml:1: a: the tag !!set is not allowed"),
+        ("a: !!int x\n", r"run.yaml:1: a: 'x' is no int"),
+        ("a: !!bool maybe\n", r"run.yaml:1: a: 'maybe' is no bool"),
+        ("a: " + "9" * 5000, r"run.yaml:1: a: '9+\.\.\. \(5002 characters\) is no int"),
+        ("? [1, 2]\n: x\n", r"run.yaml:1: a key must be a text"),
+        ("'': x\n", r"run.yaml:1: a key must be a text that is not empty"),
+        ("a: &a [*a]\n", r"run.yaml:1: an alias refers to what it is a part of"),
+        ("a: &a\n  <<: *a\n", r"run.yaml:1: an alias refers to what it is a part of"),
+        ("a: {<<: 3}\n", r"run.yaml:1: a: `<<` merges mappings only"),
+        ("a: " + "[" * 5000, r"run.yaml:1: not YAML: nested deeper than 40 levels"),
+        ("a: " + "{b: " * 100 + "1" + "}" * 100, r"run.yaml:1: not YAML: nested deeper than 40 levels"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, text: str | bytes, expected: str) -> None:
+    (line,) = complaints(tmp_path, text)
+    assert re.match(expected, line), line
+
+
+def test_aliases_that_multiply_are_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    (line,) = complaints(tmp_path, "\n".join(lines))
+    assert "more than 20000 values once its aliases are followed" in line
+
+
+def test_a_huge_file_is_refused(tmp_path: Path) -> None:
+    (line,) = complaints(tmp_path, b"# " + b"x" * MAX_BYTES)
+    assert line == "run.yaml: is larger than 256 KiB: that is no run file"
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.yaml: there is no such file"):
+        load_yaml(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match=r": is a directory, not a file"):
+        load_yaml(tmp_path)
+    with pytest.raises(ConfigError, match=r"cannot be read: .*null"):
+        load_yaml("a\0b")
+    loop = tmp_path / "loop.yaml"
+    loop.symlink_to(loop)
+    with pytest.raises(ConfigError, match=r"loop.yaml: cannot be read: Too many levels of symbolic links"):
+        load_yaml(loop)
+
+
+def test_several_duplicates_are_all_reported(tmp_path: Path) -> None:
+    assert complaints(tmp_path, "a: 1\na: 2\nb: {c: 1, c: 2}\nb: 3\n") == [
+        "run.yaml:2: a: stands here twice, first in line 1",
+        "run.yaml:3: b.c: stands here twice, first in line 3",
+        "run.yaml:4: b: stands here twice, first in line 3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("no", "no"), ("on", "on"), ("Yes", "Yes"), ("off", "off"),
+        ("true", True), ("False", False), ("null", None), ("~", None), ("", None),
+        ("3e-4", 3e-4), ("1E3", 1000.0), (".5", 0.5), ("-2.", -2.0), ("1_000", "1_000"),
+        ("010", 10), ("+7", 7), ("0x1F", 31), ("0o17", 15), ("1:30", "1:30"),
+        ("2026-11-24", "2026-11-24"), (".inf", math.inf), ("-.INF", -math.inf), ("'12'", "12"), ("!!str 12", "12"),
+        ("<<", "<<"), ("shift(0.3)", "shift(0.3)"), ("é", "é"), ("[1, [2]]", [1, [2]]), ("{b: {}}", {"b": {}}),
+        ("|\n  two\n  lines\n", "two\nlines\n"),
+    ],
+)  # fmt: skip
+def test_what_values_mean(tmp_path: Path, written: str, expected: Any) -> None:
+    found = load(tmp_path, f"a: {written}").data["a"]
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_keys_are_texts(tmp_path: Path) -> None:
+    assert load(tmp_path, "on: 1\n12: 2\nnull: 3\n3.5: 4").data == {"on": 1, "12": 2, "null": 3, "3.5": 4}
+
+
+def test_a_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
+    document = load(tmp_path, b"\xef\xbb\xbfa: 1\r\nb: x\r\n")
+    assert document.data == {"a": 1, "b": "x"}
+    assert document.position(("b",)).text.endswith("run.yaml:2")
+
+
+def test_anchors_and_merges(tmp_path: Path) -> None:
+    text = "base: &base\n  x: 1\n  y: [1]\nmore: &more {z: 9, x: 8}\nmine:\n  <<: [*base, *more]\n  y: 5\nsame: *base\n"
+    document = load(tmp_path, text)
+    # PyYAML's own loader is the reference for merging.
+    assert document.data == yaml.safe_load(text)
+    assert document.data["mine"] == {"x": 1, "y": 5, "z": 9}
+    places = {key: document.position(("mine", key)).text.rpartition(":")[2] for key in "xyz"}
+    assert places == {"x": "2", "y": "7", "z": "4"}
+
+
+def test_positions_are_lines(tmp_path: Path) -> None:
+    document = load(tmp_path, "run:\n  name: x\n\nrewards:\n  - use: a\n    weight: 1\n  - use: b\n")
+
+    def line(*path: str | int) -> str:
+        return document.position(path).text.rpartition("run.yaml")[2]
+
+    assert line("run") == ":1"
+    assert line("run", "name") == ":2"
+    assert line("rewards", 0, "weight") == ":6"
+    assert line("rewards", 1) == ":7"
+    assert line("rewards", 1, "options", "x") == ":7"  # the nearest section around it
+    assert line("nowhere") == ""
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(min_size=1), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(min_size=1), json_like, min_size=1, max_size=5))
+def test_what_pyyaml_writes_is_read_back(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]) -> None:
+    path = tmp_path_factory.getbasetemp() / "written.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    assert load_yaml(path).data == data
+
+
+class Small(StrictModel):
+    """A section."""
+
+    steps: Int = Field(ge=1, description="Steps.")
+    name: str = Field(description="Name.")
+
+
+def test_a_document_becomes_a_model(tmp_path: Path) -> None:
+    assert validate(Small, load(tmp_path, "steps: 3\nname: x")) == Small(steps=3, name="x")
+
+
+def test_a_model_that_does_not_fit(tmp_path: Path) -> None:
+    document = apply_overrides(load(tmp_path, "\nstpes: 3\n"), ["name=3"])
+    with pytest.raises(ConfigError) as caught:
+        validate(Small, document)
+    assert str(caught.value).replace(f"{tmp_path}/", "").splitlines() == [
+        "run.yaml: steps: is missing (Steps)",
+        "run.yaml:2: stpes: unknown key; did you mean steps?",
+        "--set name=3: must be a text, not 3 (put it in quotes)",
+    ]
+
+
+# -- overrides ----------------------------------------------------------------------------------------------------
+
+
+def changed(*overrides: str) -> dict[str, Any]:
+    """A small document after overrides."""
+    data = {"run": {"name": "x"}, "rewards": [{"use": "a"}], "sampler": "euler", "train": "p.txt", "none": None, "n": 1}
+    return apply_overrides(Document("run.yaml", data), overrides).data
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "expected"),
+    [
+        ("run.name=y", ("run", "name"), "y"),
+        ("run.name=", ("run", "name"), None),
+        ("run.name=a=b", ("run", "name"), "a=b"),
+        ("run.seed=3e-4", ("run", "seed"), 3e-4),
+        ("new.deep.key=[1, 2]", ("new", "deep", "key"), [1, 2]),
+        ("none.key=1", ("none", "key"), 1),
+        ("rewards.0.weight=2", ("rewards", 0, "weight"), 2),
+        ("rewards.0={use: b}", ("rewards", 0), {"use": "b"}),
+        ("rewards.1.use=b", ("rewards", 1, "use"), "b"),
+        ("rewards.1=b", ("rewards", 1), "b"),
+        ("sampler.options.order=2", ("sampler",), {"use": "euler", "options": {"order": 2}}),
+        ("sampler.use=heun", ("sampler",), {"use": "heun"}),
+        ("train.limit=5", ("train",), {"file": "p.txt", "limit": 5}),
+        (" run.name =z", ("run", "name"), "z"),
+    ],
+)
+def test_overrides(override: str, path: tuple[str | int, ...], expected: Any) -> None:
+    here: Any = changed(override)
+    for part in path:
+        here = here[part]
+    assert here == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("run.name", "must be KEY=VALUE, such as optimiser.learning_rate=1e-4"),
+        ("=3", "must be KEY=VALUE"),
+        ("run..name=3", "must be KEY=VALUE"),
+        ("", "must be KEY=VALUE"),
+        ("n.x=3", "n is 1, it has no 'x' inside"),
+        ("sampler.steps=3", "sampler is 'euler', it has no 'steps' inside"),
+        ("rewards.2.use=c", "rewards is a list: '2' is none of its entries (0 to 0; 1 appends)"),
+        ("rewards.first=c", "rewards is a list: 'first' is none of its entries"),
+        ("rewards.-1=c", "'-1' is none of its entries"),
+        ("rewards.²=c", "'²' is none of its entries"),
+        ("a=[1", "not YAML: "),
+        ("a={b: 1, b: 2}", "stands here twice"),
+        ("a=!!python/name:os x", "not allowed"),
+    ],
+)
+def test_overrides_that_cannot_be_applied(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(override)
+    assert str(caught.value).startswith(f"--set {override}: ")
+    assert expected in str(caught.value)
+
+
+def test_all_wrong_overrides_are_reported_and_nothing_is_changed() -> None:
+    document = Document("run.yaml", {"run": {"name": "x"}})
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(document, ["run.name=y", "oops", "run.name.x=1"])
+    assert [p.where for p in caught.value.problems] == ["--set oops", "--set run.name.x=1"]
+    assert document.data == {"run": {"name": "x"}}
+
+
+def test_the_last_override_wins_and_gives_the_place() -> None:
+    document = apply_overrides(Document("run.yaml", {"a": {"b": 1}}), ["a.b=2", "a.b=3", "a.c={d: 1}"])
+    assert document.data == {"a": {"b": 3, "c": {"d": 1}}}
+    assert document.position(("a", "b")).text == "--set a.b=3"
+    assert document.position(("a", "c", "d")).text == "--set a.c={d: 1}"

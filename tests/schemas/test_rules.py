@@ -1,0 +1,138 @@
+"""Rules between fields: each is broken once, and the message names the keys and what would be valid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dgpo_schemas.rules import violations
+from dgpo_schemas.run import RunConfig
+
+
+def data(**changes: Any) -> dict[str, Any]:
+    """The smallest run file, with sections changed."""
+    return {
+        "run": {"name": "r", "iterations": 2},
+        "backbone": {"use": "toy", "checkpoint": "toy"},
+        "prompts": {"train": {"use": "toy"}, "heldout": {"use": "toy"}},
+        "rewards": [{"use": "brightness"}],
+        **changes,
+    }
+
+
+def broken(**changes: Any) -> list[tuple[str, str]]:
+    """(key, message) of what pydantic carries."""
+    with pytest.raises(ValidationError) as caught:
+        RunConfig.model_validate(data(**changes))
+    (error,) = caught.value.errors()
+    found: list[tuple[str, str]] = error["ctx"]["violations"]
+    return found
+
+
+def test_the_smallest_run_file_breaks_no_rule() -> None:
+    assert violations(RunConfig.model_validate(data())) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "says"),
+    [
+        (
+            {"rollout": {"group_size": 1}},
+            "rollout.group_size",
+            ["a group of 1 has nothing to compare with", "the smallest is 2"],
+        ),
+        ({"rollout": {"group_size": -3}}, "rollout.group_size", ["the smallest is 2"]),
+        ({"rollout": {"resolution": 0}}, "rollout.resolution", ["0 is no size", "at least 1"]),
+        ({"rollout": {"resolution": [64, -8]}}, "rollout.resolution", ["-8 is no size"]),
+        (
+            {"rollout": {"groups": 24}, "optimiser": {"updates": 5}},
+            "optimiser.updates",
+            ["5 does not divide rollout.groups = 24", "4 and 6"],
+        ),
+        ({"rollout": {"groups": 7}, "optimiser": {"updates": 3}}, "optimiser.updates", ["1 and 7"]),
+        ({"rollout": {"groups": 4}, "optimiser": {"updates": 9}}, "optimiser.updates", ["2 and 4"]),
+        (
+            {"timesteps": {"t_min": "shift(0.6)", "t_max": 0.7}},
+            "timesteps.t_min",
+            ["shift(0.6) (sigma 0.8182)", "must be below t_max = 0.7"],
+        ),
+        ({"timesteps": {"t_min": 0.5, "t_max": 0.5}}, "timesteps.t_min", ["must be below t_max"]),
+        (
+            {"rollout": {"guidance": 4.5}, "objective": {"kl_cfg": 4.5}},
+            "objective.kl_cfg",
+            ["rollout.guidance = 4.5", "mode 1: kl_cfg 1", "mode 2a: rollout.guidance 1"],
+        ),
+        (
+            {"objective": {"kl_cfg": 4.5, "reference": "ema"}},
+            "objective.kl_cfg",
+            ["mode 2a: reference frozen", "mode 2b: kl_cfg 1"],
+        ),
+        (
+            {"rollout": {"guidance": 2}, "objective": {"reference": "ema"}},
+            "rollout.guidance",
+            ["mode 2b: rollout.guidance 1", "mode 1: reference frozen"],
+        ),
+        (
+            {"rewards": [{"use": "a"}, {"use": "b", "name": "a"}]},
+            "rewards.1",
+            ["two rewards are called 'a'", "another `name`"],
+        ),
+        ({"evaluation": {"rewards": [{"use": "a"}, {"use": "a"}]}}, "evaluation.rewards.1", ["two rewards"]),
+        ({"rewards": [{"use": "a", "weight": 0}]}, "rewards", ["every weight is 0"]),
+        (
+            {"evaluation": {"every": 5}, "prompts": {"train": {"use": "toy"}}},
+            "evaluation.every",
+            ["set prompts.heldout, or every to 0"],
+        ),
+        (
+            {"evaluation": {"rewards": [{"use": "a"}]}, "prompts": {"train": {"use": "toy"}}},
+            "evaluation.rewards",
+            ["without prompts.heldout"],
+        ),
+        ({"objective": {"kl": 0, "clip_kl": True}}, "objective.clip_kl", ["objective.kl is 0", "set false"]),
+        ({"objective": {"clip": None, "clip_kl": True}}, "objective.clip_kl", ["objective.clip is null"]),
+        (
+            {"backbone": {"use": "toy", "checkpoint": "toy", "train": "full", "lora": {"rank": 4}}},
+            "backbone.lora",
+            ["backbone.train is full", "remove one of the two"],
+        ),
+    ],
+)
+def test_a_broken_rule(changes: dict[str, Any], key: str, says: list[str]) -> None:
+    ((found, message),) = broken(**changes)
+    assert found == key
+    for part in says:
+        assert part in message
+
+
+def test_all_broken_rules_are_reported_together() -> None:
+    found = broken(
+        rollout={"group_size": 1, "groups": 3}, optimiser={"updates": 2}, rewards=[{"use": "a", "weight": 0}]
+    )
+    assert [key for key, _ in found] == ["rollout.group_size", "optimiser.updates", "rewards"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rollout": {"guidance": 4.5}},  # mode 1
+        {"objective": {"kl_cfg": 4.5}},  # mode 2a
+        {"objective": {"reference": "ema", "beta": 3000}},  # mode 2b
+        {"rollout": {"groups": 24}, "optimiser": {"updates": 24}},
+        {"rewards": [{"use": "a"}, {"use": "b", "weight": 0}]},
+        {"prompts": {"train": {"use": "toy"}}},
+        {"rollout": {"group_size": 2, "resolution": [64, 96]}},
+    ],
+)
+def test_what_is_allowed(changes: dict[str, Any]) -> None:
+    assert violations(RunConfig.model_validate(data(**changes))) == []
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_a_written_run_file_can_be_read_again(train: str) -> None:
+    config = RunConfig.model_validate(data(backbone={"use": "toy", "checkpoint": "toy", "train": train}))
+    written = config.model_dump(mode="json")
+    assert RunConfig.model_validate(written) == config
+    assert ("lora" in written["backbone"]) == (train == "lora")
