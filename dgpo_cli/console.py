@@ -5,20 +5,26 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from dgpo_cli.log import OneLine
 
 if TYPE_CHECKING:
     from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, TimingRecord
 
-__all__ = ["PlainProgress", "RichProgress", "evaluation_table", "make_progress"]
+__all__ = ["PlainProgress", "RichProgress", "make_progress", "print_evaluation"]
 
-VERBS = ("roll out", "score", "optimise", "evaluate")
+VERBS = ("roll_out", "score", "weigh", "optimise")
+IMPORTANCE = ("reward", "missing", "optimise", "roll_out", "score", "weigh", "kl", "sigmoid")
+"""What a line of a narrow terminal keeps, in this order. The time left is shown by the bar."""
 
 
 def make_progress(*, quiet: bool = False) -> PlainProgress:
@@ -42,13 +48,21 @@ def seconds(value: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
-def evaluation_table(records: list[EvaluationRecord], title: str | None = None) -> Table:
+def print_evaluation(console: Console, records: Sequence[EvaluationRecord]) -> None:
+    """One table if all rewards fit side by side, else one for each."""
+    table = _table(records)
+    wide = Measurement.get(console, console.options.update(max_width=10_000), table).maximum > console.width
+    for each in [_table([record]) for record in records] if wide else [table]:
+        console.print(each)
+
+
+def _table(records: Sequence[EvaluationRecord]) -> Table:
     """One column of scores with their intervals per reward, one row per task and one for all."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("task")
     for record in records:
-        table.add_column(record.reward, justify="right")
-        table.add_column("95 % interval", justify="right")
+        table.add_column(record.reward, justify="right", no_wrap=True)
+        table.add_column("95 % interval", justify="right", no_wrap=True)
     names = dict.fromkeys(name for record in records for name in record.groups)
     for name in names:
         row = [name]
@@ -94,23 +108,30 @@ class PlainProgress:
 
     def iteration(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
         """One line with the four verbs, the reward and the time left."""
-        spent = {verb: timing.verbs[verb].seconds for verb in ("roll_out", "score", "optimise") if verb in timing.verbs}
-        left = (
-            (time.monotonic() - self.began) / (metrics.iteration - self.first) * (self.iterations - metrics.iteration)
-        )
-        self.say(
-            f"[{metrics.iteration}/{self.iterations}] "
-            f"reward {number(metrics.reward.mean)} ± {number(metrics.reward.std)}  "
-            f"kl {number(metrics.kl, 4)}  σ(S) {number(metrics.sigmoid, 2)}  "
-            + "  ".join(f"{verb.replace('_', ' ')} {seconds(value)}" for verb, value in spent.items())
-            + f"  left {seconds(left)}"
-            + (f"  missing {metrics.missing_rewards}" if metrics.missing_rewards else "")
-        )
+        self.say(self.line(metrics, self.parts(metrics, timing)))
+
+    def line(self, metrics: MetricsRecord, parts: Mapping[str, str]) -> str:
+        """The parts after the iteration's number."""
+        return f"[{metrics.iteration}/{self.iterations}] " + "  ".join(parts.values())
+
+    def parts(self, metrics: MetricsRecord, timing: TimingRecord) -> dict[str, str]:
+        """What there is to say of an iteration, in the order of the line."""
+        rate = (time.monotonic() - self.began) / (metrics.iteration - self.first)
+        spent = {verb: timing.verbs[verb].seconds for verb in VERBS if verb in timing.verbs}
+        return {
+            "reward": f"reward {number(metrics.reward.mean)} ± {number(metrics.reward.std)}",
+            "kl": f"kl {number(metrics.kl, 4)}",
+            "sigmoid": f"σ(S) {number(metrics.sigmoid, 2)}",
+            **{verb: f"{verb.replace('_', ' ')} {seconds(value)}" for verb, value in spent.items()},
+            "left": f"left {seconds(rate * (self.iterations - metrics.iteration))}",
+            **({"missing": f"missing {metrics.missing_rewards}"} if metrics.missing_rewards else {}),
+        }
 
     def evaluated(self, records: list[EvaluationRecord]) -> None:
         """A line a reward."""
         for r in records:
             spread = f", diversity {r.diversity:.3f}" if r.diversity is not None else ""
+            spread += f", {r.missing} samples missing" if r.missing else ""
             self.say(
                 f"  evaluation after iteration {r.iteration}: {r.reward} {r.value:.3f} "
                 f"[{r.low:.3f}, {r.high:.3f}] over {r.n} prompts{spread}"
@@ -143,23 +164,31 @@ class RichProgress(PlainProgress):
         )
         self.run = self.bars.add_task("iteration", total=None, info="")
         self.verb = self.bars.add_task("", total=None, info="")
-        # Warnings must go above the bars, not through them.
         self.handler = _AboveBars(self)
-        logging.getLogger().addHandler(self.handler)
 
     def say(self, text: str) -> None:
-        """Above the bars."""
-        self.console.print(text, highlight=False, markup=False)
+        """Above the bars; a long line is left to the terminal, so that a path in it can be copied."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
         """Show the bars."""
         super().started(directory, iteration, iterations, facts)
         self.bars.update(self.run, total=iterations, completed=iteration)
         self.bars.start()
+        logging.getLogger().addHandler(self.handler)  # warnings must go above the bars, not through them
 
     def phase(self, verb: str, done: int, total: int) -> None:
         """Move the lower bar."""
         self.bars.update(self.verb, description=verb, completed=done, total=total, info="")
+
+    def line(self, metrics: MetricsRecord, parts: Mapping[str, str]) -> str:
+        """The parts that fit."""
+        kept: dict[str, str] = {}
+        for name in (name for name in IMPORTANCE if name in parts):
+            wanted = {known: parts[known] for known in parts if known in kept or known == name}
+            if cell_len(super().line(metrics, wanted)) <= self.console.width:
+                kept = wanted
+        return super().line(metrics, kept)
 
     def iteration(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
         """Move the upper bar."""
@@ -168,7 +197,8 @@ class RichProgress(PlainProgress):
 
     def evaluated(self, records: list[EvaluationRecord]) -> None:
         """A table a time."""
-        self.console.print(evaluation_table(records, f"after iteration {records[0].iteration}"))
+        self.say(f"evaluation after iteration {records[0].iteration}, {records[0].n} prompts")
+        print_evaluation(self.console, records)
 
     def finished(self, outcome: str) -> None:
         """Take the bars away."""
@@ -183,7 +213,8 @@ class _AboveBars(logging.Handler):
     def __init__(self, progress: RichProgress) -> None:
         super().__init__(logging.WARNING)
         self.progress = progress
+        self.setFormatter(OneLine())
 
     def emit(self, record: logging.LogRecord) -> None:
         """One line."""
-        self.progress.say(f"{record.levelname.lower()}: {record.getMessage()}")
+        self.progress.say(self.format(record))

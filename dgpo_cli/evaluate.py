@@ -46,9 +46,12 @@ def evaluate(
     """
     import json
 
+    from dgpo_cli.output import check_file
     from dgpo_cli.target import open_target
     from dgpo_core.errors import UserError
 
+    if output is not None:
+        check_file(output)
     opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or ())
     engine = opened.engine
     from dgpo_core.draws import Draws
@@ -57,6 +60,7 @@ def evaluate(
     from dgpo_core.prompts import load_file
 
     section = engine.config.evaluation
+    members = samples or section.samples_per_prompt
     chosen = load_file(prompts) if prompts else engine.heldout_prompts
     if not chosen:
         raise UserError(f"{target}: it has no held-out prompts; name a file with --prompts")
@@ -69,7 +73,7 @@ def evaluate(
             ),
             scorer,
             chosen,
-            members=samples or section.samples_per_prompt,
+            members=members,
             draws=Draws(seed if seed is not None else engine.config.run.seed).at("evaluation"),
             view=opened.view,
             iteration=opened.iteration,
@@ -86,9 +90,13 @@ def evaluate(
         return
     from rich.console import Console
 
-    from dgpo_cli.console import evaluation_table
+    from dgpo_cli.console import print_evaluation
 
-    Console().print(evaluation_table(result.records, opened.label))
-    first = result.records[0]
-    spread = "" if first.diversity is None else f"; within-group diversity {first.diversity:.3f}"
-    typer.echo(f"{first.n} prompts x {samples or section.samples_per_prompt} samples{spread}")
+    typer.echo(opened.label)
+    print_evaluation(Console(), result.records)
+    diversity = result.records[0].diversity
+    spread = "" if diversity is None else f"; within-group diversity {diversity:.3f}"
+    typer.echo(f"{len(chosen)} prompts x {members} {'sample' if members == 1 else 'samples'}{spread}")
+    for record in result.records:
+        if record.missing:
+            typer.echo(f"{record.reward}: {record.missing} of {len(result.samples)} samples could not be scored")

@@ -17,9 +17,9 @@ def export(
     checkpoint: Annotated[str, typer.Option(help="newest, best, or an iteration.")] = "newest",
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
-    """Write a run's adapter (or its weights, after full fine-tuning) for use without dgpo.
+    """Write a run's adapter for use without dgpo.
 
-    For SD3 and SD3.5: pipe.load_lora_weights("adapter").
+    After full fine-tuning these are all weights. For SD3 and SD3.5: pipe.load_lora_weights("adapter").
 
     Example:
 
@@ -27,19 +27,20 @@ def export(
     """
     import json
 
+    from dgpo_cli.output import check_directory
     from dgpo_cli.target import open_target
     from dgpo_core.errors import UserError
 
     if view == "base":
         raise UserError("--view base: the base model is the checkpoint that the run started from; nothing to export")
+    if run.is_file():
+        raise UserError(f"{run}: is a run file, which has only its base model; name a run directory")
     if not run.is_dir():
         raise UserError(f"{run}: there is no such run directory")
-    if output.exists() and not force and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists; --force replaces it")
+    check_directory(output, force=force, target=run)
     opened = open_target(run, view=view, checkpoint=checkpoint)
     from dgpo_core.files import new_directory
 
-    output.parent.mkdir(parents=True, exist_ok=True)
     with new_directory(output) as aside:
         with opened.engine.policy.view(opened.view):
             opened.engine.backbone.save_adapter(aside)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from dgpo_cli.log import OneLine
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -94,7 +97,13 @@ def dgpo(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command line and exit: 0 done, 1 the run stopped itself, 2 a mistake in what was given, 130 Ctrl-C."""
+    """Run a command line and exit.
+
+    0: done, or stopped when asked to, with its state saved. 1: the run stopped itself, with its state saved.
+    2: a mistake in what was given. 130: Ctrl-C at once, nothing saved.
+    """
+    if logging.lastResort is not None:  # where warnings go that nothing else shows
+        logging.lastResort.setFormatter(OneLine())
     try:
         app(arguments, prog_name="dgpo")
     except KeyboardInterrupt:

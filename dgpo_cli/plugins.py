@@ -43,7 +43,7 @@ def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
         _print_json(registry, found)
         return
     rows = [(p.kind, p.part.name, f"{p.distribution} {p.version}", p.part.summary) for p in found]
-    for line in _aligned([("kind", "name", "from", "summary"), *rows]):
+    for line in _aligned([("kind", "name", "from", "summary"), *rows], _terminal_width()):
         typer.echo(line)
     for (part_kind, name), owners in registry.conflicts().items():
         claims = " and ".join(sorted(owners))
@@ -177,10 +177,26 @@ def _type(field: dict[str, Any], definitions: dict[str, Any]) -> str:
     return words + (f" {' and '.join(bounds)}" if bounds else "")
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+def _terminal_width() -> int | None:
+    """Columns of the terminal; None where lines go to a file or another program, which wants each part on one."""
+    import shutil
+    import sys
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _aligned(rows: Sequence[Sequence[str]], width: int | None) -> Iterator[str]:
+    """Rows as columns; the last one is wrapped into what is left of the width."""
+    import textwrap
+
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    left = sum(widths) + 2 * len(widths)
+    room = max(width - left, 20) if width else None
+    for *cells, last in rows:
+        lines = textwrap.wrap(last, room) if room else [last]
+        start = "".join(cell.ljust(cell_width) + "  " for cell, cell_width in zip(cells, widths, strict=True))
+        yield start + lines[0]
+        yield from (" " * left + line for line in lines[1:])
 
 
 def _print_json(registry: Registry, found: Sequence[RegisteredPart], *, options: bool = False) -> None:

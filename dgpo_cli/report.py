@@ -16,9 +16,10 @@ def report(
         Path | None, typer.Option("--output", "-o", help="Page to write; by default RUN/report.html.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Write one HTML page about a run: scores, samples, curves, costs, and how to repeat it.
+    """Write one HTML page about a run.
 
-    The page holds its pictures and needs no network; it prints well and follows the reader's light or dark theme.
+    Scores, samples, curves, costs, and how to repeat it. The page holds its pictures and needs no network; it prints
+    well and follows the reader's light or dark theme.
 
     Examples:
 
@@ -28,6 +29,7 @@ def report(
     """
     from dgpo_cli.reporting.data import read_run
     from dgpo_cli.reporting.page import render
+    from dgpo_cli.reporting.summary import outcome
     from dgpo_core.errors import UserError
     from dgpo_core.files import write_text
     from dgpo_core.registry import get_registry
@@ -37,5 +39,7 @@ def report(
         raise UserError(f"--output {page}: this is a directory; name a file, for example {page / 'report.html'}")
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {output.parent}")
-    write_text(page, render(read_run(run, get_registry())))
+    found = read_run(run, get_registry())
+    write_text(page, render(found))
+    typer.echo(outcome(found), err=True)
     typer.echo(str(page))

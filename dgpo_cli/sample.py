@@ -26,6 +26,7 @@ def sample(
         float | None, typer.Option(min=1, help="Guidance scale; by default that of the rollouts.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many held-out prompts, when none are given.")] = 8,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a setting of a run file.")] = None,
 ) -> None:
     """Draw pictures from a run or from a base model.
@@ -38,15 +39,17 @@ def sample(
 
         dgpo sample runs/quickstart --view base --output before
     """
+    from dgpo_cli.output import check_directory
     from dgpo_cli.target import open_target
     from dgpo_core.errors import UserError
 
     if prompts and file:
         raise UserError("give --prompt or --prompts, not both")
+    check_directory(output, force=force, target=target)
     opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or ())
     engine = opened.engine
     from dgpo_core.draws import Draws
-    from dgpo_core.pictures import contact_sheet, to_image, write_pictures
+    from dgpo_core.pictures import write_pictures
     from dgpo_core.prompts import load_file
     from dgpo_core.types import Prompt
 
@@ -65,6 +68,5 @@ def sample(
     ]
     everything = torch.cat(media)
     repeated = [prompt for prompt in chosen for _ in range(count)]
-    write_pictures(output, everything, repeated)
-    contact_sheet([to_image(one) for one in everything], columns=count).save(output / "grid.png")
+    write_pictures(output, everything, repeated, columns=count)
     typer.echo(f"{len(everything)} pictures of the {opened.label}: {output}/grid.png")

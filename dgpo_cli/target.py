@@ -37,6 +37,8 @@ def open_target(path: Path, *, view: str | None, checkpoint: str, overrides: Seq
         raise UserError(f"--view {view}: choose one of {', '.join(VIEWS)}")
     if path.is_dir() and overrides:
         raise UserError("--set belongs to a run file; a run directory keeps the configuration it was trained with")
+    if not path.exists():
+        raise UserError(f"{path}: there is no such run directory or run file")
     if not path.is_dir() and view not in (None, "base"):
         raise UserError(f"--view {view}: {path} is a run file, which has only its base model; name a run directory")
     from dgpo_core.config import load_run_config
@@ -58,5 +60,7 @@ def open_target(path: Path, *, view: str | None, checkpoint: str, overrides: Seq
     found = Checkpoints(path / "checkpoints").find(checkpoint)
     engine.load_weights(found)
     chosen: View = view or "slow"  # type: ignore[assignment]
-    iteration = 0 if chosen == "base" else found.manifest.iteration
-    return Target(engine, chosen, iteration, f"{chosen} weights of {path} after iteration {found.manifest.iteration}")
+    if chosen == "base":
+        return Target(engine, chosen, 0, f"base model of {path}")
+    iteration = found.manifest.iteration
+    return Target(engine, chosen, iteration, f"{chosen} weights of {path} after iteration {iteration}")

@@ -56,8 +56,9 @@ def train(
     progress = make_progress(quiet=quiet or not config.logging.console)
     stop = StopRequest()
     with stop.on_signals(progress.note):
-        outcome = Trainer(config, registry, progress=progress, stop=stop).train(
-            resume=resume, max_iterations=max_iterations
-        )
+        trainer = Trainer(config, registry, progress=progress, stop=stop)
+        outcome = trainer.train(resume=resume, max_iterations=max_iterations)
     if outcome == "finished":
+        if trainer.iteration < config.run.iterations:
+            progress.note(f"{config.run.iterations - trainer.iteration} iterations are left; continue with --resume")
         progress.note(f"look at it: dgpo report {run_path(config)}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from dgpo_core import __version__
 from dgpo_core.errors import UserError
-from dgpo_core.files import new_directory
+from dgpo_core.files import new_directory, remove_directory
 from dgpo_schemas.manifest import FORMAT_VERSION, CheckpointManifest, FileEntry, read_manifest
 
 __all__ = ["Checkpoint", "Checkpoints"]
@@ -53,7 +52,7 @@ class Checkpoints:
         if not self.directory.is_dir():
             return []
         return sorted(
-            (p for p in self.directory.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name)
+            (p for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir()), key=lambda p: int(p.name)
         )
 
     def save(
@@ -93,7 +92,7 @@ class Checkpoints:
     def _prune(self, best: int | None) -> None:
         for path in self.paths()[: -self.keep]:
             if int(path.name) != best:
-                shutil.rmtree(path)
+                remove_directory(path)
 
     def find(self, which: str) -> Checkpoint:
         """The checkpoint "newest", "best", or of an iteration. Raises UserError naming those there are."""
@@ -104,7 +103,7 @@ class Checkpoints:
             best = newest.manifest.best_iteration
             return newest if best is None or best == newest.manifest.iteration else self.find(str(best))
         there = [int(path.name) for path in self.paths()]
-        if not which.isdigit() or int(which) not in there:
+        if not which.isdecimal() or int(which) not in there:
             known = ", ".join(map(str, there)) or "none"
             raise UserError(f"{self.directory}: no checkpoint {which!r}; there are newest, best and iterations {known}")
         return load(self.directory / f"{int(which):06d}")
@@ -117,7 +116,7 @@ class Checkpoints:
         """
         paths = self.paths()
         if not paths:
-            raise UserError(f"{self.directory}: no checkpoint to resume from")
+            raise UserError(f"{self.directory}: there is no checkpoint")
         reasons = []
         for path in reversed(paths):
             try:
@@ -145,13 +144,15 @@ def load(path: Path) -> Checkpoint:
     except ValueError as error:
         raise UserError(str(error)) from error
     tensors = {}
-    for name, entry in manifest.files.items():
+    for name in (WEIGHTS, OPTIMISER):
         file = path / name
+        if name not in manifest.files:
+            raise _DamagedError(f"{manifest_path}: does not list {name}")
         if not file.is_file():
             raise _DamagedError(f"{file}: missing")
-        if _entry(file) != entry:
-            raise _DamagedError(f"{file}: its content differs from what was saved (SHA-256)")
         try:
+            if _entry(file) != manifest.files[name]:
+                raise _DamagedError(f"{file}: its content differs from what was saved (SHA-256)")
             tensors[name] = safetensors.torch.load_file(file)
         except (SafetensorError, OSError) as error:
             raise _DamagedError(f"{file}: {error}") from error

@@ -43,15 +43,19 @@ class Runtime:
         self.device = choose_device(config.run.device)
         torch.backends.cuda.matmul.allow_tf32 = config.precision.tf32
         torch.backends.cudnn.allow_tf32 = config.precision.tf32
+        self._directory = directory
         self._trackers = list(config.logging.trackers) if directory is not None else []
         self._accelerator: Accelerator | None = None
+        for tracker in self._trackers:
+            _require(tracker)
+
+    def start_trackers(self) -> None:
+        """Open the trackers. From here on they write, so this comes when all else has been checked."""
         if self._trackers:
-            for tracker in self._trackers:
-                _require(tracker)
             self._accelerator = Accelerator(
-                cpu=self.device.type == "cpu", log_with=self._trackers, project_dir=str(directory)
+                cpu=self.device.type == "cpu", log_with=self._trackers, project_dir=str(self._directory)
             )
-            self._accelerator.init_trackers(config.logging.project)
+            self._accelerator.init_trackers(self.config.logging.project)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision as configured; accelerate is not needed for one process."""

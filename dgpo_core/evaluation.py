@@ -75,19 +75,22 @@ def evaluate(
     kept: list[Tensor] = []
     done = 0
     # Pictures are spread over the prompts: prompts often come sorted by task.
-    chosen = (
-        {(i * len(prompts)) // pictures * members for i in range(min(pictures, len(prompts)))} if pictures else set()
-    )
-    for rollout in roller.roll_out(prompts, members, draws, view):
-        interrupt()
-        media = roller.policy.backbone.decode(rollout.x0)
-        scorer.submit(media, rollout.prompts)
-        here = [i - rollout.start for i in sorted(chosen) if rollout.start <= i < rollout.start + len(media)]
-        if here:
-            kept.append(media[here].cpu())
-        done += len(media)
-        progress(done, total)
-    scored = scorer.collect()
+    shown = min(pictures, len(prompts))
+    chosen = [i * len(prompts) // shown * members for i in range(shown)]
+    try:
+        for rollout in roller.roll_out(prompts, members, draws, view):
+            interrupt()
+            media = roller.policy.backbone.decode(rollout.x0)
+            scorer.submit(media, rollout.prompts)
+            here = [i - rollout.start for i in chosen if rollout.start <= i < rollout.start + len(media)]
+            if here:
+                kept.append(media[here].cpu())
+            done += len(media)
+            progress(done, total)
+        scored = scorer.collect()
+    except BaseException:
+        scorer.discard()
+        raise
     diversity = None
     if members > 1:
         diversity = float(mean_pairwise_distance(scored.thumbnails.view(len(prompts), members, -1)).mean())
@@ -103,14 +106,14 @@ def evaluate(
             "prompt": prompts[i // members].text,
             "member": i % members,
             **{
-                label: {"value": None if value != value else value, **dict(scored.diagnostics[label][i])}
+                label: {**scored.diagnostics[label][i], "value": None if value != value else value}
                 for label, value in ((label, float(v[i])) for label, v in scored.values.items())
             },
         }
         for i in range(total)
     ]
     pictured = torch.cat(kept) if kept else None
-    return Evaluation(records, pictured, [prompts[i // members] for i in sorted(chosen)], samples)
+    return Evaluation(records, pictured, [prompts[i // members] for i in chosen], samples)
 
 
 def _record(

@@ -12,7 +12,30 @@ from typing import Any
 
 from dgpo_core.errors import UserError
 
-__all__ = ["append_json", "fsync_directory", "keep_json_lines", "new_directory", "write_text"]
+__all__ = [
+    "append_json",
+    "fsync_directory",
+    "keep_json_lines",
+    "new_directory",
+    "recover",
+    "remove_directory",
+    "why_not_writable",
+    "write_text",
+]
+
+
+def why_not_writable(path: Path) -> str | None:
+    """Why a directory cannot be made at `path`, or files in it if it is there; None if nothing is known against it.
+
+    Writes nothing, so it can be asked long before there is anything to write.
+    """
+    try:
+        there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    except OSError as error:
+        return error.strerror or str(error)
+    if not there.is_dir():
+        return f"{there} is a file"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"no permission to write in {there}"
 
 
 def fsync_directory(path: Path) -> None:
@@ -33,9 +56,11 @@ def _fsync_file(path: Path) -> None:
 def new_directory(path: Path) -> Iterator[Path]:
     """A directory that appears under its name only when it is complete and on disk; an old one is replaced.
 
-    Raises UserError when the disk is full or not writable; nothing that was there before is touched then.
+    Raises UserError when the disk is full or not writable; nothing that was there before is touched then. After a
+    crash `recover` tidies up.
     """
-    aside = path.with_name(f".{path.name}.writing")
+    named, path = path, path.resolve()  # what a link leads to is replaced, not the link
+    aside, old = path.with_name(f".{path.name}.writing"), path.with_name(f".{path.name}.old")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -45,20 +70,40 @@ def new_directory(path: Path) -> Iterator[Path]:
                 _fsync_file(file)
         fsync_directory(aside)
         if path.exists():
-            old = path.with_name(f".{path.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
-            aside.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            aside.rename(path)
+        aside.rename(path)
         fsync_directory(path.parent)
-    except OSError as error:
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {named}: {error.strerror or error}") from error
         raise
+
+
+def remove_directory(path: Path) -> None:
+    """Delete a directory so that a crash leaves all of it or nothing under its name."""
+    gone = path.with_name(f".{path.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
+def recover(directory: Path) -> None:
+    """Tidy up what a crash left in a directory whose members `new_directory` and `remove_directory` manage.
+
+    What was half written or half deleted goes; what was to be replaced comes back unless its successor is there.
+    """
+    for old in directory.glob(".*.old"):
+        path = directory / old.name.removeprefix(".").removesuffix(".old")
+        if not path.exists():
+            old.rename(path)
+    for suffix in ("old", "writing", "gone"):
+        for left in directory.glob(f".*.{suffix}"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,10 +121,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_json(path: Path, *records: dict[str, Any]) -> None:
-    """Append JSON lines, in one write: after a crash all of them are there or none is whole."""
+    """Append JSON lines, in one write, and flush them to disk: what is written after them never tells of more."""
+    lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
     try:
         with path.open("a", encoding="utf-8") as handle:
-            handle.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+            handle.write(lines)
+            handle.flush()
+            os.fsync(handle.fileno())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 

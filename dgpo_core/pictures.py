@@ -33,12 +33,14 @@ def contact_sheet(images: Sequence[Image.Image], columns: int | None = None, gap
     return sheet
 
 
-def write_pictures(directory: Path, media: Tensor, prompts: Sequence[Prompt]) -> None:
-    """Media [N, ...] as NN.png, a contact sheet grid.png, and prompts.json."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
+def write_pictures(directory: Path, media: Tensor, prompts: Sequence[Prompt], *, columns: int | None = None) -> None:
+    """Media [N, ...] as NN.png, a contact sheet grid.png with so many columns, and prompts.json.
+
+    What the directory held before is replaced. Raises UserError if it cannot be written.
+    """
     with new_directory(directory) as aside:
         images = [to_image(one) for one in media]
         for i, image in enumerate(images):
             image.save(aside / f"{i:02d}.png")
-        contact_sheet(images).save(aside / "grid.png")
+        contact_sheet(images, columns).save(aside / "grid.png")
         (aside / "prompts.json").write_text(json.dumps([p.text for p in prompts], indent=1), encoding="utf-8")

@@ -34,7 +34,10 @@ def load_file(path: str | Path) -> list[Prompt]:
 def load_prompts(block: PromptsBlock, split: Literal["train", "heldout"], registry: Registry) -> list[Prompt]:
     """The prompts a block names. Raises UserError for a file that cannot be read or a source that yields nothing."""
     if block.file is not None:
-        found = load_file(block.file)
+        try:
+            found = load_file(block.file)
+        except UserError as error:
+            raise UserError(f"prompts.{split}: {error}") from error
     else:
         assert block.use is not None
         source = registry.create("prompts", UseBlock(use=block.use, options=block.options))

@@ -21,11 +21,10 @@ import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import yaml
-
 from dgpo_core.checkpoint import Checkpoints
 from dgpo_core.errors import UserError
-from dgpo_core.files import append_json, keep_json_lines, write_text
+from dgpo_core.files import append_json, keep_json_lines, recover, why_not_writable, write_text
+from dgpo_schemas.loading import dump_yaml
 from dgpo_schemas.run import RunConfig
 
 if TYPE_CHECKING:
@@ -43,34 +42,51 @@ class RunDirectory:
     def __init__(self, path: Path, *, keep: int = 2) -> None:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints", keep=keep)
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
 
     @property
     def config_path(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.yaml"
 
+    def check_writable(self) -> None:
+        """Raise UserError if the directory cannot be made or written. Writes nothing."""
+        reason = why_not_writable(self.path)
+        if reason is not None:
+            raise UserError(f"run.output: cannot write to {self.path}: {reason}")
+
     def acquire(self) -> None:
-        """Make the directory and lock it; the lock goes with the process, however that ends.
+        """Make the directory, lock it, and tidy up after a process that was killed; the lock goes with the process,
+        however that ends.
 
         Raises UserError if it cannot be written or another process uses it.
         """
+        if self._lock is not None:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a+")
+            lock = (self.path / ".lock").open("ab+", buffering=0)
         except OSError as error:
             raise UserError(f"run.output: cannot write to {self.path}: {error.strerror}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             lock.seek(0)
-            owner = lock.read().strip() or "unknown"
+            owner = lock.read().decode(errors="replace").strip() or "unknown"
             lock.close()
             raise UserError(f"{self.path} is in use by another process (number {owner})") from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        except OSError as error:  # a file system without locks
+            lock.close()
+            raise UserError(f"run.output: cannot lock {self.path}: {error.strerror}") from error
+        try:
+            lock.truncate(0)
+            lock.write(b"%d\n" % os.getpid())
+        except OSError as error:
+            lock.close()
+            raise UserError(f"run.output: cannot write to {self.path}: {error.strerror}") from error
         self._lock = lock
+        for name in ("checkpoints", "pictures"):
+            recover(self.path / name)
 
     def release(self) -> None:
         """Let others use the directory."""
@@ -81,7 +97,7 @@ class RunDirectory:
     def describe(self, config: RunConfig, registry: Registry, prompts: dict[str, Any]) -> None:
         """Write config.yaml and run.json: everything needed to understand and repeat the run."""
         data = config.model_dump(mode="json")
-        write_text(self.config_path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+        write_text(self.config_path, dump_yaml(data))
         versions = {name: _version(name) for name in LIBRARIES}
         record = {
             "command": sys.argv,

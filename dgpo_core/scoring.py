@@ -1,12 +1,15 @@
-"""The verb *score*: media to rewards, on a worker thread, while the next samples are drawn."""
+"""The verb *score*: media to rewards, on a thread of their own, while the next samples are drawn."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +27,8 @@ __all__ = ["Reward", "ScoredSamples", "Scorer"]
 log = logging.getLogger(__name__)
 THUMBNAIL = 32
 """Side in pixels to which media are averaged before the diversity of a group is measured."""
+PATIENCE = 5.0
+"""Seconds that closing gives to a reward which is at work; one that takes longer is left behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +55,21 @@ class Scorer:
     """Submits micro-batches to the rewards one after the other and collects them in order.
 
     A reward that raises, or returns something that is not one number per sample, leaves its micro-batch missing, with
-    the reason in the log and in `failures`; it never becomes 0.
+    the reason in the log and in `failures`; it never becomes 0. Nor does a sample whose media are not finite.
     """
 
     rewards: Sequence[Reward]
     failures: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
+        self._worker = _Worker()
         self._pending: list[Future[tuple[dict[str, Scores], float]]] = []
         self._thumbnails: list[Tensor] = []
 
     def submit(self, media: Tensor, prompts: Sequence[Prompt]) -> None:
         """Queue media [B, 3, H, W] or [B, F, 3, H, W] with the prompt of each sample."""
         self._thumbnails.append(_thumbnails(media))
-        self._pending.append(self._pool.submit(self._score, media, tuple(prompts)))
+        self._pending.append(self._worker.submit(partial(self._score, media, tuple(prompts))))
 
     def collect(self) -> ScoredSamples:
         """Wait for everything that was submitted since the last call."""
@@ -80,25 +85,24 @@ class Scorer:
         return ScoredSamples(values, diagnostics, thumbnails, sum(seconds for _, seconds in done))
 
     def discard(self) -> None:
-        """Drop what was submitted (the iteration was abandoned)."""
+        """Drop what was submitted (the iteration was abandoned), without waiting for the reward at work."""
         for future in self._pending:
             future.cancel()
-        for future in self._pending:
-            if not future.cancelled():
-                future.exception()
         self._pending.clear()
         self._thumbnails.clear()
 
     def close(self) -> None:
-        """Stop the worker."""
+        """Stop the thread."""
         self.discard()
-        self._pool.shutdown()
+        self._worker.close()
 
     def _score(self, media: Tensor, prompts: tuple[Prompt, ...]) -> tuple[dict[str, Scores], float]:
         started = time.perf_counter()
-        return {r.label: self._one(r, media, prompts) for r in self.rewards}, time.perf_counter() - started
+        broken = ~media.flatten(1).isfinite().all(1).cpu()
+        scores = {r.label: self._one(r, media, prompts, broken) for r in self.rewards}
+        return scores, time.perf_counter() - started
 
-    def _one(self, reward: Reward, media: Tensor, prompts: tuple[Prompt, ...]) -> Scores:
+    def _one(self, reward: Reward, media: Tensor, prompts: tuple[Prompt, ...], broken: Tensor) -> Scores:
         count = len(prompts)
         try:
             with torch.no_grad():
@@ -108,12 +112,14 @@ class Scorer:
                     f"returned values {tuple(scores.values.shape)} and missing {tuple(scores.missing.shape)} "
                     f"for {count} samples"
                 )
+            if scores.missing.dtype != torch.bool:
+                raise ValueError(f"returned a missing mask of {scores.missing.dtype}, not torch.bool")
             if scores.diagnostics and len(scores.diagnostics) != count:
                 raise ValueError(f"returned {len(scores.diagnostics)} diagnostics for {count} samples")
             values = scores.values.detach().cpu()
-            missing = scores.missing.cpu() | ~values.isfinite()
+            missing = scores.missing.cpu() | ~values.isfinite() | broken
             return Scores(values, missing, scores.diagnostics or ({},) * count)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # some libraries exit where others raise
             reason = f"{reward.label}: {type(error).__name__}: {error}"
             if reason not in self.failures:
                 log.warning("reward failed, %d samples are missing: %s", count, reason, exc_info=True)
@@ -142,7 +148,37 @@ class Scorer:
 
 def _thumbnails(media: Tensor) -> Tensor:
     """Media [B, (F,) 3, H, W] averaged to small pictures, [B, D]."""
-    frames = media.flatten(0, 1) if media.dim() == 5 else media
+    frames = (media.flatten(0, 1) if media.dim() == 5 else media).nan_to_num(0.0, 0.0, 0.0)
     if max(frames.shape[-2:]) > THUMBNAIL:
         frames = F.adaptive_avg_pool2d(frames, THUMBNAIL)
     return frames.reshape(len(media), -1)
+
+
+class _Worker:
+    """One thread that makes calls in order. Unlike an executor's, it keeps no process alive whose reward hangs."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="reward", daemon=True)
+        self._thread.start()
+
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        """Queue a call; the future has what it returns or raises."""
+        future: Future[Any] = Future()
+        self._calls.put((future, call))
+        return future
+
+    def close(self) -> None:
+        """End the thread once it has made every call."""
+        self._calls.put(None)
+        self._thread.join(PATIENCE)
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            future, call = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
+            del item, future, call  # media must not outlive their scores

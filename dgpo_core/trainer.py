@@ -71,17 +71,18 @@ class Trainer:
 
         Raises UserError for what the user can mend and RunStopped when the run gave up with its state saved.
         """
-        self._claim_directory(resume)
         info = RunInfo(self.directory.path, self.config)
-        outcome = "failed"
         try:
             self._prepare(resume)
-            self.registry.notify("dgpo_run_started", run=info)
-            outcome = self._loop(info, max_iterations)
-            return outcome
+            outcome = "failed"
+            try:
+                self.registry.notify("dgpo_run_started", run=info)
+                outcome = self._loop(info, max_iterations)
+                return outcome
+            finally:
+                self.progress.finished(outcome)
+                self.registry.notify("dgpo_run_finished", run=info, outcome=outcome)
         finally:
-            self.progress.finished(outcome)
-            self.registry.notify("dgpo_run_finished", run=info, outcome=outcome)
             self.engine.close()
             self.directory.release()
 
@@ -264,37 +265,43 @@ class Trainer:
 
     # -- start, resume, save ------------------------------------------------------------------------------------
 
-    def _claim_directory(self, resume: bool) -> None:
-        """Lock the directory; refuse to continue by accident, or with another configuration."""
+    def _claim_directory(self, resume: bool, *, make: bool) -> None:
+        """Lock the directory; refuse to continue by accident, or with another configuration.
+
+        One that is not there yet is only looked at, unless `make` is set.
+        """
         directory = self.directory
         if resume and not directory.config_path.exists():
             raise UserError(f"{directory.path}: nothing to resume here; start the run without --resume")
-        directory.acquire()
-        try:
-            saved = directory.checkpoints.paths()
-            if resume and not saved:
-                raise UserError(f"{directory.path}: no checkpoint to resume from; start the run without --resume")
-            if saved and not resume:
+        directory.check_writable()
+        if make or directory.path.exists():
+            directory.acquire()
+        saved = directory.checkpoints.paths()
+        if resume and not saved:
+            raise UserError(f"{directory.path}: no checkpoint to resume from; start the run without --resume")
+        if saved and not resume:
+            raise UserError(
+                f"{directory.path} already holds a run (saved after iteration {int(saved[-1].name)}): continue it "
+                "with --resume, or choose another run.name"
+            )
+        if resume:
+            differing = differing_keys(read_config(directory.path), self.config)
+            if differing:
                 raise UserError(
-                    f"{directory.path} already holds a run (saved after iteration {int(saved[-1].name)}): continue it "
-                    "with --resume, or choose another run.name"
+                    f"{directory.path}: cannot resume with another configuration; these differ:\n  "
+                    + "\n  ".join(differing)
                 )
-            if resume:
-                differing = differing_keys(read_config(directory.path), self.config)
-                if differing:
-                    raise UserError(
-                        f"{directory.path}: cannot resume with another configuration; these differ:\n  "
-                        + "\n  ".join(differing)
-                    )
-        except BaseException:
-            directory.release()
-            raise
 
     def _prepare(self, resume: bool) -> None:
-        """Build every part, check what can be checked before the first sample, and restore the saved state."""
+        """Build every part, check what can be checked before the first sample, and restore the saved state.
+
+        A new run's directory is made last: a mistake in the run file leaves nothing behind.
+        """
         engine, config = self.engine, self.config
+        self._claim_directory(resume, make=False)
         checkpoint = self.directory.checkpoints.newest() if resume else None
         self.build()
+        self._claim_directory(resume, make=True)
         if checkpoint is not None:
             manifest = checkpoint.manifest
             engine.load_weights(checkpoint)
@@ -314,6 +321,7 @@ class Trainer:
             for split, found in (("train", engine.train_prompts), ("heldout", engine.heldout_prompts))
         }
         self.directory.describe(config, self.registry, prompts)
+        engine.runtime.start_trackers()
         self.progress.started(self.directory.path, self.iteration, config.run.iterations, self.facts())
 
     def _remember_evaluations(self) -> None:
@@ -345,14 +353,24 @@ class Trainer:
         )
 
     def dry_run(self) -> dict[str, Any]:
-        """Build everything, draw and score one small group, and write nothing; returns what was found."""
-        self.build()
-        prompts = of_iteration(self.engine.train_prompts, 0, 1, self.engine.draws.at("prompt order"))
-        rollout = next(self.roller.roll_out(prompts, 2, self.engine.draws.at("dry run"), "policy"))
-        self.engine.scorer.submit(self.engine.backbone.decode(rollout.x0), rollout.prompts)
-        scored = self.engine.scorer.collect()
+        """Build everything, draw and score one small group, and write nothing; returns what was found.
+
+        Raises UserError for what a run could not start with, and for a reward that scores none of the samples.
+        """
+        try:
+            self.build()
+            prompts = of_iteration(self.engine.train_prompts, 0, 1, self.engine.draws.at("prompt order"))
+            rollout = next(self.roller.roll_out(prompts, 2, self.engine.draws.at("dry run"), "policy"))
+            scorer = self.engine.scorer
+            scorer.submit(self.engine.backbone.decode(rollout.x0), rollout.prompts)
+            scored = scorer.collect()
+        finally:
+            self.engine.close()
+        for label, values in scored.values.items():
+            if bool(values.isnan().all()):
+                why = scorer.failures[-1] if scorer.failures else f"see its diagnostics: {scored.diagnostics[label]}"
+                raise UserError(f"dry run: reward {label} scored none of {len(values)} samples: {why}")
         rewards = {label: values.tolist() for label, values in scored.values.items()}
-        self.engine.close()
         return {**self.facts(), "prompt": prompts[0].text, "rewards": rewards}
 
     def facts(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def _in_package(text: str) -> Path:
         ) from error
     path = root / inner
     if not path.is_dir():
-        found = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
+        found = sorted(p.name for p in path.parent.glob("[!_.]*") if p.is_dir()) if path.parent.is_dir() else []
         raise UserError(
             f"backbone.checkpoint: {text}: there is no directory {path}; "
             f"directories beside it: {', '.join(found) or 'none'}"

@@ -1,14 +1,18 @@
-"""Fixtures that every test may use: a registry that also knows the toy parts, and small run files."""
+"""Fixtures that every test may use: a registry that also knows the toy parts, small run files, and the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import dgpo_core.registry as registry_module
+from dgpo_cli.main import main
+from dgpo_core.builtin import plugin as builtin
 from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import plugin, run_data
 from dgpo_schemas.run import RunConfig
@@ -36,3 +40,42 @@ def make_config(tmp_path: Path) -> Callable[..., RunConfig]:
         return RunConfig.model_validate(run_data(tmp_path, **changes))
 
     return make
+
+
+# Commands are called in process, as the shell would call them, on a registry that the test knows.
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The engine's own parts and the toy's, in the place of what is installed."""
+    made = Registry(discover=False)
+    made.register(builtin, distribution="dgpo", version="1.0")
+    made.register(plugin, distribution="toy", version="2.0")
+    monkeypatch.setattr(registry_module, "get_registry", lambda: made)
+    return made
+
+
+@pytest.fixture
+def dgpo(known: Registry, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`dgpo("validate", path)`."""
+
+    def run(*arguments: object) -> Outcome:
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return Outcome(caught.value.code, captured.out, captured.err)
+
+    return run

@@ -7,7 +7,7 @@ is a number, `010` is ten, `1:30` and dates are texts. Keys are always texts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from dgpo_schemas.problems import ConfigError, KeyPath, Problem, dotted, explain, show
 
-__all__ = ["Document", "apply_overrides", "load_yaml", "validate"]
+__all__ = ["Document", "apply_overrides", "dump_yaml", "load_yaml", "validate"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -133,6 +133,17 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's writer, with quotes around texts that YAML 1.1 or 1.2 would read as something else."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Line breaks other than \n survive only where they are escaped.
+        style = '"' if re.search("[\r\x85\u2028\u2029]", data) else None
+        return self.represent_scalar(f"{TAG}str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
 for _tag, _pattern, _first in (
     ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("bool", r"^(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
@@ -144,7 +155,13 @@ for _tag, _pattern, _first in (
     ),
     ("merge", r"^<<$", ["<"]),
 ):
-    _Loader.add_implicit_resolver(f"{TAG}{_tag}", re.compile(_pattern), _first)
+    for _either in (_Loader, _Dumper):
+        _either.add_implicit_resolver(f"{TAG}{_tag}", re.compile(_pattern), _first)
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """Plain data as the text of a file that `load_yaml` reads back as the same data."""
+    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def _compose(text: str, source: str) -> yaml.Node | None:

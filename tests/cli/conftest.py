@@ -1,50 +1,65 @@
-"""Commands are called in process, as the shell would call them, on a registry that the test knows."""
+"""Toy runs for the commands that look at one."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-import dgpo_core.registry as registry_module
-from dgpo_cli.main import main
-from dgpo_core.builtin import plugin as builtin
 from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import plugin as toy
+from dgpo_core.testing.toy import plugin, run_data
+from dgpo_core.trainer import Trainer
+from dgpo_schemas.run import RunConfig
+
+WriteRun = Callable[..., Path]
+
+
+@pytest.fixture
+def write_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteRun:
+    """`write_run(run={"iterations": 2})`: a toy run file in tmp_path, which becomes the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name: str = "run.yaml", **changes: Any) -> Path:
+        Path(name).write_text(yaml.safe_dump(run_data("runs", **changes)))
+        return Path(name)
+
+    return write
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a command left behind."""
+class Trained:
+    """A run directory and its run file, relative to the working directory."""
 
-    code: int
-    out: str
-    err: str
+    path: Path
+    file: Path
 
 
-Run = Callable[..., Outcome]
+@pytest.fixture(scope="session")
+def _trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four iterations that move the weights far enough to be seen, with every checkpoint and evaluation."""
+    directory = tmp_path_factory.mktemp("trained")
+    data = run_data(
+        directory / "runs",
+        optimiser={"learning_rate": 0.05},
+        objective={"ema": {"slow": {"every": 1}}},
+        evaluation={"every": 1, "prompts": 6, "samples_per_prompt": 2},
+        checkpoints={"every": 1, "keep": 9},
+    )
+    registry = Registry()
+    registry.register(plugin, distribution="toy")
+    assert Trainer(RunConfig.model_validate(data), registry).train() == "finished"
+    (directory / "run.yaml").write_text(yaml.safe_dump(data))
+    return directory
 
 
 @pytest.fixture
-def known(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """The engine's own parts and the toy's, in the place of what is installed."""
-    made = Registry(discover=False)
-    made.register(builtin, distribution="dgpo", version="1.0")
-    made.register(toy, distribution="toy", version="2.0")
-    monkeypatch.setattr(registry_module, "get_registry", lambda: made)
-    return made
-
-
-@pytest.fixture
-def dgpo(known: Registry, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`dgpo("validate", path)`."""
-
-    def run(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Outcome(caught.value.code, captured.out, captured.err)
-
-    return run
+def trained(_trained_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """A copy of a finished run in tmp_path, which becomes the working directory."""
+    shutil.copytree(_trained_once, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return Trained(Path("runs/toy"), Path("run.yaml"))

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
+import dgpo_cli.plugins as plugins_module
 from dgpo_core.hookspecs import KINDS, Part, hookimpl
 from dgpo_core.registry import BrokenPlugin, Registry
 from dgpo_schemas.base import Float, Int, Options, Use
@@ -142,3 +143,12 @@ def test_a_claimed_name_cannot_be_shown(dgpo: Run, known: Registry) -> None:
     done = dgpo("plugins", "show", "abs-advantage")
     assert done.code == 2
     assert "'abs-advantage' is claimed by dgpo and other" in done.err
+
+
+def test_a_terminal_gets_wrapped_summaries(dgpo: Run, known: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line is wider than the terminal, and the words are those of the unwrapped list."""
+    plain = dgpo("plugins", "list").out
+    monkeypatch.setattr(plugins_module, "_terminal_width", lambda: 80)
+    wrapped = dgpo("plugins", "list").out
+    assert max(map(len, plain.splitlines())) > 80 >= max(map(len, wrapped.splitlines()))
+    assert wrapped.split() == plain.split()

@@ -229,6 +229,7 @@ def test_command_writes_one_page_and_prints_its_path(tmp_path: Path) -> None:
     done = invoke(run)
     assert done.exit_code == 0
     assert done.stdout == f"{run / 'report.html'}\n"
+    assert "brightness rose from" in done.stderr
     assert (run / "report.html").read_text().rstrip().endswith("</html>")
     elsewhere = tmp_path / "page.html"
     assert invoke(run, "--output", elsewhere).stdout == f"{elsewhere}\n"

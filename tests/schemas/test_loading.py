@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field
 
 from dgpo_schemas.base import Int, StrictModel
-from dgpo_schemas.loading import MAX_BYTES, Document, apply_overrides, load_yaml, validate
+from dgpo_schemas.loading import MAX_BYTES, Document, apply_overrides, dump_yaml, load_yaml, validate
 from dgpo_schemas.problems import ConfigError
 
 
@@ -163,11 +163,17 @@ json_like = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text(min_size=1), json_like, min_size=1, max_size=5))
-def test_what_pyyaml_writes_is_read_back(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]) -> None:
+texts = st.text() | st.from_regex(r"[-+.]?[0-9][0-9.eExo+-]{0,4}", fullmatch=True)  # many look like numbers
+
+
+@given(st.dictionaries(st.text(min_size=1), json_like | texts, min_size=1, max_size=5))
+@example({"name": "3e-4", "other": "0o7", "third": "1E5", "on": "yes", "date": "2025-01-01", "time": "1:30"})
+def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "written.yaml"
-    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    path.write_text(dump_yaml(data), encoding="utf-8")
     assert load_yaml(path).data == data
+    # Also by programs that know YAML 1.1 alone.
+    assert yaml.safe_load(path.read_text(encoding="utf-8")) == data
 
 
 class Small(StrictModel):

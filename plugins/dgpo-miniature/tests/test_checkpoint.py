@@ -24,7 +24,7 @@ from dgpo_miniature.training.text import TOKENS, build_tokenizer, words
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusion3Pipeline:
     return StableDiffusion3Pipeline.from_pretrained(
-        checkpoint_path(), text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32, local_files_only=True
+        checkpoint_path(), text_encoder_3=None, tokenizer_3=None, dtype=torch.float32, local_files_only=True
     )
 
 
@@ -94,6 +94,6 @@ def test_training_runs_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
     means = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(means) == {*TASKS, "overall"}
     again = StableDiffusion3Pipeline.from_pretrained(
-        tmp_path, text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32, local_files_only=True
+        tmp_path, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32, local_files_only=True
     )
     assert sample(again, ["a photo of a circle"], steps=2).shape == (1, 3, 64, 64)

@@ -78,7 +78,11 @@ def text(caption: Caption, template: str) -> str:
 
 
 def metadata(caption: Caption, prompt: str) -> dict[str, Any]:
-    """GenEval's metadata of a caption; in a position prompt the reference object comes first, as there."""
+    """GenEval's metadata of a caption; in a position prompt the reference object comes first, as there.
+
+    `exclude` bounds every class: a picture shows what was asked for and nothing else. GenEval itself bounds the class
+    of counting prompts only, and a model that is trained on that soon draws more of everything.
+    """
     include: list[dict[str, Any]] = []
     order = caption.objects[::-1] if caption.relation else caption.objects
     for name, color in order:
@@ -88,10 +92,9 @@ def metadata(caption: Caption, prompt: str) -> dict[str, Any]:
         include.append(clause)
     if caption.relation:
         include[1]["position"] = [caption.relation, 0]
-    out: dict[str, Any] = {"tag": caption.task, "include": include}
-    if caption.task == "counting":
-        out["exclude"] = [{"class": caption.objects[0][0], "count": caption.count + 1}]
-    return out | {"prompt": prompt}
+    wanted = {clause["class"]: clause["count"] for clause in include}
+    exclude = [{"class": name, "count": wanted.get(name, 0) + 1} for name in CLASSES]
+    return {"tag": caption.task, "include": include, "exclude": exclude, "prompt": prompt}
 
 
 def scene_content(caption: Caption, rng: Random) -> tuple[list[int], list[int]]:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import torch
 import transformers
-from diffusers import StableDiffusion3Pipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 
 from dgpo_core.errors import UserError
 from dgpo_core.weights import resolve_checkpoint
+from dgpo_sd3.libraries import StableDiffusion3Pipeline, quiet
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import BackboneSection
@@ -63,13 +63,16 @@ def load_pipeline(section: BackboneSection, options: SD3Options) -> StableDiffus
 
     dtype = getattr(torch, section.dtype)
     dtypes = {"vae": torch.float32, "transformer": torch.float32 if section.train == "full" else dtype}
-    models = {name: _load_model(directory, name, dtypes.get(name, dtype)) for name in MODELS if name not in left_out}
+    with quiet():
+        models = {
+            name: _load_model(directory, name, dtypes.get(name, dtype)) for name in MODELS if name not in left_out
+        }
     for name, files in TOKENIZERS.items():
         if name not in left_out and not any((directory / name / file).is_file() for file in files):
             raise UserError(f"backbone.checkpoint: {directory / name} has no vocabulary: {' or '.join(files)}")
     try:
-        # What is left are tokenizers and the scheduler.
-        pipeline = StableDiffusion3Pipeline.from_pretrained(directory, **models, **left_out, local_files_only=True)
+        with quiet():  # what is left are tokenizers and the scheduler
+            pipeline = StableDiffusion3Pipeline.from_pretrained(directory, **models, **left_out, local_files_only=True)
     except UNREADABLE as error:
         raise UserError(f"backbone.checkpoint: {directory} cannot be loaded: {_reason(error)}") from error
     if pipeline.vae.config.shift_factor is None:

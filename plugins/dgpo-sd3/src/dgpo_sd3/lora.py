@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from dgpo_core.errors import UserError
+from dgpo_sd3.libraries import StableDiffusion3Pipeline
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import LoraSection

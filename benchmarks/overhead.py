@@ -1,0 +1,128 @@
+"""What the engine costs beside the model: exclusive time of each part of an iteration, as shares of one run.
+
+    python benchmarks/overhead.py [RUN.yaml] [--iterations N]
+
+Every part is timed around its calls on the main thread, and time belongs to the innermost part at work, so that the
+shares add up to the iteration. What is no model, no sampler, no autoencoder and no reward is the engine: gathering
+batches, drawing noise, the objective's own arithmetic, AdamW and the moving averages, records and logs. Rewards run on
+a thread of their own; what they cost an iteration is the time for which it waits. Scoring that overlaps with a rollout
+slows it down where there are no spare cores: that shows in the rollout's parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgpo_core.config import load_run_config
+from dgpo_core.registry import get_registry
+from dgpo_core.scoring import Scorer
+from dgpo_core.trainer import Trainer
+
+ENGINE = "engine"
+UPDATE = "optimiser update"
+TARGET = 0.05
+
+
+class Stopwatch:
+    """Exclusive seconds by label, on the thread that made it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._stack: list[str] = []
+        self._since = 0.0
+        self._thread = threading.get_ident()
+        self._cuda = device.type == "cuda"
+
+    def _switch(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()  # the device's work belongs to whoever queued it
+        now = time.perf_counter()
+        if self._stack:
+            self.seconds[self._stack[-1]] += now - self._since
+        self._since = now
+
+    def time(self, label: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The call, timed under a label."""
+
+        @functools.wraps(call)
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            if threading.get_ident() != self._thread:
+                return call(*arguments, **keywords)
+            self._switch()
+            self._stack.append(label)
+            try:
+                return call(*arguments, **keywords)
+            finally:
+                self._switch()
+                self._stack.pop()
+
+        return timed
+
+    def wrap(self, owner: Any, name: str, label: str) -> None:
+        """Time a method of an object or a class from now on."""
+        setattr(owner, name, self.time(label, getattr(owner, name)))
+
+
+def measure(file: Path, iterations: int, warmup: int) -> dict[str, float]:
+    """Seconds an iteration by label, without the first `warmup` iterations."""
+    with tempfile.TemporaryDirectory() as directory:
+        settings = [f"run.output={directory}", f"run.iterations={warmup + iterations}", "prompts.heldout=null"]
+        settings += ["evaluation.every=0", "evaluation.rewards=null", "checkpoints.every=1000000"]
+        registry = get_registry()
+        trainer = Trainer(load_run_config(file, settings, registry=registry), registry)
+        engine = trainer.engine
+        watch = Stopwatch(engine.runtime.device)
+        watch.wrap(engine.sampler, "sample", "sampler arithmetic")
+        watch.wrap(engine.policy, "velocity", ENGINE)
+        watch.wrap(engine.backbone, "velocity", "model forward")
+        watch.wrap(engine.backbone, "decode", "autoencoder")
+        watch.wrap(torch.Tensor, "backward", "model backward")
+        watch.wrap(Scorer, "collect", "waiting for rewards")
+        watch.wrap(torch.optim.AdamW, "step", UPDATE)
+        watch.wrap(engine.policy, "update_averages", UPDATE)
+        iterate, done = trainer._iterate, 0
+
+        def counted() -> Any:
+            nonlocal done
+            if done == warmup:
+                watch.seconds.clear()
+            done += 1
+            return iterate()
+
+        trainer._iterate = watch.time(ENGINE, counted)  # type: ignore[method-assign]
+        trainer.train()
+        return {label: spent / iterations for label, spent in watch.seconds.items()}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", nargs="?", type=Path, default=Path("examples/quickstart.yaml"))
+    parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--warmup", type=int, default=2)
+    options = parser.parse_args()
+    spent = measure(options.file, options.iterations, options.warmup)
+    total = sum(spent.values())
+    order = sorted(spent, key=lambda label: (label in (ENGINE, UPDATE), -spent[label]))
+    lines = [f"{'part':<22}{'ms an iteration':>18}{'share':>10}"]
+    lines += [f"{label:<22}{spent[label] * 1e3:>18.1f}{spent[label] / total:>10.1%}" for label in order]
+    overhead = (spent[ENGINE] + spent[UPDATE]) / total
+    lines.append(f"{'iteration':<22}{total * 1e3:>18.1f}{1:>10.1%}")
+    verdict = "met" if overhead < TARGET else "MISSED"
+    lines.append(f"engine and optimiser update: {overhead:.1%} of an iteration (target: below {TARGET:.0%}, {verdict})")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Where commands write: asked before the work begins, so that neither it nor anything that was there is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dgpo_core.errors import UserError
+
+__all__ = ["check_directory", "check_file"]
+
+
+def check_directory(output: Path, *, force: bool, target: Path) -> None:
+    """Raise UserError unless `output` can become a directory of its own, replacing only what `force` gives up.
+
+    Never the working directory, nor what holds the run directory or run file `target` that is worked on.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: is a file; name a directory")
+    whole = output.resolve()
+    for what, place in (("the working directory", Path.cwd()), (str(target), target.resolve())):
+        if place.is_relative_to(whole):
+            raise UserError(f"--output {output}: would replace {what}; name a directory of its own")
+    reason = _why_not(output.parent)
+    if reason is not None:
+        raise UserError(f"--output {output}: cannot be written: {reason}")
+    if output.exists() and any(output.iterdir()) and not force:
+        raise UserError(f"--output {output}: exists and is not empty; --force replaces it")
+
+
+def check_file(output: Path) -> None:
+    """Raise UserError unless a file can be written at `output`."""
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a directory; name a file")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no directory {output.parent}")
+    reason = _why_not(output.parent)
+    if reason is not None:
+        raise UserError(f"--output {output}: cannot be written: {reason}")
+
+
+def _why_not(directory: Path) -> str | None:
+    from dgpo_core.files import why_not_writable
+
+    return why_not_writable(directory)

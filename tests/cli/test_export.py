@@ -1,0 +1,182 @@
+"""`dgpo export`."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+Run = Callable[..., Any]
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(directory)): f.read_bytes() for f in sorted(directory.rglob("*")) if f.is_file()}
+
+
+@pytest.mark.parametrize("view", ["policy", "old", "slow"])
+@pytest.mark.parametrize(("checkpoint", "iteration"), [("newest", 4), ("2", 2)])
+def test_the_weights_are_those_of_the_checkpoint(
+    dgpo: Run, trained: Any, view: str, checkpoint: str, iteration: int
+) -> None:
+    done = dgpo("export", trained.path, "--view", view, "--checkpoint", checkpoint)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"{view} weights of runs/toy after iteration {iteration}: adapter\n"
+    exported = safetensors.torch.load_file("adapter/toy.safetensors")
+    saved = safetensors.torch.load_file(trained.path / f"checkpoints/{iteration:06d}/weights.safetensors")
+    wanted = {name.removeprefix(f"{view}/"): tensor for name, tensor in saved.items() if name.startswith(f"{view}/")}
+    assert len(wanted) == 4  # two layers, two matrices each
+    assert exported.keys() == wanted.keys()
+    assert all(torch.equal(exported[name], wanted[name]) for name in wanted)
+    assert json.loads(Path("adapter/dgpo.json").read_text()) == {
+        "base": "toy", "revision": None, "view": view, "iteration": iteration,
+    }  # fmt: skip
+
+
+def test_the_slow_average_is_the_default_and_views_differ(dgpo: Run, trained: Any) -> None:
+    for name, options in (("default", []), ("slow", ["--view", "slow"]), ("policy", ["--view", "policy"])):
+        assert dgpo("export", trained.path, "--output", name, *options).code == 0
+    weights = {name: Path(name, "toy.safetensors").read_bytes() for name in ("default", "slow", "policy")}
+    assert weights["default"] == weights["slow"] != weights["policy"]
+
+
+def test_the_best_checkpoint(dgpo: Run, trained: Any) -> None:
+    records = [json.loads(line) for line in (trained.path / "evaluations.jsonl").read_text().splitlines()]
+    best = max(records, key=lambda r: (r["value"], -r["iteration"]))["iteration"]
+    done = dgpo("export", trained.path, "--checkpoint", "best")
+    assert done.out == f"slow weights of runs/toy after iteration {best}: adapter\n"
+
+
+def test_the_run_is_left_as_it_was(dgpo: Run, trained: Any) -> None:
+    before = tree(trained.path)
+    dgpo("export", trained.path)
+    assert tree(trained.path) == before
+    assert sorted(p.name for p in Path().iterdir()) == ["adapter", "run.yaml", "runs"]
+
+
+def test_nothing_is_overwritten_without_force(dgpo: Run, trained: Any) -> None:
+    out = Path("adapter")
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    done = dgpo("export", trained.path, "--output", out)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "--output adapter: exists and is not empty; --force replaces it\n"
+    assert tree(out) == {"thesis.tex": b"years of work"}
+
+    assert dgpo("export", trained.path, "--output", out, "--force").code == 0
+    assert sorted(tree(out)) == ["dgpo.json", "toy.safetensors"]
+
+
+def test_an_empty_directory_and_new_ones_above_it_are_fine(dgpo: Run, trained: Any) -> None:
+    Path("empty").mkdir()
+    for out in ("empty", "new/and/deep"):
+        assert dgpo("export", trained.path, "--output", out).code == 0
+        assert sorted(tree(Path(out))) == ["dgpo.json", "toy.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("run.yaml", "--output run.yaml: is a file; name a directory"),
+        ("run.yaml/below", "--output run.yaml/below: cannot be written: {here}/run.yaml is a file"),
+        (".", "--output .: would replace the working directory; name a directory of its own"),
+        ("..", "--output ..: would replace the working directory; name a directory of its own"),
+        ("runs", "--output runs: would replace runs/toy; name a directory of its own"),
+        ("runs/toy", "--output runs/toy: would replace runs/toy; name a directory of its own"),
+    ],
+)
+def test_places_that_are_never_replaced(dgpo: Run, trained: Any, tmp_path: Path, output: str, expected: str) -> None:
+    before = tree(tmp_path)
+    done = dgpo("export", trained.path, "--output", output, "--force")
+    assert (done.code, done.out, done.err) == (2, "", expected.format(here=tmp_path) + "\n")
+    assert tree(tmp_path) == before
+
+
+def test_a_directory_that_must_not_be_written(dgpo: Run, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("shut").mkdir()
+    allowed = os.access
+
+    def access(path: Any, mode: int) -> bool:  # root may write anywhere
+        return Path(path).name != "shut" and allowed(path, mode)
+
+    monkeypatch.setattr(os, "access", access)
+    done = dgpo("export", trained.path, "--output", "shut/adapter")
+    assert (done.code, done.out) == (2, "")
+    assert (
+        done.err == f"--output shut/adapter: cannot be written: no permission to write in {Path('shut').absolute()}\n"
+    )
+
+
+def test_a_full_disk_keeps_what_was_there(dgpo: Run, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Path("adapter")
+    dgpo("export", trained.path, "--output", out, "--checkpoint", "1")
+    before = tree(Path())
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = dgpo("export", trained.path, "--output", out, "--force")
+    assert (done.code, done.out, done.err) == (2, "", "cannot write adapter: No space left on device\n")
+    assert tree(Path()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["runs/toy", "--view", "base"], "--view base: the base model is the checkpoint that the run started from; "
+         "nothing to export"),
+        (["runs/toy", "--view", "ema"], "--view ema: choose one of base, policy, old, slow"),
+        (["run.yaml"], "run.yaml: is a run file, which has only its base model; name a run directory"),
+        (["runs/tyo"], "runs/tyo: there is no such run directory"),
+        (["runs"], "runs: not a run directory (it has no config.yaml)"),
+        (["runs/toy", "--checkpoint", "7"], "runs/toy/checkpoints: no checkpoint '7'; there are newest, best and "
+         "iterations 0, 1, 2, 3, 4"),
+        (["runs/toy", "--checkpoint", "²"], "runs/toy/checkpoints: no checkpoint '²'; there are newest, best and "
+         "iterations 0, 1, 2, 3, 4"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_exported(dgpo: Run, trained: Any, arguments: list[str], expected: str) -> None:
+    done = dgpo("export", *arguments)
+    assert (done.code, done.out, done.err) == (2, "", expected + "\n")
+    assert not Path("adapter").exists()
+
+
+def test_a_run_without_checkpoints(dgpo: Run, trained: Any) -> None:
+    shutil.rmtree(trained.path / "checkpoints")
+    done = dgpo("export", trained.path)
+    assert (done.code, done.out, done.err) == (2, "", "runs/toy/checkpoints: there is no checkpoint\n")
+    assert not Path("adapter").exists()
+
+
+def test_a_damaged_checkpoint_is_not_exported(dgpo: Run, trained: Any) -> None:
+    (trained.path / "checkpoints/000002/weights.safetensors").write_bytes(b"\0" * 100)
+    done = dgpo("export", trained.path, "--checkpoint", "2")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "runs/toy/checkpoints/000002/weights.safetensors: its content differs from what was saved (SHA-256)\n"
+    )
+    assert not Path("adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("weights.safetensors", "manifest.json: does not list weights.safetensors"),
+        ("optimiser.safetensors", "manifest.json: does not list optimiser.safetensors"),
+    ],
+)
+def test_a_manifest_that_lacks_a_file(dgpo: Run, trained: Any, file: str, expected: str) -> None:
+    manifest = trained.path / "checkpoints/000002/manifest.json"
+    data = json.loads(manifest.read_text())
+    del data["files"][file]
+    manifest.write_text(json.dumps(data))
+    done = dgpo("export", trained.path, "--checkpoint", "2")
+    assert (done.code, done.err) == (2, f"runs/toy/checkpoints/000002/{expected}\n")

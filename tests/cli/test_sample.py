@@ -1,0 +1,216 @@
+"""`dgpo sample`."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import Tensor
+
+from dgpo_core.builtin.samplers import FlowEuler
+
+Run = Callable[..., Any]
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(directory)): f.read_bytes() for f in sorted(directory.rglob("*")) if f.is_file()}
+
+
+def picture(path: str | Path) -> np.ndarray:
+    return np.asarray(PIL.Image.open(path)).astype(int)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """(noise, x0) of every batch that the sampler draws."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    sample = FlowEuler.sample
+
+    def watched(self: FlowEuler, velocity: Any, noise: Tensor, **keywords: Any) -> Any:
+        result = sample(self, velocity, noise.clone(), **keywords)
+        seen.append((noise.clone(), result.x0.clone()))
+        return result
+
+    monkeypatch.setattr(FlowEuler, "sample", watched)
+    return seen
+
+
+def test_every_view_is_given_the_same_noise(dgpo: Run, trained: Any, drawn: list[tuple[Tensor, Tensor]]) -> None:
+    for view in ("base", "policy", "slow"):
+        assert dgpo("sample", trained.path, "--view", view, "--output", view, "--seed", 5).code == 0
+    dgpo("sample", trained.path, "--output", "other", "--seed", 6)
+    (base, base_x0), (policy, policy_x0), (slow, slow_x0), (other, _) = drawn
+    assert torch.equal(base, policy)
+    assert torch.equal(base, slow)
+    assert not torch.equal(base, other)
+    assert not torch.allclose(base_x0, policy_x0)
+    assert not torch.allclose(policy_x0, slow_x0)
+    assert (picture("base/00.png") != picture("policy/00.png")).any()
+    # Each sample has noise of its own, of unit variance: 6 prompts x 4 samples x 32 numbers.
+    assert base.shape == (24, 2, 4, 4)
+    assert len({tuple(row.flatten().tolist()) for row in base}) == 24
+    assert float(base.std()) == pytest.approx(1, abs=0.15)
+
+
+def test_pictures_are_the_decoded_samples_in_the_order_of_the_prompts(
+    dgpo: Run, trained: Any, drawn: list[tuple[Tensor, Tensor]]
+) -> None:
+    done = dgpo("sample", trained.path, "-p", "one", "-p", "two", "-n", 3, "--output", "out")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "6 pictures of the slow weights of runs/toy after iteration 4: out/grid.png\n"
+    assert json.loads(Path("out/prompts.json").read_text()) == ["one"] * 3 + ["two"] * 3
+    ((_, x0),) = drawn
+    sheet = picture("out/grid.png")
+    assert sheet.shape == (2 * 8 + 4, 3 * 8 + 2 * 4, 3)  # a row a prompt, a gap of four pixels
+    for i in range(6):
+        found = picture(f"out/{i:02d}.png")
+        # The toy's picture: red is the first channel, green the second, twice as large.
+        shades = 255 * torch.sigmoid(x0[i].double()).repeat_interleave(2, 1).repeat_interleave(2, 2).numpy()
+        assert np.abs(found[:, :, 0] - shades[0]).max() <= 0.51
+        assert np.abs(found[:, :, 1] - shades[1]).max() <= 0.51
+        row, column = divmod(i, 3)
+        assert (sheet[12 * row : 12 * row + 8, 12 * column : 12 * column + 8] == found).all()
+    assert sorted(tree(Path("out"))) == [*(f"{i:02d}.png" for i in range(6)), "grid.png", "prompts.json"]
+
+
+def test_more_prompts_do_not_change_the_first_ones(dgpo: Run, trained: Any) -> None:
+    dgpo("sample", trained.path, "-p", "one", "-n", 2, "--output", "few")
+    dgpo("sample", trained.path, "-p", "one", "-p", "two", "-n", 2, "--output", "more")
+    for name in ("00.png", "01.png"):
+        assert Path("few", name).read_bytes() == Path("more", name).read_bytes()
+
+
+def test_held_out_prompts_are_the_default(dgpo: Run, trained: Any) -> None:
+    assert dgpo("sample", trained.path, "--limit", 2, "-n", 1).code == 0
+    assert json.loads(Path("samples/prompts.json").read_text()) == ["heldout picture 0", "heldout picture 1"]
+
+
+def test_without_held_out_prompts_it_takes_those_of_the_training(dgpo: Run, write_run: Callable[..., Path]) -> None:
+    file = write_run(prompts={"heldout": None}, evaluation={"every": 0})
+    assert dgpo("sample", file, "-n", 1, "--limit", 1).code == 0
+    assert json.loads(Path("samples/prompts.json").read_text()) == ["train picture 0"]
+
+
+def test_prompts_from_a_file(dgpo: Run, trained: Any) -> None:
+    Path("p.jsonl").write_text('{"prompt": "a lamp", "tag": "even"}\n\n{"prompt": "two lamps"}\n')
+    assert dgpo("sample", trained.path, "--prompts", "p.jsonl", "-n", 1).code == 0
+    assert json.loads(Path("samples/prompts.json").read_text()) == ["a lamp", "two lamps"]
+
+
+def test_a_run_file_means_its_base_model(dgpo: Run, trained: Any) -> None:
+    done = dgpo("sample", trained.file, "--output", "file")
+    assert done.out == "24 pictures of the base model of run.yaml: file/grid.png\n"
+    done = dgpo("sample", trained.path, "--view", "base", "--output", "run")
+    assert done.out == "24 pictures of the base model of runs/toy: run/grid.png\n"
+    assert tree(Path("file")) == tree(Path("run"))
+
+
+def test_checkpoints_settings_and_options_are_followed(dgpo: Run, trained: Any) -> None:
+    """Whatever should change the pictures does, and two ways to say the same give the same."""
+
+    def pictures(*arguments: object) -> dict[str, bytes]:
+        assert dgpo("sample", *arguments, "-p", "x", "--output", "out", "--force").code == 0
+        return tree(Path("out"))
+
+    newest = pictures(trained.path)
+    assert pictures(trained.path, "--checkpoint", 4) == newest
+    assert pictures(trained.path, "--checkpoint", "newest", "--seed", 0, "--steps", 3, "--guidance", 1) == newest
+    others = [
+        pictures(trained.path, "--checkpoint", 1),
+        pictures(trained.path, "--view", "old"),
+        pictures(trained.path, "--steps", 2),
+        pictures(trained.path, "--guidance", 3),
+        pictures(trained.path, "--seed", 1),
+    ]
+    assert all(other != newest for other in others)
+    steps = pictures(trained.file, "--steps", 7)
+    assert pictures(trained.file, "--set", "rollout.steps=7") == steps
+    # Before the first update all views are the base model.
+    assert pictures(trained.path, "--checkpoint", 0) == pictures(trained.file)
+
+
+def test_nothing_but_the_pictures_is_written(dgpo: Run, trained: Any) -> None:
+    before = tree(Path())
+    dgpo("sample", trained.path, "-p", "x")
+    assert {name: data for name, data in tree(Path()).items() if not name.startswith("samples/")} == before
+
+
+def test_nothing_is_overwritten_without_force(dgpo: Run, trained: Any) -> None:
+    Path("photos").mkdir()
+    Path("photos/wedding.jpg").write_bytes(b"precious")
+    done = dgpo("sample", trained.path, "--output", "photos")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "--output photos: exists and is not empty; --force replaces it\n"
+    assert tree(Path("photos")) == {"wedding.jpg": b"precious"}
+    assert dgpo("sample", trained.path, "-p", "x", "-n", 1, "--output", "photos", "--force").code == 0
+    assert sorted(tree(Path("photos"))) == ["00.png", "grid.png", "prompts.json"]
+
+
+def test_a_link_is_followed(dgpo: Run, trained: Any) -> None:
+    Path("scratch/pictures").mkdir(parents=True)
+    Path("samples").symlink_to("scratch/pictures")
+    for options in ([], ["--force"]):
+        assert dgpo("sample", trained.path, "-p", "x", "-n", 1, *options).code == 0
+        assert Path("samples").is_symlink()
+        assert sorted(tree(Path("scratch"))) == [f"pictures/{name}" for name in ("00.png", "grid.png", "prompts.json")]
+    assert sorted(p.name for p in Path().iterdir()) == ["run.yaml", "runs", "samples", "scratch"]
+
+
+def test_a_full_disk_keeps_what_was_there(dgpo: Run, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    dgpo("sample", trained.path, "-p", "x")
+    before = tree(Path())
+    save = PIL.Image.Image.save
+
+    def full(self: PIL.Image.Image, path: Path, *arguments: Any) -> None:
+        if Path(path).name == "grid.png":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(self, path, *arguments)
+
+    monkeypatch.setattr(PIL.Image.Image, "save", full)
+    done = dgpo("sample", trained.path, "-p", "y", "--force")
+    assert (done.code, done.out, done.err) == (2, "", "cannot write samples: No space left on device\n")
+    assert tree(Path()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["runs/toy", "-p", "x", "--prompts", "p.txt"], "give --prompt or --prompts, not both"),
+        (["runs/toy", "--prompts", "p.txt"], "p.txt: there is no such prompt file"),
+        (["runs/toy", "--view", "fast"], "--view fast: choose one of base, policy, old, slow"),
+        (["runs/toy", "--set", "rollout.steps=4"], "--set belongs to a run file; a run directory keeps the "
+         "configuration it was trained with"),
+        (["runs/tyo"], "runs/tyo: there is no such run directory or run file"),
+        (["runs/tyo", "--view", "slow"], "runs/tyo: there is no such run directory or run file"),
+        (["runs"], "runs: not a run directory (it has no config.yaml)"),
+        (["run.yaml", "--view", "slow"], "--view slow: run.yaml is a run file, which has only its base model; name a "
+         "run directory"),
+        (["run.yaml", "--set", "rollout.steps=0"], "--set rollout.steps=0: must be at least 1, not 0"),
+        (["runs/toy", "--checkpoint", "last"], "runs/toy/checkpoints: no checkpoint 'last'; there are newest, best and "
+         "iterations 0, 1, 2, 3, 4"),
+        (["run.yaml", "--output", "run.yaml"], "--output run.yaml: is a file; name a directory"),
+        (["runs/toy", "--output", "runs", "--force"], "--output runs: would replace runs/toy; name a directory of its "
+         "own"),
+    ],
+)  # fmt: skip
+def test_mistakes(dgpo: Run, trained: Any, arguments: list[str], expected: str) -> None:
+    before = tree(Path())
+    done = dgpo("sample", *arguments)
+    assert (done.code, done.out, done.err) == (2, "", expected + "\n")
+    assert tree(Path()) == before
+
+
+@pytest.mark.parametrize("option", ["--count=0", "--steps=0", "--guidance=0.5", "--guidance=nan", "--limit=0"])
+def test_numbers_out_of_range(dgpo: Run, trained: Any, option: str) -> None:
+    done = dgpo("sample", trained.path, option)
+    assert (done.code, done.out) == (2, "")
+    assert f"Invalid value for '{option.partition('=')[0]}'" in done.err
+    assert not Path("samples").exists()

@@ -1,0 +1,126 @@
+"""`check_declaration`, `check_light` and `check_prompts` pass sound plugins and find each broken promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from pydantic import ConfigDict, Field
+
+from dgpo_core.contracts import PromptSource
+from dgpo_core.errors import PluginError, UserError
+from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.registry import Registry
+from dgpo_core.testing.contracts import check_declaration, check_light, check_prompts
+from dgpo_core.testing.toy import BrightnessOptions, ToyPrompts, ToyPromptsOptions
+from dgpo_core.types import Prompt
+from dgpo_schemas.base import Options
+
+Check = Callable[[], None]
+Found = Callable[[str, Check], None]
+
+
+def source(function: Callable[[str], list[Prompt]]) -> Callable[[], PromptSource]:
+    class Made(PromptSource):
+        def prompts(self, split: Any) -> Sequence[Prompt]:
+            return function(split)
+
+    return lambda: Made(None)
+
+
+def test_the_toy_prompts_pass() -> None:
+    check_prompts(lambda: ToyPrompts(ToyPromptsOptions()))
+
+
+counter = iter(range(1000))
+
+
+@pytest.mark.parametrize(
+    ("promise", "check"),
+    [
+        ("there are train prompts", lambda: check_prompts(source(lambda split: []))),
+        ("every prompt has a text", lambda: check_prompts(source(lambda split: [Prompt(" ")]))),
+        ("share no prompt: .'a'.", lambda: check_prompts(source(lambda split: [Prompt("a")]))),
+        ("the same options give the same", lambda: check_prompts(source(lambda s: [Prompt(f"{s} {next(counter)}")]))),
+        ("JSON", lambda: check_prompts(source(lambda split: [Prompt(split, {"x": {1, 2}})]))),
+    ],
+)
+def test_prompts(assert_found: Found, promise: str, check: Check) -> None:
+    assert_found(promise, check)
+
+
+def declared(part: Part) -> Registry:
+    class Plugin:
+        @hookimpl
+        def dgpo_rewards(self) -> list[Part]:
+            return [part]
+
+    registry = Registry(discover=False)
+    registry.register(Plugin(), distribution="made")
+    return registry
+
+
+BRIGHTNESS = "dgpo_core.testing.toy:BrightnessReward"
+
+
+class Lax(Options):
+    """Takes anything."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Silent(Options):
+    """Has an option that nobody explains."""
+
+    size: int = 1
+
+
+class Narrow(Options):
+    """Writes what it cannot read."""
+
+    size: int = Field(default=1, description="A number.", serialization_alias="Size")
+
+    def model_dump(self, **keywords: Any) -> dict[str, Any]:
+        return {"size": self.size + 1}
+
+
+def test_a_sound_declaration_passes() -> None:
+    check_declaration(declared(Part("r", "A reward", BRIGHTNESS, BrightnessOptions)), "reward", "r")
+
+
+@pytest.mark.parametrize(
+    ("promise", "check"),
+    [
+        ("the summary is one line", lambda: check(Part("r", "One\ntwo", BRIGHTNESS))),
+        ("an unknown option is a UserError", lambda: check(Part("r", "A reward", BRIGHTNESS, Lax))),
+        ("option size has a description", lambda: check(Part("r", "A reward", BRIGHTNESS, Silent))),
+        ("written options can be read again", lambda: check(Part("r", "A reward", BRIGHTNESS, Narrow))),
+        ("is a RewardModel", lambda: check(Part("r", "A reward", "dgpo_core.testing.toy:ToyPrompts"))),
+        ("implements all of its contract", lambda: check(Part("r", "A reward", "dgpo_core.contracts:RewardModel"))),
+    ],
+)
+def test_declarations(assert_found: Found, promise: str, check: Check) -> None:
+    assert_found(promise, check)
+
+
+def check(part: Part) -> None:
+    check_declaration(declared(part), "reward", "r")
+
+
+def test_options_that_are_no_options() -> None:
+    with pytest.raises(PluginError, match="its options must be a pydantic model"):
+        check(Part("r", "A reward", BRIGHTNESS, "dgpo_core.testing.toy:BrightnessReward"))
+    with pytest.raises(UserError, match="unknown reward 's'"):
+        check_declaration(declared(Part("r", "A reward", BRIGHTNESS)), "reward", "s")
+
+
+@pytest.mark.parametrize(
+    ("promise", "check"),
+    [
+        ("does not import .*torch", lambda: check_light("dgpo_core.testing.toy")),
+        ("can be imported: .*No module named", lambda: check_light("dgpo_core.no_such_module")),
+    ],
+)
+def test_modules(assert_found: Found, promise: str, check: Check) -> None:
+    assert_found(promise, check)

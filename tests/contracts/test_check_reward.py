@@ -1,0 +1,162 @@
+"""`check_reward` and `check_detector` pass sound parts and find each broken promise."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dgpo_core.contracts import RewardModel
+from dgpo_core.testing.contracts import check_detector, check_reward
+from dgpo_core.testing.toy import BrightnessOptions, BrightnessReward
+from dgpo_core.types import Prompt, Scores
+
+Check = Callable[[], None]
+Found = Callable[[str, Check], None]
+CPU = torch.device("cpu")
+
+
+MEDIA = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+PROMPTS = [Prompt(f"picture {i}", {"tag": "even" if i % 2 == 0 else "odd"}) for i in range(4)]
+
+
+@pytest.mark.parametrize("fail", ["never", "dark"])
+def test_the_toy_reward_passes(fail: str) -> None:
+    check_reward(BrightnessReward(BrightnessOptions(fail=fail), device=CPU), MEDIA, PROMPTS)
+
+
+def rewards() -> list[tuple[str, Check]]:
+    class Shaped(RewardModel):
+        """Brightness, made wrong by `change`."""
+
+        range = (0.0, 1.0)
+
+        def change(self, scores: Scores, media: Tensor) -> Scores:
+            return scores
+
+        def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+            values = media.mean((1, 2, 3))
+            return self.change(Scores(values, torch.zeros(len(values), dtype=torch.bool)), media)
+
+    def shaped(function: Callable[[Scores, Tensor], Scores], **attributes: Any) -> RewardModel:
+        kind = type("Made", (Shaped,), {"change": lambda self, scores, media: function(scores, media)} | attributes)
+        made: RewardModel = kind(None, device=CPU)
+        return made
+
+    def of_values(function: Callable[[Tensor], Tensor], **attributes: Any) -> RewardModel:
+        return shaped(lambda s, media: Scores(function(s.values), s.missing), **attributes)
+
+    def darken(scores: Scores, media: Tensor) -> Scores:
+        media *= 0.9
+        return scores
+
+    def by_thread(values: Tensor) -> Tensor:
+        return values * (threading.current_thread() is threading.main_thread())
+
+    def numpys(values: Tensor) -> Tensor:
+        return values * (0.5 + 0 * np.random.rand())
+
+    def pythons(values: Tensor) -> Tensor:
+        return values * (0.5 + 0 * random.random())
+
+    expected = [
+        (of_values(lambda v: v[:, None]), r"one value a sample: \[4\], not \[4, 1\]"),
+        (of_values(lambda v: v.double()), r"values are float32, not torch\.float64"),
+        (of_values(lambda v: v + 1), r"values lie in the declared range \(0\.0, 1\.0\)"),
+        (of_values(lambda v: v.where(v < 0.5, torch.nan)), "a value that is no number is marked missing"),
+        (of_values(lambda v: v / v.sum()), "a score does not depend on the others"),
+        (of_values(by_thread), "a thread makes no difference"),
+        (of_values(numpys), "leaves the global random state of numpy alone"),
+        (of_values(pythons), "leaves the global random state of random alone"),
+        (of_values(lambda v: v, range=(1.0, 1.0)), "from the smallest to the largest value"),
+        (of_values(lambda v: v, media=frozenset({"sound"})), "whether it takes images or videos"),
+        (of_values(lambda v: v, group_by="task"), "prompts have the key task it groups by"),
+        (shaped(lambda s, media: Scores(s.values, s.missing[:2])), r"one missing mark a sample: \[4\], not \[2\]"),
+        (shaped(lambda s, media: Scores(s.values, s.missing.float())), r"missing marks are bool, not torch\.float32"),
+        (shaped(lambda s, media: Scores(s.values, s.missing, ({},))), "4 diagnostics or none, not 1"),
+        (
+            shaped(lambda s, media: Scores(s.values, s.missing, ({"x": object()},) * len(media))),
+            "not JSON serializable",
+        ),
+        (shaped(darken), "media are left alone"),
+    ]
+
+    def run(reward: RewardModel) -> Check:
+        return lambda: check_reward(reward, MEDIA.clone(), PROMPTS)
+
+    return [(promise, run(reward)) for reward, promise in expected]
+
+
+@pytest.mark.parametrize(("promise", "check"), rewards())
+def test_rewards(assert_found: Found, promise: str, check: Check) -> None:
+    assert_found(promise, check)
+
+
+class Spot:
+    """A detection."""
+
+    def __init__(self, label: str, box: tuple[float, float, float, float], score: float = 1.0) -> None:
+        self.label, self.box, self.score, self.mask = label, box, score, None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spot) and (self.label, self.box, self.score) == (other.label, other.box, other.score)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Spots:
+    """Sees one spot an image, as large as the image is bright."""
+
+    labels = ("spot",)
+
+    def detect(self, images: Tensor) -> list[list[Spot]]:
+        return [[Spot("spot", (0.0, 0.0, 8 * float(image.mean()), 8.0))] for image in images]
+
+
+def test_a_sound_detector_passes() -> None:
+    check_detector(Spots(), MEDIA)
+
+
+def detectors() -> list[tuple[str, Check]]:
+    class Undeclared(Spots):
+        labels = ("circle",)
+
+    class Outside(Spots):
+        def detect(self, images: Tensor) -> list[list[Spot]]:
+            return [[Spot("spot", (0.0, 0.0, 9.0, 8.0))] for _ in images]
+
+    class Uncertain(Spots):
+        def detect(self, images: Tensor) -> list[list[Spot]]:
+            return [[Spot("spot", (0.0, 0.0, 1.0, 1.0), float("nan"))] for _ in images]
+
+    class Few(Spots):
+        def detect(self, images: Tensor) -> list[list[Spot]]:
+            return super().detect(images)[:1]
+
+    class Relative(Spots):
+        def detect(self, images: Tensor) -> list[list[Spot]]:
+            return super().detect(images / images.max())
+
+    expected: list[tuple[type[Spots], str]] = [
+        (Undeclared, "'spot' is one of its labels"),
+        (Outside, r"the box .* lies in the image"),
+        (Uncertain, "scores are finite"),
+        (Few, "one list of detections an image: 4, not 1"),
+        (Relative, "detections do not depend on the others"),
+    ]
+
+    def run(kind: type[Spots]) -> Check:
+        return lambda: check_detector(kind(), MEDIA)
+
+    return [(promise, run(kind)) for kind, promise in expected]
+
+
+@pytest.mark.parametrize(("promise", "check"), detectors())
+def test_detectors(assert_found: Found, promise: str, check: Check) -> None:
+    assert_found(promise, check)

@@ -1,0 +1,133 @@
+"""`check_sampler` passes sound samplers and finds each broken promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dgpo_core.contracts import Sampler
+from dgpo_core.draws import Draws
+from dgpo_core.testing.contracts import check_sampler
+from dgpo_core.types import Path, SampleResult
+
+Check = Callable[[], None]
+Found = Callable[[str, Check], None]
+
+
+class Euler(Sampler):
+    """Sound, and easy to break."""
+
+    def sigmas(self, steps: int, shift: float) -> Tensor:
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+    def step(self, x: Tensor, change: Tensor, draws: Sequence[Draws], i: int) -> Tensor:
+        return x + change
+
+    def sample(
+        self,
+        velocity: Any,
+        noise: Tensor,
+        *,
+        steps: int,
+        shift: float,
+        draws: Sequence[Draws] = (),
+        keep_path: bool = False,
+    ) -> SampleResult:
+        sigmas = self.sigmas(steps, shift)
+        states = [noise]
+        for i in range(steps):
+            x = states[-1]
+            change = float(sigmas[i + 1] - sigmas[i]) * velocity(x, sigmas[i].float())
+            states.append(self.step(x, change, draws, i))
+        return SampleResult(states[-1], self.path(torch.stack(states), sigmas) if keep_path else None)
+
+    def path(self, states: Tensor, sigmas: Tensor) -> Path:
+        return Path(states, sigmas)
+
+
+class Ancestral(Euler):
+    """Random, by keys."""
+
+    deterministic = False
+
+    def step(self, x: Tensor, change: Tensor, draws: Sequence[Draws], i: int) -> Tensor:
+        rows = [key.at(i).normal(tuple(x.shape[1:])) for key in draws]
+        return x + change + (0.1 * torch.stack(rows) if rows else 0.0)
+
+    def path(self, states: Tensor, sigmas: Tensor) -> Path:
+        return Path(states, sigmas, states[1:].flatten(2).mean(2))
+
+
+@pytest.mark.parametrize("kind", [Euler, Ancestral])
+def test_sound_samplers_pass(kind: type[Sampler]) -> None:
+    check_sampler(kind(None))
+
+
+def samplers() -> list[tuple[str, Check]]:
+    class Single(Euler):
+        def sigmas(self, steps: int, shift: float) -> Tensor:
+            return super().sigmas(steps, shift).float()
+
+    class Ascending(Euler):
+        def sigmas(self, steps: int, shift: float) -> Tensor:
+            return super().sigmas(steps, shift).flip(0)
+
+    class Short(Euler):
+        def sigmas(self, steps: int, shift: float) -> Tensor:
+            return super().sigmas(steps + 1, shift)[:-1]
+
+    class InPlace(Euler):
+        def step(self, x: Tensor, change: Tensor, draws: Sequence[Draws], i: int) -> Tensor:
+            return x.add_(change)
+
+    class Centred(Euler):
+        def step(self, x: Tensor, change: Tensor, draws: Sequence[Draws], i: int) -> Tensor:
+            return x + change - change.mean(0)
+
+    class Global(Ancestral):
+        def step(self, x: Tensor, change: Tensor, draws: Sequence[Draws], i: int) -> Tensor:
+            return x + change + 0.1 * torch.randn_like(x)
+
+    class Quiet(Euler):
+        def step(self, x: Tensor, change: Tensor, draws: Sequence[Draws], i: int) -> Tensor:
+            torch.rand(())
+            return x + change
+
+    class Damped(Euler):
+        def step(self, x: Tensor, change: Tensor, draws: Sequence[Draws], i: int) -> Tensor:
+            return x + 0.9 * change
+
+    class NoProbabilities(Ancestral):
+        def path(self, states: Tensor, sigmas: Tensor) -> Path:
+            return Path(states, sigmas)
+
+    class NoStart(Euler):
+        def path(self, states: Tensor, sigmas: Tensor) -> Path:
+            return Path(states[1:], sigmas)
+
+    expected: list[tuple[type[Sampler], str]] = [
+        (Single, "times are float64 on the CPU"),
+        (Ascending, "times descend"),
+        (Short, "times go from at most 1 to 0"),
+        (InPlace, "the noise is left alone"),
+        (Centred, "a sample does not depend on the others"),
+        (Global, "the same noise and keys give the same sample"),
+        (Quiet, "leaves the global random state of torch alone"),
+        (Damped, "where the velocity is constant, x0 is exact"),
+        (NoProbabilities, "a random sampler gives the probabilities of its steps"),
+        (NoStart, "the path has 2 states"),
+    ]
+
+    def run(kind: type[Sampler]) -> Check:
+        return lambda: check_sampler(kind(None))
+
+    return [(promise, run(kind)) for kind, promise in expected]
+
+
+@pytest.mark.parametrize(("promise", "check"), samplers())
+def test_samplers(assert_found: Found, promise: str, check: Check) -> None:
+    assert_found(promise, check)

@@ -1,0 +1,205 @@
+"""`check_weighting`, `check_timesteps` and `check_objective` pass sound parts and find each broken promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dgpo_core.contracts import AdvantageWeighting, MemberLoss, Objective, TimestepContext, TimestepPolicy
+from dgpo_core.draws import Draws
+from dgpo_core.testing.contracts import check_objective, check_timesteps, check_weighting
+from dgpo_core.types import Predictions
+from dgpo_schemas.run import ObjectiveSection
+
+Check = Callable[[], None]
+Found = Callable[[str, Check], None]
+
+
+class Weighs(AdvantageWeighting):
+    """|A|, changed by a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor] = lambda a: a.abs(), cancels: bool = True) -> None:
+        super().__init__(None)
+        self.function = function
+        self.cancels_partition = cancels  # type: ignore[misc]
+
+    def weights(self, advantages: Tensor, rewards: Tensor) -> Tensor:
+        return self.function(advantages)
+
+
+@pytest.mark.parametrize(
+    ("promise", "check"),
+    [
+        ("one weight a member", lambda: check_weighting(Weighs(lambda a: a.abs().sum()))),
+        ("finite and >= 0", lambda: check_weighting(Weighs(lambda a: a))),
+        ("finite and >= 0", lambda: check_weighting(Weighs(lambda a: 1 / (a - a)))),
+        ("sum to 0 in every group", lambda: check_weighting(Weighs(lambda a: a.square()))),
+        (
+            "whatever its place",
+            lambda: check_weighting(Weighs(lambda a: torch.arange(len(a)) * a.abs(), cancels=False)),
+        ),
+        ("left alone", lambda: check_weighting(Weighs(lambda a: a.abs_()))),
+        ("random state of torch", lambda: check_weighting(Weighs(lambda a: a.abs() + 0 * torch.rand(())))),
+    ],
+)
+def test_weightings(assert_found: Found, promise: str, check: Check) -> None:
+    assert_found(promise, check)
+
+
+def test_a_sound_weighting_passes() -> None:
+    check_weighting(Weighs())
+
+
+class Learns(TimestepPolicy):
+    """Uniform times above a bound that each iteration raises."""
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.seen = 0.0
+
+    def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
+        low = context.t_min + (context.t_max - context.t_min) * self.seen / (1 + self.seen)
+        return low + (context.t_max - low) * draws.uniform(count)
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        self.seen += metrics["kl"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
+def test_a_policy_that_learns_passes() -> None:
+    check_timesteps(Learns)
+
+
+def policies() -> list[tuple[str, Check]]:
+    class Forgets(Learns):
+        def state_dict(self) -> dict[str, Any]:
+            return {"seen": 0.0}
+
+    class KeepsTensors(Learns):
+        def state_dict(self) -> dict[str, Any]:
+            return {"seen": torch.tensor(self.seen)}
+
+    class Single(Learns):
+        def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
+            return super().draw(count, context, draws).float()
+
+    class TooFew(Learns):
+        def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
+            return super().draw(1, context, draws)
+
+    class Beyond(Learns):
+        def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
+            return draws.uniform(count)
+
+    class Counts(Learns):
+        """Its draws depend on how many there were."""
+
+        drawn = 0
+
+        def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
+            self.drawn += 1
+            return super().draw(count, context, draws.at(self.drawn))
+
+    expected: list[tuple[type[Learns], str]] = [
+        (Forgets, "its state, as JSON, is all there is to remember"),
+        (KeepsTensors, "not JSON serializable"),
+        (Single, "times are float64 on the CPU"),
+        (TooFew, r"2 times are drawn, not \[1\]"),
+        (Beyond, r"times lie in \[0\.3, 1\.0\]"),
+        (Counts, "its state, as JSON, is all there is to remember"),
+    ]
+
+    def run(kind: type[Learns]) -> Check:
+        return lambda: check_timesteps(kind)
+
+    return [(promise, run(kind)) for kind, promise in expected]
+
+
+@pytest.mark.parametrize(("promise", "check"), policies())
+def test_timestep_policies(assert_found: Found, promise: str, check: Check) -> None:
+    assert_found(promise, check)
+
+
+class Weighted(Objective):
+    """Reward-weighted denoising; easy to break."""
+
+    needs_statistic = True
+    needs_reference = False
+    needs_old = False
+    skips_zero_weights = True
+
+    def __init__(self) -> None:
+        super().__init__(ObjectiveSection(), None)
+
+    def error(self, p: Predictions) -> Tensor:
+        return (p.velocity - p.target).square().flatten(1).mean(1)
+
+    def statistic(self, predictions: Predictions) -> Tensor:
+        return predictions.signed_weights * self.error(predictions).detach()
+
+    def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
+        assert statistic is not None
+        error = self.error(predictions)
+        return MemberLoss(predictions.signed_weights * error * torch.sigmoid(statistic), {"dsm": error.detach()})
+
+
+def test_a_sound_objective_passes() -> None:
+    check_objective(Weighted())
+
+
+def objectives() -> list[tuple[str, Check]]:
+    class Mean(Weighted):
+        def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
+            found = super().loss(predictions, statistic)
+            return MemberLoss(found.loss.mean(), found.metrics)
+
+    class WithGradient(Weighted):
+        def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
+            found = super().loss(predictions, statistic)
+            return MemberLoss(found.loss, {"loss": found.loss})
+
+    class Coupled(Weighted):
+        def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
+            found = super().loss(predictions, statistic)
+            return MemberLoss(found.loss * found.loss.detach().mean(), found.metrics)
+
+    class PullsAll(Weighted):
+        def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
+            found = super().loss(predictions, statistic)
+            return MemberLoss(found.loss + self.error(predictions), found.metrics)
+
+    class Attached(Weighted):
+        def statistic(self, predictions: Predictions) -> Tensor:
+            return predictions.signed_weights * self.error(predictions)
+
+    class CountsAll(Weighted):
+        def statistic(self, predictions: Predictions) -> Tensor:
+            return self.error(predictions).detach()
+
+    expected: list[tuple[type[Weighted], str]] = [
+        (Mean, r"one loss a member: \[4\], not \[\]"),
+        (WithGradient, "metric loss has no gradient"),
+        (Coupled, "a member's loss is its own"),
+        (PullsAll, "a member of weight 0 has no gradient"),
+        (Attached, "shares of the statistic have no gradient"),
+        (CountsAll, "a member of weight 0 adds nothing to the statistic"),
+    ]
+
+    def run(kind: type[Weighted]) -> Check:
+        return lambda: check_objective(kind())
+
+    return [(promise, run(kind)) for kind, promise in expected]
+
+
+@pytest.mark.parametrize(("promise", "check"), objectives())
+def test_objectives(assert_found: Found, promise: str, check: Check) -> None:
+    assert_found(promise, check)

@@ -1,0 +1,121 @@
+"""The device, the arithmetic and the trackers of a process."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+from dgpo_core.distributed import Runtime, choose_device
+from dgpo_core.errors import UserError
+from dgpo_schemas.run import RunConfig
+
+Make = Callable[..., RunConfig]
+
+
+@pytest.fixture(autouse=True)
+def _settings_as_before() -> Iterator[None]:
+    """A runtime sets torch's global switches."""
+    threads, matmul, cudnn = (
+        torch.get_num_threads(),
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+    )
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "expected"),
+    [("auto", False, "cpu"), ("cpu", False, "cpu"), ("cpu", True, "cpu"), ("auto", True, "cuda:1"),
+     ("cuda", True, "cuda:1")],
+)  # fmt: skip
+def test_devices(name: str, there: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert choose_device(name) == torch.device(expected)
+
+
+def test_cuda_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"run\.device: cuda was asked for, .* \(torch .*\); use auto or cpu"):
+        choose_device("cuda")
+
+
+def test_several_processes_are_refused(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="trains with one process: start it without torchrun"):
+        Runtime(make_config())
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    Runtime(make_config())
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_settings_reach_torch(make_config: Make, tf32: bool) -> None:
+    torch.set_num_threads(1)
+    Runtime(make_config(run={"threads": 2}, precision={"tf32": tf32}))
+    assert torch.get_num_threads() == 2
+    assert torch.backends.cuda.matmul.allow_tf32 is tf32
+    assert torch.backends.cudnn.allow_tf32 is tf32
+    Runtime(make_config(run={"threads": None}))
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("setting", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_mixed_precision(make_config: Make, setting: str, dtype: torch.dtype) -> None:
+    runtime = Runtime(make_config(precision={"autocast": setting}))
+    with runtime.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_peak_memory_is_at_least_what_is_in_use_and_never_falls(make_config: Make) -> None:
+    runtime = Runtime(make_config())
+    in_use = psutil.Process().memory_info().rss
+    before = runtime.peak_memory()
+    assert before >= 0.9 * in_use
+    block = torch.ones(1 << 24, dtype=torch.float32)  # 64 MiB
+    assert runtime.peak_memory() >= 0.9 * (in_use + block.numel() * 4)
+    del block
+    assert runtime.peak_memory() >= before
+
+
+def test_a_tracker_gets_the_numbers_of_each_step(make_config: Make, tmp_path: Path) -> None:
+    runtime = Runtime(make_config(logging={"trackers": ["tensorboard"], "project": "mine"}), tmp_path)
+    assert list(tmp_path.iterdir()) == [], "nothing is written before the trackers are started"
+    runtime.start_trackers()
+    for step in range(1, 4):
+        runtime.track({"reward.mean": step / 2, "iteration": step}, step)
+    runtime.close()
+    events = EventAccumulator(str(tmp_path / "mine")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("reward.mean")] == [(1, 0.5), (2, 1.0), (3, 1.5)]
+    assert [e.value for e in events.Scalars("iteration")] == [1, 2, 3]
+
+
+def test_without_a_directory_there_are_no_trackers(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluating and sampling need none, so they need not be installed either."""
+    monkeypatch.setattr(importlib.util, "find_spec", _nothing)
+    runtime = Runtime(make_config(logging={"trackers": ["wandb", "tensorboard"]}))
+    runtime.start_trackers()
+    runtime.track({"x": 1.0}, 1)
+    runtime.close()
+
+
+@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+def test_a_tracker_that_is_not_installed(
+    make_config: Make, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", _nothing)
+    with pytest.raises(UserError, match=rf"logging\.trackers: {name} is not installed: pip install {name}"):
+        Runtime(make_config(logging={"trackers": [name]}), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _nothing(name: str, *_: Any) -> None:
+    return None

@@ -1,0 +1,247 @@
+"""Evaluation against scipy's bootstrap and against tables worked out by hand."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+from dgpo_core.contracts import RewardModel
+from dgpo_core.draws import Draws
+from dgpo_core.errors import UserError
+from dgpo_core.evaluation import Evaluation, evaluate, interval
+from dgpo_core.rollout import Roller
+from dgpo_core.scoring import Reward, Scorer
+from dgpo_core.types import Prompt, Rollout, Scores
+
+NAN = float("nan")
+
+
+# -- the interval ---------------------------------------------------------------------------------------------------
+
+
+def samples(*sizes: int) -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.gamma(2.0, 1.0 + i, size=size) for i, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("sizes", [(40,), (25, 60), (12, 30, 50)])
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_the_interval_is_scipys(sizes: tuple[int, ...], level: float) -> None:
+    """Strata resampled apart, percentile method, of the unweighted mean of their means."""
+    strata = samples(*sizes)
+    expected = scipy.stats.bootstrap(
+        strata,
+        lambda *parts, axis: sum(part.mean(axis) for part in parts) / len(parts),
+        n_resamples=20_000,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    )
+    found = interval(strata, np.random.default_rng(2), level)
+    # Two Monte-Carlo estimates of the same quantiles: within a fifth of the standard error of the mean.
+    close = expected.standard_error / 5
+    assert found == pytest.approx(tuple(expected.confidence_interval), abs=close)
+
+
+def test_the_interval_of_many_prompts_is_that_of_the_normal_distribution() -> None:
+    strata = samples(4000, 1000)
+    mean = np.mean([s.mean() for s in strata])
+    error = np.sqrt(sum(s.var() / len(s) for s in strata)) / 2
+    low, high = interval(strata, np.random.default_rng(0))
+    assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=error / 5)
+
+
+@pytest.mark.parametrize("strata", [[np.array([0.25])], [np.full(9, 0.5), np.zeros(3)]])
+def test_values_without_spread_have_no_interval(strata: list[np.ndarray]) -> None:
+    assert interval(strata, np.random.default_rng(0)) == (0.25, 0.25)
+
+
+# -- a table --------------------------------------------------------------------------------------------------------
+
+
+class Table(RewardModel):
+    """Looks up the score of a sample under the number that is its picture's first pixel; nan is missing."""
+
+    range = (0.0, 1.0)
+
+    def __init__(self, values: Sequence[float], group_by: str | None = "tag") -> None:
+        super().__init__(None, device=torch.device("cpu"))
+        self.table = torch.tensor(values)
+        self.group_by = group_by  # type: ignore[misc]
+
+    def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        values = self.table[media[:, 0, 0, 0].long()]
+        diagnostics = tuple({"place": i, "value": "a diagnostic of this name"} for i in range(len(media)))
+        return Scores(values.nan_to_num(0.0), values.isnan(), diagnostics)
+
+
+class Numbered:
+    """A roller whose n-th sample is a picture of the number n."""
+
+    def __init__(self, micro_batch: int) -> None:
+        self.micro_batch = micro_batch
+        self.policy = types.SimpleNamespace(backbone=types.SimpleNamespace(decode=self.decode))
+
+    @staticmethod
+    def decode(x0: Tensor) -> Tensor:
+        return x0.view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+
+    def roll_out(self, prompts: Sequence[Prompt], members: int, draws: Draws, view: str) -> Iterator[Rollout]:
+        flat = [prompt for prompt in prompts for _ in range(members)]
+        for start in range(0, len(flat), self.micro_batch):
+            here = flat[start : start + self.micro_batch]
+            yield Rollout(start, tuple(here), torch.arange(start, start + len(here), dtype=torch.float32))
+
+
+def run(
+    tables: Mapping[str, Sequence[float]] | Scorer,
+    tags: Sequence[str | None],
+    *,
+    members: int = 1,
+    micro_batch: int = 3,
+    group_by: str | None = "tag",
+    **keywords: Any,
+) -> Evaluation:
+    prompts = [Prompt(f"prompt {i}", {} if tag is None else {"tag": tag}) for i, tag in enumerate(tags)]
+    scorer = (
+        tables
+        if isinstance(tables, Scorer)
+        else Scorer([Reward(label, 1.0, Table(values, group_by)) for label, values in tables.items()])
+    )
+    try:
+        return evaluate(
+            cast(Roller, Numbered(micro_batch)), scorer, prompts,
+            members=members, draws=Draws(0), view="slow", iteration=7, **keywords,
+        )  # fmt: skip
+    finally:
+        if scorer is not tables:
+            scorer.close()
+
+
+def test_the_score_is_the_unweighted_mean_of_the_tasks_means() -> None:
+    """Five prompts of three tasks with the means 0.25, 1 and 0.25: theirs is 0.5, that of the prompts 0.4."""
+    (record,) = run({"r": [0.0, 0.25, 1.0, 0.5, 0.25]}, ["a", "a", "b", "a", None]).records
+    assert record.value == 0.5
+    assert {name: (g.value, g.n) for name, g in record.groups.items()} == {
+        "a": (0.25, 3),
+        "b": (1, 1),
+        "other": (0.25, 1),
+    }
+    assert (record.iteration, record.view, record.reward, record.n, record.missing) == (7, "slow", "r", 5, 0)
+    assert record.diversity is None
+    assert record.low <= record.value <= record.high
+    a = record.groups["a"]
+    assert 0 <= a.low < a.value < a.high <= 0.5
+    assert record.groups["b"].low == record.groups["b"].high == 1.0
+
+
+def test_without_tasks_it_is_the_mean_over_prompts() -> None:
+    (record,) = run({"r": [0.0, 1.0, 0.5, 0.1]}, ["a", "a", "b", "a"], group_by=None).records
+    assert record.value == pytest.approx(0.4)
+    assert record.groups == {}
+    assert record.n == 4
+
+
+def test_missing_samples_are_left_out_and_counted() -> None:
+    """Two samples a prompt. A prompt's value is the mean of its scored samples; one without any is no prompt of the
+    task, and a task without any is no task: ((1 + 0.5) / 2 + 0.25) / 2 = 0.5."""
+    table = [1.0, NAN, 0.25, 0.75, NAN, NAN, 0.25, 0.25, NAN, NAN]
+    (record,) = run({"r": table}, ["a", "a", "a", "b", "c"], members=2).records
+    assert record.value == pytest.approx(0.5)
+    assert {name: (g.value, g.n) for name, g in record.groups.items()} == {"a": (0.75, 2), "b": (0.25, 1)}
+    assert (record.n, record.missing) == (3, 5)
+
+
+@pytest.mark.parametrize("second", [[0.5, NAN], [NAN, NAN]])
+def test_a_reward_that_scores_nothing_is_an_error(second: list[float]) -> None:
+    tables = {"first": [0.5, 0.5], "second": second}
+    if second[0] == second[0]:
+        assert [r.missing for r in run(tables, ["a", "a"]).records] == [0, 1]
+    else:
+        with pytest.raises(UserError, match="evaluation: second scored none of 2 samples: see the diagnostics"):
+            run(tables, ["a", "a"])
+
+
+def test_a_reward_that_raises_says_why() -> None:
+    with pytest.raises(UserError, match=r"r scored none of 3 samples: r: IndexError: index 1 is out of bounds"):
+        run({"r": [0.5]}, ["a", "a", "a"], micro_batch=3)
+
+
+def test_no_prompts() -> None:
+    with pytest.raises(UserError, match=r"no held-out prompts to evaluate on: set prompts\.heldout"):
+        run({"r": []}, [])
+
+
+def test_every_reward_has_its_record_and_every_sample_its_scores() -> None:
+    found = run({"r": [0.5, NAN, 0.25, 1.0], "s": [0.0, 1.0, 0.0, 1.0]}, ["a", "b"], members=2, micro_batch=4)
+    assert [(record.reward, record.value) for record in found.records] == [("r", 0.5625), ("s", 0.5)]
+    assert [(s["prompt"], s["member"]) for s in found.samples] == [
+        ("prompt 0", 0), ("prompt 0", 1), ("prompt 1", 0), ("prompt 1", 1)
+    ]  # fmt: skip
+    assert [s["r"]["value"] for s in found.samples] == [0.5, None, 0.25, 1.0]
+    assert [s["s"]["value"] for s in found.samples] == [0.0, 1.0, 0.0, 1.0]
+    assert [s["r"]["place"] for s in found.samples] == [0, 1, 2, 3]
+
+
+def test_diversity_is_the_mean_distance_of_a_prompts_samples() -> None:
+    """Flat pictures of the numbers 0 to 5: two apart within neither, 1 apart within each prompt of two."""
+    assert run({"r": [0.5] * 6}, ["a"] * 3, members=2).records[0].diversity == pytest.approx(1.0)
+    # Three samples of one prompt: distances 1, 1 and 2.
+    assert run({"r": [0.5] * 6}, ["a"] * 2, members=3).records[0].diversity == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 5, 100])
+@pytest.mark.parametrize(
+    ("pictures", "chosen"),
+    [(0, []), (1, [0]), (2, [0, 3]), (3, [0, 2, 4]), (6, [0, 1, 2, 3, 4, 5]), (12, [0, 1, 2, 3, 4, 5])],
+)
+def test_pictures_are_first_samples_spread_over_the_prompts(pictures: int, chosen: list[int], micro_batch: int) -> None:
+    found = run({"r": [0.5] * 12}, ["a"] * 6, members=2, micro_batch=micro_batch, pictures=pictures)
+    assert [prompt.text for prompt in found.prompts] == [f"prompt {i}" for i in chosen]
+    if chosen:
+        assert found.media is not None
+        assert found.media.shape == (len(chosen), 3, 2, 2)
+        assert found.media[:, 0, 0, 0].tolist() == [2.0 * i for i in chosen]
+    else:
+        assert found.media is None
+
+
+def test_the_same_samples_give_the_same_record_in_any_micro_batches() -> None:
+    table = np.random.default_rng(0).random(24).tolist()
+    tags = [*"aabbbbaccacc"]
+    first = run({"r": table}, tags, members=2, micro_batch=1)
+    for micro_batch in (5, 24):
+        again = run({"r": table}, tags, members=2, micro_batch=micro_batch)
+        assert again.records == first.records
+    assert first.records[0].low < first.records[0].value < first.records[0].high
+
+
+def test_progress_counts_samples() -> None:
+    told: list[tuple[int, int]] = []
+    run({"r": [0.5] * 8}, ["a"] * 4, members=2, progress=lambda done, total: told.append((done, total)))
+    assert told == [(3, 8), (6, 8), (8, 8)]
+
+
+def test_an_interrupted_evaluation_leaves_nothing_to_the_next() -> None:
+    class Stop(Exception):
+        pass
+
+    calls = []
+
+    def interrupt() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise Stop
+
+    scorer = Scorer([Reward("r", 1.0, Table([0.0, 0.25, 0.5, 1.0]))])
+    with pytest.raises(Stop):
+        run(scorer, ["a"] * 4, interrupt=interrupt)
+    assert run(scorer, ["a"] * 2).records[0].value == 0.125
+    scorer.close()

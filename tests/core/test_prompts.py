@@ -1,0 +1,106 @@
+"""Which prompts a run has, and which of them an iteration takes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dgpo_core.draws import Draws
+from dgpo_core.errors import UserError
+from dgpo_core.prompts import digest, load_file, load_prompts, of_iteration
+from dgpo_core.registry import Registry
+from dgpo_core.types import Prompt
+from dgpo_schemas.run import PromptsBlock
+
+
+def numbered(count: int) -> list[Prompt]:
+    return [Prompt(str(i)) for i in range(count)]
+
+
+def order(prompts: list[Prompt], iterations: int, groups: int, seed: int = 0) -> list[int]:
+    return [int(p.text) for i in range(iterations) for p in of_iteration(prompts, i, groups, Draws(seed))]
+
+
+@given(count=st.integers(1, 12), groups=st.integers(1, 9), iterations=st.integers(1, 9), seed=st.integers(0, 99))
+def test_every_prompt_once_per_pass(count: int, groups: int, iterations: int, seed: int) -> None:
+    taken = order(numbered(count), iterations, groups, seed)
+    assert len(taken) == iterations * groups
+    passes = [taken[start : start + count] for start in range(0, len(taken), count)]
+    assert all(Counter(one) == Counter(range(count)) for one in passes[:-1])
+    assert max(Counter(passes[-1]).values()) == 1
+
+
+def test_the_order_is_keyed_by_seed_and_pass() -> None:
+    """Of 40 prompts two orders hardly ever agree: each seed and each pass has its own, the same every time."""
+    orders = [tuple(order(numbered(40), 3, 40, seed)[40 * i :][:40]) for seed in (0, 1) for i in range(3)]
+    assert len(set(orders)) == 6
+    assert tuple(range(40)) not in orders
+    assert order(numbered(40), 3, 40) == [place for one in orders[:3] for place in one]
+
+
+def test_an_iteration_needs_no_other() -> None:
+    """A resumed run starts anywhere, also in the middle of a pass."""
+    prompts = numbered(7)
+    together = order(prompts, 6, 3)
+    for i in range(6):
+        assert [int(p.text) for p in of_iteration(prompts, i, 3, Draws(0))] == together[3 * i : 3 * i + 3]
+
+
+def test_files(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red circle\n\n  ein grüner Kreis \n", encoding="utf-8")
+    assert [(p.text, dict(p.metadata)) for p in load_file(tmp_path / "p.txt")] == [
+        ("a red circle", {}), ("ein grüner Kreis", {})
+    ]  # fmt: skip
+    lines: list[Mapping[str, Any]] = [
+        {"prompt": "a", "tag": "colors", "include": [{"class": "circle"}]},
+        {"prompt": "b"},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second = load_file(str(tmp_path / "p.jsonl"))
+    assert (first.text, dict(first.metadata)) == ("a", {"tag": "colors", "include": [{"class": "circle"}]})
+    assert (second.text, dict(second.metadata)) == ("b", {})
+    with pytest.raises(TypeError):
+        first.metadata["tag"] = "x"  # type: ignore[index]
+
+
+def test_a_file_that_is_wrong_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": ""}\n')
+    with pytest.raises(UserError, match=rf"{path}:2: `prompt` must be a text that is not empty"):
+        load_file(path)
+
+
+def test_blocks(tmp_path: Path, registry: Registry) -> None:
+    (tmp_path / "p.txt").write_text("a\nb\nc\n")
+    file = PromptsBlock(file=str(tmp_path / "p.txt"))
+    source = PromptsBlock(use="toy", options={"count": 3})
+    assert [p.text for p in load_prompts(file, "train", registry)] == ["a", "b", "c"]
+    assert [p.text for p in load_prompts(source, "train", registry)] == [f"train picture {i}" for i in range(3)]
+    assert [p.text for p in load_prompts(source, "heldout", registry)] == [f"heldout picture {i}" for i in range(3)]
+    for block in (file, source):
+        whole = load_prompts(block, "train", registry)
+        for limit in (1, 2, 9):
+            limited = block.model_copy(update={"limit": limit})
+            assert load_prompts(limited, "train", registry) == whole[:limit]
+
+
+def test_a_source_that_yields_nothing(registry: Registry) -> None:
+    with pytest.raises(UserError, match=r"prompts\.heldout: toy yields no prompts"):
+        load_prompts(PromptsBlock(use="toy", options={"count": 0}), "heldout", registry)
+
+
+def test_the_digest_tells_prompts_apart() -> None:
+    a, b = Prompt("a", {"x": 1, "y": [2]}), Prompt("b")
+    same = Prompt("a", MappingProxyType({"y": [2], "x": 1}))
+    assert digest([a, b]) == digest([same, b])
+    others = [[b, a], [a], [a, b, b], [Prompt("a"), b], [Prompt("a", {"x": 2, "y": [2]}), b], [Prompt("ab")], []]
+    assert len({digest(prompts) for prompts in [[a, b], *others]}) == len(others) + 1
+    assert len(digest([])) == 64
