@@ -1,0 +1,219 @@
+"""Runs the command line, with the toy parts, in processes that meet with something at a moment chosen in advance.
+
+Started as a program it imports the engine once and serves requests, one JSON line each. Every run is a forked process
+of its own, so a whole life (start, train, be killed) takes little longer than the training itself.
+
+A request is {"arguments": [...], "at": [moment, n], "do": deed}: what `dgpo` is called with, and what happens when the
+moment comes for the n-th time. With "background": true the answer comes as soon as the process waits, and
+{"collect": number} waits for its end. An answer is {"status": exit code, or minus the signal; "output": what it
+printed; "counts": how often each moment came, unless it was killed}.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import torch
+
+import dgpo_core.checkpoint
+import dgpo_core.run_directory
+import dgpo_core.scoring
+import dgpo_core.trainer
+from dgpo_cli.main import main
+from dgpo_core.registry import get_registry
+from dgpo_core.stopping import StopRequest
+from dgpo_core.testing.toy import BrightnessReward, ToyBackbone, plugin, run_data
+from dgpo_core.trainer import Trainer
+from dgpo_schemas.run import RunConfig
+
+LONGEST = 60
+"""Seconds after which a process that hangs is ended by SIGALRM."""
+
+
+class Moments:
+    """Counts moments, and does the deed when its own comes."""
+
+    def __init__(self, at: tuple[str, int] | None, do: str, ready: int) -> None:
+        self.at = at
+        self.do = do
+        self.ready = ready
+        self.counts: Counter[str] = Counter()
+
+    def before(self, owner: Any, name: str, moment: str) -> None:
+        """Let a moment come before each call of a function."""
+        original = getattr(owner, name)
+
+        def watched(*arguments: Any, **keywords: Any) -> Any:
+            if self.comes(moment):
+                self.act()
+            return original(*arguments, **keywords)
+
+        setattr(owner, name, watched)
+
+    def half(self, owner: Any, name: str, moment: str) -> None:
+        """Let a moment come when a function has written half of what it writes to the file among its arguments."""
+        original = getattr(owner, name)
+
+        def watched(*arguments: Any) -> None:
+            here = self.comes(moment)
+            path = next(a for a in arguments if isinstance(a, Path))
+            before = path.stat().st_size if path.exists() else 0
+            original(*arguments)
+            if here:
+                os.truncate(path, (before + path.stat().st_size) // 2)
+                self.act()
+
+        setattr(owner, name, watched)
+
+    def comes(self, moment: str) -> bool:
+        """Count a moment; is it the one?"""
+        self.counts[moment] += 1
+        return self.at == (moment, self.counts[moment])
+
+    def act(self) -> None:
+        """Do the deed."""
+        match self.do:
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "terminate":
+                signal.raise_signal(signal.SIGTERM)
+            case "interrupt twice":
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+            case "wait":
+                os.write(self.ready, b"!")
+                while True:
+                    signal.pause()
+            case "hang, interrupted twice":
+                _hang_interrupted_twice()
+            case _:
+                raise ValueError(self.do)
+
+
+def _hang_interrupted_twice() -> NoReturn:
+    """On the rewards' thread; signals reach the main one."""
+    heard = threading.Event()
+    request = StopRequest.request
+
+    def hear(stop: StopRequest) -> None:
+        request(stop)
+        heard.set()
+
+    StopRequest.request = hear  # type: ignore[method-assign,assignment]
+    os.kill(os.getpid(), signal.SIGINT)
+    heard.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        threading.Event().wait()
+
+
+def live(request: dict[str, Any], output: IO[bytes], counts: IO[bytes], ready: int) -> NoReturn:
+    """The life of a forked process."""
+    signal.alarm(LONGEST)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(output.fileno(), stream.fileno())
+    at = request.get("at")
+    moments = Moments((at[0], at[1]) if at else None, request.get("do", "kill"), ready)
+    dgpo_core.scoring.PATIENCE = 0.1
+    moments.before(ToyBackbone, "velocity", "velocity")
+    moments.before(dgpo_core.trainer, "evaluate", "evaluate")
+    moments.before(BrightnessReward, "score", "score")
+    vars(os)["fsync"] = lambda handle: None  # what the kernel has survives the process; a disk would only cost time
+    for name in ("fsync", "rename", "replace", "unlink"):
+        moments.before(os, name, name)
+    moments.before(dgpo_core.run_directory, "append_json", "append")
+    moments.half(dgpo_core.run_directory, "append_json", "half a line")
+    moments.half(dgpo_core.checkpoint, "_save_tensors", "half a tensor file")
+    try:
+        main(request["arguments"])
+    except SystemExit as end:
+        counts.write(json.dumps(moments.counts).encode())
+        counts.flush()
+        if at is None:  # the interpreter's own end takes longer than the training
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise
+    raise AssertionError("main exits")
+
+
+class Server:
+    """Answers requests."""
+
+    def __init__(self) -> None:
+        self.files: dict[int, tuple[IO[bytes], IO[bytes]]] = {}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One request, one answer."""
+        number = request.get("collect")
+        if number is None:
+            number = self.start(request)
+            if request.get("background"):
+                return {"number": number}
+        status = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+        output, counts = (_read(file) for file in self.files.pop(number))
+        return {"status": status, "output": output, "counts": json.loads(counts or "{}")}
+
+    def start(self, request: dict[str, Any]) -> int:
+        """The number of a new process; one in the background has come to its moment."""
+        output, counts = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - `answer` closes them
+        hear, ready = os.pipe()
+        number = os.fork()
+        if number == 0:
+            self.files.clear()  # the other processes are not this one's to end
+            live(request, output, counts, ready)
+        os.close(ready)
+        if request.get("background"):
+            os.read(hear, 1)
+        os.close(hear)
+        self.files[number] = output, counts
+        return number
+
+    def close(self) -> None:
+        """End what still lives."""
+        for number, files in self.files.items():
+            os.kill(number, signal.SIGKILL)
+            os.waitpid(number, 0)
+            for file in files:
+                file.close()
+
+
+def _read(file: IO[bytes]) -> str:
+    with file:
+        file.seek(0)
+        return file.read().decode()
+
+
+def serve(requests: IO[str], answers: IO[str]) -> None:
+    """Until there are no more requests."""
+    server = Server()
+    try:
+        for line in requests:
+            answers.write(json.dumps(server.answer(json.loads(line))) + "\n")
+            answers.flush()
+    finally:
+        server.close()
+
+
+def warm_up() -> None:
+    """Train once, so that everything is imported before the first fork; no thread outlives a training."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as directory:
+        data = run_data(directory, run={"iterations": 1})
+        Trainer(RunConfig.model_validate(data), get_registry()).train()
+    assert threading.active_count() == 1
+    gc.freeze()
+
+
+if __name__ == "__main__":
+    get_registry().register(plugin, distribution="toy")
+    warm_up()
+    serve(sys.stdin, sys.stdout)
