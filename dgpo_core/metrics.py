@@ -4,17 +4,17 @@ same after a resume, bit for bit."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from dgpo_core.types import ScoredGroups, TrainingBatch
-from dgpo_schemas.metrics import MetricsRecord, RewardStatistics, TimingRecord, VerbTiming
+from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, RewardStatistics, TimingRecord, VerbTiming
 
 if TYPE_CHECKING:
     from dgpo_core.optimise import UpdateResult
 
-__all__ = ["metrics_record", "timing_record"]
+__all__ = ["evaluation_values", "flat", "metrics_record", "timing_record"]
 
 
 def _finite(value: float | None) -> float | None:
@@ -91,3 +91,26 @@ def timing_record(
         },
         peak_memory_bytes=peak_memory,
     )
+
+
+def flat(record: MetricsRecord | TimingRecord) -> dict[str, float]:
+    """Numbers of a record under dotted keys."""
+    flat: dict[str, float] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[prefix] = value
+
+    walk("", record.model_dump(mode="json"))
+    return flat
+
+
+def evaluation_values(records: Sequence[EvaluationRecord]) -> dict[str, float]:
+    """Scores of an evaluation, and of its tasks, under dotted keys."""
+    values = {f"evaluation.{r.reward}": r.value for r in records}
+    for r in records:
+        values |= {f"evaluation.{r.reward}.{name}": group.value for name, group in r.groups.items()}
+    return values

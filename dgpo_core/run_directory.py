@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dgpo_core.checkpoint import Checkpoints
+from dgpo_core.config import differing_keys, load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.files import append_json, keep_json_lines, recover, why_not_writable, write_text
 from dgpo_schemas.loading import dump_yaml
@@ -48,6 +49,31 @@ class RunDirectory:
     def config_path(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.yaml"
+
+    def claim(self, config: RunConfig, *, resume: bool, make: bool) -> None:
+        """Lock the directory for a run; refuse to continue one by accident, or with another configuration.
+
+        A directory that is not there yet is only looked at, unless `make` is set. Raises UserError.
+        """
+        if resume and not self.config_path.exists():
+            raise UserError(f"{self.path}: nothing to resume here; start the run without --resume")
+        self.check_writable()
+        if make or self.path.exists():
+            self.acquire()
+        saved = self.checkpoints.paths()
+        if resume and not saved:
+            raise UserError(f"{self.path}: no checkpoint to resume from; start the run without --resume")
+        if saved and not resume:
+            raise UserError(
+                f"{self.path} already holds a run (saved after iteration {int(saved[-1].name)}): continue it "
+                "with --resume, or choose another run.name"
+            )
+        if resume:
+            differing = differing_keys(read_config(self.path), config)
+            if differing:
+                raise UserError(
+                    f"{self.path}: cannot resume with another configuration; these differ:\n  " + "\n  ".join(differing)
+                )
 
     def check_writable(self) -> None:
         """Raise UserError if the directory cannot be made or written. Writes nothing."""
@@ -139,8 +165,6 @@ def read_config(path: Path) -> RunConfig:
         raise UserError(f"{path}: there is no such run directory")
     if not file.is_file():
         raise UserError(f"{path}: not a run directory (it has no config.yaml)")
-    from dgpo_core.config import load_run_config
-
     return load_run_config(file)
 
 

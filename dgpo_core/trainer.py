@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgpo_core.config import config_digest, differing_keys
+from dgpo_core.config import config_digest
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.engine import Engine
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.evaluation import evaluate
 from dgpo_core.groups import informative, weigh
 from dgpo_core.hookspecs import RunInfo
-from dgpo_core.metrics import metrics_record, timing_record
+from dgpo_core.metrics import evaluation_values, flat, metrics_record, timing_record
 from dgpo_core.optimise import Optimiser, UpdateResult
 from dgpo_core.pictures import write_pictures
 from dgpo_core.progress import Progress, Silent
 from dgpo_core.prompts import digest, of_iteration
-from dgpo_core.run_directory import RunDirectory, read_config
+from dgpo_core.run_directory import RunDirectory
 from dgpo_core.stopping import Interrupted, StopRequest
 from dgpo_core.types import ScoredGroups, TrainingBatch
-from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, TimingRecord
+from dgpo_schemas.metrics import MetricsRecord, TimingRecord
 
 if TYPE_CHECKING:
     from dgpo_core.policy import View
@@ -134,13 +134,13 @@ class Trainer:
             averages = self.optimiser.averages()
         self.iteration += 1
         record = self._record(groups, batch, results, averages)
-        policy.observe(_flat(record))
+        policy.observe(flat(record))
         self.directory.append("metrics.jsonl", record.model_dump(mode="json"))
         seconds = time.perf_counter() - started
         self._finish_iteration()
         timing = timing_record(self.iteration, seconds, self.seconds, self.samples, self.engine.runtime.peak_memory())
         self.directory.append("timings.jsonl", timing.model_dump(mode="json"))
-        self.engine.runtime.track(_flat(record) | _flat(timing), self.iteration)
+        self.engine.runtime.track(flat(record) | flat(timing), self.iteration)
         return record, timing
 
     def _finish_iteration(self) -> None:
@@ -232,7 +232,7 @@ class Trainer:
         self.directory.append("evaluations.jsonl", *(record.model_dump(mode="json") for record in result.records))
         self._evaluated = self.iteration
         self.progress.evaluated(result.records)
-        self.engine.runtime.track(_evaluation_values(result.records), self.iteration)
+        self.engine.runtime.track(evaluation_values(result.records), self.iteration)
         score = result.records[0].value
         if self.best is None or score > self.best[1]:
             self.best = (self.iteration, score)
@@ -265,43 +265,16 @@ class Trainer:
 
     # -- start, resume, save ------------------------------------------------------------------------------------
 
-    def _claim_directory(self, resume: bool, *, make: bool) -> None:
-        """Lock the directory; refuse to continue by accident, or with another configuration.
-
-        One that is not there yet is only looked at, unless `make` is set.
-        """
-        directory = self.directory
-        if resume and not directory.config_path.exists():
-            raise UserError(f"{directory.path}: nothing to resume here; start the run without --resume")
-        directory.check_writable()
-        if make or directory.path.exists():
-            directory.acquire()
-        saved = directory.checkpoints.paths()
-        if resume and not saved:
-            raise UserError(f"{directory.path}: no checkpoint to resume from; start the run without --resume")
-        if saved and not resume:
-            raise UserError(
-                f"{directory.path} already holds a run (saved after iteration {int(saved[-1].name)}): continue it "
-                "with --resume, or choose another run.name"
-            )
-        if resume:
-            differing = differing_keys(read_config(directory.path), self.config)
-            if differing:
-                raise UserError(
-                    f"{directory.path}: cannot resume with another configuration; these differ:\n  "
-                    + "\n  ".join(differing)
-                )
-
     def _prepare(self, resume: bool) -> None:
         """Build every part, check what can be checked before the first sample, and restore the saved state.
 
         A new run's directory is made last: a mistake in the run file leaves nothing behind.
         """
         engine, config = self.engine, self.config
-        self._claim_directory(resume, make=False)
+        self.directory.claim(config, resume=resume, make=False)
         checkpoint = self.directory.checkpoints.newest() if resume else None
         self.build()
-        self._claim_directory(resume, make=True)
+        self.directory.claim(config, resume=resume, make=True)
         if checkpoint is not None:
             manifest = checkpoint.manifest
             engine.load_weights(checkpoint)
@@ -417,25 +390,3 @@ class Trainer:
         self.samples["optimise"] += members
         total = rollout.groups * rollout.group_size * self.config.timesteps.count
         self.progress.phase("optimise", min(self.samples["optimise"], total), total)
-
-
-def _flat(record: MetricsRecord | TimingRecord) -> dict[str, float]:
-    """Numbers of a record under dotted keys."""
-    flat: dict[str, float] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat[prefix] = value
-
-    walk("", record.model_dump(mode="json"))
-    return flat
-
-
-def _evaluation_values(records: list[EvaluationRecord]) -> dict[str, float]:
-    values = {f"evaluation.{r.reward}": r.value for r in records}
-    for r in records:
-        values |= {f"evaluation.{r.reward}.{name}": group.value for name, group in r.groups.items()}
-    return values
