@@ -93,12 +93,12 @@ def measure(file: Path, iterations: int, warmup: int) -> dict[str, float]:
         watch.wrap(engine.policy, "update_averages", UPDATE)
         iterate, done = trainer._iterate, 0
 
-        def counted() -> Any:
+        def counted(*arguments: Any) -> Any:
             nonlocal done
             if done == warmup:
                 watch.seconds.clear()
             done += 1
-            return iterate()
+            return iterate(*arguments)
 
         trainer._iterate = watch.time(ENGINE, counted)  # type: ignore[method-assign]
         trainer.train()

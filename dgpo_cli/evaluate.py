@@ -57,14 +57,14 @@ def evaluate(
     from dgpo_core.draws import Draws
     from dgpo_core.evaluation import evaluate as run_evaluation
     from dgpo_core.files import write_text
-    from dgpo_core.prompts import load_file
+    from dgpo_core.prompts import load_file, some_of
 
     section = engine.config.evaluation
     members = samples or section.samples_per_prompt
     chosen = load_file(prompts) if prompts else engine.heldout_prompts
     if not chosen:
         raise UserError(f"{target}: it has no held-out prompts; name a file with --prompts")
-    chosen = chosen[:limit]
+    chosen = some_of(chosen, limit) if limit else chosen
     scorer = engine.make_scorer(section.rewards or engine.config.rewards, chosen)
     try:
         result = run_evaluation(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,15 @@ class Checkpoints:
         for path in self.paths()[: -self.keep]:
             if int(path.name) != best:
                 remove_directory(path)
+
+    def set_aside_after(self, iteration: int) -> int:
+        """Hide the (damaged) checkpoints of later iterations, which would count as the newest; returns how many."""
+        later = [path for path in self.paths() if int(path.name) > iteration]
+        for path in later:
+            aside = path.with_name(f".{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        return len(later)
 
     def find(self, which: str) -> Checkpoint:
         """The checkpoint "newest", "best", or of an iteration. Raises UserError naming those there are."""

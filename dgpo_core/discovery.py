@@ -38,6 +38,8 @@ def check_hooks(plugin: object) -> None:
             raise PluginError(f"there is no hook {name}{nearest(name, HOOKS)}")
         if marker is None:
             raise PluginError(f"{name} lacks the @hookimpl marker (from dgpo_core import hookimpl)")
+        if marker.get("wrapper") or marker.get("hookwrapper"):
+            raise PluginError(f"{name} is a wrapper; dgpo calls every plugin by itself, so there is nothing to wrap")
 
 
 def check_part(hook: str, part: Any) -> None:

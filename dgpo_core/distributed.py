@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -72,7 +73,8 @@ class Runtime:
             return torch.cuda.max_memory_allocated(self.device)
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, but in bytes on macOS
+        return largest if sys.platform == "darwin" else largest * 1024
 
     def synchronise(self) -> None:
         """Wait for the device, so that clocks measure work and not its queueing."""

@@ -13,7 +13,7 @@ from dgpo_core.distributed import Runtime
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.policy import ConditioningCache, Policy
-from dgpo_core.prompts import load_prompts
+from dgpo_core.prompts import load_prompts, some_of
 from dgpo_core.rollout import Roller
 from dgpo_core.scoring import Reward, Scorer
 from dgpo_core.types import Prompt
@@ -90,7 +90,7 @@ class Engine:
         block = self.config.prompts.heldout
         if block is None:
             return []
-        return load_prompts(block, "heldout", self.registry)[: self.config.evaluation.prompts]
+        return some_of(load_prompts(block, "heldout", self.registry), self.config.evaluation.prompts)
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -144,7 +144,8 @@ class Engine:
             steps=steps or rollout.steps,
             shift=rollout.shift,
             guidance=rollout.guidance if guidance is None else guidance,
-            micro_batch=micro_batch or rollout.micro_batch,
+            # Where nothing is set an iteration's samples are one batch, and evaluation draws no larger ones.
+            micro_batch=micro_batch or rollout.micro_batch or rollout.groups * rollout.group_size,
             autocast=self.runtime.autocast,
         )
 

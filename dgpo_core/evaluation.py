@@ -5,6 +5,7 @@ Legend: p prompts, K samples of each.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "evaluate", "interval"]
 
+log = logging.getLogger(__name__)
 RESAMPLES = 2000
 
 
@@ -133,6 +135,9 @@ def _record(
         name: np.array([v for v, n in zip(per_prompt, names, strict=True) if n == name and v == v])
         for name in dict.fromkeys(names)
     }
+    absent = [name for name, found in strata.items() if not len(found)]
+    if absent:
+        log.warning("evaluation: no sample of %s could be scored; the mean is over the others", ", ".join(absent))
     strata = {name: found for name, found in strata.items() if len(found)}
 
     def generator(name: str) -> np.random.Generator:

@@ -153,45 +153,38 @@ class Optimiser:
         packed = list(bundles(active, self.section.micro_batch or max(batch.x0.shape[1], 1), groups.start))
         conditioning = self.conditioning([batch.prompts[g].text for g in groups])
         total = torch.zeros((), device=self.policy.backbone.device)
-        for t, sigma in enumerate(sigmas):
-            key = draws.at("noise", t)
-            for bundle in packed:
+        for bundle in packed:
+            parts = [self._gather(batch, members, conditioning, groups) for members in bundle]
+            for t, sigma in enumerate(sigmas):
                 if may_interrupt:
                     self.interrupt()
-                total += self._bundle(batch, bundle, sigma, key, conditioning, groups, len(sigmas))
+                key = draws.at("noise", t)
+                batches = [self._at(part, sigma, key) for part in parts]
+                total += self._bundle(batches, len(groups) * len(sigmas))
                 self.progress(sum(map(len, bundle)))
         return total
 
-    def _bundle(
-        self,
-        batch: TrainingBatch,
-        bundle: Bundle,
-        sigma: float,
-        key: Draws,
-        conditioning: Conditioning,
-        groups: range,
-        timesteps: int,
-    ) -> Tensor:
-        """Forward and backward of a bundle; returns its share of the loss."""
-        batches = [_MicroBatch.gather(self, batch, members, sigma, key, conditioning, groups) for members in bundle]
+    def _bundle(self, batches: list[_MicroBatch], terms: int) -> Tensor:
+        """Forward and backward of a bundle at one timestep; returns its share of a loss that is a mean over `terms`
+        groups and timesteps."""
         statistic = None
         if self.objective.needs_statistic and len(batches) > 1:
             with torch.no_grad():
-                shares = [self.objective.statistic(b.predictions(self.velocity(b))) for b in batches]
+                shares = [self.objective.statistic(b.predictions(self._velocity(b))) for b in batches]
             statistic = torch.cat(shares).sum()
-        loss = torch.zeros((), device=batch.x0.device)
+        loss = torch.zeros((), device=self.policy.backbone.device)
         for b in batches:
-            predictions = b.predictions(self.velocity(b))
+            predictions = b.predictions(self._velocity(b))
             s = None
             if self.objective.needs_statistic:
                 if statistic is not None:
-                    s = statistic.expand(len(b.group))
+                    s = statistic.expand(len(b.sigma))
                 else:
-                    share = self.objective.statistic(predictions)
-                    s = share.new_zeros(b.groups).index_add_(0, b.group, share)[b.group]
+                    # A product, because a scattered sum is not deterministic on CUDA.
+                    s = b.members.same_group @ self.objective.statistic(predictions)
             result = self.objective.loss(predictions, s)
             # Mean over a group's scored members, over the groups of this update and over the timesteps.
-            scaled = (result.loss / b.group_size).sum() / (len(groups) * timesteps)
+            scaled = (result.loss / b.members.group_size).sum() / terms
             if scaled.requires_grad:
                 scaled.backward()  # type: ignore[no-untyped-call]
             loss += scaled.detach()
@@ -199,30 +192,65 @@ class Optimiser:
                 self._sums[name].append(values)
         return loss
 
-    def velocity(self, b: _MicroBatch) -> Tensor:
-        """The policy's prediction for a micro-batch."""
-        with self.autocast():
-            return self.policy.velocity(b.x_sigma, b.sigma, b.conditioning)
+    def _gather(
+        self, batch: TrainingBatch, members: list[Member], conditioning: Conditioning, groups: range
+    ) -> _Members:
+        """What a micro-batch's members bring to every timestep, copied to the device once."""
+        device = batch.x0.device
+        g, m = torch.tensor(members).T.contiguous()
+        present, group = g.unique(return_inverse=True)
+        x0 = batch.x0[g.to(device), m.to(device)]
+        shared = self.config.timesteps.shared_noise
 
-    def others(self, b: _MicroBatch) -> tuple[Tensor | None, Tensor | None]:
-        """(reference, old) predictions of a micro-batch, without gradient; the fast EMA is run once for both uses."""
+        def put(values: Tensor) -> Tensor:
+            return values.to(device=device, dtype=x0.dtype)
+
+        return _Members(
+            x0=x0,
+            conditioning=conditioning.rows((g - groups.start).to(device)),
+            advantages=put(batch.advantages[g, m]),
+            signed_weights=put(batch.signed_weights[g, m]),
+            group_size=put(batch.scored.sum(1)[g]),
+            same_group=put(group[:, None] == group),
+            noise_keys=[(int(i),) for i in present] if shared else list(members),
+            noise_row=(group if shared else torch.arange(len(members))).to(device),
+        )
+
+    def _at(self, members: _Members, sigma: float, key: Draws) -> _MicroBatch:
+        """The members at one timestep: their noise, and the other models' predictions."""
+        x0 = members.x0
+        rows = normal_rows([key.at(*k) for k in members.noise_keys], tuple(x0.shape[1:]), x0.device)
+        noise = rows[members.noise_row].to(x0.dtype)
+        sigmas = x0.new_full((len(x0),), sigma)
+        b = _MicroBatch(members, interpolate(x0, noise, sigmas), velocity_target(x0, noise), sigmas)
+        b.reference, b.old = self._others(b)
+        return b
+
+    def _velocity(self, b: _MicroBatch) -> Tensor:
+        """The prediction of the view in place. Autocast is entered anew for every view: it remembers its casts by the
+        parameter, whose data are another view's now."""
+        with self.autocast():
+            return self.policy.velocity(b.x_sigma, b.sigma, b.members.conditioning)
+
+    @torch.no_grad()
+    def _others(self, b: _MicroBatch) -> tuple[Tensor | None, Tensor | None]:
+        """(reference, old) predictions of a micro-batch; the fast EMA is run once for both uses."""
         objective, section = self.objective, self.config.objective
+        dynamic = section.reference == "ema"
         reference = old = None
-        with torch.no_grad(), self.autocast():
-            if objective.needs_old or (objective.needs_reference and section.reference == "ema"):
-                with self.policy.view("old"):
-                    old = self.policy.velocity(b.x_sigma, b.sigma, b.conditioning)
-            if objective.needs_reference:
-                if section.reference == "ema":
-                    reference = old
-                else:
-                    unconditional = None
-                    if section.kl_cfg != 1.0:
-                        unconditional = self.conditioning([""]).expand(len(b.sigma))
-                    with self.policy.view("base"):
-                        reference = self.policy.velocity(
-                            b.x_sigma, b.sigma, b.conditioning, unconditional, section.kl_cfg
-                        )
+        if objective.needs_old or (objective.needs_reference and dynamic):
+            with self.policy.view("old"):
+                old = self._velocity(b)
+        if objective.needs_reference and dynamic:
+            reference = old
+        elif objective.needs_reference:
+            unconditional = None
+            if section.kl_cfg != 1.0:
+                unconditional = self.conditioning([""]).expand(len(b.sigma))
+            with self.policy.view("base"), self.autocast():
+                reference = self.policy.velocity(
+                    b.x_sigma, b.sigma, b.members.conditioning, unconditional, section.kl_cfg
+                )
         return reference, old
 
     # -- update -------------------------------------------------------------------------------------------------
@@ -276,62 +304,34 @@ class Optimiser:
                 self.adamw.state[parameter] = {key: value.to(parameter.device) for key, value in keys.items()}
 
 
-@dataclass(slots=True)
-class _MicroBatch:
-    """B members at one timestep, on the device; `group` [B] numbers the groups of this micro-batch from 0."""
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """B members of a micro-batch, on the device, whatever the timestep.
 
-    x_sigma: Tensor
-    target: Tensor
-    sigma: Tensor
+    same_group [B, B]: 1 where two members belong to one group; noise_keys: the draws of a timestep, of which member i
+    takes row noise_row[i].
+    """
+
+    x0: Tensor
     conditioning: Conditioning
     advantages: Tensor
     signed_weights: Tensor
     group_size: Tensor
-    group: Tensor
-    groups: int
+    same_group: Tensor
+    noise_keys: list[tuple[int, ...]]
+    noise_row: Tensor
+
+
+@dataclass(slots=True)
+class _MicroBatch:
+    """B members at one timestep, with the other models' predictions."""
+
+    members: _Members
+    x_sigma: Tensor
+    target: Tensor
+    sigma: Tensor
     reference: Tensor | None = None
     old: Tensor | None = None
-
-    @classmethod
-    def gather(
-        cls,
-        optimiser: Optimiser,
-        batch: TrainingBatch,
-        members: list[Member],
-        sigma: float,
-        key: Draws,
-        conditioning: Conditioning,
-        groups: range,
-    ) -> _MicroBatch:
-        """Collect the members' latents, their noise at this timestep, and the frozen models' predictions."""
-        device = batch.x0.device
-        g, m = torch.tensor(members).T.contiguous()
-        present, group = g.unique(return_inverse=True)
-        x0 = batch.x0[g.to(device), m.to(device)]
-        if optimiser.config.timesteps.shared_noise:
-            rows = normal_rows([key.at(int(i)) for i in present], tuple(x0.shape[1:]), device)
-            noise = rows[group.to(device)]
-        else:
-            noise = normal_rows([key.at(*member) for member in members], tuple(x0.shape[1:]), device)
-        noise = noise.to(x0.dtype)
-
-        def put(values: Tensor) -> Tensor:
-            return values.to(device=device, dtype=x0.dtype)
-
-        sigmas = put(torch.full((len(members),), sigma, dtype=torch.float64))
-        made = cls(
-            x_sigma=interpolate(x0, noise, sigmas),
-            target=velocity_target(x0, noise),
-            sigma=sigmas,
-            conditioning=conditioning.rows((g - groups.start).to(device)),
-            advantages=put(batch.advantages[g, m]),
-            signed_weights=put(batch.signed_weights[g, m]),
-            group_size=put(batch.scored.sum(1)[g]),
-            group=group.to(device),
-            groups=len(present),
-        )
-        made.reference, made.old = optimiser.others(made)
-        return made
 
     def predictions(self, velocity: Tensor) -> Predictions:
         """What the objective sees."""
@@ -339,9 +339,9 @@ class _MicroBatch:
             velocity=velocity,
             target=self.target,
             sigma=self.sigma,
-            advantages=self.advantages,
-            signed_weights=self.signed_weights,
-            group_size=self.group_size,
+            advantages=self.members.advantages,
+            signed_weights=self.members.signed_weights,
+            group_size=self.members.group_size,
             reference=self.reference,
             old=self.old,
         )

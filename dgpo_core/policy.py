@@ -120,12 +120,15 @@ class Policy:
 
 
 class ConditioningCache:
-    """Prompt embeddings, encoded once per prompt and kept on the device up to a number of bytes."""
+    """Prompt embeddings, encoded once per prompt and kept on the device up to a number of bytes.
 
-    def __init__(self, backbone: Backbone, *, limit_bytes: int = 2 << 30, batch: int = 64) -> None:
+    Each prompt is encoded by itself: in a batch its last bits would depend on the batch's size, that is on what else
+    was missing from the cache, and a resumed run, whose cache is empty, would part from the run it continues.
+    """
+
+    def __init__(self, backbone: Backbone, *, limit_bytes: int = 2 << 30) -> None:
         self._backbone = backbone
         self._limit = limit_bytes
-        self._batch = batch
         self._bytes = 0
         self._rows: OrderedDict[str, Conditioning] = OrderedDict()
 
@@ -133,14 +136,9 @@ class ConditioningCache:
         """One row per text, in order."""
         wanted = dict.fromkeys(texts)
         found = {text: self._rows[text] for text in wanted if text in self._rows}
-        missing = [text for text in wanted if text not in found]
-        for start in range(0, len(missing), self._batch):
-            part = missing[start : start + self._batch]
-            encoded = self._backbone.encode(part)
-            for i, text in enumerate(part):
-                # A row of its own: a view would keep its whole batch alive after the others are dropped.
-                row = Conditioning({n: t[i : i + 1].clone() for n, t in encoded.tensors.items()})
-                found[text] = self._rows[text] = row
+        for text in wanted:
+            if text not in found:
+                found[text] = self._rows[text] = row = self._backbone.encode([text])
                 self._bytes += _bytes(row)
         for text in wanted:
             if text in self._rows:

@@ -9,17 +9,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.prompts import read_prompts
 
 if TYPE_CHECKING:
-    from dgpo_core.draws import Draws
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import PromptsBlock
 
-__all__ = ["digest", "load_file", "load_prompts", "of_iteration"]
+__all__ = ["digest", "load_file", "load_prompts", "of_iteration", "some_of"]
 
 
 def load_file(path: str | Path) -> list[Prompt]:
@@ -57,6 +57,15 @@ def of_iteration(prompts: Sequence[Prompt], iteration: int, groups: int, draws: 
             orders[epoch] = draws.at(epoch).permutation(len(prompts)).tolist()
         chosen.append(prompts[orders[epoch][place]])
     return chosen
+
+
+def some_of(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """At most `count` prompts, in their order: drawn at random, because prompt files are often sorted by task. Always
+    the same ones, so that runs of any seed can be compared."""
+    if len(prompts) <= count:
+        return list(prompts)
+    chosen = Draws(0).at("some of", len(prompts)).permutation(len(prompts))[:count]
+    return [prompts[i] for i in chosen.sort().values.tolist()]
 
 
 def digest(prompts: Sequence[Prompt]) -> str:

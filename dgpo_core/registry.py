@@ -250,7 +250,8 @@ class Registry:
 
     def notify(self, hook: str, **keywords: Any) -> None:
         """Call every observer of a life-cycle hook; one that raises is named in the log, muted, and disturbs nobody."""
-        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+        # pluggy keeps them in the reverse of the order in which it calls them.
+        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             if implementation.plugin_name in self._muted:
                 continue
             arguments = {name: keywords[name] for name in implementation.argnames}

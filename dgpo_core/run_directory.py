@@ -18,6 +18,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -67,6 +68,12 @@ class RunDirectory:
             raise UserError(
                 f"{self.path} already holds a run (saved after iteration {int(saved[-1].name)}): continue it "
                 "with --resume, or choose another run.name"
+            )
+        logged = self.path / "metrics.jsonl"
+        if not saved and logged.is_file() and logged.stat().st_size:
+            raise UserError(
+                f"{self.path} holds the logs of a run but no checkpoint of it; a new run would overwrite them: choose "
+                "another run.name, or move the directory"
             )
         if resume:
             differing = differing_keys(read_config(self.path), config)
@@ -135,6 +142,20 @@ class RunDirectory:
             "prompts": prompts,
         }
         write_text(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+
+    def check_prompts(self, prompts: Mapping[str, Any]) -> None:
+        """Raise UserError if the run was started on other prompts than these (see `describe`)."""
+        try:
+            saved = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["prompts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # it explains a run; a run can go on without it
+        for split, found in prompts.items():
+            before = saved.get(split, found)
+            if before != found:
+                raise UserError(
+                    f"{self.path}: cannot resume on other prompts: prompts.{split} gave {before['count']} when it "
+                    f"started and gives {found['count']} now, or their content differs (SHA-256 in run.json)"
+                )
 
     def append(self, log: str, *records: dict[str, Any]) -> None:
         """More lines of a log."""

@@ -27,7 +27,7 @@ __all__ = ["Reward", "ScoredSamples", "Scorer"]
 log = logging.getLogger(__name__)
 THUMBNAIL = 32
 """Side in pixels to which media are averaged before the diversity of a group is measured."""
-PATIENCE = 5.0
+PATIENCE = 1.0
 """Seconds that closing gives to a reward which is at work; one that takes longer is left behind."""
 
 
@@ -127,8 +127,8 @@ class Scorer:
             return Scores(torch.zeros(count), torch.ones(count, dtype=torch.bool), ({"reason": str(error)},) * count)
 
     def total(self, samples: ScoredSamples) -> Tensor:
-        """The weighted sum of all rewards, float64 [N]; nan where any of them is missing."""
-        return torch.stack([r.weight * samples.values[r.label] for r in self.rewards]).sum(0)
+        """The weighted sum of all rewards, float64 [N]; nan where one that counts is missing."""
+        return torch.stack([r.weight * samples.values[r.label] for r in self.rewards if r.weight]).sum(0)
 
     def groups(self, samples: ScoredSamples, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> ScoredGroups:
         """Flat samples as groups [g, G]."""

@@ -27,6 +27,8 @@ from dgpo_core.types import ScoredGroups, TrainingBatch
 from dgpo_schemas.metrics import MetricsRecord, TimingRecord
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dgpo_core.policy import View
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import RunConfig
@@ -92,13 +94,7 @@ class Trainer:
         try:
             self._finish_iteration()
             while self.iteration < end:
-                record, timing = self._iterate()
-                self.registry.notify(
-                    "dgpo_iteration_finished",
-                    run=info,
-                    iteration=self.iteration,
-                    metrics=record.model_dump(mode="json"),
-                )
+                record, timing = self._iterate(info)
                 self.progress.iteration(record, timing)
                 if self.skipped_in_a_row > self.config.optimiser.max_skipped:
                     self._save()
@@ -116,7 +112,7 @@ class Trainer:
             self._save()
         return "finished"
 
-    def _iterate(self) -> tuple[MetricsRecord, TimingRecord]:
+    def _iterate(self, info: RunInfo) -> tuple[MetricsRecord, TimingRecord]:
         """One iteration: the four verbs, then what is due at its end."""
         started = time.perf_counter()
         self.seconds.clear()
@@ -133,10 +129,13 @@ class Trainer:
             results = self.optimiser.step(batch, sigmas, draws.at("optimise"))
             averages = self.optimiser.averages()
         self.iteration += 1
-        record = self._record(groups, batch, results, averages)
+        record = self._record(groups, batch, results, averages, sigmas)
         policy.observe(flat(record))
         self.directory.append("metrics.jsonl", record.model_dump(mode="json"))
         seconds = time.perf_counter() - started
+        self.registry.notify(
+            "dgpo_iteration_finished", run=info, iteration=self.iteration, metrics=record.model_dump(mode="json")
+        )
         self._finish_iteration()
         timing = timing_record(self.iteration, seconds, self.seconds, self.samples, self.engine.runtime.peak_memory())
         self.directory.append("timings.jsonl", timing.model_dump(mode="json"))
@@ -149,7 +148,11 @@ class Trainer:
         Also called when a run starts: it may have been stopped between an iteration and its evaluation.
         """
         done = self.iteration
-        improved = self._evaluation_due() and self._evaluate()
+        try:
+            improved = self._evaluation_due() and self._evaluate()
+        except UserError:  # a reward that fails here must not cost the iterations before it
+            self._save_if_behind()
+            raise
         every = done % self.config.checkpoints.every == 0 or done == self.config.run.iterations
         if (every and self._saved != done) or (improved and self.config.checkpoints.best):
             self._save()
@@ -245,10 +248,11 @@ class Trainer:
         batch: TrainingBatch,
         results: list[UpdateResult],
         averages: dict[str, float | None],
+        sigmas: Tensor,
     ) -> MetricsRecord:
-        skipped = sum(r.skipped for r in results)
-        self.skipped_updates += skipped
-        self.skipped_in_a_row = self.skipped_in_a_row + skipped if results[-1].skipped else 0
+        self.skipped_updates += sum(r.skipped for r in results)
+        for result in results:
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if result.skipped else 0
         return metrics_record(
             iteration=self.iteration,
             updates=self.optimiser.updates,
@@ -260,7 +264,7 @@ class Trainer:
             members=self.optimiser.counts(),
             skipped_updates=self.skipped_updates,
             change_norm=self.engine.policy.change_norm(),
-            sigma_range=self.config.sigma_range,
+            sigma_range=(float(sigmas.min()), float(sigmas.max())),
         )
 
     # -- start, resume, save ------------------------------------------------------------------------------------
@@ -275,7 +279,12 @@ class Trainer:
         checkpoint = self.directory.checkpoints.newest() if resume else None
         self.build()
         self.directory.claim(config, resume=resume, make=True)
+        prompts = {
+            split: {"count": len(found), "sha256": digest(found)}
+            for split, found in (("train", engine.train_prompts), ("heldout", engine.heldout_prompts))
+        }
         if checkpoint is not None:
+            self.directory.check_prompts(prompts)
             manifest = checkpoint.manifest
             engine.load_weights(checkpoint)
             self.optimiser.load_state(checkpoint.optimiser, manifest.updates)
@@ -285,14 +294,10 @@ class Trainer:
             self.iteration = self._saved = manifest.iteration
             self.directory.rewind(self.iteration)
             self._remember_evaluations()
-            if int(checkpoint.path.name) != int(self.directory.checkpoints.paths()[-1].name):
+            if self.directory.checkpoints.set_aside_after(self.iteration):
                 self.progress.note(f"the newest checkpoint is damaged; continuing from iteration {self.iteration}")
         else:
             self.directory.rewind(-1)
-        prompts = {
-            split: {"count": len(found), "sha256": digest(found)}
-            for split, found in (("train", engine.train_prompts), ("heldout", engine.heldout_prompts))
-        }
         self.directory.describe(config, self.registry, prompts)
         engine.runtime.start_trackers()
         self.progress.started(self.directory.path, self.iteration, config.run.iterations, self.facts())

@@ -43,8 +43,8 @@ class MetricsRecord(StrictModel):
     skipped_members: int = Field(description="Members skipped for a zero weight, times timesteps.")
     change_norm: float | None = Field(description="Norm of the adapter's weights, or of the change of all weights.")
     diversity: float = Field(description="Mean pairwise distance within groups, root mean square of pixels in [0, 1].")
-    t_min: float = Field(description="Smallest sigma of the iteration's timesteps range.")
-    t_max: float = Field(description="Largest sigma of the iteration's timesteps range.")
+    t_min: float = Field(description="Smallest sigma that the iteration was optimised at.")
+    t_max: float = Field(description="Largest sigma that the iteration was optimised at.")
 
 
 class VerbTiming(StrictModel):

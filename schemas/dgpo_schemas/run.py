@@ -78,8 +78,10 @@ class BackboneSection(UseBlock):
     revision: str | None = Field(default=None, description="Branch, tag or commit, for a Hub repository.")
     train: Literal["lora", "full"] = Field(default="lora", description="Train a LoRA adapter, or every weight.")
     lora: LoraSection = Field(default_factory=LoraSection, description="The adapter, when `train` is `lora`.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="Precision of the frozen weights; trained weights are always float32."
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Precision of the frozen weights; trained weights are always float32. float16 is not offered: the "
+        "loss's gradients are smaller than it can hold.",
     )
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
     compile: bool = Field(default=False, description="Compile the model with torch.compile.")
@@ -248,7 +250,8 @@ class OptimiserSection(StrictModel):
     epsilon: Float = Field(default=1e-8, gt=0, description="AdamW epsilon.")
     weight_decay: Float = Field(default=1e-4, ge=0, description="AdamW weight decay.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="Learning rate after the warm-up: constant, or down to 0 at the last update."
+        default="constant",
+        description="Learning rate after the warm-up: constant, or falling to 0.",
     )
     warmup: Int = Field(default=0, ge=0, description="Updates of linear warm-up.")
     max_grad_norm: Float | None = Field(default=1.0, gt=0, description="Gradient-norm clip; null: none.")

@@ -30,7 +30,7 @@ def _parse(value: Any) -> float | str:
     if isinstance(value, bool):
         raise ValueError(f"must be {_ALLOWED}")
     if isinstance(value, str) and (match := _SHIFTED.match(value.strip())):
-        return f"shift({_number(match[1]):g})"
+        return f"shift({repr(_number(match[1])).removesuffix('.0')})"
     return _number(value)
 
 

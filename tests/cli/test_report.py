@@ -731,11 +731,11 @@ def test_svg_takes_the_pages_colours_and_keeps_other_peoples_words() -> None:
 
 
 def test_report_of_a_real_run(make_config: Callable[..., RunConfig], registry: Registry) -> None:
-    trainer = Trainer(make_config(), registry)
+    trainer = Trainer(make_config(evaluation={"prompts": 6}), registry)
     assert trainer.train() == "finished"
     run = read_run(trainer.directory.path, registry)
     assert not summary.what_is_missing(run)
     found = Page(page.render(run))
     assert "brightness" in summary.outcome(run)
     assert len(found.all("img")) == 4
-    assert ["even", "2"] in [row[:2] for row in found.rows]
+    assert ["even", "3"] in [row[:2] for row in found.rows]

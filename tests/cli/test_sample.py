@@ -47,7 +47,10 @@ def test_every_view_is_given_the_same_noise(dgpo: Run, trained: Any, drawn: list
     for view in ("base", "policy", "slow"):
         assert dgpo("sample", trained.path, "--view", view, "--output", view, "--seed", 5).code == 0
     dgpo("sample", trained.path, "--output", "other", "--seed", 6)
-    (base, base_x0), (policy, policy_x0), (slow, slow_x0), (other, _) = drawn
+    # 24 samples are more than the run's iteration of 16, so each command draws two batches.
+    (base, base_x0), (policy, policy_x0), (slow, slow_x0), (other, _) = (
+        tuple(map(torch.cat, zip(*drawn[at : at + 2], strict=True))) for at in range(0, 8, 2)
+    )
     assert torch.equal(base, policy)
     assert torch.equal(base, slow)
     assert not torch.equal(base, other)

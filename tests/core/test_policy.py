@@ -101,7 +101,7 @@ def test_prompts_are_encoded_once_and_rows_come_back_in_order() -> None:
         return encode(texts)
 
     backbone.encode = counting  # type: ignore[method-assign,assignment]
-    cache = ConditioningCache(backbone, batch=2)
+    cache = ConditioningCache(backbone)
     texts = ["a", "b", "c", "a", "b"]
     assert torch.equal(cache(texts).tensors["c"], encode(texts).tensors["c"])
     cache(["c", "b"])

@@ -286,12 +286,18 @@ def test_a_failure_is_told_once(make: Make, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_rewards_are_summed_by_weight_and_one_missing_makes_the_sum_missing(make: Make) -> None:
-    scorer = make((brightness, 2.0), (_two([1.0, 4.0], [False, False]), -0.5), (_two([0.0, 9.0], [False, True]), 0.0))
+    scorer = make((brightness, 2.0), (_two([1.0, 4.0], [False, True]), -0.5))
     submit(scorer, [0.25, 0.5])
     total = scorer.total(scorer.collect())
     assert total.dtype == torch.float64
-    assert total[0] == 2.0 * 0.25 - 0.5 * 1.0 + 0.0
-    assert total[1].isnan(), "a weight of 0 does not make up for a missing reward"
+    assert total[0] == 2.0 * 0.25 - 0.5 * 1.0
+    assert total[1].isnan()
+
+
+def test_a_reward_of_weight_0_is_only_watched(make: Make) -> None:
+    scorer = make((brightness, 2.0), (_two([0.0, 9.0], [False, True]), 0.0))
+    submit(scorer, [0.25, 0.5])
+    assert scorer.total(scorer.collect()).tolist() == [0.5, 1.0]
 
 
 def test_groups(make: Make) -> None:

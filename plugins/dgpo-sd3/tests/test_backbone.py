@@ -257,13 +257,12 @@ def loss_of(backbone: SD3Backbone) -> Tensor:
     return (backbone.velocity(x_sigma, sigma, conditioning) - normal(*x_sigma.shape, seed=9)).square().mean()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_float32_adapter_trains_on_a_half_precision_base(checkpoint: Path, build: Build, dtype: str) -> None:
-    exact, backbone = build(checkpoint), build(checkpoint, dtype=dtype)
-    assert backbone.module.dtype == getattr(torch, dtype)
+def test_a_float32_adapter_trains_on_a_half_precision_base(checkpoint: Path, build: Build) -> None:
+    exact, backbone = build(checkpoint), build(checkpoint, dtype="bfloat16")
+    assert backbone.module.dtype == torch.bfloat16
     parameters = backbone.trainable()
     assert {p.dtype for p in parameters.values()} == {torch.float32}
-    assert backbone.encode([""]).tensors["pooled"].dtype == getattr(torch, dtype)
+    assert backbone.encode([""]).tensors["pooled"].dtype == torch.bfloat16
     optimiser = torch.optim.AdamW(parameters.values(), lr=1e-2)
     losses = []
     for _ in range(4):
