@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from contextlib import nullcontext
 from pathlib import Path
@@ -207,3 +208,31 @@ def test_metrics_are_means_over_members() -> None:
     assert averages["dsm"] == pytest.approx(total, rel=1e-12)
     assert 0 <= averages["sigmoid"] <= 1  # type: ignore[operator]
     assert o.averages() == {}
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_under_autocast_every_view_is_itself(train: str) -> None:
+    """Autocast remembers its casts by the parameter; the base must not be computed with the fast EMA's."""
+    data = run_data(Path("unused"), objective={**MODES["1: frozen"], "kl": 0.02})
+    data["backbone"] = {"use": "toy", "checkpoint": "toy", "train": train}
+    config = RunConfig.model_validate(data)
+    policy = Policy(ToyBackbone(config.backbone, ToyOptions(), device=torch.device("cpu")), config.objective.ema)
+    for scale, view in ((0.5, "old"), (0.7, "policy")):
+        with policy.view(view), torch.no_grad():  # type: ignore[arg-type]
+            for parameter in policy.parameters.values():
+                parameter += scale
+
+    def half() -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    dgpo = DirectGroupPreference(config.objective, Options())
+    o = Optimiser(config, policy, dgpo, ConditioningCache(policy.backbone), autocast=half)
+    batch = make_batch(AbsAdvantage)
+    batch = dataclasses.replace(batch, x0=batch.x0.float())
+    conditioning = o.conditioning([p.text for p in batch.prompts])
+    b = o._at(o._gather(batch, [(0, 0), (1, 3)], conditioning, range(GROUPS)), 0.7, Draws(7))
+    for view, found in (("base", b.reference), ("old", b.old)):
+        with policy.view(view), half(), torch.no_grad():  # type: ignore[arg-type]
+            wanted = policy.velocity(b.x_sigma, b.sigma, b.members.conditioning)
+        assert torch.equal(found, wanted), view  # type: ignore[arg-type]
+    assert not torch.equal(b.reference, b.old)  # type: ignore[arg-type]

@@ -108,6 +108,22 @@ def test_prompts_are_encoded_once_and_rows_come_back_in_order() -> None:
     assert asked == ["a", "b", "c"]
 
 
+def test_an_encoding_does_not_depend_on_what_else_is_asked_for() -> None:
+    """Row by row: a batch's size would decide the last bits of a real text encoder's rows."""
+    policy = make()
+    sizes: list[int] = []
+    backbone = policy.backbone
+    encode = backbone.encode
+
+    def counting(texts: list[str]) -> Conditioning:
+        sizes.append(len(texts))
+        return encode(texts)
+
+    backbone.encode = counting  # type: ignore[method-assign,assignment]
+    ConditioningCache(backbone)(["a", "b", "c"])
+    assert sizes == [1, 1, 1]
+
+
 def test_the_cache_forgets_the_longest_unused_prompts() -> None:
     policy = make()
     row = 4 * 8

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.prompts import digest, load_file, load_prompts, of_iteration
+from dgpo_core.prompts import digest, load_file, load_prompts, of_iteration, some_of
 from dgpo_core.registry import Registry
 from dgpo_core.types import Prompt
 from dgpo_schemas.run import PromptsBlock
@@ -104,3 +104,15 @@ def test_the_digest_tells_prompts_apart() -> None:
     others = [[b, a], [a], [a, b, b], [Prompt("a"), b], [Prompt("a", {"x": 2, "y": [2]}), b], [Prompt("ab")], []]
     assert len({digest(prompts) for prompts in [[a, b], *others]}) == len(others) + 1
     assert len(digest([])) == 64
+
+
+def test_some_of_a_sorted_file_has_every_task() -> None:
+    """GenEval's own file is sorted by task; a prefix of it would lose whole tasks."""
+    tasks = [task for task in "abcdef" for _ in range(92)]
+    prompts = [Prompt(f"{task} {i}", {"tag": task}) for i, task in enumerate(tasks)]
+    chosen = some_of(prompts, 300)
+    assert len(chosen) == len({p.text for p in chosen}) == 300
+    assert chosen == [p for p in prompts if p in chosen]
+    assert {p.metadata["tag"] for p in chosen} == set("abcdef")
+    assert some_of(prompts, 300) == chosen
+    assert some_of(prompts, 10_000) == prompts

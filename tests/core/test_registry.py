@@ -85,6 +85,7 @@ def test_a_distribution_is_discovered(install: Install) -> None:
         ("def (", "importing broken_plugin failed with SyntaxError"),
         ("@hookimpl\ndef dgpo_weighting():\n    return []", r"unknown hook 'dgpo_weighting'"),
         ("def dgpo_weightings():\n    return []", r"dgpo_weightings lacks the @hookimpl marker"),
+        ("@hookimpl(wrapper=True)\ndef dgpo_weightings():\n    yield", r"dgpo_weightings is a wrapper"),
         ("def dgpo_wieghtings():\n    return []", r"there is no hook dgpo_wieghtings; did you mean dgpo_weightings\?"),
         ("@hookimpl\ndef rewards():\n    return []", r"unknown hook 'rewards'"),
         ("@hookimpl\ndef dgpo_weightings(colour):\n    return []", r"dgpo_weightings[\s\S]*colour"),
@@ -399,3 +400,39 @@ def test_discovery_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_observers_are_called_in_pluggys_order() -> None:
+    """As pluggy's own call would: tryfirst, then the later registered first, then trylast."""
+    called: list[str] = []
+
+    class Watcher:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def note(self) -> None:
+            called.append(self.name)
+
+    class Plain(Watcher):
+        @hookimpl
+        def dgpo_run_finished(self) -> None:
+            self.note()
+
+    class First(Watcher):
+        @hookimpl(tryfirst=True)
+        def dgpo_run_finished(self) -> None:
+            self.note()
+
+    class Last(Watcher):
+        @hookimpl(trylast=True)
+        def dgpo_run_finished(self) -> None:
+            self.note()
+
+    registry = Registry(discover=False)
+    for i, watcher in enumerate([First("first"), Plain("a"), Last("last"), Plain("b")]):
+        registry.register(watcher, distribution=f"d{i}")
+    registry.notify("dgpo_run_finished", run="r", outcome="finished")
+    mine = called.copy()
+    called.clear()
+    registry._manager.hook.dgpo_run_finished(run="r", outcome="finished")
+    assert mine == called == ["first", "b", "a", "last"]

@@ -12,8 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 
+import dgpo_core.trainer as module
+from dgpo_core.builtin.timesteps import UniformTimesteps
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.hookspecs import RunInfo, hookimpl
+from dgpo_core.optimise import Optimiser
 from dgpo_core.registry import Registry
 from dgpo_core.run_directory import RunDirectory
 from dgpo_core.stopping import StopRequest
@@ -403,3 +406,91 @@ def test_tensorboard_tracker(make_config: Make, registry: Registry) -> None:
     config = make_config(logging={"trackers": ["tensorboard"]}, run={"iterations": 1})
     Trainer(config, registry).train()
     assert list(run_path(config).rglob("events.out.tfevents.*"))
+
+
+def test_a_failing_evaluation_costs_no_iteration(
+    make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint is written although the evaluation comes first; once the reward is mended, the run goes on."""
+    config = make_config(evaluation={"at_start": False}, checkpoints={"every": 10})
+    Trainer(config, registry).train()
+    wanted = fingerprint(run_path(config))
+    shutil.rmtree(run_path(config))
+    with monkeypatch.context() as patched:
+
+        def broken(*arguments: Any, **keywords: Any) -> Any:
+            raise UserError("evaluation: brightness scored none of 4 samples: the lamp is broken")
+
+        patched.setattr(module, "evaluate", broken)
+        with pytest.raises(UserError, match="the lamp is broken"):
+            Trainer(config, registry).train()
+    assert (run_path(config) / "checkpoints/000002/manifest.json").is_file()
+    Trainer(config, registry).train(resume=True)
+    assert fingerprint(run_path(config)) == wanted
+
+
+def test_logs_without_a_checkpoint_are_not_overwritten(make_config: Make, registry: Registry) -> None:
+    config = make_config()
+    Trainer(config, registry).train()
+    shutil.rmtree(run_path(config) / "checkpoints")
+    before = (run_path(config) / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="holds the logs of a run but no checkpoint"):
+        Trainer(config, registry).train()
+    assert (run_path(config) / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_on_other_prompts_is_refused(make_config: Make, registry: Registry, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("one\ntwo\nthree\n")
+    config = make_config(prompts={"train": {"file": str(file)}})
+    Trainer(config, registry).train(max_iterations=1)
+    facts = (run_path(config) / "run.json").read_bytes()
+    file.write_text("one\ntwo\n")
+    with pytest.raises(UserError, match=r"prompts\.train gave 3 when it started and gives 2 now"):
+        Trainer(config, registry).train(resume=True)
+    assert (run_path(config) / "run.json").read_bytes() == facts
+    file.write_text("one\ntwo\nthree\n")
+    assert Trainer(config, registry).train(resume=True) == "finished"
+
+
+def test_a_damaged_checkpoint_does_not_outlive_sound_ones(make_config: Make, registry: Registry) -> None:
+    """With one checkpoint to keep, a damaged later one must not count as the newest and cost the sound one."""
+    config = make_config(checkpoints={"every": 1, "keep": 1}, run={"iterations": 3})
+    Trainer(config, registry).train()
+    damaged = run_path(config) / "checkpoints/000003/weights.safetensors"
+    damaged.write_bytes(b"")
+    Trainer(config, registry).train(resume=True, max_iterations=1)
+    assert RunDirectory(run_path(config)).checkpoints.newest().manifest.iteration == 1
+
+
+def test_skipped_updates_in_a_row_are_counted_update_by_update(
+    make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second update is poisoned: never two in a row, so the run goes on."""
+    config = make_config(run={"iterations": 4}, optimiser={"updates": 2, "max_skipped": 1}, evaluation={"every": 0})
+    update, calls = Optimiser._update, [0]
+
+    def every_second(self: Optimiser, loss: Any) -> Any:
+        calls[0] += 1
+        return update(self, loss * torch.nan if calls[0] % 2 == 0 else loss)
+
+    monkeypatch.setattr(Optimiser, "_update", every_second)
+    assert Trainer(config, registry).train() == "finished"
+    assert [r["skipped_updates"] for r in logs(run_path(config))] == [1, 2, 3, 4]
+
+
+def test_the_logged_times_are_those_of_the_iteration(
+    make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[float]] = []
+    draw = UniformTimesteps.draw
+
+    def watched(self: UniformTimesteps, *arguments: Any) -> Any:
+        times = draw(self, *arguments)
+        drawn.append(times.tolist())
+        return times
+
+    monkeypatch.setattr(UniformTimesteps, "draw", watched)
+    config = make_config(run={"iterations": 2}, timesteps={"count": 3})
+    Trainer(config, registry).train()
+    assert [(r["t_min"], r["t_max"]) for r in logs(run_path(config))] == [(min(t), max(t)) for t in drawn]

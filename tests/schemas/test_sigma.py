@@ -45,7 +45,7 @@ def test_what_is_written_becomes_a_sigma(written: Any, shift: float, expected: f
 @given(st.fractions(0, 1, max_denominator=1000), st.fractions(Fraction(1, 10), 10, max_denominator=100))
 def test_the_shift_in_exact_fractions(s: Fraction, k: Fraction) -> None:
     exact = k * s / (1 + (k - 1) * s)
-    assert resolve_sigma(Model(t=f"shift({float(s)!r})").t, float(k)) == pytest.approx(float(exact), abs=1e-5)
+    assert resolve_sigma(Model(t=f"shift({float(s)!r})").t, float(k)) == pytest.approx(float(exact), abs=1e-12)
 
 
 @pytest.mark.parametrize("written", [1.5, "1.5", "shift(1.5)", math.inf])

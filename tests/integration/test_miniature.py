@@ -1,0 +1,34 @@
+"""The whole house on the real thing: the shipped model, its detector, LoRA through peft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dgpo_core.config import load_run_config
+from dgpo_core.registry import get_registry
+from dgpo_core.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "run.iterations=5", "run.threads=1", "rollout.groups=4", "rollout.group_size=4", "rollout.steps=3",
+    "prompts.train.limit=10", "evaluation.prompts=6", "evaluation.every=2", "checkpoints.every=1",
+]  # fmt: skip
+
+
+def run(output: Path, *, stop_after: int | None) -> Path:
+    """A small quickstart, in one go or with a resume."""
+    config = load_run_config(ROOT / "examples/quickstart.yaml", [f"run.output={output}", *SMALL], get_registry())
+    if stop_after is not None:
+        Trainer(config, get_registry()).train(max_iterations=stop_after)
+    Trainer(config, get_registry()).train(resume=stop_after is not None)
+    return output / "quickstart"
+
+
+def test_resume_is_bit_exact_on_the_miniature(tmp_path: Path) -> None:
+    """Few prompts, so that a run finds most of them in its cache where a resumed one encodes them anew."""
+    whole, resumed = run(tmp_path / "whole", stop_after=None), run(tmp_path / "resumed", stop_after=3)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert (whole / name).read_text() == (resumed / name).read_text()
+    for name in ("weights.safetensors", "optimiser.safetensors"):
+        file = Path("checkpoints/000005") / name
+        assert (whole / file).read_bytes() == (resumed / file).read_bytes()
