@@ -6,8 +6,6 @@ like paths on a command line, not to the run file.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -25,7 +23,7 @@ from dgpo_schemas.run import RunConfig
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry
 
-__all__ = ["ConfigError", "config_digest", "differing_keys", "load_run_config"]
+__all__ = ["ConfigError", "differing_keys", "load_run_config"]
 
 _PLACES: dict[KeyPath, str] = {
     ("backbone",): "backbone",
@@ -178,12 +176,6 @@ def _known_places(document: Document, mistakes: list[tuple[KeyPath, str]]) -> li
 
 
 # -- comparing ----------------------------------------------------------------------------------------------------
-
-
-def config_digest(config: RunConfig) -> str:
-    """SHA-256 of everything that a resumed run must share with the run it continues."""
-    fixed = {key: value for key, value in _flat(config).items() if not _may_differ(key, config, config)}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def differing_keys(saved: RunConfig, new: RunConfig) -> list[str]:

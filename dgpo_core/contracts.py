@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path as FilePath
 
     import torch
-    from pydantic import BaseModel
     from torch import Tensor
 
     from dgpo_core.draws import Draws
@@ -250,7 +249,3 @@ class PromptSource(ABC):
     @abstractmethod
     def prompts(self, split: Literal["train", "heldout"]) -> Sequence[Prompt]:
         """The prompts of one split, always the same ones for the same options; the two splits share none."""
-
-
-if TYPE_CHECKING:
-    OptionsModel = type[BaseModel]

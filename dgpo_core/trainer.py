@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgpo_core.config import config_digest
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.engine import Engine
 from dgpo_core.errors import RunStopped, UserError
@@ -97,19 +96,17 @@ class Trainer:
                 record, timing = self._iterate(info)
                 self.progress.iteration(record, timing)
                 if self.skipped_in_a_row > self.config.optimiser.max_skipped:
-                    self._save()
+                    self._save_if_behind()
                     raise RunStopped(
                         f"{self.skipped_in_a_row} updates in a row had non-finite losses or gradients and were skipped "
                         f"(limit optimiser.max_skipped = {self.config.optimiser.max_skipped}); the state is saved. "
                         "A lower learning rate, precision.autocast: no or a smaller objective.beta may help"
                     )
         except Interrupted:
-            if self._saved != self.iteration:
-                self._save()
+            self._save_if_behind()
             self.progress.note(f"stopped after iteration {self.iteration}; continue with --resume")
             return "interrupted"
-        if self._saved != self.iteration:
-            self._save()
+        self._save_if_behind()
         return "finished"
 
     def _iterate(self, info: RunInfo) -> tuple[MetricsRecord, TimingRecord]:
@@ -368,7 +365,6 @@ class Trainer:
             self.directory.checkpoints.save(
                 iteration=self.iteration,
                 updates=self.optimiser.updates,
-                config_digest=config_digest(self.config),
                 weights=self.engine.policy.state(),
                 optimiser=self.optimiser.state(),
                 timesteps=self.engine.timesteps.state_dict(),

@@ -29,7 +29,6 @@ class CheckpointManifest(StrictModel):
     iteration: int = Field(ge=0, description="Iterations finished.")
     updates: int = Field(ge=0, description="Optimiser updates done.")
     dgpo_version: str = Field(description="Version that wrote it.")
-    config_digest: str = Field(description="SHA-256 of the configuration that a resume must share.")
     files: dict[str, FileEntry] = Field(description="Its files with their digests.")
     timesteps: dict[str, Any] = Field(description="State of the timestep policy.")
     best_iteration: int | None = Field(description="Iteration of the best evaluation so far.")

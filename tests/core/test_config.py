@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
-from dgpo_core.config import ConfigError, config_digest, differing_keys, load_run_config
+from dgpo_core.config import ConfigError, differing_keys, load_run_config
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import plugin, run_data
@@ -251,7 +251,6 @@ def make(**changes: Any) -> RunConfig:
 )
 def test_what_a_resume_must_share(changes: dict[str, Any], expected: list[str]) -> None:
     assert differing_keys(make(), make(**changes)) == expected
-    assert config_digest(make()) != config_digest(make(**changes))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +267,6 @@ def test_what_a_resume_must_share(changes: dict[str, Any], expected: list[str]) 
 )
 def test_what_a_resume_may_change(changes: dict[str, Any]) -> None:
     assert differing_keys(make(), make(**changes)) == []
-    assert config_digest(make()) == config_digest(make(**changes))
 
 
 def test_where_the_learning_rate_follows_a_schedule_the_length_must_stay() -> None:

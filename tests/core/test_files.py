@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -208,3 +209,16 @@ def test_later_lines_and_one_cut_off_are_dropped(tmp_path: Path, tail: str) -> N
 def test_a_log_that_is_not_there_stays_away(tmp_path: Path) -> None:
     keep_json_lines(tmp_path / "log.jsonl", 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_removed_stays_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/file").write_text("kept")
+
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(UserError, match=r"cannot remove .*/d: Permission denied"):
+        remove_directory(tmp_path / "d")
+    assert (tmp_path / "d/file").read_text() == "kept"

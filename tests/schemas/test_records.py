@@ -77,7 +77,6 @@ def manifest(**changes: Any) -> str:
             "iteration": 3,
             "updates": 6,
             "dgpo_version": "0.1.0",
-            "config_digest": "ab",
             "files": {"weights.safetensors": {"sha256": "0" * 64, "bytes": 12}},
             "timesteps": {"t_min": 0.5},
             "best_iteration": None,

@@ -84,12 +84,14 @@ def prompts(split: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
     templates = TRAIN_TEMPLATES if split == "train" else HELDOUT_TEMPLATES
     choices = {task: [(c, t) for c in captions(split, task) for t in templates] for task in TASKS}
     out = []
+    shuffled: dict[str, list[tuple[Caption, str]]] = {}
     for index in range(count):
         task, turn = TASKS[index % len(TASKS)], index // len(TASKS)
-        deck = choices[task]
-        lap, place = divmod(turn, len(deck))
-        order = Random(f"{split} {task} {seed} {lap}").sample(range(len(deck)), len(deck))
-        caption, template = deck[order[place]]
+        lap, place = divmod(turn, len(choices[task]))
+        if place == 0:
+            deck = choices[task]
+            shuffled[task] = Random(f"{split} {task} {seed} {lap}").sample(deck, len(deck))
+        caption, template = shuffled[task][place]
         out.append(metadata(caption, text(caption, template)))
     return out
 
