@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dgpo_core.types import Conditioning, Predictions, Prompt, SampleResult, Scores
+from dgpo_core.types import Conditioning, Example, Predictions, Prompt, SampleResult, Scores
 
 if TYPE_CHECKING:
     from pathlib import Path as FilePath
@@ -121,7 +121,8 @@ class Sampler(ABC):
 
 
 class RewardModel(ABC):
-    """Scores media. Called from a worker thread of the run while the next samples are drawn."""
+    """Scores media. Called from a thread of the run while the next samples are drawn; from several at once only where
+    `concurrency` allows it."""
 
     media: ClassVar[frozenset[Literal["image", "video"]]] = frozenset({"image"})
     range: ClassVar[tuple[float, float]]
@@ -129,6 +130,8 @@ class RewardModel(ABC):
     group_by: ClassVar[str | None] = None
     """Metadata key by which evaluation splits its table (GenEval: `tag`); the overall score is then the unweighted
     mean of the groups' means."""
+    concurrency: int = 1
+    """Calls of `score` that may run at the same time."""
 
     def __init__(self, options: Any, *, device: torch.device) -> None:
         self.options = options
@@ -141,6 +144,14 @@ class RewardModel(ABC):
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         """Media [B, 3, H, W] or [B, F, 3, H, W], float in [0, 1], with the prompt of each, to one value per sample.
         A sample's value does not depend on the others in the batch. What cannot be scored is missing, never 0."""
+
+    def examples(self) -> Sequence[Example]:
+        """Samples known to be good and bad, shipped or drawn: `dgpo score --self-test` and the contract suite score
+        them. At least one of each, or none at all."""
+        return ()
+
+    def close(self) -> None:  # noqa: B027 - optional
+        """Let go of what garbage collection would not: processes, connections, pools. Called once, at the end."""
 
 
 class AdvantageWeighting(ABC):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Conditioning",
+    "Example",
     "Path",
     "Predictions",
     "Prompt",
@@ -106,12 +107,26 @@ class Scores:
     """What a reward model returns for B samples.
 
     values float32 [B], higher is better; missing bool [B], True where the sample could not be scored (its value
-    is then ignored); diagnostics, one mapping of JSON-able values per sample, or empty.
+    is then ignored); diagnostics, one mapping of JSON-able values per sample, or empty: any keys, of which `reason`,
+    `marks` and `clauses` have the meaning that `dgpo_schemas.diagnostics` gives them.
     """
 
     values: Tensor
     missing: Tensor
     diagnostics: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A sample that a reward must be able to tell good from bad: media [3, H, W] or [F, 3, H, W], float in [0, 1].
+
+    The best of a reward's bad examples must score below the worst of its good ones.
+    """
+
+    name: str
+    prompt: Prompt
+    media: Tensor
+    good: bool
 
 
 @dataclass(frozen=True, slots=True)

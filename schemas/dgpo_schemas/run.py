@@ -32,8 +32,10 @@ __all__ = [
     "RolloutSection",
     "RunConfig",
     "RunSection",
+    "ServiceSection",
     "SlowEmaSection",
     "TimestepsSection",
+    "WorkerSection",
 ]
 
 
@@ -157,8 +159,37 @@ class RolloutSection(StrictModel):
         return self.resolution[0], self.resolution[1]
 
 
+class WorkerSection(StrictModel):
+    """A reward in a process of its own: its own interpreter and packages, restarted when it crashes or hangs."""
+
+    python: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Interpreter that has dgpo and the reward's plugin installed; by default the one that trains.",
+    )
+    count: Int = Field(default=1, ge=1, le=64, description="Processes; micro-batches are shared out among them.")
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="Variables set for the process, such as CUDA_VISIBLE_DEVICES."
+    )
+    start_timeout: Float = Field(default=300.0, gt=0, description="Seconds to start and load the reward.")
+    timeout: Float = Field(default=120.0, gt=0, description="Seconds for one micro-batch; then it counts as hung.")
+    retries: Int = Field(default=3, ge=0, description="Times that a lost micro-batch is scored again.")
+
+
+class ServiceSection(StrictModel):
+    """A reward behind HTTP: one or several servers started with `dgpo serve`."""
+
+    urls: list[str] = Field(min_length=1, description="Addresses, such as http://gpu-7:8500; work is balanced.")
+    token_variable: str | None = Field(
+        default=None, min_length=1, description="Environment variable that holds the servers' token."
+    )
+    concurrency: Int = Field(default=2, ge=1, le=64, description="Micro-batches under way at each server.")
+    timeout: Float = Field(default=120.0, gt=0, description="Seconds for one micro-batch.")
+    retries: Int = Field(default=5, ge=0, description="Times that a failed micro-batch is sent again.")
+
+
 class RewardBlock(UseBlock):
-    """One reward model and its share of the total."""
+    """One reward model, its share of the total, and where it runs: here, in a `worker` or behind a `service`."""
 
     weight: Float = Field(default=1.0, description="Factor of this reward in the weighted sum.")
     name: str | None = Field(
@@ -166,6 +197,14 @@ class RewardBlock(UseBlock):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="Name in logs and reports; by default the name in `use`.",
     )
+    worker: WorkerSection | None = Field(default=None, description="Run it in a process of its own.")
+    service: ServiceSection | None = Field(default=None, description="Ask a server that runs it.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> RewardBlock:
+        if self.worker is not None and self.service is not None:
+            raise ValueError("give `worker` or `service`, not both: a reward runs in one place")
+        return self
 
     @property
     def label(self) -> str:

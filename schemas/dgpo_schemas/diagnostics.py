@@ -1,0 +1,48 @@
+"""What a reward may say of a sample besides its value, in words that every tool understands.
+
+Diagnostics are JSON-able mappings with whatever keys a reward likes. The keys of `Diagnostics` mean the same for all:
+`dgpo score` prints and draws them, logs and reports quote them.
+"""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict, Field, model_validator
+
+from dgpo_schemas.base import Float, Int, StrictModel
+
+__all__ = ["Clause", "Diagnostics", "Mark"]
+
+Point = tuple[Float, Float]
+
+
+class Mark(StrictModel):
+    """Something seen at a place of the picture: exactly one of `box` and `polygon`, in pixels, y downwards."""
+
+    text: str = Field(description="What was seen there, in a few words.")
+    box: tuple[Float, Float, Float, Float] | None = Field(default=None, description="x0, y0, x1, y1.")
+    polygon: list[Point] | None = Field(default=None, min_length=3, description="Corners, each x, y.")
+    ok: bool | None = Field(default=None, description="Whether it is as asked; null where that is not known.")
+    frame: Int | None = Field(default=None, ge=0, description="Frame of a video.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Mark:
+        if (self.box is None) == (self.polygon is None):
+            raise ValueError("give exactly one of `box` and `polygon`")
+        return self
+
+
+class Clause(StrictModel):
+    """One demand of the prompt and whether it is met."""
+
+    text: str = Field(description="The demand and what was found, in one line.")
+    ok: bool = Field(description="Whether it is met.")
+
+
+class Diagnostics(StrictModel):
+    """The keys with a common meaning; all others are the reward's own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    reason: str | None = Field(default=None, description="Why the sample could not be scored.")
+    marks: list[Mark] = Field(default_factory=list, description="What was seen, and where.")
+    clauses: list[Clause] = Field(default_factory=list, description="Demands of the prompt, one by one.")
