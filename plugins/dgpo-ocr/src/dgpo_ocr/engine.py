@@ -1,0 +1,91 @@
+"""What an OCR engine is, and a pool of them that reads several pictures at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from dgpo_ocr.pictures import enlarge
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from dgpo_ocr.options import OcrOptions
+
+__all__ = ["Engine", "Line", "Point", "Readers", "make_engine"]
+
+Point = tuple[float, float]
+"""x to the right, y downwards, in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A recognised line: its text, the engine's confidence in [0, 1], its corners in the picture that was given."""
+
+    text: str
+    score: float
+    polygon: tuple[Point, ...]
+
+
+class Engine(Protocol):
+    """Reads one picture after the other, on the thread that made it."""
+
+    def read(self, picture: NDArray[np.uint8]) -> list[Line]:
+        """Picture uint8 [H, W, 3] in OpenCV's order BGR, to its lines in reading order; none where no text is seen.
+        Raises whatever it likes where it cannot read."""
+        ...
+
+
+def make_engine(options: OcrOptions) -> Engine:
+    """The engine that the options name. Raises UserError saying what to install, or which file is missing."""
+    if options.engine == "paddleocr":
+        from dgpo_ocr.paddle import PaddleEngine
+
+        return PaddleEngine(options)
+    from dgpo_ocr.rapid import RapidEngine
+
+    return RapidEngine(options)
+
+
+class Readers:
+    """Threads with an engine each: engines keep state between calls, and none promises to be safe from two threads."""
+
+    def __init__(self, make: Callable[[], Engine], *, count: int, min_side: int, min_score: float) -> None:
+        """`make` builds an engine. The first is built here, so that what it lacks is said at once; the others when
+        there is work for them."""
+        self._make, self._min_side, self._min_score = make, min_side, min_score
+        self._own = threading.local()
+        self._building = threading.Lock()
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="ocr")
+        try:
+            self._threads.submit(self._engine).result()
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, picture: NDArray[np.uint8]) -> Future[list[Line]]:
+        """Queue a picture, uint8 [H, W, 3] in BGR; its lines of text come without those the engine does not trust."""
+        return self._threads.submit(self._read, picture)
+
+    def close(self) -> None:
+        """Drop what waits, end the threads and the engines with them. May be called again."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _engine(self) -> Engine:
+        engine: Engine | None = getattr(self._own, "engine", None)
+        if engine is None:
+            with self._building:  # their libraries set up shared configuration while they build
+                engine = self._own.engine = self._make()
+        return engine
+
+    def _read(self, picture: NDArray[np.uint8]) -> list[Line]:
+        enlarged, factor = enlarge(picture, self._min_side)
+        return [
+            Line(line.text, line.score, tuple((x / factor, y / factor) for x, y in line.polygon))
+            for line in self._engine().read(enlarged)
+            if line.text.strip() and line.score >= self._min_score
+        ]

@@ -1,0 +1,37 @@
+"""What dgpo-ocr declares. Nothing heavy may be imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dgpo_core import hookimpl
+from dgpo_core.hookspecs import Part
+from dgpo_ocr.options import OcrOptions, OcrPromptsOptions
+
+__all__ = ["dgpo_prompt_sources", "dgpo_rewards"]
+
+
+@hookimpl
+def dgpo_rewards() -> Sequence[Part]:
+    """The reward for rendered text."""
+    return [
+        Part(
+            name="ocr",
+            summary="How nearly the quoted text of the prompt is read in the picture or video, in [0, 1]",
+            implementation="dgpo_ocr.reward:OcrReward",
+            options=OcrOptions,
+        )
+    ]
+
+
+@hookimpl
+def dgpo_prompt_sources() -> Sequence[Part]:
+    """Prompts that ask for a text."""
+    return [
+        Part(
+            name="ocr",
+            summary="Pictures with a quoted text in them, train and held-out splits without a common word",
+            implementation="dgpo_ocr.prompts:OcrPrompts",
+            options=OcrPromptsOptions,
+        )
+    ]

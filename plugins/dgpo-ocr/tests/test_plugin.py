@@ -1,0 +1,53 @@
+"""The declarations: light, complete, and true to the classes they name; the README's Python runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dgpo_core.registry import Registry
+from dgpo_core.testing.contracts import HEAVY, check_declaration, check_light
+from dgpo_ocr import plugin
+from dgpo_ocr.options import OcrOptions
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.parametrize("module", ["dgpo_ocr.plugin", "dgpo_ocr.target"])
+def test_nothing_heavy_is_imported(module: str) -> None:
+    check_light(module, (*HEAVY, "rapidocr", "onnxruntime", "cv2", "paddleocr", "rapidfuzz"))
+
+
+@pytest.mark.parametrize("kind", ["reward", "prompts"])
+def test_declarations(kind: str) -> None:
+    registry = Registry(discover=False)
+    registry.register(plugin, distribution="dgpo-ocr")
+    check_declaration(registry, kind, "ocr")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"engine": "paddleocr", "detection": False}, "`detection: false` needs `engine: rapidocr`"),
+        ({"engine": "paddleocr", "recognition_width": 96}, "`recognition_width` needs `engine: rapidocr`"),
+        ({"engine": "paddleocr", "detection_model": "x"}, "together, or neither"),
+        ({"engine": "tesseract"}, "'rapidocr' or 'paddleocr'"),
+        ({"every": 0}, "greater than or equal to 1"),
+        ({"readers": 0}, "greater than or equal to 1"),
+        ({"min_score": 1.5}, "less than or equal to 1"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(complaint)):
+        OcrOptions.model_validate(options)
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL))
+def test_readme_snippets_run(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(block, str(README), "exec"), {"__name__": "readme"})
+    promised = [line.partition("# ")[2] for line in block.splitlines() if line.startswith("print(")]
+    assert capsys.readouterr().out.split("\n")[:-1] == promised

@@ -1,0 +1,251 @@
+"""RapidOCR, the real one, on pictures drawn here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from string import ascii_uppercase
+
+import pytest
+import rapidocr
+import torch
+from torch import Tensor
+
+from dgpo_core.errors import UserError
+from dgpo_core.testing.contracts import check_reward
+from dgpo_core.types import Prompt, Scores
+from dgpo_ocr.examples import draw, drawn_examples
+from dgpo_ocr.options import OcrOptions
+from dgpo_ocr.rapid import RapidEngine
+from dgpo_ocr.reward import OcrReward
+
+CPU = torch.device("cpu")
+MODELS = Path(rapidocr.__file__).parent / "models"
+
+
+def asks(text: str) -> Prompt:
+    return Prompt(f'A sign that says "{text}"')
+
+
+@pytest.fixture(scope="module")
+def reward() -> Iterator[OcrReward]:
+    made = OcrReward(OcrOptions(), device=CPU)
+    yield made
+    made.close()
+
+
+def scored(media: Tensor, *targets: str, **options: object) -> Scores:
+    made = OcrReward(OcrOptions.model_validate(options), device=CPU)
+    try:
+        return made.score(media, [asks(target) for target in targets])
+    finally:
+        made.close()
+
+
+def test_the_contract(reward: OcrReward) -> None:
+    words = ("OPEN", "Fresh\nBread", "", "STOP")
+    media = torch.stack([draw(word, height=128, width=160, size=36) for word in words])
+    check_reward(reward, media, [asks(target) for target in ("OPEN", "Fresh Bread", "OPEN", "SHOP")])
+
+
+def test_the_contract_with_videos(reward: OcrReward) -> None:
+    frames = [draw(word, height=64, width=160, size=36) for word in ("OPEN", "STOP", "", "OPEN", "OPEN")]
+    media = torch.stack([torch.stack(frames), torch.stack(frames[::-1])])
+    check_reward(reward, media, [asks("OPEN"), asks("STOP")])
+
+
+@pytest.mark.parametrize("one_line", [False, True])
+def test_examples(one_line: bool) -> None:
+    found = drawn_examples(one_line=one_line)
+    assert sum(e.good for e in found) >= 3
+    assert sum(not e.good for e in found) >= 3
+    for strict in (False, True):
+        made = OcrReward(OcrOptions(detection=not one_line, strict=strict), device=CPU)
+        assert [e.name for e in made.examples()] == [e.name for e in found]
+        scores = made.score(torch.stack([e.media for e in found]), [e.prompt for e in found])
+        made.close()
+        assert not scores.missing.any()
+        for example, value in zip(found, scores.values.tolist(), strict=True):
+            assert (value == 1) == example.good, (example.name, value)
+
+
+def test_a_blank_picture_is_read_as_such(reward: OcrReward) -> None:
+    blanks = torch.stack([torch.zeros(3, 256, 256), torch.ones(3, 256, 256), torch.full((3, 256, 256), 0.5)])
+    scores = reward.score(blanks, [asks("OPEN")] * 3)
+    assert scores.values.tolist() == [0, 0, 0]
+    assert not scores.missing.any()
+    assert [d["text"] for d in scores.diagnostics] == ["", "", ""]
+
+
+def test_without_detection_a_blank_line_is_read_as_such() -> None:
+    scores = scored(torch.ones(1, 3, 48, 128), "OPEN", detection=False)
+    assert (scores.values.tolist(), scores.missing.tolist()) == ([0], [False])
+
+
+def test_red_is_red(reward: OcrReward) -> None:
+    """Text is read in swapped colours too, so what the engine is given is looked at."""
+    seen = []
+
+    class Looks(RapidEngine):
+        def read(self, picture):  # type: ignore[no-untyped-def]
+            seen.append(picture[0, 0].tolist())
+            return super().read(picture)
+
+    made = OcrReward(OcrOptions(), device=CPU, make=lambda: Looks(OcrOptions()))
+    scores = made.score(draw("STOP", ink=(255, 255, 255), paper=(200, 10, 30))[None], [asks("STOP")])
+    made.close()
+    assert scores.values.tolist() == [1]
+    assert seen == [[30, 10, 200]], "OpenCV's order"
+
+
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(1, 1), (1, 9), (9, 1), (2, 3), (17, 40), (31, 31), (64, 32), (20, 400), (1, 700), (33, 257)],
+)
+def test_any_size_is_scored(reward: OcrReward, height: int, width: int) -> None:
+    noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    scores = reward.score(torch.cat([noise, torch.ones_like(noise)]), [asks("OPEN")] * 2)
+    assert not scores.missing.any(), scores.diagnostics
+    assert ((scores.values >= 0) & (scores.values <= 1)).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(700, 1), (2000, 10), (3000, 40)])
+def test_a_picture_that_detection_cannot_see_is_missing(reward: OcrReward, height: int, width: int) -> None:
+    scores = reward.score(torch.ones(1, 3, height, width), [asks("OPEN")])
+    assert scores.missing.tolist() == [True]
+    assert "too narrow to look for lines in" in scores.diagnostics[0]["reason"]
+
+
+def test_what_is_too_narrow_is_what_the_detector_gives_up_on(reward: OcrReward) -> None:
+    """The engine's own preprocessing is the judge: None stands for a side rounded to nothing."""
+    from rapidocr.utils.process_img import apply_vertical_padding
+
+    engine = RapidEngine(OcrOptions(detection_side=256))
+    engine.read(draw("OPEN").permute(1, 2, 0).mul(255).byte().numpy())  # loads the detector
+    rng = Random(0)
+    refused = 0
+    for _ in range(300):
+        height, width = (round(2 ** rng.uniform(0, 11)) for _ in range(2))
+        picture = torch.zeros(height, width, 3, dtype=torch.uint8).numpy()
+        padded, _ = apply_vertical_padding(picture, {}, engine._ocr.width_height_ratio, engine._ocr.min_height)
+        seen = engine._ocr.text_det.get_preprocess()(padded) is not None
+        try:
+            engine._check_shape(height, width)
+        except ValueError:
+            assert not seen, (height, width)
+            refused += 1
+        else:
+            assert seen, (height, width)
+    assert refused > 20
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 400), (400, 240), (97, 303), (512, 512)])
+def test_shapes_and_marks(reward: OcrReward, height: int, width: int) -> None:
+    scores = reward.score(draw("Fox", height=height, width=width, size=60)[None], [asks("Fox")])
+    assert scores.values.tolist() == [1]
+    (mark,) = scores.diagnostics[0]["marks"]
+    centre = torch.tensor(mark["polygon"]).mean(0).tolist()
+    assert centre == pytest.approx([width / 2, height / 2], abs=12), "the text was drawn in the middle"
+
+
+@pytest.mark.parametrize("detection", [True, False])
+@pytest.mark.parametrize("width", [320, 96])
+def test_a_few_letters_in_tiny_pictures(detection: bool, width: int) -> None:
+    rng = Random(0)
+    words = ["".join(rng.choices(ascii_uppercase, k=3)) for _ in range(12)]
+    media = torch.stack([draw(word, height=32, width=64, size=20) for word in words])
+    settings = {"min_side": 64, "detection_side": 128, "recognition_width": width, "detection": detection}
+    scores = scored(media, *words, **settings)
+    assert scores.values.tolist() == [1] * 12
+    assert scored(torch.ones(1, 3, 32, 64), "ABC", **settings).missing.tolist() == [False]
+
+
+def test_results_do_not_depend_on_the_number_of_readers(reward: OcrReward) -> None:
+    rng = Random(1)
+    words = ["".join(rng.choices(ascii_uppercase, k=rng.randint(2, 8))) for _ in range(8)]
+    media = torch.stack([draw(word, size=rng.choice([12, 20, 40])) for word in words])
+    prompts = [asks(word) for word in reversed(words)]
+    expected = reward.score(media, prompts)
+    for readers in (1, 3):
+        found = scored(media, *reversed(words), readers=readers)
+        assert found.values.tolist() == expected.values.tolist()
+        assert found.diagnostics == expected.diagnostics
+
+
+def test_two_calls_at_once(reward: OcrReward) -> None:
+    batches = [torch.stack([draw(word), draw("STOP")]) for word in ("OPEN", "MUSIC", "")]
+    prompts = [asks("OPEN"), asks("SHOP")]
+    expected = [reward.score(media, prompts).values.tolist() for media in batches]
+    assert expected == [[1, 0.75], [0, 0.75], [0, 0.75]]
+    found: dict[int, list[float]] = {}
+
+    def call(turn: int) -> None:
+        found[turn] = reward.score(batches[turn % 3], prompts).values.tolist()
+
+    threads = [threading.Thread(target=call, args=(turn,)) for turn in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {turn: expected[turn % 3] for turn in range(6)}
+
+
+def test_nothing_is_printed_and_no_connection_is_opened() -> None:
+    code = """
+import socket, sys
+
+def refuse(*arguments, **keywords):
+    raise OSError("no network in this test")
+
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import torch
+from dgpo_core.types import Prompt
+from dgpo_ocr.options import OcrOptions
+from dgpo_ocr.reward import OcrReward
+
+reward = OcrReward(OcrOptions(), device=torch.device("cpu"))
+scores = reward.score(torch.ones(2, 3, 64, 64), [Prompt('a "b"')] * 2)
+assert scores.values.tolist() == [0, 0] and not scores.missing.any()
+reward.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_models_of_ones_own(tmp_path: Path) -> None:
+    settings = OcrOptions(
+        detection_model=str(MODELS / "PP-OCRv6_det_small.onnx"),
+        recognition_model=str(MODELS / "PP-OCRv6_rec_small.onnx"),
+        readers=1,
+    )
+    made = OcrReward(settings, device=CPU)
+    assert made.score(draw("OPEN")[None], [asks("OPEN")]).values.tolist() == [1]
+    made.close()
+    nowhere, empty = tmp_path / "no.onnx", tmp_path / "empty.onnx"
+    empty.write_bytes(b"")
+    without_characters = MODELS / "PP-OCRv6_det_small.onnx"
+    for option, file, complaint in [
+        ("detection_model", nowhere, "there is no model"),
+        ("recognition_model", nowhere, "there is no model"),
+        ("recognition_model", empty, "cannot be loaded"),
+        ("recognition_model", without_characters, "no list of characters"),
+    ]:
+        with pytest.raises(UserError, match=complaint) as caught:
+            OcrReward(OcrOptions.model_validate({option: str(file)}), device=CPU)
+        assert str(file) in str(caught.value)
+
+
+def test_a_wheel_without_the_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgpo_ocr.rapid.RECOGNITION", "another.onnx")
+    with pytest.raises(UserError, match=r"no model .*another.onnx; dgpo-ocr is made for rapidocr 3\.10"):
+        OcrReward(OcrOptions(), device=CPU)
+
+
+def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    with pytest.raises(UserError, match="pip install rapidocr onnxruntime"):
+        OcrReward(OcrOptions(), device=CPU)
