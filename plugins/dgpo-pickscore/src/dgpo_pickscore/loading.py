@@ -1,0 +1,216 @@
+"""From names and paths to networks, strictly: what does not fit is an error that names it, never a warning."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from dgpo_core.errors import UserError
+from dgpo_pickscore.libraries import quiet
+from dgpo_pickscore.pictures import Preprocessing
+
+__all__ = ["UNREADABLE", "fetch", "load_clip", "load_head", "load_preprocessing", "load_tokenizer", "reason"]
+
+UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError, pickle.UnpicklingError, EOFError)
+UNREACHABLE = (OSError, ValueError, EntryNotFoundError)
+HUB_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+WEIGHTS = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+PROCESSOR = ("preprocessor_config.json", "processor_config.json", "tokenizer*.json", "special_tokens_map.json",
+             "vocab.json", "merges.txt")  # fmt: skip
+"""What is fetched of a repository: many hold the same weights in several formats, gigabytes each."""
+BENIGN = {"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"}
+"""Counters 0, 1, 2, ... that older versions of transformers saved with the weights."""
+WIDTHS = (1024, 128, 64, 16, 1)
+"""Outputs of the head's layers."""
+
+
+def fetch(source: str, revision: str | None, where: str, patterns: Sequence[str]) -> Path:
+    """The directory that `source` names, or of a Hub repository the files that match `patterns`, downloaded once.
+
+    A directory wins over a repository of the same name. Raises UserError, beginning with `where`, for a path that
+    does not exist, a revision of a directory, and a repository that cannot be fetched.
+    """
+    if not _on_the_hub(source, revision, where):
+        return Path(source).expanduser().resolve()
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
+    except UNREACHABLE as error:
+        raise _unreachable(source, revision, where, error) from error
+
+
+def load_clip(directory: Path, where: str) -> Any:
+    """The `CLIPModel` of a directory, float32 on the CPU.
+
+    Only safetensors are read, never pickles. Raises UserError for another architecture, a damaged file, and weights of
+    which one is missing, superfluous or of another shape, naming them.
+    """
+    kind = _read_json(directory / "config.json", where).get("model_type")
+    if kind != "clip":
+        raise UserError(f"{where}: {directory} holds a model of the type {kind}; allowed is clip alone")
+    try:
+        with quiet():
+            model, info = CLIPModel.from_pretrained(
+                directory,
+                torch_dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are listed then, and refused below
+                local_files_only=True,
+            )
+    except UNREADABLE as error:
+        raise UserError(f"{where}: {directory} cannot be loaded as CLIPModel: {reason(error)}") from error
+    _check_keys(
+        f"{where}: the weights in {directory}",
+        missing=set(info["missing_keys"]) - BENIGN,
+        unexpected=set(info["unexpected_keys"]) - BENIGN,
+        mismatched={key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]},
+    )
+    return model
+
+
+def load_tokenizer(directory: Path, where: str) -> Any:
+    """CLIP's tokenizer of a directory. Raises UserError without a vocabulary: transformers would make an empty one."""
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise UserError(f"{where}: {directory} has no vocabulary: tokenizer.json or vocab.json")
+    try:
+        with quiet():
+            return CLIPTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises plain Exceptions
+        raise UserError(f"{where}: the tokenizer of {directory} cannot be loaded: {reason(error)}") from error
+
+
+def load_preprocessing(directory: Path, where: str) -> Preprocessing:
+    """The numbers of preprocessor_config.json, or of the processor_config.json that newer versions of transformers
+    save. Raises UserError for what is missing, malformed, or not done here."""
+    file = directory / "preprocessor_config.json"
+    if file.is_file():
+        config = _read_json(file, where)
+    else:
+        file = directory / "processor_config.json"
+        if not file.is_file():
+            raise UserError(f"{where}: {directory} has no preprocessor_config.json")
+        config = _read_json(file, where).get("image_processor", {})
+    try:
+        return Preprocessing.from_config(config)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{where}: {file}: {reason(error)}") from error
+
+
+def load_head(source: str, name: str, revision: str | None, where: str) -> torch.nn.Sequential:
+    """The aesthetic predictor's head, float32 on the CPU: linear layers to 1024, 128, 64, 16 and 1 without activations.
+
+    source: a file, or a directory or Hub repository that holds the file `name`. Pickles are read with `weights_only`,
+    so that they cannot run code. Raises UserError for a file that is missing, damaged, or holds other tensors.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        if revision is not None:
+            raise UserError(f"{where}: {source} is a file; a revision is for a Hub repository: leave it out")
+    else:
+        path = fetch(source, revision, where, [name]) / name
+    tensors = _read_tensors(path, where)
+    first = tensors.get("layers.0.weight")
+    head = _head(first.shape[1] if first is not None and first.dim() == 2 else 1)
+    expected = {f"layers.{key}": value.shape for key, value in head.state_dict().items()}
+    _check_keys(
+        f"{where}: the head in {path}",
+        missing=expected.keys() - tensors.keys(),
+        unexpected=tensors.keys() - expected.keys(),
+        mismatched={key for key in expected.keys() & tensors.keys() if expected[key] != tensors[key].shape},
+    )
+    head.load_state_dict({key.removeprefix("layers."): value.float() for key, value in tensors.items()})
+    return head.eval().requires_grad_(False)
+
+
+def _head(width: int) -> torch.nn.Sequential:
+    """With the dropouts of training, which do nothing here but count in the names of the weights."""
+    a, b, c, d, e = WIDTHS
+    linear, dropout = torch.nn.Linear, torch.nn.Dropout
+    with quiet():
+        return torch.nn.Sequential(
+            linear(width, a),
+            dropout(0.2),
+            linear(a, b),
+            dropout(0.2),
+            linear(b, c),
+            dropout(0.1),
+            linear(c, d),
+            linear(d, e),
+        )
+
+
+def _read_tensors(path: Path, where: str) -> Mapping[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            tensors = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise UserError(f"{where}: {path} cannot be read: {reason(error)}") from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise UserError(f"{where}: {path} is no mapping of names to tensors")
+    return tensors
+
+
+def _check_keys(what: str, *, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]) -> None:
+    """Raise UserError if there are any: the libraries would fill up with random numbers, or leave out, and go on."""
+    problems = [
+        f"{kind} {', '.join(sorted(keys)[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
+        for kind, keys in [
+            ("missing:", set(missing)),
+            ("unexpected:", set(unexpected)),
+            ("of another shape:", set(mismatched)),
+        ]
+        if keys
+    ]
+    if problems:
+        raise UserError(f"{what} do not match the model; {'; '.join(problems)}")
+
+
+def _read_json(path: Path, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}: {path} cannot be read: {reason(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: {path} is no JSON object")
+    return content
+
+
+def _on_the_hub(source: str, revision: str | None, where: str) -> bool:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise UserError(f"{where}: {source} is a directory; a revision is for a Hub repository: leave it out")
+        return False
+    if path.exists() or not HUB_REPOSITORY.fullmatch(source):
+        problem = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"{where}: {source} {problem}; allowed is a directory or a Hub repository (owner/name)")
+    return True
+
+
+def _unreachable(repository: str, revision: str | None, where: str, error: Exception) -> UserError:
+    at = f" at revision {revision}" if revision else ""
+    return UserError(
+        f"{where}: {repository} does not exist here, and as a Hub repository{at} it cannot be fetched: "
+        f"{reason(error)}; without a network, fetch it elsewhere (hf download {repository} --local-dir DIRECTORY) and "
+        "give its path instead of its name"
+    )
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

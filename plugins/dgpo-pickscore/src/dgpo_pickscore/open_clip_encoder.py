@@ -1,0 +1,181 @@
+"""A CLIP of open_clip, which is an extra: imported here and nowhere else, when a run asks for it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.errors import UserError
+from dgpo_pickscore.encoders import Encoder
+from dgpo_pickscore.libraries import quiet
+from dgpo_pickscore.loading import UNREADABLE, fetch, reason
+from dgpo_pickscore.pictures import Preprocessing
+
+if TYPE_CHECKING:
+    from dgpo_pickscore.options import ClipScoreOptions
+
+__all__ = ["OpenClipEncoder"]
+
+HUB, LOCAL = "hf-hub:", "local-dir:"
+FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+"""In the order in which open_clip looks for them."""
+POSITIONS = ("positional_embedding", "visual.positional_embedding")
+"""Weights that open_clip would silently resize to fit."""
+
+
+class OpenClipEncoder(Encoder):
+    """A model of open_clip, with the tokenizer and the preprocessing that it names."""
+
+    def __init__(self, options: ClipScoreOptions, *, device: torch.device) -> None:
+        """Raises UserError without open_clip, for a model that is unknown, cannot be fetched, is damaged, or whose
+        weights do not match it."""
+        open_clip = _import()
+        name, weights = _source(options)
+        where = f"reward clipscore: model {options.model}"
+        pretrained = None if name.startswith(LOCAL) else options.pretrained
+        if not name.startswith(LOCAL):
+            _check_name(open_clip, name, pretrained)
+            where += f", pretrained {pretrained}"
+        try:
+            with quiet():
+                model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
+            self._tokenizer = open_clip.get_tokenizer(name)
+        except UNREADABLE as error:
+            raise UserError(f"{where} cannot be loaded: {_keys(error)}; a tag needs the network, a directory "
+                            f"({LOCAL}PATH) or a file of weights does not") from error  # fmt: skip
+        if weights is not None:  # those of a tag were made for this very model
+            _check_positions(open_clip, model, weights, where)
+        super().__init__(
+            _preprocessing(model.visual.preprocess_cfg, where), device=device, dtype=getattr(torch, options.dtype)
+        )
+        self.logit_scale = float(model.logit_scale.detach().float().exp())
+        self._model = model.eval().requires_grad_(False).to(device=device, dtype=self.dtype)
+
+    def _pictures(self, pixels: Tensor) -> Tensor:
+        out: Tensor = self._model.encode_image(pixels)
+        return out
+
+    def _tokens(self, texts: Sequence[str]) -> tuple[dict[str, Tensor], list[int], int]:
+        tokens: Tensor = self._tokenizer(list(texts))
+        limit = tokens.shape[1]
+        return {"text": tokens}, [self._length(text) for text in texts], limit
+
+    def _length(self, text: str) -> int:
+        """Tokens before truncation, which open_clip does not tell: with start and end, which CLIP's own tokenizer adds
+        after `encode`; others wrap one of transformers."""
+        wrapped = getattr(self._tokenizer, "tokenizer", None)
+        if wrapped is None:
+            return len(self._tokenizer.encode(text)) + 2
+        clean = getattr(self._tokenizer, "clean_fn", str)
+        return len(wrapped(clean(text), verbose=False)["input_ids"])
+
+    def _texts(self, tokens: dict[str, Tensor]) -> Tensor:
+        out: Tensor = self._model.encode_text(tokens["text"])
+        return out
+
+
+def _import() -> Any:
+    try:
+        return importlib.import_module("open_clip")
+    except ImportError as error:
+        raise UserError(
+            f"reward clipscore needs open_clip ({error}): pip install 'dgpo-pickscore[open-clip]'"
+        ) from error
+
+
+def _source(options: ClipScoreOptions) -> tuple[str, Path | None]:
+    """The model in open_clip's terms, and the file of its weights if that is here. Raises UserError without weights:
+    open_clip would go on with random ones."""
+    if options.model.startswith(HUB):
+        # Fetched here and not by open_clip, which knows no revisions and would take pickles.
+        directory = fetch(
+            options.model.removeprefix(HUB),
+            options.revision,
+            "reward clipscore: option model",
+            ["*.json", "*.txt", "*.model", "open_clip*.safetensors"],
+        )
+        return f"{LOCAL}{directory}", _weights_in(directory)
+    if options.revision is not None:
+        raise UserError(f"reward clipscore: option revision: it is for {HUB} models, not for {options.model}")
+    if options.model.startswith(LOCAL):
+        directory = Path(options.model.removeprefix(LOCAL)).expanduser()
+        return f"{LOCAL}{directory}", _weights_in(directory)
+    if options.pretrained is None:
+        raise UserError(
+            f"reward clipscore: option pretrained: {options.model} would start from random weights; name a tag or a "
+            "file"
+        )
+    file = Path(options.pretrained)
+    return options.model, file if file.is_file() else None
+
+
+def _weights_in(directory: Path) -> Path:
+    for name in FILES:
+        if (directory / name).is_file():
+            return directory / name
+    raise UserError(f"reward clipscore: option model: {directory} has none of {', '.join(FILES)}")
+
+
+def _check_name(open_clip: Any, name: str, pretrained: str | None) -> None:
+    """Raises UserError for what open_clip does not know, and for an activation that the weights were not trained
+    with, which open_clip only warns of."""
+    from difflib import get_close_matches
+
+    config = open_clip.get_model_config(name)
+    if config is None:
+        nearest = ", ".join(get_close_matches(name, open_clip.list_models(), 3)) or "see open_clip.list_models()"
+        raise UserError(f"reward clipscore: option model: open_clip knows no {name}; nearest: {nearest}")
+    assert pretrained is not None
+    tag = open_clip.get_pretrained_cfg(name, pretrained)
+    if not tag:
+        if not Path(pretrained).is_file():
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+            raise UserError(
+                f"reward clipscore: option pretrained: {pretrained} is no file and no tag of {name} (its tags: {tags})"
+            )
+    elif bool(tag.get("quick_gelu")) != bool(config.get("quick_gelu")):
+        other = name.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{name}-quickgelu"
+        raise UserError(
+            f"reward clipscore: option model: the weights {pretrained} were trained with the other activation than "
+            f"{name} has (quick_gelu); write {other}"
+        )
+
+
+def _check_positions(open_clip: Any, model: Any, weights: Path, where: str) -> None:
+    """Raises UserError for a checkpoint of another picture size or prompt length."""
+    loaded = open_clip.factory.load_state_dict(str(weights))
+    present = model.state_dict()
+    for key in POSITIONS:
+        if key in loaded and key in present and loaded[key].shape != present[key].shape:
+            raise UserError(
+                f"{where}: the weights do not match: {key} is {list(loaded[key].shape)}, the model has "
+                f"{list(present[key].shape)}"
+            )
+
+
+def _preprocessing(config: dict[str, Any], where: str) -> Preprocessing:
+    size, mode, interpolation = config["size"], config["resize_mode"], config["interpolation"]
+    crop = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    known = mode == "squash" or (mode == "shortest" and crop[0] == crop[1])
+    if not known or interpolation not in ("bilinear", "bicubic"):
+        raise UserError(f"{where}: its preprocessing ({mode} to {crop}, {interpolation}) is not done here; allowed are "
+                        "squash or, to a square, shortest; bilinear or bicubic")  # fmt: skip
+    return Preprocessing(
+        size=crop if mode == "squash" else crop[0],
+        crop=crop,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=interpolation,
+        rounds_offset=True,
+    )
+
+
+def _keys(error: Exception) -> str:
+    """torch names the keys that do not match on the lines after the first."""
+    lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return lines or reason(error)

@@ -1,0 +1,36 @@
+"""What dgpo-pickscore declares. Nothing heavy may be imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dgpo_core import hookimpl
+from dgpo_core.hookspecs import Part
+from dgpo_pickscore.options import AestheticOptions, ClipScoreOptions, PickScoreOptions
+
+__all__ = ["dgpo_rewards"]
+
+
+@hookimpl
+def dgpo_rewards() -> Sequence[Part]:
+    """One reward to train on, and two that also serve as guards of it."""
+    return [
+        Part(
+            name="pickscore",
+            summary="PickScore v1: human preference learned by a CLIP ViT-H-14",
+            implementation="dgpo_pickscore.rewards:PickScoreReward",
+            options=PickScoreOptions,
+        ),
+        Part(
+            name="clipscore",
+            summary="CLIPScore: cosine of text and picture in any open_clip model",
+            implementation="dgpo_pickscore.rewards:ClipScoreReward",
+            options=ClipScoreOptions,
+        ),
+        Part(
+            name="aesthetic",
+            summary="LAION aesthetic predictor: how a picture looks, about 1 to 10, whatever the prompt says",
+            implementation="dgpo_pickscore.rewards:AestheticReward",
+            options=AestheticOptions,
+        ),
+    ]

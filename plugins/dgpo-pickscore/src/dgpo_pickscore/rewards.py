@@ -1,0 +1,190 @@
+"""The three rewards: PickScore, CLIPScore, and the LAION aesthetic predictor.
+
+Legend: N samples, F scored frames, D width of the embeddings.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.errors import UserError
+from dgpo_core.types import Example, Prompt
+from dgpo_pickscore import loading
+from dgpo_pickscore.base import PictureReward
+from dgpo_pickscore.cache import TextCache
+from dgpo_pickscore.encoders import TransformersEncoder
+from dgpo_pickscore.examples import looks, matches
+
+if TYPE_CHECKING:
+    from dgpo_pickscore.encoders import Encoder
+    from dgpo_pickscore.options import AestheticOptions, ClipScoreOptions, PickScoreOptions, TextOptions
+
+__all__ = ["AestheticReward", "ClipScoreReward", "PickScoreReward"]
+
+DIVISOR = 26
+"""By which Flow-GRPO, and DGPO after it, divide PickScore to bring it near 1 (`flow_grpo/pickscore_scorer.py`)."""
+
+
+class _TextReward(PictureReward):
+    """The cosine of picture and prompt, on some scale."""
+
+    def __init__(self, options: TextOptions, *, device: torch.device, encoder: Encoder) -> None:
+        super().__init__(options, device=device, encoder=encoder)
+        self.texts = TextCache(self._encode, options.text_cache)
+        # The instance's own: what it can give depends on the options and on the weights.
+        self.range = (self._scaled(-1.0), self._scaled(1.0))  # type: ignore[misc]
+
+    @abstractmethod
+    def _scales(self, cosine: float) -> Mapping[str, float]:
+        """A cosine on every scale that diagnostics show, those of the option `scale` among them."""
+
+    def _scaled(self, cosine: float) -> float:
+        return self._scales(cosine)[self.options.scale]
+
+    def examples(self) -> Sequence[Example]:
+        """A photograph with its description; the same with wrong ones, and noise with the right one."""
+        return matches()
+
+    def _encode(self, texts: Sequence[str]) -> list[Any]:
+        batch = self.options.batch
+        return [text for at in range(0, len(texts), batch) for text in self.encoder.texts(texts[at : at + batch])]
+
+    def _judge(self, embeddings: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, list[dict[str, Any]]]:
+        texts = self.texts([prompt.text for prompt in prompts])
+        directions = torch.stack([text.embedding for text in texts])[:, None]  # [N, 1, D]
+        # A sum of products, not a matrix product: that may run in TF32. Rounding must not leave the range either.
+        cosines = (embeddings * directions).sum(-1).clamp(-1, 1)
+        scales = [[self._scales(cosine) for cosine in row] for row in cosines.tolist()]
+        values = torch.tensor([[scale[self.options.scale] for scale in row] for row in scales])
+        diagnostics = [
+            {name: fmean(scale[name] for scale in row) for name in row[0]}
+            | {"tokens": text.tokens, "truncated": text.truncated}
+            for text, row in zip(texts, scales, strict=True)
+        ]
+        return values, diagnostics
+
+
+class PickScoreReward(_TextReward):
+    """PickScore v1 (Kirstain et al., arXiv 2305.01569): exp(logit_scale) * cos(text, picture), divided by 26.
+
+    Diagnostics: cosine, `flowgrpo` and `paper` (the value on both scales), tokens, truncated. Its range follows from
+    the logit scale of the weights, 100 in the published ones.
+    """
+
+    range = (-100 / DIVISOR, 100 / DIVISOR)
+
+    def __init__(self, options: PickScoreOptions, *, device: torch.device) -> None:
+        """Load model, tokenizer and preprocessing. Raises UserError for what is missing, damaged or does not match."""
+        encoder = _clip(options, device, "pickscore", with_text=True)
+        super().__init__(options, device=device, encoder=encoder)
+
+    def _scales(self, cosine: float) -> Mapping[str, float]:
+        paper = self.encoder.logit_scale * cosine
+        return {"cosine": cosine, "flowgrpo": paper / DIVISOR, "paper": paper}
+
+
+class ClipScoreReward(_TextReward):
+    """CLIPScore: the cosine of text and picture.
+
+    The default scale is that of DiffusionNFT (arXiv 2509.16117): its `clip_scorer.py` gives logits / 100, which at
+    CLIP's logit scale of 100 is the cosine. `flowgrpo` is that of Flow-GRPO's `clip_scorer.py`, logits / 30; `hessel`
+    the original metric (Hessel et al., arXiv 2104.08718, w = 2.5). The first two use OpenAI's ViT-L-14, the default
+    model here, and resize tensors bilinearly; here pictures are resized as the model was trained, bicubically, so
+    values differ a little.
+
+    Diagnostics: cosine, the value on every scale, tokens, truncated.
+    """
+
+    range = (-1.0, 1.0)
+
+    def __init__(self, options: ClipScoreOptions, *, device: torch.device) -> None:
+        """Raises UserError without open_clip, and for a model that is unknown or whose weights do not match it."""
+        from dgpo_pickscore.open_clip_encoder import OpenClipEncoder
+
+        super().__init__(options, device=device, encoder=OpenClipEncoder(options, device=device))
+
+    def _scales(self, cosine: float) -> Mapping[str, float]:
+        return {
+            "cosine": cosine,
+            "percent": 100 * cosine,
+            "hessel": 2.5 * max(cosine, 0.0),
+            "flowgrpo": self.encoder.logit_scale * cosine / 30,
+        }
+
+
+class AestheticReward(PictureReward):
+    """LAION's improved aesthetic predictor (github.com/christophschuhmann/improved-aesthetic-predictor).
+
+    A head of five linear layers on the unit embedding of a CLIP ViT-L-14; it does not read the prompt. There the CLIP
+    is OpenAI's own file: open_clip's `openai` and transformers' openai/clip-vit-large-patch14 are conversions of it.
+    The head has no activations, so it is one linear function of a unit vector, and its range is exact: bias -/+ the
+    length of its gradient. Values of the published head lie around 1 to 10.
+
+    Diagnostics: value.
+    """
+
+    range = (-math.inf, math.inf)
+
+    def __init__(self, options: AestheticOptions, *, device: torch.device) -> None:
+        """Load CLIP and head. Raises UserError for what is missing, damaged or does not match."""
+        where = "reward aesthetic: option head"
+        head = loading.load_head(options.head, options.head_file, options.head_revision, where)
+        encoder = _clip(options, device, "aesthetic", with_text=False)
+        width = head[0].in_features
+        if width != encoder.width:
+            raise UserError(
+                f"{where}: {options.head} is for embeddings of width {width}, but {options.model} gives "
+                f"{encoder.width}: it was trained on another CLIP"
+            )
+        super().__init__(options, device=device, encoder=encoder)
+        middle, reach = _linear(head)
+        slack = 1e-5 * (abs(middle) + reach)  # of rounding
+        self.range = (middle - reach - slack, middle + reach + slack)  # type: ignore[misc]
+        self.head = head.to(device)
+
+    def examples(self) -> Sequence[Example]:
+        """A photograph; noise, and a ruined copy of the photograph."""
+        return looks()
+
+    def _judge(self, embeddings: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, list[dict[str, Any]]]:
+        with torch.autocast(self.device.type, enabled=False):
+            values: Tensor = self.head(embeddings).squeeze(-1)
+        return values, [{"value": float(row.mean())} for row in values]
+
+
+def _clip(
+    options: PickScoreOptions | AestheticOptions, device: torch.device, name: str, *, with_text: bool
+) -> TransformersEncoder:
+    """The encoder that the options name; its preprocessing makes what the network takes, or UserError says so."""
+    where = f"reward {name}: option model"
+    directory = loading.fetch(options.model, options.revision, where, loading.WEIGHTS)
+    model = loading.load_clip(directory, where)
+    source, revision = options.processor or options.model, options.processor_revision
+    if options.processor is None and revision is None:
+        revision = options.revision
+    where = f"reward {name}: option processor"
+    beside: Path = loading.fetch(source, revision, where, loading.PROCESSOR)
+    preprocessing = loading.load_preprocessing(beside, where)
+    side = model.config.vision_config.image_size
+    if preprocessing.crop != (side, side):
+        raise UserError(f"{where}: {source} crops to {preprocessing.crop}, but {options.model} takes {(side, side)}")
+    tokenizer = loading.load_tokenizer(beside, where) if with_text else None
+    dtype = getattr(torch, options.dtype)
+    return TransformersEncoder(model, tokenizer, preprocessing, device=device, dtype=dtype)
+
+
+def _linear(head: torch.nn.Sequential) -> tuple[float, float]:
+    """Bias and length of the gradient of a head without activations, both at once as one linear function."""
+    layers = [layer for layer in head if isinstance(layer, torch.nn.Linear)]
+    weight, bias = layers[0].weight.double(), layers[0].bias.double()
+    for layer in layers[1:]:
+        weight, bias = layer.weight.double() @ weight, layer.weight.double() @ bias + layer.bias.double()
+    return float(bias), float(weight.norm())
