@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from dgpo_core.types import Prompt
 from dgpo_geneval.detector import Box, Detection, Thresholds
-from dgpo_geneval.evaluator import ColorUnknown, Verdict, evaluate, keep
+from dgpo_geneval.evaluator import ColorUnknown, Verdict, colorless, evaluate, keep
 from dgpo_geneval.metadata import parse
 from dgpo_geneval.variants import VARIANTS, VariantName
 
@@ -293,6 +295,26 @@ def test_the_classifier_is_asked_only_for_colours_that_matter() -> None:
     judge(TWO_RED_CARS, unknown, "geneval", classify_color=classify)  # too few: the colour cannot matter
     judge(DOG, see("dog"), "geneval", classify_color=classify)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+@pytest.mark.parametrize(("metadata", "scene"), [g[1:3] for g in GOLDEN], ids=[g[0] for g in GOLDEN])
+def test_colours_are_asked_for_in_the_order_that_was_told(
+    metadata: dict[str, Any], scene: Scene, variant: VariantName
+) -> None:
+    """`colorless` foretells, object by object, what `evaluate` asks the classifier; and nothing changes with it."""
+    asked: list[Detection] = []
+    blank = [dataclasses.replace(d, color=None if i % 2 else d.color) for i, d in enumerate(scene)]
+    told = {id(b): d.color for b, d in zip(blank, scene, strict=True)}
+
+    def classify(objects: Sequence[Detection]) -> list[str]:
+        asked.extend(objects)
+        return [told[id(d)] or "black" for d in objects]
+
+    verdict = judge(metadata, blank, variant, classify_color=classify)
+    expected = colorless(parse(Prompt("p", metadata)), blank, variant=variant, thresholds=Thresholds())
+    assert list(map(id, asked)) == list(map(id, expected))
+    assert verdict == judge(metadata, scene, variant, classify_color=lambda objects: ["black"] * len(objects))
 
 
 def test_classified_colours_find_their_objects() -> None:

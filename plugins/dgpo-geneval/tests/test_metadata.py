@@ -1,27 +1,38 @@
-"""Metadata: the official format parses, and every mistake is named."""
+"""Metadata: the official format parses, and every mistake is named.
+
+`OFFICIAL` are lines of djghosh13/geneval's `prompts/evaluation_metadata.jsonl`, one of each task.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dgpo_core.errors import UserError
+from dgpo_core.prompts import check_prompts, load_file
 from dgpo_core.types import Prompt
-from dgpo_geneval.detector import Thresholds
+from dgpo_geneval.classes import CLASSES
+from dgpo_geneval.detector import Detection, Detector, Thresholds
 from dgpo_geneval.metadata import COLORS, RELATIONS, TASKS, check_against, parse
+from dgpo_geneval.options import GenEvalOptions
+from dgpo_geneval.reward import GenEvalReward
 
 OFFICIAL = [
     '{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}',
-    '{"tag": "two_object", "include": [{"class": "cat", "count": 1}, {"class": "tv remote", "count": 1}]}',
-    '{"tag": "counting", "include": [{"class": "bus", "count": 3}], "exclude": [{"class": "bus", "count": 4}], '
-    '"prompt": "a photo of three buses"}',
+    '{"tag": "two_object", "include": [{"class": "bench", "count": 1}, {"class": "sports ball", "count": 1}], '
+    '"prompt": "a photo of a bench and a sports ball"}',
+    '{"tag": "counting", "include": [{"class": "clock", "count": 2}], "exclude": [{"class": "clock", "count": 3}], '
+    '"prompt": "a photo of two clocks"}',
     '{"tag": "colors", "include": [{"class": "car", "count": 1, "color": "pink"}], "prompt": "a photo of a pink car"}',
-    '{"tag": "position", "include": [{"class": "bench", "count": 1}, {"class": "dog", "count": 1, "position": '
-    '["right of", 0]}], "prompt": "a photo of a dog right of a bench"}',
-    '{"tag": "color_attr", "include": [{"class": "apple", "count": 1, "color": "red"}, {"class": "cup", "count": 1, '
-    '"color": "green"}], "prompt": "a photo of a red apple and a green cup"}',
+    '{"tag": "position", "include": [{"class": "teddy bear", "count": 1}, {"class": "dog", "count": 1, "position": '
+    '["right of", 0]}], "prompt": "a photo of a dog right of a teddy bear"}',
+    '{"tag": "color_attr", "include": [{"class": "wine glass", "count": 1, "color": "purple"}, {"class": "apple", '
+    '"count": 1, "color": "black"}], "prompt": "a photo of a purple wine glass and a black apple"}',
 ]
 
 
@@ -42,6 +53,39 @@ def test_the_official_format_parses(line: str) -> None:
     assert [c.color for c in metadata.include] == [c.get("color") for c in raw["include"]]
     assert [c.position and list(c.position) for c in metadata.include] == [c.get("position") for c in raw["include"]]
     assert [(c.label, c.count) for c in metadata.exclude] == [(c["class"], c["count"]) for c in raw.get("exclude", [])]
+
+
+def test_the_official_file_is_a_prompt_file(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation_metadata.jsonl"
+    path.write_text("\n".join(OFFICIAL) + "\n")
+    prompts = load_file(path)
+    assert [p.text for p in prompts] == [json.loads(line)["prompt"] for line in OFFICIAL]
+    assert [parse(p).tag for p in prompts] == list(TASKS)
+    for p in prompts:
+        check_against(p, CLASSES, Thresholds())
+
+
+def test_a_mistake_in_a_file_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation_metadata.jsonl"
+    wrong = OFFICIAL[3].replace("pink", "pinkish")
+    path.write_text("\n".join([*OFFICIAL, "", wrong, wrong]) + "\n")
+    reward = GenEvalReward(GenEvalOptions(), device=torch.device("cpu"), detector=Everything())
+    words = rf"{re.escape(str(path))}:8: .*'include\[0\].color': unknown colour 'pinkish'; did you mean 'pink'"
+    with pytest.raises(UserError, match=words):
+        check_prompts(reward, load_file(path))
+
+
+class Everything(Detector):
+    """Knows all classes and colours, and sees nothing."""
+
+    labels = CLASSES
+    colors = COLORS
+
+    def __init__(self) -> None:
+        super().__init__(None, device=torch.device("cpu"))
+
+    def detect(self, images: torch.Tensor) -> list[list[Detection]]:
+        return [[] for _ in images]
 
 
 def test_the_constants_are_the_benchmarks() -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from dgpo_core.registry import Registry
+from dgpo_core.testing.contracts import check_declaration, check_light
+from dgpo_geneval import plugin
 from dgpo_geneval.plugin import dgpo_rewards
 from dgpo_geneval.reward import GenEvalReward
 from dgpo_geneval.variants import VARIANTS
@@ -27,9 +30,29 @@ def test_one_reward_per_variant() -> None:
         assert implementation.variant == name
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("detector", "mask2former"), ("prompts", "geneval"), *(("reward", name) for name in VARIANTS)],
+)
+def test_declarations(kind: str, name: str) -> None:
+    registry = Registry(discover=False)
+    registry.register(plugin, distribution="dgpo-geneval")
+    check_declaration(registry, kind, name)
+
+
+def test_the_plugin_is_light() -> None:
+    check_light("dgpo_geneval.plugin")
+
+
+def test_the_detector_says_whose_weights_it_has() -> None:
+    (part,) = plugin.dgpo_detectors()
+    assert "Facebook" in part.summary
+    assert "not the benchmark's" in part.summary
+
+
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, dgpo_geneval.plugin, dgpo_geneval.detector, dgpo_geneval.evaluator;"
+        "import sys, dgpo_geneval.plugin, dgpo_geneval.detector, dgpo_geneval.evaluator, dgpo_geneval.diagnosis;"
         "print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from dgpo_core import hookimpl
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part
 from dgpo_core.registry import Registry
-from dgpo_core.types import Prompt
+from dgpo_core.types import Example, Prompt
 from dgpo_geneval import plugin
 from dgpo_geneval.detector import Detection, Detector, Thresholds
 from dgpo_geneval.options import GenEvalOptions
@@ -58,7 +59,8 @@ def images(*counts: int) -> Tensor:
 
 
 def reward(detector: Detector, kind: type[GenEvalReward] = GenEvalReward, **kw: Any) -> GenEvalReward:
-    return kind(GenEvalOptions(), device=CPU, detector=detector, **kw)
+    """Without a colour classifier, unless one is given: whether open_clip is installed must not matter here."""
+    return kind(GenEvalOptions(colors=None), device=CPU, detector=detector, **kw)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +77,10 @@ def test_values(kind: type[GenEvalReward], expected: list[float]) -> None:
     assert scores.values.tolist() == expected
     assert scores.missing.tolist() == [False] * 4
     assert [d["value"] for d in scores.diagnostics] == expected
-    assert scores.diagnostics[1]["reason"].startswith("expected 2")
+    assert scores.diagnostics[1]["wrong"].startswith("expected 2")
+    assert scores.diagnostics[1]["reason"] is None
     assert scores.diagnostics[1]["tag"] == "counting"
-    assert scores.diagnostics[1]["clauses"][0]["found"] == 1
+    assert scores.diagnostics[1]["details"][0]["found"] == 1
     assert [d["correct"] for d in scores.diagnostics] == [v == 1 for v in expected]
     json.dumps(scores.diagnostics)
 
@@ -103,8 +106,11 @@ def test_an_image_that_breaks_the_detector_is_missing_alone() -> None:
         "correct": None,
         "value": None,
         "tag": "counting",
-        "clauses": [],
         "reason": "RuntimeError: cannot bear it",
+        "wrong": "",
+        "clauses": [],
+        "marks": [],
+        "details": [],
     }
 
 
@@ -182,6 +188,93 @@ def test_a_classifier_that_fails_leaves_the_sample_missing() -> None:
     assert scores.diagnostics[0]["reason"] == "ValueError: no text encoder"
 
 
+def test_the_colours_of_all_images_are_named_in_one_call() -> None:
+    """Each by what it shows; images without an object to name are not sent at all."""
+    calls: list[list[int]] = []
+
+    def classify(batch: Tensor, objects: Sequence[Sequence[Detection]]) -> list[list[str]]:
+        calls.append([len(o) for o in objects])
+        return [
+            ["red" if Scripted.count(image) < 3 else "blue"] * len(o) for image, o in zip(batch, objects, strict=True)
+        ]
+
+    two_red = Prompt("two red dogs", {"tag": "colors", "include": [{"class": "dog", "count": 2, "color": "red"}]})
+    prompts = [RED_DOG, RED_DOG, TWO_DOGS, two_red, two_red, RED_DOG]
+    scores = reward(Scripted(), color_classifier=classify).score(images(1, 0, 2, 2, 3, 4), prompts)
+    assert calls == [[1, 2, 2, 1]]
+    assert scores.values.tolist() == [1, 0, 1, 1, 0.5, 0.5]
+    assert [d["marks"][0]["text"] for d in scores.diagnostics if d["marks"]] == [
+        "red dog 0.80", "dog 0.80", "red dog 0.80", "blue dog 0.80", "blue dog 0.80",
+    ]  # fmt: skip
+
+
+def test_an_image_that_breaks_the_classifier_is_missing_alone() -> None:
+    calls: list[int] = []
+
+    def classify(batch: Tensor, objects: Sequence[Sequence[Detection]]) -> list[list[str]]:
+        calls.append(len(batch))
+        if any(Scripted.count(image) == 3 for image in batch):
+            raise RuntimeError("cannot bear it")
+        return [["red"] * len(o) for o in objects]
+
+    scores = reward(Scripted(), color_classifier=classify).score(images(1, 3, 2), [RED_DOG] * 3)
+    assert scores.missing.tolist() == [False, True, False]
+    assert scores.diagnostics[1]["reason"] == "RuntimeError: cannot bear it"
+    assert calls == [3, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [([["red", "red"]], "gave 2 colours for 1 objects"), ([], "gave 0 lists of colours for 1 images")],
+)
+def test_colours_that_do_not_fit_are_not_attributed(answer: list[list[str]], words: str) -> None:
+    scores = reward(Scripted(), color_classifier=lambda batch, objects: answer).score(images(1), [RED_DOG])
+    assert scores.missing.all()
+    assert words in scores.diagnostics[0]["reason"]
+
+
+@pytest.fixture
+def no_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+
+
+@pytest.mark.usefixtures("no_open_clip")
+def test_prompts_with_colours_want_someone_who_names_them() -> None:
+    for _ in range(2):  # the check is repeated, on fewer prompts, to find the first that is refused
+        judge = GenEvalReward(GenEvalOptions(), device=CPU, detector=Scripted())
+        with pytest.raises(
+            UserError, match=r"'geneval': 'a red dog' asks for a colour: .*pip install 'dgpo-geneval\[color\]'"
+        ):
+            judge.check_prompts([TWO_DOGS, RED_DOG])
+    judge.check_prompts([TWO_DOGS])
+    scores = judge.score(images(1, 2), [RED_DOG, TWO_DOGS])
+    assert scores.missing.tolist() == [True, False]
+    assert "pip install 'dgpo-geneval[color]'" in scores.diagnostics[0]["reason"]
+    with pytest.raises(UserError, match="the option `colors` is null"):
+        reward(Scripted()).check_prompts([RED_DOG])
+    reward(Scripted(), color_classifier=lambda batch, objects: [["red"]]).check_prompts([RED_DOG])
+
+
+@pytest.mark.usefixtures("no_open_clip")
+def test_a_detector_may_name_colours_itself() -> None:
+    detector = Scripted("red")
+    detector.colors = ("red", "blue")
+    judge = GenEvalReward(GenEvalOptions(), device=CPU, detector=detector)
+    judge.check_prompts([RED_DOG])
+    green = Prompt("a green dog", {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "green"}]})
+    with pytest.raises(UserError, match=r"'a green dog'.*'include\[0\].color': unknown colour 'green'.*red, blue"):
+        judge.check_prompts([RED_DOG, green])
+
+
+def test_examples_are_the_detectors() -> None:
+    class Shown(Scripted):
+        def examples(self) -> list[Example]:
+            return [Example("a dog", RED_DOG, images(1)[0], good=True)]
+
+    assert reward(Scripted()).examples() == ()
+    assert [e.name for e in reward(Shown()).examples()] == ["a dog"]
+
+
 def test_a_score_does_not_depend_on_the_batch() -> None:
     media, prompts = images(0, 1, 2, 3), [TWO_DOGS, TWO_DOGS, RED_DOG, TWO_DOGS]
     judge = reward(Scripted("red"))
@@ -191,7 +284,7 @@ def test_a_score_does_not_depend_on_the_batch() -> None:
 
 def test_check_prompts() -> None:
     judge = reward(Scripted())
-    judge.check_prompts([TWO_DOGS, RED_DOG])
+    judge.check_prompts([TWO_DOGS])
     with pytest.raises(UserError, match=r"prompt 'a dgo'.*unknown class 'dgo'; did you mean 'dog'"):
         judge.check_prompts([TWO_DOGS, Prompt("a dgo", {"tag": "colors", "include": [{"class": "dgo", "count": 1}]})])
     with pytest.raises(UserError, match=r"17 is more than the 16 detections"):
@@ -233,10 +326,10 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
 
 
 def test_the_detector_is_required(registry: Registry) -> None:
-    with pytest.raises(UserError, match=r"'geneval-official': `detector` is missing.*\(installed: none is installed\)"):
+    with pytest.raises(UserError, match=r"'geneval-official': `detector` is missing.*\(installed: mask2former\)"):
         registry.create("reward", "geneval-official", device=CPU)
     registry.register(Detectors(), distribution="dogs")
-    with pytest.raises(UserError, match=r"'geneval': `detector` is missing.*\(installed: odd, scripted\)"):
+    with pytest.raises(UserError, match=r"'geneval': `detector` is missing.*\(installed: mask2former, odd, scripted\)"):
         registry.create("reward", "geneval", device=CPU)
 
 

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from dgpo_core.types import Example
+
 __all__ = ["Box", "ColorClassifier", "Detection", "Detector", "Thresholds"]
 
 Box = tuple[float, float, float, float]
-"""(x0, y0, x1, y1) in pixels: x to the right, y downwards, x0 <= x1 and y0 <= y1."""
+"""(x0, y0, x1, y1) in pixels: x to the right, y downwards, x0 <= x1 and y0 <= y1. Edges, not centres, of pixels: the
+box of a mask is (first column, first row, last column + 1, last row + 1), so its sides are its width and height."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class Detector(ABC):
     labels: tuple[str, ...]
     """Every label it can give, in GenEval's names ("computer mouse", "tv remote", "computer keyboard")."""
     thresholds: Thresholds = Thresholds()
+    colors: tuple[str, ...] = ()
+    """Every colour that it gives to its detections; none if it leaves colours to a classifier."""
 
     def __init__(self, options: Any, *, device: torch.device) -> None:
         self.options = options
@@ -78,6 +83,11 @@ class Detector(ABC):
         Nothing is left out below a threshold that matters to `thresholds`; an image's detections do not depend on the
         others in the batch. It may raise: the samples are then missing, never scored 0.
         """
+
+    def examples(self) -> Sequence[Example]:
+        """Pictures with GenEval prompts that rewards with this detector must tell apart: good ones and bad ones, or
+        none at all."""
+        return ()
 
 
 class ColorClassifier(Protocol):

@@ -7,8 +7,8 @@ clauses become one number stands in `variants`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dgpo_geneval.detector import Detection, Thresholds
@@ -16,7 +16,7 @@ from dgpo_geneval.geometry import relations
 from dgpo_geneval.metadata import Exclude, Include, Metadata
 from dgpo_geneval.variants import VARIANTS, ExcludeResult, IncludeResult, RelationResult, VariantName
 
-__all__ = ["ClassifyColor", "ColorUnknown", "Verdict", "evaluate", "keep"]
+__all__ = ["ClassifyColor", "ColorUnknown", "Verdict", "colorless", "evaluate", "keep"]
 
 ClassifyColor = Callable[[Sequence[Detection]], Sequence[str]]
 """Detections of one image to one colour name each."""
@@ -32,12 +32,14 @@ class Verdict:
 
     value: the variant's score. correct: its yes or no: `geneval` and `geneval-official` give the benchmark's own
     (counts at least, `exclude` obeyed); `geneval-flowgrpo` gives its `strict` (counts exact, `exclude` not looked at).
+    kept: what was seen, by label, the best first: what the clauses' objects are the first `required` of.
     """
 
     value: float
     correct: bool
     include: tuple[IncludeResult, ...]
     exclude: tuple[ExcludeResult, ...]
+    kept: Mapping[str, Sequence[Detection]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def reason(self) -> str:
@@ -65,6 +67,24 @@ def keep(detections: Sequence[Detection], threshold: float, per_class: int) -> d
     return {label: kept[:per_class] for label, kept in found.items()}
 
 
+def colorless(
+    metadata: Metadata, detections: Sequence[Detection], *, variant: VariantName, thresholds: Thresholds
+) -> list[Detection]:
+    """The detections whose colour the verdict depends on and that carry none, in the order in which `evaluate` asks for
+    them: so that a classifier can be asked about many images at once, before any is judged."""
+    found = keep(detections, thresholds.for_task(metadata.tag), thresholds.per_class)
+    unknown: list[Detection] = []
+    for clause in metadata.include:
+        objects = found.get(clause.label, [])
+        if clause.color is not None and _enough(clause, objects, exact=VARIANTS[variant].exact):
+            unknown += [detection for detection in objects[: clause.count] if detection.color is None]
+    return unknown
+
+
+def _enough(clause: Include, objects: Sequence[Detection], *, exact: bool) -> bool:
+    return len(objects) == clause.count if exact else len(objects) >= clause.count
+
+
 def evaluate(
     metadata: Metadata,
     detections: Sequence[Detection],
@@ -89,7 +109,7 @@ def evaluate(
         matched.append(objects[: clause.count] if result.satisfied else None)
     exclude = () if rules.exact else tuple(_bound(c, len(found.get(c.label, []))) for c in metadata.exclude)
     correct = all(c.satisfied for c in include) and all(c.satisfied for c in exclude)
-    return Verdict(rules.value(include, exclude), correct, tuple(include), exclude)
+    return Verdict(rules.value(include, exclude), correct, tuple(include), exclude, found)
 
 
 def _judge(
@@ -103,7 +123,7 @@ def _judge(
     """One include clause: its count, then the colours, then the relation of the top `count` objects, best first.
     Colours need the count; the relation needs both."""
     reasons: list[str] = []
-    enough = len(objects) == clause.count if exact else len(objects) >= clause.count
+    enough = _enough(clause, objects, exact=exact)
     top = objects[: clause.count]
     colors: tuple[str, ...] | None = None
     relation: RelationResult | None = None
@@ -156,7 +176,9 @@ def _relation(
         return RelationResult(expected, target, target_matched=False, pairs=0, holding=0, seen=())
     seen = [relations(a.box, b.box) for a in objects for b in targets]
     names = tuple(" and ".join(sorted(pair)) or "none" for pair in seen)
-    return RelationResult(expected, target, True, len(seen), sum(expected in pair for pair in seen), names)
+    holding = [expected in pair for pair in seen]
+    right = tuple(all(holding[i : i + len(targets)]) for i in range(0, len(seen), len(targets)))
+    return RelationResult(expected, target, True, len(seen), sum(holding), names, right)
 
 
 def _bound(clause: Exclude, found: int) -> ExcludeResult:

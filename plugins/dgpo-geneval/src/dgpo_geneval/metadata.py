@@ -18,7 +18,18 @@ from dgpo_core.types import Prompt
 from dgpo_geneval.detector import Thresholds
 from dgpo_schemas.base import Int, StrictModel
 
-__all__ = ["COLORS", "RELATIONS", "TASKS", "Exclude", "Include", "Metadata", "Relation", "check_against", "parse"]
+__all__ = [
+    "COLORS",
+    "RELATIONS",
+    "TASKS",
+    "Exclude",
+    "Include",
+    "Metadata",
+    "Relation",
+    "Task",
+    "check_against",
+    "parse",
+]
 
 Task = Literal["single_object", "two_object", "counting", "colors", "position", "color_attr"]
 Relation = Literal["left of", "right of", "above", "below"]
@@ -149,8 +160,13 @@ def parse(prompt: Prompt) -> Metadata:
         ) from error
 
 
-def check_against(prompt: Prompt, labels: tuple[str, ...], thresholds: Thresholds) -> None:
-    """Raise UserError if a prompt's metadata is invalid or asks for what a detector with these labels cannot see."""
+def check_against(
+    prompt: Prompt, labels: tuple[str, ...], thresholds: Thresholds, colors: tuple[str, ...] = ()
+) -> None:
+    """Raise UserError if a prompt's metadata is invalid or asks for what a detector with these labels cannot see.
+
+    `colors`: those that the detector gives, if it gives any; with none, a classifier names all of `COLORS`.
+    """
     metadata = parse(prompt)
     named: list[tuple[str, Include | Exclude]] = [(f"include[{i}]", c) for i, c in enumerate(metadata.include)]
     named += [(f"exclude[{i}]", c) for i, c in enumerate(metadata.exclude)]
@@ -163,3 +179,7 @@ def check_against(prompt: Prompt, labels: tuple[str, ...], thresholds: Threshold
                 f"prompt {prompt.text!r}: GenEval metadata, key '{key}.count': {clause.count} is more than the "
                 f"{thresholds.per_class} detections of a class that the detector keeps"
             )
+        color = clause.color if isinstance(clause, Include) else None
+        if colors and color is not None and color not in colors:
+            reason = _unknown("colour", color, colors)
+            raise UserError(f"prompt {prompt.text!r}: GenEval metadata, key '{key}.color': {reason} for the detector")

@@ -1,12 +1,35 @@
-"""Options of the GenEval rewards. Light: no torch, no numpy."""
+"""Options of this plugin's parts. Light: no torch, no numpy."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
 
-from dgpo_schemas.base import Options, Use
+from pydantic import Field, field_validator, model_validator
 
-__all__ = ["GenEvalOptions"]
+from dgpo_geneval.metadata import Task
+from dgpo_schemas.base import Float, Int, Options, Use
+
+__all__ = ["ColorOptions", "GenEvalOptions", "GenEvalPromptsOptions", "Mask2FormerOptions"]
+
+
+class ColorOptions(Options):
+    """The colour classifier: open_clip, zero-shot. Built only where a prompt asks for a colour and the detector gives
+    none. Another model or background is another score."""
+
+    model: str = Field(default="ViT-L-14", min_length=1, description="Name of the architecture in open_clip.")
+    pretrained: str = Field(
+        default="openai",
+        min_length=1,
+        description="open_clip's tag of the weights, or a local file of them. OpenAI's weights from a file want the "
+        "architecture with `-quickgelu` at the end of its name; the tag sees to that itself.",
+    )
+    background: str = Field(
+        default="#999",
+        pattern=r"^(#[0-9a-fA-F]{3}|#[0-9a-fA-F]{6}|original)$",
+        description="What is painted outside the object's mask: #RGB, #RRGGBB, or `original` for nothing.",
+    )
+    crop: bool = Field(default=True, description="Whether the picture is cropped to the object's box.")
+    batch: Int = Field(default=64, ge=1, description="Objects in one pass of the image encoder.")
 
 
 class GenEvalOptions(Options):
@@ -17,3 +40,74 @@ class GenEvalOptions(Options):
         description="The object detector: a name, or `use` with `options`. Required: scores depend on it, so none is "
         "chosen for you. `dgpo plugins list` shows the installed ones.",
     )
+    colors: ColorOptions | None = Field(
+        default=ColorOptions(),
+        description="The colour classifier, for detectors that name no colours themselves; null for none.",
+    )
+
+
+class Mask2FormerOptions(Options):
+    """Which Mask2Former, on what size of picture, and what counts as seen."""
+
+    checkpoint: str = Field(
+        default="facebook/mask2former-swin-small-coco-instance",
+        min_length=1,
+        description="A Hub repository or a directory in transformers' format, trained for instance segmentation.",
+    )
+    revision: str | None = Field(default=None, description="Revision of the Hub repository: a commit, tag or branch.")
+    side: Int = Field(default=800, ge=32, description="Shorter side that pictures are resized to, in pixels.")
+    longest: Int = Field(default=1333, ge=32, description="Longest side; long pictures get a shorter shorter side.")
+    batch: Int = Field(default=8, ge=1, description="Pictures in one pass of the network.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Number format of the weights; scores are worked out in float32."
+    )
+    score: Float = Field(default=0.3, ge=0, lt=1, description="Detections count if they score above this.")
+    counting: Float = Field(default=0.9, ge=0, lt=1, description="The same, for prompts of the task `counting`.")
+    per_class: Int = Field(default=16, ge=1, description="Detections kept of each class, the best ones.")
+    mask: Float = Field(default=0.5, gt=0, lt=1, description="Probability from which a pixel is the object's.")
+    subset: bool = Field(
+        default=False,
+        description="Accept a checkpoint that does not know all 80 classes; prompts about the others are refused.",
+    )
+
+    @model_validator(mode="after")
+    def _sides(self) -> Mask2FormerOptions:
+        if self.longest < self.side:
+            raise ValueError(f"longest ({self.longest}) is less than side ({self.side})")
+        return self
+
+
+class GenEvalPromptsOptions(Options):
+    """How many prompts, of which tasks, and what is held out."""
+
+    train_count: Int = Field(default=50_000, ge=1, description="Training prompts; short of contents, texts repeat.")
+    heldout: Literal["split", "benchmark"] = Field(
+        default="split",
+        description="What is held out: `split`, about a fifth of the contents; or `benchmark`, GenEval's own 553 "
+        "prompts, to be compared with published numbers. Neither is trained on, in either order of the objects.",
+    )
+    heldout_count: Int | None = Field(
+        default=None,
+        ge=6,
+        description="With `split`: at most so many held-out prompts, an equal share of each task, none twice "
+        "(default 600). The benchmark has 553.",
+    )
+    tasks: dict[Task, Float] = Field(
+        default={"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1, "single_object": 0},
+        description="Weights of the tasks among the training prompts; tasks left out get none. The default is "
+        "Flow-GRPO's (arXiv 2505.05470).",
+    )
+    seed: Int = Field(default=0, description="Chooses which prompts and in which order; never what is held out.")
+
+    @field_validator("tasks")
+    @classmethod
+    def _some_weight(cls, value: dict[Task, float]) -> dict[Task, float]:
+        if any(weight < 0 for weight in value.values()) or not sum(value.values()) > 0:
+            raise ValueError("weights must be 0 or more, and at least one above 0")
+        return value
+
+    @model_validator(mode="after")
+    def _one_size(self) -> GenEvalPromptsOptions:
+        if self.heldout == "benchmark" and self.heldout_count is not None:
+            raise ValueError("heldout_count is for `heldout: split`; the benchmark has 553 prompts (use `limit`)")
+        return self

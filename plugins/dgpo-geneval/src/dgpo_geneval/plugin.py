@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
-from dgpo_geneval.options import GenEvalOptions
+from dgpo_geneval.options import GenEvalOptions, GenEvalPromptsOptions, Mask2FormerOptions
 
-__all__ = ["dgpo_rewards"]
+__all__ = ["dgpo_detectors", "dgpo_prompt_sources", "dgpo_rewards"]
 
 
 @hookimpl
@@ -33,4 +33,31 @@ def dgpo_rewards() -> Sequence[Part]:
             implementation="dgpo_geneval.reward:GenEvalFlowGRPOReward",
             options=GenEvalOptions,
         ),
+    ]
+
+
+@hookimpl
+def dgpo_detectors() -> Sequence[Part]:
+    """The detector that comes with the rewards."""
+    return [
+        Part(
+            name="mask2former",
+            summary="Mask2Former of transformers, Facebook's COCO weights, not the benchmark's of mmdet: GenEval with "
+            "Mask2Former (HF), thresholds calibratable",
+            implementation="dgpo_geneval.mask2former:Mask2FormerDetector",
+            options=Mask2FormerOptions,
+        )
+    ]
+
+
+@hookimpl
+def dgpo_prompt_sources() -> Sequence[Part]:
+    """Prompts for the rewards."""
+    return [
+        Part(
+            name="geneval",
+            summary="GenEval's prompts: generated for training, with contents or the benchmark's own 553 held out",
+            implementation="dgpo_geneval.prompts:GenEvalPrompts",
+            options=GenEvalPromptsOptions,
+        )
     ]

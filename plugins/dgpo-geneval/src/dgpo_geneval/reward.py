@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.types import Prompt, Scores
+from dgpo_core.types import Example, Prompt, Scores
 from dgpo_geneval.detector import ColorClassifier, Detection, Detector
-from dgpo_geneval.evaluator import Verdict, evaluate
-from dgpo_geneval.metadata import check_against, parse
+from dgpo_geneval.diagnosis import diagnose
+from dgpo_geneval.evaluator import Verdict, colorless, evaluate
+from dgpo_geneval.metadata import Metadata, check_against, parse
 from dgpo_geneval.variants import VariantName
 
 if TYPE_CHECKING:
@@ -23,6 +26,18 @@ if TYPE_CHECKING:
 __all__ = ["GenEvalFlowGRPOReward", "GenEvalOfficialReward", "GenEvalReward"]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Case:
+    """One sample on its way to a verdict: what it shows, which of that has no colour yet, what went wrong."""
+
+    prompt: Prompt
+    metadata: Metadata | None = None
+    seen: Sequence[Detection] = ()
+    colorless: Sequence[Detection] = ()
+    named: Sequence[str] | None = None
+    error: Exception | None = None
 
 
 class GenEvalReward(RewardModel):
@@ -46,31 +61,60 @@ class GenEvalReward(RewardModel):
         """
         super().__init__(options, device=device)
         self.detector = detector or _build(options, self.variant, device)
-        self.color_classifier = color_classifier
+        self._color_classifier = color_classifier
+        self._no_color_classifier: UserError | None = None
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raise UserError, naming prompt and key, for metadata that is invalid or asks for what cannot be detected."""
+        """Raise UserError, naming prompt and key, for metadata that is invalid or asks for what cannot be detected.
+
+        If a prompt asks for a colour and the detector names none, the colour classifier is loaded here: what it lacks
+        is said before a run starts.
+        """
         for prompt in prompts:
-            check_against(prompt, self.detector.labels, self.detector.thresholds)
+            check_against(prompt, self.detector.labels, self.detector.thresholds, self.detector.colors)
+        colored = [p.text for p in prompts if any(clause.color for clause in parse(p).include)]
+        if colored and not self.detector.colors:
+            try:
+                self.color_classifier()
+            except UserError as error:
+                raise UserError(f"reward {self.variant!r}: {colored[0]!r} asks for a colour: {error}") from error
+
+    def color_classifier(self) -> ColorClassifier:
+        """The colour classifier, loaded when it is first asked for. Raises UserError, every time, if there is none."""
+        if self._color_classifier is None:
+            if self._no_color_classifier is not None:
+                raise self._no_color_classifier
+            try:
+                self._color_classifier = _build_color_classifier(self.options, self.device)
+            except UserError as error:
+                self._no_color_classifier = error
+                raise
+        return self._color_classifier
+
+    def examples(self) -> Sequence[Example]:
+        """The detector's."""
+        return self.detector.examples()
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         """Images [B, 3, H, W], float in [0, 1], to values float32 [B] on the CPU.
 
-        A sample whose detection, colour or metadata fails is missing (its value nan), with the reason in its
-        diagnostics; if the detector fails on the batch it is asked again image by image, so that only the images that
-        it cannot bear are lost. Diagnostics: correct, value, tag, clauses, reason.
+        The detector looks at all of them, then the colours that verdicts depend on are named, all in one call, then
+        they are judged. A sample whose detection, colour or metadata fails is missing (its value nan), with the reason
+        in its diagnostics; if detector or classifier fail on the batch they are asked again image by image, so that
+        only the images that they cannot bear are lost. Diagnostics: see `diagnosis.diagnose`.
         """
+        cases = [self._case(prompt, seen) for prompt, seen in zip(prompts, self._detect(media), strict=True)]
+        self._name_colors(media, cases)
         values, diagnostics = [], []
-        for index, (prompt, seen) in enumerate(zip(prompts, self._detect(media), strict=True)):
+        for case in cases:
+            verdict, reason = None, None
             try:
-                verdict = self._judge(media[index : index + 1], prompt, seen)
+                verdict = self._judge(case)
             except Exception as error:
-                log.debug("prompt %r: the sample is missing", prompt.text, exc_info=True)
-                values.append(float("nan"))
-                diagnostics.append(_diagnosis(prompt, None, f"{type(error).__name__}: {error}"))
-            else:
-                values.append(verdict.value)
-                diagnostics.append(_diagnosis(prompt, verdict, verdict.reason))
+                log.debug("prompt %r: the sample is missing", case.prompt.text, exc_info=True)
+                reason = f"{type(error).__name__}: {error}"
+            values.append(float("nan") if verdict is None else verdict.value)
+            diagnostics.append(diagnose(case.prompt, self.variant, verdict, reason))
         tensor = torch.tensor(values, dtype=torch.float32)
         return Scores(tensor, tensor.isnan(), tuple(diagnostics))
 
@@ -87,20 +131,52 @@ class GenEvalReward(RewardModel):
             log.warning("the detector failed on %d images, asking for each alone", len(images), exc_info=True)
             return [self._detect(images[index : index + 1])[0] for index in range(len(images))]
 
-    def _judge(self, image: Tensor, prompt: Prompt, seen: list[Detection] | Exception) -> Verdict:
-        """The verdict on one image [1, 3, H, W]; raises what the detector raised."""
+    def _case(self, prompt: Prompt, seen: list[Detection] | Exception) -> _Case:
+        """What can be said of a sample before colours are named."""
         if isinstance(seen, Exception):
-            raise seen
-        strange = {detection.label for detection in seen} - set(self.detector.labels)
-        if strange:
-            raise ValueError(f"the detector gave the label {min(strange)!r}, which it does not declare")
-        classifier = self.color_classifier
+            return _Case(prompt, error=seen)
+        try:
+            strange = {detection.label for detection in seen} - set(self.detector.labels)
+            if strange:
+                raise ValueError(f"the detector gave the label {min(strange)!r}, which it does not declare")
+            metadata = parse(prompt)
+            unknown = colorless(metadata, seen, variant=self.variant, thresholds=self.detector.thresholds)
+        except Exception as error:
+            return _Case(prompt, error=error)
+        return _Case(prompt, metadata, seen, unknown)
+
+    def _name_colors(self, media: Tensor, cases: Sequence[_Case]) -> None:
+        """Ask the classifier for every colour that is needed, of all images at once."""
+        asking = [(index, case) for index, case in enumerate(cases) if case.colorless]
+        if not asking or (self._color_classifier is None and self.options.colors is None):
+            return
+        try:
+            classifier = self.color_classifier()
+        except UserError as error:
+            for _, case in asking:
+                case.error = error
+            return
+        images = media[[index for index, _ in asking]]
+        answers = _ask(classifier, images, [case.colorless for _, case in asking])
+        for (_, case), answer in zip(asking, answers, strict=True):
+            if isinstance(answer, Exception):
+                case.error = answer
+            else:
+                case.named = answer
+
+    def _judge(self, case: _Case) -> Verdict:
+        """The verdict on one sample; raises what went wrong with it."""
+        if case.error is not None:
+            raise case.error
+        assert case.metadata is not None
+        names = None if case.named is None else iter(case.named)
         return evaluate(
-            parse(prompt),
-            seen,
+            case.metadata,
+            case.seen,
             variant=self.variant,
             thresholds=self.detector.thresholds,
-            classify_color=None if classifier is None else lambda objects: classifier(image, [objects])[0],
+            # `colorless` lists them in the order in which they are asked for here.
+            classify_color=None if names is None else lambda objects: list(islice(names, len(objects))),
         )
 
 
@@ -117,15 +193,35 @@ class GenEvalFlowGRPOReward(GenEvalReward):
     range = (float("-inf"), 1.0)
 
 
-def _diagnosis(prompt: Prompt, verdict: Verdict | None, reason: str) -> dict[str, Any]:
-    """JSON-able account of one sample; `correct` and `value` are None where it could not be scored."""
-    return {
-        "correct": None if verdict is None else verdict.correct,
-        "value": None if verdict is None else verdict.value,
-        "tag": prompt.metadata.get("tag"),
-        "clauses": [] if verdict is None else verdict.clauses(),
-        "reason": reason,
-    }
+def _ask(
+    classifier: ColorClassifier, images: Tensor, objects: list[Sequence[Detection]]
+) -> list[Sequence[str] | Exception]:
+    """Colours of each image's objects, or why there are none."""
+    try:
+        answers = list(classifier(images, objects))
+        if len(answers) != len(objects):
+            raise ValueError(f"the colour classifier gave {len(answers)} lists of colours for {len(objects)} images")
+        for answer, asked in zip(answers, objects, strict=True):
+            if len(answer) != len(asked):
+                raise ValueError(f"the colour classifier gave {len(answer)} colours for {len(asked)} objects")
+        return list(answers)
+    except Exception as error:
+        if len(objects) == 1:
+            return [error]
+        log.warning("the colour classifier failed on %d images, asking for each alone", len(objects), exc_info=True)
+        return [_ask(classifier, images[i : i + 1], [one])[0] for i, one in enumerate(objects)]
+
+
+def _build_color_classifier(options: GenEvalOptions, device: torch.device) -> ColorClassifier:
+    """The classifier that the options describe. Raises UserError if there is none, if open_clip is not installed, or
+    if its weights cannot be loaded."""
+    if options.colors is None:
+        raise UserError(
+            "the detector names no colours, and the option `colors` is null: leave it out to have them classified"
+        )
+    from dgpo_geneval.colors import OpenClipColors
+
+    return OpenClipColors(options.colors, device=device)
 
 
 def _build(options: GenEvalOptions, name: str, device: torch.device) -> Detector:
@@ -134,7 +230,7 @@ def _build(options: GenEvalOptions, name: str, device: torch.device) -> Detector
 
     registry = get_registry()
     if options.detector is None:
-        installed = ", ".join(registry.parts("detector")) or "none is installed"
+        installed = ", ".join(registry.parts("detector"))
         raise UserError(
             f"reward {name!r}: `detector` is missing; write `options: {{detector: NAME}}` (installed: {installed})"
         )

@@ -17,7 +17,8 @@ class RelationResult:
     """How the objects of a clause lie to those of its target clause.
 
     target_matched: whether the target clause was itself satisfied (else nothing is compared); pairs, holding: pairs of
-    object and target, and those in the expected relation; seen: the relations of each pair.
+    object and target, and those in the expected relation; seen: the relations of each pair; right: whether each object
+    stands in it to every target.
     """
 
     expected: str
@@ -26,6 +27,7 @@ class RelationResult:
     pairs: int
     holding: int
     seen: tuple[str, ...]
+    right: tuple[bool, ...] = ()
 
     @property
     def holds(self) -> bool:

@@ -6,6 +6,8 @@ known classes. Legend: B pictures, K blobs, T classes, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +15,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dgpo_geneval.detector import Detection, Detector, Thresholds
-from dgpo_miniature.world import CLASSES, COLORS, RGB, signed_distance
+from dgpo_miniature.captions import TASKS, TRAIN_TEMPLATES, all_captions, corrupt, metadata, scene_content, text
+from dgpo_miniature.world import CLASSES, COLORS, RGB, random_scenes, render, signed_distance
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dgpo_core.types import Example
 
 __all__ = ["ShapeDetector", "find_shapes"]
 
@@ -101,8 +106,28 @@ class ShapeDetector(Detector):
     """Finds the miniature's shapes and their colours; the rules have no options and run on the CPU."""
 
     labels: tuple[str, ...] = CLASSES
+    colors: tuple[str, ...] = COLORS
     thresholds = Thresholds(score=0.3, counting=0.3, per_class=16)
 
     def detect(self, images: Tensor) -> list[list[Detection]]:
         """Detections of each image [B, 3, H, W], float in [0, 1], any device, the surest first."""
         return find_shapes(images.detach().float().cpu().numpy())
+
+    def examples(self) -> Sequence[Example]:
+        """One drawn scene of each task as its prompt asks for (good), and one with a fault (bad); [3, 64, 64]."""
+        import torch
+
+        from dgpo_core.types import Example, Prompt
+
+        rng = Random("examples")
+        found = []
+        for task in TASKS:
+            caption = rng.choice(all_captions(task))
+            words = text(caption, TRAIN_TEMPLATES[0])
+            prompt = Prompt(words, metadata(caption, words))
+            for shown, good in ((caption, True), (corrupt(caption, rng), False)):
+                kind, color = (np.array([part]) for part in scene_content(shown, rng))
+                picture = render(random_scenes(kind, color, np.random.default_rng(len(found))))[0]
+                name = f"{words}: {'as asked' if good else text(shown, TRAIN_TEMPLATES[0])}"
+                found.append(Example(name, prompt, torch.from_numpy(picture), good=good))
+        return found

@@ -1,0 +1,207 @@
+"""The benchmark's colour classifier: open_clip, zero-shot, on what is inside an object's mask.
+
+After `color_classification` of djghosh13/geneval. Legend: B images, H W their pixels, N objects of all of them, S side
+of what the image encoder sees, D its width, K = 10 colours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dgpo_core.errors import UserError
+from dgpo_geneval.detector import Box, Detection
+from dgpo_geneval.metadata import COLORS
+
+if TYPE_CHECKING:
+    from dgpo_geneval.options import ColorOptions
+
+__all__ = ["TEMPLATES", "OpenClipColors", "cut_out", "to_square"]
+
+TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
+CACHED = 256
+"""Classes whose text embeddings are kept."""
+SLENDER = 8
+"""Crops longer than so many times their width are shortened before they are enlarged: only their middle is seen."""
+
+
+def pixel_box(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
+    """A box in whole pixels, rounded to even as Pillow's crop does, inside the image, at least one pixel wide."""
+    x0, y0, x1, y1 = (round(edge) for edge in box)
+    x0, y0 = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
+    return x0, y0, min(max(x1, x0 + 1), width), min(max(y1, y0 + 1), height)
+
+
+def cut_out(image: Tensor, detection: Detection, background: Tensor | None, *, crop: bool) -> Tensor:
+    """An object [3, h, w] of an image [3, H, W]: `background` [3, 1, 1] outside its mask (None paints nothing, nor
+    does an object without a mask), cropped to its box if `crop`."""
+    x0, y0, x1, y1 = pixel_box(detection.box, *image.shape[-2:]) if crop else (0, 0, *image.shape[:0:-1])
+    part = image[:, y0:y1, x0:x1]
+    if detection.mask is None or background is None:
+        return part
+    return torch.where(torch.from_numpy(detection.mask[y0:y1, x0:x1]).to(image.device), part, background)
+
+
+def to_square(picture: Tensor, side: int, *, mode: str, squash: bool) -> Tensor:
+    """A picture [3, h, w] in [0, 1] as CLIP's preprocessing makes it: [3, side, side], resized with anti-aliasing, the
+    shorter edge to `side` and the middle of the longer one; with `squash` both edges to `side`."""
+    height, width = picture.shape[-2:]
+    short, long = min(height, width), max(height, width)
+    if not squash and long > SLENDER * short + 32:
+        spare = (long - (SLENDER * short + 32)) // 2
+        picture = picture[..., spare : height - spare, :] if height > width else picture[..., spare : width - spare]
+        height, width = picture.shape[-2:]
+        long = max(height, width)
+    stretched = int(side * long / short)
+    size = (side, side) if squash else (side, stretched) if height <= width else (stretched, side)
+    # Rows first, then columns, as Pillow does: bicubic overshoots at the edge of a mask, and 8-bit pictures cannot, not
+    # even between the two.
+    for step in ((height, size[1]), size):
+        picture = functional.interpolate(picture[None], step, mode=mode, align_corners=False, antialias=True)[0]
+        picture = picture.clamp(0, 1)
+    top, left = (round((edge - side) / 2) for edge in size)
+    return picture[:, top : top + side, left : left + side]
+
+
+def rgb(text: str, device: torch.device) -> Tensor | None:
+    """`#999` or `#999999` as [3, 1, 1] in [0, 1]; None for `original`."""
+    if text == "original":
+        return None
+    digits = text[1:] if len(text) == 7 else "".join(2 * digit for digit in text[1:])
+    values = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    return torch.tensor(values, device=device).view(3, 1, 1)
+
+
+class OpenClipColors:
+    """Names the colours of objects; a `detector.ColorClassifier`."""
+
+    def __init__(self, options: ColorOptions, *, device: torch.device) -> None:
+        """Load model, weights and tokenizer. Raises UserError if open_clip is missing or does not know them, or if the
+        weights cannot be fetched or do not fit exactly."""
+        self.options = options
+        self.device = device
+        self.model, self.tokenizer, seen = _load(options, device)
+        self.side, self.mode, self.squash = seen["size"], seen["interpolation"], seen["resize_mode"] == "squash"
+        self.mean = torch.tensor(seen["mean"], device=device).view(3, 1, 1)
+        self.std = torch.tensor(seen["std"], device=device).view(3, 1, 1)
+        self.background = rgb(options.background, device)
+        self._weights: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, detections: Sequence[Sequence[Detection]]) -> list[list[str]]:
+        """Images [B, 3, H, W], float in [0, 1], any device, and some detections of each, to one of the ten colours per
+        detection. All objects go through the image encoder together, `batch` at a time."""
+        objects = [detection for one in detections for detection in one]
+        if not objects:
+            return [[] for _ in detections]
+        crops = self._crops(images, detections)
+        chosen = [
+            self._choose(crops[i : i + self.options.batch], objects[i : i + self.options.batch])
+            for i in range(0, len(objects), self.options.batch)
+        ]
+        names = (COLORS[index] for index in torch.cat(chosen).tolist())
+        return [[next(names) for _ in one] for one in detections]
+
+    def _crops(self, images: Tensor, detections: Sequence[Sequence[Detection]]) -> Tensor:
+        """What the encoder sees of every object, [N, 3, S, S], normalised."""
+        crops = []
+        for image, one in zip(images, detections, strict=True):
+            pixels = image.to(self.device, torch.float32) if one else image
+            for detection in one:
+                part = cut_out(pixels, detection, self.background, crop=self.options.crop)
+                crops.append(to_square(part, self.side, mode=self.mode, squash=self.squash))
+        return (torch.stack(crops) - self.mean) / self.std
+
+    def _choose(self, crops: Tensor, objects: Sequence[Detection]) -> Tensor:
+        """The likeliest colour of each object, int64 [N]."""
+        labels = list(dict.fromkeys(detection.label for detection in objects))
+        weights = torch.stack([self.weights(label) for label in labels])
+        which = torch.tensor([labels.index(detection.label) for detection in objects], device=self.device)
+        features = self.model.encode_image(crops, normalize=True)
+        chosen: Tensor = (features[:, None, :] @ weights[which]).squeeze(1).argmax(1)
+        return chosen
+
+    def weights(self, label: str) -> Tensor:
+        """Text embeddings [D, K] of the colours of a class: the templates' embeddings of length one, their mean, again
+        of length one. Kept for the classes asked for last; may be called from any thread."""
+        with self._lock:
+            known = self._weights.get(label)
+            if known is None:
+                texts = [template.format(color=color, label=label) for color in COLORS for template in TEMPLATES]
+                embeddings = self.model.encode_text(self.tokenizer(texts).to(self.device), normalize=True)
+                mean = embeddings.unflatten(0, (len(COLORS), len(TEMPLATES))).mean(1)
+                known = functional.normalize(mean, dim=-1).T
+                self._weights[label] = known
+            self._weights.move_to_end(label)
+            while len(self._weights) > CACHED:
+                self._weights.popitem(last=False)
+            return known
+
+
+def _load(options: ColorOptions, device: torch.device) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, tokenizer and how the model wants its pictures."""
+    try:
+        open_clip: Any = importlib.import_module("open_clip")
+    except Exception as error:  # absent, or beside a torchvision that does not fit its torch
+        hint = "pip install 'dgpo-geneval[color]'"
+        raise UserError(
+            f"the detector names no colours, and the colour classifier needs open_clip: {hint} ({error})"
+        ) from error
+    name = options.model
+    if name not in open_clip.list_models():
+        raise UserError(f"colors.model: {name!r} is none of open_clip's; `open_clip.list_models()` lists them")
+    what = f"colors.pretrained: {options.pretrained} for {name}"
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    tagged = options.pretrained in tags
+    file = Path(options.pretrained).expanduser()
+    if not tagged and not file.is_file():
+        raise UserError(f"{what} is neither a file nor one of open_clip's tags: {', '.join(tags) or 'there are none'}")
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]):  # weights are drawn before they are loaded
+            model = open_clip.create_model(
+                name,
+                pretrained=options.pretrained if tagged else str(file),
+                device=device,
+                # open_clip 3 only warns that OpenAI's weights were trained with another activation, and uses its own.
+                force_quick_gelu=tagged
+                and bool(open_clip.get_pretrained_cfg(name, options.pretrained).get("quick_gelu")),
+                require_pretrained=True,
+            )
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:
+        raise UserError(f"{what} cannot be loaded: {_first_lines(str(error).splitlines() or [repr(error)])}") from error
+    seen = dict(open_clip.get_model_preprocess_cfg(model))
+    sides = seen["size"] if isinstance(seen["size"], (tuple, list)) else (seen["size"],) * 2
+    if sides[0] != sides[1] or seen["resize_mode"] not in ("shortest", "squash"):
+        raise UserError(f"colors.model: {name} wants pictures of {sides}, {seen['resize_mode']}: not supported")
+    seen["size"] = sides[0]
+    seen["interpolation"] = "bilinear" if seen["interpolation"] == "bilinear" else "bicubic"
+    return model.eval().requires_grad_(False), tokenizer, seen
+
+
+def _first_lines(lines: Iterable[str]) -> str:
+    """What a library says, without a list of hundreds of keys."""
+    return " ".join(line.strip() for line in list(lines)[:3] if line.strip())[:400]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip logs every step of loading to the root logger; its errors are raised."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        root.setLevel(level)

@@ -1,0 +1,156 @@
+"""The detector `mask2former`: transformers' Mask2Former, from pixels to labelled boxes on the run's device.
+
+Legend: B images, H W their pixels, Q queries, C classes, h w the network's masks, N instances of all images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dgpo_geneval.detector import Detection, Detector, Thresholds
+from dgpo_geneval.loading import load
+from dgpo_geneval.photograph import photograph_examples
+
+if TYPE_CHECKING:
+    from dgpo_core.types import Example
+    from dgpo_geneval.options import Mask2FormerOptions
+
+__all__ = ["Instances", "Mask2FormerDetector", "boxes_of", "find_instances", "network_size"]
+
+DIVISOR = 32
+"""Sides of what the network is given are multiples of this, as Swin wants them."""
+MASK_SIZE = 384
+"""Side of the square on which transformers judges every mask, whatever the picture's shape."""
+DECIMALS = 3
+"""To which scores are rounded: what comes after is the noise of arithmetic that varies with the batch's size, and an
+image's detections must not."""
+
+
+def network_size(height: int, width: int, side: int, longest: int) -> tuple[int, int]:
+    """Size that a picture is resized to: shorter side `side`, or less if the longer one would exceed `longest`; both
+    then rounded up to multiples of 32 (which stretches the picture a little, and may exceed `longest` by up to 31), as
+    transformers' processor does."""
+    short, long = min(height, width), max(height, width)
+    exact: float = side
+    if long / short * side > longest:
+        exact = longest * short / long
+    sides = (max(round(exact), 1), int(exact * long / short))
+    new_height, new_width = sides if height <= width else sides[::-1]
+    return -(-new_height // DIVISOR) * DIVISOR, -(-new_width // DIVISOR) * DIVISOR
+
+
+@dataclass(frozen=True, slots=True)
+class Instances:
+    """Objects of a batch: image and label int64 [N], score float32 [N], mask bool [N, H, W] in the images' pixels."""
+
+    image: Tensor
+    label: Tensor
+    score: Tensor
+    mask: Tensor
+
+
+def find_instances(
+    class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int], *, score: float, mask: float = 0.5
+) -> Instances:
+    """The network's answers, [B, Q, C + 1] and [B, Q, h, w], to instances that score at least `score`.
+
+    As transformers' `post_process_instance_segmentation` with binary maps (v5; its masks are cut at probability 0.5,
+    here at `mask`): of all pairs of query and class the Q most probable; the masks at 384 x 384; the score is the
+    class's probability times the mean of the mask's over the pixels inside; then to the image's size, nearest pixel.
+    Overlaps stay: nothing is suppressed. Everything happens on the device of the logits.
+    """
+    queries, classes = class_logits.shape[1], class_logits.shape[2] - 1
+    chance, pair = class_logits.float().softmax(-1)[..., :-1].flatten(1).topk(queries)
+    # A score is at most its class's probability, so that only few masks have to be drawn.
+    image, place = torch.nonzero(chance >= score, as_tuple=True)
+    chance, pair = chance[image, place], pair[image, place]
+    if not len(image):
+        return Instances(image, pair, chance, torch.zeros((0, *size), dtype=torch.bool, device=image.device))
+    chosen = mask_logits[image, torch.div(pair, classes, rounding_mode="floor")].float()
+    logits = functional.interpolate(chosen[None], (MASK_SIZE, MASK_SIZE), mode="bilinear", align_corners=False)[0]
+    inside = (logits > math.log(mask / (1 - mask))).float()
+    mean = (logits.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
+    inside = functional.interpolate(inside[None], size, mode="nearest")[0] > 0.5
+    scores = chance * mean
+    seen = (scores >= score) & inside.flatten(1).any(1)
+    return Instances(image[seen], (pair % classes)[seen], scores[seen], inside[seen])
+
+
+def boxes_of(masks: Tensor) -> Tensor:
+    """Boxes float32 [N, 4] of masks bool [N, H, W], none of them empty: (first column, first row, last column + 1,
+    last row + 1), as mmdet's."""
+    edges = []
+    for line in (masks.any(1), masks.any(2)):
+        place = torch.arange(line.shape[1], device=masks.device)
+        edges.append((torch.where(line, place, line.shape[1]).amin(1), torch.where(line, place, -1).amax(1) + 1))
+    (x0, x1), (y0, y1) = edges
+    return torch.stack([x0, y0, x1, y1], 1).float()
+
+
+class Mask2FormerDetector(Detector):
+    """Mask2Former as transformers runs it. The default checkpoint is Facebook's training of the architecture that the
+    benchmark took from mmdet: its scores are another scale, so results are "GenEval with Mask2Former (HF)"."""
+
+    def __init__(self, options: Mask2FormerOptions, *, device: torch.device) -> None:
+        """Load the checkpoint that the options name. Raises UserError; see `loading.load`."""
+        super().__init__(options, device=device)
+        loaded = load(options)
+        self.network = loaded.network.to(device)
+        self.dtype: torch.dtype = getattr(torch, options.dtype)
+        self.names = loaded.names
+        self.labels = tuple(dict.fromkeys(loaded.names))
+        self.thresholds = Thresholds(options.score, options.counting, options.per_class)
+        shape = (3, 1, 1)
+        self.gain = loaded.scale / torch.tensor(loaded.std, device=device).view(shape)
+        self.offset = (torch.tensor(loaded.mean) / torch.tensor(loaded.std)).to(device).view(shape)
+
+    @torch.inference_mode()
+    def detect(self, images: Tensor) -> list[list[Detection]]:
+        """Detections, with masks, of each image [B, 3, H, W], float in [0, 1], any device, the surest first.
+
+        Those that score below both thresholds are left out.
+        """
+        starts = range(0, len(images), self.options.batch)
+        return [found for i in starts for found in self._detect(images[i : i + self.options.batch])]
+
+    def _detect(self, images: Tensor) -> list[list[Detection]]:
+        size = (images.shape[-2], images.shape[-1])
+        output = self.network(pixel_values=self.pixels(images))
+        found = find_instances(
+            output.class_queries_logits,
+            output.masks_queries_logits,
+            size,
+            score=min(self.thresholds.score, self.thresholds.counting),
+            mask=self.options.mask,
+        )
+        # One table and its masks: all that leaves the device.
+        columns = (found.image[:, None], found.label[:, None], found.score[:, None], boxes_of(found.mask))
+        table = torch.cat([column.double() for column in columns], 1).cpu().tolist()
+        masks = found.mask.cpu().numpy()
+        seen: list[list[Detection]] = [[] for _ in images]
+        for (image, label, score, x0, y0, x1, y1), mask in zip(table, masks, strict=True):
+            name = self.names[int(label)]
+            seen[int(image)].append(Detection(name, round(score, DECIMALS), (x0, y0, x1, y1), mask=mask))
+        for detections in seen:
+            detections.sort(key=lambda detection: (-detection.score, detection.label, detection.box))
+        return seen
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """What the network is given, in its dtype: images [B, 3, H, W] in [0, 1] resized (bilinear, anti-aliased) and
+        normalised with the numbers of the checkpoint's processor."""
+        size = network_size(images.shape[-2], images.shape[-1], self.options.side, self.options.longest)
+        resized = functional.interpolate(
+            images.to(self.device, torch.float32), size, mode="bilinear", align_corners=False, antialias=True
+        )
+        return (resized * self.gain - self.offset).to(self.dtype)
+
+    def examples(self) -> Sequence[Example]:
+        """A photograph of a person that comes with matplotlib, rightly and wrongly described, and noise."""
+        return photograph_examples()

@@ -1,0 +1,146 @@
+"""The prompt source `geneval`: prompts like the benchmark's, without limit, and what is held out of training.
+
+What may stand on one side only is a *content*: the two classes of a prompt about two objects, whatever the task, in
+both orders and with any colours or relation; else class, class and number, or class and colour. `heldout: split` holds
+out about a fifth of the contents, chosen by a hash of each, so always the same ones; `heldout: benchmark` holds out
+those of the benchmark's own prompts (Flow-GRPO, arXiv 2505.05470, removes the same prompts in either order of the
+objects; the same two objects in another relation or colour it keeps, which is closer to the test than here).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from itertools import permutations
+from random import Random
+from typing import Any, Literal
+
+from dgpo_core.contracts import PromptSource
+from dgpo_core.errors import UserError
+from dgpo_core.types import Prompt
+from dgpo_geneval import suite
+from dgpo_geneval.classes import CLASSES
+from dgpo_geneval.metadata import COLORS, RELATIONS, TASKS, Task
+from dgpo_geneval.suite import COLORABLE, NUMBERS, Entry
+
+__all__ = ["GenEvalPrompts"]
+
+Split = Literal["train", "heldout"]
+Content = tuple[Hashable, ...]
+HELDOUT_SHARE = 5
+"""One in so many contents is held out by `heldout: split`."""
+HELDOUT_COUNT = 600
+
+GRID: Mapping[Task, tuple[list[tuple[Any, ...]], list[tuple[Any, ...]], Callable[..., Entry]]] = {
+    "single_object": ([(a,) for a in CLASSES], [()], suite.single_object),
+    "two_object": (list(permutations(CLASSES, 2)), [()], suite.two_object),
+    "counting": ([(a, n) for a in CLASSES for n in NUMBERS], [()], suite.counting),
+    "colors": ([(a, c) for a in COLORABLE for c in COLORS], [()], suite.colors),
+    "position": (list(permutations(CLASSES, 2)), [(r,) for r in RELATIONS], suite.position),
+    "color_attr": (list(permutations(COLORABLE, 2)), list(permutations(COLORS, 2)), suite.color_attr),
+}
+"""Task to what its prompts are about, the ways of saying something of it, and how the two are worded."""
+
+
+def content(task: Task, about: tuple[Any, ...]) -> Content:
+    """What a prompt is about, as far as the splits are concerned."""
+    return ("pair", *sorted(about)) if task in ("two_object", "position", "color_attr") else (task, *about)
+
+
+def content_of(entry: Entry) -> Content:
+    """The same, of a line of the benchmark."""
+    clauses = entry["include"]
+    match entry["tag"]:
+        case "counting":
+            return content("counting", (clauses[0]["class"], clauses[0]["count"]))
+        case "colors":
+            return content("colors", (clauses[0]["class"], clauses[0]["color"]))
+        case tag:
+            return content(tag, tuple(clause["class"] for clause in clauses))
+
+
+@functools.cache
+def split_contents() -> frozenset[Content]:
+    """The contents that `heldout: split` holds out."""
+    every = {content(task, about) for task, (subjects, _, _) in GRID.items() for about in subjects}
+    digests = {one: hashlib.sha256("/".join(map(str, one)).encode()).digest() for one in every}
+    return frozenset(one for one, digest in digests.items() if int.from_bytes(digest[:8], "big") % HELDOUT_SHARE == 0)
+
+
+def lap(count: int, rng: Random) -> Iterator[int]:
+    """The numbers below `count` in random order, one at a time: Fisher and Yates's shuffle, done only as far as asked,
+    because some tasks have half a million prompts."""
+    moved: dict[int, int] = {}
+    for place in range(count):
+        other = rng.randrange(place, count)
+        yield moved.get(other, other)
+        moved[other] = moved.pop(place, place)
+
+
+def entries(task: Task, wanted: Callable[[Content], bool], key: str, *, repeat: bool) -> Iterator[Entry]:
+    """Prompts of a task whose content is wanted: each once, in an order keyed by `key`; then, with `repeat`, again."""
+    subjects, ways, word = GRID[task]
+    subjects = [about for about in subjects if wanted(content(task, about))]
+    turn = 0
+    while subjects and (repeat or turn == 0):
+        for place in lap(len(subjects) * len(ways), Random(f"{key} {task} {turn}")):
+            subject, way = divmod(place, len(ways))
+            yield word(*subjects[subject], *ways[way])
+        turn += 1
+
+
+def schedule(weights: Mapping[Task, float]) -> Iterator[Task]:
+    """Tasks without end, in shares as even as can be from the first on, so that any beginning has them too."""
+    credit = dict.fromkeys(weights, 0.0)
+    total = sum(weights.values())
+    while True:
+        for task, weight in weights.items():
+            credit[task] += weight
+        chosen = max(credit, key=lambda task: credit[task])
+        credit[chosen] -= total
+        yield chosen
+
+
+class GenEvalPrompts(PromptSource):
+    """Prompts in GenEval's format; see `options.GenEvalPromptsOptions`."""
+
+    def prompts(self, split: Split) -> list[Prompt]:
+        """The prompts of one split, always the same ones for the same options; the two splits share no content.
+
+        A smaller count gives the beginning of a larger one. Raises UserError for a task that is to be trained on but
+        is held out whole.
+        """
+        benchmark = self.options.heldout == "benchmark"
+        if split == "heldout" and benchmark:
+            found = list(suite.benchmark())
+        else:
+            held = frozenset(map(content_of, suite.benchmark())) if benchmark else split_contents()
+            found = self._train(held) if split == "train" else self._heldout(held)
+        return [Prompt(entry.pop("prompt"), entry) for entry in map(dict, found)]
+
+    def _train(self, held: AbstractSet[Content]) -> list[Entry]:
+        weights = {task: self.options.tasks.get(task, 0.0) for task in TASKS}
+        weights = {task: weight for task, weight in weights.items() if weight > 0}
+        key = f"train {self.options.seed}"
+        decks = {task: entries(task, lambda one: one not in held, key, repeat=True) for task in weights}
+        found: list[Entry] = []
+        for task, _ in zip(schedule(weights), range(self.options.train_count), strict=False):
+            entry = next(decks[task], None)
+            if entry is None:
+                raise UserError(
+                    f"prompts geneval: nothing is left to train on for the task {task}: all of it is held out with "
+                    f"`heldout: {self.options.heldout}`; give it the weight 0 in `tasks`, or take `heldout: split`"
+                )
+            found.append(entry)
+        return found
+
+    def _heldout(self, held: AbstractSet[Content]) -> list[Entry]:
+        """Tasks in turn; one that has no more is passed over, because its mean would only be of the same prompts."""
+        count = self.options.heldout_count or HELDOUT_COUNT
+        key = f"heldout {self.options.seed}"
+        decks = [entries(task, lambda one: one in held, key, repeat=False) for task in TASKS]
+        share = -(-count // len(TASKS))
+        turns = [[next(deck, None) for deck in decks] for _ in range(share)]
+        return [entry for turn in turns for entry in turn if entry is not None][:count]

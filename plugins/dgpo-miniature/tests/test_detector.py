@@ -1,0 +1,57 @@
+"""The detector keeps its contract, and rewards with it tell its examples apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dgpo_core.testing.contracts import check_detector, check_reward
+from dgpo_geneval.metadata import COLORS as GENEVAL_COLORS
+from dgpo_geneval.metadata import TASKS
+from dgpo_geneval.options import GenEvalOptions
+from dgpo_geneval.reward import GenEvalFlowGRPOReward, GenEvalOfficialReward, GenEvalReward
+from dgpo_miniature.detector import ShapeDetector
+from dgpo_miniature.options import ShapesOptions
+from dgpo_schemas.diagnostics import Diagnostics
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def detector() -> ShapeDetector:
+    return ShapeDetector(ShapesOptions(), device=CPU)
+
+
+def test_contract(detector: ShapeDetector) -> None:
+    check_detector(detector, torch.stack([example.media for example in detector.examples()]))
+
+
+def test_it_names_the_colours_it_says(detector: ShapeDetector) -> None:
+    assert set(detector.colors) < set(GENEVAL_COLORS)
+    media = torch.stack([example.media for example in detector.examples()])
+    found = {detection.color for one in detector.detect(media) for detection in one}
+    assert found == set(detector.colors)
+
+
+def test_there_is_a_good_and_a_bad_example_of_every_task(detector: ShapeDetector) -> None:
+    examples = detector.examples()
+    assert [(e.prompt.metadata["tag"], e.good) for e in examples] == [(t, g) for t in TASKS for g in (True, False)]
+    assert len({example.name for example in examples}) == len(examples)
+
+
+@pytest.mark.parametrize("kind", [GenEvalReward, GenEvalOfficialReward, GenEvalFlowGRPOReward])
+def test_rewards_tell_them_apart_and_say_why(detector: ShapeDetector, kind: type[GenEvalReward]) -> None:
+    """Every variant gives the good ones all it has, and the bad ones less; clauses and marks agree with it."""
+    reward = kind(GenEvalOptions(), device=CPU, detector=detector)
+    examples = reward.examples()
+    media, prompts = torch.stack([e.media for e in examples]), [e.prompt for e in examples]
+    check_reward(reward, media, prompts)
+    scores = reward.score(media, prompts)
+    for example, value, said in zip(examples, scores.values.tolist(), scores.diagnostics, strict=True):
+        told = Diagnostics.model_validate(said)
+        assert (value == 1) is example.good
+        if example.good:
+            assert all(clause.ok for clause in told.clauses)
+            assert all(mark.ok for mark in told.marks)
+        else:
+            assert not all(clause.ok for clause in told.clauses)
