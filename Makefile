@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS)
 		{ echo "dgpo needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[tensorboard]' \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[tensorboard,video,serve]' \
 		$(foreach plugin,$(PLUGINS),--editable ./$(patsubst %/,%,$(dir $(plugin))))
 	touch $@
 
@@ -34,8 +34,9 @@ lint: $(VENV)/.installed  ## Linter, types, import floors
 	$(BIN)/lint-imports
 	$(BIN)/dgpo schema --check
 
-bench: $(VENV)/.installed  ## Measure what the engine costs beside the model
+bench: $(VENV)/.installed  ## Measure what the engine costs beside the model, and how much of scoring hides behind the roll-out
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/overlap.py
 
 schemas: $(VENV)/.installed  ## Write schemas/json anew
 	$(BIN)/dgpo schema

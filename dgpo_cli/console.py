@@ -49,11 +49,19 @@ def seconds(value: float) -> str:
 
 
 def print_evaluation(console: Console, records: Sequence[EvaluationRecord]) -> None:
-    """One table if all rewards fit side by side, else one for each."""
-    table = _table(records)
+    """One table if all rewards fit side by side, else one for each; then a line on the media themselves."""
+    rewards = [record for record in records if record.role != "statistic"]
+    table = _table(rewards)
     wide = Measurement.get(console, console.options.update(max_width=10_000), table).maximum > console.width
-    for each in [_table([record]) for record in records] if wide else [table]:
+    for each in [_table([record]) for record in rewards] if wide else [table]:
         console.print(each)
+    console.print(statistics_line(records), highlight=False, soft_wrap=True)
+
+
+def statistics_line(records: Sequence[EvaluationRecord]) -> str:
+    """What the media of an evaluation look like: diversity 0.231, saturation 0.402, ..."""
+    found = [f"{r.reward.replace('_', ' ')} {number(r.value)}" for r in records if r.role == "statistic"]
+    return f"media: {', '.join(found)}"
 
 
 def _table(records: Sequence[EvaluationRecord]) -> Table:
@@ -128,14 +136,14 @@ class PlainProgress:
         }
 
     def evaluated(self, records: list[EvaluationRecord]) -> None:
-        """A line a reward."""
-        for r in records:
-            spread = f", diversity {r.diversity:.3f}" if r.diversity is not None else ""
-            spread += f", {r.missing} samples missing" if r.missing else ""
+        """A line a reward, and one on the media."""
+        for r in (record for record in records if record.role != "statistic"):
+            missing = f", {r.missing} samples missing" if r.missing else ""
             self.say(
                 f"  evaluation after iteration {r.iteration}: {r.reward} {r.value:.3f} "
-                f"[{r.low:.3f}, {r.high:.3f}] over {r.n} prompts{spread}"
+                f"[{r.low:.3f}, {r.high:.3f}] over {r.n} prompts{missing}"
             )
+        self.say(f"  {statistics_line(records)}")
 
     def note(self, text: str) -> None:
         """As it is."""

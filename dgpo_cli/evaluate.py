@@ -65,7 +65,7 @@ def evaluate(
     if not chosen:
         raise UserError(f"{target}: it has no held-out prompts; name a file with --prompts")
     chosen = some_of(chosen, limit) if limit else chosen
-    scorer = engine.make_scorer(section.rewards or engine.config.rewards, chosen)
+    scorer = engine.make_evaluation_scorer(chosen)
     try:
         result = run_evaluation(
             engine.roller(
@@ -80,6 +80,7 @@ def evaluate(
         )
     finally:
         scorer.close()
+        engine.close()
     records = [record.model_dump(mode="json") for record in result.records]
     if output is not None:
         write_text(
@@ -94,9 +95,7 @@ def evaluate(
 
     typer.echo(opened.label)
     print_evaluation(Console(), result.records)
-    diversity = result.records[0].diversity
-    spread = "" if diversity is None else f"; within-group diversity {diversity:.3f}"
-    typer.echo(f"{len(chosen)} prompts x {members} {'sample' if members == 1 else 'samples'}{spread}")
+    typer.echo(f"{len(chosen)} prompts x {members} {'sample' if members == 1 else 'samples'}")
     for record in result.records:
         if record.missing:
             typer.echo(f"{record.reward}: {record.missing} of {len(result.samples)} samples could not be scored")

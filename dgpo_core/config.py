@@ -1,4 +1,5 @@
-"""From a run file to a `RunConfig` whose plugins exist and accept their options.
+"""From a run file to a `RunConfig`, and from a reward file to a `ServeConfig`, whose plugins exist and accept their
+options.
 
 Paths in a run file (`prompts.train.file`, `backbone.checkpoint`, `run.output`) are relative to the working directory,
 like paths on a command line, not to the run file.
@@ -6,10 +7,11 @@ like paths on a command line, not to the run file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,11 +21,14 @@ from dgpo_schemas.base import UseBlock
 from dgpo_schemas.loading import Document, apply_overrides, load_yaml
 from dgpo_schemas.problems import ConfigError, KeyPath, dotted, explain, show
 from dgpo_schemas.run import RunConfig
+from dgpo_schemas.serve import ServeConfig
 
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry
 
-__all__ = ["ConfigError", "differing_keys", "load_run_config"]
+__all__ = ["ConfigError", "differing_keys", "load_run_config", "load_serve_config", "run_config_of"]
+
+M = TypeVar("M", bound=BaseModel)
 
 _PLACES: dict[KeyPath, str] = {
     ("backbone",): "backbone",
@@ -34,9 +39,14 @@ _PLACES: dict[KeyPath, str] = {
     ("weighting",): "weighting",
     ("objective",): "objective",
     ("timesteps",): "timesteps",
+    ("evaluation", "sampler"): "sampler",
     ("evaluation", "rewards"): "reward",
+    ("evaluation", "guards", "rewards"): "reward",
 }
 """Where a run file chooses plugins, and of which kind."""
+
+_SERVED: dict[KeyPath, str] = {("reward",): "reward"}
+"""The same of a reward file."""
 
 _SHORT_FORM_IS_FILE = "prompts"
 """Kind whose short form, a text, is a file and not a name."""
@@ -48,6 +58,7 @@ MAY_DIFFER = (
     "optimiser.micro_batch",
     "backbone.gradient_checkpointing",
     "evaluation.pictures",
+    "stop",
     "checkpoints.every",
     "checkpoints.keep",
     "logging",
@@ -55,6 +66,9 @@ MAY_DIFFER = (
 """Settings that a resumed run may change: where it lies, how long it lasts (unless the learning rate follows a
 schedule), how it fits into memory, what it keeps and says. None changes what is computed, but for the rounding of sums
 that a micro-batch splits otherwise."""
+
+_PLACEMENT = re.compile(r"(rewards|evaluation\.rewards|evaluation\.guards\.rewards)\.\d+\.(worker|service)(\..*)?\Z")
+"""Where a reward runs may change as well: its scores are the same everywhere."""
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> RunConfig:
@@ -64,23 +78,36 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = (), registry: R
     in. Without one plugins are left unchecked: a run directory can be read where its plugins are not installed.
     Raises ConfigError with every problem, in the file's order.
     """
-    document = apply_overrides(load_yaml(path), overrides)
+    return run_config_of(apply_overrides(load_yaml(path), overrides), registry)
+
+
+def run_config_of(document: Document, registry: Registry | None = None) -> RunConfig:
+    """A run file that was read already, checked like `load_run_config`."""
+    return _resolve(RunConfig, _PLACES, document, registry)
+
+
+def load_serve_config(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> ServeConfig:
+    """Read a reward file for `dgpo serve`, checked like a run file."""
+    return _resolve(ServeConfig, _SERVED, apply_overrides(load_yaml(path), overrides), registry)
+
+
+def _resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, registry: Registry | None) -> M:
     mistakes: list[tuple[KeyPath, str]] = []
     config = None
     try:
-        config = RunConfig.model_validate(document.data)
+        config = model.model_validate(document.data)
     except ValidationError as error:
-        mistakes += explain(RunConfig, document.data, error)
+        mistakes += explain(model, document.data, error)
     resolved = deepcopy(document.data)
     if registry is not None:
-        for place, kind in _PLACES.items():
+        for place, kind in places.items():
             for where, block in _blocks(document.data, place):
                 options = _check_block(registry, kind, where, block, mistakes)
                 if options is not None:
                     _put(resolved, where, options)
     if mistakes or config is None:
         raise document.error(_known_places(document, mistakes))
-    return config if registry is None else RunConfig.model_validate(resolved)
+    return config if registry is None else model.model_validate(resolved)
 
 
 def _blocks(data: Mapping[str, Any], place: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
@@ -95,23 +122,37 @@ def _blocks(data: Mapping[str, Any], place: KeyPath) -> Iterator[tuple[KeyPath, 
 
 
 def _check_block(
-    registry: Registry, kind: str, where: KeyPath, block: Any, mistakes: list[tuple[KeyPath, str]]
+    registry: Registry,
+    kind: str,
+    where: KeyPath,
+    block: Any,
+    mistakes: list[tuple[KeyPath, str]],
+    *,
+    elsewhere: bool = False,
 ) -> dict[str, Any] | None:
-    """The block's options with their defaults; None, with the reason among the mistakes, if they cannot be had."""
+    """The block's options with their defaults; None, with the reason among the mistakes, if they cannot be had.
+
+    What runs elsewhere may be installed only there: if it is not known here, it is checked when it starts.
+    """
     short = isinstance(block, str)
     if short and kind == _SHORT_FORM_IS_FILE:
         return None
-    default = RunConfig.model_fields[str(where[0])].annotation if len(where) == 1 else None
+    field = RunConfig.model_fields.get(str(where[0])) if len(where) == 1 else None
+    default = field.annotation if field is not None else None
     name = block if short else _get(block, "use", _default_use(default))
     options = {} if short else _get(block, "options", {})
     if not isinstance(name, str) or not name or not isinstance(options, dict):
         return None  # the run file's own model has said what is wrong
+    if not short and kind == "reward" and _get(block, "service", None) is not None and not options:
+        return None  # the service's own options hold, whatever they are
+    elsewhere = elsewhere or any(_get(block, key, None) is not None for key in ("worker", "service"))
     try:
         model = registry.options_model(registry.find(kind, name))
     except PluginError as error:
-        mistakes.append((where if short else (*where, "use"), str(error)))
+        if not elsewhere:
+            mistakes.append((where if short else (*where, "use"), str(error)))
         return None
-    return _check_options(registry, model, (*where, "options"), options, mistakes)
+    return _check_options(registry, model, (*where, "options"), options, mistakes, elsewhere=elsewhere)
 
 
 def _check_options(
@@ -120,6 +161,8 @@ def _check_options(
     where: KeyPath,
     options: dict[str, Any],
     mistakes: list[tuple[KeyPath, str]],
+    *,
+    elsewhere: bool,
 ) -> dict[str, Any] | None:
     """Options as the plugin's model understands them, and those of the parts that they choose in turn."""
     try:
@@ -134,7 +177,8 @@ def _check_options(
         # An option that is called after a kind and holds a `use` block chooses a part of that kind.
         chosen = getattr(accepted, kind, None)
         if isinstance(chosen, UseBlock):
-            _check_block(registry, kind, (*where, kind), options.get(kind) or chosen.model_dump(), mistakes)
+            inner = options.get(kind) or chosen.model_dump()
+            _check_block(registry, kind, (*where, kind), inner, mistakes, elsewhere=elsewhere)
     full = accepted.model_dump(mode="json")
     try:
         same = model.model_validate(full) == accepted
@@ -191,6 +235,8 @@ def differing_keys(saved: RunConfig, new: RunConfig) -> list[str]:
 def _may_differ(key: str, saved: RunConfig, new: RunConfig) -> bool:
     if key == "run.iterations" and {saved.optimiser.schedule, new.optimiser.schedule} != {"constant"}:
         return False
+    if _PLACEMENT.match(key):
+        return True
     return any(key == free or key.startswith(f"{free}.") for free in MAY_DIFFER)
 
 

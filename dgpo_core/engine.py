@@ -8,17 +8,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dgpo_core.checkpoint import Checkpoint
-from dgpo_core.contracts import AdvantageWeighting, Backbone, Objective, RewardModel, Sampler, TimestepPolicy
+from dgpo_core.contracts import (
+    AdvantageWeighting,
+    Backbone,
+    Objective,
+    RewardModel,
+    Sampler,
+    TimestepContext,
+    TimestepPolicy,
+)
 from dgpo_core.distributed import Runtime
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
+from dgpo_core.paths import has_distribution, random_times, step_at
+from dgpo_core.placement import place
 from dgpo_core.policy import ConditioningCache, Policy
-from dgpo_core.prompts import load_prompts, some_of
+from dgpo_core.prompts import check_prompts, load_prompts, some_of
 from dgpo_core.rollout import Roller
 from dgpo_core.scoring import Reward, Scorer
 from dgpo_core.types import Prompt
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import RewardBlock, RunConfig
 
@@ -52,9 +64,15 @@ class Engine:
 
     @cached_property
     def sampler(self) -> Sampler:
-        """The sampler of rollouts and evaluation."""
+        """The sampler of rollouts, and of evaluation unless it has its own."""
         made: Sampler = self.registry.create("sampler", self.config.rollout.sampler)
         return made
+
+    @cached_property
+    def evaluation_sampler(self) -> Sampler:
+        """The sampler of evaluation."""
+        block = self.config.evaluation.sampler
+        return self.sampler if block is None else self.registry.create("sampler", block)
 
     @cached_property
     def weighting(self) -> AdvantageWeighting:
@@ -72,12 +90,44 @@ class Engine:
     def objective(self) -> Objective:
         """The loss."""
         made: Objective = self.registry.create("objective", self.config.objective)
-        if made.needs_path and self.sampler.deterministic:
+        if made.needs_path and not has_distribution(self.sampler):
+            what = "is deterministic" if self.sampler.deterministic else "does not say how its steps are distributed"
             raise UserError(
                 f"objective: {self.config.objective.use} learns from the sampler's random path, but "
-                f"rollout.sampler: {self.config.rollout.sampler.use} is deterministic"
+                f"rollout.sampler: {self.config.rollout.sampler.use} {what}; choose a random one, such as flow-sde"
             )
+        made.check(self.config)
         return made
+
+    @property
+    def training_sigmas(self) -> Tensor:
+        """Times of the rollouts at which the loss may be taken, and the final 0: with a path, of its random steps."""
+        rollout = self.config.rollout
+        sigmas = self.sampler.sigmas(rollout.steps, rollout.shift)
+        return random_times(self.sampler, sigmas) if self.objective.needs_path else sigmas
+
+    def check_timesteps(self, context: TimestepContext) -> None:
+        """Raise UserError if the times cannot be drawn, or are no times of the path that the objective learns from."""
+        section, policy = self.config.timesteps, self.timesteps
+        policy.check(context, section.count)
+        if not self.objective.needs_path:
+            return
+        if not section.shared_noise:
+            raise UserError(
+                "timesteps.shared_noise: a path's states are not noised, so there is no noise to share or not to share "
+                f"with objective: {self.config.objective.use}; leave it out"
+            )
+        for sigma in policy.draw(section.count, context, self.draws.at("trial of timesteps")).tolist():
+            step_at(sigma, context.sigmas.tolist())
+
+    def notes(self) -> list[str]:
+        """What may be meant, but often is not."""
+        if self.sampler.deterministic or self.objective.needs_path:
+            return []
+        return [
+            f"rollout.sampler: {self.config.rollout.sampler.use} is random, but objective: {self.config.objective.use} "
+            "does not need it to be; a deterministic sampler gives cleaner samples in as many steps and learns faster"
+        ]
 
     @cached_property
     def train_prompts(self) -> list[Prompt]:
@@ -95,31 +145,43 @@ class Engine:
     @cached_property
     def scorer(self) -> Scorer:
         """The rewards trained on."""
-        return self.make_scorer(self.config.rewards, self.train_prompts)
+        return Scorer(self._make_rewards("rewards", self.config.rewards, self.train_prompts))
 
     @cached_property
     def evaluation_scorer(self) -> Scorer:
         """The rewards evaluated with; those trained on unless others are named."""
-        blocks = self.config.evaluation.rewards
-        if blocks is None:
-            blocks = self.config.rewards
-        return self.make_scorer(blocks, self.heldout_prompts)
+        return self.make_evaluation_scorer(self.heldout_prompts)
 
-    def make_scorer(self, blocks: Sequence[RewardBlock], prompts: Sequence[Prompt]) -> Scorer:
-        """Reward models for prompts, which each of them checks first. Same reward and options: one model."""
+    def make_evaluation_scorer(self, prompts: Sequence[Prompt]) -> Scorer:
+        """The rewards evaluated with, and the guards, for any prompts."""
+        section = self.config.evaluation
+        if section.rewards is None:
+            targets = self._make_rewards("rewards", self.config.rewards, prompts)
+        else:
+            targets = self._make_rewards("evaluation.rewards", section.rewards, prompts)
+        return Scorer(
+            [*targets, *self._make_rewards("evaluation.guards.rewards", section.guards.rewards, prompts, guard=True)]
+        )
+
+    def _make_rewards(
+        self, key: str, blocks: Sequence[RewardBlock], prompts: Sequence[Prompt], *, guard: bool = False
+    ) -> list[Reward]:
+        """Reward models for prompts, which each of them checks first; `key` is the blocks' place in the run file."""
         rewards = []
-        for block in blocks:
-            model = self._reward(block)
-            model.check_prompts(prompts)
-            rewards.append(Reward(block.label, block.weight, model))
-        return Scorer(rewards)
+        for i, block in enumerate(blocks):
+            model = self._reward(block, f"{key}.{i}")
+            check_prompts(model, prompts)
+            rewards.append(Reward(block.label, block.weight, model, guard))
+        return rewards
 
-    def _reward(self, block: RewardBlock) -> RewardModel:
+    def _reward(self, block: RewardBlock, place_in_file: str) -> RewardModel:
+        """Same reward, options and place: one model."""
+        where = block.model_copy(update={"name": None, "weight": 1.0})  # a name and a weight make no other model
         for known, model in self._rewards:
-            if known.use == block.use and known.options == block.options:
+            if known == where:
                 return model
-        made: RewardModel = self.registry.create("reward", block, device=self.runtime.device)
-        self._rewards.append((block, made))
+        made = place(block, self.registry, device=self.runtime.device, where=place_in_file)
+        self._rewards.append((where, made))
         return made
 
     @cached_property
@@ -133,12 +195,13 @@ class Engine:
         guidance: float | None = None,
         resolution: tuple[int, int] | None = None,
         micro_batch: int | None = None,
+        sampler: Sampler | None = None,
     ) -> Roller:
         """Draws samples as configured, except for what is given."""
         rollout = self.config.rollout
         return Roller(
             self.policy,
-            self.sampler,
+            sampler or self.sampler,
             self.conditioning,
             resolution=resolution or rollout.height_width,
             steps=steps or rollout.steps,
@@ -167,4 +230,6 @@ class Engine:
         for name in ("scorer", "evaluation_scorer"):
             if name in self.__dict__:
                 self.__dict__[name].close()
+        for _, model in self._rewards:
+            model.close()
         self.runtime.close()

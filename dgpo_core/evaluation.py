@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -29,11 +30,13 @@ __all__ = ["Evaluation", "evaluate", "interval"]
 
 log = logging.getLogger(__name__)
 RESAMPLES = 2000
+Role = Literal["target", "guard", "statistic"]
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One record per reward, the first samples as media [N, ...] on the CPU with their prompts, and every score."""
+    """One record per reward and per statistic of the media, the first samples as media [N, ...] on the CPU with their
+    prompts, and every score."""
 
     records: list[EvaluationRecord]
     media: Tensor | None
@@ -93,16 +96,20 @@ def evaluate(
     except BaseException:
         scorer.discard()
         raise
-    diversity = None
-    if members > 1:
-        diversity = float(mean_pairwise_distance(scored.thumbnails.view(len(prompts), members, -1)).mean())
+    record = partial(_record, prompts=prompts, draws=draws, iteration=iteration, view=view)
     records = []
     for reward in scorer.rewards:
         values = scored.values[reward.label].view(len(prompts), members)
         if bool(values.isnan().all()):
-            why = scorer.failures[-1] if scorer.failures else "see the diagnostics of its samples"
+            why = scorer.failure_of(reward.label) or "see the diagnostics of its samples"
             raise UserError(f"evaluation: {reward.label} scored none of {total} samples: {why}")
-        records.append(_record(reward.label, values, prompts, reward.model.group_by, draws, diversity, iteration, view))
+        role: Role = "guard" if reward.guard else "target"
+        records.append(record(reward.label, role, values, group_by=reward.model.group_by))
+    if members > 1:
+        spread = mean_pairwise_distance(scored.thumbnails.view(len(prompts), members, -1)).double().cpu()
+        records.append(record("diversity", "statistic", spread[:, None]))
+    for name, statistic in scored.statistics.items():
+        records.append(record(name, "statistic", statistic.view(len(prompts), members)))
     samples = [
         {
             "prompt": prompts[i // members].text,
@@ -120,15 +127,16 @@ def evaluate(
 
 def _record(
     label: str,
+    role: Role,
     values: Tensor,
+    *,
     prompts: Sequence[Prompt],
-    group_by: str | None,
     draws: Draws,
-    diversity: float | None,
     iteration: int,
     view: str,
+    group_by: str | None = None,
 ) -> EvaluationRecord:
-    """Statistics of one reward; values float64 [p, K], nan where missing."""
+    """Statistics of one reward, or of one statistic of the media; values float64 [p, K], nan where missing."""
     per_prompt = values.nanmean(1).numpy()
     names = [str(p.metadata.get(group_by, "other")) if group_by else "all" for p in prompts]
     strata = {
@@ -152,11 +160,11 @@ def _record(
         iteration=iteration,
         view=view,
         reward=label,
+        role=role,
         value=float(np.mean([group.value for group in groups.values()])),
         low=low,
         high=high,
         n=int(sum(group.n for group in groups.values())),
         missing=int(values.isnan().sum()),
         groups=groups if group_by else {},
-        diversity=diversity,
     )

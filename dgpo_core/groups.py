@@ -6,7 +6,8 @@ Legend: g groups, G members. rewards [g, G]; scored bool [g, G]. What is not sco
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +19,32 @@ if TYPE_CHECKING:
     from dgpo_core.contracts import AdvantageWeighting
     from dgpo_schemas.run import AdvantagesSection
 
-__all__ = ["advantages", "informative", "mean_pairwise_distance", "signed_weights", "weigh"]
+__all__ = ["advantages", "aggregate", "informative", "mean_pairwise_distance", "signed_weights", "weigh"]
+
+
+def aggregate(
+    values: Tensor, weights: Sequence[float], how: Literal["weighted-sum", "group-normalised"], epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """Several rewards as one: (rewards [g, G], scored [g, G]); rewards are 0 where not scored.
+
+    values float64 [r, g, G] of r rewards, nan where missing: a member that lacks one of them is not scored.
+    `weighted-sum` adds weight * value. `group-normalised` first makes each reward (value - mean) / (std + epsilon)
+    within its group, over the scored members, so that no reward's scale drowns another's (GDPO, arXiv
+    2601.05242); a reward that is equal for all of them adds nothing.
+    """
+    scored = ~values.isnan().any(0)
+    if how == "group-normalised":
+        values = torch.stack([_normalised(reward, scored, epsilon) for reward in values])
+    total = torch.stack([weight * reward for weight, reward in zip(weights, values, strict=True)]).sum(0)
+    return total.masked_fill(~scored, 0.0), scored
+
+
+def _normalised(reward: Tensor, scored: Tensor, epsilon: float) -> Tensor:
+    count = scored.sum(1, keepdim=True).clamp(min=1)
+    kept = reward.masked_fill(~scored, 0.0)
+    centred = (kept - kept.sum(1, keepdim=True) / count).masked_fill(~scored, 0.0)
+    std = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    return (centred / (std + epsilon)).masked_fill(~informative(reward, scored)[:, None], 0.0)
 
 
 def informative(rewards: Tensor, scored: Tensor) -> Tensor:
@@ -51,9 +77,13 @@ def advantages(rewards: Tensor, scored: Tensor, section: AdvantagesSection) -> T
     return centred.clamp(-section.clamp, section.clamp).masked_fill(~use, 0.0)
 
 
-def signed_weights(advantage: Tensor, rewards: Tensor, scored: Tensor, weighting: AdvantageWeighting) -> Tensor:
+def signed_weights(
+    advantage: Tensor, rewards: Tensor, scored: Tensor, weighting: AdvantageWeighting, *, balance: bool = False
+) -> Tensor:
     """c_i = +w_i where A_i > 0 and -w_i where A_i <= 0 (ALGORITHM: G+ and G-); 0 where not scored or informative.
 
+    With `balance` the two sides of a group are scaled to the mean of their sums, so that sum_i c_i = 0 and
+    the partition function cancels whatever the weighting; a group with a side of weight 0 gets 0 throughout.
     Raises PluginError if the weighting returns another shape, a negative or a non-finite weight.
     """
     signed = torch.zeros_like(advantage)
@@ -66,14 +96,22 @@ def signed_weights(advantage: Tensor, rewards: Tensor, scored: Tensor, weighting
                 f"weighting {type(weighting).__name__} must return one finite weight >= 0 per member: "
                 f"for {tuple(a.shape)} advantages it returned {weights.tolist()} of shape {tuple(weights.shape)}"
             )
+        weights = _balanced(weights, a > 0) if balance else weights
         signed[row, members] = torch.where(a > 0, weights, -weights).to(signed.dtype)
     return signed
+
+
+def _balanced(weights: Tensor, better: Tensor) -> Tensor:
+    sides = torch.stack([weights[better].sum(), weights[~better].sum()])
+    if not bool((sides > 0).all()):
+        return torch.zeros_like(weights)
+    return weights * torch.where(better, sides.mean() / sides[0], sides.mean() / sides[1])
 
 
 def weigh(groups: ScoredGroups, section: AdvantagesSection, weighting: AdvantageWeighting) -> TrainingBatch:
     """The verb: scored groups to a training batch, with the residual |sum_i c_i| of each group."""
     advantage = advantages(groups.rewards, groups.scored, section)
-    signed = signed_weights(advantage, groups.rewards, groups.scored, weighting)
+    signed = signed_weights(advantage, groups.rewards, groups.scored, weighting, balance=section.balance)
     return TrainingBatch(
         prompts=groups.prompts,
         x0=groups.x0,

@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dgpo_core.types import ScoredGroups, TrainingBatch
-from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, RewardStatistics, TimingRecord, VerbTiming
+from dgpo_schemas.metrics import (
+    EvaluationRecord,
+    MetricsRecord,
+    PromptScores,
+    RewardScores,
+    RewardStatistics,
+    TimingRecord,
+    VerbTiming,
+)
 
 if TYPE_CHECKING:
     from dgpo_core.optimise import UpdateResult
+    from dgpo_core.scoring import Reward
+    from dgpo_core.types import Prompt
 
-__all__ = ["evaluation_values", "flat", "metrics_record", "timing_record"]
+__all__ = ["evaluation_values", "flat", "metrics_record", "prompt_scores", "timing_record"]
 
 
 def _finite(value: float | None) -> float | None:
@@ -52,7 +62,7 @@ def metrics_record(
     return MetricsRecord(
         iteration=iteration,
         updates=updates,
-        reward=_statistics(groups.rewards.masked_fill(~groups.scored, float("nan"))),
+        reward=_statistics(groups.summed),  # normalised rewards have a mean of 0 whatever is learnt
         rewards={label: _statistics(values) for label, values in groups.per_reward.items()},
         zero_variance_groups=int((~informative).sum()),
         missing_rewards=int((~groups.scored).sum()),
@@ -70,13 +80,19 @@ def metrics_record(
         skipped_members=members[1],
         change_norm=_finite(change_norm),
         diversity=float(groups.diversity.mean()),
+        statistics={name: float(values.mean()) for name, values in groups.statistics.items()},
         t_min=sigma_range[0],
         t_max=sigma_range[1],
     )
 
 
 def timing_record(
-    iteration: int, total: float, seconds: Mapping[str, float], samples: Mapping[str, int], peak_memory: int
+    iteration: int,
+    total: float,
+    seconds: Mapping[str, float],
+    samples: Mapping[str, int],
+    rewards: Mapping[str, float],
+    peak_memory: int,
 ) -> TimingRecord:
     """One line of timings.jsonl."""
     return TimingRecord(
@@ -89,6 +105,7 @@ def timing_record(
             )
             for verb, spent in seconds.items()
         },
+        rewards=dict(rewards),
         peak_memory_bytes=peak_memory,
     )
 
@@ -114,3 +131,35 @@ def evaluation_values(records: Sequence[EvaluationRecord]) -> dict[str, float]:
     for r in records:
         values |= {f"evaluation.{r.reward}.{name}": group.value for name, group in r.groups.items()}
     return values
+
+
+def prompt_scores(
+    samples: Sequence[Mapping[str, Any]],
+    prompts: Sequence[Prompt],
+    rewards: Sequence[Reward],
+    iteration: int,
+    view: str,
+) -> PromptScores:
+    """Scores of an evaluation prompt by prompt; `samples` are those of `Evaluation`, prompt after prompt."""
+    members = len(samples) // len(prompts)
+
+    def mean(label: str, prompt: int) -> float | None:
+        of_prompt = samples[prompt * members : (prompt + 1) * members]
+        values = [sample[label]["value"] for sample in of_prompt if sample[label]["value"] is not None]
+        return sum(values) / len(values) if values else None
+
+    return PromptScores(
+        iteration=iteration,
+        view=view,
+        prompts=[prompt.text for prompt in prompts],
+        rewards={
+            reward.label: RewardScores(
+                tasks=[
+                    str(p.metadata.get(reward.model.group_by, "other")) if reward.model.group_by else "all"
+                    for p in prompts
+                ],
+                values=[mean(reward.label, i) for i in range(len(prompts))],
+            )
+            for reward in rewards
+        },
+    )

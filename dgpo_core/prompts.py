@@ -16,10 +16,11 @@ from dgpo_schemas.base import UseBlock
 from dgpo_schemas.prompts import read_prompts
 
 if TYPE_CHECKING:
+    from dgpo_core.contracts import RewardModel
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import PromptsBlock
 
-__all__ = ["digest", "load_file", "load_prompts", "of_iteration", "some_of"]
+__all__ = ["check_prompts", "digest", "load_file", "load_prompts", "of_iteration", "some_of"]
 
 
 def load_file(path: str | Path) -> list[Prompt]:
@@ -28,7 +29,30 @@ def load_file(path: str | Path) -> list[Prompt]:
         records = read_prompts(Path(path))
     except ValueError as error:
         raise UserError(str(error)) from error
-    return [Prompt(record.prompt, MappingProxyType(dict(record.metadata))) for record in records]
+    return [
+        Prompt(record.prompt, MappingProxyType(dict(record.metadata)), f"{path}:{line}")
+        for line, record in records.items()
+    ]
+
+
+def check_prompts(model: RewardModel, prompts: Sequence[Prompt]) -> None:
+    """Have a reward check its prompts. Raises its UserError, with file and line of the first prompt that it refuses.
+
+    The prompt is found by halving, so that a reward behind a service is not asked about each of thousands.
+    """
+    try:
+        model.check_prompts(prompts)
+    except UserError as error:
+        good, bad = 0, len(prompts)  # the first `good` prompts pass, the first `bad` do not
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            try:
+                model.check_prompts(prompts[good:middle])
+                good = middle
+            except UserError as found:
+                bad, error = middle, found
+        origin = prompts[good].origin if prompts else ""
+        raise UserError(f"{origin}: {error}" if origin else str(error)) from error
 
 
 def load_prompts(block: PromptsBlock, split: Literal["train", "heldout"], registry: Registry) -> list[Prompt]:

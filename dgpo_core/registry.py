@@ -47,9 +47,22 @@ WITH_SECTION = ("backbone", "objective")
 
 BUNDLED = {
     ("backbone", "sd3"): "dgpo-sd3",
+    ("sampler", "flow-sde"): "dgpo-baselines",
+    ("sampler", "flow-cps"): "dgpo-baselines",
+    ("objective", "flow-grpo"): "dgpo-baselines",
+    ("objective", "diffusion-dpo"): "dgpo-baselines",
+    ("objective", "diffusion-nft"): "dgpo-baselines",
+    ("objective", "awm"): "dgpo-baselines",
     ("reward", "geneval"): "dgpo-geneval",
     ("reward", "geneval-official"): "dgpo-geneval",
     ("reward", "geneval-flowgrpo"): "dgpo-geneval",
+    ("reward", "pickscore"): "dgpo-pickscore",
+    ("reward", "clipscore"): "dgpo-pickscore",
+    ("reward", "aesthetic"): "dgpo-pickscore",
+    ("reward", "ocr"): "dgpo-ocr",
+    ("prompts", "ocr"): "dgpo-ocr",
+    ("detector", "mask2former"): "dgpo-geneval",
+    ("prompts", "geneval"): "dgpo-geneval",
     ("detector", "shapes"): "dgpo-miniature",
     ("prompts", "miniature"): "dgpo-miniature",
 }

@@ -1,4 +1,7 @@
-"""The verb *score*: media to rewards, on a thread of their own, while the next samples are drawn."""
+"""The verb *score*: media to rewards, on threads of their own, while the next samples are drawn.
+
+Legend: N samples in flat order, g groups, G members of a group, D pixels of a thumbnail.
+"""
 
 from __future__ import annotations
 
@@ -16,134 +19,213 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgpo_core.groups import mean_pairwise_distance
+from dgpo_core.groups import aggregate, mean_pairwise_distance
+from dgpo_core.guards import media_statistics
 from dgpo_core.types import Prompt, Rollout, ScoredGroups, Scores
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardModel
+    from dgpo_schemas.run import ScoringSection
 
-__all__ = ["Reward", "ScoredSamples", "Scorer"]
+__all__ = ["Reward", "ScoredSamples", "Scorer", "checked_score"]
 
 log = logging.getLogger(__name__)
 THUMBNAIL = 32
 """Side in pixels to which media are averaged before the diversity of a group is measured."""
 PATIENCE = 1.0
 """Seconds that closing gives to a reward which is at work; one that takes longer is left behind."""
+ROUNDING = 1e-4
+"""Share of a bound's size by which a value may pass its declared range: rounding, not a mistake."""
+_TELLING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A reward model under the label of the run file, with its weight."""
+    """A reward model under the label of the run file, with its weight. A guard is shown and never trained on."""
 
     label: str
     weight: float
     model: RewardModel
+    guard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredSamples:
-    """Scores of N samples in flat order: per label float64 [N] (nan where missing), diagnostics, thumbnails [N, D]."""
+    """Scores of N samples in flat order.
+
+    values: label to float64 [N] (nan where missing); diagnostics: label to one mapping a sample; thumbnails [N, D];
+    statistics: name to float64 [N], of the media themselves (`guards`); seconds: label to time spent in the reward.
+    """
 
     values: Mapping[str, Tensor]
     diagnostics: Mapping[str, Sequence[Mapping[str, Any]]]
     thumbnails: Tensor
-    seconds: float
+    statistics: Mapping[str, Tensor]
+    seconds: Mapping[str, float]
 
 
-@dataclass
 class Scorer:
-    """Submits micro-batches to the rewards one after the other and collects them in order.
+    """Submits micro-batches to the rewards and collects their scores in order.
 
-    A reward that raises, or returns something that is not one number per sample, leaves its micro-batch missing, with
-    the reason in the log and in `failures`; it never becomes 0. Nor does a sample whose media are not finite.
+    Each reward model works on its own threads, as many as its `concurrency`. A reward that raises, or returns something
+    that is not one number per sample, leaves its micro-batch missing, with the reason in the log and in `failures`; it
+    never becomes 0. Nor does a sample whose media are not finite.
     """
 
-    rewards: Sequence[Reward]
-    failures: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._worker = _Worker()
-        self._pending: list[Future[tuple[dict[str, Scores], float]]] = []
-        self._thumbnails: list[Tensor] = []
+    def __init__(self, rewards: Sequence[Reward]) -> None:
+        self.rewards = rewards
+        self.failures: list[str] = []
+        models = {id(reward.model): reward.model for reward in rewards}  # one model may bear several labels
+        self._lanes = {key: _Lane(max(1, model.concurrency)) for key, model in models.items()}
+        self._pending: list[_Submitted] = []
 
     def submit(self, media: Tensor, prompts: Sequence[Prompt]) -> None:
         """Queue media [B, 3, H, W] or [B, F, 3, H, W] with the prompt of each sample."""
-        self._thumbnails.append(_thumbnails(media))
-        self._pending.append(self._worker.submit(partial(self._score, media, tuple(prompts))))
+        prompts = tuple(prompts)
+        broken = ~media.flatten(1).isfinite().all(1)
+        scores = {
+            r.label: self._lanes[id(r.model)].submit(partial(self._score, r, media, prompts, broken))
+            for r in self.rewards
+        }
+        # On the media's own device and without waiting for it; moved to the CPU when collected.
+        self._pending.append(_Submitted(scores, _thumbnails(media), media_statistics(media)))
 
     def collect(self) -> ScoredSamples:
         """Wait for everything that was submitted since the last call."""
-        done = [future.result() for future in self._pending]
-        thumbnails = torch.cat(self._thumbnails)
-        self._pending.clear()
-        self._thumbnails.clear()
-        values, diagnostics = {}, {}
+        values, diagnostics, seconds = {}, {}, {}
         for reward in self.rewards:
-            parts = [scores[reward.label] for scores, _ in done]
-            values[reward.label] = torch.cat([p.values.double().masked_fill(p.missing, torch.nan) for p in parts])
-            diagnostics[reward.label] = tuple(d for p in parts for d in p.diagnostics)
-        return ScoredSamples(values, diagnostics, thumbnails, sum(seconds for _, seconds in done))
+            done = [batch.scores[reward.label].result() for batch in self._pending]
+            values[reward.label] = torch.cat([s.values.double().masked_fill(s.missing, torch.nan) for s, _ in done])
+            diagnostics[reward.label] = tuple(d for s, _ in done for d in s.diagnostics)
+            seconds[reward.label] = sum(spent for _, spent in done)
+        thumbnails = torch.cat([batch.thumbnails for batch in self._pending])
+        names = self._pending[0].statistics
+        statistics = {n: torch.cat([b.statistics[n] for b in self._pending]).double().cpu() for n in names}
+        self._pending.clear()
+        return ScoredSamples(values, diagnostics, thumbnails, statistics, seconds)
+
+    def failure_of(self, label: str) -> str | None:
+        """The last failure of a reward; None if it never failed."""
+        return next((known for known in reversed(self.failures) if known.startswith(f"{label}: ")), None)
 
     def discard(self) -> None:
         """Drop what was submitted (the iteration was abandoned), without waiting for the reward at work."""
-        for future in self._pending:
-            future.cancel()
+        for batch in self._pending:
+            for future in batch.scores.values():
+                future.cancel()
         self._pending.clear()
-        self._thumbnails.clear()
 
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the threads."""
         self.discard()
-        self._worker.close()
+        for lane in self._lanes.values():
+            lane.close()
 
-    def _score(self, media: Tensor, prompts: tuple[Prompt, ...]) -> tuple[dict[str, Scores], float]:
+    def _score(
+        self, reward: Reward, media: Tensor, prompts: tuple[Prompt, ...], broken: Tensor
+    ) -> tuple[Scores, float]:
         started = time.perf_counter()
-        broken = ~media.flatten(1).isfinite().all(1).cpu()
-        scores = {r.label: self._one(r, media, prompts, broken) for r in self.rewards}
+        scores = checked_score(reward, media, prompts, self.failures)
+        broken = broken.cpu()
+        if bool(broken.any()):
+            diagnostics = tuple(
+                {**said, "reason": "the media are not finite"} if bad else said
+                for said, bad in zip(scores.diagnostics, broken.tolist(), strict=True)
+            )
+            scores = Scores(scores.values, scores.missing | broken, diagnostics)
         return scores, time.perf_counter() - started
 
-    def _one(self, reward: Reward, media: Tensor, prompts: tuple[Prompt, ...], broken: Tensor) -> Scores:
-        count = len(prompts)
-        try:
-            with torch.no_grad():
-                scores = reward.model.score(media, prompts)
-            if scores.values.shape != (count,) or scores.missing.shape != (count,):
-                raise ValueError(
-                    f"returned values {tuple(scores.values.shape)} and missing {tuple(scores.missing.shape)} "
-                    f"for {count} samples"
-                )
-            if scores.missing.dtype != torch.bool:
-                raise ValueError(f"returned a missing mask of {scores.missing.dtype}, not torch.bool")
-            if scores.diagnostics and len(scores.diagnostics) != count:
-                raise ValueError(f"returned {len(scores.diagnostics)} diagnostics for {count} samples")
-            values = scores.values.detach().cpu()
-            missing = scores.missing.cpu() | ~values.isfinite() | broken
-            return Scores(values, missing, scores.diagnostics or ({},) * count)
-        except (Exception, SystemExit) as error:  # some libraries exit where others raise
-            reason = f"{reward.label}: {type(error).__name__}: {error}"
-            if reason not in self.failures:
-                log.warning("reward failed, %d samples are missing: %s", count, reason, exc_info=True)
-                self.failures.append(reason)
-            return Scores(torch.zeros(count), torch.ones(count, dtype=torch.bool), ({"reason": str(error)},) * count)
-
-    def total(self, samples: ScoredSamples) -> Tensor:
-        """The weighted sum of all rewards, float64 [N]; nan where one that counts is missing."""
-        return torch.stack([r.weight * samples.values[r.label] for r in self.rewards if r.weight]).sum(0)
-
-    def groups(self, samples: ScoredSamples, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> ScoredGroups:
-        """Flat samples as groups [g, G]."""
+    def groups(
+        self,
+        samples: ScoredSamples,
+        rollouts: Sequence[Rollout],
+        prompts: Sequence[Prompt],
+        section: ScoringSection,
+        epsilon: float,
+    ) -> ScoredGroups:
+        """Flat samples as groups [g, G], their rewards made one number as `section` says."""
         shape = (len(prompts), -1)
-        total = self.total(samples).view(shape)
+        counted = [reward for reward in self.rewards if reward.weight]
+        values = torch.stack([samples.values[reward.label].view(shape) for reward in counted])
+        weights = [reward.weight for reward in counted]
+        total, scored = aggregate(values, weights, section.aggregation, epsilon)
+        summed, _ = aggregate(values, weights, "weighted-sum", epsilon)
         x0 = torch.cat([r.x0 for r in rollouts])
         return ScoredGroups(
             prompts=tuple(prompts),
             x0=x0.view(len(prompts), total.shape[1], *x0.shape[1:]),
-            rewards=total.nan_to_num(0.0),
-            scored=~total.isnan(),
+            rewards=total,
+            summed=summed.masked_fill(~scored, torch.nan),
+            scored=scored,
             per_reward={label: v.view(shape) for label, v in samples.values.items()},
             diversity=mean_pairwise_distance(samples.thumbnails.view(*total.shape, -1)).cpu(),
+            statistics={name: v.view(shape) for name, v in samples.statistics.items()},
             paths=tuple(r.path for r in rollouts if r.path is not None),
         )
+
+
+def checked_score(
+    reward: Reward, media: Tensor, prompts: Sequence[Prompt], failures: list[str] | None = None
+) -> Scores:
+    """Ask a reward and check what it says; never raises.
+
+    Returns values float32 [B] and missing bool [B] on the CPU, one mapping of diagnostics per sample. All samples are
+    missing where the reward raised or answered in another shape; those whose value is no number or lies outside the
+    declared range are missing too. The reason stands in the diagnostics; a reason that is new is logged and appended
+    to `failures`.
+    """
+    count = len(prompts)
+    failures = [] if failures is None else failures
+    try:
+        with torch.no_grad():
+            return _in_range(reward, _shaped(reward.model.score(media, prompts), count), failures)
+    except (Exception, SystemExit) as error:  # some libraries exit where others raise
+        _remember(failures, reward.label, f"{type(error).__name__}: {error}", count, error)
+        return Scores(torch.zeros(count), torch.ones(count, dtype=torch.bool), ({"reason": str(error)},) * count)
+
+
+def _shaped(scores: Scores, count: int) -> Scores:
+    """The scores on the CPU. Raises ValueError unless there is one value and one mark per sample."""
+    if scores.values.shape != (count,) or scores.missing.shape != (count,):
+        raise ValueError(
+            f"returned values {tuple(scores.values.shape)} and missing {tuple(scores.missing.shape)} "
+            f"for {count} samples"
+        )
+    if scores.missing.dtype != torch.bool:
+        raise ValueError(f"returned a missing mask of {scores.missing.dtype}, not torch.bool")
+    if scores.diagnostics and len(scores.diagnostics) != count:
+        raise ValueError(f"returned {len(scores.diagnostics)} diagnostics for {count} samples")
+    if not all(isinstance(said, Mapping) for said in scores.diagnostics):
+        raise ValueError("returned diagnostics that are no mappings")
+    return Scores(scores.values.detach().cpu(), scores.missing.cpu(), tuple(scores.diagnostics) or ({},) * count)
+
+
+def _in_range(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
+    """Values that are no number, or lie outside the declared range, as missing."""
+    low, high = reward.model.range
+    values = scores.values.double()
+    below = values < low - ROUNDING * max(1.0, abs(low))
+    above = values > high + ROUNDING * max(1.0, abs(high))
+    wrong = (~values.isfinite() | below | above) & ~scores.missing
+    if not bool(wrong.any()):
+        return scores
+    diagnostics = list(scores.diagnostics)
+    for i in wrong.nonzero().flatten().tolist():
+        reason = f"the value {float(values[i])} is not in the declared range [{low}, {high}]"
+        diagnostics[i] = {**diagnostics[i], "reason": reason}
+    outside = bool(((below | above) & wrong).any())
+    kind = f"values outside its declared range [{low}, {high}]" if outside else "values that are no numbers"
+    _remember(failures, reward.label, f"it returned {kind}", int(wrong.sum()), None)
+    return Scores(scores.values, scores.missing | wrong, tuple(diagnostics))
+
+
+def _remember(failures: list[str], label: str, what: str, count: int, error: BaseException | None) -> None:
+    reason = f"{label}: {what}"
+    with _TELLING:  # several threads may fail at the same time
+        if reason in failures:
+            return
+        failures.append(reason)
+    log.warning("reward failed, %d samples are missing: %s", count, reason, exc_info=error)
 
 
 def _thumbnails(media: Tensor) -> Tensor:
@@ -154,13 +236,24 @@ def _thumbnails(media: Tensor) -> Tensor:
     return frames.reshape(len(media), -1)
 
 
-class _Worker:
-    """One thread that makes calls in order. Unlike an executor's, it keeps no process alive whose reward hangs."""
+@dataclass(frozen=True, slots=True)
+class _Submitted:
+    """One micro-batch under way."""
 
-    def __init__(self) -> None:
+    scores: Mapping[str, Future[tuple[Scores, float]]]
+    thumbnails: Tensor
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class _Lane:
+    """Threads that take calls in the order of their coming. Unlike an executor's, they keep no process alive whose
+    reward hangs."""
+
+    def __init__(self, threads: int) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="reward", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._work, name="reward", daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
         """Queue a call; the future has what it returns or raises."""
@@ -169,9 +262,12 @@ class _Worker:
         return future
 
     def close(self) -> None:
-        """End the thread once it has made every call."""
-        self._calls.put(None)
-        self._thread.join(PATIENCE)
+        """End the threads once they have made every call."""
+        for _ in self._threads:
+            self._calls.put(None)
+        until = time.monotonic() + PATIENCE
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.engine import Engine
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.evaluation import evaluate
 from dgpo_core.groups import informative, weigh
+from dgpo_core.guards import alarms
 from dgpo_core.hookspecs import RunInfo
-from dgpo_core.metrics import evaluation_values, flat, metrics_record, timing_record
+from dgpo_core.metrics import evaluation_values, flat, metrics_record, prompt_scores, timing_record
 from dgpo_core.optimise import Optimiser, UpdateResult
 from dgpo_core.pictures import write_pictures
 from dgpo_core.progress import Progress, Silent
 from dgpo_core.prompts import digest, of_iteration
 from dgpo_core.run_directory import RunDirectory
-from dgpo_core.stopping import Interrupted, StopRequest
+from dgpo_core.stopping import Interrupted, Limit, StopRequest, limit_reached
 from dgpo_core.types import ScoredGroups, TrainingBatch
-from dgpo_schemas.metrics import MetricsRecord, TimingRecord
+from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, OutcomeRecord, TimingRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dgpo_core.policy import View
     from dgpo_core.registry import Registry
+    from dgpo_core.scoring import ScoredSamples
     from dgpo_schemas.run import RunConfig
 
 __all__ = ["Trainer", "run_path"]
@@ -58,10 +60,12 @@ class Trainer:
         self.directory = RunDirectory(run_path(config), keep=config.checkpoints.keep)
         self.engine = Engine(config, registry, directory=self.directory.path)
         self.iteration = 0  # iterations finished
+        self.trained_seconds = 0.0  # of those iterations, without evaluations and checkpoints
         self.best: tuple[int, float] | None = None  # (iteration, score) of the best evaluation
         self._saved = self._evaluated = -1  # iterations of the last checkpoint and evaluation
         self.skipped_updates = 0
         self.skipped_in_a_row = 0
+        self.reward_seconds: Mapping[str, float] = {}
         self.seconds: dict[str, float] = defaultdict(float)
         self.samples: dict[str, int] = defaultdict(int)
 
@@ -75,26 +79,44 @@ class Trainer:
         info = RunInfo(self.directory.path, self.config)
         try:
             self._prepare(resume)
-            outcome = "failed"
+            outcome: Literal["finished", "interrupted", "failed"] = "failed"
             try:
                 self.registry.notify("dgpo_run_started", run=info)
                 outcome = self._loop(info, max_iterations)
                 return outcome
             finally:
+                self.directory.conclude(
+                    OutcomeRecord(outcome=outcome, iteration=self.iteration, ended_by=self.ended_by)
+                )
                 self.progress.finished(outcome)
                 self.registry.notify("dgpo_run_finished", run=info, outcome=outcome)
         finally:
             self.engine.close()
             self.directory.release()
 
-    def _loop(self, info: RunInfo, max_iterations: int | None) -> str:
+    @property
+    def ended_by(self) -> Literal["iterations"] | Limit | None:
+        """The end that the run has reached, if any: its last iteration, or a limit of `stop`."""
+        if self.iteration >= self.config.run.iterations:
+            return "iterations"
+        rollout, stop = self.config.rollout, self.config.stop
+        return limit_reached(
+            stop,
+            seconds=self.trained_seconds,
+            samples=self.iteration * rollout.groups * rollout.group_size,
+            evaluations=[] if stop.target is None else self.directory.read("evaluations.jsonl"),
+        )
+
+    def _loop(self, info: RunInfo, max_iterations: int | None) -> Literal["finished", "interrupted"]:
         last = self.config.run.iterations
         end = last if max_iterations is None else min(last, self.iteration + max_iterations)
         try:
             self._finish_iteration()
-            while self.iteration < end:
+            self._check_guards()
+            while self.iteration < end and self.ended_by is None:
                 record, timing = self._iterate(info)
                 self.progress.iteration(record, timing)
+                self._check_guards()
                 if self.skipped_in_a_row > self.config.optimiser.max_skipped:
                     self._save_if_behind()
                     raise RunStopped(
@@ -130,11 +152,13 @@ class Trainer:
         policy.observe(flat(record))
         self.directory.append("metrics.jsonl", record.model_dump(mode="json"))
         seconds = time.perf_counter() - started
+        self.trained_seconds += seconds
         self.registry.notify(
             "dgpo_iteration_finished", run=info, iteration=self.iteration, metrics=record.model_dump(mode="json")
         )
         self._finish_iteration()
-        timing = timing_record(self.iteration, seconds, self.seconds, self.samples, self.engine.runtime.peak_memory())
+        memory = self.engine.runtime.peak_memory()
+        timing = timing_record(self.iteration, seconds, self.seconds, self.samples, self.reward_seconds, memory)
         self.directory.append("timings.jsonl", timing.model_dump(mode="json"))
         self.engine.runtime.track(flat(record) | flat(timing), self.iteration)
         return record, timing
@@ -150,7 +174,7 @@ class Trainer:
         except UserError:  # a reward that fails here must not cost the iterations before it
             self._save_if_behind()
             raise
-        every = done % self.config.checkpoints.every == 0 or done == self.config.run.iterations
+        every = done % self.config.checkpoints.every == 0 or self.ended_by is not None
         if (every and self._saved != done) or (improved and self.config.checkpoints.best):
             self._save()
 
@@ -160,7 +184,7 @@ class Trainer:
             return False
         if done == 0:
             return section.at_start
-        return done == self.config.run.iterations or (section.every > 0 and done % section.every == 0)
+        return self.ended_by is not None or (section.every > 0 and done % section.every == 0)
 
     # -- the verbs ----------------------------------------------------------------------------------------------
 
@@ -190,22 +214,38 @@ class Trainer:
         except BaseException:
             scorer.discard()
             raise
-        self.seconds["score"] += scored.seconds
+        self.seconds["score"] += sum(scored.seconds.values())
+        self.reward_seconds = scored.seconds
         self.samples["roll_out"] = self.samples["score"] = total
-        groups = scorer.groups(scored, rollouts, prompts)
-        if not bool(groups.scored.any()):
-            self._save_if_behind()
-            why = scorer.failures[-1] if scorer.failures else "see the rewards' diagnostics"
-            raise UserError(f"all rewards of iteration {self.iteration + 1} are missing: {why}")
+        groups = scorer.groups(scored, rollouts, prompts, self.config.scoring, self.config.advantages.epsilon)
+        self._check_missing(groups.scored, scored)
         return groups
 
+    def _check_missing(self, known: Tensor, samples: ScoredSamples) -> None:
+        """Raise RunStopped, the state saved, if more scores are missing than the run file allows, or all are."""
+        missing, limit = int((~known).sum()) / known.numel(), self.config.scoring.max_missing
+        if missing <= limit and missing < 1:
+            return
+        self._save_if_behind()
+        reasons = dict.fromkeys(
+            f"{label}: {diagnostics['reason']}"
+            for label, found in samples.diagnostics.items()
+            for diagnostics in found
+            if diagnostics.get("reason")
+        )
+        why = "; ".join(list(reasons)[:3]) or "the rewards gave no reason"
+        raise RunStopped(
+            f"{missing:.0%} of the scores of iteration {self.iteration + 1} are missing (limit scoring.max_missing = "
+            f"{limit:g}); the state is saved. {why}"
+        )
+
     def _timestep_context(self) -> TimestepContext:
-        rollout, (t_min, t_max) = self.config.rollout, self.config.sigma_range
+        t_min, t_max = self.config.sigma_range
         return TimestepContext(
-            sigmas=self.engine.sampler.sigmas(rollout.steps, rollout.shift),
+            sigmas=self.engine.training_sigmas,
             t_min=t_min,
             t_max=t_max,
-            shift=rollout.shift,
+            shift=self.config.rollout.shift,
             iteration=self.iteration,
             iterations=self.config.run.iterations,
         )
@@ -229,15 +269,39 @@ class Trainer:
         self.samples["evaluate"] = len(result.samples)
         if result.media is not None:
             write_pictures(self.directory.path / "pictures" / f"{self.iteration:06d}", result.media, result.prompts)
+        self.directory.write_scores(
+            prompt_scores(
+                result.samples,
+                self.engine.heldout_prompts,
+                self.engine.evaluation_scorer.rewards,
+                self.iteration,
+                section.view,
+            )
+        )
         self.directory.append("evaluations.jsonl", *(record.model_dump(mode="json") for record in result.records))
         self._evaluated = self.iteration
         self.progress.evaluated(result.records)
         self.engine.runtime.track(evaluation_values(result.records), self.iteration)
         score = result.records[0].value
-        if self.best is None or score > self.best[1]:
+        improved = self.best is None or score > self.best[1]
+        if improved:
             self.best = (self.iteration, score)
-            return True
-        return False
+        return improved
+
+    def _check_guards(self) -> None:
+        """Tell of guards that left their bands while the target rose; raise RunStopped, the state saved, if told to."""
+        guards = self.config.evaluation.guards
+        if guards.alarm == "off" or "evaluate" not in self.seconds:  # an alarm is raised once, not again by a resume
+            return
+        found = alarms(map(EvaluationRecord.model_validate, self.directory.read("evaluations.jsonl")), guards.bands)
+        for alarm in found:
+            self.progress.note(str(alarm))
+        if found and guards.alarm == "stop":
+            self._save_if_behind()
+            raise RunStopped(
+                f"{found[0]} (evaluation.guards.alarm: stop; the state is saved, and --resume goes on to the next "
+                "evaluation)"
+            )
 
     def _record(
         self,
@@ -290,6 +354,7 @@ class Trainer:
             self.skipped_in_a_row = manifest.counters["skipped_in_a_row"]
             self.iteration = self._saved = manifest.iteration
             self.directory.rewind(self.iteration)
+            self.trained_seconds = sum(record["seconds"] for record in self.directory.read("timings.jsonl"))
             self._remember_evaluations()
             if self.directory.checkpoints.set_aside_after(self.iteration):
                 self.progress.note(f"the newest checkpoint is damaged; continuing from iteration {self.iteration}")
@@ -298,6 +363,8 @@ class Trainer:
         self.directory.describe(config, self.registry, prompts)
         engine.runtime.start_trackers()
         self.progress.started(self.directory.path, self.iteration, config.run.iterations, self.facts())
+        for note in engine.notes():
+            self.progress.note(note)
 
     def _remember_evaluations(self) -> None:
         """The log is the memory of evaluations: it is written before a checkpoint could tell of them."""
@@ -310,19 +377,22 @@ class Trainer:
     def build(self) -> None:
         """Every part of the run, checked against each other. Writes nothing."""
         engine, config = self.engine, self.config
-        engine.timesteps.check(self._timestep_context(), config.timesteps.count)
+        engine.check_timesteps(self._timestep_context())
         _ = engine.objective, engine.weighting, engine.train_prompts, engine.heldout_prompts
         _ = engine.scorer
         if config.prompts.heldout is not None:
             _ = engine.evaluation_scorer
         self.roller = engine.roller()
-        self.evaluation_roller = engine.roller(steps=config.evaluation.steps, guidance=config.evaluation.guidance)
+        self.evaluation_roller = engine.roller(
+            steps=config.evaluation.steps, guidance=config.evaluation.guidance, sampler=engine.evaluation_sampler
+        )
         self.optimiser = Optimiser(
             config,
             engine.policy,
             engine.objective,
             engine.conditioning,
             autocast=engine.runtime.autocast,
+            sampler=engine.sampler,
             interrupt=self.stop.check,
             progress=self._optimise_progress,
         )
@@ -343,7 +413,7 @@ class Trainer:
             self.engine.close()
         for label, values in scored.values.items():
             if bool(values.isnan().all()):
-                why = scorer.failures[-1] if scorer.failures else f"see its diagnostics: {scored.diagnostics[label]}"
+                why = scorer.failure_of(label) or f"see its diagnostics: {scored.diagnostics[label]}"
                 raise UserError(f"dry run: reward {label} scored none of {len(values)} samples: {why}")
         rewards = {label: values.tolist() for label, values in scored.values.items()}
         return {**self.facts(), "prompt": prompts[0].text, "rewards": rewards}

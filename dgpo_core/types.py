@@ -6,7 +6,7 @@ F frames, T training timesteps. Flow-matching time sigma in [0, 1]: 1 is noise, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ __all__ = [
     "Conditioning",
     "Example",
     "Path",
+    "PathStep",
     "Predictions",
     "Prompt",
     "Rollout",
@@ -31,10 +32,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt: its text and what rewards need to know of it (GenEval's clauses, OCR's target, ...)."""
+    """One prompt: its text and what rewards need to know of it (GenEval's clauses, OCR's target, ...).
+
+    origin: `file:line` where it was read, for messages; no part of what the prompt is.
+    """
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    origin: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +138,21 @@ class Example:
 class ScoredGroups:
     """An iteration's samples with their rewards; statistics are on the CPU, latents stay on the device.
 
-    x0 [g, G, C, H, W]; rewards float64 [g, G], the weighted sum; scored bool [g, G]; per_reward: label to
-    float64 [g, G] (nan where missing); diversity [g]: mean pairwise distance of the members' media.
+    x0 [g, G, C, H, W]; rewards float64 [g, G], all rewards as one, which is what the advantages are made of; summed
+    float64 [g, G], their weighted sum, for people to read (nan where not scored; the same unless each reward is
+    normalised first); scored bool [g, G]; per_reward: label to float64 [g, G] (nan where missing); diversity [g]:
+    mean pairwise distance of the members' media;
+    statistics: name to float64 [g, G], of the media (`guards.media_statistics`).
     """
 
     prompts: tuple[Prompt, ...]
     x0: Tensor
     rewards: Tensor
+    summed: Tensor
     scored: Tensor
     per_reward: Mapping[str, Tensor]
     diversity: Tensor
+    statistics: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
     paths: tuple[Path, ...] = ()
 
 
@@ -164,11 +174,29 @@ class TrainingBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class PathStep:
+    """A random step that the sampler took, x at sigma to next_x at next_sigma, for B members.
+
+    x, next_x [B, ...]; log_prob [B] under the weights that drew it (mean over non-batch dims); distribution: a velocity
+    [B, ...] at x to (mean [B, ...], std) of next_x, by the sampler itself, so that the loss cannot disagree with it.
+    """
+
+    x: Tensor
+    next_x: Tensor
+    sigma: float
+    next_sigma: float
+    log_prob: Tensor
+    distribution: Callable[[Tensor], tuple[Tensor, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Predictions:
     """What an objective sees of B members at one timestep.
 
-    velocity [B, ...] the policy's prediction (with gradient); target [B, ...] = noise - x0; reference and old
-    [B, ...] or None; sigma [B]; advantages, signed_weights [B]; group_size [B]: scored members of its group.
+    velocity [B, ...] the policy's prediction at x_sigma (with gradient); target [B, ...] = (x_sigma - x0) / sigma, that
+    is noise - x0 where x_sigma is a noised x0; reference and old [B, ...] or None; sigma [B]; advantages,
+    signed_weights [B]; group_size [B]: scored members of its group; step: for objectives with `needs_path`, whose
+    x_sigma is the state of the path at sigma.
     """
 
     velocity: Tensor
@@ -179,3 +207,4 @@ class Predictions:
     group_size: Tensor
     reference: Tensor | None = None
     old: Tensor | None = None
+    step: PathStep | None = None

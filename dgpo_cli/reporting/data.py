@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from dgpo_cli.reporting.images import Pictures, read_pictures
 from dgpo_core.errors import UserError
-from dgpo_core.run_directory import RunDirectory
+from dgpo_core.run_directory import OUTCOME, RunDirectory
 from dgpo_schemas.loading import load_yaml, validate
+from dgpo_schemas.metrics import OutcomeRecord
 from dgpo_schemas.run import RewardBlock, RunConfig
 
 if TYPE_CHECKING:
@@ -45,20 +46,22 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One reward at one time; iteration 0 is the base model. `groups` are tasks by name."""
+    """One reward, or one statistic of the media, at one time; iteration 0 is the base model. `groups` are tasks by
+    name; `role` is that of the log's record."""
 
     iteration: int
     view: str
     reward: str
+    role: str
     score: Score
     groups: Mapping[str, Score]
-    diversity: float | None
     missing: int
 
 
 @dataclass(frozen=True)
 class RunData:
-    """A run directory. `metrics` and `timings` hold one nested record an iteration, in order."""
+    """A run directory. `metrics` and `timings` hold one nested record an iteration, in order; `evaluations` are those
+    of rewards by label, `statistics` those of the media by name."""
 
     path: Path
     config: RunConfig
@@ -67,9 +70,12 @@ class RunData:
     metrics: Sequence[Mapping[str, Any]]
     timings: Mapping[int, Mapping[str, Any]]
     evaluations: Mapping[str, Sequence[Evaluation]]
+    statistics: Mapping[str, Sequence[Evaluation]]
     pictures: Pictures
     ranges: Mapping[str, tuple[float, float]]
     problems: Sequence[str]
+    ended_by: str | None = None
+    """The end that the run has reached, as outcome.json says; None if it has not ended, or no such file is there."""
 
     @property
     def name(self) -> str:
@@ -81,6 +87,11 @@ class RunData:
         """Iterations finished."""
         logged = [record["iteration"] for record in self.metrics]
         return max([*logged, *(e.iteration for found in self.evaluations.values() for e in found)], default=0)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has come to its end: the last iteration, or a limit in `stop`."""
+        return self.ended_by is not None or self.done >= self.config.run.iterations
 
     @property
     def samples_per_iteration(self) -> int:
@@ -126,10 +137,9 @@ def read_run(path: Path, registry: Registry) -> RunData:
     found = _read_log(path, "evaluations.jsonl", _evaluation, problems)
     if not metrics and not found:
         raise UserError(f"{path}: nothing is logged yet: no iteration and no evaluation has finished")
-    evaluations: dict[str, dict[int, Evaluation]] = {}
-    for evaluation in found:
-        evaluations.setdefault(evaluation.reward, {})[evaluation.iteration] = evaluation
-    blocks = [*(config.evaluation.rewards or ()), *config.rewards]
+    statistics = _by_label(e for e in found if e.role == "statistic")
+    evaluations = _by_label(e for e in found if e.role != "statistic")
+    blocks = [*(config.evaluation.rewards or ()), *config.rewards, *config.evaluation.guards.rewards]
     ranges = {label: reward_range(label, blocks, registry) for label in evaluations}
     return RunData(
         path=path,
@@ -138,11 +148,21 @@ def read_run(path: Path, registry: Registry) -> RunData:
         record=_read_record(path / "run.json", problems),
         metrics=[m for _, m in sorted({m["iteration"]: m for m in metrics}.items())],
         timings={t["iteration"]: t for t in timings},
-        evaluations={label: [e for _, e in sorted(one.items())] for label, one in evaluations.items()},
+        evaluations=evaluations,
+        statistics=statistics,
         pictures=read_pictures(path / "pictures", problems),
         ranges={label: limits for label, limits in ranges.items() if limits is not None},
         problems=problems,
+        ended_by=_ended_by(path / OUTCOME),
     )
+
+
+def _by_label(found: Iterable[Evaluation]) -> dict[str, list[Evaluation]]:
+    """In the order of the log, each label's by iteration; the last of an iteration counts."""
+    latest: dict[str, dict[int, Evaluation]] = {}
+    for evaluation in found:
+        latest.setdefault(evaluation.reward, {})[evaluation.iteration] = evaluation
+    return {label: [e for _, e in sorted(one.items())] for label, one in latest.items()}
 
 
 def reward_range(label: str, blocks: Sequence[RewardBlock], registry: Registry) -> tuple[float, float] | None:
@@ -188,9 +208,9 @@ def _evaluation(line: Any) -> Evaluation:
         iteration=line["iteration"],
         view=str(line.get("view", "")),
         reward=str(line["reward"]),
+        role=str(line.get("role", "target")),
         score=_score(line),
         groups={str(name): _score(group) for name, group in (line.get("groups") or {}).items()},
-        diversity=_number(line.get("diversity"), None),
         missing=int(line.get("missing") or 0),
     )
 
@@ -215,6 +235,14 @@ def _read_record(path: Path, problems: list[str]) -> Mapping[str, Any]:
         problems.append("run.json could not be understood: versions, git state and prompt digests are unknown.")
         return {}
     return record
+
+
+def _ended_by(path: Path) -> str | None:
+    """Of outcome.json, which is not there while a run goes on."""
+    try:
+        return OutcomeRecord.model_validate_json(path.read_bytes()).ended_by
+    except (OSError, ValueError):
+        return None
 
 
 def _dig(record: Mapping[str, Any], key: str) -> Any:

@@ -13,6 +13,7 @@ from dgpo_cli.console import number, seconds
 from dgpo_cli.reporting import figures, summary
 from dgpo_cli.reporting.data import Evaluation, RunData, Score
 from dgpo_cli.reporting.figures import STACKED, Axis
+from dgpo_core.guards import STATISTICS
 
 __all__ = ["render"]
 
@@ -87,6 +88,17 @@ DIAGNOSTICS = (
         "rms of pixels in [0, 1]",
         None,
     ),
+    *(
+        Diagnostic(
+            name.replace("_", " ").capitalize(),
+            f"of the samples: {found.summary}",
+            {name: f"statistics.{name}"},
+            "mean",
+            None,
+        )
+        for name, found in STATISTICS.items()
+        if name != "diversity"
+    ),
     Diagnostic(
         "Missing rewards",
         "samples that could not be scored",
@@ -126,6 +138,7 @@ def render(run: RunData) -> str:
         missing=summary.what_is_missing(run),
         rewards=[_reward_view(run, label, i) for i, label in enumerate(run.evaluations)],
         diversity=_diversity_view(run),
+        guards=summary.guard_rows(run),
         axes=axes,
         reward_curves=_reward_curves(run, axes),
         evaluation_curves=_evaluation_curves(run, axes),
@@ -283,9 +296,22 @@ def _time_view(run: RunData, axis: Axis) -> dict[str, Any] | None:
     return {
         "rows": rows,
         "svg": figures.stacked_seconds(run, axis, "t", said) if drawable else None,
+        "rewards": _reward_times(run),
         "peak": None if peak is None else f"{peak / 2**30:.2f} GiB",
         "median": seconds(float(np.median([run.seconds_at(i) - run.seconds_at(i - 1) for i in run.timings]))),
     }
+
+
+def _reward_times(run: RunData) -> list[tuple[str, str, float | None]]:
+    """(label, time, samples a second) of each reward over the whole run, where there are several."""
+    spent: dict[str, float] = {}
+    for timing in run.timings.values():
+        for label, value in (timing.get("rewards") or {}).items():
+            spent[label] = spent.get(label, 0.0) + value
+    if len(spent) < 2:
+        return []
+    samples = len(run.timings) * run.samples_per_iteration
+    return [(label, seconds(total), samples / total if total > 0 else None) for label, total in spent.items()]
 
 
 def _rate(entries: Sequence[Mapping[str, Any]]) -> float | None:

@@ -10,15 +10,19 @@ import numpy as np
 
 from dgpo_cli.console import number, seconds
 from dgpo_cli.reporting.data import Evaluation, RunData, Score
+from dgpo_core.guards import STATISTICS, band_of, has_left
+from dgpo_schemas.metrics import GroupScore
 
 __all__ = [
     "Diversity",
     "Fact",
+    "GuardRow",
     "TaskRow",
     "best",
     "digits_for",
     "diversity",
     "facts",
+    "guard_rows",
     "moment",
     "outcome",
     "reward_outcome",
@@ -150,13 +154,11 @@ def _training_outcome(run: RunData) -> str:
 
 def diversity(run: RunData) -> Diversity | None:
     """From evaluations with several samples of a prompt; otherwise from the groups of the first and last iterations."""
-    for evaluations in run.evaluations.values():
-        known = [e for e in evaluations if e.diversity is not None]
-        if known:
-            first, last = known[0], known[-1]
-            assert first.diversity is not None
-            after = None if first is last else last.diversity
-            return Diversity(first.diversity, after, "between samples of one held-out prompt")
+    evaluated = run.statistics.get("diversity", ())
+    if evaluated:
+        first, last = evaluated[0], evaluated[-1]
+        after = None if first is last else last.score.value
+        return Diversity(first.score.value, after, "between samples of one held-out prompt")
     values = run.column("diversity")
     values = values[~np.isnan(values)]
     if not len(values):
@@ -167,6 +169,43 @@ def diversity(run: RunData) -> Diversity | None:
     which = "iteration" if share == 1 else f"{share} iterations"
     source = f"within training groups, first and last {which}"
     return Diversity(float(values[:share].mean()), float(values[-share:].mean()), source)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardRow:
+    """A guard at the first and the last evaluation, and whether it left its band in between."""
+
+    name: str
+    meaning: str
+    before: Score
+    after: Score | None
+    band: float
+    left: bool
+
+    @property
+    def change(self) -> float | None:
+        """After minus before."""
+        return None if self.after is None else self.after.value - self.before.value
+
+
+def guard_rows(run: RunData) -> list[GuardRow]:
+    """Rewards that only guard, then statistics of the media."""
+    guards = [found for found in run.evaluations.values() if found[0].role == "guard"]
+    rows = []
+    for found in [*guards, *run.statistics.values()]:
+        first, last = found[0], found[-1]
+        name, role = first.reward, first.role
+        band = band_of(name, role, first.score.value, run.config.evaluation.guards.bands)
+        left = first is not last and has_left(name, _group(first.score), _group(last.score), band)
+        meaning = STATISTICS[name].summary if name in STATISTICS else "a reward that is not trained on"
+        rows.append(GuardRow(name, meaning, first.score, None if first is last else last.score, band, left))
+    return rows
+
+
+def _group(score: Score) -> GroupScore:
+    """Without an interval in the log, the value is its own."""
+    low = score.value if score.low is None else score.low
+    return GroupScore(value=score.value, low=low, high=score.value if score.high is None else score.high, n=0)
 
 
 def task_rows(evaluations: Sequence[Evaluation]) -> list[TaskRow]:
@@ -182,8 +221,10 @@ def task_rows(evaluations: Sequence[Evaluation]) -> list[TaskRow]:
 def facts(run: RunData) -> list[Fact]:
     """What goes into the strip below the sentence."""
     total = run.config.run.iterations
-    state = "complete" if run.done >= total else "so far"
-    found = [Fact("iterations", f"{run.done:,}" if run.done >= total else f"{run.done:,} of {total:,}", state)]
+    state = "complete" if run.complete else "so far"
+    if run.ended_by not in (None, "iterations"):
+        state = f"ended by stop.{run.ended_by}"
+    found = [Fact("iterations", f"{run.done:,}" if run.complete else f"{run.done:,} of {total:,}", state)]
     samples = int(run.samples_at(len(run.metrics)))
     shape = f"{run.config.rollout.groups} groups of {run.config.rollout.group_size}"
     found.append(Fact("training samples", f"{samples:,}", f"{shape} an iteration"))
@@ -198,7 +239,7 @@ def facts(run: RunData) -> list[Fact]:
 def what_is_missing(run: RunData) -> list[str]:
     """What a reader would look for and not find, and why."""
     section, total, missing = run.config.evaluation, run.config.run.iterations, []
-    if run.done < total:
+    if not run.complete:
         missing.append(f"The run is not finished: {run.done} of {total} iterations are logged.")
     if not run.evaluations:
         why = " (prompts.heldout is not set)" if run.config.prompts.heldout is None else ""

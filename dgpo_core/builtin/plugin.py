@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dgpo_core.builtin.options import ClippedOptions, SoftmaxOptions, TopKOptions
 from dgpo_core.hookspecs import Part, hookimpl
 
 __all__ = ["dgpo_objectives", "dgpo_samplers", "dgpo_timestep_policies", "dgpo_weightings"]
@@ -28,7 +29,7 @@ def dgpo_samplers() -> Sequence[Part]:
 
 @hookimpl
 def dgpo_weightings() -> Sequence[Part]:
-    """The paper's weighting and two to compare with."""
+    """The paper's weighting and others to compare with."""
     return [
         Part(
             "abs-advantage",
@@ -44,6 +45,34 @@ def dgpo_weightings() -> Sequence[Part]:
             "best-vs-worst",
             "w = 1 for the best and the worst member, 0 elsewhere: pairwise Diffusion-DPO.",
             "dgpo_core.builtin.weightings:BestVersusWorst",
+        ),
+        Part(
+            "rank",
+            "w by a member's place in its group, whatever the rewards' distances.",
+            "dgpo_core.builtin.weightings:Rank",
+        ),
+        Part(
+            "softmax",
+            "w = G/2 softmax(|A| / temperature) within each side: the partition function cancels.",
+            "dgpo_core.builtin.weightings:Softmax",
+            SoftmaxOptions,
+        ),
+        Part(
+            "binary",
+            "w equal within each side, both sides the same: the partition function cancels.",
+            "dgpo_core.builtin.weightings:Binary",
+        ),
+        Part(
+            "top-k",
+            "w = 1 for the k best and the k worst: the partition function cancels.",
+            "dgpo_core.builtin.weightings:TopK",
+            TopKOptions,
+        ),
+        Part(
+            "clipped",
+            "w = min(|A|, limit).",
+            "dgpo_core.builtin.weightings:Clipped",
+            ClippedOptions,
         ),
     ]
 

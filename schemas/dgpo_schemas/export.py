@@ -15,10 +15,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from dgpo_schemas.ablation import AblationConfig
+from dgpo_schemas.base import UseBlock
 from dgpo_schemas.manifest import CheckpointManifest
-from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, TimingRecord
+from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, OutcomeRecord, PromptScores, TimingRecord
 from dgpo_schemas.prompts import PromptRecord
 from dgpo_schemas.run import RunConfig
+from dgpo_schemas.serve import ServeConfig
+from dgpo_schemas.service import ServiceMessages
 
 __all__ = ["PluginOptions", "json_schema", "schema_texts", "stale_schemas", "write_schemas"]
 
@@ -30,16 +34,20 @@ RECORDS: dict[str, type[BaseModel]] = {
     "metrics": MetricsRecord,
     "timings": TimingRecord,
     "evaluations": EvaluationRecord,
+    "scores": PromptScores,
+    "outcome": OutcomeRecord,
     "manifest": CheckpointManifest,
+    "service": ServiceMessages,
 }
 CHOOSERS = {
     "BackboneSection": "backbone",
     "ObjectiveSection": "objective",
     "PromptsBlock": "prompts",
     "RewardBlock": "reward",
+    "ServedReward": "reward",
     "TimestepsSection": "timesteps",
 }
-"""Sections of a run file that choose a part themselves, and its kind."""
+"""Sections of a run file or a reward file that choose a part themselves, and its kind."""
 PLAIN_CHOICES = {("RolloutSection", "sampler"): "sampler", (None, "weighting"): "weighting"}
 """Fields (None: of the run file itself) that hold nothing but a choice."""
 
@@ -70,7 +78,12 @@ def json_schema(model: type[BaseModel], template: str = "#/$defs/{model}") -> di
 
 def schema_texts(plugins: PluginOptions) -> dict[str, str]:
     """File names, with `/`, to contents: the same text for the same models, whatever the order of `plugins`."""
-    schemas = {"run.schema.json": _run(plugins), "prompt.schema.json": _prompt()}
+    schemas = {
+        "run.schema.json": _with_plugins(RunConfig, plugins),
+        "serve.schema.json": _with_plugins(ServeConfig, plugins),
+        "ablation.schema.json": json_schema(AblationConfig),
+        "prompt.schema.json": _prompt(),
+    }
     schemas |= {f"{name}.schema.json": json_schema(model) for name, model in RECORDS.items()}
     for kind, name, model in _sorted(plugins):
         schemas[f"plugins/{kind}.{name}.schema.json"] = json_schema(model)
@@ -120,9 +133,10 @@ def _prompt() -> dict[str, Any]:
     return schema | {"properties": {"prompt": prompt}, "additionalProperties": True}
 
 
-def _run(plugins: PluginOptions) -> dict[str, Any]:
-    schema = json_schema(RunConfig)
-    definitions: dict[str, Any] = schema["$defs"]
+def _with_plugins(model: type[BaseModel], plugins: PluginOptions) -> dict[str, Any]:
+    """The schema of a file that chooses parts, which knows those that are installed."""
+    schema = json_schema(model)
+    definitions: dict[str, Any] = {"UseBlock": json_schema(UseBlock)} | schema["$defs"]
     for kind, name, model in _sorted(plugins):
         _add_options(definitions, plugins, kind, name, model)
     block = deepcopy(definitions["UseBlock"])
@@ -130,12 +144,13 @@ def _run(plugins: PluginOptions) -> dict[str, Any]:
         definitions[f"choice.{kind}"] = deepcopy(block)
         _suggest(definitions[f"choice.{kind}"], plugins, kind)
     for section, kind in CHOOSERS.items():
-        _suggest(definitions[section], plugins, kind)
+        if section in definitions:
+            _suggest(definitions[section], plugins, kind)
     for (owner, field), kind in PLAIN_CHOICES.items():
-        properties = (schema if owner is None else definitions[owner])["properties"]
-        if kind in plugins:
+        properties = (schema if owner is None else definitions.get(owner, {})).get("properties", {})
+        if kind in plugins and field in properties:
             properties[field] = _redirect(properties[field], plugins, kind)
-    definitions = schema.pop("$defs")
+    schema.pop("$defs")
     used = _referred(schema, definitions)
     return schema | {"$defs": {name: definitions[name] for name in sorted(used)}}
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from dgpo_schemas.base import StrictModel
 
-__all__ = ["EvaluationRecord", "GroupScore", "MetricsRecord", "RewardStatistics", "TimingRecord", "VerbTiming"]
+__all__ = [
+    "EvaluationRecord",
+    "GroupScore",
+    "MetricsRecord",
+    "OutcomeRecord",
+    "PromptScores",
+    "RewardScores",
+    "RewardStatistics",
+    "TimingRecord",
+    "VerbTiming",
+]
 
 
 class RewardStatistics(StrictModel):
@@ -43,6 +55,7 @@ class MetricsRecord(StrictModel):
     skipped_members: int = Field(description="Members skipped for a zero weight, times timesteps.")
     change_norm: float | None = Field(description="Norm of the adapter's weights, or of the change of all weights.")
     diversity: float = Field(description="Mean pairwise distance within groups, root mean square of pixels in [0, 1].")
+    statistics: dict[str, float] = Field(description="Means of the media's statistics: saturation, edges, darkness.")
     t_min: float = Field(description="Smallest sigma that the iteration was optimised at.")
     t_max: float = Field(description="Largest sigma that the iteration was optimised at.")
 
@@ -62,6 +75,7 @@ class TimingRecord(StrictModel):
     verbs: dict[str, VerbTiming] = Field(
         description="roll_out, score (on its own thread), wait_for_scores, weigh, optimise, evaluate, checkpoint."
     )
+    rewards: dict[str, float] = Field(description="Seconds spent in each reward, all its threads together.")
     peak_memory_bytes: int = Field(description="Peak memory so far: of the card, or of the process on the CPU.")
 
 
@@ -75,11 +89,39 @@ class GroupScore(StrictModel):
 
 
 class EvaluationRecord(GroupScore):
-    """One reward of one evaluation in evaluations.jsonl."""
+    """One reward, or one statistic of the media, of one evaluation in evaluations.jsonl; the first is the target."""
 
     iteration: int = Field(description="Iterations finished; 0 is the base model.")
     view: str = Field(description="Weights that were evaluated.")
-    reward: str = Field(description="The reward's name.")
+    reward: str = Field(description="The reward's name, or that of a statistic of the media.")
+    role: Literal["target", "guard", "statistic"] = Field(
+        description="A reward evaluated with, one that only guards, or a statistic of the media."
+    )
     missing: int = Field(description="Samples that could not be scored.")
     groups: dict[str, GroupScore] = Field(description="Scores of the tasks; `value` is their unweighted mean.")
-    diversity: float | None = Field(description="Mean pairwise distance between samples of a prompt.")
+
+
+class RewardScores(StrictModel):
+    """One reward of an evaluation, prompt by prompt."""
+
+    tasks: list[str] = Field(description="Task of each prompt; the reward's score is the unweighted mean of the tasks.")
+    values: list[float | None] = Field(description="Mean of each prompt's samples; null where none could be scored.")
+
+
+class PromptScores(StrictModel):
+    """scores/NNNNNN.json: what an evaluation's records were averaged from, so that runs can be compared by prompt."""
+
+    iteration: int = Field(description="Iterations finished; 0 is the base model.")
+    view: str = Field(description="Weights that were evaluated.")
+    prompts: list[str] = Field(description="The held-out prompts.")
+    rewards: dict[str, RewardScores] = Field(description="Rewards evaluated with, and guards.")
+
+
+class OutcomeRecord(StrictModel):
+    """outcome.json: how a run ended. It is not there while the run goes on, nor after it was killed."""
+
+    outcome: Literal["finished", "interrupted", "failed"] = Field(description="How the last process ended.")
+    iteration: int = Field(description="Iterations finished.")
+    ended_by: Literal["iterations", "seconds", "samples", "target"] | None = Field(
+        description="The end that was reached: run.iterations, or one in `stop`; null if none was."
+    )

@@ -21,8 +21,8 @@ class PromptRecord(StrictModel):
     metadata: dict[str, Any] = Field(default_factory=dict, description="What rewards need to know of it.")
 
 
-def read_prompts(path: Path) -> list[PromptRecord]:
-    """Read a prompt file; empty lines are passed over.
+def read_prompts(path: Path) -> dict[int, PromptRecord]:
+    """Prompts of a file by the number of their line, from 1; empty lines are passed over.
 
     Raises ValueError naming the file and the line: missing, unreadable, not UTF-8, another ending, a malformed line,
     no prompts at all.
@@ -37,14 +37,15 @@ def read_prompts(path: Path) -> list[PromptRecord]:
         raise ValueError(f"{path}: is a directory, not a prompt file") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    records = []
+    records = {}
     for number, line in enumerate(raw.split(b"\n"), 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line)") from None
         if text:
-            records.append(_record(text, f"{path}:{number}") if path.suffix == ".jsonl" else PromptRecord(prompt=text))
+            as_json = path.suffix == ".jsonl"
+            records[number] = _record(text, f"{path}:{number}") if as_json else PromptRecord(prompt=text)
     if not records:
         raise ValueError(f"{path}: has no prompts")
     return records

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["check_run", "violations"]
 
 
+STATISTICS = ("diversity", "saturation", "edge_density", "dark_pixels")
+"""Statistics of the media, which are evaluated beside the rewards and share their names' space."""
+
+
 def check_run(config: RunConfig) -> None:
     """Raise one error that carries every violation."""
     found = violations(config)
@@ -25,7 +29,14 @@ def check_run(config: RunConfig) -> None:
 
 def violations(config: RunConfig) -> list[tuple[str, str]]:
     """(key, message) of every rule that is broken."""
-    return [*_geometry(config), *_times(config), *_guidance(config), *_rewards(config), *_settings_in_vain(config)]
+    return [
+        *_geometry(config),
+        *_times(config),
+        *_guidance(config),
+        *_rewards(config),
+        *_stop(config),
+        *_settings_in_vain(config),
+    ]
 
 
 def _geometry(config: RunConfig) -> list[tuple[str, str]]:
@@ -96,19 +107,48 @@ def _guidance(config: RunConfig) -> list[tuple[str, str]]:
 
 def _rewards(config: RunConfig) -> list[tuple[str, str]]:
     found = []
-    for key, blocks in (("rewards", config.rewards), ("evaluation.rewards", config.evaluation.rewards or [])):
-        labels = [block.label for block in blocks]
+    evaluated = config.evaluation.rewards
+    guards = [block.label for block in config.evaluation.guards.rewards]
+    trained, shown = ([block.label for block in blocks] for blocks in (config.rewards, evaluated or []))
+    for key, labels, taken in (
+        ("rewards", trained, STATISTICS),
+        ("evaluation.rewards", shown, STATISTICS),
+        ("evaluation.guards.rewards", guards, (*STATISTICS, *trained, *shown)),
+    ):
         for i, label in enumerate(labels):
-            if label in labels[:i]:
-                found.append((f"{key}.{i}", f"two rewards are called {label!r}; give one of them another `name`"))
+            if label in labels[:i] or label in taken:
+                what = "a statistic of the media and a reward" if label in STATISTICS else "two rewards"
+                found.append((f"{key}.{i}", f"{what} are called {label!r}; give the reward another `name`"))
+    for label in config.evaluation.guards.bands:
+        if label not in (*guards, *STATISTICS):
+            known = ", ".join([*guards, *STATISTICS])
+            found.append((f"evaluation.guards.bands.{label}", f"there is no guard {label!r}; the guards are {known}"))
     if all(block.weight == 0 for block in config.rewards):
         found.append(("rewards", "every weight is 0, so there is nothing to learn; give one a weight, such as 1"))
     if config.prompts.heldout is None:
         # `at_start` and the evaluation at the end are defaults: without held-out prompts they fall away silently.
         if config.evaluation.every:
             found.append(("evaluation.every", "evaluation needs held-out prompts: set prompts.heldout, or every to 0"))
+        if guards:
+            found.append(("evaluation.guards.rewards", "nothing is evaluated without prompts.heldout; set it"))
         if config.evaluation.rewards:
             found.append(("evaluation.rewards", "nothing is evaluated without prompts.heldout; set it or remove these"))
+    return found
+
+
+def _stop(config: RunConfig) -> list[tuple[str, str]]:
+    stop, evaluation = config.stop, config.evaluation
+    if stop.target is None:
+        why = "there is no stop.target that it could be about; set one, or leave it out"
+        return [] if stop.reward is None else [("stop.reward", why)]
+    if config.prompts.heldout is None:
+        return [("stop.target", "a held-out score needs held-out prompts: set prompts.heldout, or leave it out")]
+    found = []
+    if not evaluation.every:
+        found.append(("stop.target", "it is looked at when evaluating: set evaluation.every, which is 0"))
+    labels = [block.label for block in evaluation.rewards or config.rewards]
+    if stop.reward is not None and stop.reward not in labels:
+        found.append(("stop.reward", f"nothing evaluated is called {stop.reward!r}; there is {', '.join(labels)}"))
     return found
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "EmaSection",
     "EvaluationSection",
     "FastEmaSection",
+    "GuardsSection",
     "LoggingSection",
     "LoraSection",
     "ObjectiveSection",
@@ -32,8 +33,10 @@ __all__ = [
     "RolloutSection",
     "RunConfig",
     "RunSection",
+    "ScoringSection",
     "ServiceSection",
     "SlowEmaSection",
+    "StopSection",
     "TimestepsSection",
     "WorkerSection",
 ]
@@ -212,6 +215,21 @@ class RewardBlock(UseBlock):
         return self.name or self.use
 
 
+class ScoringSection(StrictModel):
+    """How several rewards become one, and how many scores may be missing."""
+
+    aggregation: Literal["weighted-sum", "group-normalised"] = Field(
+        default="weighted-sum",
+        description="Sum of weight * value; or each reward first normalised within its group, then summed.",
+    )
+    max_missing: Float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Share of an iteration's samples that may lack a score; above it the run stops, its state saved.",
+    )
+
+
 class AdvantagesSection(StrictModel):
     """How rewards become group-relative advantages: (reward - group mean) / (std + epsilon)."""
 
@@ -220,6 +238,11 @@ class AdvantagesSection(StrictModel):
     )
     epsilon: Float = Field(default=1e-4, gt=0, description="Added to the std.")
     clamp: Float = Field(default=5.0, gt=0, description="Advantages are clamped to [-clamp, clamp].")
+    balance: bool = Field(
+        default=False,
+        description="Scale the weights of a group's two sides to the same sum: the partition function then cancels for "
+        "every weighting.",
+    )
 
 
 class FastEmaSection(StrictModel):
@@ -305,6 +328,25 @@ class OptimiserSection(StrictModel):
     )
 
 
+class GuardsSection(StrictModel):
+    """What must not get worse while the target rises: statistics of the media, always, and rewards not trained on."""
+
+    rewards: list[RewardBlock] = Field(
+        default_factory=list, description="Out-of-domain rewards, scored at every evaluation and never trained on."
+    )
+    alarm: Literal["log", "stop", "off"] = Field(
+        default="log",
+        description="When the target has risen and a guard has left its band since the first evaluation: say so, or "
+        "stop the run with its state saved.",
+    )
+    bands: dict[str, Annotated[Float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="Change of a guard, in its own units, that is let pass; by default none for a reward and a share "
+        "of its first value for a statistic (diversity, saturation, edge_density, dark_pixels). Only changes beyond "
+        "the 95 % intervals count.",
+    )
+
+
 class EvaluationSection(StrictModel):
     """Evaluation on the held-out prompts."""
 
@@ -314,13 +356,36 @@ class EvaluationSection(StrictModel):
     samples_per_prompt: Int = Field(default=1, ge=1, description="Samples of each prompt.")
     steps: Int | None = Field(default=None, ge=1, le=1000, description="Solver steps; by default the rollouts'.")
     guidance: Float | None = Field(default=None, ge=1, description="Guidance scale; by default that of the rollouts.")
+    sampler: Use | None = Field(
+        default=None,
+        description="Sampler; by default the rollouts'. Rollouts that are random on purpose want a deterministic one.",
+    )
     rewards: list[RewardBlock] | None = Field(
         default=None, min_length=1, description="Rewards to evaluate with; by default those trained on."
     )
     view: Literal["policy", "old", "slow"] = Field(
         default="slow", description="Weights to evaluate: the policy, its fast EMA (old) or its slow EMA."
     )
+    guards: GuardsSection = Field(default_factory=GuardsSection, description="Signs of reward hacking.")
     pictures: Int = Field(default=12, ge=0, description="Pictures kept of each evaluation, always of the same noise.")
+
+
+class StopSection(StrictModel):
+    """Ends of a run before `run.iterations`, which stays what schedules are measured on.
+
+    They are looked at when an iteration ends; the last iteration is then evaluated and saved like any last one.
+    """
+
+    seconds: Float | None = Field(
+        default=None, gt=0, description="Training seconds, without evaluations and checkpoints."
+    )
+    samples: Int | None = Field(default=None, ge=1, description="Samples rolled out.")
+    target: Float | None = Field(
+        default=None, description="Held-out score that is enough; looked at after each evaluation."
+    )
+    reward: str | None = Field(
+        default=None, min_length=1, description="Evaluated reward that `target` is about; by default the first."
+    )
 
 
 class CheckpointsSection(StrictModel):
@@ -356,6 +421,7 @@ class RunConfig(StrictModel):
     prompts: PromptsSection = Field(description="What to draw.")
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="How groups are drawn.")
     rewards: list[RewardBlock] = Field(min_length=1, description="What is rewarded.")
+    scoring: ScoringSection = Field(default_factory=ScoringSection, description="Several rewards to one.")
     weighting: Use = Field(
         default=UseBlock(use="abs-advantage"), description="Advantages to weights: a name, or `use` with `options`."
     )
@@ -364,6 +430,7 @@ class RunConfig(StrictModel):
     timesteps: TimestepsSection = Field(default_factory=TimestepsSection, description="Training times.")
     optimiser: OptimiserSection = Field(default_factory=OptimiserSection, description="AdamW.")
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="Held-out evaluation.")
+    stop: StopSection = Field(default_factory=StopSection, description="Ends before run.iterations.")
     checkpoints: CheckpointsSection = Field(default_factory=CheckpointsSection, description="Saving.")
     logging: LoggingSection = Field(default_factory=LoggingSection, description="Trackers.")
     precision: PrecisionSection = Field(default_factory=PrecisionSection, description="Arithmetic.")

@@ -19,7 +19,21 @@ from dgpo_schemas.problems import ConfigError, Problem
 
 Run = Callable[..., Any]
 
-HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "matplotlib", "rich", "PIL")
+HEAVY = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "numpy",
+    "matplotlib",
+    "rich",
+    "PIL",
+    "httpx",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
+)
 
 
 def test_help_lists_every_command_with_examples(dgpo: Run) -> None:

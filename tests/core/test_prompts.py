@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dgpo_core.contracts import RewardModel
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.prompts import digest, load_file, load_prompts, of_iteration, some_of
+from dgpo_core.prompts import check_prompts, digest, load_file, load_prompts, of_iteration, some_of
 from dgpo_core.registry import Registry
-from dgpo_core.types import Prompt
+from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.run import PromptsBlock
 
 
@@ -116,3 +118,42 @@ def test_some_of_a_sorted_file_has_every_task() -> None:
     assert {p.metadata["tag"] for p in chosen} == set("abcdef")
     assert some_of(prompts, 300) == chosen
     assert some_of(prompts, 10_000) == prompts
+
+
+class Refuses(RewardModel):
+    """Refuses prompts that hold a word, all together or one by one."""
+
+    range = (0.0, 1.0)
+
+    def __init__(self, word: str) -> None:
+        super().__init__(None, device=torch.device("cpu"))
+        self.word = word
+        self.asked = 0
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        self.asked += 1
+        for prompt in prompts:
+            if self.word in prompt.text:
+                raise UserError(f"prompt {prompt.text!r}: has {self.word!r}")
+
+    def score(self, media: torch.Tensor, prompts: Sequence[Prompt]) -> Scores:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("bad", [[0], [1], [41], [63], [64], [100], [3, 50], [100, 101]])
+def test_a_refused_prompt_is_named_with_file_and_line(tmp_path: Path, bad: list[int]) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("".join(f"\npicture {i}{' bad' if i in bad else ''}\n" for i in range(102)))
+    reward = Refuses("bad")
+    with pytest.raises(UserError) as caught:
+        check_prompts(reward, load_file(path))
+    assert str(caught.value) == f"{path}:{2 * bad[0] + 2}: prompt 'picture {bad[0]} bad': has 'bad'"
+    assert reward.asked <= 9
+
+
+def test_prompts_without_an_origin_and_accepted_ones() -> None:
+    check_prompts(Refuses("bad"), [Prompt("good")])
+    check_prompts(Refuses("bad"), [])
+    with pytest.raises(UserError, match=r"^prompt 'bad': has 'bad'$"):
+        check_prompts(Refuses("bad"), [Prompt("good"), Prompt("bad")])
+    assert Prompt("a", origin="x:1") == Prompt("a", origin="y:2")

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special, stats
 from torch import Tensor
 
-from dgpo_core.builtin.weightings import AbsAdvantage, BestVersusWorst, Uniform
+from dgpo_core.builtin.options import ClippedOptions, SoftmaxOptions, TopKOptions
+from dgpo_core.builtin.weightings import (
+    AbsAdvantage,
+    BestVersusWorst,
+    Binary,
+    Clipped,
+    Rank,
+    Softmax,
+    TopK,
+    Uniform,
+)
 from dgpo_core.contracts import AdvantageWeighting
+from dgpo_core.groups import signed_weights
 
-WEIGHTINGS: list[type[AdvantageWeighting]] = [AbsAdvantage, BestVersusWorst, Uniform]
+WEIGHTINGS: list[type[AdvantageWeighting]] = [
+    AbsAdvantage,
+    BestVersusWorst,
+    Uniform,
+    Rank,
+    Softmax,
+    Binary,
+    TopK,
+    Clipped,
+]
+OPTIONS = {Softmax: SoftmaxOptions(), TopK: TopKOptions(), Clipped: ClippedOptions()}
 groups = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30)
 
 
@@ -21,11 +46,13 @@ def _advantages(rewards: Tensor, clamp: float | None = None) -> Tensor:
     return advantages if clamp is None else advantages.clamp(-clamp, clamp)
 
 
-def _weigh(weighting: type[AdvantageWeighting], *rewards: float, clamp: float | None = None) -> tuple[Tensor, Tensor]:
+def _weigh(
+    weighting: type[AdvantageWeighting], *rewards: float, clamp: float | None = None, options: Any = None
+) -> tuple[Tensor, Tensor]:
     """Weights, and signed weights as the engine makes them."""
     r = torch.tensor(rewards, dtype=torch.float64)
     advantages = _advantages(r, clamp)
-    weights = weighting(None).weights(advantages, r)
+    weights = weighting(options or OPTIONS.get(weighting)).weights(advantages, r)
     return weights, torch.where(advantages > 0, weights, -weights)
 
 
@@ -76,13 +103,13 @@ def test_best_versus_worst_sees_through_a_clamp() -> None:
 
 
 @pytest.mark.parametrize("rewards", [(0.1,) * 3, (0.1,) * 7, (1.0,) * 24, (-3.3,), ()])
-@pytest.mark.parametrize("weighting", [BestVersusWorst, Uniform])
+@pytest.mark.parametrize("weighting", [BestVersusWorst, Uniform, Rank, Softmax, Binary, TopK])
 def test_a_group_without_preference_weighs_nothing(
     weighting: type[AdvantageWeighting], rewards: tuple[float, ...]
 ) -> None:
     r = torch.tensor(rewards, dtype=torch.float64)
     # Rounding of the mean keeps these off exact zeros in places; the weightings must not be fooled.
-    weights = weighting(None).weights(r - r.sum() / max(len(r), 1) + 1e-17, r)
+    weights = weighting(OPTIONS.get(weighting)).weights(r - r.sum() / max(len(r), 1) + 1e-17, r)
     assert weights.tolist() == [0.0] * len(rewards)
 
 
@@ -106,3 +133,73 @@ def test_what_claims_to_cancel_the_partition_function_does(
 def test_uniform_does_not_claim_to_cancel() -> None:
     assert not Uniform.cancels_partition
     assert _weigh(Uniform, 1, 0, 0, 0)[1].sum().item() == -2
+
+
+@given(rewards=st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=30))
+def test_ranks_are_those_of_scipy(rewards: list[float]) -> None:
+    places = stats.rankdata(rewards) - 1  # ties share the mean of their places
+    expected = abs(2 * places - (len(rewards) - 1)) / (len(rewards) - 1)
+    assert _weigh(Rank, *rewards)[0].tolist() == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 20.0])
+@given(rewards=st.lists(st.floats(-10, 10), min_size=2, max_size=30))
+def test_softmax_within_each_side_is_scipys(temperature: float, rewards: list[float]) -> None:
+    r = np.array(rewards)
+    advantages = _advantages(torch.tensor(rewards, dtype=torch.float64)).numpy()
+    weights = _weigh(Softmax, *rewards, options=SoftmaxOptions(temperature=temperature))[0].numpy()
+    better = advantages > 0
+    if r.min() == r.max() or not better.any() or better.all():
+        assert not weights.any()
+        return
+    for side in (better, ~better):
+        expected = special.softmax(np.abs(advantages[side]) / temperature) * len(r) / 2
+        assert weights[side] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_softmax_lies_between_binary_and_the_extremes() -> None:
+    rewards = (9.0, 5.0, 4.0, 1.0, 0.0)
+    hot = _weigh(Softmax, *rewards, options=SoftmaxOptions(temperature=1e6))[1]
+    assert hot.tolist() == pytest.approx(_weigh(Binary, *rewards)[1].tolist(), rel=1e-4)
+    cold = _weigh(Softmax, *rewards, options=SoftmaxOptions(temperature=1e-3))[1]
+    assert cold.tolist() == pytest.approx([2.5, 0, 0, 0, -2.5], abs=1e-6)
+
+
+def test_binary_gives_both_sides_the_same() -> None:
+    assert _weigh(Binary, 1, 0, 0, 0)[1].tolist() == pytest.approx([2, -2 / 3, -2 / 3, -2 / 3])
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"), [(1, [1, 0, 0, 0, -1]), (2, [1, 1, 0, -1, -1]), (3, [1, 1, 0, -1, -1]), (99, [1, 1, 0, -1, -1])]
+)
+def test_top_k_is_cut_to_the_smaller_side(k: int, expected: list[float]) -> None:
+    assert _weigh(TopK, 9, 8, 3, 2, 1, options=TopKOptions(k=k))[1].tolist() == expected  # mean 4.6: two above
+
+
+@given(rewards=st.lists(st.integers(-9, 9).map(float), min_size=2, max_size=20))
+def test_top_1_is_best_versus_worst(rewards: list[float]) -> None:
+    assert _weigh(TopK, *rewards, options=TopKOptions(k=1))[1].tolist() == _weigh(BestVersusWorst, *rewards)[1].tolist()
+
+
+def test_clipped_bounds_the_papers_weights() -> None:
+    weights = _weigh(Clipped, 10, 8, 5, 5, options=ClippedOptions(limit=0.5))[0]
+    assert weights.tolist() == pytest.approx([0.5, 0.4714, 0.5, 0.5], abs=5e-5)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@given(rewards=st.lists(st.integers(-9, 9).map(float), min_size=2, max_size=20))
+def test_balance_cancels_the_partition_function_and_keeps_the_total(
+    weighting: type[AdvantageWeighting], rewards: list[float]
+) -> None:
+    r = torch.tensor([rewards], dtype=torch.float64)
+    scored, advantages = torch.ones_like(r, dtype=torch.bool), _advantages(r[0])[None]
+    made = weighting(OPTIONS.get(weighting))
+    plain, balanced = (signed_weights(advantages, r, scored, made, balance=b) for b in (False, True))
+    assert balanced.sum().item() == pytest.approx(0, abs=1e-9)
+    if (plain > 0).any() and (plain < 0).any():
+        assert balanced.abs().sum().item() == pytest.approx(plain.abs().sum().item())
+        ratio = balanced[plain != 0] / plain[plain != 0]
+        for side in (plain[plain != 0] > 0, plain[plain != 0] < 0):
+            assert ratio[side].max().item() == pytest.approx(ratio[side].min().item())  # one factor a side
+    else:
+        assert not balanced.any()

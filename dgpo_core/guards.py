@@ -1,0 +1,146 @@
+"""Guards against reward hacking: what media look like, whatever is rewarded, and when to be alarmed.
+
+A reward that rises while the pictures get worse is being gamed. Label-free statistics of the media and rewards that are
+not trained on ("guards") show it; an alarm is raised when the target has risen since the first evaluation while
+a guard has left its band. Pure: tensors and records in, numbers out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from dgpo_schemas.metrics import EvaluationRecord, GroupScore
+
+__all__ = ["STATISTICS", "Alarm", "Statistic", "alarms", "band_of", "has_left", "media_statistics"]
+
+DARK = 0.1
+"""Luma below which a pixel is dark."""
+EDGE = 0.1
+"""Difference of luma to the right or lower neighbour above which a pixel is on an edge."""
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue (ITU-R BT.601)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A statistic of media: what it is, the share of its first value that is its default band, and whether a rise
+    is as suspicious as a fall."""
+
+    summary: str
+    band: float
+    both_ways: bool
+
+
+STATISTICS: Mapping[str, Statistic] = {
+    "diversity": Statistic("mean pairwise distance between samples of a prompt", 0.25, both_ways=False),
+    "saturation": Statistic("mean saturation (of HSV)", 0.5, both_ways=True),
+    "edge_density": Statistic("share of pixels on an edge", 0.5, both_ways=True),
+    "dark_pixels": Statistic("share of dark pixels", 0.5, both_ways=True),
+}
+SMALLEST_BAND = 0.05
+"""A statistic near 0 may move so far, in its own units, whatever share of its first value that is."""
+
+
+def media_statistics(media: Tensor) -> dict[str, Tensor]:
+    """Label-free statistics of each sample, name to float32 [B] in [0, 1], on the media's device.
+
+    media [B, 3, H, W] or [B, F, 3, H, W], float in [0, 1] (clamped, nan as 0); frames of a video are averaged.
+    saturation: mean of (max - min) / max over channels, 0 for black; edge_density: share of pixels whose luma differs
+    from that of the right or lower neighbour by more than `EDGE`; dark_pixels: share with a luma below `DARK`.
+    """
+    frames = (media if media.dim() == 5 else media.unsqueeze(1)).float().nan_to_num(0.0, 1.0, 0.0).clamp(0, 1)
+    if not frames.numel():
+        return {name: torch.zeros(len(media), device=media.device) for name in STATISTICS if name != "diversity"}
+    high, low = frames.amax(2), frames.amin(2)
+    luma = (frames * frames.new_tensor(LUMA).view(3, 1, 1)).sum(2)
+    edge = torch.zeros_like(luma, dtype=torch.bool)
+    edge[..., :-1] |= luma.diff(dim=-1).abs() > EDGE
+    edge[..., :-1, :] |= luma.diff(dim=-2).abs() > EDGE
+    per_pixel = {
+        "saturation": (high - low) / high.clamp(min=1e-6),
+        "edge_density": edge.float(),
+        "dark_pixels": (luma < DARK).float(),
+    }
+    return {name: values.flatten(1).mean(1) for name, values in per_pixel.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """The target has risen while a guard left its band; values at the first evaluation and now."""
+
+    iteration: int
+    target: str
+    target_change: tuple[float, float]
+    guard: str
+    guard_change: tuple[float, float]
+    band: float
+
+    def __str__(self) -> str:
+        (before, after), (was, now) = self.target_change, self.guard_change
+        way = "fell" if now < was else "rose"
+        return (
+            f"alarm after iteration {self.iteration}: {self.target} rose from {before:.3f} to {after:.3f} while "
+            f"{self.guard} {way} from {was:.3f} to {now:.3f} (band {self.band:.3f}): a sign of reward hacking; look "
+            "at the pictures"
+        )
+
+
+def alarms(records: Iterable[EvaluationRecord], bands: Mapping[str, float]) -> list[Alarm]:
+    """Alarms of the last evaluation, compared with the first one; empty if there is only one.
+
+    records: every record of a run, evaluations in order; the first of each evaluation is the target. bands: label to
+    the change, in the guard's own units, that is let pass; where none is given it is 0 for a reward and
+    a share of the first value for a statistic. A change counts only if the two 95 % intervals do not overlap, so that
+    noise raises no alarm.
+    """
+    by_iteration: dict[int, list[EvaluationRecord]] = {}
+    for record in records:
+        by_iteration.setdefault(record.iteration, []).append(record)
+    if len(by_iteration) < 2:
+        return []
+    first, last = by_iteration[min(by_iteration)], by_iteration[max(by_iteration)]
+    before, after = first[0], last[0]
+    if after.value <= before.value:
+        return []
+    base = {record.reward: record for record in first}
+    found = []
+    for now in last:
+        was = base.get(now.reward)
+        if now.role == "target" or was is None:
+            continue
+        band = band_of(now.reward, now.role, was.value, bands)
+        if has_left(now.reward, was, now, band):
+            found.append(
+                Alarm(
+                    iteration=now.iteration,
+                    target=after.reward,
+                    target_change=(before.value, after.value),
+                    guard=now.reward,
+                    guard_change=(was.value, now.value),
+                    band=band,
+                )
+            )
+    return found
+
+
+def band_of(name: str, role: str, first: float, bands: Mapping[str, float]) -> float:
+    """The change of a guard, in its own units, that is let pass; `first` is its value at the first evaluation."""
+    if name in bands:
+        return bands[name]
+    if role != "statistic":
+        return 0.0
+    return max(SMALLEST_BAND, STATISTICS[name].band * abs(first))
+
+
+def has_left(name: str, was: GroupScore, now: GroupScore, band: float) -> bool:
+    """Whether a guard moved by more than its band, and beyond both intervals: down, or a statistic either way."""
+    both_ways = name in STATISTICS and STATISTICS[name].both_ways
+    fell = now.value < was.value - band and now.high < was.low
+    rose = both_ways and now.value > was.value + band and now.low > was.high
+    return fell or rose

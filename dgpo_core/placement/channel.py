@@ -1,0 +1,97 @@
+"""Blobs over a socket between a run and its worker process.
+
+A frame is a magic word, the length and the bytes. Nothing is ever unpickled: the bytes are safetensors (see
+`messages`), and those of the greeting are JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+__all__ = ["Channel"]
+
+HEAD = struct.Struct("<4sQ")
+MAGIC = b"DGPO"
+LONGEST = 1 << 40
+"""Bytes of a frame beyond which its length must be nonsense."""
+SLICE = 0.5
+"""Seconds between two looks at whether the other side still lives."""
+
+
+class Channel:
+    """One end of a socket pair. Raises EOFError when the other end is gone and TimeoutError at the deadline.
+
+    Deadlines are times of `time.monotonic`; None waits as long as `alive` says that somebody may answer.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+
+    def send(self, blob: bytes, *, deadline: float | None = None) -> None:
+        """Send a frame."""
+        self._socket.settimeout(_remaining(deadline))
+        try:
+            self._socket.sendall(HEAD.pack(MAGIC, len(blob)))
+            self._socket.sendall(blob)
+        except TimeoutError:
+            raise
+        except OSError as error:  # a broken pipe, a reset, or an end that was closed from another thread
+            raise EOFError(str(error)) from error
+
+    def receive(self, *, deadline: float | None = None, alive: Callable[[], bool] = lambda: True) -> bytes:
+        """Wait for a frame. `alive` is asked now and then: a child of the other side may keep its end open."""
+        magic, length = HEAD.unpack(self._read(HEAD.size, deadline, alive))
+        if magic != MAGIC or length > LONGEST:
+            raise EOFError("the other side does not speak this protocol")
+        return self._read(length, deadline, alive)
+
+    def _read(self, length: int, deadline: float | None, alive: Callable[[], bool]) -> bytes:
+        data = bytearray(length)
+        view, got = memoryview(data), 0
+        while got < length:
+            self._wait(deadline, alive)
+            try:
+                count = self._socket.recv_into(view[got:])
+            except OSError as error:
+                raise EOFError(str(error)) from error
+            if count == 0:
+                raise EOFError("the other side has closed its end")
+            got += count
+        view.release()
+        return bytes(data)
+
+    def _wait(self, deadline: float | None, alive: Callable[[], bool]) -> None:
+        """Until there is something to read."""
+        self._socket.settimeout(None)
+        poll = select.poll()
+        try:
+            poll.register(self._socket, select.POLLIN)
+        except (ValueError, OSError) as error:
+            raise EOFError("this end was closed") from error
+        while True:
+            remaining = _remaining(deadline)
+            lived = alive()
+            if poll.poll(1000 * (SLICE if remaining is None else min(remaining, SLICE))):
+                return
+            if not lived:
+                raise EOFError("the other side has ended")
+
+    def close(self) -> None:
+        """Let go of the socket, waking up a thread that waits at it."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def _remaining(deadline: float | None) -> float | None:
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

@@ -1,0 +1,258 @@
+"""Media, prompts and scores as single safetensors blobs, exact to the bit, for workers and services.
+
+Letters: B samples, F frames, C = 3 channels, H W pixels. A blob holds tensors, and JSON as text under `dgpo` in its
+`__metadata__`. Reading one checks everything before a tensor is made of it; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from dgpo_core.types import Example, Prompt, Scores
+from dgpo_schemas.problems import dotted, explain
+from dgpo_schemas.service import PROTOCOL, PromptMessage, ScoreHeader
+
+__all__ = [
+    "MEDIA_DTYPES",
+    "Blob",
+    "Malformed",
+    "OtherProtocol",
+    "ScoreRequest",
+    "Unfit",
+    "example_blob",
+    "pack",
+    "plain",
+    "prompts_as_json",
+    "prompts_of",
+    "read_examples",
+    "read_score_answer",
+    "read_score_request",
+    "score_answer",
+    "score_request",
+]
+
+MEDIA_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
+"""What media may be, by safetensors' names. Bytes are read as float32 in [0, 1], x / 255."""
+LENGTH = 8
+"""Bytes at the beginning of a blob that hold the length of its header."""
+FRAMES = {4: "images [B, 3, H, W]", 5: "videos [B, F, 3, H, W]"}
+
+
+class Malformed(ValueError):
+    """Bytes that are no such message."""
+
+
+class OtherProtocol(Malformed):
+    """A message of another version of dgpo."""
+
+
+class Unfit(ValueError):
+    """A message that can be read, about media that cannot be scored: dtype, shape or count."""
+
+
+# -- blobs --------------------------------------------------------------------------------------------------------
+
+
+def pack(header: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> bytes:
+    """JSON and tensors as a blob."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in (tensors or {}).items()}
+    if len(on_cpu) > 1:
+        on_cpu = {name: tensor.clone() for name, tensor in on_cpu.items()}  # safetensors refuse shared memory
+    blob: bytes = safetensors.torch.save(on_cpu, {"dgpo": json.dumps(header)})
+    return blob
+
+
+class Blob:
+    """A blob that was received: `header` is its JSON, `shapes` and `dtypes` (safetensors' names) are those of its
+    tensors, which are made when they are asked for. Raises Malformed."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        head = _head(data)
+        try:
+            self.header = json.loads(head.pop("__metadata__")["dgpo"])
+        except (KeyError, TypeError):
+            raise Malformed("the safetensors have no text `dgpo` in their `__metadata__`") from None
+        except (ValueError, RecursionError) as error:
+            raise Malformed(f"`dgpo` in the `__metadata__` is not JSON: {error}") from None
+        if not isinstance(self.header, dict):
+            raise Malformed("`dgpo` in the `__metadata__` must be a JSON object")
+        try:
+            self.shapes = {name: tuple(map(int, entry["shape"])) for name, entry in head.items()}
+            self.dtypes = {name: str(entry["dtype"]) for name, entry in head.items()}
+        except (KeyError, TypeError, ValueError):
+            raise Malformed("the safetensors' header does not describe its tensors") from None
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors, each in memory of its own: arithmetic libraries promise the same bits for aligned memory only,
+        and inside the blob nothing is aligned."""
+        try:
+            return {name: tensor.clone() for name, tensor in safetensors.torch.load(self._data).items()}
+        except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+            raise Malformed(f"the safetensors are damaged: {error}") from None
+
+
+def _head(data: bytes) -> dict[str, Any]:
+    """The JSON with which safetensors begin."""
+    length = int.from_bytes(data[:LENGTH], "little")
+    if len(data) < LENGTH or not 2 <= length <= len(data) - LENGTH:
+        raise Malformed("the body is not in the safetensors format")
+    try:
+        head = json.loads(data[LENGTH : LENGTH + length])
+    except (ValueError, RecursionError):
+        raise Malformed("the body is not in the safetensors format: its header is not JSON") from None
+    if not isinstance(head, dict):
+        raise Malformed("the body is not in the safetensors format: its header is no object")
+    return head
+
+
+# -- prompts ------------------------------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: what JSON has no word for becomes a list, a number or a text."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes | bytearray):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "tolist"):  # tensors, arrays and their scalars
+        return plain(value.tolist())
+    return str(value)
+
+
+def prompts_as_json(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """For a header or a JSON body."""
+    return [{"text": prompt.text, "metadata": plain(prompt.metadata)} for prompt in prompts]
+
+
+def prompts_of(messages: Sequence[PromptMessage]) -> list[Prompt]:
+    """What was sent."""
+    return [Prompt(message.text, message.metadata) for message in messages]
+
+
+# -- asking for scores --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Media as the reward is to see them, and the prompt of each sample."""
+
+    media: Tensor
+    prompts: list[Prompt]
+    alone: bool
+
+
+def score_request(media: Tensor, prompts: Sequence[Prompt], *, alone: bool = True) -> bytes:
+    """Media [B, 3, H, W] or [B, F, 3, H, W] with the prompt of each sample, to be scored by themselves.
+
+    Raises Unfit for media that are neither float32, float16, bfloat16 nor uint8.
+    """
+    if media.dtype not in MEDIA_DTYPES.values():
+        raise Unfit(f"media are {media.dtype}; what travels is float32, float16, bfloat16 or uint8")
+    header: dict[str, Any] = {"protocol": PROTOCOL, "prompts": prompts_as_json(prompts), "alone": alone}
+    # Sums over memory in another order have other last bits, so a permuted tensor arrives as one.
+    strides = media.stride()
+    order = sorted(range(media.dim()), key=lambda dimension: -strides[dimension])
+    if media.numel() and order != sorted(order):
+        header["order"] = order
+        media = media.permute(order)
+    return pack(header, {"media": media})
+
+
+def read_score_request(blob: Blob) -> ScoreRequest:
+    """Raises Malformed, OtherProtocol, and Unfit for media that do not fit the prompts or are none."""
+    header = read_score_header(blob)
+    shape = media_shape(blob, header)
+    media = blob.tensors["media"]
+    if header.order:
+        media = media.permute([header.order.index(dimension) for dimension in range(len(shape))])
+    if media.dtype == torch.uint8:
+        media = media.float() / 255
+    return ScoreRequest(media, prompts_of(header.prompts), header.alone)
+
+
+def read_score_header(blob: Blob) -> ScoreHeader:
+    """The JSON of a request. Raises Malformed or OtherProtocol."""
+    check_protocol(blob.header)
+    try:
+        return ScoreHeader.model_validate(blob.header)
+    except ValidationError as error:
+        path, message = explain(ScoreHeader, blob.header, error)[0]
+        raise Malformed(f"{dotted(path)}: {message}") from None
+
+
+def media_shape(blob: Blob, header: ScoreHeader) -> tuple[int, ...]:
+    """Shape of the media as the reward will see them, before any tensor is made. Raises Unfit."""
+    if set(blob.shapes) != {"media"}:
+        raise Unfit(f"there must be one tensor, `media`; there are {', '.join(sorted(blob.shapes)) or 'none'}")
+    if blob.dtypes["media"] not in MEDIA_DTYPES:
+        raise Unfit(f"`media` is {blob.dtypes['media']}, it must be one of {', '.join(MEDIA_DTYPES)}")
+    shape = blob.shapes["media"]
+    if header.order is not None:
+        if sorted(header.order) != list(range(len(shape))):
+            raise Unfit(f"`order` {header.order} does not order {len(shape)} dimensions")
+        shape = tuple(shape[header.order.index(dimension)] for dimension in range(len(shape)))
+    if len(shape) not in FRAMES or shape[-3] != 3:
+        raise Unfit(f"`media` has the shape {list(shape)}; it must be {' or '.join(FRAMES.values())}")
+    if shape[0] != len(header.prompts):
+        raise Unfit(f"`media` has {shape[0]} samples for {len(header.prompts)} prompts")
+    return shape
+
+
+def check_protocol(header: Mapping[str, Any]) -> None:
+    """Raises OtherProtocol."""
+    if header.get("protocol") != PROTOCOL:
+        raise OtherProtocol(
+            f"speaks version {plain(header.get('protocol'))} of the protocol, this dgpo speaks version {PROTOCOL}; "
+            "install the same version of dgpo on both sides"
+        )
+
+
+# -- answers ------------------------------------------------------------------------------------------------------
+
+
+def score_answer(scores: Scores) -> bytes:
+    """Scores as they are: it is for their reader to say that they are not one number per sample."""
+    header = {"protocol": PROTOCOL, "diagnostics": [plain(one) for one in scores.diagnostics]}
+    return pack(header, {"values": scores.values, "missing": scores.missing})
+
+
+def read_score_answer(blob: Blob) -> Scores:
+    """Raises Malformed for what is no answer, and OtherProtocol."""
+    check_protocol(blob.header)
+    diagnostics = blob.header.get("diagnostics")
+    if set(blob.shapes) != {"values", "missing"} or not isinstance(diagnostics, list):
+        raise Malformed("the answer does not hold `values`, `missing` and diagnostics")
+    return Scores(blob.tensors["values"], blob.tensors["missing"], tuple(diagnostics))
+
+
+def example_blob(examples: Sequence[Example]) -> bytes:
+    """Examples, each with media of its own size."""
+    header = [{"name": e.name, "good": e.good, "prompt": prompts_as_json([e.prompt])[0]} for e in examples]
+    return pack({"protocol": PROTOCOL, "examples": header}, {str(i): e.media for i, e in enumerate(examples)})
+
+
+def read_examples(blob: Blob) -> list[Example]:
+    """Raises Malformed and OtherProtocol."""
+    check_protocol(blob.header)
+    try:
+        return [
+            Example(one["name"], prompts_of([PromptMessage.model_validate(one["prompt"])])[0],
+                    blob.tensors[str(i)], bool(one["good"]))
+            for i, one in enumerate(blob.header["examples"])
+        ]  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise Malformed(f"the answer does not hold examples: {error}") from None

@@ -1,0 +1,298 @@
+"""One worker process: started, asked, and ended, whatever state it is in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgpo_core.errors import UserError
+from dgpo_core.placement.channel import Channel
+from dgpo_core.placement.interpreter import why_it_did_not_greet, why_it_did_not_start
+from dgpo_core.placement.messages import Blob, Malformed, pack
+from dgpo_core.placement.remote import OutOfMemory, RewardRaised
+from dgpo_schemas.service import PROTOCOL, RewardDescription
+
+__all__ = ["Lost", "Recipe", "WorkerProcess", "resolve"]
+
+log = logging.getLogger(__name__)
+
+MODULE = "dgpo_core.placement.worker_main"
+LINES = 50
+"""Lines of a worker's output that are kept for messages."""
+GRACE = 5.0
+"""Seconds that an idle worker is given to end by itself."""
+OF_THE_RUN = (
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR", "MASTER_PORT",
+    "TORCHELASTIC_RUN_ID",
+)  # fmt: skip
+"""Variables with which a launcher makes a process one of many. A worker that had them would wait for the others."""
+
+
+class Lost(Exception):
+    """The process ended or hung before it answered."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to start a worker, and what it is to load."""
+
+    where: str
+    python: str
+    environment: Mapping[str, str]
+    use: str
+    options: Mapping[str, Any]
+    device: torch.device
+    start_timeout: float
+    timeout: float
+
+    @cached_property
+    def variables(self) -> dict[str, str]:
+        """The environment of the process."""
+        own = {name: value for name, value in os.environ.items() if name not in OF_THE_RUN}
+        return own | dict(self.environment)
+
+    def orders(self) -> dict[str, Any]:
+        """What the process is told first."""
+        # An index counts the cards that the run sees; the worker may be shown others.
+        device = self.device.type if "CUDA_VISIBLE_DEVICES" in self.environment else str(self.device)
+        deterministic: bool | str = torch.are_deterministic_algorithms_enabled()
+        if deterministic and torch.is_deterministic_algorithms_warn_only_enabled():
+            deterministic = "warn"
+        settings = {
+            "threads": None if "OMP_NUM_THREADS" in self.environment else torch.get_num_threads(),
+            "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
+            "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
+            "deterministic": deterministic,
+        }
+        return {"use": self.use, "options": self.options, "device": device, "settings": settings}
+
+
+class WorkerProcess:
+    """A process that was spawned; `greet` waits until its reward is loaded. One request at a time."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Start the interpreter. Raises UserError if there is none."""
+        self.recipe = recipe
+        here, there = socket.socketpair()
+        arguments = [recipe.python, "-u", "-P", "-X", "faulthandler", "-m", MODULE]
+        try:
+            self._process = subprocess.Popen(
+                [*arguments, str(there.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,  # prints of the reward: they go where its errors go
+                stderr=subprocess.STDOUT,
+                env=recipe.variables,
+                pass_fds=[there.fileno()],
+                process_group=0,  # so that what it starts ends with it
+            )
+        except (OSError, ValueError) as error:
+            here.close()
+            raise UserError(f"{recipe.where}.worker.python: {why_it_did_not_start(recipe.python, error)}") from error
+        finally:
+            there.close()
+        self._channel = Channel(here)
+        self._output = Output(self._process, recipe.where)
+        self._ending = threading.Lock()
+        self._ended = False
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
+    def greet(self) -> RewardDescription:
+        """Wait until the reward is loaded. Raises UserError for whatever keeps it from being so."""
+        recipe, deadline = self.recipe, time.monotonic() + self.recipe.start_timeout
+        hello = self._hello(deadline)
+        if hello.get("protocol") != PROTOCOL:
+            raise UserError(
+                f"{recipe.where}.worker.python: {recipe.python} has dgpo {hello.get('dgpo')}, whose workers speak "
+                f"version {hello.get('protocol')} of the protocol; this run speaks version {PROTOCOL}: install the "
+                "same version of dgpo in both environments"
+            )
+        try:
+            self._channel.send(json.dumps(recipe.orders()).encode(), deadline=deadline)
+            blob = self._receive(deadline, "start_timeout")
+        except (Lost, EOFError, TimeoutError) as error:
+            self.kill()
+            raise UserError(f"{recipe.where}: the worker that was to load {recipe.use} {error}") from error
+        if refusal := blob.header.get("error"):
+            raise UserError(self._refusal(refusal))
+        return RewardDescription.model_validate(blob.header)
+
+    def _hello(self, deadline: float) -> dict[str, Any]:
+        try:
+            hello = json.loads(self._channel.receive(deadline=deadline, alive=self._alive))
+            if isinstance(hello, dict):
+                return hello
+        except (EOFError, TimeoutError, ValueError):
+            pass
+        self.kill()
+        reason = why_it_did_not_greet(self.recipe.python, self.recipe.variables, self._output.lines)
+        raise UserError(f"{self.recipe.where}.worker.python: {reason}")
+
+    def _refusal(self, error: Mapping[str, str]) -> str:
+        recipe = self.recipe
+        if error["kind"] == "plugin":
+            return (
+                f"{recipe.where}.worker.python: {recipe.python} cannot provide {recipe.use}; install its plugin there "
+                f"({recipe.python} -m pip install ...): {error['message']}"
+            )
+        if error["kind"] == "user":
+            return f"{recipe.where}: {error['message']}"
+        return f"{recipe.where}: the worker could not load {recipe.use}: {error['message']}{self._output.tail()}"
+
+    def ask(self, question: bytes) -> Blob:
+        """An answer. Raises Lost, RewardRaised, OutOfMemory, and UserError if the reward refuses prompts."""
+        deadline = time.monotonic() + self.recipe.timeout
+        try:
+            self._channel.send(question, deadline=deadline)
+        except TimeoutError:
+            raise self._hung("timeout") from None
+        except EOFError:
+            raise Lost(self._fate()) from None
+        blob = self._receive(deadline, "timeout")
+        error = blob.header.get("error")
+        if not error:
+            return blob
+        match error["kind"]:
+            case "memory":
+                raise OutOfMemory(error["message"])
+            case "user" | "plugin":
+                raise UserError(error["message"])
+        raise RewardRaised(error["message"])
+
+    def _receive(self, deadline: float, patience: str) -> Blob:
+        try:
+            return Blob(self._channel.receive(deadline=deadline, alive=self._alive))
+        except TimeoutError:
+            raise self._hung(patience) from None
+        except EOFError:
+            raise Lost(self._fate()) from None
+        except Malformed as error:
+            self.kill()
+            raise Lost(f"answered nonsense: {error}") from None
+
+    def _alive(self) -> bool:
+        return self._process.poll() is None
+
+    def _hung(self, setting: str) -> Lost:
+        self.kill()
+        patience = getattr(self.recipe, setting)
+        return Lost(f"gave no answer within {patience:g} s (worker.{setting}) and was killed{self._output.tail()}")
+
+    def _fate(self) -> str:
+        """How the process ended, in words."""
+        try:
+            code = self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:  # it closed its socket and lives on
+            self.kill()
+            return f"closed its connection{self._output.tail()}"
+        self.kill()
+        if code >= 0:
+            return f"exited with status {code}{self._output.tail()}"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        hint = ": perhaps by the system, for want of memory" if code == -signal.SIGKILL else ""
+        return f"was ended by {name}{hint}{self._output.tail()}"
+
+    def stop(self) -> None:
+        """End it: gently if it is idle and listens, else by force."""
+        try:
+            deadline = time.monotonic() + GRACE
+            self._channel.send(pack({"ask": "stop"}), deadline=deadline)
+            self._channel.receive(deadline=deadline, alive=self._alive)
+            self._process.wait(max(0.1, deadline - time.monotonic()))
+        except (EOFError, TimeoutError, subprocess.TimeoutExpired):
+            pass
+        self.kill()
+
+    def kill(self) -> None:
+        """End it and all that it started, and let go of everything. May be called twice, and from any thread."""
+        with self._ending:
+            if self._ended:
+                return
+            self._ended = True
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
+            self._channel.close()
+            self._output.close()
+
+
+class Output:
+    """Reads what a process prints, on a thread: the last lines are kept, all go to the log at level debug."""
+
+    def __init__(self, process: subprocess.Popen[bytes], where: str) -> None:
+        assert process.stdout is not None
+        self._stream = process.stdout
+        self._where = where
+        self._closed = threading.Event()
+        self._lines: deque[str] = deque(maxlen=LINES)
+        self._thread = threading.Thread(target=self._read, name=f"output of {where}", daemon=True)
+        self._thread.start()
+
+    @property
+    def lines(self) -> list[str]:
+        """The last lines."""
+        return list(self._lines)
+
+    def tail(self, count: int = 8) -> str:
+        """The last lines as the end of a message; nothing if nothing was printed."""
+        lines = [line for line in self.lines if line.strip()][-count:]
+        return "; its last words:\n" + "\n".join(f"    {line}" for line in lines) if lines else ""
+
+    def _read(self) -> None:
+        poll = select.poll()
+        poll.register(self._stream, select.POLLIN)
+        rest = b""
+        while True:
+            # Somebody that the process started may keep the pipe open for ever.
+            if not poll.poll(0 if self._closed.is_set() else 200):
+                if self._closed.is_set():
+                    break
+                continue
+            data = os.read(self._stream.fileno(), 65536)
+            if not data:
+                break
+            *whole, rest = (rest + data).split(b"\n")
+            for line in whole:
+                self._keep(line)
+            rest = rest[-65536:]
+        if rest:
+            self._keep(rest)
+
+    def _keep(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip()[:1000]
+        self._lines.append(text)
+        log.debug("%s: worker: %s", self._where, text)
+
+    def close(self) -> None:
+        """What was printed so far is kept."""
+        self._closed.set()
+        self._thread.join(GRACE)
+        if not self._thread.is_alive():
+            self._stream.close()
+
+
+def resolve(python: str | None) -> str:
+    """The interpreter of a worker section: a path (with ~ for the home directory) or a name on PATH."""
+    return sys.executable if python is None else str(Path(python).expanduser())

@@ -1,0 +1,177 @@
+"""A worker process: `python -m dgpo_core.placement.worker_main FD PARENT`, started by `process`.
+
+It says which protocol it speaks before it imports anything heavy, loads the reward that it is told, and then answers
+one request after the other until the other end of its socket closes. What the reward prints goes where errors go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from dgpo_core import __version__
+from dgpo_core.placement.channel import Channel
+from dgpo_schemas.service import PROTOCOL
+
+if TYPE_CHECKING:
+    from dgpo_core.contracts import RewardModel
+
+__all__ = ["main"]
+
+WATCH = 1.0
+"""Seconds between two looks at whether the run still lives."""
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until there is nobody to serve; the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C belongs to the run, which ends us in its time
+    number, parent = int(arguments[0]), int(arguments[1])
+    os.set_inheritable(number, False)
+    threading.Thread(target=_watch, args=(parent,), name="watch", daemon=True).start()
+    channel = Channel(socket.socket(fileno=number))
+    channel.send(json.dumps({"protocol": PROTOCOL, "dgpo": __version__}).encode())
+    try:
+        start = json.loads(channel.receive())
+        host = Host()
+        channel.send(host.safely(lambda: host.load(start)))
+        while not host.stopped:
+            request = channel.receive()
+            channel.send(host.safely(lambda request=request: host.answer(request)))
+    except EOFError:
+        _end()
+    return 0
+
+
+def _watch(parent: int) -> None:
+    """End when the run has ended, even if the reward is at work; closing its socket only tells us between batches."""
+    while os.getppid() == parent:
+        time.sleep(WATCH)
+    _end()
+
+
+def _end() -> None:
+    """At once, with every process that the reward has started."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(1)
+
+
+class Host:
+    """The reward, and answers to what is asked of it."""
+
+    def __init__(self) -> None:
+        self.reward: RewardModel | None = None
+        self.stopped = False
+
+    def safely(self, call: Any) -> bytes:
+        """What the call returns, or its error as a message. Some libraries exit where others raise."""
+        from dgpo_core.placement.messages import pack
+
+        try:
+            made: bytes = call()
+            return made
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            return pack({"protocol": PROTOCOL, "error": _described(error)})
+
+    def load(self, start: dict[str, Any]) -> bytes:
+        """Build the reward. Returns its description."""
+        _adopt_settings(start["settings"])
+        from dgpo_core.placement.describe import describe
+        from dgpo_core.placement.messages import pack
+        from dgpo_core.registry import get_registry
+        from dgpo_schemas.base import UseBlock
+
+        block = UseBlock(use=start["use"], options=start["options"])
+        registry = get_registry()
+        reward: RewardModel = registry.create("reward", block, device=_device(start["device"]))
+        self.reward = reward
+        return pack(describe(block.use, reward).model_dump(mode="json"))
+
+    def answer(self, data: bytes) -> bytes:
+        """One request, one answer."""
+        import torch
+
+        from dgpo_core.placement.messages import Blob, example_blob, pack, prompts_of, read_score_request, score_answer
+        from dgpo_core.placement.remote import check_scores
+        from dgpo_schemas.service import CheckRequest
+
+        blob = Blob(data)
+        assert self.reward is not None
+        match blob.header.get("ask"):
+            case "check":
+                self.reward.check_prompts(prompts_of(CheckRequest(prompts=blob.header["prompts"]).prompts))
+                return pack({"protocol": PROTOCOL})
+            case "examples":
+                return example_blob(self.reward.examples())
+            case "stop":
+                self.stopped = True
+                self.reward.close()
+                return pack({"protocol": PROTOCOL})
+        request = read_score_request(blob)
+        media = request.media.to(self.reward.device)
+        with torch.no_grad():
+            return score_answer(check_scores(self.reward.score(media, request.prompts), len(request.prompts)))
+
+
+def _described(error: BaseException) -> dict[str, str]:
+    """An error as the other side needs it."""
+    from dgpo_core.errors import PluginError, UserError
+    from dgpo_core.placement.remote import is_out_of_memory
+
+    if is_out_of_memory(error):
+        _forget_memory()
+        return {"kind": "memory", "message": f"{type(error).__name__}: {error}"}
+    if isinstance(error, UserError):
+        return {"kind": "plugin" if isinstance(error, PluginError) else "user", "message": str(error)}
+    return {"kind": "reward", "message": f"{type(error).__name__}: {error}"}
+
+
+def _forget_memory() -> None:
+    """What a failed batch has left in the caches of the card would be missed by half of it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _adopt_settings(settings: dict[str, Any]) -> None:
+    """Compute as the run computes: threads and reduced precision decide about the last bits."""
+    import torch
+
+    if settings["threads"] is not None:
+        torch.set_num_threads(settings["threads"])
+    torch.backends.cuda.matmul.allow_tf32 = settings["matmul_tf32"]
+    torch.backends.cudnn.allow_tf32 = settings["cudnn_tf32"]
+    torch.backends.cudnn.benchmark = settings["cudnn_benchmark"]
+    torch.backends.cudnn.deterministic = settings["cudnn_deterministic"]
+    if settings["deterministic"]:
+        torch.use_deterministic_algorithms(True, warn_only=settings["deterministic"] == "warn")
+
+
+def _device(name: str) -> Any:
+    """The run's device, or the one that the process's own CUDA_VISIBLE_DEVICES leaves. Raises UserError."""
+    import torch
+
+    from dgpo_core.errors import UserError
+
+    wanted = torch.device(name)
+    if wanted.type != "cuda" or torch.cuda.is_available():
+        return wanted
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return torch.device("cpu")
+    raise UserError(
+        f"the run computes on {name}, but torch {torch.__version__} in the worker sees no CUDA device; set "
+        'environment: {CUDA_VISIBLE_DEVICES: ""} to score on the CPU'
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,319 @@
+"""The service's endpoints. /health, /ready and /metrics are for machines that watch and need no token."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dgpo_core.contracts import RewardModel
+from dgpo_core.errors import DgpoError, UserError
+from dgpo_core.placement.describe import describe
+from dgpo_core.placement.messages import example_blob, plain, prompts_of, score_answer
+from dgpo_core.placement.remote import OutOfMemory
+from dgpo_core.serving.batcher import Batcher
+from dgpo_core.serving.bodies import (
+    Batch,
+    Body,
+    Refusal,
+    read_json,
+    read_pictures_form,
+    read_pictures_json,
+    read_tensors,
+)
+from dgpo_core.serving.counters import Counters
+from dgpo_core.types import Scores
+from dgpo_schemas.serve import ServeConfig
+from dgpo_schemas.service import (
+    PROTOCOL,
+    SAFETENSORS,
+    CheckAnswer,
+    CheckRequest,
+    ErrorAnswer,
+    ErrorDetail,
+    ScoreAnswer,
+    StatusAnswer,
+)
+
+__all__ = ["Service"]
+
+TENSORS = (SAFETENSORS, "application/x-safetensors")
+FORM, JSON = "multipart/form-data", "application/json"
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Service:
+    """The state of a service and its ASGI application, `app`."""
+
+    def __init__(self, config: ServeConfig, batcher: Batcher, counters: Counters, token: str | None) -> None:
+        self.config = config
+        self.batcher = batcher
+        self.counters = counters
+        self.draining = False
+        self.inside = 0
+        """Requests for scores under way."""
+        self._token = token
+        counters.watch(batcher.waiting, lambda: self.inside)
+        routes = [
+            Route("/health", self._health),
+            Route("/ready", self._ready),
+            Route("/metrics", self._metrics),
+            Route("/v1/reward", self._with_token(self._reward)),
+            Route("/v1/examples", self._with_token(self._examples)),
+            Route("/v1/check", self._with_token(self._check), methods=["POST"]),
+            Route("/v1/score", self._with_token(self._score), methods=["POST"]),
+        ]
+        starlette = Starlette(routes=routes, exception_handlers={Refusal: _refused, HTTPException: _not_found})
+        self.app: ASGIApp = _Counted(starlette, counters, {route.path for route in routes})
+
+    # -- watching ---------------------------------------------------------------------------------------------------
+
+    async def _health(self, request: Request) -> Response:
+        return _json(StatusAnswer(status="alive"))
+
+    async def _ready(self, request: Request) -> Response:
+        if (status := self._status()) == "ready":
+            return _json(StatusAnswer(status="ready"))
+        return _json(StatusAnswer.model_validate({"status": status}), 503, {"Retry-After": "1"})
+
+    def _status(self) -> str:
+        if self.draining:
+            return "draining"
+        if self.batcher.reward is None:
+            return "loading"
+        return "stuck" if self.batcher.stuck(2 * self.config.timeout) else "ready"
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.counters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    # -- the reward -------------------------------------------------------------------------------------------------
+
+    async def _reward(self, request: Request) -> Response:
+        return _json(describe(self.config.reward.use, self._loaded(), self.config.limits))
+
+    async def _examples(self, request: Request) -> Response:
+        self._loaded()
+        try:
+            async with asyncio.timeout(self.config.timeout):
+                blob = await _result(self.batcher.call(lambda reward: example_blob(reward.examples())))
+        except TimeoutError:
+            raise Refusal(504, "timeout", f"there was no answer within {self.config.timeout:g} s (timeout)") from None
+        return Response(blob, media_type=SAFETENSORS)
+
+    async def _check(self, request: Request) -> Response:
+        return await self._admitted(request, self._checked)
+
+    async def _checked(self, request: Request, body: bytes) -> Response:
+        prompts = prompts_of(read_json(CheckRequest, body).prompts)
+        try:
+            await asyncio.wrap_future(self.batcher.call(lambda reward: reward.check_prompts(prompts)))
+        except UserError as error:
+            return _json(CheckAnswer(ok=False, message=str(error)))
+        except DgpoError as error:
+            raise _reward_failed(error) from error
+        return _json(CheckAnswer(ok=True))
+
+    async def _score(self, request: Request) -> Response:
+        if self._kind(request) is None:
+            await Body(request).discard(self._max_body)
+            raise Refusal(
+                415, "type", f"the body must be {SAFETENSORS} (tensors), {FORM} (picture files) or {JSON} (base64)"
+            )
+        return await self._admitted(request, self._scored)
+
+    async def _scored(self, request: Request, body: bytes) -> Response:
+        batches = await self._batches(request, body)
+        reward = self.batcher.reward
+        assert reward is not None  # for the request was admitted; it is served even if the service ends after it
+        for batch in batches:
+            medium = "video" if batch.media.dim() == 5 else "image"
+            if medium not in reward.media:
+                raise Refusal(422, "request", f"{self.config.reward.use} does not score {medium}s")
+        futures = [self.batcher.score(b.media, b.prompts, alone=b.alone) for b in batches]
+        try:
+            scores = [await _result(future) for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()  # of no effect on those that are done
+        return self._answer(request, _in_order(batches, scores))
+
+    @staticmethod
+    def _kind(request: Request) -> str | None:
+        """What the body is, if it is something that we read."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return kind if kind in (*TENSORS, FORM, JSON) else None
+
+    async def _batches(self, request: Request, body: bytes) -> list[Batch]:
+        limits = self.config.limits
+        match self._kind(request):
+            case "multipart/form-data":
+                return await read_pictures_form(body, request, limits)
+            case "application/json":
+                return await asyncio.to_thread(read_pictures_json, body, limits)
+        return [await asyncio.to_thread(read_tensors, body, limits)]
+
+    def _answer(self, request: Request, scores: Scores) -> Response:
+        """Tensors for tensors, JSON for pictures, unless `Accept` asks for the other."""
+        accept = request.headers.get("accept", "")
+        tensors = self._kind(request) in TENSORS
+        if JSON in accept or not (tensors or any(kind in accept for kind in TENSORS)):
+            return _json(_as_json(scores))
+        return Response(score_answer(scores), media_type=SAFETENSORS)
+
+    # -- who may come in --------------------------------------------------------------------------------------------
+
+    @property
+    def _max_body(self) -> int:
+        return self.config.limits.max_body_mib * 2**20
+
+    def _with_token(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint for callers with the token."""
+
+        async def guarded(request: Request) -> Response:
+            scheme, _, given = request.headers.get("authorization", "").partition(" ")
+            wanted = (self._token or "").encode()
+            if self._token is None or (
+                scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("utf-8", "replace"), wanted)
+            ):
+                return await endpoint(request)
+            if request.method == "POST":
+                await Body(request).discard(self._max_body)
+            headers = {"WWW-Authenticate": "Bearer"}
+            raise Refusal(401, "token", "send the token: `Authorization: Bearer TOKEN`", headers)
+
+        return guarded
+
+    def _loaded(self) -> RewardModel:
+        """The reward. Raises Refusal while there is none, or soon will be none."""
+        reward = self.batcher.reward
+        if reward is None or self.draining:
+            raise Refusal(503, "busy", f"the service is {self._status()}", {"Retry-After": "1"})
+        return reward
+
+    async def _admitted(self, request: Request, handle: Callable[[Request, bytes], Awaitable[Response]]) -> Response:
+        """Read the body and handle the request, if there is room for it, and in time. What is under way is bounded
+        before a byte is read, so memory is too."""
+        body = Body(request)
+        try:
+            self._loaded()
+            if self.inside >= self.config.queue:
+                raise Refusal(503, "busy", f"{self.inside} requests are under way (queue)", {"Retry-After": "1"})
+            self.inside += 1
+            try:
+                async with asyncio.timeout(self.config.timeout):
+                    return await handle(request, await body.read(self._max_body))
+            except TimeoutError:
+                late = "the body did not come" if not body.finished else "there was no answer"
+                message = f"{late} within {self.config.timeout:g} s (timeout)"
+                raise Refusal(504 if body.finished else 408, "timeout", message) from None
+            finally:
+                self.inside -= 1
+        except Refusal:
+            await body.discard(self._max_body)
+            raise
+
+
+async def _result(future: Future[Any]) -> Any:
+    """What comes of a job. Raises Refusal for what the reward raised."""
+    try:
+        return await asyncio.wrap_future(future)
+    except DgpoError as error:
+        raise _reward_failed(error) from error
+
+
+def _reward_failed(error: DgpoError) -> Refusal:
+    return Refusal(500, "memory" if isinstance(error, OutOfMemory) else "reward", str(error))
+
+
+def _in_order(batches: Sequence[Batch], scores: Sequence[Scores]) -> Scores:
+    """The scores in the order of the request."""
+    if len(batches) == 1:
+        return scores[0]
+    count = sum(len(batch.places) for batch in batches)
+    values, missing = torch.zeros(count), torch.zeros(count, dtype=torch.bool)
+    diagnostics: list[Any] = [{}] * count
+    for batch, part in zip(batches, scores, strict=True):
+        values[batch.places], missing[batch.places] = part.values.float(), part.missing.bool()
+        for place, told in zip(batch.places, part.diagnostics, strict=False):
+            diagnostics[place] = told
+    return Scores(values, missing, tuple(diagnostics))
+
+
+def _as_json(scores: Scores) -> ScoreAnswer:
+    missing = (scores.missing.bool() | ~scores.values.isfinite()).tolist()
+    values = [None if lost else float(value) for value, lost in zip(scores.values.tolist(), missing, strict=True)]
+    diagnostics = [_finite(plain(one)) for one in scores.diagnostics]
+    return ScoreAnswer(protocol=PROTOCOL, values=values, missing=missing, diagnostics=diagnostics)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list) else value
+
+
+# -- answers ------------------------------------------------------------------------------------------------------
+
+
+def _json(message: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    # Escaped: diagnostics may hold texts that are not valid Unicode.
+    text = json.dumps(message.model_dump(mode="python"), separators=(",", ":"), default=list)
+    return Response(text + "\n", status, headers, JSON)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    detail = ErrorDetail.model_validate({"kind": error.kind, "message": str(error)})
+    return _json(ErrorAnswer(error=detail), error.status, error.headers)
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    detail = ErrorDetail(kind="request", message=message)
+    return _json(ErrorAnswer(error=detail), error.status_code, dict(error.headers or {}))
+
+
+class _Counted:
+    """Counts requests by path and status, and how long they take."""
+
+    def __init__(self, app: ASGIApp, counters: Counters, paths: set[str]) -> None:
+        self._app = app
+        self._counters = counters
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        started, status = time.perf_counter(), 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            self._counters.requests.labels(path, str(status)).inc()
+            self._counters.seconds.labels(path).observe(time.perf_counter() - started)

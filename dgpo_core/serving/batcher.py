@@ -1,0 +1,207 @@
+"""The threads of the reward: requests wait for them, and small ones are scored together."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.contracts import RewardModel
+from dgpo_core.errors import DgpoError
+from dgpo_core.placement.remote import RemoteReward, RewardRaised, check_scores, in_halves
+from dgpo_core.serving.counters import Counters
+from dgpo_core.types import Prompt, Scores
+from dgpo_schemas.serve import BatchingSection
+
+__all__ = ["Batcher"]
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 2.0
+"""Seconds that closing gives to a reward which is at work."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Samples of one shape, or a call that wants the reward."""
+
+    future: Future[Any]
+    media: Tensor | None = None
+    prompts: Sequence[Prompt] = ()
+    alone: bool = True
+    call: Callable[[RewardModel], Any] | None = None
+    since: float = field(default_factory=time.monotonic)
+
+    def joins(self, other: Job) -> bool:
+        """Whether both can be scored in one call."""
+        if self.media is None or other.media is None or self.alone or other.alone:
+            return False
+        return (self.media.shape[1:], self.media.dtype) == (other.media.shape[1:], other.media.dtype)
+
+
+class Batcher:
+    """Loads a reward on a thread and scores on that one, and on as many as the reward says it can be called from."""
+
+    def __init__(self, load: Callable[[], RewardModel], section: BatchingSection, counters: Counters) -> None:
+        self.reward: RewardModel | None = None
+        self.failure: BaseException | None = None
+        self._load = load
+        self._section = section
+        self._counters = counters
+        self._jobs: deque[Job] = deque()
+        self._change = threading.Condition()
+        self._closing = False
+        self._at_work: dict[int, float] = {}
+        self._threads = [threading.Thread(target=self._first, name="reward", daemon=True)]
+
+    def start(self) -> None:
+        """Begin to load the reward; `reward` or `failure` tells how it went."""
+        self._threads[0].start()
+
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return len(self._jobs)
+
+    def stuck(self, seconds: float) -> bool:
+        """Whether the reward has been at one batch for so long."""
+        now = time.monotonic()
+        return any(now - since > seconds for since in list(self._at_work.values()))
+
+    def score(self, media: Tensor, prompts: Sequence[Prompt], *, alone: bool) -> Future[Scores]:
+        """Scores of media [B, (F,) 3, H, W] on the CPU, in the future. Its errors are DgpoErrors."""
+        return self._submit(Job(Future(), media, prompts, alone or len(prompts) >= self._section.max_batch))
+
+    def call(self, function: Callable[[RewardModel], Any]) -> Future[Any]:
+        """What a function of the reward returns, in the future."""
+        return self._submit(Job(Future(), call=function))
+
+    def _submit(self, job: Job) -> Future[Any]:
+        with self._change:
+            self._jobs.append(job)
+            self._change.notify_all()
+        return job.future
+
+    def close(self) -> None:
+        """End the threads, leaving behind one whose reward is at work, and close the reward."""
+        with self._change:
+            self._closing = True
+            self._change.notify_all()
+        until = time.monotonic() + PATIENCE
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, until - time.monotonic()))
+        if self.reward is not None:
+            self.reward.close()
+
+    # -- on the threads ---------------------------------------------------------------------------------------------
+
+    def _first(self) -> None:
+        try:
+            reward = self._load()
+        except BaseException as error:
+            self.failure = error
+            return
+        more = [threading.Thread(target=self._work, name="reward", daemon=True) for _ in range(reward.concurrency - 1)]
+        self._threads += more
+        self.reward = reward
+        for thread in more:
+            thread.start()
+        self._work()
+
+    def _work(self) -> None:
+        while jobs := self._take():
+            jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            if not jobs:
+                continue
+            self._at_work[threading.get_ident()] = time.monotonic()
+            try:
+                self._do(jobs)
+            finally:
+                del self._at_work[threading.get_ident()]
+            del jobs  # media must not outlive their scores
+
+    def _take(self) -> list[Job]:
+        """The next job, with others that join it; nothing when all is over."""
+        with self._change:
+            while not self._jobs:
+                if self._closing:
+                    return []
+                self._change.wait()
+            batch = [self._jobs.popleft()]
+            until = batch[0].since + self._section.max_wait_ms / 1000
+            while not batch[0].alone:
+                self._join(batch)
+                remaining = until - time.monotonic()
+                if sum(len(job.prompts) for job in batch) >= self._section.max_batch or remaining <= 0 or self._closing:
+                    break
+                self._change.wait(remaining)
+            return batch
+
+    def _join(self, batch: list[Job]) -> None:
+        count = sum(len(job.prompts) for job in batch)
+        for job in list(self._jobs):
+            if job.joins(batch[0]) and count + len(job.prompts) <= self._section.max_batch:
+                self._jobs.remove(job)
+                batch.append(job)
+                count += len(job.prompts)
+
+    def _do(self, jobs: list[Job]) -> None:
+        """Fulfil the futures. One bad request must not spoil those that it was joined with."""
+        try:
+            done = self._results(jobs)
+        except (Exception, SystemExit) as error:  # some libraries exit where others raise
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._do([job])
+                return
+            if jobs[0].media is not None:
+                self._counters.failures.inc()
+                log.warning(
+                    "the reward failed on %d samples: %s: %s", len(jobs[0].prompts), type(error).__name__, error
+                )
+            known = isinstance(error, DgpoError)
+            jobs[0].future.set_exception(error if known else RewardRaised(f"{type(error).__name__}: {error}"))
+            return
+        for job, result in zip(jobs, done, strict=True):
+            job.future.set_result(result)
+
+    def _results(self, jobs: list[Job]) -> list[Any]:
+        assert self.reward is not None
+        if jobs[0].call is not None:
+            return [jobs[0].call(self.reward)]
+        media = [job.media for job in jobs if job.media is not None]
+        prompts = [prompt for job in jobs for prompt in job.prompts]
+        started = time.perf_counter()
+        scores = in_halves(self._score, media[0] if len(media) == 1 else torch.cat(media), prompts)
+        check_scores(scores, len(prompts))
+        self._counters.batch_seconds.observe(time.perf_counter() - started)
+        self._counters.batch.observe(len(prompts))
+        self._counters.samples.inc(len(prompts))
+        self._counters.missing.inc(int((scores.missing.bool() | ~scores.values.isfinite()).sum()))
+        return _split(scores, [len(job.prompts) for job in jobs])
+
+    def _score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        reward = self.reward
+        assert reward is not None
+        with torch.no_grad():
+            # A worker's media travel from the CPU.
+            return reward.score(media if isinstance(reward, RemoteReward) else media.to(reward.device), prompts)
+
+
+def _split(scores: Scores, counts: Sequence[int]) -> list[Scores]:
+    """The scores of each job, on the CPU."""
+    values, missing = scores.values.detach().cpu(), scores.missing.cpu()
+    parts, start = [], 0
+    for count in counts:
+        rows = slice(start, start + count)
+        parts.append(Scores(values[rows], missing[rows], scores.diagnostics[rows]))
+        start += count
+    return parts

@@ -1,0 +1,41 @@
+"""What /metrics tells Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+__all__ = ["Counters"]
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Counters:
+    """Counters of one service, in a registry of their own. May be used from any thread."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter("dgpo_requests", "Requests by path and status.", ["path", "status"], registry=registry)
+        self.seconds = Histogram(
+            "dgpo_request_seconds", "Time from a request to its answer.", ["path"], buckets=SECONDS, registry=registry
+        )
+        self.samples = Counter("dgpo_samples", "Samples that were given to the reward.", registry=registry)
+        self.missing = Counter("dgpo_missing", "Samples that the reward could not score.", registry=registry)
+        self.failures = Counter("dgpo_failed_batches", "Batches on which the reward failed.", registry=registry)
+        self.batch = Histogram("dgpo_batch_samples", "Samples of a batch.", buckets=SAMPLES, registry=registry)
+        self.batch_seconds = Histogram(
+            "dgpo_batch_seconds", "Time that the reward took for a batch.", buckets=SECONDS, registry=registry
+        )
+        self._queue = Gauge("dgpo_queue_length", "Batches that wait for the reward.", registry=registry)
+        self._inside = Gauge("dgpo_requests_under_way", "Requests for scores under way.", registry=registry)
+
+    def watch(self, queue: Callable[[], float], inside: Callable[[], float]) -> None:
+        """Where the gauges are read."""
+        self._queue.set_function(queue)
+        self._inside.set_function(inside)
+
+    def text(self) -> bytes:
+        """Everything, in Prometheus' format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,157 @@
+"""What a reward that runs elsewhere and its caller say to each other, in JSON.
+
+Media and scores travel beside it as safetensors: one blob a message, with the JSON as text under `dgpo` in its
+`__metadata__`. A worker process and an HTTP service (`dgpo serve`) speak the same messages.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from dgpo_schemas.base import Float, Int, StrictModel
+
+__all__ = [
+    "PROTOCOL",
+    "SAFETENSORS",
+    "CheckAnswer",
+    "CheckRequest",
+    "ErrorAnswer",
+    "ErrorDetail",
+    "PromptMessage",
+    "RewardDescription",
+    "ScoreAnswer",
+    "ScoreHeader",
+    "ScorePictures",
+    "ServiceLimits",
+    "ServiceMessages",
+    "StatusAnswer",
+]
+
+PROTOCOL = 1
+"""Version of the messages. Both sides must speak the same one."""
+SAFETENSORS = "application/vnd.dgpo.safetensors"
+"""Media type of a message with tensors; `application/x-safetensors` is understood as well."""
+
+
+class Answer(StrictModel):
+    """What comes back may say more than we know: a newer service of the same protocol may add to it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class PromptMessage(StrictModel):
+    """One prompt."""
+
+    text: str = Field(description="The text.")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="What the reward needs to know of it.")
+
+
+class ScoreHeader(StrictModel):
+    """The JSON of a request for scores, whose tensor `media` is [B, 3, H, W] or [B, F, 3, H, W]."""
+
+    protocol: Int = Field(description="Version of the messages.")
+    prompts: list[PromptMessage] = Field(description="The prompt of each sample.")
+    alone: bool = Field(
+        default=False,
+        description="Never score these samples together with another request's: the last bits of a network's output "
+        "may depend on the size of its batch, and a training run wants to be repeatable.",
+    )
+    order: list[Int] | None = Field(
+        default=None, description="Order of the media's dimensions in memory, where they do not lie in their own."
+    )
+
+
+class Picture(StrictModel):
+    """One sample as a file."""
+
+    image: str = Field(description="A PNG or JPEG file in base64.")
+    prompt: str = Field(default="", description="Its prompt.")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="What the reward needs to know of the prompt.")
+
+
+class ScorePictures(StrictModel):
+    """A request for scores of pictures, as JSON; `multipart/form-data` says the same with files."""
+
+    samples: list[Picture] = Field(description="Pictures, of any sizes.")
+
+
+class ScoreAnswer(Answer):
+    """Scores as JSON, one entry a sample. As safetensors: tensors `values` and `missing`, diagnostics in the JSON."""
+
+    protocol: Int = Field(description="Version of the messages.")
+    values: list[float | None] = Field(description="Scores, higher is better; null where missing.")
+    missing: list[bool] = Field(description="Whether the sample could not be scored.")
+    diagnostics: list[dict[str, Any]] = Field(description="What the reward says of each sample; may be empty.")
+
+
+class CheckRequest(StrictModel):
+    """Asks whether the reward can score prompts."""
+
+    prompts: list[PromptMessage] = Field(description="The prompts.")
+
+
+class CheckAnswer(Answer):
+    """Whether it can."""
+
+    ok: bool = Field(description="Whether every prompt has what the reward needs.")
+    message: str | None = Field(default=None, description="What is wrong, naming the prompt.")
+
+
+class ServiceLimits(StrictModel):
+    """How much one request may hold."""
+
+    max_body_mib: Int = Field(default=256, ge=1, le=4096, description="MiB of a request's body.")
+    max_side: Int = Field(default=4096, ge=1, le=65536, description="Pixels of a picture's longer side.")
+    max_frames: Int = Field(default=512, ge=1, description="Frames of a video.")
+    max_samples: Int = Field(default=1024, ge=1, description="Samples of a request.")
+
+
+class RewardDescription(Answer):
+    """A reward and what it can do."""
+
+    protocol: Int = Field(description="Version of the messages.")
+    dgpo: str = Field(description="Version of dgpo there.")
+    use: str = Field(description="Name of the reward.")
+    options: dict[str, Any] = Field(description="Its options, with the defaults filled in.")
+    range: tuple[Float | None, Float | None] = Field(description="Smallest and largest value; null: no bound.")
+    media: list[Literal["image", "video"]] = Field(description="What it scores.")
+    group_by: str | None = Field(default=None, description="Metadata key by which evaluation splits its table.")
+    concurrency: Int = Field(default=1, ge=1, description="Batches that may be scored at the same time.")
+    limits: ServiceLimits | None = Field(default=None, description="Limits of a request to a service.")
+
+
+class ErrorDetail(Answer):
+    """Why there is no answer."""
+
+    kind: Literal["request", "token", "size", "type", "busy", "timeout", "reward", "memory", "user", "plugin"] = Field(
+        description="What is at fault: the request (malformed, wrong token, too large, of another type), the moment "
+        "(busy, timeout), or the reward (raised, out of memory, refuses its options or prompts, is not there)."
+    )
+    message: str = Field(description="In words.")
+
+
+class ErrorAnswer(Answer):
+    """An error."""
+
+    error: ErrorDetail = Field(description="Why there is no answer.")
+
+
+class StatusAnswer(Answer):
+    """Health or readiness."""
+
+    status: Literal["alive", "ready", "loading", "draining", "stuck"] = Field(description="In one word.")
+
+
+class ServiceMessages(StrictModel):
+    """Every JSON message of a reward service, by where it travels."""
+
+    reward: RewardDescription = Field(description="Answer of GET /v1/reward.")
+    check_request: CheckRequest = Field(description="Body of POST /v1/check.")
+    check_answer: CheckAnswer = Field(description="Its answer.")
+    score_header: ScoreHeader = Field(description="JSON within a safetensors body of POST /v1/score.")
+    score_pictures: ScorePictures = Field(description="JSON body of POST /v1/score.")
+    score_answer: ScoreAnswer = Field(description="JSON answer of POST /v1/score.")
+    status: StatusAnswer = Field(description="Answer of GET /health and GET /ready.")
+    error: ErrorAnswer = Field(description="Body of every answer whose status is 400 or more.")

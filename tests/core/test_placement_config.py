@@ -1,0 +1,91 @@
+"""Run files whose rewards live elsewhere: what is not installed here is checked there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dgpo_core.config import ConfigError, differing_keys, load_run_config
+from dgpo_core.registry import Registry
+from dgpo_core.testing.toy import run_data
+from dgpo_schemas.run import RewardBlock, RunConfig
+
+SERVICE = {"urls": ["http://127.0.0.1:8500"]}
+PLACES = (("rewards",), ("evaluation", "rewards"), ("evaluation", "guards", "rewards"))
+
+
+def load(tmp_path: Path, registry: Registry, block: Any, place: tuple[str, ...] = ("rewards",)) -> RewardBlock:
+    """The block, as a run file with it in a place is understood."""
+    data = run_data("runs")
+    here = data
+    for part in place[:-1]:
+        here = here.setdefault(part, {})
+    here[place[-1]] = [block]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
+    found: Any = load_run_config(tmp_path / "run.yaml", registry=registry)
+    for part in place:
+        found = getattr(found, part)
+    made: RewardBlock = found[0]
+    return made
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("where", [{"worker": {}}, {"worker": {"python": "/x"}}, {"service": SERVICE}])
+def test_what_is_not_known_here_is_left_to_be_checked_there(
+    tmp_path: Path, registry: Registry, place: tuple[str, ...], where: Any
+) -> None:
+    block = {"use": "unheard-of", "options": {"any": {"thing": 1}}} | where
+    assert load(tmp_path, registry, block, place).options == {"any": {"thing": 1}}
+    with pytest.raises(ConfigError, match=r"unknown reward 'unheard-of'"):
+        load(tmp_path, registry, {"use": "unheard-of"}, place)
+    for nowhere in ({"worker": None}, {"service": None}):
+        with pytest.raises(ConfigError, match=r"unknown reward 'unheard-of'"):
+            load(tmp_path, registry, {"use": "unheard-of"} | nowhere, place)
+
+
+def test_what_is_known_here_is_checked_here(tmp_path: Path, registry: Registry) -> None:
+    for where in ({"worker": {}}, {"service": SERVICE}):
+        with pytest.raises(ConfigError, match=r"rewards.0.options.scael: unknown key; did you mean scale"):
+            load(tmp_path, registry, {"use": "brightness", "options": {"scael": 1}} | where)
+        full = load(tmp_path, registry, {"use": "brightness", "options": {"scale": 2}} | where).options
+        assert full == {"scale": 2.0, "fail": "never"}
+    assert load(tmp_path, registry, {"use": "brightness", "worker": {}}).options == {"scale": 1.0, "fail": "never"}
+
+
+def test_a_service_s_own_options_hold_where_none_are_given(tmp_path: Path, registry: Registry) -> None:
+    assert load(tmp_path, registry, {"use": "brightness", "service": SERVICE}).options == {}
+    assert load(tmp_path, registry, {"use": "brightness", "service": SERVICE, "options": {}}).options == {}
+
+
+def test_a_part_that_an_option_chooses_may_be_there_only(tmp_path: Path, registry: Registry) -> None:
+    block = {"use": "geneval", "options": {"detector": "unheard-of"}}
+    assert load(tmp_path, registry, block | {"worker": {}}).options["detector"]["use"] == "unheard-of"
+    with pytest.raises(ConfigError, match=r"unknown detector 'unheard-of'"):
+        load(tmp_path, registry, block)
+
+
+def test_mistakes_in_the_sections_are_still_found(tmp_path: Path, registry: Registry) -> None:
+    with pytest.raises(ConfigError, match=r"rewards.0.worker.pyhton: unknown key; did you mean python"):
+        load(tmp_path, registry, {"use": "unheard-of", "worker": {"pyhton": "x"}})
+    with pytest.raises(ConfigError, match=r"rewards.0.service.urls: is missing"):
+        load(tmp_path, registry, {"use": "brightness", "service": {}})
+    with pytest.raises(ConfigError, match=r"give `worker` or `service`, not both"):
+        load(tmp_path, registry, {"use": "brightness", "worker": {}, "service": SERVICE})
+
+
+def test_a_resumed_run_may_move_its_rewards() -> None:
+    def config(**block: Any) -> RunConfig:
+        blocks = [{"use": "brightness"} | block]
+        guards = [blocks[0] | {"name": "guard"}]
+        evaluation = {"rewards": blocks, "guards": {"rewards": guards}}
+        return RunConfig.model_validate(run_data("runs", rewards=blocks, evaluation=evaluation))
+
+    for one in (config(), config(worker={}), config(service=SERVICE)):
+        for other in (config(), config(worker={"python": "x", "environment": {"A": "b"}}), config(service=SERVICE)):
+            assert differing_keys(one, other) == []
+    changed = differing_keys(config(), config(worker={}, options={"scale": 2}))
+    assert changed
+    assert all(".options" in key for key in changed)
