@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from dgpo_schemas.problems import ConfigError, KeyPath, Problem, dotted, explain, show
 
-__all__ = ["Document", "apply_overrides", "dump_yaml", "load_yaml", "validate"]
+__all__ = ["Document", "Position", "apply_overrides", "apply_settings", "dump_yaml", "load_yaml", "validate"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -288,17 +288,18 @@ _SHORT_FORMS = {"use": "use", "options": "use", "file": "file", "limit": "file"}
 """Key to be set inside a text -> what the text stands for: `sampler: flow-euler` is `sampler: {use: flow-euler}`."""
 
 
-def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
+def apply_overrides(document: Document, overrides: Sequence[str], *, flag: str = "--set", under: str = "") -> Document:
     """The document with `KEY=VALUE` settings, such as `rewards.0.weight=2`; values are read as YAML.
 
+    `flag` is what gave the settings on the command line; `under`, such as "options.", goes before every key.
     Raises ConfigError for every setting that cannot be read or has no place.
     """
     changed = Document(document.source, deepcopy(document.data), dict(document.positions))
     problems: list[Problem] = []
     for number, override in enumerate(overrides):
-        position = Position(f"--set {override}", MAX_BYTES + number)
+        position = Position(f"{flag} {override}", MAX_BYTES + number)
         try:
-            _set(changed, override, position)
+            _set(changed, under + override, position)
         except ConfigError as error:
             problems += error.problems
         except ValueError as error:
@@ -308,12 +309,36 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
     return changed
 
 
+def apply_settings(document: Document, settings: Sequence[tuple[str, Any, Position]]) -> Document:
+    """The document with values at dotted keys; mistakes in them are shown at the position given with each.
+
+    Raises ConfigError for every key that has no place.
+    """
+    changed = Document(document.source, deepcopy(document.data), dict(document.positions))
+    problems: list[Problem] = []
+    for key, value, position in settings:
+        try:
+            _put(changed, key, deepcopy(value), iter([()]), position)
+        except ValueError as error:
+            problems.append(Problem(position.text, key, str(error)))
+    if problems:
+        raise ConfigError(problems)
+    return changed
+
+
 def _set(document: Document, override: str, position: Position) -> None:
     key, equals, text = override.partition("=")
-    names = key.strip().split(".")
-    if not equals or not all(names):
+    if not equals or not all(key.strip().split(".")):
         raise ValueError("must be KEY=VALUE, such as optimiser.learning_rate=1e-4")
     value, inner = _value(text, position.text)
+    _put(document, key.strip(), value, inner, position)
+
+
+def _put(document: Document, key: str, value: Any, inner: Iterator[KeyPath], position: Position) -> None:
+    """Set a dotted key; `inner` are the paths within the value, (), ("use",) and so on."""
+    names = key.split(".")
+    if not all(names):
+        raise ValueError("must be a dotted key, such as optimiser.learning_rate")
     here: Any = document.data
     path: KeyPath = ()
     for i, name in enumerate(names):

@@ -1,0 +1,139 @@
+"""`dgpo score`: what a reward says of picture and video files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["score"]
+
+
+def score(
+    reward: Annotated[
+        str,
+        typer.Argument(
+            help="A reward's name (`dgpo plugins list --kind reward`), a YAML file with one reward, as for "
+            "`dgpo serve`, or a run file or directory.",
+            metavar="REWARD",
+        ),
+    ],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Pictures and videos; of a directory those in it, sorted by name (without grid.png and "
+            "*.annotated.png).",
+            metavar="FILE",
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt of every file.")] = None,
+    metadata: Annotated[
+        str | None,
+        typer.Option(help="What the reward must know of the prompt, as JSON or in a file.", metavar="JSON|@FILE"),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A .txt or .jsonl file: a line for each file, in order, or with its name under `file`."),
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="An option of the reward; may be repeated.", metavar="KEY=VALUE"),
+    ] = None,
+    label: Annotated[str | None, typer.Option("--reward", help="Which reward of a run.", metavar="LABEL")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON to a file.")] = None,
+    annotate: Annotated[
+        Path | None,
+        typer.Option(help="Directory for NAME.annotated.png: what the reward saw, where, and clause by clause why."),
+    ] = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Score the reward's own known-good and known-bad examples instead.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Files of one size that are scored together.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    worker_python: Annotated[
+        str | None, typer.Option(help="Score in a process of its own with this interpreter.", metavar="PATH")
+    ] = None,
+    urls: Annotated[
+        list[str] | None, typer.Option("--url", help="Ask a server (`dgpo serve`); may be repeated.")
+    ] = None,
+    token_variable: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the servers' token.", metavar="NAME")
+    ] = None,
+) -> None:
+    """Score picture and video files with any reward, and see why.
+
+    It prints a row for each file, in their order: the value, then what the prompt demands and whether it is met.
+    What cannot be read or scored has no value and says why; it is never 0.
+
+    Exit code 0: every file was scored. 1: some were not, or the self-test failed. 2: a mistake in what was given.
+
+    Examples:
+
+        dgpo score ocr sign.png --prompt 'a sign that says "OPEN"'
+
+        dgpo score pickscore samples --prompts prompts.txt --annotate seen
+
+        dgpo score --self-test geneval --option detector=shapes
+    """
+    from dgpo_cli.scoring.block import reward_block
+    from dgpo_core.registry import get_registry
+
+    registry = get_registry()
+    block = reward_block(
+        reward, registry,
+        label=label, options=options or (),
+        worker_python=worker_python, urls=urls or (), token_variable=token_variable,
+    )  # fmt: skip
+    _check(
+        {"a file": files, "--prompt": prompt, "--metadata": metadata, "--prompts": prompts},
+        self_test=self_test, output=output, annotate=annotate,
+    )  # fmt: skip
+    from dgpo_cli.scoring.job import Annotator, choose_device, of_examples, of_files, run
+    from dgpo_cli.scoring.output import print_results, print_self_test
+    from dgpo_cli.scoring.selftest import examples_of, failures
+    from dgpo_core.placement import place
+    from dgpo_core.scoring import Reward
+
+    samples = [] if self_test else of_files(files or [], prompt, metadata, prompts)
+    computes = choose_device(device)
+    with redirect_stdout(sys.stderr):  # what a reward prints is no result
+        model = place(block, registry, device=computes)
+        try:
+            examples = examples_of(model, block.label) if self_test else []
+            results = run(
+                Reward(block.label, 1.0, model), samples or of_examples(examples),
+                batch=batch, device=computes, annotator=Annotator(annotate, block.label) if annotate else None,
+            )  # fmt: skip
+        finally:
+            model.close()
+    if not self_test:
+        good = print_results(results, as_json=as_json, output=output)
+    else:
+        found = failures(examples, results)
+        print_self_test(block.label, examples, results, found, as_json=as_json, output=output)
+        good = not found
+    if not good:
+        raise typer.Exit(1)
+
+
+def _check(given: Mapping[str, object], *, self_test: bool, output: Path | None, annotate: Path | None) -> None:
+    """Raise UserError for what does not go together, and for places that cannot be written: before the work begins."""
+    from dgpo_cli.output import check_file
+    from dgpo_core.errors import UserError
+    from dgpo_core.files import why_not_writable
+
+    surplus = [name for name, value in given.items() if value]
+    if self_test and surplus:
+        raise UserError(f"--self-test: scores the reward's own examples; leave out {' and '.join(surplus)}")
+    if not self_test and not given["a file"]:
+        raise UserError("name the files to score, or give --self-test")
+    if output is not None:
+        check_file(output)
+    reason = why_not_writable(annotate) if annotate is not None else None
+    if reason is not None:
+        raise UserError(f"--annotate {annotate}: cannot be written: {reason}")

@@ -1,0 +1,161 @@
+"""The reward that a command line names: by its name, in a file of one reward, or in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from dgpo_core.errors import PluginError, UserError
+from dgpo_schemas.loading import Document, Position, apply_overrides, load_yaml, validate
+from dgpo_schemas.problems import KeyPath, dotted, explain, nearest, show
+from dgpo_schemas.run import RewardBlock
+
+if TYPE_CHECKING:
+    from dgpo_core.registry import Registry
+
+__all__ = ["reward_block"]
+
+PLACES: tuple[KeyPath, ...] = (("rewards",), ("evaluation", "rewards"), ("evaluation", "guards", "rewards"))
+"""Where a run file has lists of rewards, in the order in which a label is looked for."""
+
+
+def reward_block(
+    name: str,
+    registry: Registry,
+    *,
+    label: str | None = None,
+    options: Sequence[str] = (),
+    worker_python: str | None = None,
+    urls: Sequence[str] = (),
+    token_variable: str | None = None,
+) -> RewardBlock:
+    """The reward `name`: a part, a YAML file with one reward (at its top, or under `reward` as for `dgpo serve`), or a
+    run file or directory of which `label` is meant.
+
+    `options` are KEY=VALUE settings of its options. Raises UserError or ConfigError, with every mistake, for what does
+    not exist and for options that the reward refuses.
+    """
+    document = _document(name, registry, label)
+    for option in options:
+        key, equals, _ = option.partition("=")
+        if not equals or not all(key.strip().split(".")):
+            raise UserError(f"--option {option}: must be KEY=VALUE, such as detector=shapes")
+    document = apply_overrides(document, options, flag="--option", under="options.")
+    _place(document, worker_python, urls, token_variable)
+    return _resolved(document, validate(RewardBlock, document), registry)
+
+
+def _document(name: str, registry: Registry, label: str | None) -> Document:
+    path = Path(name)
+    directory = path.is_dir()
+    is_file = directory or path.suffix in (".yaml", ".yml") or "/" in name
+    if name in registry.parts("reward") or not is_file:
+        if label is not None:
+            raise UserError(f"--reward {label}: chooses a reward of a run; {name} is the name of a reward")
+        if path.is_file():
+            raise UserError(f"{name}: is a file; the reward comes first: dgpo score REWARD {name}")
+        return Document(f"reward {name}", {"use": name})
+    if directory and not (path / "config.yaml").is_file():
+        raise UserError(f"{name}: neither a reward nor a run directory (it has no config.yaml)")
+    if path.is_file() and path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{name}: is a file; the reward comes first: dgpo score REWARD {name}")
+    document = load_yaml(path / "config.yaml" if directory else path)
+    if "rewards" in document.data:
+        return _of_run(document, label)
+    if label is not None:
+        raise UserError(f"--reward {label}: {name} is no run file (it has no `rewards`), it holds one reward")
+    return _inside(document, ("reward",)) if "reward" in document.data else document
+
+
+def _of_run(document: Document, label: str | None) -> Document:
+    """The reward of a run that is called `label`, or its only one."""
+    found: dict[str, KeyPath] = {}
+    for place in PLACES:
+        for known, path in _labelled(document.data, place):
+            found.setdefault(known, path)
+    if label is None and len(found) == 1:
+        label = next(iter(found))
+    if label is None:
+        raise UserError(f"{document.source}: which reward is meant? --reward {' or '.join(found) or 'LABEL'}")
+    if label not in found:
+        raise UserError(
+            f"--reward {label}: {document.source} has no such reward{nearest(label, found)} "
+            f"(there {'is' if len(found) == 1 else 'are'} {', '.join(found) or 'none'})"
+        )
+    return _inside(document, found[label])
+
+
+def _inside(document: Document, path: KeyPath) -> Document:
+    """One section of a document, whose keys keep their places."""
+    data: Any = document.data
+    for part in path:
+        data = data[part]
+    inside = {where[len(path) :]: at for where, at in document.positions.items() if where[: len(path)] == path}
+    source = document.position(path).text
+    if isinstance(data, str):  # the short form
+        data = {"use": data}
+    if not isinstance(data, dict):
+        raise UserError(f"{source}: {dotted(path)}: must be a reward, such as {{use: NAME}}, not {show(data)}")
+    return Document(source, deepcopy(data), {key: at for key, at in inside.items() if key})
+
+
+def _labelled(data: Any, place: KeyPath) -> Iterator[tuple[str, KeyPath]]:
+    """(label, path) of each reward in the list at a place; what is no reward is passed over."""
+    for part in place:
+        data = data.get(part) if isinstance(data, dict) else None
+    for i, block in enumerate(data if isinstance(data, list) else ()):
+        label = (block.get("name") or block.get("use")) if isinstance(block, dict) else None
+        if isinstance(label, str):
+            yield label, (*place, i)
+
+
+def _place(document: Document, worker_python: str | None, urls: Sequence[str], token_variable: str | None) -> None:
+    """Write into the document where the command line wants the reward to run."""
+    if worker_python is not None and urls:
+        raise UserError("give --worker-python or --url, not both: a reward runs in one place")
+    if worker_python is not None:
+        document.data.pop("service", None)
+        _set(document, ("worker", "python"), worker_python, "--worker-python")
+    if urls:
+        document.data.pop("worker", None)
+        _set(document, ("service", "urls"), list(urls), "--url")
+    if token_variable is not None:
+        if document.data.get("service") is None:
+            raise UserError("--token-variable: names the token of a service; give its --url")
+        _set(document, ("service", "token_variable"), token_variable, "--token-variable")
+
+
+def _set(document: Document, path: tuple[str, str], value: Any, flag: str) -> None:
+    section = document.data.get(path[0])
+    document.data[path[0]] = {**(section if isinstance(section, dict) else {}), path[1]: value}
+    document.positions[path] = Position(flag, 0)
+
+
+def _resolved(document: Document, block: RewardBlock, registry: Registry) -> RewardBlock:
+    """The block with its options as the reward understands them, defaults filled in, by the rules of a run file: what
+    runs elsewhere may be installed only there, and a service keeps its own options where none are given."""
+    if block.service is not None and not block.options:
+        return block
+    try:
+        model = registry.options_model(registry.find("reward", block.use))
+    except PluginError:
+        if block.worker is None and block.service is None:
+            raise
+        return block
+    try:
+        accepted = model.model_validate(block.options)
+    except ValidationError as error:
+        mistakes: list[tuple[KeyPath, str]] = [
+            (("options", *path), message) for path, message in explain(model, block.options, error)
+        ]
+        raise document.error(mistakes) from None
+    full = accepted.model_dump(mode="json")
+    try:
+        same = model.model_validate(full) == accepted
+    except ValidationError:
+        same = False
+    return block.model_copy(update={"options": full}) if same else block

@@ -1,0 +1,113 @@
+"""One call of `dgpo score`: samples from files or from a reward's examples, scored, and annotated on the way."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+import typer
+from torch import Tensor
+
+from dgpo_cli.scoring.batches import Done, Result, Sample, score_samples
+from dgpo_cli.scoring.prompts import prompts_for
+from dgpo_core.annotation import annotate, understood
+from dgpo_core.errors import UserError
+from dgpo_core.media import Medium, check_files, expand, read_media
+from dgpo_core.prompts import check_prompts
+from dgpo_core.scoring import Reward
+from dgpo_core.types import Example
+
+__all__ = ["Annotator", "choose_device", "of_examples", "of_files", "run"]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for --device. Raises UserError for an unknown one, and if CUDA is asked for and absent."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {name}: choose one of auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device cuda: torch {torch.__version__} sees no CUDA device; use auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def of_files(paths: Sequence[Path], text: str | None, metadata: str | None, source: Path | None) -> list[Sample]:
+    """A sample for each file with its prompt. Raises UserError for files that are not there, for prompts that do not
+    fit them, and if videos cannot be read here."""
+    files = expand(paths)
+    check_files(files)
+    prompts = prompts_for(files, text=text, metadata=metadata, source=source)
+    return [Sample(str(file), prompt, partial(read_media, file)) for file, prompt in zip(files, prompts, strict=True)]
+
+
+def of_examples(examples: Sequence[Example]) -> list[Sample]:
+    """A sample for each example of a reward."""
+    return [Sample(e.name, e.prompt, partial(Medium, e.media.detach().cpu().float())) for e in examples]
+
+
+def run(
+    reward: Reward, samples: Sequence[Sample], *, batch: int, device: torch.device, annotator: Annotator | None
+) -> list[Result]:
+    """One result per sample, in their order. Raises UserError for a prompt that the reward refuses."""
+    check_prompts(reward.model, [sample.prompt for sample in samples])
+    with _progress(len(samples)) as (advance, note):
+
+        def done(index: int, result: Result, media: Tensor | None) -> None:
+            if annotator is not None and media is not None:
+                annotator.write(result, media)
+            advance(index, result, media)
+
+        return score_samples(
+            reward, samples, batch=batch, device=device, done=done, note=lambda text: note(f"note: {text}")
+        )
+
+
+class Annotator:
+    """Writes an annotated picture for each result into one directory, which is made when it is needed."""
+
+    def __init__(self, directory: Path, label: str) -> None:
+        self.directory = directory
+        self.label = label
+        self._taken: set[str] = set()
+
+    def write(self, result: Result, media: Tensor) -> None:
+        """NAME.annotated.png. Raises UserError if it cannot be written."""
+        image = annotate(
+            media, understood(result.diagnostics), prompt=result.prompt.text, label=self.label, value=result.value
+        )
+        file = self.directory / f"{self._name(result.name)}.annotated.png"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            image.save(file)
+        except OSError as error:
+            raise UserError(f"cannot write {file}: {error.strerror or error}") from error
+
+    def _name(self, name: str) -> str:
+        """Of a/sign.png and b/sign.jpg one becomes sign, the other sign-2."""
+        stem = re.sub(r"[^\w.+-]+", "-", Path(name).stem if "/" in name or "." in name else name).strip("-") or "sample"
+        stem = stem[:150]
+        number = 1
+        while (found := stem if number == 1 else f"{stem}-{number}") in self._taken:
+            number += 1
+        self._taken.add(found)
+        return found
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[tuple[Done, Callable[[str], None]]]:
+    """What is called after each result, and what prints notes: both on stderr, with a bar if that is a terminal."""
+    if total < 2 or not sys.stderr.isatty():
+        yield lambda *_: None, lambda text: typer.echo(text, err=True)
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("scoring", total=total)
+        yield (
+            lambda *_: bar.advance(task),
+            lambda text: bar.console.print(text, highlight=False, markup=False, soft_wrap=True),
+        )

@@ -1,0 +1,76 @@
+"""What `dgpo score` prints: the results on stdout, what is wrong with them on stderr."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from dgpo_cli.scoring.batches import Result
+from dgpo_cli.scoring.table import Row, details, record, table, value_text
+from dgpo_core.files import write_text
+from dgpo_core.types import Example
+
+__all__ = ["print_results", "print_self_test"]
+
+MOST_REASONS = 20
+
+
+def print_results(results: Sequence[Result], *, as_json: bool, output: Path | None) -> bool:
+    """A row or a record for each file, and on stderr how many are missing. Returns whether every file was scored."""
+    rows: list[Row] = [(r.name, [value_text(r.value)], details(r)) for r in results]
+    values = [r.value for r in results if r.value is not None]
+    if len(values) > 1:
+        rows.append((f"mean of {len(values)}", [value_text(sum(values) / len(values))], []))
+    _print([record(r) for r in results], ("file", ["value"], ["details"]), rows, as_json=as_json, output=output)
+    missing = [r for r in results if r.value is None]
+    if missing and as_json:  # where people look; the table has said it
+        for result in missing[:MOST_REASONS]:
+            typer.echo(f"{result.name}: {result.reason}", err=True)
+    if missing:
+        files = "file" if len(results) == 1 else "files"
+        typer.echo(f"{len(missing)} of {len(results)} {files} could not be scored", err=True)
+    return not missing
+
+
+def print_self_test(
+    label: str,
+    examples: Sequence[Example],
+    results: Sequence[Result],
+    failures: Sequence[str],
+    *,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    """A row or a record for each example, and the verdict: on stdout if it is good, else on stderr."""
+    pairs = list(zip(examples, results, strict=True))
+    rows: list[Row] = [(e.name, ["good" if e.good else "bad", value_text(r.value)], details(r)) for e, r in pairs]
+    data = {
+        "reward": label,
+        "passed": not failures,
+        "failures": list(failures),
+        "examples": [record(r, "example", good=e.good) for e, r in pairs],
+    }
+    _print(data, ("example", ["", "value"], ["details"]), rows, as_json=as_json, output=output)
+    for failure in failures:
+        typer.echo(f"self-test of {label} failed: {failure}", err=True)
+    if not failures and not as_json:
+        good = min(r.value for e, r in pairs if e.good and r.value is not None)
+        bad = max(r.value for e, r in pairs if not e.good and r.value is not None)
+        typer.echo(f"passed: every good example has at least {good:g}, every bad one at most {bad:g}")
+
+
+def _print(data: Any, header: Row, rows: Sequence[Row], *, as_json: bool, output: Path | None) -> None:
+    if output is not None:
+        write_text(output, json.dumps(data, indent=1) + "\n")
+    if as_json:
+        typer.echo(json.dumps(data, indent=1))
+        return
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
+    for line in table(header, rows, width):
+        typer.echo(line)

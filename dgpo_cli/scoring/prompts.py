@@ -1,0 +1,101 @@
+"""Which prompt belongs to which file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dgpo_core.errors import UserError
+from dgpo_core.prompts import load_file
+from dgpo_core.types import Prompt
+from dgpo_schemas.problems import show
+
+__all__ = ["prompts_for"]
+
+KEY = "file"
+"""Key of a .jsonl line that names the file which the line is about."""
+
+
+def prompts_for(files: Sequence[Path], *, text: str | None, metadata: str | None, source: Path | None) -> list[Prompt]:
+    """The prompt of each file, in their order.
+
+    text, metadata: those of every file, the metadata as a JSON object or as `@` and the name of a file that holds one;
+    a `prompt` in it stands in for `text`. source: instead, a prompt file with a line for each file, in order or by its
+    `file`. Without any of them prompts are empty. Raises UserError naming what does not fit.
+    """
+    if source is not None:
+        if text is not None or metadata is not None:
+            given = "--prompt" if text is not None else "--metadata"
+            raise UserError(f"give --prompts or {given}, not both: a prompt file has the prompt of each file")
+        return _from_file(files, source)
+    told = _metadata(metadata) if metadata is not None else {}
+    if text is None:
+        text = told["prompt"] if isinstance(told.get("prompt"), str) else ""
+    origin = "--metadata" if metadata is not None else "--prompt" if text else ""
+    return [Prompt(text, told, origin)] * len(files)
+
+
+def _metadata(given: str) -> dict[str, Any]:
+    where = "--metadata"
+    if given.startswith("@"):
+        where = f"--metadata {given}"
+        try:
+            given = Path(given[1:]).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            raise UserError(f"{where}: is not UTF-8") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        data = json.loads(given)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if "\n" in given else f"column {error.colno}"
+        raise UserError(f"{where}: not JSON: {error.msg} ({place})") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise UserError(f"{where}: not JSON that can be read: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f'{where}: must be a JSON object, such as {{"tag": "colors"}}, not {show(data)}')
+    return data
+
+
+def _from_file(files: Sequence[Path], source: Path) -> list[Prompt]:
+    prompts = load_file(source)
+    named = [prompt.metadata.get(KEY) for prompt in prompts]
+    if any(name is not None for name in named):
+        return _by_name(files, source, prompts)
+    if len(prompts) != len(files):
+        raise UserError(
+            f"--prompts {source}: has {_count(len(prompts), 'prompt')} for {_count(len(files), 'file')}; give one line "
+            'a file, in their order, or a .jsonl file whose lines name theirs: {"file": ..., "prompt": ...}'
+        )
+    return prompts
+
+
+def _by_name(files: Sequence[Path], source: Path, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Lines may speak of other files too; a name is a path from here or from the prompt file, or a bare file name."""
+    by_name: dict[str, Prompt] = {}
+    for prompt in prompts:
+        name = prompt.metadata.get(KEY)
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{prompt.origin}: `{KEY}` must name a file, as in other lines")
+        bare = replace(prompt, metadata={key: value for key, value in prompt.metadata.items() if key != KEY})
+        first = by_name.setdefault(name, bare)
+        if first != bare:
+            raise UserError(f"{prompt.origin}: {name} has another prompt in {first.origin}")
+    from_here = {os.path.abspath(name): prompt for name, prompt in by_name.items()}
+    from_source = {os.path.abspath(source.parent / name): prompt for name, prompt in by_name.items()}
+    found = []
+    for path in files:
+        place = os.path.abspath(path)
+        mine = from_here.get(place) or from_source.get(place) or by_name.get(path.name)
+        if mine is None:
+            raise UserError(f"--prompts {source}: no line is about {path}")
+        found.append(mine)
+    return found
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
