@@ -65,6 +65,7 @@ BUNDLED = {
     ("prompts", "geneval"): "dgpo-geneval",
     ("detector", "shapes"): "dgpo-miniature",
     ("prompts", "miniature"): "dgpo-miniature",
+    ("prompts", "miniature-signs"): "dgpo-miniature",
 }
 """Parts of the project's own plugins: an unknown one of these names says what to install."""
 

@@ -6,21 +6,27 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
-from dgpo_miniature.options import MiniaturePromptsOptions, ShapesOptions
+from dgpo_miniature.options import MiniaturePromptsOptions, ShapesOptions, SignPromptsOptions
 
 __all__ = ["dgpo_detectors", "dgpo_prompt_sources"]
 
 
 @hookimpl
 def dgpo_prompt_sources() -> Sequence[Part]:
-    """The prompts of the world of shapes."""
+    """The prompts of the world of shapes and of the world of signs."""
     return [
         Part(
             name="miniature",
             summary="GenEval-format prompts about coloured shapes, six tasks, disjoint train and held-out splits",
             implementation="dgpo_miniature.prompts:MiniaturePrompts",
             options=MiniaturePromptsOptions,
-        )
+        ),
+        Part(
+            name="miniature-signs",
+            summary='Prompts that quote a short word (a sign that says "CAB"), disjoint train and held-out splits',
+            implementation="dgpo_miniature.signs.prompts:SignPrompts",
+            options=SignPromptsOptions,
+        ),
     ]
 
 

@@ -1,7 +1,8 @@
-"""Trains the shipped checkpoint from nothing: `python -m dgpo_miniature.train --out DIR`.
+"""Trains a shipped checkpoint from nothing: `python -m dgpo_miniature.train --out DIR [--world signs]`.
 
-Autoencoder, then captioned latents, then the transformer with its text encoders, first on true captions, then on
-captions part of which are wrong. One seed decides everything; the same machine and versions give the same weights.
+This module has the recipe of the world of shapes, `signs.recipe` that of the world of signs. Autoencoder, then
+captioned latents, then the transformer with its text encoders, first on true captions, then on captions part of which
+are wrong. One seed decides everything; the same machine and versions give the same weights.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 from dgpo_miniature.prompts import prompts
+from dgpo_miniature.signs import recipe as signs
 from dgpo_miniature.training.autoencoder import (
     AutoencoderSettings,
     Progress,
@@ -103,12 +105,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m dgpo_miniature.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory of the new checkpoint")
+    parser.add_argument("--world", choices=("shapes", "signs"), default="shapes", help="what its pictures show")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--tiny", action="store_true", help="a few steps only, to see that it runs")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    result = run(TINY if options.tiny else Recipe(), options.out, options.seed, Report())
+    where = (options.out, options.seed, Report())
+    if options.world == "signs":
+        result = signs.run(signs.TINY if options.tiny else signs.Recipe(), *where)
+    else:
+        result = run(TINY if options.tiny else Recipe(), *where)
     sys.stdout.write(json.dumps({task: round(value, 4) for task, value in result.items()}) + "\n")
 
 

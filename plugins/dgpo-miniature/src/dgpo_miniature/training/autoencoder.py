@@ -1,7 +1,7 @@
-"""Trains the miniature's autoencoder: 64x64x3 pictures to 8x8x4 latents (f8), small enough to decode on a CPU.
+"""Trains the miniature's autoencoders: 64x64x3 pictures to 8x8x4 latents (f8), small enough to decode on a CPU.
 
 Shapes fill one cell each, so most steps see single cells (a quarter of the cost); the last steps see whole pictures,
-which settles the group norms' statistics.
+which settles the group norms' statistics. The world of signs brings pictures of its own, 32x64x3.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ __all__ = ["AutoencoderSettings", "build_autoencoder", "latent_statistics", "ran
 
 Progress = Callable[[str, int, int, float], None]
 """(phase, step, steps, loss)"""
+Draw = Callable[[int, np.random.Generator], Tensor]
+"""(count, rng) -> pictures float32 [count, 3, H, W] in [-1, 1]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,13 @@ def cells_of(pictures: Tensor) -> Tensor:
     return cut.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, CELL, CELL)
 
 
-def train_autoencoder(settings: AutoencoderSettings, seed: int, progress: Progress) -> AutoencoderKL:
-    """A trained autoencoder in evaluation mode; same settings and seed, same training."""
+def train_autoencoder(
+    settings: AutoencoderSettings, seed: int, progress: Progress, draw: Draw = random_pictures
+) -> AutoencoderKL:
+    """A trained autoencoder of the pictures that `draw` gives, in evaluation mode; same arguments, same training.
+
+    Single cells are cells of shapes: other worlds set `cell_steps` to 0.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 1])
     model = build_autoencoder().train()
@@ -78,7 +85,7 @@ def train_autoencoder(settings: AutoencoderSettings, seed: int, progress: Progre
         if step < settings.cell_steps:
             x = cells_of(random_pictures(settings.batch // 4, rng, empty=0.15))
         else:
-            x = random_pictures(settings.batch, rng)
+            x = draw(settings.batch, rng)
         posterior = model.encode(x).latent_dist
         error = model.decode(posterior.sample()).sample - x
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
@@ -94,8 +101,10 @@ def train_autoencoder(settings: AutoencoderSettings, seed: int, progress: Progre
 
 
 @torch.no_grad()
-def latent_statistics(model: AutoencoderKL, seed: int, count: int = 1024) -> tuple[float, float]:
+def latent_statistics(
+    model: AutoencoderKL, seed: int, count: int = 1024, draw: Draw = random_pictures
+) -> tuple[float, float]:
     """(shift_factor, scaling_factor) that make (z - shift) * scale zero-mean with unit variance over the world."""
     rng = np.random.default_rng([seed, 2])
-    latents = torch.cat([model.encode(random_pictures(128, rng)).latent_dist.mean for _ in range(max(count // 128, 1))])
+    latents = torch.cat([model.encode(draw(128, rng)).latent_dist.mean for _ in range(max(count // 128, 1))])
     return float(latents.mean()), float(1.0 / latents.std())

@@ -27,15 +27,17 @@ def sample(
     guidance: float = 1.0,
     seed: int = 0,
     shift: float | None = None,
+    height: int = 64,
+    width: int = 64,
 ) -> Tensor:
-    """Pictures [B, 3, 64, 64] in [0, 1] by Euler steps from noise; guidance 1 is none."""
+    """Pictures [B, 3, height, width] in [0, 1] by Euler steps from noise; guidance 1 is none."""
     sequence, empty_sequence, pooled, empty_pooled = pipeline.encode_prompt(
         list(prompts), None, None, max_sequence_length=0, do_classifier_free_guidance=True, device="cpu"
     )
     k = float(pipeline.scheduler.config.shift) if shift is None else shift
     times = torch.linspace(1.0, 0.0, steps + 1)
     sigmas = k * times / (1 + (k - 1) * times)
-    x = torch.randn(len(prompts), 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(len(prompts), 4, height // 8, width // 8, generator=torch.Generator().manual_seed(seed))
     for sigma, following in pairwise(sigmas):
         time = (1000 * sigma).expand(len(x))
         velocity = pipeline.transformer(x, sequence, pooled, time, return_dict=False)[0]

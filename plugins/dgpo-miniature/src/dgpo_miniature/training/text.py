@@ -32,6 +32,7 @@ def byte_pairs(vocabulary: Iterable[str]) -> tuple[dict[str, int], list[tuple[st
     for word in vocabulary:
         # Built from the right: only pieces that end a word grow, so that no word's merges cut up another's.
         tail = f"{word[-1]}</w>"
+        tokens[tail] = None
         for letter in reversed(word[:-1]):
             merges[(letter, tail)] = None
             tail = letter + tail
@@ -40,10 +41,10 @@ def byte_pairs(vocabulary: Iterable[str]) -> tuple[dict[str, int], list[tuple[st
     return {name: index for index, name in enumerate(names)}, list(merges)
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """A tokenizer with one token per word of the world, padded to TOKENS."""
-    vocabulary, merges = byte_pairs(words())
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+def build_tokenizer(vocabulary: Iterable[str] | None = None, length: int = TOKENS) -> CLIPTokenizer:
+    """A tokenizer with one token per word of the vocabulary (by default the shapes'), padded to `length`."""
+    tokens, merges = byte_pairs(words() if vocabulary is None else vocabulary)
+    return CLIPTokenizer(vocab=tokens, merges=merges, model_max_length=length)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
@@ -55,7 +56,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
         projection_dim=WIDTH,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=TOKENS,
+        max_position_embeddings=tokenizer.model_max_length,
         hidden_act="gelu",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

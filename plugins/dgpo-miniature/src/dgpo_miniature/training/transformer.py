@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -17,10 +18,9 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from dgpo_miniature.training.autoencoder import Progress
-from dgpo_miniature.training.data import Bank
 from dgpo_miniature.training.text import WIDTH, build_text_encoder
 
-__all__ = ["Cycle", "Phase", "TextToImage", "TransformerSettings", "flow_loss", "train_phase"]
+__all__ = ["CaptionedLatents", "Cycle", "Phase", "TextToImage", "TransformerSettings", "flow_loss", "train_phase"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,23 @@ class Cycle:
     lr_scale: float = 1.0
 
 
+class CaptionedLatents(Protocol):
+    """What is trained on: latents float32 [N, 4, h, w]; tokens int64 [N, T]; empty int64 [T], of the empty prompt."""
+
+    @property
+    def latents(self) -> Tensor: ...
+    @property
+    def tokens(self) -> Tensor: ...
+    @property
+    def empty(self) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Phase:
     """A stretch of training on one bank."""
 
     name: str
-    bank: Bank
+    bank: CaptionedLatents
     cycle: Cycle
     mismatched_share: float = 0.0
     """Share of captions replaced by another picture's."""
@@ -94,7 +105,7 @@ class TextToImage(nn.Module):
         return torch.cat(sequences, dim=-1), torch.cat(pooled, dim=-1)
 
     def forward(self, x_sigma: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
-        """Velocity [B, 4, 8, 8] at x_sigma [B, 4, 8, 8], sigma [B] in [0, 1]."""
+        """Velocity [B, 4, h, w] at x_sigma [B, 4, h, w], sigma [B] in [0, 1]; h and w are even, at most 16."""
         sequence, pooled = self.encode(tokens)
         velocity: Tensor = self.transformer(
             hidden_states=x_sigma,

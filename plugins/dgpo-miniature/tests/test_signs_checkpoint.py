@@ -1,0 +1,95 @@
+"""The shipped checkpoint of signs: loads as any SD3, writes what a real OCR engine reads, and can be made again."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from dgpo_core.registry import get_registry
+from dgpo_miniature import checkpoint_path
+from dgpo_miniature.signs.data import random_pictures, random_words
+from dgpo_miniature.signs.prompts import prompts
+from dgpo_miniature.signs.score import read, sample_signs, score
+from dgpo_miniature.signs.world import random_signs, render
+from dgpo_miniature.train import main
+from dgpo_schemas.run import BackboneSection
+
+pytest.importorskip("dgpo_ocr")
+pytest.importorskip("rapidocr")
+
+HELDOUT = prompts("heldout", 64)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusion3Pipeline:
+    return StableDiffusion3Pipeline.from_pretrained(
+        checkpoint_path("signs"), text_encoder_3=None, tokenizer_3=None, dtype=torch.float32, local_files_only=True
+    )
+
+
+def test_the_checkpoint_is_small_and_safe() -> None:
+    files = [path for path in checkpoint_path("signs").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 10_000_000
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt"}
+
+
+def test_true_pictures_and_their_reconstructions_are_read(pipeline: StableDiffusion3Pipeline) -> None:
+    rng = np.random.default_rng(11)
+    words = random_words(60, rng)
+    asked = [{"prompt": f'a sign that says "{word}"', "target": word} for word in words]
+    pictures = torch.from_numpy(render(random_signs(words, rng)))
+    assert float(read(pictures, asked).mean()) >= 0.98
+    with torch.no_grad():
+        latents = pipeline.vae.encode(pictures * 2 - 1).latent_dist.mean
+        again = (pipeline.vae.decode(latents).sample / 2 + 0.5).clamp(0.0, 1.0)
+    assert float(read(again, asked).mean()) >= 0.97
+    assert float((again - pictures).abs().mean()) < 0.03
+
+
+def test_latents_have_unit_variance(pipeline: StableDiffusion3Pipeline) -> None:
+    config = pipeline.vae.config
+    with torch.no_grad():
+        latents = pipeline.vae.encode(random_pictures(64, np.random.default_rng(3))).latent_dist.mean
+    assert float(((latents - config.shift_factor) * config.scaling_factor).std()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_base_scores_in_the_band(pipeline: StableDiffusion3Pipeline) -> None:
+    """Room to rise, and the model knows how: what is written depends on the prompt, and with guidance it is right."""
+    pictures = sample_signs(pipeline, HELDOUT)
+    plain, strangers = read(torch.cat([pictures, pictures]), [*HELDOUT, *HELDOUT[1:], *HELDOUT[:1]]).chunk(2)
+    assert 0.35 <= float(plain.mean()) <= 0.7
+    assert float(strangers.mean()) <= 0.25
+    assert score(pipeline, HELDOUT, guidance=3.0)["ocr"] >= 0.85
+
+
+def test_the_sd3_backbone_loads_it_and_writes() -> None:
+    """Through the contract that a run uses, not through our own sampler."""
+    section = BackboneSection(
+        use="sd3", checkpoint="package:dgpo_miniature/checkpoint_signs", options={"text_length": 0, "decode_chunk": 64}
+    )
+    backbone = get_registry().create("backbone", section, device=torch.device("cpu"))
+    conditioning = backbone.encode([entry["prompt"] for entry in HELDOUT])
+    x = torch.randn(len(HELDOUT), *backbone.latent_shape(32, 64), generator=torch.Generator().manual_seed(0))
+    times = torch.linspace(1.0, 0.0, 9)
+    with torch.no_grad():
+        for sigma, following in pairwise(2 * times / (1 + times)):
+            x = x + (following - sigma) * backbone.velocity(x, sigma.expand(len(x)), conditioning)
+    pictures = backbone.decode(x)
+    assert pictures.shape == (len(HELDOUT), 3, 32, 64)
+    assert float(read(pictures, HELDOUT).mean()) >= 0.35
+
+
+def test_training_runs_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--out", str(tmp_path), "--world", "signs", "--tiny", "--threads", "1"])
+    means = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(means) == {"ocr", "exact"}
+    again = StableDiffusion3Pipeline.from_pretrained(
+        tmp_path, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32, local_files_only=True
+    )
+    assert sample_signs(again, HELDOUT[:1], steps=2).shape == (1, 3, 32, 64)
