@@ -1,4 +1,4 @@
-"""`dgpo plugins`: what is installed, and what its options are."""
+"""`dgpo plugins`: what is installed, what its options are; `check` and `new` have modules of their own."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgpo_cli.plugins_check import check_plugins
+from dgpo_cli.plugins_new import new_plugin
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from dgpo_core.registry import RegisteredPart, Registry
 
-__all__ = ["plugins"]
+__all__ = ["plugins", "raise_unknown"]
 
 plugins = typer.Typer(
-    help="Show installed plugins and the options of their parts.",
+    help="Show, check and write plugins.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -71,7 +74,7 @@ def show_part(
     registry = get_registry()
     found = [registry.parts(one)[name] for one in _kinds(kind) if name in registry.parts(one)]
     if not found:
-        _unknown(registry, kind, name)
+        raise_unknown(registry, kind, name)
     if as_json:
         _print_json(registry, found, options=True)
         return
@@ -80,6 +83,10 @@ def show_part(
             typer.echo()
         for line in _description(registry, part):
             typer.echo(line)
+
+
+plugins.command("check")(check_plugins)
+plugins.command("new", no_args_is_help=True)(new_plugin)
 
 
 def _kinds(kind: str | None) -> Sequence[str]:
@@ -95,7 +102,7 @@ def _kinds(kind: str | None) -> Sequence[str]:
     return [kind]
 
 
-def _unknown(registry: Registry, kind: str | None, name: str) -> None:
+def raise_unknown(registry: Registry, kind: str | None, name: str) -> None:
     """Raise PluginError: as the registry would for the kind, or over all kinds."""
     from dgpo_core.errors import PluginError
     from dgpo_core.registry import BUNDLED

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import dgpo_core.registry as registry_module
 from dgpo_cli.main import main
 from dgpo_core.builtin import plugin as builtin
+from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import plugin, run_data
+from dgpo_core.testing.toy import BrightnessOptions, BrightnessReward, plugin, run_data
+from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.run import RunConfig
 
 
@@ -40,6 +43,26 @@ def make_config(tmp_path: Path) -> Callable[..., RunConfig]:
         return RunConfig.model_validate(run_data(tmp_path, **changes))
 
     return make
+
+
+class Gloom(BrightnessReward):
+    """What brightness lacks to 1: it falls where brightness rises."""
+
+    def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        found = super().score(media, prompts)
+        return Scores(1 - found.values, found.missing, found.diagnostics)
+
+
+class _GloomPlugin:
+    @hookimpl
+    def dgpo_rewards(self) -> list[Part]:
+        return [Part("gloom", "The opposite of brightness", f"{__name__}:Gloom", BrightnessOptions)]
+
+
+@pytest.fixture
+def gloom() -> object:
+    """A plugin to register: the reward "gloom", with the options of "brightness"."""
+    return _GloomPlugin()
 
 
 # Commands are called in process, as the shell would call them, on a registry that the test knows.

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import doctest
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from dgpo_cli.ablation.plan import make_plan
 from dgpo_cli.main import COMMANDS
-from dgpo_core.config import load_run_config
+from dgpo_core.config import load_run_config, load_serve_config
 from dgpo_core.registry import get_registry
+from dgpo_schemas.serve import ServeConfig
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")])
-EXAMPLES = sorted(ROOT.glob("examples/*.yaml"))
+SERVICES = sorted(ROOT.glob("examples/*-service.yaml"))
+ABLATIONS = sorted(ROOT.glob("examples/ablation-*.yaml"))
+EXAMPLES = sorted(set(ROOT.glob("examples/*.yaml")) - set(SERVICES) - set(ABLATIONS))
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -24,46 +30,58 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def install_from_text(document: Path, directory: Path) -> None:
-    """The plugin of a document, as `pip install` would leave it: files `NAME` followed by their block."""
-    files = re.findall(
-        r"`([\w./]+)`[^\n]*:?[^`]*?\n\n```\w+\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL
-    )
-    found = dict(files)
-    assert set(found) == {"pyproject.toml", "dgpo_power/plugin.py", "dgpo_power/weighting.py"}
-    import tomllib
-
-    project = tomllib.loads(found["pyproject.toml"])["project"]
-    for name, text in found.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    metadata = directory / f"dgpo_power-{project['version']}.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
-    lines = [f"{name} = {value}" for name, value in project["entry-points"]["dgpo"].items()]
-    (metadata / "entry_points.txt").write_text("\n".join(["[dgpo]", *lines]) + "\n")
+def typed(text: str) -> list[tuple[str, str]]:
+    """(command, what it prints) of every console block."""
+    found = []
+    for block in blocks(text, "console"):
+        for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            line, _, output = command.partition("\n")
+            found.append((line, output))
+    return found
 
 
-def test_the_plugin_of_contributing_works_as_it_stands(tmp_path: Path) -> None:
-    """|A| ** 2 on a run of the engine: the weights are the squares of the advantages, and the residual tells."""
-    install_from_text(ROOT / "CONTRIBUTING.md", tmp_path)
-    program = """
-import json, sys, torch
-from dgpo_core.registry import Registry
-registry = Registry()
-assert registry.broken == [], registry.broken
-from dgpo_schemas.base import UseBlock
-weighting = registry.create("weighting", UseBlock(use="power", options={"exponent": 2}))
-print(json.dumps([registry.distributions()["dgpo-power"],
-                  weighting.weights(torch.tensor([1.5, -0.5, -1.0]), torch.zeros(3)).tolist()]))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True
-    )
-    assert json.loads(done.stdout) == ["0.1.0", [2.25, 0.25, 1.0]]
+class Desk:
+    """Where an author works: commands are run as they are typed, but `pip install` leaves this environment alone."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.site = directory, directory / "site"
+
+    def type(self, command: str) -> str:
+        """What a command prints on its standard output."""
+        name, *arguments = shlex.split(command)
+        if name == "pip":
+            return self._install(self.directory / arguments[-1].removesuffix("[test]"))
+        module = ["-m", "dgpo_cli"] if name == "dgpo" else []
+        return self._run(*module, *arguments, cwd=self.directory)
+
+    def _install(self, source: Path) -> str:
+        self._run("-m", "hatchling", "build", "-t", "wheel", cwd=source)
+        wheels = map(str, (source / "dist").glob("*.whl"))
+        options = ["--quiet", "--no-deps", "--no-index", "--target", str(self.site)]
+        return self._run("-m", "pip", "install", *options, *wheels, cwd=self.directory)
+
+    def _run(self, *arguments: str, cwd: Path) -> str:
+        environment = os.environ | {"PYTHONPATH": str(self.site)}
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, timeout=300
+        )
+        return done.stdout if "build" not in arguments else ""
+
+
+def test_plugins_are_written_tested_and_shown_as_the_page_says(tmp_path: Path) -> None:
+    """Every command prints what stands there, and every file is the one that was written."""
+    page = (ROOT / "docs/plugins.md").read_text()
+    desk, checker = Desk(tmp_path), doctest.OutputChecker()
+    for command, expected in typed(page):
+        found = desk.type(command)
+        assert checker.check_output(expected, found, doctest.ELLIPSIS), f"$ {command}\n{found}"
+    distribution = tmp_path / "dgpo-brightness"
+    written = {path.read_text() for path in distribution.rglob("*.py")}
+    shown = blocks(page, "python")
+    assert len(shown) == 4
+    assert set(shown) <= written
+    (entry_points,) = blocks(page, "toml")
+    assert entry_points in (distribution / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
@@ -74,6 +92,47 @@ def test_examples_are_valid_and_name_their_schema(path: Path) -> None:
     # Their rewards, or the detector that they want, come with other distributions.
     config = load_run_config(path, registry=None if published else get_registry())
     assert config.run.name == path.stem
+
+
+@pytest.mark.parametrize("path", SERVICES, ids=lambda p: p.name)
+def test_reward_files_are_valid_and_show_the_defaults(path: Path) -> None:
+    assert path.read_text().startswith("# yaml-language-server: $schema=../schemas/json/serve.schema.json\n")
+    config = load_serve_config(path, registry=get_registry())
+    assert config.model_dump() == ServeConfig(reward=config.reward).model_dump()
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.name)
+def test_ablations_are_valid_and_name_their_schema(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # their bases are relative to the working directory
+    assert path.read_text().startswith("# yaml-language-server: $schema=../schemas/json/ablation.schema.json\n")
+    assert make_plan(path, get_registry()).ablation.name == path.stem
+
+
+def test_ablation_files_in_documents_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = [b for d in DOCUMENTS for b in blocks(d.read_text(), "yaml") if re.search(r"^axes:", b, re.MULTILINE)]
+    assert shown
+    for text in shown:
+        (tmp_path / "ablation.yaml").write_text(text)
+        assert make_plan(tmp_path / "ablation.yaml", get_registry()).variants
+
+
+def test_a_weighting_of_ones_own_becomes_a_row_as_the_page_says(tmp_path: Path) -> None:
+    """The commands as they are typed, the file as it is shown, and the line added to the ablation."""
+    page = (ROOT / "docs/ablate.md").read_text()
+    desk = Desk(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (weighting,) = blocks(page, "python")
+    (added,) = re.findall(r"add the line `- (\w+)`", page)
+    new, install, check, look = (command for command, _ in typed(page))
+    desk.type(new)
+    (tmp_path / "dgpo-margin/src/dgpo_margin/weighting.py").write_text(weighting)
+    desk.type(install)
+    assert re.search(r"^1 skipped, \d+ passed$", desk.type(check), re.MULTILINE)
+    text = (ROOT / "examples/ablation-weighting.yaml").read_text()
+    file = tmp_path / look.split()[2]
+    file.write_text(text.replace("      - rank\n", f"      - rank\n      - {added}\n"))
+    assert f"\n  {added}: 16 iterations," in desk.type(look)
 
 
 def test_run_files_in_documents_are_valid(tmp_path: Path) -> None:

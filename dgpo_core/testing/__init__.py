@@ -1,5 +1,21 @@
-"""Help for tests of the engine and of plugins: a toy model that trains in milliseconds (`toy`), and checks that a part
-keeps its contract (`contracts`).
+"""The kit for tests of plugins.
 
-Importing this package imports nothing heavy; its modules need torch.
+In `conftest.py`, `pytest_plugins = ["dgpo_core.testing"]` gives the fixture `toy_run`: a training run of two
+iterations on a toy model, with the parts that you name. In a test module
+
+    from dgpo_core.testing import contract_tests
+
+    test_contract = contract_tests("dgpo-brightness")
+
+makes a test of every promise of every part that the distribution declares. `contracts` has the same checks to call one
+by one, `toy` the toy model. Importing this package imports nothing heavy, pytest included.
 """
+
+from __future__ import annotations
+
+from dgpo_core.testing.collecting import contract_tests
+from dgpo_core.testing.given import Given, NeedsInput
+
+__all__ = ["Given", "NeedsInput", "contract_tests"]
+
+pytest_plugins = ["dgpo_core.testing.fixtures"]  # so that only pytest imports it

@@ -23,7 +23,7 @@ from dgpo_core.types import Conditioning, Prompt, Scores
 from dgpo_schemas.base import Float, Options
 from dgpo_schemas.run import BackboneSection
 
-__all__ = ["BrightnessReward", "ToyBackbone", "ToyPrompts", "plugin", "run_data"]
+__all__ = ["BrightnessReward", "ToyBackbone", "ToyPlugin", "ToyPrompts", "plugin", "run_data"]
 
 SHAPE = (2, 4, 4)
 WIDTH = 48
@@ -169,8 +169,11 @@ class ToyPromptsOptions(Options):
     count: int = Field(default=6, ge=0, description="Prompts of each split.")
 
 
-class _Plugin:
-    """The toy parts as a plugin."""
+class ToyPlugin:
+    """The toy parts as a plugin. reward: the name of its reward, which another plugin may want for itself."""
+
+    def __init__(self, reward: str = "brightness") -> None:
+        self.reward = reward
 
     @hookimpl
     def dgpo_backbones(self) -> list[Part]:
@@ -180,7 +183,7 @@ class _Plugin:
     @hookimpl
     def dgpo_rewards(self) -> list[Part]:
         """The toy reward."""
-        return [Part("brightness", "Mean pixel value", "dgpo_core.testing.toy:BrightnessReward", BrightnessOptions)]
+        return [Part(self.reward, "Mean pixel value", "dgpo_core.testing.toy:BrightnessReward", BrightnessOptions)]
 
     @hookimpl
     def dgpo_prompt_sources(self) -> list[Part]:
@@ -188,7 +191,7 @@ class _Plugin:
         return [Part("toy", "Numbered prompts", "dgpo_core.testing.toy:ToyPrompts", ToyPromptsOptions)]
 
 
-plugin = _Plugin()
+plugin = ToyPlugin()
 
 
 def run_data(output: str | Path, **changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,8 @@ class Spots:
     labels = ("spot",)
 
     def detect(self, images: Tensor) -> list[list[Spot]]:
-        return [[Spot("spot", (0.0, 0.0, 8 * float(image.mean()), 8.0))] for image in images]
+        height, width = images.shape[2:]
+        return [[Spot("spot", (0.0, 0.0, width * float(image.mean()), float(height)))] for image in images]
 
 
 def test_a_sound_detector_passes() -> None:

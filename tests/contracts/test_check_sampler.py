@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dgpo_core.contracts import Sampler
 from dgpo_core.draws import Draws
+from dgpo_core.flow import gaussian_log_prob
 from dgpo_core.testing.contracts import check_sampler
 from dgpo_core.types import Path, SampleResult
 
@@ -62,7 +64,25 @@ class Ancestral(Euler):
         return Path(states, sigmas, states[1:].flatten(2).mean(2))
 
 
-@pytest.mark.parametrize("kind", [Euler, Ancestral])
+class Stated(Ancestral):
+    """Random, and says how; its first step is not random."""
+
+    def step(self, x: Tensor, change: Tensor, draws: Sequence[Draws], i: int) -> Tensor:
+        return super().step(x, change, draws, i) if i else x + change
+
+    def path(self, states: Tensor, sigmas: Tensor) -> Path:
+        steps = [self.log_prob(*x, *s) for x, s in zip(pairwise(states), pairwise(sigmas.tolist()), strict=True)]
+        return Path(states, sigmas, torch.stack(steps))
+
+    def log_prob(self, x: Tensor, next_x: Tensor, sigma: float, after: float) -> Tensor:
+        mean, std = self.step_distribution(x, torch.tanh(1.5 * x + sigma), sigma, after)
+        return gaussian_log_prob(next_x, mean, std) if std else torch.zeros(len(x))
+
+    def step_distribution(self, x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> tuple[Tensor, float]:
+        return x + (next_sigma - sigma) * velocity, 0.1 if sigma < 1 else 0.0
+
+
+@pytest.mark.parametrize("kind", [Euler, Ancestral, Stated])
 def test_sound_samplers_pass(kind: type[Sampler]) -> None:
     check_sampler(kind(None))
 
@@ -105,6 +125,15 @@ def samplers() -> list[tuple[str, Check]]:
         def path(self, states: Tensor, sigmas: Tensor) -> Path:
             return Path(states, sigmas)
 
+    class Elsewhere(Stated):
+        def step_distribution(self, x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> Any:
+            mean, std = super().step_distribution(x, velocity, sigma, next_sigma)
+            return mean + 1, std
+
+    class Louder(Stated):
+        def log_prob(self, x: Tensor, next_x: Tensor, sigma: float, after: float) -> Tensor:
+            return super().log_prob(x, next_x, sigma, after) + 0.1 * (sigma < 1)
+
     class NoStart(Euler):
         def path(self, states: Tensor, sigmas: Tensor) -> Path:
             return Path(states[1:], sigmas)
@@ -120,6 +149,8 @@ def samplers() -> list[tuple[str, Check]]:
         (Damped, "where the velocity is constant, x0 is exact"),
         (NoProbabilities, "a random sampler gives the probabilities of its steps"),
         (NoStart, "the path has 2 states"),
+        (Elsewhere, "a step of std 0 is its mean"),
+        (Louder, "probabilities are those of the distribution that is stated"),
     ]
 
     def run(kind: type[Sampler]) -> Check:

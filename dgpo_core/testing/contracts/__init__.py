@@ -1,6 +1,8 @@
-"""Checks that a part keeps its contract (`dgpo_core.contracts`), for the tests of plugins.
+"""Checks that a part keeps its contract (`dgpo_core.contracts`), for anybody's plugin. None needs pytest.
 
-A check takes a built part, or what builds one, and raises AssertionError saying what was promised. None needs pytest:
+`part_checks` gives everything that an installed part promises as named checks; `dgpo plugins check` and
+`dgpo_core.testing.contract_tests` run those. The functions `check_...` take a built part, or what builds one, and raise
+AssertionError at the first promise that is broken:
 
     def test_my_reward() -> None:
         check_reward(MyReward(MyOptions(), device=torch.device("cpu")), media, prompts)
@@ -10,15 +12,31 @@ Legend: B samples, G members of a group.
 
 from __future__ import annotations
 
-from dgpo_core.testing.contracts._backbone import check_backbone
-from dgpo_core.testing.contracts._declarations import HEAVY, check_declaration, check_light
-from dgpo_core.testing.contracts._prompts import check_prompts
-from dgpo_core.testing.contracts._reward import check_detector, check_reward
-from dgpo_core.testing.contracts._sampler import check_sampler
-from dgpo_core.testing.contracts._training import check_objective, check_timesteps, check_weighting
+from dgpo_core.testing.contracts._backbone import backbone_checks, check_backbone
+from dgpo_core.testing.contracts._check import Check, run_all
+from dgpo_core.testing.contracts._declarations import (
+    HEAVY,
+    check_declaration,
+    check_light,
+    declaration_checks,
+    distribution_checks,
+)
+from dgpo_core.testing.contracts._detector import check_detector, detector_checks
+from dgpo_core.testing.contracts._objective import check_objective, objective_checks
+from dgpo_core.testing.contracts._prompts import check_prompts, prompts_checks
+from dgpo_core.testing.contracts._reward import check_reward, reward_checks
+from dgpo_core.testing.contracts._sampler import check_sampler, sampler_checks
+from dgpo_core.testing.contracts._suite import part_checks, parts_of
+from dgpo_core.testing.contracts._timesteps import check_timesteps, timesteps_checks
+from dgpo_core.testing.contracts._weighting import check_weighting, weighting_checks
+from dgpo_core.testing.given import Given, NeedsInput
 
 __all__ = [
     "HEAVY",
+    "Check",
+    "Given",
+    "NeedsInput",
+    "backbone_checks",
     "check_backbone",
     "check_declaration",
     "check_detector",
@@ -29,4 +47,16 @@ __all__ = [
     "check_sampler",
     "check_timesteps",
     "check_weighting",
+    "declaration_checks",
+    "detector_checks",
+    "distribution_checks",
+    "objective_checks",
+    "part_checks",
+    "parts_of",
+    "prompts_checks",
+    "reward_checks",
+    "run_all",
+    "sampler_checks",
+    "timesteps_checks",
+    "weighting_checks",
 ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+import unittest
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +16,17 @@ from torch import Tensor
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.testing.contracts._assertions import close, equal, global_state_left_alone, normal, that
+from dgpo_core.testing.contracts._check import Check, checks_of, run_all
+from dgpo_core.testing.given import NeedsInput
+from dgpo_core.types import Conditioning
 
-__all__ = ["check_backbone"]
+__all__ = ["backbone_checks", "check_backbone"]
+
+TEXTS = ("a red circle", "two blue squares on the left of a very long fence", "")
+SIZES = ((64, 64), (32, 32), (16, 16), (8, 8), (128, 128), (256, 256), (512, 512))
+"""Tried in this order where no size is given."""
+SIDES = (45, 13, 7, 1)
+"""Widths that few models can draw, tried where no impossible size is given."""
 
 
 def check_backbone(
@@ -23,7 +34,7 @@ def check_backbone(
     size: tuple[int, int],
     *,
     impossible: tuple[int, int] | None = None,
-    texts: Sequence[str] = ("a red circle", "two blue squares on the left of a very long fence", ""),
+    texts: Sequence[str] = TEXTS,
     tolerance: float = 1e-4,
 ) -> None:
     """Shapes, dtypes and ranges; rows independent of their batch; views of the weights; nothing random.
@@ -31,141 +42,221 @@ def check_backbone(
     make: builds the backbone on the CPU, the same every time; size: (height, width) that it can draw; impossible: one
     that it cannot; tolerance: of one sample against the same in a batch.
     """
-    with global_state_left_alone("a backbone"):
+    run_all(backbone_checks(make, size, impossible=impossible, texts=texts, tolerance=tolerance))
+
+
+def backbone_checks(
+    make: Callable[[], Backbone],
+    size: tuple[int, int] | None = None,
+    *,
+    impossible: tuple[int, int] | None = None,
+    texts: Sequence[str] = TEXTS,
+    tolerance: float = 1e-4,
+) -> Iterator[Check]:
+    """What a backbone promises; arguments as for `check_backbone`, without a size the first usual one is taken."""
+
+    @cache
+    def subject() -> _Subject:
         backbone = make()
-        _check_trainable(backbone)
-        _check_latent_shape(backbone, size, impossible)
-        _check_encode(backbone, texts, tolerance)
-        _check_velocity(backbone, size, texts, tolerance)
-        _check_gradient(backbone, size, texts)
-        _check_weights(backbone, size, texts)
-        _check_decode(backbone, size, tolerance)
-        again = make()
-    that(list(again.trainable()) == list(backbone.trainable()), "the names of trained parameters are always the same")
-    for name, parameter in again.trainable().items():
-        equal(parameter, backbone.trainable()[name], f"{name} starts the same every time")
+        return _Subject(make, backbone, size or _possible(backbone), impossible, texts, tolerance)
+
+    return checks_of(
+        subject, trainable, latent_shape, encode, velocity, batch_invariance, gradient, weights, adapter,
+        save_adapter, decode, reproducible, random_state,
+    )  # fmt: skip
 
 
-def _arguments(backbone: Backbone, size: tuple[int, int], texts: Sequence[str]) -> tuple[Tensor, Tensor, Any]:
-    x_sigma = normal(len(texts), *backbone.latent_shape(*size))
-    return x_sigma, torch.linspace(1.0, 0.0, len(texts)), backbone.encode(texts)
+@dataclass(frozen=True)
+class _Subject:
+    make: Callable[[], Backbone]
+    backbone: Backbone
+    size: tuple[int, int]
+    impossible: tuple[int, int] | None
+    texts: Sequence[str]
+    tolerance: float
 
-
-def _check_trainable(backbone: Backbone) -> None:
-    trainable = backbone.trainable()
-    inside = {id(parameter) for parameter in backbone.module.parameters()}
-    that(trainable, "something is trained")
-    for name, parameter in trainable.items():
-        that(parameter.dtype == torch.float32, f"{name} is float32")
-        that(parameter.requires_grad, f"{name} requires a gradient")
-        that(id(parameter) in inside, f"{name} is a parameter of `module`")
-    trained = {id(parameter) for parameter in trainable.values()}
-    for name, parameter in backbone.module.named_parameters():
-        that(not parameter.requires_grad or id(parameter) in trained, f"{name} is frozen or in `trainable`")
-
-
-def _check_latent_shape(backbone: Backbone, size: tuple[int, int], impossible: tuple[int, int] | None) -> None:
-    shape = backbone.latent_shape(*size)
-    that(shape and all(type(n) is int and n > 0 for n in shape), "a latent's shape is a tuple of whole numbers")
-    if impossible is not None:
-        try:
-            backbone.latent_shape(*impossible)
-        except UserError:
-            return
-        that(False, f"a size of {impossible} is a UserError")
-
-
-def _check_encode(backbone: Backbone, texts: Sequence[str], tolerance: float) -> None:
-    encoded = backbone.encode(texts)
-    again = backbone.encode(texts)
-    that(encoded.tensors, "there is conditioning")
-    for name, tensor in encoded.tensors.items():
-        that(len(tensor) == len(texts), f"{name} has one row a prompt")
-        that(not tensor.requires_grad, f"{name} has no gradient")
-        equal(again.tensors[name], tensor, f"{name} is the same every time")
-    for i, text in enumerate(texts):
-        alone = backbone.encode([text])
-        that(alone.tensors.keys() == encoded.tensors.keys(), "conditioning has the same tensors for every prompt")
-        for name, tensor in alone.tensors.items():
-            close(tensor[0], encoded.tensors[name][i], f"{name} of a prompt does not depend on others", tolerance)
-
-
-def _check_velocity(backbone: Backbone, size: tuple[int, int], texts: Sequence[str], tolerance: float) -> None:
-    x_sigma, sigma, conditioning = _arguments(backbone, size, texts)
-    kept = x_sigma.clone()
-    with torch.no_grad():
-        together = backbone.velocity(x_sigma, sigma, conditioning)
-        that(together.shape == x_sigma.shape, f"velocity has the latents' shape, not {tuple(together.shape)}")
-        that(together.dtype == torch.float32, f"velocity is float32, not {together.dtype}")
-        that(together.isfinite().all(), "velocity is finite for sigma in [0, 1], both ends included")
-        equal(x_sigma, kept, "velocity leaves its argument alone")
-        equal(backbone.velocity(x_sigma, sigma, conditioning), together, "velocity is the same every time")
-        for i in range(len(texts)):
-            row = slice(i, i + 1)
-            alone = backbone.velocity(x_sigma[row], sigma[row], conditioning.rows(row))
-            close(alone, together[row], "velocity of a sample does not depend on the others", tolerance)
-
-
-def _check_gradient(backbone: Backbone, size: tuple[int, int], texts: Sequence[str]) -> None:
-    backbone.velocity(*_arguments(backbone, size, texts)).square().sum().backward()  # type: ignore[no-untyped-call]
-    trained = {id(parameter) for parameter in backbone.trainable().values()}
-    for name, parameter in backbone.module.named_parameters():
-        that(parameter.grad is None or id(parameter) in trained, f"{name} is not trained and gets no gradient")
-    gradients = [parameter.grad for parameter in backbone.trainable().values() if parameter.grad is not None]
-    that(any(gradient.any() for gradient in gradients), "the trained parameters get a gradient")
-    for parameter in backbone.trainable().values():
-        parameter.grad = None
-
-
-def _check_weights(backbone: Backbone, size: tuple[int, int], texts: Sequence[str]) -> None:
-    """The engine points the parameters at other tensors, and switches the adapter off and on."""
-    arguments = _arguments(backbone, size, texts)
-    parameters = list(backbone.trainable().values())
+    def arguments(self) -> tuple[Tensor, Tensor, Conditioning]:
+        """Of `velocity`: one row a text, sigma from 1 to 0."""
+        count = len(self.texts)
+        x_sigma = normal(count, *self.backbone.latent_shape(*self.size))
+        return x_sigma, torch.linspace(1.0, 0.0, count), self.backbone.encode(self.texts)
 
     @torch.no_grad()
-    def velocity() -> Tensor:
-        return backbone.velocity(*arguments)
+    def velocity(self) -> Tensor:
+        return self.backbone.velocity(*self.arguments())
 
-    def base() -> Tensor | None:
-        off = backbone.without_adapter()
+    def base_velocity(self) -> Tensor | None:
+        """Without the adapter; None where there is none."""
+        off = self.backbone.without_adapter()
         if off is None:
             return None
         with off:
-            return velocity()
+            return self.velocity()
 
-    def fail() -> None:
-        off = backbone.without_adapter()
-        with contextlib.suppress(KeyError), off or contextlib.nullcontext():
+    @contextlib.contextmanager
+    def moved_weights(self) -> Iterator[None]:
+        """The engine points the trained parameters at other tensors, and back."""
+        parameters = list(self.backbone.trainable().values())
+        start = [parameter.data for parameter in parameters]
+        for i, parameter in enumerate(parameters):
+            parameter.data = start[i] + 0.1 * normal(*parameter.shape, seed=i)
+        try:
+            yield
+        finally:
+            for parameter, tensor in zip(parameters, start, strict=True):
+                parameter.data = tensor
+
+
+def _possible(backbone: Backbone) -> tuple[int, int]:
+    for size in SIZES:
+        with contextlib.suppress(UserError):
+            backbone.latent_shape(*size)
+            return size
+    raise NeedsInput(f"a size in pixels: it can draw none of {', '.join(f'{h}x{w}' for h, w in SIZES)}")
+
+
+def trainable(s: _Subject) -> None:
+    """Float32 parameters of `module` with a gradient; everything else is frozen."""
+    found = s.backbone.trainable()
+    inside = {id(parameter) for parameter in s.backbone.module.parameters()}
+    that(found, "something is trained")
+    for name, parameter in found.items():
+        that(parameter.dtype == torch.float32, f"{name} is float32")
+        that(parameter.requires_grad, f"{name} requires a gradient")
+        that(id(parameter) in inside, f"{name} is a parameter of `module`")
+    trained = {id(parameter) for parameter in found.values()}
+    for name, parameter in s.backbone.module.named_parameters():
+        that(not parameter.requires_grad or id(parameter) in trained, f"{name} is frozen or in `trainable`")
+
+
+def latent_shape(s: _Subject) -> None:
+    """Whole numbers; a size that cannot be drawn is a UserError."""
+    shape = s.backbone.latent_shape(*s.size)
+    that(shape and all(type(n) is int and n > 0 for n in shape), "a latent's shape is a tuple of whole numbers")
+    sizes = [s.impossible] if s.impossible else [(s.size[0], width) for width in SIDES]
+    for size in sizes:
+        try:
+            s.backbone.latent_shape(*size)
+        except UserError:
+            return
+        except Exception as error:
+            raise AssertionError(f"a size of {size} is a UserError, not {type(error).__name__}: {error}") from error
+    that(s.impossible is None, f"a size of {s.impossible} is a UserError")
+
+
+def encode(s: _Subject) -> None:
+    """One row a prompt, whatever the other prompts are; no gradient."""
+    encoded, again = s.backbone.encode(s.texts), s.backbone.encode(s.texts)
+    that(encoded.tensors, "there is conditioning")
+    for name, tensor in encoded.tensors.items():
+        that(len(tensor) == len(s.texts), f"{name} has one row a prompt")
+        that(not tensor.requires_grad, f"{name} has no gradient")
+        equal(again.tensors[name], tensor, f"{name} is the same every time")
+    for i, text in enumerate(s.texts):
+        alone = s.backbone.encode([text])
+        that(alone.tensors.keys() == encoded.tensors.keys(), "conditioning has the same tensors for every prompt")
+        for name, tensor in alone.tensors.items():
+            close(tensor[0], encoded.tensors[name][i], f"{name} of a prompt does not depend on others", s.tolerance)
+
+
+def velocity(s: _Subject) -> None:
+    """Float32 like the latents, finite from noise to data, the same every time."""
+    x_sigma, sigma, conditioning = s.arguments()
+    kept = x_sigma.clone()
+    with torch.no_grad():
+        found = s.backbone.velocity(x_sigma, sigma, conditioning)
+    that(found.shape == x_sigma.shape, f"velocity has the latents' shape, not {tuple(found.shape)}")
+    that(found.dtype == torch.float32, f"velocity is float32, not {found.dtype}")
+    that(found.isfinite().all(), "velocity is finite for sigma in [0, 1], both ends included")
+    equal(x_sigma, kept, "velocity leaves its argument alone")
+    equal(s.velocity(), found, "velocity is the same every time")
+
+
+def batch_invariance(s: _Subject) -> None:
+    """Any micro-batch gives the same velocities."""
+    x_sigma, sigma, conditioning = s.arguments()
+    together = s.velocity()
+    for i in range(len(s.texts)):
+        row = slice(i, i + 1)
+        with torch.no_grad():
+            alone = s.backbone.velocity(x_sigma[row], sigma[row], conditioning.rows(row))
+        close(alone, together[row], "velocity of a sample does not depend on the others", s.tolerance)
+
+
+def gradient(s: _Subject) -> None:
+    """The trained parameters get one, the others none."""
+    s.backbone.velocity(*s.arguments()).square().sum().backward()  # type: ignore[no-untyped-call]
+    parameters = s.backbone.trainable().values()
+    trained = {id(parameter) for parameter in parameters}
+    for name, parameter in s.backbone.module.named_parameters():
+        that(parameter.grad is None or id(parameter) in trained, f"{name} is not trained and gets no gradient")
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    that(any(gradient.any() for gradient in gradients), "the trained parameters get a gradient")
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def weights(s: _Subject) -> None:
+    """The engine exchanges them through `parameter.data`."""
+    before = s.velocity()
+    with s.moved_weights():
+        moved = s.velocity()
+        that(not torch.equal(moved, before), "velocity follows the trained weights where `parameter.data` is replaced")
+    equal(s.velocity(), before, "velocity is as before with the weights from before")
+
+
+def adapter(s: _Subject) -> None:
+    """It can be switched off, which shows the base, and is back afterwards."""
+    back = "the adapter is back after `without_adapter`, also after an error"
+    with s.moved_weights():
+        moved = s.velocity()
+        base = s.base_velocity()
+        if base is None:
+            raise unittest.SkipTest("every weight is trained, there is no adapter")
+        equal(s.velocity(), moved, back)
+        with contextlib.suppress(KeyError), s.backbone.without_adapter() or contextlib.nullcontext():
             raise KeyError
+        equal(s.velocity(), moved, back)
+    other = s.base_velocity()
+    assert other is not None
+    equal(other, base, "without its adapter the model does not depend on the trained weights")
+    that(not torch.equal(base, moved), "without its adapter the model is another one")
 
-    before, base_before = velocity(), base()
-    start = [parameter.data for parameter in parameters]
-    for i, parameter in enumerate(parameters):
-        parameter.data = start[i] + 0.1 * normal(*parameter.shape, seed=i)
-    moved, base_moved = velocity(), base()
-    that(not torch.equal(moved, before), "velocity follows the trained weights where `parameter.data` is replaced")
-    if base_before is not None and base_moved is not None:
-        equal(base_moved, base_before, "without its adapter the model does not depend on the trained weights")
-        that(not torch.equal(base_moved, moved), "without its adapter the model is another one")
-    fail()
-    equal(velocity(), moved, "the adapter is back after `without_adapter`, also after an error")
+
+def save_adapter(s: _Subject) -> None:
+    """Files appear, and nothing else changes."""
+    before = s.velocity()
     with tempfile.TemporaryDirectory() as directory:
-        backbone.save_adapter(Path(directory) / "adapter")
+        s.backbone.save_adapter(Path(directory) / "adapter")
         that(any(f.is_file() for f in Path(directory).rglob("*")), "save_adapter writes something")
-    equal(velocity(), moved, "save_adapter changes nothing")
-    for parameter, tensor in zip(parameters, start, strict=True):
-        parameter.data = tensor
-    equal(velocity(), before, "velocity is as before with the weights from before")
+    equal(s.velocity(), before, "save_adapter changes nothing")
 
 
-def _check_decode(backbone: Backbone, size: tuple[int, int], tolerance: float) -> None:
-    x0 = normal(3, *backbone.latent_shape(*size), seed=1)
-    media = backbone.decode(x0)
+def decode(s: _Subject) -> None:
+    """Media float32 in [0, 1] of the size that was asked for, the same in any batch."""
+    x0 = normal(3, *s.backbone.latent_shape(*s.size), seed=1)
+    media = s.backbone.decode(x0)
     that(media.dim() in (4, 5), f"media are [B, 3, H, W] or [B, F, 3, H, W], not {tuple(media.shape)}")
-    that((len(media), *media.shape[-3:]) == (3, 3, *size), f"media have three channels of {size}")
+    that((len(media), *media.shape[-3:]) == (3, 3, *s.size), f"media have three channels of {s.size}")
     that(media.dtype == torch.float32, f"media are float32, not {media.dtype}")
     that(bool((media >= 0).all() and (media <= 1).all()), "media lie in [0, 1]")
     that(not media.requires_grad, "media have no gradient")
-    equal(backbone.decode(x0), media, "media are the same every time")
+    equal(s.backbone.decode(x0), media, "media are the same every time")
     for i in range(len(x0)):
-        close(backbone.decode(x0[i : i + 1])[0], media[i], "media do not depend on the others", tolerance)
+        close(s.backbone.decode(x0[i : i + 1])[0], media[i], "media do not depend on the others", s.tolerance)
+
+
+def reproducible(s: _Subject) -> None:
+    """Built twice, it is the same twice: names and weights."""
+    first, again = s.make(), s.make()
+    that(list(again.trainable()) == list(first.trainable()), "the names of trained parameters are always the same")
+    for name, parameter in again.trainable().items():
+        equal(parameter, first.trainable()[name], f"{name} starts the same every time")
+
+
+def random_state(s: _Subject) -> None:
+    """Neither loading nor computing draws from a global generator."""
+    with global_state_left_alone("a backbone"):
+        s.make()
+        s.velocity()
+        s.backbone.decode(normal(1, *s.backbone.latent_shape(*s.size)))

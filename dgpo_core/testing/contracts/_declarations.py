@@ -7,20 +7,28 @@ import inspect
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import unittest
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from dgpo_core import contracts
+from dgpo_core.discovery import entry_points
 from dgpo_core.errors import PluginError, UserError
+from dgpo_core.hookspecs import Part
 from dgpo_core.registry import CONTRACTS, Registry
 from dgpo_core.testing.contracts._assertions import that
+from dgpo_core.testing.contracts._check import Check, checks_of, run_all
 from dgpo_schemas.base import Options, UseBlock
 
-__all__ = ["HEAVY", "check_declaration", "check_light"]
+__all__ = ["HEAVY", "check_declaration", "check_light", "declaration_checks", "distribution_checks"]
 
 HEAVY = ("torch", "numpy", "scipy", "PIL", "diffusers", "transformers", "peft", "accelerate")
 """What must not be imported before a run uses a part."""
+UNKNOWN = "no_such_option"
 
 
 def check_light(module: str, heavy: Sequence[str] = HEAVY) -> None:
@@ -31,37 +39,103 @@ def check_light(module: str, heavy: Sequence[str] = HEAVY) -> None:
     that(not done.stdout.strip(), f"importing {module} does not import {done.stdout.strip()}")
 
 
+def distribution_checks(registry: Registry, distribution: str) -> Iterator[Check]:
+    """What a distribution promises whatever its parts are: its plugins load, its names are its own, and starting dgpo
+    imports nothing heavy for them."""
+
+    def loads() -> None:
+        broken = [str(one) for one in registry.broken if one.distribution == distribution]
+        that(not broken, f"its plugins can be loaded: {'; '.join(broken)}")
+
+    def own_names() -> None:
+        for (kind, name), owners in registry.conflicts().items():
+            others = sorted(set(owners) - {distribution})
+            that(distribution not in owners, f"{kind} {name} is its own; {', '.join(others)} declares it too")
+
+    def light_import() -> None:
+        modules = [point.value for owner, _, point in entry_points() if owner == distribution]
+        if not modules:
+            raise unittest.SkipTest("it is not installed with an entry point")
+        for module in modules:
+            check_light(module.partition(":")[0])
+
+    yield Check("loads", loads)
+    yield Check("own-names", own_names)
+    yield Check("light-import", light_import)
+
+
 def check_declaration(registry: Registry, kind: str, name: str) -> None:
     """A part's summary, options and implementation are what `hookspecs.Part` says; unknown options are refused."""
-    registered = registry.find(kind, name)
-    part, model = registered.part, registry.options_model(registered)
-    what = f"{kind} {name}"
-    that("\n" not in part.summary, f"{what}: the summary is one line")
-    that(issubclass(model, Options), f"{what}: the options are a dgpo_schemas.base.Options")
-    for field, declared in model.model_fields.items():
-        that(declared.description, f"{what}: option {field} has a description")
-    json.dumps(model.model_json_schema())
-    _check_refusals(registry, what, kind, name, model)
-    path, _, attribute = part.implementation.partition(":")
-    implementation = getattr(importlib.import_module(path), attribute)
-    if kind in CONTRACTS:
-        contract = getattr(contracts, CONTRACTS[kind])
-        that(issubclass(implementation, contract), f"{what}: {part.implementation} is a {contract.__name__}")
-    that(not inspect.isabstract(implementation), f"{what}: {part.implementation} implements all of its contract")
+    run_all(declaration_checks(registry, kind, name))
 
 
-def _check_refusals(registry: Registry, what: str, kind: str, name: str, model: type[BaseModel]) -> None:
-    unknown = "no_such_option"
-    promise = f"{what}: an unknown option is a UserError that names it"
-    that(model.model_config.get("extra") == "forbid", f"{promise}, but its model does not forbid it")
+def declaration_checks(
+    registry: Registry, kind: str, name: str, options: Mapping[str, Any] | None = None
+) -> Iterator[Check]:
+    """What a part's declaration promises. options: those that it is checked with."""
+
+    @cache
+    def subject() -> _Declared:
+        registered = registry.find(kind, name)
+        return _Declared(registry, kind, registered.part, registry.options_model(registered), dict(options or {}))
+
+    functions = (summary, options_described, unknown_option, options_round_trip, implementation)
+    yield from (check for check in checks_of(subject, *functions) if check.name != "builds")
+
+
+@dataclass(frozen=True)
+class _Declared:
+    registry: Registry
+    kind: str
+    part: Part
+    model: type[BaseModel]
+    options: dict[str, Any]
+
+    @property
+    def what(self) -> str:
+        return f"{self.kind} {self.part.name}"
+
+
+def summary(s: _Declared) -> None:
+    """`dgpo plugins list` has one line for it."""
+    that("\n" not in s.part.summary, f"{s.what}: the summary is one line")
+
+
+def options_described(s: _Declared) -> None:
+    """`dgpo plugins show` and editors explain every option."""
+    that(issubclass(s.model, Options), f"{s.what}: the options are a dgpo_schemas.base.Options")
+    for field, declared in s.model.model_fields.items():
+        that(declared.description, f"{s.what}: option {field} has a description")
+    json.dumps(s.model.model_json_schema())
+
+
+def unknown_option(s: _Declared) -> None:
+    """A misspelt option is the user's mistake, and named."""
+    promise = f"{s.what}: an unknown option is a UserError that names it"
+    that(s.model.model_config.get("extra") == "forbid", f"{promise}, but its model does not forbid it")
     try:
-        registry.create(kind, UseBlock(use=name, options={unknown: 1}))
+        s.registry.create(s.kind, UseBlock(use=s.part.name, options=s.options | {UNKNOWN: 1}))
     except UserError as error:
-        that(unknown in str(error) and not isinstance(error, PluginError), f"{promise}, not {error}")
+        that(UNKNOWN in str(error) and not isinstance(error, PluginError), f"{promise}, not {error}")
     else:
         that(False, promise)
+
+
+def options_round_trip(s: _Declared) -> None:
+    """A run directory keeps the options, and reads them again."""
     try:
-        made = model()
-    except ValidationError:
-        return  # something is required
-    that(model.model_validate(made.model_dump(mode="json")) == made, f"{what}: written options can be read again")
+        made = s.model.model_validate(s.options)
+    except ValidationError as error:
+        raise unittest.SkipTest("it has no options to write: some are required") from error
+    again = s.model.model_validate(json.loads(json.dumps(made.model_dump(mode="json"))))
+    that(again == made, f"{s.what}: written options can be read again")
+
+
+def implementation(s: _Declared) -> None:
+    """The class that is named exists, and implements all of its contract."""
+    path, _, attribute = s.part.implementation.partition(":")
+    found = getattr(importlib.import_module(path), attribute)
+    if s.kind in CONTRACTS:
+        contract = getattr(contracts, CONTRACTS[s.kind])
+        that(issubclass(found, contract), f"{s.what}: {s.part.implementation} is a {contract.__name__}")
+    that(not inspect.isabstract(found), f"{s.what}: {s.part.implementation} implements all of its contract")

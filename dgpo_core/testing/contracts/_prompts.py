@@ -3,24 +3,67 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 from dgpo_core.contracts import PromptSource
 from dgpo_core.testing.contracts._assertions import global_state_left_alone, that
+from dgpo_core.testing.contracts._check import Check, checks_of, run_all
 
-__all__ = ["check_prompts"]
+__all__ = ["check_prompts", "prompts_checks"]
+
+Make = Callable[[], PromptSource]
+SPLITS: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")
 
 
-def check_prompts(make: Callable[[], PromptSource]) -> None:
+def check_prompts(make: Make) -> None:
     """Prompts with a text and metadata that JSON can hold, always the same; none of them in both splits."""
-    with global_state_left_alone("a prompt source"):
-        splits = {split: list(make().prompts(split)) for split in ("train", "heldout")}
-        again = {split: list(make().prompts(split)) for split in ("heldout", "train")}
-    for split, found in splits.items():
+    run_all(prompts_checks(make))
+
+
+def prompts_checks(make: Make) -> Iterator[Check]:
+    """What a prompt source promises. make: builds it, the same every time."""
+
+    def subject() -> Make:
+        make()
+        return make
+
+    return checks_of(subject, splits, metadata, determinism, disjoint_splits, random_state)
+
+
+def _texts(make: Make, order: tuple[Literal["train", "heldout"], ...] = SPLITS) -> dict[str, list[tuple[str, Any]]]:
+    source = make()
+    return {split: [(p.text, dict(p.metadata)) for p in source.prompts(split)] for split in order}
+
+
+def splits(make: Make) -> None:
+    """Both splits have prompts, each with a text."""
+    for split, found in _texts(make).items():
         that(found, f"there are {split} prompts")
-        that(all(prompt.text.strip() for prompt in found), f"{split}: every prompt has a text")
-        json.dumps([dict(prompt.metadata) for prompt in found], allow_nan=False)
-        same = [(p.text, dict(p.metadata)) for p in again[split]] == [(p.text, dict(p.metadata)) for p in found]
-        that(same, f"{split}: the same options give the same prompts")
-    shared = {p.text for p in splits["train"]} & {p.text for p in splits["heldout"]}
+        that(all(text.strip() for text, _ in found), f"{split}: every prompt has a text")
+
+
+def metadata(make: Make) -> None:
+    """JSON can hold what rewards are told."""
+    for found in _texts(make).values():
+        json.dumps([metadata for _, metadata in found], allow_nan=False)
+
+
+def determinism(make: Make) -> None:
+    """The same options give the same prompts, whichever split is asked for first."""
+    once, again = _texts(make), _texts(make, SPLITS[::-1])
+    for split in SPLITS:
+        that(again[split] == once[split], f"{split}: the same options give the same prompts")
+
+
+def disjoint_splits(make: Make) -> None:
+    """What is evaluated on was never trained on."""
+    found = {split: {text for text, _ in prompts} for split, prompts in _texts(make).items()}
+    shared = found["train"] & found["heldout"]
     that(not shared, f"the splits share no prompt: {sorted(shared)[:3]}")
+
+
+def random_state(make: Make) -> None:
+    """Draws come from a key of its own."""
+    with global_state_left_alone("a prompt source"):
+        _texts(make)

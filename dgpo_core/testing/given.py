@@ -1,0 +1,34 @@
+"""What the contract suite cannot make up by itself. Light: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from dgpo_core.errors import UserError
+
+if TYPE_CHECKING:
+    from dgpo_core.types import Prompt
+
+__all__ = ["Given", "NeedsInput"]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a part is checked with; everything has a default, and most parts need none of it.
+
+    options: its options; prompts: of a reward that refuses the generated ones and has no examples; section: other
+    keys of its section of a run file (a backbone's `checkpoint` above all); size: (height, width) in pixels that a
+    backbone can draw (by default the first of some usual ones).
+    """
+
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    prompts: Sequence[Prompt] = ()
+    section: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    size: tuple[int, int] | None = None
+
+
+class NeedsInput(UserError):
+    """A part cannot be checked as it is: the message says which options, prompts or checkpoint it wants."""

@@ -1,0 +1,225 @@
+"""`dgpo plugins check`: which parts, the table, the exit code."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import Field
+from torch import Tensor
+
+from dgpo_core.contracts import AdvantageWeighting
+from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.registry import BrokenPlugin, Registry
+from dgpo_core.testing.toy import BrightnessOptions, BrightnessReward, run_data
+from dgpo_core.types import Prompt
+from dgpo_schemas.base import Float, Options
+
+Run = Callable[..., Any]
+HERE = __name__
+
+
+class Bad(AdvantageWeighting):
+    """Negative, and raises where rewards tie."""
+
+    def weights(self, advantages: Tensor, rewards: Tensor) -> Tensor:
+        return -advantages.abs()
+
+
+class Needy(Options):
+    """Wants a scale."""
+
+    scale: Float = Field(gt=0, description="Factor.")
+    fail: str = Field(default="never", description="Never.")
+
+
+class Tagged(BrightnessReward):
+    """Wants a tag of its own in every prompt."""
+
+    group_by = None
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        from dgpo_core.errors import UserError
+
+        if any("tag" not in prompt.metadata for prompt in prompts):
+            raise UserError("prompt: tag is missing")
+
+
+class Loud(AdvantageWeighting):
+    """Says what nobody asked."""
+
+    def weights(self, advantages: Tensor, rewards: Tensor) -> Tensor:
+        print("weighing")  # noqa: T201
+        warnings.warn("heavy", RuntimeWarning, stacklevel=2)
+        logging.getLogger("loud").warning("heavier")
+        return advantages.abs()
+
+
+class Plugin:
+    """One of everything that can go wrong."""
+
+    @hookimpl
+    def dgpo_weightings(self) -> Sequence[Part]:
+        return [
+            Part("bad", "Bad", f"{HERE}:Bad"),
+            Part("loud", "Loud", f"{HERE}:Loud"),
+            Part("gone", "Gone", "dgpo_core.nowhere:X"),
+        ]
+
+    @hookimpl
+    def dgpo_rewards(self) -> Sequence[Part]:
+        return [
+            Part("needy", "Needy", "dgpo_core.testing.toy:BrightnessReward", Needy),
+            Part("tagged", "Tagged", f"{HERE}:Tagged", BrightnessOptions),
+        ]
+
+
+@pytest.fixture
+def plugin(known: Registry) -> Registry:
+    known.register(Plugin(), distribution="other", version="3")
+    return known
+
+
+def rows(done: Any) -> dict[tuple[str, str], str]:
+    """(part, check) to result."""
+    head, *lines, _ = done.out.splitlines()
+    columns = head.index("check"), head.index("result")
+    assert head[: columns[0]].strip() == "part"
+    return {(r[: columns[0]].strip(), r[slice(*columns)].strip()): r[columns[1] :] for r in lines}
+
+
+def test_a_sound_part_passes(dgpo: Run) -> None:
+    done = dgpo("plugins", "check", "brightness")
+    assert (done.code, done.err) == (0, "")
+    found = rows(done)
+    assert found["reward brightness", "batch-invariance"] == "pass"
+    assert found["reward brightness", "examples"] == "skipped: it has no examples"
+    assert found["toy", "light-import"] == "skipped: it is not installed with an entry point"
+    assert set(found.values()) == {"pass", found["reward brightness", "examples"], found["toy", "light-import"]}
+    assert done.out.splitlines()[-1] == "2 skipped, 21 passed"
+
+
+def test_a_broken_promise_is_named(dgpo: Run, plugin: Registry) -> None:
+    done = dgpo("plugins", "check", "bad")
+    assert done.code == 1
+    found = rows(done)
+    assert found["weighting bad", "weights"].startswith("FAIL  weights are finite and >= 0: [-0.99")
+    assert found["weighting bad", "determinism"] == "pass"
+    assert done.out.splitlines()[-1].startswith("1 failed, ")
+    assert "Traceback" not in done.err
+    assert "AssertionError: weights are finite" in dgpo("plugins", "check", "bad", "--traceback").err
+
+
+def test_a_part_that_chatters_leaves_the_table_alone(dgpo: Run, plugin: Registry) -> None:
+    done = dgpo("plugins", "check", "loud")
+    assert done.code == 0
+    assert "weighing" not in done.out
+    assert set(done.err.split()) == {"weighing"}
+    assert not logging.root.manager.disable
+
+
+def test_what_cannot_be_built_is_not_checked_further(dgpo: Run, plugin: Registry) -> None:
+    done = dgpo("plugins", "check", "gone")
+    assert done.code == 1
+    found = rows(done)
+    assert found["weighting gone", "builds"].startswith("FAIL  PluginError: weighting gone of other 3: cannot import")
+    assert ("weighting gone", "weights") not in found
+
+
+def test_options_that_are_missing_are_asked_for(dgpo: Run, plugin: Registry) -> None:
+    done = dgpo("plugins", "check", "needy")
+    assert done.code == 2
+    assert rows(done)["reward needy", "builds"] == "needs options: scale is missing (Factor)"
+    assert ("reward needy", "scores") not in rows(done)
+    assert done.out.splitlines()[-1].startswith("1 incomplete, ")
+    for given in (["scale=1.0"], ['{"scale": 1.0}'], ['{"scale": 2}', "--option", "scale=1"]):
+        assert dgpo("plugins", "check", "needy", "--option", *given).code == 0
+    found = rows(dgpo("plugins", "check", "needy", "--option", "scale=9"))
+    assert found["reward needy", "scores"].startswith("FAIL  values lie in the declared range (0.0, 1.0): ")
+
+
+def test_prompts_that_are_missing_are_asked_for(dgpo: Run, plugin: Registry, tmp_path: Path) -> None:
+    done = dgpo("plugins", "check", "tagged")
+    assert done.code == 2
+    expected = "needs prompts: it has no examples() and refuses the generated prompts (prompt: tag is missing)"
+    assert rows(done)["reward tagged", "builds"] == expected
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a dog", "tag": "x"}\n')
+    assert dgpo("plugins", "check", "tagged", "--prompts", tmp_path / "prompts.jsonl").code == 0
+
+
+def test_by_kind_and_by_distribution(dgpo: Run, plugin: Registry) -> None:
+    found = rows(dgpo("plugins", "check", "--kind", "timesteps"))
+    assert {part for part, _ in found} == {"dgpo", "timesteps sampler-steps", "timesteps uniform"}
+    found = rows(dgpo("plugins", "check", "--distribution", "Toy", "--kind", "prompts"))
+    assert {part for part, _ in found} == {"toy", "prompts toy"}
+    assert {part for part, _ in rows(dgpo("plugins", "check", "uniform"))} == {
+        "dgpo", "weighting uniform", "timesteps uniform",
+    }  # fmt: skip
+
+
+def test_a_plugin_that_does_not_load_fails(dgpo: Run, known: Registry) -> None:
+    known._versions["bad"] = "1"  # as where an entry point does not import
+    known.broken.append(BrokenPlugin("bad", "point", "does not import"))
+    done = dgpo("plugins", "check", "--distribution", "bad")
+    assert done.code == 1
+    expected = "FAIL  its plugins can be loaded: bad (entry point point): does not import"
+    assert rows(done)["bad", "loads"] == expected
+
+
+def test_a_name_that_two_declare_fails_for_both(dgpo: Run, known: Registry) -> None:
+    class Second:
+        @hookimpl
+        def dgpo_rewards(self) -> Sequence[Part]:
+            return [Part("brightness", "Another", "nowhere:X")]
+
+    known.register(Second(), distribution="other")
+    done = dgpo("plugins", "check", "--distribution", "other")
+    assert done.code == 1
+    assert rows(done)["other", "own-names"] == "FAIL  reward brightness is its own; toy declares it too"
+
+
+def test_parts_as_a_run_file_uses_them(dgpo: Run, known: Registry, tmp_path: Path) -> None:
+    data = run_data(tmp_path, rewards=[{"use": "brightness", "options": {"scale": 0.5}}])
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
+    done = dgpo("plugins", "check", "--config", tmp_path / "run.yaml")
+    assert done.code == 0, done.out
+    assert {part for part, _ in rows(done)} >= {
+        "backbone toy", "sampler flow-euler", "reward brightness", "prompts toy", "weighting abs-advantage",
+        "timesteps uniform", "objective dgpo",
+    }  # fmt: skip
+    data["rewards"][0]["options"]["scale"] = 9
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
+    done = dgpo("plugins", "check", "brightness", "--config", tmp_path / "run.yaml")
+    assert done.code == 1
+    assert {part for part, _ in rows(done)} == {"toy", "reward brightness"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "name the parts to check, or give --kind, --distribution or --config"),
+        (["brihgtness"], "no part is called 'brihgtness'; did you mean brightness?"),
+        (["geneval"], "unknown reward 'geneval'; it comes with dgpo-geneval: pip install dgpo-geneval"),
+        (["--kind", "rewards"], "--kind rewards: there is no such kind; did you mean reward?"),
+        (
+            ["--distribution", "toi"],
+            "--distribution toi: no installed distribution 'toi' has plugins; did",
+        ),
+        (["uniform", "--distribution", "toy"], "toy has no part 'uniform' (it has: brightness, toy)"),
+        (["uniform", "--option", "a=1"], "--option: belongs to one part, and 2 are to be checked (weighting uniform, "),
+        (["brightness", "--option", "{"], "--option {: is no JSON: "),
+        (["brightness", "--option", "scale"], "--option scale: "),
+        (["dgpo", "--prompts", "x.txt"], "--prompts x.txt: only rewards are shown prompts, and none is to be checked"),
+        (["brightness", "--prompts", "x.txt"], "x.txt: "),
+        (["--config", "no.yaml"], "no.yaml: "),
+    ],
+)
+def test_mistakes(dgpo: Run, arguments: list[str], expected: str) -> None:
+    done = dgpo("plugins", "check", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(expected)

@@ -1,0 +1,126 @@
+"""`dgpo plugins new`: what it writes is tried in tests/integration; here is what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgpo_core.hookspecs import KINDS
+
+Run = Callable[..., Any]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_distribution_is_written(dgpo: Run, kind: str, tmp_path: Path) -> None:
+    done = dgpo("plugins", "new", kind, "my-part", "--output", tmp_path)
+    assert (done.code, done.err) == (0, "")
+    directory = tmp_path / "dgpo-my-part"
+    written = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+    package = {
+        f"src/dgpo_my_part/{name}" for name in ("__init__.py", "py.typed", "plugin.py", "options.py", f"{kind}.py")
+    }
+    tests = {f"tests/{name}" for name in ("conftest.py", "test_contract.py", f"test_{kind}.py")}
+    assert written == {"pyproject.toml", "README.md", ".gitignore"} | package | tests
+    assert all("{{" not in (directory / path).read_text() for path in written)
+    assert done.out.splitlines()[0] == f"wrote {directory}/"
+    assert done.out.splitlines()[-4:] == [
+        "next:",
+        f"  pip install -e '{directory}[test]'",
+        f"  dgpo plugins check my-part --kind {kind}",
+        f"  python -m pytest {directory}",
+    ]
+
+
+def test_the_working_directory_is_where_it_goes(dgpo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert dgpo("plugins", "new", "reward", "light").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["dgpo-light"]
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("My Reward!", "my-reward"),
+        ("brightness_2", "brightness-2"),
+        ("dgpo-light", "light"),
+        ("3d", "d"),
+        ("a--b", "a-b"),
+        ("-a", "a"),
+        ("a-", "a"),
+        ("a/../../b", "a-b"),
+        ("größe", "groe"),
+        ("n" * 31, "n" * 30),
+        ("light\n", "light"),
+    ],
+)
+def test_a_name_that_makes_no_package(dgpo: Run, name: str, nearest: str, tmp_path: Path) -> None:
+    arguments = ["--output", tmp_path, "--", "reward", name]
+    done = dgpo("plugins", "new", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"NAME {name!r}: lower-case letters, digits and single hyphens")
+    assert done.err.rstrip().endswith(f"; the nearest is {nearest}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["rewards", "x"], "KIND rewards: there is no such kind; did you mean reward? (kinds: backbone, sampler, "),
+        (["reward", "???"], "NAME '???': lower-case letters, digits"),
+        (["reward", "toy"], "NAME toy: the test kit uses it for its own parts; choose another, such as my-toy"),
+        (["reward", "brightness"], "NAME brightness: toy declares the reward brightness already"),
+        (["reward", "pickscore"], "NAME pickscore: dgpo-pickscore declares the reward pickscore already"),
+        (["sampler", "sd3"], "NAME sd3: dgpo-sd3 (package dgpo_sd3) exists already; choose another, such as my-sd3"),
+        (["sampler", "core"], "NAME core: dgpo-core (package dgpo_core) exists already"),
+    ],
+)
+def test_what_is_refused(dgpo: Run, arguments: list[str], expected: str, tmp_path: Path) -> None:
+    done = dgpo("plugins", "new", *arguments, "--output", tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_of_another_kind_is_free(dgpo: Run, tmp_path: Path) -> None:
+    assert dgpo("plugins", "new", "weighting", "brightness", "--output", tmp_path).code == 0
+
+
+@pytest.mark.parametrize("there", ["directory", "file", "link"])
+def test_nothing_is_overwritten(dgpo: Run, there: str, tmp_path: Path) -> None:
+    target = tmp_path / "dgpo-light"
+    if there == "directory":
+        target.mkdir()
+    elif there == "file":
+        target.write_text("mine")
+    else:
+        target.symlink_to(tmp_path / "nowhere")
+    done = dgpo("plugins", "new", "reward", "light", "--output", tmp_path)
+    assert done.code == 2
+    assert done.err == f"{target}: exists already; nothing was written. Choose another NAME or --output\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["dgpo-light"]
+    assert there != "file" or target.read_text() == "mine"
+
+
+def test_an_output_that_is_not_there(dgpo: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "no", tmp_path / "file"):
+        done = dgpo("plugins", "new", "reward", "light", "--output", output)
+        assert (done.code, done.err) == (2, f"--output {output}: there is no such directory\n")
+
+
+def test_what_cannot_be_written_leaves_nothing(dgpo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the disk is full half way."""
+    written = Path.write_text
+
+    def full(path: Path, *arguments: Any, **keywords: Any) -> int:
+        if path.name == "reward.py":
+            raise OSError(28, "No space left on device")
+        return written(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    done = dgpo("plugins", "new", "reward", "light", "--output", tmp_path)
+    assert (done.code, done.err) == (2, f"{tmp_path / 'dgpo-light'}: cannot be written: No space left on device\n")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,86 @@
+"""What `dgpo plugins new` writes, of every kind: installed as it is, it passes its own tests, and the linters."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dgpo_cli.scaffold import LONGEST_NAME, Scaffold, render, write
+from dgpo_core.hookspecs import KINDS
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One distribution of each kind in `sources`, all installed in `site`."""
+
+    directory: Path
+    sources: list[Path]
+    site: Path
+
+    def run(self, *command: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", *map(str, command)], cwd=self.directory, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": str(self.site), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+
+def generate(kind: str, name: str, directory: Path) -> Path:
+    scaffold = Scaffold(kind, name)
+    write(render(scaffold), directory / scaffold.distribution)
+    return directory / scaffold.distribution
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Generated:
+    directory = tmp_path_factory.mktemp("templates")
+    sources = [generate(kind, f"my-{kind}", directory) for kind in KINDS]
+    wheels, site = directory / "wheels", directory / "site"
+    for source in sources:
+        build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)]
+        subprocess.run(build, cwd=source, check=True, capture_output=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    subprocess.run([*install, *map(str, wheels.glob("*.whl"))], check=True, capture_output=True)
+    return Generated(directory, sources, site)
+
+
+def test_their_own_tests_pass(generated: Generated) -> None:
+    """All in one process, which is quicker; each has the same options for pytest."""
+    tests = [source / "tests" for source in generated.sources]
+    options = ["-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib", "-c", os.devnull]
+    done = generated.run("pytest", *options, "--rootdir", generated.directory, *tests)
+    assert done.returncode == 0, done.stdout
+    assert "failed" not in done.stdout
+
+
+def test_they_keep_their_contracts(generated: Generated) -> None:
+    done = generated.run("dgpo_cli", "plugins", "check", *(f"my-{kind}" for kind in KINDS))
+    assert done.returncode == 0, done.stdout
+    assert "FAIL" not in done.stdout
+    assert {(kind, f"my-{kind}") for kind in KINDS} <= {tuple(line.split()[:2]) for line in done.stdout.splitlines()}
+
+
+def test_types_are_right(generated: Generated) -> None:
+    """Every package, and every test module with a name of its own."""
+    files = [source / "src" for source in generated.sources]
+    files += [test for source in generated.sources for test in source.glob("tests/test_[!c]*.py")]
+    cache = generated.directory / "cache"
+    done = generated.run("mypy", "--config-file=", "--strict", "--cache-dir", cache, *files)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["x", "a-b-c", "n" * LONGEST_NAME])
+def test_the_linters_have_nothing_to_say(name: str, tmp_path: Path) -> None:
+    """Whatever the length of the name."""
+    for kind in KINDS:
+        (tmp_path / kind).mkdir()
+        source = generate(kind, name, tmp_path / kind)
+        for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "ruff", *command, "."], cwd=source, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stdout
