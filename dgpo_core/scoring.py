@@ -181,7 +181,8 @@ def checked_score(
             return _in_range(reward, _shaped(reward.model.score(media, prompts), count), failures)
     except (Exception, SystemExit) as error:  # some libraries exit where others raise
         _remember(failures, reward.label, f"{type(error).__name__}: {error}", count, error)
-        return Scores(torch.zeros(count), torch.ones(count, dtype=torch.bool), ({"reason": str(error)},) * count)
+        reason = str(error) or type(error).__name__
+        return Scores(torch.zeros(count), torch.ones(count, dtype=torch.bool), ({"reason": reason},) * count)
 
 
 def _shaped(scores: Scores, count: int) -> Scores:

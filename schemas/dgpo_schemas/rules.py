@@ -117,8 +117,10 @@ def _rewards(config: RunConfig) -> list[tuple[str, str]]:
     ):
         for i, label in enumerate(labels):
             if label in labels[:i] or label in taken:
-                what = "a statistic of the media and a reward" if label in STATISTICS else "two rewards"
-                found.append((f"{key}.{i}", f"{what} are called {label!r}; give the reward another `name`"))
+                what, which = ("two rewards", "one of them")
+                if label in STATISTICS:
+                    what, which = ("a statistic of the media and a reward", "the reward")
+                found.append((f"{key}.{i}", f"{what} are called {label!r}; give {which} another `name`"))
     for label in config.evaluation.guards.bands:
         if label not in (*guards, *STATISTICS):
             known = ", ".join([*guards, *STATISTICS])

@@ -16,10 +16,22 @@ Run = Callable[..., Any]
 Write = Callable[..., Path]
 
 
-def logged(run: Path, iteration: int) -> dict[str, Any]:
+def all_logged(run: Path, iteration: int) -> list[dict[str, Any]]:
     """What the run itself wrote of its evaluation."""
     lines = (run / "evaluations.jsonl").read_text().splitlines()
-    return next(record for record in map(json.loads, lines) if record["iteration"] == iteration)
+    return [record for record in map(json.loads, lines) if record["iteration"] == iteration]
+
+
+def logged(run: Path, iteration: int) -> dict[str, Any]:
+    """What it wrote of its one reward."""
+    (record,) = [record for record in all_logged(run, iteration) if record["role"] == "target"]
+    return record
+
+
+def printed(out: str) -> dict[str, Any]:
+    """The record of the one reward among those of --json."""
+    (record,) = [record for record in json.loads(out) if record["role"] == "target"]
+    return record
 
 
 def rows(text: str) -> list[list[str]]:
@@ -32,19 +44,23 @@ def rows(text: str) -> list[list[str]]:
 def test_it_repeats_what_the_run_logged(dgpo: Run, trained: Any, options: list[str], iteration: int) -> None:
     done = dgpo("evaluate", trained.path, "--json", *options)
     assert (done.code, done.err) == (0, "")
-    assert json.loads(done.out) == [logged(trained.path, iteration)]
+    records = json.loads(done.out)
+    assert records == all_logged(trained.path, iteration)
+    assert [(record["reward"], record["role"]) for record in records] == [
+        ("brightness", "target"),
+        *((name, "statistic") for name in ("diversity", "saturation", "edge_density", "dark_pixels")),
+    ]
 
 
 def test_the_base_is_what_the_run_started_from(dgpo: Run, trained: Any) -> None:
-    start = logged(trained.path, 0) | {"view": "base"}
-    assert json.loads(dgpo("evaluate", trained.path, "--view", "base", "--json").out) == [start]
-    assert json.loads(dgpo("evaluate", trained.file, "--json").out) == [start]
+    start = [record | {"view": "base"} for record in all_logged(trained.path, 0)]
+    assert json.loads(dgpo("evaluate", trained.path, "--view", "base", "--json").out) == start
+    assert json.loads(dgpo("evaluate", trained.file, "--json").out) == start
 
 
 def test_views_and_options_are_followed(dgpo: Run, trained: Any) -> None:
     def value(*arguments: object) -> float:
-        (record,) = json.loads(dgpo("evaluate", *arguments, "--json").out)
-        return float(record["value"])
+        return float(printed(dgpo("evaluate", *arguments, "--json").out)["value"])
 
     newest = value(trained.path)
     assert value(trained.path, "--view", "slow", "--checkpoint", "newest") == newest
@@ -61,7 +77,12 @@ def test_the_table_says_what_the_log_says(dgpo: Run, trained: Any) -> None:
     record = logged(trained.path, 4)
     lines = done.out.splitlines()
     assert lines[0] == "slow weights of runs/toy after iteration 4"
-    assert lines[-1] == f"6 prompts x 2 samples; within-group diversity {record['diversity']:.3f}"
+    known = {r["reward"]: r["value"] for r in all_logged(trained.path, 4) if r["role"] == "statistic"}
+    assert lines[-2] == (
+        f"media: diversity {known['diversity']:.3f}, saturation {known['saturation']:.3f}, "
+        f"edge density {known['edge_density']:.3f}, dark pixels {known['dark_pixels']:.3f}"
+    )
+    assert lines[-1] == "6 prompts x 2 samples"
 
     def cells(name: str, score: dict[str, float]) -> list[str]:
         return [name, f"{score['value']:.3f}", f"{score['low']:.3f} to {score['high']:.3f}"]
@@ -86,10 +107,10 @@ def test_the_scores_are_means_of_the_samples_that_are_written(dgpo: Run, trained
     Path("p.jsonl").write_text("\n".join(lines))
     done = dgpo("evaluate", trained.path, "--prompts", "p.jsonl", "-n", 3, "--output", "scores.json", "--json")
     assert (done.code, done.err) == (0, "")
-    (record,) = json.loads(done.out)
+    record = printed(done.out)
     written = json.loads(Path("scores.json").read_text())
     assert written["target"] == "slow weights of runs/toy after iteration 4"
-    assert written["records"] == [record]
+    assert written["records"] == json.loads(done.out)
     samples = written["samples"]
     assert [(s["prompt"], s["member"]) for s in samples] == [(text, i) for text in texts for i in range(3)]
     assert all(s["brightness"]["value"] == s["brightness"]["brightness"] for s in samples)  # value and diagnostics
@@ -143,11 +164,12 @@ def test_a_reward_that_scores_nothing(dgpo: Run, write_run: Write) -> None:
 def test_several_rewards_stand_side_by_side_or_one_below_the_other(dgpo: Run, write_run: Write) -> None:
     """No row is broken, however many rewards there are: output that is no terminal is 80 columns wide."""
     names = ["brightness-of-the-lamp", "gloom", "glare", "dusk"]
-    rewards = [{"use": "brightness", "name": name, "options": {"scale": i + 1}} for i, name in enumerate(names)]
+    rewards = [{"use": "brightness", "name": name, "options": {"scale": (i + 1) / 4}} for i, name in enumerate(names)]
     two = dgpo("evaluate", write_run(rewards=rewards[1:3]))
     assert rows(two.out)[0] == ["task", "gloom", "95 % interval", "glare", "95 % interval"]
     four = dgpo("evaluate", write_run(rewards=rewards))
     assert max(map(len, four.out.splitlines())) <= 80
+    assert four.out.count("media: ") == 1
     found = rows(four.out)
     assert [row[1] for row in found if row[0] == "task"] == names
     means = [float(row[1]) for row in found if row[0] == "mean"]

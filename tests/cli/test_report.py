@@ -58,7 +58,9 @@ def metrics_line(
         dsm=0.21 - 0.01 * share + 0.004 * wave, dsm_reference=0.211 + 0.004 * wave,
         kl=0.004 * share**0.5 * (1 + 0.1 * wave), extra={}, grad_norm=0.6 + 0.2 * wave, learning_rate=3e-4,
         skipped_updates=0, optimised_members=32, skipped_members=0, change_norm=1.4 * share**0.5,
-        diversity=0.23 - 0.03 * share + 0.004 * wave, t_min=0.3, t_max=1.0,
+        diversity=0.23 - 0.03 * share + 0.004 * wave,
+        statistics={"saturation": 0.4 + 0.1 * share, "edge_density": 0.2 + 0.01 * wave, "dark_pixels": 0.05},
+        t_min=0.3, t_max=1.0,
     )  # fmt: skip
     return record.model_dump(mode="json") | changes
 
@@ -75,7 +77,7 @@ def timing_line(iteration: int, evaluated: bool = False) -> dict[str, Any]:
     if evaluated:
         verbs |= {"evaluate": (7.0, 2.0), "checkpoint": (0.2, None)}
     return TimingRecord(
-        iteration=iteration, seconds=10.0, peak_memory_bytes=3 * 2**30,
+        iteration=iteration, seconds=10.0, peak_memory_bytes=3 * 2**30, rewards={"brightness": 2.0},
         verbs={name: VerbTiming(seconds=s, samples_per_second=rate) for name, (s, rate) in verbs.items()},
     ).model_dump(mode="json")  # fmt: skip
 
@@ -88,13 +90,20 @@ def evaluation_line(
     mean = sum(values) / len(values)
     record = EvaluationRecord(
         iteration=iteration, view="slow", reward=reward, value=mean, low=mean - 0.04, high=mean + 0.04, n=120,
-        missing=0, diversity=0.241 - 0.02 * share,
+        role="target", missing=0,
         groups={
             t: GroupScore(value=v, low=v - 0.08, high=min(1, v + 0.08), n=20)
             for t, v in zip(tasks, values, strict=False)
         },
     )  # fmt: skip
     return record.model_dump(mode="json") | changes
+
+
+def diversity_line(iteration: int, share: float) -> dict[str, Any]:
+    """The record of a statistic: from 0.241 to 0.221."""
+    value = 0.241 - 0.02 * share
+    changes = {"value": value, "low": value - 0.03, "high": value + 0.03, "groups": {}}
+    return evaluation_line(iteration, share, reward="diversity", role="statistic", **changes)
 
 
 def write_pictures(
@@ -132,7 +141,8 @@ def write_run(run: Path, /, iterations: int = 40, every: int = 10, **changes: An
     write_lines(run, "metrics.jsonl", [metrics_line(i, iterations) for i in numbers])
     write_lines(run, "timings.jsonl", [timing_line(i, i % every == 0) for i in numbers])
     moments = range(0, iterations + 1, every)
-    write_lines(run, "evaluations.jsonl", [evaluation_line(i, i / iterations) for i in moments])
+    lines = (f(i, i / iterations) for i in moments for f in (evaluation_line, diversity_line))
+    write_lines(run, "evaluations.jsonl", list(lines))
     write_pictures(run, 0)
     write_pictures(run, iterations)
     record = {
@@ -297,7 +307,7 @@ def test_outcome_of_a_whole_run(tmp_path: Path, read: Callable[[Path], RunData])
 
 
 def outcome_of(run: RunData, before: Score, after: Score, limits: tuple[float, float] | None = None) -> str:
-    moments = [Evaluation(i, "slow", "r", s, {}, None, 0) for i, s in ((0, before), (5, after))]
+    moments = [Evaluation(i, "slow", "r", "target", s, {}, 0) for i, s in ((0, before), (5, after))]
     ranges = {} if limits is None else {"r": limits}
     return summary.outcome(RunData(**{**vars(run), "evaluations": {"r": moments}, "ranges": ranges}))
 
@@ -441,7 +451,7 @@ def test_everything_of_others_is_escaped(tmp_path: Path, show: Callable[[Path], 
 
 def test_several_rewards_each_have_their_place(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     run = write_run(tmp_path / "guarded", 2, 1)
-    guard = [evaluation_line(i, -i / 2, reward="guard.v2", diversity=None, missing=7 * i) for i in (0, 1, 2)]
+    guard = [evaluation_line(i, -i / 2, reward="guard.v2", missing=7 * i) for i in (0, 1, 2)]
     guard[2]["value"] = 0.2
     write_lines(run, "evaluations.jsonl", [line for i in (0, 1, 2) for line in (evaluation_line(i, i / 2), guard[i])])
     write_lines(run, "metrics.jsonl", [metrics_line(i, 2, rewards=("brightness", "guard.v2")) for i in (1, 2)])
@@ -573,7 +583,7 @@ def test_lines_without_sense_are_left_out(
         file.write(json.dumps(line) + "\n")
     (run / "run.json").write_text('{"python": ')
     data = read(run)
-    count = 4 if log == "evaluations.jsonl" else 3
+    count = 7 if log == "evaluations.jsonl" else 3
     assert f"1 of {count} lines of {log} could not be understood." in data.problems
     assert "run.json could not be understood: versions, git state and prompt digests are unknown." in data.problems
     assert (len(data.metrics), len(data.timings), data.done) == (2, 2, 2)
@@ -709,7 +719,7 @@ def test_running_mean_leaves_out_what_is_not_there() -> None:
 def test_diversity_falls_back_to_the_training_groups(tmp_path: Path, read: Callable[[Path], RunData]) -> None:
     run = write_run(tmp_path / "plain", 20, 10)
     assert summary.diversity(read(run)) == summary.Diversity(0.241, 0.221, "between samples of one held-out prompt")
-    write_lines(run, "evaluations.jsonl", [evaluation_line(i, 0, diversity=None) for i in (0, 20)])
+    write_lines(run, "evaluations.jsonl", [evaluation_line(i, 0) for i in (0, 20)])
     write_lines(run, "metrics.jsonl", [metrics_line(i, 20, diversity=i) for i in range(1, 21)])
     found = summary.diversity(read(run))
     assert found == summary.Diversity(1.5, 19.5, "within training groups, first and last 2 iterations")

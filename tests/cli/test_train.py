@@ -15,7 +15,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,19 @@ LINE = rf"\[(\d)/4\] reward (\S+) ± (\S+)  kl (\S+)  σ\(S\) (\S+)  {VERBS}  le
 
 def logs(name: str = "metrics.jsonl", run: Path = TOY) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def scores() -> list[dict[str, Any]]:
+    """Records of evaluations, without those of the media's statistics."""
+    return [record for record in logs("evaluations.jsonl") if record["role"] != "statistic"]
+
+
+def media(iteration: int, names: Sequence[str] = ("saturation", "edge_density", "dark_pixels")) -> str:
+    """The line on the media of an evaluation."""
+    records = [r for r in logs("evaluations.jsonl") if (r["iteration"], r["role"]) == (iteration, "statistic")]
+    found = {record["reward"]: record["value"] for record in records}
+    assert list(found) == list(names)
+    return "  media: " + ", ".join(f"{name.replace('_', ' ')} {found[name]:.3f}" for name in names)
 
 
 def tree(directory: Path) -> dict[str, bytes]:
@@ -81,13 +94,17 @@ def test_a_new_run(dgpo: Run, write_run: Write) -> None:
         assert float(std) == pytest.approx(metrics["reward"]["std"], abs=6e-4)
         assert float(kl) == pytest.approx(metrics["kl"], abs=6e-5)
         assert float(sigmoid) == pytest.approx(metrics["sigmoid"], abs=6e-3)
-    evaluations = [line for line in lines if line.startswith("  evaluation ")]
+    evaluations = [line for line in lines if line.startswith(("  evaluation ", "  media: "))]
     assert evaluations == [
-        f"  evaluation after iteration {e['iteration']}: brightness {e['value']:.3f} "
-        f"[{e['low']:.3f}, {e['high']:.3f}] over 4 prompts"
-        for e in logs("evaluations.jsonl")
+        line
+        for e in scores()
+        for line in (
+            f"  evaluation after iteration {e['iteration']}: brightness {e['value']:.3f} "
+            f"[{e['low']:.3f}, {e['high']:.3f}] over 4 prompts",
+            media(e["iteration"]),
+        )
     ]
-    assert [e["iteration"] for e in logs("evaluations.jsonl")] == [0, 2, 4]
+    assert [e["iteration"] for e in scores()] == [0, 2, 4]
 
 
 def test_resume_goes_on_as_if_never_stopped(dgpo: Run, write_run: Write, reference: dict[str, bytes]) -> None:
@@ -179,19 +196,21 @@ def test_quiet(dgpo: Run, write_run: Write, how: list[str]) -> None:
 
 
 def test_missing_rewards_are_told(dgpo: Run, write_run: Write) -> None:
-    file = write_run(rewards=[{"use": "brightness", "options": {"fail": "dark"}}], run={"iterations": 1})
+    dark = {"rewards": [{"use": "brightness", "options": {"fail": "dark"}}], "scoring": {"max_missing": 0.99}}
+    file = write_run(**dark, run={"iterations": 1})
     done = dgpo("train", file, "--set", "evaluation.samples_per_prompt=6")
     (metrics,) = logs()
     assert 0 < metrics["missing_rewards"] < 16
     assert f"  missing {metrics['missing_rewards']}\n" in done.err
-    first = logs("evaluations.jsonl")[0]
+    first = scores()[0]
     assert 0 < first["missing"] < 24
-    assert f"over 4 prompts, diversity {first['diversity']:.3f}, {first['missing']} samples missing\n" in done.err
+    assert f"over 4 prompts, {first['missing']} samples missing\n" in done.err
+    assert media(0, ("diversity", "saturation", "edge_density", "dark_pixels")) in done.err.splitlines()
 
 
 def test_warnings_are_lines_without_a_traceback(dgpo: Run, write_run: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as in a process of its own
-    file = write_run()
+    file = write_run(scoring={"max_missing": 0.25})
     dgpo("train", file, "--max-iterations", 2)
     (TOY / "checkpoints/000002/optimiser.safetensors").unlink()
     score = BrightnessReward.score
@@ -396,6 +415,7 @@ def test_bars_tables_and_lines_on_a_terminal(on_terminal: Callable[..., str], wr
         "┏━+┳━+┳━+┓", "┃ task ┃ brightness ┃  95 % interval ┃", "┡━+╇━+╇━+┩",
         r"│ even │ +0\.\d{3} │ 0\.\d{3} to 0\.\d{3} │", r"│ odd  │ +0\.\d{3} │ 0\.\d{3} to 0\.\d{3} │",
         "├─+┼─+┼─+┤", r"│ mean │ +0\.\d{3} │ 0\.\d{3} to 0\.\d{3} │", "└─+┴─+┴─+┘",
+        r"media: saturation 0\.\d{3}, edge density 0\.\d{3}, dark pixels 0\.\d{3}",
     ]  # fmt: skip
     wanted = [
         "training runs/toy for 4 iterations on cpu",
@@ -439,7 +459,8 @@ def test_warnings_go_above_the_bars(
         return score(self, *arguments)
 
     monkeypatch.setattr(BrightnessReward, "score", flickering)
-    file = write_run(rollout={"micro_batch": 4}, prompts={"heldout": None}, evaluation={"every": 0})
+    trained_only = {"prompts": {"heldout": None}, "evaluation": {"every": 0}}
+    file = write_run(rollout={"micro_batch": 4}, scoring={"max_missing": 0.25}, **trained_only)
     lines = Screen(10_000).feed(on_terminal("train", file)).shown()
     (warning,) = [line for line in lines if "flickers" in line]
     assert warning.startswith("warning: reward failed, 4 samples are missing: brightness: RuntimeError: the lamp flic")
@@ -461,7 +482,7 @@ def metrics(iteration: int, missing: int) -> MetricsRecord:
         iteration=iteration, updates=iteration, reward=some, rewards={"x": some}, zero_variance_groups=0,
         missing_rewards=missing, residual=0.0, sigmoid=0.5, clip_fraction=0.0, dsm=1.0, dsm_reference=1.0, kl=0.0123,
         extra={}, grad_norm=1.0, learning_rate=1e-3, skipped_updates=0, optimised_members=1, skipped_members=0,
-        change_norm=1.0, diversity=0.1, t_min=0.3, t_max=1.0,
+        change_norm=1.0, diversity=0.1, statistics={"saturation": 0.2}, t_min=0.3, t_max=1.0,
     )  # fmt: skip
 
 
@@ -489,6 +510,7 @@ def test_a_narrow_terminal_keeps_what_matters_most(width: int, missing: int, kep
         iteration=999,
         seconds=99.0,
         verbs={verb: VerbTiming(seconds=value, samples_per_second=1.0) for verb, value in spent.items()},
+        rewards={"x": 6.54},
         peak_memory_bytes=1,
     )
     progress.iteration(metrics(999, missing), timing)

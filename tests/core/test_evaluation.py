@@ -19,6 +19,7 @@ from dgpo_core.evaluation import Evaluation, evaluate, interval
 from dgpo_core.rollout import Roller
 from dgpo_core.scoring import Reward, Scorer
 from dgpo_core.types import Prompt, Rollout, Scores
+from dgpo_schemas.metrics import EvaluationRecord
 
 NAN = float("nan")
 
@@ -125,9 +126,19 @@ def run(
             scorer.close()
 
 
+def rewards(found: Evaluation) -> list[EvaluationRecord]:
+    """Records without those of the media's statistics."""
+    return [record for record in found.records if record.role != "statistic"]
+
+
+def statistics(found: Evaluation) -> dict[str, EvaluationRecord]:
+    """Those, by name."""
+    return {record.reward: record for record in found.records if record.role == "statistic"}
+
+
 def test_the_score_is_the_unweighted_mean_of_the_tasks_means() -> None:
     """Five prompts of three tasks with the means 0.25, 1 and 0.25: theirs is 0.5, that of the prompts 0.4."""
-    (record,) = run({"r": [0.0, 0.25, 1.0, 0.5, 0.25]}, ["a", "a", "b", "a", None]).records
+    (record,) = rewards(run({"r": [0.0, 0.25, 1.0, 0.5, 0.25]}, ["a", "a", "b", "a", None]))
     assert record.value == 0.5
     assert {name: (g.value, g.n) for name, g in record.groups.items()} == {
         "a": (0.25, 3),
@@ -135,7 +146,7 @@ def test_the_score_is_the_unweighted_mean_of_the_tasks_means() -> None:
         "other": (0.25, 1),
     }
     assert (record.iteration, record.view, record.reward, record.n, record.missing) == (7, "slow", "r", 5, 0)
-    assert record.diversity is None
+    assert record.role == "target"
     assert record.low <= record.value <= record.high
     a = record.groups["a"]
     assert 0 <= a.low < a.value < a.high <= 0.5
@@ -143,7 +154,7 @@ def test_the_score_is_the_unweighted_mean_of_the_tasks_means() -> None:
 
 
 def test_without_tasks_it_is_the_mean_over_prompts() -> None:
-    (record,) = run({"r": [0.0, 1.0, 0.5, 0.1]}, ["a", "a", "b", "a"], group_by=None).records
+    (record,) = rewards(run({"r": [0.0, 1.0, 0.5, 0.1]}, ["a", "a", "b", "a"], group_by=None))
     assert record.value == pytest.approx(0.4)
     assert record.groups == {}
     assert record.n == 4
@@ -153,7 +164,7 @@ def test_missing_samples_are_left_out_and_counted() -> None:
     """Two samples a prompt. A prompt's value is the mean of its scored samples; one without any is no prompt of the
     task, and a task without any is no task: ((1 + 0.5) / 2 + 0.25) / 2 = 0.5."""
     table = [1.0, NAN, 0.25, 0.75, NAN, NAN, 0.25, 0.25, NAN, NAN]
-    (record,) = run({"r": table}, ["a", "a", "a", "b", "c"], members=2).records
+    (record,) = rewards(run({"r": table}, ["a", "a", "a", "b", "c"], members=2))
     assert record.value == pytest.approx(0.5)
     assert {name: (g.value, g.n) for name, g in record.groups.items()} == {"a": (0.75, 2), "b": (0.25, 1)}
     assert (record.n, record.missing) == (3, 5)
@@ -163,7 +174,7 @@ def test_missing_samples_are_left_out_and_counted() -> None:
 def test_a_reward_that_scores_nothing_is_an_error(second: list[float]) -> None:
     tables = {"first": [0.5, 0.5], "second": second}
     if second[0] == second[0]:
-        assert [r.missing for r in run(tables, ["a", "a"]).records] == [0, 1]
+        assert [r.missing for r in rewards(run(tables, ["a", "a"]))] == [0, 1]
     else:
         with pytest.raises(UserError, match="evaluation: second scored none of 2 samples: see the diagnostics"):
             run(tables, ["a", "a"])
@@ -174,6 +185,12 @@ def test_a_reward_that_raises_says_why() -> None:
         run({"r": [0.5]}, ["a", "a", "a"], micro_batch=3)
 
 
+def test_the_reason_is_that_of_the_reward_that_scored_nothing() -> None:
+    """Another one may have failed later."""
+    with pytest.raises(UserError, match=r"first scored none of 2 samples: see the diagnostics"):
+        run({"first": [NAN, NAN], "second": [0.5]}, ["a", "a"], micro_batch=1)
+
+
 def test_no_prompts() -> None:
     with pytest.raises(UserError, match=r"no held-out prompts to evaluate on: set prompts\.heldout"):
         run({"r": []}, [])
@@ -181,7 +198,8 @@ def test_no_prompts() -> None:
 
 def test_every_reward_has_its_record_and_every_sample_its_scores() -> None:
     found = run({"r": [0.5, NAN, 0.25, 1.0], "s": [0.0, 1.0, 0.0, 1.0]}, ["a", "b"], members=2, micro_batch=4)
-    assert [(record.reward, record.value) for record in found.records] == [("r", 0.5625), ("s", 0.5)]
+    assert [(record.reward, record.value) for record in rewards(found)] == [("r", 0.5625), ("s", 0.5)]
+    assert [record.reward for record in found.records[2:]] == ["diversity", "saturation", "edge_density", "dark_pixels"]
     assert [(s["prompt"], s["member"]) for s in found.samples] == [
         ("prompt 0", 0), ("prompt 0", 1), ("prompt 1", 0), ("prompt 1", 1)
     ]  # fmt: skip
@@ -192,9 +210,36 @@ def test_every_reward_has_its_record_and_every_sample_its_scores() -> None:
 
 def test_diversity_is_the_mean_distance_of_a_prompts_samples() -> None:
     """Flat pictures of the numbers 0 to 5: two apart within neither, 1 apart within each prompt of two."""
-    assert run({"r": [0.5] * 6}, ["a"] * 3, members=2).records[0].diversity == pytest.approx(1.0)
+    two = statistics(run({"r": [0.5] * 6}, ["a"] * 3, members=2))["diversity"]
+    assert (two.value, two.n, two.missing, two.groups) == (pytest.approx(1.0), 3, 0, {})
     # Three samples of one prompt: distances 1, 1 and 2.
-    assert run({"r": [0.5] * 6}, ["a"] * 2, members=3).records[0].diversity == pytest.approx(4 / 3)
+    assert statistics(run({"r": [0.5] * 6}, ["a"] * 2, members=3))["diversity"].value == pytest.approx(4 / 3)
+    assert "diversity" not in statistics(run({"r": [0.5] * 6}, ["a"] * 6)), "one sample has no distance to another"
+
+
+def test_statistics_are_means_over_prompts_with_intervals() -> None:
+    """Flat pictures of the numbers 0 to 5, clamped to black and white: two prompts, of which the first has the only
+    black sample of its two. Tasks split rewards, not statistics."""
+    found = statistics(run({"r": [0.5] * 4}, ["a", "b"], members=2))
+    assert (found["saturation"].value, found["edge_density"].value) == (0.0, 0.0)
+    dark = found["dark_pixels"]
+    assert (dark.value, dark.n, dark.missing, dark.groups) == (0.25, 2, 0, {})
+    # Resampling two prompts with the values 1/2 and 0: their mean is 0 or 1/2 with a quarter of the draws each.
+    assert (dark.low, dark.high) == (0.0, 0.5)
+    assert (dark.iteration, dark.view) == (7, "slow")
+
+
+def test_guards_are_told_apart_and_follow_the_targets() -> None:
+    scorer = Scorer(
+        [Reward("r", 1.0, Table([0.5, 1.0])), Reward("s", 1.0, Table([0.0, 1.0])),
+         Reward("g", 1.0, Table([1.0, 0.5]), guard=True)]
+    )  # fmt: skip
+    found = run(scorer, ["a", "b"])
+    scorer.close()
+    roles = {record.reward: (record.role, record.value) for record in rewards(found)}
+    assert roles == {"r": ("target", 0.75), "s": ("target", 0.5), "g": ("guard", 0.75)}
+    assert found.records[0].reward == "r"
+    assert [s["g"]["value"] for s in found.samples] == [1.0, 0.5]
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 5, 100])

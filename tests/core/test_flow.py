@@ -13,6 +13,7 @@ from torch import Tensor
 from dgpo_core.flow import (
     denoised,
     flow_from_vp,
+    gaussian_log_prob,
     guided_velocity,
     interpolate,
     shift_sigma,
@@ -217,3 +218,12 @@ def test_ddim_in_vp_time_is_euler_in_flow_time() -> None:
         x = x + (t - s) * velocity_from_epsilon(x, epsilon(own_scale * x, own_alpha), s)
         alpha, sigma_vp = next_alpha, next_sigma
         torch.testing.assert_close(vp_from_flow(t)[2] * x, x_vp, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("std", [1e-3, 0.3, 4.0])
+def test_log_probability_of_a_gaussian(std: float) -> None:
+    """Mean over the latent of torch's own log-density, float64."""
+    generator = torch.Generator().manual_seed(0)
+    x, mean = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64, generator=generator)
+    wanted = torch.distributions.Normal(mean, std).log_prob(x).mean((1, 2, 3))
+    torch.testing.assert_close(gaussian_log_prob(x, mean, std), wanted, rtol=1e-13, atol=0)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 import dgpo_core.scoring as scoring
 from dgpo_core.contracts import RewardModel
-from dgpo_core.scoring import Reward, Scorer
-from dgpo_core.types import Path, Prompt, Rollout, Scores
+from dgpo_core.scoring import Reward, ScoredSamples, Scorer, checked_score
+from dgpo_core.types import Path, Prompt, Rollout, ScoredGroups, Scores
+from dgpo_schemas.run import ScoringSection
 
 Score = Callable[[Tensor, Sequence[Prompt]], Any]
 PROMPTS = [Prompt(f"picture {i}") for i in range(8)]
@@ -86,27 +87,33 @@ def test_scores_keep_the_order_of_their_samples(make: Make) -> None:
     assert scored.values["a"].tolist() == pytest.approx([0.5, 0.1, 0.9, 0.3, 0.7, 0.2])
     assert [d["seen"] for d in scored.diagnostics["a"]] == scored.values["a"].tolist()
     assert seen == [p.text for p in PROMPTS[:6]]
-    assert scored.seconds > 0
+    assert scored.seconds.keys() == {"a"}
+    assert scored.seconds["a"] > 0
 
 
-def test_submitting_does_not_wait_and_rewards_are_called_one_at_a_time(make: Make) -> None:
-    go, threads, inside = threading.Event(), set(), []
+def test_submitting_does_not_wait_and_a_reward_is_called_once_at_a_time(make: Make) -> None:
+    go, threads = threading.Event(), set()
 
-    def score(media: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        inside.append(+1)
-        assert sum(inside) == 1
-        assert go.wait(10)
-        threads.add(threading.current_thread())
-        inside.append(-1)
-        return brightness(media)
+    def watched() -> Score:
+        inside: list[int] = []
 
-    scorer = make(score, score)
+        def score(media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+            inside.append(+1)
+            assert sum(inside) == 1
+            assert go.wait(10)
+            threads.add(threading.current_thread())
+            inside.append(-1)
+            return brightness(media)
+
+        return score
+
+    scorer = make(watched(), watched())
     submit(scorer, [0.5], [0.25], [0.75])
     go.set()  # never reached if `submit` waited
     scored = scorer.collect()
     assert scorer.failures == []
     assert scored.values["a"].tolist() == scored.values["b"].tolist() == [0.5, 0.25, 0.75]
-    assert len(threads) == 1
+    assert len(threads) == 2, "one for each of the two rewards"
     assert threading.main_thread() not in threads
 
 
@@ -215,10 +222,12 @@ def _raise(error: BaseException) -> Score:
         (_two([0.5, 0.5], [0, 1]), r"a missing mask of torch.int64, not torch.bool"),
         (_two([0.5, 0.5], diagnostics=({},)), "returned 1 diagnostics for 2 samples"),
         (_two([0.5, 0.5], diagnostics=({},) * 3), "returned 3 diagnostics for 2 samples"),
+        (_two([0.5, 0.5], diagnostics=({}, "seen")), "returned diagnostics that are no mappings"),
         (lambda media, prompts: [0.5, 0.5], "AttributeError"),
         (lambda media, prompts: None, "AttributeError"),
         (_raise(RuntimeError("out of memory")), "RuntimeError: out of memory"),
         (_raise(SystemExit("no licence")), "SystemExit: no licence"),
+        (_raise(AssertionError()), "AssertionError: "),
     ],
 )
 def test_a_reward_that_fails_leaves_its_micro_batch_missing_and_nothing_else(
@@ -243,12 +252,53 @@ def test_a_reward_that_fails_leaves_its_micro_batch_missing_and_nothing_else(
     assert failure in caplog.text
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_value_that_is_no_number_is_missing(make: Make, value: float) -> None:
+@pytest.mark.parametrize(
+    ("value", "failure"),
+    [
+        (float("nan"), "a: it returned values that are no numbers"),
+        (float("inf"), "a: it returned values outside its declared range [0.0, 1.0]"),
+        (float("-inf"), "a: it returned values outside its declared range [0.0, 1.0]"),
+        (1.001, "a: it returned values outside its declared range [0.0, 1.0]"),
+        (-0.001, "a: it returned values outside its declared range [0.0, 1.0]"),
+    ],
+)
+def test_a_value_that_the_reward_cannot_mean_is_missing_and_told(make: Make, value: float, failure: str) -> None:
+    scorer = make(_two([0.5, value], diagnostics=({"x": 1}, {"x": 2})))
+    submit(scorer, [0.0, 0.0])
+    scored = scorer.collect()
+    assert scored.values["a"].isnan().tolist() == [False, True]
+    fine, wrong = scored.diagnostics["a"]
+    assert fine == {"x": 1}
+    assert wrong["x"] == 2
+    assert re.fullmatch(r"the value \S+ is not in the declared range \[0\.0, 1\.0\]", wrong["reason"])
+    assert scorer.failures == [failure]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1 + 5e-5, -5e-5])
+def test_rounding_at_the_ends_of_the_range_is_let_pass(make: Make, value: float) -> None:
     scorer = make(_two([0.5, value]))
     submit(scorer, [0.0, 0.0])
-    assert scorer.collect().values["a"].isnan().tolist() == [False, True]
+    assert scorer.collect().values["a"].tolist() == [0.5, pytest.approx(value)]
     assert scorer.failures == []
+
+
+def test_without_bounds_only_numbers_count() -> None:
+    class Free(Scripted):
+        range = (float("-inf"), float("inf"))
+
+    reward = Reward("free", 1.0, Free(_two([-1e30, float("inf")])))
+    scores = checked_score(reward, pictures(0.0, 0.0), PROMPTS[:2])
+    assert scores.missing.tolist() == [False, True]
+    assert scores.values[0] == pytest.approx(-1e30)
+
+
+def test_a_reward_that_declares_no_range_fails_and_the_run_goes_on(make: Make) -> None:
+    class Boundless(Scripted):
+        range = None  # type: ignore[assignment]
+
+    scores = checked_score(Reward("r", 1.0, Boundless(brightness)), pictures(0.5), PROMPTS[:1])
+    assert scores.missing.tolist() == [True]
+    assert "NoneType" in scores.diagnostics[0]["reason"]
 
 
 def test_a_value_that_is_marked_missing_is_ignored(make: Make) -> None:
@@ -270,7 +320,10 @@ def test_media_that_are_not_finite_are_missing_whatever_a_reward_says(make: Make
     scorer.submit(media, PROMPTS[:3])
     scored = scorer.collect()
     assert scored.values["a"].isnan().tolist() == [True, False, True]
+    broken = {"reason": "the media are not finite"}
+    assert scored.diagnostics["a"] == (broken, {}, broken)
     assert scored.thumbnails.isfinite().all()
+    assert all(values.isfinite().all() for values in scored.statistics.values())
 
 
 def test_a_failure_is_told_once(make: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -278,26 +331,59 @@ def test_a_failure_is_told_once(make: Make, caplog: pytest.LogCaptureFixture) ->
     scorer = make(_raise(RuntimeError("no lamp")), _raise(RuntimeError("no lamp")))
     submit(scorer, [0.1], [0.2], [0.3])
     scorer.collect()
-    assert scorer.failures == ["a: RuntimeError: no lamp", "b: RuntimeError: no lamp"]
+    # Two rewards fail on their own threads, in any order.
+    assert sorted(scorer.failures) == ["a: RuntimeError: no lamp", "b: RuntimeError: no lamp"]
     assert len(caplog.records) == 2
+    assert scorer.failure_of("a") == "a: RuntimeError: no lamp"
+    assert scorer.failure_of("c") is None
 
 
 # -- sums and groups ------------------------------------------------------------------------------------------------
 
 
+def grouped(scorer: Scorer, samples: ScoredSamples, groups: int = 1, **section: Any) -> ScoredGroups:
+    """Groups of samples whose latents do not matter."""
+    count = len(samples.thumbnails)
+    rollouts = [Rollout(0, tuple(PROMPTS[:count]), torch.zeros(count, 1))]
+    return scorer.groups(samples, rollouts, PROMPTS[:groups], ScoringSection(**section), 1e-4)
+
+
 def test_rewards_are_summed_by_weight_and_one_missing_makes_the_sum_missing(make: Make) -> None:
     scorer = make((brightness, 2.0), (_two([1.0, 4.0], [False, True]), -0.5))
     submit(scorer, [0.25, 0.5])
-    total = scorer.total(scorer.collect())
-    assert total.dtype == torch.float64
-    assert total[0] == 2.0 * 0.25 - 0.5 * 1.0
-    assert total[1].isnan()
+    groups = grouped(scorer, scorer.collect())
+    assert groups.rewards.dtype == torch.float64
+    assert groups.rewards.tolist() == [[2.0 * 0.25 - 0.5 * 1.0, 0.0]]
+    assert groups.scored.tolist() == [[True, False]]
 
 
-def test_a_reward_of_weight_0_is_only_watched(make: Make) -> None:
-    scorer = make((brightness, 2.0), (_two([0.0, 9.0], [False, True]), 0.0))
-    submit(scorer, [0.25, 0.5])
-    assert scorer.total(scorer.collect()).tolist() == [0.5, 1.0]
+@pytest.mark.parametrize("aggregation", ["weighted-sum", "group-normalised"])
+def test_a_reward_of_weight_0_is_only_watched(make: Make, aggregation: str) -> None:
+    """Whether it has scores makes no difference to the sum."""
+    alone, watched = make((brightness, 2.0)), make((brightness, 2.0), (_two([0.0, 9.0], [False, True]), 0.0))
+    for scorer in (alone, watched):
+        submit(scorer, [0.25, 0.5])
+    groups = grouped(watched, watched.collect(), aggregation=aggregation)
+    assert groups.scored.tolist() == [[True, True]]
+    assert groups.per_reward["b"][0, 0] == 0.0
+    assert groups.per_reward["b"][0, 1].isnan()
+    if aggregation == "weighted-sum":
+        assert groups.rewards.tolist() == [[0.5, 1.0]]
+    assert torch.equal(groups.rewards, grouped(alone, alone.collect(), aggregation=aggregation).rewards)
+
+
+def test_the_aggregation_of_the_run_file_is_followed(make: Make) -> None:
+    """0.2 and 0.6 lie one standard deviation (0.2) below and above their mean; 0.9 and 0.1 the other way (0.4)."""
+    levels = iter([[0.9, 0.1]])
+    scorer = make((brightness, 3.0), lambda media, prompts: brightness(pictures(*next(levels))))
+    submit(scorer, [0.2, 0.6])
+    samples = scorer.collect()
+    summed = grouped(scorer, samples).rewards[0].tolist()
+    assert summed == pytest.approx([3 * 0.2 + 0.9, 3 * 0.6 + 0.1])
+    normalised = grouped(scorer, samples, aggregation="group-normalised")
+    place = 3 * 0.2 / (0.2 + 1e-4) - 0.4 / (0.4 + 1e-4)
+    assert normalised.rewards[0].tolist() == pytest.approx([-place, place], rel=1e-6)
+    assert normalised.summed[0].tolist() == summed, "for people to read"
 
 
 def test_groups(make: Make) -> None:
@@ -308,14 +394,20 @@ def test_groups(make: Make) -> None:
     path = Path(torch.zeros(3, 4, 2, 2), torch.zeros(3))
     rollouts = [Rollout(0, tuple(PROMPTS[:4]), x0[:4], path), Rollout(4, tuple(PROMPTS[4:6]), x0[4:])]
     submit(scorer, levels[:4], levels[4:])
-    groups = scorer.groups(scorer.collect(), rollouts, PROMPTS[:2])
+    groups = scorer.groups(scorer.collect(), rollouts, PROMPTS[:2], ScoringSection(), 1e-4)
     assert groups.prompts == tuple(PROMPTS[:2])
     assert torch.equal(groups.x0, x0.view(2, 3, 2, 2))
     assert groups.scored.tolist() == [[True, True, True], [True, True, False]]
     assert groups.rewards.flatten().tolist() == pytest.approx([1, 2, 4, 5, 8, 0])
+    assert groups.summed.flatten().tolist() == pytest.approx([1, 2, 4, 5, 8, float("nan")], nan_ok=True)
     assert groups.per_reward["a"][1, 2].isnan()
     assert groups.per_reward["a"][0].tolist() == pytest.approx(levels[:3])
     assert groups.paths == (path,)
+    # Flat grey pictures: no colour, no edges, and dark where the level is below a tenth.
+    assert {name: values.shape for name, values in groups.statistics.items()} == dict.fromkeys(
+        ("saturation", "edge_density", "dark_pixels"), (2, 3)
+    )
+    assert groups.statistics["dark_pixels"].tolist() == [[0, 0, 0], [0, 0, 0]]
     # The root-mean-square difference of flat pictures is that of their levels: the mean over three pairs.
     assert groups.diversity.tolist() == pytest.approx([(0.1 + 0.2 + 0.3) / 3, (0.3 + 0.1 + 0.4) / 3], rel=1e-5)
 

@@ -31,6 +31,11 @@ def logs(path: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / name).read_text().splitlines()]
 
 
+def scores(path: Path) -> list[dict[str, Any]]:
+    """The records of the target, one an evaluation."""
+    return [record for record in logs(path, "evaluations.jsonl") if record["role"] == "target"]
+
+
 def fingerprint(path: Path) -> dict[str, bytes]:
     """Everything of a run that a resume must reproduce, byte for byte."""
     names = ["metrics.jsonl", "evaluations.jsonl"]
@@ -52,7 +57,7 @@ def test_it_learns(make_config: Make, registry: Registry) -> None:
     )
     assert Trainer(config, registry).train() == "finished"
     path = run_path(config)
-    before, after = logs(path, "evaluations.jsonl")
+    before, after = scores(path)
     assert (before["iteration"], after["iteration"]) == (0, 60)
     assert after["low"] > before["high"]
     assert [m["iteration"] for m in logs(path)] == list(range(1, 61))
@@ -233,17 +238,18 @@ def test_weights_of_another_architecture_are_refused(make_config: Make, registry
         Engine(other, registry).load_weights(load(newest))
 
 
-def test_best_checkpoint_is_kept(make_config: Make, registry: Registry) -> None:
+def test_best_checkpoint_is_kept(make_config: Make, registry: Registry, gloom: object) -> None:
     """Where the evaluation values what training does not, it falls from the start, and the start is kept."""
+    registry.register(gloom, distribution="gloom")
     config = make_config(
         run={"iterations": 8},
         optimiser={"learning_rate": 0.02},
-        evaluation={"every": 1, "rewards": [{"use": "brightness", "options": {"scale": -1.0}}]},
+        evaluation={"every": 1, "rewards": [{"use": "gloom"}]},
         checkpoints={"every": 1, "keep": 1},
         objective={"ema": {"slow": {"every": 1}}},
     )
     Trainer(config, registry).train()
-    records = logs(run_path(config), "evaluations.jsonl")
+    records = scores(run_path(config))
     best = max(records, key=lambda r: (r["value"], -r["iteration"]))["iteration"]
     kept = sorted(int(p.name) for p in (run_path(config) / "checkpoints").iterdir())
     assert kept == sorted({best, 8})
@@ -258,6 +264,7 @@ def test_missing_rewards_are_counted_and_never_zero(make_config: Make, registry:
         prompts={"heldout": None},
         run={"iterations": 1},
         evaluation={"every": 0},
+        scoring={"max_missing": 0.9},
     )
     Trainer(config, registry).train()
     record = logs(run_path(config))[0]
@@ -271,7 +278,8 @@ def test_all_rewards_missing_stops_with_the_reason(make_config: Make, registry: 
         prompts={"heldout": None},
         evaluation={"every": 0},
     )
-    with pytest.raises(UserError, match=r"all rewards of iteration 1 are missing: .*the lamp is broken"):
+    reason = r"100% of the scores of iteration 1 are missing \(limit .*\); .* brightness: the lamp is broken"
+    with pytest.raises(RunStopped, match=reason):
         Trainer(config, registry).train()
     assert (run_path(config) / "checkpoints/000000/manifest.json").is_file()
 
@@ -280,13 +288,13 @@ def test_several_rewards_are_summed_by_weight(make_config: Make, registry: Regis
     config = make_config(
         rewards=[
             {"use": "brightness", "weight": 2.0},
-            {"use": "brightness", "weight": -0.5, "name": "double", "options": {"scale": 2.0}},
+            {"use": "brightness", "weight": -0.5, "name": "half", "options": {"scale": 0.5}},
         ]
     )
     Trainer(config, registry).train(max_iterations=1)
     record = logs(run_path(config))[0]
-    first, second = (record["rewards"][name]["mean"] for name in ("brightness", "double"))
-    assert second == pytest.approx(2 * first)
+    first, second = (record["rewards"][name]["mean"] for name in ("brightness", "half"))
+    assert second == pytest.approx(first / 2)
     assert record["reward"]["mean"] == pytest.approx(2 * first - 0.5 * second)
 
 

@@ -753,11 +753,14 @@ def test_all_rewards_missing(world: World) -> None:
     before = world.tree()
     world.monkeypatch.setattr("dgpo_core.testing.toy.BrightnessReward.score", lambda *_: 1 / 0)
     done = world.dgpo("train", "run.yaml", "--resume", "--quiet")
-    assert (done.code, done.out) == (2, "")
-    assert done.err == ("all rewards of iteration 2 are missing: brightness: ZeroDivisionError: division by zero\n")
-    # run.json tells of the last start.
-    assert {n: f for n, f in world.tree().items() if n != "runs/toy/run.json"} == {
-        n: f for n, f in before.items() if n != "runs/toy/run.json"
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
+        "100% of the scores of iteration 2 are missing (limit scoring.max_missing = 0.2); the state is saved. "
+        "brightness: division by zero\n"
+    )
+    told = ("runs/toy/run.json", "runs/toy/outcome.json")  # of the last start and its end
+    assert {n: f for n, f in world.tree().items() if n not in told} == {
+        n: f for n, f in before.items() if n not in told
     }
 
 
@@ -772,11 +775,14 @@ def test_all_rewards_missing_in_a_process_of_its_own(world: World) -> None:
         "main(['train', 'run.yaml', '--quiet', '--set', 'evaluation.at_start=false'])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (1, "")
     warning, message = done.stderr.splitlines()
     reason = "brightness: RuntimeError: the lamp is broken"
     assert warning.startswith(f"warning: reward failed, 16 samples are missing: {reason} (at ")
-    assert message == f"all rewards of iteration 1 are missing: {reason}"
+    assert message == (
+        "100% of the scores of iteration 1 are missing (limit scoring.max_missing = 0.2); the state is saved. "
+        "brightness: the lamp is broken"
+    )
 
 
 def full(*_: Any, **__: Any) -> NoReturn:

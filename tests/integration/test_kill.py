@@ -121,7 +121,8 @@ def whole(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     assert ended.status == 0, ended.output
     assert "Warning" not in ended.output
     assert run.iterations("metrics.jsonl") == [1, 2, 3, 4, 5]
-    assert run.iterations("evaluations.jsonl") == [0, 2, 4, 5]
+    # One line for the reward, and one for each of three statistics of the pictures.
+    assert run.iterations("evaluations.jsonl") == [i for i in (0, 2, 4, 5) for _ in range(4)]
     return Whole(run.left(), ended.counts)
 
 

@@ -17,7 +17,7 @@ from dgpo_schemas.prompts import read_prompts
 def test_text_prompts(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes(b"\xef\xbb\xbfa red circle\r\n\n  two squares  \n\xc3\xa9t\xc3\xa9")
-    assert [(r.prompt, r.metadata) for r in read_prompts(path)] == [
+    assert [(r.prompt, r.metadata) for r in read_prompts(path).values()] == [
         ("a red circle", {}),
         ("two squares", {}),
         ("été", {}),
@@ -28,7 +28,7 @@ def test_json_prompts_keep_their_metadata(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     lines = [{"prompt": "a dog", "tag": "single", "include": [{"class": "dog", "count": 1}]}, {"prompt": "x"}]
     path.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
-    first, second = read_prompts(path)
+    first, second = read_prompts(path).values()
     assert (first.prompt, first.metadata) == ("a dog", {"tag": "single", "include": [{"class": "dog", "count": 1}]})
     assert (second.prompt, second.metadata) == ("x", {})
 
@@ -129,8 +129,18 @@ def test_every_logged_number_is_explained(model: type[MetricsRecord | TimingReco
 
 def test_records_survive_json() -> None:
     record = EvaluationRecord(
-        iteration=0, view="base", reward="r", value=0.5, low=0.4, high=0.6, n=10, missing=0, diversity=None,
+        iteration=0, view="base", reward="r", role="guard", value=0.5, low=0.4, high=0.6, n=10, missing=0,
         groups={"a": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}},
     )  # fmt: skip
     line = json.dumps(record.model_dump(mode="json"), allow_nan=False)
     assert EvaluationRecord.model_validate_json(line) == record
+
+
+def test_a_role_is_one_of_three() -> None:
+    record = {"iteration": 0, "view": "slow", "reward": "r", "value": 0.5, "low": 0.4, "high": 0.6, "n": 1}
+    record |= {"missing": 0, "groups": {}}
+    for role in ("target", "guard", "statistic"):
+        assert EvaluationRecord.model_validate(record | {"role": role}).role == role
+    for wrong in (record, record | {"role": "reward"}):
+        with pytest.raises(ValueError, match="role"):
+            EvaluationRecord.model_validate(wrong)

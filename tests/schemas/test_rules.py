@@ -22,6 +22,11 @@ def data(**changes: Any) -> dict[str, Any]:
     }
 
 
+def guards(*, beside: dict[str, Any] | None = None, **section: Any) -> dict[str, Any]:
+    """The section evaluation.guards, and other keys of evaluation."""
+    return {"evaluation": {"guards": section, **(beside or {})}}
+
+
 def broken(**changes: Any) -> list[tuple[str, str]]:
     """(key, message) of what pydantic carries."""
     with pytest.raises(ValidationError) as caught:
@@ -52,6 +57,18 @@ def test_the_smallest_run_file_breaks_no_rule() -> None:
             ["5 does not divide rollout.groups = 24", "4 and 6"],
         ),
         ({"rollout": {"groups": 7}, "optimiser": {"updates": 3}}, "optimiser.updates", ["1 and 7"]),
+        ({"stop": {"target": 0.5}}, "stop.target", ["set evaluation.every, which is 0"]),
+        (
+            {"stop": {"target": 0.5}, "prompts": {"train": {"use": "toy"}}},
+            "stop.target",
+            ["needs held-out prompts: set prompts.heldout"],
+        ),
+        ({"stop": {"reward": "brightness"}}, "stop.reward", ["there is no stop.target that it could be about"]),
+        (
+            {"stop": {"target": 0.5, "reward": "shine"}, "evaluation": {"every": 2}},
+            "stop.reward",
+            ["nothing evaluated is called 'shine'; there is brightness"],
+        ),
         ({"rollout": {"groups": 4}, "optimiser": {"updates": 9}}, "optimiser.updates", ["2 and 4"]),
         (
             {"timesteps": {"t_min": "shift(0.6)", "t_max": 0.7}},
@@ -80,6 +97,46 @@ def test_the_smallest_run_file_breaks_no_rule() -> None:
             ["two rewards are called 'a'", "another `name`"],
         ),
         ({"evaluation": {"rewards": [{"use": "a"}, {"use": "a"}]}}, "evaluation.rewards.1", ["two rewards"]),
+        *(
+            (
+                {"rewards": [{"use": "a"}, {"use": "b", "name": taken}]},
+                "rewards.1",
+                [f"a statistic of the media and a reward are called {taken!r}", "another `name`"],
+            )
+            for taken in ("diversity", "saturation", "edge_density", "dark_pixels")
+        ),
+        ({"evaluation": {"rewards": [{"use": "saturation"}]}}, "evaluation.rewards.0", ["a statistic of the media"]),
+        (guards(rewards=[{"use": "diversity"}]), "evaluation.guards.rewards.0", ["a statistic of the media"]),
+        (guards(rewards=[{"use": "a"}, {"use": "a"}]), "evaluation.guards.rewards.1", ["two rewards are called 'a'"]),
+        (
+            guards(rewards=[{"use": "brightness"}]),
+            "evaluation.guards.rewards.0",
+            ["two rewards are called 'brightness'", "another `name`"],
+        ),
+        (  # a guard is not trained on, even where evaluation looks at another reward
+            guards(rewards=[{"use": "brightness"}], beside={"rewards": [{"use": "a"}]}),
+            "evaluation.guards.rewards.0",
+            ["two rewards are called 'brightness'"],
+        ),
+        (
+            guards(rewards=[{"use": "a"}], beside={"rewards": [{"use": "b"}, {"use": "a"}]}),
+            "evaluation.guards.rewards.0",
+            ["two rewards are called 'a'"],
+        ),
+        (
+            guards(rewards=[{"use": "aesthetic"}], bands={"aesthetics": 0.1}),
+            "evaluation.guards.bands.aesthetics",
+            [
+                "there is no guard 'aesthetics'",
+                "the guards are aesthetic, diversity, saturation, edge_density, dark_pixels",
+            ],
+        ),
+        (guards(bands={"brightness": 0.1}), "evaluation.guards.bands.brightness", ["there is no guard 'brightness'"]),
+        (
+            guards(rewards=[{"use": "a"}]) | {"prompts": {"train": {"use": "toy"}}},
+            "evaluation.guards.rewards",
+            ["without prompts.heldout"],
+        ),
         ({"rewards": [{"use": "a", "weight": 0}]}, "rewards", ["every weight is 0"]),
         (
             {"evaluation": {"every": 5}, "prompts": {"train": {"use": "toy"}}},
@@ -107,6 +164,24 @@ def test_a_broken_rule(changes: dict[str, Any], key: str, says: list[str]) -> No
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("changes", "where", "message"),
+    [
+        (guards(bands={"saturation": -0.1}), ("evaluation", "guards", "bands", "saturation"), "greater than or equal"),
+        (guards(alarm="loud"), ("evaluation", "guards", "alarm"), "'log', 'stop' or 'off'"),
+        ({"scoring": {"max_missing": 1.5}}, ("scoring", "max_missing"), "less than or equal to 1"),
+        ({"scoring": {"max_missing": -0.1}}, ("scoring", "max_missing"), "greater than or equal to 0"),
+        ({"scoring": {"aggregation": "mean"}}, ("scoring", "aggregation"), "'weighted-sum' or 'group-normalised'"),
+    ],
+)
+def test_values_out_of_bounds(changes: dict[str, Any], where: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        RunConfig.model_validate(data(**changes))
+    (error,) = caught.value.errors()
+    assert error["loc"] == where
+    assert message in error["msg"]
+
+
 def test_all_broken_rules_are_reported_together() -> None:
     found = broken(
         rollout={"group_size": 1, "groups": 3}, optimiser={"updates": 2}, rewards=[{"use": "a", "weight": 0}]
@@ -123,7 +198,10 @@ def test_all_broken_rules_are_reported_together() -> None:
         {"rollout": {"groups": 24}, "optimiser": {"updates": 24}},
         {"rewards": [{"use": "a"}, {"use": "b", "weight": 0}]},
         {"prompts": {"train": {"use": "toy"}}},
+        guards(rewards=[{"use": "a"}, {"use": "a", "name": "b"}], bands={"a": 0, "b": 0.5, "diversity": 0.1}),
+        guards(rewards=[{"use": "brightness", "name": "again", "options": {"scale": 0.5}}]),
         {"rollout": {"group_size": 2, "resolution": [64, 96]}},
+        {"stop": {"target": 0.5, "reward": "b", "seconds": 3}, "evaluation": {"every": 1, "rewards": [{"use": "b"}]}},
     ],
 )
 def test_what_is_allowed(changes: dict[str, Any]) -> None:

@@ -1,0 +1,167 @@
+"""How much of scoring hides behind the roll-out: the run's model beside a reward that is as slow as its roll-out.
+
+    python benchmarks/overlap.py [RUN.yaml] [--iterations N]
+
+An iteration's samples are drawn in eight micro-batches, and each is scored while the next one is drawn. The reward
+sleeps for as long as drawing the micro-batch took; like a reward in another process, on another card or machine, it
+takes no processor time from the roll-out. One after the other both would take their sum; side by side, the scoring of
+the last micro-batch cannot hide: (8 + 1) / (8 + 8) = 0.56 of the sum is the best there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import torch
+from torch import Tensor
+
+from dgpo_core.config import load_run_config
+from dgpo_core.contracts import RewardModel
+from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.progress import Silent
+from dgpo_core.registry import Registry
+from dgpo_core.scoring import Scorer
+from dgpo_core.trainer import Trainer
+from dgpo_core.types import Prompt, ScoredGroups, Scores
+from dgpo_schemas.metrics import MetricsRecord, TimingRecord
+
+PARTS = 8
+TARGET = 0.6
+
+
+class Clock:
+    """Measures how long each micro-batch takes to draw: from the start of the roll-out, or from the last submission, to
+    its own. Rewards take the durations in the order of the micro-batches."""
+
+    def __init__(self) -> None:
+        self.drawn: SimpleQueue[float] = SimpleQueue()
+        self._since = 0.0
+
+    def start(self) -> None:
+        """A roll-out begins."""
+        self._since = self._now()
+
+    def submitted(self) -> None:
+        """A micro-batch is drawn, and its scores are asked for."""
+        now = self._now()
+        self.drawn.put(now - self._since)
+        self._since = now
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # what is queued is not drawn yet
+        return time.perf_counter()
+
+
+CLOCK = Clock()
+
+
+class SlowReward(RewardModel):
+    """Mean brightness, after as long as the micro-batch took to draw."""
+
+    media = frozenset({"image", "video"})
+    range = (0.0, 1.0)
+
+    def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        """The mean over each sample."""
+        time.sleep(CLOCK.drawn.get())
+        return Scores(media.float().flatten(1).mean(1).clamp(0, 1), torch.zeros(len(media), dtype=torch.bool))
+
+
+class _Plugin:
+    @hookimpl
+    def dgpo_rewards(self) -> list[Part]:
+        return [Part("slow", "Brightness, after a while", f"{__name__}:SlowReward")]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of an iteration: drawing, scoring, and both together as the run waited for them."""
+
+    drawing: float
+    scoring: float
+    both: float
+
+    @property
+    def share(self) -> float:
+        """Of the sum that one after the other would take."""
+        return self.both / (self.drawing + self.scoring)
+
+
+class Timings(Silent):
+    """Keeps what each iteration took."""
+
+    def __init__(self) -> None:
+        self.spent: list[Spent] = []
+
+    def iteration(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
+        """One more."""
+        drawing, waiting = (timing.verbs[verb].seconds for verb in ("roll_out", "wait_for_scores"))
+        self.spent.append(Spent(drawing, timing.rewards["slow"], drawing + waiting))
+
+
+def measure(file: Path, iterations: int) -> list[Spent]:
+    """Iterations of a run with the slow reward, without the first."""
+    registry = Registry()
+    registry.register(_Plugin(), distribution="benchmark")
+    with tempfile.TemporaryDirectory() as directory:
+        settings = [f"run.output={directory}", f"run.iterations={iterations + 1}", "checkpoints.every=1000000"]
+        settings += ["rewards=[{use: slow}]", "prompts.heldout=null", "evaluation={every: 0}"]
+        settings += ["timesteps.count=1"]  # what is optimised does not matter here
+        planned = load_run_config(file, settings).rollout
+        settings.append(f"rollout.micro_batch={-(-planned.groups * planned.group_size // PARTS)}")
+        timings = Timings()
+        trainer = Trainer(load_run_config(file, settings, registry=registry), registry, progress=timings)
+        roll_out, submit = trainer._roll_out_and_score, Scorer.submit
+
+        def started() -> ScoredGroups:
+            CLOCK.start()
+            return roll_out()
+
+        def submitted(scorer: Scorer, media: Tensor, prompts: Sequence[Prompt]) -> None:
+            CLOCK.submitted()
+            submit(scorer, media, prompts)
+
+        trainer._roll_out_and_score = started  # type: ignore[method-assign]
+        Scorer.submit = submitted  # type: ignore[method-assign]
+        trainer.train()
+        return timings.spent[1:]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", nargs="?", type=Path, default=Path("examples/quickstart.yaml"))
+    parser.add_argument("--iterations", type=int, default=5)
+    options = parser.parse_args()
+    found = measure(options.file, options.iterations)
+    drawing, scoring, both, share = (
+        statistics.median(getattr(spent, name) for spent in found) for name in ("drawing", "scoring", "both", "share")
+    )
+    lines = [f"{f'median of {len(found)} iterations':<36}{'seconds':>10}"]
+    for label, value in (
+        ("roll-out", drawing),
+        (f"scores, in {PARTS} micro-batches", scoring),
+        ("roll-out and scores, the sum", drawing + scoring),
+        ("roll-out and waiting for scores", both),
+    ):
+        lines.append(f"{label:<36}{value:>10.3f}")
+    verdict = "met" if share <= TARGET else "MISSED"
+    lines.append(
+        f"scoring overlapped: {share:.3f} of the sum (target: at most {TARGET}, {verdict}; best possible: "
+        f"{(PARTS + 1) / (2 * PARTS):.3f})"
+    )
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

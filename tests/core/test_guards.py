@@ -1,0 +1,285 @@
+"""Statistics of media against loops over pixels, and alarms against cases written out."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dgpo_core.guards import STATISTICS, alarms, band_of, has_left, media_statistics
+from dgpo_schemas import rules
+from dgpo_schemas.metrics import EvaluationRecord, GroupScore
+
+PIXELWISE = ("saturation", "edge_density", "dark_pixels")
+NAN, INF = math.nan, math.inf
+
+
+def test_the_names_are_those_of_the_run_files_rules() -> None:
+    assert tuple(STATISTICS) == rules.STATISTICS
+
+
+# -- statistics -----------------------------------------------------------------------------------------------------
+
+
+def luma(pixel: Sequence[float]) -> float:
+    """ITU-R BT.601, as in colorsys' YIQ but not rounded to two digits."""
+    red, green, blue = pixel
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def of_picture(picture: Tensor) -> dict[str, float]:
+    """Pixel by pixel, of a picture [3, H, W] in [0, 1]."""
+    height, width = picture.shape[1:]
+    rows = [[picture[:, y, x].tolist() for x in range(width)] for y in range(height)]
+    saturation = edges = dark = 0.0
+    for y in range(height):
+        for x in range(width):
+            here = rows[y][x]
+            saturation += colorsys.rgb_to_hsv(*here)[1]
+            dark += luma(here) < 0.1
+            right = rows[y][x + 1] if x + 1 < width else here
+            below = rows[y + 1][x] if y + 1 < height else here
+            edges += any(abs(luma(here) - luma(other)) > 0.1 for other in (right, below))
+    count = height * width
+    return {"saturation": saturation / count, "edge_density": edges / count, "dark_pixels": dark / count}
+
+
+def pictures(*shape: int, seed: int = 0) -> Tensor:
+    """Noise of which some is black, some grey and some smooth, so that each statistic is far from 0 and from 1."""
+    generator = torch.Generator().manual_seed(seed)
+    made = torch.rand(shape, generator=generator)
+    made[..., : shape[-2] // 3, :] *= 0.2
+    made[..., shape[-1] // 2 :] = made[..., :1, shape[-1] // 2 :]
+    return made
+
+
+def agree(found: dict[str, Tensor], expected: Sequence[dict[str, float]]) -> None:
+    assert tuple(found) == PIXELWISE
+    for name, values in found.items():
+        assert values.dtype == torch.float32
+        assert values.tolist() == pytest.approx([one[name] for one in expected], abs=1e-5), name
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 9, 12), (2, 3, 1, 7), (2, 3, 7, 1), (2, 3, 2, 2), (4, 3, 1, 1)])
+def test_pictures_pixel_by_pixel(shape: tuple[int, ...]) -> None:
+    media = pictures(*shape)
+    agree(media_statistics(media), [of_picture(one) for one in media])
+
+
+def test_the_pictures_tell_the_statistics_apart() -> None:
+    (found,) = [of_picture(one) for one in pictures(1, 3, 9, 12)]
+    assert all(0.05 < value < 0.95 for value in found.values())
+    assert len({round(value, 3) for value in found.values()}) == 3
+
+
+def test_a_video_is_the_mean_of_its_frames() -> None:
+    media = pictures(2, 5, 3, 6, 8)
+    frames = [[of_picture(frame) for frame in video] for video in media]
+    expected = [{name: sum(f[name] for f in video) / len(video) for name in PIXELWISE} for video in frames]
+    agree(media_statistics(media), expected)
+    still = pictures(2, 3, 6, 8)
+    agree(media_statistics(still.unsqueeze(1).expand(-1, 4, -1, -1, -1)), [of_picture(one) for one in still])
+
+
+@pytest.mark.parametrize(
+    ("colour", "saturation", "dark"),
+    [
+        ((0.0, 0.0, 0.0), 0.0, 1.0),
+        ((1.0, 1.0, 1.0), 0.0, 0.0),
+        ((0.5, 0.5, 0.5), 0.0, 0.0),
+        ((1.0, 0.0, 0.0), 1.0, 0.0),
+        ((0.0, 0.0, 0.8), 1.0, 1.0),  # pure blue is dark: a luma of 0.09
+        ((0.8, 0.4, 0.4), 0.5, 0.0),
+        ((0.002, 0.001, 0.001), 0.5, 1.0),  # saturation has no regard for brightness
+    ],
+)
+def test_flat_colours(colour: tuple[float, ...], saturation: float, dark: float) -> None:
+    media = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 5, 4)
+    agree(media_statistics(media), [{"saturation": saturation, "edge_density": 0.0, "dark_pixels": dark}])
+
+
+def test_edges_are_counted_once_at_their_left_and_upper_side() -> None:
+    """A white square of 2 x 2 in a black picture of 4 x 4: to its left 2, above 2; of its own, to the right 2 and at
+    the bottom 2, one of them both. The last row and column look at no neighbour outside."""
+    media = torch.zeros(1, 3, 4, 4)
+    media[..., 1:3, 1:3] = 1.0
+    assert media_statistics(media)["edge_density"].item() == pytest.approx((2 + 2 + 3) / 16)
+    chequered = (torch.arange(4)[:, None] + torch.arange(4)) % 2
+    found = media_statistics(chequered.expand(1, 3, 4, 4).float())["edge_density"].item()
+    assert found == pytest.approx(15 / 16), "all but the last pixel, which has no neighbour to the right or below"
+
+
+def test_what_is_no_colour_is_clamped() -> None:
+    media = torch.tensor([[2.0, INF, -1.0, -INF, NAN]]).view(1, 1, 1, 5).expand(1, 3, 1, 5).clone()
+    clean = torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0]]).view(1, 1, 1, 5).expand(1, 3, 1, 5)
+    agree(media_statistics(media), [of_picture(clean[0])])
+    assert media.isnan().sum() == 3, "the media are left as they are"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_precision(dtype: torch.dtype) -> None:
+    media = pictures(2, 3, 6, 8).to(dtype)
+    agree(media_statistics(media), [of_picture(one) for one in media.float()])
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (0, 2, 3, 4, 4), (2, 3, 0, 0), (2, 0, 3, 4, 4)])
+def test_nothing_to_see(shape: tuple[int, ...]) -> None:
+    found = media_statistics(torch.zeros(shape))
+    assert {name: values.tolist() for name, values in found.items()} == dict.fromkeys(PIXELWISE, [0.0] * shape[0])
+
+
+def test_a_sample_does_not_depend_on_the_others() -> None:
+    media = pictures(5, 3, 6, 8)
+    together = media_statistics(media)
+    for i in range(5):
+        alone = media_statistics(media[i : i + 1])
+        assert {name: values[0].item() for name, values in alone.items()} == {
+            name: values[i].item() for name, values in together.items()
+        }
+
+
+# -- bands ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "first", "bands", "expected"),
+    [
+        ("aesthetic", "guard", 5.0, {}, 0.0),  # any fall beyond the intervals
+        ("aesthetic", "guard", 5.0, {"aesthetic": 0.3}, 0.3),
+        ("aesthetic", "guard", 5.0, {"other": 0.3}, 0.0),
+        ("diversity", "statistic", 0.4, {}, 0.1),  # a quarter
+        ("saturation", "statistic", 0.4, {}, 0.2),  # half
+        ("edge_density", "statistic", 0.3, {}, 0.15),
+        ("dark_pixels", "statistic", 0.0, {}, 0.05),  # of nothing there is no share
+        ("saturation", "statistic", 0.02, {}, 0.05),
+        ("saturation", "statistic", 0.4, {"saturation": 0.01}, 0.01),
+        ("saturation", "statistic", 0.4, {"saturation": 0.0}, 0.0),
+    ],
+)
+def test_bands(name: str, role: str, first: float, bands: dict[str, float], expected: float) -> None:
+    assert band_of(name, role, first, bands) == pytest.approx(expected)
+
+
+def score(value: float, half: float = 0.02) -> GroupScore:
+    return GroupScore(value=value, low=value - half, high=value + half, n=9)
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "now", "band", "expected"),
+    [
+        ("aesthetic", score(0.5), score(0.45), 0.0, True),
+        ("aesthetic", score(0.5), score(0.55), 0.0, False),  # a reward that guards may rise
+        ("aesthetic", score(0.5), score(0.45), 0.1, False),  # within the band
+        ("aesthetic", score(0.5), score(0.39), 0.1, True),
+        ("aesthetic", score(0.5), score(0.47), 0.0, False),  # the intervals overlap
+        ("aesthetic", score(0.5), score(0.3, half=0.5), 0.1, False),
+        ("aesthetic", score(0.5), score(0.5), 0.0, False),
+        ("diversity", score(0.5), score(0.3), 0.1, True),
+        ("diversity", score(0.5), score(0.9), 0.1, False),  # more of it is no sign of hacking
+        ("saturation", score(0.5), score(0.9), 0.1, True),
+        ("saturation", score(0.5), score(0.1), 0.1, True),
+        ("saturation", score(0.5), score(0.57), 0.1, False),
+        ("saturation", score(0.5), score(0.9, half=0.4), 0.1, False),
+        ("edge_density", score(0.2), score(0.4), 0.1, True),
+        ("dark_pixels", score(0.2), score(0.05), 0.1, True),
+    ],
+)
+def test_what_has_left_its_band(name: str, was: GroupScore, now: GroupScore, band: float, expected: bool) -> None:
+    assert has_left(name, was, now, band) is expected
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.5), st.floats(0, 0.3), st.floats(0, 0.3))
+def test_the_two_directions_mirror_each_other(a: float, b: float, band: float, half: float, other: float) -> None:
+    """What is a rise one way round is a fall the other way round."""
+    was, now = score(a, half), score(b, other)
+    assert has_left("saturation", was, now, band) == (
+        has_left("diversity", was, now, band) or has_left("diversity", score(-a, half), score(-b, other), band)
+    )
+
+
+# -- alarms ---------------------------------------------------------------------------------------------------------
+
+
+def evaluation(iteration: int, target: float = 0.5, half: float = 0.02, **others: float) -> list[EvaluationRecord]:
+    """One evaluation: the target, then guards and statistics by name."""
+    roles = {"target": "target"} | {name: "statistic" if name in STATISTICS else "guard" for name in others}
+    return [
+        EvaluationRecord.model_validate(
+            {"iteration": iteration, "view": "slow", "reward": name, "role": roles[name], "value": value,
+             "low": value - half, "high": value + half, "n": 9, "missing": 0, "groups": {}}
+        )
+        for name, value in {"target": target, **others}.items()
+    ]  # fmt: skip
+
+
+def alarmed(*evaluations: list[EvaluationRecord], **bands: float) -> list[str]:
+    return [alarm.guard for alarm in alarms([r for one in evaluations for r in one], bands)]
+
+
+def test_the_target_rose_and_the_guard_fell() -> None:
+    (alarm,) = alarms([*evaluation(0, aesthetic=5.0), *evaluation(40, 0.7, aesthetic=4.25)], {})
+    assert (alarm.iteration, alarm.target, alarm.guard, alarm.band) == (40, "target", "aesthetic", 0.0)
+    assert (alarm.target_change, alarm.guard_change) == ((0.5, 0.7), (5.0, 4.25))
+    assert str(alarm) == (
+        "alarm after iteration 40: target rose from 0.500 to 0.700 while aesthetic fell from 5.000 to 4.250 "
+        "(band 0.000): a sign of reward hacking; look at the pictures"
+    )
+
+
+def test_a_statistic_may_leave_its_band_upwards() -> None:
+    (alarm,) = alarms([*evaluation(0, saturation=0.4), *evaluation(3, 0.7, saturation=0.9)], {"saturation": 0.25})
+    assert "saturation rose from 0.400 to 0.900 (band 0.250)" in str(alarm)
+
+
+@pytest.mark.parametrize("target", [0.5, 0.4])
+def test_without_a_rise_of_the_target_there_is_nothing_to_suspect(target: float) -> None:
+    assert alarmed(evaluation(0, aesthetic=5.0), evaluation(2, target, aesthetic=1.0)) == []
+    assert alarmed(evaluation(0, aesthetic=5.0), evaluation(2, 0.500001, aesthetic=1.0)) == ["aesthetic"]
+
+
+def test_bands_are_followed() -> None:
+    both = evaluation(0, aesthetic=5.0, saturation=0.4), evaluation(2, 0.7, aesthetic=4.5, saturation=0.7)
+    assert alarmed(*both) == ["aesthetic", "saturation"]
+    assert alarmed(*both, aesthetic=0.6) == ["saturation"]
+    assert alarmed(*both, aesthetic=0.4, saturation=0.35) == ["aesthetic"]
+    assert alarmed(*both, aesthetic=0.6, saturation=0.35) == []
+
+
+def test_noise_raises_no_alarm() -> None:
+    assert alarmed(evaluation(0, half=0.3, aesthetic=5.0), evaluation(2, 0.7, half=0.3, aesthetic=4.5)) == []
+    assert alarmed(evaluation(0, half=0.2, aesthetic=5.0), evaluation(2, 0.7, half=0.2, aesthetic=4.5)) == ["aesthetic"]
+
+
+def test_the_last_evaluation_is_compared_with_the_first() -> None:
+    first, fallen, well = (evaluation(i, t, aesthetic=a) for i, t, a in ((0, 0.5, 5.0), (2, 0.9, 1.0), (4, 0.7, 5.1)))
+    assert alarmed(first, fallen) == ["aesthetic"]
+    assert alarmed(first, fallen, well) == [], "it has come back"
+    assert alarmed(first, well, fallen) == [], "fallen is the earlier one, whatever the order"
+    slowly = [evaluation(2 * i, 0.5 + 0.1 * i, aesthetic=5.0 - 0.03 * i) for i in range(4)]
+    assert alarmed(*slowly) == ["aesthetic"], "no step is beyond the intervals, all of them together are"
+    assert alarmed(*slowly[1:3]) == []
+
+
+def test_one_evaluation_or_none() -> None:
+    assert alarms([], {}) == []
+    assert alarmed(evaluation(0, aesthetic=5.0, diversity=0.1)) == []
+
+
+def test_the_first_target_decides_and_targets_are_no_guards() -> None:
+    def two(iteration: int, target: float, second: float) -> list[EvaluationRecord]:
+        first, other = evaluation(iteration, target, second=second)
+        return [first, other.model_copy(update={"role": "target"})]
+
+    assert alarmed(two(0, 0.5, 0.5), two(2, 0.9, 0.1)) == []
+    assert alarmed([*two(0, 0.5, 0.5), *evaluation(0, aesthetic=5.0)[1:]],
+                   [*two(2, 0.1, 0.9), *evaluation(2, aesthetic=1.0)[1:]]) == []  # fmt: skip
+
+
+def test_a_guard_without_a_first_value_is_left_out() -> None:
+    assert alarmed(evaluation(0), evaluation(2, 0.9, aesthetic=1.0)) == []

@@ -1,0 +1,162 @@
+"""Ends of a run in `stop`: seconds, samples, a target; and what a run leaves behind when it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dgpo_core.trainer as module
+from dgpo_core.errors import RunStopped
+from dgpo_core.registry import Registry
+from dgpo_core.stopping import StopRequest, limit_reached
+from dgpo_core.trainer import Trainer, run_path
+from dgpo_schemas.metrics import OutcomeRecord, PromptScores
+from dgpo_schemas.run import RunConfig, StopSection
+
+Make = Callable[..., RunConfig]
+
+
+def lines(path: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / name).read_text().splitlines()]
+
+
+def outcome(path: Path) -> OutcomeRecord:
+    return OutcomeRecord.model_validate_json((path / "outcome.json").read_text())
+
+
+def record(iteration: int, value: float, reward: str = "first") -> dict[str, Any]:
+    return {"iteration": iteration, "reward": reward, "value": value}
+
+
+@pytest.mark.parametrize(
+    ("stop", "seconds", "samples", "evaluations", "expected"),
+    [
+        ({}, 1e9, 10**9, [record(0, 1e9)], None),
+        ({"seconds": 10}, 9.9, 0, [], None),
+        ({"seconds": 10}, 10.0, 0, [], "seconds"),
+        ({"samples": 100}, 0, 99, [], None),
+        ({"samples": 100}, 0, 100, [], "samples"),
+        ({"samples": 100, "seconds": 1}, 1, 100, [], "samples"),
+        ({"target": 0.5}, 0, 0, [], None),
+        ({"target": 0.5}, 0, 0, [record(0, 0.5)], "target"),
+        ({"target": 0.5}, 0, 0, [record(0, 0.4), record(0, 0.9, "second")], None),
+        ({"target": 0.5, "reward": "second"}, 0, 0, [record(0, 0.4), record(0, 0.9, "second")], "target"),
+        ({"target": 0.5, "reward": "second"}, 0, 0, [record(0, 0.9), record(0, 0.4, "second")], None),
+        ({"target": 0.5}, 0, 0, [record(0, 0.4), record(2, 0.6), record(4, 0.3)], "target"),
+    ],
+)
+def test_which_limit_is_reached(
+    stop: dict[str, Any], seconds: float, samples: int, evaluations: list[dict[str, Any]], expected: str | None
+) -> None:
+    section = StopSection.model_validate(stop)
+    assert limit_reached(section, seconds=seconds, samples=samples, evaluations=evaluations) == expected
+
+
+def test_samples_end_a_run_like_a_last_iteration_does(make_config: Make, registry: Registry) -> None:
+    """16 samples an iteration: the third reaches 40. It is evaluated and saved though neither would be due."""
+    config = make_config(run={"iterations": 9}, stop={"samples": 40}, checkpoints={"every": 50})
+    assert Trainer(config, registry).train() == "finished"
+    path = run_path(config)
+    assert [line["iteration"] for line in lines(path, "metrics.jsonl")] == [1, 2, 3]
+    assert [line["iteration"] for line in lines(path, "evaluations.jsonl") if line["role"] == "target"] == [0, 2, 3]
+    assert max(p.name for p in (path / "checkpoints").iterdir()) == "000003"
+    assert outcome(path) == OutcomeRecord(outcome="finished", iteration=3, ended_by="samples")
+    before = (path / "metrics.jsonl").read_bytes()
+    assert Trainer(config, registry).train(resume=True) == "finished"
+    assert (path / "metrics.jsonl").read_bytes() == before
+    # Where a run ends may change: it goes on as if it had never stopped there.
+    longer = make_config(run={"iterations": 5}, checkpoints={"every": 50})
+    assert Trainer(longer, registry).train(resume=True) == "finished"
+    assert outcome(path) == OutcomeRecord(outcome="finished", iteration=5, ended_by="iterations")
+    never = make_config(run={"name": "never", "iterations": 5}, checkpoints={"every": 50})
+    Trainer(never, registry).train()
+    assert (path / "metrics.jsonl").read_bytes() == (run_path(never) / "metrics.jsonl").read_bytes()
+
+
+def test_seconds_are_those_of_training_and_outlive_a_resume(
+    make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock on which every iteration takes 10 seconds; evaluations and checkpoints take 1000."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    weigh, save = module.weigh, Trainer._save
+
+    def slow_weigh(*arguments: Any) -> Any:
+        now[0] += 10
+        return weigh(*arguments)
+
+    def slow_save(self: Trainer) -> None:
+        now[0] += 1000
+        save(self)
+
+    monkeypatch.setattr(module, "weigh", slow_weigh)
+    monkeypatch.setattr(Trainer, "_save", slow_save)
+    config = make_config(run={"iterations": 99}, stop={"seconds": 45})
+    Trainer(config, registry).train(max_iterations=2)
+    assert outcome(run_path(config)) == OutcomeRecord(outcome="finished", iteration=2, ended_by=None)
+    assert Trainer(config, registry).train(resume=True) == "finished"
+    assert outcome(run_path(config)) == OutcomeRecord(outcome="finished", iteration=5, ended_by="seconds")
+
+
+def test_a_target_ends_a_run(make_config: Make, registry: Registry) -> None:
+    config = make_config(run={"iterations": 6}, evaluation={"every": 1, "prompts": 4})
+    Trainer(config, registry).train()
+    scores = [e["value"] for e in lines(run_path(config), "evaluations.jsonl") if e["role"] == "target"]
+    highest = max(scores[1:])
+    first = next(i for i, score in enumerate(scores) if score >= highest)
+    config = make_config(
+        run={"name": "ended", "iterations": 6}, evaluation={"every": 1, "prompts": 4}, stop={"target": highest}
+    )
+    Trainer(config, registry).train()
+    assert outcome(run_path(config)).ended_by == ("target" if first < 6 else "iterations")
+    assert outcome(run_path(config)).iteration == first
+    reached = make_config(run={"name": "already"}, stop={"target": min(scores) - 1})
+    Trainer(reached, registry).train()
+    assert outcome(run_path(reached)) == OutcomeRecord(outcome="finished", iteration=0, ended_by="target")
+
+
+def test_how_a_run_ended_is_told_only_when_it_has(make_config: Make, registry: Registry) -> None:
+    config = make_config(rewards=[{"use": "brightness", "options": {"fail": "dark"}}], scoring={"max_missing": 0})
+    path = run_path(config)
+    with pytest.raises(RunStopped):
+        Trainer(config, registry).train()
+    assert outcome(path) == OutcomeRecord(outcome="failed", iteration=0, ended_by=None)
+    stop = StopRequest()
+    other = make_config(run={"name": "other"})
+    trainer = Trainer(other, registry, stop=stop)
+    stop.request()
+    assert trainer.train() == "interrupted"
+    assert outcome(run_path(other)) == OutcomeRecord(outcome="interrupted", iteration=0, ended_by=None)
+    trainer = Trainer(other, registry)
+    trainer.directory.claim(other, resume=True, make=True)
+    trainer.directory.describe(other, registry, {})
+    trainer.directory.release()
+    assert not (run_path(other) / "outcome.json").exists()
+
+
+def test_scores_by_prompt_make_up_the_records(make_config: Make, registry: Registry) -> None:
+    config = make_config(
+        evaluation={"every": 2, "prompts": 5, "samples_per_prompt": 3, "guards": {"rewards": [{"use": "brightness",
+        "name": "guard", "options": {"scale": 0.5}}]}},
+        prompts={"heldout": {"use": "toy"}, "train": {"use": "toy"}},
+    )  # fmt: skip
+    Trainer(config, registry).train()
+    path = run_path(config)
+    assert sorted(p.name for p in (path / "scores").iterdir()) == ["000000.json", "000002.json", "000004.json"]
+    for iteration in (0, 2, 4):
+        kept = PromptScores.model_validate_json((path / "scores" / f"{iteration:06d}.json").read_text())
+        assert len(kept.prompts) == 5
+        assert list(kept.rewards) == ["brightness", "guard"]
+        for line in lines(path, "evaluations.jsonl"):
+            if line["iteration"] == iteration and line["role"] != "statistic":
+                found = kept.rewards[line["reward"]]
+                by_task = [
+                    np.mean([v for v, t in zip(found.values, found.tasks, strict=True) if t == task and v is not None])
+                    for task in ("even", "odd")
+                ]
+                assert np.mean(by_task) == pytest.approx(line["value"], abs=1e-12)
