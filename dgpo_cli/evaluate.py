@@ -69,7 +69,9 @@ def evaluate(
     try:
         result = run_evaluation(
             engine.roller(
-                steps=steps or section.steps, guidance=guidance if guidance is not None else section.guidance
+                steps=steps or section.steps,
+                guidance=guidance if guidance is not None else section.guidance,
+                sampler=engine.evaluation_sampler,
             ),
             scorer,
             chosen,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dgpo_core.draws import Draws
-    from dgpo_schemas.run import BackboneSection, ObjectiveSection
+    from dgpo_schemas.run import BackboneSection, ObjectiveSection, RunConfig
 
 __all__ = [
     "AdvantageWeighting",
@@ -118,6 +118,14 @@ class Sampler(ABC):
         keep_path: bool = False,
     ) -> SampleResult:
         """From noise [B, ...] to x0. `draws`, one key per sample, feeds samplers that are not deterministic."""
+
+    def step_distribution(self, x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> tuple[Tensor, float]:
+        """(mean [B, ...], std) of the Gaussian from which the state at next_sigma is drawn, given x [B, ...] at sigma.
+
+        Differentiable in the velocity [B, ...]. std is 0 for a step that is not random. Optional: only objectives that
+        need the path want it, of a sampler that is not deterministic and draws its steps from just this.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how its steps are distributed")
 
 
 class RewardModel(ABC):
@@ -221,6 +229,8 @@ class Objective(ABC):
     """
 
     needs_path: ClassVar[bool] = False
+    """Whether it learns from the steps that the sampler took (`Predictions.step`). The training times are then times of
+    the sampler's random steps, and every model's prediction has the rollouts' guidance."""
     needs_statistic: ClassVar[bool] = False
 
     def __init__(self, section: ObjectiveSection, options: Any) -> None:
@@ -241,6 +251,9 @@ class Objective(ABC):
     @abstractmethod
     def skips_zero_weights(self) -> bool:
         """Whether a member with signed weight 0 contributes exactly nothing, so that its passes may be skipped."""
+
+    def check(self, run: RunConfig) -> None:  # noqa: B027 - optional
+        """Raise UserError for settings of the run that do not go with this objective. Called before the run starts."""
 
     def statistic(self, predictions: Predictions) -> Tensor:
         """Each member's share [B] of its group's statistic, without gradient."""

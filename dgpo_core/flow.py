@@ -7,6 +7,7 @@ for all) and broadcasts over their other dimensions. Results keep the dtype of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar, overload
 
@@ -18,6 +19,7 @@ from dgpo_core.types import Conditioning
 __all__ = [
     "denoised",
     "flow_from_vp",
+    "gaussian_log_prob",
     "guided_velocity",
     "interpolate",
     "shift_sigma",
@@ -90,6 +92,15 @@ def guided_velocity(
     both = Conditioning.cat([unconditional, conditioning])
     v_u, v_c = backbone_velocity(torch.cat([x_sigma, x_sigma]), torch.cat([sigma, sigma]), both).chunk(2)
     return v_u + guidance * (v_c - v_u)
+
+
+def gaussian_log_prob(x: Tensor, mean: Tensor, std: float) -> Tensor:
+    """Log-density of x under N(mean, std^2), mean over all but the batch dimension: [B, ...] -> [B]; std > 0.
+
+    The mean, not the sum, so that its scale does not grow with the resolution (Flow-GRPO's code).
+    """
+    square = (x - mean).square().flatten(1).mean(1)
+    return -square / (2 * std**2) - math.log(std) - 0.5 * math.log(2 * math.pi)
 
 
 # Variance-preserving (VP) models, x_vp = alpha * x0 + sigma_vp * noise with alpha^2 + sigma_vp^2 = 1: at equal

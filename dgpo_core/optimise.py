@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from dgpo_core.draws import Draws, normal_rows
-from dgpo_core.flow import interpolate, velocity_target
-from dgpo_core.types import Conditioning, Predictions, TrainingBatch
+from dgpo_core.flow import interpolate, velocity_from_x0, velocity_target
+from dgpo_core.paths import PathSteps
+from dgpo_core.types import Conditioning, PathStep, Predictions, TrainingBatch
 
 if TYPE_CHECKING:
-    from dgpo_core.contracts import Objective
+    from dgpo_core.contracts import Objective, Sampler
     from dgpo_core.policy import ConditioningCache, Policy
     from dgpo_schemas.run import RunConfig
 
@@ -68,7 +69,10 @@ class UpdateResult:
 
 
 class Optimiser:
-    """AdamW on the policy's weights, fed with the objective's gradient."""
+    """AdamW on the policy's weights, fed with the objective's gradient.
+
+    sampler: the one that drew the paths, for objectives that need them.
+    """
 
     def __init__(
         self,
@@ -78,6 +82,7 @@ class Optimiser:
         conditioning: ConditioningCache,
         *,
         autocast: Callable[[], AbstractContextManager[object]],
+        sampler: Sampler | None = None,
         interrupt: Callable[[], None] = lambda: None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
@@ -87,6 +92,9 @@ class Optimiser:
         self.objective = objective
         self.conditioning = conditioning
         self.autocast = autocast
+        self.sampler = sampler
+        # Probabilities of a guided sampler's steps are those of its guided velocity, so that is what is trained.
+        self.guidance = config.rollout.guidance if objective.needs_path else 1.0
         self.interrupt = interrupt
         self.progress = progress
         self.updates = 0
@@ -152,6 +160,7 @@ class Optimiser:
         self.members_skipped += (int(batch.scored[groups.start : groups.stop].sum()) - count) * len(sigmas)
         packed = list(bundles(active, self.section.micro_batch or max(batch.x0.shape[1], 1), groups.start))
         conditioning = self.conditioning([batch.prompts[g].text for g in groups])
+        steps = self._steps(batch)
         total = torch.zeros((), device=self.policy.backbone.device)
         for bundle in packed:
             parts = [self._gather(batch, members, conditioning, groups) for members in bundle]
@@ -159,7 +168,9 @@ class Optimiser:
                 if may_interrupt:
                     self.interrupt()
                 key = draws.at("noise", t)
-                batches = [self._at(part, sigma, key) for part in parts]
+                batches = [
+                    self._at(part, sigma, key) if steps is None else self._on(part, sigma, steps) for part in parts
+                ]
                 total += self._bundle(batches, len(groups) * len(sigmas))
                 self.progress(sum(map(len, bundle)))
         return total
@@ -206,6 +217,7 @@ class Optimiser:
             return values.to(device=device, dtype=x0.dtype)
 
         return _Members(
+            samples=[i * batch.x0.shape[1] + j for i, j in members],
             x0=x0,
             conditioning=conditioning.rows((g - groups.start).to(device)),
             advantages=put(batch.advantages[g, m]),
@@ -226,11 +238,32 @@ class Optimiser:
         b.reference, b.old = self._others(b)
         return b
 
+    def _steps(self, batch: TrainingBatch) -> PathSteps | None:
+        """The steps to learn from, if the objective learns from steps."""
+        if not self.objective.needs_path:
+            return None
+        assert self.sampler is not None
+        assert batch.paths
+        return PathSteps(batch.paths, self.sampler)
+
+    def _on(self, members: _Members, sigma: float, steps: PathSteps) -> _MicroBatch:
+        """The members at a step of their paths: the state there in the place of a noised x0."""
+        step = steps.at(sigma, members.samples)
+        sigmas = step.x.new_full((len(step.x),), sigma)
+        b = _MicroBatch(members, step.x, velocity_from_x0(step.x, members.x0, sigmas), sigmas, step=step)
+        b.reference, b.old = self._others(b)
+        return b
+
     def _velocity(self, b: _MicroBatch) -> Tensor:
         """The prediction of the view in place. Autocast is entered anew for every view: it remembers its casts by the
         parameter, whose data are another view's now."""
+        return self._guided(b, self.guidance)
+
+    def _guided(self, b: _MicroBatch, guidance: float) -> Tensor:
+        # Texts are encoded outside of autocast, as everywhere.
+        unconditional = self.conditioning([""]).expand(len(b.sigma)) if guidance != 1.0 else None
         with self.autocast():
-            return self.policy.velocity(b.x_sigma, b.sigma, b.members.conditioning)
+            return self.policy.velocity(b.x_sigma, b.sigma, b.members.conditioning, unconditional, guidance)
 
     @torch.no_grad()
     def _others(self, b: _MicroBatch) -> tuple[Tensor | None, Tensor | None]:
@@ -244,13 +277,8 @@ class Optimiser:
         if objective.needs_reference and dynamic:
             reference = old
         elif objective.needs_reference:
-            unconditional = None
-            if section.kl_cfg != 1.0:
-                unconditional = self.conditioning([""]).expand(len(b.sigma))
-            with self.policy.view("base"), self.autocast():
-                reference = self.policy.velocity(
-                    b.x_sigma, b.sigma, b.members.conditioning, unconditional, section.kl_cfg
-                )
+            with self.policy.view("base"):
+                reference = self._guided(b, max(self.guidance, section.kl_cfg))  # at most one of them is not 1
         return reference, old
 
     # -- update -------------------------------------------------------------------------------------------------
@@ -308,10 +336,11 @@ class Optimiser:
 class _Members:
     """B members of a micro-batch, on the device, whatever the timestep.
 
-    same_group [B, B]: 1 where two members belong to one group; noise_keys: the draws of a timestep, of which member i
-    takes row noise_row[i].
+    samples: their places in the flat, group-major order; same_group [B, B]: 1 where two members belong to one group;
+    noise_keys: the draws of a timestep, of which member i takes row noise_row[i].
     """
 
+    samples: list[int]
     x0: Tensor
     conditioning: Conditioning
     advantages: Tensor
@@ -332,6 +361,7 @@ class _MicroBatch:
     sigma: Tensor
     reference: Tensor | None = None
     old: Tensor | None = None
+    step: PathStep | None = None
 
     def predictions(self, velocity: Tensor) -> Predictions:
         """What the objective sees."""
@@ -344,4 +374,5 @@ class _MicroBatch:
             group_size=self.members.group_size,
             reference=self.reference,
             old=self.old,
+            step=self.step,
         )

@@ -1,0 +1,60 @@
+"""What dgpo-baselines declares. Nothing heavy may be imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dgpo_baselines.options import AwmOptions, FlowCpsOptions, FlowGrpoOptions, FlowSdeOptions, NftOptions
+from dgpo_core import hookimpl
+from dgpo_core.hookspecs import Part
+
+__all__ = ["dgpo_objectives", "dgpo_samplers"]
+
+
+@hookimpl
+def dgpo_samplers() -> Sequence[Part]:
+    """Two random samplers, whose steps have probabilities."""
+    return [
+        Part(
+            "flow-sde",
+            "Flow-GRPO's SDE: random steps with the marginals of the flow.",
+            "dgpo_baselines.samplers:FlowSde",
+            FlowSdeOptions,
+        ),
+        Part(
+            "flow-cps",
+            "Coefficients-preserving sampling: random steps without surplus noise.",
+            "dgpo_baselines.samplers:FlowCps",
+            FlowCpsOptions,
+        ),
+    ]
+
+
+@hookimpl
+def dgpo_objectives() -> Sequence[Part]:
+    """What the paper and its field compare with."""
+    return [
+        Part(
+            "flow-grpo",
+            "PPO-clipped policy gradient over the random steps of the sampler (arXiv 2505.05470).",
+            "dgpo_baselines.flow_grpo:FlowGrpo",
+            FlowGrpoOptions,
+        ),
+        Part(
+            "diffusion-dpo",
+            "The best against the worst of each group (arXiv 2311.12908); with weighting best-vs-worst.",
+            "dgpo_baselines.diffusion_dpo:DiffusionDpo",
+        ),
+        Part(
+            "diffusion-nft",
+            "Implicit positive and negative policies around the old one (arXiv 2509.16117).",
+            "dgpo_baselines.diffusion_nft:DiffusionNft",
+            NftOptions,
+        ),
+        Part(
+            "awm",
+            "Advantage-weighted flow matching with PPO's clip (arXiv 2509.25050).",
+            "dgpo_baselines.awm:AdvantageWeightedMatching",
+            AwmOptions,
+        ),
+    ]

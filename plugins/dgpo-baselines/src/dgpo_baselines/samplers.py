@@ -1,0 +1,121 @@
+"""Random samplers of a flow: every step draws the next state from a Gaussian, whose density objectives can take.
+
+Times, x_sigma and velocities as in `dgpo_core.flow`: sigma = 1 is noise, dsigma < 0. Coefficients are Python floats
+computed in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from dgpo_core.builtin.samplers import FlowEuler
+from dgpo_core.contracts import Sampler, VelocityFn
+from dgpo_core.draws import Draws, normal_rows
+from dgpo_core.flow import gaussian_log_prob
+from dgpo_core.types import Path, SampleResult
+
+__all__ = ["FlowCps", "FlowSde"]
+
+
+class RandomSampler(Sampler):
+    """Draws each state from `step_distribution`, on the times of `flow-euler`.
+
+    Steps that start outside of [options.random_to, options.random_from] follow the flow by an Euler step: with a few
+    random steps this is the rollout of Flow-GRPO-Fast and of MixGRPO (arXiv 2507.21802), whose window slides.
+    """
+
+    deterministic = False
+
+    def sigmas(self, steps: int, shift: float) -> Tensor:
+        """float64 [steps + 1] on the CPU, descending from 1 to 0. Raises UserError as `flow-euler` does."""
+        return FlowEuler(None).sigmas(steps, shift)
+
+    def step_distribution(self, x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> tuple[Tensor, float]:
+        """(mean [B, ...], std) of the state at next_sigma, given x at sigma > next_sigma >= 0; std 0: not random."""
+        if not self.options.random_to <= sigma <= self.options.random_from:
+            return x + (next_sigma - sigma) * velocity, 0.0
+        return self._random_step(x, velocity, sigma, next_sigma)
+
+    @abstractmethod
+    def _random_step(self, x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> tuple[Tensor, float]:
+        """(mean, std) of a random step."""
+
+    def sample(
+        self,
+        velocity: VelocityFn,
+        noise: Tensor,
+        *,
+        steps: int,
+        shift: float,
+        draws: Sequence[Draws] = (),
+        keep_path: bool = False,
+    ) -> SampleResult:
+        """From noise [B, ...] to x0 in `steps` evaluations of the velocity; `draws`: one key per sample.
+
+        The path's log-probabilities are means over the non-batch dimensions, and 0 for a step that is not random.
+        Raises ValueError unless there is a key for every sample.
+        """
+        if len(draws) != len(noise):
+            raise ValueError(f"{len(noise)} samples and {len(draws)} keys: a random sampler needs one key per sample")
+        sigmas = self.sigmas(steps, shift)
+        times = sigmas[:-1].float().to(noise.device).unbind()
+        x, states, log_probs = noise, [noise], []
+        for i, (sigma, next_sigma) in enumerate(pairwise(sigmas.tolist())):
+            mean, std = self.step_distribution(x, velocity(x, times[i]), sigma, next_sigma)
+            x = mean
+            if std > 0:
+                x = mean + std * normal_rows([key.at("step", i) for key in draws], tuple(x.shape[1:]), x.device)
+            if keep_path:
+                states.append(x)
+                log_probs.append(gaussian_log_prob(x, mean, std) if std > 0 else mean.new_zeros(len(mean)))
+        if not keep_path:
+            return SampleResult(x)
+        return SampleResult(x, Path(torch.stack(states), sigmas, torch.stack(log_probs)))
+
+
+class FlowSde(RandomSampler):
+    """Euler-Maruyama steps of the SDE with the marginals of the flow (Flow-GRPO, arXiv 2505.05470, its ODE-to-SDE).
+
+    dx = [v + s^2 / (2 sigma) * (x + (1 - sigma) v)] dsigma + s dw with s = a * sqrt(sigma / (1 - sigma)), a = `noise`:
+    the term beside v is -s^2 / 2 times the score, which a flow's velocity implies. A step of dt = sigma' - sigma < 0:
+
+        mean = x * (1 + s^2 / (2 sigma) * dt) + v * (1 + s^2 (1 - sigma) / (2 sigma)) * dt        std = s * sqrt(-dt)
+
+    At sigma = 1, where s is infinite, the next sigma stands in its denominator, as in the authors' code
+    (yifan123/flow_grpo, sd3_sde_with_logprob.py). Noise is added at the last step too: std is then a * sigma /
+    sqrt(1 - sigma), small for the small last sigma of the schedule.
+    """
+
+    def _random_step(self, x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> tuple[Tensor, float]:
+        dt = next_sigma - sigma
+        s = self.options.noise * math.sqrt(sigma / (1 - (sigma if sigma < 1 else next_sigma)))
+        drift = s**2 / (2 * sigma)
+        mean = (1 + drift * dt) * x + (1 + drift * (1 - sigma)) * dt * velocity
+        return mean, s * math.sqrt(-dt)
+
+
+class FlowCps(RandomSampler):
+    """Coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952; code: IamCreateAI/FlowCPS).
+
+    With the estimates that a velocity implies, x0^ = x - sigma v and noise^ = x + (1 - sigma) v, a step to sigma' is
+
+        mean = (1 - sigma') x0^ + sigma' cos(eta pi / 2) noise^        std = sigma' sin(eta pi / 2)
+
+    so that the coefficients of data and noise are those of x_sigma' whatever eta: (1 - sigma') and, as cos^2 + sin^2 =
+    1, sigma'. (An SDE step leaves surplus noise behind.) Its step into sigma' = 0 is not random. Log-probabilities are
+    the Gaussian's; the authors' code leaves out the constants, the factor 1 / (2 std^2) among them, which changes the
+    scale of a ratio and so the meaning of its clip. eta does not shrink with the steps, so for spread-out data more
+    steps do not lead to the flow's own marginals.
+    """
+
+    def _random_step(self, x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> tuple[Tensor, float]:
+        angle = self.options.eta * math.pi / 2
+        kept = next_sigma * math.cos(angle)
+        mean = (1 - next_sigma + kept) * x + (kept * (1 - sigma) - (1 - next_sigma) * sigma) * velocity
+        return mean, next_sigma * math.sin(angle)

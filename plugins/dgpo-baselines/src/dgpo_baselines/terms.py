@@ -1,0 +1,56 @@
+"""What the objectives share: errors of velocities, the KL term, PPO's clip, and settings that they have no use for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dgpo_core.errors import UserError
+from dgpo_core.types import Predictions
+
+if TYPE_CHECKING:
+    from dgpo_schemas.run import ObjectiveSection
+
+__all__ = ["Clipped", "clipped_gain", "mean_square", "refuse_in_vain", "velocity_kl"]
+
+
+def mean_square(difference: Tensor) -> Tensor:
+    """Mean over all but the batch dimension, in float32 at least: [B, ...] -> [B]."""
+    if difference.dtype in (torch.float16, torch.bfloat16):
+        difference = difference.float()
+    return difference.square().flatten(1).mean(1)
+
+
+def velocity_kl(predictions: Predictions) -> Tensor:
+    """mean (v - v_ref)^2, [B]: the engine's KL term, with gradient."""
+    assert predictions.reference is not None
+    return mean_square(predictions.velocity - predictions.reference)
+
+
+@dataclass(frozen=True, slots=True)
+class Clipped:
+    """PPO's objective [B] to be made large, and where its clip took the gradient away, bool [B]."""
+
+    gain: Tensor
+    silent: Tensor
+
+
+def clipped_gain(ratio: Tensor, advantage: Tensor, clip: float) -> Clipped:
+    """min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A) per member (PPO, arXiv 1707.06347, eq. 7)."""
+    gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    beyond = torch.where(advantage > 0, ratio > 1 + clip, ratio < 1 - clip)
+    return Clipped(gain, (beyond & (advantage != 0)).detach())
+
+
+def refuse_in_vain(section: ObjectiveSection, *keys: str) -> None:
+    """Raise UserError if one of these keys was set: it would change nothing, and whoever wrote it expects something.
+
+    What switches a thing off that is not there (null, false) is let pass, and so is the default.
+    """
+    for key in keys:
+        value = getattr(section, key)
+        if value not in (None, False, type(section).model_fields[key].default):
+            raise UserError(f"objective.{key}: {value} has no effect on objective: {section.use}; leave it out")

@@ -1,0 +1,44 @@
+"""The declarations: light, complete, and true to the classes they name; every part keeps its contract."""
+
+from __future__ import annotations
+
+import contextlib
+import unittest
+from typing import Any
+
+import pytest
+
+from dgpo_core.registry import Registry
+from dgpo_core.testing.contracts import check_declaration, check_light, check_objective, part_checks
+from dgpo_schemas.run import ObjectiveSection
+
+SAMPLERS = ["flow-sde", "flow-cps"]
+OBJECTIVES = ["flow-grpo", "diffusion-dpo", "diffusion-nft", "awm"]
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("flow-grpo", {"clip": 0.2}),
+    ("flow-grpo", {"log_prob": "distance"}),
+    ("diffusion-nft", {"adaptive": False, "beta": 0.1, "advantage_clip": 1.0}),
+    ("awm", {"weighting": "sigma-squared"}),
+]
+
+
+@pytest.mark.parametrize("module", ["dgpo_baselines.plugin", "dgpo_baselines.options"])
+def test_nothing_heavy_is_imported(module: str) -> None:
+    check_light(module)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("sampler", n) for n in SAMPLERS] + [("objective", n) for n in OBJECTIVES])
+def test_promises(kind: str, name: str, registry: Registry) -> None:
+    check_declaration(registry, kind, name)
+    for check in part_checks(registry, kind, name):
+        with contextlib.suppress(unittest.SkipTest):
+            check.run()
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+@pytest.mark.parametrize("section", [{}, {"kl": 0.0}])
+def test_objectives_with_other_options(
+    name: str, options: dict[str, Any], section: dict[str, Any], registry: Registry
+) -> None:
+    block = ObjectiveSection.model_validate({"use": name, "options": options} | section)
+    check_objective(registry.create("objective", block))

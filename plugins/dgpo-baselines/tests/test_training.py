@@ -1,0 +1,211 @@
+"""Whole runs on the toy model: each objective learns, and keeps the engine's promises; mistakes are told before."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgpo_core.errors import UserError
+from dgpo_core.progress import Silent
+from dgpo_core.registry import Registry
+from dgpo_core.testing.toy import run_data
+from dgpo_core.trainer import Trainer, run_path
+from dgpo_schemas.run import RunConfig
+
+SDE = {"sampler": "flow-sde", "steps": 5}
+STEPS = {"use": "sampler-steps", "count": 3, "t_min": 0.1}
+RUNS: dict[str, dict[str, Any]] = {
+    "flow-grpo": {"objective": {"use": "flow-grpo", "switch": None, "kl": 0.01}, "rollout": SDE, "timesteps": STEPS},
+    "flow-grpo, cps": {
+        "objective": {"use": "flow-grpo", "switch": None, "kl": 0.0, "options": {"log_prob": "distance"}},
+        "rollout": {"sampler": "flow-cps", "steps": 5},
+        "timesteps": {"use": "sampler-steps", "count": 4, "t_min": 0.1},
+    },
+    "flow-grpo, two random steps": {
+        "objective": {"use": "flow-grpo", "switch": None, "kl": 0.0},
+        "rollout": {"sampler": {"use": "flow-sde", "options": {"random_to": 0.7}}, "steps": 5},
+        "timesteps": {"use": "sampler-steps", "count": 2, "t_min": 0.1},
+    },
+    "diffusion-dpo": {"objective": {"use": "diffusion-dpo", "beta": 100.0, "kl": 0.0}, "weighting": "best-vs-worst"},
+    "diffusion-nft": {"objective": {"use": "diffusion-nft", "switch": 0, "kl": 0.0}},
+    "awm": {"objective": {"use": "awm", "clip": None, "kl": 0.0}},
+    "awm, clipped": {"objective": {"use": "awm", "clip": 0.5, "switch": 0, "kl": 0.0}},
+}
+
+Make = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def build(name: str, **sections: dict[str, Any]) -> RunConfig:
+        merged = dict(RUNS[name])
+        for section, values in sections.items():
+            merged[section] = merged.get(section, {}) | values
+        return RunConfig.model_validate(run_data(tmp_path, **merged))
+
+    return build
+
+
+def logs(config: RunConfig, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_path(config) / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_learns(name: str, make: Make, registry: Registry) -> None:
+    config = make(
+        name,
+        run={"iterations": 40},
+        rollout={"groups": 6, "group_size": 8},
+        optimiser={"learning_rate": 0.02},
+        evaluation={"every": 0, "prompts": 6, "samples_per_prompt": 8, "view": "policy"},
+        checkpoints={"every": 100},
+    )
+    assert Trainer(config, registry).train() == "finished"
+    before, after = (r for r in logs(config, "evaluations.jsonl") if r["role"] == "target")
+    assert after["low"] > before["high"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_metrics_do_not_depend_on_micro_batches(name: str, make: Make, registry: Registry) -> None:
+    found = []
+    for run, rollout, optimise in (("a", None, None), ("b", 3, 3), ("c", 7, 100)):
+        config = make(
+            name,
+            run={"name": run},
+            rollout={"micro_batch": rollout},
+            optimiser={"micro_batch": optimise, "learning_rate": 0.01},
+            backbone={"options": {"double": True}},
+        )
+        Trainer(config, registry).train()
+        found.append(logs(config))
+    for other in found[1:]:
+        for mine, theirs in zip(found[0], other, strict=True):
+            for key in ("dsm", "grad_norm", "change_norm", "diversity"):
+                assert mine[key] == pytest.approx(theirs[key], rel=1e-4), key
+            assert mine["reward"]["mean"] == pytest.approx(theirs["reward"]["mean"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_resume_is_bit_exact(name: str, make: Make, registry: Registry) -> None:
+    config = make(name)
+    Trainer(config, registry).train()
+    wanted = fingerprint(config)
+    for stop_after in (1, 3):
+        shutil.rmtree(run_path(config))
+        Trainer(config, registry).train(max_iterations=stop_after)
+        assert Trainer(config, registry).train(resume=True) == "finished"
+        assert fingerprint(config) == wanted
+
+
+def fingerprint(config: RunConfig) -> list[bytes]:
+    path = run_path(config)
+    weights = sorted(sorted((path / "checkpoints").iterdir())[-1].glob("*.safetensors"))
+    return [f.read_bytes() for f in (path / "metrics.jsonl", path / "evaluations.jsonl", *weights)]
+
+
+def test_the_times_trained_are_those_of_random_steps(make: Make, registry: Registry) -> None:
+    """Within [t_min, t_max], and never the last step of CPS, which has no density."""
+    for name, low in (("flow-grpo", 0.1), ("flow-grpo, cps", 0.1), ("flow-grpo, two random steps", 0.7)):
+        config = make(name, run={"name": f"n{low}"})
+        engine = Trainer(config, registry).engine
+        sigmas = engine.sampler.sigmas(5, 1.0).tolist()
+        Trainer(config, registry).train()
+        for record in logs(config):
+            assert {record["t_min"], record["t_max"]} <= set(sigmas)
+            assert record["t_min"] >= low
+        shutil.rmtree(run_path(config))
+    cps = Trainer(make("flow-grpo, cps", timesteps={"t_min": 0.0}), registry).engine
+    assert cps.training_sigmas.tolist() == [*cps.sampler.sigmas(5, 1.0)[:4].tolist(), 0.0]
+
+
+def test_other_objectives_keep_no_path(make: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    for name in ("flow-grpo", "awm"):
+        trainer = Trainer(make(name, run={"name": name, "iterations": 1}), registry)
+        trainer.build()
+        groups = trainer._roll_out_and_score()
+        kept.append(sum(path.states.shape[1] for path in groups.paths))
+        trainer.engine.close()
+    assert kept == [16, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "sections", "complaint"),
+    [
+        ("flow-grpo", {"rollout": {"sampler": "flow-dpmpp"}}, "rollout.sampler: flow-dpmpp is deterministic; choose a"),
+        ("flow-grpo", {"timesteps": {"use": "uniform"}}, "choose a policy that draws them, such as sampler-steps"),
+        ("flow-grpo", {"timesteps": {"count": 6, "t_min": 0.0}}, "only 5 of the sampler's 5 lie in"),
+        ("flow-grpo, cps", {"timesteps": {"count": 5, "t_min": 0.0}}, "only 4 of the sampler's 4 lie in"),
+        ("flow-grpo", {"timesteps": {"shared_noise": False}}, "timesteps.shared_noise: a path's states are not noised"),
+        ("flow-grpo", {"objective": {"switch": 200}}, "objective.switch: 200: flow-grpo compares with the policy that"),
+        ("flow-grpo", {"objective": {"clip": 0.2}}, "objective.clip: 0.2 has no effect on objective: flow-grpo"),
+        ("flow-grpo", {"objective": {"beta": 5.0}}, "objective.beta: 5.0 has no effect on objective: flow-grpo"),
+        (
+            "diffusion-dpo",
+            {"objective": {"clip": 0.2}},
+            "objective.clip: 0.2 has no effect on objective: diffusion-dpo",
+        ),
+        ("diffusion-nft", {"objective": {"switch": 200}}, "objective.switch: 200: the samples of diffusion-nft are"),
+        (
+            "diffusion-nft",
+            {"objective": {"beta": 1.0}},
+            "objective.beta: 1.0 has no effect on objective: diffusion-nft",
+        ),
+        ("awm", {"objective": {"beta": 1.0}}, "objective.beta: 1.0 has no effect on objective: awm"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(
+    name: str, sections: dict[str, Any], complaint: str, make: Make, registry: Registry
+) -> None:
+    config = make(name, **sections)
+    with pytest.raises(UserError, match=re.escape(complaint)):
+        Trainer(config, registry).train()
+    assert not run_path(config).exists()
+
+
+def test_pairs_need_their_weighting(tmp_path: Path, registry: Registry) -> None:
+    config = RunConfig.model_validate(run_data(tmp_path, objective={"use": "diffusion-dpo"}))
+    with pytest.raises(UserError, match="weighting: abs-advantage: diffusion-dpo learns from the best and the worst"):
+        Trainer(config, registry).train()
+
+
+def test_a_random_sampler_by_accident_is_told(make: Make, registry: Registry) -> None:
+    class Hears(Silent):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    for name, sampler, wanted in (("awm", "flow-sde", 1), ("awm", "flow-euler", 0), ("flow-grpo", "flow-sde", 0)):
+        hears = Hears()
+        config = make(name, run={"name": sampler + name, "iterations": 1}, rollout={"sampler": sampler})
+        Trainer(config, registry, progress=hears).train()
+        assert len(hears.notes) == wanted
+        assert all("flow-sde is random, but objective: awm does not need it to be" in note for note in hears.notes)
+
+
+def test_evaluation_may_have_a_sampler_of_its_own(make: Make, registry: Registry) -> None:
+    """Deterministic, it draws the base model's samples whatever the rollouts are drawn with."""
+    scores = []
+    for name, rollout in (("flow-grpo", "flow-sde"), ("flow-grpo, cps", "flow-cps"), ("awm", "flow-euler")):
+        config = make(name, run={"name": rollout, "iterations": 1}, rollout={"sampler": rollout, "steps": 5},
+                      evaluation={"sampler": "flow-euler"})  # fmt: skip
+        Trainer(config, registry).train()
+        scores.append(logs(config, "evaluations.jsonl")[0]["value"])
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_the_second_update_of_an_iteration_is_off_policy(make: Make, registry: Registry) -> None:
+    """The first one starts at ratio 1, whatever it is computed with; the second has moved away from the path's."""
+    for updates in (1, 2):
+        config = make("flow-grpo", run={"name": f"u{updates}", "iterations": 2}, optimiser={"updates": updates})
+        Trainer(config, registry).train()
+        distances = [record["extra"]["ratio_distance"] for record in logs(config)]
+        assert all((distance > 1e-5) == (updates == 2) for distance in distances)
