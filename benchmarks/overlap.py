@@ -132,7 +132,7 @@ def measure(file: Path, iterations: int) -> list[Spent]:
             submit(scorer, media, prompts)
 
         trainer._roll_out_and_score = started  # type: ignore[method-assign]
-        Scorer.submit = submitted  # type: ignore[method-assign]
+        Scorer.submit = submitted  # type: ignore[method-assign,assignment]
         trainer.train()
         return timings.spent[1:]
 

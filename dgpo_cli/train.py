@@ -48,7 +48,9 @@ def train(
     from dgpo_core.trainer import Trainer, run_path
 
     if dry_run:
-        found = Trainer(config, registry).dry_run()
+        from dgpo_core.rehearsal import rehearse
+
+        found = rehearse(Trainer(config, registry))
         for name, value in found.items():
             typer.echo(f"{name}: {value}")
         typer.echo("dry run passed; nothing was written")
@@ -59,6 +61,8 @@ def train(
         trainer = Trainer(config, registry, progress=progress, stop=stop)
         outcome = trainer.train(resume=resume, max_iterations=max_iterations)
     if outcome == "finished":
-        if trainer.iteration < config.run.iterations:
+        if trainer.ended_by is None:
             progress.note(f"{config.run.iterations - trainer.iteration} iterations are left; continue with --resume")
+        elif trainer.ended_by != "iterations":
+            progress.note(f"stop.{trainer.ended_by} is reached after {trainer.iteration} iterations")
         progress.note(f"look at it: dgpo report {run_path(config)}")

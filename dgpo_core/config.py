@@ -58,14 +58,18 @@ MAY_DIFFER = (
     "optimiser.micro_batch",
     "backbone.gradient_checkpointing",
     "evaluation.pictures",
+    "evaluation.guards.alarm",
+    "evaluation.guards.bands",
+    "optimiser.max_skipped",
+    "scoring.max_missing",
     "stop",
     "checkpoints.every",
     "checkpoints.keep",
     "logging",
 )
 """Settings that a resumed run may change: where it lies, how long it lasts (unless the learning rate follows a
-schedule), how it fits into memory, what it keeps and says. None changes what is computed, but for the rounding of sums
-that a micro-batch splits otherwise."""
+schedule), what stops it, how it fits into memory, what it keeps and says. None changes what is computed, but for the
+rounding of sums that a micro-batch splits otherwise."""
 
 _PLACEMENT = re.compile(r"(rewards|evaluation\.rewards|evaluation\.guards\.rewards)\.\d+\.(worker|service)(\..*)?\Z")
 """Where a reward runs may change as well: its scores are the same everywhere."""

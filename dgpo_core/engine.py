@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dgpo_core.checkpoint import Checkpoint
 from dgpo_core.contracts import (
@@ -211,6 +211,17 @@ class Engine:
             micro_batch=micro_batch or rollout.micro_batch or rollout.groups * rollout.group_size,
             autocast=self.runtime.autocast,
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What a person wants to know before waiting: sizes, device, numbers of prompts."""
+        return {
+            "device": str(self.runtime.device),
+            "trained parameters": sum(p.numel() for p in self.policy.parameters.values()),
+            "all parameters": sum(p.numel() for p in self.backbone.module.parameters()),
+            "latent": self.roller().shape,
+            "train prompts": len(self.train_prompts),
+            "held-out prompts": len(self.heldout_prompts),
+        }
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Put a checkpoint's weights in place. Raises UserError if it is of another architecture or adapter."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from dgpo_schemas.metrics import EvaluationRecord, GroupScore
+from dgpo_schemas.metrics import EvaluationRecord, GroupScore
 
 __all__ = ["STATISTICS", "Alarm", "Statistic", "alarms", "band_of", "has_left", "media_statistics"]
 
@@ -91,16 +90,16 @@ class Alarm:
         )
 
 
-def alarms(records: Iterable[EvaluationRecord], bands: Mapping[str, float]) -> list[Alarm]:
+def alarms(lines: Iterable[Mapping[str, Any]], bands: Mapping[str, float]) -> list[Alarm]:
     """Alarms of the last evaluation, compared with the first one; empty if there is only one.
 
-    records: every record of a run, evaluations in order; the first of each evaluation is the target. bands: label to
-    the change, in the guard's own units, that is let pass; where none is given it is 0 for a reward and
-    a share of the first value for a statistic. A change counts only if the two 95 % intervals do not overlap, so that
-    noise raises no alarm.
+    lines: every line of a run's evaluations.jsonl, in order; the first of each evaluation is the target.
+    bands: label to the change, in the guard's own units, that is let pass; where none is given it is 0 for a reward
+    and a share of the first value for a statistic. A change counts only if the two 95 % intervals do not overlap, so
+    that noise raises no alarm.
     """
     by_iteration: dict[int, list[EvaluationRecord]] = {}
-    for record in records:
+    for record in map(EvaluationRecord.model_validate, lines):
         by_iteration.setdefault(record.iteration, []).append(record)
     if len(by_iteration) < 2:
         return []

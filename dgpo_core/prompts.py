@@ -42,7 +42,7 @@ def check_prompts(model: RewardModel, prompts: Sequence[Prompt]) -> None:
     """
     try:
         model.check_prompts(prompts)
-    except UserError as error:
+    except UserError:
         good, bad = 0, len(prompts)  # the first `good` prompts pass, the first `bad` do not
         while bad - good > 1:
             middle = (good + bad) // 2

@@ -7,10 +7,13 @@ runs/NAME/config.yaml        the resolved configuration
           evaluations.jsonl  one line an evaluation and reward
           checkpoints/       see `checkpoint`
           pictures/000010/   pictures of the evaluation after iteration 10, the same noise each time
+          scores/000010.json its scores prompt by prompt
+          outcome.json       how the run ended; absent while it goes on and after it was killed
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -31,10 +34,12 @@ from dgpo_schemas.run import RunConfig
 
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry
+    from dgpo_schemas.metrics import OutcomeRecord, PromptScores
 
-__all__ = ["RunDirectory", "read_config"]
+__all__ = ["OUTCOME", "RunDirectory", "read_config"]
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "evaluations.jsonl")
+OUTCOME = "outcome.json"
 LIBRARIES = ("dgpo", "torch", "diffusers", "transformers", "peft", "accelerate", "pydantic", "pluggy", "safetensors")
 
 
@@ -129,6 +134,7 @@ class RunDirectory:
 
     def describe(self, config: RunConfig, registry: Registry, prompts: dict[str, Any]) -> None:
         """Write config.yaml and run.json: everything needed to understand and repeat the run."""
+        (self.path / OUTCOME).unlink(missing_ok=True)  # what is about to go on has not ended
         data = config.model_dump(mode="json")
         write_text(self.config_path, dump_yaml(data))
         versions = {name: _version(name) for name in LIBRARIES}
@@ -172,6 +178,20 @@ class RunDirectory:
                 except json.JSONDecodeError:
                     continue
         return records
+
+    def write_scores(self, scores: PromptScores) -> None:
+        """Scores of an evaluation, prompt by prompt; those of the same iteration are replaced."""
+        path = self.path / "scores" / f"{scores.iteration:06d}.json"
+        try:
+            path.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {path.parent}: {error.strerror}") from error
+        write_text(path, scores.model_dump_json() + "\n")
+
+    def conclude(self, outcome: OutcomeRecord) -> None:
+        """Write how the run ended. A disk that cannot take it must not hide why: the state is saved elsewhere."""
+        with contextlib.suppress(UserError):
+            write_text(self.path / OUTCOME, outcome.model_dump_json() + "\n")
 
     def rewind(self, iteration: int) -> None:
         """Drop what the logs say of later iterations: they will be computed again."""

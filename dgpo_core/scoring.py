@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dgpo_core.contracts import RewardModel
     from dgpo_schemas.run import ScoringSection
 
-__all__ = ["Reward", "ScoredSamples", "Scorer", "checked_score"]
+__all__ = ["Reward", "ScoredSamples", "Scorer", "checked_score", "missing_beyond"]
 
 log = logging.getLogger(__name__)
 THUMBNAIL = 32
@@ -183,6 +183,26 @@ def checked_score(
         _remember(failures, reward.label, f"{type(error).__name__}: {error}", count, error)
         reason = str(error) or type(error).__name__
         return Scores(torch.zeros(count), torch.ones(count, dtype=torch.bool), ({"reason": reason},) * count)
+
+
+def missing_beyond(
+    limit: float, rewards: Sequence[Reward], scored: Tensor, samples: ScoredSamples
+) -> tuple[float, str] | None:
+    """(share, reasons) if a larger share of samples than `limit` is not scored, or none is; else None.
+
+    scored bool of any shape: whether a sample has every reward that counts.
+    """
+    missing = int((~scored).sum()) / scored.numel()
+    if missing <= limit and missing < 1:
+        return None
+    reasons = dict.fromkeys(
+        f"{reward.label}: {diagnostics['reason']}"
+        for reward in rewards
+        if reward.weight  # the others may fail
+        for diagnostics in samples.diagnostics[reward.label]
+        if diagnostics.get("reason")
+    )
+    return missing, "; ".join(list(reasons)[:3]) or "the rewards gave no reason"
 
 
 def _shaped(scores: Scores, count: int) -> Scores:

@@ -1,13 +1,39 @@
-"""Stopping a run: SIGTERM and Ctrl-C ask for it, a second Ctrl-C insists."""
+"""Stopping a run: SIGTERM and Ctrl-C ask for it, a second Ctrl-C insists; the run file's `stop` sets limits."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal
 
-__all__ = ["Interrupted", "StopRequest"]
+if TYPE_CHECKING:
+    from dgpo_schemas.run import StopSection
+
+__all__ = ["Interrupted", "Limit", "StopRequest", "limit_reached"]
+
+Limit = Literal["seconds", "samples", "target"]
+
+
+def limit_reached(
+    stop: StopSection, *, seconds: float, samples: int, evaluations: Iterable[Mapping[str, Any]]
+) -> Limit | None:
+    """The limit of `stop` that a run has reached, if any.
+
+    seconds, samples: trained so far. evaluations: records of evaluations.jsonl so far, in order; the first of each
+    iteration is the first reward. A target reached once stays reached, whatever later evaluations say.
+    """
+    if stop.target is not None:
+        iteration = -1
+        for record in evaluations:
+            first, iteration = record["iteration"] != iteration, record["iteration"]
+            meant = first if stop.reward is None else record["reward"] == stop.reward
+            if meant and record["value"] >= stop.target:
+                return "target"
+    if stop.samples is not None and samples >= stop.samples:
+        return "samples"
+    return "seconds" if stop.seconds is not None and seconds >= stop.seconds else None
 
 
 class Interrupted(Exception):

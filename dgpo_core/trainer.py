@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.engine import Engine
@@ -22,9 +22,10 @@ from dgpo_core.pictures import write_pictures
 from dgpo_core.progress import Progress, Silent
 from dgpo_core.prompts import digest, of_iteration
 from dgpo_core.run_directory import RunDirectory
+from dgpo_core.scoring import missing_beyond
 from dgpo_core.stopping import Interrupted, Limit, StopRequest, limit_reached
 from dgpo_core.types import ScoredGroups, TrainingBatch
-from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, OutcomeRecord, TimingRecord
+from dgpo_schemas.metrics import MetricsRecord, OutcomeRecord, TimingRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -223,21 +224,15 @@ class Trainer:
 
     def _check_missing(self, known: Tensor, samples: ScoredSamples) -> None:
         """Raise RunStopped, the state saved, if more scores are missing than the run file allows, or all are."""
-        missing, limit = int((~known).sum()) / known.numel(), self.config.scoring.max_missing
-        if missing <= limit and missing < 1:
-            return
-        self._save_if_behind()
-        reasons = dict.fromkeys(
-            f"{label}: {diagnostics['reason']}"
-            for label, found in samples.diagnostics.items()
-            for diagnostics in found
-            if diagnostics.get("reason")
-        )
-        why = "; ".join(list(reasons)[:3]) or "the rewards gave no reason"
-        raise RunStopped(
-            f"{missing:.0%} of the scores of iteration {self.iteration + 1} are missing (limit scoring.max_missing = "
-            f"{limit:g}); the state is saved. {why}"
-        )
+        limit = self.config.scoring.max_missing
+        found = missing_beyond(limit, self.engine.scorer.rewards, known, samples)
+        if found is not None:
+            share, why = found
+            self._save_if_behind()
+            raise RunStopped(
+                f"{share:.0%} of the scores of iteration {self.iteration + 1} are missing (limit scoring.max_missing = "
+                f"{limit:g}); the state is saved. {why}"
+            )
 
     def _timestep_context(self) -> TimestepContext:
         t_min, t_max = self.config.sigma_range
@@ -293,7 +288,8 @@ class Trainer:
         guards = self.config.evaluation.guards
         if guards.alarm == "off" or "evaluate" not in self.seconds:  # an alarm is raised once, not again by a resume
             return
-        found = alarms(map(EvaluationRecord.model_validate, self.directory.read("evaluations.jsonl")), guards.bands)
+        lines = (line for line in self.directory.read("evaluations.jsonl") if "role" in line)  # older logs have none
+        found = alarms(lines, guards.bands)
         for alarm in found:
             self.progress.note(str(alarm))
         if found and guards.alarm == "stop":
@@ -362,7 +358,7 @@ class Trainer:
             self.directory.rewind(-1)
         self.directory.describe(config, self.registry, prompts)
         engine.runtime.start_trackers()
-        self.progress.started(self.directory.path, self.iteration, config.run.iterations, self.facts())
+        self.progress.started(self.directory.path, self.iteration, config.run.iterations, engine.facts())
         for note in engine.notes():
             self.progress.note(note)
 
@@ -396,39 +392,6 @@ class Trainer:
             interrupt=self.stop.check,
             progress=self._optimise_progress,
         )
-
-    def dry_run(self) -> dict[str, Any]:
-        """Build everything, draw and score one small group, and write nothing; returns what was found.
-
-        Raises UserError for what a run could not start with, and for a reward that scores none of the samples.
-        """
-        try:
-            self.build()
-            prompts = of_iteration(self.engine.train_prompts, 0, 1, self.engine.draws.at("prompt order"))
-            rollout = next(self.roller.roll_out(prompts, 2, self.engine.draws.at("dry run"), "policy"))
-            scorer = self.engine.scorer
-            scorer.submit(self.engine.backbone.decode(rollout.x0), rollout.prompts)
-            scored = scorer.collect()
-        finally:
-            self.engine.close()
-        for label, values in scored.values.items():
-            if bool(values.isnan().all()):
-                why = scorer.failure_of(label) or f"see its diagnostics: {scored.diagnostics[label]}"
-                raise UserError(f"dry run: reward {label} scored none of {len(values)} samples: {why}")
-        rewards = {label: values.tolist() for label, values in scored.values.items()}
-        return {**self.facts(), "prompt": prompts[0].text, "rewards": rewards}
-
-    def facts(self) -> dict[str, Any]:
-        """What a person wants to know before waiting: sizes, device, numbers of prompts."""
-        parameters = self.engine.policy.parameters.values()
-        return {
-            "device": str(self.engine.runtime.device),
-            "trained parameters": sum(p.numel() for p in parameters),
-            "all parameters": sum(p.numel() for p in self.engine.backbone.module.parameters()),
-            "latent": self.roller.shape,
-            "train prompts": len(self.engine.train_prompts),
-            "held-out prompts": len(self.engine.heldout_prompts),
-        }
 
     def _save(self) -> None:
         with self._timed("checkpoint"):

@@ -220,7 +220,8 @@ class ScoringSection(StrictModel):
 
     aggregation: Literal["weighted-sum", "group-normalised"] = Field(
         default="weighted-sum",
-        description="Sum of weight * value; or each reward first normalised within its group, then summed.",
+        description="Sum of weight * value; or each reward first normalised within its group, then summed (GDPO, which "
+        "goes with advantages.std: batch).",
     )
     max_missing: Float = Field(
         default=0.2,

@@ -130,7 +130,7 @@ def light(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["plugins", "list"], ["plugins", "show", "dgpo"], ["validate", "run.yaml"],
-     ["schema", "--output", "schemas"], ["train", "--help"]],
+     ["schema", "--output", "schemas"], ["train", "--help"], ["ablate", "run.yaml", "--dry-run"]],
 )  # fmt: skip
 def test_light_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "run.yaml").write_text("run: {name: x, iterations: 1}\n")

@@ -18,6 +18,7 @@ from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.hookspecs import RunInfo, hookimpl
 from dgpo_core.optimise import Optimiser
 from dgpo_core.registry import Registry
+from dgpo_core.rehearsal import rehearse
 from dgpo_core.run_directory import RunDirectory
 from dgpo_core.stopping import StopRequest
 from dgpo_core.testing.toy import ToyBackbone
@@ -379,7 +380,7 @@ def test_learning_rate(schedule: str, expected: list[float], make_config: Make, 
 
 
 def test_dry_run_writes_nothing(make_config: Make, registry: Registry, tmp_path: Path) -> None:
-    found = Trainer(make_config(), registry).dry_run()
+    found = rehearse(Trainer(make_config(), registry))
     assert len(found["rewards"]["brightness"]) == 2
     assert list(tmp_path.iterdir()) == []
 
