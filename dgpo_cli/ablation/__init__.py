@@ -1,0 +1,1 @@
+"""Behind `dgpo ablate`: planning cells, running them, and comparing what they reached."""

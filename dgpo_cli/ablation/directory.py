@@ -1,0 +1,214 @@
+"""An ablation's directory: what was planned, what became of each cell.
+
+OUTPUT/NAME/ablation.yaml   the ablation file, as it was given
+            plan.json       every variant's resolved run file, the seeds, what decides
+            states.json     how the last process of each cell ended
+            cells/VARIANT/seed-N/   a run directory, with its run.yaml and train.log
+            results.*       written by the report
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dgpo_cli.ablation.plan import Cell, Plan, Variant
+from dgpo_core.config import differing_keys
+from dgpo_core.errors import UserError
+from dgpo_core.files import why_not_writable, write_text
+from dgpo_core.run_directory import LOGS, OUTCOME, RunDirectory
+from dgpo_schemas.ablation import AblationConfig
+from dgpo_schemas.loading import dump_yaml
+from dgpo_schemas.metrics import OutcomeRecord
+from dgpo_schemas.run import RunConfig
+
+__all__ = ["AblationDirectory", "State", "outcome_of", "read_plan"]
+
+PLAN = "plan.json"
+STATES = "states.json"
+Status = Literal["finished", "failed", "unfinished", "not started"]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Of a cell; `message` is the last line of the log of a failed one."""
+
+    status: Status
+    message: str = ""
+
+
+def outcome_of(cell: Cell) -> OutcomeRecord | None:
+    """How the cell's run ended; None while it goes on, after it was killed, and before it began."""
+    try:
+        return OutcomeRecord.model_validate_json((cell.path / OUTCOME).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+class AblationDirectory:
+    """One ablation's directory, used by one process at a time."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.path = plan.path
+        self._lock = RunDirectory(self.path)  # a run's lock serves here as well
+        self._states: dict[str, dict[str, str]] = {}
+
+    @contextmanager
+    def claimed(self, text: str) -> Iterator[None]:
+        """Hold the directory, with the plan in it. `text` is the ablation file.
+
+        Raises UserError if it cannot be written, is in use, or belongs to another ablation (differing keys named).
+        """
+        reason = why_not_writable(self.path)
+        if reason is not None:
+            raise UserError(f"output: cannot write to {self.path}: {reason}")
+        if (self.path / "config.yaml").is_file():
+            raise UserError(f"{self.path} is the directory of a run; choose another `name` for the ablation")
+        self._refuse_another()
+        self._lock.acquire()
+        try:
+            self._refuse_another()  # it may have come about while this process waited
+            write_text(self.path / "ablation.yaml", text)
+            write_text(self.path / PLAN, json.dumps(_dump(self.plan), indent=1) + "\n")
+            self._states = _read_states(self.path)
+            yield
+        finally:
+            self._lock.release()
+
+    def _refuse_another(self) -> None:
+        """Variants and seeds may be added to what is there; nothing else may change, and nothing may be dropped."""
+        if not (self.path / PLAN).is_file():
+            if (self.path / "cells").exists():
+                raise UserError(f"{self.path} holds cells but no {PLAN}; choose another `name`, or move the directory")
+            return
+        saved = read_plan(self.path)
+        found = differences(saved, self.plan)
+        if found:
+            raise UserError(
+                f"{self.path} holds another ablation; these differ:\n  " + "\n  ".join(found) + "\n"
+                "choose another `name` (variants and seeds may be added to an ablation, not changed or taken away)"
+            )
+
+    def state(self, cell: Cell) -> State:
+        """Of a cell, from what its run and its last process left behind."""
+        outcome = outcome_of(cell)
+        if outcome is not None and outcome.outcome == "finished" and outcome.ended_by is not None:
+            return State("finished")
+        known = self._states.get(_key(cell))
+        if known is not None and known.get("status") == "failed":
+            return State("failed", known.get("message", ""))
+        return State("unfinished" if (cell.path / "config.yaml").exists() else "not started")
+
+    def remember(self, cell: Cell, state: State) -> None:
+        """Keep how a cell's process ended."""
+        self._states[_key(cell)] = {"status": state.status, "message": state.message}
+        write_text(self.path / STATES, json.dumps(self._states, indent=1) + "\n")
+
+    def prepare(self, cell: Cell) -> tuple[Path, bool]:
+        """Write a cell's run file; (its path, whether there is a checkpoint to resume from)."""
+        try:
+            cell.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {cell.path}: {error.strerror}") from error
+        file = cell.path / "run.yaml"
+        write_text(file, dump_yaml(cell.config.model_dump(mode="json")))
+        with held(cell) as run:
+            resume = bool(run.checkpoints.paths()) and run.config_path.exists()
+            if not resume:
+                for log in LOGS:  # killed before its first checkpoint: it begins again
+                    (cell.path / log).unlink(missing_ok=True)
+        return file, resume
+
+
+@contextmanager
+def held(cell: Cell) -> Iterator[RunDirectory]:
+    """The cell's run directory, locked and tidied up. Raises UserError if a process still uses it."""
+    run = RunDirectory(cell.path)
+    run.acquire()
+    try:
+        yield run
+    finally:
+        run.release()
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan of an ablation's directory. Raises UserError if it is none."""
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such ablation directory")
+    try:
+        data = json.loads((path / PLAN).read_text(encoding="utf-8"))
+        ablation = AblationConfig.model_validate(data["ablation"])
+        variants = [
+            Variant(one["name"], one["axes"], RunConfig.model_validate(one["config"])) for one in data["variants"]
+        ]
+        return Plan(ablation, variants, data["reward"], data["baseline"], path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not an ablation directory (it has no {PLAN})") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path / PLAN}: cannot be read: {error}") from error
+
+
+def saved_directory(plan: Plan) -> AblationDirectory:
+    """A directory to look at, with what is known of its cells."""
+    directory = AblationDirectory(plan)
+    directory._states = _read_states(plan.path)
+    return directory
+
+
+def differences(saved: Plan, new: Plan) -> list[str]:
+    """`where: saved, now new` for all that an ablation may not change once it has begun."""
+    found = []
+    known = {variant.name: variant for variant in new.variants}
+    for variant in saved.variants:
+        if variant.name not in known:
+            found.append(f"axes: the variant {variant.name!r} is gone")
+            continue
+        before, after = variant.config, known[variant.name].config
+        keys = differing_keys(before, after)
+        ends = {"run.iterations": (before.run.iterations, after.run.iterations), "stop": (before.stop, after.stop)}
+        keys += [
+            f"{key}: {_end(one)} when it started, {_end(other)} now"
+            for key, (one, other) in ends.items()
+            if one != other and not any(line.startswith(f"{key}:") for line in keys)
+        ]
+        found += [f"variant {variant.name!r}: {line}" for line in keys]
+    gone = [seed for seed in saved.ablation.seeds if seed not in new.ablation.seeds]
+    if gone:
+        found.append(f"seeds: {', '.join(map(str, gone))} {'is' if len(gone) == 1 else 'are'} gone")
+    return found
+
+
+def _end(value: Any) -> str:
+    if not hasattr(value, "model_dump"):
+        return str(value)
+    return ", ".join(f"{k} {v}" for k, v in value.model_dump().items() if v is not None) or "not given"
+
+
+def _dump(plan: Plan) -> dict[str, Any]:
+    return {
+        "ablation": plan.ablation.model_dump(mode="json"),
+        "reward": plan.reward,
+        "baseline": plan.baseline,
+        "variants": [
+            {"name": v.name, "axes": dict(v.axes), "config": v.config.model_dump(mode="json")} for v in plan.variants
+        ],
+    }
+
+
+def _key(cell: Cell) -> str:
+    return "/".join(cell.path.parts[-2:])
+
+
+def _read_states(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        found = json.loads((path / STATES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {cell: dict(state) for cell, state in found.items() if isinstance(state, Mapping)}

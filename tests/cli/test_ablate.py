@@ -1,0 +1,484 @@
+"""`dgpo ablate` on toy runs: what it runs, what it leaves behind, and how it goes on after whatever ended it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from dgpo_cli.ablation import runner
+from dgpo_cli.ablation.directory import AblationDirectory, State
+from dgpo_cli.ablation.plan import make_plan
+from dgpo_cli.ablation.progress import Watcher
+from dgpo_cli.ablation.runner import Resources, choose_resources, run_cells
+from dgpo_cli.main import main
+from dgpo_core.engine import Engine
+from dgpo_core.errors import UserError
+from dgpo_core.registry import Registry
+from dgpo_core.stopping import StopRequest
+from dgpo_core.testing.toy import BrightnessReward, run_data
+
+Run = Callable[..., Any]
+Write = Callable[..., Path]
+HERE = Path("runs/trial")
+
+
+class Here:
+    """A cell's process that is none: it has run in this process when it seems to have started."""
+
+    started: list[tuple[str, bool, Mapping[str, str]]] = []
+
+    def __init__(self, file: Path, *, resume: bool, log: Path, environment: Mapping[str, str]) -> None:
+        Here.started.append((str(file.parent.relative_to(HERE / "cells")), resume, environment))
+        with log.open("a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            try:
+                main(["train", str(file), *(["--resume"] if resume else [])])
+            except SystemExit as end:
+                self.code = int(end.code or 0)
+
+    def poll(self) -> int | None:
+        return self.code
+
+    wait = poll
+
+    def terminate(self) -> None:
+        """It has ended."""
+
+    kill = terminate
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, bool, Mapping[str, str]]]]:
+    """Cells run in this process; the list of what was started: cell, resumed, environment."""
+    Here.started = []
+    monkeypatch.setattr(runner, "POLL", 0.0)
+    monkeypatch.setattr(run_cells, "__kwdefaults__", {**(run_cells.__kwdefaults__ or {}), "launch": Here})
+    return iter([Here.started])
+
+
+@pytest.fixture
+def started(here: Iterator[Any]) -> list[tuple[str, bool, Mapping[str, str]]]:
+    found: list[tuple[str, bool, Mapping[str, str]]] = next(here)
+    return found
+
+
+@pytest.fixture
+def ablation(write_run: Write) -> Callable[..., Path]:
+    """`ablation(seeds=3)`: an ablation file over a toy run."""
+
+    def write(**changes: Any) -> Path:
+        write_run(evaluation={"every": 1, "prompts": 4, "samples_per_prompt": 2, "pictures": 2}, run={"iterations": 2})
+        data = {
+            "name": "trial", "base": "run.yaml", "seeds": 2,
+            "axes": [{"key": "weighting", "values": ["abs-advantage", "best-vs-worst"]}],
+        } | changes  # fmt: skip
+        Path("ablation.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+        return Path("ablation.yaml")
+
+    return write
+
+
+def lines(cell: str, log: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (HERE / "cells" / cell / log).read_text().splitlines()]
+
+
+def results() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((HERE / "results.json").read_text())
+    return found
+
+
+CELLS = ["abs-advantage/seed-0", "best-vs-worst/seed-0", "abs-advantage/seed-1", "best-vs-worst/seed-1"]
+
+
+def test_an_ablation_from_end_to_end(dgpo: Run, ablation: Run, started: list[Any]) -> None:
+    done = dgpo("ablate", ablation(target=2.0))
+    assert done.code == 0, done.err
+    assert [cell for cell, *_ in started] == CELLS
+    assert not any(resumed for _, resumed, _ in started)
+    said = done.err.splitlines()
+    assert said[0] == "ablation runs/trial: 2 variants, seeds 0, 1; 4 cells"
+    assert said[-2] == "[4 of 4 finished] best-vs-worst, seed 1 finished"
+    assert said[-1].startswith(("abs-advantage has", "best-vs-worst has"))
+    assert done.out == "runs/trial/results.html\n"
+    found = results()
+    assert [v["name"] for v in found["variants"]] == ["abs-advantage", "best-vs-worst"]
+    for variant in found["variants"]:
+        for cell in variant["cells"]:
+            log = lines(f"{variant['name']}/seed-{cell['seed']}", "evaluations.jsonl")
+            scores = [e["value"] for e in log if e["role"] == "target"]
+            assert (cell["scores"], cell["iterations"], cell["samples"]) == (scores, [0, 1, 2], [0, 16, 32])
+        assert variant["score"]["over"] == "seeds and prompts"
+        assert set(variant["guards"]) == {"diversity", "saturation", "edge_density", "dark_pixels"}
+    with (HERE / "cells.csv").open() as file:
+        assert [(c["variant"], c["status"], c["ended_by"]) for c in csv.DictReader(file)] == [
+            (v, "finished", "iterations") for v in ("abs-advantage", "best-vs-worst") for _ in range(2)
+        ]
+    text = (HERE / "results.md").read_text()
+    assert "not reached in 2 of 2" in text
+    # Every cell is an ordinary run.
+    cell = HERE / "cells/best-vs-worst/seed-1"
+    assert dgpo("report", cell).code == 0
+    assert dgpo("evaluate", cell, "--json").code == 0
+    assert dgpo("validate", cell / "run.yaml").code == 0
+
+
+def test_the_page_is_complete_in_itself(dgpo: Run, ablation: Run, started: list[Any]) -> None:
+    dgpo("ablate", ablation(target=0.5, seeds=3))
+    text = (HERE / "results.html").read_text()
+
+    class Reader(HTMLParser):
+        tags: list[tuple[str, dict[str, str | None]]] = []
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            self.tags.append((tag, dict(attrs)))
+
+    Reader().feed(text)
+    pictures = [attributes["src"] or "" for tag, attributes in Reader.tags if tag == "img"]
+    assert len(pictures) == 2 * 3  # two prompts; the base model and two variants
+    assert all(source.startswith("data:image/png;base64,") for source in pictures)
+    assert not [a for _, a in Reader.tags if str(a.get("href", "#")).startswith("http")]
+    assert not any(tag == "script" for tag, _ in Reader.tags)
+    ids = [a["id"] for _, a in Reader.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    for axis in ("iterations", "samples", "time"):
+        assert f'id="axis-{axis}"' in text
+        assert f'class="plot by-{axis}"' in text
+    assert str(Path.cwd()) not in text
+
+
+def test_the_report_is_made_anew_from_the_logs(dgpo: Run, ablation: Run, started: list[Any]) -> None:
+    dgpo("ablate", ablation())
+    kept = {p.name: p.read_bytes() for p in HERE.glob("*.*") if p.stem in ("results", "cells")}
+    for name in kept:
+        (HERE / name).unlink()
+    done = dgpo("ablate", "--report", HERE)
+    assert (done.code, done.out) == (0, "runs/trial/results.html\n")
+    assert {name: (HERE / name).read_bytes() for name in kept} == kept
+    HERE.rename("runs/moved")
+    assert dgpo("ablate", "--report", "runs/moved").code == 0
+
+
+def test_the_same_seed_draws_the_same_prompts_and_noise(
+    dgpo: Run, ablation: Run, started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen by the reward: the first iteration's samples, and those of the base model's evaluation, agree to the bit
+    between variants and differ between seeds."""
+    seen: dict[str, list[tuple[list[str], Tensor]]] = {}
+    score = BrightnessReward.score
+
+    def watched(self: BrightnessReward, media: Tensor, prompts: Any) -> Any:
+        seen.setdefault(Here.started[-1][0], []).append(([p.text for p in prompts], media.clone()))
+        return score(self, media, prompts)
+
+    monkeypatch.setattr(BrightnessReward, "score", watched)
+    dgpo("ablate", ablation(set={"rewards.0.options.scale": 1.0}))
+    firsts = {cell: found[:2] for cell, found in seen.items()}  # the evaluation at the start, the first roll-out
+    for seed in (0, 1):
+        one, other = (firsts[f"{variant}/seed-{seed}"] for variant in ("abs-advantage", "best-vs-worst"))
+        for (texts, media), (also, same) in zip(one, other, strict=True):
+            assert texts == also
+            assert torch.equal(media, same)
+    assert not torch.equal(firsts["abs-advantage/seed-0"][0][1], firsts["abs-advantage/seed-1"][0][1])
+    assert results()["paired"] is True
+    starts = [lines(cell, "evaluations.jsonl")[0]["value"] for cell in CELLS]
+    assert starts[0] == starts[1] != starts[2] == starts[3]
+
+
+def test_larger_groups_share_the_noise_of_their_first_members(known: Registry, ablation: Run) -> None:
+    file = ablation(axes=[{"key": "rollout.group_size", "values": [2, 4]}])
+    rows = {}
+    for variant in make_plan(file, known).variants:
+        engine = Engine(variant.config, known)
+        draws = engine.draws.at("iteration", 0, "rollout")
+        size = variant.config.rollout.group_size
+        (rollout,) = engine.roller().roll_out(engine.train_prompts[:2], size, draws, "policy")
+        rows[size] = rollout.x0.view(2, size, -1)
+        engine.close()
+    assert torch.equal(rows[4][:, :2], rows[2])
+
+
+# -- going on -------------------------------------------------------------------------------------------------------
+
+
+def test_finished_cells_are_not_run_again_and_more_may_come(dgpo: Run, ablation: Run, started: list[Any]) -> None:
+    dgpo("ablate", ablation())
+    before = {cell: (HERE / "cells" / cell / "metrics.jsonl").stat().st_mtime_ns for cell in CELLS}
+    started.clear()
+    assert dgpo("ablate", ablation()).code == 0
+    assert started == []
+    values = ["abs-advantage", "best-vs-worst", {"use": "softmax", "options": {"temperature": 2}}]
+    done = dgpo("ablate", ablation(seeds=3, axes=[{"key": "weighting", "values": values}], target=0.5))
+    assert done.code == 0
+    assert "continuing, 4 of 9 cells are finished" in done.err
+    assert [cell for cell, *_ in started] == [
+        "softmax-temperature=2/seed-0", "softmax-temperature=2/seed-1", "abs-advantage/seed-2",
+        "best-vs-worst/seed-2", "softmax-temperature=2/seed-2",
+    ]  # fmt: skip
+    assert {cell: (HERE / "cells" / cell / "metrics.jsonl").stat().st_mtime_ns for cell in CELLS} == before
+    assert len(results()["variants"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"set": {"optimiser.learning_rate": 0.5}},
+         "variant 'abs-advantage': optimiser.learning_rate: 0.01 when it started, 0.5 now"),
+        ({"stop": {"iterations": 3}}, "variant 'abs-advantage': run.iterations: 2 when it started, 3 now"),
+        ({"stop": {"seconds": 3}}, "variant 'best-vs-worst': stop: not given when it started, seconds 3.0 now"),
+        ({"axes": [{"key": "weighting", "values": ["abs-advantage", "uniform"]}]},
+         "axes: the variant 'best-vs-worst' is gone"),
+        ({"seeds": [0, 5]}, "seeds: 1 is gone"),
+    ],
+)  # fmt: skip
+def test_the_directory_of_another_ablation_is_refused(
+    dgpo: Run, ablation: Run, started: list[Any], changes: dict[str, Any], says: str
+) -> None:
+    dgpo("ablate", ablation())
+    before = {p: p.read_bytes() for p in HERE.rglob("*") if p.is_file()}
+    done = dgpo("ablate", ablation(**changes))
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("runs/trial holds another ablation; these differ:\n")
+    assert f"  {says}\n" in done.err
+    assert {p: p.read_bytes() for p in HERE.rglob("*") if p.is_file()} == before
+
+
+def test_a_failed_cell_does_not_lose_the_others(dgpo: Run, ablation: Run, started: list[Any]) -> None:
+    axis = {"name": "lamp", "variants": {"whole": {}, "broken": {"rewards.0.options.fail": "raise"}}}
+    done = dgpo("ablate", ablation(axes=[axis], set={"evaluation.at_start": False}))
+    assert done.code == 1
+    assert len(started) == 4
+    log = HERE / "cells/broken/seed-0/train.log"
+    assert f"its log is {log}" in done.err
+    assert done.err.splitlines()[-1] == "2 of 4 cells failed: broken, seed 0; broken, seed 1"
+    assert "of the scores of iteration 1 are missing" in log.read_text()
+    found = results()
+    assert [c["status"] for v in found["variants"] for c in v["cells"]] == ["finished"] * 2 + ["failed"] * 2
+    assert found["variants"][1]["score"] is None
+    assert any("broken, seed 1 failed: " in line and "train.log" in line for line in found["warnings"])
+    # They are tried again, from where they stopped.
+    started.clear()
+    assert dgpo("ablate", ablation(axes=[axis], set={"evaluation.at_start": False})).code == 1
+    assert [(cell, resumed) for cell, resumed, _ in started] == [("broken/seed-0", True), ("broken/seed-1", True)]
+
+
+def test_a_stop_lets_running_cells_save(known: Registry, ablation: Run, started: list[Any]) -> None:
+    plan = make_plan(ablation(), known)
+    stop = StopRequest()
+
+    class Stopper(Watcher):
+        def began(self, cell: Any, *, resume: bool) -> None:
+            super().began(cell, resume=resume)
+            stop.request()
+
+    directory = AblationDirectory(plan)
+    with directory.claimed("text"):
+        states = run_cells(plan, directory, Resources(1, [], None), stop=stop, progress=Stopper(quiet=True))
+    assert len(started) == 1
+    assert [s.status for s in states.values()] == ["finished", "not started", "not started", "not started"]
+
+
+def test_one_process_an_ablation(dgpo: Run, ablation: Run, known: Registry, started: list[Any]) -> None:
+    file = ablation()
+    with AblationDirectory(make_plan(file, known)).claimed("text"):
+        done = dgpo("ablate", file)
+    assert (done.code, started) == (2, [])
+    assert done.err == f"runs/trial is in use by another process (number {os.getpid()})\n"
+
+
+def test_a_cell_that_was_killed_before_its_first_checkpoint_begins_again(
+    dgpo: Run, ablation: Run, started: list[Any]
+) -> None:
+    file = ablation()
+    cell = HERE / "cells" / CELLS[0]
+    cell.mkdir(parents=True)
+    (cell / "metrics.jsonl").write_text('{"iteration": 1}\n')
+    (cell / "config.yaml").write_text("")
+    done = dgpo("ablate", file)
+    assert (done.code, done.err) == (
+        2, "runs/trial holds cells but no plan.json; choose another `name`, or move the directory\n"
+    )  # fmt: skip
+    shutil.rmtree(HERE)
+    dgpo("ablate", file)
+    shutil.rmtree(cell / "checkpoints")
+    (cell / "outcome.json").unlink()
+    started.clear()
+    assert dgpo("ablate", file).code == 0
+    assert [(name, resumed) for name, resumed, _ in started] == [(CELLS[0], False)]
+    assert [line["iteration"] for line in lines(CELLS[0])] == [1, 2]
+
+
+# -- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_lists_the_cells_and_writes_nothing(dgpo: Run, ablation: Run) -> None:
+    done = dgpo("ablate", ablation(), "--dry-run")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == (
+        "runs/trial: 2 variants x 2 seeds = 4 cells, all valid\n"
+        "  abs-advantage: 2 iterations, 32 samples a seed  (baseline)\n"
+        "  best-vs-worst: 2 iterations, 32 samples a seed\n"
+        "decided by brightness; nothing was written\n"
+    )
+    assert not Path("runs").exists()
+
+
+def test_usage(dgpo: Run, ablation: Run, trained: Any) -> None:
+    assert "give an ablation file, or --report" in dgpo("ablate").err
+    assert "give an ablation file, or --report" in dgpo("ablate", ablation(), "--report", "x").err
+    assert dgpo("ablate", "none.yaml").err == "none.yaml: there is no such file\n"
+    assert dgpo("ablate", "--report", "none").err == "none: there is no such ablation directory\n"
+    done = dgpo("ablate", "--report", trained.path)
+    assert done.err == "runs/toy: not an ablation directory (it has no plan.json)\n"
+    done = dgpo("ablate", ablation(name="toy"))
+    assert done.err == "runs/toy is the directory of a run; choose another `name` for the ablation\n"
+    (trained.path / "plan.json").write_text("{}")
+    assert "runs/toy/plan.json: cannot be read: 'ablation'" in dgpo("ablate", "--report", trained.path).err
+
+
+def test_devices_are_taken_in_turn(
+    known: Registry, ablation: Run, write_run: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+
+    def chosen(visible: list[str], **changes: Any) -> Resources:
+        return choose_resources(make_plan(ablation(**changes), known), visible)
+
+    cuda = {"set": {"run.device": "auto"}}
+    found = chosen(["0", "1"], **cuda)
+    assert (found.parallel, found.threads) == (2, None)
+    assert [found.environment(slot) for slot in range(3)] == [{"CUDA_VISIBLE_DEVICES": n} for n in "010"]
+    found = chosen(["4", "GPU-x"], **cuda, parallel=3, devices=[1])
+    assert [found.environment(slot) for slot in range(2)] == [{"CUDA_VISIBLE_DEVICES": "GPU-x"}] * 2
+    assert chosen(["0"], **cuda, devices=[]).environment(0) == {"CUDA_VISIBLE_DEVICES": ""}
+    assert chosen(["0"]).devices == []  # run.device: cpu
+    assert chosen([], parallel=4).environment(1) == {"OMP_NUM_THREADS": "2"}
+    assert chosen([], parallel=4, threads=1).environment(1) == {}  # the run files say it
+    for visible, says in (([], "there is none; leave the key out"), (["0"], "there are 1, from 0")):
+        with pytest.raises(UserError, match=f"devices: there is no CUDA device 3: {says}"):
+            chosen(visible, **cuda, devices=[3])
+
+
+# -- processes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.Popen[str]]:
+    """`dgpo` in a process of its own, with the toy parts installed for it and for the cells it starts."""
+    monkeypatch.chdir(tmp_path)
+    metadata = tmp_path / "site/toy-1.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[dgpo]\ntoy = dgpo_core.testing.toy:plugin\n")
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dgpo_cli", *arguments],
+            env={**os.environ, "PYTHONPATH": "site", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    return start
+
+
+def test_ctrl_c_and_a_kill_lose_nothing(
+    shell: Callable[..., subprocess.Popen[str]], dgpo: Run, started: list[Any]
+) -> None:
+    """Two cells side by side: stopped once, killed once, then finished, as if never stopped."""
+    data = run_data("runs", run={"iterations": 60}, evaluation={"every": 20, "prompts": 4, "pictures": 0})
+    Path("run.yaml").write_text(yaml.safe_dump(data | {"checkpoints": {"every": 1}}))
+    axis = {"key": "weighting", "values": ["abs-advantage", "uniform"]}
+    text = yaml.safe_dump({"name": "trial", "base": "run.yaml", "seeds": [3], "parallel": 2, "axes": [axis]})
+    Path("ablation.yaml").write_text(text)
+    cells = [HERE / "cells/abs-advantage/seed-3", HERE / "cells/uniform/seed-3"]
+
+    def done() -> list[int]:
+        logs = [cell / "metrics.jsonl" for cell in cells]
+        return [log.read_text().count("\n") if log.exists() else 0 for log in logs]
+
+    def outcomes() -> list[str]:
+        files = [cell / "outcome.json" for cell in cells]
+        return [json.loads(file.read_text())["outcome"] if file.exists() else "" for file in files]
+
+    def wait_until(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 90
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    process = shell("ablate", "ablation.yaml")
+    wait_until(lambda: all(count >= 2 for count in done()))
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, said
+    assert "stopping: saving the state" in said
+    assert said.endswith("stopped; the same command goes on\n")
+    stopped = done()
+    assert all(0 < count < 60 for count in stopped)
+    assert outcomes() == ["interrupted", "interrupted"]
+
+    process = shell("ablate", "ablation.yaml")
+    wait_until(lambda: all(count > before for count, before in zip(done(), stopped, strict=True)))
+    process.kill()
+    process.communicate(timeout=90)
+    # Nobody is left who would stop them, so they stop themselves.
+    wait_until(lambda: outcomes() == ["interrupted", "interrupted"])
+
+    ended = dgpo("ablate", "ablation.yaml")
+    assert ended.code == 0, ended.err
+    assert [resumed for _, resumed, _ in started] == [True, True]
+    assert done() == [60, 60]
+    assert [c["status"] for v in results()["variants"] for c in v["cells"]] == ["finished", "finished"]
+    assert "resuming after iteration" in (cells[0] / "train.log").read_text()
+    # The same run, never stopped.
+    assert dgpo("train", cells[0] / "run.yaml", "--set", "run.output=whole", "--quiet").code == 0
+    for log in ("metrics.jsonl", "evaluations.jsonl"):
+        assert (cells[0] / log).read_bytes() == Path("whole/seed-3", log).read_bytes()
+
+
+def test_a_terminal_shows_a_bar(known: Registry, ablation: Run, started: list[Any]) -> None:
+    import io
+
+    from rich.console import Console
+
+    from dgpo_cli.ablation.progress import BarWatcher
+
+    plan, screen = make_plan(ablation(), known), io.StringIO()
+    directory = AblationDirectory(plan)
+    watcher = BarWatcher(Console(file=screen, force_terminal=True, width=120))
+    with directory.claimed("text"):
+        run_cells(plan, directory, Resources(2, [], None), stop=StopRequest(), progress=watcher)
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screen.getvalue())
+    assert "[4 of 4 finished" in text
+    assert "2 running" in text
+
+
+def test_the_time_left(known: Registry, ablation: Run) -> None:
+    """Half of the iterations in 10 seconds: 10 are left."""
+    plan = make_plan(ablation(), known)
+    cells = list(plan.cells())
+    watcher = Watcher(quiet=True)
+    watcher.started(plan, {cell.label: State("not started") for cell in cells})
+    assert watcher.left() == ""
+    watcher.clock -= 10
+    for cell in cells[:2]:
+        watcher.ended(cell, State("finished"))
+    watcher.running = {cells[2].label: cells[2]}
+    assert watcher.left() == "left 10.0s"
+    assert watcher.summary() == "2 of 4 finished, 1 running"
