@@ -200,7 +200,7 @@ def test_one_file_per_model() -> None:
     assert set(schema_texts({"reward": {"shiny": Reward}})) == {
         "run.schema.json", "prompt.schema.json", "manifest.schema.json", "metrics.schema.json", "timings.schema.json",
         "evaluations.schema.json", "scores.schema.json", "outcome.schema.json", "ablation.schema.json",
-        "serve.schema.json",        "service.schema.json", "plugins/reward.shiny.schema.json",
+        "serve.schema.json", "service.schema.json", "plugins/reward.shiny.schema.json",
     }  # fmt: skip
 
 
