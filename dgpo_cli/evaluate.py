@@ -81,7 +81,6 @@ def evaluate(
             iteration=opened.iteration,
         )
     finally:
-        scorer.close()
         engine.close()
     records = [record.model_dump(mode="json") for record in result.records]
     if output is not None:

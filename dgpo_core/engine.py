@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ class Engine:
         self.registry = registry
         self.runtime = Runtime(config, directory)
         self.draws = Draws(config.run.seed)
+        self._rewards: list[tuple[RewardBlock, RewardModel]] = []
+        self._scorers: list[Scorer] = []
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -145,7 +148,7 @@ class Engine:
     @cached_property
     def scorer(self) -> Scorer:
         """The rewards trained on."""
-        return Scorer(self._make_rewards("rewards", self.config.rewards, self.train_prompts))
+        return self._made(Scorer(self._make_rewards("rewards", self.config.rewards, self.train_prompts)))
 
     @cached_property
     def evaluation_scorer(self) -> Scorer:
@@ -159,9 +162,12 @@ class Engine:
             targets = self._make_rewards("rewards", self.config.rewards, prompts)
         else:
             targets = self._make_rewards("evaluation.rewards", section.rewards, prompts)
-        return Scorer(
-            [*targets, *self._make_rewards("evaluation.guards.rewards", section.guards.rewards, prompts, guard=True)]
-        )
+        guards = self._make_rewards("evaluation.guards.rewards", section.guards.rewards, prompts, guard=True)
+        return self._made(Scorer([*targets, *guards]))
+
+    def _made(self, scorer: Scorer) -> Scorer:
+        self._scorers.append(scorer)  # to be closed with the engine
+        return scorer
 
     def _make_rewards(
         self, key: str, blocks: Sequence[RewardBlock], prompts: Sequence[Prompt], *, guard: bool = False
@@ -183,10 +189,6 @@ class Engine:
         made = place(block, self.registry, device=self.runtime.device, where=place_in_file)
         self._rewards.append((where, made))
         return made
-
-    @cached_property
-    def _rewards(self) -> list[tuple[RewardBlock, RewardModel]]:
-        return []
 
     def roller(
         self,
@@ -238,9 +240,9 @@ class Engine:
 
     def close(self) -> None:
         """Stop workers and trackers."""
-        for name in ("scorer", "evaluation_scorer"):
-            if name in self.__dict__:
-                self.__dict__[name].close()
-        for _, model in self._rewards:
-            model.close()
-        self.runtime.close()
+        with ExitStack() as closing:  # one that fails keeps none of the others open
+            closing.callback(self.runtime.close)
+            for _, model in self._rewards:
+                closing.callback(model.close)
+            for scorer in self._scorers:
+                closing.callback(scorer.close)

@@ -98,20 +98,19 @@ def alarms(lines: Iterable[Mapping[str, Any]], bands: Mapping[str, float]) -> li
     and a share of the first value for a statistic. A change counts only if the two 95 % intervals do not overlap, so
     that noise raises no alarm.
     """
-    by_iteration: dict[int, list[EvaluationRecord]] = {}
-    for record in map(EvaluationRecord.model_validate, lines):
-        by_iteration.setdefault(record.iteration, []).append(record)
-    if len(by_iteration) < 2:
+    records = sorted(map(EvaluationRecord.model_validate, lines), key=lambda record: record.iteration)
+    base: dict[str, EvaluationRecord] = {}
+    for record in records:
+        base.setdefault(record.reward, record)  # a guard that was added later has its first value there
+    last = [record for record in records if record.iteration == records[-1].iteration]
+    after = next((record for record in last if record.role == "target"), None)
+    if after is None or after.value <= base[after.reward].value:
         return []
-    first, last = by_iteration[min(by_iteration)], by_iteration[max(by_iteration)]
-    before, after = first[0], last[0]
-    if after.value <= before.value:
-        return []
-    base = {record.reward: record for record in first}
+    before = base[after.reward]
     found = []
     for now in last:
-        was = base.get(now.reward)
-        if now.role == "target" or was is None:
+        was = base[now.reward]
+        if now.role == "target" or was is now:
             continue
         band = band_of(now.reward, now.role, was.value, bands)
         if has_left(now.reward, was, now, band):

@@ -42,17 +42,19 @@ def check_prompts(model: RewardModel, prompts: Sequence[Prompt]) -> None:
     """
     try:
         model.check_prompts(prompts)
-    except UserError:
-        good, bad = 0, len(prompts)  # the first `good` prompts pass, the first `bad` do not
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            try:
-                model.check_prompts(prompts[good:middle])
-                good = middle
-            except UserError as found:
-                bad, error = middle, found
-        origin = prompts[good].origin if prompts else ""
-        raise UserError(f"{origin}: {error}" if origin else str(error)) from error
+        return
+    except UserError as error:
+        refused = error
+    good, bad = 0, len(prompts)  # the first `good` prompts pass, the first `bad` do not
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        try:
+            model.check_prompts(prompts[good:middle])
+            good = middle
+        except UserError as error:
+            bad, refused = middle, error
+    origin = prompts[good].origin if prompts else ""
+    raise UserError(f"{origin}: {refused}" if origin else str(refused)) from refused
 
 
 def load_prompts(block: PromptsBlock, split: Literal["train", "heldout"], registry: Registry) -> list[Prompt]:

@@ -182,7 +182,9 @@ class WorkerSection(StrictModel):
 class ServiceSection(StrictModel):
     """A reward behind HTTP: one or several servers started with `dgpo serve`."""
 
-    urls: list[str] = Field(min_length=1, description="Addresses, such as http://gpu-7:8500; work is balanced.")
+    urls: list[Annotated[str, Field(pattern=r"^https?://[^/\s]+")]] = Field(
+        min_length=1, description="Addresses, such as http://gpu-7:8500; work is balanced."
+    )
     token_variable: str | None = Field(
         default=None, min_length=1, description="Environment variable that holds the servers' token."
     )

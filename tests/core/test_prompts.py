@@ -154,6 +154,7 @@ def test_a_refused_prompt_is_named_with_file_and_line(tmp_path: Path, bad: list[
 def test_prompts_without_an_origin_and_accepted_ones() -> None:
     check_prompts(Refuses("bad"), [Prompt("good")])
     check_prompts(Refuses("bad"), [])
-    with pytest.raises(UserError, match=r"^prompt 'bad': has 'bad'$"):
-        check_prompts(Refuses("bad"), [Prompt("good"), Prompt("bad")])
+    for prompts in (["bad"], ["good", "bad"], ["bad", "good"]):
+        with pytest.raises(UserError, match=r"^prompt 'bad': has 'bad'$"):
+            check_prompts(Refuses("bad"), [Prompt(text) for text in prompts])
     assert Prompt("a", origin="x:1") == Prompt("a", origin="y:2")

@@ -154,7 +154,7 @@ def parse(prompt: Prompt) -> Metadata:
         key = _where(first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         if not prompt.metadata:
-            message += " (it has no metadata: GenEval needs a .jsonl file with `tag` and `include`)"
+            message += " (it has no metadata: GenEval needs `tag` and `include`, in a .jsonl file or as `metadata`)"
         raise UserError(
             f"prompt {prompt.text!r}: GenEval metadata{f', key {key!r}' if key else ''}: {message}"
         ) from error
