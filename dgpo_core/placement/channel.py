@@ -13,12 +13,12 @@ import struct
 import time
 from collections.abc import Callable
 
-__all__ = ["Channel"]
+__all__ = ["LONGEST", "Channel"]
 
 HEAD = struct.Struct("<4sQ")
 MAGIC = b"DGPO"
-LONGEST = 1 << 40
-"""Bytes of a frame beyond which its length must be nonsense."""
+LONGEST = 8 * 2**30
+"""Most bytes of a frame: a longer one is not sent, and not believed. The memory is taken before it is read."""
 SLICE = 0.5
 """Seconds between two looks at whether the other side still lives."""
 

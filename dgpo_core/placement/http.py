@@ -14,7 +14,7 @@ import httpx
 from dgpo_core.errors import UserError
 from dgpo_core.placement.remote import OutOfMemory, RewardLost, RewardRaised
 
-__all__ = ["Busy", "Client", "Down", "Nonsense", "Refused", "shown"]
+__all__ = ["Busy", "Client", "Down", "Nonsense", "Refused", "Stranger", "shown"]
 
 CONNECT = 5.0
 """Seconds to reach a server."""
@@ -42,6 +42,10 @@ class Busy(Exception):
 
 class Refused(RewardLost):
     """The server does not want this request, and would not want it again."""
+
+
+class Stranger(Refused):
+    """The server does not know this request, and does not say so in a reward service's words."""
 
 
 class Client:
@@ -113,7 +117,7 @@ class Client:
         if status in (401, 403):
             raise Refused(f"{message} ({self._token_hint()})")
         if 400 <= status < 500 and status != 408:
-            raise Refused(message)
+            raise Refused(message) if told else Stranger(message)
         match told.get("kind"):
             case "reward" | "user" | "plugin":
                 raise RewardRaised(message)

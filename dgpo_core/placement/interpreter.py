@@ -35,8 +35,11 @@ def why_it_did_not_start(python: str, error: Exception) -> str:
     return f"{python} cannot be started: {error}"
 
 
-def why_it_did_not_greet(python: str, variables: Mapping[str, str], lines: Sequence[str]) -> str:
-    """In words, of a program that started but did not become a worker: it is asked what it is."""
+def why_it_did_not_greet(
+    python: str, variables: Mapping[str, str], lines: Sequence[str], waited: float | None = None
+) -> str:
+    """In words, of a program that started but did not become a worker: it is asked what it is. `waited`: the seconds
+    of worker.start_timeout, if they have passed."""
     said = [line for line in lines if line.strip()]
     last = f": {said[-1]}" if said else ""
     try:
@@ -54,4 +57,5 @@ def why_it_did_not_greet(python: str, variables: Mapping[str, str], lines: Seque
         return f"{python} lacks dgpo; install it and the reward's plugin there: {python} -m pip install dgpo ..."
     if not has_worker:
         return f"{python} has a dgpo that knows no workers; install the run's version there"
-    return f"the worker in {python} did not start{last}"
+    late = "" if waited is None else f" within {waited:g} s (worker.start_timeout)"
+    return f"the worker in {python} did not start{late}{last}"

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from dgpo_core.errors import UserError
-from dgpo_core.placement.channel import Channel
+from dgpo_core.placement.channel import LONGEST, Channel
 from dgpo_core.placement.interpreter import why_it_did_not_greet, why_it_did_not_start
 from dgpo_core.placement.messages import Blob, Malformed, pack
 from dgpo_core.placement.remote import OutOfMemory, RewardRaised
@@ -43,6 +45,8 @@ OF_THE_RUN = (
     "TORCHELASTIC_RUN_ID",
 )  # fmt: skip
 """Variables with which a launcher makes a process one of many. A worker that had them would wait for the others."""
+OF_THE_INTERPRETER = ("PYTHONPATH", "PYTHONHOME")
+"""Variables that lead an interpreter to the packages of another one."""
 
 
 class Lost(Exception):
@@ -65,7 +69,8 @@ class Recipe:
     @cached_property
     def variables(self) -> dict[str, str]:
         """The environment of the process."""
-        own = {name: value for name, value in os.environ.items() if name not in OF_THE_RUN}
+        left = OF_THE_RUN if _is_ours(self.python) else (*OF_THE_RUN, *OF_THE_INTERPRETER)
+        own = {name: value for name, value in os.environ.items() if name not in left}
         return own | dict(self.environment)
 
     def orders(self) -> dict[str, Any]:
@@ -130,24 +135,33 @@ class WorkerProcess:
                 "same version of dgpo in both environments"
             )
         try:
-            self._channel.send(json.dumps(recipe.orders()).encode(), deadline=deadline)
-            blob = self._receive(deadline, "start_timeout")
-        except (Lost, EOFError, TimeoutError) as error:
+            blob = self._exchange(json.dumps(recipe.orders()).encode(), deadline, "start_timeout")
+        except Lost as error:
             self.kill()
             raise UserError(f"{recipe.where}: the worker that was to load {recipe.use} {error}") from error
         if refusal := blob.header.get("error"):
             raise UserError(self._refusal(refusal))
-        return RewardDescription.model_validate(blob.header)
+        try:
+            return RewardDescription.model_validate(blob.header)
+        except ValidationError as error:
+            self.kill()
+            raise UserError(
+                f"{recipe.where}: the worker that was to load {recipe.use} answered with something that is no "
+                f"description of it: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
+            ) from error
 
     def _hello(self, deadline: float) -> dict[str, Any]:
+        waited = None
         try:
             hello = json.loads(self._channel.receive(deadline=deadline, alive=self._alive))
             if isinstance(hello, dict):
                 return hello
-        except (EOFError, TimeoutError, ValueError):
+        except TimeoutError:
+            waited = self.recipe.start_timeout
+        except (EOFError, ValueError):
             pass
         self.kill()
-        reason = why_it_did_not_greet(self.recipe.python, self.recipe.variables, self._output.lines)
+        reason = why_it_did_not_greet(self.recipe.python, self.recipe.variables, self._output.lines, waited)
         raise UserError(f"{self.recipe.where}.worker.python: {reason}")
 
     def _refusal(self, error: Mapping[str, str]) -> str:
@@ -163,14 +177,9 @@ class WorkerProcess:
 
     def ask(self, question: bytes) -> Blob:
         """An answer. Raises Lost, RewardRaised, OutOfMemory, and UserError if the reward refuses prompts."""
-        deadline = time.monotonic() + self.recipe.timeout
-        try:
-            self._channel.send(question, deadline=deadline)
-        except TimeoutError:
-            raise self._hung("timeout") from None
-        except EOFError:
-            raise Lost(self._fate()) from None
-        blob = self._receive(deadline, "timeout")
+        if len(question) > LONGEST:
+            raise OutOfMemory(f"a batch of {len(question) / 2**30:.1f} GiB is more than {LONGEST >> 30} GiB")
+        blob = self._exchange(question, time.monotonic() + self.recipe.timeout, "timeout")
         error = blob.header.get("error")
         if not error:
             return blob
@@ -181,8 +190,10 @@ class WorkerProcess:
                 raise UserError(error["message"])
         raise RewardRaised(error["message"])
 
-    def _receive(self, deadline: float, patience: str) -> Blob:
+    def _exchange(self, question: bytes, deadline: float, patience: str) -> Blob:
+        """Raises Lost. `patience` is the setting that the deadline comes from."""
         try:
+            self._channel.send(question, deadline=deadline)
             return Blob(self._channel.receive(deadline=deadline, alive=self._alive))
         except TimeoutError:
             raise self._hung(patience) from None
@@ -291,6 +302,16 @@ class Output:
         self._thread.join(GRACE)
         if not self._thread.is_alive():
             self._stream.close()
+
+
+def _is_ours(python: str) -> bool:
+    """Whether it is the interpreter that runs this, under whatever name. All environments link to one program, so
+    the directory counts."""
+
+    def place(path: str) -> tuple[str, str]:
+        return os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.realpath(path)
+
+    return place(shutil.which(python) or python) == place(sys.executable)
 
 
 def resolve(python: str | None) -> str:

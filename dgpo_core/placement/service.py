@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.placement.http import Busy, Client, Down, Nonsense, Refused
+from dgpo_core.placement.http import Busy, Client, Down, Nonsense, Refused, Stranger
 from dgpo_core.placement.messages import (
     Blob,
     Malformed,
@@ -56,6 +56,7 @@ class ServiceReward(RemoteReward):
         super().__init__(block.options, device=device)
         self._block = block
         self._section = section
+        self._place = where
         self._where = f"{where}.service"
         urls = [_checked_url(url, self._where) for url in section.urls]
         connections = len(urls) * section.concurrency
@@ -104,7 +105,11 @@ class ServiceReward(RemoteReward):
         def send(server: Server) -> Scores:
             url = f"{server.url}/v1/score"
             answer = self._client.ask("POST", url, timeout=self._section.timeout, content=body, headers=headers)
-            return check_scores(read_score_answer(Blob(answer)), len(prompts))
+            scores = read_score_answer(Blob(answer))
+            try:
+                return check_scores(scores, len(prompts))
+            except ValueError as error:
+                raise Malformed(str(error)) from None
 
         return self._ask(send)
 
@@ -167,7 +172,7 @@ class ServiceReward(RemoteReward):
                 raise Down(str(error)) from error
         try:
             return send(server)
-        except (Malformed, ValidationError, ValueError) as error:
+        except (Malformed, ValidationError) as error:
             raise Nonsense(f"answered nonsense: {error}") from error
 
     # -- meeting the servers ----------------------------------------------------------------------------------------
@@ -176,6 +181,7 @@ class ServiceReward(RemoteReward):
         """What the servers serve; those that are not there are left alone for now, if another one is."""
         began = time.monotonic()
         wait = 0.1
+        told: set[float] = set()
         while True:
             loading = False
             for server in self._servers.all:
@@ -189,8 +195,13 @@ class ServiceReward(RemoteReward):
                     raise UserError(f"{self._where}.urls: {server.name} answers: {error}") from error
             if self._known is not None:
                 break
-            if time.monotonic() + wait > began + (max(START, self._section.timeout) if loading else START):
+            patience = max(START, self._section.timeout) if loading else START
+            if time.monotonic() + wait > began + patience:
                 self._nobody_is_there()
+            if patience not in told:  # else a run would seem to hang
+                told.add(patience)
+                names = ", ".join(f"{server.name} ({server.why})" for server in self._servers.all)
+                log.warning("%s: waiting for %s, up to %g s", self._where, names, patience)
             time.sleep(wait)
             wait = min(2 * wait, 5.0)
         for server in self._servers.all:
@@ -205,12 +216,14 @@ class ServiceReward(RemoteReward):
         raise UserError(f"{self._where}.urls: no server answers; start one with `dgpo serve`:\n{lines}")
 
     def _describe(self, server: Server) -> RewardDescription:
-        """What a server says of itself. Raises UserError if it is not what the run file asks for."""
+        """What a server says of itself. Raises UserError if it is not what the block asks for."""
         where, url = f"{self._where}.urls", server.name
         try:
             data = self._client.ask_json("GET", f"{server.url}/v1/reward", timeout=min(PROBE, self._section.timeout))
         except Nonsense as error:
             raise UserError(f"{where}: {url} is no dgpo reward service: it {error}") from error
+        except Stranger as error:
+            raise UserError(f"{where}: {url} is no dgpo reward service: it answers with {error}") from error
         try:
             check_protocol(data)
             found = RewardDescription.model_validate(data)
@@ -219,9 +232,11 @@ class ServiceReward(RemoteReward):
         except ValidationError as error:
             raise UserError(f"{where}: {url} is no dgpo reward service: its description is not one") from error
         if found.use != self._block.use:
-            raise UserError(f"{where}: {url} serves {found.use}, the run file asks for {self._block.use}")
+            raise UserError(f"{where}: {url} serves {found.use}, but `use` of {self._place} is {self._block.use}")
         for key, wanted, served in _differences(plain(self._block.options), found.options):
-            raise UserError(f"{where}: {url} serves {found.use} with {key}: {served!r}, the run file says {wanted!r}")
+            raise UserError(
+                f"{where}: {url} serves {found.use} with {key}: {served!r}, but `{key}` of {self._place} is {wanted!r}"
+            )
         if self._known is not None and _sameness(found) != _sameness(self._known):
             raise UserError(
                 f"{where}: {url} serves {found.use} with other options than the other servers: {found.options}"

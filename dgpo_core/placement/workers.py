@@ -84,13 +84,15 @@ class Seat:
                 self.process = process  # so that `close` finds it while it loads
             process.greet()
             return process
-        except (UserError, Lost) as error:
+        except BaseException as error:
             self.failures += 1
             with self._exchange:
                 self.process = None
             if process is not None:
                 process.kill()
-            raise Lost(str(error)) from error
+            if isinstance(error, UserError | Lost):
+                raise Lost(str(error)) from error
+            raise
 
     def close(self) -> None:
         """End the process: gently, unless it is at work, for then nobody is left who wants its answer."""

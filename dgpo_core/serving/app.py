@@ -65,7 +65,7 @@ class Service:
         self.counters = counters
         self.draining = False
         self.inside = 0
-        """Requests for scores under way."""
+        """Requests under way, those of watchers not counted."""
         self._token = token
         counters.watch(batcher.waiting, lambda: self.inside)
         routes = [
@@ -106,12 +106,10 @@ class Service:
         return _json(describe(self.config.reward.use, self._loaded(), self.config.limits))
 
     async def _examples(self, request: Request) -> Response:
-        self._loaded()
-        try:
-            async with asyncio.timeout(self.config.timeout):
-                blob = await _result(self.batcher.call(lambda reward: example_blob(reward.examples())))
-        except TimeoutError:
-            raise Refusal(504, "timeout", f"there was no answer within {self.config.timeout:g} s (timeout)") from None
+        return await self._admitted(request, self._exemplified)
+
+    async def _exemplified(self, request: Request, body: bytes) -> Response:
+        blob = await _result(self.batcher.call(lambda reward: example_blob(reward.examples())))
         return Response(blob, media_type=SAFETENSORS)
 
     async def _check(self, request: Request) -> Response:

@@ -10,7 +10,7 @@ import json
 import tempfile
 import threading
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -169,14 +169,13 @@ def read_pictures_json(body: bytes, limits: ServiceLimits) -> list[Batch]:
     """Pictures in base64. Raises Refusal."""
     request = read_json(ScorePictures, body)
     _check_size(len(request.samples), 1, 1, 1, limits)
-    media = []
+    files = []
     for i, sample in enumerate(request.samples):
         try:
-            data = base64.b64decode(sample.image, validate=True)
+            files.append((f"samples.{i}.image", base64.b64decode(sample.image, validate=True)))
         except (binascii.Error, ValueError) as error:
             raise Refusal(400, "request", f"samples.{i}.image is not base64: {error}") from None
-        media.append(decode(data, f"samples.{i}.image", limits))
-    return _batches(media, [Prompt(sample.prompt, sample.metadata) for sample in request.samples])
+    return _batches(decode(files, limits), [Prompt(sample.prompt, sample.metadata) for sample in request.samples])
 
 
 async def read_pictures_form(body: bytes, request: Request, limits: ServiceLimits) -> list[Batch]:
@@ -196,7 +195,7 @@ async def read_pictures_form(body: bytes, request: Request, limits: ServiceLimit
     finally:
         await form.close()
     _check_size(len(files), 1, 1, 1, limits)
-    return await asyncio.to_thread(lambda: _batches([decode(data, name, limits) for name, data in files], prompts))
+    return await asyncio.to_thread(lambda: _batches(decode(files, limits), prompts))
 
 
 async def _form_content(form: FormData) -> tuple[list[tuple[str, bytes]], list[Prompt]]:
@@ -243,35 +242,61 @@ def _object(text: str) -> dict[str, Any]:
     return data
 
 
-def decode(data: bytes, name: str, limits: ServiceLimits) -> Tensor:
-    """A PNG or JPEG file as [3, H, W] (an animated one as [F, 3, H, W]), float32 in [0, 1].
+def decode(files: list[tuple[str, bytes]], limits: ServiceLimits) -> list[Tensor]:
+    """PNG and JPEG files, each with its name, as [3, H, W] (animated ones as [F, 3, H, W]), float32 in [0, 1].
 
-    Its size is read from its header and checked before anything is unpacked. Raises Refusal.
+    The sizes of all are read from their headers and checked, each and their sum, before any is unpacked. Raises
+    Refusal.
     """
-    with DECODING:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as image:
-                    frames = getattr(image, "n_frames", 1) if image.format == "PNG" else 1
-                    _check_size(1, frames, image.height, image.width, limits)
-                    if frames * image.height * image.width > MAX_PIXELS:
-                        raise Refusal(413, "size", f"its frames hold more than {MAX_PIXELS:,} pixels")
-            with tempfile.NamedTemporaryFile(suffix=".png") as file:
-                file.write(data)
-                file.flush()
-                return read_media(Path(file.name)).tensor
-        except Refusal as error:
-            raise Refusal(error.status, error.kind, f"{name}: {error}") from None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise Refusal(413, "size", f"{name}: it would unpack to far too many pixels") from None
-        except UnidentifiedImageError:
-            raise Refusal(400, "request", f"{name}: is neither a PNG nor a JPEG file") from None
-        except MediaError as error:
-            raise Refusal(400, "request", f"{name}: {error.reason}") from None
-        except Exception as error:  # Pillow meets broken files with whatever comes
-            raise Refusal(400, "request", f"{name}: cannot be read: {type(error).__name__}: {error}") from None
+    most, pixels = limits.max_megapixels * 1_000_000, 0
+    for name, data in files:
+        pixels += _pixels(name, data, limits)
+        if pixels > most:
+            raise Refusal(
+                413,
+                "size",
+                f"the pictures hold more than {limits.max_megapixels} million pixels together "
+                "(limits.max_megapixels); send fewer of them in one request",
+            )
+    return [_unpacked(name, data) for name, data in files]
+
+
+def _pixels(name: str, data: bytes, limits: ServiceLimits) -> int:
+    """Pixels of all frames of a file, by its header."""
+    with _reading(name), Image.open(BytesIO(data), formats=("PNG", "JPEG")) as image:
+        frames = getattr(image, "n_frames", 1) if image.format == "PNG" else 1
+        _check_size(1, frames, image.height, image.width, limits)
+        pixels = frames * image.height * image.width
+        if pixels > MAX_PIXELS:
+            raise Refusal(413, "size", f"its frames hold more than {MAX_PIXELS:,} pixels")
+        return pixels
+
+
+def _unpacked(name: str, data: bytes) -> Tensor:
+    with _reading(name), tempfile.NamedTemporaryFile(suffix=".png") as file:
+        file.write(data)
+        file.flush()
+        return read_media(Path(file.name)).tensor
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Whatever is wrong with a picture becomes a Refusal that names it."""
+    try:
+        with DECODING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except Refusal as error:
+        raise Refusal(error.status, error.kind, f"{name}: {error}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Refusal(413, "size", f"{name}: it would unpack to far too many pixels") from None
+    except UnidentifiedImageError:
+        raise Refusal(400, "request", f"{name}: is neither a PNG nor a JPEG file") from None
+    except MediaError as error:
+        raise Refusal(400, "request", f"{name}: {error.reason}") from None
+    except Exception as error:  # Pillow meets broken files with whatever comes
+        raise Refusal(400, "request", f"{name}: cannot be read: {type(error).__name__}: {error}") from None
 
 
 def _batches(media: list[Tensor], prompts: list[Prompt]) -> list[Batch]:

@@ -106,6 +106,12 @@ class ServiceLimits(StrictModel):
     max_side: Int = Field(default=4096, ge=1, le=65536, description="Pixels of a picture's longer side.")
     max_frames: Int = Field(default=512, ge=1, description="Frames of a video.")
     max_samples: Int = Field(default=1024, ge=1, description="Samples of a request.")
+    max_megapixels: Int = Field(
+        default=128,
+        ge=1,
+        description="Million pixels that the picture files of a request unpack to, all frames together; tensors are "
+        "bounded by max_body_mib.",
+    )
 
 
 class RewardDescription(Answer):

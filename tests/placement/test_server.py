@@ -28,7 +28,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.placement.messages import Blob, pack, read_examples, read_score_answer, score_request
 from dgpo_core.serving.server import bind, read_token
 from dgpo_core.types import Prompt, Scores
-from dgpo_schemas.service import PROTOCOL, SAFETENSORS, RewardDescription
+from dgpo_schemas.service import PROTOCOL, SAFETENSORS, RewardDescription, ServiceLimits
 
 Serve = Callable[..., Any]
 Make = Callable[..., RewardModel]
@@ -291,6 +291,45 @@ def test_pictures_that_are_refused(client: httpx.Client, request_: Any, status: 
     still_serves(client)
 
 
+def animated(count: int, side: int) -> bytes:
+    file = BytesIO()
+    frames = [Image.new("L", (side, side), i) for i in range(count)]
+    frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("files", "fits"),
+    [
+        ([picture((1000, 1000), "L")] * 2, True),
+        ([picture((1000, 1000), "L")] * 2 + [picture((1, 1))], False),
+        ([animated(3, 900)], False),
+        ([bomb(1000, 1000)] * 3, False),  # told before one is found to be broken
+    ],
+)
+def test_pictures_are_bounded_by_their_sum(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, files: list[bytes], fits: bool
+) -> None:
+    server = serve("moody", limits={"max_megapixels": 2})
+    read, unpacked = bodies.read_media, []
+    monkeypatch.setattr(bodies, "read_media", lambda path: unpacked.append(path) or read(path))  # type: ignore[func-returns-value]
+    samples = [coded(one)["json"]["samples"][0] for one in files]
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        for request in (image(*files), {"json": {"samples": samples}}):
+            answer = client.post("/v1/score", **request)
+            if fits:
+                assert answer.status_code == 200, answer.text
+            else:
+                error = answer.json()["error"]
+                assert (answer.status_code, error["kind"], unpacked) == (413, "size", [])
+                assert error["message"].startswith("the pictures hold more than 2 million pixels together (limits.max_")
+        still_serves(client)
+
+
+def test_a_micro_batch_of_training_is_within_the_sum() -> None:
+    assert 96 * 1024**2 <= ServiceLimits().max_megapixels * 1_000_000 < 8 * 4096**2
+
+
 @pytest.mark.parametrize("given", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xff"])
 def test_nobody_comes_in_without_the_token(server: Any, client: httpx.Client, given: str) -> None:
     headers = {"Authorization": given.encode("latin-1")} if given else {}
@@ -429,6 +468,7 @@ def test_a_full_service_asks_to_come_back(serve: Serve, gate: threading.Event, p
         refused = post_tensors(client, score_request(media, [Prompt("x")]))
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert refused.json()["error"]["kind"] == "busy"
+        assert client.get("/v1/examples").status_code == 503
         gate.set()
         assert [future.result().status_code for future in held] == [200, 200]
         still_serves(client)
@@ -497,6 +537,8 @@ def test_requests_under_way_finish_when_it_is_ended(
         wait_for(lambda: parts.BATCHES == [2])
         held += [pool.submit(send, text) for text in ("x", "y")]
         wait_for(lambda: server.service.inside == 3)
+        held.append(pool.submit(client.get, "/v1/examples"))
+        wait_for(lambda: server.service.inside == 4)
         server.server.drain()
         with httpx.Client(base_url=server.url) as other:
             assert (other.get("/ready").status_code, other.get("/ready").json()) == (503, {"status": "draining"})
@@ -504,10 +546,10 @@ def test_requests_under_way_finish_when_it_is_ended(
             refused = post_tensors(other, score_request(media, prompts))
             assert (refused.status_code, refused.json()["error"]["message"]) == (503, "the service is draining")
         gate.set()
-        assert [future.result().status_code for future in held] == [200] * 3
+        assert [future.result().status_code for future in held] == [200] * 4
     server.thread.join(20)
     assert not server.thread.is_alive()
-    assert "draining: 3 requests under way" in server.lines
+    assert "draining: 4 requests under way" in server.lines
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/health")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 import dgpo_core.placement.http as http_module
@@ -27,6 +28,7 @@ from dgpo_core.placement.messages import score_answer
 from dgpo_core.placement.remote import RewardLost, RewardRaised
 from dgpo_core.placement.service import ServiceReward
 from dgpo_core.types import Prompt, Scores
+from dgpo_schemas.run import RewardBlock
 from dgpo_schemas.service import PROTOCOL, SAFETENSORS
 
 Serve = Callable[..., Any]
@@ -367,14 +369,33 @@ def refused(make: Make, use: str = "conv", **block: Any) -> str:
     return str(caught.value)
 
 
-def test_servers_that_are_not_there(make: Make, free_port: Callable[[], int]) -> None:
+def test_servers_that_are_not_there(make: Make, free_port: Callable[[], int], caplog: pytest.LogCaptureFixture) -> None:
     urls = [f"http://127.0.0.1:{free_port()}", "http://name:password@127.0.0.1:1"]
     message = refused(make, service=service(*urls))
     first, *rest = message.splitlines()
     assert first == "rewards.0.service.urls: no server answers; start one with `dgpo serve`:"
     assert rest[0].startswith(f"  {urls[0]}: ConnectError")
     assert rest[1].startswith("  http://127.0.0.1:1: ConnectError")
-    assert "password" not in message
+    assert "password" not in message + caplog.text
+    (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]  # told once, at the first failure
+    assert record.getMessage().startswith(f"rewards.0.service: waiting for {urls[0]} (ConnectError: ")
+    assert "refused" in record.getMessage()
+    assert record.getMessage().endswith(", up to 0.3 s")
+
+
+def test_errors_of_ours_are_not_blamed_on_the_server(make: Make, samples: Samples, serve: Serve) -> None:
+    reward = make("conv", service=service(serve("conv"), retries=3))
+    assert isinstance(reward, ServiceReward)
+    calls: list[Any] = []
+
+    def broken(server: Any) -> Any:
+        calls.append(server)
+        raise ValueError("a mistake in this program")
+
+    with pytest.raises(ValueError, match="a mistake in this program"):
+        reward._ask(broken)
+    assert len(calls) == 1
+    assert reward.score(*samples(2)).missing.tolist() == [False, False]
 
 
 def test_a_server_that_is_loading_is_waited_for_longer(script: Callable[..., Scripted], make: Make) -> None:
@@ -389,6 +410,8 @@ def test_a_server_that_is_loading_is_waited_for_longer(script: Callable[..., Scr
     ("answer", "message"),
     [
         (HTML, "is no dgpo reward service: it answered with something that is no JSON object: '<html>"),
+        ((404, *HTML[1:]), "is no dgpo reward service: it answers with status 404: '<html>"),
+        (as_json({"detail": "Not Found"}, 404), "is no dgpo reward service: it answers with status 404: '{"),
         (as_json([1]), "is no dgpo reward service: it answered with something that is no JSON object"),
         (as_json({"protocol": PROTOCOL}), "is no dgpo reward service: its description is not one"),
         (as_json({"error": {"kind": "request", "message": "Not Found"}}, 404), "answers: Not Found"),
@@ -397,7 +420,7 @@ def test_a_server_that_is_loading_is_waited_for_longer(script: Callable[..., Scr
             "(dgpo 7.0) speaks version 7 of the protocol, this dgpo",
         ),
         (as_json({}), "(dgpo of unknown version) speaks version None"),
-        (as_json(DESCRIPTION | {"use": "other"}), "serves other, the run file asks for conv"),
+        (as_json(DESCRIPTION | {"use": "other"}), "serves other, but `use` of rewards.0 is conv"),
     ],
 )
 def test_servers_that_serve_something_else(
@@ -413,9 +436,9 @@ def test_options_that_differ(script: Callable[..., Scripted], make: Make) -> Non
     server = script()
     assert make("conv", service=service(server), options={"scale": 1}).range == (0.0, 1.0)
     found = refused(make, service=service(server), options={"seed": 5})
-    assert found.endswith("serves conv with options.seed: 0, the run file says 5")
+    assert found.endswith("serves conv with options.seed: 0, but `options.seed` of rewards.0 is 5")
     found = refused(make, service=service(server), options={"sede": {"a": 1}})
-    assert found.endswith("serves conv with options.sede: 'nothing', the run file says {'a': 1}")
+    assert found.endswith("options.sede: 'nothing', but `options.sede` of rewards.0 is {'a': 1}")
     other = script(reward=[as_json(DESCRIPTION | {"options": {"seed": 1, "scale": 1.0}})])
     assert f"{other.url} serves conv with other options than the other servers" in refused(
         make, service=service(server, other)
@@ -436,7 +459,13 @@ def test_tokens(serve: Serve, make: Make, samples: Samples, monkeypatch: pytest.
     assert reward.score(*samples(1)).missing.tolist() == [False]
 
 
-@pytest.mark.parametrize("url", ["gpu-7:8500", "ftp://x", "http://", "http://[::1", "", "http://x:99999999"])
+@pytest.mark.parametrize("url", ["gpu-7:8500", "ftp://x", "http://", ""])
+def test_addresses_that_the_schema_refuses(url: str) -> None:
+    with pytest.raises(ValidationError, match=r"service.urls.0"):
+        RewardBlock.model_validate({"use": "conv", "service": {"urls": [url]}})
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://x:99999999"])
 def test_addresses_that_are_none(make: Make, url: str) -> None:
     found = refused(make, service={"urls": [url]})
     assert found.startswith("rewards.0.service.urls: ")

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -28,10 +30,13 @@ import dgpo_core.placement.worker_main as worker_main
 import dgpo_core.placement.workers as workers
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
+from dgpo_core.placement.channel import HEAD, LONGEST, MAGIC, Channel
+from dgpo_core.placement.messages import Blob, pack
 from dgpo_core.placement.process import Recipe
 from dgpo_core.placement.remote import OutOfMemory, RewardLost, RewardRaised, in_halves
 from dgpo_core.placement.workers import WorkerReward
 from dgpo_core.types import Prompt, Scores
+from dgpo_schemas.service import PROTOCOL
 
 Make = Callable[..., RewardModel]
 Samples = Callable[..., tuple[Tensor, list[Prompt]]]
@@ -140,6 +145,28 @@ def test_a_launcher_s_variables_stay_with_the_run(monkeypatch: pytest.MonkeyPatc
     assert not {"RANK", "MASTER_ADDR"} & recipe.variables.keys()
     assert recipe.variables["A"] == "b"
     assert "PATH" in recipe.variables
+
+
+def test_paths_of_the_run_s_interpreter_stay_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/of/the/run")
+    monkeypatch.setenv("PYTHONHOME", "/of/the/run")
+
+    def variables(python: str, **environment: str) -> set[str]:
+        recipe = Recipe("rewards.0", python, environment, "conv", {}, torch.device("cpu"), 1.0, 1.0)
+        return {name for name in ("PYTHONPATH", "PYTHONHOME") if name in recipe.variables}
+
+    here, other = Path(sys.executable), tmp_path / "bin" / "python"
+    other.parent.mkdir()
+    other.symlink_to(here)  # as in a virtual environment of its own
+    link = tmp_path / "link"
+    link.symlink_to(here.parent)
+    assert variables(sys.executable) == variables(str(link / here.name)) == {"PYTHONPATH", "PYTHONHOME"}
+    assert variables(str(other)) == variables("/nowhere/python") == set()
+    assert variables(str(other), PYTHONPATH="/its/own") == {"PYTHONPATH"}
+    monkeypatch.setenv("PATH", str(here.parent))
+    assert variables(here.name) == {"PYTHONPATH", "PYTHONHOME"}
+    monkeypatch.setenv("PATH", str(other.parent))
+    assert variables("python") == set()
 
 
 # -- accidents ------------------------------------------------------------------------------------------------------
@@ -374,6 +401,55 @@ def test_an_interpreter_that_hangs(make: Make, tmp_path: Path, monkeypatch: pyte
     python = script(tmp_path / "silent", "#!/bin/sh\nexec sleep 60\n")
     message = refused(make, worker={"python": python, "start_timeout": 0.2})
     assert message == f"rewards.0.worker.python: {python} is no Python interpreter"
+
+
+@pytest.mark.usefixtures("tidy")
+def test_a_worker_that_is_given_too_little_time(make: Make) -> None:
+    message = refused(make, worker={"start_timeout": 0.01})
+    assert message == (
+        f"rewards.0.worker.python: the worker in {sys.executable} did not start within 0.01 s (worker.start_timeout)"
+    )
+
+
+@pytest.mark.usefixtures("tidy")
+def test_a_worker_whose_description_is_none(make: Make, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(process: Any, *arguments: Any) -> Blob:
+        return Blob(pack({"protocol": PROTOCOL}))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(process_module.WorkerProcess, "_exchange", odd)
+        message = refused(make, worker={})
+    assert message.startswith("rewards.0: the worker that was to load conv answered with something that is no desc")
+    reward = make("conv", worker={"retries": 0})
+    assert isinstance(reward, WorkerReward)
+    (seat,) = reward._seats
+    for error, expected in ((UserError("odd"), RewardLost), (ZeroDivisionError("odd"), ZeroDivisionError)):
+        os.kill(pid_of(reward), signal.SIGKILL)
+        with pytest.raises(RewardLost, match="SIGKILL"):
+            reward.score(*samples(2))
+        with monkeypatch.context() as patched:
+            patched.setattr(process_module.WorkerProcess, "greet", Mock(side_effect=error))
+            with pytest.raises(expected, match="odd"):
+                reward.score(*samples(2))
+        assert seat.process is None
+        assert reward.score(*samples(2)).missing.tolist() == [False, False]
+    reward.close()
+
+
+def test_frames_are_bounded(moody: RewardModel, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        here.sendall(HEAD.pack(MAGIC, LONGEST + 1))
+        with pytest.raises(EOFError, match="does not speak this protocol"):
+            Channel(there).receive()
+    before = pid_of(moody)
+    media, prompts = samples(4)
+    monkeypatch.setattr(process_module, "LONGEST", media.numel() * media.element_size())
+    assert moody.score(media, prompts).missing.tolist() == [False] * 4  # in halves
+    monkeypatch.setattr(process_module, "LONGEST", 100)
+    with pytest.raises(OutOfMemory, match=r"a batch of 0.0 GiB is more than"):
+        moody.score(media, prompts)
+    assert pid_of(moody) == before
 
 
 @pytest.mark.usefixtures("tidy")
