@@ -66,6 +66,11 @@ BUNDLED = {
     ("detector", "shapes"): "dgpo-miniature",
     ("prompts", "miniature"): "dgpo-miniature",
     ("prompts", "miniature-signs"): "dgpo-miniature",
+    ("backbone", "wan"): "dgpo-wan",
+    ("reward", "frames"): "dgpo-video",
+    ("reward", "motion"): "dgpo-video",
+    ("reward", "miniature-motion"): "dgpo-video",
+    ("prompts", "miniature-video"): "dgpo-video",
 }
 """Parts of the project's own plugins: an unknown one of these names says what to install."""
 

@@ -528,11 +528,11 @@ def test_the_examples_can_be_looked_at(dgpo: Run) -> None:
         (["stub", "a.png", "--option", "=3"], "--option =3: must be KEY=VALUE, such as detector=shapes"),
         (["stub", "a.png", "--option", "depth=[1"], "--option depth=[1: not YAML: expected ',' or ']', but got "
          "'<stream end>' while parsing a flow sequence (column 3)"),
-        (["stub", "a.png", "--url", "http://x", "--worker-python", "y"], "give --worker-python or --url, not both: a reward "
-         "runs in one place"),
+        (["stub", "a.png", "--url", "http://x", "--worker-python", "y"],
+         "give --worker-python or --url, not both: a reward runs in one place"),
         (["stub", "a.png", "--token-variable", "X"], "--token-variable: names the token of a service; give its --url"),
-        (["stub", "a.png", "--token-variable", "", "--url", "http://x"], "--token-variable: service.token_variable: must not "
-         "be empty"),
+        (["stub", "a.png", "--token-variable", "", "--url", "http://x"],
+         "--token-variable: service.token_variable: must not be empty"),
         (["stub", "a.png", "--device", "gpu"], "--device gpu: choose one of auto, cpu, cuda"),
         (["stub", "a.png", "--output", "empty"], "--output empty: is a directory; name a file"),
         (["stub", "a.png", "--output", "no/x.json"], "--output no/x.json: there is no directory no"),

@@ -26,6 +26,7 @@ from dgpo_miniature.world import random_scenes, render
 from dgpo_pickscore.testing import make_tiny_clip, make_tiny_head, make_tiny_open_clip
 from dgpo_schemas.base import UseBlock
 from dgpo_sd3.testing import make_tiny_checkpoint
+from dgpo_wan.testing import make_tiny_checkpoint as make_tiny_wan
 
 Key = tuple[str, str]
 
@@ -58,8 +59,15 @@ def aesthetic(directory: Path) -> Given:
     return Given({"model": str(clip), "head": str(head)})
 
 
+def wan(directory: Path) -> Given:
+    checkpoint = make_tiny_wan(directory / "wan")
+    return Given({"frames": 5, "text_length": 24}, section={"checkpoint": str(checkpoint)}, size=(32, 48))
+
+
 GIVEN: dict[Key, Callable[[Path], Given]] = {
     ("backbone", "sd3"): sd3,
+    ("backbone", "wan"): wan,
+    ("reward", "frames"): lambda directory: Given({"reward": "ocr"}),
     ("reward", "geneval"): geneval,
     ("reward", "geneval-official"): geneval,
     ("reward", "geneval-flowgrpo"): geneval,

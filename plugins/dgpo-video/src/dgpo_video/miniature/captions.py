@@ -1,0 +1,45 @@
+"""Captions of the world of moving shapes, and their faults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+from random import Random
+
+from dgpo_video.miniature.names import COLORS, DIRECTIONS, SHAPES
+
+__all__ = ["HELDOUT_TEMPLATES", "TRAIN_TEMPLATES", "Caption", "all_captions", "corrupt", "text"]
+
+TRAIN_TEMPLATES = ("a {} {} moving {}", "a video of a {} {} moving {}")
+HELDOUT_TEMPLATES = ("a {} {} that moves {}", "a clip of a {} {} that moves {}")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Caption:
+    """What a clip shows: one of SHAPES, COLORS and DIRECTIONS each."""
+
+    shape: str
+    color: str
+    direction: str
+
+    def metadata(self) -> dict[str, str]:
+        """As the reward `miniature-motion` reads it from a prompt."""
+        return {"shape": self.shape, "color": self.color, "direction": self.direction}
+
+
+def text(caption: Caption, template: str) -> str:
+    """The caption in words."""
+    return template.format(caption.color, caption.shape, caption.direction)
+
+
+def all_captions() -> list[Caption]:
+    """Every content, in a fixed order: 3 shapes x 4 colours x 4 directions."""
+    return [Caption(*parts) for parts in product(SHAPES, COLORS, DIRECTIONS)]
+
+
+def corrupt(caption: Caption, rng: Random) -> Caption:
+    """The caption with another direction (half the time), colour or shape."""
+    what = rng.choices(("direction", "color", "shape"), weights=(2, 1, 1))[0]
+    names = {"direction": DIRECTIONS, "color": COLORS, "shape": SHAPES}[what]
+    others = [name for name in names if name != getattr(caption, what)]
+    return replace(caption, **{what: rng.choice(others)})

@@ -1,0 +1,9 @@
+"""Words of the world of moving shapes. Light: no numpy, no torch."""
+
+from __future__ import annotations
+
+__all__ = ["COLORS", "DIRECTIONS", "SHAPES"]
+
+SHAPES = ("circle", "square", "triangle")
+COLORS = ("red", "green", "blue", "yellow")
+DIRECTIONS = ("left", "right", "up", "down")

@@ -1,0 +1,1 @@
+"""How the shipped checkpoint is made; `python -m dgpo_video.miniature.train` runs it."""

@@ -1,0 +1,48 @@
+"""The tokenizer and the text encoder: one token per word of the captions, read by a UMT5 of two layers."""
+
+from __future__ import annotations
+
+from string import ascii_lowercase
+
+from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
+
+from dgpo_video.miniature.captions import HELDOUT_TEMPLATES, TRAIN_TEMPLATES
+from dgpo_video.miniature.names import COLORS, DIRECTIONS, SHAPES
+
+__all__ = ["TOKENS", "WIDTH", "build_text_encoder", "build_tokenizer", "words"]
+
+TOKENS = 12
+"""Tokens of a prompt, padding included; the longest caption has ten. It is the backbone's `text_length`."""
+WIDTH = 64
+BLANK = "▁"
+"""What sentencepiece puts before a word."""
+
+
+def words() -> list[str]:
+    """Every word that a caption can hold, each once."""
+    phrases = [*TRAIN_TEMPLATES, *HELDOUT_TEMPLATES, *COLORS, *SHAPES, *DIRECTIONS]
+    return list(dict.fromkeys(word for phrase in phrases for word in phrase.split() if word != "{}"))
+
+
+def build_tokenizer() -> T5TokenizerFast:
+    """A Unigram tokenizer with one token per known word; any other word is spelled."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    known = [(BLANK + word, -1.0) for word in words()]
+    letters = [(letter, -10.0) for letter in (BLANK, *ascii_lowercase)]
+    # A word of one letter is a piece of its own ("▁a"), so no piece comes twice.
+    return T5TokenizerFast(vocab=[*special, *known, *letters], extra_ids=0, model_max_length=TOKENS)
+
+
+def build_text_encoder(tokenizer: T5TokenizerFast) -> UMT5EncoderModel:
+    """An untrained encoder."""
+    config = UMT5Config(
+        vocab_size=len(tokenizer),
+        d_model=WIDTH,
+        d_kv=16,
+        d_ff=2 * WIDTH,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        tie_word_embeddings=True,
+    )
+    return UMT5EncoderModel(config)

@@ -1,0 +1,11 @@
+"""One thread: with anything else running, two OpenMP threads can be far slower than one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)

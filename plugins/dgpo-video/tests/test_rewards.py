@@ -1,0 +1,249 @@
+"""The three rewards keep their contract and give the values that their definitions say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from dgpo_core import registry
+from dgpo_core.contracts import RewardModel
+from dgpo_core.errors import UserError
+from dgpo_core.testing.contracts import check_reward, reward_checks, run_all
+from dgpo_core.types import Example, Prompt, Scores
+from dgpo_schemas.base import Options
+from dgpo_video import plugin
+from dgpo_video.frames import Frames, chosen_frames
+from dgpo_video.miniature.motion import MiniatureMotion
+from dgpo_video.motion import Motion, motion
+from dgpo_video.options import FramesOptions, MiniatureMotionOptions, MotionOptions
+
+CPU = torch.device("cpu")
+PROMPT = Prompt("anything")
+
+
+# -- frames ---------------------------------------------------------------------------------------------------------
+
+
+class Brightness(RewardModel):
+    """An image reward: mean of the pixels; black is missing."""
+
+    media = frozenset({"image"})
+    range = (0.0, 1.0)
+    group_by = "tag"
+    concurrency = 2
+
+    def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        assert media.dim() == 4
+        assert len(media) == len(prompts)
+        values = media.flatten(1).mean(1)
+        missing = (values == 0) | ~values.isfinite()
+        said = tuple(
+            {"reason": "black"} if gone else {"marks": [{"text": p.text, "box": [0, 0, 1, 1]}], "clauses": []}
+            for gone, p in zip(missing.tolist(), prompts, strict=True)
+        )
+        return Scores(values.nan_to_num(0, 0, 0), missing, said)
+
+    def examples(self) -> Sequence[Example]:
+        tagged = Prompt("light", {"tag": "a"})
+        return [
+            Example("white", tagged, torch.ones(3, 8, 8), good=True),
+            Example("grey", tagged, torch.full((3, 8, 8), 0.2), good=False),
+            Example("a video", tagged, torch.ones(2, 3, 8, 8), good=True),
+        ]
+
+
+class OnlyVideo(Brightness):
+    media = frozenset({"video"})
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`build(**options)`: a `frames` reward; image rewards `brightness` and `only-video` are installed for it."""
+    from dgpo_core.hookspecs import Part, hookimpl
+
+    class Plugin:
+        @hookimpl
+        def dgpo_rewards(self) -> Sequence[Part]:
+            return [
+                Part(name, "For tests", f"{__name__}:{kind}", Options)
+                for name, kind in (("brightness", "Brightness"), ("only-video", "OnlyVideo"))
+            ]
+
+    installed = registry.Registry(discover=False)
+    installed.register(Plugin(), distribution="tests")
+    monkeypatch.setattr("dgpo_video.frames.get_registry", lambda: installed)
+    monkeypatch.setattr(installed, "_import", lambda _, path: globals()[path.partition(":")[2]])
+
+    def make(**options: Any) -> Frames:
+        return Frames(FramesOptions(**{"reward": "brightness"} | options), device=CPU)
+
+    return make
+
+
+def ramp(*values: float) -> Tensor:
+    """One video whose frames are grey."""
+    return torch.tensor(values).view(1, -1, 1, 1, 1).expand(1, len(values), 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "which, count, frames",
+    [
+        ("first", 5, [0]), ("middle", 5, [2]), ("middle", 4, [1]), ("last", 5, [4]), ("all", 3, [0, 1, 2]),
+        (4, 9, [0, 4, 8]), (4, 3, [0]), (1, 2, [0, 1]), ("middle", 1, [0]),
+    ],
+)  # fmt: skip
+def test_chosen_frames(which: str | int, count: int, frames: list[int]) -> None:
+    assert chosen_frames(which, count) == frames
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"frames": "first"}, 0.1), ({"frames": "middle"}, 0.6), ({"frames": "last"}, 0.2), ({"frames": "all"}, 0.4),
+        ({"frames": "all", "aggregate": "min"}, 0.1), ({"frames": 2}, 0.3), ({"frames": 2, "aggregate": "min"}, 0.1),
+        ({}, 0.15),
+    ],
+)  # fmt: skip
+def test_a_videos_value(build: Any, options: dict[str, Any], expected: float) -> None:
+    scores = build(**options).score(ramp(0.1, 0.5, 0.6, 0.6, 0.2), [PROMPT])
+    assert scores.values.tolist() == pytest.approx([expected])
+    assert not scores.missing.any()
+
+
+def test_a_frame_that_is_missing_makes_the_video_missing(build: Any) -> None:
+    videos = torch.cat([ramp(0.5, 0.0), ramp(0.5, 0.7)])
+    scores = build(frames="all").score(videos, [Prompt("a"), Prompt("b")])
+    assert scores.missing.tolist() == [True, False]
+    first, second = scores.diagnostics
+    assert first["reason"] == "black"
+    assert [frame["value"] for frame in first["frames"]] == [0.5, None]
+    assert [(mark["text"], mark["frame"]) for mark in second["marks"]] == [("b", 0), ("b", 1)]
+
+
+def test_frames_is_what_its_reward_is(build: Any) -> None:
+    reward = build()
+    assert (reward.range, reward.group_by, reward.concurrency) == ((0.0, 1.0), "tag", 2)
+    assert [one.media.shape for one in reward.examples()] == [(3, 3, 8, 8)] * 2
+
+
+@pytest.mark.parametrize("options", [{}, {"frames": "all", "aggregate": "min"}, {"frames": "last"}])
+def test_frames_keeps_the_contract(build: Any, options: dict[str, Any]) -> None:
+    run_all(reward_checks(lambda: build(**options)))
+
+
+def test_a_reward_that_takes_no_images(build: Any) -> None:
+    with pytest.raises(UserError, match="the reward only-video takes no images"):
+        build(reward="only-video")
+
+
+@pytest.mark.parametrize("wrong", [{}, {"reward": "a", "frames": 0}, {"reward": "a", "frames": "some"}])
+def test_wrong_options(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        FramesOptions.model_validate(wrong)
+
+
+# -- motion ---------------------------------------------------------------------------------------------------------
+
+
+def stripes(speed: float, contrast: float = 0.5, frames: int = 5) -> Tensor:
+    """Vertical sine stripes, 16 pixels long, that move across themselves: video [1, F, 3, 16, 64]."""
+    x = torch.arange(64) - speed * torch.arange(frames)[:, None]
+    wave = 0.5 + contrast / 2 * torch.sin(2 * torch.pi * x / 16)
+    return wave.view(1, frames, 1, 1, 64).expand(1, frames, 3, 16, 64)
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.25, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("contrast", [0.5, 1.0])
+def test_motion_is_speed(speed: float, contrast: float) -> None:
+    """Up to the share that the grey level and the picture's edge take."""
+    assert float(motion(stripes(speed, contrast))) == pytest.approx(speed, rel=0.1)
+
+
+def test_motion_is_its_definition() -> None:
+    """Pixel by pixel, in float64."""
+    video = torch.rand(3, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    luma = 0.299 * video[:, 0] + 0.587 * video[:, 1] + 0.114 * video[:, 2]
+
+    def edges(frame: Tensor) -> float:
+        total = 0.0
+        for y in range(4):
+            for x in range(5):
+                right = float(frame[y, x + 1] - frame[y, x]) if x < 4 else 0.0
+                down = float(frame[y + 1, x] - frame[y, x]) if y < 3 else 0.0
+                total += (right**2 + down**2) ** 0.5
+        return total
+
+    steps = [
+        float((luma[f + 1] - luma[f]).abs().sum()) / ((edges(luma[f]) + edges(luma[f + 1])) / 2 + 20 / 255)
+        for f in range(2)
+    ]
+    assert float(motion(video[None])) == pytest.approx(sum(steps) / 2, rel=1e-5)
+
+
+def test_motion_bounds() -> None:
+    blink = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])[None]
+    assert float(motion(blink)) == pytest.approx(255)
+    assert float(motion(torch.full((1, 4, 3, 8, 8), 0.3))) == 0
+
+
+def test_enough() -> None:
+    reward = Motion(MotionOptions(enough=0.5), device=CPU)
+    scores = reward.score(torch.cat([stripes(0.25), stripes(1.0)]), [PROMPT] * 2)
+    assert reward.range == (0.0, 1.0)
+    assert scores.values.tolist() == pytest.approx([0.5, 1.0], rel=0.08)
+    assert scores.diagnostics[1]["motion"] == pytest.approx(1.0, rel=0.08)
+
+
+def test_one_frame_is_no_motion() -> None:
+    scores = Motion(MotionOptions(), device=CPU).score(torch.rand(2, 1, 3, 8, 8), [PROMPT] * 2)
+    assert scores.missing.all()
+
+
+@pytest.mark.parametrize("options", [{}, {"enough": 1.0}])
+def test_motion_keeps_the_contract(options: dict[str, Any]) -> None:
+    run_all(reward_checks(lambda: Motion(MotionOptions(**options), device=CPU)))
+
+
+# -- the miniature's ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_miniature_motion_keeps_the_contract(strict: bool) -> None:
+    run_all(reward_checks(lambda: MiniatureMotion(MiniatureMotionOptions(strict=strict), device=CPU)))
+    known = MiniatureMotion(MiniatureMotionOptions(strict=strict), device=CPU).examples()
+    check_reward(
+        MiniatureMotion(MiniatureMotionOptions(strict=strict), device=CPU),
+        torch.stack([one.media for one in known]),
+        [one.prompt for one in known],
+    )
+
+
+def test_miniature_motion_values() -> None:
+    strict, lenient = (MiniatureMotion(MiniatureMotionOptions(strict=s), device=CPU) for s in (True, False))
+    for one in strict.examples():
+        media = one.media[None]
+        assert float(strict.score(media, [one.prompt]).values) == float(one.good)
+        scores = lenient.score(media, [one.prompt])
+        assert float(scores.values) == pytest.approx(1.0 if one.good else 2 / 3)
+        (said,) = scores.diagnostics
+        assert [clause["ok"] for clause in said["clauses"]].count(False) == (0 if one.good else 1)
+        assert len(said["marks"]) == 5
+    empty = lenient.score(torch.full((1, 5, 3, 32, 32), 0.9), [one.prompt])
+    assert float(empty.values) == 0
+    assert empty.diagnostics[0]["note"].startswith("no shape in 5 frames")
+
+
+@pytest.mark.parametrize("metadata", [{}, {"shape": "star", "color": "red", "direction": "left"}])
+def test_prompts_of_another_world(metadata: dict[str, Any]) -> None:
+    reward = MiniatureMotion(MiniatureMotionOptions(), device=CPU)
+    with pytest.raises(UserError, match=r"prompts.txt:3: miniature-motion: .* `shape`, one of circle, square"):
+        reward.check_prompts([Prompt("a star", metadata, origin="prompts.txt:3")])
+
+
+def test_declared_rewards() -> None:
+    assert [part.name for part in plugin.dgpo_rewards()] == ["frames", "motion", "miniature-motion"]

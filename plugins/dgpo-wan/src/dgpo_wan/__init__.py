@@ -1,0 +1,11 @@
+"""Wan 2.1 and 2.2 text-to-video as a backbone of dgpo.
+
+Importing this package imports nothing heavy; take what you need from its modules: `backbone` for the model,
+`testing` for a tiny random checkpoint.
+"""
+
+from __future__ import annotations
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"

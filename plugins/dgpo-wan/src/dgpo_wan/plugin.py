@@ -1,0 +1,24 @@
+"""What dgpo-wan declares. Nothing heavy may be imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dgpo_core import hookimpl
+from dgpo_core.hookspecs import Part
+from dgpo_wan.options import WanOptions
+
+__all__ = ["dgpo_backbones"]
+
+
+@hookimpl
+def dgpo_backbones() -> Sequence[Part]:
+    """The one backbone."""
+    return [
+        Part(
+            name="wan",
+            summary="Wan 2.1 and 2.2 text-to-video through diffusers, LoRA through peft",
+            implementation="dgpo_wan.backbone:WanBackbone",
+            options=WanOptions,
+        )
+    ]

@@ -1,0 +1,103 @@
+"""Help for tests: a tiny, random, complete Wan checkpoint, made offline in about a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import ascii_lowercase, digits, punctuation
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
+
+from dgpo_wan.libraries import WanPipeline, quiet
+
+__all__ = ["make_tiny_checkpoint"]
+
+
+def make_tiny_checkpoint(
+    directory: str | Path,
+    *,
+    layers: int = 2,
+    width: int = 24,
+    latent_channels: int = 4,
+    text_width: int = 16,
+    boundary: float | None = None,
+    expand_timesteps: bool = False,
+    tied: bool = True,
+    shift: float = 3.0,
+    seed: int = 0,
+) -> Path:
+    """Write a random Wan pipeline with the parts of Wan 2.1, for videos of up to 512 pixels a side.
+
+    The transformer has `layers` blocks of `width` (two heads, so a multiple of 12) on patches of 1x2x2 latents; the
+    autoencoder makes latents of a pixel in eight and a frame in four. Prompts are read letter by letter. boundary: with
+    two transformers, as Wan 2.2 A14B; expand_timesteps: the mark of Wan 2.2 5B; tied: False for a text encoder written
+    as the published ones are. The same arguments give the same weights, and the global random state is left alone.
+    Returns the directory as a Path.
+    """
+    directory = Path(directory)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        first = _transformer(layers, width, latent_channels, text_width)
+        pipeline = WanPipeline(
+            tokenizer=T5TokenizerFast(vocab=_pieces(), extra_ids=0),
+            text_encoder=_text_encoder(text_width, tied),
+            vae=_autoencoder(latent_channels),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+            transformer=first,
+            transformer_2=None if boundary is None else _transformer(layers, width, latent_channels, text_width),
+            boundary_ratio=boundary,
+            expand_timesteps=expand_timesteps,
+        )
+        with quiet():
+            pipeline.save_pretrained(directory)
+    return directory
+
+
+def _transformer(layers: int, width: int, latent_channels: int, text_width: int) -> WanTransformer3DModel:
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=width // 2,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        text_dim=text_width,
+        freq_dim=16,
+        ffn_dim=2 * width,
+        num_layers=layers,
+        rope_max_seq_len=32,
+    ).eval()
+
+
+def _autoencoder(latent_channels: int) -> AutoencoderKLWan:
+    # Statistics of no special kind, so that leaving them out, or mixing them up, shows.
+    return AutoencoderKLWan(
+        base_dim=4,
+        z_dim=latent_channels,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        attn_scales=[],
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1 * (i - 1) for i in range(latent_channels)],
+        latents_std=[1.0 + 0.2 * i for i in range(latent_channels)],
+    ).eval()
+
+
+def _pieces() -> list[tuple[str, float]]:
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    return [*special, *((piece, -2.0) for piece in ("▁", *ascii_lowercase, *digits, *punctuation))]
+
+
+def _text_encoder(width: int, tied: bool) -> UMT5EncoderModel:
+    config = UMT5Config(
+        vocab_size=len(_pieces()),
+        d_model=width,
+        d_kv=8,
+        d_ff=2 * width,
+        num_layers=1,
+        num_heads=2,
+        tie_word_embeddings=tied,
+    )
+    encoder = UMT5EncoderModel(config).eval()
+    encoder.set_input_embeddings(encoder.get_input_embeddings())
+    return encoder

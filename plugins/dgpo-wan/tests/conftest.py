@@ -1,0 +1,70 @@
+"""Tiny random checkpoints, made once, and how tests build backbones and reference pipelines from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanPipeline
+
+from dgpo_schemas.run import BackboneSection
+from dgpo_wan.backbone import WanBackbone
+from dgpo_wan.options import WanOptions
+from dgpo_wan.testing import make_tiny_checkpoint
+
+Build = Callable[..., WanBackbone]
+Reference = Callable[[Path], Any]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """With anything else running, two OpenMP threads can be far slower than one."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One transformer, as Wan 2.1."""
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("wan") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def two_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two transformers that meet at sigma 0.8, as Wan 2.2 A14B."""
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("wan") / "two", boundary=0.8)
+
+
+@pytest.fixture(scope="session")
+def time_per_patch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As Wan 2.2 5B."""
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("wan") / "five", expand_timesteps=True)
+
+
+@pytest.fixture(scope="session")
+def build() -> Build:
+    """A backbone: `build(checkpoint, options={...}, **section)`."""
+
+    def make(directory: Path | str, options: dict[str, Any] | None = None, **section: Any) -> WanBackbone:
+        section.setdefault("lora", {"rank": 4, "alpha": 12})
+        return WanBackbone(
+            BackboneSection(use="wan", checkpoint=str(directory), **section),
+            WanOptions(**({"frames": 9, "text_length": 24, "decode_chunk": 2} | (options or {}))),
+            device=torch.device("cpu"),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reference() -> Reference:
+    """diffusers' own pipeline, float32: the independent judge."""
+
+    def load(directory: Path) -> Any:
+        pipeline = WanPipeline.from_pretrained(directory)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return load

@@ -1,0 +1,69 @@
+"""What the distribution declares, and that declaring it is cheap."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from dgpo_core.contracts import Backbone
+from dgpo_core.registry import Registry
+from dgpo_core.testing.contracts import check_declaration, check_light
+from dgpo_wan import plugin
+from dgpo_wan.options import WanOptions
+from dgpo_wan.testing import make_tiny_checkpoint
+
+
+def test_the_declared_part_is_a_backbone() -> None:
+    (part,) = plugin.dgpo_backbones()
+    module, _, name = part.implementation.partition(":")
+    assert part.name == "wan"
+    assert issubclass(getattr(import_module(module), name), Backbone)
+    registry = Registry(discover=False)
+    registry.register(plugin, distribution="dgpo-wan")
+    check_declaration(registry, "backbone", "wan")
+
+
+def test_the_entry_point_names_the_plugin() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["dgpo"] == {"wan": plugin.__name__}
+
+
+def test_declaring_imports_nothing_heavy() -> None:
+    check_light("dgpo_wan.plugin")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"text_length": 513}, {"text_length": 0}, {"decode_chunk": 0}, {"frames": 0}, {"expert": "both"}]
+)
+def test_wrong_options_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        WanOptions.model_validate(wrong)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 9, 33, 81, 121])
+def test_possible_numbers_of_frames(frames: int) -> None:
+    assert WanOptions(frames=frames).frames == frames
+
+
+@pytest.mark.parametrize("frames, nearest", [(2, "1 and 5"), (4, "1 and 5"), (16, "13 and 17"), (80, "77 and 81")])
+def test_impossible_numbers_of_frames(frames: int, nearest: str) -> None:
+    with pytest.raises(ValidationError, match=f"{frames} frames are not possible: .* the nearest are {nearest}"):
+        WanOptions(frames=frames)
+
+
+def test_the_tiny_checkpoint_is_small_and_repeats_itself(tmp_path: Path) -> None:
+    first, second, other = (
+        make_tiny_checkpoint(tmp_path / name, boundary=0.5, seed=seed) for name, seed in [("a", 0), ("b", 0), ("c", 1)]
+    )
+    assert sum(path.stat().st_size for path in first.rglob("*")) < 500_000
+    weights = sorted(path.relative_to(first) for path in first.rglob("*.safetensors"))
+    assert len(weights) == 4
+    for path in weights:
+        a, b, c = (load_file(root / path) for root in (first, second, other))
+        assert all(a[name].equal(b[name]) for name in a)
+        assert not all(a[name].equal(c[name]) for name in a)
