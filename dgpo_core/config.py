@@ -20,13 +20,13 @@ from dgpo_core.hookspecs import KINDS
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.loading import Document, apply_overrides, load_yaml
 from dgpo_schemas.problems import ConfigError, KeyPath, dotted, explain, show
-from dgpo_schemas.run import RunConfig
+from dgpo_schemas.run import RewardBlock, RunConfig
 from dgpo_schemas.serve import ServeConfig
 
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry
 
-__all__ = ["ConfigError", "differing_keys", "load_run_config", "load_serve_config", "run_config_of"]
+__all__ = ["ConfigError", "differing_keys", "load_run_config", "load_serve_config", "reward_block_of", "run_config_of"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -93,6 +93,11 @@ def run_config_of(document: Document, registry: Registry | None = None) -> RunCo
 def load_serve_config(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> ServeConfig:
     """Read a reward file for `dgpo serve`, checked like a run file."""
     return _resolve(ServeConfig, _SERVED, apply_overrides(load_yaml(path), overrides), registry)
+
+
+def reward_block_of(document: Document, registry: Registry) -> RewardBlock:
+    """One reward that was read already, checked like those of a run file."""
+    return _resolve(RewardBlock, {(): "reward"}, document, registry)
 
 
 def _resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, registry: Registry | None) -> M:
@@ -201,6 +206,9 @@ def _default_use(section: Any) -> Any:
 
 
 def _put(data: dict[str, Any], where: KeyPath, options: dict[str, Any]) -> None:
+    if not where:  # the whole document is the block
+        data["options"] = options
+        return
     here: Any = data
     for part in where[:-1]:
         here = here[part]

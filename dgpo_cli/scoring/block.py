@@ -7,11 +7,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from dgpo_core.errors import PluginError, UserError
-from dgpo_schemas.loading import Document, Position, apply_overrides, load_yaml, validate
-from dgpo_schemas.problems import KeyPath, dotted, explain, nearest, show
+from dgpo_core.config import reward_block_of
+from dgpo_core.errors import UserError
+from dgpo_schemas.loading import Document, Position, apply_overrides, load_yaml
+from dgpo_schemas.problems import KeyPath, dotted, nearest, show
 from dgpo_schemas.run import RewardBlock
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def reward_block(
             raise UserError(f"--option {option}: must be KEY=VALUE, such as detector=shapes")
     document = apply_overrides(document, options, flag="--option", under="options.")
     _place(document, worker_python, urls, token_variable)
-    return _resolved(document, validate(RewardBlock, document), registry)
+    return reward_block_of(document, registry)
 
 
 def _document(name: str, registry: Registry, label: str | None) -> Document:
@@ -133,29 +132,3 @@ def _set(document: Document, path: tuple[str, str], value: Any, flag: str) -> No
     section = document.data.get(path[0])
     document.data[path[0]] = {**(section if isinstance(section, dict) else {}), path[1]: value}
     document.positions[path] = Position(flag, 0)
-
-
-def _resolved(document: Document, block: RewardBlock, registry: Registry) -> RewardBlock:
-    """The block with its options as the reward understands them, defaults filled in, by the rules of a run file: what
-    runs elsewhere may be installed only there, and a service keeps its own options where none are given."""
-    if block.service is not None and not block.options:
-        return block
-    try:
-        model = registry.options_model(registry.find("reward", block.use))
-    except PluginError:
-        if block.worker is None and block.service is None:
-            raise
-        return block
-    try:
-        accepted = model.model_validate(block.options)
-    except ValidationError as error:
-        mistakes: list[tuple[KeyPath, str]] = [
-            (("options", *path), message) for path, message in explain(model, block.options, error)
-        ]
-        raise document.error(mistakes) from None
-    full = accepted.model_dump(mode="json")
-    try:
-        same = model.model_validate(full) == accepted
-    except ValidationError:
-        same = False
-    return block.model_copy(update={"options": full}) if same else block
