@@ -18,6 +18,12 @@ def ablate(
     report: Annotated[
         Path | None, typer.Option("--report", help="Only write the results of an ablation anew.", metavar="DIRECTORY")
     ] = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--reuse", help="Another ablation's directory, to copy finished runs that are the same; may be repeated."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check every run file, list the cells, write nothing.")
     ] = False,
@@ -27,6 +33,8 @@ def ablate(
 
     Every variant is trained with every seed, each in a process of its own below OUTPUT/NAME/cells. The same seed gives
     the same prompts and noise to all of them. Results are written as results.md, .csv, .json and .html.
+
+    Cells are runs like any other: with --reuse those that another ablation has finished are not trained again.
 
     Ctrl-C saves and stops; the same command goes on. Failed cells do not stop the others and are tried again then.
     Exit code 1: some cells failed.
@@ -55,14 +63,18 @@ def ablate(
         _list(plan)
         return
 
-    from dgpo_cli.ablation.directory import AblationDirectory
+    from dgpo_cli.ablation.directory import AblationDirectory, read_plan
     from dgpo_cli.ablation.progress import make_watcher
     from dgpo_cli.ablation.runner import choose_resources, run_cells
     from dgpo_core.stopping import StopRequest
 
+    others = [read_plan(other) for other in reuse or ()]
     resources = choose_resources(plan, _cuda_devices())
     directory, progress, stop = AblationDirectory(plan), make_watcher(quiet=quiet), StopRequest()
     with directory.claimed(file.read_text(encoding="utf-8")), stop.on_signals(progress.note):
+        adopted = sum(directory.adopt(cell, others) is not None for cell in plan.cells()) if others else 0
+        if adopted:
+            progress.note(f"{adopted} finished cells copied from {', '.join(map(str, reuse or ()))}")
         states = run_cells(plan, directory, resources, stop=stop, progress=progress)
         if any(state.status == "finished" for state in states.values()):
             _write(plan)

@@ -55,6 +55,7 @@ def evaluate(
     opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or ())
     engine = opened.engine
     from dgpo_core.draws import Draws
+    from dgpo_core.evaluation import Finer
     from dgpo_core.evaluation import evaluate as run_evaluation
     from dgpo_core.files import write_text
     from dgpo_core.prompts import load_file, some_of
@@ -68,17 +69,14 @@ def evaluate(
     scorer = engine.make_evaluation_scorer(chosen)
     try:
         result = run_evaluation(
-            engine.roller(
-                steps=steps or section.steps,
-                guidance=guidance if guidance is not None else section.guidance,
-                sampler=engine.evaluation_sampler,
-            ),
+            engine.evaluation_roller(steps=steps, guidance=guidance),
             scorer,
             chosen,
             members=members,
             draws=Draws(seed if seed is not None else engine.config.run.seed).at("evaluation"),
             view=opened.view,
             iteration=opened.iteration,
+            finer=Finer.of(engine, guidance),
         )
     finally:
         engine.close()

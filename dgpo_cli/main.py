@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "dgpo_cli.evaluate:evaluate",
     "score": "dgpo_cli.score:score",
     "report": "dgpo_cli.report:report",
+    "doctor": "dgpo_cli.doctor:doctor",
     "ablate": "dgpo_cli.ablate:ablate",
     "export": "dgpo_cli.export:export",
     "serve": "dgpo_cli.serve:serve",

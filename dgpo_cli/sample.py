@@ -1,4 +1,4 @@
-"""`dgpo sample`: pictures from a run or from a base model."""
+"""`dgpo sample`: pictures or videos from a run or from a base model."""
 
 from __future__ import annotations
 
@@ -26,12 +26,20 @@ def sample(
         float | None, typer.Option(min=1, help="Guidance scale; by default that of the rollouts.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many held-out prompts, when none are given.")] = 8,
+    fps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Frames a second of videos; by default 16, or fewer of a short video, so that it lasts a second.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a setting of a run file.")] = None,
 ) -> None:
-    """Draw pictures from a run or from a base model.
+    """Draw pictures or videos from a run or from a base model.
 
-    Without prompts it takes held-out ones of the run. One row of grid.png is one prompt.
+    Without prompts it takes held-out ones of the run. One row of grid.png is one prompt. A video is written as 00.mp4
+    with all its frames in 00.png; one row of grid.png is then one video.
 
     Examples:
 
@@ -48,6 +56,7 @@ def sample(
     check_directory(output, force=force, target=target)
     opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or ())
     engine = opened.engine
+    from dgpo_core import clips
     from dgpo_core.draws import Draws
     from dgpo_core.pictures import write_pictures
     from dgpo_core.prompts import load_file
@@ -59,6 +68,12 @@ def sample(
         chosen = load_file(file)
     else:
         chosen = (engine.heldout_prompts or engine.train_prompts)[:limit]
+    video = engine.backbone.media == "video"
+    if fps is not None and not video:
+        raise UserError(f"--fps: the backbone {engine.config.backbone.use} makes images, which have no frame rate")
+    reason = clips.why_not() if video else None
+    if reason is not None:  # before the work, which may be long, but no reason not to do it
+        typer.echo(f"note: videos are written as film strips only; {reason}", err=True)
     import torch
 
     roller = engine.roller(steps=steps, guidance=guidance)
@@ -68,5 +83,6 @@ def sample(
     ]
     everything = torch.cat(media)
     repeated = [prompt for prompt in chosen for _ in range(count)]
-    write_pictures(output, everything, repeated, columns=count)
-    typer.echo(f"{len(everything)} pictures of the {opened.label}: {output}/grid.png")
+    write_pictures(output, everything, repeated, columns=count, fps=fps)
+    what = "video" if video else "picture"
+    typer.echo(f"{len(everything)} {what}s of the {opened.label}: {output}/grid.png")

@@ -25,7 +25,7 @@ def score(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Pictures and videos; of a directory those in it, sorted by name (without grid.png and "
+            help="Pictures and videos; of a directory those in it, sorted by name (without grid.png, film strips and "
             "*.annotated.png).",
             metavar="FILE",
         ),
@@ -93,7 +93,7 @@ def score(
         {"a file": files, "--prompt": prompt, "--metadata": metadata, "--prompts": prompts},
         self_test=self_test, output=output, annotate=annotate,
     )  # fmt: skip
-    from dgpo_cli.scoring.job import Annotator, choose_device, of_examples, of_files, run
+    from dgpo_cli.scoring.job import Annotator, check_kinds, choose_device, of_examples, of_files, run
     from dgpo_cli.scoring.output import print_results, print_self_test
     from dgpo_cli.scoring.selftest import examples_of, failures
     from dgpo_core.placement import place
@@ -104,6 +104,7 @@ def score(
     with redirect_stdout(sys.stderr):  # what a reward prints is no result
         model = place(block, registry, device=computes)
         try:
+            check_kinds(model, block, samples, registry)
             examples = examples_of(model, block.label) if self_test else []
             results = run(
                 Reward(block.label, 1.0, model), samples or of_examples(examples),

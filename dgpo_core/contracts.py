@@ -29,6 +29,7 @@ __all__ = [
     "Backbone",
     "MemberLoss",
     "Objective",
+    "Probe",
     "PromptSource",
     "RewardModel",
     "Sampler",
@@ -43,6 +44,9 @@ VelocityFn = Callable[["Tensor", "Tensor"], "Tensor"]
 
 class Backbone(ABC):
     """A diffusion or flow model: text in, velocity, media out."""
+
+    media: ClassVar[Literal["image", "video"]] = "image"
+    """What `decode` gives. A run with a reward that does not score it is refused before the first sample."""
 
     def __init__(self, section: BackboneSection, options: Any, *, device: torch.device) -> None:
         """Load the checkpoint that `section` names, ready to train on `device`.
@@ -178,7 +182,10 @@ class AdvantageWeighting(ABC):
 
 @dataclass(frozen=True, slots=True)
 class TimestepContext:
-    """What a timestep policy may look at: sigmas float64 [steps + 1] of the rollout, the range, and progress."""
+    """What a timestep policy may look at: sigmas float64 [steps + 1] of the rollout, the range, and progress.
+
+    deterministic: whether the rollouts' sampler is, so that samples in few steps and in many can be compared.
+    """
 
     sigmas: Tensor
     t_min: float
@@ -186,10 +193,32 @@ class TimestepContext:
     shift: float
     iteration: int
     iterations: int
+    deterministic: bool = True
+
+
+class Probe(ABC):
+    """The model as it is now, for timestep policies that measure it.
+
+    Always the same training prompts and noise, so that what changes between two measurements is the model. Every call
+    costs passes of it.
+    """
+
+    @abstractmethod
+    def samples(self, count: int, *, refine: int = 1) -> Tensor:
+        """x0 [count, ...] as rollouts are drawn now, in `refine` times as many steps; sample i has the same noise
+        whatever `refine` is."""
+
+    @abstractmethod
+    def errors(self, x0: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+        """Denoising errors (dsm) of the policy and of the base model, float64 [T, B] on the CPU, of the first B samples
+        at times [T] > 0; without guidance, as they are trained. Sample i has one noise for every time and x0."""
 
 
 class TimestepPolicy(ABC):
     """Chooses the times at which the loss is taken. May learn from what happened; its state is checkpointed."""
+
+    measures: ClassVar[bool] = False
+    """Whether `measure` is called, before each iteration's rollouts."""
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -197,9 +226,20 @@ class TimestepPolicy(ABC):
     def check(self, context: TimestepContext, count: int) -> None:  # noqa: B027 - optional
         """Raise UserError if `count` times cannot be drawn. Called before the run starts."""
 
+    def measure(self, probe: Probe, context: TimestepContext) -> None:  # noqa: B027 - optional
+        """Look at the model; what it finds belongs to the state. Only called where `measures` is set."""
+
+    def bounds(self, context: TimestepContext) -> tuple[float, float]:
+        """Smallest and largest time that `draw` would give now, within [t_min, t_max]; shown in metrics and reports."""
+        return context.t_min, context.t_max
+
+    def metrics(self) -> Mapping[str, float]:
+        """What is worth a line in the log beside the bounds."""
+        return {}
+
     @abstractmethod
     def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
-        """`count` times, float64 [count] on the CPU, within [t_min, t_max]."""
+        """`count` times, float64 [count] on the CPU, within the bounds."""
 
     def observe(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - optional
         """Called after each iteration with its metrics."""

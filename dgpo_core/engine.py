@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dgpo_core import clips
 from dgpo_core.checkpoint import Checkpoint
 from dgpo_core.contracts import (
     AdvantageWeighting,
@@ -21,9 +22,11 @@ from dgpo_core.contracts import (
 from dgpo_core.distributed import Runtime
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
+from dgpo_core.kinds import check_reward
 from dgpo_core.paths import has_distribution, random_times, step_at
 from dgpo_core.placement import place
 from dgpo_core.policy import ConditioningCache, Policy
+from dgpo_core.probe import PolicyProbe
 from dgpo_core.prompts import check_prompts, load_prompts, some_of
 from dgpo_core.rollout import Roller
 from dgpo_core.scoring import Reward, Scorer
@@ -32,6 +35,7 @@ from dgpo_core.types import Prompt
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dgpo_core.policy import View
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import RewardBlock, RunConfig
 
@@ -125,12 +129,17 @@ class Engine:
 
     def notes(self) -> list[str]:
         """What may be meant, but often is not."""
-        if self.sampler.deterministic or self.objective.needs_path:
-            return []
-        return [
-            f"rollout.sampler: {self.config.rollout.sampler.use} is random, but objective: {self.config.objective.use} "
-            "does not need it to be; a deterministic sampler gives cleaner samples in as many steps and learns faster"
-        ]
+        found = []
+        if not (self.sampler.deterministic or self.objective.needs_path):
+            found.append(
+                f"rollout.sampler: {self.config.rollout.sampler.use} is random, but objective: "
+                f"{self.config.objective.use} does not need it to be; a deterministic sampler gives cleaner samples in "
+                "as many steps and learns faster"
+            )
+        reason = clips.why_not() if self.backbone.media == "video" else None
+        if reason is not None and self.heldout_prompts and self.config.evaluation.pictures:
+            found.append(f"evaluation.pictures: videos are written as film strips only; {reason}")
+        return found
 
     @cached_property
     def train_prompts(self) -> list[Prompt]:
@@ -172,10 +181,12 @@ class Engine:
     def _make_rewards(
         self, key: str, blocks: Sequence[RewardBlock], prompts: Sequence[Prompt], *, guard: bool = False
     ) -> list[Reward]:
-        """Reward models for prompts, which each of them checks first; `key` is the blocks' place in the run file."""
+        """Reward models for what the backbone makes and for prompts, which each of them checks first; `key` is the
+        blocks' place in the run file."""
         rewards = []
         for i, block in enumerate(blocks):
             model = self._reward(block, f"{key}.{i}")
+            check_reward(model, block, f"{key}.{i}", self.config.backbone, self.registry)
             check_prompts(model, prompts)
             rewards.append(Reward(block.label, block.weight, model, guard))
         return rewards
@@ -211,6 +222,30 @@ class Engine:
             guidance=rollout.guidance if guidance is None else guidance,
             # Where nothing is set an iteration's samples are one batch, and evaluation draws no larger ones.
             micro_batch=micro_batch or rollout.micro_batch or rollout.groups * rollout.group_size,
+            autocast=self.runtime.autocast,
+        )
+
+    def evaluation_roller(self, *, steps: int | None = None, guidance: float | None = None) -> Roller:
+        """Draws samples as evaluation is configured, except for what is given."""
+        section = self.config.evaluation
+        return self.roller(
+            steps=steps or section.steps,
+            guidance=section.guidance if guidance is None else guidance,
+            sampler=self.evaluation_sampler,
+        )
+
+    def probe(self, roller: Roller, view: View) -> PolicyProbe:
+        """For timestep policies that measure: rollouts as `roller` and `view` draw them, on training prompts.
+
+        In an order of their own, because files are often sorted by task."""
+        order = self.draws.at("probe", "prompts").permutation(len(self.train_prompts)).tolist()
+        return PolicyProbe(
+            self.policy,
+            roller,
+            lambda refine: self.roller(steps=self.config.rollout.steps * refine),
+            [self.train_prompts[i] for i in order],
+            view=view,
+            draws=self.draws.at("probe"),
             autocast=self.runtime.autocast,
         )
 

@@ -18,19 +18,43 @@ from torch import Tensor
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.groups import mean_pairwise_distance
+from dgpo_core.guards import step_statistics
 from dgpo_core.types import Prompt
 from dgpo_schemas.metrics import EvaluationRecord, GroupScore
 
 if TYPE_CHECKING:
+    from dgpo_core.engine import Engine
     from dgpo_core.policy import View
     from dgpo_core.rollout import Roller
     from dgpo_core.scoring import Scorer
 
-__all__ = ["Evaluation", "evaluate", "interval"]
+__all__ = ["Evaluation", "Finer", "evaluate", "interval"]
 
 log = logging.getLogger(__name__)
 RESAMPLES = 2000
 Role = Literal["target", "guard", "statistic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finer:
+    """A roller with many steps, and how many prompts to draw with it."""
+
+    roller: Roller
+    prompts: int
+
+    @staticmethod
+    def of(engine: Engine, guidance: float | None = None) -> Finer | None:
+        """As the run file says, if it asks for it. Raises UserError for a random sampler: its solves need not agree."""
+        section = engine.config.evaluation.finer
+        if section is None:
+            return None
+        if not engine.evaluation_sampler.deterministic:
+            used = engine.config.evaluation.sampler or engine.config.rollout.sampler
+            raise UserError(
+                "evaluation.finer: compares samples in few steps with the same samples in many, but the sampler of "
+                f"evaluation, {used.use}, is random; set evaluation.sampler: flow-euler, or leave it out"
+            )
+        return Finer(engine.evaluation_roller(steps=section.steps, guidance=guidance), section.prompts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,29 +91,30 @@ def evaluate(
     view: View,
     iteration: int,
     pictures: int = 0,
+    finer: Finer | None = None,
     interrupt: Callable[[], None] = lambda: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Sample every prompt `members` times with the view's weights and score the samples.
 
+    finer: also draw some samples in many steps, from the same noise, and compare (`guards.step_statistics`).
     Raises UserError if there are no prompts or if a reward scored none of the samples.
     """
     if not prompts:
         raise UserError("there are no held-out prompts to evaluate on: set prompts.heldout")
     total = len(prompts) * members
     kept: list[Tensor] = []
+    compared: list[Tensor] = []
     done = 0
-    # Pictures are spread over the prompts: prompts often come sorted by task.
-    shown = min(pictures, len(prompts))
-    chosen = [i * len(prompts) // shown * members for i in range(shown)]
+    shown = _spread(len(prompts), pictures)
+    solved_twice = _spread(len(prompts), finer.prompts if finer else 0)
     try:
         for rollout in roller.roll_out(prompts, members, draws, view):
             interrupt()
             media = roller.policy.backbone.decode(rollout.x0)
             scorer.submit(media, rollout.prompts)
-            here = [i - rollout.start for i in chosen if rollout.start <= i < rollout.start + len(media)]
-            if here:
-                kept.append(media[here].cpu())
+            kept += _first_members(media, rollout.start, shown, members)
+            compared += _first_members(media, rollout.start, solved_twice, members)
             done += len(media)
             progress(done, total)
         scored = scorer.collect()
@@ -110,6 +135,14 @@ def evaluate(
         records.append(record("diversity", "statistic", spread[:, None]))
     for name, statistic in scored.statistics.items():
         records.append(record(name, "statistic", statistic.view(len(prompts), members)))
+    if finer is not None:
+        some = [prompts[i] for i in solved_twice]
+        parts = []
+        for rollout in finer.roller.roll_out(some, 1, draws, view, places=solved_twice):
+            interrupt()
+            parts.append(finer.roller.policy.backbone.decode(rollout.x0).cpu())
+        for name, statistic in step_statistics(torch.cat(compared), torch.cat(parts)).items():
+            records.append(record(name, "statistic", statistic.double()[:, None], prompts=some))
     samples = [
         {
             "prompt": prompts[i // members].text,
@@ -122,7 +155,19 @@ def evaluate(
         for i in range(total)
     ]
     pictured = torch.cat(kept) if kept else None
-    return Evaluation(records, pictured, [prompts[i // members] for i in chosen], samples)
+    return Evaluation(records, pictured, [prompts[i] for i in shown], samples)
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """At most `count` numbers below `total`, evenly spread: prompts often come sorted by task."""
+    count = min(count, total)
+    return [i * total // count for i in range(count)]
+
+
+def _first_members(media: Tensor, start: int, prompts: Sequence[int], members: int) -> list[Tensor]:
+    """Of a micro-batch that begins with sample `start`, the first samples of these prompts, as a batch on the CPU."""
+    here = [p * members - start for p in prompts if start <= p * members < start + len(media)]
+    return [media[here].cpu()] if here else []
 
 
 def _record(

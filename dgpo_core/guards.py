@@ -16,7 +16,17 @@ from torch import Tensor
 
 from dgpo_schemas.metrics import EvaluationRecord, GroupScore
 
-__all__ = ["STATISTICS", "Alarm", "Statistic", "alarms", "band_of", "has_left", "media_statistics"]
+__all__ = [
+    "PIXELWISE",
+    "STATISTICS",
+    "Alarm",
+    "Statistic",
+    "alarms",
+    "band_of",
+    "has_left",
+    "media_statistics",
+    "step_statistics",
+]
 
 DARK = 0.1
 """Luma below which a pixel is dark."""
@@ -41,7 +51,11 @@ STATISTICS: Mapping[str, Statistic] = {
     "saturation": Statistic("mean saturation (of HSV)", 0.5, both_ways=True),
     "edge_density": Statistic("share of pixels on an edge", 0.5, both_ways=True),
     "dark_pixels": Statistic("share of dark pixels", 0.5, both_ways=True),
+    "step_disagreement": Statistic("distance to the sample of the same noise in many steps", 0.5, both_ways=True),
+    "finer_sharpness": Statistic("sharpness in many steps", 0.5, both_ways=True),
 }
+PIXELWISE = ("saturation", "edge_density", "dark_pixels")
+"""Statistics of single samples; the others compare samples: of a prompt, or in a few steps and in many."""
 SMALLEST_BAND = 0.05
 """A statistic near 0 may move so far, in its own units, whatever share of its first value that is."""
 
@@ -53,11 +67,11 @@ def media_statistics(media: Tensor) -> dict[str, Tensor]:
     saturation: mean of (max - min) / max over channels, 0 for black; edge_density: share of pixels whose luma differs
     from that of the right or lower neighbour by more than `EDGE`; dark_pixels: share with a luma below `DARK`.
     """
-    frames = (media if media.dim() == 5 else media.unsqueeze(1)).float().nan_to_num(0.0, 1.0, 0.0).clamp(0, 1)
+    frames = _clean(media if media.dim() == 5 else media.unsqueeze(1))
     if not frames.numel():
-        return {name: torch.zeros(len(media), device=media.device) for name in STATISTICS if name != "diversity"}
+        return {name: torch.zeros(len(media), device=media.device) for name in PIXELWISE}
     high, low = frames.amax(2), frames.amin(2)
-    luma = (frames * frames.new_tensor(LUMA).view(3, 1, 1)).sum(2)
+    luma = _luma(frames)
     edge = torch.zeros_like(luma, dtype=torch.bool)
     edge[..., :-1] |= luma.diff(dim=-1).abs() > EDGE
     edge[..., :-1, :] |= luma.diff(dim=-2).abs() > EDGE
@@ -67,6 +81,32 @@ def media_statistics(media: Tensor) -> dict[str, Tensor]:
         "dark_pixels": (luma < DARK).float(),
     }
     return {name: values.flatten(1).mean(1) for name, values in per_pixel.items()}
+
+
+def _clean(media: Tensor) -> Tensor:
+    """Colours as float32 in [0, 1]."""
+    return media.float().nan_to_num(0.0, 1.0, 0.0).clamp(0, 1)
+
+
+def _luma(media: Tensor) -> Tensor:
+    """[..., 3, H, W] to [..., H, W]."""
+    return (media * media.new_tensor(LUMA).view(3, 1, 1)).sum(-3)
+
+
+def step_statistics(media: Tensor, finer: Tensor) -> dict[str, Tensor]:
+    """What solving the flow in few steps does to samples; `media` in few and `finer` in many, of the same noise.
+
+    Both [B, 3, H, W] or [B, F, 3, H, W], float in [0, 1] (clamped, nan as 0); name to float32 [B]. step_disagreement:
+    root mean square of the difference of pixels; finer_sharpness: root mean square of the difference of luma between
+    neighbouring pixels of `finer` (0 where there are none), which falls with blur and rises with noise and ringing.
+    """
+    media, finer = _clean(media), _clean(finer)
+    luma = _luma(finer)
+    neighbours = torch.cat([luma.diff(dim=-1).flatten(1), luma.diff(dim=-2).flatten(1)], 1)
+    return {
+        "step_disagreement": (media - finer).square().flatten(1).mean(1).sqrt(),
+        "finer_sharpness": (neighbours.square().sum(1) / max(neighbours.shape[1], 1)).sqrt(),
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dgpo_core import video
 from dgpo_core.errors import UserError
+from dgpo_core.kinds import Kind
 
-__all__ = ["MAX_PIXELS", "MediaError", "Medium", "check_files", "expand", "read_media"]
+__all__ = ["MAX_PIXELS", "MediaError", "Medium", "check_files", "expand", "kind_of", "read_media"]
 
 PICTURES = (".png", ".apng", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
@@ -28,7 +29,7 @@ ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")
 MAX_PIXELS = 2**27
 """Most pixels of one file, all frames together: 1.6 GB as float32. A small file may unpack to any size."""
 OURS = ("grid.png", "*.annotated.png")
-"""What `dgpo sample` and `dgpo score` put beside pictures."""
+"""What `dgpo sample` and `dgpo score` put beside pictures; a film strip 07.png lies beside its video, 07.mp4."""
 
 
 class MediaError(UserError):
@@ -61,7 +62,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
         try:
             if path.is_dir():
                 found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES + VIDEOS and p.is_file())
-                found = [p for p in found if not any(p.match(pattern) for pattern in OURS)]
+                found = [p for p in found if not _is_ours(p)]
                 files += found
                 problems += [] if found else [f"{path}: the directory holds no pictures or videos"]
             elif path.is_file():
@@ -73,6 +74,26 @@ def expand(paths: Sequence[Path]) -> list[Path]:
     if problems:
         raise UserError("\n".join(problems))
     return files
+
+
+def _is_ours(path: Path) -> bool:
+    strip = path.suffix == ".png" and path.stem.isdecimal() and path.with_suffix(".mp4").is_file()
+    return strip or any(path.match(pattern) for pattern in OURS)
+
+
+def kind_of(path: Path) -> Kind | None:
+    """What a file holds, from as little of it as tells; None if it cannot be read, which `read_media` explains."""
+    try:
+        with path.open("rb") as handle:
+            if video.container(handle.read(video.HEAD)) is not None:
+                return "video"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_allowed()) as image:
+                moves = image.format in ANIMATED and getattr(image, "n_frames", 1) > 1
+        return "video" if moves else "image"
+    except Exception:  # whatever comes, as in `read_media`
+        return None
 
 
 def check_files(files: Sequence[Path]) -> None:
@@ -121,7 +142,7 @@ def _pillow(path: Path) -> Medium:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the file's small flaws, which are not the user's
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=[name for name in FORMATS if name in _known()]) as image:
+        with Image.open(path, formats=_allowed()) as image:
             frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
             if frames * image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"its frames hold more than {MAX_PIXELS:,} pixels; cut it, or make it smaller")
@@ -133,9 +154,9 @@ def _pillow(path: Path) -> Medium:
     return Medium(tensor, tuple(dict.fromkeys(notes)))
 
 
-def _known() -> frozenset[str]:
+def _allowed() -> list[str]:
     Image.init()
-    return frozenset(Image.OPEN)
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _frame(image: Image.Image, index: int) -> Image.Image:

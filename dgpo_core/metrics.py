@@ -55,6 +55,7 @@ def metrics_record(
     skipped_updates: int,
     change_norm: float,
     sigma_range: tuple[float, float],
+    timesteps: Mapping[str, float],
 ) -> MetricsRecord:
     """One line of metrics.jsonl."""
     known = {"sigmoid", "clip_fraction", "dsm", "dsm_reference", "kl"}
@@ -83,6 +84,7 @@ def metrics_record(
         statistics={name: float(values.mean()) for name, values in groups.statistics.items()},
         t_min=sigma_range[0],
         t_max=sigma_range[1],
+        timesteps={name: value for name, value in timesteps.items() if _finite(value) is not None},
     )
 
 

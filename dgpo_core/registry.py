@@ -47,6 +47,9 @@ WITH_SECTION = ("backbone", "objective")
 
 BUNDLED = {
     ("backbone", "sd3"): "dgpo-sd3",
+    ("timesteps", "scheduled-t-min"): "dgpo-adaptive-tmin",
+    ("timesteps", "disagreement-t-min"): "dgpo-adaptive-tmin",
+    ("timesteps", "dsm-gap-t-min"): "dgpo-adaptive-tmin",
     ("sampler", "flow-sde"): "dgpo-baselines",
     ("sampler", "flow-cps"): "dgpo-baselines",
     ("objective", "flow-grpo"): "dgpo-baselines",
@@ -231,6 +234,20 @@ class Registry:
         """Kind to name to options model, of every usable part."""
         return {kind: {n: self.options_model(p) for n, p in self.parts(kind).items()} for kind in KINDS}
 
+    def implementation(self, registered: RegisteredPart) -> Any:
+        """A part's class, imported. Raises PluginError if it cannot be, or does not keep its contract."""
+        implementation = self._import(registered, registered.part.implementation)
+        contract = CONTRACTS.get(registered.kind)
+        if contract is not None:
+            contracts = importlib.import_module("dgpo_core.contracts")
+            base = getattr(contracts, contract)
+            if not (inspect.isclass(implementation) and issubclass(implementation, base)):
+                raise PluginError(f"{_owner(registered)}: {registered.part.implementation} is no {contract}")
+            if inspect.isabstract(implementation):
+                missing = ", ".join(sorted(getattr(implementation, "__abstractmethods__", ())))
+                raise PluginError(f"{_owner(registered)}: {registered.part.implementation} lacks {missing}")
+        return implementation
+
     def create(self, kind: str, block: UseBlock | str, **keywords: Any) -> Any:
         """Import a part's class, validate its options and build it.
 
@@ -244,16 +261,7 @@ class Registry:
             found = explain(self.options_model(registered), block.options, error)
             lines = [f"{kind} {block.use}: {dotted(('options', *path))}: {message}" for path, message in found]
             raise UserError("\n".join(lines)) from error
-        implementation = self._import(registered, registered.part.implementation)
-        contract = CONTRACTS.get(kind)
-        if contract is not None:
-            contracts = importlib.import_module("dgpo_core.contracts")
-            base = getattr(contracts, contract)
-            if not (inspect.isclass(implementation) and issubclass(implementation, base)):
-                raise PluginError(f"{_owner(registered)}: {registered.part.implementation} is no {contract}")
-            if inspect.isabstract(implementation):
-                missing = ", ".join(sorted(getattr(implementation, "__abstractmethods__", ())))
-                raise PluginError(f"{_owner(registered)}: {registered.part.implementation} lacks {missing}")
+        implementation = self.implementation(registered)
         if kind in WITH_SECTION:
             return implementation(block, options, **keywords)
         return implementation(options, **keywords)

@@ -47,12 +47,19 @@ class Roller:
         self.autocast = autocast
 
     def roll_out(
-        self, prompts: Sequence[Prompt], members: int, draws: Draws, view: View, *, keep_path: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        members: int,
+        draws: Draws,
+        view: View,
+        *,
+        places: Sequence[int] | None = None,
+        keep_path: bool = False,
     ) -> Iterator[Rollout]:
         """`members` samples of each prompt, group by group, in micro-batches.
 
         Sample i of the flat, group-major order belongs to prompt i // members and is drawn from the key
-        `draws.at(group, member)`.
+        `draws.at(group, member)`; `places` are the numbers of the groups, by default 0, 1, ...
         """
         total = len(prompts) * members
         size = min(self.micro_batch or total, total)
@@ -60,7 +67,7 @@ class Roller:
         for start in range(0, total, size):
             flat = range(start, min(start + size, total))
             index = torch.tensor([i // members for i in flat], device=self.device)
-            keys = [draws.at(i // members, i % members) for i in flat]
+            keys = [draws.at(places[i // members] if places else i // members, i % members) for i in flat]
             yield self._micro_batch(
                 rows.rows(index), keys, [prompts[i // members] for i in flat], start, view, keep_path
             )

@@ -6,13 +6,14 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.engine import Engine
 from dgpo_core.errors import RunStopped, UserError
-from dgpo_core.evaluation import evaluate
+from dgpo_core.evaluation import Finer, evaluate
 from dgpo_core.groups import informative, weigh
 from dgpo_core.guards import alarms
 from dgpo_core.hookspecs import RunInfo
@@ -64,6 +65,9 @@ class Trainer:
         self.trained_seconds = 0.0  # of those iterations, without evaluations and checkpoints
         self.best: tuple[int, float] | None = None  # (iteration, score) of the best evaluation
         self._saved = self._evaluated = -1  # iterations of the last checkpoint and evaluation
+        # The policy's state after those iterations: a stop after a measurement must not save that too, since the
+        # resumed iteration measures again.
+        self._timesteps: dict[str, Any] = {}
         self.skipped_updates = 0
         self.skipped_in_a_row = 0
         self.reward_seconds: Mapping[str, float] = {}
@@ -139,18 +143,23 @@ class Trainer:
         self.samples.clear()
         self.stop.check()
         draws = self.engine.draws.at("iteration", self.iteration)
+        policy, context = self.engine.timesteps, self._timestep_context()
+        if policy.measures:
+            with self._timed("measure"):
+                policy.measure(self.engine.probe(self.roller, self._rollout_view()), context)
         groups = self._roll_out_and_score()
         with self._timed("weigh"):
             batch = weigh(groups, self.config.advantages, self.engine.weighting)
-        context = self._timestep_context()
         with self._timed("optimise"):
-            policy = self.engine.timesteps
+            bounds = policy.bounds(context)
             sigmas = policy.draw(self.config.timesteps.count, context, draws.at("timesteps"))
             results = self.optimiser.step(batch, sigmas, draws.at("optimise"))
             averages = self.optimiser.averages()
         self.iteration += 1
-        record = self._record(groups, batch, results, averages, sigmas)
+        told = {**policy.metrics(), "t_min": bounds[0], "t_max": bounds[1]}
+        record = self._record(groups, batch, results, averages, sigmas, told)
         policy.observe(flat(record))
+        self._timesteps = deepcopy(policy.state_dict())
         self.directory.append("metrics.jsonl", record.model_dump(mode="json"))
         seconds = time.perf_counter() - started
         self.trained_seconds += seconds
@@ -196,8 +205,7 @@ class Trainer:
             self.engine.train_prompts, self.iteration, rollout.groups, self.engine.draws.at("prompt order")
         )
         draws = self.engine.draws.at("iteration", self.iteration, "rollout")
-        switch = self.config.objective.switch
-        view: View = "old" if switch is not None and self.optimiser.updates >= switch else "policy"
+        view = self._rollout_view()
         total = rollout.groups * rollout.group_size
         rollouts = []
         scorer = self.engine.scorer
@@ -222,6 +230,11 @@ class Trainer:
         self._check_missing(groups.scored, scored)
         return groups
 
+    def _rollout_view(self) -> View:
+        """The weights that rollouts are drawn from now."""
+        switch = self.config.objective.switch
+        return "old" if switch is not None and self.optimiser.updates >= switch else "policy"
+
     def _check_missing(self, known: Tensor, samples: ScoredSamples) -> None:
         """Raise RunStopped, the state saved, if more scores are missing than the run file allows, or all are."""
         limit = self.config.scoring.max_missing
@@ -243,6 +256,7 @@ class Trainer:
             shift=self.config.rollout.shift,
             iteration=self.iteration,
             iterations=self.config.run.iterations,
+            deterministic=self.engine.sampler.deterministic,
         )
 
     def _evaluate(self) -> bool:
@@ -258,6 +272,7 @@ class Trainer:
                 view=section.view,
                 iteration=self.iteration,
                 pictures=section.pictures,
+                finer=self.finer,
                 interrupt=self.stop.check,
                 progress=lambda done, total: self.progress.phase("evaluate", done, total),
             )
@@ -306,6 +321,7 @@ class Trainer:
         results: list[UpdateResult],
         averages: dict[str, float | None],
         sigmas: Tensor,
+        timesteps: Mapping[str, float],
     ) -> MetricsRecord:
         self.skipped_updates += sum(r.skipped for r in results)
         for result in results:
@@ -322,6 +338,7 @@ class Trainer:
             skipped_updates=self.skipped_updates,
             change_norm=self.engine.policy.change_norm(),
             sigma_range=(float(sigmas.min()), float(sigmas.max())),
+            timesteps=timesteps,
         )
 
     # -- start, resume, save ------------------------------------------------------------------------------------
@@ -356,6 +373,7 @@ class Trainer:
                 self.progress.note(f"the newest checkpoint is damaged; continuing from iteration {self.iteration}")
         else:
             self.directory.rewind(-1)
+        self._timesteps = deepcopy(engine.timesteps.state_dict())
         self.directory.describe(config, self.registry, prompts)
         engine.runtime.start_trackers()
         self.progress.started(self.directory.path, self.iteration, config.run.iterations, engine.facts())
@@ -379,9 +397,8 @@ class Trainer:
         if config.prompts.heldout is not None:
             _ = engine.evaluation_scorer
         self.roller = engine.roller()
-        self.evaluation_roller = engine.roller(
-            steps=config.evaluation.steps, guidance=config.evaluation.guidance, sampler=engine.evaluation_sampler
-        )
+        self.evaluation_roller = engine.evaluation_roller()
+        self.finer = Finer.of(engine)
         self.optimiser = Optimiser(
             config,
             engine.policy,
@@ -400,7 +417,7 @@ class Trainer:
                 updates=self.optimiser.updates,
                 weights=self.engine.policy.state(),
                 optimiser=self.optimiser.state(),
-                timesteps=self.engine.timesteps.state_dict(),
+                timesteps=self._timesteps,
                 best=self.best if self.config.checkpoints.best else None,
                 counters={"skipped_updates": self.skipped_updates, "skipped_in_a_row": self.skipped_in_a_row},
             )

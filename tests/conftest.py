@@ -16,7 +16,7 @@ from dgpo_cli.main import main
 from dgpo_core.builtin import plugin as builtin
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import BrightnessOptions, BrightnessReward, plugin, run_data
+from dgpo_core.testing.toy import BrightnessOptions, BrightnessReward, ToyBackbone, ToyOptions, plugin, run_data
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.run import RunConfig
 
@@ -63,6 +63,41 @@ class _GloomPlugin:
 def gloom() -> object:
     """A plugin to register: the reward "gloom", with the options of "brightness"."""
     return _GloomPlugin()
+
+
+class Film(ToyBackbone):
+    """Five frames in which the toy's picture wanders to the right."""
+
+    media = "video"
+
+    def decode(self, x0: Tensor) -> Tensor:
+        picture = super().decode(x0)
+        return torch.stack([picture.roll(i, -1) for i in range(5)], 1)
+
+
+class Glow(BrightnessReward):
+    """Brightness of a video."""
+
+    media = frozenset({"video"})
+
+    def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        return super().score(media.mean(1), prompts)
+
+
+class _FilmPlugin:
+    @hookimpl
+    def dgpo_backbones(self) -> list[Part]:
+        return [Part("film", "The toy's picture moves", f"{__name__}:Film", ToyOptions)]
+
+    @hookimpl
+    def dgpo_rewards(self) -> list[Part]:
+        return [Part("glow", "Brightness of a video", f"{__name__}:Glow", BrightnessOptions)]
+
+
+@pytest.fixture
+def film() -> object:
+    """A plugin to register: the backbone "film", the toy's but for its media, and the reward "glow" of videos."""
+    return _FilmPlugin()
 
 
 # Commands are called in process, as the shell would call them, on a registry that the test knows.

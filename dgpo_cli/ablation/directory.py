@@ -10,7 +10,8 @@ OUTPUT/NAME/ablation.yaml   the ablation file, as it was given
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, Literal
 from dgpo_cli.ablation.plan import Cell, Plan, Variant
 from dgpo_core.config import differing_keys
 from dgpo_core.errors import UserError
-from dgpo_core.files import why_not_writable, write_text
+from dgpo_core.files import new_directory, why_not_writable, write_text
 from dgpo_core.run_directory import LOGS, OUTCOME, RunDirectory
 from dgpo_schemas.ablation import AblationConfig
 from dgpo_schemas.loading import dump_yaml
@@ -109,6 +110,23 @@ class AblationDirectory:
         self._states[_key(cell)] = {"status": state.status, "message": state.message}
         write_text(self.path / STATES, json.dumps(self._states, indent=1) + "\n")
 
+    def adopt(self, cell: Cell, others: Sequence[Plan]) -> Path | None:
+        """Copy a finished run of another ablation that is this cell's own, seed and all; its path, or None if there is
+        none. Only a run's name and output may differ, so that the copy is what training would have given."""
+        if cell.path.exists():
+            return None
+        for other in others:
+            for twin in other.cells():
+                same = _bare(twin.config) == _bare(cell.config)
+                if same and AblationDirectory(other).state(twin).status == "finished":
+                    with new_directory(cell.path) as aside:
+                        shutil.copytree(twin.path, aside, dirs_exist_ok=True)
+                        (aside / ".lock").unlink(missing_ok=True)
+                        for name in ("run.yaml", "config.yaml"):
+                            write_text(aside / name, dump_yaml(cell.config.model_dump(mode="json")))
+                    return twin.path
+        return None
+
     def prepare(self, cell: Cell) -> tuple[Path, bool]:
         """Write a cell's run file; (its path, whether there is a checkpoint to resume from)."""
         try:
@@ -181,6 +199,11 @@ def differences(saved: Plan, new: Plan) -> list[str]:
     if gone:
         found.append(f"seeds: {', '.join(map(str, gone))} {'is' if len(gone) == 1 else 'are'} gone")
     return found
+
+
+def _bare(config: RunConfig) -> RunConfig:
+    """Without what a run is called and where it lies."""
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": "-", "output": "-"})})
 
 
 def _end(value: Any) -> str:

@@ -49,6 +49,9 @@ def headline(results: Results) -> str:
     base = next(variant for variant in results.variants if variant.name == results.baseline)
     compared = [variant for variant in scored if variant is base or variant.difference is not None]
     best = max(compared, key=_lead) if base in compared else max(scored, key=_value)
+    if len(results.variants) == 1:
+        before = "" if results.base_model is None else f"; the base model scores {interval(results.base_model)}"
+        return f"{best.name} reaches {results.reward} {interval(best.score)}{before}."
     said = f"{best.name} has the highest {results.reward}, {interval(best.score)}"
     if len(scored) == 1:
         return f"{said}; no other variant has a finished cell yet."

@@ -25,6 +25,7 @@ POINTS = 500
 SMOOTH_FROM = 60
 """From so many points on, a running mean carries the eye."""
 STACKED = {
+    "measure": ("measure", Ink.MEASURE),
     "roll_out": ("roll out", Ink.ROLL_OUT),
     "wait_for_scores": ("wait for scores", Ink.WAIT),
     "weigh": ("weigh", Ink.WEIGH),
@@ -99,8 +100,12 @@ def curve(
     size: tuple[float, float] = (340, 190),
     floor: float | None = None,
     whole: bool = False,
+    steps: bool = False,
 ) -> Markup:
-    """Lines [n] over iterations x [n]; the first in blue, a second in grey; `band` [n] is drawn around the first."""
+    """Lines [n] over iterations x [n]; the first in blue, a second in grey; `band` [n] is drawn around the first.
+
+    steps: values that were chosen and then kept, not noise about a mean: drawn as a stair, without a running mean.
+    """
     position = _binned(np.array([axis.at(i) for i in x]))
     with canvas(*size) as (figure, axes):
         labels = []
@@ -110,12 +115,15 @@ def curve(
             if index == 0 and band is not None:
                 spread = _binned(band)
                 axes.fill_between(position, shown - spread, shown + spread, color=Ink.AFTER, alpha=0.14, linewidth=0)
-            smooth = _running_mean(shown)
+            smooth = None if steps else _running_mean(shown)
             if smooth is not None:
                 axes.plot(position, shown, color=colour, linewidth=0.8, alpha=0.45)
             main = shown if smooth is None else smooth
             few = np.count_nonzero(~np.isnan(main)) <= 12
-            axes.plot(position, main, color=colour, marker="o" if few else "", markersize=3.5, zorder=3 - index / 2)
+            axes.plot(
+                position, main, color=colour, marker="o" if few else "", markersize=3.5, zorder=3 - index / 2,
+                drawstyle="steps-post" if steps else "default",
+            )  # fmt: skip
             known = main[~np.isnan(main)]
             labels.append((float(known[-1]), name, colour))
         _finish(axes, axis, unit, whole=whole)

@@ -1,4 +1,4 @@
-"""Pictures of the first and the last evaluation, side by side and small enough to travel inside a page."""
+"""Pictures and videos of the first and the last evaluation, side by side and small enough to travel inside a page."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ LARGEST = 512
 """Longest side in the page, pixels; larger pictures are reduced."""
 TINY = 128
 """Pictures up to this side are shown pixel by pixel, so they are kept without loss."""
+LARGEST_VIDEO = 300_000
+"""Bytes of an mp4 file in the page; of larger ones it shows the film strip alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture as a data URI, with its original size in pixels."""
+    """A picture as a data URI, with its size in pixels; of a video its film strip, and the mp4 too if that is small."""
 
     uri: str
     width: int
     height: int
+    video: str | None = None
 
     @property
     def tiny(self) -> bool:
         """Whether to enlarge it without smoothing."""
-        return max(self.width, self.height) <= TINY
+        return _is_tiny(self.width, self.height)
 
     @property
     def wide(self) -> bool:
-        """A strip, such as a video's frames."""
-        return self.width > 1.8 * self.height
+        """A video, or a strip such as its frames."""
+        return self.video is not None or _is_wide(self.width, self.height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ def _picture(file: Path) -> Picture | None:
         return None
     width, height = image.size
     buffer = io.BytesIO()
-    if max(width, height) <= TINY:
+    if _is_tiny(width, height):
         kind = "png"
         image.save(buffer, "PNG", optimize=True)
     else:
@@ -118,4 +121,24 @@ def _picture(file: Path) -> Picture | None:
         # A strip of frames keeps its frames' size: only its height counts.
         image.thumbnail((LARGEST * max(1, round(width / height)), LARGEST))
         image.save(buffer, "JPEG", quality=88, optimize=True)
-    return Picture(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height)
+    return Picture(_uri(f"image/{kind}", buffer.getvalue()), width, height, _video(file.with_suffix(".mp4")))
+
+
+def _video(file: Path) -> str | None:
+    try:
+        data = file.read_bytes() if file.stat().st_size <= LARGEST_VIDEO else b""
+    except OSError:
+        return None
+    return _uri("video/mp4", data) if data else None
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _is_wide(width: int, height: int) -> bool:
+    return width > 1.8 * height
+
+
+def _is_tiny(width: int, height: int) -> bool:
+    return (height if _is_wide(width, height) else max(width, height)) <= TINY

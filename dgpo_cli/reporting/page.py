@@ -13,7 +13,7 @@ from dgpo_cli.console import number, seconds
 from dgpo_cli.reporting import figures, summary
 from dgpo_cli.reporting.data import Evaluation, RunData, Score
 from dgpo_cli.reporting.figures import STACKED, Axis
-from dgpo_core.guards import STATISTICS
+from dgpo_core.guards import PIXELWISE, STATISTICS
 
 __all__ = ["render"]
 
@@ -38,6 +38,7 @@ class Diagnostic:
     unit: str
     floor: float | None = 0.0
     whole: bool = False
+    steps: bool = False
 
 
 DIAGNOSTICS = (
@@ -91,13 +92,12 @@ DIAGNOSTICS = (
     *(
         Diagnostic(
             name.replace("_", " ").capitalize(),
-            f"of the samples: {found.summary}",
+            f"of the samples: {STATISTICS[name].summary}",
             {name: f"statistics.{name}"},
             "mean",
             None,
         )
-        for name, found in STATISTICS.items()
-        if name != "diversity"
+        for name in PIXELWISE
     ),
     Diagnostic(
         "Missing rewards",
@@ -115,7 +115,7 @@ DIAGNOSTICS = (
     ),
     Diagnostic("Learning rate", "of the last update", {"rate": "learning_rate"}, ""),
 )
-VERBS = ("roll_out", "score", "wait_for_scores", "weigh", "optimise", "evaluate", "checkpoint")
+VERBS = ("measure", "roll_out", "score", "wait_for_scores", "weigh", "optimise", "evaluate", "checkpoint")
 
 
 def render(run: RunData) -> str:
@@ -143,6 +143,7 @@ def render(run: RunData) -> str:
         reward_curves=_reward_curves(run, axes),
         evaluation_curves=_evaluation_curves(run, axes),
         reward_panels=_reward_panels(run, axes[0]),
+        times=summary.times(run),
         diagnostics=[_diagnostic(run, d, axes[0], f"d{i}") for i, d in enumerate(_wanted(run))],
         points_each=figures.points_each(len(run.metrics)),
         time=_time_view(run, axes[0]),
@@ -243,10 +244,31 @@ def _reward_column(run: RunData, label: str, part: str) -> np.ndarray[Any, np.dt
 
 
 def _wanted(run: RunData) -> list[Diagnostic]:
-    """The fixed panels, and what else the objective reported."""
+    """The times if they move, the fixed panels, and what else the objective reported."""
     extra = dict.fromkeys(name for m in run.metrics if isinstance(m.get("extra"), Mapping) for name in m["extra"])
     note = "reported by the objective"
-    return [*DIAGNOSTICS, *(Diagnostic(name, note, {name: f"extra.{name}"}, "", None) for name in extra)]
+    return [*_times(run), *DIAGNOSTICS, *(Diagnostic(name, note, {name: f"extra.{name}"}, "", None) for name in extra)]
+
+
+def _times(run: RunData) -> list[Diagnostic]:
+    """The range of the training times where an end of it moves, then what else the timestep policy told."""
+    ends = {name: f"timesteps.{name}" for name in ("t_min", "t_max")}
+    moving = {name: column for name, column in ends.items() if summary.moves(run.column(column))}
+    note = "range of σ that the loss is taken in"
+    found = [Diagnostic("Training times", note, moving, "σ", None, steps=True)] if moving else []
+    told = dict.fromkeys(n for m in run.metrics if isinstance(m.get("timesteps"), Mapping) for n in m["timesteps"])
+    return found + [
+        Diagnostic(
+            name.replace("_", " ").capitalize(),
+            f"reported by {run.config.timesteps.use}",
+            {name: f"timesteps.{name}"},
+            "",
+            None,
+            steps=True,
+        )
+        for name in told
+        if name not in ends
+    ]
 
 
 def _diagnostic(run: RunData, wanted: Diagnostic, axis: Axis, key: str) -> Panel:
@@ -263,7 +285,7 @@ def _diagnostic(run: RunData, wanted: Diagnostic, axis: Axis, key: str) -> Panel
     if len(columns) == 1 and (known == known[0]).all():
         return Panel(wanted.title, wanted.note, text=f"{known[0]:.4g} throughout")
     said = "; ".join(f"{wanted.title}, {name}: {_ends(column)}" for name, column in columns.items())
-    style: dict[str, Any] = {"unit": wanted.unit, "floor": wanted.floor, "whole": wanted.whole}
+    style: dict[str, Any] = {"unit": wanted.unit, "floor": wanted.floor, "whole": wanted.whole, "steps": wanted.steps}
     svg = figures.curve(run.iterations, columns, axis, key, said, **style)
     return Panel(wanted.title, wanted.note, svg)
 

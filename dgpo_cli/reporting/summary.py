@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dgpo_cli.console import number, seconds
 from dgpo_cli.reporting.data import Evaluation, RunData, Score
@@ -24,10 +25,12 @@ __all__ = [
     "facts",
     "guard_rows",
     "moment",
+    "moves",
     "outcome",
     "reward_outcome",
     "scored",
     "task_rows",
+    "times",
     "what_is_missing",
     "whose",
 ]
@@ -150,6 +153,24 @@ def _training_outcome(run: RunData) -> str:
         f"The training reward went from {means[first]:.3f} ({begin}) to {means[last]:.3f} ({end}); "
         "nothing is evaluated on held-out prompts yet."
     )
+
+
+def times(run: RunData) -> str | None:
+    """One sentence on where the loss is taken and who chose it; None for logs that do not tell."""
+    low, high = run.column("timesteps.t_min"), run.column("timesteps.t_max")
+    if np.isnan(low).all() or np.isnan(high).all():
+        return None
+    return f"Training times come from {run.config.timesteps.use}: {_end('t_min', low)}, {_end('t_max', high)}."
+
+
+def moves(values: NDArray[np.float64]) -> bool:
+    """Whether a column has more than one value."""
+    return len(np.unique(values[~np.isnan(values)])) > 1
+
+
+def _end(name: str, values: NDArray[np.float64]) -> str:
+    known = values[~np.isnan(values)]
+    return f"{name} went from {known[0]:.3f} to {known[-1]:.3f}" if moves(values) else f"{name} is {known[-1]:.3f}"
 
 
 def diversity(run: RunData) -> Diversity | None:

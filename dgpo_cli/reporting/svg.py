@@ -35,6 +35,7 @@ class Ink:
     WAIT = "#080808"
     WEIGH = "#090909"
     OPTIMISE = "#0a0a0a"
+    MEASURE = "#0b0b0b"
 
 
 VARIABLES = {value: f"var(--{name.lower().replace('_', '-')})" for name, value in vars(Ink).items() if name.isupper()}

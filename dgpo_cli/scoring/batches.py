@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgpo_core.kinds import Kind, one_of, plural
 from dgpo_core.media import MediaError, Medium
 from dgpo_core.scoring import Reward, checked_score
 from dgpo_core.types import Prompt
@@ -88,11 +89,10 @@ class _Scoring:
     failures: list[str] = field(default_factory=list)
 
     def add(self, index: int, media: Tensor, batch: int) -> None:
-        kind = "image" if media.dim() == 3 else "video"
+        kind: Kind = "image" if media.dim() == 3 else "video"
         takes = self.reward.model.media
         if kind not in takes:
-            wanted = " and ".join(f"{one}s" for one in sorted(takes))
-            self.missing(index, f"is {'an image' if kind == 'image' else 'a video'}; the reward takes {wanted}", media)
+            self.missing(index, f"is {one_of(kind)}; the reward takes {plural(takes)}", media)
             return
         shape = tuple(media.shape)
         self.waiting.setdefault(shape, []).append((index, media))

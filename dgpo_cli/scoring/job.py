@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import typer
@@ -17,12 +18,18 @@ from dgpo_cli.scoring.batches import Done, Result, Sample, score_samples
 from dgpo_cli.scoring.prompts import prompts_for
 from dgpo_core.annotation import annotate, understood
 from dgpo_core.errors import UserError
-from dgpo_core.media import Medium, check_files, expand, read_media
+from dgpo_core.kinds import one_of, plural, shows_frames
+from dgpo_core.media import Medium, check_files, expand, kind_of, read_media
 from dgpo_core.prompts import check_prompts
 from dgpo_core.scoring import Reward
 from dgpo_core.types import Example
 
-__all__ = ["Annotator", "choose_device", "of_examples", "of_files", "run"]
+if TYPE_CHECKING:
+    from dgpo_core.contracts import RewardModel
+    from dgpo_core.registry import Registry
+    from dgpo_schemas.run import RewardBlock
+
+__all__ = ["Annotator", "check_kinds", "choose_device", "of_examples", "of_files", "run"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -41,6 +48,22 @@ def of_files(paths: Sequence[Path], text: str | None, metadata: str | None, sour
     check_files(files)
     prompts = prompts_for(files, text=text, metadata=metadata, source=source)
     return [Sample(str(file), prompt, partial(read_media, file)) for file, prompt in zip(files, prompts, strict=True)]
+
+
+def check_kinds(model: RewardModel, block: RewardBlock, samples: Sequence[Sample], registry: Registry) -> None:
+    """Raise UserError if the reward scores none of the files, because all of them are of the other kind."""
+    if not samples:
+        return
+    for sample in samples:
+        kind = kind_of(Path(sample.name))
+        if kind is None or kind in model.media:
+            return  # those that cannot be scored have a row each that says why
+    assert kind is not None
+    others = {1: "", 2: ", as is the other file"}.get(len(samples), f", as are the other {len(samples) - 1} files")
+    advice = ""
+    if kind == "video" and shows_frames(registry):
+        advice = f"; show it single frames: dgpo score frames --option reward={block.use}"
+    raise UserError(f"{samples[0].name}: is {one_of(kind)}{others}; {block.label} scores {plural(model.media)}{advice}")
 
 
 def of_examples(examples: Sequence[Example]) -> list[Sample]:

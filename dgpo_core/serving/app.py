@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import DgpoError, UserError
+from dgpo_core.kinds import plural
 from dgpo_core.placement.describe import describe
 from dgpo_core.placement.messages import example_blob, plain, prompts_of, score_answer
 from dgpo_core.placement.remote import OutOfMemory
@@ -140,7 +141,8 @@ class Service:
         for batch in batches:
             medium = "video" if batch.media.dim() == 5 else "image"
             if medium not in reward.media:
-                raise Refusal(422, "request", f"{self.config.reward.use} does not score {medium}s")
+                takes = plural(reward.media)
+                raise Refusal(422, "request", f"{self.config.reward.use} does not score {medium}s; it scores {takes}")
         futures = [self.batcher.score(b.media, b.prompts, alone=b.alone) for b in batches]
         try:
             scores = [await _result(future) for future in futures]

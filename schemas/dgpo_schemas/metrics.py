@@ -58,6 +58,9 @@ class MetricsRecord(StrictModel):
     statistics: dict[str, float] = Field(description="Means of the media's statistics: saturation, edges, darkness.")
     t_min: float = Field(description="Smallest sigma that the iteration was optimised at.")
     t_max: float = Field(description="Largest sigma that the iteration was optimised at.")
+    timesteps: dict[str, float] = Field(
+        default_factory=dict, description="The timestep policy: t_min and t_max it could draw from, and its own values."
+    )
 
 
 class VerbTiming(StrictModel):
@@ -73,7 +76,8 @@ class TimingRecord(StrictModel):
     iteration: int = Field(description="Iterations finished, from 1.")
     seconds: float = Field(description="Seconds of the iteration, without evaluation and checkpoint.")
     verbs: dict[str, VerbTiming] = Field(
-        description="roll_out, score (on its own thread), wait_for_scores, weigh, optimise, evaluate, checkpoint."
+        description="measure (only some timestep policies), roll_out, score (on its own thread), wait_for_scores, "
+        "weigh, optimise, evaluate, checkpoint."
     )
     rewards: dict[str, float] = Field(description="Seconds spent in each reward, all its threads together.")
     peak_memory_bytes: int = Field(description="Peak memory so far: of the card, or of the process on the CPU.")

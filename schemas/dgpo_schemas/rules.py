@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["check_run", "violations"]
 
 
-STATISTICS = ("diversity", "saturation", "edge_density", "dark_pixels")
+STATISTICS = ("diversity", "saturation", "edge_density", "dark_pixels", "step_disagreement", "finer_sharpness")
 """Statistics of the media, which are evaluated beside the rewards and share their names' space."""
+OF_STEPS = STATISTICS[-2:]
+"""Those that compare few solver steps with many."""
 
 
 def check_run(config: RunConfig) -> None:
@@ -125,6 +127,8 @@ def _rewards(config: RunConfig) -> list[tuple[str, str]]:
         if label not in (*guards, *STATISTICS):
             known = ", ".join([*guards, *STATISTICS])
             found.append((f"evaluation.guards.bands.{label}", f"there is no guard {label!r}; the guards are {known}"))
+        elif label in OF_STEPS and config.evaluation.finer is None:
+            found.append((f"evaluation.guards.bands.{label}", "is only measured where evaluation.finer is set"))
     if all(block.weight == 0 for block in config.rewards):
         found.append(("rewards", "every weight is 0, so there is nothing to learn; give one a weight, such as 1"))
     if config.prompts.heldout is None:
@@ -133,6 +137,8 @@ def _rewards(config: RunConfig) -> list[tuple[str, str]]:
             found.append(("evaluation.every", "evaluation needs held-out prompts: set prompts.heldout, or every to 0"))
         if guards:
             found.append(("evaluation.guards.rewards", "nothing is evaluated without prompts.heldout; set it"))
+        if config.evaluation.finer is not None:
+            found.append(("evaluation.finer", "nothing is evaluated without prompts.heldout; set it"))
         if config.evaluation.rewards:
             found.append(("evaluation.rewards", "nothing is evaluated without prompts.heldout; set it or remove these"))
     return found

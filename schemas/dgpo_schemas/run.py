@@ -21,6 +21,7 @@ __all__ = [
     "EmaSection",
     "EvaluationSection",
     "FastEmaSection",
+    "FinerSection",
     "GuardsSection",
     "LoggingSection",
     "LoraSection",
@@ -345,9 +346,16 @@ class GuardsSection(StrictModel):
     bands: dict[str, Annotated[Float, Field(ge=0)]] = Field(
         default_factory=dict,
         description="Change of a guard, in its own units, that is let pass; by default none for a reward and a share "
-        "of its first value for a statistic (diversity, saturation, edge_density, dark_pixels). Only changes beyond "
-        "the 95 % intervals count.",
+        "of its first value for a statistic (diversity, saturation, edge_density, dark_pixels, step_disagreement, "
+        "finer_sharpness). Only changes beyond the 95 % intervals count.",
     )
+
+
+class FinerSection(StrictModel):
+    """Some samples of an evaluation again, from the same noise, in many steps: shows artefacts of few steps."""
+
+    steps: Int = Field(ge=2, le=1000, description="Solver steps, many more than those of evaluation.")
+    prompts: Int = Field(default=32, ge=1, description="Prompts, one sample of each.")
 
 
 class EvaluationSection(StrictModel):
@@ -370,6 +378,11 @@ class EvaluationSection(StrictModel):
         default="slow", description="Weights to evaluate: the policy, its fast EMA (old) or its slow EMA."
     )
     guards: GuardsSection = Field(default_factory=GuardsSection, description="Signs of reward hacking.")
+    finer: FinerSection | None = Field(
+        default=None,
+        description="Also measure `step_disagreement` (distance of samples to the same noise solved in many steps) and "
+        "`finer_sharpness` (of the latter).",
+    )
     pictures: Int = Field(default=12, ge=0, description="Pictures kept of each evaluation, always of the same noise.")
 
 

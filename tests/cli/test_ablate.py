@@ -23,7 +23,7 @@ import yaml
 from torch import Tensor
 
 from dgpo_cli.ablation import runner
-from dgpo_cli.ablation.directory import AblationDirectory, State
+from dgpo_cli.ablation.directory import AblationDirectory, State, read_plan
 from dgpo_cli.ablation.plan import make_plan
 from dgpo_cli.ablation.progress import Watcher
 from dgpo_cli.ablation.runner import Resources, choose_resources, run_cells
@@ -234,6 +234,49 @@ def test_finished_cells_are_not_run_again_and_more_may_come(dgpo: Run, ablation:
     assert len(results()["variants"]) == 3
 
 
+def test_finished_cells_of_another_ablation_are_taken_over_where_they_are_the_same(
+    dgpo: Run, ablation: Run, known: Registry, started: list[Any]
+) -> None:
+    assert dgpo("ablate", ablation(), "--quiet").code == 0
+    other = ablation(
+        name="other", seeds=[0, 7], axes=[{"name": "w", "variants": {"paper": {}, "ranks": {"weighting": "rank"}}}]
+    )
+    # Its processes would write to another place than the stand-in expects, so only the copy is looked at.
+    plan = make_plan(other, known)
+    directory = AblationDirectory(plan)
+    before = len(started)
+    taken = {cell.label: directory.adopt(cell, [read_plan(HERE)]) for cell in plan.cells()}
+    assert len(started) == before
+    twin = HERE / "cells/abs-advantage/seed-0"
+    assert taken == {"paper, seed 0": twin, "ranks, seed 0": None, "paper, seed 7": None, "ranks, seed 7": None}
+    copy = plan.path / "cells/paper/seed-0"
+    for log in ("metrics.jsonl", "evaluations.jsonl", "timings.jsonl", "outcome.json"):
+        assert (copy / log).read_bytes() == (twin / log).read_bytes()
+    assert directory.state(next(iter(plan.cells()))) == State("finished")
+    assert yaml.safe_load((copy / "config.yaml").read_text())["run"]["output"] == str(copy.parent)
+    assert dgpo("evaluate", copy, "--json").code == 0
+    assert directory.adopt(next(iter(plan.cells())), [read_plan(HERE)]) is None  # what is there stays
+
+
+def test_only_finished_cells_are_taken_over(dgpo: Run, ablation: Run, known: Registry, started: list[Any]) -> None:
+    assert dgpo("ablate", ablation(), "--quiet").code == 0
+    (HERE / "cells/abs-advantage/seed-0/outcome.json").unlink()
+    plan = make_plan(ablation(name="other"), known)
+    taken = [AblationDirectory(plan).adopt(cell, [read_plan(HERE)]) for cell in plan.cells()]
+    assert [found is None for found in taken] == [True, False, False, False]
+
+
+def test_reuse_names_what_was_copied(dgpo: Run, ablation: Run, started: list[Any]) -> None:
+    assert dgpo("ablate", ablation()).code == 0
+    done = dgpo("ablate", ablation(name="other"), "--reuse", HERE)
+    assert done.code == 0, done.err
+    assert "4 finished cells copied from runs/trial" in done.err
+    assert len(started) == len(CELLS)
+    wrong = dgpo("ablate", ablation(name="third"), "--reuse", "nowhere")
+    assert (wrong.code, wrong.err) == (2, "nowhere: there is no such ablation directory\n")
+    assert not Path("runs/third").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -335,6 +378,26 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(dgpo: Run, ablation: Run) 
         "  best-vs-worst: 2 iterations, 32 samples a seed\n"
         "decided by brightness; nothing was written\n"
     )
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"axes": [{"key": "wieghting", "values": ["uniform"]}]}, "wieghting: unknown key; did you mean weighting?"),
+        ({"axes": [{"key": "rollout.group_size", "values": [4, "many"]}]},
+         "rollout.group_size: must be a whole number, not 'many'"),
+        ({"seeds": 0}, "seeds: at least one seed is needed"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["", "dry run"])
+def test_a_mistake_in_the_file_starts_nothing(
+    dgpo: Run, ablation: Run, started: list[Any], changes: dict[str, Any], says: str, options: list[str]
+) -> None:
+    done = dgpo("ablate", ablation(**changes), *options)
+    assert (done.code, done.out, started) == (2, "", [])
+    assert says in done.err
+    assert done.err.count("\n") == 1
     assert not Path("runs").exists()
 
 

@@ -235,3 +235,11 @@ def test_a_curve_is_the_mean_over_seeds_and_ends_with_the_first() -> None:
     assert (timed.x[0], timed.x[-1]) == (0.0, 20.0)
     assert timed.mean[-1] == pytest.approx((0.4 + 0.3) / 2)
     assert figures.band([trace("base", 0, [0.1])], "iterations") is None
+
+
+def test_a_single_variant_is_held_beside_the_base_model() -> None:
+    traces = [trace("base", seed, [0.3, 0.5 + 0.1 * seed]) for seed in range(3)]
+    found = compare({"base": {"w": "base"}}, traces, reward="score", baseline="base", target=None)
+    assert words.headline(found) == (
+        "base reaches score 0.600 [0.352, 0.848]; the base model scores 0.300 [0.300, 0.300]."
+    )

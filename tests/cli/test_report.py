@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -485,8 +486,83 @@ def test_colours_have_contrast_in_both_themes() -> None:
             assert contrast(theme[name], theme["paper"]) >= 4.5, (name, theme)
             assert contrast(theme[name], theme["tint"]) >= (3 if name == "before" else 4.5), (name, theme)
         assert contrast(theme["warn"], theme["warn-tint"]) >= 4.5
-        for name in ("roll-out", "wait", "weigh", "optimise"):
+        for name in ("roll-out", "wait", "weigh", "optimise", "measure"):
             assert contrast(theme[name], theme["paper"]) >= 3, (name, theme)
+
+
+def timed_run(run: Path, iterations: int = 20, **values: Callable[[int], float]) -> Path:
+    """A run of a policy that told these values in each iteration."""
+    write_config(
+        run, run={"name": run.name, "iterations": iterations}, timesteps={"use": "disagreement-t-min", "t_min": 0.0}
+    )
+    numbers = range(1, iterations + 1)
+    told = [{name: value(i) for name, value in values.items()} for i in numbers]
+    lines = [metrics_line(i, iterations, timesteps=one) for i, one in zip(numbers, told, strict=True)]
+    write_lines(run, "metrics.jsonl", lines)
+    return run
+
+
+def panels(found: Page) -> dict[str, str]:
+    """What is read aloud of the curves, by its beginning."""
+    return {svg["aria-label"].partition(":")[0]: svg["aria-label"] for svg in found.all("svg")}
+
+
+def test_times_that_move_are_drawn_and_told(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+    run = timed_run(
+        tmp_path / "moving",
+        t_min=lambda i: 0.5 - 0.01 * i,
+        t_max=lambda i: 1.0,
+        disagreement=lambda i: 0.2 / i,
+        kept=lambda i: 3.0,
+    )
+    found = show(run)
+    assert "Training times come from disagreement-t-min: t_min went from 0.490 to 0.300, t_max is 1.000." in found.text
+    drawn = panels(found)
+    assert drawn["Training times, t_min"] == "Training times, t_min: from 0.49 to 0.3", "t_max stays and has no line"
+    assert drawn["Disagreement, disagreement"].endswith("from 0.2 to 0.01")
+    assert "reported by disagreement-t-min" in found.text
+    assert "Kept 3 throughout" in found.text
+
+
+def test_an_upper_end_that_moves_is_a_second_line(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+    run = timed_run(tmp_path / "both", t_min=lambda i: 0.3 + 0.01 * i, t_max=lambda i: 0.8 + 0.005 * i)
+    found = show(run)
+    assert "t_min went from 0.310 to 0.500, t_max went from 0.805 to 0.900." in found.text
+    assert "Training times, t_max: from 0.805 to 0.9" in panels(found)["Training times, t_min"]
+
+
+def test_times_that_stay_are_told_only(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+    found = show(timed_run(tmp_path / "still", t_min=lambda i: 0.3, t_max=lambda i: 0.9))
+    assert "Training times come from disagreement-t-min: t_min is 0.300, t_max is 0.900." in found.text
+    assert not any(name.startswith("Training times") for name in panels(found))
+    one = show(timed_run(tmp_path / "one", iterations=1, t_min=lambda i: 0.3, t_max=lambda i: 0.9))
+    assert "t_min is 0.300, t_max is 0.900." in one.text
+
+
+def test_times_of_older_logs_are_left_out(quickstart: str) -> None:
+    assert "Training times" not in Page(quickstart).text
+    assert "not logged" not in Page(quickstart).text, "no panel wants what no run logs"
+
+
+def test_chosen_times_are_drawn_as_stairs_without_a_running_mean() -> None:
+    """Between two measurements t_min stays where it was."""
+    x, y = np.arange(1.0, 101.0), np.repeat([0.5, 0.3, 0.4, 0.2], 25)
+    axis = figures.Axis("iterations", "iterations", "iteration", float)
+    points = path_points(figures.curve(x, {"t_min": y}, axis, "k", "a stair", steps=True), "var(--after)")
+    assert len(np.unique(points[:, 1].round(3))) == 4
+    moves = np.diff(points, axis=0)
+    assert (np.isclose(moves, 0, atol=1e-6).any(axis=1)).all(), "lines are level or upright"
+
+
+def test_measuring_has_its_place_among_the_verbs(tmp_path: Path, read: Callable[[Path], RunData]) -> None:
+    run = write_run(tmp_path / "measured", 4, 4)
+    lines = [timing_line(i) for i in range(1, 5)]
+    lines[2]["verbs"]["measure"] = {"seconds": 3.0, "samples_per_second": None}
+    write_lines(run, "timings.jsonl", lines)
+    html = page.render(read(run))
+    rows = [row for row in Page(html).rows if row and row[0] in ("measure", "roll out")]
+    assert rows == [["measure", "3.0s", "7 %", "–"], ["roll out", "16.0s", "37 %", "4.0"]]
+    assert "fill: var(--measure)" in html, "it has its part of the bars too"
 
 
 # -- runs that are young, old or damaged -----------------------------------------------------------------------------
@@ -624,6 +700,29 @@ def test_large_pictures_are_reduced(tmp_path: Path, show: Callable[[Path], Page]
         assert image["src"].startswith("data:image/jpeg")
         assert decoded(image["src"]).shape == (384, 512, 3)
         assert "tiny" not in image["class"]
+
+
+def test_small_videos_play_beside_their_film_strips(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+    """In the page itself, without scripts; of a large file, or without one, there is the strip."""
+    run = write_run(tmp_path / "films", 2, 2)
+    for iteration in (0, 2):
+        shutil.rmtree(run / "pictures" / f"{iteration:06d}")
+        write_pictures(run, iteration, PROMPTS[:3], size=(168, 32))
+        (run / "pictures" / f"{iteration:06d}" / "00.mp4").write_bytes(b"film %d" % iteration)
+        (run / "pictures" / f"{iteration:06d}" / "01.mp4").write_bytes(bytes(300_001))
+    found = show(run)
+    videos = found.all("video")
+    assert [base64.b64decode(v["src"].removeprefix("data:video/mp4;base64,")) for v in videos] == [b"film 0", b"film 2"]
+    assert [v["title"] for v in videos] == [f"base model: {PROMPTS[0]}", f"iteration 2: {PROMPTS[0]}"]
+    assert all("controls" in v and "autoplay" not in v for v in videos)
+    assert "media-src data:" in found.all("meta")[-1]["content"]
+    images = found.all("img")
+    assert len(images) == 6
+    for image in images:  # a strip of tiny frames loses nothing, however long it is
+        assert decoded(image["src"]).shape == (32, 168, 3)
+        assert image["src"].startswith("data:image/png")
+        assert "tiny" in image["class"]
+    assert "base model above, iteration 2 below." in found.text
 
 
 def test_pictures_are_paired_by_prompt_where_the_selection_changed(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import PIL.Image
 import pytest
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor
 
 from dgpo_core.builtin.samplers import FlowEuler
+from dgpo_core.media import read_media
+from dgpo_core.registry import Registry
 
 Run = Callable[..., Any]
 
@@ -140,6 +144,83 @@ def test_checkpoints_settings_and_options_are_followed(dgpo: Run, trained: Any) 
     assert pictures(trained.path, "--checkpoint", 0) == pictures(trained.file)
 
 
+# -- videos ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def filmed(known: Registry, film: object, write_run: Callable[..., Path]) -> Path:
+    """A run file whose backbone makes videos of five frames."""
+    known.register(film, distribution="film")
+    return write_run(
+        backbone={"use": "film"}, rewards=[{"use": "glow"}], prompts={"train": {"use": "toy"}, "heldout": None},
+        evaluation={"every": 0},
+    )  # fmt: skip
+
+
+def played(path: str) -> Any:
+    """The stream of an mp4 file."""
+    with av.open(path) as file:
+        return file.streams.video[0]
+
+
+def test_videos_are_the_decoded_samples(dgpo: Run, filmed: Path, drawn: list[tuple[Tensor, Tensor]]) -> None:
+    done = dgpo("sample", filmed, "-p", "one", "-p", "two", "-n", 2, "--output", "out")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "4 videos of the base model of run.yaml: out/grid.png\n"
+    names = [f"{i:02d}.{kind}" for i in range(4) for kind in ("mp4", "png")]
+    assert sorted(tree(Path("out"))) == [*names, "grid.png", "prompts.json"]
+    assert json.loads(Path("out/prompts.json").read_text()) == ["one", "one", "two", "two"]
+    ((_, x0),) = drawn
+    for i in range(4):
+        shades = torch.sigmoid(x0[i]).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        frames = torch.stack([shades.roll(f, -1) for f in range(5)])
+        strip = picture(f"out/{i:02d}.png")
+        assert strip.shape == (8, 5 * 10 - 2, 3)
+        found = read_media(Path(f"out/{i:02d}.mp4")).tensor
+        assert found.shape == (5, 3, 256, 256)
+        for f in range(5):
+            # Red is the toy's first channel, green its second.
+            assert np.abs(strip[:, 10 * f : 10 * f + 8, :2] - 255 * frames[f].permute(1, 2, 0).numpy()).max() <= 0.51
+            assert float((found[f, :2, 16::32, 16::32] - frames[f]).abs().max()) < 0.03
+    assert picture("out/grid.png").shape == (4 * (128 + 4) - 4, 5 * (128 + 4) - 4, 3)
+
+
+def test_the_same_videos_are_the_same_bytes(dgpo: Run, filmed: Path) -> None:
+    for output in ("one", "two"):
+        assert dgpo("sample", filmed, "-p", "x", "--output", output).code == 0
+    assert tree(Path("one")) == tree(Path("two"))
+
+
+@pytest.mark.parametrize(("options", "fps"), [([], 5), (["--fps", "12"], 12), (["--fps", "1"], 1)])
+def test_the_frame_rate_of_videos(dgpo: Run, filmed: Path, options: list[str], fps: int) -> None:
+    """Five frames last a second, unless another rate is asked for."""
+    assert dgpo("sample", filmed, "-p", "x", "-n", 1, *options).code == 0
+    assert played("samples/00.mp4").average_rate == fps
+
+
+def test_pictures_have_no_frame_rate(dgpo: Run, trained: Any, drawn: list[tuple[Tensor, Tensor]]) -> None:
+    done = dgpo("sample", trained.path, "--fps", 8)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "--fps: the backbone toy makes images, which have no frame rate\n"
+    assert drawn == []
+
+
+def test_without_pyav_the_film_strips_are_written(dgpo: Run, filmed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was sampled is not lost, and what is missing is told."""
+    dgpo("sample", filmed, "-p", "x", "-n", 2, "--output", "whole")
+    monkeypatch.setitem(sys.modules, "av", None)
+    done = dgpo("sample", filmed, "-p", "x", "-n", 2)
+    assert (done.code, done.out) == (0, "2 videos of the base model of run.yaml: samples/grid.png\n")
+    assert done.err == (
+        "note: videos are written as film strips only; mp4 files need PyAV: pip install 'dgpo[video]'\n"
+    )
+    whole = {name: data for name, data in tree(Path("whole")).items() if not name.endswith(".mp4")}
+    assert tree(Path("samples")) == whole
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
 def test_nothing_but_the_pictures_is_written(dgpo: Run, trained: Any) -> None:
     before = tree(Path())
     dgpo("sample", trained.path, "-p", "x")
@@ -211,7 +292,9 @@ def test_mistakes(dgpo: Run, trained: Any, arguments: list[str], expected: str) 
     assert tree(Path()) == before
 
 
-@pytest.mark.parametrize("option", ["--count=0", "--steps=0", "--guidance=0.5", "--guidance=nan", "--limit=0"])
+@pytest.mark.parametrize(
+    "option", ["--count=0", "--steps=0", "--guidance=0.5", "--guidance=nan", "--limit=0", "--fps=0"]
+)
 def test_numbers_out_of_range(dgpo: Run, trained: Any, option: str) -> None:
     done = dgpo("sample", trained.path, option)
     assert (done.code, done.out) == (2, "")

@@ -281,6 +281,46 @@ def test_media_that_the_reward_does_not_take(dgpo: Run) -> None:
     done = dgpo("score", "pictures-only", picture("a.png"), clip("v.gif", 0.0, 1.0))
     assert done.code == 1
     assert done.out.splitlines()[-1] == "v.gif       -  is a video; the reward takes images"
+    assert Stub.asked == [((1, 3, 8, 8), [Prompt("")])]
+
+
+class Frames:
+    """A reward of that name, as dgpo-video has one."""
+
+    @hookimpl
+    def dgpo_rewards(self) -> Sequence[Part]:
+        return [Part("frames", "Redness of frames.", "stub_rewards:Stub", StubOptions)]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("frames", [False, True])
+def test_only_media_that_the_reward_does_not_take(dgpo: Run, known: Registry, count: int, frames: bool) -> None:
+    """A mistake in what was given, told before anything is scored, with the way out where there is one."""
+    if frames:
+        known.register(Frames(), distribution="dgpo-video")
+    files = [clip(f"{i}.gif", 0.0, 1.0) for i in range(count)]
+    done = dgpo("score", "pictures-only", *files, "--annotate", "seen")
+    others = ", as are the other 2 files" if count == 3 else ""
+    advice = "; show it single frames: dgpo score frames --option reward=pictures-only" if frames else ""
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines()[1:] == [f"0.gif: is a video{others}; pictures-only scores images{advice}"]
+    assert Stub.asked == []
+    assert Stub.closed == 1
+    assert not Path("seen").exists()
+
+
+def test_a_reward_of_videos_is_not_given_pictures(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stub, "media", frozenset({"video"}))
+    done = dgpo("score", "stub", picture("a.png"), picture("b.png"))
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines()[1:] == ["a.png: is an image, as is the other file; stub scores videos"]
+
+
+def test_what_cannot_be_read_is_no_other_kind(dgpo: Run) -> None:
+    Path("b.mp4").write_bytes(b"hello")
+    done = dgpo("score", "pictures-only", "b.mp4", clip("v.gif", 0.0, 1.0))
+    assert done.code == 1
+    assert "b.mp4      -  not a picture or a video that can be read" in done.out
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,16 @@ def test_the_toy_backbone_passes(train: str) -> None:
     check_backbone(backbone(train=train), (8, 8), impossible=(8, 16))
 
 
+def test_a_backbone_of_videos_passes() -> None:
+    class Film(ToyBackbone):
+        media = "video"
+
+        def decode(self, x0: Tensor) -> Tensor:
+            return super().decode(x0)[:, None].repeat(1, 5, 1, 1, 1)
+
+    check_backbone(backbone(Film), (8, 8))
+
+
 def backbones() -> list[tuple[str, Check]]:
     class Random(ToyBackbone):
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -118,6 +128,16 @@ def backbones() -> list[tuple[str, Check]]:
         def decode(self, x0: Tensor) -> Tensor:
             return super().decode(x0)[:, :1]
 
+    class SaysVideo(ToyBackbone):
+        media = "video"
+
+    class Moves(ToyBackbone):
+        def decode(self, x0: Tensor) -> Tensor:
+            return super().decode(x0)[:, None].repeat(1, 5, 1, 1, 1)
+
+    class Sings(ToyBackbone):
+        media = "audio"  # type: ignore[assignment]
+
     class SavesNothing(ToyBackbone):
         def save_adapter(self, directory: Path) -> None:
             directory.mkdir()
@@ -139,6 +159,9 @@ def backbones() -> list[tuple[str, Check]]:
         (StaysOff, "velocity follows the trained weights|the adapter is back"),
         (Bright, r"media lie in \[0, 1\]"),
         (Grey, "media have three channels"),
+        (SaysVideo, "`media` says what `decode` gives: it gives image and says video"),
+        (Moves, "`media` says what `decode` gives: it gives video and says image"),
+        (Sings, "`media` is image or video, not 'audio'"),
         (SavesNothing, "save_adapter writes something"),
     ]
 

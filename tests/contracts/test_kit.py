@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -161,7 +162,8 @@ def test_every_promise_is_a_test_and_the_broken_ones_fail(pytester: Pytester) ->
         "reward-copies:untouched": "media are left alone",
         "timesteps-forgets:state-round-trip": "its state, as JSON, is all there is to remember",
     }
-    failed = {name: result for name, result in contract.items() if result != "passed" and "no examples" not in result}
+    fine = re.compile("passed$|it has no examples|it does not measure the model")
+    failed = {name: result for name, result in contract.items() if not fine.search(result)}
     assert failed.keys() == broken.keys(), report.out
     for name, promise in broken.items():
         assert promise in failed[name]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -14,12 +15,15 @@ from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.draws import Draws
+from dgpo_core.engine import Engine
 from dgpo_core.errors import UserError
-from dgpo_core.evaluation import Evaluation, evaluate, interval
+from dgpo_core.evaluation import Evaluation, Finer, evaluate, interval
+from dgpo_core.registry import Registry
 from dgpo_core.rollout import Roller
 from dgpo_core.scoring import Reward, Scorer
 from dgpo_core.types import Prompt, Rollout, Scores
 from dgpo_schemas.metrics import EvaluationRecord
+from dgpo_schemas.run import RunConfig
 
 NAN = float("nan")
 
@@ -290,3 +294,123 @@ def test_an_interrupted_evaluation_leaves_nothing_to_the_next() -> None:
         run(scorer, ["a"] * 4, interrupt=interrupt)
     assert run(scorer, ["a"] * 2).records[0].value == 0.125
     scorer.close()
+
+
+# -- in few steps and in many -----------------------------------------------------------------------------------------
+
+Make = Callable[..., RunConfig]
+STEPS = ("step_disagreement", "finer_sharpness")
+
+
+def of_steps(config: RunConfig, registry: Registry, finer: bool = True) -> dict[str, EvaluationRecord]:
+    """Statistics of the toy's held-out prompts, evaluated as the run file says."""
+    engine = Engine(config, registry)
+    try:
+        found = evaluate(
+            engine.evaluation_roller(), engine.evaluation_scorer, engine.heldout_prompts,
+            members=config.evaluation.samples_per_prompt, draws=Draws(5), view="slow", iteration=2,
+            finer=Finer.of(engine) if finer else None,
+        )  # fmt: skip
+    finally:
+        engine.close()
+    return statistics(found)
+
+
+def by_hand(config: RunConfig, registry: Registry, prompts: Sequence[int], fine: int) -> tuple[list[float], ...]:
+    """(disagreement, sharpness) of the first sample of each prompt, drawn one by one; in float64."""
+    engine = Engine(config, registry)
+    velocity, backbone = engine.policy.velocity, engine.backbone
+    disagreements, sharpnesses = [], []
+    for p in prompts:
+        rows = backbone.encode([engine.heldout_prompts[p].text])
+        media = []
+        for steps in (config.evaluation.steps or config.rollout.steps, fine):
+            x = Draws(5).at(p, 0, "noise").normal((1, 2, 4, 4))
+            sigmas = engine.sampler.sigmas(steps, 1.0).float()
+            for here, there in pairwise(sigmas):
+                with torch.no_grad():
+                    x = x + (there - here) * velocity(x, here.expand(1), rows)
+            media.append(backbone.decode(x)[0].double().numpy())
+        few, many = media
+        luma = np.tensordot([0.299, 0.587, 0.114], many, 1)
+        steps_apart = [*np.diff(luma, axis=0).ravel(), *np.diff(luma, axis=1).ravel()]
+        disagreements.append(float(np.sqrt(np.mean((few - many) ** 2))))
+        sharpnesses.append(float(np.sqrt(np.mean(np.square(steps_apart)))))
+    return disagreements, sharpnesses
+
+
+@pytest.mark.parametrize(("members", "micro_batch"), [(1, None), (2, 3), (3, 1), (3, 4), (2, 100)])
+def test_samples_are_compared_with_finer_ones_of_the_same_noise(
+    members: int, micro_batch: int | None, make_config: Make, registry: Registry
+) -> None:
+    """Three of five prompts, spread over them; the first sample of each."""
+    config = make_config(
+        rollout={"micro_batch": micro_batch, "guidance": 1.0},
+        evaluation={"prompts": 5, "samples_per_prompt": members, "steps": 2, "finer": {"steps": 11, "prompts": 3}},
+    )
+    found = of_steps(config, registry)
+    for name, expected in zip(STEPS, by_hand(config, registry, [0, 1, 3], 11), strict=True):
+        record = found[name]
+        assert record.value == pytest.approx(np.mean(expected), rel=1e-4)
+        assert (record.n, record.missing, record.groups, record.iteration, record.view) == (3, 0, {}, 2, "slow")
+        assert min(expected) * 0.999 <= record.low < record.value < record.high <= max(expected) * 1.001
+    assert found["step_disagreement"].value > 1e-3
+
+
+def test_as_many_steps_agree_with_themselves(make_config: Make, registry: Registry) -> None:
+    """And there are never more prompts than there are."""
+    config = make_config(evaluation={"prompts": 3, "samples_per_prompt": 2, "finer": {"steps": 3}})
+    found = of_steps(config, registry)
+    disagreement = found["step_disagreement"]
+    assert (
+        0 <= disagreement.low <= disagreement.value <= disagreement.high < 1e-6
+    )  # batches of another size round apart
+    assert disagreement.n == 3
+    assert found["finer_sharpness"].value > 0.01
+
+
+def test_samples_are_drawn_once_unless_it_is_asked_for(make_config: Make, registry: Registry) -> None:
+    assert not set(STEPS) & of_steps(make_config(), registry).keys()
+    asked = make_config(evaluation={"finer": {"steps": 9}})
+    assert not set(STEPS) & of_steps(asked, registry, finer=False).keys()
+
+
+def test_the_other_records_do_not_depend_on_the_finer_samples(make_config: Make, registry: Registry) -> None:
+    plain = of_steps(make_config(), registry)
+    both = of_steps(make_config(evaluation={"finer": {"steps": 9}}), registry)
+    assert list(both) == [*plain, *STEPS]
+    assert {name: both[name] for name in plain} == plain
+
+
+@pytest.mark.parametrize("where", ["rollout", "evaluation"])
+def test_random_samplers_have_no_finer_samples(where: str, make_config: Make, registry: Registry) -> None:
+    asked: dict[str, Any] = {"finer": {"steps": 9}}
+    if where == "rollout":
+        config = make_config(rollout={"sampler": "flow-sde"}, evaluation=asked)
+    else:
+        config = make_config(evaluation=asked | {"sampler": "flow-sde"})
+    with pytest.raises(UserError, match=r"evaluation\.finer: .*sampler of evaluation, flow-sde, is random; set eval"):
+        of_steps(config, registry)
+    mended = make_config(rollout={"sampler": "flow-sde"}, evaluation=asked | {"sampler": "flow-euler"})
+    assert of_steps(mended, registry)["step_disagreement"].value > 0
+
+
+def test_the_finer_samples_can_be_interrupted(make_config: Make, registry: Registry) -> None:
+    class Stop(Exception):
+        pass
+
+    config = make_config(rollout={"micro_batch": 2}, evaluation={"prompts": 4, "finer": {"steps": 9}})
+    engine = Engine(config, registry)
+    calls = []
+
+    def interrupt() -> None:
+        calls.append(1)
+        if len(calls) == 4:  # two micro-batches in few steps, two in many
+            raise Stop
+
+    with pytest.raises(Stop):
+        evaluate(
+            engine.evaluation_roller(), engine.evaluation_scorer, engine.heldout_prompts, members=1, draws=Draws(5),
+            view="slow", iteration=0, finer=Finer.of(engine), interrupt=interrupt,
+        )  # fmt: skip
+    engine.close()

@@ -6,17 +6,17 @@ import colorsys
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dgpo_core.guards import STATISTICS, alarms, band_of, has_left, media_statistics
+from dgpo_core.guards import PIXELWISE, STATISTICS, alarms, band_of, has_left, media_statistics, step_statistics
 from dgpo_schemas import rules
 from dgpo_schemas.metrics import EvaluationRecord, GroupScore
 
-PIXELWISE = ("saturation", "edge_density", "dark_pixels")
 NAN, INF = math.nan, math.inf
 
 
@@ -142,6 +142,67 @@ def test_a_sample_does_not_depend_on_the_others() -> None:
         assert {name: values[0].item() for name, values in alone.items()} == {
             name: values[i].item() for name, values in together.items()
         }
+
+
+# -- few steps and many ---------------------------------------------------------------------------------------------
+
+
+def of_steps(media: Tensor, finer: Tensor) -> dict[str, float]:
+    """Of one sample [..., 3, H, W], in numpy float64: every frame, pixel and pair of neighbours counts alike."""
+    few, many = (np.asarray(one, dtype=np.float64) for one in (media, finer))
+    frames = many.reshape(-1, *many.shape[-3:])
+    pairs = []
+    for frame in frames:
+        grey = [[luma(frame[:, y, x]) for x in range(frame.shape[2])] for y in range(frame.shape[1])]
+        for y, row in enumerate(grey):
+            for x, here in enumerate(row):
+                pairs += [here - row[x + 1]] if x + 1 < len(row) else []
+                pairs += [here - grey[y + 1][x]] if y + 1 < len(grey) else []
+    return {
+        "step_disagreement": float(np.sqrt(np.mean((few - many) ** 2))),
+        "finer_sharpness": float(np.sqrt(np.mean(np.square(pairs)))) if pairs else 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 3, 9, 12), (2, 3, 1, 7), (2, 3, 7, 1), (4, 3, 1, 1), (2, 5, 3, 6, 8), (1, 1, 3, 4, 4)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_few_steps_and_many_pixel_by_pixel(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    media, finer = pictures(*shape).to(dtype), pictures(*shape, seed=1).to(dtype)
+    found = step_statistics(media, finer)
+    assert list(found) == ["step_disagreement", "finer_sharpness"]
+    for name, values in found.items():
+        assert values.dtype == torch.float32
+        expected = [of_steps(one, other)[name] for one, other in zip(media, finer, strict=True)]
+        assert values.tolist() == pytest.approx(expected, abs=1e-6), name
+
+
+def test_disagreement_is_of_the_samples_and_sharpness_of_the_finer_ones() -> None:
+    """A chequered board against a grey one, half a unit away everywhere."""
+    chequered = ((torch.arange(4)[:, None] + torch.arange(4)) % 2).expand(1, 3, 4, 4).float()
+    grey = torch.full((1, 3, 4, 4), 0.5)
+    for media, finer, sharpness in ((chequered, grey, 0.0), (grey, chequered, 1.0), (chequered, chequered, 1.0)):
+        found = {name: value.item() for name, value in step_statistics(media, finer).items()}
+        assert found["step_disagreement"] == (0.0 if media is finer else 0.5)
+        assert found["finer_sharpness"] == pytest.approx(sharpness)
+
+
+def test_blur_lowers_sharpness_and_noise_raises_it() -> None:
+    smooth = torch.linspace(0, 1, 16).expand(1, 3, 16, 16)
+    wave = 0.5 + 0.4 * (torch.arange(16) * 0.8).sin().expand(1, 3, 16, 16)
+    blurred = torch.nn.functional.avg_pool2d(wave, 3, 1, 1, count_include_pad=False)
+    noisy = wave + 0.1 * torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    sharpness = [step_statistics(one, one)["finer_sharpness"].item() for one in (smooth, blurred, wave, noisy)]
+    assert sharpness == sorted(sharpness)
+
+
+def test_steps_of_what_is_no_colour_are_clamped() -> None:
+    """A model that has diverged decodes to anything; the log knows no nan."""
+    wrong = torch.tensor([[2.0, INF, -1.0, -INF, NAN]]).view(1, 1, 1, 5).expand(1, 3, 1, 5)
+    clean = torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0]]).view(1, 1, 1, 5).expand(1, 3, 1, 5)
+    for name, value in step_statistics(wrong, wrong.flip(-1)).items():
+        assert value.tolist() == pytest.approx([of_steps(clean[0], clean[0].flip(-1))[name]]), name
 
 
 # -- bands ----------------------------------------------------------------------------------------------------------

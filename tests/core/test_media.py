@@ -17,7 +17,7 @@ from PIL import Image
 
 import dgpo_core.media as media_module
 from dgpo_core.errors import UserError
-from dgpo_core.media import MediaError, check_files, expand, read_media
+from dgpo_core.media import MediaError, check_files, expand, kind_of, read_media
 
 Pixels = np.ndarray[Any, Any]
 
@@ -325,6 +325,32 @@ def test_a_file_that_vanishes(tmp_path: Path) -> None:
 
 
 # -- directories --------------------------------------------------------------------------------------------------
+
+
+def test_what_a_file_holds(tmp_path: Path, pixels: Pixels) -> None:
+    """Told by its content, whatever its name says."""
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "still.gif")
+    image.save(tmp_path / "one.mp4", format="png")
+    image.save(tmp_path / "moves.gif", save_all=True, append_images=[Image.new("RGB", image.size)])
+    write_video(tmp_path / "x.mp4", "mpeg4")
+    (tmp_path / "x.mp4").rename(tmp_path / "x.png")
+    (tmp_path / "notes.png").write_bytes(b"dear diary")
+    (tmp_path / "bomb.png").write_bytes(b"")
+    write_png(tmp_path / "bomb.png", 60_000, 60_000, b"")
+    expected = {
+        "still.gif": "image", "one.mp4": "image", "moves.gif": "video", "x.png": "video", "notes.png": None,
+        "bomb.png": None, "nowhere.png": None,
+    }  # fmt: skip
+    assert {name: kind_of(tmp_path / name) for name in expected} == expected
+
+
+def test_film_strips_are_no_pictures_of_their_own(tmp_path: Path) -> None:
+    """A directory of videos holds videos; a poster that is not named by a number stays."""
+    for name in ("00.mp4", "00.png", "01.png", "walk.mp4", "walk.png"):
+        (tmp_path / name).touch()
+    assert [path.name for path in expand([tmp_path])] == ["00.mp4", "01.png", "walk.mp4", "walk.png"]
+    assert expand([tmp_path / "00.png"]) == [tmp_path / "00.png"]
 
 
 def test_a_directory_stands_for_its_pictures_in_order(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dgpo_core import clips
 from dgpo_core.errors import UserError
+from dgpo_core.media import read_media
 from dgpo_core.pictures import contact_sheet, to_image, write_pictures
 from dgpo_core.types import Prompt
 
@@ -38,12 +42,15 @@ def test_values_beyond_the_range_are_clipped() -> None:
     assert pixels(to_image(media))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
-def test_a_videos_frames_lie_side_by_side() -> None:
-    video = noise(5, 3, 4, 6)
+@pytest.mark.parametrize(("count", "across", "rows"), [(1, 1, 1), (5, 5, 1), (8, 8, 1), (9, 8, 2), (33, 8, 5)])
+def test_a_videos_frames_in_reading_order(count: int, across: int, rows: int) -> None:
+    video = noise(count, 3, 4, 6)
     image = to_image(video)
-    assert image.size == (30, 4)
+    assert image.size == (across * 8 - 2, rows * 6 - 2)
     for i, frame in enumerate(video):
-        assert (pixels(image)[:, 6 * i : 6 * i + 6] == pixels(to_image(frame))).all()
+        row, column = divmod(i, 8)
+        assert (pixels(image)[6 * row : 6 * row + 4, 8 * column : 8 * column + 6] == pixels(to_image(frame))).all()
+    assert count == 1 or (pixels(image)[:, 6:8] == 255).all()
 
 
 @pytest.mark.parametrize(
@@ -64,19 +71,91 @@ def test_a_contact_sheet(count: int, columns: int | None, grid: tuple[int, int])
     assert (sheet[~covered] == 255).all()
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 4, 6), (3, 2, 3, 4, 6)])
-def test_a_directory_of_pictures(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def listing(directory: Path) -> list[str]:
+    return sorted(p.name for p in directory.iterdir())
+
+
+def test_a_directory_of_pictures(tmp_path: Path) -> None:
     directory = tmp_path / "pictures" / "000010"
-    media = noise(*shape)
-    write_pictures(directory, noise(5, *shape[1:]), [Prompt("old")] * 5)
+    media = noise(3, 3, 4, 6)
+    write_pictures(directory, noise(5, 3, 4, 6), [Prompt("old")] * 5)
     write_pictures(directory, media, [Prompt("a"), Prompt("ä, b"), Prompt("c")])
-    assert sorted(p.name for p in directory.iterdir()) == ["00.png", "01.png", "02.png", "grid.png", "prompts.json"]
+    assert listing(directory) == ["00.png", "01.png", "02.png", "grid.png", "prompts.json"]
     assert json.loads((directory / "prompts.json").read_text(encoding="utf-8")) == ["a", "ä, b", "c"]
     for i in range(3):
         with Image.open(directory / f"{i:02d}.png") as image:
             assert (pixels(image) == pixels(to_image(media[i]))).all()
     with Image.open(directory / "grid.png") as grid:
-        assert (pixels(grid)[:4, : 6 * (shape[1] if len(shape) == 5 else 1)] == pixels(to_image(media[0]))).all()
+        assert (pixels(grid)[:4, :6] == pixels(to_image(media[0]))).all()
+
+
+VIDEOS = ["00.mp4", "00.png", "01.mp4", "01.png", "grid.png", "prompts.json"]
+
+
+def test_a_directory_of_videos(tmp_path: Path) -> None:
+    """Read back by what reads videos for rewards."""
+    media = noise(2, 5, 3, 4, 6)
+    write_pictures(tmp_path / "v", media, [Prompt("a"), Prompt("b")], columns=2)
+    assert listing(tmp_path / "v") == VIDEOS
+    factor = 2 * (128 // 6)
+    for i in range(2):
+        with Image.open(tmp_path / "v" / f"{i:02d}.png") as image:
+            assert (pixels(image) == pixels(to_image(media[i]))).all()
+        found = read_media(tmp_path / "v" / f"{i:02d}.mp4").tensor
+        assert found.shape == (5, 3, 4 * factor, 6 * factor)
+        inside = found[:, :, factor // 2 :: factor, factor // 2 :: factor]
+        assert float((inside - media[i]).abs().max()) < 0.1
+        with av.open(str(tmp_path / "v" / f"{i:02d}.mp4")) as file:
+            assert file.streams.video[0].average_rate == 5
+
+
+def test_one_row_of_the_sheet_is_one_video(tmp_path: Path) -> None:
+    """Tiny frames are enlarged by a whole number, large ones reduced; of many, eight from the first to the last."""
+    media = torch.arange(2 * 12).view(2, 12, 1, 1, 1).expand(2, 12, 3, 4, 8) / 24
+    write_pictures(tmp_path / "v", media, [Prompt("a"), Prompt("b")])
+    with Image.open(tmp_path / "v" / "grid.png") as grid:
+        assert grid.size == (8 * (128 + 4) - 4, 2 * (64 + 4) - 4)
+        for row in range(2):
+            seen = [round(grid.getpixel((132 * i + 60, 68 * row + 30))[0] / 255 * 24) - 12 * row for i in range(8)]
+            assert seen == [0, 2, 3, 5, 6, 8, 9, 11]
+    write_pictures(tmp_path / "large", noise(1, 3, 3, 300, 600), [Prompt("a")])
+    with Image.open(tmp_path / "large" / "grid.png") as grid:
+        assert grid.size == (3 * (256 + 4) - 4, 128)
+
+
+def test_large_frames_are_whole_in_one_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the mp4, and where there is none in the film strip."""
+    media = noise(1, 9, 3, 150, 300)
+    write_pictures(tmp_path / "v", media, [Prompt("a")])
+    assert read_media(tmp_path / "v" / "00.mp4").tensor.shape == (9, 3, 150, 300)
+    with Image.open(tmp_path / "v" / "00.png") as strip:
+        assert strip.size == (8 * (256 + 2) - 2, 2 * (128 + 2) - 2)
+    monkeypatch.setitem(sys.modules, "av", None)
+    write_pictures(tmp_path / "v", media, [Prompt("a")])
+    with Image.open(tmp_path / "v" / "00.png") as strip:
+        assert (pixels(strip) == pixels(to_image(media[0]))).all()
+
+
+def test_videos_where_nothing_can_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    write_pictures(tmp_path / "v", noise(2, 5, 3, 4, 6), [Prompt("a"), Prompt("b")])
+    assert listing(tmp_path / "v") == [name for name in VIDEOS if not name.endswith(".mp4")]
+
+
+def test_a_video_that_cannot_be_encoded_loses_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    encode, calls = clips.encode, iter(range(9))
+
+    def moody(frames: np.ndarray, fps: int) -> bytes:
+        if next(calls) == 0:
+            raise ValueError("libx264 is in no mood")
+        return encode(frames, fps)
+
+    monkeypatch.setattr(clips, "encode", moody)
+    write_pictures(tmp_path / "v", noise(2, 5, 3, 4, 6), [Prompt("a"), Prompt("b")])
+    assert listing(tmp_path / "v") == VIDEOS[1:]
+    assert caplog.messages == ["00.mp4 is left out: libx264 is in no mood"]
 
 
 def test_pictures_that_cannot_be_written(tmp_path: Path) -> None:

@@ -408,6 +408,100 @@ def test_a_tracker_that_is_not_installed(world: World) -> None:
     )
 
 
+# -- parts that do not go together -----------------------------------------------------------------------------------
+
+PLACES = {
+    "rewards.0": ("  - use: brightness\n", "  - use: {reward}\n"),
+    "rewards.1": ("  - use: brightness\n", "  - use: brightness\n  - use: {reward}\n"),
+    "evaluation.rewards.0": ("{prompts: 4", "{rewards: [{use: {reward}}], prompts: 4"),
+    "evaluation.guards.rewards.0": ("{prompts: 4", "{guards: {rewards: [{use: {reward}}]}, prompts: 4"),
+}
+"""Where a run file names rewards."""
+STARTS = (["train", "run.yaml"], ["train", "run.yaml", "--dry-run"], ["evaluate", "run.yaml"])
+
+
+@pytest.fixture
+def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sample(*_: Any, **__: Any) -> NoReturn:
+        raise AssertionError("something was sampled")
+
+    monkeypatch.setattr("dgpo_core.builtin.samplers.FlowEuler.sample", sample)
+
+
+@pytest.mark.usefixtures("nothing_is_drawn")
+@pytest.mark.parametrize("arguments", STARTS, ids=" ".join)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_reward_of_videos_where_images_are_made(world: World, place: str, arguments: list[str]) -> None:
+    old, new = PLACES[place]
+    world.edit(old, new.replace("{reward}", "motion"))
+    refused(
+        world,
+        arguments,
+        f"{place}.use: motion scores videos, but the backbone toy makes images; choose a reward that scores images",
+    )
+
+
+@pytest.mark.usefixtures("nothing_is_drawn")
+@pytest.mark.parametrize("arguments", STARTS, ids=" ".join)
+@pytest.mark.parametrize("place", [place for place in PLACES if place != "rewards.1"])
+def test_a_reward_of_images_where_videos_are_made(world: World, film: object, place: str, arguments: list[str]) -> None:
+    """The adapter that shows it frames is installed here, so the message names it."""
+    world.known().register(film, distribution="film")
+    old, new = PLACES[place]
+    text = TEXT.replace("use: toy, checkpoint", "use: film, checkpoint").replace("use: brightness", "use: glow")
+    world.write("run.yaml", text.replace(old.replace("brightness", "glow"), new.replace("{reward}", "brightness")))
+    refused(
+        world,
+        arguments,
+        f"{place}.use: brightness scores images, but the backbone film makes videos; show it single frames: "
+        "{use: frames, options: {reward: {use: brightness, ...}}}",
+    )
+
+
+def test_what_the_message_says_helps(world: World, film: object) -> None:
+    world.known().register(film, distribution="film")
+    world.monkeypatch.setattr("dgpo_video.frames.get_registry", world.known)
+    text = TEXT.replace("use: toy, checkpoint", "use: film, checkpoint")
+    world.write("run.yaml", text.replace("use: brightness", "{use: frames, options: {reward: {use: brightness}}}"))
+    assert world.dgpo("train", "run.yaml", "--dry-run").code == 0
+
+
+@pytest.mark.parametrize("command", ["validate", "train", "sample", "evaluate"])
+@pytest.mark.parametrize(("frames", "nearest"), [(6, "5 and 9"), (34, "33 and 37")])
+def test_numbers_of_frames_that_wan_cannot_draw(world: World, command: str, frames: int, nearest: str) -> None:
+    world.edit("use: toy, checkpoint: toy", f"use: wan, checkpoint: toy, options: {{frames: {frames}}}")
+    refused(
+        world,
+        [command, "run.yaml"],
+        f"run.yaml:2: backbone.options.frames: {frames} frames are not possible: Wan takes 1 frame and then 4 at a "
+        f"time, so the number is 4 k + 1; the nearest are {nearest}",
+    )
+
+
+PATH = "rewards:\n", "objective: {use: flow-grpo, switch: null, kl: 0.01}\nrewards:\n"
+
+
+@pytest.mark.usefixtures("nothing_is_drawn")
+@pytest.mark.parametrize("arguments", STARTS[:2], ids=" ".join)
+def test_an_objective_that_needs_a_random_path(world: World, arguments: list[str]) -> None:
+    world.edit(*PATH)
+    refused(
+        world,
+        arguments,
+        "objective: flow-grpo learns from the sampler's random path, but rollout.sampler: flow-euler is deterministic; "
+        "choose a random one, such as flow-sde",
+    )
+
+
+def test_a_random_sampler_that_nobody_needs(world: World) -> None:
+    """May be meant, so it is no mistake; it is told."""
+    world.edit("sampler: flow-euler", "sampler: flow-sde")
+    done = world.dgpo("train", "run.yaml", "--max-iterations", "1")
+    assert (done.code, done.out) == (0, "")
+    told = "rollout.sampler: flow-sde is random, but objective: dgpo does not need it to be; a deterministic sampler"
+    assert told in " ".join(done.err.split())
+
+
 # -- prompts ---------------------------------------------------------------------------------------------------------
 
 PROMPTS: dict[str, tuple[str, str | bytes | None, str]] = {

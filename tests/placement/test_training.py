@@ -14,11 +14,14 @@ import pytest
 import yaml
 
 import dgpo_core.placement.workers as workers
+from dgpo_core.builtin import plugin as builtin
 from dgpo_core.config import load_run_config
-from dgpo_core.errors import RunStopped
+from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.registry import Registry
+from dgpo_core.testing.toy import plugin as toy
 from dgpo_core.testing.toy import run_data
 from dgpo_core.trainer import Trainer
+from dgpo_schemas.run import RunConfig
 
 Train = Callable[..., Path]
 
@@ -110,3 +113,26 @@ def test_a_reward_served_by_the_command_gives_the_same_run(
     process.send_signal(signal.SIGTERM)
     assert process.stderr.read() == "draining: 0 requests under way\n"
     assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("place", ["worker", "service"])
+def test_a_reward_elsewhere_says_what_it_scores(
+    installed: Path, tmp_path: Path, serve: Callable[..., Any], film: object, place: str
+) -> None:
+    """Its description tells, so that a run which makes videos does not start with a reward of images."""
+    made = Registry(discover=False)
+    made.register(builtin, distribution="dgpo")
+    made.register(toy, distribution="toy")
+    made.register(film, distribution="film")
+    where: dict[str, Any] = {"environment": {"PYTHONPATH": str(installed)}}
+    if place == "service":
+        where = {"urls": [serve("brightness").url]}
+    data = run_data(tmp_path, backbone={"use": "film"}, rewards=[{"use": "brightness", place: where}])
+    trainer = Trainer(RunConfig.model_validate(data), made)
+    with pytest.raises(UserError) as caught:
+        trainer.train()
+    assert str(caught.value) == (
+        "rewards.0.use: brightness scores images, but the backbone film makes videos; "
+        "choose a reward that scores videos"
+    )
+    assert list(tmp_path.iterdir()) == []

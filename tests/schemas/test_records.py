@@ -136,6 +136,20 @@ def test_records_survive_json() -> None:
     assert EvaluationRecord.model_validate_json(line) == record
 
 
+def test_a_line_of_a_run_before_bounds_were_logged_can_be_read() -> None:
+    record = MetricsRecord(
+        iteration=1, updates=1, reward={"mean": 0.5, "std": 0.1, "missing": 0}, rewards={}, zero_variance_groups=0,
+        missing_rewards=0, residual=None, sigmoid=None, clip_fraction=None, dsm=None, dsm_reference=None, kl=None,
+        extra={}, grad_norm=None, learning_rate=0.1, skipped_updates=0, optimised_members=1, skipped_members=0,
+        change_norm=None, diversity=0.1, statistics={}, t_min=0.4, t_max=0.9, timesteps={"t_min": 0.3, "t_max": 1.0},
+    )  # fmt: skip
+    line = record.model_dump(mode="json")
+    assert MetricsRecord.model_validate(line) == record
+    del line["timesteps"]
+    old = MetricsRecord.model_validate(line)
+    assert (old.t_min, old.timesteps) == (0.4, {})
+
+
 def test_a_role_is_one_of_three() -> None:
     record = {"iteration": 0, "view": "slow", "reward": "r", "value": 0.5, "low": 0.4, "high": 0.6, "n": 1}
     record |= {"missing": 0, "groups": {}}

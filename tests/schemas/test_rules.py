@@ -27,6 +27,11 @@ def guards(*, beside: dict[str, Any] | None = None, **section: Any) -> dict[str,
     return {"evaluation": {"guards": section, **(beside or {})}}
 
 
+def finer(**section: Any) -> dict[str, Any]:
+    """The section evaluation.finer."""
+    return {"evaluation": {"finer": section}}
+
+
 def broken(**changes: Any) -> list[tuple[str, str]]:
     """(key, message) of what pydantic carries."""
     with pytest.raises(ValidationError) as caught:
@@ -133,6 +138,16 @@ def test_the_smallest_run_file_breaks_no_rule() -> None:
         ),
         (guards(bands={"brightness": 0.1}), "evaluation.guards.bands.brightness", ["there is no guard 'brightness'"]),
         (
+            guards(bands={"finer_sharpness": 0.1}),
+            "evaluation.guards.bands.finer_sharpness",
+            ["only measured where evaluation.finer is set"],
+        ),
+        (
+            {"evaluation": {"finer": {"steps": 40}}, "prompts": {"train": {"use": "toy"}}},
+            "evaluation.finer",
+            ["without prompts.heldout"],
+        ),
+        (
             guards(rewards=[{"use": "a"}]) | {"prompts": {"train": {"use": "toy"}}},
             "evaluation.guards.rewards",
             ["without prompts.heldout"],
@@ -169,6 +184,12 @@ def test_a_broken_rule(changes: dict[str, Any], key: str, says: list[str]) -> No
     [
         (guards(bands={"saturation": -0.1}), ("evaluation", "guards", "bands", "saturation"), "greater than or equal"),
         (guards(alarm="loud"), ("evaluation", "guards", "alarm"), "'log', 'stop' or 'off'"),
+        (finer(steps=1), ("evaluation", "finer", "steps"), "greater than or equal to 2"),
+        (finer(steps=1001), ("evaluation", "finer", "steps"), "less than or equal to 1000"),
+        (finer(steps=True), ("evaluation", "finer", "steps"), "a number is expected"),
+        (finer(steps=40, prompts=0), ("evaluation", "finer", "prompts"), "greater than or equal to 1"),
+        (finer(prompts=8), ("evaluation", "finer", "steps"), "Field required"),
+        (finer(steps=40, samples=2), ("evaluation", "finer", "samples"), "Extra inputs"),
         ({"scoring": {"max_missing": 1.5}}, ("scoring", "max_missing"), "less than or equal to 1"),
         ({"scoring": {"max_missing": -0.1}}, ("scoring", "max_missing"), "greater than or equal to 0"),
         ({"scoring": {"aggregation": "mean"}}, ("scoring", "aggregation"), "'weighted-sum' or 'group-normalised'"),
@@ -200,6 +221,8 @@ def test_all_broken_rules_are_reported_together() -> None:
         {"prompts": {"train": {"use": "toy"}}},
         guards(rewards=[{"use": "a"}, {"use": "a", "name": "b"}], bands={"a": 0, "b": 0.5, "diversity": 0.1}),
         guards(rewards=[{"use": "brightness", "name": "again", "options": {"scale": 0.5}}]),
+        finer(steps=2),
+        guards(bands={"step_disagreement": 0.1, "finer_sharpness": 0}, beside={"finer": {"steps": 1000, "prompts": 1}}),
         {"rollout": {"group_size": 2, "resolution": [64, 96]}},
         {"stop": {"target": 0.5, "reward": "b", "seconds": 3}, "evaluation": {"every": 1, "rewards": [{"use": "b"}]}},
     ],

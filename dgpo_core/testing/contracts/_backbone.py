@@ -233,10 +233,14 @@ def save_adapter(s: _Subject) -> None:
 
 
 def decode(s: _Subject) -> None:
-    """Media float32 in [0, 1] of the size that was asked for, the same in any batch."""
+    """Media of the declared kind, float32 in [0, 1], of the size that was asked for, the same in any batch."""
     x0 = normal(3, *s.backbone.latent_shape(*s.size), seed=1)
     media = s.backbone.decode(x0)
     that(media.dim() in (4, 5), f"media are [B, 3, H, W] or [B, F, 3, H, W], not {tuple(media.shape)}")
+    declared = s.backbone.media
+    that(declared in ("image", "video"), f"`media` is image or video, not {declared!r}")
+    found = "video" if media.dim() == 5 else "image"
+    that(declared == found, f"`media` says what `decode` gives: it gives {found} and says {declared}")
     that((len(media), *media.shape[-3:]) == (3, 3, *s.size), f"media have three channels of {s.size}")
     that(media.dtype == torch.float32, f"media are float32, not {media.dtype}")
     that(bool((media >= 0).all() and (media <= 1).all()), "media lie in [0, 1]")

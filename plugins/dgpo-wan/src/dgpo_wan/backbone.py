@@ -42,6 +42,7 @@ class WanBackbone(Backbone):
     step and settles content and motion, which is what rewards ask for.
     """
 
+    media = "video"
     options: WanOptions
 
     def __init__(self, section: BackboneSection, options: WanOptions, *, device: torch.device) -> None:

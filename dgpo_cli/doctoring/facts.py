@@ -1,0 +1,185 @@
+"""Everything that the examinations look at, read once: the logs, how the run ended, and what its plugins declare."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dgpo_cli.doctoring.trends import MIN_ITERATIONS, Series
+from dgpo_cli.reporting.data import Evaluation, RunData, Score, read_run, reward_range
+from dgpo_core.run_directory import OUTCOME
+from dgpo_schemas.metrics import OutcomeRecord
+from dgpo_schemas.run import RewardBlock, RunConfig
+
+if TYPE_CHECKING:
+    from dgpo_core.registry import Registry
+
+__all__ = ["Facts", "Parts", "State", "below", "read_facts"]
+
+State = Literal["complete", "running", "interrupted", "failed", "paused", "killed"]
+"""paused: its last process did as many iterations as it was asked for; killed: it ended without a word."""
+
+RANDOM_SAMPLERS = ("flow-sde", "flow-cps")
+"""Samplers known to be random, for a run whose plugins are not installed here."""
+PATH_OBJECTIVES = ("flow-grpo",)
+"""Objectives known to learn from a sampler's path, likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the run's plugins declare.
+
+    times: those the rollouts visit, descending, the last 0; None if the sampler is not installed here. random: whether
+    the sampler is; needs_path: whether the objective learns from its path. declared: whether the plugins said so, or
+    only their names. ranges: smallest and largest value of each reward that declares them.
+    """
+
+    times: Sequence[float] | None
+    random: bool
+    needs_path: bool
+    declared: bool
+    ranges: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One run."""
+
+    data: RunData
+    parts: Parts
+    outcome: OutcomeRecord | None
+    in_use: bool
+
+    @property
+    def config(self) -> RunConfig:
+        """The resolved configuration."""
+        return self.data.config
+
+    @property
+    def iterations(self) -> int:
+        """Iterations in metrics.jsonl."""
+        return len(self.data.metrics)
+
+    def too_few(self, wanted: int = MIN_ITERATIONS) -> str:
+        """Why nothing can be said yet."""
+        return f"{self.iterations} {'iteration' if self.iterations == 1 else 'iterations'}, {wanted} wanted"
+
+    @property
+    def state(self) -> State:
+        """Whether it goes on, or how its last process ended."""
+        if self.in_use:
+            return "running"
+        if self.outcome is None:
+            return "complete" if self.data.complete else "killed"
+        if self.outcome.outcome == "finished":
+            return "complete" if self.outcome.ended_by is not None else "paused"
+        return self.outcome.outcome
+
+    def series(self, key: str) -> Series:
+        """A metric by its dotted key."""
+        return Series(self.data.iterations, self.data.column(key))
+
+    def reward(self, label: str, key: str) -> Series:
+        """A number of one reward; its label may have dots, so it is no dotted key."""
+        found = [((record.get("rewards") or {}).get(label) or {}).get(key) for record in self.data.metrics]
+        values = [math.nan if value is None else float(value) for value in found]
+        return Series(self.data.iterations, np.array(values, dtype=np.float64))
+
+    def timing(self, verb: str | None = None) -> Series:
+        """Seconds of a verb, or of whole iterations."""
+        values = []
+        for iteration in self.data.iterations:
+            record = self.data.timings.get(int(iteration), {})
+            found = record if verb is None else (record.get("verbs") or {}).get(verb) or {}
+            values.append(float(found.get("seconds", math.nan)))
+        return Series(self.data.iterations, np.array(values, dtype=np.float64), "timings.jsonl")
+
+    @property
+    def samples(self) -> int:
+        """Samples of an iteration."""
+        return self.data.samples_per_iteration
+
+    @property
+    def weighed(self) -> Sequence[RewardBlock]:
+        """The rewards that count."""
+        return [block for block in self.config.rewards if block.weight]
+
+    @cached_property
+    def reward_range(self) -> tuple[float, float] | None:
+        """Smallest and largest weighted sum of the rewards; None if one of them declares no bound."""
+        low = high = 0.0
+        for block in self.weighed:
+            ends = self.parts.ranges.get(block.label)
+            if ends is None:
+                return None
+            low += min(block.weight * end for end in ends)
+            high += max(block.weight * end for end in ends)
+        return (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
+
+    @cached_property
+    def target(self) -> Sequence[Evaluation]:
+        """Evaluations of the reward that decides, the first one evaluated."""
+        return next((found for found in self.data.evaluations.values() if found[0].role == "target"), ())
+
+    @property
+    def heldout_fell(self) -> bool:
+        """Whether the target lies below its best evaluation, beyond both intervals."""
+        return bool(self.target) and below(self.target[-1].score, self.best.score)
+
+    @property
+    def best(self) -> Evaluation:
+        """The target's best evaluation; there must be one."""
+        return max(self.target, key=lambda found: found.score.value)
+
+
+def below(one: Score, other: Score) -> bool:
+    """Whether one's interval lies below the other's; not where the log has none."""
+    return one.high is not None and other.low is not None and one.high < other.low
+
+
+def read_facts(path: Path, registry: Registry) -> Facts:
+    """Read a run directory. Raises UserError if it is none, has logged nothing yet, or cannot be read."""
+    data = read_run(path, registry)
+    return Facts(data, _parts(data.config, registry), _outcome(path / OUTCOME), _in_use(path / ".lock"))
+
+
+def _parts(config: RunConfig, registry: Registry) -> Parts:
+    sampler, objective, declared = config.rollout.sampler, config.objective.use, True
+    times: Sequence[float] | None = None
+    random, needs_path = sampler.use in RANDOM_SAMPLERS, objective in PATH_OBJECTIVES
+    try:
+        made: Any = registry.create("sampler", sampler)
+        times = tuple(made.sigmas(config.rollout.steps, config.rollout.shift).tolist())
+        random = not made.deterministic
+        needs_path = registry.implementation(registry.find("objective", objective)).needs_path
+    except Exception:  # somebody else's code, or not installed here; a run must be readable without it
+        declared = False
+    ranges = {block.label: reward_range(block.label, config.rewards, registry) for block in config.rewards}
+    known = {label: found for label, found in ranges.items() if found is not None}
+    return Parts(times, random, needs_path, declared, known)
+
+
+def _outcome(path: Path) -> OutcomeRecord | None:
+    try:
+        return OutcomeRecord.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _in_use(lock: Path) -> bool:
+    """Whether a process holds the run's lock. It is asked for, shared, and let go at once."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # none, or a file system without locks
+        return False
+    return False

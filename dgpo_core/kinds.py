@@ -1,0 +1,55 @@
+"""Images or videos: whether a reward scores what there is to score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+
+from dgpo_core.errors import UserError
+
+if TYPE_CHECKING:
+    from dgpo_core.contracts import RewardModel
+    from dgpo_core.registry import Registry
+    from dgpo_schemas.run import BackboneSection, RewardBlock
+
+__all__ = ["Kind", "check_reward", "one_of", "plural", "shows_frames"]
+
+Kind = Literal["image", "video"]
+ADAPTER = "frames"
+"""The reward that shows an image reward frames of a video, where it is installed."""
+
+
+def plural(kinds: Iterable[Kind]) -> str:
+    """Kinds in words: images, videos, or both."""
+    return " and ".join(f"{kind}s" for kind in sorted(kinds))
+
+
+def one_of(kind: Kind) -> str:
+    """A kind in words: an image or a video."""
+    return "an image" if kind == "image" else "a video"
+
+
+def shows_frames(registry: Registry) -> bool:
+    """Whether an image reward can be shown frames of a video here."""
+    return ADAPTER in registry.parts("reward")
+
+
+def check_reward(
+    reward: RewardModel, block: RewardBlock, where: str, backbone: BackboneSection, registry: Registry
+) -> None:
+    """Raise UserError, naming the key and the way out, unless a reward scores what the backbone makes.
+
+    `where` is the block's place in the run file, such as `rewards.0`. The backbone's class says what it makes, so its
+    weights need not be loaded.
+    """
+    made: Kind = registry.implementation(registry.find("backbone", backbone.use)).media
+    if made in reward.media:
+        return
+    advice = f"choose a reward that scores {made}s"
+    if made == "video" and shows_frames(registry):
+        wrapped = f"{{use: {ADAPTER}, options: {{reward: {{use: {block.use}, ...}}}}}}"
+        advice = f"show it single frames: {wrapped}" + (", in its service's file too" if block.service else "")
+    raise UserError(
+        f"{where}.use: {block.use} scores {plural(reward.media)}, but the backbone {backbone.use} makes {made}s; "
+        f"{advice}"
+    )

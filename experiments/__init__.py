@@ -1,0 +1,1 @@
+"""The paper's experiments and open questions, each by one command: `python -m experiments e1`."""

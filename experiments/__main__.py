@@ -1,0 +1,82 @@
+"""`python -m experiments e1`: run an experiment and write its page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dgpo_core.errors import UserError
+from dgpo_schemas.problems import nearest
+from experiments.catalogue import EXPERIMENTS
+
+QUICK_PAGES = "pages"
+
+
+def run(
+    names: Annotated[list[str], typer.Argument(help="e1 to e8, or `all`.", metavar="EXPERIMENT...")],
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="A reduced set, to see that everything runs: all of it in a quarter of an hour."),
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="Another base run file, such as one of SD3.5-M; pages then go below --output.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where the runs are.")] = Path("runs/experiments"),
+    pages: Annotated[bool, typer.Option("--pages", help="Only write pages anew, from the records.")] = False,
+) -> None:
+    """Run experiments and write their pages.
+
+    Each is an ablation (`dgpo ablate experiments/e1.yaml`) whose finished runs the others take over where they are the
+    same. Ctrl-C stops and saves; the same command goes on. Pages are written to docs/experiments; those of --quick and
+    --base below --output.
+
+    Examples:
+
+        python -m experiments e1
+
+        python -m experiments all --quick
+
+        python -m experiments e5 --base examples/sd35-geneval.yaml
+    """
+    chosen = list(EXPERIMENTS) if names == ["all"] else names
+    for name in chosen:
+        if name not in EXPERIMENTS:
+            known = ", ".join(EXPERIMENTS)
+            raise UserError(
+                f"there is no experiment {name!r}{nearest(name, list(EXPERIMENTS))} (there is {known}, all)"
+            )
+    if quick:
+        output = output.with_name(f"{output.name}-quick")
+    directory = output / QUICK_PAGES if quick or base is not None else Path("docs/experiments")
+    for name in chosen:
+        experiment = EXPERIMENTS[name]
+        if not pages:
+            from experiments.conduct import run_experiment
+            from experiments.figures import draw
+            from experiments.record import collect, load, save
+            from experiments.sheets import draw_sheet
+
+            cells = run_experiment(experiment, output, quick=quick, base=base)
+            rows = draw_sheet(cells, directory / name / "samples.png", steps=experiment.sheet)
+            save(directory / name / "record.json", collect(cells, quick=quick, rows=rows))
+            draw(load(directory / name / "record.json").results, experiment.against, directory / name / "scores.png")
+        from experiments.page import write_index, write_page
+
+        typer.echo(str(write_page(experiment, directory)))
+        write_index(directory)
+
+
+def main() -> None:
+    """The command line; a user's mistake is one message and exit code 2."""
+    try:
+        typer.run(run)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

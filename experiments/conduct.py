@@ -1,0 +1,92 @@
+"""Running an experiment's ablation: the file as it is, a reduced set of it, or on another base run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dgpo_cli.ablation.directory import read_plan, saved_directory
+from dgpo_cli.ablation.results import compare
+from dgpo_cli.ablation.traces import read_trace
+from dgpo_core.errors import UserError
+from experiments.catalogue import HERE, Experiment
+
+__all__ = ["QUICK", "best_rates", "derived", "run_ablation", "run_experiment"]
+
+QUICK: Mapping[str, Any] = {
+    "seeds": 2,
+    "iterations": 4,
+    "set": {"evaluation.every": 2, "evaluation.prompts": 40, "evaluation.pictures": 4},
+}
+"""The reduced set: whether everything runs, not what comes out."""
+
+
+def derived(file: Path, output: Path, *, quick: bool, base: str | None, rates: Mapping[str, float]) -> dict[str, Any]:
+    """An ablation file as data, written below `output`, cut down if `quick`, on another `base` if one is given, with
+    the learning rate of each variant that `rates` names."""
+    data: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    data["output"] = str(output)
+    if base is not None:
+        data["base"] = base
+        data.pop("threads", None)  # one thread a cell is for CPUs
+        data.pop("parallel", None)
+    for name, rate in rates.items():
+        data["axes"][0]["variants"][name]["optimiser.learning_rate"] = rate
+    if quick:
+        data["seeds"] = data["seeds"][:1] if isinstance(data["seeds"], list) else QUICK["seeds"]
+        data["stop"] = {**data.get("stop", {}), "iterations": QUICK["iterations"]}
+        data["set"] = {**data.get("set", {}), **QUICK["set"]}
+    return data
+
+
+def run_ablation(data: Mapping[str, Any], output: Path) -> Path:
+    """Run `dgpo ablate` on it, taking over what other experiments have finished; its directory.
+
+    Raises UserError if it fails or is stopped: what is finished stays, and the same command goes on.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / f"{data['name']}.yaml"
+    file.write_text(yaml.safe_dump(dict(data), sort_keys=False), encoding="utf-8")
+    directory = output / str(data["name"])
+    others = sorted(found.parent for found in output.glob("*/plan.json") if found.parent != directory)
+    command = [sys.executable, "-m", "dgpo_cli", "ablate", str(file)]
+    for other in others:
+        command += ["--reuse", str(other)]
+    if subprocess.run(command, check=False).returncode:
+        raise UserError(f"{data['name']}: not all cells have finished; the same command goes on")
+    unfinished = [cell.label for cell in read_plan(directory).cells() if not _finished(directory, cell)]
+    if unfinished:
+        raise UserError(f"{data['name']}: {len(unfinished)} cells are not finished; the same command goes on")
+    return directory
+
+
+def _finished(directory: Path, cell: Any) -> bool:
+    return saved_directory(read_plan(directory)).state(cell).status == "finished"
+
+
+def run_experiment(experiment: Experiment, output: Path, *, quick: bool, base: str | None) -> Path:
+    """Run an experiment, its search first; the directory of its ablation."""
+    rates: dict[str, float] = {}
+    if experiment.search is not None:
+        search = derived(HERE / f"{experiment.search}.yaml", output, quick=quick, base=base, rates={})
+        rates = best_rates(run_ablation(search, output))
+    return run_ablation(derived(experiment.file, output, quick=quick, base=base, rates=rates), output)
+
+
+def best_rates(directory: Path) -> dict[str, float]:
+    """Of a search over the axes `method` and `lr`: each method's learning rate with the best last score."""
+    plan = read_plan(directory)
+    traces = [read_trace(cell, saved_directory(plan), plan.reward) for cell in plan.cells()]
+    named = {variant.name: variant.axes for variant in plan.variants}
+    results = compare(named, traces, reward=plan.reward, baseline=plan.baseline, target=None)
+    best: dict[str, tuple[float, float]] = {}
+    for variant in results.variants:
+        if variant.score is not None:
+            found = (variant.score.value, float(variant.axes["lr"]))
+            best[variant.axes["method"]] = max(best.get(variant.axes["method"], found), found)
+    return {method: rate for method, (_, rate) in best.items()}

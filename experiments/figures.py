@@ -1,0 +1,101 @@
+"""A page's figure: scores with intervals on the left, how they came about on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dgpo_cli.ablation.figures import band
+from dgpo_cli.ablation.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw"]
+
+COLOURS = ("#6b7280", "#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d")
+"""The baseline is grey, as in reports; the others keep their colour in both panels."""
+STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.7,
+    "axes.edgecolor": "#9ca3af",
+    "axes.labelcolor": "#374151",
+    "xtick.color": "#6b7280",
+    "ytick.color": "#6b7280",
+    "text.color": "#111827",
+    "font.size": 10,
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "white",
+}
+LABELS = {"samples": "training samples", "seconds": "training seconds"}
+
+
+def draw(results: Results, against: Sequence[str], path: Path) -> None:
+    """Write the figure as a PNG file."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        columns = 1 + len(against)
+        height = max(3.2, 1.1 + 0.42 * len(results.variants))
+        figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+        _scores(axes[0], results)
+        for one, what in zip(axes[1:], against, strict=True):
+            _curves(one, results, what)
+        axes[-1].legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def _scores(axes: Axes, results: Results) -> None:
+    for y, (variant, colour) in enumerate(zip(results.variants, _colours(results), strict=True)):
+        if variant.score is None:
+            continue
+        if variant.score.low is not None and variant.score.high is not None:
+            axes.plot([variant.score.low, variant.score.high], [y, y], color=colour, linewidth=2.2)
+        seeds = [trace.score for trace in variant.finished]
+        axes.plot(seeds, [y + 0.25] * len(seeds), "o", markersize=3, color=colour, alpha=0.6)
+        axes.plot([variant.score.value], [y], "o", markersize=7, color=colour)
+    if results.base_model is not None:
+        axes.axvline(results.base_model.value, color="#9ca3af", linewidth=1, linestyle=(0, (4, 3)))
+        axes.text(
+            results.base_model.value,
+            len(results.variants) - 0.42,
+            " base model",
+            fontsize=8,
+            color="#6b7280",
+            va="bottom",
+        )
+    axes.set_yticks(range(len(results.variants)), [variant.name for variant in results.variants])
+    axes.set_ylim(len(results.variants) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"{results.reward}: mean, 95 % interval; small dots are seeds")
+
+
+def _curves(axes: Axes, results: Results, what: str) -> None:
+    for variant, colour in zip(results.variants, _colours(results), strict=True):
+        found = band(variant.finished, "time" if what == "seconds" else what)
+        if found is None:
+            continue
+        few = len(found.x) <= 12
+        axes.plot(found.x, found.mean, color=colour, marker="o" if few else "", markersize=3, label=variant.name)
+        if len(results.variants) <= 3:
+            axes.fill_between(found.x, found.low, found.high, color=colour, alpha=0.12, linewidth=0)
+    if results.target is not None:
+        axes.axhline(results.target, color="#9ca3af", linewidth=1, linestyle=(0, (2, 3)))
+    axes.set_xlabel(LABELS[what] + ("; bands hold all seeds" if len(results.variants) <= 3 else ""))
+    axes.set_ylabel("held-out score, mean over seeds")
+
+
+def _colours(results: Results) -> list[str]:
+    """The baseline's is the first of `COLOURS`."""
+    others = iter(np.resize(np.array(COLOURS[1:]), len(results.variants)).tolist())
+    return [COLOURS[0] if v.name == results.baseline else next(others) for v in results.variants]

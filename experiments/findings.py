@@ -1,0 +1,167 @@
+"""What follows from an experiment's numbers, in sentences: computed, so that a page cannot say what its table does not.
+
+"More" and "less" are said only where the 95 % interval of the paired difference excludes 0.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics as plain
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from dgpo_cli.ablation import words
+from dgpo_cli.ablation.results import Difference, Results, VariantResult, compare
+from dgpo_cli.ablation.statistics import Interval, t_interval
+from dgpo_cli.console import seconds
+from experiments.record import Record
+
+__all__ = ["Findings", "Ratio"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times as much a variant needs as the baseline to reach the target.
+
+    interval: geometric mean over the seeds of which both reached it, with a t interval of the logarithms; lower_bounds:
+    of seeds of which only the baseline did.
+    """
+
+    interval: Interval | None
+    lower_bounds: Sequence[float]
+
+    def text(self) -> str:
+        """`3.1 times [2.2, 4.4]`, or what can be said where seeds did not reach the target."""
+        said = []
+        if self.interval is not None:
+            found = self.interval
+            span = f" [{found.low:.1f}, {found.high:.1f}]" if found.low is not None and found.high is not None else ""
+            said.append(f"{found.value:.1f} times as much{span} (geometric mean of {found.n} seeds that reached it)")
+        if self.lower_bounds:
+            said.append(
+                f"more than {min(self.lower_bounds):.1f} times as much in {len(self.lower_bounds)} seeds that did not"
+            )
+        return "; ".join(said) or "nothing can be said: the target was not reached"
+
+
+class Findings:
+    """Sentences and numbers for a page's template."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.results: Results = record.results
+
+    def variant(self, name: str) -> VariantResult:
+        """By its name."""
+        return next(variant for variant in self.results.variants if variant.name == name)
+
+    @cached_property
+    def baseline(self) -> VariantResult:
+        """What the others are compared with."""
+        return self.variant(self.results.baseline)
+
+    @property
+    def others(self) -> list[VariantResult]:
+        """All but the baseline."""
+        return [variant for variant in self.results.variants if variant is not self.baseline]
+
+    def score(self, name: str) -> str:
+        """0.612 [0.570, 0.655]."""
+        return words.interval(self.variant(name).score)
+
+    def verdict(self, name: str, against: str | None = None) -> str:
+        """One sentence on a variant against the baseline, or against another one."""
+        other = against or self.results.baseline
+        found = self.difference(name, other)
+        if found is None:
+            return f"`{name}` and `{other}` have no seed in common."
+        said = words.signed(found.over_seeds)
+        p = f"p = {words.p_value(found.test.p)}" + (
+            f", {words.p_value(found.corrected)} after Holm's correction"
+            if against is None and len(self.others) > 1
+            else ""
+        )
+        sign = _sign(found)
+        if sign == 0:
+            return f"`{name}` and `{other}` cannot be told apart: {said} ({p})."
+        return f"`{name}` scores {'more' if sign > 0 else 'less'} than `{other}`: {said} ({p})."
+
+    def difference(self, name: str, against: str) -> Difference | None:
+        """A variant minus another one, seed by seed."""
+        if against == self.results.baseline:
+            return self.variant(name).difference
+        results = compare(
+            {variant.name: variant.axes for variant in self.results.variants},
+            self.results.traces,
+            reward=self.results.reward,
+            baseline=against,
+            target=self.results.target,
+        )
+        return next(variant for variant in results.variants if variant.name == name).difference
+
+    def best(self, names: Sequence[str]) -> str:
+        """Of these variants the one with the highest score."""
+        return max(names, key=lambda name: score.value if (score := self.variant(name).score) else -math.inf)
+
+    def gain(self, name: str) -> str:
+        """What training added to the base model's score: paired by seed, with its t interval."""
+        return words.signed(t_interval([t.score - t.scores[0] for t in self.variant(name).finished]))
+
+    def change(self, name: str, guard: str) -> Interval:
+        """Change of a guard since the first evaluation, over seeds."""
+        return t_interval([t.guards[guard].last - t.guards[guard].first for t in self.variant(name).finished])
+
+    def change_text(self, name: str, guard: str) -> str:
+        """+0.010 [+0.004, +0.016]."""
+        found = self.change(name, guard)
+        parts = [f"{v:+.4f}" for v in (found.value, found.low, found.high) if v is not None]
+        return (parts[0] + (f" [{parts[1]}, {parts[2]}]" if len(parts) == 3 else "")).replace("-", "−")
+
+    def guard_verdict(self, name: str, guard: str) -> str:
+        """A guard's last value against the baseline's, seed by seed."""
+        theirs = {trace.seed: trace for trace in self.baseline.finished}
+        pairs = [(t, theirs[t.seed]) for t in self.variant(name).finished if t.seed in theirs]
+        found = t_interval([one.guards[guard].last - other.guards[guard].last for one, other in pairs])
+        return words.signed(found)
+
+    def ratio(self, name: str, what: str) -> Ratio:
+        """How much more `what` ("seconds" or "samples") than the baseline a variant needs to the target."""
+        assert self.results.target is not None
+        theirs = {trace.seed: trace for trace in self.baseline.finished}
+        logs, bounds = [], []
+        for trace in self.variant(name).finished:
+            other = theirs.get(trace.seed)
+            place = None if other is None else other.reached(self.results.target)
+            if other is None or not place:
+                continue
+            needed = getattr(other, what)[place]
+            mine = trace.reached(self.results.target)
+            if mine is None:
+                bounds.append(getattr(trace, what)[-1] / needed)
+            else:
+                logs.append(math.log(getattr(trace, what)[mine] / needed))
+        if not logs:
+            return Ratio(None, bounds)
+        log = t_interval(logs)
+        low, high = (None if v is None else math.exp(v) for v in (log.low, log.high))
+        return Ratio(Interval(math.exp(log.value), low, high, log.n, "seeds"), bounds)
+
+    def seconds_per_iteration(self, name: str) -> str:
+        """Median over seeds of a training iteration's mean length."""
+        return seconds(plain.median(t.seconds[-1] / t.iterations[-1] for t in self.variant(name).finished))
+
+    def seconds_of_run(self, name: str) -> str:
+        """Median over seeds of the training time."""
+        return seconds(plain.median(t.seconds[-1] for t in self.variant(name).finished))
+
+    def longest_run(self) -> str:
+        """The longest training time of any cell."""
+        return seconds(max(t.seconds[-1] for t in self.results.traces if t.finished))
+
+
+def _sign(found: Difference) -> int:
+    low, high = found.over_seeds.low, found.over_seeds.high
+    if low is None or high is None:
+        return 0
+    return 1 if low > 0 else -1 if high < 0 else 0

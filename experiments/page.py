@@ -1,0 +1,60 @@
+"""From an experiment's record to its page in markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dgpo_cli.ablation import tables, words
+from experiments.catalogue import EXPERIMENTS, HERE, Experiment
+from experiments.findings import Findings
+from experiments.record import load
+
+__all__ = ["write_index", "write_page"]
+
+
+def write_page(experiment: Experiment, directory: Path) -> Path:
+    """Write EN.md beside the folder EN, in which record and pictures lie."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    record = load(directory / experiment.key / "record.json")
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "pages"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["interval"] = words.interval
+    header, body = tables.rows(record.results)
+    text = environment.get_template(f"{experiment.key}.md.jinja").render(
+        experiment=experiment,
+        record=record,
+        facts=record.facts,
+        results=record.results,
+        say=Findings(record),
+        header=header,
+        body=body,
+        seeds=sorted({trace.seed for trace in record.results.traces}),
+        sheet=(directory / experiment.key / "samples.png").is_file(),
+    )
+    path = directory / f"{experiment.key}.md"
+    path.write_text(text.rstrip() + "\n", encoding="utf-8")
+    return path
+
+
+def write_index(directory: Path) -> Path:
+    """Write README.md: every experiment that has a record, with its headline."""
+    lines = [
+        "# Experiments",
+        "",
+        "The paper's experiments and its open questions, on the miniature, each by one command. Numbers, figures and",
+        "the sentences that carry numbers are written by the command; an interval is a 95 % interval.",
+        "",
+        "| experiment | question | headline |",
+        "|---|---|---|",
+    ]
+    for experiment in EXPERIMENTS.values():
+        if (directory / experiment.key / "record.json").is_file():
+            record = load(directory / experiment.key / "record.json")
+            link, said = f"[{experiment.key.upper()}]({experiment.key}.md)", words.headline(record.results)
+            lines.append(f"| {link} | {experiment.title} | {said} |")
+    lines += ["", (HERE / "pages" / "index-tail.md").read_text(encoding="utf-8").strip()]
+    path = directory / "README.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,149 @@
+"""What an experiment leaves behind: one JSON file with every cell's curve, from which its page is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli.ablation import words
+from dgpo_cli.ablation.directory import State, read_plan, saved_directory
+from dgpo_cli.ablation.plan import label_of
+from dgpo_cli.ablation.results import Results, compare
+from dgpo_cli.ablation.traces import Guard, Trace, read_trace
+from dgpo_core.errors import UserError
+from dgpo_schemas.ablation import AblationConfig
+from dgpo_schemas.metrics import PromptScores, RewardScores
+
+__all__ = ["Record", "collect", "load", "save"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """An ablation's outcome without its runs.
+
+    facts: numbers of the setting; settings: variant to what it sets; rows: prompts of the contact sheet.
+    """
+
+    quick: bool
+    facts: dict[str, Any]
+    settings: dict[str, list[str]]
+    results: Results
+    reading: Sequence[str]
+    warnings: Sequence[str]
+    rows: Sequence[str]
+
+
+def collect(directory: Path, *, quick: bool, rows: Sequence[str]) -> dict[str, Any]:
+    """A finished ablation as JSON-able data; `rows` are the prompts of its contact sheet."""
+    plan = read_plan(directory)
+    traces = [read_trace(cell, saved_directory(plan), plan.reward) for cell in plan.cells()]
+    base = next(variant.config for variant in plan.variants if variant.name == plan.baseline)
+    named = {variant.name: dict(variant.axes) for variant in plan.variants}
+    results = compare(named, traces, reward=plan.reward, baseline=plan.baseline, target=plan.target)
+    rollout = base.rollout
+    shown = next((trace.prompts for trace in traces if trace.prompts is not None), None)
+    return {
+        "quick": quick,
+        "rows": list(rows),
+        "facts": {
+            "backbone": base.backbone.use,
+            "checkpoint": base.backbone.checkpoint,
+            "iterations": base.run.iterations,
+            "samples_per_iteration": rollout.groups * rollout.group_size,
+            "group_size": rollout.group_size,
+            "groups": rollout.groups,
+            "steps": rollout.steps,
+            "evaluated_prompts": base.evaluation.prompts,
+            "finer_steps": base.evaluation.finer.steps if base.evaluation.finer else None,
+            "finer_prompts": base.evaluation.finer.prompts if base.evaluation.finer else None,
+            "threads": base.run.threads,
+            "parallel": plan.ablation.parallel,
+            "cores": os.cpu_count(),
+            "torch": version("torch"),
+        },
+        "settings": {variant.name: _settings(plan.ablation, variant.axes) for variant in plan.variants},
+        "reward": plan.reward,
+        "baseline": plan.baseline,
+        "target": plan.target,
+        "reading": words.how_to_read(plan, results),
+        "warnings": words.warnings(plan, results),
+        "variants": named,
+        "prompts": shown.prompts if shown else [],
+        "tasks": shown.rewards[plan.reward].tasks if shown else [],
+        "traces": [_trace(trace, plan.reward) for trace in traces],
+    }
+
+
+def _settings(ablation: AblationConfig, axes: Mapping[str, str]) -> list[str]:
+    """What a variant sets, as the ablation file says it."""
+    found = []
+    for axis in ablation.axes:
+        chosen = axes[axis.title]
+        if axis.variants is not None:
+            found += [f"{key}: {label_of(value)}" for key, value in axis.variants[chosen].items()]
+        else:
+            found.append(f"{axis.key}: {chosen}")
+    return found
+
+
+def _trace(trace: Trace, reward: str) -> dict[str, Any]:
+    values = trace.prompts.rewards[reward].values if trace.prompts is not None else None
+    return {
+        "variant": trace.variant,
+        "seed": trace.seed,
+        "status": trace.state.status,
+        "ended_by": trace.ended_by,
+        "iterations": list(trace.iterations),
+        "scores": [round(score, 6) for score in trace.scores],
+        "seconds": [round(spent, 2) for spent in trace.seconds],
+        "samples": list(trace.samples),
+        "guards": {name: asdict(guard) for name, guard in trace.guards.items()},
+        "values": None if values is None else [None if v is None else round(v, 6) for v in values],
+    }
+
+
+def save(path: Path, data: dict[str, Any]) -> None:
+    """Write it, a line a cell, so that changes can be read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    traces = ",\n  ".join(json.dumps(trace) for trace in data["traces"])
+    rest = json.dumps({key: value for key, value in data.items() if key != "traces"}, indent=1)
+    path.write_text(f'{rest[:-2]},\n "traces": [\n  {traces}\n ]\n}}\n', encoding="utf-8")
+
+
+def load(path: Path) -> Record:
+    """Read what `save` wrote. Raises UserError if there is nothing."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there; run the experiment first") from None
+    traces = [_read(one, data) for one in data["traces"]]
+    results = compare(data["variants"], traces, reward=data["reward"], baseline=data["baseline"], target=data["target"])
+    return Record(
+        data["quick"], data["facts"], data["settings"], results, data["reading"], data["warnings"], data["rows"]
+    )
+
+
+def _read(one: dict[str, Any], data: dict[str, Any]) -> Trace:
+    prompts = None
+    if one["values"] is not None:
+        scores = RewardScores(tasks=data["tasks"], values=one["values"])
+        prompts = PromptScores(
+            iteration=one["iterations"][-1], view="slow", prompts=data["prompts"], rewards={data["reward"]: scores}
+        )
+    return Trace(
+        variant=one["variant"],
+        seed=one["seed"],
+        state=State(one["status"]),
+        ended_by=one["ended_by"],
+        iterations=one["iterations"],
+        scores=one["scores"],
+        seconds=one["seconds"],
+        samples=one["samples"],
+        guards={name: Guard(**guard) for name, guard in one["guards"].items()},
+        prompts=prompts,
+    )

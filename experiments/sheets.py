@@ -1,0 +1,80 @@
+"""Contact sheets: the same prompts and noise, a column a variant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from dgpo_cli.ablation.directory import read_plan
+from dgpo_core.pictures import contact_sheet, to_image
+
+__all__ = ["draw_sheet"]
+
+ROWS = 6
+Column = list[tuple[str, Image.Image]]
+"""Prompts and their pictures, from the top."""
+SIDE = 128
+"""Pixels of a picture on the sheet, which enlarges tiny ones without smoothing."""
+LABEL = 22
+
+
+def draw_sheet(directory: Path, path: Path, *, steps: int | None) -> list[str]:
+    """Write the sheet of an ablation's first seed, the base model in the first column; the prompts of its rows.
+
+    steps: draw samples anew, in so many steps; None: take the pictures of the last evaluation.
+    """
+    plan = read_plan(directory)
+    seed = plan.ablation.seeds[0]
+    cells = [cell for cell in plan.cells() if cell.seed == seed]
+    columns: dict[str, Column] = {}
+    for cell in cells:
+        for name, base in (("base model", True), (cell.variant, False)):
+            if name not in columns:
+                drawn = _pictures(cell.path, base=base) if steps is None else _sampled(cell.path, steps, base=base)
+                columns[name] = drawn
+    rows = min(map(len, columns.values()))
+    prompts = [prompt for prompt, _ in columns["base model"]]
+    images = [_enlarged(found[row][1]) for row in range(rows) for found in columns.values()]
+    sheet = contact_sheet(images, len(columns))
+    width = images[0].width + 4
+    labelled = Image.new("RGB", (sheet.width, sheet.height + LABEL), "white")
+    labelled.paste(sheet, (0, LABEL))
+    pen = ImageDraw.Draw(labelled)
+    for i, name in enumerate(columns):
+        pen.text((i * width + 2, 5), name, fill="black")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labelled.quantize(128).save(path, optimize=True)
+    return prompts[:rows]
+
+
+def _pictures(run: Path, *, base: bool) -> Column:
+    """Of a run's first or last evaluation, spread over the prompts."""
+    numbered = sorted(found for found in (run / "pictures").iterdir() if found.name.isdecimal())
+    chosen = numbered[0] if base else numbered[-1]
+    prompts = json.loads((chosen / "prompts.json").read_text(encoding="utf-8"))
+    files = sorted(chosen.glob("[0-9]*.png"))
+    places = [i * len(files) // ROWS for i in range(ROWS)] if len(files) > ROWS else range(len(files))
+    return [(prompts[i], Image.open(files[i]).convert("RGB")) for i in places]
+
+
+def _sampled(run: Path, steps: int, *, base: bool) -> Column:
+    from dgpo_cli.target import open_target
+    from dgpo_core.draws import Draws
+
+    opened = open_target(run, view="base" if base else None, checkpoint="newest")
+    engine = opened.engine
+    try:
+        prompts = engine.heldout_prompts
+        chosen = [prompts[i * len(prompts) // ROWS] for i in range(min(ROWS, len(prompts)))]
+        drawn = engine.evaluation_roller(steps=steps).roll_out(chosen, 1, Draws(0).at("sheet"), opened.view)
+        images = [to_image(one) for rollout in drawn for one in engine.backbone.decode(rollout.x0).cpu()]
+        return [(prompt.text, image) for prompt, image in zip(chosen, images, strict=True)]
+    finally:
+        engine.close()
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    factor = max(1, SIDE // image.height)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

@@ -1,0 +1,36 @@
+"""What dgpo-adaptive-tmin declares. Nothing heavy may be imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dgpo_adaptive_tmin.options import DisagreementOptions, DsmGapOptions, ScheduledOptions
+from dgpo_core import hookimpl
+from dgpo_core.hookspecs import Part
+
+__all__ = ["dgpo_timestep_policies"]
+
+
+@hookimpl
+def dgpo_timestep_policies() -> Sequence[Part]:
+    """Three ways to move t_min."""
+    return [
+        Part(
+            "scheduled-t-min",
+            "t_min (and t_max) by training progress.",
+            "dgpo_adaptive_tmin.scheduled:ScheduledTmin",
+            ScheduledOptions,
+        ),
+        Part(
+            "disagreement-t-min",
+            "t_min above the noise that hides the artefacts of few-step samples, measured on a probe batch.",
+            "dgpo_adaptive_tmin.disagreement:DisagreementTmin",
+            DisagreementOptions,
+        ),
+        Part(
+            "dsm-gap-t-min",
+            "t_min above the times at which the policy comes closer to its own samples as they are.",
+            "dgpo_adaptive_tmin.dsm_gap:DsmGapTmin",
+            DsmGapOptions,
+        ),
+    ]

@@ -1,0 +1,26 @@
+"""One thread: with anything else running, two OpenMP threads can be far slower than one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dgpo_adaptive_tmin import plugin as adaptive
+from dgpo_core.builtin import plugin as builtin
+from dgpo_core.registry import Registry
+from dgpo_core.testing import toy
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def registry() -> Registry:
+    """The engine's own parts, the toy's and this distribution's."""
+    made = Registry(discover=False)
+    made.register(builtin, distribution="dgpo")
+    made.register(toy.plugin, distribution="toy")
+    made.register(adaptive, distribution="dgpo-adaptive-tmin")
+    return made

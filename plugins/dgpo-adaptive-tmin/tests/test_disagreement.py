@@ -1,0 +1,173 @@
+"""`disagreement-t-min`: its rule against the divergence of two Gaussians, its measurement against flows whose error in
+few steps is known."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dgpo_adaptive_tmin.disagreement import DisagreementTmin, hidden_from
+from dgpo_adaptive_tmin.options import DisagreementOptions
+from dgpo_core.contracts import Probe, TimestepContext
+from dgpo_core.draws import Draws
+from dgpo_core.engine import Engine
+from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.registry import Registry
+from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
+from dgpo_core.types import Conditioning
+from dgpo_schemas.run import RunConfig
+
+CONTEXT = TimestepContext(torch.linspace(1, 0, 9, dtype=torch.float64), 0.0, 1.0, 1.0, 0, 10)
+
+
+# -- the rule ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tolerance", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("scale", [1e-4, 0.03, 0.5, 4.0])
+def test_at_this_noise_the_two_samples_are_so_far_apart(scale: float, tolerance: float) -> None:
+    """The Kullback-Leibler divergence per dimension is tolerance^2 / 2; below the sigma it is more, above it less."""
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randn(64, dtype=torch.float64, generator=generator)
+    artefact = scale * torch.randn(64, dtype=torch.float64, generator=generator)
+    rms = float(artefact.square().mean().sqrt())
+
+    def divergence(sigma: float) -> float:
+        clean, spoilt = (torch.distributions.Normal((1 - sigma) * one, sigma) for one in (x0, x0 + artefact))
+        return float(torch.distributions.kl_divergence(clean, spoilt).mean())
+
+    sigma = hidden_from(rms, tolerance)
+    assert 0 < sigma < 1
+    assert divergence(sigma) == pytest.approx(tolerance**2 / 2, rel=1e-9)
+    assert divergence(0.99 * sigma) > tolerance**2 / 2 > divergence(sigma + 0.01 * (1 - sigma))
+
+
+def test_without_an_artefact_nothing_is_hidden() -> None:
+    assert hidden_from(0.0, 0.1) == 0.0
+
+
+# -- what is measured -------------------------------------------------------------------------------------------------
+
+
+class Given(Probe):
+    """Samples in many steps are 0, those in few steps differ by so much each."""
+
+    def __init__(self, *artefacts: float) -> None:
+        self.artefacts = torch.tensor(artefacts)
+        self.asked: list[tuple[int, int]] = []
+
+    def samples(self, count: int, *, refine: int = 1) -> Tensor:
+        self.asked.append((count, refine))
+        signs = torch.tensor([1.0, -1.0]).repeat(8)  # a mean of the difference would be 0
+        few = self.artefacts[:count, None] * signs
+        return few.view(count, 1, 4, 4) if refine == 1 else torch.zeros(count, 1, 4, 4)
+
+    def errors(self, x0: Tensor, sigmas: Tensor) -> Any:
+        raise AssertionError("not needed")
+
+
+def policy(**options: Any) -> DisagreementTmin:
+    return DisagreementTmin(DisagreementOptions(**({"highest": 1.0} | options)))
+
+
+def measured(artefacts: Sequence[float], **options: Any) -> tuple[float, DisagreementTmin]:
+    chosen = policy(samples=len(artefacts), **options)
+    chosen.measure(Given(*artefacts), CONTEXT)
+    return chosen.bounds(CONTEXT)[0], chosen
+
+
+@pytest.mark.parametrize("artefacts", [[0.2, 0.2, 0.2], [0.1, 0.4, 0.2], [0.1, 0.2, 0.3, 0.8], [0.3, 0.1]])
+def test_the_middle_sample_decides(artefacts: list[float]) -> None:
+    found, chosen = measured(artefacts, tolerance=0.05)
+    middle = statistics.median(artefacts)
+    assert chosen.metrics() == {"disagreement": pytest.approx(middle)}
+    assert found == pytest.approx(middle / (middle + 0.05))
+
+
+def test_samples_that_show_something_else_do_not_count() -> None:
+    """One of five solves parted early; the others keep their t_min."""
+    alike, _ = measured([0.1, 0.1, 0.1, 0.1, 0.1])
+    outlier, _ = measured([0.1, 0.1, 0.1, 0.1, 50.0])
+    assert alike == outlier == pytest.approx(0.5)
+
+
+def test_it_asks_for_the_samples_and_steps_of_its_options() -> None:
+    probe = Given(*[0.1] * 7)
+    policy(samples=7, refine=3).measure(probe, CONTEXT)
+    assert probe.asked == [(7, 1), (7, 3)]
+
+
+# -- flows whose error in few steps is known --------------------------------------------------------------------------
+
+SLOPE = 1.5
+
+
+class Linear(ToyBackbone):
+    """v = SLOPE x: so many Euler steps multiply the noise by so many factors."""
+
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        return SLOPE * x_sigma
+
+
+class Straight(ToyBackbone):
+    """v depends on the prompt alone: paths are straight lines, which one step solves as well as many."""
+
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        return conditioning.tensors["c"].mean(1).view(-1, 1, 1, 1).expand_as(x_sigma)
+
+
+class _Plugin:
+    @hookimpl
+    def dgpo_backbones(self) -> list[Part]:
+        return [
+            Part(k.__name__.lower(), "A known flow", f"{__name__}:{k.__name__}", ToyOptions) for k in (Linear, Straight)
+        ]
+
+
+def on_flow(
+    backbone: str, registry: Registry, directory: Path, t_min: float = 0.0, **options: Any
+) -> tuple[float, Engine]:
+    """t_min that the policy chooses for the engine's own probe."""
+    registry.register(_Plugin(), distribution="flows")
+    timesteps = {"use": "disagreement-t-min", "t_min": t_min, "options": {"highest": 1.0, **options}}
+    data = run_data(directory, backbone={"use": backbone}, timesteps=timesteps, rollout={"steps": 5, "shift": 3.0})
+    engine = Engine(RunConfig.model_validate(data), registry)
+    sigmas = engine.training_sigmas
+    context = TimestepContext(sigmas, t_min, 1.0, 3.0, 0, 10)
+    engine.timesteps.measure(engine.probe(engine.roller(), "policy"), context)
+    return engine.timesteps.bounds(context)[0], engine
+
+
+@pytest.mark.parametrize(("refine", "tolerance"), [(2, 0.1), (4, 0.1), (4, 0.02)])
+def test_on_a_linear_flow_it_is_the_closed_form(
+    refine: int, tolerance: float, registry: Registry, tmp_path: Path
+) -> None:
+    found, engine = on_flow("linear", registry, tmp_path, refine=refine, tolerance=tolerance, samples=9)
+
+    def factor(steps: int) -> float:
+        product = 1.0
+        sigmas = engine.sampler.sigmas(steps, 3.0).tolist()
+        for here, there in pairwise(sigmas):
+            product *= 1 + (there - here) * SLOPE
+        return product
+
+    noises = [Draws(3).at("probe", "samples", i, 0, "noise").normal(SHAPE) for i in range(9)]
+    sizes = [float(noise.double().square().mean().sqrt()) for noise in noises]
+    r = abs(factor(5) - factor(5 * refine)) * statistics.median(sizes)
+    assert r > 0.02
+    assert found == pytest.approx(r / (r + tolerance), rel=1e-5)
+    assert engine.timesteps.metrics()["disagreement"] == pytest.approx(r, rel=1e-5)
+
+
+@pytest.mark.parametrize("t_min", [0.0, 0.2])
+def test_on_a_straight_flow_t_min_is_the_runs(t_min: float, registry: Registry, tmp_path: Path) -> None:
+    found, _ = on_flow("straight", registry, tmp_path, t_min=t_min)
+    assert found == pytest.approx(t_min, abs=1e-5)
+    assert found >= t_min

@@ -1,0 +1,45 @@
+"""Rollouts: which key a sample's noise comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from dgpo_core.draws import Draws
+from dgpo_core.engine import Engine
+from dgpo_core.registry import Registry
+from dgpo_schemas.run import RunConfig
+
+Make = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def engine(make_config: Make, registry: Registry) -> Engine:
+    return Engine(make_config(backbone={"options": {"double": True}}), registry)
+
+
+def drawn(engine: Engine, prompts: list[int], members: int, micro_batch: int = 100, **places: list[int]) -> Tensor:
+    """x0 of the train prompts of these numbers."""
+    chosen = [engine.train_prompts[i] for i in prompts]
+    roller = engine.roller(micro_batch=micro_batch)
+    rollouts = list(roller.roll_out(chosen, members, Draws(8), "policy", **places))
+    assert [r.start for r in rollouts] == list(range(0, len(prompts) * members, micro_batch))
+    assert [p.text for r in rollouts for p in r.prompts] == [p.text for p in chosen for _ in range(members)]
+    return torch.cat([r.x0 for r in rollouts])
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 100])
+def test_places_are_those_of_a_larger_rollout(engine: Engine, micro_batch: int) -> None:
+    """Some groups of a rollout can be drawn again by themselves, any number of their members."""
+    whole = drawn(engine, [0, 1, 2, 3, 4], 3).view(5, 3, -1)
+    some = drawn(engine, [1, 4], 2, micro_batch, places=[1, 4]).view(2, 2, -1)
+    torch.testing.assert_close(some, whole[[1, 4], :2], rtol=0, atol=1e-12)
+    elsewhere = drawn(engine, [1, 4], 2, micro_batch).view(2, 2, -1)
+    assert not torch.allclose(elsewhere, whole[[1, 4], :2], atol=1e-3)
+
+
+def test_without_places_groups_are_numbered(engine: Engine) -> None:
+    assert torch.equal(drawn(engine, [2, 0, 5], 2), drawn(engine, [2, 0, 5], 2, places=[0, 1, 2]))

@@ -1,0 +1,216 @@
+"""The experiments: their ablations are valid as they are and reduced, and pages say what records hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from scipy import stats
+
+from dgpo_cli.ablation.directory import State
+from dgpo_cli.ablation.plan import Plan, make_plan
+from dgpo_cli.ablation.results import compare
+from dgpo_cli.ablation.traces import Guard, Trace
+from dgpo_core.registry import get_registry
+from experiments.catalogue import EXPERIMENTS, HERE, Experiment
+from experiments.conduct import QUICK, derived
+from experiments.findings import Findings
+from experiments.page import write_index, write_page
+from experiments.record import Record, load, save
+
+ROOT = HERE.parent
+PAGES = ROOT / "docs" / "experiments"
+WRITTEN = [one for one in EXPERIMENTS.values() if (PAGES / one.key / "record.json").is_file()]
+SEARCH = HERE / "e4-search.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def planned(data: dict[str, Any], directory: Path) -> Plan:
+    file = directory / "ablation.yaml"
+    file.write_text(yaml.safe_dump(data, sort_keys=False))
+    return make_plan(file, get_registry())
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
+@pytest.mark.parametrize("quick", [False, True])
+def test_an_ablation_is_valid_and_reduced_only_when_asked(experiment: Experiment, quick: bool, tmp_path: Path) -> None:
+    rates = {"dgpo": 1e-3, "flow-grpo": 2e-3} if experiment.search else {}
+    plan = planned(derived(experiment.file, tmp_path / "runs", quick=quick, base=None, rates=rates), tmp_path)
+    assert plan.path.parent == tmp_path / "runs"
+    assert len(plan.ablation.seeds) == (QUICK["seeds"] if quick else 5)
+    for variant in plan.variants:
+        assert (variant.config.run.iterations == QUICK["iterations"]) is quick
+        if rates:
+            assert variant.config.optimiser.learning_rate == rates[variant.name]
+
+
+def test_seeds_of_the_search_are_not_those_of_the_comparison(tmp_path: Path) -> None:
+    search = planned(derived(SEARCH, tmp_path, quick=False, base=None, rates={}), tmp_path)
+    final = planned(derived(EXPERIMENTS["e4"].file, tmp_path, quick=False, base=None, rates={}), tmp_path)
+    assert not set(search.ablation.seeds) & set(final.ablation.seeds)
+    assert {variant.axes["method"] for variant in search.variants} == {variant.name for variant in final.variants}
+
+
+def test_the_fixed_values_of_e6_are_those_of_e2(tmp_path: Path) -> None:
+    """So that its runs are taken over."""
+    e2, e6 = (
+        planned(derived(EXPERIMENTS[key].file, tmp_path, quick=False, base=None, rates={}), tmp_path)
+        for key in ("e2", "e6")
+    )
+    fixed = [variant.config for variant in e6.variants if variant.name.startswith("fixed")]
+    assert all(config in fixed for config in (variant.config for variant in e2.variants))
+    assert len(fixed) == len(e2.variants)
+
+
+def test_another_base_replaces_the_run_file_and_leaves_the_devices_to_the_machine(tmp_path: Path) -> None:
+    data = derived(EXPERIMENTS["e5"].file, tmp_path, quick=False, base="examples/sd35-geneval.yaml", rates={})
+    plan = planned(data, tmp_path)
+    assert {variant.config.backbone.checkpoint for variant in plan.variants} != {"package:dgpo_miniature/checkpoint"}
+    assert (plan.ablation.parallel, plan.ablation.threads) == (None, None)
+
+
+# -- findings -------------------------------------------------------------------------------------------------------
+
+
+def trace(variant: str, seed: int, scores: Sequence[float], *, per: float = 5.0, **changes: Any) -> Trace:
+    """An evaluation every 2 iterations of `per` seconds and 16 samples."""
+    iterations = [2 * i for i in range(len(scores))]
+    facts: dict[str, Any] = {
+        "state": State("finished"), "ended_by": "iterations", "iterations": iterations, "scores": list(scores),
+        "seconds": [per * i for i in iterations], "samples": [16 * i for i in iterations],
+    } | changes  # fmt: skip
+    return Trace(variant=variant, seed=seed, **facts)
+
+
+def findings(traces: Sequence[Trace], target: float | None = None) -> Findings:
+    named = {name: {"w": name} for name in dict.fromkeys(one.variant for one in traces)}
+    results = compare(named, traces, reward="score", baseline="base", target=target)
+    return Findings(Record(False, {}, {name: [] for name in named}, results, [], [], []))
+
+
+def test_more_and_less_are_said_only_where_the_interval_excludes_zero() -> None:
+    last = {"base": (0.4, 0.5, 0.45), "up": (0.51, 0.6, 0.56), "down": (0.3, 0.39, 0.35), "same": (0.5, 0.4, 0.47)}
+    say = findings([trace(v, s, [0.3, score]) for v, scores in last.items() for s, score in enumerate(scores)])
+    assert say.verdict("up").startswith("`up` scores more than `base`: +0.107 [+")
+    assert say.verdict("down").startswith("`down` scores less than `base`: −0.103 [−")
+    assert say.verdict("same").startswith("`same` and `base` cannot be told apart: ")
+    assert say.verdict("up", "down").startswith("`up` scores more than `down`: +0.210 [+")
+    assert say.best(["base", "down", "same"]) == "same"
+    low, high = stats.t.interval(0.95, 2, loc=0.15, scale=stats.sem([0.1, 0.2, 0.15]))
+    assert say.gain("base") == f"+0.150 [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+
+
+def test_one_seed_tells_nothing() -> None:
+    say = findings([trace("base", 0, [0.3, 0.4]), trace("up", 0, [0.3, 0.9])])
+    assert "cannot be told apart: +0.500 (p = 1.000" in say.verdict("up")
+
+
+def test_a_ratio_is_a_geometric_mean_over_seeds_that_reached_the_target() -> None:
+    traces = [trace("base", s, [0.3, 0.5, 0.7]) for s in range(3)]
+    traces += [trace("slow", 0, [0.3, 0.3, 0.3, 0.3, 0.7]), trace("slow", 1, [0.3, *[0.4] * 7, 0.6], per=10.0)]
+    traces += [trace("slow", 2, [0.3, *[0.4] * 9])]
+    say = findings(traces, target=0.6)
+    # The baseline reaches it after 4 iterations, 64 samples and 20 seconds.
+    logs = [math.log(128 / 64), math.log(256 / 64)]
+    low, high = stats.t.interval(0.95, 1, loc=sum(logs) / 2, scale=stats.sem(logs))
+    found = say.ratio("slow", "samples")
+    assert found.interval is not None
+    assert (found.interval.value, found.interval.low, found.interval.high) == pytest.approx(
+        (math.sqrt(8), math.exp(low), math.exp(high))
+    )
+    assert found.lower_bounds == [(9 * 2 * 16) / 64]
+    assert say.ratio("slow", "seconds").interval.value == pytest.approx(math.sqrt(2 * 8))  # type: ignore[union-attr]
+    assert "more than 4.5 times as much in 1 seeds that did not" in found.text()
+    never = findings([trace("base", 0, [0.1, 0.2]), trace("slow", 0, [0.1, 0.2])], target=0.6)
+    assert never.ratio("slow", "samples").text() == "nothing can be said: the target was not reached"
+
+
+def test_changes_of_guards_are_paired() -> None:
+    traces = [
+        trace(v, s, [0.1, 0.2], guards={"finer_sharpness": Guard(0.1, 0.1 + change, False)})
+        for v, changes in {"base": (0.01, 0.02), "0": (0.03, 0.05)}.items()
+        for s, change in enumerate(changes)
+    ]
+    say = findings(traces)
+    assert say.change("0", "finer_sharpness").value == pytest.approx(0.04)
+    assert say.guard_verdict("0", "finer_sharpness").startswith("+0.025")
+
+
+# -- records and pages ----------------------------------------------------------------------------------------------
+
+STATISTICS = ("step_disagreement", "finer_sharpness")
+
+
+def recorded(experiment: Experiment, directory: Path) -> None:
+    """A made-up record with an experiment's own variants."""
+    data = yaml.safe_load(experiment.file.read_text())
+    plan = planned({**data, "output": str(directory)}, directory)
+    names = [variant.name for variant in plan.variants]
+    traces = [
+        {
+            "variant": name, "seed": seed, "status": "finished", "ended_by": "iterations", "iterations": [0, 10],
+            "scores": [0.4, 0.5 + 0.01 * i + 0.02 * seed], "seconds": [0.0, 60.0], "samples": [0, 960],
+            "guards": {g: {"first": 0.1, "last": 0.1 + 0.01 * i + seed / 999, "left_band": False} for g in STATISTICS},
+            "values": [0.5, 0.5 + 0.02 * i],
+        }
+        for i, name in enumerate(names)
+        for seed in (0, 1)
+    ]  # fmt: skip
+    facts = dict.fromkeys(
+        ("backbone", "checkpoint", "iterations", "samples_per_iteration", "group_size", "groups", "steps",
+         "evaluated_prompts", "finer_steps", "finer_prompts", "threads", "parallel", "cores", "torch"), 7,
+    )  # fmt: skip
+    record = {
+        "quick": False, "rows": ["a red circle"], "facts": facts, "settings": {name: [f"x: {name}"] for name in names},
+        "reward": plan.reward, "baseline": plan.baseline, "target": plan.target, "reading": ["read"], "warnings": [],
+        "variants": {v.name: dict(v.axes) for v in plan.variants}, "prompts": ["p", "q"], "tasks": ["all", "all"],
+        "traces": traces,
+    }  # fmt: skip
+    save(directory / experiment.key / "record.json", record)
+    assert json.loads((directory / experiment.key / "record.json").read_text()) == record
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_a_page_holds_question_command_table_and_findings(experiment: Experiment, tmp_path: Path) -> None:
+    recorded(experiment, tmp_path)
+    text = write_page(experiment, tmp_path).read_text()
+    for section in ("Question", "Setting", "Command", "Result", "What follows", "What does not follow"):
+        assert f"\n## {section}\n" in text
+    assert f"python -m experiments {experiment.key}\n" in text
+    table = load(tmp_path / experiment.key / "record.json").results
+    for variant in table.variants:
+        assert f"\n| {variant.name} | 2 | " in text
+    assert "{{" not in text
+    assert "{%" not in text
+    assert "\n\n\n" not in text
+    index = write_index(tmp_path).read_text()
+    assert f"| [{experiment.key.upper()}]({experiment.key}.md) | {experiment.title} | " in index
+
+
+@pytest.mark.parametrize("experiment", WRITTEN, ids=[one.key for one in WRITTEN])
+def test_pages_are_what_their_records_say(experiment: Experiment, tmp_path: Path) -> None:
+    """Nothing on a page is typed in by hand."""
+    for file in (PAGES / experiment.key).iterdir():
+        (tmp_path / experiment.key).mkdir(exist_ok=True)
+        (tmp_path / experiment.key / file.name).write_bytes(file.read_bytes())
+    page = write_page(experiment, tmp_path)
+    assert page.read_text() == (PAGES / page.name).read_text()
+    assert len(load(PAGES / experiment.key / "record.json").results.traces) >= 5
+
+
+def test_the_index_is_what_the_records_say(tmp_path: Path) -> None:
+    for experiment in WRITTEN:
+        (tmp_path / experiment.key).mkdir()
+        record = (PAGES / experiment.key / "record.json").read_bytes()
+        (tmp_path / experiment.key / "record.json").write_bytes(record)
+    if WRITTEN:
+        assert write_index(tmp_path).read_text() == (PAGES / "README.md").read_text()
