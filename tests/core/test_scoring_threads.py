@@ -163,10 +163,17 @@ def test_a_slow_reward_does_not_hold_up_a_fast_one(make: Make) -> None:
 @pytest.mark.parametrize("size", [1, 3])
 def test_scores_keep_the_order_of_their_samples_however_late_they_come(make: Make, size: int) -> None:
     finished: list[int] = []
+    second_done = threading.Event()
 
     def late(media: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        found = slowly(media, prompts)
-        finished.append(int(prompts[0].text.split()[1]))
+        """The first micro-batch waits for the second."""
+        first = int(prompts[0].text.split()[1])
+        if first == 0:
+            assert second_done.wait(LONG)
+        found = brightness(media, prompts)
+        finished.append(first)
+        if first == size:
+            second_done.set()
         return Scores(found.values, found.missing, tuple({"text": prompt.text} for prompt in prompts))
 
     scorer = make(Counted(late, 4), Counted(brightness))
