@@ -49,9 +49,11 @@ def ablate(
     """
     if (file is None) == (report is None):
         raise typer.BadParameter("give an ablation file, or --report with an ablation's directory")
-    if report is not None:
-        from dgpo_cli.ablation.directory import read_plan
+    from dgpo_cli.ablation.directory import read_plan
 
+    if report is not None:
+        if reuse:
+            raise typer.BadParameter("--reuse belongs to an ablation file; --report trains nothing")
         _write(read_plan(report))
         return
     assert file is not None
@@ -59,16 +61,16 @@ def ablate(
     from dgpo_core.registry import get_registry
 
     plan = make_plan(file, get_registry())
+    others = [read_plan(other) for other in reuse or ()]
     if dry_run:
         _list(plan)
         return
 
-    from dgpo_cli.ablation.directory import AblationDirectory, read_plan
+    from dgpo_cli.ablation.directory import AblationDirectory
     from dgpo_cli.ablation.progress import make_watcher
     from dgpo_cli.ablation.runner import choose_resources, run_cells
     from dgpo_core.stopping import StopRequest
 
-    others = [read_plan(other) for other in reuse or ()]
     resources = choose_resources(plan, _cuda_devices())
     directory, progress, stop = AblationDirectory(plan), make_watcher(quiet=quiet), StopRequest()
     with directory.claimed(file.read_text(encoding="utf-8")), stop.on_signals(progress.note):
@@ -113,16 +115,11 @@ def _list(plan: Plan) -> None:
 def _write(plan: Plan) -> None:
     """Results from the cells' logs."""
     from dgpo_cli.ablation import tables, words
-    from dgpo_cli.ablation.directory import saved_directory
     from dgpo_cli.ablation.page import render
-    from dgpo_cli.ablation.results import compare
-    from dgpo_cli.ablation.traces import read_trace
+    from dgpo_cli.ablation.results import results_of
     from dgpo_core.files import write_text
 
-    directory = saved_directory(plan)
-    traces = [read_trace(cell, directory, plan.reward) for cell in plan.cells()]
-    named = {variant.name: variant.axes for variant in plan.variants}
-    results = compare(named, traces, reward=plan.reward, baseline=plan.baseline, target=plan.target)
+    results = results_of(plan)
     for name, text in (
         ("results.md", tables.as_markdown(plan, results)),
         ("results.csv", tables.as_csv(results)),

@@ -234,16 +234,19 @@ class Engine:
             sampler=self.evaluation_sampler,
         )
 
-    def probe(self, roller: Roller, view: View) -> PolicyProbe:
-        """For timestep policies that measure: rollouts as `roller` and `view` draw them, on training prompts.
-
-        In an order of their own, because files are often sorted by task."""
+    @cached_property
+    def _probe_prompts(self) -> list[Prompt]:
+        """Training prompts in an order of their own, because files are often sorted by task."""
         order = self.draws.at("probe", "prompts").permutation(len(self.train_prompts)).tolist()
+        return [self.train_prompts[i] for i in order]
+
+    def probe(self, roller: Roller, view: View) -> PolicyProbe:
+        """For timestep policies that measure: rollouts as `roller` and `view` draw them, on training prompts."""
         return PolicyProbe(
             self.policy,
             roller,
             lambda refine: self.roller(steps=self.config.rollout.steps * refine),
-            [self.train_prompts[i] for i in order],
+            self._probe_prompts,
             view=view,
             draws=self.draws.at("probe"),
             autocast=self.runtime.autocast,

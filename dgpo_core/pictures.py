@@ -73,11 +73,13 @@ def write_pictures(
     """
     video = media.dim() == 5
     with new_directory(directory) as aside:
+        images = []
         for i, one in enumerate(media):
             clip = video and _write_clip(aside / f"{i:02d}.mp4", one, fps)
             image = film_strip(one, SHEET_SIDE) if clip else to_image(one)
+            images.append(image)
             image.save(aside / f"{i:02d}.png")
-        grid = _video_sheet(media) if video else contact_sheet([to_image(one) for one in media], columns)
+        grid = _video_sheet(media) if video else contact_sheet(images, columns)
         grid.save(aside / "grid.png")
         (aside / "prompts.json").write_text(json.dumps([p.text for p in prompts], indent=1), encoding="utf-8")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dgpo_core.errors import UserError
-from dgpo_schemas.problems import nearest
+from dgpo_schemas.problems import ConfigError, nearest
 from experiments.catalogue import EXPERIMENTS
 
 QUICK_PAGES = "pages"
@@ -22,7 +22,7 @@ def run(
         typer.Option("--quick", help="A reduced set, to see that everything runs: all of it in a quarter of an hour."),
     ] = False,
     base: Annotated[
-        str | None, typer.Option(help="Another base run file, such as one of SD3.5-M; pages then go below --output.")
+        str | None, typer.Option(help="Another base run file, such as one of SD3.5-M; pages then go beside its runs.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Where the runs are.")] = Path("runs/experiments"),
     pages: Annotated[bool, typer.Option("--pages", help="Only write pages anew, from the records.")] = False,
@@ -31,7 +31,7 @@ def run(
 
     Each is an ablation (`dgpo ablate experiments/e1.yaml`) whose finished runs the others take over where they are the
     same. Ctrl-C stops and saves; the same command goes on. Pages are written to docs/experiments; those of --quick and
-    --base below --output.
+    --base beside their runs.
 
     Examples:
 
@@ -48,8 +48,9 @@ def run(
             raise UserError(
                 f"there is no experiment {name!r}{nearest(name, list(EXPERIMENTS))} (there is {known}, all)"
             )
-    if quick:
-        output = output.with_name(f"{output.name}-quick")
+    # Runs of another base, and reduced ones, are other runs: they do not share a directory with these.
+    for apart in ([Path(base).stem] if base is not None else []) + (["quick"] if quick else []):
+        output = output.with_name(f"{output.name}-{apart}")
     directory = output / QUICK_PAGES if quick or base is not None else Path("docs/experiments")
     for name in chosen:
         experiment = EXPERIMENTS[name]
@@ -59,9 +60,9 @@ def run(
             from experiments.record import collect, load, save
             from experiments.sheets import draw_sheet
 
-            cells = run_experiment(experiment, output, quick=quick, base=base)
-            rows = draw_sheet(cells, directory / name / "samples.png", steps=experiment.sheet)
-            save(directory / name / "record.json", collect(cells, quick=quick, rows=rows))
+            plan = run_experiment(experiment, output, quick=quick, base=base)
+            rows = draw_sheet(plan, directory / name / "samples.png", steps=experiment.sheet)
+            save(directory / name / "record.json", collect(plan, quick=quick, rows=rows))
             draw(load(directory / name / "record.json").results, experiment.against, directory / name / "scores.png")
         from experiments.page import write_index, write_page
 
@@ -73,8 +74,8 @@ def main() -> None:
     """The command line; a user's mistake is one message and exit code 2."""
     try:
         typer.run(run)
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+    except (UserError, ConfigError) as error:
+        typer.echo(str(error), err=True)
         sys.exit(2)
 
 

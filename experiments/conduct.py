@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import typer
 import yaml
 
+from dgpo_cli.ablate import ablate
 from dgpo_cli.ablation.directory import read_plan, saved_directory
-from dgpo_cli.ablation.results import compare
-from dgpo_cli.ablation.traces import read_trace
+from dgpo_cli.ablation.plan import Plan
+from dgpo_cli.ablation.results import Results, results_of
 from dgpo_core.errors import UserError
+from dgpo_core.files import write_text
 from experiments.catalogue import HERE, Experiment
 
 __all__ = ["QUICK", "best_rates", "derived", "run_ablation", "run_experiment"]
@@ -44,46 +46,38 @@ def derived(file: Path, output: Path, *, quick: bool, base: str | None, rates: M
     return data
 
 
-def run_ablation(data: Mapping[str, Any], output: Path) -> Path:
-    """Run `dgpo ablate` on it, taking over what other experiments have finished; its directory.
+def run_ablation(data: Mapping[str, Any], output: Path) -> Plan:
+    """Run `dgpo ablate` on it, taking over what other experiments have finished; its plan.
 
-    Raises UserError if it fails or is stopped: what is finished stays, and the same command goes on.
+    Raises UserError if a cell is left: what is finished stays, and the same command goes on. Raises ConfigError for a
+    mistake in a file.
     """
     output.mkdir(parents=True, exist_ok=True)
     file = output / f"{data['name']}.yaml"
-    file.write_text(yaml.safe_dump(dict(data), sort_keys=False), encoding="utf-8")
+    write_text(file, yaml.safe_dump(dict(data), sort_keys=False))
     directory = output / str(data["name"])
     others = sorted(found.parent for found in output.glob("*/plan.json") if found.parent != directory)
-    command = [sys.executable, "-m", "dgpo_cli", "ablate", str(file)]
-    for other in others:
-        command += ["--reuse", str(other)]
-    if subprocess.run(command, check=False).returncode:
-        raise UserError(f"{data['name']}: not all cells have finished; the same command goes on")
-    unfinished = [cell.label for cell in read_plan(directory).cells() if not _finished(directory, cell)]
-    if unfinished:
-        raise UserError(f"{data['name']}: {len(unfinished)} cells are not finished; the same command goes on")
-    return directory
+    with contextlib.suppress(typer.Exit):  # failed cells are told of, here and below
+        ablate(file, reuse=others)
+    plan = read_plan(directory)
+    states = saved_directory(plan)
+    left = sum(states.state(cell).status != "finished" for cell in plan.cells())
+    if left:
+        raise UserError(f"{data['name']}: {left} cells are not finished; the same command goes on")
+    return plan
 
 
-def _finished(directory: Path, cell: Any) -> bool:
-    return saved_directory(read_plan(directory)).state(cell).status == "finished"
-
-
-def run_experiment(experiment: Experiment, output: Path, *, quick: bool, base: str | None) -> Path:
-    """Run an experiment, its search first; the directory of its ablation."""
+def run_experiment(experiment: Experiment, output: Path, *, quick: bool, base: str | None) -> Plan:
+    """Run an experiment, its search first; the plan of its ablation."""
     rates: dict[str, float] = {}
     if experiment.search is not None:
         search = derived(HERE / f"{experiment.search}.yaml", output, quick=quick, base=base, rates={})
-        rates = best_rates(run_ablation(search, output))
+        rates = best_rates(results_of(run_ablation(search, output)))
     return run_ablation(derived(experiment.file, output, quick=quick, base=base, rates=rates), output)
 
 
-def best_rates(directory: Path) -> dict[str, float]:
+def best_rates(results: Results) -> dict[str, float]:
     """Of a search over the axes `method` and `lr`: each method's learning rate with the best last score."""
-    plan = read_plan(directory)
-    traces = [read_trace(cell, saved_directory(plan), plan.reward) for cell in plan.cells()]
-    named = {variant.name: variant.axes for variant in plan.variants}
-    results = compare(named, traces, reward=plan.reward, baseline=plan.baseline, target=None)
     best: dict[str, tuple[float, float]] = {}
     for variant in results.variants:
         if variant.score is not None:

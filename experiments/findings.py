@@ -31,18 +31,24 @@ class Ratio:
     interval: Interval | None
     lower_bounds: Sequence[float]
 
+    @property
+    def seeds(self) -> int:
+        """Of which the baseline reached it."""
+        return len(self.lower_bounds) + (self.interval.n if self.interval is not None else 0)
+
     def text(self) -> str:
         """`3.1 times [2.2, 4.4]`, or what can be said where seeds did not reach the target."""
         said = []
         if self.interval is not None:
             found = self.interval
             span = f" [{found.low:.1f}, {found.high:.1f}]" if found.low is not None and found.high is not None else ""
-            said.append(f"{found.value:.1f} times as much{span} (geometric mean of {found.n} seeds that reached it)")
+            said.append(f"{found.value:.1f} times as much{span} (geometric mean, {found.n} seeds)")
         if self.lower_bounds:
+            n = len(self.lower_bounds)
             said.append(
-                f"more than {min(self.lower_bounds):.1f} times as much in {len(self.lower_bounds)} seeds that did not"
+                f"more than {min(self.lower_bounds):.1f} times as much ({n} of {self.seeds} seeds did not reach it)"
             )
-        return "; ".join(said) or "nothing can be said: the target was not reached"
+        return "; ".join(said) or "cannot be said: the baseline did not reach the target"
 
 
 class Findings:
@@ -154,10 +160,6 @@ class Findings:
     def seconds_of_run(self, name: str) -> str:
         """Median over seeds of the training time."""
         return seconds(plain.median(t.seconds[-1] for t in self.variant(name).finished))
-
-    def longest_run(self) -> str:
-        """The longest training time of any cell."""
-        return seconds(max(t.seconds[-1] for t in self.results.traces if t.finished))
 
 
 def _sign(found: Difference) -> int:

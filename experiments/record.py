@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.ablation import words
-from dgpo_cli.ablation.directory import State, read_plan, saved_directory
-from dgpo_cli.ablation.plan import label_of
-from dgpo_cli.ablation.results import Results, compare
-from dgpo_cli.ablation.traces import Guard, Trace, read_trace
+from dgpo_cli.ablation.directory import State
+from dgpo_cli.ablation.plan import Plan, label_of
+from dgpo_cli.ablation.results import Results, compare, results_of
+from dgpo_cli.ablation.traces import Guard, Trace
 from dgpo_core.errors import UserError
 from dgpo_schemas.ablation import AblationConfig
 from dgpo_schemas.metrics import PromptScores, RewardScores
@@ -38,15 +38,12 @@ class Record:
     rows: Sequence[str]
 
 
-def collect(directory: Path, *, quick: bool, rows: Sequence[str]) -> dict[str, Any]:
+def collect(plan: Plan, *, quick: bool, rows: Sequence[str]) -> dict[str, Any]:
     """A finished ablation as JSON-able data; `rows` are the prompts of its contact sheet."""
-    plan = read_plan(directory)
-    traces = [read_trace(cell, saved_directory(plan), plan.reward) for cell in plan.cells()]
+    results = results_of(plan)
     base = next(variant.config for variant in plan.variants if variant.name == plan.baseline)
-    named = {variant.name: dict(variant.axes) for variant in plan.variants}
-    results = compare(named, traces, reward=plan.reward, baseline=plan.baseline, target=plan.target)
     rollout = base.rollout
-    shown = next((trace.prompts for trace in traces if trace.prompts is not None), None)
+    shown = next((trace.prompts for trace in results.traces if trace.prompts is not None), None)
     return {
         "quick": quick,
         "rows": list(rows),
@@ -72,10 +69,10 @@ def collect(directory: Path, *, quick: bool, rows: Sequence[str]) -> dict[str, A
         "target": plan.target,
         "reading": words.how_to_read(plan, results),
         "warnings": words.warnings(plan, results),
-        "variants": named,
+        "variants": {variant.name: dict(variant.axes) for variant in plan.variants},
         "prompts": shown.prompts if shown else [],
         "tasks": shown.rewards[plan.reward].tasks if shown else [],
-        "traces": [_trace(trace, plan.reward) for trace in traces],
+        "traces": [_trace(trace, plan.reward) for trace in results.traces],
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from dgpo_cli.ablation.directory import read_plan
+from dgpo_cli.ablation.plan import Plan
 from dgpo_core.pictures import contact_sheet, to_image
 
 __all__ = ["draw_sheet"]
@@ -20,12 +20,11 @@ SIDE = 128
 LABEL = 22
 
 
-def draw_sheet(directory: Path, path: Path, *, steps: int | None) -> list[str]:
+def draw_sheet(plan: Plan, path: Path, *, steps: int | None) -> list[str]:
     """Write the sheet of an ablation's first seed, the base model in the first column; the prompts of its rows.
 
     steps: draw samples anew, in so many steps; None: take the pictures of the last evaluation.
     """
-    plan = read_plan(directory)
     seed = plan.ablation.seeds[0]
     cells = [cell for cell in plan.cells() if cell.seed == seed]
     columns: dict[str, Column] = {}

@@ -115,9 +115,10 @@ class AblationDirectory:
         none. Only a run's name and output may differ, so that the copy is what training would have given."""
         if cell.path.exists():
             return None
+        wanted = _bare(cell.config)
         for other in others:
             for twin in other.cells():
-                same = _bare(twin.config) == _bare(cell.config)
+                same = twin.seed == cell.seed and _bare(twin.config) == wanted
                 if same and AblationDirectory(other).state(twin).status == "finished":
                     with new_directory(cell.path) as aside:
                         shutil.copytree(twin.path, aside, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""Traces compared: what each variant reached, and how it differs from the baseline. Pure."""
+"""Traces compared: what each variant reached, and how it differs from the baseline. Pure, but for `results_of`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dgpo_cli.ablation.directory import saved_directory
+from dgpo_cli.ablation.plan import Plan
 from dgpo_cli.ablation.statistics import Interval, SignFlip, holm, sign_flip_test, t_interval, two_way_interval
-from dgpo_cli.ablation.traces import Guard, Trace
+from dgpo_cli.ablation.traces import Guard, Trace, read_trace
 from dgpo_cli.console import seconds
 
-__all__ = ["Difference", "GuardMean", "Reached", "Results", "VariantResult", "compare"]
+__all__ = ["Difference", "GuardMean", "Reached", "Results", "VariantResult", "compare", "results_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,14 @@ class Results:
     def traces(self) -> Sequence[Trace]:
         """Of all cells."""
         return [trace for variant in self.variants for trace in variant.traces]
+
+
+def results_of(plan: Plan) -> Results:
+    """Results of an ablation from its cells' logs. Raises UserError for a log that cannot be read."""
+    directory = saved_directory(plan)
+    traces = [read_trace(cell, directory, plan.reward) for cell in plan.cells()]
+    named = {variant.name: variant.axes for variant in plan.variants}
+    return compare(named, traces, reward=plan.reward, baseline=plan.baseline, target=plan.target)
 
 
 def compare(

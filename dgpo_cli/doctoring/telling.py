@@ -16,14 +16,6 @@ from dgpo_cli.doctoring.findings import SEVERITIES, Finding
 __all__ = ["as_data", "print_diagnosis"]
 
 STYLES = {"problem": "bold red", "warning": "bold yellow", "note": "bold cyan"}
-STATES = {
-    "complete": "complete",
-    "running": "going on",
-    "interrupted": "interrupted",
-    "failed": "failed",
-    "paused": "paused",
-    "killed": "killed",
-}
 WIDEST = 100
 """Columns beyond which lines are no longer easy to read."""
 
@@ -55,8 +47,9 @@ def headline(found: Diagnosis) -> str:
     """Which run, how far, and how it is."""
     run = found.run
     evaluations = len({e.iteration for each in run.data.evaluations.values() for e in each})
+    state = "going on" if run.state == "running" else run.state
     return (
-        f"{run.data.path}: {run.data.done} of {run.config.run.iterations} iterations, {STATES[run.state]}; "
+        f"{run.data.path}: {run.data.done} of {run.config.run.iterations} iterations, {state}; "
         f"{evaluations} {'evaluation' if evaluations == 1 else 'evaluations'}"
     )
 

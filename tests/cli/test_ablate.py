@@ -275,6 +275,8 @@ def test_reuse_names_what_was_copied(dgpo: Run, ablation: Run, started: list[Any
     wrong = dgpo("ablate", ablation(name="third"), "--reuse", "nowhere")
     assert (wrong.code, wrong.err) == (2, "nowhere: there is no such ablation directory\n")
     assert not Path("runs/third").exists()
+    assert dgpo("ablate", ablation(name="third"), "--reuse", "nowhere", "--dry-run").code == 2
+    assert "--report trains nothing" in dgpo("ablate", "--report", HERE, "--reuse", HERE).err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+"""Running experiments: on toy runs, from an ablation file to its record, figure and sheet; and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from dgpo_cli.ablation import runner
+from dgpo_cli.ablation.results import results_of
+from dgpo_cli.ablation.runner import run_cells
+from dgpo_cli.main import main as dgpo
+from dgpo_core.errors import UserError
+from dgpo_core.registry import Registry
+from dgpo_core.testing.toy import run_data
+from experiments.__main__ import main
+from experiments.conduct import best_rates, run_ablation
+from experiments.figures import draw
+from experiments.record import collect, load, save
+from experiments.sheets import draw_sheet
+
+
+class Here:
+    """A cell's process that is none: it has run in this process when it seems to have started."""
+
+    def __init__(self, file: Path, *, resume: bool, log: Path, environment: Mapping[str, str]) -> None:
+        with log.open("a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            try:
+                dgpo(["train", str(file)])
+            except SystemExit as end:
+                self.code = int(end.code or 0)
+
+    def poll(self) -> int | None:
+        return self.code
+
+    wait = poll
+
+    def terminate(self) -> None:
+        """It has ended."""
+
+    kill = terminate
+
+
+@pytest.fixture
+def search(known: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A search over two methods and two learning rates on the toy; cells run in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "POLL", 0.0)
+    monkeypatch.setattr(run_cells, "__kwdefaults__", {**(run_cells.__kwdefaults__ or {}), "launch": Here})
+    evaluation = {"every": 1, "prompts": 4, "samples_per_prompt": 2, "pictures": 3, "view": "policy"}
+    Path("run.yaml").write_text(yaml.safe_dump(run_data(tmp_path, run={"iterations": 2}, evaluation=evaluation)))
+    return {
+        "name": "search", "output": "runs", "base": "run.yaml", "seeds": [3],
+        "axes": [
+            {"name": "method", "variants": {"paper": {}, "ranks": {"weighting": "rank"}}},
+            {"name": "lr", "key": "optimiser.learning_rate", "values": [1e-3, 0.05]},
+        ],
+    }  # fmt: skip
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_from_an_ablation_to_its_record(search: dict[str, Any]) -> None:
+    plan = run_ablation(search, Path("runs"))
+    results = results_of(plan)
+    scores = {variant.name: variant.finished[0].score for variant in results.variants}
+    assert len(scores) == 4
+    for method, rate in best_rates(results).items():
+        mine = {name: score for name, score in scores.items() if f"method={method} " in name}
+        assert f"lr={rate:g}" in max(mine, key=lambda name: mine[name])
+    rows = draw_sheet(plan, Path("samples.png"), steps=None)
+    assert draw_sheet(plan, Path("finer.png"), steps=5)
+    assert len(rows) == 3
+    assert size(Path("samples.png")) == (5 * 132 - 4, 22 + 3 * 132 - 4)  # the base model and four variants
+    save(Path("record.json"), collect(plan, quick=True, rows=rows))
+    record = load(Path("record.json"))
+    assert (record.quick, record.rows) == (True, rows)
+    assert record.settings["method=ranks lr=0.05"] == ["weighting: rank", "optimiser.learning_rate: 0.05"]
+    for before, after in zip(results.variants, record.results.variants, strict=True):
+        assert before.score is not None
+        assert after.score is not None
+        assert after.score.value == pytest.approx(before.score.value, abs=1e-6)
+        assert (before.difference is None) == (after.difference is None)
+    draw(record.results, ("samples", "seconds"), Path("scores.png"))
+    assert size(Path("scores.png"))[0] > 1000
+
+
+def test_a_second_experiment_takes_over_what_the_first_has_finished(
+    search: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_ablation(search, Path("runs"))
+    capsys.readouterr()
+    run_ablation({**search, "name": "again"}, Path("runs"))
+    assert "4 finished cells copied from runs/search" in capsys.readouterr().err
+
+
+def test_cells_that_are_left_are_told_of(search: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(file: Path, **more: Any) -> Here:
+        Path(file).write_text("no: run file")
+        return Here(file, **more)
+
+    monkeypatch.setattr(run_cells, "__kwdefaults__", {**(run_cells.__kwdefaults__ or {}), "launch": fails})
+    with pytest.raises(UserError, match="search: 4 cells are not finished; the same command goes on"):
+        run_ablation(search, Path("runs"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["e9"], "there is no experiment 'e9'"),
+        (["e1", "--base", "nowhere.yaml"], "nowhere.yaml"),
+        (["e5", "--quick", "--pages"], "run the experiment first"),
+    ],
+)
+def test_mistakes_are_one_message(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["experiments", *arguments, "--output", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+    assert error.count("\n") == 1
