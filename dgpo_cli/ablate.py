@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,19 +50,17 @@ def ablate(
     """
     if (file is None) == (report is None):
         raise typer.BadParameter("give an ablation file, or --report with an ablation's directory")
-    from dgpo_cli.ablation.directory import read_plan
-
     if report is not None:
         if reuse:
             raise typer.BadParameter("--reuse belongs to an ablation file; --report trains nothing")
-        _write(read_plan(report))
+        _write(_saved([report])[0])
         return
     assert file is not None
     from dgpo_cli.ablation.plan import make_plan
     from dgpo_core.registry import get_registry
 
     plan = make_plan(file, get_registry())
-    others = [read_plan(other) for other in reuse or ()]
+    others = _saved(reuse or ())
     if dry_run:
         _list(plan)
         return
@@ -86,6 +85,15 @@ def ablate(
     if failed:
         typer.echo(f"{len(failed)} of {len(states)} cells failed: {'; '.join(failed)}", err=True)
         raise typer.Exit(1)
+
+
+def _saved(directories: Sequence[Path]) -> list[Plan]:
+    """Plans of ablations that have run. Nothing heavy is imported where there are none."""
+    if not directories:
+        return []
+    from dgpo_cli.ablation.directory import read_plan
+
+    return [read_plan(directory) for directory in directories]
 
 
 def _cuda_devices() -> list[str]:
