@@ -1,4 +1,4 @@
-"""`dsm-gap-t-min` on made-up errors: where the gap changes sign, and a policy that has not moved."""
+"""`dsm-gap-t-min` on made-up errors: where the work of the preference begins, and a policy that has not moved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_adaptive_tmin.dsm_gap import DsmGapTmin, sign_change
+from dgpo_adaptive_tmin.dsm_gap import DsmGapTmin, quantile
 from dgpo_adaptive_tmin.options import DsmGapOptions
 from dgpo_core.contracts import Probe, TimestepContext
 
@@ -54,26 +54,32 @@ def chosen(probe: Probe, **options: Any) -> float:
     return made.bounds(context())[0]
 
 
-@pytest.mark.parametrize(
-    ("gap", "expected"),
-    [
-        ([0.2, 0.1, -0.1, -0.3], 0.5),  # half way between 0.4 and 0.6
-        ([0.3, -0.1, 0.2, -0.2], 0.35),  # the first one; 3 / 4 of the way from 0.2 to 0.4
-        ([0.1, 0.0, -0.1, -0.1], 0.4),
-        ([-0.1, 0.2, 0.2, -0.2], 0.0),
-        ([0.0, 0.2, 0.2, -0.2], 0.0),
-        ([0.1, 0.1, 0.1, 0.1], 0.8),
-    ],
-)
-def test_the_first_change_of_sign_from_below(gap: list[float], expected: float) -> None:
-    times = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
-    assert sign_change(torch.tensor(gap, dtype=torch.float64), times) == pytest.approx(expected)
+@pytest.mark.parametrize("share", [0.01, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_quantile_against_numpys_of_a_sample(share: float, seed: int) -> None:
+    """Points spread evenly over the bins in proportion to their work; some bins have none."""
+    random = np.random.default_rng(seed)
+    counts = random.integers(0, 4000, 12) * random.integers(0, 2, 12)
+    counts[random.integers(12)] += 2000
+    points = np.concatenate([(i + (np.arange(n) + 0.5) / n) / 12 for i, n in enumerate(counts) if n])
+    found = quantile(torch.tensor(counts, dtype=torch.float64), share)
+    assert found == pytest.approx(np.quantile(points, share), abs=1e-3)
 
 
-def test_a_linear_gap_is_met_exactly_whatever_the_bins() -> None:
-    for root in (0.13, 0.37, 0.6):
-        for bins in (5, 10, 31):
-            assert chosen(Errors(lambda s, root=root: root - s), bins=bins) == pytest.approx(root)  # type: ignore[misc]
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_work_that_grows_evenly_from_a_root(share: float) -> None:
+    """max(-gap, 0) = s - root has the integral (s - root)^2 / 2: a share of it lies below root + sqrt(share) * (1 - root)."""
+    for root in (0.0, 0.4, 0.6):
+        expected = root + share**0.5 * (1 - root)
+        found = chosen(Errors(lambda s, root=root: root - s), bins=100, below=share, highest=1.0)  # type: ignore[misc]
+        assert found == pytest.approx(expected, abs=5e-4)
+
+
+def test_no_work_is_seen_where_the_policy_is_better() -> None:
+    """Work of 1 at 0.3 and of 3 at 0.7, in four bins of a tenth each; the rest, far better, does not matter."""
+    gaps = [0.9, 0.9, -0.1, 0.5, 0.9, 0.9, -0.3, 0.2, 0.9, 0.9]
+    assert chosen(Errors(lambda s: gaps[int(s * 10)]), bins=10, below=0.125) == pytest.approx(0.25)
+    assert chosen(Errors(lambda s: gaps[int(s * 10)]), bins=10, below=0.5) == pytest.approx(0.6 + 0.1 / 3)
 
 
 def test_the_gap_is_a_share_of_the_bases_error() -> None:
@@ -95,33 +101,42 @@ def test_only_samples_in_the_rollouts_steps_are_drawn() -> None:
     assert probe.asked == [(COUNT, 1)]
 
 
-def test_a_policy_that_has_not_moved_keeps_the_start() -> None:
-    made = policy(start="shift(0.5)", every=1, smoothing=0.5, threshold=0.05)
+def step(at: float) -> Gain:
+    """All the work lies in the tenth that begins at `at`, evenly: half of it below its middle."""
+    return lambda s: -0.2 if at < s < at + 0.1 else 0.3
+
+
+def test_while_no_preference_is_at_work_the_start_is_kept() -> None:
+    made = policy(start="shift(0.5)", every=1, smoothing=0.5, threshold=0.05, bins=10, below=0.5)
     assert made.bounds(context(shift=3.0)) == (pytest.approx(0.75), 1.0)
-    still = Errors(lambda s: 0.04 if s < 0.5 else -0.04, scale=lambda s: 1.0)
+    still = Errors(lambda s: 0.2 if s < 0.5 else -0.02)
     for iteration in range(3):
         made.measure(still, context(iteration=iteration, shift=3.0))
         assert made.bounds(context(shift=3.0)) == (pytest.approx(0.75), 1.0)
     assert made.state_dict()["t_min"] is None
     assert set(made.metrics()) == {"gap_low", "gap_high"}
-    made.measure(Errors(lambda s: 0.25 - s), context(iteration=3))
+    made.measure(Errors(step(0.2)), context(iteration=3))
     assert made.bounds(context())[0] == pytest.approx(0.25), "the first one that counts counts in full"
     made.measure(still, context(iteration=4))
     assert made.bounds(context())[0] == pytest.approx(0.25), "what was found stays"
 
 
-def test_it_rises_and_falls_with_the_sign_change() -> None:
-    made = policy(every=1, smoothing=0.5)
+def test_it_rises_and_falls_with_the_work() -> None:
+    made = policy(every=1, smoothing=0.5, bins=10, below=0.5)
     found = []
-    for iteration, root in enumerate((0.2, 0.6, 0.6, -0.1)):
-        made.measure(Errors(lambda s, root=root: root - s), context(iteration=iteration))  # type: ignore[misc]
+    for iteration, at in enumerate((0.2, 0.6, 0.6, 0.0)):
+        made.measure(Errors(step(at)), context(iteration=iteration))
         found.append(made.bounds(context())[0])
-    assert found == pytest.approx([0.2, 0.4, 0.5, 0.25])
+    assert found == pytest.approx([0.25, 0.45, 0.55, 0.3])
 
 
-def test_a_gap_that_is_positive_throughout_asks_for_the_highest() -> None:
-    assert chosen(Errors(lambda s: 0.2)) == pytest.approx(0.8)
-    assert chosen(Errors(lambda s: -0.2)) == 0.0
+def test_errors_that_are_no_numbers_change_nothing() -> None:
+    made = policy(every=5, bins=10, below=0.5)
+    made.measure(Errors(step(0.2)), context())
+    made.measure(Errors(lambda s: float("nan")), context(iteration=5))
+    assert made.bounds(context())[0] == pytest.approx(0.25)
+    made.measure(Errors(step(0.6)), context(iteration=6))
+    assert made.bounds(context())[0] == pytest.approx(0.45), "made again in the next iteration"
 
 
 def test_any_sampler_will_do() -> None:

@@ -65,8 +65,12 @@ class DsmGapOptions(MeasuredOptions):
     """Options of the timestep policy `dsm-gap-t-min`."""
 
     samples: Int = Field(default=32, ge=2, description="Samples of a measurement, each of another training prompt.")
-    start: SigmaExpression = Field(default="shift(0.3)", description="t_min until the policy has moved.")
-    bins: Int = Field(default=10, ge=2, le=100, description="Times at which the gap is measured, from 0 to 1.")
+    start: SigmaExpression = Field(default="shift(0.3)", description="t_min until a preference is at work.")
+    below: Float = Field(default=0.25, gt=0, lt=1, description="Share of the preference's work that lies below t_min.")
+    bins: Int = Field(default=20, ge=2, le=100, description="Times at which the gap is measured, from 0 to 1.")
     threshold: Float = Field(
-        default=0.01, ge=0, description="Largest gap, in shares of the base's error, of a policy that has not moved."
+        default=0.01,
+        ge=0,
+        description="No preference is at work while the policy's error exceeds the base's nowhere by more than this "
+        "share.",
     )

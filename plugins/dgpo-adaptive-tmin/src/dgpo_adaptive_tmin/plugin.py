@@ -29,7 +29,7 @@ def dgpo_timestep_policies() -> Sequence[Part]:
         ),
         Part(
             "dsm-gap-t-min",
-            "t_min above the times at which the policy comes closer to its own samples as they are.",
+            "t_min where the preference begins to be at work, by the policy's error on its own samples.",
             "dgpo_adaptive_tmin.dsm_gap:DsmGapTmin",
             DsmGapOptions,
         ),
