@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit.
 
     0: done, or stopped when asked to, with its state saved. 1: the run stopped itself, with its state saved.
-    2: a mistake in what was given. 130: Ctrl-C at once, nothing saved.
+    2: a mistake in what was given. 3: another process of the run was lost. 130: Ctrl-C at once, nothing saved.
     """
     if logging.lastResort is not None:  # where warnings go that nothing else shows
         logging.lastResort.setFormatter(OneLine())
@@ -121,9 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _exit_code(error: Exception) -> int | None:
-    from dgpo_core.errors import RunStopped, UserError
+    from dgpo_core.errors import ProcessLostError, RunStopped, UserError
     from dgpo_schemas.problems import ConfigError
 
     if isinstance(error, UserError | ConfigError):
         return 2
+    if isinstance(error, ProcessLostError):
+        return 3
     return 1 if isinstance(error, RunStopped) else None

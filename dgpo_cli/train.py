@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,16 @@ def train(
         bool, typer.Option("--dry-run", help="Load everything, draw and score one small group, write nothing.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine, one a card (or one a few CPU cores).")
+    ] = 1,
+    machines: Annotated[
+        int, typer.Option(min=1, help="Machines; start the same command on each, with its --machine-rank.")
+    ] = 1,
+    machine_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
+    address: Annotated[
+        str | None, typer.Option(help="Where the machines meet: machine 0 and a free port of it.", metavar="HOST:PORT")
+    ] = None,
 ) -> None:
     """Train a model with Direct Group Preference Optimization.
 
@@ -36,12 +47,25 @@ def train(
         dgpo train run.yaml --set rollout.group_size=12 --set run.name=g12
 
         dgpo train run.yaml --resume
+
+        dgpo train run.yaml --processes 8
+
+    Any number of processes computes the same up to rounding, and a run can be resumed with another number of them.
     """
     from dgpo_core.config import load_run_config
     from dgpo_core.registry import get_registry
 
     registry = get_registry()
     config = load_run_config(file, overrides or [], registry=registry)
+
+    if processes * machines > 1 and not dry_run:  # a dry run is one process's
+        from dgpo_cli.launch import Layout, check, launch
+
+        check(layout := Layout(processes, machines, machine_rank, address))
+        command = ["train", str(file), *(["--resume"] if resume else []), *(["--quiet"] if quiet else [])]
+        command += [word for override in overrides or [] for word in ("--set", override)]
+        command += [] if max_iterations is None else ["--max-iterations", str(max_iterations)]
+        raise typer.Exit(launch(layout, command))
 
     from dgpo_cli.console import make_progress
     from dgpo_core.stopping import StopRequest
@@ -55,7 +79,7 @@ def train(
             typer.echo(f"{name}: {value}")
         typer.echo("dry run passed; nothing was written")
         return
-    progress = make_progress(quiet=quiet or not config.logging.console)
+    progress = make_progress(quiet=quiet or not config.logging.console or int(os.environ.get("RANK", "0")) > 0)
     stop = StopRequest()
     with stop.on_signals(progress.note):
         trainer = Trainer(config, registry, progress=progress, stop=stop)

@@ -1,4 +1,4 @@
-"""The processes and devices of a run, through accelerate. The only module with collectives."""
+"""The device of a process of a run, its arithmetic and the trackers, through accelerate."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from dgpo_core.errors import UserError
+from dgpo_core.processes import Processes
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
@@ -33,19 +34,26 @@ def choose_device(name: str) -> torch.device:
 
 
 class Runtime:
-    """One process of a run: its device, its arithmetic and the trackers."""
+    """One process of a run: its device, its arithmetic and the trackers.
+
+    directory: of a run that trains. That may be done by several processes; anything else is refused with more than one.
+    """
 
     def __init__(self, config: RunConfig, directory: Path | None = None) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("this version trains with one process: start it without torchrun or accelerate launch")
+        if directory is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("only `dgpo train` works with several processes: start this without torchrun")
         self.config = config
+        cpu = choose_device(config.run.device).type == "cpu"
+        self.processes = (
+            Processes() if directory is None else Processes.join(cpu=cpu, timeout=config.run.process_timeout)
+        )
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         self.device = choose_device(config.run.device)
         torch.backends.cuda.matmul.allow_tf32 = config.precision.tf32
         torch.backends.cudnn.allow_tf32 = config.precision.tf32
         self._directory = directory
-        self._trackers = list(config.logging.trackers) if directory is not None else []
+        self._trackers = list(config.logging.trackers) if directory is not None and self.processes.main else []
         self._accelerator: Accelerator | None = None
         for tracker in self._trackers:
             _require(tracker)
@@ -82,9 +90,12 @@ class Runtime:
             torch.cuda.synchronize(self.device)
 
     def close(self) -> None:
-        """Finish the trackers."""
-        if self._accelerator is not None:
-            self._accelerator.end_training()
+        """Finish the trackers, and part from the other processes."""
+        try:
+            if self._accelerator is not None:
+                self._accelerator.end_training()
+        finally:
+            self.processes.leave()
 
 
 def _require(tracker: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -254,8 +254,9 @@ class Engine:
 
     def facts(self) -> dict[str, Any]:
         """What a person wants to know before waiting: sizes, device, numbers of prompts."""
+        count = self.runtime.processes.count
         return {
-            "device": str(self.runtime.device),
+            "device": str(self.runtime.device) + (f", {count} processes" if count > 1 else ""),
             "trained parameters": sum(p.numel() for p in self.policy.parameters.values()),
             "all parameters": sum(p.numel() for p in self.backbone.module.parameters()),
             "latent": self.roller().shape,
@@ -265,16 +266,20 @@ class Engine:
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Put a checkpoint's weights in place. Raises UserError if it is of another architecture or adapter."""
+        self.check_weights(checkpoint.path, checkpoint.weights)
+        self.policy.load_state(checkpoint.weights)
+
+    def check_weights(self, path: Path, weights: Mapping[str, Tensor]) -> None:
+        """Raise UserError if the weights of the checkpoint at `path` are of another architecture or adapter."""
         expected = self.policy.expected()
-        found = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
+        found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         if expected != found:
             differing = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
             first = differing[0]
             raise UserError(
-                f"{checkpoint.path}: made by another model or adapter: {len(differing)} weights differ, the first is "
+                f"{path}: made by another model or adapter: {len(differing)} weights differ, the first is "
                 f"{first} (here {expected.get(first, 'absent')}, there {found.get(first, 'absent')})"
             )
-        self.policy.load_state(checkpoint.weights)
 
     def close(self) -> None:
         """Stop workers and trackers."""

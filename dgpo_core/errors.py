@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DgpoError", "PluginError", "RunStopped", "UserError"]
+__all__ = ["DgpoError", "PluginError", "ProcessLostError", "RunStopped", "UserError"]
 
 
 class DgpoError(Exception):
@@ -19,3 +19,7 @@ class PluginError(UserError):
 
 class RunStopped(DgpoError):
     """The run stopped itself, with its state saved; the message says why. Exit code 1."""
+
+
+class ProcessLostError(RunStopped):
+    """Another process of the run ended, or did not answer in time. Exit code 3."""

@@ -19,6 +19,8 @@ from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.groups import mean_pairwise_distance
 from dgpo_core.guards import step_statistics
+from dgpo_core.processes import Processes, cut
+from dgpo_core.scoring import merged
 from dgpo_core.types import Prompt
 from dgpo_schemas.metrics import EvaluationRecord, GroupScore
 
@@ -92,32 +94,36 @@ def evaluate(
     iteration: int,
     pictures: int = 0,
     finer: Finer | None = None,
+    processes: Processes | None = None,
     interrupt: Callable[[], None] = lambda: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Sample every prompt `members` times with the view's weights and score the samples.
 
     finer: also draw some samples in many steps, from the same noise, and compare (`guards.step_statistics`).
+    processes: those that share the samples; each of them gets the whole evaluation.
     Raises UserError if there are no prompts or if a reward scored none of the samples.
     """
     if not prompts:
         raise UserError("there are no held-out prompts to evaluate on: set prompts.heldout")
     total = len(prompts) * members
+    processes = processes or Processes()
+    samples = [cut(total, rank, processes.count) for rank in range(processes.count)]
+    own = samples[processes.rank]
     kept: list[Tensor] = []
     compared: list[Tensor] = []
-    done = 0
     shown = _spread(len(prompts), pictures)
     solved_twice = _spread(len(prompts), finer.prompts if finer else 0)
     try:
-        for rollout in roller.roll_out(prompts, members, draws, view):
-            interrupt()
-            media = roller.policy.backbone.decode(rollout.x0)
-            scorer.submit(media, rollout.prompts)
-            kept += _first_members(media, rollout.start, shown, members)
-            compared += _first_members(media, rollout.start, solved_twice, members)
-            done += len(media)
-            progress(done, total)
-        scored = scorer.collect()
+        with processes.together():
+            for rollout in roller.roll_out(prompts, members, draws, view, samples=own):
+                interrupt()
+                media = roller.policy.backbone.decode(rollout.x0)
+                scorer.submit(media, rollout.prompts)
+                kept += _first_members(media, rollout.samples, shown, members)
+                compared += _first_members(media, rollout.samples, solved_twice, members)
+                progress(rollout.samples[-1] + 1 - own[0], len(own))
+        scored = merged(scorer.collect() if own else None, processes, samples)
     except BaseException:
         scorer.discard()
         raise
@@ -138,12 +144,17 @@ def evaluate(
     if finer is not None:
         some = [prompts[i] for i in solved_twice]
         parts = []
-        for rollout in finer.roller.roll_out(some, 1, draws, view, places=solved_twice):
-            interrupt()
-            parts.append(finer.roller.policy.backbone.decode(rollout.x0).cpu())
-        for name, statistic in step_statistics(torch.cat(compared), torch.cat(parts)).items():
-            records.append(record(name, "statistic", statistic.double()[:, None], prompts=some))
-    samples = [
+        with processes.together():
+            mine = [i for i in solved_twice if i * members in own]
+            for rollout in finer.roller.roll_out([prompts[i] for i in mine], 1, draws, view, places=mine):
+                interrupt()
+                parts.append(finer.roller.policy.backbone.decode(rollout.x0).cpu())
+        found = step_statistics(torch.cat(compared), torch.cat(parts)) if mine else {}
+        said = processes.everyone({name: statistic.double().tolist() for name, statistic in found.items()})
+        for name in next(part for part in said if part):
+            statistic = torch.tensor([v for part in said for v in part.get(name, ())], dtype=torch.float64)
+            records.append(record(name, "statistic", statistic[:, None], prompts=some))
+    scores = [
         {
             "prompt": prompts[i // members].text,
             "member": i % members,
@@ -154,8 +165,8 @@ def evaluate(
         }
         for i in range(total)
     ]
-    pictured = torch.cat(kept) if kept else None
-    return Evaluation(records, pictured, [prompts[i] for i in shown], samples)
+    pictured = processes.gather(torch.cat(kept) if kept else None)
+    return Evaluation(records, pictured, [prompts[i] for i in shown], scores)
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -164,9 +175,9 @@ def _spread(total: int, count: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-def _first_members(media: Tensor, start: int, prompts: Sequence[int], members: int) -> list[Tensor]:
-    """Of a micro-batch that begins with sample `start`, the first samples of these prompts, as a batch on the CPU."""
-    here = [p * members - start for p in prompts if start <= p * members < start + len(media)]
+def _first_members(media: Tensor, samples: Sequence[int], prompts: Sequence[int], members: int) -> list[Tensor]:
+    """Of a micro-batch of these samples the first ones of these prompts, as a batch on the CPU."""
+    here = [samples.index(p * members) for p in prompts if p * members in samples]
     return [media[here].cpu()] if here else []
 
 

@@ -115,6 +115,7 @@ def weigh(groups: ScoredGroups, section: AdvantagesSection, weighting: Advantage
     return TrainingBatch(
         prompts=groups.prompts,
         x0=groups.x0,
+        own=groups.own,
         advantages=advantage,
         signed_weights=signed,
         scored=groups.scored,

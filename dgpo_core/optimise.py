@@ -5,6 +5,9 @@ not fit is gone through twice: first without gradient to complete its statistic 
 forward pass more than accumulating the group's gradient apart and scaling it afterwards, but it needs no second set of
 gradients (full fine-tuning!) and stays exact with a KL term, whose gradient is not scaled by sigmoid(S_g).
 
+With several processes each works on its own samples. The statistics of groups that are spread over processes are
+completed first, all those of an update in one reduction; a second one adds the gradients. There are no others.
+
 Legend: g groups, G members, B members in a micro-batch, T timesteps.
 """
 
@@ -12,51 +15,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dgpo_core.draws import Draws, normal_rows
-from dgpo_core.flow import interpolate, velocity_from_x0, velocity_target
+from dgpo_core.draws import Draws
+from dgpo_core.microbatches import Members, MicroBatch, Update, bundles
 from dgpo_core.paths import PathSteps
-from dgpo_core.types import Conditioning, PathStep, Predictions, TrainingBatch
+from dgpo_core.processes import Processes, shares
+from dgpo_core.stopping import Interrupted
+from dgpo_core.types import TrainingBatch
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Objective, Sampler
     from dgpo_core.policy import ConditioningCache, Policy
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["Bundle", "Optimiser", "UpdateResult", "bundles"]
-
-Member = tuple[int, int]
-Bundle = list[list[Member]]
-"""Micro-batches of (group, member) that together complete every group they touch."""
-
-
-def bundles(active: list[list[int]], micro_batch: int, first: int = 0) -> Iterator[Bundle]:
-    """Pack the active members of groups first, first + 1, ... into bundles with at most `micro_batch` members a batch.
-
-    Whole groups share a micro-batch as long as they fit; a group larger than that is a bundle of its own, in nearly
-    equal parts. Groups without active members vanish.
-    """
-    open_batch: list[Member] = []
-    for group, members in enumerate(active, first):
-        named = [(group, member) for member in members]
-        if open_batch and len(open_batch) + len(named) > micro_batch:
-            yield [open_batch]
-            open_batch = []
-        if len(named) <= micro_batch:
-            open_batch = open_batch + named
-        else:
-            parts = -(-len(named) // micro_batch)
-            edges = [len(named) * i // parts for i in range(parts + 1)]
-            yield [named[a:b] for a, b in pairwise(edges)]
-    if open_batch:
-        yield [open_batch]
+__all__ = ["Optimiser", "UpdateResult"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +61,7 @@ class Optimiser:
         *,
         autocast: Callable[[], AbstractContextManager[object]],
         sampler: Sampler | None = None,
+        processes: Processes | None = None,
         interrupt: Callable[[], None] = lambda: None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
@@ -93,6 +72,7 @@ class Optimiser:
         self.conditioning = conditioning
         self.autocast = autocast
         self.sampler = sampler
+        self.processes = processes or Processes()
         # Probabilities of a guided sampler's steps are those of its guided velocity, so that is what is trained.
         self.guidance = config.rollout.guidance if objective.needs_path else 1.0
         self.interrupt = interrupt
@@ -127,13 +107,16 @@ class Optimiser:
         return results
 
     def averages(self) -> dict[str, float | None]:
-        """Means over all members since the last call, in one transfer from the device."""
+        """Means over all members of all processes since the last call, in one transfer from the device."""
         names = list(self._sums)
-        if not names:
-            return {}
-        values = torch.stack([torch.cat(self._sums[n]).double().mean() for n in names]).tolist()
+        values = torch.stack([torch.cat(self._sums[n]).double().mean() for n in names]).tolist() if names else []
+        counts = [sum(map(len, self._sums[n])) for n in names]
         self._sums.clear()
-        return dict(zip(names, values, strict=True))
+        if self.processes.count == 1:
+            return dict(zip(names, values, strict=True))
+        everyone = self.processes.everyone({n: (v, k) for n, v, k in zip(names, values, counts, strict=True)})
+        parts = {n: [part[n] for part in everyone if n in part] for part in everyone for n in part}
+        return {n: sum(v * k for v, k in found) / sum(k for _, k in found) for n, found in parts.items()}
 
     def counts(self) -> tuple[int, int]:
         """(members optimised, members skipped for their zero weight) since the last call, times timesteps."""
@@ -153,36 +136,49 @@ class Optimiser:
     def _accumulate(
         self, batch: TrainingBatch, groups: range, sigmas: list[float], draws: Draws, *, may_interrupt: bool
     ) -> Tensor:
-        """Add the gradient of the mean loss over `groups` and timesteps to the parameters; returns that loss."""
+        """Add the gradient of the mean loss over `groups` and timesteps to the parameters; returns that loss.
+
+        Raises Interrupted if this process, or another, was asked to stop.
+        """
         active = self._active(batch, groups)
         count = sum(map(len, active))
         self.members_done += count * len(sigmas)
         self.members_skipped += (int(batch.scored[groups.start : groups.stop].sum()) - count) * len(sigmas)
-        packed = list(bundles(active, self.section.micro_batch or max(batch.x0.shape[1], 1), groups.start))
-        conditioning = self.conditioning([batch.prompts[g].text for g in groups])
-        steps = self._steps(batch)
         total = torch.zeros((), device=self.policy.backbone.device)
-        for bundle in packed:
-            parts = [self._gather(batch, members, conditioning, groups) for members in bundle]
-            for t, sigma in enumerate(sigmas):
-                if may_interrupt:
-                    self.interrupt()
-                key = draws.at("noise", t)
-                batches = [
-                    self._at(part, sigma, key) if steps is None else self._on(part, sigma, steps) for part in parts
-                ]
-                total += self._bundle(batches, len(groups) * len(sigmas))
-                self.progress(sum(map(len, bundle)))
-        return total
+        if not count:  # nothing to learn from, in any process
+            return total
+        interrupt = self.interrupt if may_interrupt else lambda: None
+        own, spread = self._own(batch, active, groups)
+        update = Update(
+            batch, groups, own, spread, sigmas, draws, self.conditioning, self._steps(batch),
+            self.config.timesteps.shared_noise,
+        )  # fmt: skip
+        size = self.section.micro_batch or max(batch.scored.shape[1], 1)
+        complete = None
+        if self.objective.needs_statistic and any(spread):
+            complete = self._complete(update, size, interrupt)
+        with self._noting() as asked:
+            for bundle in bundles(own, size, groups.start):
+                parts = [update.gather(members) for members in bundle]
+                for t in range(len(sigmas)):
+                    interrupt()
+                    batches = [self._at(update, part, t) for part in parts]
+                    total += self._bundle(update, batches, None if complete is None else complete[t])
+                    self.progress(sum(map(len, bundle)))
+        return total if self.processes.count == 1 else self._add_gradients(total, asked)
 
-    def _bundle(self, batches: list[_MicroBatch], terms: int) -> Tensor:
-        """Forward and backward of a bundle at one timestep; returns its share of a loss that is a mean over `terms`
-        groups and timesteps."""
+    def _bundle(self, update: Update, batches: list[MicroBatch], complete: Tensor | None) -> Tensor:
+        """Forward and backward of a bundle at one timestep; returns its share of the mean loss of the update.
+
+        complete [groups]: statistics of the groups that are spread over processes, nan of the others.
+        """
+        terms = len(update.groups) * len(update.sigmas)
         statistic = None
-        if self.objective.needs_statistic and len(batches) > 1:
+        if self.objective.needs_statistic and len(batches) > 1 and not update.is_spread(batches[0].members):
+            # Several micro-batches are of a single group.
             with torch.no_grad():
-                shares = [self.objective.statistic(b.predictions(self._velocity(b))) for b in batches]
-            statistic = torch.cat(shares).sum()
+                parts = [self.objective.statistic(b.predictions(self._velocity(b))) for b in batches]
+            statistic = torch.cat(parts).sum()
         loss = torch.zeros((), device=self.policy.backbone.device)
         for b in batches:
             predictions = b.predictions(self._velocity(b))
@@ -193,6 +189,9 @@ class Optimiser:
                 else:
                     # A product, because a scattered sum is not deterministic on CUDA.
                     s = b.members.same_group @ self.objective.statistic(predictions)
+                if complete is not None:
+                    known = complete[b.members.group].to(s)
+                    s = torch.where(known.isnan(), s, known)
             result = self.objective.loss(predictions, s)
             # Mean over a group's scored members, over the groups of this update and over the timesteps.
             scaled = (result.loss / b.members.group_size).sum() / terms
@@ -203,38 +202,9 @@ class Optimiser:
                 self._sums[name].append(values)
         return loss
 
-    def _gather(
-        self, batch: TrainingBatch, members: list[Member], conditioning: Conditioning, groups: range
-    ) -> _Members:
-        """What a micro-batch's members bring to every timestep, copied to the device once."""
-        device = batch.x0.device
-        g, m = torch.tensor(members).T.contiguous()
-        present, group = g.unique(return_inverse=True)
-        x0 = batch.x0[g.to(device), m.to(device)]
-        shared = self.config.timesteps.shared_noise
-
-        def put(values: Tensor) -> Tensor:
-            return values.to(device=device, dtype=x0.dtype)
-
-        return _Members(
-            samples=[i * batch.x0.shape[1] + j for i, j in members],
-            x0=x0,
-            conditioning=conditioning.rows((g - groups.start).to(device)),
-            advantages=put(batch.advantages[g, m]),
-            signed_weights=put(batch.signed_weights[g, m]),
-            group_size=put(batch.scored.sum(1)[g]),
-            same_group=put(group[:, None] == group),
-            noise_keys=[(int(i),) for i in present] if shared else list(members),
-            noise_row=(group if shared else torch.arange(len(members))).to(device),
-        )
-
-    def _at(self, members: _Members, sigma: float, key: Draws) -> _MicroBatch:
-        """The members at one timestep: their noise, and the other models' predictions."""
-        x0 = members.x0
-        rows = normal_rows([key.at(*k) for k in members.noise_keys], tuple(x0.shape[1:]), x0.device)
-        noise = rows[members.noise_row].to(x0.dtype)
-        sigmas = x0.new_full((len(x0),), sigma)
-        b = _MicroBatch(members, interpolate(x0, noise, sigmas), velocity_target(x0, noise), sigmas)
+    def _at(self, update: Update, members: Members, t: int) -> MicroBatch:
+        """The members at one timestep, with the other models' predictions."""
+        b = update.at(members, t)
         b.reference, b.old = self._others(b)
         return b
 
@@ -246,27 +216,19 @@ class Optimiser:
         assert batch.paths
         return PathSteps(batch.paths, self.sampler)
 
-    def _on(self, members: _Members, sigma: float, steps: PathSteps) -> _MicroBatch:
-        """The members at a step of their paths: the state there in the place of a noised x0."""
-        step = steps.at(sigma, members.samples)
-        sigmas = step.x.new_full((len(step.x),), sigma)
-        b = _MicroBatch(members, step.x, velocity_from_x0(step.x, members.x0, sigmas), sigmas, step=step)
-        b.reference, b.old = self._others(b)
-        return b
-
-    def _velocity(self, b: _MicroBatch) -> Tensor:
+    def _velocity(self, b: MicroBatch) -> Tensor:
         """The prediction of the view in place. Autocast is entered anew for every view: it remembers its casts by the
         parameter, whose data are another view's now."""
         return self._guided(b, self.guidance)
 
-    def _guided(self, b: _MicroBatch, guidance: float) -> Tensor:
+    def _guided(self, b: MicroBatch, guidance: float) -> Tensor:
         # Texts are encoded outside of autocast, as everywhere.
         unconditional = self.conditioning([""]).expand(len(b.sigma)) if guidance != 1.0 else None
         with self.autocast():
             return self.policy.velocity(b.x_sigma, b.sigma, b.members.conditioning, unconditional, guidance)
 
     @torch.no_grad()
-    def _others(self, b: _MicroBatch) -> tuple[Tensor | None, Tensor | None]:
+    def _others(self, b: MicroBatch) -> tuple[Tensor | None, Tensor | None]:
         """(reference, old) predictions of a micro-batch; the fast EMA is run once for both uses."""
         objective, section = self.objective, self.config.objective
         dynamic = section.reference == "ema"
@@ -280,6 +242,67 @@ class Optimiser:
             with self.policy.view("base"):
                 reference = self._guided(b, max(self.guidance, section.kl_cfg))  # at most one of them is not 1
         return reference, old
+
+    # -- several processes --------------------------------------------------------------------------------------
+
+    def _own(self, batch: TrainingBatch, active: list[list[int]], groups: range) -> tuple[list[list[int]], list[bool]]:
+        """This process's active members of each group, and whether the group's active members belong to several
+        processes, which all of them find alike."""
+        if self.processes.count == 1:
+            return active, [False] * len(active)
+        total, members = batch.scored.shape
+        parts = shares(total, members, self.section.updates, self.processes.count)
+        owner = {sample: rank for rank, part in enumerate(parts) for sample in part}
+        owners = [[owner[g * members + m] for m in some] for g, some in zip(groups, active, strict=True)]
+        own = [
+            [m for m, rank in zip(some, ranks, strict=True) if rank == self.processes.rank]
+            for some, ranks in zip(active, owners, strict=True)
+        ]
+        return own, [len(set(ranks)) > 1 for ranks in owners]
+
+    def _complete(self, update: Update, size: int, interrupt: Callable[[], None]) -> Tensor:
+        """Statistics [T, groups] of the groups that are spread over processes, in one reduction; nan of the others."""
+        weight = next(iter(self.policy.parameters.values()))
+        far = torch.tensor(update.spread, device=weight.device)
+        table = torch.zeros(len(update.sigmas), len(far), device=weight.device, dtype=weight.dtype)
+        some = [members if it else [] for members, it in zip(update.own, update.spread, strict=True)]
+        with self._noting() as asked, torch.no_grad():
+            for bundle in bundles(some, size, update.groups.start):
+                for part in map(update.gather, bundle):
+                    of_group = (part.group == torch.arange(len(far), device=weight.device)[:, None]).to(table.dtype)
+                    for t in range(len(table)):
+                        interrupt()
+                        b = self._at(update, part, t)
+                        table[t] += of_group @ self.objective.statistic(b.predictions(self._velocity(b))).to(table)
+        return self._added([table], asked)[0].masked_fill(~far, torch.nan)
+
+    def _add_gradients(self, loss: Tensor, asked: list[bool]) -> Tensor:
+        """Give every process the sum of all processes' gradients; returns the sum of their losses."""
+        parameters = list(self.policy.parameters.values())
+        known = loss.new_tensor([p.grad is not None for p in parameters])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        total, known, *sums = self._added([loss, known, *gradients], asked)
+        for p, gradient, there in zip(parameters, sums, known.tolist(), strict=True):
+            p.grad = gradient.to(p.dtype) if there else None  # AdamW leaves a parameter without a gradient alone
+        return total
+
+    def _added(self, tensors: list[Tensor], asked: list[bool]) -> list[Tensor]:
+        """Sums over processes. Whether one was asked to stop travels along; then all of them raise Interrupted."""
+        *sums, stop = self.processes.add([*tensors, tensors[0].new_tensor([float(any(asked))])])
+        if bool(stop):
+            raise Interrupted
+        return sums
+
+    @contextmanager
+    def _noting(self) -> Iterator[list[bool]]:
+        """Notes that work was interrupted, for the others have to be told. A single process just stops."""
+        asked: list[bool] = []
+        try:
+            yield asked
+        except Interrupted:
+            if self.processes.count == 1:
+                raise
+            asked.append(True)
 
     # -- update -------------------------------------------------------------------------------------------------
 
@@ -330,49 +353,3 @@ class Optimiser:
             }
             if keys:
                 self.adamw.state[parameter] = {key: value.to(parameter.device) for key, value in keys.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Members:
-    """B members of a micro-batch, on the device, whatever the timestep.
-
-    samples: their places in the flat, group-major order; same_group [B, B]: 1 where two members belong to one group;
-    noise_keys: the draws of a timestep, of which member i takes row noise_row[i].
-    """
-
-    samples: list[int]
-    x0: Tensor
-    conditioning: Conditioning
-    advantages: Tensor
-    signed_weights: Tensor
-    group_size: Tensor
-    same_group: Tensor
-    noise_keys: list[tuple[int, ...]]
-    noise_row: Tensor
-
-
-@dataclass(slots=True)
-class _MicroBatch:
-    """B members at one timestep, with the other models' predictions."""
-
-    members: _Members
-    x_sigma: Tensor
-    target: Tensor
-    sigma: Tensor
-    reference: Tensor | None = None
-    old: Tensor | None = None
-    step: PathStep | None = None
-
-    def predictions(self, velocity: Tensor) -> Predictions:
-        """What the objective sees."""
-        return Predictions(
-            velocity=velocity,
-            target=self.target,
-            sigma=self.sigma,
-            advantages=self.members.advantages,
-            signed_weights=self.members.signed_weights,
-            group_size=self.members.group_size,
-            reference=self.reference,
-            old=self.old,
-            step=self.step,
-        )

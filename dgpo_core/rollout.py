@@ -54,27 +54,38 @@ class Roller:
         view: View,
         *,
         places: Sequence[int] | None = None,
+        samples: Sequence[int] | None = None,
         keep_path: bool = False,
     ) -> Iterator[Rollout]:
-        """`members` samples of each prompt, group by group, in micro-batches.
+        """`members` samples of each prompt, group by group, in micro-batches; of all of them only `samples`, if given.
 
         Sample i of the flat, group-major order belongs to prompt i // members and is drawn from the key
         `draws.at(group, member)`; `places` are the numbers of the groups, by default 0, 1, ...
         """
-        total = len(prompts) * members
-        size = min(self.micro_batch or total, total)
-        rows = self.conditioning([p.text for p in prompts])
-        for start in range(0, total, size):
-            flat = range(start, min(start + size, total))
-            index = torch.tensor([i // members for i in flat], device=self.device)
+        chosen = range(len(prompts) * members) if samples is None else samples
+        here = list(dict.fromkeys(i // members for i in chosen))  # the groups that some of the samples belong to
+        if not here:
+            return
+        rows = self.conditioning([prompts[g].text for g in here])
+        row = {g: k for k, g in enumerate(here)}
+        size = self.micro_batch or len(chosen)
+        for start in range(0, len(chosen), size):
+            flat = chosen[start : start + size]
+            index = torch.tensor([row[i // members] for i in flat], device=self.device)
             keys = [draws.at(places[i // members] if places else i // members, i % members) for i in flat]
             yield self._micro_batch(
-                rows.rows(index), keys, [prompts[i // members] for i in flat], start, view, keep_path
+                rows.rows(index), keys, [prompts[i // members] for i in flat], flat, view, keep_path
             )
 
     @torch.no_grad()
     def _micro_batch(
-        self, rows: Conditioning, keys: list[Draws], prompts: list[Prompt], start: int, view: View, keep_path: bool
+        self,
+        rows: Conditioning,
+        keys: list[Draws],
+        prompts: list[Prompt],
+        samples: Sequence[int],
+        view: View,
+        keep_path: bool,
     ) -> Rollout:
         noise = normal_rows([key.at("noise") for key in keys], self.shape, self.device)
         unconditional = None
@@ -89,4 +100,4 @@ class Roller:
             result = self.sampler.sample(
                 velocity, noise, steps=self.steps, shift=self.shift, draws=keys, keep_path=keep_path
             )
-        return Rollout(start, tuple(prompts), result.x0, result.path)
+        return Rollout(samples, tuple(prompts), result.x0, result.path)

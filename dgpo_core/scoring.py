@@ -21,13 +21,14 @@ from torch import Tensor
 
 from dgpo_core.groups import aggregate, mean_pairwise_distance
 from dgpo_core.guards import media_statistics
+from dgpo_core.processes import Processes, in_order
 from dgpo_core.types import Prompt, Rollout, ScoredGroups, Scores
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardModel
     from dgpo_schemas.run import ScoringSection
 
-__all__ = ["Reward", "ScoredSamples", "Scorer", "checked_score", "missing_beyond"]
+__all__ = ["Reward", "ScoredSamples", "Scorer", "checked_score", "merged", "missing_beyond"]
 
 log = logging.getLogger(__name__)
 THUMBNAIL = 32
@@ -143,17 +144,18 @@ class Scorer:
         section: ScoringSection,
         epsilon: float,
     ) -> ScoredGroups:
-        """Flat samples as groups [g, G], their rewards made one number as `section` says."""
+        """Flat samples as groups [g, G], their rewards made one number as `section` says; `rollouts` are this
+        process's, `samples` all."""
         shape = (len(prompts), -1)
         counted = [reward for reward in self.rewards if reward.weight]
         values = torch.stack([samples.values[reward.label].view(shape) for reward in counted])
         weights = [reward.weight for reward in counted]
         total, scored = aggregate(values, weights, section.aggregation, epsilon)
         summed, _ = aggregate(values, weights, "weighted-sum", epsilon)
-        x0 = torch.cat([r.x0 for r in rollouts])
         return ScoredGroups(
             prompts=tuple(prompts),
-            x0=x0.view(len(prompts), total.shape[1], *x0.shape[1:]),
+            x0=torch.cat([r.x0 for r in rollouts]) if rollouts else torch.zeros(0),
+            own=[i for r in rollouts for i in r.samples],
             rewards=total,
             summed=summed.masked_fill(~scored, torch.nan),
             scored=scored,
@@ -162,6 +164,45 @@ class Scorer:
             statistics={name: v.view(shape) for name, v in samples.statistics.items()},
             paths=tuple(r.path for r in rollouts if r.path is not None),
         )
+
+
+def merged(own: ScoredSamples | None, processes: Processes, samples: Sequence[Sequence[int]]) -> ScoredSamples:
+    """What all processes have scored, in flat order; own: this one's, None if it had nothing to score.
+
+    samples: the numbers of each process's samples, as `own` and its like have them.
+    """
+    if processes.count == 1:
+        assert own is not None
+        return own
+    said = processes.everyone(
+        None
+        if own is None
+        else {
+            "values": {label: v.tolist() for label, v in own.values.items()},
+            "diagnostics": own.diagnostics,
+            "statistics": {name: v.tolist() for name, v in own.statistics.items()},
+            "seconds": own.seconds,
+        }
+    )
+    thumbnails = processes.gather(None if own is None else own.thumbnails)
+    assert thumbnails is not None, "there is a sample"
+    parts: list[dict[str, Any]] = [part for part in said if part is not None]
+    flat = [i for part in samples for i in part]
+
+    def joined(kind: str) -> dict[str, list[Any]]:
+        found = {}
+        for name in parts[0][kind]:
+            together = [value for part in parts for value in part[kind][name]]
+            found[name] = [value for _, value in sorted(zip(flat, together, strict=True), key=lambda pair: pair[0])]
+        return found
+
+    return ScoredSamples(
+        values={label: torch.tensor(v, dtype=torch.float64) for label, v in joined("values").items()},
+        diagnostics=joined("diagnostics"),
+        thumbnails=in_order(thumbnails, samples),
+        statistics={name: torch.tensor(v, dtype=torch.float64) for name, v in joined("statistics").items()},
+        seconds={label: sum(part["seconds"][label] for part in parts) for label in parts[0]["seconds"]},
+    )
 
 
 def checked_score(

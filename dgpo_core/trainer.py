@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.engine import Engine
-from dgpo_core.errors import RunStopped, UserError
+from dgpo_core.errors import ProcessLostError, RunStopped, UserError
 from dgpo_core.evaluation import Finer, evaluate
 from dgpo_core.groups import informative, weigh
 from dgpo_core.guards import alarms
@@ -20,20 +20,24 @@ from dgpo_core.hookspecs import RunInfo
 from dgpo_core.metrics import evaluation_values, flat, metrics_record, prompt_scores, timing_record
 from dgpo_core.optimise import Optimiser, UpdateResult
 from dgpo_core.pictures import write_pictures
+from dgpo_core.processes import shares
 from dgpo_core.progress import Progress, Silent
 from dgpo_core.prompts import digest, of_iteration
 from dgpo_core.run_directory import RunDirectory
-from dgpo_core.scoring import missing_beyond
+from dgpo_core.scoring import merged, missing_beyond
 from dgpo_core.stopping import Interrupted, Limit, StopRequest, limit_reached
 from dgpo_core.types import ScoredGroups, TrainingBatch
+from dgpo_schemas.manifest import CheckpointManifest
 from dgpo_schemas.metrics import MetricsRecord, OutcomeRecord, TimingRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dgpo_core.checkpoint import Checkpoint
     from dgpo_core.policy import View
     from dgpo_core.registry import Registry
     from dgpo_core.scoring import ScoredSamples
+    from dgpo_core.types import Prompt
     from dgpo_schemas.run import RunConfig
 
 __all__ = ["Trainer", "run_path"]
@@ -44,8 +48,19 @@ def run_path(config: RunConfig) -> Path:
     return Path(config.run.output) / config.run.name
 
 
+class _Nothing:
+    """Takes any call and does nothing: the run directory of the processes that do not write."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **keywords: None
+
+
 class Trainer:
-    """One run, from its configuration to its last checkpoint."""
+    """One run, from its configuration to its last checkpoint.
+
+    With several processes each of them has a trainer, and all of these decide alike; only the main one reads and
+    writes the run's directory, shows progress and calls the plugins' hooks.
+    """
 
     def __init__(
         self,
@@ -57,14 +72,19 @@ class Trainer:
     ) -> None:
         self.config = config
         self.registry = registry
-        self.progress: Progress = progress or Silent()
         self.stop = stop or StopRequest()
+        self.engine = Engine(config, registry, directory=run_path(config))
+        self.processes = self.engine.runtime.processes
+        self.progress: Progress = progress if progress is not None and self.processes.main else Silent()
         self.directory = RunDirectory(run_path(config), keep=config.checkpoints.keep)
-        self.engine = Engine(config, registry, directory=self.directory.path)
+        if not self.processes.main:
+            self.directory = cast(RunDirectory, _Nothing())
         self.iteration = 0  # iterations finished
         self.trained_seconds = 0.0  # of those iterations, without evaluations and checkpoints
         self.best: tuple[int, float] | None = None  # (iteration, score) of the best evaluation
         self._saved = self._evaluated = -1  # iterations of the last checkpoint and evaluation
+        self._evaluations: list[dict[str, Any]] = []  # what evaluations.jsonl says
+        self._updates = 0  # after those iterations
         # The policy's state after those iterations: a stop after a measurement must not save that too, since the
         # resumed iteration measures again.
         self._timesteps: dict[str, Any] = {}
@@ -81,20 +101,21 @@ class Trainer:
 
         Raises UserError for what the user can mend and RunStopped when the run gave up with its state saved.
         """
-        info = RunInfo(self.directory.path, self.config)
+        info = RunInfo(run_path(self.config), self.config)
         try:
             self._prepare(resume)
             outcome: Literal["finished", "interrupted", "failed"] = "failed"
             try:
-                self.registry.notify("dgpo_run_started", run=info)
+                self._notify("dgpo_run_started", run=info)
                 outcome = self._loop(info, max_iterations)
+                self.processes.wait()
                 return outcome
             finally:
                 self.directory.conclude(
                     OutcomeRecord(outcome=outcome, iteration=self.iteration, ended_by=self.ended_by)
                 )
                 self.progress.finished(outcome)
-                self.registry.notify("dgpo_run_finished", run=info, outcome=outcome)
+                self._notify("dgpo_run_finished", run=info, outcome=outcome)
         finally:
             self.engine.close()
             self.directory.release()
@@ -109,8 +130,12 @@ class Trainer:
             stop,
             seconds=self.trained_seconds,
             samples=self.iteration * rollout.groups * rollout.group_size,
-            evaluations=[] if stop.target is None else self.directory.read("evaluations.jsonl"),
+            evaluations=self._evaluations,
         )
+
+    def _notify(self, hook: str, **keywords: Any) -> None:
+        if self.processes.main:
+            self.registry.notify(hook, **keywords)
 
     def _loop(self, info: RunInfo, max_iterations: int | None) -> Literal["finished", "interrupted"]:
         last = self.config.run.iterations
@@ -133,20 +158,31 @@ class Trainer:
             self._save_if_behind()
             self.progress.note(f"stopped after iteration {self.iteration}; continue with --resume")
             return "interrupted"
+        except ProcessLostError as error:
+            raise ProcessLostError(f"{error}; {self._save_what_is_whole()}; continue with --resume") from error
         self._save_if_behind()
         return "finished"
+
+    def _save_what_is_whole(self) -> str:
+        """Save the state after the last iteration if no update of the next one has changed the weights since."""
+        if self._saved != self.iteration and self.optimiser.updates == self._updates:
+            self._save()
+        return f"the state after iteration {self._saved} is saved" if self._saved >= 0 else "nothing is saved yet"
 
     def _iterate(self, info: RunInfo) -> tuple[MetricsRecord, TimingRecord]:
         """One iteration: the four verbs, then what is due at its end."""
         started = time.perf_counter()
         self.seconds.clear()
         self.samples.clear()
-        self.stop.check()
+        with self.processes.together():
+            self.stop.check()
         draws = self.engine.draws.at("iteration", self.iteration)
         policy, context = self.engine.timesteps, self._timestep_context()
         if policy.measures:
             with self._timed("measure"):
                 policy.measure(self.engine.probe(self.roller, self._rollout_view()), context)
+                if self.processes.count > 1:  # the last bits of a measurement must not part the processes
+                    policy.load_state_dict(self.processes.told(policy.state_dict()))
         groups = self._roll_out_and_score()
         with self._timed("weigh"):
             batch = weigh(groups, self.config.advantages, self.engine.weighting)
@@ -156,14 +192,15 @@ class Trainer:
             results = self.optimiser.step(batch, sigmas, draws.at("optimise"))
             averages = self.optimiser.averages()
         self.iteration += 1
+        self._updates = self.optimiser.updates
         told = {**policy.metrics(), "t_min": bounds[0], "t_max": bounds[1]}
         record = self._record(groups, batch, results, averages, sigmas, told)
         policy.observe(flat(record))
         self._timesteps = deepcopy(policy.state_dict())
         self.directory.append("metrics.jsonl", record.model_dump(mode="json"))
-        seconds = time.perf_counter() - started
+        seconds = self.processes.told(time.perf_counter() - started)
         self.trained_seconds += seconds
-        self.registry.notify(
+        self._notify(
             "dgpo_iteration_finished", run=info, iteration=self.iteration, metrics=record.model_dump(mode="json")
         )
         self._finish_iteration()
@@ -207,19 +244,23 @@ class Trainer:
         draws = self.engine.draws.at("iteration", self.iteration, "rollout")
         view = self._rollout_view()
         total = rollout.groups * rollout.group_size
+        samples = shares(rollout.groups, rollout.group_size, self.config.optimiser.updates, self.processes.count)
+        own = samples[self.processes.rank]
         rollouts = []
         scorer = self.engine.scorer
         try:
-            with self._timed("roll_out"):
+            with self._timed("roll_out"), self.processes.together():
                 keep_path = self.engine.objective.needs_path
-                for sampled in self.roller.roll_out(prompts, rollout.group_size, draws, view, keep_path=keep_path):
+                for sampled in self.roller.roll_out(
+                    prompts, rollout.group_size, draws, view, samples=own, keep_path=keep_path
+                ):
                     self.stop.check()
                     scorer.submit(self.engine.backbone.decode(sampled.x0), sampled.prompts)
                     rollouts.append(sampled)
-                    self.progress.phase("roll out", sampled.start + len(sampled.x0), total)
+                    self.progress.phase("roll out", sum(len(r.samples) for r in rollouts), len(own))
             with self._timed("wait_for_scores"):
-                self.progress.phase("score", 0, total)
-                scored = scorer.collect()
+                self.progress.phase("score", 0, len(own))
+                scored = merged(scorer.collect() if own else None, self.processes, samples)
         except BaseException:
             scorer.discard()
             raise
@@ -273,12 +314,13 @@ class Trainer:
                 iteration=self.iteration,
                 pictures=section.pictures,
                 finer=self.finer,
+                processes=self.processes,
                 interrupt=self.stop.check,
                 progress=lambda done, total: self.progress.phase("evaluate", done, total),
             )
         self.samples["evaluate"] = len(result.samples)
         if result.media is not None:
-            write_pictures(self.directory.path / "pictures" / f"{self.iteration:06d}", result.media, result.prompts)
+            self._write_pictures(result.media, result.prompts)
         self.directory.write_scores(
             prompt_scores(
                 result.samples,
@@ -288,7 +330,9 @@ class Trainer:
                 section.view,
             )
         )
-        self.directory.append("evaluations.jsonl", *(record.model_dump(mode="json") for record in result.records))
+        records = [record.model_dump(mode="json") for record in result.records]
+        self.directory.append("evaluations.jsonl", *records)
+        self._evaluations += records
         self._evaluated = self.iteration
         self.progress.evaluated(result.records)
         self.engine.runtime.track(evaluation_values(result.records), self.iteration)
@@ -298,12 +342,16 @@ class Trainer:
             self.best = (self.iteration, score)
         return improved
 
+    def _write_pictures(self, media: Tensor, prompts: Sequence[Prompt]) -> None:
+        if self.processes.main:
+            write_pictures(self.directory.path / "pictures" / f"{self.iteration:06d}", media, prompts)
+
     def _check_guards(self) -> None:
         """Tell of guards that left their bands while the target rose; raise RunStopped, the state saved, if told to."""
         guards = self.config.evaluation.guards
         if guards.alarm == "off" or "evaluate" not in self.seconds:  # an alarm is raised once, not again by a resume
             return
-        lines = (line for line in self.directory.read("evaluations.jsonl") if "role" in line)  # older logs have none
+        lines = (line for line in self._evaluations if "role" in line)  # older logs have none
         found = alarms(lines, guards.bands)
         for alarm in found:
             self.progress.note(str(alarm))
@@ -350,39 +398,67 @@ class Trainer:
         """
         engine, config = self.engine, self.config
         self.directory.claim(config, resume=resume, make=False)
-        checkpoint = self.directory.checkpoints.newest() if resume else None
+        checkpoint = self.directory.checkpoints.newest() if resume and self.processes.main else None
         self.build()
         self.directory.claim(config, resume=resume, make=True)
         prompts = {
             split: {"count": len(found), "sha256": digest(found)}
             for split, found in (("train", engine.train_prompts), ("heldout", engine.heldout_prompts))
         }
-        if checkpoint is not None:
+        self._agree(prompts)
+        if resume:
             self.directory.check_prompts(prompts)
-            manifest = checkpoint.manifest
-            engine.load_weights(checkpoint)
-            self.optimiser.load_state(checkpoint.optimiser, manifest.updates)
-            engine.timesteps.load_state_dict(manifest.timesteps)
-            self.skipped_updates = manifest.counters["skipped_updates"]
-            self.skipped_in_a_row = manifest.counters["skipped_in_a_row"]
-            self.iteration = self._saved = manifest.iteration
-            self.directory.rewind(self.iteration)
-            self.trained_seconds = sum(record["seconds"] for record in self.directory.read("timings.jsonl"))
-            self._remember_evaluations()
-            if self.directory.checkpoints.set_aside_after(self.iteration):
-                self.progress.note(f"the newest checkpoint is damaged; continuing from iteration {self.iteration}")
+            self._restore(checkpoint)
         else:
             self.directory.rewind(-1)
         self._timesteps = deepcopy(engine.timesteps.state_dict())
+        self._updates = self.optimiser.updates
         self.directory.describe(config, self.registry, prompts)
         engine.runtime.start_trackers()
-        self.progress.started(self.directory.path, self.iteration, config.run.iterations, engine.facts())
+        self.progress.started(run_path(config), self.iteration, config.run.iterations, engine.facts())
         for note in engine.notes():
             self.progress.note(note)
 
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        """Put the main process's checkpoint in place; the others have None, and need not see its file system."""
+        weights = self.processes.handed(None if checkpoint is None else checkpoint.weights)
+        moments = self.processes.handed(None if checkpoint is None else checkpoint.optimiser)
+        if checkpoint is not None:
+            self.engine.check_weights(checkpoint.path, weights)
+            manifest = checkpoint.manifest
+            self.directory.rewind(manifest.iteration)
+            logs = {name: self.directory.read(f"{name}.jsonl") for name in ("timings", "evaluations")}
+            if self.directory.checkpoints.set_aside_after(manifest.iteration):
+                self.progress.note(f"the newest checkpoint is damaged; continuing from iteration {manifest.iteration}")
+            said: dict[str, Any] = {"manifest": manifest.model_dump(mode="json"), **logs}
+        else:
+            said = {}
+        said = self.processes.told(said)
+        manifest = CheckpointManifest.model_validate(said["manifest"])
+        self.engine.policy.load_state(weights)
+        self.optimiser.load_state(moments, manifest.updates)
+        self.engine.timesteps.load_state_dict(manifest.timesteps)
+        self.skipped_updates = manifest.counters["skipped_updates"]
+        self.skipped_in_a_row = manifest.counters["skipped_in_a_row"]
+        self.iteration = self._saved = manifest.iteration
+        self.trained_seconds = sum(record["seconds"] for record in said["timings"])
+        self._evaluations = said["evaluations"]
+        self._remember_evaluations()
+
+    def _agree(self, prompts: Mapping[str, Any]) -> None:
+        """Raise UserError unless all processes were given the same run and the same prompts."""
+        mine = {"run file": self.config.model_dump(mode="json"), "prompts": dict(prompts)}
+        for rank, theirs in enumerate(self.processes.everyone(mine)):
+            for what, value in mine.items():
+                if theirs[what] != value:
+                    raise UserError(
+                        f"process {rank} has another {what} than process {self.processes.rank}: give every machine the "
+                        "same files"
+                    )
+
     def _remember_evaluations(self) -> None:
         """The log is the memory of evaluations: it is written before a checkpoint could tell of them."""
-        for record in self.directory.read("evaluations.jsonl"):
+        for record in self._evaluations:
             if record["iteration"] > self._evaluated:  # the first reward of an evaluation decides
                 self._evaluated = record["iteration"]
                 if self.best is None or record["value"] > self.best[1]:
@@ -406,11 +482,15 @@ class Trainer:
             engine.conditioning,
             autocast=engine.runtime.autocast,
             sampler=engine.sampler,
+            processes=self.processes,
             interrupt=self.stop.check,
             progress=self._optimise_progress,
         )
 
     def _save(self) -> None:
+        if not self.processes.main:
+            self._saved = self.iteration
+            return
         with self._timed("checkpoint"):
             self.directory.checkpoints.save(
                 iteration=self.iteration,
@@ -439,5 +519,5 @@ class Trainer:
     def _optimise_progress(self, members: int) -> None:
         rollout = self.config.rollout
         self.samples["optimise"] += members
-        total = rollout.groups * rollout.group_size * self.config.timesteps.count
+        total = rollout.groups * rollout.group_size * self.config.timesteps.count // self.processes.count
         self.progress.phase("optimise", min(self.samples["optimise"], total), total)

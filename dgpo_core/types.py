@@ -99,9 +99,9 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One micro-batch of samples: flat indices [start, start + B) in the iteration's group-major order."""
+    """One micro-batch of samples; samples: their B numbers in the iteration's flat, group-major order."""
 
-    start: int
+    samples: Sequence[int]
     prompts: tuple[Prompt, ...]
     x0: Tensor
     path: Path | None = None
@@ -138,15 +138,17 @@ class Example:
 class ScoredGroups:
     """An iteration's samples with their rewards; statistics are on the CPU, latents stay on the device.
 
-    x0 [g, G, C, H, W]; rewards float64 [g, G], all rewards as one, which is what the advantages are made of; summed
-    float64 [g, G], their weighted sum, for people to read (nan where not scored; the same unless each reward is
-    normalised first); scored bool [g, G]; per_reward: label to float64 [g, G] (nan where missing); diversity [g]:
-    mean pairwise distance of the members' media;
-    statistics: name to float64 [g, G], of the media (`guards.media_statistics`).
+    x0 [n, C, H, W] and paths of the n samples `own`, which are the numbers of this process's samples in the flat,
+    group-major order: all g * G of them if it is the only one. All else is of all samples, whoever drew them.
+    rewards float64 [g, G], all rewards as one, which is what the advantages are made of; summed float64 [g, G],
+    their weighted sum, for people to read (nan where not scored; the same unless each reward is normalised first);
+    scored bool [g, G]; per_reward: label to float64 [g, G] (nan where missing); diversity [g]: mean pairwise
+    distance of the members' media; statistics: name to float64 [g, G], of the media (`guards.media_statistics`).
     """
 
     prompts: tuple[Prompt, ...]
     x0: Tensor
+    own: Sequence[int]
     rewards: Tensor
     summed: Tensor
     scored: Tensor
@@ -160,12 +162,14 @@ class ScoredGroups:
 class TrainingBatch:
     """Groups with their signed weights c_i = sign(A_i) * w_i, ready for the objective.
 
-    x0 [g, G, C, H, W] on the device; advantages, signed_weights float64 [g, G] on the CPU (0 where not scored);
-    scored bool [g, G]; residual [g] = |sum_i c_i|: 0 where the partition function cancels.
+    x0 [n, C, H, W] on the device, of the n samples `own` (`ScoredGroups`), and paths likewise; advantages,
+    signed_weights float64 [g, G] on the CPU (0 where not scored); scored bool [g, G]; residual [g] = |sum_i c_i|: 0
+    where the partition function cancels.
     """
 
     prompts: tuple[Prompt, ...]
     x0: Tensor
+    own: Sequence[int]
     advantages: Tensor
     signed_weights: Tensor
     scored: Tensor

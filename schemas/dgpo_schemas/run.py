@@ -60,6 +60,12 @@ class RunSection(StrictModel):
     threads: Int | None = Field(
         default=None, ge=1, description="CPU threads for torch; by default torch decides. Part of bit-exact resume."
     )
+    process_timeout: Float = Field(
+        default=1800.0,
+        gt=0,
+        description="Seconds that a process waits for another one of the run before it takes it for lost; then the run "
+        "ends.",
+    )
 
 
 class LoraSection(StrictModel):

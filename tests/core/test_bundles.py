@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgpo_core.optimise import bundles
+from dgpo_core.microbatches import bundles
 
 
 @given(st.lists(st.integers(0, 30), max_size=8), st.integers(1, 40), st.integers(0, 5))

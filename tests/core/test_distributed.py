@@ -49,12 +49,37 @@ def test_cuda_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device("cuda")
 
 
-def test_several_processes_are_refused(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_training_is_done_by_several_processes(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="trains with one process: start it without torchrun"):
+    with pytest.raises(UserError, match="only `dgpo train` works with several processes: start this without torchrun"):
         Runtime(make_config())
     monkeypatch.setenv("WORLD_SIZE", "1")
-    Runtime(make_config())
+    assert Runtime(make_config()).processes.count == 1
+
+
+def test_a_process_without_a_card(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in (("WORLD_SIZE", "3"), ("RANK", "2"), ("LOCAL_RANK", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="process 2 of this machine has no card of its own: torch sees 2; start at"):
+        Runtime(make_config(run={"device": "auto"}), tmp_path)
+
+
+@pytest.mark.parametrize("words", [["--num_processes", "2"], ["--num_processes=2"], ["--cpu", "--num-processes", "2"]])
+def test_a_launcher_that_started_one_process_instead_of_two(
+    words: list[str], make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: ["accelerate", "launch", *words, "-m", "dgpo_cli"])
+    with pytest.raises(
+        UserError, match=r"was asked for 2 processes and has started one .* --processes 2` or `torchrun"
+    ):
+        Runtime(make_config(), tmp_path)
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: ["accelerate", "launch", "--num_processes", "1"])
+    assert Runtime(make_config(), tmp_path).processes.count == 1
 
 
 @pytest.mark.parametrize("tf32", [True, False])

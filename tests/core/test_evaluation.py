@@ -98,11 +98,12 @@ class Numbered:
     def decode(x0: Tensor) -> Tensor:
         return x0.view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
 
-    def roll_out(self, prompts: Sequence[Prompt], members: int, draws: Draws, view: str) -> Iterator[Rollout]:
-        flat = [prompt for prompt in prompts for _ in range(members)]
-        for start in range(0, len(flat), self.micro_batch):
-            here = flat[start : start + self.micro_batch]
-            yield Rollout(start, tuple(here), torch.arange(start, start + len(here), dtype=torch.float32))
+    def roll_out(
+        self, prompts: Sequence[Prompt], members: int, draws: Draws, view: str, *, samples: Sequence[int]
+    ) -> Iterator[Rollout]:
+        for start in range(0, len(samples), self.micro_batch):
+            here = samples[start : start + self.micro_batch]
+            yield Rollout(here, tuple(prompts[i // members] for i in here), torch.tensor(here, dtype=torch.float32))
 
 
 def run(

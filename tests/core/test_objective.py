@@ -15,6 +15,7 @@ from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.builtin.weightings import AbsAdvantage, BestVersusWorst, Uniform
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.groups import advantages, signed_weights
+from dgpo_core.microbatches import Update
 from dgpo_core.optimise import Optimiser
 from dgpo_core.policy import ConditioningCache, Policy
 from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
@@ -63,7 +64,8 @@ def make_batch(weighting: type, *, ties: bool = False, missing: bool = False) ->
     c = signed_weights(a, rewards, scored, weighting(Options()))
     return TrainingBatch(
         prompts=tuple(Prompt(f"p{i}") for i in range(GROUPS)),
-        x0=torch.randn(GROUPS, MEMBERS, *SHAPE, generator=generator, dtype=torch.float64),
+        x0=torch.randn(GROUPS * MEMBERS, *SHAPE, generator=generator, dtype=torch.float64),
+        own=range(GROUPS * MEMBERS),
         advantages=a,
         signed_weights=c,
         scored=scored,
@@ -87,7 +89,7 @@ def brute_force(o: Optimiser, batch: TrainingBatch, draws: Draws, *, clip: bool,
             s = torch.zeros((), dtype=torch.float64)
             kls = torch.zeros((), dtype=torch.float64)
             for i in use:
-                x0 = batch.x0[g, i]
+                x0 = batch.x0[g * MEMBERS + i]
                 x = ((1 - sigma) * x0 + sigma * noise)[None]
                 time = torch.tensor([sigma], dtype=torch.float64)
                 c, empty = backbone.encode([batch.prompts[g].text]), backbone.encode([""])
@@ -200,11 +202,12 @@ def test_metrics_are_means_over_members() -> None:
     for t, sigma in enumerate(SIGMAS):
         for g in range(GROUPS):
             noise = normal_rows([draws.at("noise", t).at(g)], SHAPE, "cpu").double()
-            x = (1 - sigma) * batch.x0[g] + sigma * noise
+            x = (1 - sigma) * batch.x0.view(GROUPS, MEMBERS, *SHAPE)[g] + sigma * noise
             c = o.policy.backbone.encode([batch.prompts[g].text]).expand(MEMBERS)
             with torch.no_grad():
                 v = o.policy.backbone.velocity(x, torch.full((MEMBERS,), sigma, dtype=torch.float64), c)
-            total += float((v - (noise - batch.x0[g])).square().mean()) / (GROUPS * len(SIGMAS))
+            target = noise - batch.x0.view(GROUPS, MEMBERS, *SHAPE)[g]
+            total += float((v - target).square().mean()) / (GROUPS * len(SIGMAS))
     assert averages["dsm"] == pytest.approx(total, rel=1e-12)
     assert 0 <= averages["sigmoid"] <= 1  # type: ignore[operator]
     assert o.averages() == {}
@@ -229,8 +232,11 @@ def test_under_autocast_every_view_is_itself(train: str) -> None:
     o = Optimiser(config, policy, dgpo, ConditioningCache(policy.backbone), autocast=half)
     batch = make_batch(AbsAdvantage)
     batch = dataclasses.replace(batch, x0=batch.x0.float())
-    conditioning = o.conditioning([p.text for p in batch.prompts])
-    b = o._at(o._gather(batch, [(0, 0), (1, 3)], conditioning, range(GROUPS)), 0.7, Draws(7))
+    own = [list(range(MEMBERS))] * GROUPS
+    update = Update(
+        batch, range(GROUPS), own, [False] * GROUPS, [0.7], Draws(7), o.conditioning, None, shared_noise=True
+    )
+    b = o._at(update, update.gather([(0, 0), (1, 3)]), 0)
     for view, found in (("base", b.reference), ("old", b.old)):
         with policy.view(view), half(), torch.no_grad():  # type: ignore[arg-type]
             wanted = policy.velocity(b.x_sigma, b.sigma, b.members.conditioning)

@@ -26,7 +26,7 @@ def drawn(engine: Engine, prompts: list[int], members: int, micro_batch: int = 1
     chosen = [engine.train_prompts[i] for i in prompts]
     roller = engine.roller(micro_batch=micro_batch)
     rollouts = list(roller.roll_out(chosen, members, Draws(8), "policy", **places))
-    assert [r.start for r in rollouts] == list(range(0, len(prompts) * members, micro_batch))
+    assert [r.samples[0] for r in rollouts] == list(range(0, len(prompts) * members, micro_batch))
     assert [p.text for r in rollouts for p in r.prompts] == [p.text for p in chosen for _ in range(members)]
     return torch.cat([r.x0 for r in rollouts])
 

@@ -344,7 +344,7 @@ def test_a_failure_is_told_once(make: Make, caplog: pytest.LogCaptureFixture) ->
 def grouped(scorer: Scorer, samples: ScoredSamples, groups: int = 1, **section: Any) -> ScoredGroups:
     """Groups of samples whose latents do not matter."""
     count = len(samples.thumbnails)
-    rollouts = [Rollout(0, tuple(PROMPTS[:count]), torch.zeros(count, 1))]
+    rollouts = [Rollout(range(count), tuple(PROMPTS[:count]), torch.zeros(count, 1))]
     return scorer.groups(samples, rollouts, PROMPTS[:groups], ScoringSection(**section), 1e-4)
 
 
@@ -392,11 +392,12 @@ def test_groups(make: Make) -> None:
     scorer = make((lambda media, prompts: Scores(media.mean((1, 2, 3)), media.mean((1, 2, 3)) > 0.85), 10.0))
     x0 = torch.arange(24.0).view(6, 2, 2)
     path = Path(torch.zeros(3, 4, 2, 2), torch.zeros(3))
-    rollouts = [Rollout(0, tuple(PROMPTS[:4]), x0[:4], path), Rollout(4, tuple(PROMPTS[4:6]), x0[4:])]
+    rollouts = [Rollout(range(4), tuple(PROMPTS[:4]), x0[:4], path), Rollout(range(4, 6), tuple(PROMPTS[4:6]), x0[4:])]
     submit(scorer, levels[:4], levels[4:])
     groups = scorer.groups(scorer.collect(), rollouts, PROMPTS[:2], ScoringSection(), 1e-4)
     assert groups.prompts == tuple(PROMPTS[:2])
-    assert torch.equal(groups.x0, x0.view(2, 3, 2, 2))
+    assert torch.equal(groups.x0, x0)
+    assert groups.own == list(range(6))
     assert groups.scored.tolist() == [[True, True, True], [True, True, False]]
     assert groups.rewards.flatten().tolist() == pytest.approx([1, 2, 4, 5, 8, 0])
     assert groups.summed.flatten().tolist() == pytest.approx([1, 2, 4, 5, 8, float("nan")], nan_ok=True)

@@ -4,9 +4,10 @@ Started as a program it imports the engine once and serves requests, one JSON li
 of its own, so a whole life (start, train, be killed) takes little longer than the training itself.
 
 A request is {"arguments": [...], "at": [moment, n], "do": deed}: what `dgpo` is called with, and what happens when the
-moment comes for the n-th time. With "background": true the answer comes as soon as the process waits, and
-{"collect": number} waits for its end. An answer is {"status": exit code, or minus the signal; "output": what it
-printed; "counts": how often each moment came, unless it was killed}.
+moment comes for the n-th time. With "background": true the answer comes as soon as the process waits, and {"collect":
+number} waits for its end. "environment" has more variables for the process, and {"together": [requests]} starts several
+processes at once and is answered by {"ended": [their answers]}. An answer is {"status": exit code, or minus the signal;
+"output": what it printed; "counts": how often each moment came, unless it was killed}.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -29,6 +31,7 @@ import dgpo_core.run_directory
 import dgpo_core.scoring
 import dgpo_core.trainer
 from dgpo_cli.main import main
+from dgpo_core.processes import Processes
 from dgpo_core.registry import get_registry
 from dgpo_core.stopping import StopRequest
 from dgpo_core.testing.toy import BrightnessReward, ToyBackbone, plugin, run_data
@@ -93,6 +96,8 @@ class Moments:
                 os.write(self.ready, b"!")
                 while True:
                     signal.pause()
+            case "hang for 10 seconds":
+                time.sleep(10)
             case "hang, interrupted twice":
                 _hang_interrupted_twice()
             case _:
@@ -121,6 +126,7 @@ def live(request: dict[str, Any], output: IO[bytes], counts: IO[bytes], ready: i
     signal.alarm(LONGEST)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output.fileno(), stream.fileno())
+    os.environ.update(request.get("environment", {}))
     at = request.get("at")
     moments = Moments((at[0], at[1]) if at else None, request.get("do", "kill"), ready)
     dgpo_core.scoring.PATIENCE = 0.1
@@ -131,6 +137,8 @@ def live(request: dict[str, Any], output: IO[bytes], counts: IO[bytes], ready: i
     for name in ("fsync", "rename", "replace", "unlink"):
         moments.before(os, name, name)
     moments.before(dgpo_core.run_directory, "append_json", "append")
+    moments.before(Processes, "_with_others", "host")
+    moments.before(Processes, "add", "all_reduce on the device")
     moments.half(dgpo_core.run_directory, "append_json", "half a line")
     moments.half(dgpo_core.checkpoint, "_save_tensors", "half a tensor file")
     try:
@@ -138,7 +146,7 @@ def live(request: dict[str, Any], output: IO[bytes], counts: IO[bytes], ready: i
     except SystemExit as end:
         counts.write(json.dumps(moments.counts).encode())
         counts.flush()
-        if at is None:  # the interpreter's own end takes longer than the training
+        if at is None or "WORLD_SIZE" in os.environ:  # the interpreter's own end takes longer than the training
             sys.stderr.flush()
             os._exit(end.code if isinstance(end.code, int) else 1)
         raise
@@ -153,6 +161,9 @@ class Server:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """One request, one answer."""
+        if "together" in request:
+            numbers = [self.start(one) for one in request["together"]]
+            return {"ended": [self.answer({"collect": number}) for number in numbers]}
         number = request.get("collect")
         if number is None:
             number = self.start(request)

@@ -68,7 +68,7 @@ def test_the_quantile_against_numpys_of_a_sample(share: float, seed: int) -> Non
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
 def test_work_that_grows_evenly_from_a_root(share: float) -> None:
-    """max(-gap, 0) = s - root has the integral (s - root)^2 / 2: a share of it lies below root + sqrt(share) * (1 - root)."""
+    """max(-gap, 0) = s - root has the integral (s - root)^2 / 2; a share lies below root + sqrt(share) (1 - root)."""
     for root in (0.0, 0.4, 0.6):
         expected = root + share**0.5 * (1 - root)
         found = chosen(Errors(lambda s, root=root: root - s), bins=100, below=share, highest=1.0)  # type: ignore[misc]

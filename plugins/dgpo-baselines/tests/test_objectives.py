@@ -68,7 +68,7 @@ class Setting:
             for g in range(GROUPS):
                 eps = normal_rows([DRAWS.at("noise", t).at(g)], SHAPE, "cpu")[0].double()
                 for i in self.batch.scored[g].nonzero().flatten().tolist():
-                    x0 = self.batch.x0[g, i]
+                    x0 = self.batch.x0[g * MEMBERS + i]
                     yield t, g, i, sigma, (1 - sigma) * x0 + sigma * eps, eps - x0
 
     def differentiate(self, member_losses: list[tuple[int, Tensor]]) -> dict[str, Tensor]:
@@ -126,7 +126,8 @@ def make(registry: Registry) -> Make:
         c = signed_weights(a, rewards, scored, registry.create("weighting", config.weighting))
         batch = TrainingBatch(
             prompts=PROMPTS,
-            x0=torch.cat([r.x0 for r in drawn]).view(GROUPS, MEMBERS, *SHAPE),
+            x0=torch.cat([r.x0 for r in drawn]),
+            own=range(GROUPS * MEMBERS),
             advantages=a,
             signed_weights=c,
             scored=scored,
@@ -342,7 +343,7 @@ def diffusion_nft(s: Setting, beta: float, c: float, adaptive: bool) -> dict[str
             continue
         v, old = s.velocity("policy", x, sigma, g), s.velocity("old", x, sigma, g)
         r = min(max(float(s.batch.advantages[g, i]) / c, -1.0), 1.0) / 2 + 0.5
-        x0, errors = s.batch.x0[g, i], []
+        x0, errors = s.batch.x0[g * MEMBERS + i], []
         for u in ((1 - beta) * old + beta * v, (1 + beta) * old - beta * v):
             if adaptive:
                 miss = (x - sigma * u) - x0

@@ -1,0 +1,196 @@
+"""`dgpo train --processes`, torchrun and accelerate launch: as a person starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import dgpo_cli.launch
+from dgpo_cli.launch import Layout, check
+from dgpo_cli.main import main
+from dgpo_core.checkpoint import load
+from dgpo_core.errors import UserError
+from dgpo_core.testing.toy import run_data
+
+Launcher = Callable[[Path], subprocess.CompletedProcess[str]]
+CHILD = str(Path(__file__).with_name("child.py"))
+
+
+def write(directory: Path, name: str = "toy", iterations: int = 3, **changes: Any) -> Path:
+    sections = {"run": {"iterations": iterations, "name": name}} | changes
+    file = directory / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(run_data(directory, **sections)))
+    return file
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load(sorted((run / "checkpoints").iterdir())[-1]).weights
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+
+
+def launched(file: Path, *options: str, processes: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A launch as `dgpo train --processes` does it, of a program that knows the toy parts."""
+    code = (
+        "import sys; from dgpo_cli.launch import *;"
+        f"sys.exit(launch(Layout({processes}), ['train', *sys.argv[1:]], [{CHILD!r}]))"
+    )
+    return run(sys.executable, "-c", code, str(file), *options, **environment)
+
+
+def test_layout() -> None:
+    made = Layout(4, machines=2, machine=1, address="10.0.0.1:29500").environment(2)
+    assert made == {
+        "RANK": "6", "LOCAL_RANK": "2", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1",
+        "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layout", "complaint"),
+    [
+        (Layout(2, machines=2), "--address: several machines need to know where to meet"),
+        (
+            Layout(2, machines=2, machine=2, address="a:1"),
+            "--machine-rank: machines are numbered from 0 to 1, there is",
+        ),
+        (Layout(2, address="29500"), "--address: '29500' is not HOST:PORT"),
+        (Layout(2, address="host:port"), "--address: 'host:port' is not HOST:PORT"),
+        (Layout(2, address="host:70000"), "--address: 'host:70000' is not HOST:PORT"),
+    ],
+)
+def test_options_that_do_not_go_together(layout: Layout, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        check(layout)
+
+
+def test_inside_of_another_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="torchrun or accelerate launch has started this process already"):
+        check(Layout(2))
+
+
+def test_the_options_reach_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def note(layout: Layout, command: list[str]) -> int:
+        seen.append((layout, command))
+        return 5
+
+    monkeypatch.setattr(dgpo_cli.launch, "launch", note)
+    example = str(Path(__file__).parents[2] / "examples" / "quickstart.yaml")
+    wanted = ["train", example, "--resume", "--quiet", "--set", "run.seed=3", "--max-iterations", "4"]
+    with pytest.raises(SystemExit) as caught:
+        main([*wanted, "--processes", "2"])
+    assert caught.value.code == 5
+    assert seen == [(Layout(2), wanted)]
+
+
+def test_a_mistake_in_the_run_file_is_told_before_any_process_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dgpo_cli.launch, "launch", None)
+    (tmp_path / "run.yaml").write_text("run: {name: x, iterations: none}\n")
+    with pytest.raises(SystemExit) as caught:
+        main(["train", str(tmp_path / "run.yaml"), "--processes", "2"])
+    assert caught.value.code == 2
+    assert "run.iterations" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    directory = tmp_path_factory.mktemp("alone")
+    ended = run(sys.executable, CHILD, "train", str(write(directory)))
+    assert ended.returncode == 0, ended.stderr
+    return weights(directory / "toy")
+
+
+def torchrun(file: Path) -> subprocess.CompletedProcess[str]:
+    options = ["--standalone", "--nproc-per-node", "2"]
+    return run(sys.executable, "-m", "torch.distributed.run", *options, CHILD, "train", str(file))
+
+
+@pytest.mark.parametrize("launcher", [launched, torchrun])
+def test_every_launcher(launcher: Launcher, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    ended = launcher(write(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("[3/3]") == 1, "one voice"
+    assert "on cpu, 2 processes" in ended.stderr
+    found = weights(tmp_path / "toy")
+    assert max(float((found[name] - alone[name]).abs().max()) for name in alone) < 1e-5
+
+
+def test_accelerate_launch_on_cpus_is_refused_rather_than_run_by_one(tmp_path: Path) -> None:
+    ended = run(
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", CHILD, "train", str(write(tmp_path)),
+    )  # fmt: skip
+    assert ended.returncode != 0
+    assert "was asked for 2 processes and has started one (on CPUs it does)" in ended.stderr
+    assert not (tmp_path / "toy").exists()
+
+
+def test_a_mistake_is_told_once(tmp_path: Path) -> None:
+    file = write(tmp_path, backbone={"checkpoint": "missing"})
+    ended = launched(file)
+    assert ended.returncode == 2
+    assert (ended.stdout + ended.stderr).count("there is no such directory") == 1
+    assert not (tmp_path / "toy").exists()
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_killed_process_ends_the_run_with_the_reason(rank: str, tmp_path: Path) -> None:
+    file = write(tmp_path)
+    ended = launched(file, DGPO_TEST_END=f"{rank} 1 kill")
+    assert ended.returncode == 1
+    assert f"process {rank} of 2 was ended by SIGKILL" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    if rank == "1":
+        assert "the state after iteration 1 is saved; continue with --resume" in ended.stderr
+    again = launched(file, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert len((tmp_path / "toy" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_what_a_silent_process_said_last_is_shown(tmp_path: Path) -> None:
+    ended = launched(write(tmp_path), DGPO_TEST_END="1 1 raise")
+    assert ended.returncode == 1
+    assert "process 1 said last:" in ended.stderr
+    assert "RuntimeError: a bug of this process alone" in ended.stderr
+
+
+def test_sigterm_saves_and_stops_all(tmp_path: Path) -> None:
+    file = write(tmp_path, iterations=3000, evaluation={"every": 0}, checkpoints={"every": 1000})
+    code = f"import sys; from dgpo_cli.launch import *;sys.exit(launch(Layout(2), ['train', sys.argv[1]], [{CHILD!r}]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    log = tmp_path / "toy" / "metrics.jsonl"
+    for _ in range(600):
+        if log.exists() and log.stat().st_size:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    done = len(log.read_text().splitlines())
+    assert f"stopped after iteration {done}; continue with --resume" in output
+    saved = json.loads((sorted((tmp_path / "toy" / "checkpoints").iterdir())[-1] / "manifest.json").read_text())
+    assert saved["iteration"] == done < 3000
