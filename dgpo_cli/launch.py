@@ -74,7 +74,7 @@ def check(layout: Layout) -> None:
         raise UserError(f"--address: {layout.address!r} is not HOST:PORT, such as 10.0.0.1:29500")
 
 
-def launch(layout: Layout, command: Sequence[str], program: Sequence[str] = ("-m", "dgpo_cli.child")) -> int:
+def launch(layout: Layout, command: Sequence[str], program: Sequence[str] = ("-P", "-m", "dgpo_cli.child")) -> int:
     """Run `dgpo COMMAND` in every process of this machine; returns the exit code of the whole.
 
     Process 0 of machine 0 has the terminal; what the others say is kept and shown if they are the reason of a failure.

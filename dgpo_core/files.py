@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dgpo_core.errors import UserError
@@ -17,11 +19,14 @@ __all__ = [
     "fsync_directory",
     "keep_json_lines",
     "new_directory",
+    "read_json_lines",
     "recover",
     "remove_directory",
     "why_not_writable",
     "write_text",
 ]
+
+log = logging.getLogger(__name__)
 
 
 def why_not_writable(path: Path) -> str | None:
@@ -135,16 +140,40 @@ def append_json(path: Path, *records: dict[str, Any]) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def keep_json_lines(path: Path, iteration: int) -> None:
-    """Drop records after an iteration, and a last line that a crash cut off; a resumed run writes them again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def read_json_lines(
+    path: Path, needed: Mapping[str, tuple[type, ...]]
+) -> tuple[list[tuple[str, dict[str, Any]]], list[int]]:
+    """(lines with what they say, numbers of lines that say nothing) of a log whose records are numbered by
+    `iteration`. A last line that a crash cut off is of neither. needed: what else a record must have, and its types."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    sound, broken = [], []
+    for number, line in enumerate(lines[:-1], 1):  # a whole line ends with \n, so the last part is no line
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if record["iteration"] <= iteration:
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and all(
+            isinstance(record.get(key), types) for key, types in {"iteration": (int,), **needed}.items()
+        ):
+            sound.append((line, record))
+        else:
+            broken.append(number)
+    return sound, broken
+
+
+def keep_json_lines(path: Path, iteration: int, needed: Mapping[str, tuple[type, ...]] = MappingProxyType({})) -> None:
+    """Drop records after an iteration, and a last line that a crash cut off; a resumed run writes them again.
+
+    Lines that a disk has damaged cannot be written again: they are dropped too, and named in the log.
+    """
+    if not path.exists():
+        return
+    sound, broken = read_json_lines(path, needed)
+    if broken:
+        log.warning("%s: damaged, left out: line %s", path, ", ".join(map(str, broken)))
+    write_text(path, "".join(f"{line}\n" for line, record in sound if record["iteration"] <= iteration))

@@ -7,11 +7,13 @@ a guard has left its band. Pure: tensors and records in, numbers out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from dgpo_schemas.metrics import EvaluationRecord, GroupScore
@@ -130,6 +132,13 @@ class Alarm:
         )
 
 
+def _sound(lines: Iterable[Mapping[str, Any]]) -> Iterator[EvaluationRecord]:
+    """The lines that say what they should; a damaged one must not end a run that goes on without it."""
+    for line in lines:
+        with contextlib.suppress(ValidationError):
+            yield EvaluationRecord.model_validate(line)
+
+
 def alarms(lines: Iterable[Mapping[str, Any]], bands: Mapping[str, float]) -> list[Alarm]:
     """Alarms of the last evaluation, compared with the first one; empty if there is only one.
 
@@ -138,7 +147,7 @@ def alarms(lines: Iterable[Mapping[str, Any]], bands: Mapping[str, float]) -> li
     and a share of the first value for a statistic. A change counts only if the two 95 % intervals do not overlap, so
     that noise raises no alarm.
     """
-    records = sorted(map(EvaluationRecord.model_validate, lines), key=lambda record: record.iteration)
+    records = sorted(_sound(lines), key=lambda record: record.iteration)
     base: dict[str, EvaluationRecord] = {}
     for record in records:
         base.setdefault(record.reward, record)  # a guard that was added later has its first value there

@@ -28,7 +28,7 @@ from typing import IO, TYPE_CHECKING, Any
 from dgpo_core.checkpoint import Checkpoints
 from dgpo_core.config import differing_keys, load_run_config
 from dgpo_core.errors import UserError
-from dgpo_core.files import append_json, keep_json_lines, recover, why_not_writable, write_text
+from dgpo_core.files import append_json, keep_json_lines, read_json_lines, recover, why_not_writable, write_text
 from dgpo_schemas.loading import dump_yaml
 from dgpo_schemas.run import RunConfig
 
@@ -38,7 +38,12 @@ if TYPE_CHECKING:
 
 __all__ = ["OUTCOME", "RunDirectory", "read_config"]
 
-LOGS = ("metrics.jsonl", "timings.jsonl", "evaluations.jsonl")
+LOGS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
+    "metrics.jsonl": {},
+    "timings.jsonl": {"seconds": (int, float)},
+    "evaluations.jsonl": {"reward": (str,), "value": (int, float)},
+}
+"""The logs, and what a run that goes on must find in their records, besides the iteration."""
 OUTCOME = "outcome.json"
 LIBRARIES = ("dgpo", "torch", "diffusers", "transformers", "peft", "accelerate", "pydantic", "pluggy", "safetensors")
 
@@ -168,16 +173,8 @@ class RunDirectory:
         append_json(self.path / log, *records)
 
     def read(self, log: str) -> list[dict[str, Any]]:
-        """All lines of a log; a line cut off by a crash is left out."""
-        path = self.path / log
-        records = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError:
-                    continue
-        return records
+        """All records of a log; a line that was cut off or damaged is left out."""
+        return [record for _, record in read_json_lines(self.path / log, LOGS[log])[0]]
 
     def write_scores(self, scores: PromptScores) -> None:
         """Scores of an evaluation, prompt by prompt; those of the same iteration are replaced."""
@@ -195,8 +192,8 @@ class RunDirectory:
 
     def rewind(self, iteration: int) -> None:
         """Drop what the logs say of later iterations: they will be computed again."""
-        for log in LOGS:
-            keep_json_lines(self.path / log, iteration)
+        for log, needed in LOGS.items():
+            keep_json_lines(self.path / log, iteration, needed)
 
 
 def read_config(path: Path) -> RunConfig:

@@ -443,6 +443,8 @@ class Trainer:
         self.iteration = self._saved = manifest.iteration
         self.trained_seconds = sum(record["seconds"] for record in said["timings"])
         self._evaluations = said["evaluations"]
+        if manifest.best_iteration is not None and manifest.best_score is not None:
+            self.best = (manifest.best_iteration, manifest.best_score)
         self._remember_evaluations()
 
     def _agree(self, prompts: Mapping[str, Any]) -> None:

@@ -165,7 +165,9 @@ def _reserved(ablation: AblationConfig, settings: Mapping[str, Any], where: KeyP
 def label_of(value: Any) -> str:
     """A value as a short name: `0.3`, `uniform`, `softmax temperature=0.5`."""
     if isinstance(value, dict) and isinstance(value.get("use"), str):
-        rest = {**(value.get("options") or {}), **{k: v for k, v in value.items() if k not in ("use", "options")}}
+        options = value.get("options")
+        named = options if isinstance(options, dict) else {}  # anything else is refused with the run files
+        rest = {**named, **{k: v for k, v in value.items() if k not in ("use", "options")}}
         return " ".join([value["use"], *(f"{key}={label_of(inner)}" for key, inner in rest.items())])
     if isinstance(value, dict):
         return " ".join(f"{key}={label_of(inner)}" for key, inner in value.items()) or "nothing"

@@ -91,7 +91,7 @@ def choose_resources(plan: Plan, visible: Sequence[str]) -> Resources:
 
 def start(file: Path, *, resume: bool, log: Path, environment: Mapping[str, str]) -> Process:
     """A process in a session of its own, so that Ctrl-C reaches it once, through us, and not from the terminal too."""
-    command = [sys.executable, "-m", "dgpo_cli.child", str(os.getpid()), "train", str(file)]
+    command = [sys.executable, "-P", "-m", "dgpo_cli.child", str(os.getpid()), "train", str(file)]
     with log.open("ab") as output:
         return subprocess.Popen(
             [*command, *(["--resume"] if resume else [])],

@@ -21,7 +21,7 @@ def _number_not_bool(value: Any) -> Any:
 
 # YAML 1.1 reads `3e-4` as text; pydantic's lax mode turns numeric text into the number that was meant.
 Float = Annotated[float, BeforeValidator(_number_not_bool), Field(allow_inf_nan=False)]
-Int = Annotated[int, BeforeValidator(_number_not_bool)]
+Int = Annotated[int, BeforeValidator(_number_not_bool), Field(ge=-(2**63), le=2**63 - 1)]
 
 
 class StrictModel(BaseModel):

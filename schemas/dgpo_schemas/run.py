@@ -58,7 +58,10 @@ class RunSection(StrictModel):
         default="auto", description="Where to compute; `auto` takes CUDA if there is a card, else the CPU."
     )
     threads: Int | None = Field(
-        default=None, ge=1, description="CPU threads for torch; by default torch decides. Part of bit-exact resume."
+        default=None,
+        ge=1,
+        le=1024,
+        description="CPU threads for torch; by default torch decides. Part of bit-exact resume.",
     )
     process_timeout: Float = Field(
         default=1800.0,
@@ -71,7 +74,7 @@ class RunSection(StrictModel):
 class LoraSection(StrictModel):
     """The low-rank adapter that is trained."""
 
-    rank: Int = Field(default=64, ge=1, description="Rank of the adapter.")
+    rank: Int = Field(default=64, ge=1, le=16384, description="Rank of the adapter.")
     alpha: Float = Field(default=128.0, gt=0, description="Scale numerator: the update is multiplied by alpha / rank.")
     targets: list[str] | None = Field(
         default=None,
@@ -302,7 +305,7 @@ class TimestepsSection(UseBlock):
     """Which times the loss is taken at."""
 
     use: str = Field(default="uniform", min_length=1, description="Timestep policy.")
-    count: Int = Field(default=4, ge=1, description="Training timesteps an iteration.")
+    count: Int = Field(default=4, ge=1, le=1000, description="Training timesteps an iteration.")
     t_min: SigmaExpression = Field(
         default="shift(0.3)", description="Smallest sigma: a number in [0, 1], or `shift(0.3)` for a shifted time."
     )

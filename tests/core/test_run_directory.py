@@ -174,10 +174,11 @@ def test_logs_are_read_back_but_for_a_line_cut_off(tmp_path: Path) -> None:
 def test_rewinding_forgets_what_came_later_in_every_log(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     logs = ("metrics.jsonl", "timings.jsonl", "evaluations.jsonl")
+    record = {"seconds": 1.0, "reward": "a", "value": 2}
     for log in logs:
-        directory.append(log, *({"iteration": i} for i in range(4)))
+        directory.append(log, *(record | {"iteration": i} for i in range(4)))
     directory.rewind(2)
     for log in logs:
-        assert directory.read(log) == [{"iteration": i} for i in range(3)]
+        assert directory.read(log) == [record | {"iteration": i} for i in range(3)]
     directory.rewind(-1)
     assert [directory.read(log) for log in logs] == [[], [], []]

@@ -670,13 +670,10 @@ def test_a_card_that_is_not_there(world: World, arguments: list[str]) -> None:
     )
 
 
-def test_several_processes(world: World) -> None:
+@pytest.mark.parametrize("command", [["evaluate", "run.yaml"], ["sample", "run.yaml", "--prompt", "x"]])
+def test_several_processes_for_what_one_does(world: World, command: list[str]) -> None:
     world.monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(
-        world,
-        ["train", "run.yaml"],
-        "this version trains with one process: start it without torchrun or accelerate launch",
-    )
+    refused(world, command, "only `dgpo train` works with several processes: start this without torchrun")
 
 
 # -- the run's directory ---------------------------------------------------------------------------------------------
