@@ -48,7 +48,12 @@ def test_numbers_that_no_machine_can_hold(
 def test_options_of_a_value_that_are_no_mapping(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
     values = ["uniform", {"use": "top-k", "options": 0.5}]
-    ablation = {"name": "a", "base": str(base), "seeds": 1, "axes": [{"name": "w", "key": "weighting", "values": values}]}
+    ablation = {
+        "name": "a",
+        "base": str(base),
+        "seeds": 1,
+        "axes": [{"name": "w", "key": "weighting", "values": values}],
+    }
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(ablation))
     with pytest.raises(SystemExit) as caught:
         main(["ablate", str(tmp_path / "a.yaml"), "--dry-run"])

@@ -4,10 +4,11 @@ Started as a program it imports the engine once and serves requests, one JSON li
 of its own, so a whole life (start, train, be killed) takes little longer than the training itself.
 
 A request is {"arguments": [...], "at": [moment, n], "do": deed}: what `dgpo` is called with, and what happens when the
-moment comes for the n-th time. With "background": true the answer comes as soon as the process waits, and {"collect":
-number} waits for its end. "environment" has more variables for the process, and {"together": [requests]} starts several
-processes at once and is answered by {"ended": [their answers]}. An answer is {"status": exit code, or minus the signal;
-"output": what it printed; "counts": how often each moment came, unless it was killed}.
+moment comes for the n-th time ("clock": after n milliseconds). With "background": true the answer comes as soon as the
+process waits, and {"collect": number} waits for its end. "environment" has more variables for the process, and
+{"together": [requests]} starts several processes at once and is answered by {"ended": [their answers]}. An answer is
+{"status": exit code, or minus the signal; "output": what it printed; "counts": how often each moment came, unless it
+was killed}.
 """
 
 from __future__ import annotations
@@ -139,6 +140,10 @@ def live(request: dict[str, Any], output: IO[bytes], counts: IO[bytes], ready: i
     moments.before(dgpo_core.run_directory, "append_json", "append")
     moments.before(Processes, "_with_others", "host")
     moments.before(Processes, "add", "all_reduce on the device")
+    if at is not None and at[0] == "clock":  # milliseconds
+        killer = threading.Timer(at[1] / 1000, os.kill, (os.getpid(), signal.SIGKILL))
+        killer.daemon = True
+        killer.start()
     moments.half(dgpo_core.run_directory, "append_json", "half a line")
     moments.half(dgpo_core.checkpoint, "_save_tensors", "half a tensor file")
     try:

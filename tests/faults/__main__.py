@@ -1,0 +1,38 @@
+"""python -m tests.faults --kills 300 --seed 0 --processes 1"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults.kills import Findings, kill_at_random
+from tests.faults.memory import growth
+
+parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Do to runs what fate may do to them.")
+parser.add_argument("--kills", type=int, default=300, help="kills at random moments")
+parser.add_argument("--processes", type=int, default=1, help="processes of each run, one of which is killed")
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--memory", type=int, metavar="ITERATIONS", help="instead: how memory grows over a run")
+arguments = parser.parse_args()
+
+with tempfile.TemporaryDirectory() as directory:
+    if arguments.memory:
+        first, last = growth(Path(directory), arguments.memory)
+        sys.stdout.write(
+            f"resident memory after {arguments.memory // 5} iterations: {first / 2**20:.1f} MiB, after "
+            f"{arguments.memory}: {last / 2**20:.1f} MiB, {last / first - 1:+.2%}\n"
+        )
+        sys.exit(last > 1.01 * first)
+    found = Findings()
+    for found in kill_at_random(arguments.kills, arguments.seed, Path(directory), arguments.processes):
+        if found.runs % 10 == 0:
+            sys.stdout.write(f"{found.kills.total()} kills, {found.runs} runs, {len(found.failures)} failures\n")
+            sys.stdout.flush()
+sys.stdout.write(f"{found.kills.total()} kills in {found.runs} runs, {len(found.failures)} failures\n")
+for moment, count in found.kills.most_common():
+    sys.stdout.write(f"  {count:4} at {moment}\n")
+for failure in found.failures:
+    sys.stdout.write(failure + "\n")
+sys.exit(bool(found.failures))

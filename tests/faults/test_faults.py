@@ -1,0 +1,23 @@
+"""A few dozen random kills and a short look at memory; `python -m tests.faults` does more of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.kills import kill_at_random
+from tests.faults.memory import growth
+
+
+@pytest.mark.parametrize(("processes", "kills"), [(1, 25), (2, 8)])
+def test_random_kills_change_nothing(processes: int, kills: int, tmp_path: Path) -> None:
+    *_, found = kill_at_random(kills, seed=1, directory=tmp_path, processes=processes)
+    assert found.failures == []
+    assert found.kills.total() >= kills
+    assert len(found.kills) > 4, "of many kinds"
+
+
+def test_memory_stays_as_it_is(tmp_path: Path) -> None:
+    first, last = growth(tmp_path, 100)
+    assert last < 1.02 * first, f"{first / 2**20:.1f} MiB became {last / 2**20:.1f} MiB"
