@@ -31,6 +31,7 @@ COMMANDS = {
     "export": "dgpo_cli.export:export",
     "serve": "dgpo_cli.serve:serve",
     "validate": "dgpo_cli.validate:validate",
+    "plan": "dgpo_cli.plan:plan",
     "plugins": "dgpo_cli.plugins:plugins",
     "schema": "dgpo_cli.schema:schema",
 }

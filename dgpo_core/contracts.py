@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -96,6 +96,27 @@ class Backbone(ABC):
     @abstractmethod
     def save_adapter(self, directory: FilePath) -> None:
         """Write the current trained weights in the format that the ecosystem loads."""
+
+    @classmethod
+    def sketch(cls, section: BackboneSection, options: Any) -> Backbone:
+        """The same model on torch's meta device, known from configuration files or by its name: shapes, types and
+        operations, no weights. `encode` gives rows of the right shape. Optional: `dgpo plan` asks for it.
+
+        Raises UserError for a checkpoint whose looks are not known.
+        """
+        raise NotImplementedError(f"{cls.__name__} does not say what it looks like without its weights")
+
+    def parts(self) -> Mapping[str, torch.nn.Module]:
+        """Everything that stays on the device, by names for people. By default the module alone."""
+        return {"model": self.module}
+
+    def visitors(self) -> Mapping[str, torch.nn.Module]:
+        """What comes to the device only for `encoding`. By default nothing."""
+        return {}
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """Entered around calls of `encode`: a place to bring text encoders to the device. By default nothing."""
+        return nullcontext()
 
 
 class Sampler(ABC):

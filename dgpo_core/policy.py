@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -136,8 +136,9 @@ class ConditioningCache:
         """One row per text, in order."""
         wanted = dict.fromkeys(texts)
         found = {text: self._rows[text] for text in wanted if text in self._rows}
-        for text in wanted:
-            if text not in found:
+        absent = [text for text in wanted if text not in found]
+        with self._backbone.encoding() if absent else nullcontext():
+            for text in absent:
                 found[text] = self._rows[text] = row = self._backbone.encode([text])
                 self._bytes += _bytes(row)
         for text in wanted:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class SD3Backbone(Backbone):
 
     def __init__(self, section: BackboneSection, options: SD3Options, *, device: torch.device) -> None:
         super().__init__(section, options, device=device)
-        self._pipeline = pipeline = load_pipeline(section, options)
+        self._pipeline = pipeline = self._load(section, options)
         self._transformer = pipeline.transformer
         self._dtype: torch.dtype = pipeline.transformer.dtype
         self._vae = pipeline.vae
@@ -48,13 +48,50 @@ class SD3Backbone(Backbone):
         else:
             self._transformer.requires_grad_(True)
         for model in models:
-            if model is not None:
+            if model is not None and not (options.offload_text and model in self._encoders()):
                 model.to(device)
         if section.gradient_checkpointing:
             self._transformer.enable_gradient_checkpointing()
         if section.compile:
             self._transformer.compile()  # in place: parameters keep their names
         self._trainable = {n: p for n, p in self._transformer.named_parameters() if p.requires_grad}
+
+    def _load(self, section: BackboneSection, options: SD3Options) -> Any:
+        return load_pipeline(section, options)
+
+    @classmethod
+    def sketch(cls, section: BackboneSection, options: SD3Options) -> SD3Backbone:
+        """The model without its weights; from a directory's configuration files, or a published model's name."""
+        from dgpo_sd3.sketch import SD3Sketch
+
+        return SD3Sketch(section, options)
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The transformer, the autoencoder and the text encoders."""
+        parts = {"transformer": self._transformer, "autoencoder": self._vae}
+        return parts if self.options.offload_text else parts | self.visitors(all_of_them=True)
+
+    def visitors(self, *, all_of_them: bool = False) -> Mapping[str, nn.Module]:
+        """The text encoders, if they are offloaded."""
+        return {"text encoders": nn.ModuleList(self._encoders())} if self.options.offload_text or all_of_them else {}
+
+    def _encoders(self) -> list[nn.Module]:
+        p = self._pipeline
+        return [e for e in (p.text_encoder, p.text_encoder_2, p.text_encoder_3) if e is not None]
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """The text encoders are on the device inside, wherever they are kept."""
+        if not self.options.offload_text:
+            yield
+            return
+        try:
+            for encoder in self._encoders():
+                encoder.to(self.device)
+            yield
+        finally:
+            for encoder in self._encoders():
+                encoder.to("cpu")
 
     @property
     def module(self) -> nn.Module:

@@ -22,4 +22,8 @@ class SD3Options(Options):
         default=False,
         description="Do not load the T5 text encoder (9 GB in bfloat16); its tokens are zeros, as in diffusers.",
     )
+    offload_text: bool = Field(
+        default=False,
+        description="Keep the text encoders in host memory and bring them to the device while prompts are encoded.",
+    )
     decode_chunk: Int = Field(default=8, ge=1, description="Images in one call of the autoencoder's decoder.")

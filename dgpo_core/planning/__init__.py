@@ -1,0 +1,1 @@
+"""What a run will cost, known before anything is loaded: operations, memory, seconds, money."""

@@ -1,0 +1,92 @@
+"""SD3 without its weights: what its configuration files say, on torch's meta device, for `dgpo plan`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+from dgpo_core.errors import UserError
+from dgpo_core.types import Conditioning
+from dgpo_core.weights import resolve_checkpoint
+from dgpo_sd3.backbone import SD3Backbone
+from dgpo_sd3.libraries import StableDiffusion3Pipeline, quiet
+
+if TYPE_CHECKING:
+    from dgpo_schemas.run import BackboneSection
+    from dgpo_sd3.options import SD3Options
+
+__all__ = ["SD3Sketch"]
+
+
+class SD3Sketch(SD3Backbone):
+    """The backbone's shapes, types and operations; nothing it computes has values."""
+
+    def __init__(self, section: BackboneSection, options: SD3Options) -> None:
+        super().__init__(section, options, device=torch.device("meta"))
+
+    def _load(self, section: BackboneSection, options: SD3Options) -> Any:
+        configs = _configurations(section.checkpoint)
+        self._clip_tokens = configs["text_encoder"].get("max_position_embeddings", 77)
+        t5 = options.text_length > 0 and not options.drop_t5 and "text_encoder_3" in configs
+        dtype = getattr(torch, section.dtype)
+        with torch.device("meta"), quiet():
+            clip = [
+                transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**configs[name]))
+                for name in ("text_encoder", "text_encoder_2")
+            ]
+            encoder = transformers.T5EncoderModel(transformers.T5Config(**configs["text_encoder_3"])) if t5 else None
+            transformer = SD3Transformer2DModel.from_config(configs["transformer"])
+            vae = AutoencoderKL.from_config(configs["vae"])
+            return StableDiffusion3Pipeline(
+                transformer=transformer.to(torch.float32 if section.train == "full" else dtype),
+                vae=vae,
+                text_encoder=clip[0].to(dtype),
+                text_encoder_2=clip[1].to(dtype),
+                text_encoder_3=None if encoder is None else encoder.to(dtype),
+                scheduler=FlowMatchEulerDiscreteScheduler(),
+                tokenizer=None,
+                tokenizer_2=None,
+                tokenizer_3=None,
+            )
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """Rows of the shape that prompts have; without values, on the device of the module."""
+        config, device = self._transformer.config, next(self._transformer.parameters()).device
+        tokens = self._clip_tokens + self.options.text_length
+        shape = (len(texts), tokens, config.joint_attention_dim)
+        return Conditioning(
+            {
+                "prompt_embeds": torch.zeros(shape, dtype=self._dtype, device=device),
+                "pooled": torch.zeros(len(texts), config.pooled_projection_dim, dtype=self._dtype, device=device),
+            }
+        )
+
+
+def _configurations(checkpoint: str) -> dict[str, dict[str, Any]]:
+    """Part to configuration: those of a directory, or of a published model that this plugin knows by name."""
+    known = json.loads(files("dgpo_sd3").joinpath("architectures.json").read_text(encoding="utf-8"))
+    directory = Path(resolve_checkpoint(checkpoint))
+    if directory.is_dir():
+        found = {}
+        for name in ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
+            path = directory / name / "config.json"
+            if path.is_file():
+                found[name] = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in ("transformer", "vae", "text_encoder", "text_encoder_2") if name not in found]
+        if missing:
+            raise UserError(f"backbone.checkpoint: {directory}/{missing[0]} has no config.json")
+        return found
+    published = known["transformer"]
+    if checkpoint not in published:
+        raise UserError(
+            f"backbone.checkpoint: {checkpoint} is no directory here, and what it looks like is not known; known are "
+            f"{', '.join(published)}"
+        )
+    return known | {"transformer": published[checkpoint]}
