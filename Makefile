@@ -34,9 +34,10 @@ lint: $(VENV)/.installed  ## Linter, types, import floors
 	$(BIN)/lint-imports
 	$(BIN)/dgpo schema --check
 
-bench: $(VENV)/.installed  ## Measure what the engine costs beside the model, and how much of scoring hides behind the roll-out
+bench: $(VENV)/.installed  ## Measure what the engine costs, how much of scoring hides, and two processes against one
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/overlap.py
+	$(BIN)/python benchmarks/processes.py
 
 schemas: $(VENV)/.installed  ## Write schemas/json anew
 	$(BIN)/dgpo schema

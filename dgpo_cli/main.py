@@ -32,6 +32,7 @@ COMMANDS = {
     "serve": "dgpo_cli.serve:serve",
     "validate": "dgpo_cli.validate:validate",
     "plan": "dgpo_cli.plan:plan",
+    "bench": "dgpo_cli.bench:bench",
     "plugins": "dgpo_cli.plugins:plugins",
     "schema": "dgpo_cli.schema:schema",
 }

@@ -62,7 +62,11 @@ def plan(
         raise UserError(f"--card: unknown card {card!r}{nearest(card, CARDS)} (known: all, {', '.join(CARDS)})")
     registry = get_registry()
     config = load_run_config(file, overrides or (), registry)
-    fractions = _fractions(measured) if measured is not None else {"roll out": fraction, "optimise": fraction}
+    if measured is not None and card == "all":
+        raise UserError("--measured: that is of one card; name it with --card")
+    fractions = {"roll out": fraction, "optimise": fraction}
+    if measured is not None:
+        fractions = _fractions(measured, CARDS[card].tflops)
 
     from dgpo_core.planning.fit import changed, fitting
     from dgpo_core.planning.plan import Model, make_plan, measure_model
@@ -98,15 +102,15 @@ def plan(
         typer.echo(line)
 
 
-def _fractions(path: Path) -> dict[str, float]:
-    """Verb to the measured share of the ceiling."""
+def _fractions(path: Path, tflops: float) -> dict[str, float]:
+    """Verb to the share of a card's peak that was measured."""
     import json
 
     from dgpo_core.errors import UserError
 
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))["fractions"]
-        return {verb: float(said[verb]) for verb in ("roll out", "optimise")}
+        said = json.loads(path.read_text(encoding="utf-8"))["verbs"]
+        return {verb: float(said[verb]["tflops"]) / tflops for verb in ("roll out", "optimise")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--measured: {path} is not what `dgpo bench --json` writes: {error}") from error
 
@@ -165,14 +169,15 @@ def _lines(
             f"{name:<9} {fits:>5} {seconds['roll out']:>8.1f}s {seconds['optimise']:>8.1f}s {each:>9.1f}s "
             f"{each / 3.6:>8.1f} h {each / 3.6 * hour:>7,.0f} $"
         )
-    shares = ", ".join(f"{value:.0%} in {verb}" for verb, value in fractions.items())
+    shares = " and ".join(f"{value:.0%} in {verb}" for verb, value in fractions.items())
     known = "measured" if measured else "assumed (--fraction, --measured)"
     lines += [
         "",
-        f"Seconds: {shares} of the card's bf16 peak, {known};",
-        "without rewards, evaluation and waiting. Memory: what tensors take. Rewards on",
-        "the card come on top, and what an allocator loses to fragments. On the CPU the",
-        "miniature's training peaks within 2 % of it; no card has been measured.",
+        f"Seconds: {shares} of the card's bf16 peak,",
+        f"{known}; without rewards, evaluation and waiting.",
+        "Memory: what tensors take. Rewards on the card come on top, and what an",
+        "allocator loses to fragments. On the CPU the miniature's training peaks within",
+        "2 % of it; no card has been measured.",
     ]
     return lines
 

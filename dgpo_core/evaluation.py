@@ -19,6 +19,7 @@ from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.groups import mean_pairwise_distance
 from dgpo_core.guards import step_statistics
+from dgpo_core.memory import decoded
 from dgpo_core.processes import Processes, cut
 from dgpo_core.scoring import merged
 from dgpo_core.types import Prompt
@@ -118,7 +119,7 @@ def evaluate(
         with processes.together():
             for rollout in roller.roll_out(prompts, members, draws, view, samples=own):
                 interrupt()
-                media = roller.policy.backbone.decode(rollout.x0)
+                media = decoded(roller.policy.backbone.decode, rollout.x0)
                 scorer.submit(media, rollout.prompts)
                 kept += _first_members(media, rollout.samples, shown, members)
                 compared += _first_members(media, rollout.samples, solved_twice, members)
@@ -148,7 +149,7 @@ def evaluate(
             mine = [i for i in solved_twice if i * members in own]
             for rollout in finer.roller.roll_out([prompts[i] for i in mine], 1, draws, view, places=mine):
                 interrupt()
-                parts.append(finer.roller.policy.backbone.decode(rollout.x0).cpu())
+                parts.append(decoded(finer.roller.policy.backbone.decode, rollout.x0).cpu())
         found = step_statistics(torch.cat(compared), torch.cat(parts)) if mine else {}
         said = processes.everyone({name: statistic.double().tolist() for name, statistic in found.items()})
         for name in next(part for part in said if part):

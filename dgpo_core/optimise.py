@@ -13,7 +13,6 @@ Legend: g groups, G members, B members in a micro-batch, T timesteps.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.draws import Draws
+from dgpo_core.memory import halving
 from dgpo_core.microbatches import Members, MicroBatch, Update, bundles
 from dgpo_core.paths import PathSteps
 from dgpo_core.processes import Processes, shares
@@ -62,6 +62,7 @@ class Optimiser:
         autocast: Callable[[], AbstractContextManager[object]],
         sampler: Sampler | None = None,
         processes: Processes | None = None,
+        tell: Callable[[str], None] = lambda text: None,
         interrupt: Callable[[], None] = lambda: None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
@@ -73,6 +74,8 @@ class Optimiser:
         self.autocast = autocast
         self.sampler = sampler
         self.processes = processes or Processes()
+        self.tell = tell
+        self.micro_batch = config.optimiser.micro_batch or max(config.rollout.group_size, 1)
         # Probabilities of a guided sampler's steps are those of its guided velocity, so that is what is trained.
         self.guidance = config.rollout.guidance if objective.needs_path else 1.0
         self.interrupt = interrupt
@@ -80,7 +83,8 @@ class Optimiser:
         self.updates = 0
         self.members_skipped = 0
         self.members_done = 0
-        self._sums: dict[str, list[Tensor]] = defaultdict(list)
+        self._sums: dict[str, list[Tensor]] = {}
+        self._sums_before: dict[str, list[Tensor]] = {}
         section = self.section
         self.adamw = torch.optim.AdamW(
             list(policy.parameters.values()),
@@ -144,28 +148,41 @@ class Optimiser:
         count = sum(map(len, active))
         self.members_done += count * len(sigmas)
         self.members_skipped += (int(batch.scored[groups.start : groups.stop].sum()) - count) * len(sigmas)
-        total = torch.zeros((), device=self.policy.backbone.device)
         if not count:  # nothing to learn from, in any process
-            return total
+            return torch.zeros((), device=self.policy.backbone.device)
         interrupt = self.interrupt if may_interrupt else lambda: None
         own, spread = self._own(batch, active, groups)
         update = Update(
             batch, groups, own, spread, sigmas, draws, self.conditioning, self._steps(batch),
             self.config.timesteps.shared_noise,
         )  # fmt: skip
-        size = self.section.micro_batch or max(batch.scored.shape[1], 1)
         complete = None
         if self.objective.needs_statistic and any(spread):
-            complete = self._complete(update, size, interrupt)
+            complete = self._complete(update, interrupt)
         with self._noting() as asked:
-            for bundle in bundles(own, size, groups.start):
-                parts = [update.gather(members) for members in bundle]
-                for t in range(len(sigmas)):
-                    interrupt()
-                    batches = [self._at(update, part, t) for part in parts]
-                    total += self._bundle(update, batches, None if complete is None else complete[t])
-                    self.progress(sum(map(len, bundle)))
-        return total if self.processes.count == 1 else self._add_gradients(total, asked)
+            loss = torch.zeros((), device=self.policy.backbone.device)
+            loss = self._halving(lambda size: self._gradient(update, complete, size, interrupt))
+        return loss if self.processes.count == 1 else self._add_gradients(loss, asked)
+
+    def _gradient(self, update: Update, complete: Tensor | None, size: int, interrupt: Callable[[], None]) -> Tensor:
+        """Gradients of this process's members, in micro-batches of `size`; returns their share of the loss."""
+        self.adamw.zero_grad(set_to_none=True)  # of an attempt that ran out of memory
+        self._sums = {name: list(values) for name, values in self._sums_before.items()}
+        total = torch.zeros((), device=self.policy.backbone.device)
+        for bundle in bundles(update.own, size, update.groups.start):
+            parts = [update.gather(members) for members in bundle]
+            for t in range(len(update.sigmas)):
+                interrupt()
+                batches = [self._at(update, part, t) for part in parts]
+                total += self._bundle(update, batches, None if complete is None else complete[t])
+                self.progress(sum(map(len, bundle)))
+        return total
+
+    def _halving(self, work: Callable[[int], Tensor]) -> Tensor:
+        """Work that begins anew with smaller micro-batches when memory runs out; these stay so small."""
+        self._sums_before = {name: list(values) for name, values in self._sums.items()}
+        done, self.micro_batch = halving(work, self.micro_batch, "optimiser.micro_batch", self.tell)
+        return done
 
     def _bundle(self, update: Update, batches: list[MicroBatch], complete: Tensor | None) -> Tensor:
         """Forward and backward of a bundle at one timestep; returns its share of the mean loss of the update.
@@ -199,7 +216,7 @@ class Optimiser:
                 scaled.backward()  # type: ignore[no-untyped-call]
             loss += scaled.detach()
             for name, values in result.metrics.items():
-                self._sums[name].append(values)
+                self._sums.setdefault(name, []).append(values)
         return loss
 
     def _at(self, update: Update, members: Members, t: int) -> MicroBatch:
@@ -260,13 +277,16 @@ class Optimiser:
         ]
         return own, [len(set(ranks)) > 1 for ranks in owners]
 
-    def _complete(self, update: Update, size: int, interrupt: Callable[[], None]) -> Tensor:
+    def _complete(self, update: Update, interrupt: Callable[[], None]) -> Tensor:
         """Statistics [T, groups] of the groups that are spread over processes, in one reduction; nan of the others."""
         weight = next(iter(self.policy.parameters.values()))
         far = torch.tensor(update.spread, device=weight.device)
-        table = torch.zeros(len(update.sigmas), len(far), device=weight.device, dtype=weight.dtype)
         some = [members if it else [] for members, it in zip(update.own, update.spread, strict=True)]
-        with self._noting() as asked, torch.no_grad():
+        nothing = torch.zeros(len(update.sigmas), len(far), device=weight.device, dtype=weight.dtype)
+
+        @torch.no_grad()
+        def statistics(size: int) -> Tensor:
+            table = nothing.clone()
             for bundle in bundles(some, size, update.groups.start):
                 for part in map(update.gather, bundle):
                     of_group = (part.group == torch.arange(len(far), device=weight.device)[:, None]).to(table.dtype)
@@ -274,7 +294,12 @@ class Optimiser:
                         interrupt()
                         b = self._at(update, part, t)
                         table[t] += of_group @ self.objective.statistic(b.predictions(self._velocity(b))).to(table)
-        return self._added([table], asked)[0].masked_fill(~far, torch.nan)
+            return table
+
+        found = nothing
+        with self._noting() as asked:
+            found = self._halving(statistics)
+        return self._added([found], asked)[0].masked_fill(~far, torch.nan)
 
     def _add_gradients(self, loss: Tensor, asked: list[bool]) -> Tensor:
         """Give every process the sum of all processes' gradients; returns the sum of their losses."""

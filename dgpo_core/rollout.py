@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.draws import Draws, normal_rows
+from dgpo_core.memory import halving
 from dgpo_core.types import Conditioning, Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Roller:
         guidance: float,
         micro_batch: int | None,
         autocast: Callable[[], AbstractContextManager[object]],
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.policy = policy
         self.sampler = sampler
@@ -45,6 +47,7 @@ class Roller:
         self.guidance = guidance
         self.micro_batch = micro_batch
         self.autocast = autocast
+        self.tell = tell
 
     def roll_out(
         self,
@@ -68,14 +71,22 @@ class Roller:
             return
         rows = self.conditioning([prompts[g].text for g in here])
         row = {g: k for k, g in enumerate(here)}
-        size = self.micro_batch or len(chosen)
-        for start in range(0, len(chosen), size):
-            flat = chosen[start : start + size]
+        start, size = 0, self.micro_batch or len(chosen)
+
+        def draw(count: int) -> Rollout:
+            flat = chosen[start : start + count]
             index = torch.tensor([row[i // members] for i in flat], device=self.device)
             keys = [draws.at(places[i // members] if places else i // members, i % members) for i in flat]
-            yield self._micro_batch(
+            return self._micro_batch(
                 rows.rows(index), keys, [prompts[i // members] for i in flat], flat, view, keep_path
             )
+
+        while start < len(chosen):
+            drawn, fits = halving(draw, min(size, len(chosen) - start), "rollout.micro_batch", self.tell)
+            if fits < min(size, len(chosen) - start):
+                self.micro_batch = size = fits
+            start += len(drawn.samples)
+            yield drawn
 
     @torch.no_grad()
     def _micro_batch(

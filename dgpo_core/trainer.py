@@ -17,6 +17,7 @@ from dgpo_core.evaluation import Finer, evaluate
 from dgpo_core.groups import informative, weigh
 from dgpo_core.guards import alarms
 from dgpo_core.hookspecs import RunInfo
+from dgpo_core.memory import TooLittleMemoryError, decoded
 from dgpo_core.metrics import evaluation_values, flat, metrics_record, prompt_scores, timing_record
 from dgpo_core.optimise import Optimiser, UpdateResult
 from dgpo_core.pictures import write_pictures
@@ -158,6 +159,8 @@ class Trainer:
             self._save_if_behind()
             self.progress.note(f"stopped after iteration {self.iteration}; continue with --resume")
             return "interrupted"
+        except TooLittleMemoryError as error:
+            raise TooLittleMemoryError(f"{error}; {self._save_what_is_whole()}") from error
         except ProcessLostError as error:
             raise ProcessLostError(f"{error}; {self._save_what_is_whole()}; continue with --resume") from error
         self._save_if_behind()
@@ -255,7 +258,7 @@ class Trainer:
                     prompts, rollout.group_size, draws, view, samples=own, keep_path=keep_path
                 ):
                     self.stop.check()
-                    scorer.submit(self.engine.backbone.decode(sampled.x0), sampled.prompts)
+                    scorer.submit(decoded(self.engine.backbone.decode, sampled.x0), sampled.prompts)
                     rollouts.append(sampled)
                     self.progress.phase("roll out", sum(len(r.samples) for r in rollouts), len(own))
             with self._timed("wait_for_scores"):
@@ -477,6 +480,8 @@ class Trainer:
         self.roller = engine.roller()
         self.evaluation_roller = engine.evaluation_roller()
         self.finer = Finer.of(engine)
+        for roller in (self.roller, self.evaluation_roller, *([self.finer.roller] if self.finer else [])):
+            roller.tell = self.progress.note
         self.optimiser = Optimiser(
             config,
             engine.policy,
@@ -485,6 +490,7 @@ class Trainer:
             autocast=engine.runtime.autocast,
             sampler=engine.sampler,
             processes=self.processes,
+            tell=self.progress.note,
             interrupt=self.stop.check,
             progress=self._optimise_progress,
         )

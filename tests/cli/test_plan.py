@@ -1,0 +1,144 @@
+"""`dgpo plan` and `dgpo bench`: what they print, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import dgpo_core.planning.plan
+import dgpo_core.registry as registry_module
+from dgpo_cli.bench import _miniature
+from dgpo_cli.main import main
+from dgpo_core.registry import Registry
+from dgpo_core.testing.toy import run_data
+from dgpo_schemas.run import RunConfig
+
+Run = Callable[..., "Outcome"]
+SMALL = ["--set", "rollout.groups=2", "--set", "rollout.steps=2", "--set", "rollout.group_size=2"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[bool, Any]:
+    """The miniature is measured once."""
+    return {}
+
+
+@pytest.fixture
+def run(
+    models: dict[bool, Any], registry: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """The command line with everything that is installed, and the toy parts."""
+    monkeypatch.setattr(registry_module, "get_registry", lambda: registry)
+
+    measure = dgpo_core.planning.plan.measure_model
+
+    def once(config: RunConfig, registry: Registry) -> Any:
+        kind = config.backbone.gradient_checkpointing
+        if config.backbone.use != "sd3" or kind not in models:
+            models[kind] = measure(config, registry)
+        return models[kind]
+
+    monkeypatch.setattr(dgpo_core.planning.plan, "measure_model", once)
+
+    def call(*arguments: str) -> Outcome:
+        with pytest.raises(SystemExit) as caught:
+            main(list(arguments))
+        said = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), said.out, said.err)
+
+    return call
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    return str(_miniature(tmp_path))
+
+
+def test_a_plan_in_words(run: Run, file: str) -> None:
+    found = run("plan", file, "--card", "all", "--processes", "2", "--price", "2")
+    assert found.code == 0, found.err
+    assert "bench: 96 samples an iteration, on 2 cards" in found.out
+    for word in (
+        "text encoders",
+        "roll out",
+        "decode",
+        "optimise",
+        "h200",
+        "rtx4090",
+        "assumed (--fraction, --measured)",
+    ):
+        assert word in found.out
+    assert max(map(len, found.out.splitlines())) <= 80, "it fits a terminal"
+
+
+def test_a_plan_as_data_with_measured_shares(run: Run, file: str, tmp_path: Path) -> None:
+    measured = tmp_path / "bench.json"
+    measured.write_text(json.dumps({"verbs": {"roll out": {"tflops": 98.9}, "optimise": {"tflops": 494.5}}}))
+    plain, better = (
+        json.loads(run("plan", file, "--json", "--card", "h100", "--fraction", "0.5", *more).out)
+        for more in ([], ["--measured", str(measured)])
+    )
+    assert better["fractions"] == pytest.approx({"roll out": 0.1, "optimise": 0.5})
+    assert better["operations"] == plain["operations"]
+    seconds = [one["cards"]["h100"]["seconds"] for one in (plain, better)]
+    assert seconds[1]["roll out"] == pytest.approx(5 * seconds[0]["roll out"])
+    assert plain["operations"]["optimise"] / (989e12 * 0.5) == pytest.approx(seconds[0]["optimise"])
+    each = sum(seconds[0].values())
+    assert plain["cards"]["h100"]["usd_per_1000_iterations"] == pytest.approx(each * 1000 / 3600 * 2.5)
+
+
+def test_settings_that_make_it_fit(run: Run, file: str) -> None:
+    found = run("plan", file, "--fit", "1", "--json")
+    assert json.loads(found.out)["changes"] == {}
+    peaks = json.loads(found.out)["peak_bytes"]
+    assert max(peaks.values()) < 2**30
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--card", "h20"], "--card: unknown card 'h20'; did you mean h200? (known: all, h200,"),
+        (["--measured", "none.json"], "--measured: none.json is not what `dgpo bench --json` writes"),
+        (["--card", "all", "--measured", "none.json"], "--measured: that is of one card; name it with --card"),
+    ],
+)
+def test_mistakes(options: list[str], complaint: str, run: Run, file: str) -> None:
+    found = run("plan", file, *options)
+    assert found.code == 2
+    assert complaint in found.err
+
+
+def test_a_bench(run: Run, tmp_path: Path) -> None:
+    found = run("bench", "--iterations", "1", "--json", *SMALL)
+    assert found.code == 0, found.err
+    said = json.loads(found.out)
+    assert said["samples"] == 4
+    assert list(said["verbs"]) == ["roll out", "score", "weigh", "optimise"]
+    for verb in ("roll out", "optimise"):
+        row = said["verbs"][verb]
+        assert row["samples_per_second"] == pytest.approx(4 / row["seconds"])
+        assert row["fraction"] == pytest.approx(row["tflops"] / said["ceiling_tflops"])
+    planned = json.loads(run("plan", str(_miniature(tmp_path)), "--json", *SMALL).out)
+    row = said["verbs"]["optimise"]
+    assert row["tflops"] * row["seconds"] * 1e12 == pytest.approx(planned["operations"]["optimise"])
+
+
+def test_a_bench_of_a_backbone_without_a_sketch(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_data(tmp_path)))
+    found = run("bench", str(tmp_path / "run.yaml"), "--iterations", "1")
+    assert found.code == 0, found.err
+    assert "operations are not known: the backbone does not say what it looks like" in found.out
+    assert not (tmp_path / "toy").exists()

@@ -1,0 +1,130 @@
+"""A device that runs out of memory: halves give the same, are told of once, and one that is too small ends the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dgpo_core.checkpoint import load
+from dgpo_core.errors import UserError
+from dgpo_core.memory import TooLittleMemoryError, decoded, halving
+from dgpo_core.progress import Silent
+from dgpo_core.registry import Registry
+from dgpo_core.testing.toy import ToyBackbone
+from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.types import Conditioning
+from dgpo_schemas.run import RunConfig
+
+Make = Callable[..., RunConfig]
+DOUBLE = {"options": {"double": True}}
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the toy model run out of memory beyond so many samples."""
+    velocity, decode = ToyBackbone.velocity, ToyBackbone.decode
+
+    def limit(forward: int = 100, backward: int = 100, pictures: int = 100) -> None:
+        def tight(self: ToyBackbone, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+            if len(x) > (backward if torch.is_grad_enabled() else forward):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return velocity(self, x, sigma, conditioning)
+
+        def small(self: ToyBackbone, x0: Tensor) -> Tensor:
+            if len(x0) > pictures:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return decode(self, x0)
+
+        monkeypatch.setattr(ToyBackbone, "velocity", tight)
+        monkeypatch.setattr(ToyBackbone, "decode", small)
+
+    return limit
+
+
+def weights(config: RunConfig) -> dict[str, Tensor]:
+    return load(sorted((run_path(config) / "checkpoints").iterdir())[-1]).weights
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({"forward": 5}, ["rollout.micro_batch: 4`", "optimiser.micro_batch: 4`"]),
+        ({"backward": 3}, ["optimiser.micro_batch: 2`"]),
+        ({"backward": 1}, ["optimiser.micro_batch: 4`", "optimiser.micro_batch: 2`", "optimiser.micro_batch: 1`"]),
+        ({"pictures": 3}, []),
+    ],
+)
+def test_the_same_result_in_halves(
+    limits: dict[str, int], told: list[str], make_config: Make, registry: Registry, room: Callable[..., None]
+) -> None:
+    sections = {"backbone": DOUBLE, "objective": {"kl": 0.02}, "optimiser": {"micro_batch": 8, "learning_rate": 0.01}}
+    whole = make_config(run={"name": "whole"}, **sections)
+    Trainer(whole, registry).train()
+    halved, notes = make_config(run={"name": "halved"}, **sections), Notes()
+    room(**limits)
+    assert Trainer(halved, registry, progress=notes).train() == "finished"
+    found, wanted = weights(halved), weights(whole)
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-12
+    said = [line for line in notes.told if "out of memory" in line]
+    for word in told:
+        assert sum(word in line for line in said) == 1, said
+    for name in ("metrics.jsonl",):
+        lines = [(run_path(c) / name).read_text().count("\n") for c in (whole, halved)]
+        assert lines[0] == lines[1]
+
+
+def test_members_are_not_counted_twice(make_config: Make, registry: Registry, room: Callable[..., None]) -> None:
+    """The means of the log are of the attempt that succeeded."""
+    import json
+
+    whole, halved = (make_config(run={"name": name}, backbone=DOUBLE) for name in ("whole", "halved"))
+    Trainer(whole, registry).train()
+    room(backward=2)
+    Trainer(halved, registry).train()
+    for a, b in zip(*((run_path(c) / "metrics.jsonl").read_text().splitlines() for c in (whole, halved)), strict=True):
+        one, two = json.loads(a), json.loads(b)
+        assert one["optimised_members"] == two["optimised_members"]
+        assert one["dsm"] == pytest.approx(two["dsm"], rel=1e-12)
+        assert one["kl"] == pytest.approx(two["kl"], rel=1e-9, abs=1e-15)
+
+
+def test_a_sample_that_does_not_fit_ends_the_run_with_its_state_saved(
+    make_config: Make, registry: Registry, room: Callable[..., None], tmp_path: Path
+) -> None:
+    config = make_config(checkpoints={"every": 100})
+    trainer = Trainer(config, registry)
+    trainer.train(max_iterations=2)
+    room(backward=0)
+    with pytest.raises(
+        UserError, match=r"optimiser\.micro_batch: the device runs out of memory with a single sample"
+    ) as e:
+        Trainer(config, registry).train(resume=True)
+    assert "the state after iteration 2 is saved" in str(e.value)
+
+
+def test_decoding_a_single_latent_that_does_not_fit() -> None:
+    def never(x0: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("no")
+
+    with pytest.raises(TooLittleMemoryError, match=r"decoding: .* with a single sample"):
+        decoded(never, torch.zeros(4, 1))
+
+
+def test_other_errors_are_not_caught() -> None:
+    def broken(size: int) -> int:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        halving(broken, 8, "x", lambda text: None)
