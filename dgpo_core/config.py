@@ -52,6 +52,7 @@ _SHORT_FORM_IS_FILE = "prompts"
 """Kind whose short form, a text, is a file and not a name."""
 
 MAY_DIFFER = (
+    "run.process_timeout",
     "run.output",
     "run.iterations",
     "rollout.micro_batch",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
 
 __all__ = ["Runtime", "choose_device"]
+
+log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -61,10 +64,11 @@ class Runtime:
     def start_trackers(self) -> None:
         """Open the trackers. From here on they write, so this comes when all else has been checked."""
         if self._trackers:
-            self._accelerator = Accelerator(
-                cpu=self.device.type == "cpu", log_with=self._trackers, project_dir=str(self._directory)
-            )
-            self._accelerator.init_trackers(self.config.logging.project)
+            with self._trackers_may_fail():
+                self._accelerator = Accelerator(
+                    cpu=self.device.type == "cpu", log_with=self._trackers, project_dir=str(self._directory)
+                )
+                self._accelerator.init_trackers(self.config.logging.project)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision as configured; accelerate is not needed for one process."""
@@ -73,7 +77,21 @@ class Runtime:
     def track(self, values: Mapping[str, Any], step: int) -> None:
         """Send flat numbers to the trackers."""
         if self._accelerator is not None:
-            self._accelerator.log(dict(values), step=step)
+            with self._trackers_may_fail():
+                self._accelerator.log(dict(values), step=step)
+
+    @contextmanager
+    def _trackers_may_fail(self) -> Iterator[None]:
+        """A tracker that raises (its server is gone, its disk is full) is told of once and no longer asked: what it
+        shows is in the run's own logs."""
+        try:
+            yield
+        except Exception as error:
+            self._accelerator = None
+            log.warning(
+                "logging.trackers: %s failed and is switched off, the run goes on: %s: %s",
+                ", ".join(self._trackers), type(error).__name__, error,
+            )  # fmt: skip
 
     def peak_memory(self) -> int:
         """Bytes: largest allocation on the card since the start, or the largest resident size of the process."""
@@ -93,7 +111,8 @@ class Runtime:
         """Finish the trackers, and part from the other processes."""
         try:
             if self._accelerator is not None:
-                self._accelerator.end_training()
+                with self._trackers_may_fail():
+                    self._accelerator.end_training()
         finally:
             self.processes.leave()
 

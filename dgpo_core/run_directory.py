@@ -30,6 +30,7 @@ from dgpo_core.config import differing_keys, load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.files import append_json, keep_json_lines, read_json_lines, recover, why_not_writable, write_text
 from dgpo_schemas.loading import dump_yaml
+from dgpo_schemas.problems import ConfigError
 from dgpo_schemas.run import RunConfig
 
 if TYPE_CHECKING:
@@ -61,10 +62,11 @@ class RunDirectory:
         """The resolved configuration."""
         return self.path / "config.yaml"
 
-    def claim(self, config: RunConfig, *, resume: bool, make: bool) -> None:
+    def claim(self, config: RunConfig, *, resume: bool, make: bool, registry: Registry | None = None) -> None:
         """Lock the directory for a run; refuse to continue one by accident, or with another configuration.
 
-        A directory that is not there yet is only looked at, unless `make` is set. Raises UserError.
+        A directory that is not there yet is only looked at, unless `make` is set. registry: to know the defaults of
+        options that plugins did not have yet when the run started. Raises UserError.
         """
         if resume and not self.config_path.exists():
             raise UserError(f"{self.path}: nothing to resume here; start the run without --resume")
@@ -86,7 +88,8 @@ class RunDirectory:
                 "another run.name, or move the directory"
             )
         if resume:
-            differing = differing_keys(read_config(self.path), config)
+            saved_as = (read_config(self.path), *_with_defaults(self.path, registry))
+            differing = min((differing_keys(one, config) for one in saved_as), key=len)
             if differing:
                 raise UserError(
                     f"{self.path}: cannot resume with another configuration; these differ:\n  " + "\n  ".join(differing)
@@ -194,6 +197,13 @@ class RunDirectory:
         """Drop what the logs say of later iterations: they will be computed again."""
         for log, needed in LOGS.items():
             keep_json_lines(self.path / log, iteration, needed)
+
+
+def _with_defaults(path: Path, registry: Registry | None) -> list[RunConfig]:
+    """The saved configuration as today's plugins understand it, if they do."""
+    with contextlib.suppress(UserError, ConfigError):
+        return [] if registry is None else [load_run_config(path / "config.yaml", registry=registry)]
+    return []
 
 
 def read_config(path: Path) -> RunConfig:

@@ -400,10 +400,10 @@ class Trainer:
         A new run's directory is made last: a mistake in the run file leaves nothing behind.
         """
         engine, config = self.engine, self.config
-        self.directory.claim(config, resume=resume, make=False)
+        self.directory.claim(config, resume=resume, make=False, registry=self.registry)
         checkpoint = self.directory.checkpoints.newest() if resume and self.processes.main else None
         self.build()
-        self.directory.claim(config, resume=resume, make=True)
+        self.directory.claim(config, resume=resume, make=True, registry=self.registry)
         prompts = {
             split: {"count": len(found), "sha256": digest(found)}
             for split, found in (("train", engine.train_prompts), ("heldout", engine.heldout_prompts))

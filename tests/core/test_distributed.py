@@ -144,3 +144,22 @@ def test_a_tracker_that_is_not_installed(
 
 def _nothing(name: str, *_: Any) -> None:
     return None
+
+
+@pytest.mark.parametrize("where", ["init_trackers", "log", "end_training"])
+def test_a_tracker_that_raises_is_told_of_once(
+    where: str, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*arguments: Any, **keywords: Any) -> None:
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr(f"accelerate.Accelerator.{where}", broken)
+    runtime = Runtime(make_config(logging={"trackers": ["tensorboard"]}), tmp_path)
+    runtime.start_trackers()
+    for step in (1, 2):
+        runtime.track({"x": 1.0}, step)
+    runtime.close()
+    told = [record.getMessage() for record in caplog.records if record.name == "dgpo_core.distributed"]
+    assert told == [
+        "logging.trackers: tensorboard failed and is switched off, the run goes on: ConnectionError: the server is gone"
+    ]

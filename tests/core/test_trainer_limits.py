@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dgpo_core.trainer as module
-from dgpo_core.errors import RunStopped
+from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.registry import Registry
 from dgpo_core.stopping import StopRequest, limit_reached
 from dgpo_core.trainer import Trainer, run_path
@@ -160,3 +160,22 @@ def test_scores_by_prompt_make_up_the_records(make_config: Make, registry: Regis
                     for task in ("even", "odd")
                 ]
                 assert np.mean(by_task) == pytest.approx(line["value"], abs=1e-12)
+
+
+def test_an_option_that_a_plugin_has_got_since_is_no_other_configuration(make_config: Make, registry: Registry) -> None:
+    """Its default is what the run has had all along; another value is not."""
+    from dgpo_core.config import load_run_config
+    from dgpo_schemas.loading import dump_yaml
+
+    first = Trainer(make_config(), registry)
+    first.train(max_iterations=1)
+    file = first.directory.config_path
+    today = load_run_config(file, registry=registry)
+    assert today.backbone.options == {"double": False}
+    before = today.model_dump(mode="json")
+    before["backbone"]["options"] = {}
+    file.write_text(dump_yaml(before))
+    other = load_run_config(file, ["backbone.options.double=true"], registry)
+    with pytest.raises(UserError, match=r"backbone\.options\.double: false when it started, true now"):
+        Trainer(other, registry).train(resume=True)
+    assert Trainer(today, registry).train(resume=True) == "finished"
