@@ -24,7 +24,7 @@ def seconds(file: Path, directory: Path, processes: int, iterations: int, turn: 
     name = f"p{processes}-{turn}"
     settings = {
         "run.output": directory, "run.name": name, "run.threads": 1, "run.iterations": iterations + 1,
-        "evaluation.at_start": "false", "evaluation.every": 0, "evaluation.prompts": 2, "prompts.heldout": "null",
+        "evaluation.at_start": "false", "evaluation.every": 0, "prompts.heldout.limit": 2,
     }  # fmt: skip
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "dgpo_cli", "train", str(file), "--quiet", "--processes", str(processes), *words]
