@@ -26,17 +26,21 @@ __all__ = ["SD3Sketch"]
 
 
 class SD3Sketch(SD3Backbone):
-    """The backbone's shapes, types and operations; nothing it computes has values."""
+    """The backbone's shapes, types and operations; nothing it computes has values.
 
-    def __init__(self, section: BackboneSection, options: SD3Options) -> None:
-        super().__init__(section, options, device=torch.device("meta"))
+    On another device than meta its weights are random and its prompts zeros: for measuring what a card can do where no
+    weights are to be had.
+    """
+
+    def __init__(self, section: BackboneSection, options: SD3Options, *, device: torch.device | None = None) -> None:
+        super().__init__(section, options, device=torch.device("meta") if device is None else device)
 
     def _load(self, section: BackboneSection, options: SD3Options) -> Any:
         configs = _configurations(section.checkpoint)
         self._clip_tokens = configs["text_encoder"].get("max_position_embeddings", 77)
         t5 = options.text_length > 0 and not options.drop_t5 and "text_encoder_3" in configs
         dtype = getattr(torch, section.dtype)
-        with torch.device("meta"), quiet():
+        with self.device, quiet():
             clip = [
                 transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**configs[name]))
                 for name in ("text_encoder", "text_encoder_2")
