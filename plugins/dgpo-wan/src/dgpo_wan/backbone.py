@@ -47,7 +47,7 @@ class WanBackbone(Backbone):
 
     def __init__(self, section: BackboneSection, options: WanOptions, *, device: torch.device) -> None:
         super().__init__(section, options, device=device)
-        self._pipeline: Any = load_wan(section, options)
+        self._pipeline: Any = self._load(section, options)
         self._vae = self._pipeline.vae
         experts = [self._pipeline.transformer, self._pipeline.transformer_2]
         if experts[1] is not None and options.expert == "low":
@@ -70,6 +70,22 @@ class WanBackbone(Backbone):
                 if expert is not None:
                     expert.compile()  # in place: parameters keep their names
         self._trainable = {n: p for n, p in self._transformer.named_parameters() if p.requires_grad}
+
+    def _load(self, section: BackboneSection, options: WanOptions) -> Any:
+        return load_wan(section, options)
+
+    @classmethod
+    def sketch(cls, section: BackboneSection, options: WanOptions) -> WanBackbone:
+        """The model without its weights; from a directory's configuration files, or a published model's name."""
+        from dgpo_wan.sketch import WanSketch
+
+        return WanSketch(section, options)
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The transformers, the autoencoder and the text encoder."""
+        other = {} if self._other is None else {"other transformer": self._other}
+        text = {"autoencoder": self._vae, "text encoder": self._pipeline.text_encoder}
+        return {"transformer": self._transformer, **other, **text}
 
     @property
     def module(self) -> nn.Module:

@@ -1,0 +1,57 @@
+"""The sketch against the real thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgpo_core.errors import UserError
+from dgpo_schemas.run import BackboneSection
+from dgpo_sd3.backbone import SD3Backbone
+from dgpo_sd3.options import SD3Options
+from dgpo_sd3.testing import make_tiny_checkpoint
+
+
+def section(checkpoint: object) -> BackboneSection:
+    return BackboneSection.model_validate(
+        {"use": "sd3", "checkpoint": str(checkpoint), "lora": {"rank": 4, "alpha": 4}}
+    )
+
+
+@pytest.mark.parametrize("t5", [False, True])
+def test_it_has_the_shapes_of_the_real_thing(t5: bool, tmp_path: Path) -> None:
+    checkpoint = make_tiny_checkpoint(tmp_path / "tiny", t5=t5)
+    options = SD3Options(text_length=8 if t5 else 0)
+    real = SD3Backbone(section(checkpoint), options, device=torch.device("cpu"))
+    sketch = SD3Backbone.sketch(section(checkpoint), options)
+    for name, module in real.parts().items():
+        found = {n: (p.shape, p.dtype) for n, p in sketch.parts()[name].named_parameters()}
+        assert found == {n: (p.shape, p.dtype) for n, p in module.named_parameters()}, name
+    assert all(p.device.type == "meta" for p in sketch.module.parameters())
+    assert sketch.latent_shape(64, 64) == real.latent_shape(64, 64)
+    one, two = (b.encode(["a", "b"]).tensors for b in (real, sketch))
+    assert {n: (t.shape, t.dtype) for n, t in one.items()} == {n: (t.shape, t.dtype) for n, t in two.items()}
+
+
+def test_offloaded_text_encoders_are_no_part_of_what_stays(tmp_path: Path) -> None:
+    checkpoint = make_tiny_checkpoint(tmp_path / "tiny")
+    here, away = (
+        SD3Backbone(section(checkpoint), SD3Options(text_length=0, offload_text=offload), device=torch.device("cpu"))
+        for offload in (False, True)
+    )
+    assert set(here.parts()) - set(away.parts()) == {"text encoders"}
+    assert not here.visitors()
+    assert set(away.visitors()) == {"text encoders"}
+    with away.encoding():
+        found = away.encode(["a red circle"])
+    for name, tensor in here.encode(["a red circle"]).tensors.items():
+        assert torch.equal(found.tensors[name], tensor)
+
+
+def test_parts_that_are_missing(tmp_path: Path) -> None:
+    checkpoint = make_tiny_checkpoint(tmp_path / "tiny")
+    (checkpoint / "vae" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"/vae has no config\.json"):
+        SD3Backbone.sketch(section(checkpoint), SD3Options(text_length=0))

@@ -1,0 +1,78 @@
+"""Wan without its weights: what its configuration files say, on torch's meta device, for `dgpo plan`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+
+from dgpo_core.errors import UserError
+from dgpo_core.types import Conditioning
+from dgpo_core.weights import resolve_checkpoint
+from dgpo_wan.backbone import WanBackbone
+from dgpo_wan.libraries import WanPipeline, quiet
+
+if TYPE_CHECKING:
+    from dgpo_schemas.run import BackboneSection
+    from dgpo_wan.options import WanOptions
+
+__all__ = ["WanSketch"]
+
+
+class WanSketch(WanBackbone):
+    """The backbone's shapes, types and operations; nothing it computes has values."""
+
+    def __init__(self, section: BackboneSection, options: WanOptions) -> None:
+        super().__init__(section, options, device=torch.device("meta"))
+
+    def _load(self, section: BackboneSection, options: WanOptions) -> Any:
+        configs = _configurations(section.checkpoint)
+        dtype = getattr(torch, section.dtype)
+        with self.device, quiet():
+            transformer = WanTransformer3DModel.from_config(configs["transformer"])
+            other = configs.get("transformer_2")
+            return WanPipeline(
+                transformer=transformer.to(torch.float32 if section.train == "full" else dtype),
+                transformer_2=None if other is None else WanTransformer3DModel.from_config(other).to(dtype),
+                vae=AutoencoderKLWan.from_config(configs["vae"]),
+                text_encoder=transformers.UMT5EncoderModel(transformers.UMT5Config(**configs["text_encoder"])).to(
+                    dtype
+                ),
+                scheduler=FlowMatchEulerDiscreteScheduler(),
+                tokenizer=None,
+                boundary_ratio=0.875 if other is not None else None,
+            )
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """Rows of the shape that prompts have; without values, on the device of the module."""
+        shape = (len(texts), self.options.text_length, self._transformer.config.text_dim)
+        device = next(self._transformer.parameters()).device
+        return Conditioning({"prompt_embeds": torch.zeros(shape, dtype=self._dtype, device=device)})
+
+
+def _configurations(checkpoint: str) -> dict[str, dict[str, Any]]:
+    """Part to configuration: those of a directory, or of a published model that this plugin knows by name."""
+    known = json.loads(files("dgpo_wan").joinpath("architectures.json").read_text(encoding="utf-8"))
+    shared = {name: known.pop(name) for name in ("text_encoder", "vae")}
+    directory = Path(resolve_checkpoint(checkpoint))
+    if directory.is_dir():
+        found = {
+            path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted(directory.glob("*/config.json"))
+        }
+        missing = [name for name in ("transformer", "vae", "text_encoder") if name not in found]
+        if missing:
+            raise UserError(f"backbone.checkpoint: {directory}/{missing[0]} has no config.json")
+        return found
+    if checkpoint not in known:
+        raise UserError(
+            f"backbone.checkpoint: {checkpoint} is no directory here, and what it looks like is not known; known are "
+            f"{', '.join(known)}"
+        )
+    return shared | known[checkpoint]

@@ -1,0 +1,51 @@
+"""The sketch against the real thing, and against what is published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgpo_core.errors import UserError
+from dgpo_schemas.run import BackboneSection
+from dgpo_wan.backbone import WanBackbone
+from dgpo_wan.options import WanOptions
+from dgpo_wan.testing import make_tiny_checkpoint
+
+
+def section(checkpoint: object) -> BackboneSection:
+    return BackboneSection.model_validate(
+        {"use": "wan", "checkpoint": str(checkpoint), "lora": {"rank": 4, "alpha": 4}}
+    )
+
+
+def test_it_has_the_shapes_of_the_real_thing(tmp_path: Path) -> None:
+    checkpoint = make_tiny_checkpoint(tmp_path / "tiny")
+    options = WanOptions(frames=5, text_length=8)
+    real = WanBackbone(section(checkpoint), options, device=torch.device("cpu"))
+    sketch = WanBackbone.sketch(section(checkpoint), options)
+    for name, module in real.parts().items():
+        found = {n: (p.shape, p.dtype) for n, p in sketch.parts()[name].named_parameters()}
+        wanted = {n: (p.shape, p.dtype) for n, p in module.named_parameters()}
+        assert found == wanted, name
+    assert all(p.device.type == "meta" for p in sketch.module.parameters())
+    assert sketch.latent_shape(64, 64) == real.latent_shape(64, 64)
+    one, two = (b.encode(["a", "b"]).tensors["prompt_embeds"] for b in (real, sketch))
+    assert (one.shape, one.dtype) == (two.shape, two.dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 1.42), ("Wan-AI/Wan2.1-T2V-14B-Diffusers", 14.29)]
+)
+def test_published_models_have_their_size(name: str, billions: float) -> None:
+    """1.42 and 14.3 thousand million parameters."""
+    sketch = WanBackbone.sketch(section(name), WanOptions())
+    trained = {id(p) for p in sketch.trainable().values()}
+    count = sum(p.numel() for p in sketch.module.parameters() if id(p) not in trained)
+    assert count / 1e9 == pytest.approx(billions, abs=0.01)
+
+
+def test_a_name_that_is_not_known() -> None:
+    with pytest.raises(UserError, match="a/b is no directory here, and what it looks like is not known; known are"):
+        WanBackbone.sketch(section("a/b"), WanOptions())
