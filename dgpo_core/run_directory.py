@@ -176,7 +176,19 @@ class RunDirectory:
         append_json(self.path / log, *records)
 
     def read(self, log: str) -> list[dict[str, Any]]:
-        """All records of a log; a line that was cut off or damaged is left out."""
+        """All lines of a log; a line cut off by a crash is left out."""
+        path = self.path / log
+        records = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+        return records
+
+    def sound(self, log: str) -> list[dict[str, Any]]:
+        """The records of a log that have what a run needs to go on; damaged ones are left out."""
         return [record for _, record in read_json_lines(self.path / log, LOGS[log])[0]]
 
     def write_scores(self, scores: PromptScores) -> None:

@@ -430,7 +430,7 @@ class Trainer:
             self.engine.check_weights(checkpoint.path, weights)
             manifest = checkpoint.manifest
             self.directory.rewind(manifest.iteration)
-            logs = {name: self.directory.read(f"{name}.jsonl") for name in ("timings", "evaluations")}
+            logs = {name: self.directory.sound(f"{name}.jsonl") for name in ("timings", "evaluations")}
             if self.directory.checkpoints.set_aside_after(manifest.iteration):
                 self.progress.note(f"the newest checkpoint is damaged; continuing from iteration {manifest.iteration}")
             said: dict[str, Any] = {"manifest": manifest.model_dump(mode="json"), **logs}

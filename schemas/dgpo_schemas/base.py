@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -19,9 +19,16 @@ def _number_not_bool(value: Any) -> Any:
     return value
 
 
+def _machine_sized(value: int) -> int:
+    """Refuse numbers that no library takes: they would end in a traceback somewhere below."""
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"must be {'at most' if value > 0 else 'at least'} {'' if value > 0 else '-'}2**63")
+    return value
+
+
 # YAML 1.1 reads `3e-4` as text; pydantic's lax mode turns numeric text into the number that was meant.
 Float = Annotated[float, BeforeValidator(_number_not_bool), Field(allow_inf_nan=False)]
-Int = Annotated[int, BeforeValidator(_number_not_bool), Field(ge=-(2**63), le=2**63 - 1)]
+Int = Annotated[int, BeforeValidator(_number_not_bool), AfterValidator(_machine_sized)]
 
 
 class StrictModel(BaseModel):

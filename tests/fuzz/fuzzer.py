@@ -18,8 +18,9 @@ from types import FrameType
 
 import yaml
 
+import dgpo_core.registry as registry_module
 from dgpo_cli.main import main
-from dgpo_core.registry import get_registry
+from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import plugin, run_data
 from tests.fuzz.mutations import mutated
 
@@ -59,8 +60,6 @@ class Hangs(Exception):
 
 def kinds() -> list[Kind]:
     """Run files that are checked, small runs that are tried out, ablations, and files of other commands."""
-    with contextlib.suppress(ValueError):  # registered already
-        get_registry().register(plugin, distribution="toy")
 
     def read(*patterns: str) -> list[bytes]:
         return [path.read_bytes() for pattern in patterns for path in sorted(ROOT.glob(pattern))]
@@ -86,7 +85,10 @@ def kinds() -> list[Kind]:
 def run(cases: int, seed: int) -> Iterator[Findings]:
     """Case after case; the same findings object, grown, after each."""
     findings, every = Findings(), kinds()
-    before = Path.cwd()
+    before, installed = Path.cwd(), registry_module.get_registry
+    known = Registry()
+    known.register(plugin, distribution="toy")
+    registry_module.get_registry = lambda: known  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
         for name in ("examples", "experiments", "plugins"):  # what the documents refer to
@@ -106,6 +108,7 @@ def run(cases: int, seed: int) -> Iterator[Findings]:
                 yield findings
         finally:
             os.chdir(before)
+            registry_module.get_registry = installed
 
 
 def _outcome(kind: Kind, raw: bytes) -> tuple[str, str]:
