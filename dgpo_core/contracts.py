@@ -8,7 +8,7 @@ that the plugin declared.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -110,6 +110,11 @@ class Backbone(ABC):
         """Everything that stays on the device, by names for people. By default the module alone."""
         return {"model": self.module}
 
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        """The parts of `module` that run one after the other, each called once a pass: with `run.shard` the weights of
+        one of them at a time are gathered. By default the members of its outermost ModuleLists."""
+        return list(_members_of_lists(self.module))
+
     def visitors(self) -> Mapping[str, torch.nn.Module]:
         """What comes to the device only for `encoding`. By default nothing."""
         return {}
@@ -117,6 +122,13 @@ class Backbone(ABC):
     def encoding(self) -> AbstractContextManager[None]:
         """Entered around calls of `encode`: a place to bring text encoders to the device. By default nothing."""
         return nullcontext()
+
+
+def _members_of_lists(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    from torch.nn import ModuleList
+
+    for child in module.children():
+        yield from child if isinstance(child, ModuleList) else _members_of_lists(child)
 
 
 class Sampler(ABC):

@@ -50,6 +50,7 @@ class Runtime:
         self.processes = (
             Processes() if directory is None else Processes.join(cpu=cpu, timeout=config.run.process_timeout)
         )
+        self.sharded = config.run.shard and self.processes.count > 1
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         self.device = choose_device(config.run.device)
@@ -72,7 +73,12 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision as configured; accelerate is not needed for one process."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision.autocast == "bf16")
+        return torch.autocast(
+            self.device.type,
+            torch.bfloat16,
+            enabled=self.config.precision.autocast == "bf16",
+            cache_enabled=not self.sharded,  # it would keep the casts of weights that are given back after their block
+        )
 
     def track(self, values: Mapping[str, Any], step: int) -> None:
         """Send flat numbers to the trackers."""

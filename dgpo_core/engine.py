@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dgpo_core import clips
 from dgpo_core.checkpoint import Checkpoint
 from dgpo_core.contracts import (
@@ -30,7 +32,7 @@ from dgpo_core.probe import PolicyProbe
 from dgpo_core.prompts import check_prompts, load_prompts, some_of
 from dgpo_core.rollout import Roller
 from dgpo_core.scoring import Reward, Scorer
-from dgpo_core.types import Prompt
+from dgpo_core.types import Conditioning, Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,13 +58,35 @@ class Engine:
     @cached_property
     def backbone(self) -> Backbone:
         """The model with its checkpoint loaded."""
-        made: Backbone = self.registry.create("backbone", self.config.backbone, device=self.runtime.device)
+        runtime, block = self.runtime, self.config.backbone
+        if not runtime.sharded:
+            made: Backbone = self.registry.create("backbone", block, device=runtime.device)
+            return made
+        if block.compile:
+            raise UserError("backbone.compile: a model that run.shard spreads over processes cannot be compiled")
+        from dgpo_core.sharding import shard
+
+        made = self.registry.create("backbone", block, device=torch.device("cpu"))
+        shard(made, runtime.device, runtime.processes)
         return made
 
     @cached_property
     def policy(self) -> Policy:
         """The four views of the model's weights."""
-        return Policy(self.backbone, self.config.objective.ema)
+        ema = self.config.objective.ema
+        if not self.runtime.sharded:
+            return Policy(self.backbone, ema)
+        from dgpo_core.sharding import ShardedPolicy
+
+        return ShardedPolicy(
+            self.backbone, ema, self.runtime.processes, blank=lambda: self._blank, autocast=self.runtime.autocast
+        )
+
+    @cached_property
+    def _blank(self) -> tuple[Tensor, Conditioning]:
+        """A latent and the embeddings of an empty prompt."""
+        shape = self.backbone.latent_shape(*self.config.rollout.height_width)
+        return torch.zeros(1, *shape, device=self.runtime.device), self.conditioning([""])
 
     @cached_property
     def conditioning(self) -> ConditioningCache:

@@ -20,16 +20,24 @@ class TooLittleMemoryError(UserError):
     """Not even a single sample fits."""
 
 
-def halving(work: Callable[[int], T], size: int, key: str, tell: Callable[[str], None]) -> tuple[T, int]:
+def halving(
+    work: Callable[[int], T], size: int, key: str, tell: Callable[[str], None], *, again: bool = True
+) -> tuple[T, int]:
     """(work(size), size), with half the size whenever the device runs out of memory.
 
     `work` must leave nothing behind when it raises, or begin anew. key: the setting of the run file that `size` stands
-    for; tell: hears of it. Raises TooLittleMemoryError if a size of 1 does not fit.
+    for; tell: hears of it; again: whether the work may be begun anew. Raises TooLittleMemoryError if it may not, or if
+    a size of 1 does not fit.
     """
     while True:
         try:
             return work(size), size
         except torch.OutOfMemoryError as error:
+            if not again:
+                raise TooLittleMemoryError(
+                    f"{key}: the device runs out of memory with {size} samples, and a model that is spread over the "
+                    f"processes cannot begin anew; set `{key}: {max(1, size // 2)}`"
+                ) from error
             if size <= 1:
                 raise TooLittleMemoryError(
                     f"{key}: the device runs out of memory with a single sample; lower rollout.resolution, set "

@@ -13,13 +13,14 @@ Legend: g groups, G members, B members in a micro-batch, T timesteps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from dgpo_core.draws import Draws
 from dgpo_core.memory import halving
@@ -181,7 +182,9 @@ class Optimiser:
     def _halving(self, work: Callable[[int], Tensor]) -> Tensor:
         """Work that begins anew with smaller micro-batches when memory runs out; these stay so small."""
         self._sums_before = {name: list(values) for name, values in self._sums.items()}
-        done, self.micro_batch = halving(work, self.micro_batch, "optimiser.micro_batch", self.tell)
+        done, self.micro_batch = halving(
+            work, self.micro_batch, "optimiser.micro_batch", self.tell, again=not self.policy.sharded
+        )
         return done
 
     def _bundle(self, update: Update, batches: list[MicroBatch], complete: Tensor | None) -> Tensor:
@@ -213,7 +216,7 @@ class Optimiser:
             # Mean over a group's scored members, over the groups of this update and over the timesteps.
             scaled = (result.loss / b.members.group_size).sum() / terms
             if scaled.requires_grad:
-                scaled.backward()  # type: ignore[no-untyped-call]
+                self.policy.backward(scaled)
             loss += scaled.detach()
             for name, values in result.metrics.items():
                 self._sums.setdefault(name, []).append(values)
@@ -303,7 +306,7 @@ class Optimiser:
 
     def _add_gradients(self, loss: Tensor, asked: list[bool]) -> Tensor:
         """Give every process the sum of all processes' gradients; returns the sum of their losses."""
-        parameters = list(self.policy.parameters.values())
+        parameters = [p for p in self.policy.parameters.values() if not isinstance(p, DTensor)]  # those are added
         known = loss.new_tensor([p.grad is not None for p in parameters])
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         total, known, *sums = self._added([loss, known, *gradients], asked)
@@ -328,6 +331,7 @@ class Optimiser:
             if self.processes.count == 1:
                 raise
             asked.append(True)
+        self.processes.before_meeting()
 
     # -- update -------------------------------------------------------------------------------------------------
 
@@ -350,7 +354,8 @@ class Optimiser:
         rate = self.learning_rate(self.updates)
         if not parameters:  # every group was skipped: nothing to learn from, and nothing wrong
             return UpdateResult(False, 0.0, rate)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.section.max_grad_norm or torch.inf)
+        norm = self.policy.norm([p.grad for p in parameters if p.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.section.max_grad_norm or torch.inf, norm)
         finite, value = torch.stack([(norm + loss).isfinite().to(norm.dtype), norm]).tolist()
         if not finite:
             return UpdateResult(True, value, rate)
@@ -366,15 +371,18 @@ class Optimiser:
     def state(self) -> dict[str, Tensor]:
         """AdamW's moments as `name/key` tensors; a parameter that was never updated has none."""
         names = {id(p): name for name, p in self.policy.parameters.items()}
-        return {f"{names[id(p)]}/{key}": value for p, s in self.adamw.state.items() for key, value in s.items()}
+        moments = {
+            f"{names[id(p)]}/{key}": (names[id(p)], value)
+            for p, s in self.adamw.state.items()
+            for key, value in s.items()
+        }
+        return self.policy.whole(moments)
 
-    def load_state(self, state: dict[str, Tensor], updates: int) -> None:
-        """Restore what `state` returned."""
+    def load_state(self, state: Iterable[tuple[str, Tensor]], updates: int) -> None:
+        """Restore what `state` returned, from its names and tensors."""
         self.updates = updates
         self.adamw.state.clear()
-        for name, parameter in self.policy.parameters.items():
-            keys = {
-                key: state[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in state
-            }
-            if keys:
-                self.adamw.state[parameter] = {key: value.to(parameter.device) for key, value in keys.items()}
+        for key, tensor in state:
+            name, _, moment = key.rpartition("/")
+            parameter = self.policy.parameters[name]
+            self.adamw.state[parameter][moment] = self.policy.share(name, tensor)

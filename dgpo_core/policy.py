@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from dgpo_core.flow import guided_velocity
 from dgpo_core.types import Conditioning
@@ -31,11 +32,16 @@ class Policy:
     Switch views only outside of a forward-backward pair: backward reads the weights that are in place.
     """
 
+    sharded = False
+    """Whether the network is spread over the processes, which then make every pass together (`sharding`)."""
+    spread = False
+    """Whether the trained weights are spread too; `state` is then asked for by all processes together."""
+
     def __init__(self, backbone: Backbone, ema: EmaSection) -> None:
         self.backbone = backbone
         self.ema = ema
         self.parameters = dict(backbone.trainable())
-        live = [p.data for p in self.parameters.values()]
+        live = [local(p.data) for p in self.parameters.values()]
         self._weights: dict[str, list[Tensor]] = {
             "policy": live,
             "old": [t.clone() for t in live],
@@ -82,6 +88,10 @@ class Policy:
         """Velocity [B, ...] of the view in place, with classifier-free guidance in one batch if the scale is not 1."""
         return guided_velocity(self.backbone.velocity, x_sigma, sigma, conditioning, unconditional, guidance)
 
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss [] to the trained weights'."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
     @torch.no_grad()
     def update_averages(self, update: int) -> None:
         """After optimiser update number `update` (from 1): old <- d*old + (1-d)*policy; every so often the slow one."""
@@ -98,25 +108,49 @@ class Policy:
         tensors = self._weights["policy"]
         if base is not None:
             tensors = torch._foreach_sub(tensors, base)  # type: ignore[assignment]
-        return float(torch.stack(torch._foreach_norm(tensors)).norm())
+        return float(self.norm(tensors))
+
+    def norm(self, tensors: list[Tensor]) -> Tensor:
+        """Euclidean norm [] of tensors that are made like the parameters."""
+        found: Tensor = torch.stack(list(torch._foreach_norm(tensors))).norm()
+        return found
 
     def state(self) -> dict[str, Tensor]:
-        """All stored views as `view/name` tensors, not copied."""
+        """All stored views as whole `view/name` tensors, not copied where that can be."""
+        return self.whole(self._stored())
+
+    def expected(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes that `load_state` wants."""
+        return {key: tuple(tensor.shape) for key, (_, tensor) in self._stored().items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        """Copy what `state` returned into place. The caller has compared names and shapes with `expected`."""
+        stored = self._stored()
+        for key, tensor in state.items() if isinstance(state, Mapping) else state:
+            name, place = stored[key]
+            place.copy_(local(self.share(name, tensor)))
+
+    def _stored(self) -> dict[str, tuple[str, Tensor]]:
+        """What this process has of the stored views, by `view/name`, with the parameter's name."""
         return {
-            f"{view}/{name}": tensor
+            f"{view}/{name}": (name, tensor)
             for view in STORED
             for name, tensor in zip(self.parameters, self._weights[view], strict=True)
         }
 
-    def expected(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes that `load_state` wants."""
-        return {name: tuple(tensor.shape) for name, tensor in self.state().items()}
+    def whole(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors made like parameters, given with these parameters' names, with all processes' shares of them."""
+        return {key: tensor for key, (_, tensor) in tensors.items()}
 
-    @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Copy what `state` returned into place. The caller has compared names and shapes with `expected`."""
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])
+    def share(self, name: str, tensor: Tensor) -> Tensor:
+        """This process's share, on its device, of a whole tensor that is made like the parameter `name`."""
+        return tensor.to(self.parameters[name].device)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """A tensor, or what this process has of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class ConditioningCache:

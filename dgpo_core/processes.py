@@ -64,6 +64,7 @@ class Processes:
         self.rank = rank
         self.count = count
         self.lost = False
+        self.before_meeting: Callable[[], None] = lambda: None  # what must be done together before anything else is
         self._host: dist.ProcessGroup | None = None
 
     @property
@@ -107,6 +108,13 @@ class Processes:
         self._with_others(dist.all_reduce, found, dist.ReduceOp.MAX, group=self._host)
         return bool(found)
 
+    def least(self, number: int) -> int:
+        """The smallest of all processes' numbers."""
+        found = torch.tensor([number])
+        if self.count > 1:
+            self._with_others(dist.all_reduce, found, dist.ReduceOp.MIN, group=self._host)
+        return int(found)
+
     def everyone(self, value: T) -> list[T]:
         """A JSON-able value of every process, in the order of ranks."""
         if self.count == 1:
@@ -124,17 +132,18 @@ class Processes:
         """The main process's JSON-able value, whatever it is in the others."""
         return value if self.count == 1 else self.everyone(value if self.main else cast(T, None))[0]
 
-    def handed(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """The main process's tensors, on the CPU; the others give None."""
-        tensors = {} if tensors is None else {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        if self.count == 1:
-            return tensors
+    def handed(self, tensors: Mapping[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
+        """The main process's tensors by name, one after the other, on the CPU; the others give None."""
+        tensors = tensors or {}
         kinds: list[Any] = self.told([[name, list(t.shape), _name(t.dtype)] for name, t in tensors.items()])
         for name, shape, dtype in kinds:
-            if not self.main:
-                tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype))
-            self._with_others(dist.broadcast, tensors[name], 0, group=self._host)
-        return tensors
+            if self.main:
+                tensor = tensors[name].detach().cpu().contiguous()
+            else:
+                tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+            if self.count > 1:
+                self._with_others(dist.broadcast, tensor, 0, group=self._host)
+            yield name, tensor
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -144,6 +153,7 @@ class Processes:
             yield
         except Interrupted as interrupted:
             asked = interrupted
+        self.before_meeting()
         if self.any(asked is not None):
             raise asked or Interrupted
 
@@ -182,6 +192,16 @@ class Processes:
         parts = torch.split(flat, [t.numel() for t in tensors])
         return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
 
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Work in which others' code exchanges tensors: a backend's errors become ProcessLostError, others stay."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or re.search(r"gloo|NCCL|ProcessGroup", str(error)):
+                raise self._loss(error) from error
+            raise
+
     def leave(self) -> None:
         """Part from the others. After a loss the group is left as it is: nobody would answer."""
         if self._host is not None and not self.lost:
@@ -193,10 +213,13 @@ class Processes:
         try:
             call(*arguments, **keywords)
         except RuntimeError as error:  # whatever a backend says of a peer that is gone or late
-            self.lost = True
-            raise ProcessLostError(
-                f"process {self.rank} of {self.count} waited in vain for another one: {_first_line(error)}"
-            ) from error
+            raise self._loss(error) from error
+
+    def _loss(self, error: RuntimeError) -> ProcessLostError:
+        self.lost = True
+        return ProcessLostError(
+            f"process {self.rank} of {self.count} waited in vain for another one: {_first_line(error)}"
+        )
 
 
 def _take_card(local_rank: int) -> None:

@@ -82,7 +82,9 @@ class Roller:
             )
 
         while start < len(chosen):
-            drawn, fits = halving(draw, min(size, len(chosen) - start), "rollout.micro_batch", self.tell)
+            drawn, fits = halving(
+                draw, min(size, len(chosen) - start), "rollout.micro_batch", self.tell, again=not self.policy.sharded
+            )
             if fits < min(size, len(chosen) - start):
                 self.micro_batch = size = fits
             start += len(drawn.samples)

@@ -50,10 +50,13 @@ def run_path(config: RunConfig) -> Path:
 
 
 class _Nothing:
-    """Takes any call and does nothing: the run directory of the processes that do not write."""
+    """Takes any call and does nothing: the run directory, and what is in it, of the processes that do not write."""
 
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments, **keywords: None
+    def __getattr__(self, name: str) -> _Nothing:
+        return self
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> None:
+        return None
 
 
 class Trainer:
@@ -167,8 +170,10 @@ class Trainer:
         return "finished"
 
     def _save_what_is_whole(self) -> str:
-        """Save the state after the last iteration if no update of the next one has changed the weights since."""
-        if self._saved != self.iteration and self.optimiser.updates == self._updates:
+        """Save the state after the last iteration if no update of the next one has changed the weights since, and if
+        this process alone has them, for the others may be elsewhere."""
+        whole = self.optimiser.updates == self._updates and not self.engine.policy.spread
+        if self._saved != self.iteration and whole:
             self._save()
         return f"the state after iteration {self._saved} is saved" if self._saved >= 0 else "nothing is saved yet"
 
@@ -222,7 +227,7 @@ class Trainer:
         try:
             improved = self._evaluation_due() and self._evaluate()
         except UserError:  # a reward that fails here must not cost the iterations before it
-            self._save_if_behind()
+            self._save_what_is_whole()
             raise
         every = done % self.config.checkpoints.every == 0 or self.ended_by is not None
         if (every and self._saved != done) or (improved and self.config.checkpoints.best):
@@ -424,10 +429,8 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         """Put the main process's checkpoint in place; the others have None, and need not see its file system."""
-        weights = self.processes.handed(None if checkpoint is None else checkpoint.weights)
-        moments = self.processes.handed(None if checkpoint is None else checkpoint.optimiser)
         if checkpoint is not None:
-            self.engine.check_weights(checkpoint.path, weights)
+            self.engine.check_weights(checkpoint.path, checkpoint.weights)
             manifest = checkpoint.manifest
             self.directory.rewind(manifest.iteration)
             logs = {name: self.directory.sound(f"{name}.jsonl") for name in ("timings", "evaluations")}
@@ -438,7 +441,8 @@ class Trainer:
             said = {}
         said = self.processes.told(said)
         manifest = CheckpointManifest.model_validate(said["manifest"])
-        self.engine.policy.load_state(weights)
+        self.engine.policy.load_state(self.processes.handed(None if checkpoint is None else checkpoint.weights))
+        moments = self.processes.handed(None if checkpoint is None else checkpoint.optimiser)
         self.optimiser.load_state(moments, manifest.updates)
         self.engine.timesteps.load_state_dict(manifest.timesteps)
         self.skipped_updates = manifest.counters["skipped_updates"]
@@ -496,15 +500,14 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        if not self.processes.main:
-            self._saved = self.iteration
-            return
+        """Write a checkpoint; by all processes together, for each may have a share of the weights."""
         with self._timed("checkpoint"):
+            weights, moments = self.engine.policy.state(), self.optimiser.state()
             self.directory.checkpoints.save(
                 iteration=self.iteration,
                 updates=self.optimiser.updates,
-                weights=self.engine.policy.state(),
-                optimiser=self.optimiser.state(),
+                weights=weights,
+                optimiser=moments,
                 timesteps=self._timesteps,
                 best=self.best if self.config.checkpoints.best else None,
                 counters={"skipped_updates": self.skipped_updates, "skipped_in_a_row": self.skipped_in_a_row},

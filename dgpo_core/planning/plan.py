@@ -28,10 +28,15 @@ CONTEXT = 0.6 * 2**30
 
 @dataclass(frozen=True)
 class Model:
-    """What a model costs, whatever the numbers of a run. held: bytes by name; visitors: bytes that come to encode;
-    costs and operations are of a sample."""
+    """What a model costs, whatever the numbers of a run.
+
+    held: bytes by name; spread: names that `run.shard` divides by the processes; gathered: bytes of weights that are
+    then whole at a time; visitors: bytes that come to encode; costs and operations are of a sample.
+    """
 
     held: Mapping[str, int]
+    spread: frozenset[str]
+    gathered: int
     visitors: int
     latent: int
     draw: Cost
@@ -87,6 +92,8 @@ def measure_model(config: RunConfig, registry: Registry) -> Model:
             evaluate = operations(lambda: steps.draw(1, guidance), backbone.module)
         return Model(
             held=held,
+            spread=_spread(backbone),
+            gathered=_gathered(backbone),
             visitors=visitors,
             latent=4 * torch.Size(shape).numel(),
             draw=draw,
@@ -111,8 +118,17 @@ def make_plan(config: RunConfig, model: Model, registry: Registry, processes: in
     chunk = min(config.backbone.options.get("decode_chunk", 8), here)
     drawn = min(rollout.micro_batch or total, here)
     latents = model.latent * here * (rollout.steps + 2 if objective.needs_path else 1)
-    base = sum(model.held.values()) + CONTEXT
-    summed = 2 * model.held["trained weights"] if processes > 1 else 0  # gradients, flat, for their sum
+    held = dict(model.held)
+    sharded = config.run.shard and processes > 1
+    if sharded:
+        if "trained weights" in model.spread:
+            held["their averages"] += held["trained weights"]  # the policy's, while another view is in its place
+        held = {name: -(-size // processes) if name in model.spread else size for name, size in held.items()}
+        held["a block's weights"] = model.gathered
+    base = sum(held.values()) + CONTEXT
+    summed = 0
+    if processes > 1 and not (sharded and "trained weights" in model.spread):
+        summed = 2 * held["trained weights"]  # gradients, flat, for their sum
     peaks = {
         "roll out": base + latents + model.draw.bytes(drawn),
         "decode": base + latents + model.decode.bytes(chunk),
@@ -124,7 +140,7 @@ def make_plan(config: RunConfig, model: Model, registry: Registry, processes: in
     each = model.evaluate_operations * (evaluation.steps or rollout.steps) + model.decode.operations
     return Plan(
         processes=processes,
-        held=model.held,
+        held=held,
         peaks=peaks,
         operations={
             "roll out": model.draw.operations * rollout.steps * total + model.decode.operations * total,
@@ -149,6 +165,23 @@ def _held(backbone: Backbone, config: RunConfig) -> dict[str, int]:
         "gradients": trained,
         "AdamW": 2 * trained,
     }
+
+
+def _spread(backbone: Backbone) -> frozenset[str]:
+    """What `sharding.shard` divides: the network, and all that is made like its weights if these are trained."""
+    network = {name for name, part in backbone.parts().items() if part is backbone.module}
+    of_weights = {"trained weights", "their averages", "gradients", "AdamW"}
+    return frozenset(network | (of_weights if backbone.without_adapter() is None else set()))
+
+
+def _gathered(backbone: Backbone) -> int:
+    """Bytes of weights that a process has whole while a block runs: that block's, the next one's, which is fetched
+    meanwhile, and those outside of blocks; with their gradients if they are trained."""
+    adapter = set() if backbone.without_adapter() is None else set(backbone.trainable().values())
+    blocks = [sum(_bytes(p) for p in block.parameters() if p not in adapter) for block in backbone.blocks()]
+    outside = sum(_bytes(p) for p in backbone.module.parameters() if p not in adapter) - sum(blocks)
+    whole = outside + 2 * max(blocks, default=0)
+    return whole if adapter else 2 * whole
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -69,6 +69,11 @@ class RunSection(StrictModel):
         description="Seconds that a process waits for another one of the run before it takes it for lost; then the run "
         "ends.",
     )
+    shard: bool = Field(
+        default=False,
+        description="Spread the model's weights over the processes (FSDP2), for a model that does not fit one card; an "
+        "adapter stays whole. Without effect with one process.",
+    )
 
 
 class LoraSection(StrictModel):

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from dgpo_core.config import load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.planning.fit import changed, fitting
-from dgpo_core.planning.plan import Model, Plan, _Steps, make_plan, measure_model
+from dgpo_core.planning.plan import Model, Plan, _gathered, _spread, _Steps, make_plan, measure_model
 from dgpo_core.planning.simulate import Cost, cost, faked
 from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import run_data
-from dgpo_schemas.run import RunConfig
+from dgpo_schemas.run import BackboneSection, RunConfig
+from dgpo_sd3.testing import make_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
@@ -147,13 +148,14 @@ def test_what_is_held(sketched: Model, real: _Steps) -> None:
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def plan_of(data: dict[str, Any], processes: int = 1) -> Plan:
+def plan_of(data: dict[str, Any], processes: int = 1, spread: frozenset[str] = frozenset()) -> Plan:
     registry = Registry()
     from dgpo_core.testing.toy import plugin
 
     registry.register(plugin, distribution="toy")
     model = Model(
-        held={"model": 1000, "trained weights": 100, "gradients": 100}, visitors=0, latent=10, draw=Cost(7, 50, 5),
+        held={"model": 1000, "trained weights": 100, "their averages": 300, "gradients": 100}, spread=spread,
+        gathered=90, visitors=0, latent=10, draw=Cost(7, 50, 5),
         decode=Cost(3, 20, 2), learn=Cost(11, 80, 30), reference_operations=5, evaluate_operations=7,
     )  # fmt: skip
     return make_plan(RunConfig.model_validate(data), model, registry, processes)
@@ -178,6 +180,38 @@ def test_processes_share_samples_and_not_weights() -> None:
     assert two.peaks["optimise"] - one.peaks["optimise"] == 200 - 80, "flat gradients come, half of the latents go"
     assert one.seconds(1e-12, {"roll out": 1, "optimise": 1})["optimise"] == one.operations["optimise"]
     assert two.seconds(1e-12, {"roll out": 1, "optimise": 0.5})["optimise"] == one.operations["optimise"]
+
+
+def test_a_model_that_is_spread() -> None:
+    data = run_data("x", run={"shard": True})
+    assert plan_of(data).held == plan_of(run_data("x")).held, "one process has all of it"
+    adapter = plan_of(data, 4, frozenset({"model"}))
+    assert adapter.held == {
+        "model": 250, "trained weights": 100, "their averages": 300, "gradients": 100, "a block's weights": 90,
+    }  # fmt: skip
+    full = plan_of(data, 4, frozenset({"model", "trained weights", "their averages", "gradients"}))
+    assert full.held == {
+        "model": 250, "trained weights": 25, "their averages": 100, "gradients": 25, "a block's weights": 90,
+    }  # fmt: skip
+    assert adapter.peaks["optimise"] - full.peaks["optimise"] == 350 + 200, "nor are gradients laid out flat"
+    assert full.operations == plan_of(data).operations
+
+
+def test_what_is_gathered_at_a_time(everything: Registry, tmp_path: Path) -> None:
+    """The two blocks of a tiny SD3, which differ, and what is outside of them."""
+    checkpoint = make_tiny_checkpoint(tmp_path / "sd3")
+    kind = everything.implementation(everything.find("backbone", "sd3"))
+    for train in ("lora", "full"):
+        section = BackboneSection.model_validate({"use": "sd3", "checkpoint": str(checkpoint), "train": train})
+        options = everything.options_model(everything.find("backbone", "sd3"))()
+        sketch = kind.sketch(section, options)
+        named = {n: p.numel() * p.element_size() for n, p in sketch.module.named_parameters() if "lora" not in n}
+        blocks = [sum(b for n, b in named.items() if n.startswith(f"transformer_blocks.{i}.")) for i in (0, 1)]
+        assert blocks[0] > blocks[1] > 0
+        wanted = sum(named.values()) - sum(blocks) + 2 * blocks[0]
+        assert _gathered(sketch) == wanted * (1 if train == "lora" else 2)
+        assert "transformer" in _spread(sketch)
+        assert ("AdamW" in _spread(sketch)) == (train == "full")
 
 
 def test_fitting_takes_the_fewest_changes() -> None:

@@ -54,7 +54,6 @@ class SD3Backbone(Backbone):
             self._transformer.enable_gradient_checkpointing()
         if section.compile:
             self._transformer.compile()  # in place: parameters keep their names
-        self._trainable = {n: p for n, p in self._transformer.named_parameters() if p.requires_grad}
 
     def _load(self, section: BackboneSection, options: SD3Options) -> Any:
         return load_pipeline(section, options)
@@ -102,7 +101,7 @@ class SD3Backbone(Backbone):
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """The adapter's matrices, or every parameter of the transformer, by their names in `module`; float32."""
-        return self._trainable
+        return {n: p for n, p in self._transformer.named_parameters() if p.requires_grad}
 
     def without_adapter(self) -> AbstractContextManager[None] | None:
         """Runs the base weights inside; afterwards everything is as it was, also after an error."""

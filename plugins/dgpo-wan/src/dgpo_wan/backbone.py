@@ -69,7 +69,6 @@ class WanBackbone(Backbone):
             for expert in experts:
                 if expert is not None:
                     expert.compile()  # in place: parameters keep their names
-        self._trainable = {n: p for n, p in self._transformer.named_parameters() if p.requires_grad}
 
     def _load(self, section: BackboneSection, options: WanOptions) -> Any:
         return load_wan(section, options)
@@ -96,7 +95,7 @@ class WanBackbone(Backbone):
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """The adapter's matrices, or every parameter of the transformer, by their names in `module`; float32."""
-        return self._trainable
+        return {n: p for n, p in self._transformer.named_parameters() if p.requires_grad}
 
     def without_adapter(self) -> AbstractContextManager[None] | None:
         """Runs the base weights inside; afterwards everything is as it was, also after an error."""
