@@ -72,6 +72,11 @@ class Backbone(ABC):
         """A context in which `velocity` runs the base weights; None when every weight is trained (the engine then
         keeps its own copy of the base)."""
 
+    def merged(self) -> AbstractContextManager[None] | None:
+        """A context in which the adapter as it is now is added into the base weights, which are bit for bit as before
+        afterwards: `velocity` then costs what the base costs. None, the default, if that cannot be done."""
+        return None
+
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """Prompts to conditioning, one row each, on the device, without gradient. Rows are independent of each

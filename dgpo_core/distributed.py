@@ -56,6 +56,8 @@ class Runtime:
         self.device = choose_device(config.run.device)
         torch.backends.cuda.matmul.allow_tf32 = config.precision.tf32
         torch.backends.cudnn.allow_tf32 = config.precision.tf32
+        low = config.precision.autocast == "bf16" or config.backbone.dtype == "bfloat16"
+        _choose_attention(config.precision.attention, self.device, torch.bfloat16 if low else torch.float32)
         self._directory = directory
         self._trackers = list(config.logging.trackers) if directory is not None and self.processes.main else []
         self._accelerator: Accelerator | None = None
@@ -121,6 +123,45 @@ class Runtime:
                     self._accelerator.end_training()
         finally:
             self.processes.leave()
+
+
+KERNELS = {
+    "flash": torch.backends.cuda.enable_flash_sdp,
+    "cudnn": torch.backends.cuda.enable_cudnn_sdp,
+    "efficient": torch.backends.cuda.enable_mem_efficient_sdp,
+    "math": torch.backends.cuda.enable_math_sdp,
+}
+"""Switches of torch's attention kernels. They are set for the process, not around the passes, because a pass that is
+recomputed in the backward pass has to choose what the forward pass chose."""
+GENERAL = ("efficient", "math")
+"""Those that take what the quick ones do not: masks of text encoders, the float32 of autoencoders."""
+
+
+def _choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Leave a kernel on, and the more general ones for what it cannot take; or all of them.
+
+    Raises UserError if it does not work on this device.
+    """
+    wanted = tuple(KERNELS) if name == "auto" else (name, *GENERAL[GENERAL.index(name) + 1 if name in GENERAL else 0 :])
+    try:
+        if name != "auto":
+            _try_attention(name, device, dtype)
+    finally:
+        for kernel, enable in KERNELS.items():
+            enable(kernel in wanted)
+
+
+def _try_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    for kernel, enable in KERNELS.items():
+        enable(kernel == name)
+    trial = torch.zeros(1, 2, 8, 64, device=device, dtype=dtype)
+    try:
+        torch.nn.functional.scaled_dot_product_attention(trial, trial, trial)
+    except RuntimeError as error:
+        raise UserError(
+            f"precision.attention: {name} does not work on this {device.type} with "
+            f"{str(dtype).removeprefix('torch.')}; use auto"
+        ) from error
 
 
 def _require(tracker: str) -> None:

@@ -247,7 +247,19 @@ class Engine:
             # Where nothing is set an iteration's samples are one batch, and evaluation draws no larger ones.
             micro_batch=micro_batch or rollout.micro_batch or rollout.groups * rollout.group_size,
             autocast=self.runtime.autocast,
+            merge_adapter=self._merge_adapter,
         )
+
+    @property
+    def _merge_adapter(self) -> bool:
+        """Whether samples are drawn with the adapter merged into the weights. Raises UserError if that cannot be."""
+        if not self.config.rollout.merge_adapter:
+            return False
+        if self.runtime.sharded:
+            raise UserError("rollout.merge_adapter: nothing can be merged into weights that run.shard spreads")
+        if self.backbone.merged() is None:
+            raise UserError(f"rollout.merge_adapter: backbone: {self.config.backbone.use} cannot merge its adapter")
+        return True
 
     def evaluation_roller(self, *, steps: int | None = None, guidance: float | None = None) -> Roller:
         """Draws samples as evaluation is configured, except for what is given."""

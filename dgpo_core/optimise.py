@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from dgpo_core.adamw import make_adamw, restore, state_of
 from dgpo_core.draws import Draws
+from dgpo_core.errors import UserError
 from dgpo_core.memory import halving
 from dgpo_core.microbatches import Members, MicroBatch, Update, bundles
 from dgpo_core.paths import PathSteps
@@ -86,15 +88,9 @@ class Optimiser:
         self.members_done = 0
         self._sums: dict[str, list[Tensor]] = {}
         self._sums_before: dict[str, list[Tensor]] = {}
-        section = self.section
-        self.adamw = torch.optim.AdamW(
-            list(policy.parameters.values()),
-            lr=section.learning_rate,
-            betas=(section.betas[0], section.betas[1]),
-            eps=section.epsilon,
-            weight_decay=section.weight_decay,
-            fused=True,
-        )
+        if self.section.bits == 8 and policy.spread:
+            raise UserError("optimiser.bits: weights that run.shard spreads over processes have moments of 32 bits")
+        self.adamw = make_adamw(policy.parameters.values(), self.section)
 
     # -- one iteration ------------------------------------------------------------------------------------------
 
@@ -374,7 +370,7 @@ class Optimiser:
         moments = {
             f"{names[id(p)]}/{key}": (names[id(p)], value)
             for p, s in self.adamw.state.items()
-            for key, value in s.items()
+            for key, value in state_of(s).items()
         }
         return self.policy.whole(moments)
 
@@ -384,5 +380,4 @@ class Optimiser:
         self.adamw.state.clear()
         for key, tensor in state:
             name, _, moment = key.rpartition("/")
-            parameter = self.policy.parameters[name]
-            self.adamw.state[parameter][moment] = self.policy.share(name, tensor)
+            restore(self.adamw, self.policy.parameters[name], moment, self.policy.share(name, tensor))

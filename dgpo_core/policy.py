@@ -52,8 +52,13 @@ class Policy:
         self._view: View = "policy"
 
     @contextmanager
-    def view(self, name: View) -> Iterator[None]:
-        """Run the backbone with another view's weights. Views are not nested."""
+    def view(self, name: View, *, merged: bool = False) -> Iterator[None]:
+        """Run the backbone with another view's weights, the adapter merged into them if asked for. Views are not
+        nested."""
+        if merged and name != "base":
+            with self.view(name), self.backbone.merged() or nullcontext():
+                yield
+            return
         if name == "policy":
             assert self._view == "policy"
             yield

@@ -35,6 +35,7 @@ class Roller:
         guidance: float,
         micro_batch: int | None,
         autocast: Callable[[], AbstractContextManager[object]],
+        merge_adapter: bool = False,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.policy = policy
@@ -47,6 +48,7 @@ class Roller:
         self.guidance = guidance
         self.micro_batch = micro_batch
         self.autocast = autocast
+        self.merge_adapter = merge_adapter
         self.tell = tell
 
     def roll_out(
@@ -109,7 +111,7 @@ class Roller:
             return self.policy.velocity(x_sigma, sigma.expand(len(x_sigma)), rows, unconditional, self.guidance)
 
         # The view is set for one micro-batch at a time: between two of them, others may use the policy.
-        with self.policy.view(view), self.autocast():
+        with self.policy.view(view, merged=self.merge_adapter), self.autocast():
             result = self.sampler.sample(
                 velocity, noise, steps=self.steps, shift=self.shift, draws=keys, keep_path=keep_path
             )

@@ -212,7 +212,7 @@ class Trainer:
             "dgpo_iteration_finished", run=info, iteration=self.iteration, metrics=record.model_dump(mode="json")
         )
         self._finish_iteration()
-        memory = self.engine.runtime.peak_memory()
+        memory = max(self.processes.everyone(self.engine.runtime.peak_memory()))
         timing = timing_record(self.iteration, seconds, self.seconds, self.samples, self.reward_seconds, memory)
         self.directory.append("timings.jsonl", timing.model_dump(mode="json"))
         self.engine.runtime.track(flat(record) | flat(timing), self.iteration)

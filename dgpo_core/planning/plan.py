@@ -24,6 +24,8 @@ __all__ = ["Model", "Plan", "make_plan", "measure_model"]
 
 CONTEXT = 0.6 * 2**30
 """Bytes that a CUDA context and its libraries hold besides tensors; about so much on current drivers."""
+EIGHT_BITS = (1 + 4 / 256) / 4
+"""Of float32 moments: a byte a number and a float32 scale for each block of 256."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def _held(backbone: Backbone, config: RunConfig) -> dict[str, int]:
         "trained weights": trained,
         "their averages": views * trained,
         "gradients": trained,
-        "AdamW": 2 * trained,
+        "AdamW": 2 * trained if config.optimiser.bits == 32 else round(2 * trained * EIGHT_BITS),
     }
 
 

@@ -101,6 +101,23 @@ class ToyBackbone(Backbone):
             for layer in self._layers:
                 layer.adapted = True
 
+    def merged(self) -> Any:
+        """The adapters' products in the base layers."""
+        return None if self.section.train == "full" else self._merged()
+
+    @contextmanager
+    def _merged(self) -> Iterator[None]:
+        before = [layer.base.weight.data for layer in self._layers]
+        try:
+            for layer in self._layers:
+                adapter = layer.scale * layer.up.weight.data @ layer.down.weight.data
+                layer.base.weight.data = layer.base.weight.data + adapter
+            with self._off():
+                yield
+        finally:
+            for layer, data in zip(self._layers, before, strict=True):
+                layer.base.weight.data = data
+
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """A few numbers in [-1, 1] hashed from the text."""
         rows = [[b / 127.5 - 1 for b in hashlib.sha256(t.encode()).digest()[:CONDITION]] for t in texts]

@@ -170,4 +170,6 @@ def _settings_in_vain(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("objective.clip_kl", "nothing is clipped while objective.clip is null; set false"))
     if config.backbone.train == "full" and "lora" in config.backbone.model_fields_set:
         found.append(("backbone.lora", "there is no LoRA while backbone.train is full; remove one of the two"))
+    if config.backbone.train == "full" and config.rollout.merge_adapter:
+        found.append(("rollout.merge_adapter", "there is no adapter while backbone.train is full; leave it out"))
     return found

@@ -165,6 +165,11 @@ class RolloutSection(StrictModel):
     micro_batch: Int | None = Field(
         default=None, ge=1, description="Samples drawn at once; by default all. Any size gives the same samples."
     )
+    merge_adapter: bool = Field(
+        default=False,
+        description="Sample with the adapter added into the weights, at the cost of the base model. The same up to "
+        "rounding, which in bfloat16 weights swallows small changes: then samples are a little nearer to the base.",
+    )
     resolution: Int | Annotated[list[Int], Field(min_length=2, max_length=2)] = Field(
         default=512, description="Side in pixels, or [height, width]."
     )
@@ -329,6 +334,11 @@ class OptimiserSection(StrictModel):
     )
     epsilon: Float = Field(default=1e-8, gt=0, description="AdamW epsilon.")
     weight_decay: Float = Field(default=1e-4, ge=0, description="AdamW weight decay.")
+    bits: Literal[8, 32] = Field(
+        default=32,
+        description="Bits of AdamW's moments; 8 takes a quarter of their memory (bitsandbytes, block-wise), which "
+        "matters when all weights are trained, and is not the same arithmetic.",
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant",
         description="Learning rate after the warm-up: constant, or falling to 0.",
@@ -441,6 +451,11 @@ class PrecisionSection(StrictModel):
 
     autocast: Literal["no", "bf16"] = Field(default="no", description="Mixed precision of the passes.")
     tf32: bool = Field(default=True, description="Allow TF32 matrix products on CUDA.")
+    attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = Field(
+        default="auto",
+        description="Kernel of torch's scaled_dot_product_attention, for what it can take; by default torch chooses "
+        "among all of them. Only `math` and `auto` work everywhere.",
+    )
 
 
 class RunConfig(StrictModel):

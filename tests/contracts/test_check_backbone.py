@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,25 @@ def backbones() -> list[tuple[str, Check]]:
                 layer.adapted = False
             return torch.no_grad()
 
+    class Rounds(ToyBackbone):
+        """Subtracts again what it has added."""
+
+        @contextmanager
+        def _merged(self) -> Iterator[None]:
+            deltas = [layer.scale * layer.up.weight.data @ layer.down.weight.data for layer in self._layers]
+            for layer, delta in zip(self._layers, deltas, strict=True):
+                layer.base.weight.data = layer.base.weight.data + delta
+            with self._off():
+                yield
+            for layer, delta in zip(self._layers, deltas, strict=True):
+                layer.base.weight.data = layer.base.weight.data - delta
+
+    class Unscaled(ToyBackbone):
+        @contextmanager
+        def _merged(self) -> Iterator[None]:
+            with self._off():
+                yield
+
     class Bright(ToyBackbone):
         def decode(self, x0: Tensor) -> Tensor:
             return super().decode(x0) * 2
@@ -157,6 +177,8 @@ def backbones() -> list[tuple[str, Check]]:
         (Cached, "velocity follows the trained weights"),
         (StaysOn, "without its adapter the model"),
         (StaysOff, "velocity follows the trained weights|the adapter is back"),
+        (Rounds, "weights are bit for bit as before `merged`"),
+        (Unscaled, "velocity with the adapter merged is velocity with the adapter"),
         (Bright, r"media lie in \[0, 1\]"),
         (Grey, "media have three channels"),
         (SaysVideo, "`media` says what `decode` gives: it gives image and says video"),

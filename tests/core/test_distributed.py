@@ -11,8 +11,9 @@ import psutil
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dgpo_core.distributed import Runtime, choose_device
+from dgpo_core.distributed import KERNELS, Runtime, choose_device
 from dgpo_core.errors import UserError
 from dgpo_schemas.run import RunConfig
 
@@ -28,6 +29,8 @@ def _settings_as_before() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32,
     )
     yield
+    for enable in KERNELS.values():
+        enable(True)
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
 
@@ -163,3 +166,37 @@ def test_a_tracker_that_raises_is_told_of_once(
     assert told == [
         "logging.trackers: tensorboard failed and is switched off, the run goes on: ConnectionError: the server is gone"
     ]
+
+
+KERNEL_OF = {"flash": "_scaled_dot_product_flash_attention_for_cpu", "math": "_safe_softmax"}
+
+
+class _Calls(TorchDispatchMode):
+    """Names of the operations that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.__name__.split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("auto", "flash"), ("flash", "flash"), ("math", "math")])
+def test_the_attention_kernel_that_was_asked_for(make_config: Make, name: str, kernel: str) -> None:
+    Runtime(make_config(precision={"attention": name}))
+    x = torch.randn(1, 2, 8, 64)
+    with _Calls() as calls:
+        torch.nn.functional.scaled_dot_product_attention(x, x, x)
+    assert KERNEL_OF[kernel] in calls.names
+    with _Calls() as calls:  # a mask that the quick kernel cannot take goes to the general one
+        torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=torch.randn(1, 2, 8, 8), dropout_p=0.1)
+    assert KERNEL_OF["math"] in calls.names
+
+
+def test_an_attention_kernel_that_does_not_work_here(make_config: Make) -> None:
+    with pytest.raises(UserError, match=r"precision\.attention: cudnn does not work on this cpu with float32"):
+        Runtime(make_config(precision={"attention": "cudnn"}))
+    x = torch.randn(1, 2, 8, 64)
+    torch.nn.functional.scaled_dot_product_attention(x, x, x)

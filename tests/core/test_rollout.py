@@ -8,11 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core.draws import Draws
+from dgpo_core.contracts import Backbone
+from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.engine import Engine
+from dgpo_core.errors import UserError
+from dgpo_core.policy import View
 from dgpo_core.registry import Registry
+from dgpo_core.testing.toy import ToyBackbone
 from dgpo_schemas.run import RunConfig
 
+VIEWS: tuple[View, ...] = ("base", "policy", "old")
 Make = Callable[..., RunConfig]
 
 
@@ -43,3 +48,36 @@ def test_places_are_those_of_a_larger_rollout(engine: Engine, micro_batch: int) 
 
 def test_without_places_groups_are_numbered(engine: Engine) -> None:
     assert torch.equal(drawn(engine, [2, 0, 5], 2), drawn(engine, [2, 0, 5], 2, places=[0, 1, 2]))
+
+
+# -- with the adapter merged ------------------------------------------------------------------------------------------
+
+
+def test_merged_samples_are_the_same_up_to_rounding(make_config: Make, registry: Registry) -> None:
+    """Of every view; the base has nothing to merge."""
+    for train_more in ({}, {"rollout": {"merge_adapter": True}}):
+        engine = Engine(make_config(backbone={"options": {"double": True}}, **train_more), registry)
+        with torch.no_grad():
+            for i, (name, parameter) in enumerate(sorted(engine.policy.parameters.items())):
+                if "up" in name:
+                    parameter += normal_rows([Draws(i)], tuple(parameter.shape), parameter.device)[0].double()
+        found = {
+            view: torch.cat([r.x0 for r in engine.roller().roll_out(engine.train_prompts[:2], 2, Draws(8), view)])
+            for view in VIEWS
+        }
+        if not train_more:
+            plain = found
+    for view in VIEWS:
+        torch.testing.assert_close(found[view], plain[view], rtol=0, atol=1e-12)
+    assert not torch.allclose(plain["policy"], plain["base"], atol=1e-3), "there must be something to merge"
+
+
+def test_a_backbone_that_cannot_merge(make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToyBackbone, "merged", Backbone.merged)
+    with pytest.raises(UserError, match=r"rollout\.merge_adapter: backbone: toy cannot merge its adapter"):
+        Engine(make_config(rollout={"merge_adapter": True}), registry).roller()
+
+
+def test_nothing_to_merge(make_config: Make) -> None:
+    with pytest.raises(ValueError, match=r"there is no adapter while backbone\.train is full"):
+        make_config(rollout={"merge_adapter": True}, backbone={"use": "toy", "train": "full", "lora": {}})

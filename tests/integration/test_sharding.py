@@ -163,9 +163,16 @@ def test_a_model_that_is_spread_does_not_begin_anew(tmp_path: Path) -> None:
         halving(too_much, 8, "rollout.micro_batch", lambda text: None, again=False)
 
 
-def test_compiling_is_refused(driver: Driver, tmp_path: Path) -> None:
-    compiled = {"backbone": DOUBLE["backbone"] | {"compile": True}}
-    for one in driver.train(Run(tmp_path, **compiled, run=SHARD), 2):
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("backbone.compile", {"backbone": DOUBLE["backbone"] | {"compile": True}}),
+        ("rollout.merge_adapter", DOUBLE | {"rollout": {"merge_adapter": True}}),
+        ("optimiser.bits", FULL | {"optimiser": {"bits": 8}}),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(key: str, changes: Any, driver: Driver, tmp_path: Path) -> None:
+    for one in driver.train(Run(tmp_path, **changes, run=SHARD), 2):
         assert one["status"] == 2
-        assert "backbone.compile" in one["output"]
+        assert key in one["output"]
         assert "run.shard" in one["output"]

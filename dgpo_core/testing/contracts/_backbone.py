@@ -62,7 +62,7 @@ def backbone_checks(
 
     return checks_of(
         subject, trainable, latent_shape, encode, velocity, batch_invariance, gradient, weights, adapter,
-        save_adapter, decode, reproducible, random_state,
+        merged, save_adapter, decode, reproducible, random_state,
     )  # fmt: skip
 
 
@@ -221,6 +221,24 @@ def adapter(s: _Subject) -> None:
     assert other is not None
     equal(other, base, "without its adapter the model does not depend on the trained weights")
     that(not torch.equal(base, moved), "without its adapter the model is another one")
+
+
+def merged(s: _Subject) -> None:
+    """Merged, the adapter gives the same velocities; afterwards no weight has changed."""
+    with s.moved_weights():
+        context = s.backbone.merged()
+        if context is None:
+            raise unittest.SkipTest("its adapter cannot be merged")
+        kept = [(parameter, parameter.data.clone()) for parameter in s.backbone.module.parameters()]
+        before = s.velocity()
+        with context:
+            inside = s.velocity()
+        close(inside, before, "velocity with the adapter merged is velocity with the adapter", s.tolerance)
+        with contextlib.suppress(KeyError), s.backbone.merged() or contextlib.nullcontext():
+            raise KeyError
+        for parameter, data in kept:
+            equal(parameter.data, data, "weights are bit for bit as before `merged`, also after an error")
+        equal(s.velocity(), before, "the adapter is back after `merged`, also after an error")
 
 
 def save_adapter(s: _Subject) -> None:

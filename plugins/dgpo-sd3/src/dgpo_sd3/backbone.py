@@ -17,7 +17,7 @@ from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning
 from dgpo_sd3.loading import load_pipeline
-from dgpo_sd3.lora import add_lora, save_lora
+from dgpo_sd3.lora import adapters_merged, adapters_off, add_lora, save_lora
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,19 +105,11 @@ class SD3Backbone(Backbone):
 
     def without_adapter(self) -> AbstractContextManager[None] | None:
         """Runs the base weights inside; afterwards everything is as it was, also after an error."""
-        return self._adapter_off() if self.section.train == "lora" else None
+        return adapters_off(self._layers) if self.section.train == "lora" else None
 
-    @contextmanager
-    def _adapter_off(self) -> Iterator[None]:
-        # Not peft's own enable_adapters: it also flips requires_grad, leaves it True for all, and walks every matrix.
-        before = [layer._disable_adapters for layer in self._layers]
-        try:
-            for layer in self._layers:
-                layer._disable_adapters = True
-            yield
-        finally:
-            for layer, disabled in zip(self._layers, before, strict=True):
-                layer._disable_adapters = disabled
+    def merged(self) -> AbstractContextManager[None] | None:
+        """Runs the weights with the adapter added into them; needs room for another copy of the adapted layers."""
+        return adapters_merged(self._layers) if self.section.train == "lora" else None
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Conditioning:

@@ -1,8 +1,10 @@
-"""The low-rank adapter: which modules it binds, how it starts, how it is written for diffusers."""
+"""The low-rank adapter: which modules it binds, how it starts, is switched off or merged, and written for diffusers."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from dgpo_sd3.libraries import StableDiffusion3Pipeline
 if TYPE_CHECKING:
     from dgpo_schemas.run import LoraSection
 
-__all__ = ["ATTENTION_PROJECTIONS", "add_lora", "save_lora", "select_targets"]
+__all__ = ["ATTENTION_PROJECTIONS", "adapters_merged", "adapters_off", "add_lora", "save_lora", "select_targets"]
 
 ATTENTION_PROJECTIONS = (
     *("to_q", "to_k", "to_v", "to_out.0"),
@@ -91,6 +93,38 @@ def add_lora(transformer: Any, section: LoraSection) -> list[BaseTunerLayer]:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+
+
+@contextmanager
+def adapters_off(layers: Sequence[BaseTunerLayer]) -> Iterator[None]:
+    """The base weights inside; afterwards everything is as it was, also after an error."""
+    # Not peft's own enable_adapters: it also flips requires_grad, leaves it True for all, and walks every matrix.
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, disabled in zip(layers, before, strict=True):
+            layer._disable_adapters = disabled
+
+
+@contextmanager
+def adapters_merged(layers: Sequence[BaseTunerLayer]) -> Iterator[None]:
+    """The adapter's weights as they are now, added in float32 into a copy of the base weights, inside; afterwards these
+    are bit for bit what they were, also after an error. (peft's own unmerge subtracts, which rounds.)"""
+    weights = [layer.get_base_layer().weight for layer in layers]
+    before = [weight.data for weight in weights]
+    try:
+        with torch.no_grad():
+            for layer, weight in zip(layers, weights, strict=True):
+                delta = layer.get_delta_weight(ADAPTER)
+                weight.data = (weight.data.to(delta.dtype) + delta).to(weight.dtype)
+        with adapters_off(layers):
+            yield
+    finally:
+        for weight, data in zip(weights, before, strict=True):
+            weight.data = data
 
 
 def save_lora(transformer: Any, directory: Path) -> None:

@@ -18,7 +18,7 @@ from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning
 from dgpo_wan.loading import load_wan
-from dgpo_wan.lora import adapters_off, add_lora, save_lora
+from dgpo_wan.lora import adapters_merged, adapters_off, add_lora, save_lora
 from dgpo_wan.options import COMPRESSION
 
 if TYPE_CHECKING:
@@ -100,6 +100,10 @@ class WanBackbone(Backbone):
     def without_adapter(self) -> AbstractContextManager[None] | None:
         """Runs the base weights inside; afterwards everything is as it was, also after an error."""
         return adapters_off(self._layers) if self.section.train == "lora" else None
+
+    def merged(self) -> AbstractContextManager[None] | None:
+        """Runs the weights with the adapter added into them; needs room for another copy of the adapted layers."""
+        return adapters_merged(self._layers) if self.section.train == "lora" else None
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Conditioning:

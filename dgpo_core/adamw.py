@@ -1,0 +1,55 @@
+"""AdamW as configured, and its state as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.errors import UserError
+
+if TYPE_CHECKING:
+    from dgpo_schemas.run import OptimiserSection
+
+__all__ = ["make_adamw", "restore", "state_of"]
+
+SHARED = ("qmap1", "qmap2")
+"""Tables that bitsandbytes keeps once for all parameters."""
+
+
+def make_adamw(parameters: Iterable[torch.nn.Parameter], section: OptimiserSection) -> torch.optim.Optimizer:
+    """torch's fused AdamW, or bitsandbytes' with moments of 8 bits (Dettmers et al., arXiv 2110.02861).
+
+    Raises UserError if bitsandbytes is asked for and absent.
+    """
+    betas = section.betas[0], section.betas[1]
+    settings: dict[str, Any] = {
+        "lr": section.learning_rate, "betas": betas, "eps": section.epsilon, "weight_decay": section.weight_decay,
+    }  # fmt: skip
+    if section.bits == 32:
+        return torch.optim.AdamW(list(parameters), fused=True, **settings)
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise UserError(
+            "optimiser.bits: moments of 8 bits need bitsandbytes: pip install 'dgpo[8bit]', or leave the key out"
+        ) from error
+    made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(list(parameters), **settings)
+    return made
+
+
+def state_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A parameter's moments and number of updates as tensors that share nothing with other parameters'."""
+    found = {}
+    for key, value in state.items():
+        tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+        found[key] = tensor.clone() if key in SHARED else tensor
+    return found
+
+
+def restore(optimiser: torch.optim.Optimizer, parameter: torch.nn.Parameter, key: str, tensor: Tensor) -> None:
+    """Put back one of the tensors that `state_of` gave; what was a number is one again."""
+    whole = key == "step" and not tensor.is_floating_point()
+    optimiser.state[parameter][key] = int(tensor) if whole else tensor
