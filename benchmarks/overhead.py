@@ -31,7 +31,7 @@ from dgpo_core.trainer import Trainer
 
 ENGINE = "engine"
 UPDATE = "optimiser update"
-TARGET = 0.05
+TARGET = 0.03
 
 
 class Stopwatch:

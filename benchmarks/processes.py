@@ -19,11 +19,14 @@ TARGET = 1.6
 HERE = Path(__file__).parents[1]
 
 
-def seconds(file: Path, directory: Path, processes: int, iterations: int, turn: int) -> list[float]:
+def seconds(
+    file: Path, directory: Path, processes: int, iterations: int, turn: int, shard: bool = False
+) -> list[float]:
     """Of every iteration but the first."""
-    name = f"p{processes}-{turn}"
+    name = f"p{processes}-{turn}{'-spread' if shard else ''}"
     settings = {
-        "run.output": directory, "run.name": name, "run.threads": 1, "run.iterations": iterations + 1,
+        "run.output": directory, "run.name": name, "run.shard": str(shard).lower(), "run.threads": 1,
+        "run.iterations": iterations + 1,
         "evaluation.at_start": "false", "evaluation.every": 0, "prompts.heldout.limit": 2,
     }  # fmt: skip
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
@@ -33,6 +36,17 @@ def seconds(file: Path, directory: Path, processes: int, iterations: int, turn: 
     return [json.loads(line)["seconds"] for line in lines[1:]]
 
 
+def measure(file: Path, iterations: int, turns: int) -> dict[str, float]:
+    """Seconds of an iteration: the median of one process, of two, and of two with the model spread over them."""
+    kinds = {"one": (1, False), "two": (2, False), "two, spread": (2, True)}
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    with tempfile.TemporaryDirectory() as directory:
+        for turn in range(turns):
+            for kind, (processes, shard) in kinds.items():
+                found[kind] += seconds(file, Path(directory), processes, iterations, turn, shard)
+    return {kind: statistics.median(values) for kind, values in found.items()}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="One process against two.")
@@ -40,13 +54,12 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--turns", type=int, default=2)
     arguments = parser.parse_args()
-    found: dict[int, list[float]] = {1: [], 2: []}
-    with tempfile.TemporaryDirectory() as directory:
-        for turn in range(arguments.turns):
-            for processes, all_of_them in found.items():
-                all_of_them += seconds(arguments.file, Path(directory), processes, arguments.iterations, turn)
-    one, two = (statistics.median(found[processes]) for processes in (1, 2))
-    sys.stdout.write(f"an iteration: one process {one:.2f} s, two {two:.2f} s: {one / two:.2f}x (target {TARGET}x)\n")
+    found = measure(arguments.file, arguments.iterations, arguments.turns)
+    one, two, spread = found.values()
+    sys.stdout.write(
+        f"an iteration: one process {one:.2f} s, two {two:.2f} s: {one / two:.2f}x (target {TARGET}x); two with the "
+        f"model spread over them {spread:.2f} s: {one / spread:.2f}x\n"
+    )
 
 
 if __name__ == "__main__":

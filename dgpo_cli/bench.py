@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgpo_cli.options import Preset
+
 if TYPE_CHECKING:
     from dgpo_core.planning.plan import Plan
     from dgpo_schemas.metrics import TimingRecord
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["bench"]
+__all__ = ["bench", "lines", "measure"]
 
 VERBS = {"roll_out": "roll out", "wait_for_scores": "score", "weigh": "weigh", "optimise": "optimise"}
 """As timings.jsonl names them, and as people do. Scoring hides behind the roll-out: its time is what is waited for."""
@@ -26,6 +28,7 @@ def bench(
         list[str] | None,
         typer.Option("--set", help="Change a setting: --set rollout.groups=8.", metavar="KEY=VALUE"),
     ] = None,
+    preset: Preset = None,
     iterations: Annotated[int, typer.Option(min=1, help="Measured iterations, after one to warm up.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers as JSON, for `dgpo plan --measured`.")] = False,
 ) -> None:
@@ -59,13 +62,14 @@ def bench(
         }
         path = file or _miniature(Path(directory))
         config = load_run_config(
-            path, [*(overrides or ()), *(f"{key}={value}" for key, value in settings.items())], registry
-        )
-        measured = _measure(config, registry, iterations)
+            path, [*(overrides or ()), *(f"{key}={value}" for key, value in settings.items())], registry,
+            preset=preset,
+        )  # fmt: skip
+        measured = measure(config, registry, iterations)
     if as_json:
         typer.echo(json.dumps(measured, indent=1))
         return
-    typer.echo("\n".join(_lines(measured)))
+    typer.echo("\n".join(lines(measured)))
 
 
 def _miniature(directory: Path) -> Path:
@@ -84,7 +88,7 @@ def _miniature(directory: Path) -> Path:
     return path
 
 
-def _measure(config: RunConfig, registry: Any, iterations: int) -> dict[str, Any]:
+def measure(config: RunConfig, registry: Any, iterations: int) -> dict[str, Any]:
     """Everything that is told, as plain data."""
     import torch
 
@@ -142,9 +146,9 @@ def _plan(config: RunConfig, registry: Any) -> Plan | None:
         return None
 
 
-def _lines(measured: dict[str, Any]) -> list[str]:
+def lines(measured: dict[str, Any]) -> list[str]:
     """For people."""
-    lines = [
+    said = [
         f"{measured['device']}: {measured['samples']} samples an iteration, the mean of {measured['iterations']}",
         f"ceiling {measured['ceiling_tflops']:.3g} x 10^12 operations a second ({measured['dtype']} matrix products)",
         "",
@@ -154,12 +158,12 @@ def _lines(measured: dict[str, Any]) -> list[str]:
         achieved = f"{row['tflops']:.3g}" if row["tflops"] else ""
         share = f"{row['fraction']:.0%}" if row["fraction"] else ""
         rate = f"{row['samples_per_second']:,.1f}" if row["samples_per_second"] and row["seconds"] > 1e-3 else ""
-        lines.append(f"{verb:<10} {row['seconds']:>9.3f} {rate:>11} {achieved:>11} {share:>11}")
-    lines += [
+        said.append(f"{verb:<10} {row['seconds']:>9.3f} {rate:>11} {achieved:>11} {share:>11}")
+    said += [
         f"{'iteration':<10} {measured['seconds']:>9.3f} {measured['samples'] / measured['seconds']:>11,.1f}",
         "",
         f"peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB",
     ]
     if all(row["tflops"] is None for row in measured["verbs"].values()):
-        lines.append("operations are not known: the backbone does not say what it looks like (Backbone.sketch)")
-    return lines
+        said.append("operations are not known: the backbone does not say what it looks like (Backbone.sketch)")
+    return said

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgpo_cli.options import Preset
+
 if TYPE_CHECKING:
     from dgpo_core.planning.cards import Card
     from dgpo_core.planning.plan import Plan
@@ -24,6 +26,7 @@ def plan(
         list[str] | None,
         typer.Option("--set", help="Change a setting: --set rollout.group_size=12.", metavar="KEY=VALUE"),
     ] = None,
+    preset: Preset = None,
     card: Annotated[str, typer.Option(help="The card to plan for; `--card all` compares them.")] = "h200",
     processes: Annotated[int, typer.Option(min=1, help="Cards that share the run.")] = 1,
     price: Annotated[float | None, typer.Option(min=0, help="USD an hour of one card; by default a guess.")] = None,
@@ -61,7 +64,7 @@ def plan(
     if card != "all" and card not in CARDS:
         raise UserError(f"--card: unknown card {card!r}{nearest(card, CARDS)} (known: all, {', '.join(CARDS)})")
     registry = get_registry()
-    config = load_run_config(file, overrides or (), registry)
+    config = load_run_config(file, overrides or (), registry, preset=preset)
     if measured is not None and card == "all":
         raise UserError("--measured: that is of one card; name it with --card")
     fractions = {"roll out": fraction, "optimise": fraction}

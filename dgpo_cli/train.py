@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from dgpo_cli.options import Preset
+
 __all__ = ["train"]
 
 
@@ -18,6 +20,7 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Change a setting: --set optimiser.learning_rate=1e-4.", metavar="KEY=VALUE"),
     ] = None,
+    preset: Preset = None,
     max_iterations: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many iterations (they can be resumed).")
     ] = None,
@@ -50,19 +53,22 @@ def train(
 
         dgpo train run.yaml --processes 8
 
+        dgpo train examples/sd35-geneval.yaml --preset 24gb
+
     Any number of processes computes the same up to rounding, and a run can be resumed with another number of them.
     """
     from dgpo_core.config import load_run_config
     from dgpo_core.registry import get_registry
 
     registry = get_registry()
-    config = load_run_config(file, overrides or [], registry=registry)
+    config = load_run_config(file, overrides or [], registry, preset=preset)
 
     if processes * machines > 1 and not dry_run:  # a dry run is one process's
         from dgpo_cli.launch import Layout, check, launch
 
         check(layout := Layout(processes, machines, machine_rank, address))
         command = ["train", str(file), *(["--resume"] if resume else []), *(["--quiet"] if quiet else [])]
+        command += [] if preset is None else ["--preset", preset]
         command += [word for override in overrides or [] for word in ("--set", override)]
         command += [] if max_iterations is None else ["--max-iterations", str(max_iterations)]
         raise typer.Exit(launch(layout, command))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dgpo_cli.options import Preset
+
 if TYPE_CHECKING:
     from dgpo_schemas.run import PromptsBlock, RunConfig
 
@@ -20,6 +22,7 @@ def validate(
         list[str] | None,
         typer.Option("--set", help="Change a setting: --set rollout.group_size=12.", metavar="KEY=VALUE"),
     ] = None,
+    preset: Preset = None,
 ) -> None:
     """Check a run file without loading models.
 
@@ -43,7 +46,7 @@ def validate(
     from dgpo_core.config import load_run_config
     from dgpo_core.registry import get_registry
 
-    config = load_run_config(file, overrides or (), get_registry())
+    config = load_run_config(file, overrides or (), get_registry(), preset=preset)
     lines = list(_summary(config))  # reads the prompt files, so before saying that all is well
     typer.echo(f"{file}: valid")
     for line in lines:

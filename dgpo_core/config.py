@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from dgpo_core.errors import PluginError
 from dgpo_core.hookspecs import KINDS
+from dgpo_core.presets import with_preset
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.loading import Document, apply_overrides, load_yaml
 from dgpo_schemas.problems import ConfigError, KeyPath, dotted, explain, show
@@ -53,6 +54,7 @@ _SHORT_FORM_IS_FILE = "prompts"
 
 MAY_DIFFER = (
     "run.process_timeout",
+    "run.shard",
     "run.output",
     "run.iterations",
     "rollout.micro_batch",
@@ -76,14 +78,20 @@ _PLACEMENT = re.compile(r"(rewards|evaluation\.rewards|evaluation\.guards\.rewar
 """Where a reward runs may change as well: its scores are the same everywhere."""
 
 
-def load_run_config(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> RunConfig:
-    """Read a run file, apply `KEY=VALUE` overrides, and check it all at once.
+def load_run_config(
+    path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None, *, preset: str | None = None
+) -> RunConfig:
+    """Read a run file, lay a preset over it, apply `KEY=VALUE` overrides, and check it all at once.
 
     With a registry every plugin that the file names must exist and accept its options, whose defaults are then filled
     in. Without one plugins are left unchecked: a run directory can be read where its plugins are not installed.
     Raises ConfigError with every problem, in the file's order.
     """
-    return run_config_of(apply_overrides(load_yaml(path), overrides), registry)
+    document = load_yaml(path)
+    if preset is not None:
+        assert registry is not None, "presets belong to plugins"
+        document = with_preset(document, preset, registry)
+    return run_config_of(apply_overrides(document, overrides), registry)
 
 
 def run_config_of(document: Document, registry: Registry | None = None) -> RunConfig:

@@ -26,10 +26,11 @@ __all__ = ["WanSketch"]
 
 
 class WanSketch(WanBackbone):
-    """The backbone's shapes, types and operations; nothing it computes has values."""
+    """The backbone's shapes, types and operations; nothing it computes has values. On another device than meta its
+    weights are random and its prompts zeros, as SD3Sketch's."""
 
-    def __init__(self, section: BackboneSection, options: WanOptions) -> None:
-        super().__init__(section, options, device=torch.device("meta"))
+    def __init__(self, section: BackboneSection, options: WanOptions, *, device: torch.device | None = None) -> None:
+        super().__init__(section, options, device=torch.device("meta") if device is None else device)
 
     def _load(self, section: BackboneSection, options: WanOptions) -> Any:
         configs = _configurations(section.checkpoint)

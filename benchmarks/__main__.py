@@ -1,0 +1,118 @@
+"""`python -m benchmarks`: measure, and write docs/performance.md."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.measuring import QUICKSTART
+from dgpo_core.errors import UserError
+from dgpo_schemas.problems import ConfigError, nearest
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def _floor(iterations: int, turns: int) -> Any:
+    from benchmarks.floor import CASES, measure
+
+    return [measure(name) for name in CASES]
+
+
+def _overhead(iterations: int, turns: int) -> Any:
+    from benchmarks.overhead import measure
+
+    return measure(QUICKSTART, 2 * iterations, 1)
+
+
+def _overlap(iterations: int, turns: int) -> Any:
+    from benchmarks.overlap import measure
+
+    return statistics.median(spent.share for spent in measure(QUICKSTART, iterations * turns))
+
+
+def _processes(iterations: int, turns: int) -> Any:
+    from benchmarks.processes import measure
+
+    return measure(QUICKSTART, iterations, turns)
+
+
+def _scaling(iterations: int, turns: int) -> Any:
+    from benchmarks.scaling import SERIES, measure
+
+    return {series.name: measure(series, iterations=iterations, turns=turns) for series in SERIES}
+
+
+def _choices(iterations: int, turns: int) -> Any:
+    from benchmarks.choices import CHOICES, measure
+
+    return [measure(choice, iterations=iterations, turns=turns) for choice in CHOICES]
+
+
+def _gpu(iterations: int, turns: int) -> Any:
+    from benchmarks.gpu import run
+
+    return run(["--iterations", str(iterations)])
+
+
+PARTS: dict[str, Callable[[int, int], Any]] = {
+    "floor": _floor, "overhead": _overhead, "overlap": _overlap, "processes": _processes, "scaling": _scaling,
+    "choices": _choices, "gpu": _gpu,
+}  # fmt: skip
+
+
+def run(
+    parts: Annotated[
+        list[str] | None, typer.Argument(help="Parts to measure: " + ", ".join(PARTS) + ".", metavar="[PART...]")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One iteration, one turn: to see that it runs.")] = False,
+    pages: Annotated[bool, typer.Option("--pages", help="Measure nothing: write the page anew.")] = False,
+    output: Annotated[Path, typer.Option(help="Directory of performance.md and of performance/.")] = DOCS,
+) -> None:
+    """Measure speed and write docs/performance.md with its figures.
+
+    Without names every part for CPUs is measured, in about half an hour on two cores; others stay as recorded.
+    Numbers are ratios of one run wherever machines would differ. `gpu` needs a card.
+
+    Examples:
+
+        python -m benchmarks
+
+        python -m benchmarks overhead scaling
+
+        python -m benchmarks gpu
+    """
+    from benchmarks.figures import draw
+    from benchmarks.page import write_page
+    from benchmarks.record import load, save
+
+    chosen = parts or [name for name in PARTS if name != "gpu"]
+    for name in chosen:
+        if name not in PARTS:
+            raise UserError(f"there is no part {name!r}{nearest(name, list(PARTS))} (there is {', '.join(PARTS)})")
+    path = output / "performance" / "record.json"
+    record = load(path)
+    for name in [] if pages else chosen:
+        typer.echo(f"{name} ...", err=True)
+        record = save(path, name, PARTS[name](*((1, 1) if quick else (2, 3))))
+    if not record:
+        raise UserError(f"{path}: nothing is recorded yet; leave --pages out")
+    draw(record, output / "performance")
+    typer.echo(str(write_page(record, output)))
+
+
+def main() -> None:
+    """The command line; a user's mistake is one message and exit code 2."""
+    try:
+        typer.run(run)
+    except (UserError, ConfigError) as error:
+        typer.echo(str(error), err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What single settings cost or save, against what their operations predict.
+
+Every row is a ratio of seconds of one verb, with a setting and without it, measured in turns in one run. The prediction
+is the ratio of operations that torch counts for the same two settings (`dgpo plan`), or arithmetic that is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.measuring import configuration, in_turns
+from benchmarks.parts import registry_with_parts
+from dgpo_core.planning.plan import Model, make_plan, measure_model
+from dgpo_core.registry import Registry
+from dgpo_schemas.run import RunConfig
+
+__all__ = ["CHOICES", "Choice", "Outcome", "measure"]
+
+NO_KL = ("objective.kl=0", "rewards=[{use: free}]")
+"""With a reward that differs from member to member, so that all of them count."""
+COMMON = ("rollout.groups=6", "rollout.group_size=12", "rollout.micro_batch=72", "optimiser.micro_batch=72")
+Predict = Callable[[RunConfig, RunConfig, Registry], float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """settings: with which the verb is compared to itself `without`."""
+
+    name: str
+    verb: str
+    predict: Predict
+    settings: Sequence[str]
+    without: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Seconds of the verb with the settings over seconds without, as predicted and as measured."""
+
+    name: str
+    verb: str
+    settings: Sequence[str]
+    predicted: float
+    measured: float
+
+
+_MODELS: dict[str, Model] = {}
+
+
+def _model(config: RunConfig, registry: Registry) -> Model:
+    key = config.model_dump_json(include={"backbone", "objective", "precision"}) + str(config.rollout.guidance)
+    if key not in _MODELS:
+        _MODELS[key] = measure_model(config, registry)
+    return _MODELS[key]
+
+
+def _operations(verb: str) -> Predict:
+    def predict(config: RunConfig, without: RunConfig, registry: Registry) -> float:
+        plans = [make_plan(c, _model(c, registry), registry) for c in (config, without)]
+        return plans[0].operations[verb] / plans[1].operations[verb]
+
+    return predict
+
+
+def _merged(config: RunConfig, without: RunConfig, registry: Registry) -> float:
+    """Steps of the base model, which a full fine-tuning's network is, and the same decoding."""
+    backbone = config.backbone.model_dump(mode="json", exclude={"lora"}) | {"train": "full"}
+    data = without.model_dump(mode="json", exclude={"backbone"}) | {"backbone": backbone}
+    base = _model(RunConfig.model_validate(data), registry)
+    plans = [make_plan(without, model, registry) for model in (base, _model(without, registry))]
+    return plans[0].operations["roll out"] / plans[1].operations["roll out"]
+
+
+def _fixed(ratio: float) -> Predict:
+    return lambda config, without, registry: ratio
+
+
+CHOICES = (
+    Choice("guidance, both predictions in one batch", "roll_out", _operations("roll out"), ("rollout.guidance=4.5",)),
+    Choice("the adapter merged into the weights", "roll_out", _merged, ("rollout.merge_adapter=true",)),
+    Choice("the old policy's predictions, for the clip", "optimise", _operations("optimise"), ("objective.clip=0.01",)),
+    Choice(
+        "members of zero weight left out: best against worst, 2 of 12", "optimise", _fixed(2 / 12),
+        ("weighting=best-vs-worst", *NO_KL), NO_KL,
+    ),
+    Choice(
+        "activations computed again", "optimise", _operations("optimise"), ("backbone.gradient_checkpointing=true",)
+    ),
+    Choice(
+        "groups twice as large as a micro-batch, gone through twice", "optimise", _operations("optimise"),
+        ("optimiser.micro_batch=6",), ("rollout.group_size=6", "rollout.groups=12", "optimiser.micro_batch=6"),
+    ),
+)  # fmt: skip
+
+
+def measure(choice: Choice, *, iterations: int, turns: int) -> Outcome:
+    """Both sides in turns."""
+    registry = registry_with_parts()
+    settings = (choice.settings, choice.without)
+    config, without = (configuration([*COMMON, *some], registry, iterations) for some in settings)
+    predicted = choice.predict(config, without, registry)
+    found = in_turns({"with": config, "without": without}, registry, [choice.verb], turns)
+    ratio = found["with"][choice.verb] / found["without"][choice.verb]
+    return Outcome(choice.name, choice.verb, tuple(choice.settings), predicted, ratio)

@@ -1,0 +1,58 @@
+"""Training runs that are timed: settings against each other, in turns, so that what else a machine does meets all."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dgpo_core.config import load_run_config
+from dgpo_core.progress import Silent
+from dgpo_core.registry import Registry
+from dgpo_core.trainer import Trainer
+from dgpo_schemas.metrics import MetricsRecord, TimingRecord
+from dgpo_schemas.run import RunConfig
+
+__all__ = ["QUICKSTART", "configuration", "in_turns", "timings"]
+
+QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
+BARE = ("prompts.heldout=null", "evaluation.every=0", "evaluation.rewards=null", "checkpoints.every=1000000")
+
+
+class _Watcher(Silent):
+    def __init__(self) -> None:
+        self.timings: list[TimingRecord] = []
+
+    def iteration(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
+        self.timings.append(timing)
+
+
+def configuration(
+    settings: Sequence[str], registry: Registry, iterations: int, file: Path = QUICKSTART, threads: int = 1
+) -> RunConfig:
+    """A run of so many iterations and one to warm up, without evaluations and checkpoints."""
+    more = [*BARE, f"run.iterations={iterations + 1}", f"run.threads={threads}"]
+    return load_run_config(file, [*more, *settings], registry)
+
+
+def timings(config: RunConfig, registry: Registry) -> list[TimingRecord]:
+    """Of every iteration but the first."""
+    watcher = _Watcher()
+    with tempfile.TemporaryDirectory() as directory:
+        run = config.run.model_copy(update={"output": directory})
+        Trainer(config.model_copy(update={"run": run}), registry, progress=watcher).train()
+    return watcher.timings[1:]
+
+
+def in_turns(
+    points: Mapping[str, RunConfig], registry: Registry, verbs: Sequence[str], turns: int
+) -> dict[str, dict[str, float]]:
+    """Seconds an iteration of each point by verb: the median of the medians of `turns` runs of each."""
+    found: dict[str, dict[str, list[float]]] = {name: {verb: [] for verb in verbs} for name in points}
+    for _ in range(turns):
+        for name, config in points.items():
+            lines = timings(config, registry)
+            for verb in verbs:
+                found[name][verb].append(statistics.median(line.verbs[verb].seconds for line in lines))
+    return {name: {verb: statistics.median(seconds) for verb, seconds in row.items()} for name, row in found.items()}

@@ -1,0 +1,68 @@
+"""From the record to docs/performance.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.floor import CARD
+from benchmarks.gpu import TARGETS
+from benchmarks.overhead import ENGINE, UPDATE
+from benchmarks.scaling import SERIES, VERBS
+from dgpo_core.planning.cards import CARDS
+
+__all__ = ["write_page"]
+
+HERE = Path(__file__).parent
+
+
+def write_page(record: dict[str, Any], directory: Path) -> Path:
+    """Write performance.md. Parts that were not measured say so."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    measured = {part: entry["measured"] for part, entry in record.items()}
+    floor = measured.get("floor", [])
+    bound = [case["seconds"][verb] / case["traffic"][verb] for case in floor for verb in case["seconds"]]
+    spent = measured.get("overhead", {})
+    total = sum(spent.values())
+    text = environment.get_template("page.md.jinja").render(
+        card=CARDS[CARD],
+        floor=floor,
+        least=f"{min(bound, default=0):.0f}",
+        most=f"{max(bound, default=0):,.0f}",
+        gpu=measured.get("gpu"),
+        targets=TARGETS,
+        overhead=sorted(((label, seconds / total) for label, seconds in spent.items()), key=lambda row: -row[1]),
+        added=(spent[ENGINE] + spent[UPDATE]) / total if spent else 0.0,
+        overlap=measured.get("overlap"),
+        processes=measured.get("processes"),
+        machines={part: _words(entry["machine"]) for part, entry in record.items()},
+        series=[_series(one, measured["scaling"][one.name]) for one in SERIES] if "scaling" in measured else [],
+        choices=measured.get("choices"),
+        history=yaml.safe_load((HERE / "history.yaml").read_text(encoding="utf-8")),
+    )
+    path = directory / "performance.md"
+    path.write_text(text.rstrip() + "\n", encoding="utf-8")
+    return path
+
+
+def _words(machine: dict[str, Any]) -> str:
+    return f"{machine['processor']}, torch {machine['torch']}, {machine['date']}"
+
+
+def _series(series: Any, points: list[dict[str, Any]]) -> dict[str, Any]:
+    numbers = [point["number"] for point in points]
+    return {
+        "title": series.title,
+        "numbers": numbers,
+        "ideal": [n / numbers[0] for n in numbers] if series.samples else None,
+        "rows": {
+            verb.replace("_", " "): [point["seconds"][verb] / points[0]["seconds"][verb] for point in points]
+            for verb in VERBS
+        },
+    }

@@ -1,0 +1,61 @@
+"""A model with random weights, and prompts and a reward that cost nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.contracts import PromptSource, RewardModel
+from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.registry import Registry
+from dgpo_core.types import Prompt, Scores
+from dgpo_sd3.options import SD3Options
+from dgpo_wan.options import WanOptions
+
+__all__ = ["registry_with_parts"]
+
+
+class Free(RewardModel):
+    """The mean of the first pixels: different for every sample, and no work."""
+
+    media = frozenset({"image", "video"})
+    range = (-1e6, 1e6)
+
+    def score(self, media: Tensor, prompts: Any) -> Scores:
+        """The first four by four pixels."""
+        values = media[..., :4, :4].float().flatten(1).mean(1)
+        return Scores(values, torch.zeros(len(values), dtype=torch.bool))
+
+
+class Numbered(PromptSource):
+    """Prompts that differ."""
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """Always the same."""
+        return [Prompt(f"picture {i}") for i in range(64)]
+
+
+class _Plugin:
+    @hookimpl
+    def dgpo_backbones(self) -> list[Part]:
+        return [
+            Part("sd3-random", "SD3 with random weights", "dgpo_sd3.sketch:SD3Sketch", SD3Options),
+            Part("wan-random", "Wan with random weights", "dgpo_wan.sketch:WanSketch", WanOptions),
+        ]
+
+    @hookimpl
+    def dgpo_rewards(self) -> list[Part]:
+        return [Part("free", "No work", "benchmarks.parts:Free")]
+
+    @hookimpl
+    def dgpo_prompt_sources(self) -> list[Part]:
+        return [Part("numbered", "Numbered prompts", "benchmarks.parts:Numbered")]
+
+
+def registry_with_parts() -> Registry:
+    """Everything that is installed, and these."""
+    made = Registry()
+    made.register(_Plugin(), distribution="benchmarks")
+    return made

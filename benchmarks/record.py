@@ -1,0 +1,56 @@
+"""What the suite has measured: one JSON file, from which the page and its figures are made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, is_dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["load", "machine", "save"]
+
+
+def machine() -> dict[str, Any]:
+    """Where and when."""
+    return {
+        "date": date.today().isoformat(),
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__.split("+")[0],
+    }
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What is there, by part."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def save(path: Path, part: str, measured: Any) -> dict[str, Any]:
+    """Put a part's measurements in place of older ones; returns the whole record."""
+    record = load(path)
+    record[part] = {"machine": machine(), "measured": _plain(measured)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_rounded(record), indent=1) + "\n", encoding="utf-8")
+    return load(path)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _rounded(value: Any) -> Any:
+    """Five digits say what was measured."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    return [_rounded(entry) for entry in value] if isinstance(value, list) else value

@@ -1,0 +1,82 @@
+"""Presets: laid over a run file, found in the backbone's package, and true to their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dgpo_cli.main import main
+from dgpo_core.config import load_run_config
+from dgpo_core.errors import UserError
+from dgpo_core.planning.plan import Model, make_plan, measure_model
+from dgpo_core.presets import presets_of
+from dgpo_core.registry import Registry
+from dgpo_schemas.problems import ConfigError
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "sd35-geneval.yaml"
+GIB = 2**30
+USABLE = {"16gb": 14.6, "24gb": 22, "48gb": 44, "80gb": 79}
+"""GiB that a process can have of the smallest card of that name (`planning.cards`)."""
+
+
+def test_over_the_file_and_under_the_command_line(registry: Registry) -> None:
+    plain = load_run_config(EXAMPLE, [], registry)
+    found = load_run_config(EXAMPLE, ["optimiser.micro_batch=3"], registry, preset="24gb")
+    assert found.backbone.gradient_checkpointing
+    assert found.backbone.options["decode_chunk"] == 4
+    assert found.backbone.options["text_length"] == plain.backbone.options["text_length"], "others stay"
+    assert found.optimiser.micro_batch == 3
+    assert found.rollout.guidance == plain.rollout.guidance
+
+
+@pytest.mark.parametrize("name", ["24gb", "48gb", "80gb"])
+def test_nothing_but_memory_changes(name: str, registry: Registry) -> None:
+    plain, found = (
+        load_run_config(EXAMPLE, [], registry, preset=preset).model_dump(mode="json") for preset in (None, name)
+    )
+    for data in (plain, found):
+        for section, key in (("rollout", "micro_batch"), ("optimiser", "micro_batch")):
+            data[section].pop(key)
+        data["backbone"].pop("gradient_checkpointing")
+        data["backbone"]["options"].pop("decode_chunk")
+    assert found == plain
+
+
+def test_each_fits_its_card(registry: Registry) -> None:
+    models: dict[tuple[bool, bool], Model] = {}
+    names = presets_of("sd3", registry)
+    assert list(names) == list(USABLE)
+    for name in names:
+        config = load_run_config(EXAMPLE, [], registry, preset=name)
+        key = (config.backbone.gradient_checkpointing, bool(config.backbone.options["drop_t5"]))
+        if key not in models:
+            models[key] = measure_model(config, registry)
+        peak = make_plan(config, models[key], registry).peak / GIB
+        assert peak < USABLE[name]
+        said = names[name].read_text(encoding="utf-8").split(" GiB by")[0].split()[-1]
+        assert round(peak) == int(said), "what its comment says"
+
+
+def test_names_and_files_that_are_not_there(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--preset: '24gib' is no preset of backbone sd3; did you mean 24gb\?"):
+        load_run_config(EXAMPLE, [], registry, preset="24gib")
+    with pytest.raises(ConfigError, match="there is no such file"):
+        load_run_config(EXAMPLE, [], registry, preset=str(tmp_path / "mine.yaml"))
+
+
+def test_a_mistake_is_shown_where_the_preset_has_it(registry: Registry, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("rollout:\n  micro_batch: 4\n  micro_bach: 3\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml:3: rollout\.micro_bach.*did you mean micro_batch"):
+        load_run_config(EXAMPLE, [], registry, preset=str(mine))
+    mine.write_text("rollout: {micro_batch: 0}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml:1: rollout\.micro_batch"):
+        load_run_config(EXAMPLE, [], registry, preset=str(mine))
+
+
+def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["validate", str(EXAMPLE), "--preset", "32gb"])
+    assert ended.value.code == 2
+    assert "it brings: 16gb, 24gb, 48gb, 80gb" in " ".join(capsys.readouterr().err.split())
