@@ -34,10 +34,8 @@ lint: $(VENV)/.installed  ## Linter, types, import floors
 	$(BIN)/lint-imports
 	$(BIN)/dgpo schema --check
 
-bench: $(VENV)/.installed  ## Measure what the engine costs, how much of scoring hides, and two processes against one
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/overlap.py
-	$(BIN)/python benchmarks/processes.py
+bench: $(VENV)/.installed  ## Measure speed as ratios and write docs/performance.md (half an hour)
+	$(BIN)/python -m benchmarks
 
 schemas: $(VENV)/.installed  ## Write schemas/json anew
 	$(BIN)/dgpo schema

@@ -1,0 +1,82 @@
+"""docs/performance.md is what `python -m benchmarks --pages` writes from the record; every part can be measured."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks import choices, record, scaling
+from benchmarks.__main__ import PARTS
+from benchmarks.figures import draw
+from benchmarks.page import HERE, write_page
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_the_page_is_that_of_the_record(tmp_path: Path) -> None:
+    measured = record.load(DOCS / "performance" / "record.json")
+    assert measured.keys() >= set(PARTS) - {"gpu"}
+    written = write_page(measured, tmp_path)
+    assert written.read_text(encoding="utf-8") == (DOCS / "performance.md").read_text(encoding="utf-8")
+    draw(measured, tmp_path)
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == sorted(
+        p.name for p in (DOCS / "performance").glob("*.png")
+    )
+
+
+def test_a_record_of_nothing(tmp_path: Path) -> None:
+    text = write_page({}, tmp_path).read_text(encoding="utf-8")
+    assert text.count("Not recorded yet") == 3
+    assert "Nothing has been measured on a card yet" in text
+
+
+def test_a_card_that_was_measured(tmp_path: Path) -> None:
+    verb = {"seconds": 2.0, "samples_per_second": 24.0, "tflops": 400.0, "fraction": 0.57}
+    gpu: dict[str, Any] = {"sd35-512": {"device": "a card", "verbs": {"roll out": verb, "optimise": verb}}}
+    text = write_page({"gpu": {"machine": record.machine(), "measured": gpu}}, tmp_path).read_text(encoding="utf-8")
+    assert "| sd35-512 | a card | roll out | 2.00 | 24.00 | 400 | 0.57 | 0.55 |" in text
+
+
+def test_one_part_replaces_itself_alone(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    record.save(path, "overlap", 0.123456789)
+    found = record.save(path, "choices", [choices.Outcome("a", "roll_out", ("b=1",), 1.0, 2.0)])
+    assert found["overlap"]["measured"] == 0.12346
+    assert found["choices"]["measured"][0]["measured"] == 2.0
+    assert found == record.load(path)
+
+
+@pytest.mark.parametrize("series", scaling.SERIES, ids=lambda series: series.name)
+def test_series_can_be_measured(series: scaling.Series) -> None:
+    """Their first points."""
+    points = scaling.measure(scaling.Series(**{**vars(series), "numbers": series.numbers[:1]}), iterations=1, turns=1)
+    assert points[0].number == series.numbers[0]
+    assert set(points[0].seconds) == {"roll_out", "optimise"}
+    assert min(points[0].seconds.values()) > 0
+
+
+def test_a_choice_can_be_measured() -> None:
+    found = choices.measure(choices.CHOICES[1], iterations=1, turns=1)
+    assert 0.85 < found.predicted < 1, "a merged adapter has fewer operations"
+    assert found.measured > 0
+
+
+def test_history_says_all_that_its_table_shows() -> None:
+    rows = yaml.safe_load((HERE / "history.yaml").read_text(encoding="utf-8"))
+    for row in rows:
+        assert {key for key, value in row.items() if value} == {"date", "what", "predicted", "measured", "kept", "by"}
+        assert isinstance(row["kept"], str)
+    assert [row["date"] for row in rows] == sorted(row["date"] for row in rows)
+
+
+def test_nothing_is_left_of_a_page_in_the_wrong_place(tmp_path: Path) -> None:
+    """Another directory gets everything the page links to."""
+    shutil.copytree(DOCS / "performance", tmp_path / "performance")
+    text = write_page(record.load(tmp_path / "performance" / "record.json"), tmp_path).read_text(encoding="utf-8")
+    for name in ("performance/record.json", "performance/scaling.png", "performance/choices.png"):
+        assert f"({name})" in text
+        assert (tmp_path / name).is_file()
