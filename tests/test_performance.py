@@ -50,9 +50,9 @@ def test_one_part_replaces_itself_alone(tmp_path: Path) -> None:
     assert found == record.load(path)
 
 
-@pytest.mark.parametrize("series", scaling.SERIES, ids=lambda series: series.name)
+@pytest.mark.parametrize("series", [s for s in scaling.SERIES if s.name != "micro-batch"], ids=lambda s: s.name)
 def test_series_can_be_measured(series: scaling.Series) -> None:
-    """Their first points."""
+    """Their first points (that of the micro-batches takes half a minute)."""
     points = scaling.measure(scaling.Series(**{**vars(series), "numbers": series.numbers[:1]}), iterations=1, turns=1)
     assert points[0].number == series.numbers[0]
     assert set(points[0].seconds) == {"roll_out", "optimise"}

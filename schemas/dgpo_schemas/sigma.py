@@ -19,6 +19,8 @@ def _number(text: Any) -> float:
         value = float(text)
     except (TypeError, ValueError):
         raise ValueError(f"must be {_ALLOWED}") from None
+    except OverflowError:  # a whole number of hundreds of digits
+        value = math.inf if text > 0 else -math.inf
     if not 0 <= value <= 1:
         near = "" if math.isnan(value) else f"; the nearest is {min(max(value, 0.0), 1.0):g}"
         raise ValueError(f"must be {_ALLOWED}{near}")
