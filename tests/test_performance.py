@@ -50,9 +50,11 @@ def test_one_part_replaces_itself_alone(tmp_path: Path) -> None:
     assert found == record.load(path)
 
 
-@pytest.mark.parametrize("series", [s for s in scaling.SERIES if s.name != "micro-batch"], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "series", [s for s in scaling.SERIES if s.name in ("groups", "resolution")], ids=lambda s: s.name
+)
 def test_series_can_be_measured(series: scaling.Series) -> None:
-    """Their first points (that of the micro-batches takes half a minute)."""
+    """The first points of one on the miniature and of the one on random weights."""
     points = scaling.measure(scaling.Series(**{**vars(series), "numbers": series.numbers[:1]}), iterations=1, turns=1)
     assert points[0].number == series.numbers[0]
     assert set(points[0].seconds) == {"roll_out", "optimise"}
@@ -60,8 +62,9 @@ def test_series_can_be_measured(series: scaling.Series) -> None:
 
 
 def test_a_choice_can_be_measured() -> None:
-    found = choices.measure(choices.CHOICES[1], iterations=1, turns=1)
-    assert 0.85 < found.predicted < 1, "a merged adapter has fewer operations"
+    (choice,) = (c for c in choices.CHOICES if "best-vs-worst" in c.settings[0])  # one that needs no plan
+    found = choices.measure(choice, iterations=1, turns=1)
+    assert found.predicted == 2 / 12
     assert found.measured > 0
 
 

@@ -467,7 +467,7 @@ def test_ctrl_c_and_a_kill_lose_nothing(
 ) -> None:
     """Two cells side by side: stopped once, killed once, then finished, as if never stopped."""
     # Long enough that neither cell ends before the other one, which starts seconds later on a busy machine, is stopped.
-    data = run_data("runs", run={"iterations": 300}, evaluation={"every": 100, "prompts": 4, "pictures": 0})
+    data = run_data("runs", run={"iterations": 180}, evaluation={"every": 60, "prompts": 4, "pictures": 0})
     Path("run.yaml").write_text(yaml.safe_dump(data | {"checkpoints": {"every": 1}}))
     axis = {"key": "weighting", "values": ["abs-advantage", "uniform"]}
     text = yaml.safe_dump({"name": "trial", "base": "run.yaml", "seeds": [3], "parallel": 2, "axes": [axis]})
@@ -496,7 +496,7 @@ def test_ctrl_c_and_a_kill_lose_nothing(
     assert "stopping: saving the state" in said
     assert said.endswith("stopped; the same command goes on\n")
     stopped = done()
-    assert all(0 < count < 300 for count in stopped)
+    assert all(0 < count < 180 for count in stopped)
     assert outcomes() == ["interrupted", "interrupted"]
 
     process = shell("ablate", "ablation.yaml")
@@ -509,7 +509,7 @@ def test_ctrl_c_and_a_kill_lose_nothing(
     ended = dgpo("ablate", "ablation.yaml")
     assert ended.code == 0, ended.err
     assert [resumed for _, resumed, _ in started] == [True, True]
-    assert done() == [300, 300]
+    assert done() == [180, 180]
     assert [c["status"] for v in results()["variants"] for c in v["cells"]] == ["finished", "finished"]
     assert "resuming after iteration" in (cells[0] / "train.log").read_text()
     # The same run, never stopped.

@@ -117,6 +117,14 @@ class Run:
         return {str(file.relative_to(self.path)): file.read_bytes() for file in named}
 
 
+@pytest.fixture(scope="module")
+def whole(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of two processes that nothing happens to."""
+    run = Run(tmp_path_factory.mktemp("whole"), "whole")
+    assert_all_well(driver.train(run, 2))
+    return run
+
+
 def assert_all_well(ended: list[dict[str, Any]]) -> None:
     for one in ended:
         assert one["status"] == 0, one["output"]
@@ -274,11 +282,10 @@ MOMENTS = [("velocity", 3), ("velocity", 40), ("score", 3), ("evaluate", 1), ("e
 @pytest.mark.parametrize("at", MOMENTS, ids=lambda at: f"{at[0]} {at[1]}")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_lost_process_ends_the_run_and_a_resume_goes_on(
-    rank: int, at: tuple[str, int], driver: Driver, tmp_path: Path
+    rank: int, at: tuple[str, int], driver: Driver, whole: Run, tmp_path: Path
 ) -> None:
     """Resumed with as many processes, it comes to the same end byte for byte."""
-    whole, run = Run(tmp_path, "whole"), Run(tmp_path, "run")
-    assert_all_well(driver.train(whole, 2))
+    run = Run(tmp_path, "run")
     started = time.monotonic()
     ended = driver.train(run, 2, at=at, rank=rank)
     assert time.monotonic() - started < 15, "long before the timeout"
@@ -307,9 +314,10 @@ def test_a_process_that_hangs_is_given_up(driver: Driver, tmp_path: Path) -> Non
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("at", [("velocity", 3), ("velocity", 20), ("score", 3), ("evaluate", 1), ("host", 20)],
                          ids=lambda at: f"{at[0]} {at[1]}")  # fmt: skip
-def test_a_stop_that_one_is_asked_for_stops_all(rank: int, at: tuple[str, int], driver: Driver, tmp_path: Path) -> None:
-    whole, run = Run(tmp_path, "whole"), Run(tmp_path, "run")
-    assert_all_well(driver.train(whole, 2))
+def test_a_stop_that_one_is_asked_for_stops_all(
+    rank: int, at: tuple[str, int], driver: Driver, whole: Run, tmp_path: Path
+) -> None:
+    run = Run(tmp_path, "run")
     ended = driver.train(run, 2, at=at, do="terminate", rank=rank)
     assert_all_well(ended)
     assert "continue with --resume" in ended[0]["output"]

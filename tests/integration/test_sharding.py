@@ -71,8 +71,7 @@ def test_the_same_as_one_process(setting: str, driver: Driver, tmp_path: Path) -
         assert_same(several, one)
 
 
-@pytest.mark.parametrize("train", ["lora", "full"])
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "recomputed"])
+@pytest.mark.parametrize(("train", "checkpointing"), [("lora", True), ("full", False)])
 def test_a_network_with_blocks(train: str, checkpointing: bool, driver: Driver, tmp_path: Path) -> None:
     """SD3's, gathered block by block, in float32: up to the order of sums, of which AdamW makes steps."""
     backbone = {
@@ -133,17 +132,25 @@ def test_a_resume_with_another_number_of_processes(before: int, after: int, driv
     assert_same(run, one)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("at", [("velocity", 3), ("velocity", 30), ("score", 3), ("evaluate", 2), ("host", 60)],
-                         ids=lambda at: f"{at[0]} {at[1]}")  # fmt: skip
+@pytest.fixture(scope="module")
+def whole(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of two processes that nothing happens to."""
+    run = Run(tmp_path_factory.mktemp("whole"), "whole", **FULL, run=SHARD)
+    assert_all_well(driver.train(run, 2))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("rank", "at"),
+    [(0, ("velocity", 3)), (1, ("velocity", 30)), (0, ("score", 3)), (1, ("evaluate", 2)), (1, ("host", 60))],
+    ids=lambda value: str(value),
+)
 @pytest.mark.parametrize("deed", ["terminate", "kill"])
 def test_a_stop_or_a_loss_costs_nothing(
-    deed: str, rank: int, at: tuple[str, int], driver: Driver, tmp_path: Path
+    deed: str, rank: int, at: tuple[str, int], driver: Driver, whole: Run, tmp_path: Path
 ) -> None:
     """Resumed with as many processes, it comes to the same end byte for byte."""
-    changes = FULL | {"run": SHARD}
-    whole, run = Run(tmp_path, "whole", **changes), Run(tmp_path, "run", **changes)
-    assert_all_well(driver.train(whole, 2))
+    run = Run(tmp_path, "run", **FULL, run=SHARD)
     ended = driver.train(run, 2, at=at, do=deed, rank=rank)
     if deed == "terminate":
         assert_all_well(ended)
