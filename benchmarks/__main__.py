@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.measuring import QUICKSTART
+from dgpo_cli.main import guarded
 from dgpo_core.errors import UserError
-from dgpo_schemas.problems import ConfigError, nearest
+from dgpo_schemas.problems import nearest
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -107,11 +107,7 @@ def run(
 
 def main() -> None:
     """The command line; a user's mistake is one message and exit code 2."""
-    try:
-        typer.run(run)
-    except (UserError, ConfigError) as error:
-        typer.echo(str(error), err=True)
-        sys.exit(2)
+    guarded(lambda: typer.run(run))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What a card reaches of its measured ceiling: SD3.5-M's and Wan 1.3B's architectures with random weights.
 
-    python benchmarks/gpu.py [CASE ...] [--groups 2] [--checkpoint NAME] [--output gpu.json]
+    python -m benchmarks gpu                          # all of them, for docs/performance.md
+    python -m benchmarks.gpu [CASE ...] [--merge] [--compile] [--output gpu.json]
 
-One command for a machine with a card and nothing else: no weights, no data, no network. An iteration is cut to `groups`
+For a machine with a card and nothing else: no weights, no data, no network. An iteration is cut to `groups`
 groups, because operations are linear in them; otherwise settings are the published ones: 24 members, 10 steps, guidance
 4.5, 4 training times, LoRA of rank 64. A reward that costs nothing takes the place of GenEval.
 """
@@ -17,8 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.parts import registry_with_parts
 from dgpo_cli.bench import lines, measure
@@ -84,7 +83,7 @@ def configuration(case: Case, arguments: argparse.Namespace, output: str) -> Run
 def run(words: list[str] | None = None) -> dict[str, Any]:
     """Measure each case, print, and return what was measured by case."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("cases", nargs="*", choices=[*CASES, []], default=list(CASES), metavar="CASE", help="")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; by default all")
     parser.add_argument("--checkpoint", help="another model's architecture: its name, or a directory")
     parser.add_argument("--resolution", type=int, help="another side in pixels")
     parser.add_argument("--groups", type=int, default=2)
@@ -95,11 +94,14 @@ def run(words: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--merge", action="store_true", help="merge the adapter while sampling")
     parser.add_argument("--attention", default="auto")
-    parser.add_argument("--output", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--output", type=Path, help="a JSON file to write, too")
     arguments = parser.parse_args(words)
+    unknown = [name for name in arguments.cases if name not in CASES]
+    if unknown:
+        parser.error(f"there is no case {unknown[0]!r} (there is {', '.join(CASES)})")
     registry = registry_with_parts()
     found = {}
-    for name in arguments.cases:
+    for name in arguments.cases or CASES:
         with tempfile.TemporaryDirectory() as directory:
             measured = measure(configuration(CASES[name], arguments, directory), registry, arguments.iterations)
         found[name] = measured
@@ -108,7 +110,8 @@ def run(words: list[str] | None = None) -> dict[str, Any]:
             share = measured["verbs"][verb]["fraction"] or 0.0
             sys.stdout.write(f"{verb}: {share:.2f} of the ceiling (target {target:.2f})\n")
         sys.stdout.write("\n")
-        arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        if arguments.output is not None:
+            arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
 

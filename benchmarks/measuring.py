@@ -17,7 +17,13 @@ from dgpo_schemas.run import RunConfig
 __all__ = ["QUICKSTART", "configuration", "in_turns", "timings"]
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.yaml"
-BARE = ("prompts.heldout=null", "evaluation.every=0", "evaluation.rewards=null", "checkpoints.every=1000000")
+BARE = (
+    "prompts.heldout=null",
+    "evaluation.every=0",
+    "evaluation.rewards=null",
+    "checkpoints.every=1000000",
+    "run.threads=1",
+)
 
 
 class _Watcher(Silent):
@@ -28,12 +34,9 @@ class _Watcher(Silent):
         self.timings.append(timing)
 
 
-def configuration(
-    settings: Sequence[str], registry: Registry, iterations: int, file: Path = QUICKSTART, threads: int = 1
-) -> RunConfig:
-    """A run of so many iterations and one to warm up, without evaluations and checkpoints."""
-    more = [*BARE, f"run.iterations={iterations + 1}", f"run.threads={threads}"]
-    return load_run_config(file, [*more, *settings], registry)
+def configuration(settings: Sequence[str], registry: Registry, iterations: int) -> RunConfig:
+    """The quickstart for so many iterations and one to warm up, on one thread, without evaluations and checkpoints."""
+    return load_run_config(QUICKSTART, [*BARE, f"run.iterations={iterations + 1}", *settings], registry)
 
 
 def timings(config: RunConfig, registry: Registry) -> list[TimingRecord]:

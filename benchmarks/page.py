@@ -60,9 +60,9 @@ def _series(series: Any, points: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "title": series.title,
         "numbers": numbers,
-        "ideal": [n / numbers[0] for n in numbers] if series.samples else None,
+        "ideal": [f"{n / numbers[0]:.2f}" for n in numbers] if series.samples else None,
         "rows": {
-            verb.replace("_", " "): [point["seconds"][verb] / points[0]["seconds"][verb] for point in points]
+            verb.replace("_", " "): [f"{point['seconds'][verb] / points[0]['seconds'][verb]:.2f}" for point in points]
             for verb in VERBS
         },
     }

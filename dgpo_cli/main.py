@@ -10,7 +10,7 @@ import difflib
 import importlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -108,10 +108,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     0: done, or stopped when asked to, with its state saved. 1: the run stopped itself, with its state saved.
     2: a mistake in what was given. 3: another process of the run was lost. 130: Ctrl-C at once, nothing saved.
     """
+    guarded(lambda: app(arguments, prog_name="dgpo"))
+
+
+def guarded(program: Callable[[], object]) -> None:
+    """Run a program of the command line; a user's mistake is one message and an exit code, as `main` says."""
     if logging.lastResort is not None:  # where warnings go that nothing else shows
         logging.lastResort.setFormatter(OneLine())
     try:
-        app(arguments, prog_name="dgpo")
+        program()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from dgpo_core.adamw import make_adamw, restore, state_of
 from dgpo_core.draws import Draws
@@ -302,7 +301,8 @@ class Optimiser:
 
     def _add_gradients(self, loss: Tensor, asked: list[bool]) -> Tensor:
         """Give every process the sum of all processes' gradients; returns the sum of their losses."""
-        parameters = [p for p in self.policy.parameters.values() if not isinstance(p, DTensor)]  # those are added
+        # Gradients of spread weights were added by their backward passes.
+        parameters = [] if self.policy.spread else list(self.policy.parameters.values())
         known = loss.new_tensor([p.grad is not None for p in parameters])
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         total, known, *sums = self._added([loss, known, *gradients], asked)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from dgpo_core.flow import guided_velocity
 from dgpo_core.types import Conditioning
@@ -41,7 +40,7 @@ class Policy:
         self.backbone = backbone
         self.ema = ema
         self.parameters = dict(backbone.trainable())
-        live = [local(p.data) for p in self.parameters.values()]
+        live = [self._local(p.data) for p in self.parameters.values()]
         self._weights: dict[str, list[Tensor]] = {
             "policy": live,
             "old": [t.clone() for t in live],
@@ -78,6 +77,14 @@ class Policy:
             self._view = "policy"
             self._point_at("policy")
 
+    def _local(self, tensor: Tensor) -> Tensor:
+        """What this process has of a tensor that is made like a parameter."""
+        return tensor
+
+    def _passing(self) -> AbstractContextManager[None]:
+        """Entered around each pass of the network."""
+        return nullcontext()
+
     def _point_at(self, name: View) -> None:
         for parameter, tensor in zip(self.parameters.values(), self._weights[name], strict=True):
             parameter.data = tensor
@@ -91,7 +98,8 @@ class Policy:
         guidance: float = 1.0,
     ) -> Tensor:
         """Velocity [B, ...] of the view in place, with classifier-free guidance in one batch if the scale is not 1."""
-        return guided_velocity(self.backbone.velocity, x_sigma, sigma, conditioning, unconditional, guidance)
+        with self._passing():
+            return guided_velocity(self.backbone.velocity, x_sigma, sigma, conditioning, unconditional, guidance)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss [] to the trained weights'."""
@@ -126,7 +134,7 @@ class Policy:
 
     def expected(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes that `load_state` wants."""
-        return {key: tuple(tensor.shape) for key, (_, tensor) in self._stored().items()}
+        return {key: tuple(self.parameters[name].shape) for key, (name, _) in self._stored().items()}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
@@ -134,7 +142,7 @@ class Policy:
         stored = self._stored()
         for key, tensor in state.items() if isinstance(state, Mapping) else state:
             name, place = stored[key]
-            place.copy_(local(self.share(name, tensor)))
+            place.copy_(self._local(self.share(name, tensor)))
 
     def _stored(self) -> dict[str, tuple[str, Tensor]]:
         """What this process has of the stored views, by `view/name`, with the parameter's name."""
@@ -151,11 +159,6 @@ class Policy:
     def share(self, name: str, tensor: Tensor) -> Tensor:
         """This process's share, on its device, of a whole tensor that is made like the parameter `name`."""
         return tensor.to(self.parameters[name].device)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """A tensor, or what this process has of it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class ConditioningCache:

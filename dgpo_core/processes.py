@@ -102,17 +102,14 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
-        if self.count == 1:
-            return flag
-        found = torch.tensor([int(flag)])
-        self._with_others(dist.all_reduce, found, dist.ReduceOp.MAX, group=self._host)
-        return bool(found)
+        return self.least(int(not flag)) == 0
 
     def least(self, number: int) -> int:
         """The smallest of all processes' numbers."""
+        if self.count == 1:
+            return number
         found = torch.tensor([number])
-        if self.count > 1:
-            self._with_others(dist.all_reduce, found, dist.ReduceOp.MIN, group=self._host)
+        self._with_others(dist.all_reduce, found, dist.ReduceOp.MIN, group=self._host)
         return int(found)
 
     def everyone(self, value: T) -> list[T]:

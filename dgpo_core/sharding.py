@@ -8,8 +8,8 @@ An adapter is not spread: its views, gradients and updates are those of any othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from dgpo_core.policy import Policy, View, local
+from dgpo_core.policy import Policy, View
 from dgpo_core.types import Conditioning
 
 if TYPE_CHECKING:
@@ -85,19 +85,16 @@ class ShardedPolicy(Policy):
         processes.before_meeting = self._turns.end
         self._processes = processes
 
-    def velocity(
-        self,
-        x_sigma: Tensor,
-        sigma: Tensor,
-        conditioning: Conditioning,
-        unconditional: Conditioning | None = None,
-        guidance: float = 1.0,
-    ) -> Tensor:
-        """As any policy's, when it is this view's turn. A pass with gradient is followed by its backward pass."""
+    @contextmanager
+    def _passing(self) -> Iterator[None]:
+        """Wait for this view's turn. A pass with gradient is followed by its backward pass."""
         view = self._view if self.spread else "policy"  # whatever an adapter does, the same weights are gathered
         self._turns.take(WITH_GRADIENT if torch.is_grad_enabled() else PASSES.index(view))
         with self._processes.exchanging():
-            return super().velocity(x_sigma, sigma, conditioning, unconditional, guidance)
+            yield
+
+    def _local(self, tensor: Tensor) -> Tensor:
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
     def backward(self, loss: Tensor) -> None:
         """As any policy's, in step with the other processes."""
@@ -127,7 +124,7 @@ class ShardedPolicy(Policy):
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """Euclidean norm [] over all processes' shares."""
-        norm = super().norm([local(t) for t in tensors])
+        norm = super().norm([self._local(t) for t in tensors])
         return self._processes.add([norm.square()])[0].sqrt() if self.spread else norm
 
     def whole(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -152,16 +149,6 @@ class ShardedPolicy(Policy):
         if isinstance(like, DTensor) and tensor.dim():
             return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
         return super().share(name, tensor)
-
-    def expected(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of whole tensors."""
-        return {key: tuple(self.parameters[name].shape) for key, (name, _) in self._stored().items()}
-
-    def load_state(self, state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
-        """Take this process's shares."""
-        super().load_state(state)
-        if self.spread:
-            self._in_place = "policy"
 
 
 class _Turns:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dgpo_cli.main import guarded
 from dgpo_core.errors import UserError
-from dgpo_schemas.problems import ConfigError, nearest
+from dgpo_schemas.problems import nearest
 from experiments.catalogue import EXPERIMENTS
 
 QUICK_PAGES = "pages"
@@ -72,11 +72,7 @@ def run(
 
 def main() -> None:
     """The command line; a user's mistake is one message and exit code 2."""
-    try:
-        typer.run(run)
-    except (UserError, ConfigError) as error:
-        typer.echo(str(error), err=True)
-        sys.exit(2)
+    guarded(lambda: typer.run(run))
 
 
 if __name__ == "__main__":

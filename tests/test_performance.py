@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +73,3 @@ def test_history_says_all_that_its_table_shows() -> None:
         assert {key for key, value in row.items() if value} == {"date", "what", "predicted", "measured", "kept", "by"}
         assert isinstance(row["kept"], str)
     assert [row["date"] for row in rows] == sorted(row["date"] for row in rows)
-
-
-def test_nothing_is_left_of_a_page_in_the_wrong_place(tmp_path: Path) -> None:
-    """Another directory gets everything the page links to."""
-    shutil.copytree(DOCS / "performance", tmp_path / "performance")
-    text = write_page(record.load(tmp_path / "performance" / "record.json"), tmp_path).read_text(encoding="utf-8")
-    for name in ("performance/record.json", "performance/scaling.png", "performance/choices.png"):
-        assert f"({name})" in text
-        assert (tmp_path / name).is_file()

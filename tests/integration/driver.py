@@ -97,6 +97,8 @@ class Moments:
                 os.write(self.ready, b"!")
                 while True:
                     signal.pause()
+            case "run out of memory":
+                raise torch.OutOfMemoryError("CUDA out of memory")
             case "hang for 10 seconds":
                 time.sleep(10)
             case "hang, interrupted twice":

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.gpu import CASES, run
+from benchmarks.__main__ import PARTS
+from benchmarks.gpu import run
+from dgpo_core.registry import Registry
+from dgpo_schemas.run import RunConfig
 from dgpo_sd3.testing import make_tiny_checkpoint
 from dgpo_wan.testing import make_tiny_checkpoint as make_tiny_wan
 
@@ -27,6 +31,27 @@ def test_it_runs_and_counts(case: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert "of the ceiling (target 0.55)" in capsys.readouterr().out
 
 
-def test_cases_are_the_published_sizes() -> None:
-    assert CASES["sd35-512"].members == CASES["sd35-1024"].members == 24
-    assert CASES["wan-1.3b"].resolution == (480, 832)
+def test_without_names_all_cases_are_run_at_their_published_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    verb = {"seconds": 1.0, "samples_per_second": 1.0, "tflops": 1.0, "fraction": 0.6}
+    seen: list[RunConfig] = []
+
+    def measured(config: RunConfig, registry: Registry, iterations: int) -> dict[str, Any]:
+        registry.options_model(registry.find("backbone", config.backbone.use)).model_validate(config.backbone.options)
+        seen.append(config)
+        return {"device": "none", "samples": 1, "iterations": iterations, "ceiling_tflops": 1.0, "dtype": "bfloat16",
+                "verbs": {"roll out": verb, "optimise": verb}, "seconds": 2.0, "peak_memory_bytes": 1}  # fmt: skip
+
+    monkeypatch.setattr("benchmarks.gpu.measure", measured)
+    assert list(PARTS["gpu"](2, 3)) == ["sd35-512", "sd35-1024", "wan-1.3b"]
+    assert [c.rollout.height_width for c in seen] == [(512, 512), (1024, 1024), (480, 832)]
+    for config in seen[:2]:
+        rollout, lora = config.rollout, config.backbone.lora
+        assert (rollout.group_size, rollout.steps, rollout.guidance) == (24, 10, 4.5)
+        assert (lora.rank, lora.alpha, config.timesteps.count) == (64, 128, 4)
+
+
+def test_a_case_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["sd35"])
+    assert ended.value.code == 2
+    assert "there is no case 'sd35' (there is sd35-512, sd35-1024, wan-1.3b)" in capsys.readouterr().err

@@ -95,7 +95,18 @@ def test_the_options_reach_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(dgpo_cli.launch, "launch", note)
     example = str(Path(__file__).parents[2] / "examples" / "quickstart.yaml")
-    wanted = ["train", example, "--resume", "--quiet", "--set", "run.seed=3", "--max-iterations", "4"]
+    wanted = [
+        "train",
+        example,
+        "--resume",
+        "--quiet",
+        "--preset",
+        "24gb",
+        "--set",
+        "run.seed=3",
+        "--max-iterations",
+        "4",
+    ]
     with pytest.raises(SystemExit) as caught:
         main([*wanted, "--processes", "2"])
     assert caught.value.code == 5

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from dgpo_core.memory import TooLittleMemoryError, halving
 from dgpo_core.processes import Processes
 from dgpo_core.registry import get_registry
 from dgpo_core.sharding import shard
@@ -162,12 +161,16 @@ def test_a_stop_or_a_loss_costs_nothing(
     assert run.files() == whole.files()
 
 
-def test_a_model_that_is_spread_does_not_begin_anew(tmp_path: Path) -> None:
-    def too_much(size: int) -> int:
-        raise torch.OutOfMemoryError("out of memory")
-
-    with pytest.raises(TooLittleMemoryError, match=r"with 8 samples.*set `rollout.micro_batch: 4`"):
-        halving(too_much, 8, "rollout.micro_batch", lambda text: None, again=False)
+@pytest.mark.parametrize(("number", "key"), [(4, "rollout"), (30, "optimiser")])
+def test_too_little_memory_is_told_and_not_tried_again(number: int, key: str, driver: Driver, tmp_path: Path) -> None:
+    """The others cannot be told to begin anew: they are in the middle of the same pass."""
+    run = Run(tmp_path, **FULL, run=SHARD, evaluation={"at_start": False, "every": 0})
+    ended = driver.train(run, 2, at=("velocity", number), do="run out of memory", rank=1)
+    assert ended[1]["status"] == 2, ended[1]["output"]
+    said = " ".join(ended[1]["output"].split())
+    assert f"{key}.micro_batch: the device runs out of memory" in said
+    assert "cannot begin anew; set" in said
+    assert ended[0]["status"] == 3, ended[0]["output"]
 
 
 @pytest.mark.parametrize(
