@@ -20,7 +20,7 @@ VIEWS = ("base", "policy", "old", "slow")
 
 @dataclass(frozen=True)
 class Target:
-    """An engine with weights in place, and which of its views is meant."""
+    """An engine with weights in place, and which of its views is used: the policy for a slow EMA that has not moved."""
 
     engine: Engine
     view: View
@@ -59,8 +59,13 @@ def open_target(path: Path, *, view: str | None, checkpoint: str, overrides: Seq
 
     found = Checkpoints(path / "checkpoints").find(checkpoint)
     engine.load_weights(found)
-    chosen: View = view or "slow"  # type: ignore[assignment]
-    if chosen == "base":
-        return Target(engine, chosen, 0, f"base model of {path}")
+    wanted: View = view or "slow"  # type: ignore[assignment]
+    if wanted == "base":
+        return Target(engine, wanted, 0, f"base model of {path}")
     iteration = found.manifest.iteration
-    return Target(engine, chosen, iteration, f"{chosen} weights of {path} after iteration {iteration}")
+    chosen = engine.policy.available(wanted)
+    label = f"{chosen} weights of {path} after iteration {iteration}"
+    if chosen != wanted:
+        first = engine.config.objective.ema.slow.first_move
+        label += f" (its slow EMA does not move before update {first}; this is update {found.manifest.updates})"
+    return Target(engine, chosen, iteration, label)

@@ -318,7 +318,12 @@ class Objective(ABC):
     @property
     @abstractmethod
     def needs_reference(self) -> bool:
-        """Whether `Predictions.reference` must be given."""
+        """Whether `Predictions.reference` must be given: what a preference is relative to, `objective.reference`."""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether `Predictions.base` must be given: what a KL term compares with, always the frozen base model."""
+        return False
 
     @property
     @abstractmethod

@@ -157,8 +157,8 @@ class Engine:
         if not (self.sampler.deterministic or self.objective.needs_path):
             found.append(
                 f"rollout.sampler: {self.config.rollout.sampler.use} is random, but objective: "
-                f"{self.config.objective.use} does not need it to be; a deterministic sampler gives cleaner samples in "
-                "as many steps and learns faster"
+                f"{self.config.objective.use} does not need it to be; the paper reports faster learning with a "
+                "deterministic one (our own comparison, docs/experiments/e1.md, could not tell them apart)"
             )
         reason = clips.why_not() if self.backbone.media == "video" else None
         if reason is not None and self.heldout_prompts and self.config.evaluation.pictures:
@@ -303,7 +303,7 @@ class Engine:
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Put a checkpoint's weights in place. Raises UserError if it is of another architecture or adapter."""
         self.check_weights(checkpoint.path, checkpoint.weights)
-        self.policy.load_state(checkpoint.weights)
+        self.policy.load_state(checkpoint.weights, checkpoint.manifest.updates)
 
     def check_weights(self, path: Path, weights: Mapping[str, Tensor]) -> None:
         """Raise UserError if the weights of the checkpoint at `path` are of another architecture or adapter."""

@@ -78,6 +78,7 @@ class MicroBatch:
     target: Tensor
     sigma: Tensor
     reference: Tensor | None = None
+    base: Tensor | None = None
     old: Tensor | None = None
     step: PathStep | None = None
 
@@ -91,6 +92,7 @@ class MicroBatch:
             signed_weights=self.members.signed_weights,
             group_size=self.members.group_size,
             reference=self.reference,
+            base=self.base,
             old=self.old,
             step=self.step,
         )

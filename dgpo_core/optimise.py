@@ -217,10 +217,10 @@ class Optimiser:
                 self._sums.setdefault(name, []).append(values)
         return loss
 
-    def _at(self, update: Update, members: Members, t: int) -> MicroBatch:
-        """The members at one timestep, with the other models' predictions."""
+    def _at(self, update: Update, members: Members, t: int, *, statistic_only: bool = False) -> MicroBatch:
+        """The members at one timestep, with the other models' predictions, or those that the statistic needs."""
         b = update.at(members, t)
-        b.reference, b.old = self._others(b)
+        self._add_predictions(b, statistic_only=statistic_only)
         return b
 
     def _steps(self, batch: TrainingBatch) -> PathSteps | None:
@@ -243,20 +243,21 @@ class Optimiser:
             return self.policy.velocity(b.x_sigma, b.sigma, b.members.conditioning, unconditional, guidance)
 
     @torch.no_grad()
-    def _others(self, b: MicroBatch) -> tuple[Tensor | None, Tensor | None]:
-        """(reference, old) predictions of a micro-batch; the fast EMA is run once for both uses."""
+    def _add_predictions(self, b: MicroBatch, *, statistic_only: bool) -> None:
+        """Predictions of the reference, the frozen base and the fast EMA for a micro-batch. Each model runs once,
+        whatever the number of its uses: a frozen reference is the base, a dynamic one the fast EMA."""
         objective, section = self.objective, self.config.objective
         dynamic = section.reference == "ema"
-        reference = old = None
-        if objective.needs_old or (objective.needs_reference and dynamic):
+        needs_base = objective.needs_base and not statistic_only
+        needs_old = objective.needs_old and not statistic_only
+        if needs_old or (objective.needs_reference and dynamic):
             with self.policy.view("old"):
-                old = self._velocity(b)
-        if objective.needs_reference and dynamic:
-            reference = old
-        elif objective.needs_reference:
+                b.old = self._velocity(b)
+        if needs_base or (objective.needs_reference and not dynamic):
             with self.policy.view("base"):
-                reference = self._guided(b, max(self.guidance, section.kl_cfg))  # at most one of them is not 1
-        return reference, old
+                b.base = self._guided(b, max(self.guidance, section.kl_cfg))  # at most one of them is not 1
+        if objective.needs_reference:
+            b.reference = b.old if dynamic else b.base
 
     # -- several processes --------------------------------------------------------------------------------------
 
@@ -290,7 +291,7 @@ class Optimiser:
                     of_group = (part.group == torch.arange(len(far), device=weight.device)[:, None]).to(table.dtype)
                     for t in range(len(table)):
                         interrupt()
-                        b = self._at(update, part, t)
+                        b = self._at(update, part, t, statistic_only=True)
                         table[t] += of_group @ self.objective.statistic(b.predictions(self._velocity(b))).to(table)
             return table
 

@@ -49,11 +49,18 @@ class Policy:
         if backbone.without_adapter() is None:
             self._weights["base"] = [t.clone() for t in live]
         self._view: View = "policy"
+        self._updates = 0  # that the averages have seen
+
+    def available(self, view: View) -> View:
+        """The view that stands for `view` now: `policy` for a slow EMA that has not moved yet, which is still the start
+        of training, though the policy has learnt; every other view stands for itself."""
+        return "policy" if view == "slow" and self._updates < self.ema.slow.first_move else view
 
     @contextmanager
     def view(self, name: View, *, merged: bool = False) -> Iterator[None]:
-        """Run the backbone with another view's weights, the adapter merged into them if asked for. Views are not
-        nested."""
+        """Run the backbone with the weights of another view, or of what stands for it (`available`), the adapter merged
+        into them if asked for. Views are not nested."""
+        name = self.available(name)
         if merged and name != "base":
             with self.view(name), self.backbone.merged() or nullcontext():
                 yield
@@ -107,12 +114,13 @@ class Policy:
 
     @torch.no_grad()
     def update_averages(self, update: int) -> None:
-        """After optimiser update number `update` (from 1): old <- d*old + (1-d)*policy; every so often the slow one."""
-        policy = self._weights["policy"]
-        decay = min(self.ema.fast.max_decay, self.ema.fast.ramp * update)
-        torch._foreach_lerp_(self._weights["old"], policy, 1 - decay)
-        if update % self.ema.slow.every == 0:
-            torch._foreach_lerp_(self._weights["slow"], policy, 1 - self.ema.slow.decay)
+        """Move the averages after optimiser update number `update` (from 1), as `EmaSection` says."""
+        self._updates = update
+        policy, fast, slow = self._weights["policy"], self.ema.fast, self.ema.slow
+        torch._foreach_lerp_(self._weights["old"], policy, 1 - min(fast.max_decay, fast.ramp * (update - 1)))
+        if (update + 1) % slow.every == 0:
+            decay = min((1 + update) / (10 + update), slow.decay)
+            torch._foreach_lerp_(self._weights["slow"], policy, 1 - decay**slow.repeats)
 
     @torch.no_grad()
     def change_norm(self) -> float:
@@ -137,8 +145,10 @@ class Policy:
         return {key: tuple(self.parameters[name].shape) for key, (name, _) in self._stored().items()}
 
     @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
-        """Copy what `state` returned into place. The caller has compared names and shapes with `expected`."""
+    def load_state(self, state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], updates: int) -> None:
+        """Copy what `state` returned after so many optimiser updates into place. The caller has compared names and
+        shapes with `expected`."""
+        self._updates = updates
         stored = self._stored()
         for key, tensor in state.items() if isinstance(state, Mapping) else state:
             name, place = stored[key]

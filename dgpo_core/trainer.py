@@ -86,6 +86,7 @@ class Trainer:
         self.iteration = 0  # iterations finished
         self.trained_seconds = 0.0  # of those iterations, without evaluations and checkpoints
         self.best: tuple[int, float] | None = None  # (iteration, score) of the best evaluation
+        self._told_of_policy = False  # that evaluations were of the policy, not of the slow EMA
         self._saved = self._evaluated = -1  # iterations of the last checkpoint and evaluation
         self._evaluations: list[dict[str, Any]] = []  # what evaluations.jsonl says
         self._updates = 0  # after those iterations
@@ -282,7 +283,7 @@ class Trainer:
     def _rollout_view(self) -> View:
         """The weights that rollouts are drawn from now."""
         switch = self.config.objective.switch
-        return "old" if switch is not None and self.optimiser.updates >= switch else "policy"
+        return "old" if switch is not None and self.optimiser.updates > switch else "policy"
 
     def _check_missing(self, known: Tensor, samples: ScoredSamples) -> None:
         """Raise RunStopped, the state saved, if more scores are missing than the run file allows, or all are."""
@@ -311,6 +312,7 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluate the configured view; True if the first reward is better than ever before."""
         section = self.config.evaluation
+        view = self._evaluated_view()
         with self._timed("evaluate"):
             result = evaluate(
                 self.evaluation_roller,
@@ -318,7 +320,7 @@ class Trainer:
                 self.engine.heldout_prompts,
                 members=section.samples_per_prompt,
                 draws=self.engine.draws.at("evaluation"),
-                view=section.view,
+                view=view,
                 iteration=self.iteration,
                 pictures=section.pictures,
                 finer=self.finer,
@@ -335,7 +337,7 @@ class Trainer:
                 self.engine.heldout_prompts,
                 self.engine.evaluation_scorer.rewards,
                 self.iteration,
-                section.view,
+                view,
             )
         )
         records = [record.model_dump(mode="json") for record in result.records]
@@ -349,6 +351,16 @@ class Trainer:
         if improved:
             self.best = (self.iteration, score)
         return improved
+
+    def _evaluated_view(self) -> View:
+        """The weights to evaluate now; that they are not those asked for is told once."""
+        wanted = self.config.evaluation.view
+        view = self.engine.policy.available(wanted)
+        if view != wanted and self.optimiser.updates and not self._told_of_policy:
+            self._told_of_policy = True
+            first = self.config.objective.ema.slow.first_move
+            self.progress.note(f"evaluating the policy: the slow EMA does not move before update {first}")
+        return view
 
     def _write_pictures(self, media: Tensor, prompts: Sequence[Prompt]) -> None:
         if self.processes.main:
@@ -441,7 +453,8 @@ class Trainer:
             said = {}
         said = self.processes.told(said)
         manifest = CheckpointManifest.model_validate(said["manifest"])
-        self.engine.policy.load_state(self.processes.handed(None if checkpoint is None else checkpoint.weights))
+        weights = self.processes.handed(None if checkpoint is None else checkpoint.weights)
+        self.engine.policy.load_state(weights, manifest.updates)
         moments = self.processes.handed(None if checkpoint is None else checkpoint.optimiser)
         self.optimiser.load_state(moments, manifest.updates)
         self.engine.timesteps.load_state_dict(manifest.timesteps)

@@ -198,9 +198,11 @@ class Predictions:
     """What an objective sees of B members at one timestep.
 
     velocity [B, ...] the policy's prediction at x_sigma (with gradient); target [B, ...] = (x_sigma - x0) / sigma, that
-    is noise - x0 where x_sigma is a noised x0; reference and old [B, ...] or None; sigma [B]; advantages,
-    signed_weights [B]; group_size [B]: scored members of its group; step: for objectives with `needs_path`, whose
-    x_sigma is the state of the path at sigma.
+    is noise - x0 where x_sigma is a noised x0; reference, base and old [B, ...] or None: predictions of
+    `objective.reference`, of the frozen base model (both guided by `objective.kl_cfg` where they are the base's) and of
+    the fast EMA; sigma [B]; advantages, signed_weights [B]; group_size [B]: scored members of its group; step: for
+    objectives with `needs_path`, whose x_sigma is the state of the path at sigma. What the objective does not need may
+    be there if it cost nothing.
     """
 
     velocity: Tensor
@@ -210,5 +212,6 @@ class Predictions:
     signed_weights: Tensor
     group_size: Tensor
     reference: Tensor | None = None
+    base: Tensor | None = None
     old: Tensor | None = None
     step: PathStep | None = None

@@ -24,14 +24,14 @@ denoising good ones. The miniatures stay below 1.25."""
 
 
 def drift(run: Facts) -> Examination:
-    """Whether the policy has left its reference."""
+    """Whether the policy has left the base model."""
     section = run.config.objective
     distance = run.series("kl").over(run.series("dsm_reference"))
     if not distance.known:
-        return Examination("drift", fine=f"{section.use} measures no distance from a reference")
+        return Examination("drift", fine=f"{section.use} measures no distance from the base model here")
     if not distance.enough:
         return Examination("drift", open=run.too_few())
-    # A guided reference is away from the start; what counts is what comes on top.
+    # A guided base is away from the start; what counts is what comes on top.
     start = float(distance.whole.values[0]) if section.kl_cfg > 1 else 0.0
     now, before = distance.late.median - start, distance.middle.median - start
     line = distance.late.said("kl over dsm_reference: median")
@@ -41,8 +41,7 @@ def drift(run: Facts) -> Examination:
     falling = run.series("reward.mean").trend() <= -CLEAR
     unchecked = now > UNBOUND and (section.kl == 0 or growing)
     if not (now > FAR or unchecked or worse):
-        whose = ", which follows it (ema)" if section.reference == "ema" else ""
-        return Examination("drift", fine=distance.late.brief("kl over dsm_reference", percent) + whose)
+        return Examination("drift", fine=distance.late.brief("kl over dsm_reference", percent))
     seen = [line, distance.middle.said("before that")]
     if error.known:
         seen.append(error.late.said("dsm over dsm_reference: median"))

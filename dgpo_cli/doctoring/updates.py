@@ -41,10 +41,9 @@ def still(run: Facts) -> bool:
 
 
 def _velocity_moved(run: Facts) -> Series:
-    """kl over dsm_reference; nothing where the reference follows the policy, or is guided and away from the start."""
+    """kl over dsm_reference; nothing where the base is guided, which is away from the start."""
     section, moved = run.config.objective, run.series("kl").over(run.series("dsm_reference"))
-    told = section.reference == "frozen" and section.kl_cfg == 1
-    return moved if told else moved.map(lambda values: values * math.nan)
+    return moved if section.kl_cfg == 1 else moved.map(lambda values: values * math.nan)
 
 
 def _span(norm: Series) -> float:

@@ -43,7 +43,7 @@ class Diagnostic:
 
 DIAGNOSTICS = (
     Diagnostic(
-        "KL", "mean squared distance of the policy's velocity from the reference's", {"kl": "kl"}, "mean (v − v_ref)²"
+        "KL", "mean squared distance of the policy's velocity from the base's", {"kl": "kl"}, "mean (v − v_base)²"
     ),
     Diagnostic(
         "Denoising error",

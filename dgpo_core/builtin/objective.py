@@ -24,7 +24,8 @@ class DirectGroupPreference(Objective):
     Written in the authors' gradient-equivalent form: stopgrad(sigmoid(S_g)) * c_i * dsm_i, averaged over the group,
     has the gradient of L_g / beta. Dividing by beta keeps the step size independent of it.
     PPO-style clip: a member whose ratio exp(dsm_old - dsm) left [1 - clip, 1 + clip] in the direction in which it is
-    already pushed stops giving gradient, but its value still counts in S_g. KL: kl * mean (v - v_ref)^2.
+    already pushed stops giving gradient, but its value still counts in S_g. KL: kl * mean (v - v_base)^2, against the
+    frozen base model also where S_g compares with the fast EMA (the authors' code; mode 2b).
     """
 
     needs_statistic = True
@@ -33,6 +34,11 @@ class DirectGroupPreference(Objective):
     def needs_reference(self) -> bool:
         """Always: S_g compares with the reference."""
         return True
+
+    @property
+    def needs_base(self) -> bool:
+        """Only the KL term compares with the base."""
+        return self.section.kl > 0
 
     @property
     def needs_old(self) -> bool:
@@ -73,10 +79,11 @@ class DirectGroupPreference(Objective):
             moving = torch.where(clipped, dsm.detach(), dsm)
             metrics["clip_fraction"] = clipped.to(dsm.dtype)
         loss = scale * p.signed_weights * moving
-        kl = _mean_square(p.velocity - p.reference)
-        metrics["kl"] = kl.detach()
-        if self.section.kl > 0:
-            if clipped is not None and self.section.clip_kl:
-                kl = torch.where(clipped, kl.detach(), kl)
-            loss = loss + self.section.kl * kl
+        if p.base is not None:  # without a KL term it is there only if it is the reference
+            kl = _mean_square(p.velocity - p.base)
+            metrics["kl"] = kl.detach()
+            if self.section.kl > 0:
+                if clipped is not None and self.section.clip_kl:
+                    kl = torch.where(clipped, kl.detach(), kl)
+                loss = loss + self.section.kl * kl
         return MemberLoss(loss, metrics)

@@ -233,7 +233,7 @@ class _Steps:
         with torch.no_grad():
             if self.objective.needs_old or (self.objective.needs_reference and section.reference == "ema"):
                 others.append(self._velocity(x, self._guidance))
-            if self.objective.needs_reference and section.reference != "ema":
+            if self.objective.needs_base or (self.objective.needs_reference and section.reference != "ema"):
                 with self.backbone.without_adapter() or nullcontext():
                     others.append(self._velocity(x, max(self._guidance, section.kl_cfg)))
         velocity = self._velocity(x, self._guidance)

@@ -46,7 +46,7 @@ class MetricsRecord(StrictModel):
     clip_fraction: float | None = Field(description="Share of members whose gradient was clipped.")
     dsm: float | None = Field(description="Denoising error of the policy.")
     dsm_reference: float | None = Field(description="Denoising error of the reference.")
-    kl: float | None = Field(description="Mean squared distance of the policy's velocity from the reference's.")
+    kl: float | None = Field(description="Mean squared distance of the policy's velocity from the frozen base model's.")
     extra: dict[str, float] = Field(description="Further averages of the objective.")
     grad_norm: float | None = Field(description="Norm of the gradient before clipping.")
     learning_rate: float = Field(description="Learning rate of the last update.")

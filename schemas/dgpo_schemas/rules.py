@@ -88,12 +88,12 @@ def _guidance(config: RunConfig) -> list[tuple[str, str]]:
                 "reference (mode 1: kl_cfg 1), a guided reference with plain rollouts (mode 2a: rollout.guidance 1)",
             )
         )
-    if objective.reference == "ema" and objective.kl_cfg > 1:
+    if objective.reference == "ema" and objective.kl_cfg > 1 and objective.kl == 0:
         found.append(
             (
                 "objective.kl_cfg",
-                f"{objective.kl_cfg:g} guides a frozen reference (mode 2a: reference frozen); "
-                "a dynamic reference is plain (mode 2b: kl_cfg 1)",
+                f"{objective.kl_cfg:g} guides the frozen base, with which nothing is compared here: the reference is "
+                "the fast EMA and objective.kl is 0. Set kl above 0, reference: frozen (mode 2a), or leave kl_cfg out",
             )
         )
     if objective.reference == "ema" and guidance > 1:

@@ -269,17 +269,39 @@ class AdvantagesSection(StrictModel):
 
 
 class FastEmaSection(StrictModel):
-    """Fast EMA (`old`): old <- d*old + (1-d)*policy after each update, d = min(max_decay, ramp*update)."""
+    """Fast EMA (`old`): old <- d*old + (1-d)*policy after each update, d = min(max_decay, ramp*k), k the number of
+    updates before that one: d = 0 at the first (the authors' code)."""
 
     max_decay: Float = Field(default=0.3, ge=0, lt=1, description="Largest decay.")
     ramp: Float = Field(default=0.001, ge=0, description="Growth of the decay an optimiser update.")
 
 
 class SlowEmaSection(StrictModel):
-    """Slow EMA, used for evaluation, pictures and export."""
+    """Slow EMA, used for evaluation, pictures and export: slow <- d*slow + (1-d)*policy when the number k of updates
+    done is every - 1, 2 * every - 1, ..., with d = min((1 + k) / (10 + k), decay) (the authors' code).
 
-    decay: Float = Field(default=0.9, ge=0, lt=1, description="Decay of one step of the average.")
-    every: Int = Field(default=8, ge=1, description="Optimiser updates between two steps of the average.")
+    Before its first move it has learnt nothing: the policy is then taken in its place, and that is said.
+    """
+
+    decay: Float = Field(
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="Largest decay of a move; at the k-th update min((1 + k) / (10 + k), decay).",
+    )
+    every: Int = Field(default=8, ge=1, description="Optimiser updates between two moves; the first is one earlier.")
+    repeats: Int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Times that a move is applied, with the same weights: decay^repeats in effect. The authors' loop "
+        "applies it once a micro-batch of a card, 2 in their released configuration.",
+    )
+
+    @property
+    def first_move(self) -> int:
+        """Optimiser updates after which the average moves for the first time."""
+        return max(self.every - 1, 1)
 
 
 class EmaSection(StrictModel):
@@ -294,20 +316,26 @@ class ObjectiveSection(UseBlock):
 
     use: str = Field(default="dgpo", min_length=1, description="Name of the objective.")
     beta: Float = Field(default=100.0, gt=0, description="Scale of the group preference in its sigmoid.")
-    kl: Float = Field(default=1e-3, ge=0, description="Weight of mean (v - v_ref)^2; 0 leaves the term out.")
+    kl: Float = Field(default=1e-3, ge=0, description="Weight of mean (v - v_base)^2; 0 leaves the term out.")
     kl_cfg: Float = Field(
-        default=1.0, ge=1, description="Guidance scale of the frozen reference, in its dsm and in the KL term."
+        default=1.0,
+        ge=1,
+        description="Guidance scale of the frozen base model: in the KL term, and in the dsm of a frozen reference.",
     )
     clip: Float | None = Field(
         default=1e-2, gt=0, lt=1, description="PPO-style clip range of exp(dsm_old - dsm); null leaves it out."
     )
     clip_kl: bool = Field(default=False, description="Let clipped members also drop out of the KL term.")
     reference: Literal["frozen", "ema"] = Field(
-        default="frozen", description="Reference: the frozen base model, or the fast EMA of the policy."
+        default="frozen",
+        description="What the group preference is relative to: the frozen base model, or the fast EMA of the policy. "
+        "The KL term compares with the base either way.",
     )
     ema: EmaSection = Field(default_factory=EmaSection, description="Decays of the two moving averages.")
     switch: Int | None = Field(
-        default=200, ge=0, description="Optimiser updates after which rollouts come from the fast EMA; null: never."
+        default=200,
+        ge=0,
+        description="Rollouts come from the fast EMA once more optimiser updates than these are done; null: never.",
     )
 
 
@@ -399,7 +427,9 @@ class EvaluationSection(StrictModel):
         default=None, min_length=1, description="Rewards to evaluate with; by default those trained on."
     )
     view: Literal["policy", "old", "slow"] = Field(
-        default="slow", description="Weights to evaluate: the policy, its fast EMA (old) or its slow EMA."
+        default="slow",
+        description="Weights to evaluate: the policy, its fast EMA (old) or its slow EMA, before whose first move the "
+        "policy is evaluated.",
     )
     guards: GuardsSection = Field(default_factory=GuardsSection, description="Signs of reward hacking.")
     finer: FinerSection | None = Field(

@@ -29,6 +29,7 @@ MODES = {
     "1: frozen": {"reference": "frozen", "beta": 100.0, "clip": 1e-2},
     "2a: frozen with guidance": {"reference": "frozen", "kl_cfg": 4.5, "beta": 100.0, "clip": 1e-3},
     "2b: dynamic": {"reference": "ema", "beta": 3000.0, "clip": 1e-3},
+    "2b: dynamic, guided base": {"reference": "ema", "kl_cfg": 4.5, "beta": 3000.0, "clip": 1e-3},
     "no clip": {"reference": "frozen", "beta": 50.0, "clip": None},
 }
 WEIGHTINGS = {"abs-advantage": AbsAdvantage, "uniform": Uniform, "best-vs-worst": BestVersusWorst}
@@ -74,7 +75,7 @@ def make_batch(weighting: type, *, ties: bool = False, missing: bool = False) ->
 
 
 def brute_force(o: Optimiser, batch: TrainingBatch, draws: Draws, *, clip: bool, kl: bool) -> dict[str, Tensor]:
-    """Gradient of mean over groups and timesteps of L_g / beta + kl, member by member, written from the paper.
+    """Gradient of mean over groups and timesteps of L_g / beta + kl |v - v_base|^2, member by member, from the paper.
 
     L_g = -log sigmoid(-S_g), S_g = beta / G * sum c_i (dsm_i - dsm_ref_i), differentiated by autograd as it stands.
     """
@@ -96,11 +97,12 @@ def brute_force(o: Optimiser, batch: TrainingBatch, draws: Draws, *, clip: bool,
                 with torch.no_grad():
                     with policy.view("old"):
                         old = backbone.velocity(x, time, c)
-                    with policy.view("old" if section.reference == "ema" else "base"):
-                        ref = backbone.velocity(x, time, c)
+                    with policy.view("base"):
+                        base = backbone.velocity(x, time, c)
                         if section.kl_cfg != 1:
                             free = backbone.velocity(x, time, empty)
-                            ref = free + section.kl_cfg * (ref - free)
+                            base = free + section.kl_cfg * (base - free)
+                    ref = old if section.reference == "ema" else base
                 v = backbone.velocity(x, time, c)
                 target = (noise - x0)[None]
                 dsm, dsm_ref, dsm_old = (((p - target) ** 2).mean() for p in (v, ref, old))
@@ -110,7 +112,7 @@ def brute_force(o: Optimiser, batch: TrainingBatch, draws: Draws, *, clip: bool,
                     if (positive and ratio > 1 + section.clip) or (not positive and ratio < 1 - section.clip):
                         dsm = dsm.detach()
                 s = s + section.beta / len(use) * batch.signed_weights[g, i] * (dsm - dsm_ref)
-                kls = kls + ((v - ref) ** 2).mean() / len(use)
+                kls = kls + ((v - base) ** 2).mean() / len(use)
             loss = -torch.nn.functional.logsigmoid(-s) / section.beta
             total = total + (loss + (section.kl * kls if kl else 0)) / (GROUPS * len(SIGMAS))
     names = list(policy.parameters)

@@ -60,6 +60,27 @@ def test_agrees_with_diffusers_step_for_step(sampler: type[Sampler], steps: int,
     torch.testing.assert_close(ours.x0, x, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("steps", [10, 14, 40])
+def test_pipelines_round_times_down(steps: int) -> None:
+    """A diffusers pipeline with DPM-Solver gives the model 1000 sigma without its fraction; what that does."""
+    scheduler = _diffusers_scheduler(FlowDPMSolverPP, 3.0)
+    scheduler.set_timesteps(steps)
+    sigmas = FlowDPMSolverPP(None).sigmas(steps, 3.0)[:-1]
+    assert torch.equal(scheduler.timesteps, (1000 * sigmas).floor().long())
+    x = _noise()
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(_toy_velocity(x, timestep / 1000), timestep, x).prev_sample
+    ours = FlowDPMSolverPP(None).sample(_toy_velocity, _noise(), steps=steps, shift=3.0)
+    assert 1e-5 < float((ours.x0 - x).abs().max()) < 5e-3
+
+
+def test_euler_pipelines_do_not_round_times() -> None:
+    scheduler = _diffusers_scheduler(FlowEuler, 3.0)
+    scheduler.set_timesteps(10)
+    sigmas = FlowEuler(None).sigmas(10, 3.0)[:-1]
+    torch.testing.assert_close(scheduler.timesteps.double() / 1000, sigmas, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 12.0])
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("sampler", SAMPLERS)

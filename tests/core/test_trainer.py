@@ -406,8 +406,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
         with pytest.raises(UserError, match="No space left on device"):
             Trainer(config, registry).train(resume=True)
     names = sorted(p.name for p in (run_path(config) / "checkpoints").iterdir())
-    # The first evaluation is still the best: the slow EMA has not moved yet.
-    assert names == ["000000", "000001", "000002"]
+    assert names == ["000001", "000002"]
     assert Trainer(config, registry).train(resume=True) == "finished"
 
 
@@ -462,9 +461,11 @@ def test_resume_on_other_prompts_is_refused(make_config: Make, registry: Registr
     assert Trainer(config, registry).train(resume=True) == "finished"
 
 
-def test_a_damaged_checkpoint_does_not_outlive_sound_ones(make_config: Make, registry: Registry) -> None:
+def test_a_damaged_checkpoint_does_not_outlive_sound_ones(make_config: Make, registry: Registry, gloom: object) -> None:
     """With one checkpoint to keep, a damaged later one must not count as the newest and cost the sound one."""
-    config = make_config(checkpoints={"every": 1, "keep": 1}, run={"iterations": 3})
+    registry.register(gloom, distribution="gloom")
+    evaluation = {"rewards": [{"use": "gloom"}]}  # falls: the first checkpoint stays the best, and is kept
+    config = make_config(checkpoints={"every": 1, "keep": 1}, run={"iterations": 3}, evaluation=evaluation)
     Trainer(config, registry).train()
     damaged = run_path(config) / "checkpoints/000003/weights.safetensors"
     damaged.write_bytes(b"")

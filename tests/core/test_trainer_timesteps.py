@@ -140,7 +140,7 @@ def test_the_model_is_measured_as_the_rollouts_will_see_it(
         return roll_out(self, prompts, members, draws, view, **keywords)
 
     monkeypatch.setattr(Roller, "roll_out", watched)
-    config = seeking(make_config, objective={"switch": 2}, prompts={"heldout": None}, evaluation={"every": 0})
+    config = seeking(make_config, objective={"switch": 1}, prompts={"heldout": None}, evaluation={"every": 0})
     Trainer(config, registry).train()
     expected = [["1 x 3", "1 x 12", "4 x 3", "4 x 3"]] * 2
     assert seen == [f"{view} {one}" for view, each in zip(("policy", "old"), expected, strict=True) for one in each]

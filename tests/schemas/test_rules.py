@@ -87,9 +87,9 @@ def test_the_smallest_run_file_breaks_no_rule() -> None:
             ["rollout.guidance = 4.5", "mode 1: kl_cfg 1", "mode 2a: rollout.guidance 1"],
         ),
         (
-            {"objective": {"kl_cfg": 4.5, "reference": "ema"}},
+            {"objective": {"kl_cfg": 4.5, "reference": "ema", "kl": 0}},
             "objective.kl_cfg",
-            ["mode 2a: reference frozen", "mode 2b: kl_cfg 1"],
+            ["nothing is compared", "objective.kl is 0", "mode 2a"],
         ),
         (
             {"rollout": {"guidance": 2}, "objective": {"reference": "ema"}},
@@ -216,6 +216,7 @@ def test_all_broken_rules_are_reported_together() -> None:
         {"rollout": {"guidance": 4.5}},  # mode 1
         {"objective": {"kl_cfg": 4.5}},  # mode 2a
         {"objective": {"reference": "ema", "beta": 3000}},  # mode 2b
+        {"objective": {"reference": "ema", "beta": 3000, "kl_cfg": 4.5}},  # the KL term's base is guided
         {"rollout": {"groups": 24}, "optimiser": {"updates": 24}},
         {"rewards": [{"use": "a"}, {"use": "b", "weight": 0}]},
         {"prompts": {"train": {"use": "toy"}}},

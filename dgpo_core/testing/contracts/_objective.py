@@ -103,6 +103,7 @@ def _predictions(objective: Objective, rows: slice = slice(None)) -> Predictions
         signed_weights=advantages[rows],
         group_size=torch.full((SIZE,), float(SIZE), dtype=torch.float64)[rows],
         reference=(velocity + 0.01 * target)[rows].detach() if objective.needs_reference else None,
+        base=(velocity - 0.01 * target)[rows].detach() if objective.needs_base else None,
         old=(velocity + 0.001 * target)[rows].detach() if objective.needs_old else None,
         step=_step(velocity + 0.001 * target, rows) if objective.needs_path else None,
     )

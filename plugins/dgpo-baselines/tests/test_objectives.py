@@ -105,10 +105,10 @@ def make(registry: Registry) -> Make:
         generator = torch.Generator().manual_seed(1)
         shake(policy, "old", 0.05, generator)
         shake(policy, "policy", 0.05, generator)
-        with torch.no_grad():  # the slow EMA remembers the weights that draw the path
-            for name, tensor in policy.state().items():
-                if name.startswith("slow/"):
-                    tensor.copy_(policy.state()[name.replace("slow/", "policy/")])
+        # The slow EMA, moved long ago, remembers the weights that draw the path.
+        state = policy.state()
+        remembered = {name: state[name.replace("slow/", "policy/")] for name in state if name.startswith("slow/")}
+        policy.load_state(remembered, updates=100)
         sampler = registry.create("sampler", config.rollout.sampler)
         roller = Roller(
             policy, sampler, ConditioningCache(backbone), resolution=(8, 8), steps=config.rollout.steps,

@@ -185,7 +185,12 @@ def test_a_random_sampler_by_accident_is_told(make: Make, registry: Registry) ->
 
     for name, sampler, wanted in (("awm", "flow-sde", 1), ("awm", "flow-euler", 0), ("flow-grpo", "flow-sde", 0)):
         hears = Hears()
-        config = make(name, run={"name": sampler + name, "iterations": 1}, rollout={"sampler": sampler})
+        config = make(
+            name,
+            run={"name": sampler + name, "iterations": 1},
+            rollout={"sampler": sampler},
+            evaluation={"view": "policy"},
+        )
         Trainer(config, registry, progress=hears).train()
         assert len(hears.notes) == wanted
         assert all("flow-sde is random, but objective: awm does not need it to be" in note for note in hears.notes)

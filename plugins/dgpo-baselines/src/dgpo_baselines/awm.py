@@ -19,7 +19,7 @@ POWERS = {"uniform": 0, "sigma": 1, "sigma-squared": 2}
 
 
 class AdvantageWeightedMatching(Objective):
-    """L = -min(r A, clamp(r, 1 - clip, 1 + clip) A) + kl * mean (v - v_ref)^2 with r = exp(w (dsm_old - dsm)).
+    """L = -min(r A, clamp(r, 1 - clip, 1 + clip) A) + kl * mean (v - v_base)^2 with r = exp(w (dsm_old - dsm)).
 
     arXiv 2509.25050 and its code (scxue/advantage_weighted_matching): -w dsm, the weighted matching error at a noised
     x0, stands for the sample's log-likelihood; w = 1, sigma or sigma^2. A is the engine's signed weight, old the fast
@@ -29,6 +29,11 @@ class AdvantageWeightedMatching(Objective):
 
     @property
     def needs_reference(self) -> bool:
+        """Never: there is no preference that is relative to one."""
+        return False
+
+    @property
+    def needs_base(self) -> bool:
         """Only the KL term looks at it."""
         return bool(self.section.kl > 0)
 
@@ -44,7 +49,7 @@ class AdvantageWeightedMatching(Objective):
 
     def check(self, run: RunConfig) -> None:
         """Raise UserError for settings in vain."""
-        refuse_in_vain(self.section, "beta", "clip_kl")
+        refuse_in_vain(self.section, "reference", "beta", "clip_kl")
 
     def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
         """Loss [B]."""
@@ -60,8 +65,8 @@ class AdvantageWeightedMatching(Objective):
             clipped = clipped_gain(ratio, p.signed_weights, clip)
             loss = -clipped.gain
             metrics["clip_fraction"] = clipped.silent.to(loss.dtype)
-        if p.reference is not None:
+        if p.base is not None:
             kl = velocity_kl(p)
             loss = loss + self.section.kl * kl
-            metrics |= {"kl": kl.detach(), "dsm_reference": mean_square(p.reference - p.target)}
+            metrics |= {"kl": kl.detach(), "dsm_reference": mean_square(p.base - p.target)}
         return MemberLoss(loss, metrics)

@@ -43,6 +43,11 @@ class DiffusionDpo(Objective):
         return True
 
     @property
+    def needs_base(self) -> bool:
+        """Only the KL term looks at it."""
+        return bool(self.section.kl > 0)
+
+    @property
     def needs_old(self) -> bool:
         """Never."""
         return False
@@ -77,17 +82,16 @@ class DiffusionDpo(Objective):
         half = self.section.beta / 2
         dsm = mean_square(p.velocity - p.target)
         loss = p.group_size * half * torch.sigmoid(half * u) * p.signed_weights * dsm
-        kl = velocity_kl(p)
-        if self.section.kl > 0:
-            loss = loss + self.section.kl * kl
-        return MemberLoss(
-            loss,
-            {
-                "dsm": dsm.detach(),
-                "dsm_reference": mean_square(p.reference - p.target),
-                "sigmoid": torch.sigmoid(half * u),
-                "kl": kl.detach(),
-                "pair_loss": -F.logsigmoid(-half * u),
-                "pair_accuracy": (u < 0).to(dsm.dtype),
-            },
-        )
+        metrics = {
+            "dsm": dsm.detach(),
+            "dsm_reference": mean_square(p.reference - p.target),
+            "sigmoid": torch.sigmoid(half * u),
+            "pair_loss": -F.logsigmoid(-half * u),
+            "pair_accuracy": (u < 0).to(dsm.dtype),
+        }
+        if p.base is not None:
+            kl = velocity_kl(p)
+            metrics["kl"] = kl.detach()
+            if self.section.kl > 0:
+                loss = loss + self.section.kl * kl
+        return MemberLoss(loss, metrics)

@@ -33,6 +33,11 @@ class DiffusionNft(Objective):
 
     @property
     def needs_reference(self) -> bool:
+        """Never: there is no preference that is relative to one."""
+        return False
+
+    @property
+    def needs_base(self) -> bool:
         """Only the KL term looks at it."""
         return bool(self.section.kl > 0)
 
@@ -53,7 +58,7 @@ class DiffusionNft(Objective):
                 f"objective.switch: {'null' if self.section.switch is None else self.section.switch}: the samples of "
                 f"{self.section.use} are the old policy's from the first iteration on; set it to 0"
             )
-        refuse_in_vain(self.section, "beta", "clip", "clip_kl")
+        refuse_in_vain(self.section, "reference", "beta", "clip", "clip_kl")
 
     def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
         """Loss [B]."""
@@ -70,10 +75,10 @@ class DiffusionNft(Objective):
             "negative": negative.detach(),
             "old_distance": mean_square(p.velocity.detach() - p.old),
         }
-        if p.reference is not None:
+        if p.base is not None:
             kl = velocity_kl(p)
             loss = loss + self.section.kl * kl
-            metrics |= {"kl": kl.detach(), "dsm_reference": mean_square(p.reference - p.target)}
+            metrics |= {"kl": kl.detach(), "dsm_reference": mean_square(p.base - p.target)}
         return MemberLoss(loss, metrics)
 
     def _error(self, velocity: Tensor, p: Predictions) -> Tensor:

@@ -23,7 +23,7 @@ class FlowGrpo(Objective):
 
     r = exp(log p(x' | x) - log p_old(x' | x)), log p the density of the step that the sampler took, mean over the
     latent's dimensions; old: the weights that drew it. With the option `log_prob: distance`, log p is -(x' - mean)^2.
-    KL of the two Gaussians, which have one std: mean over the dimensions of (mean - mean_ref)^2 / (2 std^2). A is the
+    KL of the two Gaussians, which have one std: mean over the dimensions of (mean - mean_base)^2 / (2 std^2). A is the
     engine's signed weight: the advantage under the weighting `abs-advantage`. All models are guided as the rollouts
     are. Code: yifan123/flow_grpo, scripts/train_sd3.py; later versions of it divide the KL by
     2 s^2, where std^2 = s^2 * -dt.
@@ -33,6 +33,11 @@ class FlowGrpo(Objective):
 
     @property
     def needs_reference(self) -> bool:
+        """Never: there is no preference that is relative to one."""
+        return False
+
+    @property
+    def needs_base(self) -> bool:
         """Only the KL term looks at it."""
         return bool(self.section.kl > 0)
 
@@ -53,7 +58,7 @@ class FlowGrpo(Objective):
                 f"objective.switch: {self.section.switch}: {self.section.use} compares with the policy that drew the "
                 "path, and rollouts from the fast EMA would leave its clip range before any update; set it to null"
             )
-        refuse_in_vain(self.section, "beta", "clip", "clip_kl")
+        refuse_in_vain(self.section, "reference", "beta", "clip", "clip_kl")
 
     def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
         """Loss [B] of one step."""
@@ -71,9 +76,9 @@ class FlowGrpo(Objective):
             "clip_fraction": clipped.silent.to(loss.dtype),
             "ratio_distance": (ratio.detach() - 1).abs(),
         }
-        if p.reference is not None:
-            mean_ref, _ = step.distribution(p.reference)
-            kl = mean_square(mean - mean_ref) / (2 * std**2)
+        if p.base is not None:
+            mean_base, _ = step.distribution(p.base)
+            kl = mean_square(mean - mean_base) / (2 * std**2)
             loss = loss + self.section.kl * kl
             metrics |= {"kl": velocity_kl(p).detach(), "step_kl": kl.detach()}
         return MemberLoss(loss, metrics)

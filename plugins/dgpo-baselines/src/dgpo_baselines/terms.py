@@ -25,9 +25,9 @@ def mean_square(difference: Tensor) -> Tensor:
 
 
 def velocity_kl(predictions: Predictions) -> Tensor:
-    """mean (v - v_ref)^2, [B]: the engine's KL term, with gradient."""
-    assert predictions.reference is not None
-    return mean_square(predictions.velocity - predictions.reference)
+    """mean (v - v_base)^2, [B]: the engine's KL term, with gradient."""
+    assert predictions.base is not None
+    return mean_square(predictions.velocity - predictions.base)
 
 
 @dataclass(frozen=True, slots=True)
