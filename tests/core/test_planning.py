@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dgpo_core.config import load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.planning.fit import changed, fitting
 from dgpo_core.planning.plan import Model, Plan, _gathered, _spread, _Steps, make_plan, measure_model
-from dgpo_core.planning.simulate import Cost, cost, faked
+from dgpo_core.planning.simulate import Cost, cost, faked, operations
 from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import run_data
 from dgpo_schemas.run import BackboneSection, RunConfig
@@ -95,6 +96,21 @@ def test_training_costs_a_backward_pass_more(sketched: Model) -> None:
     before the first adapter."""
     forward = sketched.reference_operations
     assert 2.8 * forward < sketched.learn.operations < 3.2 * forward
+
+
+def test_a_kl_term_with_a_moving_reference_costs_a_pass_of_the_base_more(everything: Registry, real: _Steps) -> None:
+    """Mode 2b: S_g compares with the fast EMA, the KL term with the base."""
+
+    def learn(kl: float) -> int:
+        changes = ["objective.reference=ema", f"objective.kl={kl}", "objective.beta=2000"]
+        config = load_run_config(ROOT / "examples" / "quickstart.yaml", changes, everything)
+        objective = everything.create("objective", config.objective)
+        steps = _Steps(real.backbone, objective, config, real.shape)
+        return operations(lambda: steps.learn(1), real.backbone.module)
+
+    with real.backbone.without_adapter() or nullcontext():
+        base = operations(lambda: real.look(1), real.backbone.module)
+    assert learn(0.02) - learn(0.0) == base
 
 
 def real_peak(step: Any) -> int:
