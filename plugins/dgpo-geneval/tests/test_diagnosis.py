@@ -92,6 +92,19 @@ BESIDE = [of("bench"), of("dog", position=["left of", 0])]
             ],
             [("dog 0.95", True)],
         ),
+        # Two clauses of one class: each box belongs to one of them.
+        (
+            [of("dog", color="red"), of("dog", color="blue")],
+            [dog("blue"), dog("red", score=0.9), dog("green", score=0.5)],
+            [("1 or more red dog: found 1 of 3, red", True), ("1 or more blue dog: found 1 of 3, blue", True)],
+            [("blue dog 0.95", True), ("red dog 0.90", True), ("green dog 0.50", None)],
+        ),
+        (
+            [of("dog", color="red"), of("dog", 2, color="blue")],
+            [dog("blue"), dog("blue", score=0.9), dog("green", score=0.5)],
+            [("1 or more red dog: found 1 of 3, green", False), ("2 or more blue dog: found 2 of 3, blue, blue", True)],
+            [("blue dog 0.95", True), ("blue dog 0.90", True), ("green dog 0.50", False)],
+        ),
         # Two dogs to be left of the bench, one is.
         (
             [of("bench"), of("dog", 2, position=["left of", 0])],

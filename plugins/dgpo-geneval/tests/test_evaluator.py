@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dgpo_core.types import Prompt
@@ -55,6 +56,13 @@ RED_BENCH_AND_DOG_LEFT = wants("position", of("bench", color="red"), of("dog", p
 TWO_DOGS_LEFT_OF_BENCH = wants("position", of("bench"), of("dog", 2, position=["left of", 0]))
 APPLE_AND_CUP = wants("color_attr", of("apple", color="red"), of("cup", color="green"))
 DOG_NO_CAT = wants("single_object", of("dog"), exclude=(of("cat"),))
+RED_AND_BLUE = wants("color_attr", of("circle", color="red"), of("circle", color="blue"))
+TWO_RED_AND_BLUE = wants("color_attr", of("circle", 2, color="red"), of("circle", color="blue"))
+BLUE_RIGHT_OF_RED = wants("position", of("circle", color="red"), of("circle", color="blue", position=["right of", 0]))
+LEFT_AND_RIGHT = wants("position", of("bench"), of("dog", position=["left of", 0]), of("dog", position=["right of", 0]))
+TWO_CIRCLES_NO_MORE = wants(
+    "color_attr", of("circle", color="red"), of("circle", color="blue"), exclude=(of("circle", 3),)
+)
 DOG_FEW_CATS = wants("single_object", of("dog"), exclude=(of("cat", 3),))
 
 Scene = list[Detection]
@@ -205,6 +213,106 @@ GOLDEN: list[tuple[str, dict[str, Any], Scene, tuple[float, bool], bool, tuple[f
         True,
         (1 / 2, False),  # (0 + 0 + 1 + 1) / 4
     ),
+    # Two clauses of one class: different objects for `geneval`, the same ones for the others.
+    (
+        "both circles",
+        RED_AND_BLUE,
+        see("circle", color="red") + see("circle", color="blue"),
+        (1, True),
+        False,
+        (0, False),
+    ),
+    (
+        "and the blue one first",
+        RED_AND_BLUE,
+        see("circle", color="blue") + see("circle", color="red"),
+        (1, True),
+        False,
+        (0, False),
+    ),
+    ("one circle", RED_AND_BLUE, see("circle", color="red"), (1 / 2, False), False, (3 / 4, False)),
+    (
+        "one circle, the other clause's",
+        RED_AND_BLUE,
+        see("circle", color="blue"),
+        (1 / 2, False),
+        False,
+        (3 / 4, False),
+    ),
+    ("one circle, nobody's", RED_AND_BLUE, see("circle", color="green"), (1 / 4, False), False, (1 / 2, False)),
+    ("two red circles", RED_AND_BLUE, see("circle", color="red", times=2), (3 / 4, False), False, (0, False)),
+    (
+        "a surer circle of another colour",
+        RED_AND_BLUE,
+        see("circle", color="green", score=0.99) + see("circle", color="red") + see("circle", color="blue"),
+        (3 / 4, False),
+        False,
+        (-1 / 2, False),
+    ),
+    (
+        "a less sure one",
+        RED_AND_BLUE,
+        see("circle", color="green", score=0.5) + see("circle", color="red") + see("circle", color="blue"),
+        (1, True),
+        False,
+        (-1 / 2, False),
+    ),
+    (
+        "two red circles and a blue one",
+        TWO_RED_AND_BLUE,
+        see("circle", color="red") + see("circle", color="blue") + see("circle", color="red"),
+        (1, True),
+        False,
+        (-1 / 8, False),
+    ),  # (1 - 1/2 + 0 + 1 - 2/1 + 0) / 4
+    (
+        "one of each",
+        TWO_RED_AND_BLUE,
+        see("circle", color="red") + see("circle", color="blue"),
+        (5 / 8, False),  # (1/2 + 0 + 1 + 1) / 4; with both given to the red clause (1 + 1/2 + 0 + 0) / 4
+        False,
+        (3 / 8, False),  # (1 + 1/2 + 0 + 0) / 4
+    ),
+    (
+        "one of the class beside the other",
+        BLUE_RIGHT_OF_RED,
+        see("circle", RIGHT, "blue") + see("circle", LEFT, "red"),
+        (1, True),
+        False,
+        (0, False),
+    ),
+    (
+        "on the wrong side",
+        BLUE_RIGHT_OF_RED,
+        see("circle", LEFT, "blue") + see("circle", RIGHT, "red"),
+        (4 / 5, False),
+        False,
+        (0, False),
+    ),
+    (
+        "the place says which is which",
+        LEFT_AND_RIGHT,
+        see("dog", RIGHT) + see("bench") + see("dog", LEFT),
+        (1, True),
+        False,
+        (1 / 5, False),
+    ),  # (1 + 0 + 0 + 0 + 0) / 5
+    (
+        "both on one side",
+        LEFT_AND_RIGHT,
+        see("dog", RIGHT, times=2) + see("bench"),
+        (4 / 5, False),
+        False,
+        (1 / 5, False),
+    ),
+    (
+        "a third circle",
+        TWO_CIRCLES_NO_MORE,
+        see("circle", color="red") + see("circle", color="blue") + see("circle", color="blue", score=0.5),
+        (1 / 2, False),
+        False,
+        (-1 / 2, False),
+    ),
     ("excluded", DOG_NO_CAT, see("dog") + see("cat"), (0, False), False, (1, True)),
     ("not excluded", DOG_NO_CAT, see("dog"), (1, True), True, (1, True)),
     ("excluded: as many as allowed", DOG_FEW_CATS, see("dog") + see("cat", times=2), (1, True), True, (1, True)),
@@ -259,6 +367,14 @@ def test_keep_takes_the_best_sixteen_of_each_class() -> None:
     assert [d.score for d in kept["dog"]] == sorted(scores, reverse=True)[:16]
     assert [d.score for d in kept["cat"]] == [1 - s for s in scores][:16]
     assert keep(mixed, 0.99, 16) == {}
+
+
+def test_keep_orders_scores_that_differ_by_a_bit() -> None:
+    rng = np.random.default_rng(0)
+    for start in rng.uniform(0.31, 0.99, size=200).astype(np.float32):
+        pair = [float(start), float(np.nextafter(start, np.float32(1)))]
+        kept = keep([Detection("dog", score, MIDDLE) for score in pair], 0.3, 1)
+        assert [d.score for d in kept["dog"]] == pair[1:]
 
 
 def test_keep_leaves_equal_scores_in_order_and_overlaps_in_place() -> None:
@@ -326,6 +442,27 @@ def test_classified_colours_find_their_objects() -> None:
     assert verdict.reason == "expected 3 red car, found red, blue, green"
 
 
+def test_clauses_say_which_objects_are_left_to_them() -> None:
+    one, two = judge(RED_AND_BLUE, see("circle", color="red"), "geneval").clauses()
+    assert (one["found"], one["used"], one["satisfied"], one["colors"]) == (1, 1, True, ["red"])
+    assert (two["found"], two["used"], two["satisfied"], two["colors"]) == (1, 0, False, None)
+    assert two["reason"] == "expected 1 or more circle, found 0 of 1 free"
+    assert "used" not in judge(RED_AND_BLUE, see("circle", color="red"), "geneval-official").clauses()[0]
+    assert [clause.objects for clause in judge(BLUE_RIGHT_OF_RED, [
+        *see("circle", RIGHT, "blue"), *see("circle", LEFT, "red")], "geneval").include] == [(1,), (0,)]  # fmt: skip
+
+
+def test_every_colour_of_a_class_is_asked_for_once() -> None:
+    asked: list[int] = []
+
+    def classify(objects: Sequence[Detection]) -> list[str]:
+        asked.append(len(objects))
+        return ["blue", "red"][: len(objects)]
+
+    assert judge(RED_AND_BLUE, see("circle", times=5), "geneval", classify_color=classify).value == 1
+    assert asked == [2]
+
+
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_a_colour_nobody_knows_is_not_a_zero(variant: VariantName) -> None:
     with pytest.raises(ColorUnknown, match="colour of 'car' is needed"):
@@ -376,8 +513,6 @@ def test_clauses_say_what_was_seen() -> None:
 
 
 def test_equal_detections_compare_without_their_masks() -> None:
-    import numpy as np
-
     one, two = (Detection("dog", 0.5, MIDDLE, mask=np.full((4, 4), fill)) for fill in (True, False))
     assert one == two
     assert "mask" not in repr(one)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgpo_geneval.detector import Box
 from dgpo_geneval.geometry import relations
+from dgpo_geneval.precision import float32
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -71,12 +73,37 @@ def test_what_is_nearly_nothing_is_no_relation() -> None:
     assert relations(box(0.0011, 0, 0, 0), point) == {"right of"}
 
 
+def test_an_edge_lies_where_float32_has_it() -> None:
+    """The share of x is 0.50000005 in exact numbers, and 0.5 in the benchmark's float32: no relation."""
+    a, b = box(439.5, 457.5, 233, 21), box(117, 10, 234, 20)
+    offset, sizes = np.array([322.5, 447.5]), np.array([467.0, 41.0])
+    exact, single = (
+        (o - 0.1 * s)[0] / np.linalg.norm(o)
+        for o, s in ((offset, sizes), (offset.astype(np.float32), sizes.astype(np.float32)))
+    )
+    assert exact > 0.5
+    assert single.dtype == np.float32
+    assert single == 0.5
+    assert relations(a, b) == {"below"}
+
+
+def test_boxes_beyond_float32_are_no_error() -> None:
+    assert relations((0, 0, 1e300, 1e300), CENTRE) == set()
+
+
+@settings(deadline=None)
+@given(st.floats())
+def test_float32_is_numpys(value: float) -> None:
+    with np.errstate(all="ignore"):
+        assert np.array_equal(np.float64(np.float32(value)), float32(value), equal_nan=True)
+
+
 @settings(deadline=None)
 @given(st.floats(0, 2 * math.pi))
 def test_points_follow_the_angle(angle: float) -> None:
     """Boxes without a size: nothing is shrunk, and a relation holds within 60 degrees of its axis."""
     dx, dy = math.cos(angle), math.sin(angle)
-    near_edge = min(abs(abs(dx) - 0.5), abs(abs(dy) - 0.5)) < 1e-9
+    near_edge = min(abs(abs(dx) - 0.5), abs(abs(dy) - 0.5)) < 1e-5  # float32, of boxes five lengths away
     expected = {
         name for name, along in (("right of", dx), ("left of", -dx), ("below", dy), ("above", -dy)) if along > 0.5
     }

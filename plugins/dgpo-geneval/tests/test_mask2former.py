@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,9 @@ from dgpo_core.errors import UserError
 from dgpo_core.testing.contracts import check_detector, check_reward
 from dgpo_core.types import Prompt
 from dgpo_geneval.classes import CLASSES
-from dgpo_geneval.detector import Detection
+from dgpo_geneval.evaluator import evaluate, keep
 from dgpo_geneval.mask2former import Mask2FormerDetector, boxes_of, find_instances, network_size
+from dgpo_geneval.metadata import parse
 from dgpo_geneval.options import GenEvalOptions, Mask2FormerOptions
 from dgpo_geneval.reward import GenEvalOfficialReward, GenEvalReward
 from dgpo_geneval.testing import COCO, make_tiny_mask2former
@@ -374,8 +376,88 @@ def test_options_are_checked() -> None:
         Mask2FormerOptions(longest=400)
 
 
+# -- scores: their order, their thresholds, and what else is in the batch ----------------------------------------------
+
+
+class Answers(torch.nn.Module):
+    """In the network's place: one object a query, of the probability given, its mask sure of every pixel.
+
+    Like kernels do, it answers a little differently to every size of batch.
+    """
+
+    def __init__(self, chances: Sequence[float], masks: Tensor | None = None) -> None:
+        super().__init__()
+        chance = torch.tensor(chances, dtype=torch.float64)
+        sure = torch.stack([chance, *[torch.zeros_like(chance)] * (len(CLASSES) - 1), 1 - chance], 1)
+        self.classes = sure.clamp(min=1e-30).log().float()
+        self.masks = torch.full((len(chances), 8, 8), 40.0) if masks is None else masks
+
+    def forward(self, pixel_values: Tensor) -> SimpleNamespace:
+        batch = len(pixel_values)
+        tone = pixel_values.mean((1, 2, 3))[:, None, None]
+        classes = self.classes.expand(batch, -1, -1) + 1e-4 * tone * torch.linspace(-1, 1, self.classes.shape[1])
+        return SimpleNamespace(
+            class_queries_logits=classes + 1e-6 * batch * torch.linspace(-1, 1, 81),
+            masks_queries_logits=self.masks.expand(batch, -1, -1, -1),
+        )
+
+
+def answering(tiny: Path, chances: Sequence[float], masks: Tensor | None = None, **options: Any) -> Mask2FormerDetector:
+    made = detector(tiny, **({"score": 0.3, "counting": 0.9} | options))
+    made.network = Answers(chances, masks)
+    return made
+
+
+def test_the_order_of_scores_is_the_networks(tiny_mask2former: Path) -> None:
+    """Pairs a few bits apart, and all that lies between 0.3 and 0.3005."""
+    rng = np.random.default_rng(0)
+    chances = [*rng.uniform(0.3001, 0.3005, size=8), *(c + e for c in rng.uniform(0.4, 0.99, 8) for e in (0, 4e-7))]
+    seen = answering(tiny_mask2former, chances)
+    grey = torch.full((1, 3, 32, 32), 0.5)
+    (found,) = seen.detect(grey)
+    answer = seen.network(seen.pixels(grey))
+    raw = find_instances(answer.class_queries_logits, answer.masks_queries_logits, (32, 32), score=0.3).score
+    assert len(found) == len(chances)
+    assert [d.score for d in found] == sorted(map(float, raw), reverse=True)
+    assert len({d.score for d in found}) == len(set(raw.tolist())) > 22
+    kept = keep(found, 0.3, 100)["person"]
+    assert kept == found
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_other_pictures_change_nothing(tiny_mask2former: Path, batch: int) -> None:
+    """Not a bit, though the network's answers vary with the batch: so no verdict at a threshold does either."""
+    images = torch.linspace(0.1, 0.9, 5).view(5, 1, 1, 1).expand(-1, 3, 32, 32)
+    chances = [float(np.nextafter(np.float32(0.3), np.float32(way))) for way in (0, 1)] * 4
+    seen = answering(tiny_mask2former, chances, batch=batch)
+    alone = [found for image in images for found in seen.detect(image[None])]
+    assert seen.detect(images) == alone
+    assert len({len(found) for found in alone}) > 1  # scores lie on both sides of the threshold
+    asked = {"tag": "colors", "include": [{"class": "person", "count": 8}]}
+    values = [
+        evaluate(parse(Prompt("p", asked)), one, variant="geneval", thresholds=seen.thresholds).value for one in alone
+    ]
+    reward = GenEvalReward(GenEvalOptions(colors=None), device=CPU, detector=seen)
+    assert reward.score(images, [Prompt("p", asked)] * 5).values.tolist() == torch.tensor(values).tolist()
+
+
 def test_equal_scores_come_in_one_order(tiny_mask2former: Path) -> None:
-    """Rounding makes ties; what breaks them must not be the order in which the network found them."""
-    found = detector(tiny_mask2former, score=0.0).detect(pictures(1))[0]
-    key: Callable[[Detection], Any] = lambda d: (-d.score, d.label, d.box)  # noqa: E731
-    assert found == sorted(found, key=key)
+    """By label, box and query, whatever order the network found them in."""
+    masks = torch.full((6, 8, 8), -40.0)
+    for query in range(6):
+        masks[query, :, query % 3] = 40.0
+        masks[query, query // 3 :, query % 3 + 1] = 40.0  # the same boxes, other masks
+    grey = torch.full((1, 3, 32, 32), 0.0) + torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)  # a mean of nothing
+    (found,) = answering(tiny_mask2former, [0.9] * 6, masks).detect(grey)
+    assert len({d.score for d in found}) < len(found) == 6
+    assert found == sorted(found, key=lambda d: (-d.score, d.label, d.box))
+    for order in ([5, 4, 3, 2, 1, 0], [2, 0, 4, 1, 5, 3]):
+        (other,) = answering(tiny_mask2former, [0.9] * 6, masks[order]).detect(grey)
+        assert other == found
+
+
+def test_red_and_blue_can_be_exchanged(tiny_mask2former: Path) -> None:
+    images = pictures()
+    right, swapped = (detector(tiny_mask2former, channels=channels) for channels in ("rgb", "bgr"))
+    assert torch.equal(swapped.pixels(images), right.pixels(images[:, [2, 1, 0]]))
+    assert not torch.equal(swapped.pixels(images), right.pixels(images))

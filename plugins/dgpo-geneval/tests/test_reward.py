@@ -291,6 +291,60 @@ def test_check_prompts() -> None:
         judge.check_prompts([Prompt("many", {"tag": "counting", "include": [{"class": "dog", "count": 17}]})])
 
 
+RED_AND_BLUE = [{"class": "dog", "count": 1, "color": "red"}, {"class": "dog", "count": 1, "color": "blue"}]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "words"),
+    [
+        (
+            [{"class": "dog", "count": 10}, {"class": "dog", "count": 7, "color": "red"}],
+            [],
+            r"key 'include\[1\].count': 2 clauses ask for 17 'dog' in all; the detector keeps at most 16 of a class",
+        ),
+        (
+            RED_AND_BLUE,
+            [{"class": "dog", "count": 2}],
+            r"key 'exclude\[0\].count': fewer than 2 'dog' are wanted, but .* ask for 2 in all, .* at least 3",
+        ),
+        (
+            [{"class": "dog", "count": 1, **({"position": ["above", i - 1]} if i else {})} for i in range(8)],
+            [],
+            r"key 'include': there are more than 5040 ways of dealing out the objects of 'dog'",
+        ),
+    ],
+)
+def test_what_different_objects_cannot_satisfy_is_refused(include: Any, exclude: Any, words: str) -> None:
+    prompt = Prompt("dogs", {"tag": "color_attr", "include": include, "exclude": exclude})
+    with pytest.raises(UserError, match=f"^prompt 'dogs': GenEval metadata, {words}"):
+        reward(Scripted("red"), color_classifier=lambda batch, objects: []).check_prompts([TWO_DOGS, prompt])
+
+
+@pytest.mark.parametrize("kind", [GenEvalOfficialReward, GenEvalFlowGRPOReward])
+def test_variants_that_look_at_the_same_objects_say_so(
+    kind: type[GenEvalReward], caplog: pytest.LogCaptureFixture
+) -> None:
+    judge = reward(Scripted("red"), kind, color_classifier=lambda batch, objects: [])
+    judge.check_prompts([TWO_DOGS, RED_DOG])
+    assert not caplog.records
+    judge.check_prompts([TWO_DOGS, Prompt("a red dog and a blue dog", {"tag": "colors", "include": RED_AND_BLUE})])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{kind.variant}: 1 of 2 prompts name a class in several clauses, the first is 'a red dog and a blue dog'; "
+        "like the program that it follows, this variant judges all of these clauses by the same objects; `geneval` "
+        "tells them apart"
+    ]
+
+
+def test_a_red_dog_and_a_blue_dog() -> None:
+    class Both(Scripted):
+        def detect(self, images: Tensor) -> list[list[Detection]]:
+            return [[Detection("dog", 0.8, BOX, "blue"), Detection("dog", 0.7, BOX, "red")] for _ in images]
+
+    prompt = Prompt("a red dog and a blue dog", {"tag": "color_attr", "include": RED_AND_BLUE})
+    assert reward(Both()).score(images(0), [prompt]).values.tolist() == [1]
+    assert reward(Both(), GenEvalOfficialReward).score(images(0), [prompt]).values.tolist() == [0]
+
+
 class ByName(Scripted):
     """A detector as the registry builds it."""
 

@@ -1,6 +1,6 @@
 """The benchmark's colour classifier: open_clip, zero-shot, on what is inside an object's mask.
 
-After `color_classification` of djghosh13/geneval. Legend: B images, H W their pixels, N objects of all of them, S side
+After `color_classification` of djghosh13/geneval. Legend: B images, H W their pixels, N objects of one of them, S side
 of what the image encoder sees, D its width, K = 10 colours.
 """
 
@@ -101,26 +101,24 @@ class OpenClipColors:
     @torch.inference_mode()
     def __call__(self, images: Tensor, detections: Sequence[Sequence[Detection]]) -> list[list[str]]:
         """Images [B, 3, H, W], float in [0, 1], any device, and some detections of each, to one of the ten colours per
-        detection. All objects go through the image encoder together, `batch` at a time."""
-        objects = [detection for one in detections for detection in one]
-        if not objects:
-            return [[] for _ in detections]
-        crops = self._crops(images, detections)
+        detection. The objects of an image go through the image encoder together, at most `batch` at a time, and never
+        with those of another, as in the benchmark's program: the last bits of the encoder's answers, and with them the
+        likelier of two all but equal colours, vary with how many go together, and must not with the other images."""
         chosen = [
-            self._choose(crops[i : i + self.options.batch], objects[i : i + self.options.batch])
-            for i in range(0, len(objects), self.options.batch)
+            self._choose(self._crops(image, one[i : i + self.options.batch]), one[i : i + self.options.batch])
+            for image, one in zip(images, detections, strict=True)
+            for i in range(0, len(one), self.options.batch)
         ]
-        names = (COLORS[index] for index in torch.cat(chosen).tolist())
+        names = iter([COLORS[index] for index in torch.cat(chosen).tolist()] if chosen else [])
         return [[next(names) for _ in one] for one in detections]
 
-    def _crops(self, images: Tensor, detections: Sequence[Sequence[Detection]]) -> Tensor:
-        """What the encoder sees of every object, [N, 3, S, S], normalised."""
+    def _crops(self, image: Tensor, objects: Sequence[Detection]) -> Tensor:
+        """What the encoder sees of some objects of an image [3, H, W]: [N, 3, S, S], normalised."""
+        pixels = image.to(self.device, torch.float32)
         crops = []
-        for image, one in zip(images, detections, strict=True):
-            pixels = image.to(self.device, torch.float32) if one else image
-            for detection in one:
-                part = cut_out(pixels, detection, self.background, crop=self.options.crop)
-                crops.append(to_square(part, self.side, mode=self.mode, squash=self.squash))
+        for detection in objects:
+            part = cut_out(pixels, detection, self.background, crop=self.options.crop)
+            crops.append(to_square(part, self.side, mode=self.mode, squash=self.squash))
         return (torch.stack(crops) - self.mean) / self.std
 
     def _choose(self, crops: Tensor, objects: Sequence[Detection]) -> Tensor:

@@ -29,7 +29,8 @@ box of a mask is (first column, first row, last column + 1, last row + 1), so it
 class Detection:
     """One object that a detector saw.
 
-    label: one of the detector's `labels`; score: confidence, compared with the detector's own thresholds;
+    label: one of the detector's `labels`; score: confidence, in the detector's full precision (rounding makes ties, and
+    the best objects are those that clauses are about), compared with the detector's own thresholds;
     color: the object's colour if the detector knows it, else None (a colour classifier is then asked);
     mask: bool [H, W], True on the object, for that classifier; None stands for the whole box.
     """
@@ -45,7 +46,9 @@ class Detection:
 class Thresholds:
     """What counts as seen. Scores are a detector's own scale, so these live with the detector.
 
-    score: detections must score above it; counting: the same for prompts of the task `counting`;
+    score: detections must score above it; counting: the same for prompts of the task `counting`. Score and threshold
+    are compared as float32, in which the benchmark compares them: a score of float32(0.3), which is 0.30000001, is not
+    above 0.3.
     per_class: at most so many detections of a class are kept, the best ones. The defaults are GenEval's,
     chosen there for mmdet's Mask2Former.
     """
@@ -80,8 +83,9 @@ class Detector(ABC):
     def detect(self, images: Tensor) -> list[list[Detection]]:
         """Images [B, 3, H, W], RGB float in [0, 1], to one list of detections per image, in any order.
 
-        Nothing is left out below a threshold that matters to `thresholds`; an image's detections do not depend on the
-        others in the batch. It may raise: the samples are then missing, never scored 0.
+        Nothing is left out that scores above one of `thresholds`; an image's detections do not depend on the others
+        in the batch, to the last bit: where the arithmetic does (a network's does), images go through it one by one.
+        It may raise: the samples are then missing, never scored 0.
         """
 
     def examples(self) -> Sequence[Example]:

@@ -36,7 +36,8 @@ def _clauses(verdict: Verdict, exact: bool) -> Iterator[dict[str, Any]]:
     """One line a clause: what was asked for, and what was found."""
     for clause in verdict.include:
         asked = f"{clause.required}{'' if exact else ' or more'} {clause.color or ''} {clause.label}"
-        found = [str(clause.found), *(clause.colors or ())]
+        count = f"{len(clause.objects)} of {clause.found}" if clause.shared else str(clause.found)
+        found = [count, *(clause.colors or ())]
         if clause.position is not None:
             relation, target = clause.position
             other = verdict.include[target].label
@@ -57,7 +58,8 @@ def _marks(verdict: Verdict, exact: bool) -> Iterator[dict[str, Any]]:
         clauses = [clause for clause in verdict.include if clause.label == label]
         bounds = [bound for bound in verdict.exclude if bound.label == label]
         for place, detection in enumerate(objects):
-            color = detection.color or next((c.colors[place] for c in clauses if c.colors and place < c.required), "")
+            named = (c.colors[c.objects.index(place)] for c in clauses if c.colors and place in c.objects)
+            color = detection.color or next(named, "")
             yield {
                 "text": f"{color} {label} {detection.score:.2f}".lstrip(),
                 "box": list(detection.box),
@@ -71,7 +73,7 @@ def _as_asked(place: int, clauses: list[IncludeResult], bounds: list[ExcludeResu
     An object that a clause uses is right if it has the colour and the place of one such clause (or these were not
     reached); a surplus one is wrong if it is one too many, else nobody asked for it.
     """
-    used = [clause for clause in clauses if place < clause.required]
+    used = [clause for clause in clauses if place in clause.objects]
     if used:
         return any(_is_right(place, clause) for clause in used)
     too_many = any(place >= bound.bound - 1 for bound in bounds) or (exact and bool(clauses))
@@ -79,7 +81,8 @@ def _as_asked(place: int, clauses: list[IncludeResult], bounds: list[ExcludeResu
 
 
 def _is_right(place: int, clause: IncludeResult) -> bool:
-    if clause.colors is not None and clause.colors[place] != clause.color:
+    mine = clause.objects.index(place)
+    if clause.colors is not None and clause.colors[mine] != clause.color:
         return False
     relation = clause.relation
-    return relation is None or not relation.right or relation.right[place]
+    return relation is None or not relation.right or relation.right[mine]

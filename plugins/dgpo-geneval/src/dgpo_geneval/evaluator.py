@@ -1,7 +1,7 @@
 """GenEval's evaluator: what a prompt asks for against what a detector saw. Pure; no torch.
 
-Rules after Ghosh et al., arXiv 2310.11513, and the two public programs that the variants reproduce; how the judged
-clauses become one number stands in `variants`.
+Rules after Ghosh et al., arXiv 2310.11513, and the two public programs that the variants reproduce. Which objects a
+clause is about stands in `assignment`, how it is judged in `clauses`, how the judged become one number in `variants`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dgpo_geneval.assignment import assign, best_of_class, shared_classes
+from dgpo_geneval.clauses import Scene, judge_exclude, judge_include
 from dgpo_geneval.detector import Detection, Thresholds
-from dgpo_geneval.geometry import relations
-from dgpo_geneval.metadata import Exclude, Include, Metadata
-from dgpo_geneval.variants import VARIANTS, ExcludeResult, IncludeResult, RelationResult, VariantName
+from dgpo_geneval.metadata import Include, Metadata
+from dgpo_geneval.precision import float32
+from dgpo_geneval.variants import VARIANTS, ExcludeResult, IncludeResult, Variant, VariantName
 
 __all__ = ["ClassifyColor", "ColorUnknown", "Verdict", "colorless", "evaluate", "keep"]
 
@@ -30,9 +32,10 @@ class ColorUnknown(ValueError):
 class Verdict:
     """The judgement of one image.
 
-    value: the variant's score. correct: its yes or no: `geneval` and `geneval-official` give the benchmark's own
-    (counts at least, `exclude` obeyed); `geneval-flowgrpo` gives its `strict` (counts exact, `exclude` not looked at).
-    kept: what was seen, by label, the best first: what the clauses' objects are the first `required` of.
+    value: the variant's score. correct: its yes or no: `geneval-official` gives the benchmark's own (counts at least,
+    `exclude` obeyed), `geneval` the same with different objects for clauses of one class, `geneval-flowgrpo` its
+    `strict` (counts exact, `exclude` not looked at).
+    kept: what was seen, by label, the best first.
     """
 
     value: float
@@ -55,14 +58,16 @@ class Verdict:
 def keep(detections: Sequence[Detection], threshold: float, per_class: int) -> dict[str, list[Detection]]:
     """Detections by label: those that score above `threshold`, the best first, at most `per_class` of a label.
 
-    Equal scores keep the detector's order. No overlapping boxes are removed. Raises ValueError for a score or a box
-    that is not finite: such a detection would drop out unseen.
+    Scores are compared with the threshold as float32, as in the benchmark, and with one another in full. Equal scores
+    keep the detector's order. No overlapping boxes are removed. Raises ValueError for a score or a box that is not
+    finite: such a detection would drop out unseen.
     """
-    found: dict[str, list[Detection]] = {}
-    for detection in sorted(detections, key=lambda d: -d.score):
+    for detection in detections:
         if not all(map(math.isfinite, (detection.score, *detection.box))):
             raise ValueError(f"detection of {detection.label!r} has score {detection.score} and box {detection.box}")
-        if detection.score > threshold:
+    found: dict[str, list[Detection]] = {}
+    for detection in sorted(detections, key=lambda d: -d.score):
+        if float32(detection.score) > float32(threshold):
             found.setdefault(detection.label, []).append(detection)
     return {label: kept[:per_class] for label, kept in found.items()}
 
@@ -73,16 +78,24 @@ def colorless(
     """The detections whose colour the verdict depends on and that carry none, in the order in which `evaluate` asks for
     them: so that a classifier can be asked about many images at once, before any is judged."""
     found = keep(detections, thresholds.for_task(metadata.tag), thresholds.per_class)
-    unknown: list[Detection] = []
-    for clause in metadata.include:
+    asked = _coloured(metadata.include, found, VARIANTS[variant])
+    return [detection for objects in asked.values() for detection in objects if detection.color is None]
+
+
+def _coloured(
+    include: Sequence[Include], found: Mapping[str, Sequence[Detection]], rules: Variant
+) -> dict[str, Sequence[Detection]]:
+    """The objects, by class, whose colours the verdict depends on: none where no clause with a colour has its count."""
+    asked: dict[str, Sequence[Detection]] = {}
+    for clause in include:
         objects = found.get(clause.label, [])
-        if clause.color is not None and _enough(clause, objects, exact=VARIANTS[variant].exact):
-            unknown += [detection for detection in objects[: clause.count] if detection.color is None]
-    return unknown
-
-
-def _enough(clause: Include, objects: Sequence[Detection], *, exact: bool) -> bool:
-    return len(objects) == clause.count if exact else len(objects) >= clause.count
+        enough = len(objects) == clause.count if rules.exact else len(objects) >= clause.count
+        if clause.color is not None and enough:
+            reach = clause.count
+            if rules.apart:
+                reach = sum(other.count for other in include if other.label == clause.label)
+            asked[clause.label] = max(asked.get(clause.label, []), objects[:reach], key=len)
+    return asked
 
 
 def evaluate(
@@ -96,59 +109,22 @@ def evaluate(
     """Judge one image's detections, in any order.
 
     Colours that detections carry are used; `classify_color` is asked for the others, and only where the verdict
-    depends on it. Raises ColorUnknown if a colour is needed and nobody knows it.
+    depends on it. Raises ColorUnknown if a colour is needed and nobody knows it; ValueError as `keep` and
+    `assignment.assign` do.
     """
     rules = VARIANTS[variant]
     found = keep(detections, thresholds.for_task(metadata.tag), thresholds.per_class)
-    include: list[IncludeResult] = []
-    matched: list[Sequence[Detection] | None] = []
-    for clause in metadata.include:
-        objects = found.get(clause.label, [])
-        result = _judge(clause, objects, matched, exact=rules.exact, classify_color=classify_color)
-        include.append(result)
-        matched.append(objects[: clause.count] if result.satisfied else None)
-    exclude = () if rules.exact else tuple(_bound(c, len(found.get(c.label, []))) for c in metadata.exclude)
-    correct = all(c.satisfied for c in include) and all(c.satisfied for c in exclude)
-    return Verdict(rules.value(include, exclude), correct, tuple(include), exclude, found)
-
-
-def _judge(
-    clause: Include,
-    objects: Sequence[Detection],
-    matched: Sequence[Sequence[Detection] | None],
-    *,
-    exact: bool,
-    classify_color: ClassifyColor | None,
-) -> IncludeResult:
-    """One include clause: its count, then the colours, then the relation of the top `count` objects, best first.
-    Colours need the count; the relation needs both."""
-    reasons: list[str] = []
-    enough = _enough(clause, objects, exact=exact)
-    top = objects[: clause.count]
-    colors: tuple[str, ...] | None = None
-    relation: RelationResult | None = None
-    if not enough:
-        reasons.append(f"expected {clause.count}{'' if exact else ' or more'} {clause.label}, found {len(objects)}")
-    elif clause.color is not None:
-        colors = _colors(top, classify_color)
-        if any(color != clause.color for color in colors):
-            reasons.append(f"expected {clause.count} {clause.color} {clause.label}, found {', '.join(colors)}")
-    if clause.position is not None and not reasons:
-        expected, target = clause.position
-        relation = _relation(expected, target, top, matched[target])
-        if not relation.holds:
-            reasons.append(f"expected {clause.label} {expected} clause {target}, {relation.describe()}")
-    return IncludeResult(
-        label=clause.label,
-        required=clause.count,
-        found=len(objects),
-        enough=enough,
-        color=clause.color,
-        colors=colors,
-        position=clause.position,
-        relation=relation,
-        reason="; ".join(reasons),
+    asked = _coloured(metadata.include, found, rules)
+    scene = Scene(found, {label: _colors(objects, classify_color) for label, objects in asked.items()})
+    objects = (assign if rules.apart else best_of_class)(metadata.include, scene)
+    shared = frozenset(shared_classes(metadata.include)) if rules.apart else frozenset()
+    judged = judge_include(
+        metadata.include, range(len(metadata.include)), objects, scene, exact=rules.exact, shared=shared
     )
+    include = tuple(judged.values())
+    exclude = () if rules.exact else tuple(judge_exclude(c, scene.count(c.label)) for c in metadata.exclude)
+    correct = all(c.satisfied for c in include) and all(c.satisfied for c in exclude)
+    return Verdict(rules.value(include, exclude), correct, include, exclude, found)
 
 
 def _colors(objects: Sequence[Detection], classify_color: ClassifyColor | None) -> tuple[str, ...]:
@@ -166,22 +142,3 @@ def _colors(objects: Sequence[Detection], classify_color: ClassifyColor | None) 
         raise ValueError(f"the colour classifier gave {len(answers)} colours for {len(unknown)} objects")
     named = iter(answers)
     return tuple(next(named) if d.color is None else d.color for d in objects)
-
-
-def _relation(
-    expected: str, target: int, objects: Sequence[Detection], targets: Sequence[Detection] | None
-) -> RelationResult:
-    """Whether every object stands in the relation to every object of the (satisfied) target clause."""
-    if targets is None:
-        return RelationResult(expected, target, target_matched=False, pairs=0, holding=0, seen=())
-    seen = [relations(a.box, b.box) for a in objects for b in targets]
-    names = tuple(" and ".join(sorted(pair)) or "none" for pair in seen)
-    holding = [expected in pair for pair in seen]
-    right = tuple(all(holding[i : i + len(targets)]) for i in range(0, len(seen), len(targets)))
-    return RelationResult(expected, target, True, len(seen), sum(holding), names, right)
-
-
-def _bound(clause: Exclude, found: int) -> ExcludeResult:
-    """One exclude clause: fewer than its count."""
-    reason = "" if found < clause.count else f"expected fewer than {clause.count} {clause.label}, found {found}"
-    return ExcludeResult(label=clause.label, bound=clause.count, found=found, reason=reason)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 from dgpo_geneval.detector import Box
 from dgpo_geneval.metadata import Relation
+from dgpo_geneval.precision import float32
 
 __all__ = ["relations"]
 
-SHRINK = 0.1
+SHRINK = float32(0.1)
 """Share of both boxes' sizes by which the offset between their centres is shrunk, along each axis."""
-NEAR_ZERO = 1e-3
+NEAR_ZERO = float32(1e-3)
 """Pixels below which a shrunk offset is none."""
 DIRECTION = 0.5
 """Least share of the offset's length that an axis must hold: sin 30°, so two relations may hold at once."""
@@ -23,14 +25,26 @@ def relations(a: Box, b: Box) -> frozenset[Relation]:
     Boxes (x0, y0, x1, y1) in pixels, y downwards. Per axis the offset of a's centre from b's is shrunk by
     0.1 * (size of a + size of b), keeping its sign. If nothing is left on both axes no relation holds; else the shrunk
     offset is divided by the length of the offset *before* it was shrunk, so near boxes must be well aligned to count.
+    Everything is float32, as the benchmark's boxes are, so that what all but lies on an edge falls to the same side: a
+    share of 0.50000005 in exact numbers is 0.5 there, and no relation.
     """
-    offset = [(a[axis] + a[axis + 2] - b[axis] - b[axis + 2]) / 2 for axis in (0, 1)]
-    sizes = [abs(a[axis + 2] - a[axis]) + abs(b[axis + 2] - b[axis]) for axis in (0, 1)]
-    left = [math.copysign(max(abs(o) - SHRINK * s, 0.0), o) for o, s in zip(offset, sizes, strict=True)]
+    return _relations(tuple(a), tuple(b))
+
+
+@functools.lru_cache(maxsize=4096)
+def _relations(a: Box, b: Box) -> frozenset[Relation]:
+    a0, a1, a2, a3, b0, b1, b2, b3 = map(float32, (*a, *b))
+    offset, left = [], []
+    for a_near, a_far, b_near, b_far in ((a0, a2, b0, b2), (a1, a3, b1, b3)):
+        between = float32(float32(float32(a_near + a_far) / 2) - float32(float32(b_near + b_far) / 2))
+        sizes = float32(abs(float32(a_far - a_near)) + abs(float32(b_far - b_near)))
+        shrunk = max(float32(abs(between) - float32(SHRINK * sizes)), 0.0)
+        offset.append(between)
+        left.append(math.copysign(shrunk, between))
     if all(abs(component) < NEAR_ZERO for component in left):
         return frozenset()
-    length = math.hypot(*offset)
-    dx, dy = (component / length for component in left)
+    length = float32(math.sqrt(float32(sum(float32(component * component) for component in offset))))
+    dx, dy = (float32(component / length) for component in left)
     found: set[Relation] = set()
     if dx < -DIRECTION:
         found.add("left of")

@@ -28,9 +28,6 @@ DIVISOR = 32
 """Sides of what the network is given are multiples of this, as Swin wants them."""
 MASK_SIZE = 384
 """Side of the square on which transformers judges every mask, whatever the picture's shape."""
-DECIMALS = 3
-"""To which scores are rounded: what comes after is the noise of arithmetic that varies with the batch's size, and an
-image's detections must not."""
 
 
 def network_size(height: int, width: int, side: int, longest: int) -> tuple[int, int]:
@@ -48,9 +45,11 @@ def network_size(height: int, width: int, side: int, longest: int) -> tuple[int,
 
 @dataclass(frozen=True, slots=True)
 class Instances:
-    """Objects of a batch: image and label int64 [N], score float32 [N], mask bool [N, H, W] in the images' pixels."""
+    """Objects of a batch: image, query and label int64 [N], score float32 [N], mask bool [N, H, W] in the images'
+    pixels."""
 
     image: Tensor
+    query: Tensor
     label: Tensor
     score: Tensor
     mask: Tensor
@@ -72,15 +71,16 @@ def find_instances(
     image, place = torch.nonzero(chance >= score, as_tuple=True)
     chance, pair = chance[image, place], pair[image, place]
     if not len(image):
-        return Instances(image, pair, chance, torch.zeros((0, *size), dtype=torch.bool, device=image.device))
-    chosen = mask_logits[image, torch.div(pair, classes, rounding_mode="floor")].float()
+        return Instances(image, pair, pair, chance, torch.zeros((0, *size), dtype=torch.bool, device=image.device))
+    query = torch.div(pair, classes, rounding_mode="floor")
+    chosen = mask_logits[image, query].float()
     logits = functional.interpolate(chosen[None], (MASK_SIZE, MASK_SIZE), mode="bilinear", align_corners=False)[0]
     inside = (logits > math.log(mask / (1 - mask))).float()
     mean = (logits.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
     inside = functional.interpolate(inside[None], size, mode="nearest")[0] > 0.5
     scores = chance * mean
     seen = (scores >= score) & inside.flatten(1).any(1)
-    return Instances(image[seen], (pair % classes)[seen], scores[seen], inside[seen])
+    return Instances(image[seen], query[seen], (pair % classes)[seen], scores[seen], inside[seen])
 
 
 def boxes_of(masks: Tensor) -> Tensor:
@@ -113,38 +113,42 @@ class Mask2FormerDetector(Detector):
 
     @torch.inference_mode()
     def detect(self, images: Tensor) -> list[list[Detection]]:
-        """Detections, with masks, of each image [B, 3, H, W], float in [0, 1], any device, the surest first.
+        """Detections, with masks, of each image [B, 3, H, W], float in [0, 1], any device, the surest first; of equally
+        sure ones by label, box and query.
 
-        Those that score below both thresholds are left out.
+        Scores are the network's float32, not rounded: their order is the network's. Those below both thresholds are
+        left out. An image's detections are the same to the last bit whatever else is in the batch: the kernels of a
+        network, and so the last bits of its answers, vary with the number of images, so that each has its own pass.
         """
         starts = range(0, len(images), self.options.batch)
         return [found for i in starts for found in self._detect(images[i : i + self.options.batch])]
 
     def _detect(self, images: Tensor) -> list[list[Detection]]:
-        size = (images.shape[-2], images.shape[-1])
-        output = self.network(pixel_values=self.pixels(images))
-        found = find_instances(
-            output.class_queries_logits,
-            output.masks_queries_logits,
-            size,
-            score=min(self.thresholds.score, self.thresholds.counting),
-            mask=self.options.mask,
-        )
+        """The passes are queued on the device before the first result is waited for."""
+        outputs = [self.network(pixel_values=self.pixels(image[None])) for image in images]
+        answers = [(output.class_queries_logits, output.masks_queries_logits) for output in outputs]
+        return [self._read(*answer, (images.shape[-2], images.shape[-1])) for answer in answers]
+
+    def _read(self, class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int]) -> list[Detection]:
+        """The detections of one image [1, 3, *size] from the network's answer."""
+        lowest = min(self.thresholds.score, self.thresholds.counting)
+        found = find_instances(class_logits, mask_logits, size, score=lowest, mask=self.options.mask)
         # One table and its masks: all that leaves the device.
-        columns = (found.image[:, None], found.label[:, None], found.score[:, None], boxes_of(found.mask))
+        columns = (*(column[:, None] for column in (found.query, found.label, found.score)), boxes_of(found.mask))
         table = torch.cat([column.double() for column in columns], 1).cpu().tolist()
         masks = found.mask.cpu().numpy()
-        seen: list[list[Detection]] = [[] for _ in images]
-        for (image, label, score, x0, y0, x1, y1), mask in zip(table, masks, strict=True):
-            name = self.names[int(label)]
-            seen[int(image)].append(Detection(name, round(score, DECIMALS), (x0, y0, x1, y1), mask=mask))
-        for detections in seen:
-            detections.sort(key=lambda detection: (-detection.score, detection.label, detection.box))
-        return seen
+        seen = [
+            (query, Detection(self.names[int(label)], score, (x0, y0, x1, y1), mask=mask))
+            for (query, label, score, x0, y0, x1, y1), mask in zip(table, masks, strict=True)
+        ]
+        seen.sort(key=lambda pair: (-pair[1].score, pair[1].label, pair[1].box, pair[0]))
+        return [detection for _, detection in seen]
 
     def pixels(self, images: Tensor) -> Tensor:
-        """What the network is given, in its dtype: images [B, 3, H, W] in [0, 1] resized (bilinear, anti-aliased) and
-        normalised with the numbers of the checkpoint's processor."""
+        """What the network is given, in its dtype: images [B, 3, H, W] in [0, 1], red and blue exchanged if `channels`
+        is bgr, resized (bilinear, anti-aliased), normalised with the numbers of the checkpoint's processor."""
+        if self.options.channels == "bgr":
+            images = images.flip(1)
         size = network_size(images.shape[-2], images.shape[-1], self.options.side, self.options.longest)
         resized = functional.interpolate(
             images.to(self.device, torch.float32), size, mode="bilinear", align_corners=False, antialias=True

@@ -58,7 +58,7 @@ class _Clause(StrictModel):
 
 class Include(_Clause):
     """Objects that must be there: at least `count` (exactly, in `geneval-flowgrpo`), perhaps of a colour and at a
-    place relative to the objects of an earlier clause."""
+    place relative to the objects of an earlier clause. In `geneval` clauses of one class want different objects."""
 
     color: str | None = Field(default=None, description="Colour that all of them must have.")
     position: tuple[Relation, int] | None = Field(

@@ -29,7 +29,12 @@ class ColorOptions(Options):
         description="What is painted outside the object's mask: #RGB, #RRGGBB, or `original` for nothing.",
     )
     crop: bool = Field(default=True, description="Whether the picture is cropped to the object's box.")
-    batch: Int = Field(default=64, ge=1, description="Objects in one pass of the image encoder.")
+    batch: Int = Field(
+        default=64,
+        ge=1,
+        description="Objects in one pass of the image encoder, at most. Those of different pictures never share one, "
+        "so that a colour does not depend on other pictures.",
+    )
 
 
 class GenEvalOptions(Options):
@@ -57,11 +62,23 @@ class Mask2FormerOptions(Options):
     revision: str | None = Field(default=None, description="Revision of the Hub repository: a commit, tag or branch.")
     side: Int = Field(default=800, ge=32, description="Shorter side that pictures are resized to, in pixels.")
     longest: Int = Field(default=1333, ge=32, description="Longest side; long pictures get a shorter shorter side.")
-    batch: Int = Field(default=8, ge=1, description="Pictures in one pass of the network.")
+    channels: Literal["rgb", "bgr"] = Field(
+        default="rgb",
+        description="Order of the channels that the network is shown. rgb is what it was trained on and what the "
+        "benchmark shows its own; bgr exchanges red and blue, as Flow-GRPO's and DGPO's programs do by mistake.",
+    )
+    batch: Int = Field(
+        default=8,
+        ge=1,
+        description="Pictures whose answers are held on the device at once; more of them keep it busier. Each has its "
+        "own pass of the network, so that no other changes a bit of its scores.",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Number format of the weights; scores are worked out in float32."
     )
-    score: Float = Field(default=0.3, ge=0, lt=1, description="Detections count if they score above this.")
+    score: Float = Field(
+        default=0.3, ge=0, lt=1, description="Detections count if they score above this, compared as float32."
+    )
     counting: Float = Field(default=0.9, ge=0, lt=1, description="The same, for prompts of the task `counting`.")
     per_class: Int = Field(default=16, ge=1, description="Detections kept of each class, the best ones.")
     mask: Float = Field(default=0.5, gt=0, lt=1, description="Probability from which a pixel is the object's.")

@@ -14,11 +14,12 @@ from torch import Tensor
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.types import Example, Prompt, Scores
+from dgpo_geneval.assignment import check_apart, shared_classes
 from dgpo_geneval.detector import ColorClassifier, Detection, Detector
 from dgpo_geneval.diagnosis import diagnose
 from dgpo_geneval.evaluator import Verdict, colorless, evaluate
 from dgpo_geneval.metadata import Metadata, check_against, parse
-from dgpo_geneval.variants import VariantName
+from dgpo_geneval.variants import VARIANTS, VariantName
 
 if TYPE_CHECKING:
     from dgpo_geneval.options import GenEvalOptions
@@ -67,17 +68,37 @@ class GenEvalReward(RewardModel):
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raise UserError, naming prompt and key, for metadata that is invalid or asks for what cannot be detected.
 
+        `geneval` also refuses what different objects cannot satisfy where clauses name one class; the other variants,
+        which judge such clauses by the same objects, log a warning.
+
         If a prompt asks for a colour and the detector names none, the colour classifier is loaded here: what it lacks
         is said before a run starts.
         """
         for prompt in prompts:
             check_against(prompt, self.detector.labels, self.detector.thresholds, self.detector.colors)
+        self._check_shared(prompts)
         colored = [p.text for p in prompts if any(clause.color for clause in parse(p).include)]
         if colored and not self.detector.colors:
             try:
                 self.color_classifier()
             except UserError as error:
                 raise UserError(f"reward {self.variant!r}: {colored[0]!r} asks for a colour: {error}") from error
+
+    def _check_shared(self, prompts: Sequence[Prompt]) -> None:
+        """What a class in several clauses of a prompt means to this variant."""
+        shared = [prompt for prompt in prompts if shared_classes(parse(prompt).include)]
+        if shared and not VARIANTS[self.variant].apart:
+            log.warning(
+                "%s: %d of %d prompts name a class in several clauses, the first is %r; like the program that it "
+                "follows, this variant judges all of these clauses by the same objects; `geneval` tells them apart",
+                *(self.variant, len(shared), len(prompts), shared[0].text),
+            )
+            return
+        for prompt in shared:
+            try:
+                check_apart(parse(prompt), self.detector.thresholds.per_class)
+            except ValueError as error:
+                raise UserError(f"prompt {prompt.text!r}: GenEval metadata, {error}") from error
 
     def color_classifier(self) -> ColorClassifier:
         """The colour classifier, loaded when it is first asked for. Raises UserError, every time, if there is none."""
@@ -98,8 +119,8 @@ class GenEvalReward(RewardModel):
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         """Images [B, 3, H, W], float in [0, 1], to values float32 [B] on the CPU.
 
-        The detector looks at all of them, then the colours that verdicts depend on are named, all in one call, then
-        they are judged. A sample whose detection, colour or metadata fails is missing (its value nan), with the reason
+        The detector looks at all of them, then the colours that verdicts depend on are named, in one call, then they
+        are judged. A sample whose detection, colour or metadata fails is missing (its value nan), with the reason
         in its diagnostics; if detector or classifier fail on the batch they are asked again image by image, so that
         only the images that they cannot bear are lost. Diagnostics: see `diagnosis.diagnose`.
         """

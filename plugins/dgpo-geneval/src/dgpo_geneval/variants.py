@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-__all__ = ["VARIANTS", "ExcludeResult", "IncludeResult", "RelationResult", "Variant", "VariantName"]
+__all__ = ["VARIANTS", "ExcludeResult", "IncludeResult", "RelationResult", "Variant", "VariantName", "components"]
 
 VariantName = Literal["geneval", "geneval-official", "geneval-flowgrpo"]
 
@@ -41,11 +41,17 @@ class RelationResult:
 
 @dataclass(frozen=True, slots=True)
 class IncludeResult:
-    """One include clause. `colors` and `relation` are None where they were not asked for or not reached."""
+    """One include clause. `colors` and `relation` are None where they were not asked for or not reached.
+
+    found: detections of the class; objects: those that the clause is about, by their place among them, the best being
+    0: at most `required`. shared: whether other clauses of the class are about others of them.
+    """
 
     label: str
     required: int
     found: int
+    objects: tuple[int, ...]
+    shared: bool
     enough: bool
     color: str | None
     colors: tuple[str, ...] | None
@@ -55,7 +61,7 @@ class IncludeResult:
 
     @property
     def right_colors(self) -> int:
-        """How many of the top `required` objects have the colour asked for; 0 where colours were not reached."""
+        """How many of the objects have the colour asked for; 0 where colours were not reached."""
         return sum(color == self.color for color in self.colors or ())
 
     @property
@@ -73,6 +79,8 @@ class IncludeResult:
             "satisfied": self.satisfied,
             "reason": self.reason,
         }
+        if self.shared:
+            out["used"] = len(self.objects)
         if self.color is not None:
             out["color"] = self.color
             out["colors"] = None if self.colors is None else list(self.colors)
@@ -114,14 +122,18 @@ Value = Callable[[Sequence[IncludeResult], Sequence[ExcludeResult]], float]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """exact: counts must be equal to what was asked for, and `exclude` is not looked at; else they must reach it."""
+    """exact: counts must be equal to what was asked for, and `exclude` is not looked at; else they must reach it.
+    apart: clauses of one class are about different objects of it; else all of them about its best ones.
+    """
 
     exact: bool
+    apart: bool
     value: Value
 
 
 def official(include: Sequence[IncludeResult], exclude: Sequence[ExcludeResult]) -> float:
-    """The benchmark's yes or no (djghosh13/geneval): 1 if every clause is satisfied, else 0."""
+    """The benchmark's yes or no (djghosh13/geneval): 1 if every clause is satisfied, else 0. Clauses are independent,
+    as there: two of one class are both about its best objects, so a red and a blue one are never right together."""
     return float(all(c.satisfied for c in include) and all(c.satisfied for c in exclude))
 
 
@@ -149,27 +161,34 @@ def flowgrpo(include: Sequence[IncludeResult], exclude: Sequence[ExcludeResult])
     return sum(parts) / len(parts)
 
 
+def components(clause: IncludeResult) -> list[float]:
+    """What a clause adds to `bounded`, each in [0, 1]; their number depends on the prompt alone."""
+    parts = [len(clause.objects) / clause.required]
+    if clause.color is not None:
+        parts.append(clause.right_colors / clause.required)
+    if clause.position is not None:
+        relation = clause.relation
+        parts.append(relation.holding / relation.pairs if relation is not None and relation.pairs else 0.0)
+    return parts
+
+
 def bounded(include: Sequence[IncludeResult], exclude: Sequence[ExcludeResult]) -> float:
-    """The default for training: in [0, 1], 1 exactly if the benchmark says correct.
+    """The default for training: in [0, 1], 1 exactly if every demand is met, which is what the benchmark calls correct
+    wherever no two clauses name the same class.
 
     value = mean(components) * product(factors). The components' number depends on the prompt alone, so none is gained
     or lost by what is in the picture; each is 1 exactly where its demand is met:
-      count     min(found, required) / required                               for every include clause
-      colour    right colours among the top `required` / required, 0 if fewer are found    if it has a colour
+      count     objects / required                                            for every include clause
+      colour    right colours among the objects / required, 0 if there are fewer           if it has a colour
       position  pairs in the relation / pairs, 0 if its count or colour or its target fails   if it has a position
       factor    1 if found < bound, else max(0, 1 - excess / max(1, bound - 1)), excess = found - (bound - 1)
                                                                               for every exclude clause
+    A clause's objects are the best `required` of its class. Where several clauses name the class they are different
+    ones: the best of it, as many as all of them require, are dealt out so that the value is largest (`assignment`).
     Satisfying one more clause, the others staying as they are, never lowers the value: that clause's own parts become
     1, and positions that refer to it had 0 before.
     """
-    parts: list[float] = []
-    for clause in include:
-        parts.append(min(clause.found, clause.required) / clause.required)
-        if clause.color is not None:
-            parts.append(clause.right_colors / clause.required)
-        if clause.position is not None:
-            relation = clause.relation
-            parts.append(relation.holding / relation.pairs if relation is not None and relation.pairs else 0.0)
+    parts = [part for clause in include for part in components(clause)]
     value = sum(parts) / len(parts)
     for bound in exclude:
         allowed = bound.bound - 1
@@ -179,8 +198,8 @@ def bounded(include: Sequence[IncludeResult], exclude: Sequence[ExcludeResult]) 
 
 VARIANTS: Mapping[VariantName, Variant] = MappingProxyType(
     {
-        "geneval": Variant(exact=False, value=bounded),
-        "geneval-official": Variant(exact=False, value=official),
-        "geneval-flowgrpo": Variant(exact=True, value=flowgrpo),
+        "geneval": Variant(exact=False, apart=True, value=bounded),
+        "geneval-official": Variant(exact=False, apart=False, value=official),
+        "geneval-flowgrpo": Variant(exact=True, apart=False, value=flowgrpo),
     }
 )

@@ -81,7 +81,7 @@ def test_the_encoder_sees_what_open_clips_own_preprocessing_shows(
     own = OpenClipColors(tiny_clip.model_copy(update={"background": background, "crop": crop}), device=CPU)
     images, found = pictures(4), objects(4)
     expected = torch.stack([transform(picture) for picture in shown(images, found, background, crop)])
-    seen = own._crops(images, found)
+    seen = torch.cat([own._crops(image, one) for image, one in zip(images, found, strict=True)])
     assert seen.shape == expected.shape == (12, 3, 56, 56)
     # Pillow rounds to 8 bits after rows and columns: see `test_colors`.
     torch.testing.assert_close(seen, expected, atol=1.2 / 255 / 0.26, rtol=0)
