@@ -94,8 +94,30 @@ def test_the_constants_are_the_benchmarks() -> None:
     assert RELATIONS == ("left of", "right of", "above", "below")
 
 
-def test_keys_of_other_rewards_may_stand_beside() -> None:
-    assert parse(prompt(tag="colors", include=[{"class": "dog", "count": 1}], ocr_target="HELLO")).exclude == ()
+@pytest.mark.parametrize("key", ["ocr_target", "tags", "stage", "included", "exclusive"])
+def test_keys_of_other_rewards_and_tools_may_stand_beside(key: str) -> None:
+    """Also those that look like one of ours, where ours is there: nothing is missing then."""
+    assert parse(prompt(tag="colors", include=[{"class": "dog", "count": 1}], **{key: "HELLO"})).exclude == ()
+
+
+def test_null_is_absent() -> None:
+    """In tables every prompt has every column."""
+    bare = {"class": "dog", "count": 1}
+    full = bare | {"color": None, "position": None}
+    assert parse(prompt(tag="colors", include=[full], exclude=None)) == parse(prompt(tag="colors", include=[bare]))
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ({"tags": "colors"}, "tag"),
+        ({"tag": "colors", "includes": []}, "include"),
+        ({"tag": "colors", "include": [], "exclude": None, "exlude": []}, "exclude"),
+    ],
+)
+def test_a_key_like_one_that_is_missing_is_a_mistake(given: dict[str, Any], near: str) -> None:
+    with pytest.raises(UserError, match=f"did you mean '{near}'"):
+        parse(Prompt("p", given))
 
 
 @pytest.mark.parametrize(

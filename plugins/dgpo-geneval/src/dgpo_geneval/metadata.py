@@ -103,13 +103,21 @@ class Metadata(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _no_misspelt_key(cls, value: Any) -> Any:
-        """Other rewards' keys are welcome, but `exlude` is a mistake that would silently change the score."""
+        """Other rewards' and tools' keys are welcome, but `exlude` is a mistake that would silently change the score: a
+        key like one of ours is refused where ours is not there."""
         if isinstance(value, Mapping):
+            absent = [name for name in cls.model_fields if value.get(name) is None]
             for key in value:
-                near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.75)
+                near = difflib.get_close_matches(str(key), absent, n=1, cutoff=0.8)
                 if near and key not in cls.model_fields:
                     raise ValueError(f"unknown key {key!r}; did you mean {near[0]!r}?")
         return value
+
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _none_is_none(cls, value: Any) -> Any:
+        """Null, as tables write it that give every prompt the same columns."""
+        return () if value is None else value
 
     @field_validator("tag")
     @classmethod
