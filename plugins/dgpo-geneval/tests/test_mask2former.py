@@ -175,7 +175,7 @@ def test_boxes_hold_their_masks() -> None:
 
 
 def test_contract(tiny_mask2former: Path) -> None:
-    check_detector(detector(tiny_mask2former, batch=2), pictures(5))
+    check_detector(detector(tiny_mask2former, batch=2, side=64), pictures(3))
 
 
 @pytest.mark.parametrize("kind", [GenEvalReward, GenEvalOfficialReward])
