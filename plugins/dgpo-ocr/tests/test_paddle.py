@@ -194,3 +194,39 @@ def test_an_answer_in_another_format_is_missing(monkeypatch: pytest.MonkeyPatch)
     made_reward.close()
     assert scores.missing.tolist() == [True]
     assert "no 'rec_texts'" in scores.diagnostics[0]["reason"]
+
+
+def test_the_alphabet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the directory that is named, or from the model that PaddleOCR took, as PaddleX keeps it; else unknown."""
+    detection = model(tmp_path / "det", "PP-OCRv5_mobile_det")
+    recognition = model(tmp_path / "rec", "en_PP-OCRv5_mobile_rec")
+    made_reward = reward(detection_model=detection, recognition_model=recognition)
+    made_reward.check_prompts([Prompt('a sign "ЯЖ"')])
+    made_reward.close()
+    with (tmp_path / "rec" / "inference.yml").open("a") as file:
+        file.write("PostProcess:\n  name: CTCLabelDecode\n  character_dict: ['O', 'p', 'e', 'n', '2']\n")
+    post_op = types.SimpleNamespace(character=["blank", "O", "p", "e", "n", "2", " "])
+    pipeline = types.SimpleNamespace(text_rec_model=types.SimpleNamespace(post_op=post_op))
+    monkeypatch.setattr(FakePaddleOCR, "paddlex_pipeline", pipeline, raising=False)
+    for options in ({"detection_model": detection, "recognition_model": recognition}, {}):
+        made_reward = reward(**options)
+        made_reward.check_prompts([OPEN, Prompt('a sign "open 2²"')])
+        with pytest.raises(
+            UserError, match=r"asks for 'b' .* and 1 more, which engine 'paddleocr' with its model cannot read"
+        ):
+            made_reward.check_prompts([Prompt('a sign "blank"')])
+        made_reward.close()
+
+
+def test_lines_are_read_in_the_order_of_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict(self: FakePaddleOCR, input: Any) -> list[dict[str, Any]]:
+        boxes = [(56, 10, 82, 17), (2, 12, 27, 19), (2, 30, 50, 37)]  # WORLD stands a little higher
+        corners = [np.array([[a, b], [c, b], [c, d], [a, d]], dtype=np.int16) for a, b, c, d in boxes]
+        return [{"rec_texts": ["WORLD", "HELLO", "again"], "rec_scores": [0.9] * 3, "rec_polys": corners}]
+
+    monkeypatch.setattr(FakePaddleOCR, "predict", predict)
+    for rule, value in (("normalised", 1), ("flowgrpo", 1 - 8 / 15)):
+        made_reward = reward(rule=rule)
+        scores = made_reward.score(pictures(0), [Prompt('a sign "Hello World again"')])
+        made_reward.close()
+        assert scores.values.tolist() == pytest.approx([value])

@@ -45,6 +45,15 @@ def test_a_sample_out_of_range_is_not_fit(value: float) -> None:
     assert (pictures[[0, 2]] == 128).all()
 
 
+def test_the_published_pictures_are_clamped_and_red_comes_first() -> None:
+    media = torch.tensor([-0.5, 0.25, 1.5, float("inf")]).view(1, 1, 2, 2).repeat(2, 3, 1, 1)
+    media[0, 0] = 1.0
+    media[1, 0, 0, 0] = torch.nan
+    pictures, fit = to_pictures(media, 1, clamp=True, bgr=False)
+    assert fit == [True, False]
+    assert pictures[0, 0].tolist() == [[[255, 0, 0], [255, 64, 64]], [[255, 255, 255], [255, 255, 255]]]
+
+
 def test_rounding_errors_are_in_range() -> None:
     assert to_pictures(torch.tensor([-1e-6, 1 + 1e-6, 0.5]).view(1, 3, 1, 1), 1)[1] == [True]
 

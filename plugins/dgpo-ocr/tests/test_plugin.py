@@ -17,7 +17,7 @@ from dgpo_ocr.options import OcrOptions
 README = Path(__file__).parents[1] / "README.md"
 
 
-@pytest.mark.parametrize("module", ["dgpo_ocr.plugin", "dgpo_ocr.target"])
+@pytest.mark.parametrize("module", ["dgpo_ocr.plugin", "dgpo_ocr.target", "dgpo_ocr.alphabet"])
 def test_nothing_heavy_is_imported(module: str) -> None:
     check_light(module, (*HEAVY, "rapidocr", "onnxruntime", "cv2", "paddleocr", "rapidfuzz"))
 
@@ -35,6 +35,8 @@ def test_declarations(kind: str) -> None:
         ({"engine": "paddleocr", "detection": False}, "`detection: false` needs `engine: rapidocr`"),
         ({"engine": "paddleocr", "recognition_width": 96}, "`recognition_width` needs `engine: rapidocr`"),
         ({"engine": "paddleocr", "detection_model": "x"}, "together, or neither"),
+        ({"rule": "flowgrpo", "strict": True}, "`strict: true` needs `rule: normalised`"),
+        ({"rule": "published"}, "'normalised' or 'flowgrpo'"),
         ({"engine": "tesseract"}, "'rapidocr' or 'paddleocr'"),
         ({"every": 0}, "greater than or equal to 1"),
         ({"readers": 0}, "greater than or equal to 1"),
@@ -44,6 +46,17 @@ def test_declarations(kind: str) -> None:
 def test_options_that_cannot_be(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(complaint)):
         OcrOptions.model_validate(options)
+
+
+def test_the_published_rule_brings_its_settings_where_none_are_given() -> None:
+    def settings(**given: Any) -> tuple[Any, ...]:
+        found = OcrOptions(**given)
+        assert OcrOptions.model_validate(found.model_dump(mode="json")) == found
+        return found.video, found.min_score, found.min_side, found.every, found.detection_side
+
+    assert settings() == ("mean", 0.5, 64, 4, 960)
+    assert settings(rule="flowgrpo") == ("flowgrpo", 0.0, 1, 4, 960)
+    assert settings(rule="flowgrpo", min_score=0.5, min_side=64, video="mean") == ("mean", 0.5, 64, 4, 960)
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL))

@@ -109,6 +109,14 @@ def test_words_of_ones_own(tmp_path: Path) -> None:
     assert ("no entry" in found["train"]) == ("no exit" in found["train"])
 
 
+def test_capitals_begin_words_and_nothing_else() -> None:
+    made = source(words=["baker's-shop", "éclair", "straße"], words_per_text=1)
+    shown = {prompt.metadata["target"] for split in SPLITS for prompt in made.prompts(split)}
+    assert shown == {
+        "baker's-shop", "Baker's-shop", "BAKER'S-SHOP", "éclair", "Éclair", "ÉCLAIR", "straße", "Straße", "STRASSE"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -119,6 +127,11 @@ def test_words_of_ones_own(tmp_path: Path) -> None:
         (["one", " "], "entry 2 of `words` is empty"),
         (["one", 'say "hi"'], "entry 2 of `words`, 'say \"hi\"', has a double quote"),
         (["one", "“hi”"], "has a double quote"),
+        (["one", "two\\"], "ends in a backslash"),
+        (["one", "\u200b\u00ad"], "entry 2 of `words` is empty"),
+        (["one", "two\ud83d"], "has half of a character (a lone surrogate)"),
+        (["caf\u00e9", "cafe\u0301", "ＣＡＦＥ\u0301"], "cannot be split"),
+        (["it's", "it’s"], "cannot be split"),
         ("no/such/file", "no/such/file: cannot be read: No such file"),
     ],
 )

@@ -249,3 +249,27 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     with pytest.raises(UserError, match="pip install rapidocr onnxruntime"):
         OcrReward(OcrOptions(), device=CPU)
+
+
+def test_the_alphabet_is_that_of_the_model(reward: OcrReward) -> None:
+    """What the engine decodes with is the judge; and a prompt with another letter is refused."""
+    engine = RapidEngine(OcrOptions())
+    engine.read(draw("OPEN").permute(1, 2, 0).mul(255).byte().numpy())  # loads the model
+    decoded = set(engine._ocr.text_rec.postprocess_op.character) - {"blank", " "}
+    assert engine.alphabet() == decoded
+    reward.check_prompts(
+        [asks(target) for target in ("Café Ñandú", "STRASSE", "ẞ", "漢字", "It’s – “GO”…", "13½", "?!")]
+    )
+    for target in ("Открыто", "한글", "مفتوح", "ไทย", "OPEN\x07"):
+        with pytest.raises(UserError, match="cannot read"):
+            reward.check_prompts([asks("OPEN"), asks(target)])
+
+
+@pytest.mark.parametrize(("rise", "size"), [(0, 64), (20, 64), (-20, 64), (24, 48)])
+def test_words_of_a_line_are_read_from_left_to_right(reward: OcrReward, rise: int, size: int) -> None:
+    media = torch.ones(3, 256, 1024)
+    for word, x, y in (("HELLO", 20, 60), ("WORLD", 540, 60 - rise)):
+        patch = draw(word, height=128, width=400, size=size)
+        media[:, y : y + 128, x : x + 400] = torch.minimum(media[:, y : y + 128, x : x + 400], patch)
+    scores = reward.score(media[None], [asks("HELLO WORLD")])
+    assert (scores.values.tolist(), scores.diagnostics[0]["text"]) == ([1], "HELLO WORLD")

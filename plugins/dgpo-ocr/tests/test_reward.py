@@ -263,3 +263,97 @@ def test_an_engine_that_cannot_be_built_is_said_at_once_and_leaves_no_thread() -
     with pytest.raises(UserError, match="not installed"):
         reward(make)
     assert not set(threading.enumerate()) - before
+
+
+def placed(**texts: tuple[float, float, float]) -> Callable[[], Any]:
+    """An engine that reads these words: left, upper edge, confidence."""
+
+    class Placed:
+        def read(self, picture: NDArray[np.uint8]) -> list[Line]:
+            return [
+                Line(text, score, ((x, y), (x + 90, y), (x + 90, y + 30), (x, y + 30)))
+                for text, (x, y, score) in texts.items()
+            ]
+
+    return Placed
+
+
+def value(make: Callable[[], Any], target: str, **options: Any) -> float:
+    scores = score(images(0), make, Prompt(f'a sign "{target}"'), **options)
+    return float(scores.values[0])
+
+
+def test_lines_are_read_as_people_read() -> None:
+    higher = placed(WORLD=(500, 90, 0.9), HELLO=(0, 100, 0.9))
+    assert value(higher, "Hello World") == 1
+    assert value(higher, "Hello World", rule="flowgrpo") == pytest.approx(1 - 8 / 10), "in the engine's order"
+
+
+def test_rows_and_columns_are_both_ways_to_read() -> None:
+    grid = placed(A1=(0, 0, 0.9), B1=(300, 0, 0.9), A2=(0, 50, 0.9), B2=(300, 50, 0.9))
+    assert value(grid, "A1 B1 A2 B2", strict=True) == value(grid, "A1 A2 B1 B2", strict=True) == 1
+    assert value(grid, "B1 A1 B2 A2", strict=True) < 1
+    told = score(images(0), grid, Prompt('"a1 a2 b1 b2"')).diagnostics[0]
+    assert told["text"] == "A1 A2 B1 B2"
+    assert [mark["text"] for mark in told["marks"]] == ["A1", "A2", "B1", "B2"]
+
+
+@pytest.mark.parametrize(
+    ("confidence", "options", "worth"),
+    [
+        (0.5, {}, 1),
+        (0.49, {}, 0.5),
+        (0.49, {"min_score": 0.3}, 1),
+        (0.49, {"rule": "flowgrpo"}, 1),
+        (1e-6, {"rule": "flowgrpo"}, 1),
+        (0.0, {"rule": "flowgrpo"}, 0.5),
+        (0.49, {"rule": "flowgrpo", "min_score": 0.5}, 0.5),
+    ],
+)
+def test_lines_that_the_engine_does_not_trust(confidence: float, options: dict[str, Any], worth: float) -> None:
+    assert value(placed(OP=(0, 0, 0.9), EN=(0, 50, confidence)), "OPEN", **options) == worth
+
+
+def test_texts_that_look_alike_are_alike_but_not_to_the_published_rule() -> None:
+    make = placed(**{"It's 1-2\u00a0cafe\u0301\t!": (0.0, 0.0, 0.9)})
+    assert value(make, "It’s 1–2 CAFÉ!") == 1
+    assert value(make, "It’s 1–2 CAFÉ!", rule="flowgrpo") == pytest.approx(1 - 6 / 12)
+
+
+def test_a_target_of_punctuation_alone() -> None:
+    assert value(placed(**{"?!": (0.0, 0.0, 0.9)}), "?!") == 1
+    assert value(placed(), "?!") == 0
+
+
+def test_very_long_texts() -> None:
+    text = "ab" * 20_000
+    assert value(placed(**{text: (0.0, 0.0, 0.9)}), text) == 1
+    assert value(placed(ab=(0.0, 0.0, 0.9)), text) == pytest.approx(2 / 40_000)
+
+
+def test_an_engine_that_fails_is_worth_nothing_to_the_published_rule_and_is_told() -> None:
+    scores = score(images(1, 4, 0), fails_on(4), rule="flowgrpo", min_side=64)
+    assert scores.values.tolist() == [1, 0, 0]
+    assert not scores.missing.any()
+    assert scores.diagnostics[1]["reason"] == "RuntimeError: cannot bear it"
+    assert "reason" not in scores.diagnostics[2]
+    scores = score(video(1, 0, 0, 0, 4), fails_on(4), rule="flowgrpo", min_score=0.5)
+    (told,) = scores.diagnostics
+    assert [frame.get("reason") for frame in told["frames"]] == [None, "RuntimeError: cannot bear it"]
+    assert scores.values.tolist() == [1]
+
+
+def test_pixels_and_colours_of_the_published_rule() -> None:
+    seen: list[list[int]] = []
+
+    class Looks:
+        def read(self, picture: NDArray[np.uint8]) -> list[Line]:
+            seen.append(picture[0, 0].tolist())
+            return []
+
+    red = torch.tensor([1.5, 0.0, -0.5]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
+    assert score(red, Looks, rule="flowgrpo").missing.tolist() == [False]
+    assert score(red, Looks).missing.tolist() == [True]
+    assert score(red.clamp(0, 1), Looks).missing.tolist() == [False]
+    assert score(red * torch.nan, Looks, rule="flowgrpo").missing.tolist() == [True]
+    assert seen == [[255, 0, 0], [0, 0, 255]]

@@ -1,14 +1,20 @@
-"""The rule against an independent transcription and a brute-force edit distance."""
+"""The rules against an independent transcription of the published code and a brute-force edit distance."""
 
 from __future__ import annotations
 
 from random import Random
 
 import pytest
+import torch
 
-from dgpo_ocr.rule import judge, over_frames, plain
+from dgpo_core.types import Prompt
+from dgpo_ocr.engine import Line
+from dgpo_ocr.options import OcrOptions
+from dgpo_ocr.reward import OcrReward
+from dgpo_ocr.rule import Rule, judge, over_frames, plain
 
-ALPHABETS = ("ab", "abc ", "AaBb .!", "0O1lI|", "éÉßñ漢字 İ", "a😀👩‍🚀\u0301 ")
+RULES: tuple[Rule, Rule] = ("normalised", "flowgrpo")
+ALPHABETS = ("ab", "abc ", "AaBb .!", "0O1lI|", "éÉßñ漢字 İ", "a😀👩‍🚀\u0301 ", "Aa\t \u00a0’'ﬁ")
 
 
 def edit_distance(a: str, b: str) -> int:
@@ -21,16 +27,29 @@ def edit_distance(a: str, b: str) -> int:
     return row[-1]
 
 
-def published(read: str, target: str, *, substring_is_free: bool = True) -> float:
-    """The reward as its description reads, step by step."""
-    read = read.replace(" ", "").lower()
-    target = target.replace(" ", "").lower()
-    edits = edit_distance(read, target)
-    if substring_is_free and read.find(target) >= 0:
+Reading = list[tuple[str, float]]
+"""Lines of a picture as an engine gives them: text and confidence."""
+
+
+def flow_grpo(reading: Reading | None, prompt: str, *, substring_is_free: bool = True) -> float:
+    """The reward of `flow_grpo/ocr.py` in the code of Flow-GRPO (arXiv 2505.05470) and of DGPO's authors (arXiv
+    2510.08425), written anew: of its `OcrScorer` for an image, or of its `OcrScorer_video_or_image` for a frame, which
+    has no exemption for a target within more text. None stands for an engine that raises."""
+    asked = prompt.split('"')[1]
+    wanted = "".join(character for character in asked if character != "\u0020").lower()
+    if reading is None:
+        return 0.0
+    text = ""
+    for line, confidence in reading:
+        if confidence > 0:
+            text += line
+    text = "".join(character for character in text if character != "\u0020").lower()
+    edits = edit_distance(text, wanted)
+    if substring_is_free and any(text[at : at + len(wanted)] == wanted for at in range(len(text) - len(wanted) + 1)):
         edits = 0
-    if edits > len(target):
-        edits = len(target)
-    return 1 - edits / len(target)
+    if edits > len(wanted):
+        edits = len(wanted)
+    return 1 - edits / len(wanted)
 
 
 def random_pairs(count: int, seed: int) -> list[tuple[str, str]]:
@@ -68,17 +87,99 @@ def test_the_edit_distance_of_the_tests_is_one() -> None:
     assert edit_distance("flaw", "lawn") == 2
 
 
-def test_the_rule_is_the_published_one() -> None:
-    pairs = random_pairs(10_000, seed=0)
+@pytest.mark.parametrize("rule", RULES)
+def test_the_rule_is_an_edit_distance_of_plain_texts(rule: Rule) -> None:
+    pairs = random_pairs(4000, seed=0)
+    values = set()
     for read, target in pairs:
-        free, strict = judge(read, target), judge(read, target, strict=True)
-        assert free.value == published(read, target), (read, target)
-        assert strict.value == published(read, target, substring_is_free=False), (read, target)
-        assert 0 <= strict.value <= free.value <= 1
-        assert free.surplus == strict.surplus == max(0, len(plain(read)) - len(plain(target)))
-        assert free.value == 1 - free.distance / len(plain(target))
-    values = {judge(read, target).value for read, target in pairs}
+        r, t = plain(read, rule), plain(target, rule)
+        if not t:
+            continue
+        edits = min(edit_distance(r, t), len(t))
+        free, strict = judge(read, target, rule=rule), judge(read, target, strict=True, rule=rule)
+        assert (free.distance, strict.distance) == (0 if t in r else edits, edits), (read, target)
+        assert (free.value, strict.value) == (1 - free.distance / len(t), 1 - edits / len(t))
+        assert free.surplus == strict.surplus == max(0, len(r) - len(t))
+        values.add(free.value)
     assert {0.0, 1.0} < values, "the pairs are worth trying"
+
+
+def test_flowgrpo_is_the_rule_of_the_code() -> None:
+    for read, target in random_pairs(4000, seed=1):
+        assert judge(read, target, rule="flowgrpo").value == flow_grpo([(read, 1.0)], f'"{target}"'), (read, target)
+        strict = judge(read, target, rule="flowgrpo", strict=True).value
+        assert strict == flow_grpo([(read, 1.0)], f'"{target}"', substring_is_free=False), (read, target)
+
+
+@pytest.mark.parametrize("media", ["image", "video"])
+def test_rule_flowgrpo_scores_what_the_code_of_flow_grpo_and_dgpo_scores(media: str) -> None:
+    """The whole reward, from lines of an engine to values: text from the first quotes, confidence, order, spaces, case,
+    cap, engines that raise, frames of a video."""
+    rng = Random(2)
+    pages = [random_page(rng) for _ in range(400)]
+    frames = [rng.randint(1, 3) if media == "video" else 1 for _ in pages]
+    readings = [
+        page[1] if n == 0 else random_page(rng)[1]
+        for page, count in zip(pages, frames, strict=True)
+        for n in range(count)
+    ]
+    reward = OcrReward(OcrOptions(rule="flowgrpo", readers=1), device=torch.device("cpu"), make=lambda: Pages(readings))
+    taken = 0
+    values = set()
+    for (prompt, _), count in zip(pages, frames, strict=True):
+        reward.check_prompts([Prompt(prompt)])
+        shown = readings[taken : taken + count]
+        image = torch.zeros(1, 3, 8, 8)
+        if media == "video":  # every fourth frame is read
+            image = torch.zeros(1, 4 * count - rng.randint(0, 3), 3, 8, 8)
+            worth = [flow_grpo(one, prompt, substring_is_free=False) for one in shown]
+            good = [value for value in worth if value > 0]
+            expected = sum(good) / len(good) if good else 0.0
+        else:
+            expected = flow_grpo(shown[0], prompt)
+        scores = reward.score(image, [Prompt(prompt)])
+        assert scores.values.tolist() == torch.tensor([expected]).tolist(), (prompt, shown)
+        assert not scores.missing.any()
+        values.add(expected)
+        taken += count
+    reward.close()
+    assert taken == len(readings)
+    assert {0.0, 1.0} < values
+
+
+class Pages:
+    """An engine that gives one reading after the other, each in an order that people would not read."""
+
+    def __init__(self, readings: list[Reading | None]) -> None:
+        self.readings = iter(readings)
+
+    def read(self, picture: object) -> list[Line]:
+        reading = next(self.readings)
+        if reading is None:
+            raise RuntimeError("no text")
+        lines = len(reading)
+        corner = [(0.0, 20.0 * (lines - n)) for n in range(lines)]
+        return [
+            Line(text, score, ((x, y), (x + 90, y), (x + 90, y + 9), (x, y + 9)))
+            for (text, score), (x, y) in zip(reading, corner, strict=True)
+        ]
+
+
+def random_page(rng: Random) -> tuple[str, Reading | None]:
+    """A prompt with marks of all kinds, and what an engine reads."""
+    while True:
+        read, target = random_pairs(1, rng.randrange(10**9))[0]
+        target += rng.choice(["", "", "\t", "\u00a0", "“"])
+        prompt = rng.choice(['a sign "{}"', 'a sign "{}" and "more"', 'a sign "{}', '12" of "{}"', '“a” "{}"']).format(
+            target
+        )
+        if prompt.split('"')[1].replace(" ", ""):
+            break
+    if rng.random() < 0.05:
+        return prompt, None
+    cuts = sorted(rng.sample(range(len(read) + 1), min(len(read), rng.randint(0, 2))))
+    pieces = [read[a:b] for a, b in zip([0, *cuts], [*cuts, len(read)], strict=True)]
+    return prompt, [(piece, rng.choice([0.99, 0.7, 0.3, 1e-6, 0.0])) for piece in pieces]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -21,11 +23,30 @@ MARK = '"'
         ('A sign "Grand Opening" over a door with "PUSH" on it', "Grand Opening"),
         ('"漢字 é 😀" on a wall', "漢字 é 😀"),
         ('A sign that says "It\'s open"', "It's open"),
-        ('"one" and a lonely " mark', "one"),
+        ('a 12" vinyl record sleeve that says "OPEN"', "OPEN"),
+        ('a 12" x 12" canvas that says "OPEN"', "OPEN"),
+        ('a 12 " x 12 " canvas that says "OPEN"', "OPEN"),
+        ('an 8½" by 11" sheet with "page 2" on it', "page 2"),
+        ('a 27" screen that shows "24"', "24"),
+        ('a sign that says "24" beside a 5\'10" man', "24"),
+        ('A 5" sign that says “OPEN”', "OPEN"),
+        ("a 12” record that says “OPEN”", "OPEN"),
         ("A sign that says “OPEN”", "OPEN"),
         ("A sign “one” and “two”", "one"),
         ('A “nice” sign that says "OPEN"', "OPEN"),
         ('A sign that says " OPEN "', " OPEN "),
+        ('a door with number 7 "OPEN" on it', "OPEN"),
+        ('写着"营业"的招牌', "营业"),
+        ("ein Schild, auf dem „OPEN“ steht", "OPEN"),
+        ("„OPEN” po polsku", "OPEN"),
+        ("une enseigne «\u00a0OPEN\u202f»", "OPEN"),
+        ("et skilt med »OPEN«", "OPEN"),
+        ("en skylt med »OPEN» eller ”SHUT”", "OPEN"),
+        ("en skylt med ”OPEN”", "OPEN"),
+        ("写着「OPEN」的招牌", "OPEN"),
+        ("看板に『営業中』", "営業中"),
+        ("＂OPEN＂ in full width", "OPEN"),
+        ("“He said ‘OPEN’ ”", "He said ‘OPEN’"),
     ],
 )
 def test_the_first_pair_counts(text: str, target: str) -> None:
@@ -33,9 +54,36 @@ def test_the_first_pair_counts(text: str, target: str) -> None:
     assert target_of(Prompt(text)) == target
 
 
-@pytest.mark.parametrize("text", ['A "b" c', '"b"', 'x "b" "c"', 'a "b" c "d', '""b""', '" " x'])
-def test_straight_quotes_are_the_published_rule(text: str) -> None:
-    assert quoted(text) == text.split(MARK)[1]
+@pytest.mark.parametrize("text", ['A "b" c', '"b"', 'x "b" "c"', '""b""', '" " x'])
+def test_straight_quotes_in_pairs_are_read_as_published(text: str) -> None:
+    assert quoted(text) == quoted(text, "flowgrpo") == text.split(MARK)[1]
+
+
+def test_the_published_rule_splits_whatever_the_marks_mean() -> None:
+    rng = Random(0)
+    refused = 0
+    for _ in range(500):
+        text = "".join(rng.choices('a1 "“”\\', k=rng.randint(0, 12)))
+        if MARK in text:
+            assert quoted(text, "flowgrpo") == text.split(MARK)[1], text
+        else:
+            refused += 1
+            with pytest.raises(ValueError, match="no double quote, at which the rule 'flowgrpo' splits"):
+                quoted(text, "flowgrpo")
+    assert refused > 20
+
+
+def test_no_words_between_two_texts_are_the_target() -> None:
+    """Whatever marks are put around inches: the target is the text, or the prompt is refused."""
+    rng = Random(0)
+    for _ in range(500):
+        inches = [f'{rng.choice(["7", "12", "8½", "3.5"])}{rng.choice(["", " "])}"' for _ in range(rng.randint(0, 3))]
+        text = f"a {' by '.join(inches)}{rng.choice([' ', ' record, ', ' sleeve with number 3 '])}"
+        text += 'that says "OPEN"' + rng.choice(["", " in red", ', 7"', ' beside a 9" nail'])
+        assert quoted(text) == "OPEN", text
+        for lonely in (f'{text} and a lonely "', f'a lonely " mark, {text}'):
+            with pytest.raises(ValueError, match="not in pairs"):
+                quoted(lonely)
 
 
 @pytest.mark.parametrize(
@@ -44,12 +92,31 @@ def test_straight_quotes_are_the_published_rule(text: str) -> None:
         ("A sign that says OPEN", 'no text in double quotes, as in: a sign that says "OPEN"'),
         ("A sign that says 'OPEN'", "no text in double quotes"),
         ('A sign that says "OPEN', "a double quote that is not closed"),
-        ('A 5" sign that says “OPEN”', "a double quote that is not closed"),
+        ('A sign that says "OPEN', "the double quotes are not in pairs"),
+        ('"one" and a lonely " mark', "the double quotes are not in pairs"),
+        ('a lonely " mark and "one"', "the double quotes are not in pairs"),
+        ('a "b" c "d', "the double quotes are not in pairs"),
+        ('a sign" that says "OPEN" in 5"', "has ' that says ' between two texts: the double quotes are not in pairs"),
+        ('a lonely " mark, a 12" disc and "OPEN"', "has ' mark, a 12' between two texts"),
+        ('a lonely " mark and "OPEN" on a 5" sign', "has ' mark and ' between two texts"),
+        ('a sign that says "SIZE 12" SHOES"', "the double quotes are not in pairs"),
+        ('a sign that says "OPEN”', "the double quotes are not in pairs"),
+        ('ein Schild mit „OPEN"', "the double quotes are not in pairs"),
+        ("a lonely “ mark and “OPEN”", "a “ that no ” closes: the double quotes are not in pairs"),
+        ("a lonely ” mark and “OPEN”", "the double quotes are not in pairs"),
+        ("a lonely ” mark and ”OPEN”", "the double quotes are not in pairs"),
+        ("«OPEN", "a « that no » closes"),
+        ("„OPEN", "a „ that no “ or ” closes"),
+        ('a 12" record', "no text in double quotes"),
+        ("a storefront with 'OPEN' on it", "; 'OPEN', in single quotes, does not count"),
+        ("the baker's sign that says ‘GO ON’", "; ‘GO ON’, in single quotes, does not count"),
         ("A sign that says “OPEN", "a “ that no ” closes"),
         ("A sign that says ”OPEN“", "a “ that no ” closes"),
         (r"A sign that says \"OPEN\"", "a backslash before a double quote"),
         ('A sign that says ""', "no text in its quotes"),
         ('A sign that says " \t "', "no text in its quotes"),
+        ('A sign that says "\u200b\u00ad\u00a0"', "no text in its quotes"),
+        ('A sign that says "OPEN\ud83d"', "half of a character (a lone surrogate) in its quotes"),
     ],
 )
 def test_faults_are_named(text: str, complaint: str) -> None:
@@ -71,3 +138,35 @@ def test_what_json_lines_escape(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a sign \\"OPEN\\""}\n{"prompt": "a sign", "target": "say \\"hi\\""}\n')
     assert [target_of(prompt) for prompt in load_file(file)] == ["OPEN", 'say "hi"']
+
+
+def test_the_published_rule_knows_quotes_only() -> None:
+    sign = 'A sign that says "OPEN"'
+    assert target_of(Prompt(sign, {"target": "OPEN"}), "flowgrpo") == "OPEN"
+    assert target_of(Prompt('A sign that says "\t"'), "flowgrpo") == "\t", "no space, U+0020"
+    assert target_of(Prompt('A sign that says "OPEN'), "flowgrpo") == "OPEN"
+    for prompt, complaint in (
+        (Prompt(sign, {"target": "open"}), "'open' under the metadata key `target` and 'OPEN' in its quotes"),
+        (Prompt("A sign", {"target": "OPEN"}), "no double quote"),
+        (Prompt('A sign that says "  "'), "no text in its quotes"),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_target(prompt, "flowgrpo")
+        assert complaint in str(caught.value)
+
+
+def test_messages_stay_short() -> None:
+    with pytest.raises(UserError, match=r"\(100000 characters\) has no text in double quotes") as caught:
+        check_target(Prompt("x" * 100_000))
+    assert len(str(caught.value)) < 500
+
+
+def test_the_published_test_prompts_are_all_understood() -> None:
+    folder = os.environ.get("DGPO_TEST_DATA")
+    file = Path(folder or "") / "prompts" / "flow_grpo_ocr_test.txt"
+    if not folder or not file.is_file():
+        pytest.skip("needs DGPO_TEST_DATA")
+    prompts = load_file(file)
+    assert len(prompts) == 1018
+    for prompt in prompts:
+        assert target_of(prompt) == target_of(prompt, "flowgrpo") == prompt.text.split(MARK)[1]

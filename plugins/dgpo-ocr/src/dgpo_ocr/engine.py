@@ -35,8 +35,12 @@ class Engine(Protocol):
     """Reads one picture after the other, on the thread that made it."""
 
     def read(self, picture: NDArray[np.uint8]) -> list[Line]:
-        """Picture uint8 [H, W, 3] in OpenCV's order BGR, to its lines in reading order; none where no text is seen.
-        Raises whatever it likes where it cannot read."""
+        """Picture uint8 [H, W, 3] in OpenCV's order BGR, to its lines in the engine's own order; none where no text is
+        seen. Raises whatever it likes where it cannot read."""
+        ...
+
+    def alphabet(self) -> frozenset[str] | None:
+        """Every character that it can give back; None where that is not known."""
         ...
 
 
@@ -54,10 +58,10 @@ def make_engine(options: OcrOptions) -> Engine:
 class Readers:
     """Threads with an engine each: engines keep state between calls, and none promises to be safe from two threads."""
 
-    def __init__(self, make: Callable[[], Engine], *, count: int, min_side: int, min_score: float) -> None:
+    def __init__(self, make: Callable[[], Engine], *, count: int, min_side: int) -> None:
         """`make` builds an engine. The first is built here, so that what it lacks is said at once; the others when
         there is work for them."""
-        self._make, self._min_side, self._min_score = make, min_side, min_score
+        self._make, self._min_side = make, min_side
         self._own = threading.local()
         self._building = threading.Lock()
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="ocr")
@@ -68,8 +72,17 @@ class Readers:
             raise
 
     def submit(self, picture: NDArray[np.uint8]) -> Future[list[Line]]:
-        """Queue a picture, uint8 [H, W, 3] in BGR; its lines of text come without those the engine does not trust."""
+        """Queue a picture, uint8 [H, W, 3] in BGR; its lines come as the engine gives them."""
         return self._threads.submit(self._read, picture)
+
+    def alphabet(self) -> frozenset[str] | None:
+        """Every character that the engine can give back; None where that is not known."""
+
+        def asked() -> frozenset[str] | None:
+            tell = getattr(self._engine(), "alphabet", None)  # one that is given to the reward need not say
+            return None if tell is None else tell()
+
+        return self._threads.submit(asked).result()
 
     def close(self) -> None:
         """Drop what waits, end the threads and the engines with them. May be called again."""
@@ -87,5 +100,4 @@ class Readers:
         return [
             Line(line.text, line.score, tuple((x / factor, y / factor) for x, y in line.polygon))
             for line in self._engine().read(enlarged)
-            if line.text.strip() and line.score >= self._min_score
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,12 @@ class OcrOptions(Options):
         description="Who reads. `rapidocr` works offline; `paddleocr`, the published reference, must be installed "
         "beside this plugin, best in an environment that the reward's `worker: {python: ...}` names.",
     )
+    rule: Literal["normalised", "flowgrpo"] = Field(
+        default="normalised",
+        description="How what is read is compared with the quoted text. `normalised`: texts that look alike are alike, "
+        "in the order in which people read. `flowgrpo`: exactly as Flow-GRPO's and DGPO's code, the published numbers' "
+        "rule; it also sets `video: flowgrpo`, `min_score: 0` and `min_side: 1` where they are not given.",
+    )
     strict: bool = Field(
         default=False,
         description="Charge surplus text: plain edit distance, even where the target is part of what is read.",
@@ -30,7 +36,11 @@ class OcrOptions(Options):
     )
     every: Int = Field(default=4, ge=1, description="Read every so-many-th frame of a video, from the first.")
     min_score: Float = Field(
-        default=0.5, ge=0, le=1, description="Leave out lines that the engine itself trusts less than this."
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Leave out lines that the engine itself trusts less than this. PaddleOCR 2, the published reader, "
+        "leaves out those below 0.5 by itself; `rule: flowgrpo` those of 0 in any case.",
     )
     detection: bool = Field(
         default=True,
@@ -66,8 +76,17 @@ class OcrOptions(Options):
         default=None, min_length=1, description="Model that reads lines in place of the engine's own; likewise."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("rule") == "flowgrpo":
+            return {"video": "flowgrpo", "min_score": 0.0, "min_side": 1, **data}
+        return data
+
     @model_validator(mode="after")
     def _possible(self) -> OcrOptions:
+        if self.rule == "flowgrpo" and self.strict:
+            raise ValueError("`strict: true` needs `rule: normalised`; `flowgrpo` lets surplus text go free")
         if self.engine == "paddleocr":
             if not self.detection:
                 raise ValueError("`detection: false` needs `engine: rapidocr`; paddleocr always looks for lines")

@@ -2,8 +2,8 @@
 
 Its interface, as used here (PaddlePaddle/PaddleOCR, paddleocr/_pipelines/ocr.py, and PaddleX's
 paddlex/inference/pipelines/ocr/pipeline.py): `PaddleOCR(...).predict(picture)` takes a BGR array and returns one
-mapping per picture with `rec_texts`, `rec_scores` and `rec_polys` (arrays [4, 2]), in reading order, empty where no
-text is seen. Models of its own are fetched by PaddleOCR on first use, unless directories are given.
+mapping per picture with `rec_texts`, `rec_scores` and `rec_polys` (arrays [4, 2]), in an order of its own, empty
+where no text is seen. Models of its own are fetched by PaddleOCR on first use, unless directories are given.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ engine 'paddleocr' needs PaddleOCR 3, and it wants an environment of its own, be
 and in the run file, beside `use: ocr`:
   worker: {python: paddle/bin/python}"""
 
+DESCRIPTION = "inference.yml"
+"""What a directory of a model has to say of it."""
+
 
 class PaddleEngine:
     """The engine `paddleocr`."""
@@ -51,6 +54,7 @@ class PaddleEngine:
         for name in ("paddleocr", "paddlex"):  # they tell of every model they load
             logging.getLogger(name).setLevel(logging.ERROR)
         models = _models(options)
+        self._recognition = options.recognition_model
         try:
             self._ocr: Any = paddleocr.PaddleOCR(
                 **models,
@@ -68,6 +72,18 @@ class PaddleEngine:
                 f"engine 'paddleocr' cannot be loaded: {error} (without a network, `detection_model` and "
                 "`recognition_model` name directories of models fetched elsewhere)"
             ) from error
+
+    def alphabet(self) -> frozenset[str] | None:
+        """The characters of the model that reads lines: those in its directory, or of the one that PaddleOCR fetched,
+        where it shows them (`post_op.character` in paddlex/inference/models/text_recognition/processors.py)."""
+        if self._recognition is not None:
+            characters = _characters(Path(self._recognition))
+        else:
+            found: Any = self._ocr
+            for name in ("paddlex_pipeline", "text_rec_model", "post_op", "character"):
+                found = getattr(found, name, None)
+            characters = found[1:] if isinstance(found, list) else None  # the first stands for nothing: "blank"
+        return frozenset("".join(map(str, characters))) if characters else None
 
     def read(self, picture: NDArray[np.uint8]) -> list[Line]:
         """Lines of a picture uint8 [H, W, 3] in BGR. Raises ValueError for an answer in another format."""
@@ -95,11 +111,29 @@ def _models(options: OcrOptions) -> dict[str, str]:
 
 def _name(directory: Path) -> str:
     """Name of the model in a directory; PaddleOCR refuses one that it is not told the name of."""
-    file = directory / "inference.yml"
     try:
-        name = yaml.safe_load(file.read_text(encoding="utf-8"))["Global"]["model_name"]
+        return str(_description(directory)["Global"]["model_name"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"engine 'paddleocr': {directory / DESCRIPTION} names no model under Global, model_name"
+        ) from error
+
+
+def _characters(directory: Path) -> list[Any] | None:
+    """The characters of the model in a directory, as PaddleX reads them; None where they are not there."""
+    try:
+        found = _description(directory)["PostProcess"]["character_dict"]
+    except (KeyError, TypeError):
+        return None
+    return found if isinstance(found, list) else None
+
+
+def _description(directory: Path) -> Any:
+    """What a model's directory says of it. Raises UserError where that cannot be read."""
+    file = directory / DESCRIPTION
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"engine 'paddleocr': {file} cannot be read: {error.strerror}; is it a model?") from error
-    except (UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"engine 'paddleocr': {file} names no model under Global, model_name") from error
-    return str(name)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"engine 'paddleocr': {file} is no YAML file; is it a model?") from error

@@ -8,6 +8,7 @@ from split to split. Sentences are the same in both: held-out prompts test the s
 from __future__ import annotations
 
 import hashlib
+import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -17,6 +18,7 @@ from typing import Literal
 from dgpo_core.contracts import PromptSource
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
+from dgpo_ocr.normal import fold, is_lone_surrogate, squeeze
 from dgpo_ocr.options import OcrPromptsOptions
 from dgpo_ocr.words import SIGNS, TEMPLATES, WORDS
 
@@ -30,9 +32,10 @@ HELDOUT_SHARE = 0.2
 def split_entries(entries: Sequence[str]) -> dict[Split, list[str]]:
     """Words and phrases, without those that repeat an earlier one, by split and in their order.
 
-    Case does not matter. Raises ValueError where nothing can be held out because all entries hang together.
+    Words that the reward cannot tell apart are the same: case does not matter, nor do Unicode's forms. Raises
+    ValueError where nothing can be held out because all entries hang together.
     """
-    unique = list({" ".join(entry.lower().split()): entry for entry in reversed(entries)}.values())[::-1]
+    unique = list({" ".join(fold(entry).split()): entry for entry in reversed(entries)}.values())[::-1]
     families = _families(unique)
     if len(families) < 2:
         raise ValueError("the words cannot be split: every entry shares a word with another")
@@ -44,15 +47,16 @@ def split_entries(entries: Sequence[str]) -> dict[Split, list[str]]:
         heldout |= family
     splits: dict[Split, list[str]] = {"train": [], "heldout": []}
     for entry in unique:
-        splits["heldout" if entry.lower().split()[0] in heldout else "train"].append(entry)
+        splits["heldout" if fold(entry).split()[0] in heldout else "train"].append(entry)
     return splits
 
 
 def _families(entries: Sequence[str]) -> list[set[str]]:
-    """The words of entries in lower case; words that an entry joins, directly or by way of others, are in one set."""
+    """The words of entries in the form in which they are compared; words that an entry joins, directly or by way of
+    others, are in one set."""
     found: list[set[str]] = []
     for entry in entries:
-        joined = set(entry.lower().split())
+        joined = set(fold(entry).split())
         apart = []
         for family in found:
             if family & joined:
@@ -86,7 +90,7 @@ class OcrPrompts(PromptSource):
 
     def _prompt(self, draws: Random, deck: Iterator[str]) -> Prompt:
         text = " ".join(next(deck) for _ in range(draws.randint(1, self.options.words_per_text)))
-        target = draws.choice((str.upper, str.title, str))(text)
+        target = draws.choice((str.upper, string.capwords, str))(text)
         return Prompt(draws.choice(TEMPLATES).format(target), MappingProxyType({"target": target}))
 
 
@@ -105,10 +109,14 @@ def _entries(words: list[str] | str | None) -> list[str]:
     else:
         found = [(f"entry {number} of `words`", word) for number, word in enumerate(words, 1)]
     for where, entry in found:
-        if not entry.strip():
+        if not squeeze(entry):
             raise ValueError(f"{where} is empty")
-        if set(entry) & set('"“”'):
-            raise ValueError(f"{where}, {entry!r}, has a double quote, which cannot be quoted in a prompt")
+        if set(entry) & set('"“”') or entry.rstrip().endswith("\\"):
+            raise ValueError(
+                f"{where}, {entry!r}, has a double quote or ends in a backslash, which cannot be quoted in a prompt"
+            )
+        if any(map(is_lone_surrogate, entry)):
+            raise ValueError(f"{where}, {entry!r}, has half of a character (a lone surrogate)")
     return [entry.strip() for _, entry in found]
 
 

@@ -34,13 +34,14 @@ class RapidEngine:
             raise UserError(f"engine 'rapidocr': {error}; install it with: pip install rapidocr onnxruntime") from error
         shipped = Path(rapidocr.__file__).parent / "models"
         self.detection, self.detection_side = options.detection, options.detection_side
+        self._recognition = _model(options.recognition_model, shipped / RECOGNITION, read=True)
         settings: dict[str, Any] = {
             "Global.log_level": "critical",  # it would warn of every picture without text
             "Global.use_preprocess_img": False,  # it would stretch small pictures to multiples of 32
             "Global.text_score": 0.0,  # `min_score` is applied by the readers, the same for every engine
             # Paths, because a model that is only named is looked for, and fetched if it is not there.
             "Det.model_path": _model(options.detection_model, shipped / DETECTION),
-            "Rec.model_path": _model(options.recognition_model, shipped / RECOGNITION, read=True),
+            "Rec.model_path": self._recognition,
             "Det.limit_type": "max",
             "Det.limit_side_len": options.detection_side,
             "Rec.rec_img_shape": [3, 48, options.recognition_width],
@@ -48,6 +49,10 @@ class RapidEngine:
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
         self._ocr: Any = rapidocr.RapidOCR(params=settings)
+
+    def alphabet(self) -> frozenset[str]:
+        """The characters of the model that reads lines."""
+        return frozenset("".join(_metadata(Path(self._recognition))["character"].split("\n")))
 
     def read(self, picture: NDArray[np.uint8]) -> list[Line]:
         """Lines of a picture uint8 [H, W, 3] in BGR. Raises ValueError for one too narrow to look for lines in."""
@@ -90,8 +95,11 @@ def _model(chosen: str | None, shipped: Path, *, read: bool = False) -> str:
 def _metadata(path: Path) -> dict[str, str]:
     """Metadata of an .onnx file. Raises UserError if it is none."""
     onnxruntime = importlib.import_module("onnxruntime")
+    settings = onnxruntime.SessionOptions()  # nothing is run: the fastest way to open the file
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.intra_op_num_threads = 1
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but this
         raise UserError(f"engine 'rapidocr': {path} cannot be loaded: {error}") from error
     return dict(session.get_modelmeta().custom_metadata_map)

@@ -1,8 +1,11 @@
 """What a recognised text is worth. Pure: texts in, numbers out; imports no torch.
 
-The rule is that of Flow-GRPO (arXiv 2505.05470) and DGPO (arXiv 2510.08425). With t the text asked for and r all
-recognised lines joined, both lower-cased and without white space: d = 0 if t is part of r, else the Levenshtein
-distance of r and t, at most len(t); the value is 1 - d / len(t).
+With t the text asked for and r all recognised lines joined, both in plain form: d = 0 if t is part of r, else the
+Levenshtein distance of r and t, at most len(t); the value is 1 - d / len(t). Two rules differ in the plain form:
+
+- `normalised`, this project's: texts that look alike are alike (`normal`), and white space is nothing.
+- `flowgrpo`, published: `flow_grpo/ocr.py` of Flow-GRPO (arXiv 2505.05470) and DGPO (arXiv 2510.08425). It removes
+  spaces, U+0020 and no other white space, and lower-cases with `str.lower`.
 """
 
 from __future__ import annotations
@@ -13,8 +16,11 @@ from typing import Literal
 
 from rapidfuzz.distance import Levenshtein
 
-__all__ = ["Verdict", "VideoRule", "judge", "over_frames", "plain"]
+from dgpo_ocr.normal import squeeze
 
+__all__ = ["Rule", "Verdict", "VideoRule", "judge", "over_frames", "plain"]
+
+Rule = Literal["normalised", "flowgrpo"]
 VideoRule = Literal["mean", "flowgrpo"]
 
 
@@ -28,17 +34,17 @@ class Verdict:
     surplus: int
 
 
-def plain(text: str) -> str:
-    """Lower-cased, without white space."""
-    return "".join(text.lower().split())
+def plain(text: str, rule: Rule = "normalised") -> str:
+    """A text as the rule compares it."""
+    return squeeze(text) if rule == "normalised" else text.replace(" ", "").lower()
 
 
-def judge(read: str, target: str, *, strict: bool = False) -> Verdict:
+def judge(read: str, target: str, *, strict: bool = False, rule: Rule = "normalised") -> Verdict:
     """The verdict on a recognised text. `strict` charges surplus text even around a complete target.
 
-    Raises ValueError for a target without a visible character.
+    Raises ValueError for a target of which the rule leaves nothing.
     """
-    r, t = plain(read), plain(target)
+    r, t = plain(read, rule), plain(target, rule)
     if not t:
         raise ValueError("the target is empty")
     # Beyond the cutoff the library stops counting and gives cutoff + 1.

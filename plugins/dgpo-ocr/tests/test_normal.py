@@ -1,0 +1,75 @@
+"""The form in which texts are compared: what looks alike is alike, what does not stays apart."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+
+import pytest
+
+from dgpo_ocr.normal import fold, squeeze
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("CAFÉ", "cafe\u0301"),
+        ("ＯＰＥＮ　２４", "open 24"),
+        ("no\u00a0break\u202fspace", "no break space"),
+        ("zero\u200bwidth\u2060 \ufeffjoiner\u200d", "zerowidth joiner"),
+        ("so\u00adft", "soft"),
+        ("left\u200eto\u202aright", "lefttoright"),
+        ("heart❤\ufe0f", "heart❤"),
+        ("It’s “GO”", 'it\'s "go"'),
+        ("«GO» ‹now› „then“ ‚so‘", "\"go\" 'now' \"then\" 'so'"),
+        ("5′ 10″", "5' 10\""),
+        ("rock`n´roll", "rock'n'roll"),
+        ("1914–1918 — a non‑breaking‐hyphen−minus", "1914-1918 - a non-breaking-hyphen-minus"),
+        ("13½ E=mc² O₂", "131/2 e=mc2 o2"),
+        ("wait…", "wait..."),
+        ("ﬁne ﬂow", "fine flow"),
+        ("Straße", "STRASSE"),
+        ("ΟΔΟΣ", "οδος"),
+        ("İstanbul KIRMIZI", "istanbul kırmızı"),
+        ("ﾃﾞﾊﾟｰﾄ", "デパート"),
+        ("10～20 〜", "10~20 ~"),
+        ("™", "tm"),
+    ],
+)
+def test_what_looks_alike_is_alike(one: str, other: str) -> None:
+    assert fold(one) == fold(other)
+    assert squeeze(one) == squeeze(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("é", "e"), ("ñ", "n"), ("一", "-"), ("ー", "-"), ("。", "."), ("0", "o"), ("l", "1"), ("б", "6")],
+)
+def test_what_does_not_stays_apart(one: str, other: str) -> None:
+    assert squeeze(one) != squeeze(other)
+
+
+def test_white_space_is_nothing_and_stays_until_then() -> None:
+    assert fold("Grand  Opening\n\tToday") == "grand  opening\n\ttoday"
+    assert squeeze("Grand  Opening\n\tTo\u2009day\u3000\u2800") == "grandopeningtoday"
+
+
+def test_folding_again_changes_nothing() -> None:
+    characters = [chr(code) for code in (*range(0x3100), *range(0xF900, 0x10000), *range(0x1D400, 0x1D7FF))]
+    for character in characters:
+        if not "\ud800" <= character <= "\udfff":
+            assert fold(fold(character)) == fold(character), hex(ord(character))
+
+
+def test_letters_and_digits_of_ascii_are_lower_cased_alone() -> None:
+    text = "".join(map(chr, range(128)))
+    assert fold(text) == text.lower().replace("`", "'")
+
+
+def test_what_has_no_ink_is_unicodes_list() -> None:
+    """All format characters, but for those of scripts that draw them: Default_Ignorable_Code_Point has the others."""
+    drawn = {0x110BD, 0x110CD, 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, *range(0x600, 0x606), *range(0x13430, 0x13440),
+             *range(0xFFF9, 0xFFFC)}  # fmt: skip
+    for code in range(sys.maxunicode + 1):
+        if unicodedata.category(chr(code)) == "Cf":
+            assert (squeeze(chr(code)) == "") != (code in drawn), hex(code)
