@@ -131,6 +131,14 @@ def test_columns_are_one_way_to_read_and_rows_another(aligned: bool) -> None:
             assert read(lines) == [" ".join(["title", *in_rows, "end"]), by_columns]
 
 
+def test_a_title_in_the_gap_between_columns_is_none() -> None:
+    lines = [line("title", (200, 0, 520, 60)), line("end", (250, 300, 500, 340))]
+    lines += [
+        line(f"c{x}r{y}", (600 * x, 100 + 70 * y, 600 * x + 90, 150 + 70 * y)) for x in range(2) for y in range(2)
+    ]
+    assert read(lines) == ["title c0r0 c1r0 c0r1 c1r1 end", "title c0r0 c0r1 c1r0 c1r1 end"]
+
+
 def test_two_words_of_one_line_are_no_columns() -> None:
     lines = [line("HELLO", (0, 0, 200, 50)), line("WORLD", (900, 10, 1100, 60)), line("again", (100, 80, 1000, 120))]
     assert read(lines) == ["HELLO WORLD again"]

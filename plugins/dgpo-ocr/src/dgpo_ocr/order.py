@@ -6,6 +6,7 @@ comes first. Here words are in one row if their heights overlap, whatever their 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ TALL = 1.5
 """A word so many times as high as two lines beside it stands beside both, as a price beside the two lines of a name."""
 GUTTER = 1.0
 """Columns are apart by at least so many heights of a line."""
+LEADING = 2.0
+"""The lines of a column are apart by at most so many heights of a line."""
 FAR = 0.05
 """A neighbour one height farther away counts as much as one that shares so much less of the height: a line that climbs
 word by word goes on with the next word, not with the one far off at its level."""
@@ -136,20 +139,21 @@ def _by_columns(boxes: Sequence[_Box]) -> list[_Box]:
     found: list[_Box] = []
     waiting: list[_Box] = []
     while rows:
-        count = next((n for n in range(len(rows), 1, -1) if len(_columns(rows[:n])) > 1), 1)
-        columns = _columns(rows[:count])
-        if sum(len(_rows(column)) > 1 for column in columns) > 1:
+        count = len(rows)
+        while count > 1 and not (columns := _columns(rows[:count])):
+            count -= 1
+        if count > 1:
             found += _by_rows(waiting) + [box for column in columns for box in _by_rows(column)]
             waiting = []
         else:
-            count = 1
             waiting += rows[0]
         rows = rows[count:]
     return found + _by_rows(waiting)
 
 
 def _columns(rows: Sequence[Sequence[_Box]]) -> list[list[_Box]]:
-    """The boxes of rows, apart where a gutter runs through all rows, from left to right."""
+    """The boxes of rows, apart where a gutter runs through all rows, from left to right; none unless there are several
+    columns, of several lines each."""
     found: list[list[_Box]] = []
     reach = -math.inf
     for box in sorted((box for row in rows for box in row), key=lambda box: box.left):
@@ -158,7 +162,16 @@ def _columns(rows: Sequence[Sequence[_Box]]) -> list[list[_Box]]:
         else:
             found.append([box])
         reach = max(reach, box.right)
-    return found
+    return found if len(found) > 1 and all(map(_is_column, found)) else []
+
+
+def _is_column(boxes: Sequence[_Box]) -> bool:
+    """Whether these are several lines, none far below the one before."""
+    rows = _rows(boxes)
+    return len(rows) > 1 and all(
+        min(box.top for box in below) - max(box.bottom for box in above) <= LEADING * min(box.height for box in above)
+        for above, below in itertools.pairwise(rows)
+    )
 
 
 def _boxes(lines: Sequence[Line]) -> list[_Box]:
