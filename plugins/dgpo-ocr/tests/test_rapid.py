@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import UserError
+from dgpo_core.prompts import load_file
 from dgpo_core.testing.contracts import check_reward
 from dgpo_core.types import Prompt, Scores
 from dgpo_ocr.examples import draw, drawn_examples
@@ -263,6 +265,14 @@ def test_the_alphabet_is_that_of_the_model(reward: OcrReward) -> None:
     for target in ("Открыто", "한글", "مفتوح", "ไทย", "OPEN\x07"):
         with pytest.raises(UserError, match="cannot read"):
             reward.check_prompts([asks("OPEN"), asks(target)])
+
+
+def test_the_published_test_prompts_are_all_readable(reward: OcrReward) -> None:
+    folder = os.environ.get("DGPO_TEST_DATA")
+    file = Path(folder or "") / "prompts" / "flow_grpo_ocr_test.txt"
+    if not folder or not file.is_file():
+        pytest.skip("needs DGPO_TEST_DATA")
+    reward.check_prompts(load_file(file))
 
 
 @pytest.mark.parametrize(("rise", "size"), [(0, 64), (20, 64), (-20, 64), (24, 48)])

@@ -329,6 +329,10 @@ def test_very_long_texts() -> None:
     text = "ab" * 20_000
     assert value(placed(**{text: (0.0, 0.0, 0.9)}), text) == 1
     assert value(placed(ab=(0.0, 0.0, 0.9)), text) == pytest.approx(2 / 40_000)
+    (clause,) = score(images(0), placed(ab=(0.0, 0.0, 0.9)), Prompt("", {"target": f"a\n{text}"})).diagnostics[0][
+        "clauses"
+    ]
+    assert clause["text"] == f'"{("a " + text)[:200]}..." (40002 characters) asked for, "ab" read'
 
 
 def test_an_engine_that_fails_is_worth_nothing_to_the_published_rule_and_is_told() -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["OcrReward"]
 
 log = logging.getLogger(__name__)
+LONGEST = 200
+"""Characters of a text in a clause."""
 
 
 class OcrReward(RewardModel):
@@ -188,6 +190,12 @@ def _marks(target: str, lines: Sequence[Line], strict: bool, rule: Rule) -> list
     ]
 
 
+def _shown(text: str) -> str:
+    """A text in one line, cut short."""
+    line = " ".join(text.split())
+    return f'"{line}"' if len(line) <= LONGEST else f'"{line[:LONGEST]}..." ({len(line)} characters)'
+
+
 def _told(frame: _Frame) -> dict[str, Any]:
     """JSON-able account of what is read in a picture."""
     verdict = frame.verdict
@@ -198,8 +206,8 @@ def _told(frame: _Frame) -> dict[str, Any]:
 def _diagnosis(target: str, frame: _Frame) -> dict[str, Any]:
     """JSON-able account of an image, but for its marks."""
     told = _told(frame)
-    found = f'"{told["text"]}"' if told["text"] else "nothing"
-    clause = {"text": f'"{target}" asked for, {found} read', "ok": frame.verdict.distance == 0}
+    found = _shown(told["text"]) if told["text"] else "nothing"
+    clause = {"text": f"{_shown(target)} asked for, {found} read", "ok": frame.verdict.distance == 0}
     return {"target": target, **told, "clauses": [clause]}
 
 
@@ -212,6 +220,6 @@ def _video_diagnosis(target: str, numbers: Sequence[int], frames: Sequence[_Fram
             {"frame": n, "value": frame.verdict.value, **_told(frame)} for n, frame in zip(numbers, frames, strict=True)
         ],
         "clauses": [
-            {"text": f'"{target}" asked for, read in {right} of {len(frames)} frames', "ok": right == len(frames)}
+            {"text": f"{_shown(target)} asked for, read in {right} of {len(frames)} frames", "ok": right == len(frames)}
         ],
     }
