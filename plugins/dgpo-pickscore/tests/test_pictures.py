@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+import dgpo_pickscore.pictures as pictures_module
+from dgpo_core.pictures import to_image
 from dgpo_pickscore.examples import photograph
 from dgpo_pickscore.pictures import Preprocessing, frames_of, unreadable
 from dgpo_pickscore.testing import MEAN, STD
@@ -38,7 +40,7 @@ def levels(pixels: Tensor) -> Tensor:
 
 
 SIZES = [(224, 224), (512, 512), (606, 512), (300, 511), (224, 301), (225, 224), (97, 64), (64, 64), (7, 5), (1, 1),
-         (2, 1), (40, 1), (1, 40), (900, 31), (2000, 3)]  # fmt: skip
+         (2, 1), (40, 1), (1, 40), (900, 31), (2000, 3), (700, 300), (300, 700), (1125, 225), (97, 40)]  # fmt: skip
 
 
 @pytest.mark.parametrize("side", [224, 32])
@@ -56,6 +58,85 @@ def test_it_agrees_with_pil(height: int, width: int, side: int, interpolation: i
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
 
 
+def squashed(image: Image.Image, height: int, width: int, interpolation: str) -> Tensor:
+    """Levels [3, height, width] as made here."""
+    preprocessing = Preprocessing((height, width), (height, width), (0.0,) * 3, (1.0,) * 3, interpolation)  # type: ignore[arg-type]
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    return (preprocessing(pixels)[0] * 255).round().byte()
+
+
+def noise(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng([height, width]).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def array(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+SHAPES = {"tall": (5, 1), "a little tall": (9, 4), "wide": (1, 5), "square": (1, 1)}
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_level_is_that_of_pil(shape: str, interpolation: str) -> None:
+    """Noise, in which every rounding shows, of twelve sizes of each shape made smaller and larger: all levels equal."""
+    draws = np.random.default_rng(len(shape))
+    for unit in [1, 2, 3, *draws.integers(4, 120, 9)]:
+        before = (int(unit) * SHAPES[shape][0], int(unit) * SHAPES[shape][1])
+        after = (int(draws.integers(1, 120)), int(draws.integers(1, 120)))
+        image = noise(*before)
+        theirs = image.resize(after[::-1], getattr(Image.Resampling, interpolation.upper()))
+        assert squashed(image, *after, interpolation).equal(array(theirs)), (before, after)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 3000), (3000, 1), (1, 1), (2048, 1100)])
+def test_every_level_of_extreme_sizes(height: int, width: int) -> None:
+    image = noise(height, width)
+    theirs = image.resize((224, 224), Image.Resampling.BICUBIC)
+    assert squashed(image, 224, 224, "bicubic").equal(array(theirs))
+
+
+@pytest.mark.parametrize(
+    ("version", "before", "after", "columns_first"),
+    [
+        ((12, 1), (303, 3), (60, 5), False),
+        ((12, 2), (303, 3), (60, 5), True),
+        ((12, 3), (303, 3), (400, 5), False),
+        ((12, 3), (300, 3), (60, 5), False),
+        ((12, 3), (200, 90), (40, 30), False),
+        ((13, 0), (200, 90), (40, 30), True),
+        ((13, 0), (160, 90), (40, 30), False),
+        ((13, 0), (41, 30), (40, 60), True),
+        ((13, 0), (40, 30), (40, 60), False),
+    ],
+)
+def test_the_order_of_passes_is_that_of_the_version(
+    monkeypatch: pytest.MonkeyPatch,
+    version: tuple[int, int],
+    before: tuple[int, int],
+    after: tuple[int, int],
+    columns_first: bool,
+) -> None:
+    """Pillow itself, a pass at a time; its source says which comes first (Resample.c of 13.0, Image.resize of 12.2)."""
+    monkeypatch.setattr(pictures_module, "PILLOW", version)
+    image = noise(*before)
+    between = (before[1], after[0]) if columns_first else (after[1], before[0])
+    theirs = image.resize(between, Image.Resampling.BICUBIC).resize(after[::-1], Image.Resampling.BICUBIC)
+    assert squashed(image, *after, "bicubic").equal(array(theirs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_sample_and_its_png_are_the_same(dtype: torch.dtype) -> None:
+    """Above all values halfway between two levels and their neighbours, which every precision rounds in its own way."""
+    halves = (torch.arange(255) + 0.5) / 255
+    ends = torch.tensor([0.0, 1.0])
+    values = torch.cat([halves, halves.nextafter(ends[1]), halves.nextafter(ends[0]), torch.linspace(0, 1, 3331)])
+    sample = values.to(dtype).reshape(1, 1, 64, 64).repeat(1, 3, 1, 1)
+    preprocessing = Preprocessing.from_config(CONFIG | {"size": 64, "crop_size": 64})
+    png = array(to_image(sample[0])).float() / 255
+    assert preprocessing(sample).equal(preprocessing(png[None]))
+
+
 @pytest.mark.parametrize("size", [{"height": 40, "width": 40}, {"height": 32, "width": 48}])
 def test_sizes_without_ratio(size: dict[str, int]) -> None:
     config = CONFIG | {"size": size, "crop_size": size}
@@ -69,6 +150,8 @@ def test_a_crop_larger_than_the_picture_gets_a_black_rim() -> None:
     config = CONFIG | {"size": {"shortest_edge": 33}, "crop_size": {"height": 40, "width": 40}}
     image = picture(33, 33)
     ours = levels(Preprocessing.from_config(config)(image[None]))[0]
+    theirs = CLIPImageProcessorPil(**config)(as_pil(image), return_tensors="pt")["pixel_values"][0]
+    assert ours.round().equal(levels(theirs).round())
     assert ours[:, 4:37, 4:37].round().equal((image * 255).round())
     assert ours[:, :4].round().abs().max() == ours[:, 37:].round().abs().max() == 0
 

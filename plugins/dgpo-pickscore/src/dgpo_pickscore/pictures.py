@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from typing import Any, Literal
 
+import numpy as np
+import PIL
 import torch
 from torch import Tensor
 
@@ -23,6 +26,8 @@ SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 """How far a filter reaches from its centre, in pixels of the larger picture."""
 ONE = 2.0**22
 """PIL's fixed-point unit."""
+PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
+"""Major and minor version of the installed Pillow, whose order of passes is followed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +77,20 @@ class Preprocessing:
     def __call__(self, images: Tensor) -> Tensor:
         """Images [N, 3, H, W], float in [0, 1], to float32 [N, 3, *crop], normalised.
 
-        Pictures count as 8-bit ones, and come out as PIL makes them, bit by bit and on every device: a sample and its
-        PNG get one score, the one of the published scorers. Non-square pictures keep their ratio and lose both ends
-        of the longer side; small ones are enlarged; a crop larger than the picture has a black rim.
+        Pictures count as 8-bit ones, so a sample and its PNG get one score. Resized and cropped, before they are
+        normalised, every level is the one that the installed Pillow's `Image.resize` makes of the same picture, on
+        every device; normalised they are rounded to float32 once. Non-square pictures keep their ratio and lose both
+        ends of the longer side; small ones are enlarged; a crop larger than the picture has a black rim.
         """
-        levels = (images.double() * 255).round().clamp(0, 255)
-        height, width = self._resized(*images.shape[-2:])
-        levels = self._resample(levels, width, self.crop[1])  # first the rows, as PIL does
-        levels = self._resample(levels.mT, height, self.crop[0]).mT
+        levels = (images * 255).round().clamp(0, 255).double()  # as `dgpo_core.pictures` rounds, in the images' dtype
+        before = (images.shape[-2], images.shape[-1])
+        height, width = self._resized(*before)
+        if _columns_first(before, (height, width)):
+            levels = self._resample(levels.mT, height, self.crop[0]).mT
+            levels = self._resample(levels, width, self.crop[1])
+        else:
+            levels = self._resample(levels, width, self.crop[1])
+            levels = self._resample(levels.mT, height, self.crop[0]).mT
         mean, std = (levels.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
         return ((levels / 255 - mean) / std).float()
 
@@ -98,31 +109,47 @@ class Preprocessing:
         return ((levels @ weights.mT + ONE / 2) / ONE).floor().clamp(0, 255)
 
 
+def _columns_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
+    """Whether Pillow resamples columns before rows; both are (height, width). The order shows, since each of its passes
+    rounds to 8 bits, and it depends on the version: rows first up to 12.1; in 12.2 and 12.3 columns first if a
+    picture more than a hundred times as high as wide loses height (Image.resize); from 13 on columns first if the
+    height loses more than twice the pixels that the width loses (ImagingResampleInner)."""
+    lost_height, lost_width = before[0] - after[0], before[1] - after[1]
+    if PILLOW >= (13, 0):
+        return lost_height > max(0, 2 * lost_width)
+    return PILLOW >= (12, 2) and lost_height > 0 and before[0] > 100 * before[1]
+
+
 @lru_cache(maxsize=32)
 def _weights(before: int, after: int, start: int, count: int, interpolation: str, device: torch.device) -> Tensor:
     """What each of `before` pixels in a row adds to the pixels start, ..., start + count - 1 of `after` made of them:
     float64 [count, before], in units of 1 / ONE. Pixels outside the row are black.
 
     PIL's own weights (Resample.c): the filter is stretched when a picture shrinks, cut off at its edges and normalised
-    there, and rounded to fixed-point numbers.
+    there, and rounded to fixed-point numbers. Every operation is PIL's, in its order, so that not even the last bit of
+    a float64 can decide on another fixed-point number.
     """
-    scale = before / after
+    scale = float(np.float32(before)) / after  # PIL keeps the size of the picture in float32
     stretch = max(scale, 1.0)
-    center = (torch.arange(start, start + count, dtype=torch.float64)[:, None] + 0.5) * scale
-    pixel = torch.arange(before, dtype=torch.float64)
     reach = SUPPORT[interpolation] * stretch
-    first, last = (center - reach + 0.5).floor(), (center + reach + 0.5).floor()
-    x = ((pixel - center + 0.5) / stretch).abs()
+    made = np.arange(max(start, 0), min(start + count, after))
+    center = (made + 0.5) * scale
+    first = np.maximum(center - reach + 0.5, 0).astype(np.int64)
+    last = np.minimum((center + reach + 0.5).astype(np.int64), before)
+    pixel = first[:, None] + np.arange(ceil(reach) * 2 + 1)
+    x = np.abs((pixel - center[:, None] + 0.5) * (1.0 / stretch))
     if interpolation == "bilinear":
-        weights = (1 - x).clamp_min(0)
+        weights = np.where(x < 1, 1 - x, 0.0)
     else:  # Keys' cubic with a = -1/2
-        near, far = (1.5 * x - 2.5) * x * x + 1, -0.5 * (((x - 5) * x + 8) * x - 4)
-        weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
-    weights = weights * ((pixel >= first) & (pixel < last))
-    weights = weights / weights.sum(1, keepdim=True)
-    fixed = (weights.abs() * ONE + 0.5).floor() * weights.sign()
-    inside = (center > 0) & (center < before)
-    return torch.where(inside, fixed, 0.0).to(device)
+        near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+        weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    weights[pixel >= last[:, None]] = 0
+    weights /= np.add.accumulate(weights, axis=1)[:, -1:]  # `sum` adds in another order
+    fixed = np.copysign(np.floor(np.abs(weights) * ONE + 0.5), weights)
+    inside, place = np.nonzero(pixel < last[:, None])
+    out = torch.zeros(count, before, dtype=torch.float64)
+    out[inside + max(-start, 0), pixel[inside, place]] = torch.from_numpy(fixed[inside, place])
+    return out.to(device)
 
 
 def frames_of(media: Tensor, every: int) -> Tensor:
