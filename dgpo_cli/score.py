@@ -25,8 +25,8 @@ def score(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Pictures and videos; of a directory those in it, sorted by name (without grid.png, film strips and "
-            "*.annotated.png).",
+            help="Pictures and videos; of a directory those in it, 2.png before 10.png (without grid.png, film strips "
+            "and *.annotated.png; a note names what else is left out).",
             metavar="FILE",
         ),
     ] = None,

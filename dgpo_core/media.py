@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,22 +16,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dgpo_core import video
+from dgpo_core.depth import deep_pixels
 from dgpo_core.errors import UserError
 from dgpo_core.kinds import Kind
+from dgpo_core.listing import readable_formats
 
-__all__ = ["MAX_PIXELS", "MediaError", "Medium", "check_files", "expand", "kind_of", "read_media"]
+__all__ = ["MAX_PIXELS", "MediaError", "Medium", "check_files", "kind_of", "quietly", "read_media"]
 
-PICTURES = (".png", ".apng", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
-VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
-"""Endings by which a directory's pictures and videos are told from its other files; those read are told by content."""
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""What Pillow may read; its rarer formats are not worth their risks."""
 ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")
 """Formats whose further pictures are frames. A phone's JPEG may carry others, which are not."""
 MAX_PIXELS = 2**27
-"""Most pixels of one file, all frames together: 1.6 GB as float32. A small file may unpack to any size."""
-OURS = ("grid.png", "*.annotated.png")
-"""What `dgpo sample` and `dgpo score` put beside pictures; a film strip 07.png lies beside its video, 07.mp4."""
+"""Most pixels of one file, all frames together: 1.6 GB as float32. A small file may unpack to any size. Pillow warns of
+fewer, and refuses more unless somebody has lowered `Image.MAX_IMAGE_PIXELS`."""
+DECODING = threading.RLock()
 
 
 class MediaError(UserError):
@@ -51,34 +50,15 @@ class Medium:
     notes: tuple[str, ...] = ()
 
 
-def expand(paths: Sequence[Path]) -> list[Path]:
-    """The files, with the pictures and videos of a directory (not of those in it), sorted by name, in its place.
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Pillow without its warnings: of a file's small flaws, which are not the user's, and of sizes below MAX_PIXELS.
 
-    Raises UserError naming every path that leads nowhere.
+    Python switches warnings for the whole process, so only one thread at a time is in here.
     """
-    files: list[Path] = []
-    problems: list[str] = []
-    for path in paths:
-        try:
-            if path.is_dir():
-                found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES + VIDEOS and p.is_file())
-                found = [p for p in found if not _is_ours(p)]
-                files += found
-                problems += [] if found else [f"{path}: the directory holds no pictures or videos"]
-            elif path.is_file():
-                files.append(path)
-            else:
-                problems.append(f"{path}: " + ("is not a regular file" if path.exists() else "there is no such file"))
-        except (OSError, ValueError) as error:  # no permission; a name with a zero byte
-            problems.append(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
-    if problems:
-        raise UserError("\n".join(problems))
-    return files
-
-
-def _is_ours(path: Path) -> bool:
-    strip = path.suffix == ".png" and path.stem.isdecimal() and path.with_suffix(".mp4").is_file()
-    return strip or any(path.match(pattern) for pattern in OURS)
+    with DECODING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -87,10 +67,8 @@ def kind_of(path: Path) -> Kind | None:
         with path.open("rb") as handle:
             if video.container(handle.read(video.HEAD)) is not None:
                 return "video"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=_allowed()) as image:
-                moves = image.format in ANIMATED and getattr(image, "n_frames", 1) > 1
+        with quietly(), _open(path) as image:
+            moves = image.format in ANIMATED and getattr(image, "n_frames", 1) > 1
         return "video" if moves else "image"
     except Exception:  # whatever comes, as in `read_media`
         return None
@@ -109,11 +87,14 @@ def check_files(files: Sequence[Path]) -> None:
 
 
 def read_media(path: Path) -> Medium:
-    """Read a picture (PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF) or a video (those of them that move, mp4, mov, webm,
-    mkv, avi) of any depth and colour.
+    """Read a picture (PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF, JPEG 2000, QOI) or a video (those of them that move,
+    mp4, mov, webm, mkv, avi).
 
-    A picture is turned as its EXIF orientation says; what is transparent is shown on white, with a note. Raises
-    MediaError for a file that is empty, no picture or video, cut off, or larger than MAX_PIXELS once unpacked.
+    A picture is turned as its EXIF orientation says; what is transparent is shown on white, with a note. Pictures of 16
+    bits a channel keep them if they are PNG, grey or RGB(A) TIFF, or grey PGM; of others, and of those that move, the
+    upper 8 are read. See `depth.deep_pixels` for fewer bits in 16. Raises MediaError for a file that is empty, no
+    picture or video, cut off, or larger than MAX_PIXELS once unpacked, and for pixels of which nobody says what is
+    white: floats, and integers that are signed or have 32 bits.
     """
     try:
         with path.open("rb") as handle:
@@ -126,8 +107,10 @@ def read_media(path: Path) -> Medium:
         return _pillow(path)
     except UserError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise MediaError(path, f"it would unpack to more than {Image.MAX_IMAGE_PIXELS:,} pixels") from error
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
+        whose = " (PIL.Image.MAX_IMAGE_PIXELS)" if most < MAX_PIXELS else ""
+        raise MediaError(path, f"it would unpack to more than {min(most, MAX_PIXELS):,} pixels{whose}") from error
     except UnidentifiedImageError as error:
         raise MediaError(path, "not a picture or a video that can be read") from error
     except ValueError as error:
@@ -139,24 +122,26 @@ def read_media(path: Path) -> Medium:
 
 
 def _pillow(path: Path) -> Medium:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the file's small flaws, which are not the user's
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=_allowed()) as image:
-            frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
-            if frames * image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"its frames hold more than {MAX_PIXELS:,} pixels; cut it, or make it smaller")
-            notes: list[str] = []
-            if frames > 1:
-                tensor = _tensor(np.stack([_rgb(_frame(image, i), image.format, notes) for i in range(frames)]))
-            else:
-                tensor = _tensor(_rgb(ImageOps.exif_transpose(image), image.format, notes))
+    notes: list[str] = []
+    with quietly(), _open(path) as image:
+        pages = getattr(image, "n_frames", 1)
+        frames = pages if image.format in ANIMATED else 1
+        if frames * image.width * image.height > MAX_PIXELS:
+            what = "its frames hold" if frames > 1 else "it would unpack to"
+            raise ValueError(f"{what} more than {MAX_PIXELS:,} pixels; cut it, or make it smaller")
+        if pages > 1 and image.format == "TIFF":
+            notes.append(f"it holds {pages} pictures, of which the first is scored")
+        if frames > 1:
+            tensor = _tensor(np.stack([_rgb(_frame(image, i), notes) for i in range(frames)]), 255)
+        else:
+            with ExitStack() as opened:
+                deep = deep_pixels(image, lambda: opened.enter_context(_open(path)), path, notes)
+            tensor = _tensor(*deep) if deep else _tensor(_rgb(ImageOps.exif_transpose(image), notes), 255)
     return Medium(tensor, tuple(dict.fromkeys(notes)))
 
 
-def _allowed() -> list[str]:
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+def _open(path: Path) -> Image.Image:
+    return Image.open(path, formats=readable_formats())
 
 
 def _frame(image: Image.Image, index: int) -> Image.Image:
@@ -164,12 +149,15 @@ def _frame(image: Image.Image, index: int) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image, kind: str | None, notes: list[str]) -> NDArray[np.uint8 | np.uint16]:
-    """Pixels [H, W, 3] of a picture of any mode, uint8 or uint16; appends to `notes` what was changed."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and kind != "TIFF"):
-        return np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, axis=2)
+def _rgb(image: Image.Image, notes: list[str]) -> NDArray[np.uint8]:
+    """Pixels [H, W, 3] of a picture of 8 bits and any mode; appends to `notes` what was changed."""
+    if image.mode.startswith("I;16"):  # a frame: pictures have gone through `deep_pixels`
+        notes.append("of its 16 bits the upper 8 are read")
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits, of which nobody says what is white; save it with 8 or 16 bits")
+        raise ValueError(
+            "its pixels have 32 bits, signs or fractions, of which nobody says what is white; save it with 8 or 16 bits"
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
@@ -178,7 +166,10 @@ def _rgb(image: Image.Image, kind: str | None, notes: list[str]) -> NDArray[np.u
     return np.asarray(image.convert("RGB"))
 
 
-def _tensor(pixels: NDArray[np.uint8 | np.uint16]) -> Tensor:
-    """Pixels [..., H, W, 3] as float32 [..., 3, H, W] in [0, 1]."""
-    scaled = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(scaled, -1, -3)))
+def _tensor(pixels: NDArray[np.uint8] | NDArray[np.uint16], white: int = 255) -> Tensor:
+    """Pixels [..., H, W, 3] as float32 [..., 3, H, W] in [0, 1]; `white` and what is above it becomes 1."""
+    height, width, _ = pixels.shape[-3:]
+    scaled = np.empty((*pixels.shape[:-3], 3, height, width), dtype=np.float32)
+    for channel in range(3):  # one copy, and no more: it may be 1.6 GB
+        np.divide(pixels[..., channel], white, out=scaled[..., channel, :, :], dtype=np.float32)
+    return torch.from_numpy(scaled).clamp_(max=1)

@@ -50,12 +50,12 @@ def draw_sheet(plan: Plan, path: Path, *, steps: int | None) -> list[str]:
 
 def _pictures(run: Path, *, base: bool) -> Column:
     """Of a run's first or last evaluation, spread over the prompts."""
-    numbered = sorted(found for found in (run / "pictures").iterdir() if found.name.isdecimal())
+    numbered = sorted((d for d in (run / "pictures").iterdir() if d.name.isdecimal()), key=lambda d: int(d.name))
     chosen = numbered[0] if base else numbered[-1]
     prompts = json.loads((chosen / "prompts.json").read_text(encoding="utf-8"))
-    files = sorted(chosen.glob("[0-9]*.png"))
+    files = sorted((file for file in chosen.glob("*.png") if file.stem.isdecimal()), key=lambda file: int(file.stem))
     places = [i * len(files) // ROWS for i in range(ROWS)] if len(files) > ROWS else range(len(files))
-    return [(prompts[i], Image.open(files[i]).convert("RGB")) for i in places]
+    return [(prompts[int(files[i].stem)], Image.open(files[i]).convert("RGB")) for i in places]
 
 
 def _sampled(run: Path, steps: int, *, base: bool) -> Column:

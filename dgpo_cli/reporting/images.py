@@ -91,9 +91,7 @@ def _read(directory: Path, problems: list[str]) -> list[tuple[str, Picture]]:
         prompts = []
         problems.append(f"The prompts of the pictures in {directory.name} are not known (prompts.json).")
     found = []
-    for file in sorted(directory.glob("*.png")):
-        if not file.stem.isdecimal():
-            continue
+    for file in sorted((f for f in directory.glob("*.png") if f.stem.isdecimal()), key=lambda file: int(file.stem)):
         picture = _picture(file)
         if picture is None:
             problems.append(f"The picture {directory.name}/{file.name} is damaged.")

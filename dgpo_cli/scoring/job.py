@@ -19,7 +19,8 @@ from dgpo_cli.scoring.prompts import prompts_for
 from dgpo_core.annotation import annotate, understood
 from dgpo_core.errors import UserError
 from dgpo_core.kinds import one_of, plural, shows_frames
-from dgpo_core.media import Medium, check_files, expand, kind_of, read_media
+from dgpo_core.listing import expand
+from dgpo_core.media import Medium, check_files, kind_of, read_media
 from dgpo_core.prompts import check_prompts
 from dgpo_core.scoring import Reward
 from dgpo_core.types import Example
@@ -43,10 +44,14 @@ def choose_device(name: str) -> torch.device:
 
 def of_files(paths: Sequence[Path], text: str | None, metadata: str | None, source: Path | None) -> list[Sample]:
     """A sample for each file with its prompt. Raises UserError for files that are not there, for prompts that do not
-    fit them, and if videos cannot be read here."""
-    files = expand(paths)
+    fit them, and if videos cannot be read here. Says on stderr what is left out of directories."""
+
+    def note(text: str) -> None:
+        typer.echo(f"note: {text}", err=True)
+
+    files = expand(paths, note)
     check_files(files)
-    prompts = prompts_for(files, text=text, metadata=metadata, source=source)
+    prompts = prompts_for(files, text=text, metadata=metadata, source=source, note=note)
     return [Sample(str(file), prompt, partial(read_media, file)) for file, prompt in zip(files, prompts, strict=True)]
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from dgpo_core.errors import UserError
+from dgpo_core.listing import natural_order
 from dgpo_core.prompts import load_file
 from dgpo_core.types import Prompt
 from dgpo_schemas.problems import show
@@ -20,18 +22,26 @@ KEY = "file"
 """Key of a .jsonl line that names the file which the line is about."""
 
 
-def prompts_for(files: Sequence[Path], *, text: str | None, metadata: str | None, source: Path | None) -> list[Prompt]:
+def prompts_for(
+    files: Sequence[Path],
+    *,
+    text: str | None,
+    metadata: str | None,
+    source: Path | None,
+    note: Callable[[str], None] = lambda _: None,
+) -> list[Prompt]:
     """The prompt of each file, in their order.
 
     text, metadata: those of every file, the metadata as a JSON object or as `@` and the name of a file that holds one;
     a `prompt` in it stands in for `text`. source: instead, a prompt file with a line for each file, in order or by its
-    `file`. Without any of them prompts are empty. Raises UserError naming what does not fit.
+    `file`. Without any of them prompts are empty. `note` is told if files that a shell has listed (1.png, 10.png,
+    2.png) get the lines of a prompt file in that order. Raises UserError naming what does not fit.
     """
     if source is not None:
         if text is not None or metadata is not None:
             given = "--prompt" if text is not None else "--metadata"
             raise UserError(f"give --prompts or {given}, not both: a prompt file has the prompt of each file")
-        return _from_file(files, source)
+        return _from_file(files, source, note)
     told = _metadata(metadata) if metadata is not None else {}
     if text is None:
         text = told["prompt"] if isinstance(told.get("prompt"), str) else ""
@@ -61,7 +71,7 @@ def _metadata(given: str) -> dict[str, Any]:
     return data
 
 
-def _from_file(files: Sequence[Path], source: Path) -> list[Prompt]:
+def _from_file(files: Sequence[Path], source: Path, note: Callable[[str], None]) -> list[Prompt]:
     prompts = load_file(source)
     named = [prompt.metadata.get(KEY) for prompt in prompts]
     if any(name is not None for name in named):
@@ -71,7 +81,22 @@ def _from_file(files: Sequence[Path], source: Path) -> list[Prompt]:
             f"--prompts {source}: has {_count(len(prompts), 'prompt')} for {_count(len(files), 'file')}; give one line "
             'a file, in their order, or a .jsonl file whose lines name theirs: {"file": ..., "prompt": ...}'
         )
+    first = _out_of_order(files)
+    if first is not None:
+        note(
+            f"--prompts {source}: the files get its lines in the order in which they were given, {first[0].name} "
+            f"before {first[1].name}; name their directory for the order of their numbers"
+        )
     return prompts
+
+
+def _out_of_order(files: Sequence[Path]) -> tuple[Path, Path] | None:
+    """The first two files that stand in the order of their characters, as shells list them, and not of their numbers;
+    None if all the files are in another order, which somebody will have chosen."""
+    if list(files) != sorted(files):
+        return None
+    pairs = [(a, b) for a, b in pairwise(files) if a.parent == b.parent]
+    return next((pair for pair in pairs if natural_order(pair[0].name) > natural_order(pair[1].name)), None)
 
 
 def _by_name(files: Sequence[Path], source: Path, prompts: Sequence[Prompt]) -> list[Prompt]:

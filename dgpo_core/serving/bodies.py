@@ -7,9 +7,8 @@ import base64
 import binascii
 import contextlib
 import json
+import logging
 import tempfile
-import threading
-import warnings
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -24,7 +23,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from torch import Tensor
 
-from dgpo_core.media import MAX_PIXELS, MediaError, read_media
+from dgpo_core.media import MAX_PIXELS, MediaError, quietly, read_media
 from dgpo_core.placement.messages import (
     Blob,
     Malformed,
@@ -39,12 +38,11 @@ from dgpo_schemas.service import ScorePictures, ServiceLimits
 
 __all__ = ["Batch", "Body", "Refusal", "read_json", "read_pictures_form", "read_pictures_json", "read_tensors"]
 
+log = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 LINGER = 2.0
 """Seconds for which the rest of a refused body is read and dropped: a connection that is cut off while the caller still
 writes takes the answer with it."""
-DECODING = threading.Lock()
-"""Pillow's warnings are switched for the whole process."""
 FIELDS = ("image", "prompt", "metadata")
 
 
@@ -276,20 +274,21 @@ def _unpacked(name: str, data: bytes) -> Tensor:
     with _reading(name), tempfile.NamedTemporaryFile(suffix=".png") as file:
         file.write(data)
         file.flush()
-        return read_media(Path(file.name)).tensor
+        medium = read_media(Path(file.name))
+        for note in medium.notes:  # there is no place for them in the answer
+            log.warning("%s: %s", name, note)
+        return medium.tensor
 
 
 @contextlib.contextmanager
 def _reading(name: str) -> Iterator[None]:
     """Whatever is wrong with a picture becomes a Refusal that names it."""
     try:
-        with DECODING, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with quietly():
             yield
     except Refusal as error:
         raise Refusal(error.status, error.kind, f"{name}: {error}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise Refusal(413, "size", f"{name}: it would unpack to far too many pixels") from None
     except UnidentifiedImageError:
         raise Refusal(400, "request", f"{name}: is neither a PNG nor a JPEG file") from None

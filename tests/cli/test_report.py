@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 from dgpo_cli.report import report
 from dgpo_cli.reporting import figures, page, summary
 from dgpo_cli.reporting.data import Evaluation, RunData, Score, read_run, reward_range
+from dgpo_cli.reporting.images import read_pictures
 from dgpo_cli.reporting.svg import canvas, spread, to_svg
 from dgpo_core.errors import UserError
 from dgpo_core.registry import Registry
@@ -684,6 +685,15 @@ def test_pictures_stand_side_by_side_without_loss(tmp_path: Path, show: Callable
             assert image["alt"] == f"{when}: {prompt}"
             assert "tiny" in image["class"]
             assert prompt in image["title"]
+
+
+def test_pictures_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    (tmp_path / "000000").mkdir()
+    for number in (9, 11, 100):
+        Image.new("RGB", (4, 4)).save(tmp_path / "000000" / f"{number:02d}.png")
+    (tmp_path / "000000" / "prompts.json").write_text(json.dumps([str(number) for number in range(101)]))
+    found = read_pictures(tmp_path, [])
+    assert [pair.prompt for pair in found.pairs] == ["9", "11", "100"]
 
 
 def test_large_pictures_are_reduced(tmp_path: Path, show: Callable[[Path], Page]) -> None:

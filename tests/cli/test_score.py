@@ -201,6 +201,40 @@ def test_a_directory_stands_for_its_pictures(dgpo: Run) -> None:
     Path("d/prompts.json").write_text("[]")
     done = dgpo("score", "stub", "d", "--json")
     assert [record["file"] for record in json.loads(done.out)] == ["d/a.jpg", "d/b.png"]
+    assert "note" not in done.err
+
+
+def test_a_directory_and_its_prompts_are_paired_as_people_count(dgpo: Run) -> None:
+    """A hidden file takes no line, and is named."""
+    for i in range(1, 12):
+        picture(f"d/{i}.png", i / 20)
+    Path("d/._1.png").write_bytes(b"\0\5\26\7")
+    Path("d/notes.txt").touch()
+    Path("p.txt").write_text("".join(f"line {i}\n" for i in range(1, 12)))
+    done = dgpo("score", "stub", "d", "--prompts", "p.txt", "--json")
+    rows = [(row["file"], row["prompt"], round(row["value"], 2)) for row in json.loads(done.out)]
+    assert rows == [(f"d/{i}.png", f"line {i}", pytest.approx(i / 20, abs=0.01)) for i in range(1, 12)]
+    left_out = "left out ._1.png (hidden), notes.txt (neither pictures nor videos by their endings)"
+    assert f"note: d: {left_out}\n" in done.err
+
+
+@pytest.mark.parametrize(
+    ("names", "noted"),
+    [
+        (["1.png", "10.png", "2.png"], True),  # as a shell lists them
+        (["10.png", "1.png", "2.png"], False),  # as somebody wants them
+        (["1.png", "2.png", "10.png"], False),
+        (["a/10.png", "b/2.png"], False),
+    ],
+)
+def test_files_that_a_shell_has_listed(dgpo: Run, names: list[str], noted: bool) -> None:
+    """They get the lines in their order, and a note if that is not the order of their numbers."""
+    Path("p.txt").write_text("".join(f"{name}\n" for name in names))
+    done = dgpo("score", "stub", *[picture(name) for name in names], "--prompts", "p.txt", "--json")
+    assert [(row["file"], row["prompt"]) for row in json.loads(done.out)] == [(name, name) for name in names]
+    given = "the files get its lines in the order in which they were given, 10.png before 2.png"
+    note = f"note: --prompts p.txt: {given}; name their directory for the order of their numbers\n"
+    assert (note in done.err) is noted
 
 
 def test_every_kind_of_file(dgpo: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from dgpo_cli.main import main as dgpo
 from dgpo_core.errors import UserError
 from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import run_data
+from experiments import sheets
 from experiments.__main__ import main
 from experiments.conduct import best_rates, run_ablation
 from experiments.figures import draw
@@ -133,3 +135,16 @@ def test_mistakes_are_one_message(
     assert says in error
     assert "Traceback" not in error
     assert error.count("\n") == 1
+
+
+def test_a_sheet_pairs_pictures_and_prompts_by_number(tmp_path: Path) -> None:
+    """Also beyond a hundred pictures, and where one of them is gone."""
+    directory = tmp_path / "pictures" / "000000"
+    directory.mkdir(parents=True)
+    for number in (9, 11, 100):
+        Image.new("RGB", (1, 1), (number, 0, 0)).save(directory / f"{number:02d}.png")
+    (directory / "prompts.json").write_text(json.dumps([str(number) for number in range(101)]))
+    column = sheets._pictures(tmp_path, base=True)
+    assert [(prompt, image.getpixel((0, 0))) for prompt, image in column] == [
+        (str(number), (number, 0, 0)) for number in (9, 11, 100)
+    ]

@@ -60,13 +60,12 @@ IN_PICTURE[1] = ndimage.generate_binary_structure(2, 1)
 
 def find_shapes(pictures: NDArray[np.float32], *, masks: bool = False) -> list[list[Detection]]:
     """Detections of each picture, float [B, 3, H, W] in [0, 1], the surest first."""
-    # HUES sum to zero over channels, so the pixels' grey part drops out of the product.
-    hue = np.einsum("tc,bchw->bthw", HUES, pictures).argmax(axis=1)
-    shape = pictures.max(axis=1) - pictures.min(axis=1) > COVERAGE * SATURATION[hue]
-    planes = (hue[:, None] == np.arange(len(COLORS))[:, None, None]) & shape[:, None]
     height, width = pictures.shape[2:]
-    labels, count = ndimage.label(planes.reshape(-1, height, width), structure=IN_PICTURE)
+    planes, kept = _planes(pictures)
     found: list[list[Detection]] = [[] for _ in pictures]
+    if not len(kept):  # which `label` refuses
+        return found
+    labels, count = ndimage.label(planes, structure=IN_PICTURE)
     area = np.bincount(labels.ravel(), minlength=count + 1)
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None or area[label] < MIN_AREA:
@@ -76,7 +75,7 @@ def find_shapes(pictures: NDArray[np.float32], *, masks: bool = False) -> list[l
         name, score = classify(blob)
         if score <= 0.0:
             continue
-        picture, color = divmod(plane.start, len(COLORS))
+        picture, color = divmod(int(kept[plane.start]), len(COLORS))
         mask = None
         if masks:
             mask = np.zeros((height, width), dtype=bool)
@@ -86,6 +85,24 @@ def find_shapes(pictures: NDArray[np.float32], *, masks: bool = False) -> list[l
     for detections in found:
         detections.sort(key=lambda detection: -detection.score)
     return found
+
+
+def _planes(pictures: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which pixels are of a shape, [P, H, W], for each picture and colour that has any, and which those are:
+    picture * number of colours + colour, ascending. A large picture is mostly empty, and so costs little."""
+    saturation = pictures.max(axis=1) - pictures.min(axis=1)
+    vivid = saturation > COVERAGE * SATURATION.min()
+    # HUES sum to zero over channels, so the pixels' grey part drops out of the product.
+    hues = np.einsum("tc,cn->tn", HUES, pictures.swapaxes(0, 1)[:, vivid]).argmax(axis=0)
+    place = np.full(vivid.shape, -1, dtype=np.int32)
+    place[vivid] = np.where(saturation[vivid] > COVERAGE * SATURATION[hues], hues, -1)
+    which = np.nonzero(place >= 0)[0] * len(COLORS) + place[place >= 0]
+    kept = np.unique(which)
+    picture, color = np.divmod(kept, len(COLORS))
+    planes = np.empty((len(kept), *vivid.shape[1:]), dtype=np.bool_)
+    for i in range(len(kept)):
+        np.equal(place[picture[i]], color[i], out=planes[i])
+    return planes, kept
 
 
 def classify(blob: NDArray[np.bool_]) -> tuple[str, float]:

@@ -1,0 +1,133 @@
+"""Which files of a directory are pictures and videos, and in which order: that in which people count."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dgpo_core.errors import UserError
+
+__all__ = ["FORMATS", "expand", "natural_order", "picture_endings", "readable_formats"]
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
+"""What Pillow may read. Its other formats start programs (EPS), have no first bytes to tell them by (TGA), hold several
+sizes of one picture (ICO) or hardly occur: they are not worth their risks."""
+VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
+"""Endings by which a directory's pictures and videos are told from its other files; those read are told by content."""
+OURS = ("grid.png", "*.annotated.png", "prompts.json")
+"""What `dgpo sample` and `dgpo score` put beside pictures; a film strip 07.png lies beside its video, 07.mp4."""
+NAMED = 3
+"""Files that a note names of each kind before it counts the others."""
+HIDDEN, DIRECTORY, UNREAD, OTHER, NOWHERE, SPECIAL = (
+    "hidden",
+    "directories",
+    "of formats that are not read",
+    "neither pictures nor videos by their endings",
+    "links that lead nowhere",
+    "no regular files",
+)
+
+
+def readable_formats() -> list[str]:
+    """Those of FORMATS that this Pillow was built with, by its names."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+@cache
+def picture_endings() -> frozenset[str]:
+    """Endings of the pictures that can be read, in lower case with their dots; Pillow's registry knows them."""
+    known = Image.registered_extensions()
+    return frozenset(ending for ending, name in known.items() if name in readable_formats()) | {".mpo"}
+
+
+def natural_order(name: str) -> tuple[Any, ...]:
+    """A sort key of file names: numbers count by their value (2.png before 10.png), upper and lower case are one.
+
+    What is equal by that (1.png and 01.png) is ordered by its characters, so that the order is always the same.
+    """
+    stem, dot, ending = name.rpartition(".")
+    return (*(_split(part) for part in ((stem, ending) if dot and stem else (name, ""))), name)
+
+
+def _split(text: str) -> tuple[str | int, ...]:
+    """Texts at even places, numbers at odd ones."""
+    parts = re.split(r"([0-9]+)", text)
+    return tuple(int(part) if i % 2 else part.casefold() for i, part in enumerate(parts))
+
+
+def expand(paths: Sequence[Path], note: Callable[[str], None] = lambda _: None) -> list[Path]:
+    """The files as they are given, with the pictures and videos of a directory (not of those in it) in its place, in
+    natural order.
+
+    `note` is told what a directory holds beside them, except what this program itself has put there: hidden files and
+    directories, other formats, other files. Raises UserError naming every path that leads nowhere.
+    """
+    files: list[Path] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            if path.is_dir():
+                found, left_out = _of_directory(path)
+                files += found
+                if not found:
+                    problems.append(
+                        f"{path}: the directory holds no pictures or videos" + (left_out and f" ({left_out})")
+                    )
+                elif left_out:
+                    note(f"{path}: {left_out}")
+            elif path.is_file():
+                files.append(path)
+            else:
+                problems.append(f"{path}: " + ("is not a regular file" if path.exists() else "there is no such file"))
+        except (OSError, ValueError) as error:  # no permission; a name with a zero byte
+            problems.append(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
+    if problems:
+        raise UserError("\n".join(problems))
+    return files
+
+
+def _of_directory(directory: Path) -> tuple[list[Path], str]:
+    """Its pictures and videos, and in words what is left out."""
+    found: list[Path] = []
+    others: dict[str, list[str]] = {}
+    for path in sorted(directory.iterdir(), key=lambda path: natural_order(path.name)):
+        if _is_ours(path):
+            continue
+        kind = _why_not(path)
+        if kind is None:
+            found.append(path)
+        else:
+            others.setdefault(kind, []).append(path.name)
+    parts = [f"{_some(names)} ({kind})" for kind, names in others.items()]
+    return found, f"left out {', '.join(parts)}" if parts else ""
+
+
+def _why_not(path: Path) -> str | None:
+    """Why a file is not taken from its directory; None if it is. What is no picture is looked at no further."""
+    ending = path.suffix.lower()
+    if path.name.startswith("."):  # AppleDouble's ._1.png too, which is what macOS knows about 1.png
+        return HIDDEN
+    if path.is_dir():
+        return DIRECTORY
+    if ending not in picture_endings() and ending not in VIDEOS:
+        return UNREAD if ending in Image.registered_extensions() else OTHER
+    if path.is_file():
+        return None
+    return SPECIAL if path.exists() else NOWHERE
+
+
+def _is_ours(path: Path) -> bool:
+    strip = path.suffix == ".png" and path.stem.isdecimal() and path.with_suffix(".mp4").is_file()
+    return strip or any(path.match(pattern) for pattern in OURS)
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
+    return ", ".join(listed[:NAMED]) + more
