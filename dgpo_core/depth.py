@@ -79,8 +79,8 @@ def _channels(
         notes.append("of its 16 bits the upper 8 are read")
         return None
     if colours == "LA":  # four bytes: both of the grey, both of the alpha
-        pixels = _decoded(image, "RGBA")
-        pairs = _joined(pixels[..., 0::2], pixels[..., 1::2])
+        pieces = _decoded(image, "RGBA")
+        pairs = _joined(pieces[..., 0::2], pieces[..., 1::2])
         return pairs[..., :1], pairs[..., 1:]
     key = image.info.get("transparency")
     # Pillow keeps the upper byte; told that the bytes are the other way round, it keeps the lower.
@@ -110,7 +110,7 @@ def _retold(tile: Any, raw_mode: str) -> Any:
 
 
 def _joined(upper: NDArray[np.uint8], lower: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    return np.left_shift(upper, 8, dtype=np.uint16) | lower.astype(np.uint16)
+    return upper.astype(np.uint16) << np.uint16(8) | lower.astype(np.uint16)
 
 
 def _keyed(pixels: NDArray[np.uint16], key: tuple[int, ...]) -> NDArray[np.uint16]:
