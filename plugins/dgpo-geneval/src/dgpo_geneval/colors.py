@@ -64,8 +64,8 @@ def to_square(picture: Tensor, side: int, *, mode: str, squash: bool) -> Tensor:
         long = max(height, width)
     stretched = int(side * long / short)
     size = (side, side) if squash else (side, stretched) if height <= width else (stretched, side)
-    # Rows first, then columns, as Pillow does: bicubic overshoots at the edge of a mask, and 8-bit pictures cannot, not
-    # even between the two.
+    # Rows first, then columns, as Pillow does (since 12.2 not for tall pictures): bicubic overshoots at the edge of a
+    # mask, and 8-bit pictures cannot, not even between the two.
     for step in ((height, size[1]), size):
         picture = functional.interpolate(picture[None], step, mode=mode, align_corners=False, antialias=True)[0]
         picture = picture.clamp(0, 1)
