@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from dgpo_cli.target import Target
 
 __all__ = ["export"]
 
@@ -15,15 +18,20 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")] = Path("adapter"),
     view: Annotated[str, typer.Option(help="policy, old (fast EMA) or slow (slow EMA).")] = "slow",
     checkpoint: Annotated[str, typer.Option(help="newest, best, or an iteration.")] = "newest",
+    format: Annotated[
+        str | None, typer.Option(help="diffusers (the default), peft, kohya or comfyui, as the backbone has them.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
-    """Write a run's adapter for use without dgpo.
+    """Write a run's adapter for use without dgpo, its scale (alpha / rank) in the weights.
 
     After full fine-tuning these are all weights. For SD3 and SD3.5: pipe.load_lora_weights("adapter").
 
     Example:
 
         dgpo export runs/quickstart --output adapter
+
+        dgpo export runs/quickstart --output comfyui --format comfyui
     """
     import json
 
@@ -38,13 +46,48 @@ def export(
     if not run.is_dir():
         raise UserError(f"{run}: there is no such run directory")
     check_directory(output, force=force, target=run)
+    if format is not None and (run / "config.yaml").is_file():
+        _check_format(run, format)
     opened = open_target(run, view=view, checkpoint=checkpoint)
     from dgpo_core.files import new_directory
 
     with new_directory(output) as aside:
         with opened.engine.policy.view(opened.view):
-            opened.engine.backbone.save_adapter(aside)
-        backbone = opened.engine.config.backbone
-        origin = {"base": backbone.checkpoint, "revision": backbone.revision, "view": opened.view}
-        (aside / "dgpo.json").write_text(json.dumps({**origin, "iteration": opened.iteration}, indent=1) + "\n")
+            if format is None:
+                opened.engine.backbone.save_adapter(aside)
+            else:
+                opened.engine.backbone.save_adapter_as(format, aside)
+        (aside / "dgpo.json").write_text(json.dumps(_origin(opened), indent=1) + "\n")
     typer.echo(f"{opened.label}: {output}")
+
+
+def _check_format(run: Path, format: str) -> None:
+    """Raise UserError for a format that this run cannot be written in; nothing is loaded for that."""
+    from dgpo_core.config import load_run_config
+    from dgpo_core.errors import UserError
+    from dgpo_core.registry import get_registry
+    from dgpo_schemas.problems import nearest
+
+    registry = get_registry()
+    backbone = load_run_config(run / "config.yaml", registry=registry).backbone
+    formats = registry.implementation(registry.find("backbone", backbone.use)).formats
+    if not formats:
+        raise UserError(f"--format {format}: the backbone {backbone.use} has one format, its own; leave --format out")
+    if format not in formats:
+        raise UserError(f"--format {format}: choose one of {', '.join(formats)}{nearest(format, formats)}")
+    if backbone.train == "full" and format != formats[0]:
+        raise UserError(
+            f"--format {format}: is a format of adapters, and {run} has none, it trained every weight "
+            f"(backbone.train: full); allowed is {formats[0]}"
+        )
+
+
+def _origin(opened: Target) -> dict[str, Any]:
+    """dgpo.json: what the weights belong to and where they come from."""
+    backbone = opened.engine.config.backbone
+    return {
+        "base": backbone.checkpoint,
+        "revision": backbone.revision,
+        "view": opened.view,
+        "iteration": opened.iteration,
+    }

@@ -47,6 +47,9 @@ class Backbone(ABC):
 
     media: ClassVar[Literal["image", "video"]] = "image"
     """What `decode` gives. A run with a reward that does not score it is refused before the first sample."""
+    formats: ClassVar[tuple[str, ...]] = ()
+    """What `save_adapter_as` can write (`dgpo export --format`), first the format that `save_adapter` writes. Empty:
+    that one alone, which needs no name."""
 
     def __init__(self, section: BackboneSection, options: Any, *, device: torch.device) -> None:
         """Load the checkpoint that `section` names, ready to train on `device`.
@@ -100,7 +103,14 @@ class Backbone(ABC):
 
     @abstractmethod
     def save_adapter(self, directory: FilePath) -> None:
-        """Write the current trained weights in the format that the ecosystem loads."""
+        """Write the current trained weights in the format that the ecosystem loads.
+
+        Programs that know nothing of an adapter's alpha must apply its whole strength: fold the scale into a matrix.
+        """
+
+    def save_adapter_as(self, format: str, directory: FilePath) -> None:
+        """The same in one of `formats`, which are those of adapters: with `train: full` only the first is asked for."""
+        raise NotImplementedError(f"{type(self).__name__} declares formats but has no `save_adapter_as`")
 
     @classmethod
     def sketch(cls, section: BackboneSection, options: Any) -> Backbone:

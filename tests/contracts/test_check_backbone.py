@@ -43,6 +43,18 @@ def test_a_backbone_of_videos_passes() -> None:
     check_backbone(backbone(Film), (8, 8))
 
 
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_a_backbone_of_several_formats_passes(train: str) -> None:
+    class Formats(ToyBackbone):
+        formats = ("toy", "bare")
+
+        def save_adapter_as(self, format: str, directory: Path) -> None:
+            assert train == "lora" or format == "toy", "with every weight trained only the first is asked for"
+            super().save_adapter(directory)
+
+    check_backbone(backbone(Formats, train), (8, 8))
+
+
 def backbones() -> list[tuple[str, Check]]:
     class Random(ToyBackbone):
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -162,6 +174,34 @@ def backbones() -> list[tuple[str, Check]]:
         def save_adapter(self, directory: Path) -> None:
             directory.mkdir()
 
+    class Formats(ToyBackbone):
+        formats = ("toy", "bare")
+
+        def save_adapter_as(self, format: str, directory: Path) -> None:
+            super().save_adapter(directory)
+
+    class Twice(Formats):
+        formats = ("toy", "toy")
+
+    class Shouts(Formats):
+        formats = ("Toy",)
+
+    class Forgets(Formats):
+        def save_adapter_as(self, format: str, directory: Path) -> None:
+            if format == "toy":
+                super().save_adapter_as(format, directory)
+
+    class Another(Formats):
+        def save_adapter(self, directory: Path) -> None:
+            super().save_adapter(directory)
+            (directory / "more").touch()
+
+    class FoldsInPlace(Formats):
+        def save_adapter_as(self, format: str, directory: Path) -> None:
+            super().save_adapter_as(format, directory)
+            for layer in self._layers:
+                layer.up.weight.data = layer.up.weight.data + 1
+
     expected: list[tuple[type[ToyBackbone], str]] = [
         (Random, "starts the same every time"),
         (Global, "leaves the global random state of torch alone"),
@@ -185,6 +225,11 @@ def backbones() -> list[tuple[str, Check]]:
         (Moves, "`media` says what `decode` gives: it gives video and says image"),
         (Sings, "`media` is image or video, not 'audio'"),
         (SavesNothing, "save_adapter writes something"),
+        (Twice, "formats are named once: toy, toy"),
+        (Shouts, "a format's name is of a-z, 0-9 and dashes, not 'Toy'"),
+        (Forgets, "save_adapter_as writes something as bare"),
+        (Another, "save_adapter writes the first of `formats`, toy"),
+        (FoldsInPlace, "save_adapter_as changes nothing"),
     ]
 
     def run(kind: type[ToyBackbone]) -> Check:

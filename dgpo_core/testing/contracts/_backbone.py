@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 import unittest
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +63,7 @@ def backbone_checks(
 
     return checks_of(
         subject, trainable, latent_shape, encode, velocity, batch_invariance, gradient, weights, adapter,
-        merged, save_adapter, decode, reproducible, random_state,
+        merged, save_adapter, formats, decode, reproducible, random_state,
     )  # fmt: skip
 
 
@@ -248,6 +249,30 @@ def save_adapter(s: _Subject) -> None:
         s.backbone.save_adapter(Path(directory) / "adapter")
         that(any(f.is_file() for f in Path(directory).rglob("*")), "save_adapter writes something")
     equal(s.velocity(), before, "save_adapter changes nothing")
+
+
+def formats(s: _Subject) -> None:
+    """Each declared format is written, the first as `save_adapter` writes it, and nothing else changes."""
+    names = s.backbone.formats
+    if not names:
+        raise unittest.SkipTest("it has one format, its own")
+    that(len(set(names)) == len(names), f"formats are named once: {', '.join(names)}")
+    for name in names:
+        that(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name), f"a format's name is of a-z, 0-9 and dashes, not {name!r}")
+    before = s.velocity()
+    with tempfile.TemporaryDirectory() as directory:
+        s.backbone.save_adapter(Path(directory) / "own")
+        for name in names if s.backbone.section.train == "lora" else names[:1]:
+            s.backbone.save_adapter_as(name, Path(directory) / name)
+            that(_files(Path(directory) / name), f"save_adapter_as writes something as {name}")
+        same = _files(Path(directory) / names[0]) == _files(Path(directory) / "own")
+        that(same, f"save_adapter writes the first of `formats`, {names[0]}")
+    equal(s.velocity(), before, "save_adapter_as changes nothing")
+
+
+def _files(directory: Path) -> dict[str, int]:
+    """Names and sizes: safetensors shuffles the metadata of what it writes."""
+    return {str(f.relative_to(directory)): f.stat().st_size for f in directory.rglob("*") if f.is_file()}
 
 
 def decode(s: _Subject) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning
+from dgpo_sd3.adapter_files import FORMATS
 from dgpo_sd3.loading import load_pipeline
 from dgpo_sd3.lora import adapters_merged, adapters_off, add_lora, save_lora
 
@@ -31,6 +32,7 @@ __all__ = ["SD3Backbone"]
 class SD3Backbone(Backbone):
     """diffusers' SD3 transformer, autoencoder and text encoders; trains a peft LoRA, or the whole transformer."""
 
+    formats = FORMATS
     options: SD3Options
 
     def __init__(self, section: BackboneSection, options: SD3Options, *, device: torch.device) -> None:
@@ -173,7 +175,11 @@ class SD3Backbone(Backbone):
     def save_adapter(self, directory: Path) -> None:
         """LoRA: `pytorch_lora_weights.safetensors` for `StableDiffusion3Pipeline.load_lora_weights(directory)`; all
         weights: a directory for `SD3Transformer2DModel.from_pretrained`. The weights in place now, in float32."""
+        self.save_adapter_as("diffusers", directory)
+
+    def save_adapter_as(self, format: str, directory: Path) -> None:
+        """LoRA: see `adapter_files`; all weights: `format` is "diffusers"."""
         if self.section.train == "lora":
-            save_lora(self._transformer, directory)
+            save_lora(self._transformer, directory, format, self.section.checkpoint)
         else:
             self._transformer.save_pretrained(directory)

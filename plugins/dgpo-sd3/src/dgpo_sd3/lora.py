@@ -1,4 +1,4 @@
-"""The low-rank adapter: which modules it binds, how it starts, is switched off or merged, and written for diffusers."""
+"""The low-rank adapter: which modules it binds, how it starts, is switched off or merged, and written."""
 
 from __future__ import annotations
 
@@ -12,25 +12,37 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from dgpo_core.errors import UserError
+from dgpo_sd3.adapter_files import AdapterNames, write_adapter
 from dgpo_sd3.libraries import StableDiffusion3Pipeline
+from dgpo_sd3.original import comfyui_pairs, original_pairs
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import LoraSection
 
-__all__ = ["ATTENTION_PROJECTIONS", "adapters_merged", "adapters_off", "add_lora", "save_lora", "select_targets"]
+__all__ = [
+    "ADAPTER",
+    "ATTENTION_PROJECTIONS",
+    "adapters_merged",
+    "adapters_off",
+    "add_lora",
+    "save_lora",
+    "select_targets",
+]
 
 ATTENTION_PROJECTIONS = (
     *("to_q", "to_k", "to_v", "to_out.0"),
     *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
 )
 """Attention projections of the image and the text stream. As endings they also match SD3.5's second attention of a
-block (`attn2`), which has an image stream alone."""
+block (`attn2`), which has an image stream alone. DGPO's authors adapt less: the same endings after `attn.`."""
 
 ADAPTER = "default"
+"""Its name in peft."""
+
+NAMES = AdapterNames(StableDiffusion3Pipeline, original_pairs, comfyui_pairs)
 
 
 def select_targets(transformer: nn.Module, wanted: list[str] | None) -> list[str]:
@@ -39,7 +51,7 @@ def select_targets(transformer: nn.Module, wanted: list[str] | None) -> list[str
     By default the attention projections that the model has (one with a single block lacks `to_add_out`). Raises
     UserError for an ending that matches nothing, or something that is not linear, naming the nearest that would do.
     """
-    modules = dict(transformer.named_modules())
+    modules = {name: module for name, module in transformer.named_modules() if name}
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     if wanted is None:
         return [target for target in ATTENTION_PROJECTIONS if any(_matches(name, target) for name in linear)]
@@ -58,7 +70,7 @@ def select_targets(transformer: nn.Module, wanted: list[str] | None) -> list[str
 
 
 def _matches(name: str, target: str) -> bool:
-    """peft's rule for a list of targets."""
+    """peft's rule for a list of targets: whole parts between dots, so that `attn.to_q` is not found in `attn2.to_q`."""
     return name == target or name.endswith(f".{target}")
 
 
@@ -76,8 +88,8 @@ def _endings(names: list[str]) -> list[str]:
 def add_lora(transformer: Any, section: LoraSection) -> list[BaseTunerLayer]:
     """Give a frozen transformer on the CPU a float32 adapter that changes nothing yet; returns its layers.
 
-    A ~ N(0, 1/rank) as the published code starts it, B = 0; always the same A, whatever the global random state, which
-    is left alone.
+    A is normal with standard deviation 1 / rank, as the published code starts it (peft's "gaussian"), B = 0; always the
+    same A, whatever the global random state, which is left alone.
     """
     alpha = int(section.alpha) if section.alpha.is_integer() else section.alpha
     config = LoraConfig(
@@ -127,10 +139,6 @@ def adapters_merged(layers: Sequence[BaseTunerLayer]) -> Iterator[None]:
             weight.data = data
 
 
-def save_lora(transformer: Any, directory: Path) -> None:
-    """Write the adapter for `StableDiffusion3Pipeline.load_lora_weights`; the metadata keeps alpha / rank."""
-    StableDiffusion3Pipeline.save_lora_weights(
-        directory,
-        transformer_lora_layers=get_peft_model_state_dict(transformer, adapter_name=ADAPTER),
-        transformer_lora_adapter_metadata=transformer.peft_config[ADAPTER].to_dict(),
-    )
+def save_lora(transformer: Any, directory: Path, format: str, base: str) -> None:
+    """Write the adapter in a format of `adapter_files.FORMATS`, its scale in B. base: the checkpoint's name."""
+    write_adapter(transformer, ADAPTER, directory, format=format, names=NAMES, base=base)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning
+from dgpo_sd3.adapter_files import FORMATS
 from dgpo_wan.loading import load_wan
 from dgpo_wan.lora import adapters_merged, adapters_off, add_lora, save_lora
 from dgpo_wan.options import COMPRESSION
@@ -43,6 +44,7 @@ class WanBackbone(Backbone):
     """
 
     media = "video"
+    formats = FORMATS
     options: WanOptions
 
     def __init__(self, section: BackboneSection, options: WanOptions, *, device: torch.device) -> None:
@@ -207,9 +209,13 @@ class WanBackbone(Backbone):
 
     def save_adapter(self, directory: Path) -> None:
         """LoRA: `pytorch_lora_weights.safetensors` for `WanPipeline.load_lora_weights(directory)` (of the low-noise
-        expert with `load_into_transformer_2=True`); all weights: a directory for
-        `WanTransformer3DModel.from_pretrained`. The weights in place now, in float32."""
+        expert with `load_into_transformer_2=True`); all
+        weights: a directory for `WanTransformer3DModel.from_pretrained`. The weights in place now, in float32."""
+        self.save_adapter_as("diffusers", directory)
+
+    def save_adapter_as(self, format: str, directory: Path) -> None:
+        """LoRA: see `adapter_files`; all weights: `format` is "diffusers"."""
         if self.section.train == "lora":
-            save_lora(self._transformer, directory)
+            save_lora(self._transformer, directory, format, self.section.checkpoint)
         else:
             self._transformer.save_pretrained(directory)

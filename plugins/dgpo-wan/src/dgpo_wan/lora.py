@@ -1,23 +1,20 @@
-"""The low-rank adapter: bound, switched off and merged as dgpo-sd3 does it, and written for diffusers' Wan."""
+"""The low-rank adapter: bound, switched off, merged and written as dgpo-sd3 does it, under Wan's names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from peft.utils import get_peft_model_state_dict
-
-from dgpo_sd3.lora import adapters_merged, adapters_off, add_lora
+from dgpo_sd3.adapter_files import AdapterNames, write_adapter
+from dgpo_sd3.lora import ADAPTER, adapters_merged, adapters_off, add_lora
 from dgpo_wan.libraries import WanPipeline
+from dgpo_wan.original import comfyui_pairs, original_pairs
 
 __all__ = ["adapters_merged", "adapters_off", "add_lora", "save_lora"]
 
+NAMES = AdapterNames(WanPipeline, original_pairs, comfyui_pairs)
 
-def save_lora(transformer: Any, directory: Path) -> None:
-    """Write the adapter for `WanPipeline.load_lora_weights`; the metadata keeps alpha / rank."""
-    (name,) = transformer.peft_config
-    WanPipeline.save_lora_weights(
-        directory,
-        transformer_lora_layers=get_peft_model_state_dict(transformer, adapter_name=name),
-        transformer_lora_adapter_metadata=transformer.peft_config[name].to_dict(),
-    )
+
+def save_lora(transformer: Any, directory: Path, format: str, base: str) -> None:
+    """Write the adapter in a format of `adapter_files.FORMATS`, its scale in B. base: the checkpoint's name."""
+    write_adapter(transformer, ADAPTER, directory, format=format, names=NAMES, base=base)
