@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import yaml
+
+from dgpo_core.testing.toy import ToyBackbone
 
 Run = Callable[..., Any]
 
@@ -180,3 +183,68 @@ def test_a_manifest_that_lacks_a_file(dgpo: Run, trained: Any, file: str, expect
     manifest.write_text(json.dumps(data))
     done = dgpo("export", trained.path, "--checkpoint", "2")
     assert (done.code, done.err) == (2, f"runs/toy/checkpoints/000002/{expected}\n")
+
+
+@pytest.fixture
+def two_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy also writes a text file with the name of the format."""
+
+    def save_as(backbone: ToyBackbone, format: str, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+        size = sum(float(p.detach().norm()) for p in backbone.trainable().values())
+        (directory / "toy.txt").write_text(f"{format} {size}")
+
+    monkeypatch.setattr(ToyBackbone, "formats", ("diffusers", "kohya"))
+    monkeypatch.setattr(ToyBackbone, "save_adapter_as", save_as)
+
+
+@pytest.mark.usefixtures("two_formats")
+def test_a_format_by_name(dgpo: Run, trained: Any) -> None:
+    written = {}
+    for view in ("slow", "policy"):
+        done = dgpo("export", trained.path, "--output", view, "--view", view, "--format", "kohya")
+        assert (done.code, done.err) == (0, "")
+        assert sorted(tree(Path(view))) == ["dgpo.json", "toy.txt"]
+        written[view] = Path(view, "toy.txt").read_text()
+    assert {text.split()[0] for text in written.values()} == {"kohya"}
+    assert written["slow"] != written["policy"], "the view's weights are written"
+    assert dgpo("export", trained.path, "--output", "usual").code == 0
+    assert sorted(tree(Path("usual"))) == ["dgpo.json", "toy.safetensors"]
+
+
+@pytest.mark.usefixtures("two_formats")
+@pytest.mark.parametrize(
+    ("format", "expected"),
+    [
+        ("safetensors", "--format safetensors: choose one of diffusers, kohya"),
+        ("khoya", "--format khoya: choose one of diffusers, kohya; did you mean kohya?"),
+        ("", "--format : choose one of diffusers, kohya"),
+    ],
+)
+def test_a_format_that_is_not_there(
+    dgpo: Run, trained: Any, monkeypatch: pytest.MonkeyPatch, format: str, expected: str
+) -> None:
+    monkeypatch.setattr(ToyBackbone, "__init__", lambda *_, **__: pytest.fail("nothing is loaded before that is said"))
+    done = dgpo("export", trained.path, "--format", format)
+    assert (done.code, done.out, done.err) == (2, "", expected + "\n")
+    assert not Path("adapter").exists()
+
+
+def test_a_backbone_of_one_format(dgpo: Run, trained: Any) -> None:
+    done = dgpo("export", trained.path, "--format", "diffusers")
+    expected = "--format diffusers: the backbone toy has one format, its own; leave --format out\n"
+    assert (done.code, done.out, done.err) == (2, "", expected)
+
+
+@pytest.mark.usefixtures("two_formats")
+def test_every_weight_has_no_adapter_to_write(dgpo: Run, trained: Any) -> None:
+    config = trained.path / "config.yaml"
+    data = yaml.safe_load(config.read_text())
+    data["backbone"].pop("lora")
+    config.write_text(yaml.safe_dump(data | {"backbone": data["backbone"] | {"train": "full"}}))
+    done = dgpo("export", trained.path, "--format", "kohya")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "--format kohya: is a format of adapters, and runs/toy has none, it trained every weight "
+        "(backbone.train: full); allowed is diffusers\n"
+    )

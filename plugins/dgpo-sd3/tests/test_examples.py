@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, SD3Transformer2DModel
 
 from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.contracts import TimestepContext
 from dgpo_schemas.run import RunConfig
+from dgpo_sd3.lora import add_lora
 from dgpo_sd3.options import SD3Options
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -44,6 +48,21 @@ def test_examples(name: str, std: str, kl: float, beta: float, switch: int, lowe
     assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i <= lowest for i in range(11)]
     context = TimestepContext(sigmas, t_min, t_max, config.rollout.shift, 1, config.run.iterations)
     SamplerSteps(None).check(context, config.timesteps.count)
+
+
+@pytest.mark.parametrize("name", ["sd35-geneval", "sd35-ocr", "sd35-pickscore"])
+def test_the_adapter_is_as_large_as_the_published_one(name: str) -> None:
+    """On SD3.5-M: eight projections of 24 joint attentions, but for the last one's text output, which it lacks."""
+    config = json.loads(files("dgpo_sd3").joinpath("architectures.json").read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel(**config["transformer"]["stabilityai/stable-diffusion-3.5-medium"])
+        transformer.requires_grad_(False)
+        layers = add_lora(transformer, read(name).backbone.lora)
+    bound = [n for n, module in transformer.named_modules() if module in layers]
+    assert len(bound) == 24 * 8 - 1 == 191
+    assert {n.split(".")[2] for n in bound} == {"attn"}, "and not attn2"
+    size = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
+    assert size == 191 * 64 * (1536 + 1536) == 37_552_128
 
 
 @pytest.mark.parametrize("name", ["sd35-geneval", "sd35-ocr", "sd35-pickscore"])

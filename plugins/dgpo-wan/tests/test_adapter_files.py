@@ -1,0 +1,179 @@
+"""What other programs make of a written adapter: every layer's weight changes by what the policy adds to it.
+
+The judges are peft and diffusers, whose Wan pipeline also reads the files of musubi-tuner and ComfyUI; what these two
+do is written anew, with diffusers' converter of original checkpoints for the way back to its names.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from dgpo_sd3.adapter_files import FORMATS
+from dgpo_wan.backbone import WanBackbone
+
+Build = Callable[..., WanBackbone]
+Reference = Callable[[Path], Any]
+Weights = dict[str, Tensor]
+FILE = "pytorch_lora_weights.safetensors"
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+LORAS: dict[str, dict[str, Any]] = {
+    "three-times": {"rank": 4, "alpha": 12},
+    "fraction": {"rank": 3, "alpha": 0.7, "targets": ["attn1.to_k", "attn2.to_out.0"]},
+    "blocks": {"rank": 2, "alpha": 5, "targets": [*ATTENTION, "ffn.net.0.proj", "ffn.net.2"]},
+    "every-linear": {"rank": 2, "alpha": 5, "targets": [
+        *ATTENTION, "net.0.proj", "net.2", "linear_1", "linear_2", "time_proj", "proj_out",
+    ]},
+}  # fmt: skip
+
+
+def randomised(build: Build, checkpoint: Path, lora: str, **options: Any) -> WanBackbone:
+    backbone = build(checkpoint, options, lora=LORAS[lora])
+    with torch.no_grad():
+        for i, parameter in enumerate(backbone.trainable().values()):
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+    return backbone
+
+
+def base(checkpoint: Path) -> Any:
+    return WanTransformer3DModel.from_pretrained(checkpoint, subfolder="transformer")
+
+
+def wanted(backbone: WanBackbone) -> Weights:
+    """alpha / rank * B A of every layer, from the trained parameters."""
+    scale = backbone.section.lora.alpha / backbone.section.lora.rank
+    parameters = {name: p.detach().double() for name, p in backbone.trainable().items()}
+    return {
+        name.replace("lora_A.default.", ""): scale * parameters[name.replace("lora_A", "lora_B")] @ down
+        for name, down in parameters.items()
+        if "lora_A" in name
+    }
+
+
+def changes(before: Weights, after: Weights) -> Weights:
+    """What was added to every weight that is not as before."""
+    assert before.keys() == after.keys()
+    found = {name: after[name].double() - before[name].double() for name in before}
+    return {name: change for name, change in found.items() if bool(change.any())}
+
+
+def same(found: Weights, expected: Weights) -> None:
+    assert found.keys() == expected.keys()
+    assert max(float(change.abs().max()) for change in expected.values()) > 0.1
+    for name, change in expected.items():
+        assert_close(found[name].double(), change, atol=1e-6, rtol=0, msg=name)
+
+
+def fused(pipeline: Any, source: Any, *, second: bool = False) -> Weights:
+    """What diffusers' pipeline adds to its transformer's weights."""
+    transformer = pipeline.transformer_2 if second else pipeline.transformer
+    before = copy.deepcopy(transformer.state_dict())
+    pipeline.load_lora_weights(source, **({"load_into_transformer_2": True} if second else {}))
+    transformer.fuse_lora()
+    transformer.unload_lora()
+    return changes(before, transformer.state_dict())
+
+
+@pytest.mark.parametrize("metadata", [True, False], ids=["with-metadata", "without"])
+@pytest.mark.parametrize("lora", LORAS)
+def test_diffusers(
+    build: Build, reference: Reference, checkpoint: Path, tmp_path: Path, lora: str, metadata: bool
+) -> None:
+    """Without: as a version that does not know the metadata reads it, from the tensors alone."""
+    backbone = randomised(build, checkpoint, lora)
+    backbone.save_adapter(tmp_path / "ad")
+    source = tmp_path / "ad" if metadata else load_file(tmp_path / "ad" / FILE)
+    same(fused(reference(checkpoint), source), wanted(backbone))
+
+
+@pytest.mark.parametrize("format", ["kohya", "comfyui"])
+def test_diffusers_reads_the_others(
+    build: Build, reference: Reference, checkpoint: Path, tmp_path: Path, format: str
+) -> None:
+    """Of musubi-tuner's files it takes those alone that adapt every layer of a block, as that program writes them."""
+    backbone = randomised(build, checkpoint, "blocks")
+    backbone.save_adapter_as(format, tmp_path)
+    same(fused(reference(checkpoint), tmp_path), wanted(backbone))
+
+
+@pytest.mark.parametrize("format", ["diffusers", "comfyui"])
+def test_the_low_noise_expert(
+    build: Build, reference: Reference, two_experts: Path, tmp_path: Path, format: str
+) -> None:
+    backbone = randomised(build, two_experts, "three-times", expert="low")
+    backbone.save_adapter_as(format, tmp_path)
+    same(fused(reference(two_experts), tmp_path, second=True), wanted(backbone))
+
+
+@pytest.mark.parametrize("lora", LORAS)
+def test_peft(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> None:
+    backbone, transformer = randomised(build, checkpoint, lora), base(checkpoint)
+    backbone.save_adapter_as("peft", tmp_path)
+    before = copy.deepcopy(transformer.state_dict())
+    merged: Any = PeftModel.from_pretrained(transformer, tmp_path)
+    same(changes(before, merged.merge_and_unload().state_dict()), wanted(backbone))
+
+
+def original_layers(layers: int) -> list[str]:
+    """The linear layers of Wan's own code."""
+    outside = ["text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2", "time_projection.1"]
+    inside = [f"{attention}_attn.{letter}" for attention in ("self", "cross") for letter in "qkvo"]
+    blocks = [f"blocks.{i}.{name}" for i in range(layers) for name in (*inside, "ffn.0", "ffn.2")]
+    return [*outside, *blocks, "head.head"]
+
+
+def read(file: Weights, keys: dict[str, str]) -> Weights:
+    """Keys of a program to original layers: alpha / rank * up @ down of each, and no tensor is left over."""
+    change, seen = {}, set()
+    for key, layer in keys.items():
+        names = [f"{key}.lora_down.weight", f"{key}.lora_up.weight", f"{key}.alpha"]
+        if names[0] in file:
+            down, up, alpha = (file[name].double() for name in names)
+            change[f"{layer}.weight"] = float(alpha) / len(down) * up @ down
+            seen |= set(names)
+    assert not set(file) - seen, "keys that the program does not know"
+    converted: Weights = convert_wan_transformer_to_diffusers(change)
+    return converted
+
+
+@pytest.mark.parametrize("format", ["kohya", "comfyui"])
+@pytest.mark.parametrize("lora", LORAS)
+def test_musubi_tuner_and_comfyui(build: Build, checkpoint: Path, tmp_path: Path, lora: str, format: str) -> None:
+    """musubi-tuner's `networks/lora_wan.py` names layers with underscores; ComfyUI's `model_lora_keys_unet` knows these
+    names, and those with dots below `diffusion_model`."""
+    backbone = randomised(build, checkpoint, lora)
+    backbone.save_adapter_as(format, tmp_path)
+    layers = original_layers(2)
+    underscored = {f"lora_unet_{name}".replace(".", "_"): name for name in layers}
+    keys = underscored if format == "kohya" else underscored | {f"diffusion_model.{name}": name for name in layers}
+    file = load_file(tmp_path / FILE)
+    same(read(file, keys), wanted(backbone))
+    for name in [name for name in file if name.endswith(".alpha")]:  # as a program does that leaves alphas out
+        file[name] = torch.tensor(float(len(file[name.replace("alpha", "lora_down.weight")])))
+    same(read(file, keys), wanted(backbone))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_files_are_float32_whatever_the_base_is(build: Build, checkpoint: Path, tmp_path: Path, format: str) -> None:
+    build(checkpoint, dtype="bfloat16").save_adapter_as(format, tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    assert {t.dtype for t in load_file(file).values()} == {torch.float32}
+
+
+def test_every_linear_layer_has_a_place_in_each_format(build: Build, checkpoint: Path) -> None:
+    """So that no target that is accepted fails when the run is exported."""
+    linear = {n for n, m in base(checkpoint).named_modules() if isinstance(m, nn.Linear)}
+    bound = {n.split(".lora_")[0] for n in build(checkpoint, lora=LORAS["every-linear"]).trainable()}
+    assert bound == linear
