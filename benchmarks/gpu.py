@@ -5,7 +5,7 @@
 
 For a machine with a card and nothing else: no weights, no data, no network. An iteration is cut to `groups`
 groups, because operations are linear in them; otherwise settings are the published ones: 24 members, 10 steps, guidance
-4.5, 4 training times, LoRA of rank 64. A reward that costs nothing takes the place of GenEval.
+4.5, 4 training times, the example's LoRA. A reward that costs nothing takes the place of GenEval.
 """
 
 from __future__ import annotations
@@ -19,18 +19,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from benchmarks.parts import registry_with_parts
 from dgpo_cli.bench import lines, measure
 from dgpo_schemas.run import RunConfig
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 TARGETS = {"roll out": 0.55, "optimise": 0.50}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model at a size. members: G; micro_batch: of the optimiser; times: training times of a sample."""
+    """A model at a size. example: the run file whose adapter it trains; members: G; micro_batch: of the optimiser."""
 
     backbone: dict[str, Any]
+    example: str
     resolution: int | Sequence[int]
     members: int = 24
     micro_batch: int = 8
@@ -43,11 +47,11 @@ SD3 = {
     "options": {"text_length": 128, "drop_t5": True},
 }  # fmt: skip
 CASES = {
-    "sd35-512": Case(SD3, 512),
-    "sd35-1024": Case(SD3, 1024, micro_batch=2),
+    "sd35-512": Case(SD3, "sd35-geneval.yaml", 512),
+    "sd35-1024": Case(SD3, "sd35-geneval.yaml", 1024, micro_batch=2),
     "wan-1.3b": Case(
         {"use": "wan-random", "checkpoint": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "options": {"frames": 33}},
-        (480, 832), members=8, micro_batch=1, guidance=5.0,
+        "wan21-1.3b-ocr.yaml", (480, 832), members=8, micro_batch=1, guidance=5.0,
     ),
 }  # fmt: skip
 
@@ -55,12 +59,13 @@ CASES = {
 def configuration(case: Case, arguments: argparse.Namespace, output: str) -> RunConfig:
     """The published iteration with fewer groups."""
     members = arguments.members or case.members
+    published = yaml.safe_load((EXAMPLES / case.example).read_text(encoding="utf-8"))
     return RunConfig.model_validate(
         {
             "run": {"name": "gpu", "output": output, "iterations": arguments.iterations + 1},
             "backbone": case.backbone | {
                 "checkpoint": arguments.checkpoint or case.backbone["checkpoint"], "dtype": "bfloat16",
-                "lora": {"rank": 64, "alpha": 128}, "compile": arguments.compile,
+                "lora": published["backbone"]["lora"], "compile": arguments.compile,
                 "gradient_checkpointing": arguments.checkpointing,
             },
             "prompts": {"train": {"use": "numbered"}},

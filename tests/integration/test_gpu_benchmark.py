@@ -48,6 +48,7 @@ def test_without_names_all_cases_are_run_at_their_published_sizes(monkeypatch: p
         rollout, lora = config.rollout, config.backbone.lora
         assert (rollout.group_size, rollout.steps, rollout.guidance) == (24, 10, 4.5)
         assert (lora.rank, lora.alpha, config.timesteps.count) == (64, 128, 4)
+        assert lora.targets is not None, "the published ones, not every projection"
 
 
 def test_a_case_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from diffusers import DPMSolverMultistepScheduler, SD3Transformer2DModel
 from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.contracts import TimestepContext
 from dgpo_schemas.run import RunConfig
-from dgpo_sd3.lora import add_lora
+from dgpo_sd3.lora import add_lora, select_targets
 from dgpo_sd3.options import SD3Options
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -50,19 +50,26 @@ def test_examples(name: str, std: str, kl: float, beta: float, switch: int, lowe
     SamplerSteps(None).check(context, config.timesteps.count)
 
 
-@pytest.mark.parametrize("name", ["sd35-geneval", "sd35-ocr", "sd35-pickscore"])
-def test_the_adapter_is_as_large_as_the_published_one(name: str) -> None:
-    """On SD3.5-M: eight projections of 24 joint attentions, but for the last one's text output, which it lacks."""
+def test_the_examples_adapt_what_was_published() -> None:
+    """Eight projections of SD3.5-M's 24 joint attentions, but for the last one's text output, which it lacks; the default
+    takes the second attention of 13 blocks too."""
+    loras = [read(name).backbone.lora for name in ("sd35-geneval", "sd35-ocr", "sd35-pickscore")]
+    assert loras[0] == loras[1] == loras[2]
     config = json.loads(files("dgpo_sd3").joinpath("architectures.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
         transformer = SD3Transformer2DModel(**config["transformer"]["stabilityai/stable-diffusion-3.5-medium"])
-        transformer.requires_grad_(False)
-        layers = add_lora(transformer, read(name).backbone.lora)
-    bound = [n for n, module in transformer.named_modules() if module in layers]
+        endings = tuple(f".{target}" for target in select_targets(transformer, None))
+        by_default = [name for name, _ in transformer.named_modules() if name.endswith(endings)]
+        layers = add_lora(transformer.requires_grad_(False), loras[0])
+    bound = [name for name, module in transformer.named_modules() if module in layers]
     assert len(bound) == 24 * 8 - 1 == 191
-    assert {n.split(".")[2] for n in bound} == {"attn"}, "and not attn2"
+    assert {name.split(".")[2] for name in bound} == {"attn"}
     size = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
     assert size == 191 * 64 * (1536 + 1536) == 37_552_128
+    assert len(by_default) == 191 + 13 * 4 == 243
+    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"| 191 | {size / 1e6:.1f} M |" in page
+    assert f"| by default | 243 | {243 * 64 * 3072 / 1e6:.1f} M |" in page
 
 
 @pytest.mark.parametrize("name", ["sd35-geneval", "sd35-ocr", "sd35-pickscore"])

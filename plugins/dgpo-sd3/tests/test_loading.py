@@ -178,6 +178,12 @@ def test_lora_targets(checkpoint: Path, build: Build) -> None:
     }
 
 
+def test_endings_are_of_whole_parts(checkpoint: Path, build: Build) -> None:
+    names = build(checkpoint, lora={"rank": 2, "alpha": 2, "targets": ["attn.to_q"]}).trainable()
+    bound = {n.split(".lora_")[0] for n in names}
+    assert bound == {"transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_q"}, "and not attn2.to_q"
+
+
 def test_default_targets_of_a_single_block(build: Build, tmp_path: Path) -> None:
     """It has no `to_add_out`: its text stream ends there."""
     names = build(make_tiny_checkpoint(tmp_path, layers=1)).trainable()
@@ -191,6 +197,8 @@ def test_default_targets_of_a_single_block(build: Build, tmp_path: Path) -> None
         ("to_qq", "matches no module", "to_q, "),
         ("q_proj", "matches no module", "add_q_proj"),
         ("attn2", "matches transformer_blocks.0.attn2, which is not a linear layer", "attn2.to_"),
+        ("ttn.to_q", "matches no module", "attn.to_q"),
+        ("", "matches no module", "to_"),
     ],
 )
 def test_lora_targets_that_bind_nothing(

@@ -17,7 +17,7 @@ def dgpo_backbones() -> Sequence[Part]:
     return [
         Part(
             name="sd3",
-            summary="Stable Diffusion 3 and 3.5 through diffusers, LoRA through peft",
+            summary="Stable Diffusion 3 and 3.5 through diffusers, LoRA through peft (by default of attn2 too)",
             implementation="dgpo_sd3.backbone:SD3Backbone",
             options=SD3Options,
         )
