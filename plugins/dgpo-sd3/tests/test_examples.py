@@ -51,8 +51,8 @@ def test_examples(name: str, std: str, kl: float, beta: float, switch: int, lowe
 
 
 def test_the_examples_adapt_what_was_published() -> None:
-    """Eight projections of SD3.5-M's 24 joint attentions, but for the last one's text output, which it lacks; the default
-    takes the second attention of 13 blocks too."""
+    """Eight projections of SD3.5-M's 24 joint attentions, but for the last one's text output, which it lacks; the
+    default takes the second attention of 13 blocks too."""
     loras = [read(name).backbone.lora for name in ("sd35-geneval", "sd35-ocr", "sd35-pickscore")]
     assert loras[0] == loras[1] == loras[2]
     config = json.loads(files("dgpo_sd3").joinpath("architectures.json").read_text(encoding="utf-8"))
