@@ -99,7 +99,11 @@ class PlainProgress:
     def say(self, text: str) -> None:
         """A line on standard error, so that standard output stays free."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            self.write(text)
+
+    def write(self, text: str) -> None:
+        """The line itself."""
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     def started(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
         """Say where and with what."""
@@ -149,6 +153,10 @@ class PlainProgress:
         """As it is."""
         self.say(text)
 
+    def warn(self, text: str) -> None:
+        """Also when quiet."""
+        self.write(f"warning: {text}")
+
     def finished(self, outcome: str) -> None:
         """The outcome is the last line."""
         self.say(f"{outcome} in {seconds(time.monotonic() - self.began)}")
@@ -174,7 +182,7 @@ class RichProgress(PlainProgress):
         self.verb = self.bars.add_task("", total=None, info="")
         self.handler = _AboveBars(self)
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Above the bars; a long line is left to the terminal, so that a path in it can be copied."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 

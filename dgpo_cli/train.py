@@ -77,15 +77,15 @@ def train(
     from dgpo_core.stopping import StopRequest
     from dgpo_core.trainer import Trainer, run_path
 
+    progress = make_progress(quiet=quiet or not config.logging.console or int(os.environ.get("RANK", "0")) > 0)
     if dry_run:
         from dgpo_core.rehearsal import rehearse
 
-        found = rehearse(Trainer(config, registry))
+        found = rehearse(Trainer(config, registry, progress=progress))
         for name, value in found.items():
             typer.echo(f"{name}: {value}")
         typer.echo("dry run passed; nothing was written")
         return
-    progress = make_progress(quiet=quiet or not config.logging.console or int(os.environ.get("RANK", "0")) > 0)
     stop = StopRequest()
     with stop.on_signals(progress.note):
         trainer = Trainer(config, registry, progress=progress, stop=stop)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ import typer
 from dgpo_cli.options import Preset
 
 if TYPE_CHECKING:
+    from dgpo_core.types import Prompt
     from dgpo_schemas.run import PromptsBlock, RunConfig
 
 __all__ = ["validate"]
@@ -26,7 +27,8 @@ def validate(
 ) -> None:
     """Check a run file without loading models.
 
-    Keys, values, plugins and their options, and prompt files: every mistake is shown with its line.
+    Keys, values, plugins and their options, and prompts: every mistake is shown with its line. Held-out prompts that
+    are trained on are counted.
     No model is loaded; `dgpo train --dry-run` goes that far.
 
     A run file needs four sections:
@@ -44,16 +46,23 @@ def validate(
         dgpo validate run.yaml --set optimiser.learning_rate=1e-4
     """
     from dgpo_core.config import load_run_config
+    from dgpo_core.prompts import load_prompts, overlap
     from dgpo_core.registry import get_registry
 
-    config = load_run_config(file, overrides or (), get_registry(), preset=preset)
-    lines = list(_summary(config))  # reads the prompt files, so before saying that all is well
+    registry = get_registry()
+    config = load_run_config(file, overrides or (), registry, preset=preset)
+    # Everything is read before saying that all is well.
+    train = load_prompts(config.prompts.train, "train", registry)
+    heldout = load_prompts(config.prompts.heldout, "heldout", registry) if config.prompts.heldout else []
+    warning = overlap(train, heldout, config.evaluation.prompts)
     typer.echo(f"{file}: valid")
-    for line in lines:
+    for line in _summary(config, train, heldout):
         typer.echo(f"  {line}")
+    if warning:
+        typer.echo(f"  warning: {warning}")
 
 
-def _summary(config: RunConfig) -> Iterator[str]:
+def _summary(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Iterator[str]:
     """What the run will do, in numbers that people compare."""
     run, rollout, backbone = config.run, config.rollout, config.backbone
     samples = rollout.groups * rollout.group_size
@@ -74,24 +83,17 @@ def _summary(config: RunConfig) -> Iterator[str]:
         f"loss: {config.objective.use} at {config.timesteps.count} times with sigma in [{low:.4g}, {high:.4g}], "
         f"{updates} {'update' if updates == 1 else 'updates'} an iteration"
     )
-    yield f"prompts: {_prompts(config.prompts.train, 'train')} to train on"
+    yield f"prompts: {_prompts(config.prompts.train, train)} to train on"
     if config.prompts.heldout is None:
         yield "evaluation: none, there are no held-out prompts"
     else:
         every = config.evaluation.every
         when = f"every {every} iterations" if every else "when the run ends"
-        yield f"evaluation: {when}, on {_prompts(config.prompts.heldout, 'heldout')}"
+        yield f"evaluation: {when}, on {_prompts(config.prompts.heldout, heldout)}"
 
 
-def _prompts(block: PromptsBlock, split: str) -> str:
-    """The block in words. Raises UserError for a file that cannot be read."""
-    from dgpo_core.errors import UserError
-    from dgpo_schemas.prompts import read_prompts
-
-    if block.file is None:
-        return f"those of {block.use}" + (f", the first {block.limit}" if block.limit else "")
-    try:
-        count = len(read_prompts(Path(block.file)))
-    except ValueError as error:
-        raise UserError(f"prompts.{split}: {error}") from error
-    return f"{min(count, block.limit or count)} of {block.file}"
+def _prompts(block: PromptsBlock, found: Sequence[Prompt]) -> str:
+    """The block in words."""
+    if block.file is not None:
+        return f"{len(found)} of {block.file}"
+    return f"those of {block.use}" + (f", the first {block.limit}" if block.limit else "")

@@ -29,7 +29,7 @@ from dgpo_core.paths import has_distribution, random_times, step_at
 from dgpo_core.placement import place
 from dgpo_core.policy import ConditioningCache, Policy
 from dgpo_core.probe import PolicyProbe
-from dgpo_core.prompts import check_prompts, load_prompts, some_of
+from dgpo_core.prompts import check_prompts, load_prompts, overlap, some_of
 from dgpo_core.rollout import Roller
 from dgpo_core.scoring import Reward, Scorer
 from dgpo_core.types import Conditioning, Prompt
@@ -160,6 +160,9 @@ class Engine:
                 f"{self.config.objective.use} does not need it to be; the paper reports faster learning with a "
                 "deterministic one (our own comparison, docs/experiments/e1.md, could not tell them apart)"
             )
+        shared = overlap(self.train_prompts, self.heldout_prompts, self.config.evaluation.prompts)
+        if shared is not None:
+            found.append(shared)
         reason = clips.why_not() if self.backbone.media == "video" else None
         if reason is not None and self.heldout_prompts and self.config.evaluation.pictures:
             found.append(f"evaluation.pictures: videos are written as film strips only; {reason}")

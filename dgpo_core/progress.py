@@ -30,6 +30,9 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Something to know: a checkpoint, a damaged file, a stop."""
 
+    def warn(self, text: str) -> None:
+        """Something that makes the run worth less than it seems; shown where nothing else is."""
+
     def finished(self, outcome: str) -> None:
         """The run ended: "finished", "interrupted" or "failed"."""
 
@@ -51,6 +54,10 @@ class Silent:
 
     def note(self, text: str) -> None:
         """Nothing."""
+
+    def warn(self, text: str) -> None:
+        """A note like others."""
+        self.note(text)
 
     def finished(self, outcome: str) -> None:
         """Nothing."""

@@ -1,15 +1,18 @@
-"""Prompts of a run: from a file or a generator, and which of them an iteration takes."""
+"""Prompts of a run: from a file or a generator, and which of them an iteration takes.
+
+Light: `dgpo validate` reads prompts with it, so torch comes with the first draw.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
 from dgpo_schemas.base import UseBlock
@@ -17,10 +20,14 @@ from dgpo_schemas.prompts import read_prompts
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardModel
+    from dgpo_core.draws import Draws
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import PromptsBlock
 
-__all__ = ["check_prompts", "digest", "load_file", "load_prompts", "of_iteration", "some_of"]
+__all__ = ["check_prompts", "digest", "load_file", "load_prompts", "of_iteration", "overlap", "some_of"]
+
+SHOWN = 60
+"""Characters of a prompt in a message."""
 
 
 def load_file(path: str | Path) -> list[Prompt]:
@@ -90,8 +97,50 @@ def some_of(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     the same ones, so that runs of any seed can be compared."""
     if len(prompts) <= count:
         return list(prompts)
+    from dgpo_core.draws import Draws
+
     chosen = Draws(0).at("some of", len(prompts)).permutation(len(prompts))[:count]
     return [prompts[i] for i in chosen.sort().values.tolist()]
+
+
+def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> str | None:
+    """A warning with the number of held-out prompts that are trained on, of the `count` that `some_of` evaluates; None
+    if there are none.
+
+    Case, white space and the ways in which Unicode writes a letter make no other prompt: text encoders fold some of
+    them, and a text that differs in nothing else tests nothing new.
+    """
+    exact, folded = {prompt.text for prompt in train}, {_folded(prompt.text) for prompt in train}
+    if not any(_folded(prompt.text) in folded for prompt in heldout):
+        return None  # without drawing any
+    drawn = some_of(heldout, count)
+    shared = [prompt for prompt in drawn if _folded(prompt.text) in folded]
+    if not shared:
+        return None
+    alike = sum(prompt.text not in exact for prompt in shared)
+    first = shared[0]
+    where = f" ({first.origin})" if first.origin else ""
+    return (
+        f"prompts.heldout: {len(shared)} of {len(drawn)} held-out prompts ({_share(len(shared), len(drawn))}) are "
+        f"training prompts too{f', {alike} of them but for case or spaces' if alike else ''}, the first is "
+        f"{_shown(first.text)}{where}: evaluation then measures what was trained on; take them out of one of the two"
+    )
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _share(part: int, whole: int) -> str:
+    """Whole per cent, which 0 and 100 are only where nothing and everything is meant."""
+    percent = round(100 * part / whole)
+    if percent == 0:
+        return "under 1 %"
+    return "over 99 %" if percent == 100 and part < whole else f"{percent} %"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…")
 
 
 def digest(prompts: Sequence[Prompt]) -> str:

@@ -28,7 +28,10 @@ def rehearse(trainer: Trainer) -> dict[str, Any]:
         prompt, rewards = _score_one(trainer, engine.train_prompts, engine.scorer)
         if engine.heldout_prompts:
             _score_one(trainer, engine.heldout_prompts, engine.evaluation_scorer)
-        return {**engine.facts(), "prompt": prompt.text, "rewards": rewards}
+        found = {**engine.facts(), "prompt": prompt.text, "rewards": rewards}
+        for note in engine.notes():
+            trainer.progress.warn(note)
+        return found
     finally:
         engine.close()
 

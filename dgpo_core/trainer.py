@@ -374,7 +374,7 @@ class Trainer:
         lines = (line for line in self._evaluations if "role" in line)  # older logs have none
         found = alarms(lines, guards.bands)
         for alarm in found:
-            self.progress.note(str(alarm))
+            self.progress.warn(str(alarm))
         if found and guards.alarm == "stop":
             self._save_if_behind()
             raise RunStopped(
@@ -437,7 +437,7 @@ class Trainer:
         engine.runtime.start_trackers()
         self.progress.started(run_path(config), self.iteration, config.run.iterations, engine.facts())
         for note in engine.notes():
-            self.progress.note(note)
+            self.progress.warn(note)
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         """Put the main process's checkpoint in place; the others have None, and need not see its file system."""

@@ -78,3 +78,27 @@ def test_prompt_files_are_read(dgpo: Run, file: Path, tmp_path: Path) -> None:
     done = dgpo("validate", file, "--set", f"prompts.train={tmp_path}/p.jsonl")
     assert (done.code, done.out) == (2, "")
     assert done.err == f"prompts.train: {tmp_path}/p.jsonl:2: `prompt` must be a text that is not empty\n"
+
+
+SHARED = "warning: prompts.heldout: 2 of 3 held-out prompts (67 %) are training prompts too, the first is 'b'"
+
+
+def test_heldout_prompts_that_are_trained_on_are_told_of_everywhere(dgpo: Run, file: Path, tmp_path: Path) -> None:
+    """By validate, by a dry run and by training, quiet or not, with the same numbers."""
+    (tmp_path / "p.txt").write_text("a\nb\nc\n")
+    (tmp_path / "q.txt").write_text("b \n\nc\nd\n")
+    settings = ["--set", f"prompts.train={tmp_path}/p.txt", "--set", f"prompts.heldout={tmp_path}/q.txt"]
+    said = dgpo("validate", file, *settings)
+    assert (said.code, said.err) == (0, "")
+    assert f"  {SHARED} ({tmp_path}/q.txt:1)" in said.out
+    for more in (["--dry-run"], ["--quiet"]):
+        done = dgpo("train", file, *settings, *more)
+        assert done.code == 0
+        assert done.err.count(SHARED) == 1
+
+
+def test_heldout_prompts_of_a_source_are_compared_too(dgpo: Run, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("A heldout picture 1\nheldout picture  2\n")
+    done = dgpo("validate", file, "--set", f"prompts.train={tmp_path}/p.txt", "--set", "evaluation.prompts=6")
+    assert "1 of 6 held-out prompts (17 %) are training prompts too, 1 of them but for case or spaces" in done.out
+    assert "warning" not in dgpo("validate", file).out

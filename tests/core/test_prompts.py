@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from dgpo_core.contracts import RewardModel
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.prompts import check_prompts, digest, load_file, load_prompts, of_iteration, some_of
+from dgpo_core.prompts import check_prompts, digest, load_file, load_prompts, of_iteration, overlap, some_of
 from dgpo_core.registry import Registry
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.run import PromptsBlock
@@ -158,3 +160,57 @@ def test_prompts_without_an_origin_and_accepted_ones() -> None:
         with pytest.raises(UserError, match=r"^prompt 'bad': has 'bad'$"):
             check_prompts(Refuses("bad"), [Prompt(text) for text in prompts])
     assert Prompt("a", origin="x:1") == Prompt("a", origin="y:2")
+
+
+def texts(*found: str) -> list[Prompt]:
+    return [Prompt(text, origin=f"p.txt:{line}") for line, text in enumerate(found, 1)]
+
+
+def test_heldout_prompts_that_are_trained_on_are_counted() -> None:
+    said = overlap(texts("a", "b", "a"), texts("b", "c", "d"), 10)
+    assert said is not None
+    assert said.startswith("prompts.heldout: 1 of 3 held-out prompts (33 %) are training prompts too, the first is 'b'")
+    assert "(p.txt:1)" in said
+    assert "but for case" not in said
+    assert overlap(texts("a", "b"), texts("c", "d"), 10) is None
+    assert overlap(texts("a"), [], 10) is None
+
+
+def test_case_spaces_and_forms_of_a_letter_make_no_other_prompt() -> None:
+    """É as one character and as two; a full-width letter; German ß, which `casefold` writes as ss."""
+    train = texts("a  RED\tcircle ", "caf\u00c9", "\uff21", "Stra\u00dfe", "same")
+    said = overlap(train, texts("A red Circle", "cafe\u0301", "a", "STRASSE", "same", "other"), 10)
+    assert said is not None
+    assert "5 of 6 held-out prompts (83 %) are training prompts too, 4 of them but for case or spaces" in said
+
+
+def test_the_overlap_is_that_of_the_prompts_evaluation_draws() -> None:
+    """An independent count over every number that evaluation may draw; nothing is said where it draws none of them."""
+    train, heldout = numbered(9), [Prompt(str(i)) for i in range(6, 30)]
+    for count in range(1, 26):
+        drawn = [p.text for p in some_of(heldout, count)]
+        shared = [text for text in drawn if int(text) < 9]
+        said = overlap(train, heldout, count)
+        if not shared:
+            assert said is None
+        else:
+            assert said is not None
+            assert f"{len(shared)} of {len(drawn)} held-out prompts" in said
+
+
+@pytest.mark.parametrize(
+    ("shared", "of", "share"), [(1, 400, "under 1 %"), (399, 400, "over 99 %"), (2, 2, "100 %"), (1, 100, "1 %")]
+)
+def test_none_and_all_are_said_of_none_and_all_only(shared: int, of: int, share: str) -> None:
+    said = overlap(numbered(shared), numbered(of), of)
+    assert said is not None
+    assert f"({share})" in said
+
+
+def test_prompts_are_read_without_torch() -> None:
+    """`dgpo validate` reads them and has to be quick."""
+    code = (
+        "import sys; from dgpo_core.prompts import load_file, overlap; from dgpo_core.types import Prompt; "
+        "overlap([Prompt('a')], [Prompt('b')], 1); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
