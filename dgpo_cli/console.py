@@ -154,8 +154,8 @@ class PlainProgress:
         self.say(text)
 
     def warn(self, text: str) -> None:
-        """Also when quiet."""
-        self.write(f"warning: {text}")
+        """As it is, also when quiet."""
+        self.write(text)
 
     def finished(self, outcome: str) -> None:
         """The outcome is the last line."""

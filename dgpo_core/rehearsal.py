@@ -30,7 +30,7 @@ def rehearse(trainer: Trainer) -> dict[str, Any]:
             _score_one(trainer, engine.heldout_prompts, engine.evaluation_scorer)
         found = {**engine.facts(), "prompt": prompt.text, "rewards": rewards}
         for note in engine.notes():
-            trainer.progress.warn(note)
+            trainer.progress.warn(f"warning: {note}")
         return found
     finally:
         engine.close()

@@ -437,7 +437,7 @@ class Trainer:
         engine.runtime.start_trackers()
         self.progress.started(run_path(config), self.iteration, config.run.iterations, engine.facts())
         for note in engine.notes():
-            self.progress.warn(note)
+            self.progress.warn(f"warning: {note}")
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         """Put the main process's checkpoint in place; the others have None, and need not see its file system."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -13,6 +14,7 @@ import httpx
 
 from dgpo_core.errors import UserError
 from dgpo_core.placement.remote import OutOfMemory, RewardLost, RewardRaised
+from dgpo_schemas.service import REQUEST
 
 __all__ = ["Busy", "Client", "Down", "Nonsense", "Refused", "Stranger", "shown"]
 
@@ -79,11 +81,19 @@ class Client:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> bytes:
-        """The body of an answer whose status is 200. Raises Down, Busy, Refused, RewardRaised and OutOfMemory."""
+        """The body of an answer whose status is 200. Raises Down, Busy, Refused, RewardRaised and OutOfMemory.
+
+        Servers repeat the request's number: what they or a proxy send late, or twice, on a connection that is used
+        again is no answer to it. HTTP's own order has to do for a server that names no number.
+        """
         deadline = time.monotonic() + timeout
         limits = httpx.Timeout(timeout, connect=min(CONNECT, timeout))
+        number = uuid.uuid4().hex
+        sent = {**(headers or {}), REQUEST: number}
         try:
-            with self._client.stream(method, url, content=content, headers=headers, timeout=limits) as response:
+            with self._client.stream(method, url, content=content, headers=sent, timeout=limits) as response:
+                if response.headers.get(REQUEST, number) != number:  # unread, so that the connection is given up
+                    raise Nonsense("answered another request than this one")
                 body = _read(response, deadline, timeout)
         except httpx.TimeoutException as error:
             raise Down(f"no answer within {timeout:g} s ({type(error).__name__})") from error

@@ -29,7 +29,7 @@ from dgpo_core.placement.channel import LONGEST, Channel
 from dgpo_core.placement.interpreter import why_it_did_not_greet, why_it_did_not_start
 from dgpo_core.placement.messages import Blob, Malformed, pack
 from dgpo_core.placement.remote import OutOfMemory, RewardRaised
-from dgpo_schemas.service import PROTOCOL, RewardDescription
+from dgpo_schemas.service import WORKERS, RewardDescription
 
 __all__ = ["Lost", "Recipe", "WorkerProcess", "resolve"]
 
@@ -118,20 +118,27 @@ class WorkerProcess:
         self._output = Output(self._process, recipe.where)
         self._ending = threading.Lock()
         self._ended = False
+        self._asked = 0  # questions so far; the number of the last one
+        self._strayed = False  # it has answered one of them late or twice
 
     @property
     def pid(self) -> int:
         """Number of the process."""
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was killed, which it is whenever it was lost."""
+        return self._ended
+
     def greet(self) -> RewardDescription:
         """Wait until the reward is loaded. Raises UserError for whatever keeps it from being so."""
         recipe, deadline = self.recipe, time.monotonic() + self.recipe.start_timeout
         hello = self._hello(deadline)
-        if hello.get("protocol") != PROTOCOL:
+        if hello.get("protocol") != WORKERS:
             raise UserError(
                 f"{recipe.where}.worker.python: {recipe.python} has dgpo {hello.get('dgpo')}, whose workers speak "
-                f"version {hello.get('protocol')} of the protocol; this run speaks version {PROTOCOL}: install the "
+                f"version {hello.get('protocol')} of the protocol; this run speaks version {WORKERS}: install the "
                 "same version of dgpo in both environments"
             )
         try:
@@ -153,7 +160,7 @@ class WorkerProcess:
     def _hello(self, deadline: float) -> dict[str, Any]:
         waited = None
         try:
-            hello = json.loads(self._channel.receive(deadline=deadline, alive=self._alive))
+            hello = json.loads(self._channel.receive(deadline=deadline, alive=self._alive)[1])
             if isinstance(hello, dict):
                 return hello
         except TimeoutError:
@@ -193,8 +200,7 @@ class WorkerProcess:
     def _exchange(self, question: bytes, deadline: float, patience: str) -> Blob:
         """Raises Lost. `patience` is the setting that the deadline comes from."""
         try:
-            self._channel.send(question, deadline=deadline)
-            return Blob(self._channel.receive(deadline=deadline, alive=self._alive))
+            return Blob(self._answer(question, deadline))
         except TimeoutError:
             raise self._hung(patience) from None
         except EOFError:
@@ -202,6 +208,24 @@ class WorkerProcess:
         except Malformed as error:
             self.kill()
             raise Lost(f"answered nonsense: {error}") from None
+        except BaseException:  # stopped in the middle of a frame, after which nothing would be understood
+            self.kill()
+            raise
+
+    def _answer(self, question: bytes, deadline: float) -> bytes:
+        """What the process says to this question, and to no other: answers to earlier ones are dropped."""
+        where = self.recipe.where
+        self._asked += 1
+        self._channel.send(question, number=self._asked, deadline=deadline)
+        while True:
+            number, answer = self._channel.receive(deadline=deadline, alive=self._alive)
+            if number == self._asked:
+                return answer
+            if not 0 < number < self._asked:
+                raise Malformed(f"it has answered question {number} and was asked {self._asked}")
+            if not self._strayed:
+                self._strayed = True
+                log.warning("%s: the worker answers late or twice; what it says to earlier batches is dropped", where)
 
     def _alive(self) -> bool:
         return self._process.poll() is None
@@ -229,10 +253,9 @@ class WorkerProcess:
         """End it: gently if it is idle and listens, else by force."""
         try:
             deadline = time.monotonic() + GRACE
-            self._channel.send(pack({"ask": "stop"}), deadline=deadline)
-            self._channel.receive(deadline=deadline, alive=self._alive)
+            self._answer(pack({"ask": "stop"}), deadline)
             self._process.wait(max(0.1, deadline - time.monotonic()))
-        except (EOFError, TimeoutError, subprocess.TimeoutExpired):
+        except (EOFError, TimeoutError, Malformed, subprocess.TimeoutExpired):
             pass
         self.kill()
 

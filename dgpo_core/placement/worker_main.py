@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgpo_core import __version__
 from dgpo_core.placement.channel import Channel
-from dgpo_schemas.service import PROTOCOL
+from dgpo_schemas.service import PROTOCOL, WORKERS
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardModel
@@ -36,14 +36,14 @@ def main(arguments: list[str]) -> int:
     os.set_inheritable(number, False)
     threading.Thread(target=_watch, args=(parent,), name="watch", daemon=True).start()
     channel = Channel(socket.socket(fileno=number))
-    channel.send(json.dumps({"protocol": PROTOCOL, "dgpo": __version__}).encode())
+    channel.send(json.dumps({"protocol": WORKERS, "dgpo": __version__}).encode())
     try:
-        start = json.loads(channel.receive())
+        asked, start = channel.receive()
         host = Host()
-        channel.send(host.safely(lambda: host.load(start)))
+        channel.send(host.safely(lambda: host.load(json.loads(start))), number=asked)
         while not host.stopped:
-            request = channel.receive()
-            channel.send(host.safely(lambda request=request: host.answer(request)))
+            asked, request = channel.receive()
+            channel.send(host.safely(lambda request=request: host.answer(request)), number=asked)
     except EOFError:
         _end()
     return 0

@@ -63,10 +63,12 @@ class Seat:
             process = self._restart()
         try:
             answer = process.ask(question)
-        except Lost:
-            self.failures += 1
-            with self._exchange:
-                self.process = None
+        except BaseException as error:
+            if isinstance(error, Lost):
+                self.failures += 1
+            if isinstance(error, Lost) or process.ended:
+                with self._exchange:
+                    self.process = None
             raise
         self.failures = 0
         return answer

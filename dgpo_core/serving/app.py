@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -41,6 +42,7 @@ from dgpo_core.types import Scores
 from dgpo_schemas.serve import ServeConfig
 from dgpo_schemas.service import (
     PROTOCOL,
+    REQUEST,
     SAFETENSORS,
     CheckAnswer,
     CheckRequest,
@@ -292,7 +294,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
 
 
 class _Counted:
-    """Counts requests by path and status, and how long they take."""
+    """Counts requests by path and status, and how long they take; an answer repeats its request's number."""
 
     def __init__(self, app: ASGIApp, counters: Counters, paths: set[str]) -> None:
         self._app = app
@@ -304,12 +306,15 @@ class _Counted:
             await self._app(scope, receive, send)
             return
         path = scope["path"] if scope["path"] in self._paths else "other"
+        number = Headers(scope=scope).get(REQUEST)
         started, status = time.perf_counter(), 500
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if number is not None:
+                    MutableHeaders(scope=message)[REQUEST] = number
             await send(message)
 
         try:

@@ -14,7 +14,9 @@ from dgpo_schemas.base import Float, Int, StrictModel
 
 __all__ = [
     "PROTOCOL",
+    "REQUEST",
     "SAFETENSORS",
+    "WORKERS",
     "CheckAnswer",
     "CheckRequest",
     "ErrorAnswer",
@@ -31,6 +33,10 @@ __all__ = [
 
 PROTOCOL = 1
 """Version of the messages. Both sides must speak the same one."""
+WORKERS = 2
+"""Version of what a run and its worker processes say to each other: the messages, and how they are numbered."""
+REQUEST = "Dgpo-Request"
+"""Header of a request to a service that the answer repeats, so that it is never taken for another request's."""
 SAFETENSORS = "application/vnd.dgpo.safetensors"
 """Media type of a message with tensors; `application/x-safetensors` is understood as well."""
 

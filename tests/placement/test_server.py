@@ -28,7 +28,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.placement.messages import Blob, pack, read_examples, read_score_answer, score_request
 from dgpo_core.serving.server import bind, read_token
 from dgpo_core.types import Prompt, Scores
-from dgpo_schemas.service import PROTOCOL, SAFETENSORS, RewardDescription, ServiceLimits
+from dgpo_schemas.service import PROTOCOL, REQUEST, SAFETENSORS, RewardDescription, ServiceLimits
 
 Serve = Callable[..., Any]
 Make = Callable[..., RewardModel]
@@ -85,6 +85,12 @@ def test_watchers_need_no_token(server: Any) -> None:
     assert httpx.get(f"{server.url}/health").json() == {"status": "alive"}
     assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
     assert httpx.get(f"{server.url}/metrics").status_code == 200
+
+
+def test_answers_repeat_the_number_of_their_request(server: Any, client: httpx.Client) -> None:
+    for method, path in (("GET", "/ready"), ("GET", "/v1/reward"), ("POST", "/v1/score"), ("GET", "/nowhere")):
+        assert client.request(method, path, headers={REQUEST: f"{path} 7"}).headers[REQUEST] == f"{path} 7"
+    assert REQUEST not in client.get("/ready").headers
 
 
 def test_the_reward_is_described(client: httpx.Client) -> None:

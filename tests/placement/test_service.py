@@ -24,12 +24,12 @@ import dgpo_core.placement.service as service_module
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.placement.http import _pause
-from dgpo_core.placement.messages import score_answer
+from dgpo_core.placement.messages import score_answer, score_request
 from dgpo_core.placement.remote import RewardLost, RewardRaised
 from dgpo_core.placement.service import ServiceReward
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.run import RewardBlock
-from dgpo_schemas.service import PROTOCOL, SAFETENSORS
+from dgpo_schemas.service import PROTOCOL, REQUEST, SAFETENSORS
 
 Serve = Callable[..., Any]
 Make = Callable[..., RewardModel]
@@ -248,6 +248,26 @@ def test_whatever_fails_is_asked_again_until_it_is_given_up(
         reward.score(media, prompts)
     server.script["/v1/score"] = [good()]
     assert reward.score(media, prompts).missing.tolist() == [False, False]
+
+
+def test_an_answer_that_comes_twice_is_not_taken_for_the_next_request_s(
+    script: Callable[..., Scripted], make: Make, samples: Samples
+) -> None:
+    """On a connection that is used again, where the second one would be read first."""
+    media, _ = samples(1)
+
+    def twice(handler: Any) -> Answer:
+        number, length = handler.headers[REQUEST], float(handler.headers["Content-Length"])
+        found = Scores(torch.tensor([length]), torch.zeros(1, dtype=torch.bool))
+        body, headers = score_answer(found), {"Content-Type": SAFETENSORS, REQUEST: number}
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        handler.wfile.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode() + body)
+        return 200, headers, body
+
+    reward = make("conv", service=service(script(score=[twice]), retries=3))
+    for length in (1, 50, 100):
+        prompts = [Prompt("x" * length)]
+        assert reward.score(media, prompts).values.tolist() == [len(score_request(media, prompts))]
 
 
 def test_a_slow_server_is_not_waited_for_longer_than_it_is_told(

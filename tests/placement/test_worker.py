@@ -436,6 +436,80 @@ def test_a_worker_whose_description_is_none(make: Make, samples: Samples, monkey
     reward.close()
 
 
+STRAY = """
+import sys
+from dgpo_core.placement import channel, worker_main
+
+send, kept = channel.Channel.send, []
+
+def sent(self, blob, *, number=0, deadline=None):
+    kept.append((blob, number))
+    if number > %(after)d:
+        stray = kept[%(which)s]
+        send(self, stray[0], number=%(number)s)
+    send(self, blob, number=number, deadline=deadline)
+    if number > %(after)d and %(twice)s:
+        send(self, blob, number=number)
+
+channel.Channel.send = sent
+sys.exit(worker_main.main(sys.argv[1:]))
+"""
+"""A worker that says something else besides its answers; number 1 is its description, 2 the first batch."""
+
+
+def straying(path: Path, **how: Any) -> str:
+    """An interpreter whose workers stray."""
+    (path / "stray.py").write_text(STRAY % ({"which": -2, "after": 2, "number": "stray[1]", "twice": False} | how))
+    return script(path / "python", f'#!/bin/sh\nshift 6\nexec {sys.executable} -u {path}/stray.py "$@"\n')
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"twice": True},  # each batch is answered after the one before it, again, and twice
+        {"which": 1, "after": 2},  # with the description
+        {"which": 1, "number": 1, "after": 1},
+    ],
+)
+def test_late_and_second_answers_are_not_taken_for_another_batch(
+    make: Make, here: RewardModel, samples: Samples, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: Any
+) -> None:
+    reward = make("conv", worker={"python": straying(tmp_path, **how), "retries": 0})
+    before = pid_of(reward)
+    for turn, count in enumerate((3, 3, 2, 3), 1):
+        media, prompts = samples(count)
+        media = media / turn
+        assert_same(reward.score(media, prompts), here.score(media, prompts))
+    assert pid_of(reward) == before
+    assert caplog.text.count("the worker answers late or twice; what it says to earlier batches is dropped") == 1
+    reward.close()
+
+
+@pytest.mark.parametrize(("number", "told"), [("number + 1", "question 3 and was asked 2"), (0, "question 0")])
+def test_answers_to_questions_that_nobody_asked_end_the_worker(
+    make: Make, samples: Samples, tmp_path: Path, number: Any, told: str
+) -> None:
+    python = straying(tmp_path, which=-1, after=1, number=number)
+    reward = make("conv", worker={"python": python, "retries": 0})
+    with pytest.raises(RewardLost, match=f"answered nonsense: it has answered {told}"):
+        reward.score(*samples(2))
+    reward.close()
+
+
+def test_a_question_that_was_stopped_leaves_no_answer_behind(
+    make: Make, here: RewardModel, samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever interrupts the wait, the next batch gets its own scores."""
+    reward = make("conv", worker={"retries": 0})
+    media, prompts = samples(3)
+    with monkeypatch.context() as patched:
+        patched.setattr(Channel, "receive", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            reward.score(1 - media, prompts)
+    assert_same(reward.score(media, prompts), here.score(media, prompts))
+    reward.close()
+
+
 def test_frames_are_bounded(moody: RewardModel, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = socket.socketpair()
     with here, there:
