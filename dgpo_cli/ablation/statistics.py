@@ -27,6 +27,7 @@ __all__ = [
     "Interval",
     "SignFlip",
     "holm",
+    "pairs_for",
     "sign_flip_test",
     "t_interval",
     "t_quantile",
@@ -206,6 +207,15 @@ def sign_flip_test(differences: Sequence[float]) -> SignFlip:
     signs = np.random.default_rng(n).integers(0, 2, size=(FLIPS, n)) * 2 - 1
     extreme = int((np.abs(signs @ found) >= limit).sum())
     return SignFlip((extreme + 1) / (FLIPS + 1), 1 / (FLIPS + 1), n, False)
+
+
+def pairs_for(level: float, comparisons: int = 1) -> int:
+    """The fewest paired seeds whose exact sign-flip test can give a p below `level`, in (0, 1), after Holm's correction
+    of the smallest of so many `comparisons`: the smallest n with comparisons 2 / 2^n < level; 6 for 0.05 and one."""
+    n = 1
+    while min(1.0, comparisons * 2.0 ** (1 - n)) >= level:
+        n += 1
+    return n
 
 
 def holm(ps: Sequence[float]) -> list[float]:

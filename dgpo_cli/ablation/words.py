@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from dgpo_cli.ablation.pairing import unpaired
 from dgpo_cli.ablation.plan import Plan
 from dgpo_cli.ablation.results import Difference, Results, VariantResult
-from dgpo_cli.ablation.statistics import Interval
+from dgpo_cli.ablation.statistics import Interval, pairs_for
 from dgpo_cli.console import number
 
 __all__ = ["headline", "how_to_read", "interval", "p_value", "signed", "warnings"]
+
+FEWEST = 5
+"""Paired seeds below which no headline calls a difference clear of 0: the t interval then rests on differences that
+happen to lie close together, where the test that assumes no distribution cannot give a p below 0.125."""
+LEVEL = 0.05
+"""The p that the results name the missing pairs for."""
 
 
 def interval(found: Interval | None, digits: int = 3) -> str:
@@ -57,10 +63,16 @@ def headline(results: Results) -> str:
         return f"{said}; no other variant has a finished cell yet."
     if best.name == results.baseline:
         others = [variant for variant in scored if variant.difference is not None]
-        clear = [variant for variant in others if variant.difference and _excludes_zero(variant.difference)]
+        few = [v.difference for v in others if v.difference and v.difference.test.n < FEWEST]
+        clear = [v for v in others if v.difference and _excludes_zero(v.difference) and v.difference not in few]
+        unclear = ""
+        if few:
+            verb = "has" if len(few) == 1 else "have"
+            missing = _missing(min(found.test.n for found in few))
+            unclear = f"; {len(few)} {verb} too few paired seeds to tell from chance: {missing}"
         return (
             f"{said}; it is the baseline. The interval of the difference to it excludes 0 for {len(clear)} of "
-            f"{len(others)} others."
+            f"{len(others)} others{unclear}."
         )
     if best.difference is None:
         return f"{said}; the baseline {results.baseline} has no finished cell yet."
@@ -68,11 +80,21 @@ def headline(results: Results) -> str:
     clear_of_zero = "excludes" if _excludes_zero(found) else "contains"
     if found.over_seeds.low is None:
         return f"{said}: {signed(found.over_seeds)} against {results.baseline}, from one seed, which tells no chance."
+    if found.test.n < FEWEST and _excludes_zero(found):
+        return (
+            f"{said}: {signed(found.over_seeds)} against {results.baseline} over {found.test.n} paired seeds, too few "
+            f"to tell it from chance: the sign-flip test gives p = {p_value(found.test.p)}, and {_missing(found.test.n)}."
+        )
     return (
         f"{said}: {signed(found.over_seeds)} against {results.baseline} over {found.test.n} paired seeds; the interval "
         f"{clear_of_zero} 0, and the sign-flip test gives p = {p_value(found.test.p)} "
         f"({p_value(found.corrected)} after Holm's correction)."
     )
+
+
+def _missing(n: int) -> str:
+    more = pairs_for(LEVEL) - n
+    return f"any p below {LEVEL:g} takes at least {more} {'pair' if more == 1 else 'pairs'} more"
 
 
 def _lead(variant: VariantResult) -> float:
@@ -118,6 +140,7 @@ def how_to_read(plan: Plan, results: Results) -> list[str]:
                 if len(tested) == 1
                 else f", nor below {min(1.0, smallest * len(tested)):.4g} after Holm's correction over {len(tested)}."
             )
+            + _seeds_to_come(n, len(tested))
         )
     if results.target is not None:
         lines.append(
@@ -126,6 +149,17 @@ def how_to_read(plan: Plan, results: Results) -> list[str]:
             "A median is given only where every seed reached it."
         )
     return lines
+
+
+def _seeds_to_come(n: int, comparisons: int) -> str:
+    """How many seeds a small p is away, where it is."""
+    one, all_of_them = (max(0, pairs_for(LEVEL, count) - n) for count in (1, comparisons))
+    if not all_of_them:
+        return ""
+    if one == all_of_them:
+        return f" A p below {LEVEL:g} takes at least {one} more."
+    before = f"{one} more, and " if one else ""
+    return f" A p below {LEVEL:g} takes at least {before}{all_of_them} more after the correction."
 
 
 def warnings(plan: Plan, results: Results) -> list[str]:

@@ -184,6 +184,64 @@ def test_the_page_says_what_few_seeds_can_tell() -> None:
     assert rows[1].endswith("| +0.200 [−0.048, +0.448] | 0.250 | 0.500 |")
 
 
+def apart(n: int, by: float = 0.2, other: float = 0.0) -> Results:
+    """Two or three variants whose paired differences hardly vary, so that t intervals exclude 0."""
+    traces = [trace("base", s, [0.3, 0.4 + 0.01 * s]) for s in range(n)]
+    traces += [trace("new", s, [0.3, 0.4 + 0.01 * s + by + 0.001 * (s % 2)]) for s in range(n)]
+    return results(traces)
+
+
+@pytest.mark.parametrize(
+    ("n", "p", "more"), [(2, "0.500", "4 pairs"), (3, "0.250", "3 pairs"), (4, "0.125", "2 pairs")]
+)
+def test_few_pairs_are_no_headline(n: int, p: str, more: str) -> None:
+    """The t interval of two differences close to each other excludes 0, beside a p of 0.5."""
+    for by in (0.2, -0.2):
+        found = apart(n, by)
+        difference = found.variants[1].difference
+        assert difference is not None
+        assert difference.over_seeds.low is not None
+        assert difference.over_seeds.high is not None
+        assert difference.over_seeds.low * difference.over_seeds.high > 0
+        said = words.headline(found)
+        assert ("excludes 0 for 0 of 1 others; 1 has too few" if by < 0 else f"over {n} paired seeds, too few") in said
+        assert "excludes" not in said.replace("excludes 0 for 0", "")
+        assert f"any p below 0.05 takes at least {more} pairs more." in said
+        assert (f"p = {p}" in said) is (by > 0)
+
+
+@pytest.mark.parametrize("n", [5, 6, 8])
+def test_enough_pairs_are_one(n: int) -> None:
+    assert f"over {n} paired seeds; the interval excludes 0, and the" in words.headline(apart(n))
+    assert words.headline(apart(n, -0.2)).endswith(
+        "it is the baseline. The interval of the difference to it excludes 0 for 1 of 1 others."
+    )
+
+
+def test_variants_with_few_pairs_are_counted_apart() -> None:
+    full = apart(6, -0.2)
+    traces = [*full.traces, *(trace("odd", s, [0.3, 0.1 + 0.01 * s]) for s in range(2))]
+    assert words.headline(results(traces)).endswith(
+        "excludes 0 for 1 of 2 others; 1 has too few paired seeds to tell from chance: any p below 0.05 takes at least "
+        "4 pairs more."
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "told"),
+    [(3, "A p below 0.05 takes at least 3 more."), (5, "A p below 0.05 takes at least 1 more."), (6, None)],
+)
+def test_the_missing_seeds_are_told(n: int, told: str | None) -> None:
+    said = words.how_to_read(plan(), apart(n))[1]
+    assert said.endswith(told) if told else "below 0.05" not in said
+
+
+def test_the_correction_takes_more_seeds() -> None:
+    assert words.how_to_read(plan(), results(three()))[1].endswith(
+        "A p below 0.05 takes at least 3 more, and 4 more after the correction."
+    )
+
+
 def test_guards_stand_beside_the_score() -> None:
     left = {"diversity": Guard(0.4, 0.1, True), "clip": Guard(0.2, 0.3, False)}
     kept = {"diversity": Guard(0.4, 0.5, False), "clip": Guard(0.2, 0.2, False)}

@@ -10,7 +10,15 @@ import pytest
 from scipy import stats
 
 from dgpo_cli.ablation import statistics as module
-from dgpo_cli.ablation.statistics import holm, sign_flip_test, t_interval, t_quantile, task_mean, two_way_interval
+from dgpo_cli.ablation.statistics import (
+    holm,
+    pairs_for,
+    sign_flip_test,
+    t_interval,
+    t_quantile,
+    task_mean,
+    two_way_interval,
+)
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 9, 30, 500])
@@ -47,6 +55,15 @@ def test_sign_flips_against_brute_force_and_scipy(n: int) -> None:
             (differences,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
         )
         assert found.p == pytest.approx(permuted.pvalue, abs=1e-12)
+
+
+def test_the_fewest_pairs_for_a_level_are_those_of_the_test_itself() -> None:
+    """With n pairs all on one side p is as small as it gets; below the level for the first time at that n."""
+    for level in (0.2, 0.05, 0.01):
+        for comparisons in (1, 2, 3, 5):
+            ps = [holm([sign_flip_test([1.0 + i for i in range(n)]).p] * comparisons)[0] for n in range(1, 14)]
+            assert pairs_for(level, comparisons) == next(n for n, p in enumerate(ps, 1) if p < level)
+    assert pairs_for(0.05) == 6
 
 
 def test_the_smallest_p_is_reached_and_never_undercut() -> None:
