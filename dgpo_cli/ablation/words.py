@@ -83,7 +83,8 @@ def headline(results: Results) -> str:
     if found.test.n < FEWEST and _excludes_zero(found):
         return (
             f"{said}: {signed(found.over_seeds)} against {results.baseline} over {found.test.n} paired seeds, too few "
-            f"to tell it from chance: the sign-flip test gives p = {p_value(found.test.p)}, and {_missing(found.test.n)}."
+            f"to tell it from chance: the sign-flip test gives p = {p_value(found.test.p)}, and "
+            f"{_missing(found.test.n)}."
         )
     return (
         f"{said}: {signed(found.over_seeds)} against {results.baseline} over {found.test.n} paired seeds; the interval "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dgpo_cli.doctoring import convergence, drift, ending, hacking, outputs, preference, rewards, updates
 from dgpo_cli.doctoring.facts import Facts
 from dgpo_cli.doctoring.findings import SEVERITIES, Examination, Finding, Severity
+from dgpo_cli.doctoring.remedies import possible
 
 __all__ = ["EXAMINATIONS", "Diagnosis", "diagnose"]
 
@@ -60,5 +61,10 @@ class Diagnosis:
 
 
 def diagnose(run: Facts) -> Diagnosis:
-    """Every examination."""
-    return Diagnosis(run, [examine(run) for examine in EXAMINATIONS])
+    """Every examination, with those of the suggested changes that the run file allows."""
+    return Diagnosis(run, [_with_possible_changes(run, examine(run)) for examine in EXAMINATIONS])
+
+
+def _with_possible_changes(run: Facts, examination: Examination) -> Examination:
+    findings = [replace(finding, changes=possible(run, finding.changes)) for finding in examination.findings]
+    return replace(examination, findings=findings)

@@ -1,7 +1,7 @@
 """Blurred outputs and artefacts: times below what the sampler resolves, and media whose detail changes.
 
 Rollouts of a few steps are wrong in their finest detail. Where the loss is taken at small sigma, that detail is
-what it compares, and the model learns the artefacts: the paper clips the times from below (t_min).
+what it compares; the paper reports that the model then learns the artefacts, and clips the times from below (t_min).
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ OF_DETAIL = ("finer_sharpness", "sharpness", "edge_density")
 """Statistics of evaluations that fall with blur and rise with ringing and noise."""
 FINER = "evaluation.finer: {steps: 40} also measures how far samples in few steps lie from samples in many"
 WHY = (
-    "Few-step samples are wrong in their finest detail; a loss at small sigma fits it. The paper clips t_min at "
-    "shift(0.3), its code between 0.67 and 0.82 (arXiv 2510.08425)."
+    "Few-step samples are wrong in their finest detail, and a loss at small sigma is about that. The paper reports "
+    "that the model learns it, and clips t_min at shift(0.3), its code between 0.67 and 0.82 (arXiv 2510.08425); on "
+    "the miniature no t_min up to shift(0.5) could be told from another (docs/experiments/e2.md)."
 )
 
 

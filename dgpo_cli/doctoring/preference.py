@@ -34,6 +34,8 @@ MANY_CLIPPED = 0.5
 """Share of members whose gradient is clipped away that is more than what is learnt from."""
 NEARLY_ALL_CLIPPED = 0.9
 """Share from which hardly anything is left to learn from."""
+WIDEST = 0.5
+"""Clip up to which a wider one is suggested: beyond it a ratio of 1.5, or of 0.5, is let through."""
 RESIDUAL = 0.1
 """|sum c| over G from which Z is left in the preference: sum |c| is about G, so a tenth of it does not cancel."""
 
@@ -144,7 +146,7 @@ def clipping(run: Facts) -> Examination:
     if late.median <= MANY_CLIPPED:
         return Examination("clip", fine=late.brief("members clipped:", percent))
     clip = run.config.objective.clip
-    wider = () if clip is None else (Change("objective.clip", clip, min(10 * clip, 0.5)),)
+    wider = () if clip is None or clip >= WIDEST else (Change("objective.clip", clip, min(10 * clip, WIDEST)),)
     finding = Finding(
         "clip-fraction-high",
         "problem" if late.median > NEARLY_ALL_CLIPPED else "warning",

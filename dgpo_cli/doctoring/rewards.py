@@ -25,6 +25,8 @@ DOMINATES = 0.9
 """Share of the summed spread that one reward has when the others hardly count."""
 WAITING = 0.25
 """Share of an iteration spent waiting for scores that a second worker would save."""
+MOST = 64
+"""Workers, and requests under way, that a run file may have."""
 A_SECOND = 1.0
 """Seconds of waiting in an iteration below which nobody waits."""
 
@@ -124,7 +126,7 @@ def dominating(run: Facts) -> Examination:
     for block in others:
         std = run.reward(block.label, "std").late
         seen.append(std.said(f"std of {block.label} (weight {block.weight:g}): median"))
-        if std.median:
+        if std.median and not _is_constant(run, block):
             equal = rounded(block.weight * spread[first.label].late.median / spread[block.label].late.median, 2)
             advice.append(
                 f"or weigh it up: rewards.{run.config.rewards.index(block)}.weight: {block.weight:g} -> {equal:g}"
@@ -188,9 +190,10 @@ def waiting(run: Facts) -> Examination:
     block = next((b for b in run.config.rewards if b.label == slowest), run.config.rewards[0])
     key = f"rewards.{run.config.rewards.index(block)}"
     if block.worker is not None:
-        change = Change(f"{key}.worker.count", block.worker.count, 2 * block.worker.count)
+        change = Change(f"{key}.worker.count", block.worker.count, min(MOST, 2 * block.worker.count))
     elif block.service is not None:
-        change = Change(f"{key}.service.concurrency", block.service.concurrency, 2 * block.service.concurrency)
+        most = min(MOST, 2 * block.service.concurrency)
+        change = Change(f"{key}.service.concurrency", block.service.concurrency, most)
     else:
         change = Change(f"{key}.worker", None, {"count": 2})
     finding = Finding(

@@ -191,9 +191,7 @@ def apart(n: int, by: float = 0.2, other: float = 0.0) -> Results:
     return results(traces)
 
 
-@pytest.mark.parametrize(
-    ("n", "p", "more"), [(2, "0.500", "4 pairs"), (3, "0.250", "3 pairs"), (4, "0.125", "2 pairs")]
-)
+@pytest.mark.parametrize(("n", "p", "more"), [(2, "0.500", 4), (3, "0.250", 3), (4, "0.125", 2)])
 def test_few_pairs_are_no_headline(n: int, p: str, more: str) -> None:
     """The t interval of two differences close to each other excludes 0, beside a p of 0.5."""
     for by in (0.2, -0.2):

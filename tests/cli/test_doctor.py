@@ -380,6 +380,90 @@ def test_every_sign_is_seen_and_its_absence_too(
     assert (before != after) == bool(finding.changes)
 
 
+@pytest.mark.parametrize("updates", [1, 2, 3])
+@pytest.mark.parametrize("size", [2, 4, 7])
+@pytest.mark.parametrize("groups", [1, 2, 3, 4, 6, 48])
+def test_never_a_single_group(
+    groups: int, size: int, updates: int, tmp_path: Path, registry: Registry, examine: Callable[[Written], Diagnosis]
+) -> None:
+    """Two at least, fewer than there were, as many as the updates divide; and what it costs is told as it is."""
+    if groups % updates:
+        return
+    config = {**sized(size, groups=groups), "optimiser": {"updates": updates}}
+    finding = found(examine(Written(config=config, curves=None)))["group-size-small"]
+    changes = {change.key: change.suggested for change in finding.changes}
+    fewer = changes.pop("rollout.groups", groups)
+    assert changes == {"rollout.group_size": 16}
+    assert 2 <= fewer < groups or fewer == groups
+    assert fewer % updates == 0
+    (advice,) = finding.advice
+    if "stay about as many" in advice:
+        assert 0.5 <= 16 * fewer / (size * groups) <= 1.25
+    else:
+        assert advice.startswith(f"an iteration then has {16 * fewer} samples instead of {size * groups}")
+
+
+EXTREME: dict[str, Any] = {
+    "objective": {"clip": 0.5, "kl": 0.0, "beta": 1e-6},
+    "optimiser": {"learning_rate": 1e-12, "max_grad_norm": 1e-9},
+    "timesteps": {"count": 1, "t_min": 0.0, "t_max": 0.05},
+    "rewards": [{"use": "brightness", "worker": {"count": 64}}],
+}
+SICK: dict[str, Value] = {
+    "clip_fraction": 0.95, "sigmoid": 0.999, "kl": 0.9, "grad_norm": 5.0, "zero_variance_groups": 7,
+    "diversity": late(0.2, 0.01), "reward.mean": lambda i: 0.5 - 0.01 * i, "skipped_updates": 9, "missing_rewards": 20, "residual": 9.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [EXTREME, {**EXTREME, "rewards": [{"use": "brightness", "service": {"urls": ["http://x"], "concurrency": 64}}]}],
+)
+def test_suggestions_are_settings_that_a_run_file_may_have(
+    config: dict[str, Any], examine: Callable[[Written], Diagnosis]
+) -> None:
+    """At the ends of what settings allow, where computed remedies would leave their ranges or change nothing."""
+    diagnosis = examine(Written(config=config, metrics=SICK, waiting=0.9))
+    assert len(diagnosis.findings) > 5
+    file = diagnosis.run.data.path / "config.yaml"
+    before = load_run_config(file)
+    for finding in diagnosis.findings:
+        for number in range(len(finding.changes)):
+            changed = [change.argument for change in finding.changes[: number + 1]]
+            assert load_run_config(file, changed) != load_run_config(file, changed[:-1])
+    assert load_run_config(file) == before
+    suggested = {change.key for finding in diagnosis.findings for change in finding.changes}
+    assert "objective.clip" not in suggested
+    assert not [key for key in suggested if key.startswith("rewards.0.")]
+    assert "optimiser.learning_rate" in suggested
+
+
+def test_a_reward_that_never_varies_is_not_weighed_up(examine: Callable[[Written], Diagnosis]) -> None:
+    for std, told in ((1e-12, False), (0.01, True)):
+        diagnosis = examine(Written(config={"rewards": TWO_REWARDS}, metrics=second(std)))
+        advice = found(diagnosis)["one-reward-dominates"].advice
+        assert any("weigh it up" in line for line in advice) is told
+
+
+def test_all_weights_are_not_trained_at_a_lora_s_rate(tmp_path: Path, known: Registry) -> None:
+    flat = {"reward.mean": lambda i: 0.4 + 0.03 * wave(i)}
+    run = Written(config={"optimiser": {"learning_rate": 1e-5}}, metrics=flat).write(tmp_path / "full")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["backbone"]["train"] = "full"
+    del config["backbone"]["lora"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    changes = found(diagnose(read_facts(run, known)))["reward-not-rising"].changes
+    assert [str(change) for change in changes] == ["optimiser.learning_rate: 1e-05 -> 3e-05"]
+
+
+def test_what_only_the_paper_reports_is_said_to_be_its_report(examine: Callable[[Written], Diagnosis]) -> None:
+    sick = Written(config={"rollout": {"sampler": "flow-sde", "group_size": 4}, "timesteps": {"t_min": 0.0}})
+    for name in ("random-sampler", "t-min-too-low"):
+        why = found(examine(sick))[name].why
+        assert "The paper reports" in why
+        assert "docs/experiments/e" in why
+
+
 @pytest.mark.parametrize(
     "sound",
     [Written(), Written(n=90), Written(n=12), Written(curves=None), Written(config={"objective": {"clip": None}})],
