@@ -48,6 +48,7 @@ class Policy:
         }
         if backbone.without_adapter() is None:
             self._weights["base"] = [t.clone() for t in live]
+        self._start = self._weights.get("base") or [t.clone() for t in live]  # also of a resumed run: built, not loaded
         self._view: View = "policy"
         self._updates = 0  # that the averages have seen
 
@@ -124,12 +125,9 @@ class Policy:
 
     @torch.no_grad()
     def change_norm(self) -> float:
-        """Euclidean norm of the trained weights of an adapter, or of their distance from the base."""
-        base = self._weights.get("base")
-        tensors = self._weights["policy"]
-        if base is not None:
-            tensors = torch._foreach_sub(tensors, base)  # type: ignore[assignment]
-        return float(self.norm(tensors))
+        """Euclidean distance of the trained weights from where training begins: 0 for an adapter as it was made, and
+        for the base of full fine-tuning."""
+        return float(self.norm(list(torch._foreach_sub(self._weights["policy"], self._start))))
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """Euclidean norm [] of tensors that are made like the parameters."""

@@ -53,7 +53,9 @@ class MetricsRecord(StrictModel):
     skipped_updates: int = Field(description="Updates skipped for non-finite values, so far.")
     optimised_members: int = Field(description="Members optimised, times timesteps.")
     skipped_members: int = Field(description="Members skipped for a zero weight, times timesteps.")
-    change_norm: float | None = Field(description="Norm of the adapter's weights, or of the change of all weights.")
+    change_norm: float | None = Field(
+        description="Euclidean distance of the trained weights from where training began."
+    )
     diversity: float = Field(description="Mean pairwise distance within groups, root mean square of pixels in [0, 1].")
     statistics: dict[str, float] = Field(description="Means of the media's statistics: saturation, edges, darkness.")
     t_min: float = Field(description="Smallest sigma that the iteration was optimised at.")

@@ -85,12 +85,20 @@ def test_moving_averages_follow_their_recursions() -> None:
     assert policy.state()[f"slow/{name}"].numpy() == pytest.approx(slow.numpy(), abs=1e-12)
 
 
-def test_change_norm_of_full_fine_tuning_is_the_distance_from_the_base() -> None:
-    policy = make("full")
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_change_norm_is_the_distance_from_the_start(train: str) -> None:
+    """0 for what was not trained, whatever an adapter's own random weights are; and not moved by resuming."""
+    policy = make(train)
     assert policy.change_norm() == 0.0
     perturb(policy, 0.1)
     count = sum(p.numel() for p in policy.parameters.values())
     assert policy.change_norm() == pytest.approx(0.1 * count**0.5)
+    policy.update_averages(1)
+    resumed = make(train)
+    resumed.load_state(policy.state())
+    assert resumed.change_norm() == policy.change_norm()
+    perturb(policy, -0.1)
+    assert policy.change_norm() == pytest.approx(0.0, abs=1e-9)
 
 
 def test_prompts_are_encoded_once_and_rows_come_back_in_order() -> None:
