@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from dgpo_cli.log import OneLine
+from dgpo_core.openmp import spin_briefly
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -113,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def guarded(program: Callable[[], object]) -> None:
     """Run a program of the command line; a user's mistake is one message and an exit code, as `main` says."""
+    spin_briefly()
     if logging.lastResort is not None:  # where warnings go that nothing else shows
         logging.lastResort.setFormatter(OneLine())
     try:

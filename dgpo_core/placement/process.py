@@ -25,6 +25,7 @@ import torch
 from pydantic import ValidationError
 
 from dgpo_core.errors import UserError
+from dgpo_core.openmp import KNOWN
 from dgpo_core.placement.channel import LONGEST, Channel
 from dgpo_core.placement.interpreter import why_it_did_not_greet, why_it_did_not_start
 from dgpo_core.placement.messages import Blob, Malformed, pack
@@ -70,6 +71,8 @@ class Recipe:
     def variables(self) -> dict[str, str]:
         """The environment of the process."""
         left = OF_THE_RUN if _is_ours(self.python) else (*OF_THE_RUN, *OF_THE_INTERPRETER)
+        if any(name in self.environment for name in KNOWN):  # it says how to wait: the run's way is no business of its
+            left = (*left, *KNOWN)
         own = {name: value for name, value in os.environ.items() if name not in left}
         return own | dict(self.environment)
 

@@ -17,6 +17,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from dgpo_core import __version__
+from dgpo_core.openmp import spin_briefly
 from dgpo_core.placement.channel import Channel
 from dgpo_schemas.service import PROTOCOL, WORKERS
 
@@ -32,6 +33,7 @@ WATCH = 1.0
 def main(arguments: list[str]) -> int:
     """Serve until there is nobody to serve; the exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C belongs to the run, which ends us in its time
+    spin_briefly()
     number, parent = int(arguments[0]), int(arguments[1])
     os.set_inheritable(number, False)
     threading.Thread(target=_watch, args=(parent,), name="watch", daemon=True).start()
