@@ -98,11 +98,13 @@ def score(
     from dgpo_cli.scoring.selftest import examples_of, failures
     from dgpo_core.placement import place
     from dgpo_core.scoring import Reward
+    from dgpo_core.surroundings import Guard
 
     samples = [] if self_test else of_files(files or [], prompt, metadata, prompts)
     computes = choose_device(device)
     with redirect_stdout(sys.stderr):  # what a reward prints is no result
-        model = place(block, registry, device=computes)
+        with Guard().around(f"reward {block.label}, when it was made,"):  # files are named from where we are
+            model = place(block, registry, device=computes)
         try:
             check_kinds(model, block, samples, registry)
             examples = examples_of(model, block.label) if self_test else []

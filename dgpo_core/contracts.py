@@ -182,7 +182,7 @@ class Sampler(ABC):
 
 class RewardModel(ABC):
     """Scores media. Called from a thread of the run while the next samples are drawn; from several at once only where
-    `concurrency` allows it."""
+    `concurrency` allows it. Leaves the process as it was: working directory, torch's defaults and switches, signals."""
 
     media: ClassVar[frozenset[Literal["image", "video"]]] = frozenset({"image"})
     range: ClassVar[tuple[float, float]]
@@ -192,6 +192,8 @@ class RewardModel(ABC):
     mean of the groups' means."""
     concurrency: int = 1
     """Calls of `score` that may run at the same time."""
+    elsewhere: ClassVar[bool] = False
+    """Whether the scores are computed outside of this process: what is done there changes nothing here."""
 
     def __init__(self, options: Any, *, device: torch.device) -> None:
         self.options = options

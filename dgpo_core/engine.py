@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -32,6 +32,7 @@ from dgpo_core.probe import PolicyProbe
 from dgpo_core.prompts import check_prompts, load_prompts, overlap, some_of
 from dgpo_core.rollout import Roller
 from dgpo_core.scoring import Reward, Scorer
+from dgpo_core.surroundings import Guard
 from dgpo_core.types import Conditioning, Prompt
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from dgpo_core.policy import View
     from dgpo_core.registry import Registry
-    from dgpo_schemas.run import RewardBlock, RunConfig
+    from dgpo_schemas.run import PromptsBlock, RewardBlock, RunConfig
 
 __all__ = ["Engine"]
 
@@ -52,21 +53,27 @@ class Engine:
         self.registry = registry
         self.runtime = Runtime(config, directory)
         self.draws = Draws(config.run.seed)
+        self.guard = Guard()
         self._rewards: list[tuple[RewardBlock, RewardModel]] = []
         self._scorers: list[Scorer] = []
+
+    def _create(self, kind: str, block: Any, **arguments: Any) -> Any:
+        """A part, whose making leaves the process as it was."""
+        with self.guard.around(f"{kind} {block.use}, when it was made,"):
+            return self.registry.create(kind, block, **arguments)
 
     @cached_property
     def backbone(self) -> Backbone:
         """The model with its checkpoint loaded."""
         runtime, block = self.runtime, self.config.backbone
         if not runtime.sharded:
-            made: Backbone = self.registry.create("backbone", block, device=runtime.device)
+            made: Backbone = self._create("backbone", block, device=runtime.device)
             return made
         if block.compile:
             raise UserError("backbone.compile: a model that run.shard spreads over processes cannot be compiled")
         from dgpo_core.sharding import shard
 
-        made = self.registry.create("backbone", block, device=torch.device("cpu"))
+        made = self._create("backbone", block, device=torch.device("cpu"))
         shard(made, runtime.device, runtime.processes)
         return made
 
@@ -96,31 +103,31 @@ class Engine:
     @cached_property
     def sampler(self) -> Sampler:
         """The sampler of rollouts, and of evaluation unless it has its own."""
-        made: Sampler = self.registry.create("sampler", self.config.rollout.sampler)
+        made: Sampler = self._create("sampler", self.config.rollout.sampler)
         return made
 
     @cached_property
     def evaluation_sampler(self) -> Sampler:
         """The sampler of evaluation."""
         block = self.config.evaluation.sampler
-        return self.sampler if block is None else self.registry.create("sampler", block)
+        return self.sampler if block is None else self._create("sampler", block)
 
     @cached_property
     def weighting(self) -> AdvantageWeighting:
         """Advantages to weights."""
-        made: AdvantageWeighting = self.registry.create("weighting", self.config.weighting)
+        made: AdvantageWeighting = self._create("weighting", self.config.weighting)
         return made
 
     @cached_property
     def timesteps(self) -> TimestepPolicy:
         """Training times."""
-        made: TimestepPolicy = self.registry.create("timesteps", self.config.timesteps)
+        made: TimestepPolicy = self._create("timesteps", self.config.timesteps)
         return made
 
     @cached_property
     def objective(self) -> Objective:
         """The loss."""
-        made: Objective = self.registry.create("objective", self.config.objective)
+        made: Objective = self._create("objective", self.config.objective)
         if made.needs_path and not has_distribution(self.sampler):
             what = "is deterministic" if self.sampler.deterministic else "does not say how its steps are distributed"
             raise UserError(
@@ -171,7 +178,11 @@ class Engine:
     @cached_property
     def train_prompts(self) -> list[Prompt]:
         """Prompts to train on."""
-        return load_prompts(self.config.prompts.train, "train", self.registry)
+        return self._load_prompts(self.config.prompts.train, "train")
+
+    def _load_prompts(self, block: PromptsBlock, split: Literal["train", "heldout"]) -> list[Prompt]:
+        with self.guard.around(f"prompts.{split}"):
+            return load_prompts(block, split, self.registry)
 
     @cached_property
     def heldout_prompts(self) -> list[Prompt]:
@@ -179,12 +190,12 @@ class Engine:
         block = self.config.prompts.heldout
         if block is None:
             return []
-        return some_of(load_prompts(block, "heldout", self.registry), self.config.evaluation.prompts)
+        return some_of(self._load_prompts(block, "heldout"), self.config.evaluation.prompts)
 
     @cached_property
     def scorer(self) -> Scorer:
         """The rewards trained on."""
-        return self._made(Scorer(self._make_rewards("rewards", self.config.rewards, self.train_prompts)))
+        return self._made(Scorer(self._make_rewards("rewards", self.config.rewards, self.train_prompts), self.guard))
 
     @cached_property
     def evaluation_scorer(self) -> Scorer:
@@ -199,7 +210,7 @@ class Engine:
         else:
             targets = self._make_rewards("evaluation.rewards", section.rewards, prompts)
         guards = self._make_rewards("evaluation.guards.rewards", section.guards.rewards, prompts, guard=True)
-        return self._made(Scorer([*targets, *guards]))
+        return self._made(Scorer([*targets, *guards], self.guard))
 
     def _made(self, scorer: Scorer) -> Scorer:
         self._scorers.append(scorer)  # to be closed with the engine
@@ -214,7 +225,8 @@ class Engine:
         for i, block in enumerate(blocks):
             model = self._reward(block, f"{key}.{i}")
             check_reward(model, block, f"{key}.{i}", self.config.backbone, self.registry)
-            check_prompts(model, prompts)
+            with self.guard.around(f"reward {block.label}, when it checked the prompts,"):
+                check_prompts(model, prompts)
             rewards.append(Reward(block.label, block.weight, model, guard))
         return rewards
 
@@ -224,7 +236,8 @@ class Engine:
         for known, model in self._rewards:
             if known == where:
                 return model
-        made = place(block, self.registry, device=self.runtime.device, where=place_in_file)
+        with self.guard.around(f"reward {block.label}, when it was made,"):
+            made = place(block, self.registry, device=self.runtime.device, where=place_in_file)
         self._rewards.append((where, made))
         return made
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
@@ -22,6 +23,7 @@ from torch import Tensor
 from dgpo_core.groups import aggregate, mean_pairwise_distance
 from dgpo_core.guards import media_statistics
 from dgpo_core.processes import Processes, in_order
+from dgpo_core.surroundings import Guard
 from dgpo_core.types import Prompt, Rollout, ScoredGroups, Scores
 
 if TYPE_CHECKING:
@@ -49,6 +51,11 @@ class Reward:
     model: RewardModel
     guard: bool = False
 
+    @property
+    def name(self) -> str:
+        """For messages about what it does besides scoring."""
+        return f"reward {self.label}"
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredSamples:
@@ -73,8 +80,10 @@ class Scorer:
     never becomes 0. Nor does a sample whose media are not finite.
     """
 
-    def __init__(self, rewards: Sequence[Reward]) -> None:
+    def __init__(self, rewards: Sequence[Reward], guard: Guard | None = None) -> None:
+        """guard: keeps what the rewards share with the run as it is."""
         self.rewards = rewards
+        self.guard = guard or Guard()
         self.failures: list[str] = []
         models = {id(reward.model): reward.model for reward in rewards}  # one model may bear several labels
         self._lanes = {key: _Lane(max(1, model.concurrency)) for key, model in models.items()}
@@ -90,6 +99,9 @@ class Scorer:
         }
         # On the media's own device and without waiting for it; moved to the CPU when collected.
         self._pending.append(_Submitted(scores, _thumbnails(media), media_statistics(media)))
+        for reward in self.rewards:
+            if self.guard.disturbs(reward.name):
+                scores[reward.label].exception()  # nothing is drawn while it is at work
 
     def collect(self) -> ScoredSamples:
         """Wait for everything that was submitted since the last call."""
@@ -121,12 +133,13 @@ class Scorer:
         self.discard()
         for lane in self._lanes.values():
             lane.close()
+        self.guard.close()
 
     def _score(
         self, reward: Reward, media: Tensor, prompts: tuple[Prompt, ...], broken: Tensor
     ) -> tuple[Scores, float]:
         started = time.perf_counter()
-        scores = checked_score(reward, media, prompts, self.failures)
+        scores = checked_score(reward, media, prompts, self.failures, self.guard)
         broken = broken.cpu()
         if bool(broken.any()):
             diagnostics = tuple(
@@ -206,9 +219,13 @@ def merged(own: ScoredSamples | None, processes: Processes, samples: Sequence[Se
 
 
 def checked_score(
-    reward: Reward, media: Tensor, prompts: Sequence[Prompt], failures: list[str] | None = None
+    reward: Reward,
+    media: Tensor,
+    prompts: Sequence[Prompt],
+    failures: list[str] | None = None,
+    guard: Guard | None = None,
 ) -> Scores:
-    """Ask a reward and check what it says; never raises.
+    """Ask a reward and check what it says; never raises. What it leaves changed in the process is put back.
 
     Returns values float32 [B] and missing bool [B] on the CPU, one mapping of diagnostics per sample. All samples are
     missing where the reward raised or answered in another shape; those whose value is no number or lies outside the
@@ -218,12 +235,16 @@ def checked_score(
     count = len(prompts)
     failures = [] if failures is None else failures
     try:
-        with torch.no_grad():
+        with _guarded(reward, guard), torch.no_grad():
             return _in_range(reward, _shaped(reward.model.score(media, prompts), count), failures)
     except (Exception, SystemExit) as error:  # some libraries exit where others raise
         _remember(failures, reward.label, f"{type(error).__name__}: {error}", count, error)
         reason = str(error) or type(error).__name__
         return Scores(torch.zeros(count), torch.ones(count, dtype=torch.bool), ({"reason": reason},) * count)
+
+
+def _guarded(reward: Reward, guard: Guard | None) -> AbstractContextManager[None]:
+    return nullcontext() if guard is None or reward.model.elsewhere else guard.around(reward.name)
 
 
 def missing_beyond(

@@ -15,6 +15,7 @@ from torch import Tensor
 from dgpo_core.kinds import Kind, one_of, plural
 from dgpo_core.media import MediaError, Medium
 from dgpo_core.scoring import Reward, checked_score
+from dgpo_core.surroundings import Guard
 from dgpo_core.types import Prompt
 
 __all__ = ["Result", "Sample", "score_samples"]
@@ -87,6 +88,7 @@ class _Scoring:
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = field(default_factory=dict)
     held: int = 0
     failures: list[str] = field(default_factory=list)
+    guard: Guard = field(default_factory=Guard)
 
     def add(self, index: int, media: Tensor, batch: int) -> None:
         kind: Kind = "image" if media.dim() == 3 else "video"
@@ -114,7 +116,7 @@ class _Scoring:
         self.held -= sum(one.numel() for _, one in members)
         prompts = [self.samples[index].prompt for index, _ in members]
         media = torch.stack([one for _, one in members]).to(self.device)
-        scores = checked_score(self.reward, media, prompts, self.failures)
+        scores = checked_score(self.reward, media, prompts, self.failures, self.guard)
         for (index, one), value, missing, diagnostics in zip(
             members, scores.values.tolist(), scores.missing.tolist(), scores.diagnostics, strict=True
         ):

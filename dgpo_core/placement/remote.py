@@ -73,6 +73,8 @@ def check_scores(scores: Scores, count: int) -> Scores:
 class RemoteReward(RewardModel):
     """A reward that runs elsewhere and has told what it is like."""
 
+    elsewhere = True
+
     def _adopt(self, description: RewardDescription, concurrency: int) -> None:
         """Take on its range, what media it takes, and how evaluation splits its scores."""
         low, high = description.range

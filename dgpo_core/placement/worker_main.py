@@ -89,11 +89,14 @@ class Host:
         from dgpo_core.placement.describe import describe
         from dgpo_core.placement.messages import pack
         from dgpo_core.registry import get_registry
+        from dgpo_core.surroundings import Guard
         from dgpo_schemas.base import UseBlock
 
+        self.guard = Guard()  # as in the run's own process: the scores are the same bits
         block = UseBlock(use=start["use"], options=start["options"])
         registry = get_registry()
-        reward: RewardModel = registry.create("reward", block, device=_device(start["device"]))
+        with self.guard.around("the reward, when it was made,"):
+            reward: RewardModel = registry.create("reward", block, device=_device(start["device"]))
         self.reward = reward
         return pack(describe(block.use, reward).model_dump(mode="json"))
 
@@ -109,7 +112,8 @@ class Host:
         assert self.reward is not None
         match blob.header.get("ask"):
             case "check":
-                self.reward.check_prompts(prompts_of(CheckRequest(prompts=blob.header["prompts"]).prompts))
+                with self.guard.around("the reward, when it checked the prompts,"):
+                    self.reward.check_prompts(prompts_of(CheckRequest(prompts=blob.header["prompts"]).prompts))
                 return pack({"protocol": PROTOCOL})
             case "examples":
                 return example_blob(self.reward.examples())
@@ -119,7 +123,7 @@ class Host:
                 return pack({"protocol": PROTOCOL})
         request = read_score_request(blob)
         media = request.media.to(self.reward.device)
-        with torch.no_grad():
+        with self.guard.around("the reward"), torch.no_grad():
             return score_answer(check_scores(self.reward.score(media, request.prompts), len(request.prompts)))
 
 

@@ -18,6 +18,7 @@ from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import DgpoError
 from dgpo_core.placement.remote import RemoteReward, RewardRaised, check_scores, in_halves
 from dgpo_core.serving.counters import Counters
+from dgpo_core.surroundings import Guard
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.serve import BatchingSection
 
@@ -54,6 +55,7 @@ class Batcher:
         self.reward: RewardModel | None = None
         self.failure: BaseException | None = None
         self._load = load
+        self._guard = Guard()  # as in a run: the scores are the same bits
         self._section = section
         self._counters = counters
         self._jobs: deque[Job] = deque()
@@ -98,6 +100,7 @@ class Batcher:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, until - time.monotonic()))
+        self._guard.close()
         if self.reward is not None:
             self.reward.close()
 
@@ -105,7 +108,8 @@ class Batcher:
 
     def _first(self) -> None:
         try:
-            reward = self._load()
+            with self._guard.around("the reward, when it was made,"):
+                reward = self._load()
         except BaseException as error:
             self.failure = error
             return
@@ -176,7 +180,8 @@ class Batcher:
     def _results(self, jobs: list[Job]) -> list[Any]:
         assert self.reward is not None
         if jobs[0].call is not None:
-            return [jobs[0].call(self.reward)]
+            with self._guard.around("the reward"):
+                return [jobs[0].call(self.reward)]
         media = [job.media for job in jobs if job.media is not None]
         prompts = [prompt for job in jobs for prompt in job.prompts]
         started = time.perf_counter()
@@ -191,7 +196,7 @@ class Batcher:
     def _score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         reward = self.reward
         assert reward is not None
-        with torch.no_grad():
+        with self._guard.around("the reward"), torch.no_grad():
             # A worker's media travel from the CPU.
             return reward.score(media if isinstance(reward, RemoteReward) else media.to(reward.device), prompts)
 

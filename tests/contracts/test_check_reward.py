@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -65,7 +66,14 @@ def rewards() -> list[tuple[str, Check]]:
     def pythons(values: Tensor) -> Tensor:
         return values * (0.5 + 0 * random.random())
 
+    def does(deed: Callable[[], Any]) -> RewardModel:
+        return of_values(lambda v: v + 0 * bool(deed()))
+
     expected = [
+        (does(lambda: os.chdir("/")), "leaves the working directory alone"),
+        (does(lambda: torch.set_default_device("meta")), "leaves torch's default device alone"),
+        (does(lambda: torch.set_num_threads(torch.get_num_threads() + 1)), "leaves torch's threads alone"),
+        (does(lambda: torch.use_deterministic_algorithms(True)), "leaves torch's deterministic algorithms alone"),
         (of_values(lambda v: v[:, None]), r"one value a sample: \[4\], not \[4, 1\]"),
         (of_values(lambda v: v.double()), r"values are float32, not torch\.float64"),
         (of_values(lambda v: v + 1), r"values lie in the declared range \(0\.0, 1\.0\)"),

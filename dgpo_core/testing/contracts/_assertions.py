@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["close", "equal", "global_state_left_alone", "normal", "that"]
+from dgpo_core.surroundings import changes, process_state, put_back, thread_state
+
+__all__ = ["close", "equal", "global_state_left_alone", "normal", "process_left_alone", "that"]
 
 
 def that(condition: object, promise: str) -> None:
@@ -44,6 +46,21 @@ def global_state_left_alone(what: str) -> Iterator[None]:
     yield
     for name, one, other in zip(("torch", "numpy", "random"), before, states(), strict=True):
         that(one == other, f"{what} leaves the global random state of {name} alone")
+
+
+@contextlib.contextmanager
+def process_left_alone() -> Iterator[None]:
+    """What a part shares with the run stays as it was: a changed working directory moves the run's files, a changed
+    default of torch its last bits. What is changed is put back, so that other checks are not about it."""
+    before = process_state() | thread_state()
+    found: list[str] = []
+    try:
+        yield
+    finally:
+        found = changes(before, process_state() | thread_state())
+        put_back(before, found)
+    for name in found:
+        that(False, f"whatever is asked of it leaves {name} alone")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from dgpo_core.testing.contracts._assertions import process_left_alone
+
 __all__ = ["Check", "checks_of", "run_all"]
 
 Subject = TypeVar("Subject")
@@ -26,7 +28,10 @@ class Check:
 
 
 def checks_of(subject: Callable[[], Subject], *functions: Callable[[Subject], None]) -> Iterator[Check]:
-    """One check a function, called after it: `empty_batch` makes `empty-batch`. The first one only builds."""
+    """One check a function, called after it: `empty_batch` makes `empty-batch`. The first one only builds.
+
+    Each of them also sees that the process is left as it was, and puts back what is not, so that the next one sees it.
+    """
     yield Check("builds", partial(_build, subject))
     for function in functions:
         yield Check(function.__name__.replace("_", "-"), partial(_apply, function, subject))
@@ -42,8 +47,10 @@ def run_all(checks: Iterable[Check]) -> None:
 
 
 def _build(subject: Callable[[], Subject]) -> None:
-    subject()
+    with process_left_alone():
+        subject()
 
 
 def _apply(function: Callable[[Subject], None], subject: Callable[[], Subject]) -> None:
-    function(subject())
+    with process_left_alone():
+        function(subject())
