@@ -95,7 +95,7 @@ def test_change_norm_is_the_distance_from_the_start(train: str) -> None:
     assert policy.change_norm() == pytest.approx(0.1 * count**0.5)
     policy.update_averages(1)
     resumed = make(train)
-    resumed.load_state(policy.state())
+    resumed.load_state(policy.state(), updates=1)
     assert resumed.change_norm() == policy.change_norm()
     perturb(policy, -0.1)
     assert policy.change_norm() == pytest.approx(0.0, abs=1e-9)
