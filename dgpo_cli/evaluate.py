@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dgpo_cli.options import AcceptBase
+
 __all__ = ["evaluate"]
 
 
@@ -30,7 +32,11 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Also write every sample's score and diagnostics (.json).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print records instead of a table.")] = False,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a setting of a run file.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting of a run file; of a run directory where its base model is."),
+    ] = None,
+    accept: AcceptBase = None,
 ) -> None:
     """Score a run or a base model on prompts.
 
@@ -52,7 +58,7 @@ def evaluate(
 
     if output is not None:
         check_file(output)
-    opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or ())
+    opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
     engine = opened.engine
     from dgpo_core.draws import Draws
     from dgpo_core.evaluation import Finer

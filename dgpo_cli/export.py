@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgpo_cli.options import AcceptBase
+
 if TYPE_CHECKING:
     from dgpo_cli.target import Target
 
@@ -22,6 +24,10 @@ def export(
         str | None, typer.Option(help="diffusers (the default), peft, kohya or comfyui, as the backbone has them.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Where the base model is now: --set backbone.checkpoint=PATH.")
+    ] = None,
+    accept: AcceptBase = None,
 ) -> None:
     """Write a run's adapter for use without dgpo, its scale (alpha / rank) in the weights.
 
@@ -48,7 +54,7 @@ def export(
     check_directory(output, force=force, target=run)
     if format is not None and (run / "config.yaml").is_file():
         _check_format(run, format)
-    opened = open_target(run, view=view, checkpoint=checkpoint)
+    opened = open_target(run, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
     from dgpo_core.files import new_directory
 
     with new_directory(output) as aside:
@@ -89,5 +95,6 @@ def _origin(opened: Target) -> dict[str, Any]:
         "base": backbone.checkpoint,
         "revision": backbone.revision,
         "view": opened.view,
+        "base_files": opened.base_files(),
         "iteration": opened.iteration,
     }

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from dgpo_cli.log import OneLine
+from dgpo_cli.paths import with_home
 from dgpo_core.openmp import spin_briefly
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -52,7 +53,7 @@ class Commands(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name].partition(":")
-        target = getattr(importlib.import_module(module), attribute)
+        target = with_home(getattr(importlib.import_module(module), attribute))
         if not isinstance(target, typer.Typer):
             single = typer.Typer(rich_markup_mode=None, add_completion=False)
             single.command(cmd_name)(target)

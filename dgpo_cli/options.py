@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-__all__ = ["Preset"]
+__all__ = ["Accept", "AcceptBase", "Preset"]
 
 Preset = Annotated[
     str | None,
@@ -15,4 +16,31 @@ Preset = Annotated[
         "80gb for the memory of a card), or a YAML file.",
         metavar="NAME",
     ),
+]
+
+
+class Acceptable(StrEnum):
+    """What a resume may take as it is."""
+
+    BASE = "base"
+    LOGS = "logs"
+
+
+class AcceptableBase(StrEnum):
+    """What reading a run's weights may take as it is."""
+
+    BASE = "base"
+
+
+Accept = Annotated[
+    list[Acceptable] | None,
+    typer.Option(
+        "--accept",
+        help="Resume although something is not as it was: base (other base weights than the run began with), logs "
+        "(damaged ones).",
+    ),
+]
+AcceptBase = Annotated[
+    list[AcceptableBase] | None,
+    typer.Option("--accept", help="base: go on with other base weights than those that the run began with."),
 ]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dgpo_cli.options import AcceptBase
+
 __all__ = ["sample"]
 
 
@@ -34,7 +36,11 @@ def sample(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a setting of a run file.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting of a run file; of a run directory where its base model is."),
+    ] = None,
+    accept: AcceptBase = None,
 ) -> None:
     """Draw pictures or videos from a run or from a base model.
 
@@ -54,7 +60,7 @@ def sample(
     if prompts and file:
         raise UserError("give --prompt or --prompts, not both")
     check_directory(output, force=force, target=target)
-    opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or ())
+    opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
     engine = opened.engine
     from dgpo_core import clips
     from dgpo_core.draws import Draws

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from dgpo_core.errors import UserError
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Target", "open_target"]
 
 VIEWS = ("base", "policy", "old", "slow")
+PLACE_OF_BASE = ("backbone.checkpoint", "backbone.revision")
+"""What may be another for a run directory: it may have been moved, and digests tell whether it is the same model."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,35 @@ class Target:
     iteration: int
     label: str
 
+    def base_files(self) -> dict[str, Any] | None:
+        """Digests of the files that the base model was read from, by path; None if they are not known."""
+        base = self.engine.base
+        return None if base is None else base.model_dump(mode="json")["files"]
 
-def open_target(path: Path, *, view: str | None, checkpoint: str, overrides: Sequence[str] = ()) -> Target:
+
+def _to_stderr(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def open_target(
+    path: Path,
+    *,
+    view: str | None,
+    checkpoint: str,
+    overrides: Sequence[str] = (),
+    accept: Collection[str] = (),
+    tell: Callable[[str], None] = _to_stderr,
+) -> Target:
     """Open a run directory (its slow EMA unless another view is named) or a run file (its base).
 
-    `checkpoint` is "newest", "best" or an iteration. Raises UserError naming what there is to choose from.
+    `checkpoint` is "newest", "best" or an iteration. Raises UserError naming what there is to choose from, for a run
+    directory whose files are not as they were written, and for base weights that are not those that the run began with,
+    unless "base" is accepted.
     """
     if view is not None and view not in VIEWS:
         raise UserError(f"--view {view}: choose one of {', '.join(VIEWS)}")
-    if path.is_dir() and overrides:
+    elsewhere = all(override.partition("=")[0].strip() in PLACE_OF_BASE for override in overrides)
+    if path.is_dir() and not elsewhere:
         raise UserError("--set belongs to a run file; a run directory keeps the configuration it was trained with")
     if not path.exists():
         raise UserError(f"{path}: there is no such run directory or run file")
@@ -45,19 +69,25 @@ def open_target(path: Path, *, view: str | None, checkpoint: str, overrides: Seq
     from dgpo_core.registry import get_registry
 
     registry = get_registry()
-    config = load_run_config(path / "config.yaml", registry=registry) if (path / "config.yaml").is_file() else None
-    if config is None:
-        if path.is_dir():
-            raise UserError(f"{path}: not a run directory (it has no config.yaml)")
+    if not path.is_dir():
+        from dgpo_core.engine import Engine
+
         config = load_run_config(path, overrides, registry=registry)
+        return Target(Engine(config, registry), "base", 0, f"base model of {path}")
+    from dgpo_core.description import CONFIG, read_config
+
+    config = read_config(path, registry)
+    if overrides:
+        config = load_run_config(path / CONFIG, overrides, registry=registry)
+    from dgpo_core.checkpoint import Checkpoints
+    from dgpo_core.description import check_base
     from dgpo_core.engine import Engine
 
-    engine = Engine(config, registry)
-    if not path.is_dir():
-        return Target(engine, "base", 0, f"base model of {path}")
-    from dgpo_core.checkpoint import Checkpoints
-
     found = Checkpoints(path / "checkpoints").find(checkpoint)
+    engine = Engine(config, registry)
+    note = check_base(path, engine.base, accept="base" in accept)
+    if note is not None:
+        tell(f"note: {note}")
     engine.load_weights(found)
     wanted: View = view or "slow"  # type: ignore[assignment]
     if wanted == "base":

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dgpo_cli.options import Preset
+from dgpo_cli.options import Accept, Preset
 
 __all__ = ["train"]
 
@@ -21,6 +21,7 @@ def train(
         typer.Option("--set", help="Change a setting: --set optimiser.learning_rate=1e-4.", metavar="KEY=VALUE"),
     ] = None,
     preset: Preset = None,
+    accept: Accept = None,
     max_iterations: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many iterations (they can be resumed).")
     ] = None,
@@ -58,8 +59,12 @@ def train(
     Any number of processes computes the same up to rounding, and a run can be resumed with another number of them.
     """
     from dgpo_core.config import load_run_config
+    from dgpo_core.errors import UserError
     from dgpo_core.registry import get_registry
 
+    if accept and not resume:
+        raise UserError("--accept: belongs to --resume; a new run begins with what there is")
+    overrides = [*_place_of(file), *(overrides or [])] if resume else overrides
     registry = get_registry()
     config = load_run_config(file, overrides or [], registry, preset=preset)
 
@@ -68,6 +73,7 @@ def train(
 
         check(layout := Layout(processes, machines, machine_rank, address))
         command = ["train", str(file), *(["--resume"] if resume else []), *(["--quiet"] if quiet else [])]
+        command += [word for one in accept or [] for word in ("--accept", one.value)]
         command += [] if preset is None else ["--preset", preset]
         command += [word for override in overrides or [] for word in ("--set", override)]
         command += [] if max_iterations is None else ["--max-iterations", str(max_iterations)]
@@ -89,10 +95,22 @@ def train(
     stop = StopRequest()
     with stop.on_signals(progress.note):
         trainer = Trainer(config, registry, progress=progress, stop=stop)
-        outcome = trainer.train(resume=resume, max_iterations=max_iterations)
+        outcome = trainer.train(
+            resume=resume, max_iterations=max_iterations, accept=[one.value for one in accept or []]
+        )
     if outcome == "finished":
         if trainer.ended_by is None:
             progress.note(f"{config.run.iterations - trainer.iteration} iterations are left; continue with --resume")
         elif trainer.ended_by != "iterations":
             progress.note(f"stop.{trainer.ended_by} is reached after {trainer.iteration} iterations")
         progress.note(f"look at it: dgpo report {run_path(config)}")
+
+
+def _place_of(file: Path) -> list[str]:
+    """Settings for a run that goes on from its own config.yaml: it is where that file is, though it was moved since."""
+    directory = file.absolute().parent
+    if file.name != "config.yaml" or not (directory / "checkpoints").is_dir():
+        return []
+    import json
+
+    return [f"run.output={json.dumps(str(directory.parent))}", f"run.name={json.dumps(directory.name)}"]

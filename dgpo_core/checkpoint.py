@@ -1,16 +1,17 @@
 """Checkpoints: atomic, versioned, safetensors and JSON only, every file with its digest.
 
-A checkpoint is a directory `checkpoints/000010` with `manifest.json`, `weights.safetensors` (policy, old, slow) and
-`optimiser.safetensors`. Loading verifies every digest; a damaged checkpoint is named and the one before is used.
+A checkpoint is a directory `checkpoints/000010` with `manifest.json`, `clock.json`, `weights.safetensors` (policy, old,
+slow) and `optimiser.safetensors`. The manifest has the digests of the tensors, of the logs as they were, and its own;
+the clock, which is another one each time, is sealed by itself. Loading verifies all of them and that the directory is
+called after its iteration; a damaged checkpoint is named and the one before is used.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,22 +22,42 @@ from torch import Tensor
 
 from dgpo_core import __version__
 from dgpo_core.errors import UserError
-from dgpo_core.files import new_directory, remove_directory
-from dgpo_schemas.manifest import FORMAT_VERSION, CheckpointManifest, FileEntry, read_manifest
+from dgpo_core.files import file_entry, new_directory, remove_directory
+from dgpo_schemas.manifest import (
+    FORMAT_VERSION,
+    CheckpointClock,
+    CheckpointManifest,
+    DamagedError,
+    FileEntry,
+    read_clock,
+    read_manifest,
+    sealed_json,
+)
 
-__all__ = ["Checkpoint", "Checkpoints"]
+__all__ = ["Checkpoint", "Checkpoints", "Clock", "whole_manifests"]
 
 log = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+CLOCK = "clock.json"
 WEIGHTS = "weights.safetensors"
 OPTIMISER = "optimiser.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
+class Clock:
+    """Seconds trained, without evaluations and saving, and timings.jsonl as it is when a checkpoint is saved."""
+
+    trained_seconds: float
+    timings: FileEntry
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded checkpoint; tensors are on the CPU."""
+    """A loaded checkpoint; tensors are on the CPU. clock: None in format version 1."""
 
     path: Path
     manifest: CheckpointManifest
+    clock: CheckpointClock | None
     weights: dict[str, Tensor]
     optimiser: dict[str, Tensor]
 
@@ -66,8 +87,13 @@ class Checkpoints:
         timesteps: Mapping[str, Any],
         best: tuple[int, float] | None,
         counters: Mapping[str, int],
+        logs: Mapping[str, FileEntry],
+        clock: Clock,
     ) -> Path:
-        """Write a checkpoint, then drop old ones, except the newest `keep` and the best."""
+        """Write a checkpoint, then drop old ones, except the newest `keep` and the best.
+
+        logs: metrics.jsonl and evaluations.jsonl as they are now.
+        """
         path = self.directory / f"{iteration:06d}"
         with new_directory(path) as aside:
             for name, tensors in ((WEIGHTS, weights), (OPTIMISER, optimiser)):
@@ -78,13 +104,20 @@ class Checkpoints:
                 iteration=iteration,
                 updates=updates,
                 dgpo_version=__version__,
-                files={name: _entry(aside / name) for name in (WEIGHTS, OPTIMISER)},
+                files={name: file_entry(aside / name) for name in (WEIGHTS, OPTIMISER)},
                 timesteps=dict(timesteps),
                 best_iteration=best[0] if best else None,
                 best_score=best[1] if best else None,
                 counters=dict(counters),
+                logs=dict(logs),
             )
-            (aside / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            time = {"iteration": iteration, "trained_seconds": clock.trained_seconds}
+            texts = {
+                MANIFEST: json.loads(manifest.model_dump_json(exclude={"sha256"})),
+                CLOCK: time | {"timings": clock.timings.model_dump()},
+            }
+            for name, data in texts.items():
+                (aside / name).write_text(sealed_json(data), encoding="utf-8")
         self._prune(best[0] if best else None)
         return path
 
@@ -135,36 +168,61 @@ class Checkpoints:
         raise UserError("no checkpoint is whole: " + "; ".join(reasons))
 
 
+def whole_manifests(directory: Path) -> Iterator[tuple[CheckpointManifest, CheckpointClock | None]]:
+    """What the checkpoints say, the newest first; damaged ones are passed over. Tensors are not read."""
+    for path in reversed(Checkpoints(directory).paths()):
+        try:
+            yield load_manifest(path)
+        except UserError:
+            continue
+
+
 class _DamagedError(UserError):
     """A checkpoint whose files do not match its manifest."""
 
 
 def load(path: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises UserError naming the file that is missing, damaged or too new."""
-    manifest_path = path / "manifest.json"
-    try:
-        text = manifest_path.read_text(encoding="utf-8")
-        json.loads(text)
-    except (OSError, ValueError) as error:
-        raise _DamagedError(f"{manifest_path}: {error}") from error
-    try:
-        manifest = read_manifest(text, str(manifest_path))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    manifest, clock = load_manifest(path)
     tensors = {}
     for name in (WEIGHTS, OPTIMISER):
         file = path / name
         if name not in manifest.files:
-            raise _DamagedError(f"{manifest_path}: does not list {name}")
+            raise _DamagedError(f"{path / MANIFEST}: does not list {name}")
         if not file.is_file():
             raise _DamagedError(f"{file}: missing")
         try:
-            if _entry(file) != manifest.files[name]:
+            if file_entry(file) != manifest.files[name]:
                 raise _DamagedError(f"{file}: its content differs from what was saved (SHA-256)")
             tensors[name] = safetensors.torch.load_file(file)
         except (SafetensorError, OSError) as error:
             raise _DamagedError(f"{file}: {error}") from error
-    return Checkpoint(path, manifest, tensors[WEIGHTS], tensors[OPTIMISER])
+    return Checkpoint(path, manifest, clock, tensors[WEIGHTS], tensors[OPTIMISER])
+
+
+def load_manifest(path: Path) -> tuple[CheckpointManifest, CheckpointClock | None]:
+    """What a checkpoint says besides tensors, verified; no clock in format version 1. Raises UserError like `load`."""
+    file = path / MANIFEST
+    try:
+        manifest = read_manifest(file.read_text(encoding="utf-8"), str(file))
+        clock = None
+        if manifest.format_version >= FORMAT_VERSION:
+            file = path / CLOCK
+            clock = read_clock(file.read_text(encoding="utf-8"), str(file))
+    except DamagedError as error:
+        raise _DamagedError(str(error)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise _DamagedError(f"{file}: {error}") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if path.name.isdecimal() and int(path.name) != manifest.iteration:
+        raise _DamagedError(
+            f"{path}: holds the state after iteration {manifest.iteration}, not {int(path.name)}: it was renamed; its "
+            f"name is {manifest.iteration:06d}"
+        )
+    if clock is not None and clock.iteration != manifest.iteration:
+        raise _DamagedError(f"{path / CLOCK}: of iteration {clock.iteration}, the manifest is of {manifest.iteration}")
+    return manifest, clock
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -172,9 +230,3 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         safetensors.torch.save_file(tensors, path)
     except SafetensorError as error:  # a full disk comes as this
         raise OSError(str(error)) from error
-
-
-def _entry(path: Path) -> FileEntry:
-    with path.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    return FileEntry(sha256=digest, bytes=path.stat().st_size)

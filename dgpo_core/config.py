@@ -1,8 +1,9 @@
 """From a run file to a `RunConfig`, and from a reward file to a `ServeConfig`, whose plugins exist and accept their
 options.
 
-Paths in a run file (`prompts.train.file`, `backbone.checkpoint`, `run.output`) are relative to the working directory,
-like paths on a command line, not to the run file.
+Paths in a run file (`prompts.train.file`, `backbone.checkpoint`, `run.output`, and those in plugins' options) are
+relative to the working directory, like paths on a command line, not to the run file; `~` is the home directory. A run's
+own config.yaml has them absolute.
 """
 
 from __future__ import annotations
@@ -27,11 +28,20 @@ from dgpo_schemas.serve import ServeConfig
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry
 
-__all__ = ["ConfigError", "differing_keys", "load_run_config", "load_serve_config", "reward_block_of", "run_config_of"]
+__all__ = [
+    "PLACES",
+    "ConfigError",
+    "blocks_at",
+    "differing_keys",
+    "load_run_config",
+    "load_serve_config",
+    "reward_block_of",
+    "run_config_of",
+]
 
 M = TypeVar("M", bound=BaseModel)
 
-_PLACES: dict[KeyPath, str] = {
+PLACES: dict[KeyPath, str] = {
     ("backbone",): "backbone",
     ("prompts", "train"): "prompts",
     ("prompts", "heldout"): "prompts",
@@ -56,6 +66,7 @@ MAY_DIFFER = (
     "run.process_timeout",
     "run.shard",
     "run.output",
+    "run.name",
     "run.iterations",
     "rollout.micro_batch",
     "optimiser.micro_batch",
@@ -70,9 +81,9 @@ MAY_DIFFER = (
     "checkpoints.keep",
     "logging",
 )
-"""Settings that a resumed run may change: where it lies, how long it lasts (unless the learning rate follows a
-schedule), what stops it, how it fits into memory, what it keeps and says. None changes what is computed, but for the
-rounding of sums that a micro-batch splits otherwise."""
+"""Settings that a resumed run may change: where it lies and what it is called, how long it lasts (unless the learning
+rate follows a schedule), what stops it, how it fits into memory, what it keeps and says. None changes what is computed,
+but for the rounding of sums that a micro-batch splits otherwise."""
 
 _PLACEMENT = re.compile(r"(rewards|evaluation\.rewards|evaluation\.guards\.rewards)\.\d+\.(worker|service)(\..*)?\Z")
 """Where a reward runs may change as well: its scores are the same everywhere."""
@@ -96,7 +107,7 @@ def load_run_config(
 
 def run_config_of(document: Document, registry: Registry | None = None) -> RunConfig:
     """A run file that was read already, checked like `load_run_config`."""
-    return _resolve(RunConfig, _PLACES, document, registry)
+    return _resolve(RunConfig, PLACES, document, registry)
 
 
 def load_serve_config(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> ServeConfig:
@@ -119,7 +130,7 @@ def _resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, 
     resolved = deepcopy(document.data)
     if registry is not None:
         for place, kind in places.items():
-            for where, block in _blocks(document.data, place):
+            for where, block in blocks_at(document.data, place):
                 options = _check_block(registry, kind, where, block, mistakes)
                 if options is not None:
                     _put(resolved, where, options)
@@ -128,7 +139,7 @@ def _resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, 
     return config if registry is None else model.model_validate(resolved)
 
 
-def _blocks(data: Mapping[str, Any], place: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+def blocks_at(data: Mapping[str, Any], place: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
     """(path, value) of the block at a place, or of each block in the list there."""
     here: Any = data
     for part in place:

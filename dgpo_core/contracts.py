@@ -112,6 +112,15 @@ class Backbone(ABC):
         """The same in one of `formats`, which are those of adapters: with `train: full` only the first is asked for."""
         raise NotImplementedError(f"{type(self).__name__} declares formats but has no `save_adapter_as`")
 
+    def base_directory(self) -> FilePath | None:
+        """Where the base weights were read from. Runs keep digests of what lies there, and notice another base when
+        they go on. By default `backbone.checkpoint`, if that is a directory; None: nothing is known, nothing is
+        compared."""
+        from pathlib import Path
+
+        place = Path(self.section.checkpoint)
+        return place if place.is_dir() else None
+
     @classmethod
     def sketch(cls, section: BackboneSection, options: Any) -> Backbone:
         """The same model on torch's meta device, known from configuration files or by its name: shapes, types and

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from dgpo_core import clips
+from dgpo_core.bases import base_record
 from dgpo_core.checkpoint import Checkpoint
 from dgpo_core.contracts import (
     AdvantageWeighting,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from dgpo_core.policy import View
     from dgpo_core.registry import Registry
+    from dgpo_schemas.origin import BaseRecord
     from dgpo_schemas.run import PromptsBlock, RewardBlock, RunConfig
 
 __all__ = ["Engine"]
@@ -76,6 +78,12 @@ class Engine:
         made = self._create("backbone", block, device=torch.device("cpu"))
         shard(made, runtime.device, runtime.processes)
         return made
+
+    @cached_property
+    def base(self) -> BaseRecord | None:
+        """What the base weights were read from; None if the backbone does not say."""
+        directory = self.backbone.base_directory()
+        return None if directory is None else base_record(directory)
 
     @cached_property
     def policy(self) -> Policy:

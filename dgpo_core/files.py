@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -13,9 +14,11 @@ from types import MappingProxyType
 from typing import Any
 
 from dgpo_core.errors import UserError
+from dgpo_schemas.manifest import FileEntry
 
 __all__ = [
     "append_json",
+    "file_entry",
     "fsync_directory",
     "keep_json_lines",
     "new_directory",
@@ -23,6 +26,7 @@ __all__ = [
     "recover",
     "remove_directory",
     "why_not_writable",
+    "write_bytes",
     "write_text",
 ]
 
@@ -114,12 +118,37 @@ def recover(directory: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def file_entry(path: Path, size: int | None = None) -> FileEntry:
+    """Digest and length of a file, or of its first `size` bytes; of nothing if it is not there. Raises OSError."""
+    sha, left, read = hashlib.sha256(), size, 0
+    try:
+        handle = path.open("rb")
+    except FileNotFoundError:
+        return FileEntry(sha256=sha.hexdigest(), bytes=0)
+    with handle:
+        if size is None:
+            sha = hashlib.file_digest(handle, "sha256")
+            read = handle.tell()
+        while left:
+            block = handle.read(min(left, 1 << 20))
+            if not block:
+                break
+            sha.update(block)
+            left, read = left - len(block), read + len(block)
+    return FileEntry(sha256=sha.hexdigest(), bytes=read)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole: aside, flushed to disk, renamed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same with bytes."""
     aside = path.with_name(f".{path.name}.writing")
     try:
-        with aside.open("w", encoding="utf-8") as handle:
-            handle.write(text)
+        with aside.open("wb") as handle:
+            handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
         aside.replace(path)

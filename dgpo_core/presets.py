@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgpo_core.errors import UserError
 from dgpo_schemas.loading import Document, Position, apply_settings, load_yaml
+from dgpo_schemas.places import expand_home
 from dgpo_schemas.problems import KeyPath, dotted, nearest
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ def with_preset(document: Document, preset: str, registry: Registry) -> Document
 
 def _file(document: Document, preset: str, registry: Registry) -> Path:
     if Path(preset).suffix in (".yaml", ".yml"):
-        return Path(preset)
+        try:
+            return Path(expand_home(preset))
+        except ValueError as error:
+            raise UserError(f"--preset: {error}") from None
     section = document.data.get("backbone")
     backbone = section.get("use") if isinstance(section, dict) else section
     known = presets_of(backbone, registry) if isinstance(backbone, str) else {}

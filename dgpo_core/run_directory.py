@@ -1,7 +1,7 @@
 """A run's directory: who uses it, what it contains, what explains it.
 
-runs/NAME/config.yaml        the resolved configuration
-          run.json           versions of every plugin and library, git state, digests of the prompts
+runs/NAME/config.yaml        the resolved configuration, its paths absolute
+          run.json           versions of every plugin and library, git state, digests of prompts and base weights
           metrics.jsonl      one line an iteration: what was computed, identical after a resume
           timings.jsonl      one line an iteration: what it cost
           evaluations.jsonl  one line an evaluation and reward
@@ -15,38 +15,49 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dgpo_core.checkpoint import Checkpoints
-from dgpo_core.config import differing_keys, load_run_config
+from dgpo_core import logs
+from dgpo_core.checkpoint import Checkpoints, whole_manifests
+from dgpo_core.config import differing_keys
+from dgpo_core.description import (
+    CONFIG,
+    check_base,
+    check_prompts,
+    other_plugins,
+    read_config,
+    read_record,
+    write_record,
+)
 from dgpo_core.errors import UserError
-from dgpo_core.files import append_json, keep_json_lines, read_json_lines, recover, why_not_writable, write_text
-from dgpo_schemas.loading import dump_yaml
+from dgpo_core.files import append_json, read_json_lines, recover, why_not_writable, write_text
+from dgpo_core.locations import located
+from dgpo_core.logs import LOGS
 from dgpo_schemas.problems import ConfigError
 from dgpo_schemas.run import RunConfig
 
 if TYPE_CHECKING:
+    from dgpo_core.checkpoint import Checkpoint, Clock
     from dgpo_core.registry import Registry
+    from dgpo_schemas.manifest import FileEntry
     from dgpo_schemas.metrics import OutcomeRecord, PromptScores
+    from dgpo_schemas.origin import BaseRecord
 
 __all__ = ["OUTCOME", "RunDirectory", "read_config"]
 
-LOGS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
-    "metrics.jsonl": {},
-    "timings.jsonl": {"seconds": (int, float)},
-    "evaluations.jsonl": {"reward": (str,), "value": (int, float)},
-}
-"""The logs, and what a run that goes on must find in their records, besides the iteration."""
 OUTCOME = "outcome.json"
-LIBRARIES = ("dgpo", "torch", "diffusers", "transformers", "peft", "accelerate", "pydantic", "pluggy", "safetensors")
+MOVED = {
+    "backbone.checkpoint": "base",
+    "backbone.revision": "base",
+    "prompts.train.file": "prompts",
+    "prompts.heldout.file": "prompts",
+}
+"""Settings that say where something is, and what in run.json has the digest of it: if that is the same, so is the
+run."""
 
 
 class RunDirectory:
@@ -60,7 +71,7 @@ class RunDirectory:
     @property
     def config_path(self) -> Path:
         """The resolved configuration."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     def claim(self, config: RunConfig, *, resume: bool, make: bool, registry: Registry | None = None) -> None:
         """Lock the directory for a run; refuse to continue one by accident, or with another configuration.
@@ -88,12 +99,20 @@ class RunDirectory:
                 "another run.name, or move the directory"
             )
         if resume:
-            saved_as = (read_config(self.path), *_with_defaults(self.path, registry))
-            differing = min((differing_keys(one, config) for one in saved_as), key=len)
-            if differing:
-                raise UserError(
-                    f"{self.path}: cannot resume with another configuration; these differ:\n  " + "\n  ".join(differing)
-                )
+            self._check_same(config, registry)
+
+    def _check_same(self, config: RunConfig, registry: Registry | None) -> None:
+        """Raise UserError, naming what differs, unless this is the configuration that the run was started with."""
+        saved_as = (read_config(self.path), *_with_defaults(self.path, registry))
+        now = located(config, registry)
+        differing = min((differing_keys(located(one, registry), now) for one in saved_as), key=len)
+        if any(line.split(":")[0] in MOVED for line in differing):
+            record = read_record(self.path)
+            differing = [line for line in differing if not record.get(MOVED.get(line.split(":")[0], ""))]
+        if differing:
+            raise UserError(
+                f"{self.path}: cannot resume with another configuration; these differ:\n  " + "\n  ".join(differing)
+            )
 
     def check_writable(self) -> None:
         """Raise UserError if the directory cannot be made or written. Writes nothing."""
@@ -140,36 +159,23 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
-    def describe(self, config: RunConfig, registry: Registry, prompts: dict[str, Any]) -> None:
+    def describe(
+        self, config: RunConfig, registry: Registry, prompts: Mapping[str, Any], base: BaseRecord | None
+    ) -> None:
         """Write config.yaml and run.json: everything needed to understand and repeat the run."""
         (self.path / OUTCOME).unlink(missing_ok=True)  # what is about to go on has not ended
-        data = config.model_dump(mode="json")
-        write_text(self.config_path, dump_yaml(data))
-        versions = {name: _version(name) for name in LIBRARIES}
-        record = {
-            "command": sys.argv,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "versions": {name: version for name, version in versions.items() if version},
-            "plugins": registry.distributions(),
-            "git": _git_state(),
-            "prompts": prompts,
-        }
-        write_text(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+        write_record(self.path, config, registry, prompts, base)
 
-    def check_prompts(self, prompts: Mapping[str, Any]) -> None:
-        """Raise UserError if the run was started on other prompts than these (see `describe`)."""
-        try:
-            saved = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["prompts"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return  # it explains a run; a run can go on without it
-        for split, found in prompts.items():
-            before = saved.get(split, found)
-            if before != found:
-                raise UserError(
-                    f"{self.path}: cannot resume on other prompts: prompts.{split} gave {before['count']} when it "
-                    f"started and gives {found['count']} now, or their content differs (SHA-256 in run.json)"
-                )
+    def check_origin(
+        self, prompts: Mapping[str, Any], base: BaseRecord | None, registry: Registry, *, accept_base: bool
+    ) -> list[str]:
+        """What people should know about what the run goes on with. Raises UserError if that is other prompts than it
+        began with, or another base model, unless that is accepted."""
+        check_prompts(self.path, prompts)
+        note = check_base(self.path, base, accept=accept_base)
+        other = other_plugins(self.path, registry)
+        notes = [] if note is None else [note]
+        return notes + ([f"other plugins than when the run was started: {'; '.join(other)}"] if other else [])
 
     def append(self, log: str, *records: dict[str, Any]) -> None:
         """More lines of a log."""
@@ -191,6 +197,14 @@ class RunDirectory:
         """The records of a log that have what a run needs to go on; damaged ones are left out."""
         return [record for _, record in read_json_lines(self.path / log, LOGS[log])[0]]
 
+    def log_entries(self) -> dict[str, FileEntry]:
+        """The logs that are the same after a resume, as they are now."""
+        return logs.entries(self.path)
+
+    def clock(self, trained_seconds: float) -> Clock:
+        """The time now."""
+        return logs.clock(self.path, trained_seconds)
+
     def write_scores(self, scores: PromptScores) -> None:
         """Scores of an evaluation, prompt by prompt; those of the same iteration are replaced."""
         path = self.path / "scores" / f"{scores.iteration:06d}.json"
@@ -207,42 +221,27 @@ class RunDirectory:
 
     def rewind(self, iteration: int) -> None:
         """Drop what the logs say of later iterations: they will be computed again."""
-        for log, needed in LOGS.items():
-            keep_json_lines(self.path / log, iteration, needed)
+        logs.rewind(self.path, iteration, {})
+
+    def rewind_to(self, checkpoint: Checkpoint, *, accept_damage: bool = False) -> list[str]:
+        """Take the logs back to a checkpoint; notes for people. Raises UserError for logs that are not as they were
+        when it was saved, unless that is accepted."""
+        manifest = checkpoint.manifest
+        others = [one for one in whole_manifests(self.checkpoints.directory) if one[0].iteration < manifest.iteration]
+        found = logs.damages(self.path, [(manifest, checkpoint.clock), *others])
+        if found and not accept_damage:
+            raise UserError(
+                "\n".join(map(str, found)) + "\nput the log back from a copy, or go on with what can be read of it: "
+                "--resume --accept logs"
+            )
+        damaged = {damage.path.name for damage in found}
+        whole = logs.vouched(manifest, checkpoint.clock)
+        logs.rewind(self.path, manifest.iteration, {n: entry for n, entry in whole.items() if n not in damaged})
+        return [f"{damage}; accepted" for damage in found]
 
 
 def _with_defaults(path: Path, registry: Registry | None) -> list[RunConfig]:
     """The saved configuration as today's plugins understand it, if they do."""
     with contextlib.suppress(UserError, ConfigError):
-        return [] if registry is None else [load_run_config(path / "config.yaml", registry=registry)]
+        return [] if registry is None else [read_config(path, registry)]
     return []
-
-
-def read_config(path: Path) -> RunConfig:
-    """The resolved configuration of a run directory. Raises UserError if this is none."""
-    file = path / "config.yaml"
-    if not path.is_dir():
-        raise UserError(f"{path}: there is no such run directory")
-    if not file.is_file():
-        raise UserError(f"{path}: not a run directory (it has no config.yaml)")
-    return load_run_config(file)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Commit and cleanness of the working directory's repository, if it is one."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "clean": git("status", "--porcelain") == ""}
-    except (OSError, subprocess.SubprocessError):
-        return None

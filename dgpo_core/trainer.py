@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -17,6 +17,7 @@ from dgpo_core.evaluation import Finer, evaluate
 from dgpo_core.groups import informative, weigh
 from dgpo_core.guards import alarms
 from dgpo_core.hookspecs import RunInfo
+from dgpo_core.locations import without_places
 from dgpo_core.memory import TooLittleMemoryError, decoded
 from dgpo_core.metrics import evaluation_values, flat, metrics_record, prompt_scores, timing_record
 from dgpo_core.optimise import Optimiser, UpdateResult
@@ -39,9 +40,13 @@ if TYPE_CHECKING:
     from dgpo_core.registry import Registry
     from dgpo_core.scoring import ScoredSamples
     from dgpo_core.types import Prompt
+    from dgpo_schemas.origin import BaseRecord
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["Trainer", "run_path"]
+__all__ = ["Accepted", "Trainer", "run_path"]
+
+Accepted = Literal["base", "logs"]
+"""What a resume may take as it is."""
 
 
 def run_path(config: RunConfig) -> Path:
@@ -101,14 +106,18 @@ class Trainer:
 
     # -- the run ------------------------------------------------------------------------------------------------
 
-    def train(self, *, resume: bool = False, max_iterations: int | None = None) -> str:
+    def train(
+        self, *, resume: bool = False, max_iterations: int | None = None, accept: Collection[Accepted] = ()
+    ) -> str:
         """Train to the end or to `max_iterations` more; returns "finished" or "interrupted".
+
+        accept: what a resume takes as it is, though it is not what the run began with ("base") or logged ("logs").
 
         Raises UserError for what the user can mend and RunStopped when the run gave up with its state saved.
         """
         info = RunInfo(run_path(self.config), self.config)
         try:
-            self._prepare(resume)
+            self._prepare(resume, accept)
             outcome: Literal["finished", "interrupted", "failed"] = "failed"
             try:
                 self._notify("dgpo_run_started", run=info)
@@ -225,13 +234,15 @@ class Trainer:
         Also called when a run starts: it may have been stopped between an iteration and its evaluation.
         """
         done = self.iteration
+        due = self._evaluation_due()
         try:
-            improved = self._evaluation_due() and self._evaluate()
+            improved = due and self._evaluate()
         except UserError:  # a reward that fails here must not cost the iterations before it
             self._save_what_is_whole()
             raise
         every = done % self.config.checkpoints.every == 0 or self.ended_by is not None
-        if (every and self._saved != done) or (improved and self.config.checkpoints.best):
+        behind = self._saved == done and due  # saved before the evaluation, which then failed: its log vouches for none
+        if (every and self._saved != done) or (improved and self.config.checkpoints.best) or behind:
             self._save()
 
     def _evaluation_due(self) -> bool:
@@ -411,7 +422,7 @@ class Trainer:
 
     # -- start, resume, save ------------------------------------------------------------------------------------
 
-    def _prepare(self, resume: bool) -> None:
+    def _prepare(self, resume: bool, accept: Collection[Accepted]) -> None:
         """Build every part, check what can be checked before the first sample, and restore the saved state.
 
         A new run's directory is made last: a mistake in the run file leaves nothing behind.
@@ -425,30 +436,40 @@ class Trainer:
             split: {"count": len(found), "sha256": digest(found)}
             for split, found in (("train", engine.train_prompts), ("heldout", engine.heldout_prompts))
         }
-        self._agree(prompts)
+        base = engine.base
+        self._agree(prompts, base)
+        notes = []
         if resume:
-            self.directory.check_prompts(prompts)
-            self._restore(checkpoint)
+            notes = self.directory.check_origin(prompts, base, self.registry, accept_base="base" in accept) or []
+            self._restore(checkpoint, accept)
         else:
             self.directory.rewind(-1)
         self._timesteps = deepcopy(engine.timesteps.state_dict())
         self._updates = self.optimiser.updates
-        self.directory.describe(config, self.registry, prompts)
+        self.directory.describe(config, self.registry, prompts, base)
         engine.runtime.start_trackers()
         self.progress.started(run_path(config), self.iteration, config.run.iterations, engine.facts())
+        for note in notes:
+            self.progress.warn(note)
         for note in engine.notes():
             self.progress.warn(f"warning: {note}")
 
-    def _restore(self, checkpoint: Checkpoint | None) -> None:
+    def _restore(self, checkpoint: Checkpoint | None, accept: Collection[Accepted]) -> None:
         """Put the main process's checkpoint in place; the others have None, and need not see its file system."""
         if checkpoint is not None:
             self.engine.check_weights(checkpoint.path, checkpoint.weights)
             manifest = checkpoint.manifest
-            self.directory.rewind(manifest.iteration)
-            logs = {name: self.directory.sound(f"{name}.jsonl") for name in ("timings", "evaluations")}
+            for note in self.directory.rewind_to(checkpoint, accept_damage="logs" in accept):
+                self.progress.note(note)
+            seconds = (
+                checkpoint.clock.trained_seconds
+                if checkpoint.clock is not None
+                else sum(record["seconds"] for record in self.directory.sound("timings.jsonl"))
+            )
+            memory = {"seconds": seconds, "evaluations": self.directory.sound("evaluations.jsonl")}
             if self.directory.checkpoints.set_aside_after(manifest.iteration):
                 self.progress.note(f"the newest checkpoint is damaged; continuing from iteration {manifest.iteration}")
-            said: dict[str, Any] = {"manifest": manifest.model_dump(mode="json"), **logs}
+            said: dict[str, Any] = {"manifest": manifest.model_dump(mode="json"), **memory}
         else:
             said = {}
         said = self.processes.told(said)
@@ -461,15 +482,20 @@ class Trainer:
         self.skipped_updates = manifest.counters["skipped_updates"]
         self.skipped_in_a_row = manifest.counters["skipped_in_a_row"]
         self.iteration = self._saved = manifest.iteration
-        self.trained_seconds = sum(record["seconds"] for record in said["timings"])
+        self.trained_seconds = said["seconds"]
         self._evaluations = said["evaluations"]
         if manifest.best_iteration is not None and manifest.best_score is not None:
             self.best = (manifest.best_iteration, manifest.best_score)
         self._remember_evaluations()
 
-    def _agree(self, prompts: Mapping[str, Any]) -> None:
-        """Raise UserError unless all processes were given the same run and the same prompts."""
-        mine = {"run file": self.config.model_dump(mode="json"), "prompts": dict(prompts)}
+    def _agree(self, prompts: Mapping[str, Any], base: BaseRecord | None) -> None:
+        """Raise UserError unless all processes were given the same run, the same prompts and the same base model,
+        wherever each of them has its files."""
+        mine = {
+            "run file": without_places(self.config, self.registry),
+            "prompts": dict(prompts),
+            "base model": None if base is None else base.model_dump(mode="json", include={"files"}),
+        }
         for rank, theirs in enumerate(self.processes.everyone(mine)):
             for what, value in mine.items():
                 if theirs[what] != value:
@@ -524,6 +550,8 @@ class Trainer:
                 timesteps=self._timesteps,
                 best=self.best if self.config.checkpoints.best else None,
                 counters={"skipped_updates": self.skipped_updates, "skipped_in_a_row": self.skipped_in_a_row},
+                logs=self.directory.log_entries(),
+                clock=self.directory.clock(self.trained_seconds),
             )
         self._saved = self.iteration
 

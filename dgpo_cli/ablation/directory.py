@@ -19,9 +19,11 @@ from typing import Any, Literal
 
 from dgpo_cli.ablation.plan import Cell, Plan, Variant
 from dgpo_core.config import differing_keys
+from dgpo_core.description import config_text
 from dgpo_core.errors import UserError
 from dgpo_core.files import new_directory, why_not_writable, write_text
-from dgpo_core.run_directory import LOGS, OUTCOME, RunDirectory
+from dgpo_core.logs import LOGS
+from dgpo_core.run_directory import OUTCOME, RunDirectory
 from dgpo_schemas.ablation import AblationConfig
 from dgpo_schemas.loading import dump_yaml
 from dgpo_schemas.metrics import OutcomeRecord
@@ -123,8 +125,8 @@ class AblationDirectory:
                     with new_directory(cell.path) as aside:
                         shutil.copytree(twin.path, aside, dirs_exist_ok=True)
                         (aside / ".lock").unlink(missing_ok=True)
-                        for name in ("run.yaml", "config.yaml"):
-                            write_text(aside / name, dump_yaml(cell.config.model_dump(mode="json")))
+                        write_text(aside / "run.yaml", dump_yaml(cell.config.model_dump(mode="json")))
+                        write_text(aside / "config.yaml", config_text(cell.config))
                     return twin.path
         return None
 

@@ -7,7 +7,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dgpo_cli.paths import at_home
 from dgpo_core.config import reward_block_of
+from dgpo_core.description import changed_config
 from dgpo_core.errors import UserError
 from dgpo_schemas.loading import Document, Position, apply_overrides, load_yaml
 from dgpo_schemas.problems import KeyPath, dotted, nearest, show
@@ -49,7 +51,7 @@ def reward_block(
 
 
 def _document(name: str, registry: Registry, label: str | None) -> Document:
-    path = Path(name)
+    path = at_home(Path(name))
     directory = path.is_dir()
     is_file = directory or path.suffix in (".yaml", ".yml") or "/" in name
     if name in registry.parts("reward") or not is_file:
@@ -62,6 +64,9 @@ def _document(name: str, registry: Registry, label: str | None) -> Document:
         raise UserError(f"{name}: neither a reward nor a run directory (it has no config.yaml)")
     if path.is_file() and path.suffix not in (".yaml", ".yml"):
         raise UserError(f"{name}: is a file; the reward comes first: dgpo score REWARD {name}")
+    reason = changed_config(path) if directory else None
+    if reason is not None:
+        raise UserError(reason)
     document = load_yaml(path / "config.yaml" if directory else path)
     if "rewards" in document.data:
         return _of_run(document, label)

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.paths import at_home
 from dgpo_core.errors import UserError
 from dgpo_core.listing import natural_order
 from dgpo_core.prompts import load_file
@@ -54,7 +55,7 @@ def _metadata(given: str) -> dict[str, Any]:
     if given.startswith("@"):
         where = f"--metadata {given}"
         try:
-            given = Path(given[1:]).read_text(encoding="utf-8-sig")
+            given = at_home(Path(given[1:])).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             raise UserError(f"{where}: is not UTF-8") from None
         except (OSError, ValueError) as error:

@@ -78,6 +78,9 @@ class ToyBackbone(Backbone):
             for layer in self._layers:
                 layer.adapted = False
 
+    def base_directory(self) -> None:
+        """Its weights are drawn, not read."""
+
     @property
     def module(self) -> nn.Module:
         """The network."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from dgpo_schemas.base import Float, Int, StrictModel
+from dgpo_schemas.places import PathText
 
 __all__ = ["RESERVED", "AblationConfig", "AxisSection", "EndSection"]
 
@@ -105,8 +106,8 @@ class AblationConfig(StrictModel):
         max_length=100,
         description="Name of the ablation and of its directory: letters, digits, dot, dash, underscore.",
     )
-    output: str = Field(default="runs", min_length=1, description="Directory in which the ablation's own is made.")
-    base: str = Field(min_length=1, description="The run file to vary; relative to the working directory.")
+    output: PathText = Field(default="runs", min_length=1, description="Directory in which the ablation's own is made.")
+    base: PathText = Field(min_length=1, description="The run file to vary; relative to the working directory.")
     set: dict[str, Any] = Field(
         default_factory=dict, description="Settings of every variant: dotted keys of the run file and their values."
     )

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from dgpo_schemas.ablation import AblationConfig
 from dgpo_schemas.base import UseBlock
-from dgpo_schemas.manifest import CheckpointManifest
+from dgpo_schemas.manifest import CheckpointClock, CheckpointManifest
 from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, OutcomeRecord, PromptScores, TimingRecord
 from dgpo_schemas.prompts import PromptRecord
 from dgpo_schemas.run import RunConfig
@@ -37,6 +37,7 @@ RECORDS: dict[str, type[BaseModel]] = {
     "scores": PromptScores,
     "outcome": OutcomeRecord,
     "manifest": CheckpointManifest,
+    "clock": CheckpointClock,
     "service": ServiceMessages,
 }
 CHOOSERS = {

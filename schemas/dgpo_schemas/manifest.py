@@ -1,24 +1,40 @@
-"""The manifest of a checkpoint."""
+"""What stands beside a checkpoint's tensors: its manifest, and its clock. Both carry a digest of themselves."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from dgpo_schemas.base import StrictModel
 from dgpo_schemas.problems import ConfigError, Problem, dotted, explain, show
+from dgpo_schemas.sealing import seal_of, sealed
 
-__all__ = ["FORMAT_VERSION", "CheckpointManifest", "FileEntry", "read_manifest"]
+__all__ = [
+    "FORMAT_VERSION",
+    "CheckpointClock",
+    "CheckpointManifest",
+    "DamagedError",
+    "FileEntry",
+    "read_clock",
+    "read_manifest",
+    "sealed_json",
+]
 
-FORMAT_VERSION = 1
+M = TypeVar("M", bound=BaseModel)
+
+FORMAT_VERSION = 2
+UNSEALED = 1
+"""The version before: no digest of itself, nothing of the logs, no clock. It is read, not written."""
+
+SHA256 = r"^[0-9a-f]{64}$"
 
 
 class FileEntry(StrictModel):
-    """A file of a checkpoint as it was written."""
+    """A file as it was written, or the beginning of one that has grown since."""
 
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of its content.")
+    sha256: str = Field(pattern=SHA256, description="SHA-256 of its content.")
     bytes: int = Field(ge=0, description="Its size.")
 
 
@@ -34,23 +50,79 @@ class CheckpointManifest(StrictModel):
     best_iteration: int | None = Field(description="Iteration of the best evaluation so far.")
     best_score: float | None = Field(description="Score of the best evaluation so far.")
     counters: dict[str, int] = Field(description="Counts that a resume goes on with.")
+    logs: dict[str, FileEntry] | None = Field(
+        default=None, description="metrics.jsonl and evaluations.jsonl as they were then; null in version 1."
+    )
+    sha256: str | None = Field(
+        default=None,
+        pattern=SHA256,
+        description="SHA-256 of everything else here as JSON with sorted keys and no blanks; null in version 1.",
+    )
+
+
+class CheckpointClock(StrictModel):
+    """clock.json of a checkpoint directory: what is another time each time, and so not in the manifest."""
+
+    iteration: int = Field(ge=0, description="Iterations finished.")
+    trained_seconds: float = Field(ge=0, description="Seconds of those iterations, without evaluations and saving.")
+    timings: FileEntry = Field(description="timings.jsonl as it was then: without the line of this iteration.")
+    sha256: str = Field(pattern=SHA256, description="SHA-256 of everything else here, as in manifest.json.")
+
+
+class DamagedError(ValueError):
+    """What was read is not what was written."""
+
+
+def sealed_json(data: dict[str, Any]) -> str:
+    """A manifest's or a clock's text, its digest included."""
+    return json.dumps(sealed(data), indent=1) + "\n"
 
 
 def read_manifest(text: str, source: str) -> CheckpointManifest:
-    """Parse a manifest. Raises ValueError naming `source`: not JSON, an unknown format version, wrong fields."""
+    """Parse a manifest. Raises ValueError naming `source`: an unknown format version, wrong fields; DamagedError if it
+    is not JSON or not what its digest says."""
+    data = _object(text, source)
+    version = data.get("format_version")
+    if version not in (UNSEALED, FORMAT_VERSION) or isinstance(version, bool):
+        raise ValueError(
+            f"{source}: checkpoint format version {version!r} is unknown; this dgpo reads versions {UNSEALED} and "
+            f"{FORMAT_VERSION}"
+        )
+    if version == FORMAT_VERSION or "sha256" in data:
+        _check_seal(data, source)
+    found = _valid(CheckpointManifest, data, source)
+    if version == FORMAT_VERSION and found.logs is None:
+        raise DamagedError(f"{source}: does not tell of the logs")
+    return found
+
+
+def read_clock(text: str, source: str) -> CheckpointClock:
+    """Parse a clock. Raises DamagedError naming `source` for one that is not what its digest says."""
+    data = _object(text, source)
+    _check_seal(data, source)
+    return _valid(CheckpointClock, data, source)
+
+
+def _object(text: str, source: str) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source}: not JSON: {error}") from None
+        raise DamagedError(f"{source}: not JSON: {error}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{source}: must be an object, not {show(data)}")
-    version = data.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        raise ValueError(
-            f"{source}: checkpoint format version {version!r} is unknown; this dgpo reads version {FORMAT_VERSION}"
-        )
+        raise DamagedError(f"{source}: must be an object, not {show(data)}")
+    return data
+
+
+def _check_seal(data: dict[str, Any], source: str) -> None:
+    found = seal_of(data)
+    if found != "whole":
+        why = "has no digest of itself" if found == "none" else "its content differs from what was saved (SHA-256)"
+        raise DamagedError(f"{source}: {why}")
+
+
+def _valid(model: type[M], data: dict[str, Any], source: str) -> M:
     try:
-        return CheckpointManifest.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        found = explain(CheckpointManifest, data, error)
+        found = explain(model, data, error)
         raise ConfigError([Problem(source, dotted(path), message) for path, message in found]) from None

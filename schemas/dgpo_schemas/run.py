@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from dgpo_schemas.base import Float, Int, ShortForm, StrictModel, Use, UseBlock
+from dgpo_schemas.places import PathOrName, PathText, Program
 from dgpo_schemas.rules import check_run
 from dgpo_schemas.sigma import SigmaExpression, resolve_sigma
 
@@ -51,7 +52,9 @@ class RunSection(StrictModel):
         max_length=100,
         description="Name of the run and of its directory: letters, digits, dot, dash, underscore.",
     )
-    output: str = Field(default="runs", min_length=1, description="Directory in which the run's own directory is made.")
+    output: PathText = Field(
+        default="runs", min_length=1, description="Directory in which the run's own directory is made."
+    )
     seed: Int = Field(default=0, ge=0, lt=2**63, description="Seed from which every random draw of the run is keyed.")
     iterations: Int = Field(ge=1, description="Iterations to train: each rolls out, scores, weighs and optimises.")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -93,7 +96,7 @@ class LoraSection(StrictModel):
 class BackboneSection(UseBlock):
     """The model that is trained."""
 
-    checkpoint: str = Field(
+    checkpoint: PathOrName = Field(
         min_length=1,
         description="Directory, Hub repository, or `package:NAME/path` for weights inside an installed package.",
     )
@@ -120,7 +123,7 @@ class BackboneSection(UseBlock):
 class PromptsBlock(StrictModel):
     """Prompts from a file or from a plugin's generator: exactly one of `file` and `use`."""
 
-    file: str | None = Field(
+    file: PathText | None = Field(
         default=None, description="A .txt file (one prompt a line) or .jsonl file (objects with `prompt` and metadata)."
     )
     use: str | None = Field(default=None, description="Name of a prompt source.")
@@ -187,7 +190,7 @@ class RolloutSection(StrictModel):
 class WorkerSection(StrictModel):
     """A reward in a process of its own: its own interpreter and packages, restarted when it crashes or hangs."""
 
-    python: str | None = Field(
+    python: Program | None = Field(
         default=None,
         min_length=1,
         description="Interpreter that has dgpo and the reward's plugin installed; by default the one that trains.",

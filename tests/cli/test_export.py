@@ -17,6 +17,8 @@ import yaml
 
 from dgpo_core.testing.toy import ToyBackbone
 
+from dgpo_schemas.manifest import sealed_json
+
 Run = Callable[..., Any]
 
 
@@ -39,7 +41,7 @@ def test_the_weights_are_those_of_the_checkpoint(
     assert exported.keys() == wanted.keys()
     assert all(torch.equal(exported[name], wanted[name]) for name in wanted)
     assert json.loads(Path("adapter/dgpo.json").read_text()) == {
-        "base": "toy", "revision": None, "view": view, "iteration": iteration,
+        "base": "toy", "revision": None, "view": view, "base_files": None, "iteration": iteration,
     }  # fmt: skip
 
 
@@ -180,7 +182,7 @@ def test_a_manifest_that_lacks_a_file(dgpo: Run, trained: Any, file: str, expect
     manifest = trained.path / "checkpoints/000002/manifest.json"
     data = json.loads(manifest.read_text())
     del data["files"][file]
-    manifest.write_text(json.dumps(data))
+    manifest.write_text(sealed_json(data))
     done = dgpo("export", trained.path, "--checkpoint", "2")
     assert (done.code, done.err) == (2, f"runs/toy/checkpoints/000002/{expected}\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -14,8 +15,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from dgpo_core.checkpoint import Checkpoint, Checkpoints, load
+from dgpo_core.checkpoint import Checkpoint, Checkpoints, Clock, load, load_manifest
 from dgpo_core.errors import UserError
+from dgpo_schemas.manifest import FileEntry, sealed_json
+
+ENTRY = FileEntry(sha256=hashlib.sha256(b"line\n").hexdigest(), bytes=5)
 
 
 @pytest.fixture
@@ -33,6 +37,8 @@ def save(checkpoints: Checkpoints, iteration: int, best: tuple[int, float] | Non
         timesteps={"t_min": 0.25, "seen": [1, 2]},
         best=best,
         counters={"skipped_updates": 3},
+        logs=dict.fromkeys(("metrics.jsonl", "evaluations.jsonl"), ENTRY),
+        clock=Clock(0.5 * iteration, ENTRY),
     )
 
 
@@ -55,7 +61,7 @@ def test_what_is_saved_comes_back(checkpoints: Checkpoints) -> None:
 def test_the_manifest_lists_every_file_with_its_digest(checkpoints: Checkpoints) -> None:
     path = save(checkpoints, 1)
     listed = json.loads((path / "manifest.json").read_text())["files"]
-    files = {f.name: f.read_bytes() for f in path.iterdir() if f.name != "manifest.json"}
+    files = {f.name: f.read_bytes() for f in path.iterdir() if f.suffix == ".safetensors"}
     assert listed == {
         name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()
     }
@@ -122,7 +128,26 @@ def _halve(path: Path) -> None:
 def _forget_optimiser(path: Path) -> None:
     data = json.loads(path.read_text())
     del data["files"]["optimiser.safetensors"]
+    path.write_text(sealed_json(data))
+
+
+def _change(**changes: Any) -> Callable[[Path], object]:
+    """Values that are as plausible as the right ones, without a new digest."""
+
+    def change(path: Path) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes, indent=1))
+
+    return change
+
+
+def _unseal(path: Path) -> None:
+    data = json.loads(path.read_text())
+    del data["sha256"]
     path.write_text(json.dumps(data))
+
+
+def _of_another_iteration(path: Path) -> None:
+    path.write_text(sealed_json(json.loads(path.read_text()) | {"iteration": 1}))
 
 
 DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
@@ -135,6 +160,16 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("manifest.json", _halve, ""),
     ("manifest.json", lambda path: path.write_bytes(b"\xff\xfe"), "decode"),
     ("manifest.json", _forget_optimiser, "does not list optimiser.safetensors"),
+    ("manifest.json", _change(iteration=3), "its content differs from what was saved"),
+    ("manifest.json", _change(best_score=0.75), "its content differs from what was saved"),
+    ("manifest.json", _change(counters={"skipped_updates": 2}), "its content differs from what was saved"),
+    ("manifest.json", _change(format_version=1), "its content differs from what was saved"),
+    ("manifest.json", _unseal, "has no digest of itself"),
+    ("clock.json", _change(trained_seconds=9.0), "its content differs from what was saved"),
+    ("clock.json", _unseal, "has no digest of itself"),
+    ("clock.json", _halve, "not JSON"),
+    ("clock.json", Path.unlink, "No such file"),
+    ("clock.json", _of_another_iteration, "of iteration 1, the manifest is of 2"),
 ]
 
 
@@ -155,12 +190,55 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert str(damaged) in caplog.text
 
 
+def test_a_flipped_bit_anywhere_in_a_manifest_or_a_clock_is_seen(checkpoints: Checkpoints) -> None:
+    """Or it changes blanks alone."""
+    path = save(checkpoints, 1, best=(1, 0.5))
+    wanted = load(path)
+    for name in ("manifest.json", "clock.json"):
+        whole = (path / name).read_bytes()
+        for place in range(len(whole)):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << (place % 8)
+            (path / name).write_bytes(changed)
+            with contextlib.suppress(UserError):
+                assert load_manifest(path) == (wanted.manifest, wanted.clock), f"byte {place} of {name}"
+        (path / name).write_bytes(whole)
+
+
+def test_a_renamed_checkpoint_is_found_out(checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
+    save(checkpoints, 1)
+    renamed = save(checkpoints, 2).rename(checkpoints.directory / "000020")
+    reason = f"{renamed}: holds the state after iteration 2, not 20: it was renamed; its name is 000002"
+    with pytest.raises(UserError, match=reason):
+        checkpoints.find("20")
+    assert checkpoints.newest().manifest.iteration == 1
+    assert reason in caplog.text
+
+
+def test_the_version_before_is_read(checkpoints: Checkpoints) -> None:
+    """It had no digest of itself, nothing of the logs, no clock."""
+    path = save(checkpoints, 3, best=(3, 0.5))
+    (path / "clock.json").unlink()
+    data = json.loads((path / "manifest.json").read_text()) | {"format_version": 1}
+    for later in ("logs", "sha256"):
+        del data[later]
+    (path / "manifest.json").write_text(json.dumps(data, indent=1))
+    found = load(path)
+    assert (found.manifest.iteration, found.manifest.best_score, found.manifest.logs, found.clock) == (
+        3,
+        0.5,
+        None,
+        None,
+    )
+    assert torch.equal(found.weights["policy/a"], torch.full((2, 3), 3.0))
+
+
 def test_a_file_that_is_as_saved_but_no_tensor_file(checkpoints: Checkpoints) -> None:
     path = save(checkpoints, 1)
     (path / "weights.safetensors").write_bytes(b"not tensors")
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["weights.safetensors"] = {"sha256": hashlib.sha256(b"not tensors").hexdigest(), "bytes": 11}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "manifest.json").write_text(sealed_json(manifest))
     with pytest.raises(UserError, match=r"weights\.safetensors: "):
         load(path)
 
@@ -169,8 +247,8 @@ def test_another_format_is_not_passed_over(checkpoints: Checkpoints) -> None:
     """Going on from an older one would lose what a newer program did."""
     save(checkpoints, 1)
     manifest = save(checkpoints, 2) / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(UserError, match="format version 2 is unknown"):
+    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 3'))
+    with pytest.raises(UserError, match="format version 3 is unknown"):
         checkpoints.newest()
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from dgpo_core.description import read_config
 from dgpo_core.errors import UserError
 from dgpo_core.registry import Registry
-from dgpo_core.run_directory import RunDirectory, read_config
+from dgpo_core.run_directory import RunDirectory
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]
@@ -97,7 +98,7 @@ def test_what_a_killed_process_left_is_tidied_up_by_the_next_holder(tmp_path: Pa
 
 def described(path: Path, config: RunConfig, registry: Registry) -> dict[str, Any]:
     path.mkdir(exist_ok=True)
-    RunDirectory(path).describe(config, registry, {"train": {"count": 6}})
+    RunDirectory(path).describe(config, registry, {"train": {"count": 6}}, None)
     found: dict[str, Any] = json.loads((path / "run.json").read_text())
     return found
 

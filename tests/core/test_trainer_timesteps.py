@@ -90,7 +90,8 @@ def logs(path: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
 def fingerprint(path: Path) -> dict[str, bytes]:
     """Logs, weights, and the manifest with the policy's state."""
     newest = sorted((path / "checkpoints").iterdir())[-1]
-    files = [path / "metrics.jsonl", path / "evaluations.jsonl", *sorted(newest.iterdir())]
+    saved = [file for file in sorted(newest.iterdir()) if file.name != "clock.json"]
+    files = [path / "metrics.jsonl", path / "evaluations.jsonl", *saved]
     return {file.name: file.read_bytes() for file in files}
 
 

@@ -93,7 +93,8 @@ class Lives:
         """What is the same however often the run was killed."""
         newest = sorted(p for p in (self.run / "checkpoints").iterdir() if p.name.isdecimal())[-1]
         scores = sorted((self.run / "scores").iterdir())
-        named = [self.run / "metrics.jsonl", self.run / "evaluations.jsonl", *sorted(newest.iterdir()), *scores]
+        saved = [file for file in sorted(newest.iterdir()) if file.name != "clock.json"]
+        named = [self.run / "metrics.jsonl", self.run / "evaluations.jsonl", *saved, *scores]
         return {str(file.relative_to(self.run)): file.read_bytes() for file in named}
 
     def close(self) -> None:

@@ -98,8 +98,8 @@ class Run:
     def left(self) -> dict[str, bytes]:
         """Every file but those that tell of clocks and processes."""
         files = {str(f.relative_to(self.path)): f for f in self.path.rglob("*") if f.is_file()}
-        told = (".lock", "run.json", "timings.jsonl", "config.yaml")
-        return {name: file.read_bytes() for name, file in sorted(files.items()) if name not in told}
+        told = (".lock", "run.json", "timings.jsonl", "config.yaml", "clock.json")
+        return {name: file.read_bytes() for name, file in sorted(files.items()) if file.name not in told}
 
     def iterations(self, log: str) -> list[int]:
         """Of each line of a log."""

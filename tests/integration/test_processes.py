@@ -113,7 +113,8 @@ class Run:
     def files(self) -> dict[str, bytes]:
         """What is the same byte for byte however often a run was stopped."""
         newest = sorted((self.path / "checkpoints").iterdir())[-1]
-        named = [self.path / "metrics.jsonl", self.path / "evaluations.jsonl", *sorted(newest.iterdir())]
+        saved = [file for file in sorted(newest.iterdir()) if file.name != "clock.json"]
+        named = [self.path / "metrics.jsonl", self.path / "evaluations.jsonl", *saved]
         return {str(file.relative_to(self.path)): file.read_bytes() for file in named}
 
 

@@ -53,9 +53,9 @@ def train(rewards: Registry, installed: Path, tmp_path: Path, monkeypatch: pytes
 
 def left(path: Path) -> dict[str, bytes]:
     """Every file of a run but those that tell of clocks, processes and places."""
-    told = (".lock", "run.json", "timings.jsonl", "config.yaml")
+    told = (".lock", "run.json", "timings.jsonl", "config.yaml", "clock.json")
     files = {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
-    return {name: data for name, data in files.items() if name not in told}
+    return {name: data for name, data in files.items() if Path(name).name not in told}
 
 
 def missing(path: Path) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dgpo_schemas.manifest import FORMAT_VERSION, read_manifest
+from dgpo_schemas.manifest import FORMAT_VERSION, read_manifest, sealed_json
 from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, TimingRecord
 from dgpo_schemas.prompts import read_prompts
 
@@ -70,8 +70,8 @@ def test_prompt_files_that_are_not_there(tmp_path: Path) -> None:
 
 
 def manifest(**changes: Any) -> str:
-    """A manifest as text."""
-    return json.dumps(
+    """A manifest as text, sealed."""
+    return sealed_json(
         {
             "format_version": FORMAT_VERSION,
             "iteration": 3,
@@ -82,6 +82,7 @@ def manifest(**changes: Any) -> str:
             "best_iteration": None,
             "best_score": None,
             "counters": {"skipped_updates": 0},
+            "logs": {"metrics.jsonl": {"sha256": "1" * 64, "bytes": 5}},
             **changes,
         }
     )
@@ -96,7 +97,10 @@ def test_a_manifest_is_read() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (manifest(format_version=2), "m.json: checkpoint format version 2 is unknown; this dgpo reads version 1"),
+        (
+            manifest(format_version=3),
+            "m.json: checkpoint format version 3 is unknown; this dgpo reads versions 1 and 2",
+        ),
         (manifest(format_version=True), "m.json: checkpoint format version True is unknown"),
         (manifest(format_version=None), "m.json: checkpoint format version None is unknown"),
         ("{", "m.json: not JSON: "),
@@ -104,6 +108,8 @@ def test_a_manifest_is_read() -> None:
         ("[]", "m.json: must be an object, not a list"),
         (manifest(iteration=-1), "m.json: iteration: must be at least 0, not -1"),
         (manifest(extra=1), "m.json: extra: unknown key"),
+        (manifest(logs=None), "m.json: does not tell of the logs"),
+        (manifest().replace('"updates": 6', '"updates": 7'), "m.json: its content differs from what was saved"),
         (
             manifest(files={"w": {"sha256": "zz", "bytes": 1}}),
             "m.json: files.w.sha256: 'zz' is not allowed here: SHA-256",
@@ -119,7 +125,7 @@ def test_every_mistake_of_a_manifest_is_reported() -> None:
     data = json.loads(manifest())
     del data["updates"], data["iteration"]
     with pytest.raises(ValueError, match=r"iteration: is missing.*\n.*updates: is missing"):
-        read_manifest(json.dumps(data), "m.json")
+        read_manifest(sealed_json(data), "m.json")
 
 
 @pytest.mark.parametrize("model", [MetricsRecord, TimingRecord, EvaluationRecord])

@@ -62,7 +62,8 @@ def manifest(config: RunConfig) -> dict[str, Any]:
 def fingerprint(config: RunConfig) -> list[bytes]:
     path = run_path(config)
     newest = sorted((path / "checkpoints").iterdir())[-1]
-    return [f.read_bytes() for f in (path / "metrics.jsonl", path / "evaluations.jsonl", *sorted(newest.iterdir()))]
+    saved = [newest / name for name in ("manifest.json", "optimiser.safetensors", "weights.safetensors")]
+    return [f.read_bytes() for f in (path / "metrics.jsonl", path / "evaluations.jsonl", *saved)]
 
 
 @pytest.mark.parametrize("within", ["uniform", "sampler-steps"])

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dgpo_geneval.metadata import Task
 from dgpo_schemas.base import Float, Int, Options, Use
+from dgpo_schemas.places import FileOrTag, PathOrName
 
 __all__ = ["ColorOptions", "GenEvalOptions", "GenEvalPromptsOptions", "Mask2FormerOptions"]
 
@@ -17,7 +18,7 @@ class ColorOptions(Options):
     none. Another model or background is another score."""
 
     model: str = Field(default="ViT-L-14", min_length=1, description="Name of the architecture in open_clip.")
-    pretrained: str = Field(
+    pretrained: FileOrTag = Field(
         default="openai",
         min_length=1,
         description="open_clip's tag of the weights, or a local file of them. OpenAI's weights from a file want the "
@@ -54,7 +55,7 @@ class GenEvalOptions(Options):
 class Mask2FormerOptions(Options):
     """Which Mask2Former, on what size of picture, and what counts as seen."""
 
-    checkpoint: str = Field(
+    checkpoint: PathOrName = Field(
         default="facebook/mask2former-swin-small-coco-instance",
         min_length=1,
         description="A Hub repository or a directory in transformers' format, trained for instance segmentation.",

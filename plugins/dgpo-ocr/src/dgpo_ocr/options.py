@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dgpo_schemas.base import Float, Int, Options
+from dgpo_schemas.places import PathText
 
 __all__ = ["OcrOptions", "OcrPromptsOptions"]
 
@@ -66,13 +67,13 @@ class OcrOptions(Options):
     )
     readers: Int = Field(default=2, ge=1, le=64, description="Pictures read at once, each by an engine of its own.")
     threads: Int = Field(default=1, ge=1, description="Threads of one reader.")
-    detection_model: str | None = Field(
+    detection_model: PathText | None = Field(
         default=None,
         min_length=1,
         description="Model that looks for lines in place of the engine's own: an .onnx file (rapidocr) or a directory "
         "(paddleocr).",
     )
-    recognition_model: str | None = Field(
+    recognition_model: PathText | None = Field(
         default=None, min_length=1, description="Model that reads lines in place of the engine's own; likewise."
     )
 
@@ -103,7 +104,7 @@ class OcrPromptsOptions(Options):
     train_count: Int = Field(default=2000, ge=1, description="Training prompts.")
     heldout_count: Int = Field(default=400, ge=1, description="Held-out prompts.")
     seed: Int = Field(default=0, description="Chooses words, order and sentences; never which split a word is in.")
-    words: list[str] | str | None = Field(
+    words: list[str] | PathText | None = Field(
         default=None,
         description="Words and short phrases to write: a list, or a UTF-8 file with one a line. By default the "
         "plugin's own, common English words and signs.",

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from dgpo_schemas.base import Int, Options
+from dgpo_schemas.places import FileOrTag, PathOrName, SchemedPath
 
 __all__ = ["AestheticOptions", "ClipOptions", "ClipScoreOptions", "PickScoreOptions", "TextOptions"]
 
@@ -33,13 +34,13 @@ class TextOptions(ClipOptions):
 class PickScoreOptions(TextOptions):
     """What `pickscore` can be told. The defaults are the published model."""
 
-    model: str = Field(
+    model: PathOrName = Field(
         default="yuvalkirstain/PickScore_v1",
         min_length=1,
         description="A CLIP model in transformers' format with its logit scale: a directory or a Hub repository.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of `model`, if that is on the Hub.")
-    processor: str = Field(
+    processor: PathOrName = Field(
         default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         min_length=1,
         description="Tokenizer and preprocessor_config.json: a directory or a Hub repository.",
@@ -57,13 +58,13 @@ class PickScoreOptions(TextOptions):
 class ClipScoreOptions(TextOptions):
     """What `clipscore` can be told. The defaults are OpenAI's ViT-L-14, as in Flow-GRPO and DiffusionNFT."""
 
-    model: str = Field(
+    model: SchemedPath = Field(
         default="ViT-L-14-quickgelu",
         min_length=1,
         description="Model in open_clip's terms: a built-in name, local-dir:PATH (open_clip_config.json and weights), "
         "or hf-hub:OWNER/NAME.",
     )
-    pretrained: str | None = Field(
+    pretrained: FileOrTag | None = Field(
         default="openai",
         description="With a built-in name, required: a pretrained tag of it, or a file of weights. "
         "local-dir: and hf-hub: bring their own weights and ignore it.",
@@ -79,19 +80,19 @@ class ClipScoreOptions(TextOptions):
 class AestheticOptions(ClipOptions):
     """What `aesthetic` can be told. The defaults are the published predictor, sac+logos+ava1-l14-linearMSE."""
 
-    model: str = Field(
+    model: PathOrName = Field(
         default="openai/clip-vit-large-patch14",
         min_length=1,
         description="The CLIP that the head was trained on, in transformers' format: a directory or a Hub repository.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of `model`, if that is on the Hub.")
-    processor: str | None = Field(
+    processor: PathOrName | None = Field(
         default=None, description="Where preprocessor_config.json is, if not with `model`: a directory or a repository."
     )
     processor_revision: str | None = Field(
         default=None, description="Branch, tag or commit of `processor`, if that is on the Hub."
     )
-    head: str = Field(
+    head: PathOrName = Field(
         default="camenduru/improved-aesthetic-predictor",
         min_length=1,
         description="The trained head: a .pth or .safetensors file, or a Hub repository that holds `head_file`.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +22,6 @@ from dgpo_sd3.loading import load_pipeline
 from dgpo_sd3.lora import adapters_merged, adapters_off, add_lora, save_lora
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dgpo_schemas.run import BackboneSection
     from dgpo_sd3.options import SD3Options
 
@@ -59,6 +58,11 @@ class SD3Backbone(Backbone):
 
     def _load(self, section: BackboneSection, options: SD3Options) -> Any:
         return load_pipeline(section, options)
+
+    def base_directory(self) -> Path | None:
+        """The pipeline's directory; of a Hub repository the snapshot."""
+        place = self._pipeline.name_or_path
+        return Path(place) if place else None
 
     @classmethod
     def sketch(cls, section: BackboneSection, options: SD3Options) -> SD3Backbone:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +24,6 @@ from dgpo_wan.lora import adapters_merged, adapters_off, add_lora, save_lora
 from dgpo_wan.options import COMPRESSION
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dgpo_schemas.run import BackboneSection
     from dgpo_wan.options import WanOptions
 
@@ -74,6 +73,11 @@ class WanBackbone(Backbone):
 
     def _load(self, section: BackboneSection, options: WanOptions) -> Any:
         return load_wan(section, options)
+
+    def base_directory(self) -> Path | None:
+        """The pipeline's directory; of a Hub repository the snapshot."""
+        place = self._pipeline.name_or_path
+        return Path(place) if place else None
 
     @classmethod
     def sketch(cls, section: BackboneSection, options: WanOptions) -> WanBackbone:

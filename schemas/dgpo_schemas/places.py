@@ -1,0 +1,146 @@
+"""Paths in files that people write: `~` is the home directory, and fields that hold a path can be told from others.
+
+A field is declared as `PathText` if it always holds a path, and as `PathOrName` if it may also hold a name, such as
+that of a Hub repository. Plugins' options do likewise. Relative paths are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel
+
+from dgpo_schemas.problems import KeyPath
+
+__all__ = [
+    "FileOrTag",
+    "PathOrName",
+    "PathText",
+    "Place",
+    "Program",
+    "SchemedPath",
+    "absolute",
+    "expand_home",
+    "places",
+]
+
+SCHEME = "local-dir:"
+"""open_clip's way to say that a path follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Marks a field that may hold a path, and tells how a path is known: it always is one; if something is there; if a
+    file is there; if it has a slash, as shells do it; if a scheme says so."""
+
+    known_by: Literal["always", "being there", "file", "slash", "scheme"] = "always"
+
+    def holds_path(self, text: str) -> bool:
+        """Whether a text in this place, its scheme taken off, is a path."""
+        match self.known_by:
+            case "always":
+                return True
+            case "being there":
+                return Path(text).exists()
+            case "file":
+                return Path(text).is_file()
+            case "slash":
+                return "/" in text
+            case "scheme":
+                return False
+
+
+def expand_home(text: str) -> str:
+    """`~` and `~user` at the beginning as home directories. Raises ValueError for a user whose home is not known."""
+    scheme, text = _split(text)
+    if not text.startswith("~"):
+        return scheme + text
+    found = os.path.expanduser(text)
+    if found.startswith("~"):
+        user = text[1:].split("/")[0]
+        raise ValueError(
+            f"{text!r}: the home directory of {user or 'this user'} is not known; for a file or directory "
+            f"that is called so, write ./{text}"
+        )
+    return scheme + found
+
+
+PathText = Annotated[str, AfterValidator(expand_home), Place()]
+"""A path."""
+PathOrName = Annotated[str, AfterValidator(expand_home), Place("being there")]
+"""A path if there is a file or directory, else a name."""
+FileOrTag = Annotated[str, AfterValidator(expand_home), Place("file")]
+"""A path if there is a file, else a name."""
+Program = Annotated[str, AfterValidator(expand_home), Place("slash")]
+"""A path if it has a slash, else a program on PATH."""
+SchemedPath = Annotated[str, AfterValidator(expand_home), Place("scheme")]
+"""A path after `local-dir:`, else a name."""
+
+
+def absolute(text: str, place: Place) -> str:
+    """A path without the working directory in mind. A name stays a name."""
+    scheme, text = _split(text)
+    if Path(text).is_absolute() or not (scheme or place.holds_path(text)):
+        return scheme + text
+    parts = (Path.cwd() / text).parts
+    up = max((i for i, part in enumerate(parts) if part == ".."), default=-1) + 1
+    # Links stay, for an environment's interpreter is one; but what `..` goes up from may be gone tomorrow.
+    return scheme + str(Path(*parts[:up]).resolve() / Path(*parts[up:]) if up else Path(*parts))
+
+
+def _split(text: str) -> tuple[str, str]:
+    return (SCHEME, text.removeprefix(SCHEME)) if text.startswith(SCHEME) else ("", text)
+
+
+def places(model: BaseModel | type[BaseModel], data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Place]]:
+    """Where data of a model hold paths: key paths to texts."""
+    for name, field in (model if isinstance(model, type) else type(model)).model_fields.items():
+        if name in data:
+            marks: list[Any] = [field.annotation, *field.metadata]
+            yield from _within(marks, data[name], (name,))
+
+
+def _within(annotations: list[Any], value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Place]]:
+    if isinstance(value, str):
+        mark = next(_marks(annotations), None)
+        if mark is not None:
+            yield path, mark
+    elif isinstance(value, dict):
+        for model in _models(annotations):
+            yield from ((path + inner, mark) for inner, mark in places(model, value))
+    elif isinstance(value, list):
+        items = [inner for one in annotations for inner in _members(one)]
+        for number, item in enumerate(value):
+            yield from _within(items, item, (*path, number))
+
+
+def _flat(annotation: Any) -> Iterator[Any]:
+    """An annotation and the members of unions and `Annotated` in it, not those of containers."""
+    yield annotation
+    origin = getattr(annotation, "__origin__", None)
+    if hasattr(annotation, "__metadata__"):
+        yield from annotation.__metadata__
+        yield from _flat(origin)
+    elif origin not in (list, dict, tuple, set):
+        for inner in get_args(annotation):
+            yield from _flat(inner)
+
+
+def _marks(annotations: list[Any]) -> Iterator[Place]:
+    return (one for outer in annotations for one in _flat(outer) if isinstance(one, Place))
+
+
+def _models(annotations: list[Any]) -> Iterator[type[BaseModel]]:
+    found = (one for outer in annotations for one in _flat(outer))
+    return (one for one in found if isinstance(one, type) and issubclass(one, BaseModel))
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """What a list of this annotation holds."""
+    for one in _flat(annotation):
+        if getattr(one, "__origin__", None) is list:
+            yield from get_args(one)
