@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dgpo_core import __version__
 from dgpo_core.errors import UserError
-from dgpo_core.files import file_entry, new_directory, remove_directory
+from dgpo_core.files import file_entry, new_directory, remove_directory, write_text
 from dgpo_schemas.manifest import (
     FORMAT_VERSION,
     CheckpointClock,
@@ -111,15 +111,18 @@ class Checkpoints:
                 counters=dict(counters),
                 logs=dict(logs),
             )
-            time = {"iteration": iteration, "trained_seconds": clock.trained_seconds}
-            texts = {
-                MANIFEST: json.loads(manifest.model_dump_json(exclude={"sha256"})),
-                CLOCK: time | {"timings": clock.timings.model_dump()},
-            }
-            for name, data in texts.items():
-                (aside / name).write_text(sealed_json(data), encoding="utf-8")
+            text = sealed_json(json.loads(manifest.model_dump_json(exclude={"sha256"})))
+            (aside / MANIFEST).write_text(text, encoding="utf-8")
+            (aside / CLOCK).write_text(_clock_text(iteration, clock), encoding="utf-8")
         self._prune(best[0] if best else None)
         return path
+
+    def set_clock(self, iteration: int, clock: Clock) -> None:
+        """Have a checkpoint vouch for the line of timings.jsonl that is written after it, for it tells what saving
+        cost."""
+        path = self.directory / f"{iteration:06d}"
+        if (path / CLOCK).exists():  # not in format version 1
+            write_text(path / CLOCK, _clock_text(iteration, clock))
 
     def _prune(self, best: int | None) -> None:
         for path in self.paths()[: -self.keep]:
@@ -223,6 +226,11 @@ def load_manifest(path: Path) -> tuple[CheckpointManifest, CheckpointClock | Non
     if clock is not None and clock.iteration != manifest.iteration:
         raise _DamagedError(f"{path / CLOCK}: of iteration {clock.iteration}, the manifest is of {manifest.iteration}")
     return manifest, clock
+
+
+def _clock_text(iteration: int, clock: Clock) -> str:
+    time = {"iteration": iteration, "trained_seconds": clock.trained_seconds}
+    return sealed_json(time | {"timings": clock.timings.model_dump()})
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

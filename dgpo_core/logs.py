@@ -108,5 +108,5 @@ def rewind(directory: Path, iteration: int, saved: Entries) -> None:
         if name in saved and name != TIMINGS:
             if path.exists() and path.stat().st_size != saved[name].bytes:
                 write_bytes(path, path.read_bytes()[: saved[name].bytes])
-        else:  # the last line of timings.jsonl is written after the checkpoint of its iteration
+        else:  # a last line of timings.jsonl may be there that was written after the checkpoint of its iteration
             keep_json_lines(path, iteration, needed)

@@ -225,6 +225,8 @@ class Trainer:
         memory = max(self.processes.everyone(self.engine.runtime.peak_memory()))
         timing = timing_record(self.iteration, seconds, self.seconds, self.samples, self.reward_seconds, memory)
         self.directory.append("timings.jsonl", timing.model_dump(mode="json"))
+        if self._saved == self.iteration:
+            self._set_clock()
         self.engine.runtime.track(flat(record) | flat(timing), self.iteration)
         return record, timing
 
@@ -487,6 +489,7 @@ class Trainer:
         if manifest.best_iteration is not None and manifest.best_score is not None:
             self.best = (manifest.best_iteration, manifest.best_score)
         self._remember_evaluations()
+        self._set_clock()
 
     def _agree(self, prompts: Mapping[str, Any], base: BaseRecord | None) -> None:
         """Raise UserError unless all processes were given the same run, the same prompts and the same base model,
@@ -554,6 +557,9 @@ class Trainer:
                 clock=self.directory.clock(self.trained_seconds),
             )
         self._saved = self.iteration
+
+    def _set_clock(self) -> None:
+        self.directory.checkpoints.set_clock(self.iteration, self.directory.clock(self.trained_seconds))
 
     def _save_if_behind(self) -> None:
         if self._saved != self.iteration:

@@ -19,11 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgpo_cli.reporting.images import Pictures, read_pictures
+from dgpo_core.checkpoint import whole_manifests
+from dgpo_core.description import changed_config
 from dgpo_core.errors import UserError
+from dgpo_core.logs import damages
 from dgpo_core.run_directory import OUTCOME, RunDirectory
 from dgpo_schemas.loading import load_yaml, validate
 from dgpo_schemas.metrics import OutcomeRecord
 from dgpo_schemas.run import RewardBlock, RunConfig
+from dgpo_schemas.sealing import seal_of
 
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry
@@ -130,7 +134,7 @@ def read_run(path: Path, registry: Registry) -> RunData:
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path}: not a run directory (it has no config.yaml)")
     config = validate(RunConfig, load_yaml(path / "config.yaml"))
-    problems: list[str] = []
+    problems = _changed(path)
     metrics = _read_log(path, "metrics.jsonl", _with_iteration, problems)
     timings = _read_log(path, "timings.jsonl", _with_iteration, problems)
     found = _read_log(path, "evaluations.jsonl", _evaluation, problems)
@@ -174,6 +178,13 @@ def reward_range(label: str, blocks: Sequence[RewardBlock], registry: Registry) 
     except Exception:  # somebody else's code; a report must not depend on it
         return None
     return (low, high) if low < high else None
+
+
+def _changed(path: Path) -> list[str]:
+    """What is not as the run wrote it: its configuration, and logs that its newest checkpoint vouches for."""
+    changed = changed_config(path)
+    damaged = damages(path, list(whole_manifests(path / "checkpoints")))
+    return [f"{text}." for text in ([changed] if changed else []) + [str(damage) for damage in damaged]]
 
 
 def _read_log(path: Path, log: str, parse: Callable[[Any], T], problems: list[str]) -> list[T]:
@@ -228,7 +239,7 @@ def _read_record(path: Path, problems: list[str]) -> Mapping[str, Any]:
         return {}
     except (OSError, ValueError):
         record = None
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or seal_of(record) == "broken":
         problems.append("run.json could not be understood: versions, git state and prompt digests are unknown.")
         return {}
     return record

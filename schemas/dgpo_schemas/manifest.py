@@ -65,7 +65,7 @@ class CheckpointClock(StrictModel):
 
     iteration: int = Field(ge=0, description="Iterations finished.")
     trained_seconds: float = Field(ge=0, description="Seconds of those iterations, without evaluations and saving.")
-    timings: FileEntry = Field(description="timings.jsonl as it was then: without the line of this iteration.")
+    timings: FileEntry = Field(description="timings.jsonl as it was then.")
     sha256: str = Field(pattern=SHA256, description="SHA-256 of everything else here, as in manifest.json.")
 
 

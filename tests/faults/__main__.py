@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.faults.damage import cut, damage_at_random, flip
 from tests.faults.kills import Findings, kill_at_random
 from tests.faults.memory import growth
 
@@ -14,6 +15,7 @@ parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Do 
 parser.add_argument("--kills", type=int, default=300, help="kills at random moments")
 parser.add_argument("--processes", type=int, default=1, help="processes of each run, one of which is killed")
 parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--damage", type=int, metavar="BITS", help="instead: flipped bits, and a fifth as many lost ends")
 parser.add_argument("--memory", type=int, metavar="ITERATIONS", help="instead: how memory grows over a run")
 arguments = parser.parse_args()
 
@@ -25,6 +27,12 @@ with tempfile.TemporaryDirectory() as directory:
             f"{arguments.memory}: {last / 2**20:.1f} MiB, {last / first - 1:+.2%}\n"
         )
         sys.exit(last > 1.01 * first)
+    if arguments.damage:
+        hows = [flip] * arguments.damage + [cut] * (arguments.damage // 5)
+        *_, damaged = damage_at_random(hows, arguments.seed, Path(directory))
+        sys.stdout.write(f"{damaged.table()}\n{len(damaged.failures)} taken silently, or refused without a place\n")
+        sys.stdout.write("".join(f"{failure}\n" for failure in damaged.failures))
+        sys.exit(bool(damaged.failures))
     found = Findings()
     for found in kill_at_random(arguments.kills, arguments.seed, Path(directory), arguments.processes):
         if found.runs % 10 == 0:
