@@ -80,10 +80,16 @@ def open_target(
     if overrides:
         config = load_run_config(path / CONFIG, overrides, registry=registry)
     from dgpo_core.checkpoint import Checkpoints
-    from dgpo_core.description import check_base
+    from dgpo_core.description import check_base, recorded_base
     from dgpo_core.engine import Engine
 
     found = Checkpoints(path / "checkpoints").find(checkpoint)
+    base = recorded_base(path)
+    if base is not None and base.directory == config.backbone.checkpoint and not Path(base.directory).is_dir():
+        raise UserError(
+            f"{path}: its base model was in the directory {base.directory}, which is not there any more; if it was "
+            "moved, say where it is: --set backbone.checkpoint=PATH"
+        )
     engine = Engine(config, registry)
     note = check_base(path, engine.base, accept="base" in accept)
     if note is not None:

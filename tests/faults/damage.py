@@ -51,9 +51,9 @@ class Findings:
     def table(self) -> str:
         """A row a file."""
         names = ("refused", "told", "the same")
-        rows = [f"{'file':<34} {'damages':>8} " + " ".join(f"{name:>9}" for name in names)]
+        rows = [f"{'file':<40} {'damages':>8} " + " ".join(f"{name:>9}" for name in names)]
         for file, found in sorted(self.verdicts.items()):
-            rows.append(f"{file:<34} {found['damages']:>8} " + " ".join(f"{found[name]:>9}" for name in names))
+            rows.append(f"{file:<40} {found['damages']:>8} " + " ".join(f"{found[name]:>9}" for name in names))
         return "\n".join(rows)
 
 
