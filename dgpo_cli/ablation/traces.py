@@ -12,8 +12,10 @@ import numpy as np
 
 from dgpo_cli.ablation.directory import AblationDirectory, State, outcome_of
 from dgpo_cli.ablation.plan import Cell
+from dgpo_core.checkpoint import whole_manifests
 from dgpo_core.errors import UserError
 from dgpo_core.guards import band_of, has_left
+from dgpo_core.logs import damages
 from dgpo_core.run_directory import RunDirectory
 from dgpo_schemas.metrics import EvaluationRecord, PromptScores
 
@@ -71,6 +73,9 @@ def read_trace(cell: Cell, directory: AblationDirectory, reward: str) -> Trace:
         timings = {int(line["iteration"]): float(line["seconds"]) for line in run.read("timings.jsonl")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{cell.path}: a log cannot be read: {error}") from error
+    damaged = damages(cell.path, list(whole_manifests(cell.path / "checkpoints")))
+    if damaged:
+        raise UserError("\n".join(map(str, damaged)) + "\nput the log back from a copy, or train the cell anew")
     latest: dict[str, dict[int, EvaluationRecord]] = {}
     for record in records:
         latest.setdefault(record.reward, {})[record.iteration] = record

@@ -253,7 +253,7 @@ def test_finished_cells_of_another_ablation_are_taken_over_where_they_are_the_sa
     for log in ("metrics.jsonl", "evaluations.jsonl", "timings.jsonl", "outcome.json"):
         assert (copy / log).read_bytes() == (twin / log).read_bytes()
     assert directory.state(next(iter(plan.cells()))) == State("finished")
-    assert yaml.safe_load((copy / "config.yaml").read_text())["run"]["output"] == str(copy.parent)
+    assert yaml.safe_load((copy / "config.yaml").read_text())["run"]["output"] == str(copy.absolute().parent)
     assert dgpo("evaluate", copy, "--json").code == 0
     assert directory.adopt(next(iter(plan.cells())), [read_plan(HERE)]) is None  # what is there stays
 

@@ -242,7 +242,8 @@ def test_a_run_whose_configuration_was_damaged(dgpo: Run, trained: Any) -> None:
 def test_weights_of_another_adapter(dgpo: Run, trained: Any) -> None:
     shutil.copytree(trained.path, "runs/other")
     config = Path("runs/other/config.yaml")
-    config.write_text(re.sub(r"rank: 4", "rank: 3", config.read_text()))
+    text = config.read_text().partition("\n")[2]  # without the digest, as somebody does who means the change
+    config.write_text(re.sub(r"rank: 4", "rank: 3", text))
     done = dgpo("evaluate", "runs/other")
     assert (done.code, done.out) == (2, "")
     # Two matrices in each of two layers, in each of three views.
