@@ -256,6 +256,13 @@ def test_finished_cells_of_another_ablation_are_taken_over_where_they_are_the_sa
     assert yaml.safe_load((copy / "config.yaml").read_text())["run"]["output"] == str(copy.absolute().parent)
     assert dgpo("evaluate", copy, "--json").code == 0
     assert directory.adopt(next(iter(plan.cells())), [read_plan(HERE)]) is None  # what is there stays
+    # A flipped digit in a log would be a result.
+    log = twin / "evaluations.jsonl"
+    log.write_text(log.read_text().replace('"missing": 0', '"missing": 1', 1))
+    done = dgpo("ablate", "--report", HERE)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"{log}: line")
+    assert done.err.endswith("put the log back from a copy, or train the cell anew\n")
 
 
 def test_only_finished_cells_are_taken_over(dgpo: Run, ablation: Run, known: Registry, started: list[Any]) -> None:

@@ -907,7 +907,7 @@ def full_for(name: str) -> Callable[[pytest.MonkeyPatch], None]:
 FULL: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
     "tensors": (lambda p: p.setattr(safetensors.torch, "save_file", full), "runs/toy/checkpoints/000002"),
     "a manifest": (full_for("manifest.json"), "runs/toy/checkpoints/000002"),
-    "a flush": (lambda p: p.setattr(os, "fsync", full), "runs/toy/metrics.jsonl"),
+    "a flush": (lambda p: p.setattr(os, "fsync", full), "runs/toy/timings.jsonl"),
     "a picture": (lambda p: p.setattr(PIL.Image.Image, "save", full), "runs/toy/pictures/000002"),
     "metrics": (full_for("metrics.jsonl"), "runs/toy/metrics.jsonl"),
     "timings": (full_for("timings.jsonl"), "runs/toy/timings.jsonl"),
