@@ -16,7 +16,6 @@ import torch
 import yaml
 
 from dgpo_core.testing.toy import ToyBackbone
-
 from dgpo_schemas.manifest import sealed_json
 
 Run = Callable[..., Any]
