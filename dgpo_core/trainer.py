@@ -91,7 +91,6 @@ class Trainer:
         self.iteration = 0  # iterations finished
         self.trained_seconds = 0.0  # of those iterations, without evaluations and checkpoints
         self.best: tuple[int, float] | None = None  # (iteration, score) of the best evaluation
-        self._told_of_policy = False  # that evaluations were of the policy, not of the slow EMA
         self._saved = self._evaluated = -1  # iterations of the last checkpoint and evaluation
         self._evaluations: list[dict[str, Any]] = []  # what evaluations.jsonl says
         self._updates = 0  # after those iterations
@@ -325,7 +324,7 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluate the configured view; True if the first reward is better than ever before."""
         section = self.config.evaluation
-        view = self._evaluated_view()
+        view = self.engine.policy.available(section.view)
         with self._timed("evaluate"):
             result = evaluate(
                 self.evaluation_roller,
@@ -365,15 +364,14 @@ class Trainer:
             self.best = (self.iteration, score)
         return improved
 
-    def _evaluated_view(self) -> View:
-        """The weights to evaluate now; that they are not those asked for is told once."""
-        wanted = self.config.evaluation.view
-        view = self.engine.policy.available(wanted)
-        if view != wanted and self.optimiser.updates and not self._told_of_policy:
-            self._told_of_policy = True
-            first = self.config.objective.ema.slow.first_move
-            self.progress.note(f"evaluating the policy: the slow EMA does not move before update {first}")
-        return view
+    def _note_on_averages(self) -> str | None:
+        """That evaluations will be of the policy, if they come before the slow EMA has moved."""
+        section, first = self.config.evaluation, self.config.objective.ema.slow.first_move
+        every = min(section.every or self.config.run.iterations, self.config.run.iterations)
+        evaluated = (self.iteration // every + 1) * every * self.config.optimiser.updates  # updates by then
+        if section.view != "slow" or self.config.prompts.heldout is None or evaluated >= first:
+            return None
+        return f"evaluations before update {first} are of the policy: the slow EMA has not moved"
 
     def _write_pictures(self, media: Tensor, prompts: Sequence[Prompt]) -> None:
         if self.processes.main:
@@ -451,6 +449,8 @@ class Trainer:
         self.directory.describe(config, self.registry, prompts, base)
         engine.runtime.start_trackers()
         self.progress.started(run_path(config), self.iteration, config.run.iterations, engine.facts())
+        if (averages := self._note_on_averages()) is not None:
+            self.progress.note(averages)
         for note in notes:
             self.progress.warn(note)
         for note in engine.notes():

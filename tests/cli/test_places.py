@@ -49,9 +49,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(home)
     write(home / "base")
     (home / "p.txt").write_text("a\nb\n")
+    (home / "h.txt").write_text("c\nd\n")
     data = run_data(
         "runs", run={"iterations": 2}, backbone={"use": "from-disk", "checkpoint": "base"},
-        prompts={"train": "p.txt", "heldout": "p.txt"}, evaluation={"every": 0, "prompts": 2, "pictures": 0},
+        prompts={"train": "p.txt", "heldout": "h.txt"}, evaluation={"every": 0, "prompts": 2, "pictures": 0},
     )  # fmt: skip
     (home / "run.yaml").write_text(yaml.safe_dump(data))
     return home

@@ -420,9 +420,9 @@ def test_bars_tables_and_lines_on_a_terminal(on_terminal: Callable[..., str], wr
     wanted = [
         "training runs/toy for 4 iterations on cpu",
         "  660 of 4,052 parameters, 6 prompts to train on, 4 held out",
+        "evaluations before update 7 are of the policy: the slow EMA has not moved",
         "evaluation after iteration 0, 4 prompts", *table,
         RICH_LINE,
-        "evaluating the policy: the slow EMA does not move before update 7",
         "evaluation after iteration 2, 4 prompts", *table,
         RICH_LINE, RICH_LINE,
         "evaluation after iteration 4, 4 prompts", *table,

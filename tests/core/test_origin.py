@@ -82,7 +82,9 @@ def write(base: Path, factor: float = 1.0) -> None:
 @pytest.fixture
 def config(base: Path, make_config: Make) -> RunConfig:
     return make_config(
-        run={"iterations": 2}, backbone={"use": "from-disk", "checkpoint": str(base)}, evaluation={"every": 0}
+        run={"iterations": 2},
+        backbone={"use": "from-disk", "checkpoint": str(base)},
+        evaluation={"every": 0, "view": "policy"},
     )
 
 
@@ -204,7 +206,8 @@ LOGS = ("metrics.jsonl", "evaluations.jsonl", "timings.jsonl")
 
 @pytest.fixture
 def logged(make_config: Make, registry: Registry) -> RunConfig:
-    config = make_config(run={"iterations": 4}, evaluation={"every": 1, "prompts": 2, "pictures": 0})
+    evaluation = {"every": 1, "prompts": 2, "pictures": 0, "view": "policy"}
+    config = make_config(run={"iterations": 4}, evaluation=evaluation)
     train(config, registry, max_iterations=3)
     return config
 
@@ -309,7 +312,7 @@ def relative(tmp_path: Path, base: Path, known: Registry, monkeypatch: pytest.Mo
     return RunConfig.model_validate(
         run_data(
             "runs", run={"iterations": 2}, backbone={"use": "from-disk", "checkpoint": "base"}, prompts=prompts,
-            rewards=worker, evaluation={"every": 0},
+            rewards=worker, evaluation={"every": 0, "view": "policy"},
         )
     )  # fmt: skip
 
