@@ -5,10 +5,15 @@ BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
 RUN := runs/quickstart
 
-.PHONY: quickstart test lint types bench schemas clean help
+# More options for pytest: make test TEST="-k objective".
+TEST ?=
+# A file's tests stay together, so that what its fixtures make is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: quickstart test test-slow test-all coverage lint bench schemas clean help
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
 # One marker for the installed state: it is renewed when a project file or the constraints change.
 $(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS)
@@ -24,8 +29,19 @@ quickstart: $(VENV)/.installed  ## Train the miniature model for a few minutes a
 	$(BIN)/dgpo train examples/quickstart.yaml $(if $(wildcard $(RUN)/checkpoints/0*),--resume)
 	$(BIN)/dgpo report $(RUN)
 
-test: $(VENV)/.installed  ## Run every test
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+test: $(VENV)/.installed  ## Run the tests (at most 6 minutes on two cores)
+	$(PYTEST) -m "not slow" $(TEST)
+
+# Property tests try more examples there, so they are run again.
+test-slow: $(VENV)/.installed  ## Run what `make test` leaves out
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile=thorough $(TEST)
+
+test-all: test test-slow  ## Run every test
+
+coverage: $(VENV)/.installed  ## Run every test and measure coverage
+	$(BIN)/coverage erase
+	$(MAKE) test-all TEST="--cov --cov-append --cov-report= $(TEST)"
+	$(BIN)/coverage report --skip-covered --show-missing --fail-under=90
 
 lint: $(VENV)/.installed  ## Linter, types, import floors
 	$(BIN)/ruff check .

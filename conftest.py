@@ -1,0 +1,41 @@
+"""For every test, those of the plugins included: real data, and how many examples property tests try."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# `make test` tries few examples, always the same; `make test-slow` asks for the others by --hypothesis-profile.
+settings.register_profile("quick", max_examples=30, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=300, deadline=None)
+settings.load_profile("quick")
+
+DATA = Path(os.environ["DGPO_TEST_DATA"]).absolute() if os.environ.get("DGPO_TEST_DATA") else None
+NOT_RUN = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The directory of real files that DGPO_TEST_DATA names. Without it, a test that asks for this does not run."""
+    assert DATA is not None
+    assert DATA.is_dir(), f"DGPO_TEST_DATA: there is no directory {DATA}"
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def not_run(pytestconfig: pytest.Config) -> list[str]:
+    """The tests that were left out for want of real data."""
+    return pytestconfig.stash[NOT_RUN]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what wants real data where there is none; tests/test_data_present.py tells of it in one skip."""
+    left_out: list[pytest.Item] = []
+    if DATA is None:
+        left_out = [item for item in items if "test_data" in getattr(item, "fixturenames", ())]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+    config.stash[NOT_RUN] = [item.nodeid for item in left_out]
