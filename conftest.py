@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,14 @@ DATA = Path(os.environ["DGPO_TEST_DATA"]).absolute() if os.environ.get("DGPO_TES
 NOT_RUN = pytest.StashKey[list[str]]()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_disk_is_waited_for() -> Iterator[None]:
+    """What the kernel has survives the end of a test; a test of flushes counts the calls all the same."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The directory of real files that DGPO_TEST_DATA names. Without it, a test that asks for this does not run."""
@@ -29,6 +39,12 @@ def test_data() -> Path:
 def not_run(pytestconfig: pytest.Config) -> list[str]:
     """The tests that were left out for want of real data."""
     return pytestconfig.stash[NOT_RUN]
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays to the end: no collection of garbage need look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -469,6 +469,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subp
     return start
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_a_kill_lose_nothing(
     shell: Callable[..., subprocess.Popen[str]], dgpo: Run, started: list[Any]
 ) -> None:

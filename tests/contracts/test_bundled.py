@@ -40,6 +40,10 @@ def geneval(directory: Path) -> Given:
     return Given({"detector": "shapes"}, prompts=drawn()[1])
 
 
+def frames(directory: Path) -> Given:
+    return Given({"reward": {"use": "geneval", "options": {"detector": "shapes"}}}, prompts=drawn()[1])
+
+
 def mask2former(directory: Path) -> Given:
     return Given({"checkpoint": str(make_tiny_mask2former(directory / "mask2former")), "side": 64})
 
@@ -67,7 +71,7 @@ def wan(directory: Path) -> Given:
 GIVEN: dict[Key, Callable[[Path], Given]] = {
     ("backbone", "sd3"): sd3,
     ("backbone", "wan"): wan,
-    ("reward", "frames"): lambda directory: Given({"reward": "ocr"}),
+    ("reward", "frames"): frames,
     ("reward", "geneval"): geneval,
     ("reward", "geneval-official"): geneval,
     ("reward", "geneval-flowgrpo"): geneval,

@@ -44,6 +44,7 @@ def test_nothing_but_memory_changes(name: str, registry: Registry) -> None:
     assert found == plain
 
 
+@pytest.mark.slow
 def test_each_fits_its_card(registry: Registry) -> None:
     models: dict[bool, Model] = {}
     registered = registry.find("backbone", "sd3")

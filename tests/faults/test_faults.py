@@ -1,4 +1,4 @@
-"""A few dozen random kills and a short look at memory; `python -m tests.faults` does more of both."""
+"""A few random kills and a short look at memory; `python -m tests.faults` does more of both."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from tests.faults.kills import kill_at_random
 from tests.faults.memory import growth
 
 
-@pytest.mark.parametrize(("processes", "kills"), [(1, 25), (2, 8)])
+@pytest.mark.parametrize(
+    ("processes", "kills"),
+    [(1, 6), pytest.param(1, 25, marks=pytest.mark.slow), pytest.param(2, 8, marks=pytest.mark.slow)],
+)
 def test_random_kills_change_nothing(processes: int, kills: int, tmp_path: Path) -> None:
     *_, found = kill_at_random(kills, seed=1, directory=tmp_path, processes=processes)
     assert found.failures == []
     assert found.kills.total() >= kills
-    assert len(found.kills) > 4, "of many kinds"
+    assert len(found.kills) >= min(5, kills // 2), "of many kinds"
 
 
 def test_memory_stays_as_it_is(tmp_path: Path) -> None:

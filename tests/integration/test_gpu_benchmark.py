@@ -16,7 +16,7 @@ from dgpo_sd3.testing import make_tiny_checkpoint
 from dgpo_wan.testing import make_tiny_checkpoint as make_tiny_wan
 
 
-@pytest.mark.parametrize("case", ["sd35-512", "wan-1.3b"])
+@pytest.mark.parametrize("case", ["sd35-512", pytest.param("wan-1.3b", marks=pytest.mark.slow)])
 def test_it_runs_and_counts(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make = make_tiny_checkpoint if case == "sd35-512" else make_tiny_wan
     checkpoint = make(tmp_path / "tiny")
