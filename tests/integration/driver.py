@@ -1,7 +1,8 @@
 """Runs the command line, with the toy parts, in processes that meet with something at a moment chosen in advance.
 
-Started as a program it imports the engine once and serves requests, one JSON line each. Every run is a forked process
-of its own, so a whole life (start, train, be killed) takes little longer than the training itself.
+Started as a program it imports the engine, and the modules and names (MODULE:NAME) of its arguments, once and serves
+requests, one JSON line each. Every run is a forked process of its own, so a whole life (start, train, be killed) takes
+little longer than the training itself.
 
 A request is {"arguments": [...], "at": [moment, n], "do": deed}: what `dgpo` is called with, and what happens when the
 moment comes for the n-th time ("clock": after n milliseconds). With "background": true the answer comes as soon as the
@@ -16,6 +17,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import pkgutil
 import signal
 import sys
 import tempfile
@@ -233,5 +235,7 @@ def warm_up() -> None:
 
 if __name__ == "__main__":
     get_registry().register(plugin, distribution="toy")
+    for name in sys.argv[1:]:
+        pkgutil.resolve_name(name)
     warm_up()
     serve(sys.stdin, sys.stdout)

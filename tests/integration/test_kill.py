@@ -1,4 +1,7 @@
-"""Whatever ends a run, and whenever: it goes on as if nothing had happened, byte for byte."""
+"""Whatever ends a run, and whenever: it goes on as if nothing had happened, byte for byte.
+
+Moments all along a run are tried by the slow tests, a few of them by the others.
+"""
 
 from __future__ import annotations
 
@@ -152,6 +155,13 @@ def assert_as_if_nothing_had_happened(run: Run, whole: Whole, ended: Ended) -> N
     assert run.iterations("timings.jsonl") == sorted(set(run.iterations("timings.jsonl")))
 
 
+@pytest.mark.parametrize(("moment", "n"), [("velocity", 31), ("rename", 5), ("half a line", 7)])
+def test_killed_at_three_moments(driver: Driver, whole: Whole, run: Run, moment: str, n: int) -> None:
+    assert n < whole.counts[moment]
+    assert driver.train(run, at=(moment, n)).status == KILLED
+    assert_as_if_nothing_had_happened(run, whole, go_on(driver, run))
+
+
 @pytest.mark.parametrize(
     ("moment", "stride"),
     [
@@ -166,6 +176,7 @@ def assert_as_if_nothing_had_happened(run: Run, whole: Whole, ended: Ended) -> N
         ("half a tensor file", 3),
     ],
 )
+@pytest.mark.slow
 def test_killed_at_any_moment(driver: Driver, whole: Whole, tmp_path: Path, moment: str, stride: int) -> None:
     total = whole.counts[moment]
     for n in range(1, total + 1, stride):
@@ -178,8 +189,9 @@ def test_killed_at_any_moment(driver: Driver, whole: Whole, tmp_path: Path, mome
 @pytest.mark.parametrize(
     "moments",
     [
-        [("velocity", 30), ("velocity", 5)],
-        [("velocity", 50), ("replace", 1), ("replace", 3), ("velocity", 1)],  # the later ones while it cleans its logs
+        pytest.param([("velocity", 30), ("velocity", 5)], marks=pytest.mark.slow),
+        # The later ones while it cleans its logs.
+        pytest.param([("velocity", 50), ("replace", 1), ("replace", 3), ("velocity", 1)], marks=pytest.mark.slow),
         [("append", 7), ("half a tensor file", 1), ("half a line", 1)],
     ],
 )
@@ -224,8 +236,9 @@ def test_killed_while_the_only_checkpoint_is_replaced(driver: Driver, tmp_path: 
     assert [p.name for p in run.path.rglob(".*")] == [".lock"]
 
 
-def test_sigterm_saves_and_stops(driver: Driver, whole: Whole, tmp_path: Path) -> None:
-    for n in range(1, whole.counts["velocity"] + 1, 13):
+@pytest.mark.parametrize("stride", [60, pytest.param(13, marks=pytest.mark.slow)])
+def test_sigterm_saves_and_stops(stride: int, driver: Driver, whole: Whole, tmp_path: Path) -> None:
+    for n in range(stride // 2, whole.counts["velocity"] + 1, stride):
         (tmp_path / str(n)).mkdir()
         run = Run(tmp_path / str(n))
         ended = driver.train(run, at=("velocity", n), do="terminate")

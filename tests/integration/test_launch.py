@@ -20,8 +20,11 @@ import dgpo_cli.launch
 from dgpo_cli.launch import Layout, check
 from dgpo_cli.main import main
 from dgpo_core.checkpoint import load
+from dgpo_core.config import load_run_config
 from dgpo_core.errors import UserError
-from dgpo_core.testing.toy import run_data
+from dgpo_core.registry import Registry
+from dgpo_core.testing.toy import plugin, run_data
+from dgpo_core.trainer import Trainer
 
 Launcher = Callable[[Path], subprocess.CompletedProcess[str]]
 CHILD = str(Path(__file__).with_name("child.py"))
@@ -127,8 +130,9 @@ def test_a_mistake_in_the_run_file_is_told_before_any_process_starts(
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     directory = tmp_path_factory.mktemp("alone")
-    ended = run(sys.executable, CHILD, "train", str(write(directory)))
-    assert ended.returncode == 0, ended.stderr
+    made = Registry()
+    made.register(plugin, distribution="toy")
+    assert Trainer(load_run_config(write(directory), registry=made), made).train() == "finished"
     return weights(directory / "toy")
 
 
@@ -137,7 +141,7 @@ def torchrun(file: Path) -> subprocess.CompletedProcess[str]:
     return run(sys.executable, "-m", "torch.distributed.run", *options, CHILD, "train", str(file))
 
 
-@pytest.mark.parametrize("launcher", [launched, torchrun])
+@pytest.mark.parametrize("launcher", [launched, pytest.param(torchrun, marks=pytest.mark.slow)])
 def test_every_launcher(launcher: Launcher, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
     ended = launcher(write(tmp_path))
     assert ended.returncode == 0, ended.stderr
@@ -147,6 +151,7 @@ def test_every_launcher(launcher: Launcher, alone: dict[str, torch.Tensor], tmp_
     assert max(float((found[name] - alone[name]).abs().max()) for name in alone) < 1e-5
 
 
+@pytest.mark.slow
 def test_accelerate_launch_on_cpus_is_refused_rather_than_run_by_one(tmp_path: Path) -> None:
     ended = run(
         sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
@@ -165,8 +170,13 @@ def test_a_mistake_is_told_once(tmp_path: Path) -> None:
     assert not (tmp_path / "toy").exists()
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_killed_process_ends_the_run_with_the_reason(rank: str, tmp_path: Path) -> None:
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("rank", "resumed"), [("1", False), pytest.param("0", True, marks=SLOW), pytest.param("1", True, marks=SLOW)]
+)
+def test_a_killed_process_ends_the_run_with_the_reason(rank: str, resumed: bool, tmp_path: Path) -> None:
     file = write(tmp_path)
     ended = launched(file, DGPO_TEST_END=f"{rank} 1 kill")
     assert ended.returncode == 1
@@ -174,11 +184,13 @@ def test_a_killed_process_ends_the_run_with_the_reason(rank: str, tmp_path: Path
     assert "Traceback" not in ended.stderr
     if rank == "1":
         assert "the state after iteration 1 is saved; continue with --resume" in ended.stderr
-    again = launched(file, "--resume")
-    assert again.returncode == 0, again.stderr
-    assert len((tmp_path / "toy" / "metrics.jsonl").read_text().splitlines()) == 3
+    if resumed:
+        again = launched(file, "--resume")
+        assert again.returncode == 0, again.stderr
+        assert len((tmp_path / "toy" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_what_a_silent_process_said_last_is_shown(tmp_path: Path) -> None:
     ended = launched(write(tmp_path), DGPO_TEST_END="1 1 raise")
     assert ended.returncode == 1
@@ -186,6 +198,7 @@ def test_what_a_silent_process_said_last_is_shown(tmp_path: Path) -> None:
     assert "RuntimeError: a bug of this process alone" in ended.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_stops_all(tmp_path: Path) -> None:
     file = write(tmp_path, iterations=3000, evaluation={"every": 0}, checkpoints={"every": 1000})
     code = f"import sys; from dgpo_cli.launch import *;sys.exit(launch(Layout(2), ['train', sys.argv[1]], [{CHILD!r}]))"

@@ -41,9 +41,9 @@ def free_port() -> int:
 class Driver:
     """Speaks to driver.py, which forks processes that have imported everything."""
 
-    def __init__(self) -> None:
+    def __init__(self, *imported: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(DRIVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(DRIVER), *imported], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def train(
@@ -212,14 +212,24 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_the_same_for_any_number_of_processes(setting: str, driver: Driver, tmp_path: Path) -> None:
+QUICK = ("groups of five", "two updates", "missing scores", "paths")
+"""What `make test` tries, with three processes alone."""
+
+
+@pytest.mark.parametrize(
+    ("setting", "counts"),
+    [(setting, (3,)) for setting in QUICK]
+    + [pytest.param(setting, (2, 3), marks=pytest.mark.slow) for setting in SETTINGS],
+)
+def test_the_same_for_any_number_of_processes(
+    setting: str, counts: tuple[int, ...], driver: Driver, tmp_path: Path
+) -> None:
     """In float64, so that a mistake cannot hide behind rounding."""
     changes = {**SETTINGS[setting]}
     changes.setdefault("backbone", DOUBLE["backbone"])
     one = Run(tmp_path, "one", **changes)
     assert_all_well(driver.train(one, 1))
-    for count in (2, 3):
+    for count in counts:
         several = Run(tmp_path, f"p{count}", **changes)
         assert_all_well(driver.train(several, count))
         wanted, found = one.tensors(), several.tensors()
@@ -278,10 +288,21 @@ def test_one_reduction_of_statistics_and_one_of_gradients_an_update(driver: Driv
 # -- the end of one is the end of all, and nothing is lost ------------------------------------------------------------
 
 MOMENTS = [("velocity", 3), ("velocity", 40), ("score", 3), ("evaluate", 1), ("evaluate", 2), ("host", 5), ("host", 30)]
+STOPS = [("velocity", 3), ("velocity", 20), ("score", 3), ("evaluate", 1), ("host", 20)]
 
 
-@pytest.mark.parametrize("at", MOMENTS, ids=lambda at: f"{at[0]} {at[1]}")
-@pytest.mark.parametrize("rank", [0, 1])
+def few(all_of_them: list[Any], *quick: Any) -> list[Any]:
+    """Parameters, most of them for the slow tests."""
+    assert all(one in all_of_them for one in quick)
+    return [
+        pytest.param(*one, id=" ".join(map(str, one)), marks=() if one in quick else pytest.mark.slow)
+        for one in all_of_them
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rank", "at"), few([(rank, at) for rank in (0, 1) for at in MOMENTS], (0, ("velocity", 40)), (1, ("evaluate", 2)))
+)
 def test_a_lost_process_ends_the_run_and_a_resume_goes_on(
     rank: int, at: tuple[str, int], driver: Driver, whole: Run, tmp_path: Path
 ) -> None:
@@ -312,9 +333,7 @@ def test_a_process_that_hangs_is_given_up(driver: Driver, tmp_path: Path) -> Non
     assert ended[1]["status"] == 3, "it finds the others gone"
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("at", [("velocity", 3), ("velocity", 20), ("score", 3), ("evaluate", 1), ("host", 20)],
-                         ids=lambda at: f"{at[0]} {at[1]}")  # fmt: skip
+@pytest.mark.parametrize(("rank", "at"), few([(rank, at) for rank in (0, 1) for at in STOPS], (1, ("velocity", 20))))
 def test_a_stop_that_one_is_asked_for_stops_all(
     rank: int, at: tuple[str, int], driver: Driver, whole: Run, tmp_path: Path
 ) -> None:
@@ -326,7 +345,7 @@ def test_a_stop_that_one_is_asked_for_stops_all(
     assert run.files() == whole.files()
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 1), (3, 2)])
+@pytest.mark.parametrize(("before", "after"), few([(1, 3), (2, 1), (3, 2)], (1, 3)))
 def test_a_resume_with_another_number_of_processes(before: int, after: int, driver: Driver, tmp_path: Path) -> None:
     one, run = Run(tmp_path, "one", **DOUBLE), Run(tmp_path, "run", **DOUBLE)
     assert_all_well(driver.train(one, 1))

@@ -17,7 +17,7 @@ from dgpo_core.registry import get_registry
 from dgpo_core.sharding import shard
 from dgpo_schemas.run import BackboneSection
 from dgpo_sd3.testing import make_tiny_checkpoint
-from tests.integration.test_processes import DOUBLE, Driver, Run, assert_all_well, difference
+from tests.integration.test_processes import DOUBLE, Driver, Run, assert_all_well, difference, few
 
 FULL = {"backbone": {"use": "toy", "checkpoint": "toy", "train": "full", "options": {"double": True}}}
 SHARD = {"iterations": 3, "process_timeout": 20, "shard": True}
@@ -43,7 +43,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Driver]:
-    made = Driver()
+    made = Driver(
+        "dgpo_core.sharding", "dgpo_sd3.backbone", "dgpo_sd3.lora", "diffusers:StableDiffusion3Pipeline",
+        "diffusers:SD3Transformer2DModel", "diffusers:AutoencoderKL", "diffusers:FlowMatchEulerDiscreteScheduler",
+        "transformers:CLIPTextModelWithProjection", "transformers:CLIPTokenizer", "peft:LoraConfig",
+    )  # fmt: skip
     yield made
     made.close()
 
@@ -58,13 +62,17 @@ def assert_same(found: Run, wanted: Run) -> None:
         assert difference(found.log(log), wanted.log(log)) < 1e-6, "records are made of float32 media"
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_the_same_as_one_process(setting: str, driver: Driver, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "counts"),
+    [("an adapter, groups of five", (2,)), ("all weights, two updates", (3,))]
+    + [pytest.param(setting, (2, 3), marks=pytest.mark.slow) for setting in SETTINGS],
+)
+def test_the_same_as_one_process(setting: str, counts: tuple[int, ...], driver: Driver, tmp_path: Path) -> None:
     changes = SETTINGS[setting]
     one = Run(tmp_path, "one", **changes)
     assert_all_well(driver.train(one, 1))
     assert max(abs(record["change_norm"]) for record in one.log("metrics")) > 1e-3, "there must be something to compare"
-    for count in (2, 3):
+    for count in counts:
         several = Run(tmp_path, f"p{count}", **changes, run=SHARD | {"name": f"p{count}"})
         assert_all_well(driver.train(several, count))
         assert_same(several, one)
@@ -122,7 +130,7 @@ def test_each_process_holds_its_share_and_an_adapter_is_whole(train: str, tmp_pa
 # -- faults -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
+@pytest.mark.parametrize(("before", "after"), few([(1, 2), (2, 1), (3, 2)], (2, 1)))
 def test_a_resume_with_another_number_of_processes(before: int, after: int, driver: Driver, tmp_path: Path) -> None:
     one, run = Run(tmp_path, "one", **FULL), Run(tmp_path, "run", **FULL, run=SHARD | {"name": "run"})
     assert_all_well(driver.train(one, 1))
@@ -139,12 +147,17 @@ def whole(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
+MOMENTS = [(0, ("velocity", 3)), (1, ("velocity", 30)), (0, ("score", 3)), (1, ("evaluate", 2)), (1, ("host", 60))]
+
+
 @pytest.mark.parametrize(
-    ("rank", "at"),
-    [(0, ("velocity", 3)), (1, ("velocity", 30)), (0, ("score", 3)), (1, ("evaluate", 2)), (1, ("host", 60))],
-    ids=lambda value: str(value),
+    ("deed", "rank", "at"),
+    few(
+        [(deed, *moment) for deed in ("terminate", "kill") for moment in MOMENTS],
+        ("terminate", 1, ("velocity", 30)),
+        ("kill", 0, ("score", 3)),
+    ),
 )
-@pytest.mark.parametrize("deed", ["terminate", "kill"])
 def test_a_stop_or_a_loss_costs_nothing(
     deed: str, rank: int, at: tuple[str, int], driver: Driver, whole: Run, tmp_path: Path
 ) -> None:
