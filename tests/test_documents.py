@@ -8,12 +8,13 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from dgpo_cli.ablation.plan import make_plan
 from dgpo_cli.main import COMMANDS
+from dgpo_cli.scaffold import Scaffold, render
 from dgpo_core.config import load_run_config, load_serve_config
 from dgpo_core.registry import get_registry
 from dgpo_schemas.serve import ServeConfig
@@ -68,20 +69,26 @@ class Desk:
         return done.stdout if "build" not in arguments else ""
 
 
+def test_the_files_that_the_page_shows_are_those_that_are_written() -> None:
+    page = (ROOT / "docs/plugins.md").read_text()
+    shown = blocks(page, "python")
+    written = render(Scaffold("reward", "brightness"))
+    assert len(shown) == 4
+    assert set(shown) <= set(written.values())
+    (entry_points,) = blocks(page, "toml")
+    assert entry_points in written[PurePosixPath("pyproject.toml")]
+
+
+@pytest.mark.slow
 def test_plugins_are_written_tested_and_shown_as_the_page_says(tmp_path: Path) -> None:
-    """Every command prints what stands there, and every file is the one that was written."""
+    """Every command prints what stands there."""
     page = (ROOT / "docs/plugins.md").read_text()
     desk, checker = Desk(tmp_path), doctest.OutputChecker()
     for command, expected in typed(page):
         found = desk.type(command)
         assert checker.check_output(expected, found, doctest.ELLIPSIS), f"$ {command}\n{found}"
     distribution = tmp_path / "dgpo-brightness"
-    written = {path.read_text() for path in distribution.rglob("*.py")}
-    shown = blocks(page, "python")
-    assert len(shown) == 4
-    assert set(shown) <= written
-    (entry_points,) = blocks(page, "toml")
-    assert entry_points in (distribution / "pyproject.toml").read_text()
+    assert set(blocks(page, "python")) <= {path.read_text() for path in distribution.rglob("*.py")}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
@@ -117,6 +124,7 @@ def test_ablation_files_in_documents_are_valid(tmp_path: Path, monkeypatch: pyte
         assert make_plan(tmp_path / "ablation.yaml", get_registry()).variants
 
 
+@pytest.mark.slow
 def test_a_weighting_of_ones_own_becomes_a_row_as_the_page_says(tmp_path: Path) -> None:
     """The commands as they are typed, the file as it is shown, and the line added to the ablation."""
     page = (ROOT / "docs/ablate.md").read_text()

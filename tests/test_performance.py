@@ -60,6 +60,7 @@ def test_series_can_be_measured(series: scaling.Series) -> None:
     assert min(points[0].seconds.values()) > 0
 
 
+@pytest.mark.slow
 def test_a_choice_can_be_measured() -> None:
     (choice,) = (c for c in choices.CHOICES if "best-vs-worst" in c.settings[0])  # one that needs no plan
     found = choices.measure(choice, iterations=1, turns=1)

@@ -10,8 +10,8 @@ from dgpo_core.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "run.iterations=5", "run.threads=1", "rollout.groups=4", "rollout.group_size=4", "rollout.steps=3",
-    "prompts.train.limit=10", "evaluation.prompts=6", "evaluation.every=2", "checkpoints.every=1",
+    "run.iterations=3", "run.threads=1", "rollout.groups=2", "rollout.group_size=3", "rollout.steps=2",
+    "prompts.train.limit=4", "evaluation.prompts=2", "evaluation.every=2", "checkpoints.every=1",
 ]  # fmt: skip
 
 
@@ -26,9 +26,9 @@ def run(output: Path, *, stop_after: int | None) -> Path:
 
 def test_resume_is_bit_exact_on_the_miniature(tmp_path: Path) -> None:
     """Few prompts, so that a run finds most of them in its cache where a resumed one encodes them anew."""
-    whole, resumed = run(tmp_path / "whole", stop_after=None), run(tmp_path / "resumed", stop_after=3)
+    whole, resumed = run(tmp_path / "whole", stop_after=None), run(tmp_path / "resumed", stop_after=2)
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert (whole / name).read_text() == (resumed / name).read_text()
     for name in ("weights.safetensors", "optimiser.safetensors"):
-        file = Path("checkpoints/000005") / name
+        file = Path("checkpoints/000003") / name
         assert (whole / file).read_bytes() == (resumed / file).read_bytes()

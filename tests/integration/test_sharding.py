@@ -78,7 +78,9 @@ def test_the_same_as_one_process(setting: str, counts: tuple[int, ...], driver: 
         assert_same(several, one)
 
 
-@pytest.mark.parametrize(("train", "checkpointing"), [("lora", True), ("full", False)])
+@pytest.mark.parametrize(
+    ("train", "checkpointing"), [pytest.param("lora", True, marks=pytest.mark.slow), ("full", False)]
+)
 def test_a_network_with_blocks(train: str, checkpointing: bool, driver: Driver, tmp_path: Path) -> None:
     """SD3's, gathered block by block, in float32: up to the order of sums, of which AdamW makes steps."""
     backbone = {

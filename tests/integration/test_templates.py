@@ -57,6 +57,7 @@ def test_their_own_tests_pass(generated: Generated) -> None:
     assert "failed" not in done.stdout
 
 
+@pytest.mark.slow
 def test_they_keep_their_contracts(generated: Generated) -> None:
     done = generated.run("dgpo_cli", "plugins", "check", *(f"my-{kind}" for kind in KINDS))
     assert done.returncode == 0, done.stdout
@@ -64,6 +65,7 @@ def test_they_keep_their_contracts(generated: Generated) -> None:
     assert {(kind, f"my-{kind}") for kind in KINDS} <= {tuple(line.split()[:2]) for line in done.stdout.splitlines()}
 
 
+@pytest.mark.slow
 def test_types_are_right(generated: Generated) -> None:
     """Every package, and every test module with a name of its own."""
     files = [source / "src" for source in generated.sources]

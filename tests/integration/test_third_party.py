@@ -120,6 +120,7 @@ def test_it_is_listed_and_shown(environment: Environment) -> None:
     assert "target: number at least 0 and at most 1, default 1.0" in shown
 
 
+@pytest.mark.slow
 def test_it_keeps_its_contract(environment: Environment) -> None:
     done = environment.dgpo("plugins", "check", "brightness")
     assert done.stdout.splitlines()[-1] == "23 passed"
@@ -128,6 +129,7 @@ def test_it_keeps_its_contract(environment: Environment) -> None:
     assert "needs options: target must be at most 1" in broken.stdout
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass(environment: Environment) -> None:
     tests = shutil.copytree(environment.source, environment.source.parent / "tested")
     shutil.rmtree(tests / "src")
