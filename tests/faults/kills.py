@@ -56,7 +56,7 @@ class Lives:
             yaml.safe_dump(
                 run_data(
                     directory,
-                    run={"iterations": ITERATIONS, "process_timeout": 10},
+                    run={"iterations": ITERATIONS, "process_timeout": 60},
                     rollout={"steps": 2, "group_size": 3, "groups": 3, "micro_batch": 4},
                     timesteps={"use": "dsm-gap-t-min", "count": 1, "t_min": 0.1,
                                "options": {"every": 2, "samples": 2, "bins": 3}},

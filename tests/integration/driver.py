@@ -41,7 +41,7 @@ from dgpo_core.testing.toy import BrightnessReward, ToyBackbone, plugin, run_dat
 from dgpo_core.trainer import Trainer
 from dgpo_schemas.run import RunConfig
 
-LONGEST = 60
+LONGEST = 180
 """Seconds after which a process that hangs is ended by SIGALRM."""
 
 

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from dgpo_core.testing.toy import run_data
 
 DRIVER = Path(__file__).with_name("driver.py")
 KILLED = -signal.SIGKILL
+PATIENT = 600
+"""Seconds: who waits for a process that is gone until they are over is ended by the driver long before."""
 DOUBLE = {"backbone": {"use": "toy", "checkpoint": "toy", "lora": {"rank": 4, "alpha": 4}, "options": {"double": True}}}
 
 
@@ -86,7 +87,7 @@ class Run:
 
     def __init__(self, directory: Path, name: str = "toy", **changes: Any) -> None:
         sections: dict[str, Any] = {
-            "run": {"iterations": 3, "name": name, "process_timeout": 20},
+            "run": {"iterations": 3, "name": name, "process_timeout": PATIENT},
             "rollout": {"steps": 2, "group_size": 4, "groups": 4, "micro_batch": 3},
             "optimiser": {"learning_rate": 0.01, "micro_batch": 3},
             "objective": {"kl": 0.02, "switch": 2},
@@ -308,9 +309,7 @@ def test_a_lost_process_ends_the_run_and_a_resume_goes_on(
 ) -> None:
     """Resumed with as many processes, it comes to the same end byte for byte."""
     run = Run(tmp_path, "run")
-    started = time.monotonic()
     ended = driver.train(run, 2, at=at, rank=rank)
-    assert time.monotonic() - started < 15, "long before the timeout"
     assert ended[rank]["status"] == KILLED
     other = ended[1 - rank]
     assert other["status"] == 3, other["output"]

@@ -17,10 +17,10 @@ from dgpo_core.registry import get_registry
 from dgpo_core.sharding import shard
 from dgpo_schemas.run import BackboneSection
 from dgpo_sd3.testing import make_tiny_checkpoint
-from tests.integration.test_processes import DOUBLE, Driver, Run, assert_all_well, difference, few
+from tests.integration.test_processes import DOUBLE, PATIENT, Driver, Run, assert_all_well, difference, few
 
 FULL = {"backbone": {"use": "toy", "checkpoint": "toy", "train": "full", "options": {"double": True}}}
-SHARD = {"iterations": 3, "process_timeout": 20, "shard": True}
+SHARD = {"iterations": 3, "process_timeout": PATIENT, "shard": True}
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "an adapter": DOUBLE,
