@@ -59,6 +59,7 @@ def test_latents_have_unit_variance(pipeline: StableDiffusion3Pipeline) -> None:
     assert float(((latents - config.shift_factor) * config.scaling_factor).std()) == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_base_scores_in_the_band(pipeline: StableDiffusion3Pipeline) -> None:
     """Room to rise, and the model knows how: what is written depends on the prompt, and with guidance it is right."""
     pictures = sample_signs(pipeline, HELDOUT)

@@ -313,6 +313,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(checkpoint: Path, build:
         assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_velocity_is_the_same_in_every_view(
     checkpoint: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:

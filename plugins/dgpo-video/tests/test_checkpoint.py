@@ -40,6 +40,7 @@ def test_the_checkpoint_is_small_and_safe() -> None:
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt"}
 
 
+@pytest.mark.slow
 def test_base_scores_in_the_band(pipeline: Any) -> None:
     assert 0.25 <= score(pipeline, prompts("heldout", 240))["strict"] <= 0.55
 
@@ -90,6 +91,7 @@ def test_every_word_is_one_token() -> None:
     assert tokenizer.unk_token_id not in tokenizer("a purple hexagon").input_ids
 
 
+@pytest.mark.slow
 def test_training_runs_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--out", str(tmp_path), "--tiny", "--threads", "1"])
     shares = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -249,6 +249,7 @@ def test_gradient_checkpointing_changes_no_gradient(checkpoint: Path, build: Bui
     assert backbone.module.is_gradient_checkpointing
 
 
+@pytest.mark.slow
 def test_compile_changes_nothing(build: Build, tmp_path: Path) -> None:
     single = make_tiny_checkpoint(tmp_path, layers=1)  # half the time to compile
     plain, compiled = build(single), build(single, compile=True)
