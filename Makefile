@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
 RUN := runs/quickstart
 
-# More options for pytest: make test TEST="-k objective".
+# More options for pytest, as in: make test TEST="-k objective". With COVER=1 coverage is measured beside.
 TEST ?=
-# A file's tests stay together, so that what its fixtures make is made once.
+COVER ?=
+# The tests of a file stay together, so that what its fixtures make is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: quickstart test test-slow test-all coverage lint bench schemas clean help
@@ -30,18 +31,19 @@ quickstart: $(VENV)/.installed  ## Train the miniature model for a few minutes a
 	$(BIN)/dgpo report $(RUN)
 
 test: $(VENV)/.installed  ## Run the tests (at most 6 minutes on two cores)
-	$(PYTEST) -m "not slow" $(TEST)
+	$(PYTEST) -m "not slow" $(if $(COVER),--cov --cov-report=) $(TEST)
 
-# Property tests try more examples there, so they are run again.
+# Property tests are run again, with more examples. Coverage is that of both.
 test-slow: $(VENV)/.installed  ## Run what `make test` leaves out
-	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile=thorough $(TEST)
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile=thorough \
+		$(if $(COVER),--cov --cov-append --cov-report=term-missing:skip-covered --cov-fail-under=90) $(TEST)
 
-test-all: test test-slow  ## Run every test
+test-all:  ## Run every test
+	$(MAKE) test
+	$(MAKE) test-slow
 
-coverage: $(VENV)/.installed  ## Run every test and measure coverage
-	$(BIN)/coverage erase
-	$(MAKE) test-all TEST="--cov --cov-append --cov-report= $(TEST)"
-	$(BIN)/coverage report --skip-covered --show-missing --fail-under=90
+coverage:  ## Run every test and measure coverage
+	$(MAKE) test-all COVER=1
 
 lint: $(VENV)/.installed  ## Linter, types, import floors
 	$(BIN)/ruff check .
