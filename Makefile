@@ -9,7 +9,7 @@ RUN := runs/quickstart
 TEST ?=
 COVER ?=
 # The tests of a file stay together, so that what its fixtures make is made once.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-slow test-all coverage lint bench schemas clean help
 

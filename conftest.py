@@ -48,7 +48,9 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what wants real data where there is none; tests/test_data_present.py tells of it in one skip."""
+    """The longest files first, so that processes end together. What wants real data is left out where there is none;
+    tests/test_data_present.py tells of it in one skip."""
+    items.sort(key=lambda item: item.path.parent.name != "integration")
     left_out: list[pytest.Item] = []
     if DATA is None:
         left_out = [item for item in items if "test_data" in getattr(item, "fixturenames", ())]

@@ -159,7 +159,8 @@ def test_links_and_commands_exist(path: Path) -> None:
     for command in re.findall(r"\bdgpo ([a-z]+)(?= [a-z./]|`|$)", "\n".join(blocks(text, "")), re.MULTILINE):
         assert command in COMMANDS, command
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for target in re.findall(r"\bmake ([a-z-]+)", "\n".join(re.findall(r"`[^`]+`", text)) + "\n".join(blocks(text, ""))):
+    code = "\n".join([*re.findall(r"`[^`]+`", text), *blocks(text, "")])
+    for target in re.findall(r"\bmake ([a-z-]+)", code):
         assert target in targets, target
     for file in re.findall(r"examples/[\w.-]+\.yaml", text):
         assert (ROOT / file).is_file(), file
