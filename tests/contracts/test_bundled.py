@@ -87,6 +87,9 @@ GIVEN: dict[Key, Callable[[Path], Given]] = {
 RANDOM_WEIGHTS = {("reward", "pickscore"), ("reward", "clipscore"), ("reward", "aesthetic")}
 """Their tiny checkpoints do not know good from bad."""
 
+SLOW = RANDOM_WEIGHTS | {("reward", "ocr")}
+"""Their distributions' own tests try their contracts too."""
+
 each = pytest.mark.parametrize
 PARTS = [(kind, name) for kind in KINDS for name in get_registry().parts(kind)]
 
@@ -113,7 +116,7 @@ def test_entry_points_are_light(module: str) -> None:
     check_light(module)
 
 
-@each(("kind", "name"), PARTS)
+@each(("kind", "name"), [pytest.param(*part, marks=pytest.mark.slow if part in SLOW else ()) for part in PARTS])
 def test_every_part_keeps_its_contract(kind: str, name: str, installed: Registry, tmp_path: Path) -> None:
     given = GIVEN.get((kind, name), lambda directory: Given())(tmp_path)
     broken = []
