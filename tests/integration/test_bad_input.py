@@ -855,6 +855,7 @@ def test_all_rewards_missing(world: World) -> None:
     }
 
 
+@pytest.mark.slow
 def test_all_rewards_missing_in_a_process_of_its_own(world: World) -> None:
     """What a person sees: the reason with its place, no traceback."""
     world.edit("  - use: brightness\n", "  - {use: brightness, options: {fail: raise}}\n")
