@@ -12,7 +12,7 @@ from hypothesis import settings
 
 # `make test` tries few examples, always the same; `make test-slow` asks for the others by --hypothesis-profile.
 settings.register_profile("quick", max_examples=30, deadline=None, derandomize=True)
-settings.register_profile("thorough", max_examples=300, deadline=None)
+settings.register_profile("thorough", max_examples=300, deadline=None, derandomize=True)
 settings.load_profile("quick")
 
 DATA = Path(os.environ["DGPO_TEST_DATA"]).absolute() if os.environ.get("DGPO_TEST_DATA") else None

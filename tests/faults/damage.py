@@ -90,8 +90,8 @@ class Half:
                 directory / "work",
                 run={"iterations": END},
                 rollout={"steps": 2, "group_size": 3, "groups": 2},
-                evaluation={"every": 1, "prompts": 2, "pictures": 0},
-                checkpoints={"every": 1, "keep": 2},
+                evaluation={"every": 1, "prompts": 2, "pictures": 0, "view": "policy"},
+                checkpoints={"every": 1, "keep": 3},
                 stop={"seconds": 1e6},
             )
         )
