@@ -46,7 +46,9 @@ __all__ = [
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
-LIBRARIES = ("dgpo", "torch", "diffusers", "transformers", "peft", "accelerate", "pydantic", "pluggy", "safetensors")
+LIBRARIES = (
+    "dgpo", "torch", "diffusers", "transformers", "peft", "accelerate", "pydantic", "pluggy", "safetensors", "pillow",
+)  # fmt: skip
 
 
 def config_text(config: RunConfig, registry: Registry | None = None) -> str:
