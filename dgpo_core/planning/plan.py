@@ -124,7 +124,9 @@ def make_plan(config: RunConfig, model: Model, registry: Registry, processes: in
     sharded = config.run.shard and processes > 1
     if sharded:
         if "trained weights" in model.spread:
-            held["their averages"] += held["trained weights"]  # the policy's, while another view is in its place
+            held["their averages and start"] += held[
+                "trained weights"
+            ]  # the policy's, while another view is in its place
         held = {name: -(-size // processes) if name in model.spread else size for name, size in held.items()}
         held["a block's weights"] = model.gathered
     base = sum(held.values()) + CONTEXT
@@ -160,10 +162,10 @@ def _held(backbone: Backbone, config: RunConfig) -> dict[str, int]:
     for name, module in backbone.parts().items():
         frozen = [p for p in module.parameters() if id(p) not in own]
         held[name] = sum(map(_bytes, (*frozen, *module.buffers())))
-    views = 2 + (backbone.without_adapter() is None)  # fast and slow EMA, and the base of full fine-tuning
+    kept = 3  # fast and slow EMA, and the start, which is the base of full fine-tuning
     return held | {
         "trained weights": trained,
-        "their averages": views * trained,
+        "their averages and start": kept * trained,
         "gradients": trained,
         "AdamW": 2 * trained if config.optimiser.bits == 32 else round(2 * trained * EIGHT_BITS),
     }
@@ -172,7 +174,7 @@ def _held(backbone: Backbone, config: RunConfig) -> dict[str, int]:
 def _spread(backbone: Backbone) -> frozenset[str]:
     """What `sharding.shard` divides: the network, and all that is made like its weights if these are trained."""
     network = {name for name, part in backbone.parts().items() if part is backbone.module}
-    of_weights = {"trained weights", "their averages", "gradients", "AdamW"}
+    of_weights = {"trained weights", "their averages and start", "gradients", "AdamW"}
     return frozenset(network | (of_weights if backbone.without_adapter() is None else set()))
 
 

@@ -170,7 +170,7 @@ def plan_of(data: dict[str, Any], processes: int = 1, spread: frozenset[str] = f
 
     registry.register(plugin, distribution="toy")
     model = Model(
-        held={"model": 1000, "trained weights": 100, "their averages": 300, "gradients": 100}, spread=spread,
+        held={"model": 1000, "trained weights": 100, "their averages and start": 300, "gradients": 100}, spread=spread,
         gathered=90, visitors=0, latent=10, draw=Cost(7, 50, 5),
         decode=Cost(3, 20, 2), learn=Cost(11, 80, 30), reference_operations=5, evaluate_operations=7,
     )  # fmt: skip
@@ -203,11 +203,11 @@ def test_a_model_that_is_spread() -> None:
     assert plan_of(data).held == plan_of(run_data("x")).held, "one process has all of it"
     adapter = plan_of(data, 4, frozenset({"model"}))
     assert adapter.held == {
-        "model": 250, "trained weights": 100, "their averages": 300, "gradients": 100, "a block's weights": 90,
+        "model": 250, "trained weights": 100, "their averages and start": 300, "gradients": 100, "a block's weights": 90,
     }  # fmt: skip
-    full = plan_of(data, 4, frozenset({"model", "trained weights", "their averages", "gradients"}))
+    full = plan_of(data, 4, frozenset({"model", "trained weights", "their averages and start", "gradients"}))
     assert full.held == {
-        "model": 250, "trained weights": 25, "their averages": 100, "gradients": 25, "a block's weights": 90,
+        "model": 250, "trained weights": 25, "their averages and start": 100, "gradients": 25, "a block's weights": 90,
     }  # fmt: skip
     assert adapter.peaks["optimise"] - full.peaks["optimise"] == 350 + 200, "nor are gradients laid out flat"
     assert full.operations == plan_of(data).operations
