@@ -203,7 +203,8 @@ def test_a_model_that_is_spread() -> None:
     assert plan_of(data).held == plan_of(run_data("x")).held, "one process has all of it"
     adapter = plan_of(data, 4, frozenset({"model"}))
     assert adapter.held == {
-        "model": 250, "trained weights": 100, "their averages and start": 300, "gradients": 100, "a block's weights": 90,
+        "model": 250, "trained weights": 100, "their averages and start": 300,
+        "gradients": 100, "a block's weights": 90,
     }  # fmt: skip
     full = plan_of(data, 4, frozenset({"model", "trained weights", "their averages and start", "gradients"}))
     assert full.held == {
