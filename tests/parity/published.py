@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Averages", "Model", "Settings", "advantages", "loss"]
+__all__ = ["AdamW", "Averages", "Model", "Settings", "advantages", "loss"]
 
 Model = Callable[[Literal["policy", "old", "base"], Tensor, float, str, float], Tensor]
 """(weights, x_sigma [...], sigma, prompt, guidance scale) to velocity [...]."""
@@ -88,6 +88,30 @@ def loss(
         s = math.fsum(term for term, other in zip(terms, groups, strict=True) if other == group)
         total = total + a[i] * kept[i] / (1 + math.exp(-s)) + settings.kl * kls[i]
     return total / len(texts)
+
+
+@dataclass
+class AdamW:
+    """torch's clip_grad_norm_ and AdamW (arXiv 1711.05101) on weights [n], with the code's betas and epsilon."""
+
+    weights: np.ndarray
+    rate: float
+    weight_decay: float
+    largest_norm: float
+    updates: int = 0
+    first: np.ndarray | float = 0.0
+    second: np.ndarray | float = 0.0
+
+    def update(self, gradient: np.ndarray) -> np.ndarray:
+        """The weights after one update."""
+        norm = math.sqrt(math.fsum(gradient**2))
+        gradient = gradient * min(1.0, self.largest_norm / (norm + 1e-6))
+        self.updates += 1
+        self.first = 0.9 * self.first + 0.1 * gradient
+        self.second = 0.999 * self.second + 0.001 * gradient**2
+        mean, square = self.first / (1 - 0.9**self.updates), self.second / (1 - 0.999**self.updates)
+        self.weights = self.weights * (1 - self.rate * self.weight_decay) - self.rate * mean / (np.sqrt(square) + 1e-8)
+        return self.weights
 
 
 @dataclass
