@@ -217,7 +217,7 @@ class Guard:
         if whose == [call] or THREADS in own:  # the arithmetic libraries keep one number for the threads of all
             self._suspected[call.label] = True
         elif known is False and not shared:
-            del self._suspected[call.label]
+            self._suspected.pop(call.label, None)  # another call of it may just have been judged
         if whose == [call] or not shared:
             self._tell([call.label], [*own, *shared])
             return
