@@ -63,8 +63,8 @@ def drift(run: Facts) -> Examination:
         "problem" if now >= AS_LARGE or (now > FAR and (falling or run.heldout_fell)) else "warning",
         title,
         seen,
-        "Without a strong enough KL term colours and denoising decay while the reward may still rise; published "
-        "weights are 1e-3 for PickScore and 0.02 for GenEval and OCR (arXiv 2510.08425).",
+        "Only the KL term holds the policy to the base, and the reward may rise while what it does not look at decays; "
+        "the DGPO authors' code has weights of 1e-3 for PickScore and 0.02 for GenEval and OCR.",
         (more_kl(run), lower_rate(run)),
     )
     return Examination("drift", (finding,))

@@ -17,9 +17,7 @@ from dgpo_cli.doctoring.updates import still
 
 __all__ = ["clipping", "residual", "sigmoid"]
 
-PUBLISHED_BETA = (
-    "Published: 10 to 100 with a frozen reference, 2000 to 5000 with a dynamic one (arXiv 2510.08425, 2603.07700)."
-)
+PUBLISHED_BETA = "The DGPO authors' code recommends 10 to 100 with a frozen reference, 2000 to 5000 with a dynamic one."
 SATURATED = 0.05
 """Mean sigmoid(S_g) below which less than a tenth of the first gradient is left (it starts at 0.5)."""
 GONE = 0.01
@@ -152,8 +150,8 @@ def clipping(run: Facts) -> Examination:
         "problem" if late.median > NEARLY_ALL_CLIPPED else "warning",
         "The clip takes the gradient of most members away.",
         (line, "objective.clip is " + ("the objective's own" if clip is None else f"{clip:g}") + " (config.yaml)"),
-        "A clipped member counts in S_g but gives no gradient. Published: 1e-3 to 1e-2 with guided rollouts (arXiv "
-        "2510.08425).",
+        "A clipped member counts in S_g but gives no gradient. The DGPO authors' code recommends "
+        "1e-3 to 1e-2 with guided rollouts, 1e-5 to 1e-4 without.",
         (*wider, lower_rate(run)),
     )
     return Examination("clip", (finding,))
