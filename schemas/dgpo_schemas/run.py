@@ -300,7 +300,7 @@ class SlowEmaSection(StrictModel):
         ge=1,
         le=1000,
         description="Times that a move is applied, with the same weights: decay^repeats in effect. The authors' loop "
-        "applies it once a micro-batch of a card: 2 in their configurations of GenEval and OCR, 4 in that of PickScore.",
+        "applies it once a micro-batch of a card: 2 in their configurations of GenEval and OCR, 4 of PickScore.",
     )
 
     @property

@@ -249,6 +249,21 @@ def test_a_call_that_was_left_behind_changes_nothing_later(make: Callable[..., S
         torch.set_default_dtype(torch.float32)
 
 
+def test_a_suspicion_may_be_lifted_by_two_calls_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both were at work when it arose, and both have looked before either takes it away."""
+
+    class BothLooked(dict[str, bool]):
+        def get(self, key: str, default: Any = None) -> Any:
+            return False
+
+    guard = Guard()
+    monkeypatch.setattr(guard, "_suspected", BothLooked(lamp=False))
+    for _ in range(2):
+        with guard.around("lamp"):
+            pass
+        assert not guard.disturbs("lamp")
+
+
 # -- a whole run ----------------------------------------------------------------------------------------------------
 
 
