@@ -36,7 +36,7 @@ def theirs(dtype: torch.dtype, steps: int, noise: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("steps", [10, 14])
-def test_the_solver_is_the_one_that_the_code_takes(steps: int) -> None:
+def test_the_solver_is_the_one_that_we_take_the_code_to_have(steps: int) -> None:
     """Second order, midpoint, a first-order last step, down to sigma 0; 14 steps are its evaluation's."""
     noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     ours = FlowDPMSolverPP(Options()).sample(velocity, noise, steps=steps, shift=3.0)
