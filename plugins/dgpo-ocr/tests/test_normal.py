@@ -54,6 +54,12 @@ def test_white_space_is_nothing_and_stays_until_then() -> None:
     assert squeeze("Grand  Opening\n\tTo\u2009day\u3000\u2800") == "grandopeningtoday"
 
 
+def test_two_apostrophes_are_the_quote_that_they_look_like() -> None:
+    assert squeeze("5' 10''") == squeeze("5’10”") == squeeze("5′10′′") == "5'10\""
+    assert squeeze("rock 'n' roll") == "rock'n'roll"
+    assert squeeze(squeeze("'''  ''")) == squeeze("'''  ''")
+
+
 def test_folding_again_changes_nothing() -> None:
     characters = [chr(code) for code in (*range(0x3100), *range(0xF900, 0x10000), *range(0x1D400, 0x1D7FF))]
     for character in characters:

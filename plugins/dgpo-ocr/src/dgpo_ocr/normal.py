@@ -46,8 +46,9 @@ def fold(text: str) -> str:
 
 
 def squeeze(text: str) -> str:
-    """`fold`, without any white space: what the rule `normalised` compares."""
-    return "".join(fold(text).split())
+    """`fold`, without any white space, two apostrophes as the one quote that they look like: what the rule `normalised`
+    compares."""
+    return "".join(fold(text).split()).replace("''", '"')
 
 
 def is_lone_surrogate(character: str) -> bool:

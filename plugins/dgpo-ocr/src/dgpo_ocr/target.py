@@ -17,11 +17,12 @@ __all__ = ["check_target", "quoted", "short", "target_of"]
 
 _TYPOGRAPHIC = {
     "“": "”", "„": "“”", "‟": "”", "”": "”", "«": "»", "»": "«»", "「": "」", "『": "』", "〝": "〞〟", "＂": "＂",
+    "❝": "❞",
 }  # fmt: skip
 """Opening marks with what closes them, in the languages that do. » and ” open where they are not closing marks."""
 _ALIKE = "”＂"
 """Marks that open and close alike, or stand behind a number as inches."""
-_FAMILY = {mark: set(family) for family in ("“”„‟", "«»", "「」", "『』", "〝〞〟", "＂") for mark in family}
+_FAMILY = {mark: set(family) for family in ("“”„‟", "«»", "「」", "『』", "〝〞〟", "＂", "❝❞") for mark in family}
 _SINGLE = re.compile(r"(?<!\w)(?:'([^']+)'|‘([^’]+)’|‚([^‘’]+)[‘’]|‹([^›]+)›)(?!\w)")
 _NOT_IN_PAIRS = "the double quotes are not in pairs (after a number one is an inch mark, and needs no other)"
 _LONGEST = 200
@@ -39,7 +40,8 @@ def quoted(text: str, rule: Rule = "normalised") -> str:
     `normalised`: straight quotes first; in a text that has none, the first pair of typographic ones of any language, as
     “ ”, „ “ or « », without the white space inside. A mark right behind a number is an inch mark. Raises ValueError
     saying what is wrong where there is no pair, where marks are left over, so that the pair might be the words between
-    two texts, or where a quote is escaped with a backslash: that is for JSON, which removes it.
+    two texts, where straight ones stand inside typographic ones (unless these hold the whole prompt), so that either
+    might be meant, or where a quote is escaped with a backslash: that is for JSON, which removes it.
 
     `flowgrpo`: what its `prompt.split('"')[1]` gives, whatever the marks mean. Raises ValueError where that fails.
     """
@@ -51,7 +53,10 @@ def quoted(text: str, rule: Rule = "normalised") -> str:
     if '\\"' in text:
         raise ValueError('has a backslash before a double quote; write \\" in .jsonl files only')
     straight = _pairs(text)
-    return straight[0] if straight else _typographic(text)
+    if not straight:
+        return _typographic(text)
+    _check_not_inside(text, straight[0])
+    return straight[0]
 
 
 def target_of(prompt: Prompt, rule: Rule = "normalised") -> str:
@@ -95,13 +100,13 @@ def check_target(prompt: Prompt, rule: Rule = "normalised") -> None:
 
 
 def _pairs(text: str, mark: str = '"') -> list[str]:
-    """What stands between marks that open and close alike. Raises ValueError where one is left over, or where the first
-    two look as if they closed one text and opened another."""
+    """What stands between marks that open and close alike. Raises ValueError where one is left over, or where two look
+    as if they closed one text and opened another."""
     found: list[str] = []
     opened: int | None = None
     for place in [place for place, character in enumerate(text) if character == mark]:
         if opened is not None:
-            if not found and _is_between(text, opened, place):
+            if _is_between(text, opened, place, mark):
                 raise ValueError(f"has {short(text[opened:place])} between two texts: {_NOT_IN_PAIRS}")
             found.append(text[opened:place])
             opened = None
@@ -112,10 +117,27 @@ def _pairs(text: str, mark: str = '"') -> list[str]:
     return found
 
 
-def _is_between(text: str, start: int, end: int) -> bool:
+def _check_not_inside(text: str, inner: str) -> None:
+    """Raise ValueError where straight quotes stand inside typographic ones, but for those around the whole prompt."""
+    before, _, rest = text.partition(f'"{inner}"')
+    for mark, closing in _TYPOGRAPHIC.items():
+        if mark in "”»＂" or mark not in before:
+            continue
+        start = before.rindex(mark)
+        inside, found, after = _partition(rest, closing)
+        if found and not _partition(before[start + 1 :], closing)[1] and (before[:start].strip() or after.strip(" .")):
+            outer = f'{before[start:]}"{inner}"{inside}{found}'
+            raise ValueError(
+                f"has {short(inner)} in quotes inside {short(outer)}; say which is meant under the metadata key "
+                "`target`, or use one pair of quotes"
+            )
+
+
+def _is_between(text: str, start: int, end: int, mark: str) -> bool:
     """Whether the words there, with marks before and behind them, stand between two texts rather than in one."""
     left, first, last, right = (text[place : place + 1] or " " for place in (start - 2, start, end - 1, end + 1))
-    closes, opens = left.isalnum() and first.isspace(), last.isspace() and right.isalnum()
+    closes = (left.isalnum() or left == mark) and first.isspace()
+    opens = last.isspace() and (right.isalnum() or right == mark)
     return closes or opens or (first.isspace() and _is_number(text[start:end].rstrip()[-1:]))
 
 
