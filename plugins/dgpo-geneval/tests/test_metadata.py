@@ -105,12 +105,18 @@ def test_null_is_absent() -> None:
     bare = {"class": "dog", "count": 1}
     full = bare | {"color": None, "position": None}
     assert parse(prompt(tag="colors", include=[full], exclude=None)) == parse(prompt(tag="colors", include=[bare]))
+    no = {"class": "cat", "count": 1}
+    filled = parse(prompt(tag="colors", include=[full | {"size": None}], exclude=[no | {"color": None}]))
+    assert filled == parse(prompt(tag="colors", include=[bare], exclude=[no]))
+    with pytest.raises(UserError, match=r"'include\[0\].count': Input should be a valid integer"):
+        parse(prompt(tag="colors", include=[bare | {"count": None}]))
 
 
 @pytest.mark.parametrize(
     ("given", "near"),
     [
         ({"tags": "colors"}, "tag"),
+        ({"Tag": "colors", "include": []}, "tag"),
         ({"tag": "colors", "includes": []}, "include"),
         ({"tag": "colors", "include": [], "exclude": None, "exlude": []}, "exclude"),
     ],
@@ -133,7 +139,17 @@ def test_a_key_like_one_that_is_missing_is_a_mistake(given: dict[str, Any], near
         ),
         (dogs(color="gren"), ["'include[0].color'", "unknown colour 'gren'", "did you mean 'green'"]),
         (dogs(color="#123456"), ["unknown colour '#123456'; (allowed: red, orange"]),
-        (dogs(colour="red"), ["'include[0].colour'"]),
+        (dogs(colour="red"), ["'include[0].colour'", "unknown key 'colour'; did you mean 'color'?"]),
+        (dogs(xyz="big"), ["unknown key 'xyz'; (allowed: class, count, color, position)"]),
+        (
+            prompt(
+                tag="colors", include=[{"class": "a", "count": 1}], exclude=[{"class": "b", "count": 1, "color": "red"}]
+            ),
+            ["'exclude[0].color'", "unknown key 'color'; (allowed: class, count)"],
+        ),
+        (prompt(tag="colors", include=None), ["'include'", "must be a list, not null"]),
+        (prompt(tag="colors", include="dog"), ["'include'", "must be a list, not 'dog'"]),
+        (prompt(tag="colors", include=["dog"]), ["'include[0]'", 'such as {"class": "dog", "count": 1}, not \'dog\'']),
         (dogs(count=0), ["'include[0].count'", "greater than or equal to 1"]),
         (dogs(count=True), ["'include[0].count'", "not the switch"]),
         (dogs(count="2"), ["'include[0].count'", "valid integer"]),

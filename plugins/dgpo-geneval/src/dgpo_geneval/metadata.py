@@ -17,6 +17,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
 from dgpo_geneval.detector import Thresholds
 from dgpo_schemas.base import Int, StrictModel
+from dgpo_schemas.problems import show
 
 __all__ = [
     "COLORS",
@@ -40,10 +41,10 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 """The colours a GenEval prompt may name, in the benchmark's order."""
 
 
-def _unknown(what: str, value: object, allowed: Iterable[str]) -> ValueError:
+def _unknown(what: str, value: object, allowed: Iterable[str], cutoff: float = 0.5) -> ValueError:
     """`unknown colour 'gren'; did you mean 'green'? (allowed: ...)`."""
     choices = list(allowed)
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=cutoff)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     listed = ", ".join(choices[:12]) + (f" and {len(choices) - 12} more" if len(choices) > 12 else "")
     return ValueError(f"unknown {what} {value!r}{hint} (allowed: {listed})")
@@ -54,6 +55,13 @@ class _Clause(StrictModel):
 
     label: str = Field(alias="class", min_length=1, description="Class of the object, one of the detector's labels.")
     count: Int = Field(ge=1, strict=True, description="How many of it.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: Any) -> Any:
+        """Tables give every clause the columns of all, also of those that another kind of clause has."""
+        names = {field.alias or name for name, field in cls.model_fields.items()}
+        return {k: v for k, v in value.items() if v is not None or k in names} if isinstance(value, Mapping) else value
 
 
 class Include(_Clause):
@@ -108,7 +116,7 @@ class Metadata(StrictModel):
         if isinstance(value, Mapping):
             absent = [name for name in cls.model_fields if value.get(name) is None]
             for key in value:
-                near = difflib.get_close_matches(str(key), absent, n=1, cutoff=0.8)
+                near = difflib.get_close_matches(str(key).casefold(), absent, n=1, cutoff=0.8)
                 if near and key not in cls.model_fields:
                     raise ValueError(f"unknown key {key!r}; did you mean {near[0]!r}?")
         return value
@@ -153,6 +161,21 @@ def _where(location: tuple[int | str, ...]) -> str:
     return text
 
 
+def _words(error: Any) -> str:
+    """What is wrong with a value, from one of pydantic's errors, where its own words do not speak of JSON."""
+    kind, value = error["type"], error["input"]
+    if kind == "tuple_type":
+        return f"must be a list, not {show(value)}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f'must be an object such as {{"class": "dog", "count": 1}}, not {show(value)}'
+    if kind == "too_short":
+        return "must have at least 1 clause"
+    if kind == "extra_forbidden":
+        model = Exclude if error["loc"][0] == "exclude" else Include
+        return str(_unknown("key", error["loc"][-1], [f.alias or name for name, f in model.model_fields.items()], 0.8))
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
 def parse(prompt: Prompt) -> Metadata:
     """The validated metadata of a prompt. Raises UserError naming the prompt, the key and what is allowed."""
     try:
@@ -160,7 +183,7 @@ def parse(prompt: Prompt) -> Metadata:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = _where(first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
+        message = _words(first)
         if not prompt.metadata:
             message += " (it has no metadata: GenEval needs `tag` and `include`, in a .jsonl file or as `metadata`)"
         raise UserError(
