@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,11 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AV
 sizes of one picture (ICO) or hardly occur: they are not worth their risks."""
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 """Endings by which a directory's pictures and videos are told from its other files; those read are told by content."""
+STRANGE = (
+    ".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".exr", ".hdr",
+    ".wmv", ".flv", ".mpg", ".mpeg", ".m2ts", ".ogv", ".3gp",
+)  # fmt: skip
+"""Endings of pictures and videos that Pillow does not know either."""
 OURS = ("grid.png", "*.annotated.png", "prompts.json")
 """What `dgpo sample` and `dgpo score` put beside pictures; a film strip 07.png lies beside its video, 07.mp4."""
 NAMED = 3
@@ -47,7 +53,8 @@ def picture_endings() -> frozenset[str]:
 
 
 def natural_order(name: str) -> tuple[Any, ...]:
-    """A sort key of file names: numbers count by their value (2.png before 10.png), upper and lower case are one.
+    """A sort key of file names: numbers count by their value (2.png before 10.png) in the digits of any script, upper
+    and lower case are one, and so are Unicode's composed and decomposed accents.
 
     What is equal by that (1.png and 01.png) is ordered by its characters, so that the order is always the same.
     """
@@ -57,7 +64,7 @@ def natural_order(name: str) -> tuple[Any, ...]:
 
 def _split(text: str) -> tuple[str | int, ...]:
     """Texts at even places, numbers at odd ones."""
-    parts = re.split(r"([0-9]+)", text)
+    parts = re.split(r"(\d+)", unicodedata.normalize("NFD", text))
     return tuple(int(part) if i % 2 else part.casefold() for i, part in enumerate(parts))
 
 
@@ -116,7 +123,7 @@ def _why_not(path: Path) -> str | None:
     if path.is_dir():
         return DIRECTORY
     if ending not in picture_endings() and ending not in VIDEOS:
-        return UNREAD if ending in Image.registered_extensions() else OTHER
+        return UNREAD if ending in STRANGE or ending in Image.registered_extensions() else OTHER
     if path.is_file():
         return None
     return SPECIAL if path.exists() else NOWHERE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -82,22 +83,55 @@ def _from_file(files: Sequence[Path], source: Path, note: Callable[[str], None])
             f"--prompts {source}: has {_count(len(prompts), 'prompt')} for {_count(len(files), 'file')}; give one line "
             'a file, in their order, or a .jsonl file whose lines name theirs: {"file": ..., "prompt": ...}'
         )
-    first = _out_of_order(files)
-    if first is not None:
+    _check_other_names(files, source, prompts)
+    found = _out_of_order(files)
+    if found is not None:
+        first, second = found
+        alone = first.parent == second.parent
         note(
-            f"--prompts {source}: the files get its lines in the order in which they were given, {first[0].name} "
-            f"before {first[1].name}; name their directory for the order of their numbers"
+            f"--prompts {source}: the files get its lines in the order in which they were given, "
+            f"{first.name if alone else first} before {second.name if alone else second}; "
+            + ("name their directory for the order of their numbers" if alone else "give them in the order you mean")
         )
     return prompts
 
 
 def _out_of_order(files: Sequence[Path]) -> tuple[Path, Path] | None:
-    """The first two files that stand in the order of their characters, as shells list them, and not of their numbers;
-    None if all the files are in another order, which somebody will have chosen."""
-    if list(files) != sorted(files):
+    """The first two files that stand in the order of their characters, as shells list them (some take upper and lower
+    case as one), and not of their numbers; None if all the files are in another order, which somebody will have
+    chosen."""
+    if list(files) not in (sorted(files), sorted(files, key=lambda path: [part.casefold() for part in path.parts])):
         return None
-    pairs = [(a, b) for a, b in pairwise(files) if a.parent == b.parent]
-    return next((pair for pair in pairs if natural_order(pair[0].name) > natural_order(pair[1].name)), None)
+    return next((pair for pair in pairwise(files) if _by_numbers(pair[0]) > _by_numbers(pair[1])), None)
+
+
+def _by_numbers(path: Path) -> list[tuple[Any, ...]]:
+    return [natural_order(part) for part in path.parts]
+
+
+def _check_other_names(files: Sequence[Path], source: Path, prompts: Sequence[Prompt]) -> None:
+    """Raise UserError where lines name the files under another key (`file_name`, `image`), and not in their order."""
+    names = [_plain(path.name) for path in files]
+    for key in prompts[0].metadata if prompts else ():
+        values = [prompt.metadata.get(key) for prompt in prompts]
+        named = [_bare(value) if isinstance(value, str) else "" for value in values]
+        if named == names or sorted(named) != sorted(names):
+            continue
+        prompt, name, mine = next(told for told in zip(prompts, named, names, strict=True) if told[1] != told[2])
+        raise UserError(
+            f"{prompt.origin}: its `{key}` names {name}, but by the order of the files it is the line of {mine}; call "
+            f"the key `{KEY}` to have lines go to the files that they name"
+        )
+
+
+def _bare(name: str) -> str:
+    """A file's name without its directories, also those of another system."""
+    return _plain(name).replace("\\", "/").rpartition("/")[2]
+
+
+def _plain(name: str) -> str:
+    """Names that look alike are one: some file systems take accents apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _by_name(files: Sequence[Path], source: Path, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -108,19 +142,27 @@ def _by_name(files: Sequence[Path], source: Path, prompts: Sequence[Prompt]) -> 
         if not isinstance(name, str) or not name:
             raise UserError(f"{prompt.origin}: `{KEY}` must name a file, as in other lines")
         bare = replace(prompt, metadata={key: value for key, value in prompt.metadata.items() if key != KEY})
-        first = by_name.setdefault(name, bare)
+        first = by_name.setdefault(_plain(name), bare)
         if first != bare:
             raise UserError(f"{prompt.origin}: {name} has another prompt in {first.origin}")
-    from_here = {os.path.abspath(name): prompt for name, prompt in by_name.items()}
-    from_source = {os.path.abspath(source.parent / name): prompt for name, prompt in by_name.items()}
+    from_here = {_plain(os.path.abspath(name)): prompt for name, prompt in by_name.items()}
+    from_source = {_plain(os.path.abspath(source.parent / name)): prompt for name, prompt in by_name.items()}
     found = []
     for path in files:
-        place = os.path.abspath(path)
-        mine = from_here.get(place) or from_source.get(place) or by_name.get(path.name)
+        place, name = _plain(os.path.abspath(path)), _plain(path.name)
+        mine = from_here.get(place) or from_source.get(place) or by_name.get(name)
         if mine is None:
-            raise UserError(f"--prompts {source}: no line is about {path}")
+            raise UserError(f"--prompts {source}: no line is about {path}{_like(name, set(by_name), files)}")
         found.append(mine)
     return found
+
+
+def _like(name: str, told: set[str], files: Sequence[Path]) -> str:
+    """In words, the name in the prompt file that differs by its ending, directory or case, if it is no other file's."""
+    others = told - {_plain(path.name) for path in files}
+    stem = Path(name).stem.casefold()
+    alike = sorted(other for other in others if Path(_bare(other)).stem.casefold() == stem)
+    return f"; one is about {alike[0]}" if alike else ""
 
 
 def _count(number: int, noun: str) -> str:

@@ -225,6 +225,8 @@ def test_a_directory_and_its_prompts_are_paired_as_people_count(dgpo: Run) -> No
         (["10.png", "1.png", "2.png"], False),  # as somebody wants them
         (["1.png", "2.png", "10.png"], False),
         (["a/10.png", "b/2.png"], False),
+        (["10.png", "A.png", "b2.png"], False),
+        (["a1.png", "a10.png", "B.png", "10.png"], False),
     ],
 )
 def test_files_that_a_shell_has_listed(dgpo: Run, names: list[str], noted: bool) -> None:
@@ -235,6 +237,44 @@ def test_files_that_a_shell_has_listed(dgpo: Run, names: list[str], noted: bool)
     given = "the files get its lines in the order in which they were given, 10.png before 2.png"
     note = f"note: --prompts p.txt: {given}; name their directory for the order of their numbers\n"
     assert (note in done.err) is noted
+
+
+def test_directories_that_a_shell_has_listed(dgpo: Run) -> None:
+    Path("p.txt").write_text("a\nb\nc\nd\n")
+    names = [picture(f"{name}.png") for name in ("10/0", "2/0")]
+    done = dgpo("score", "stub", "10", "2", picture("a9.png"), picture("B1.png"), "--prompts", "p.txt")
+    order = "the files get its lines in the order in which they were given, 10/0.png before 2/0.png"
+    assert f"note: --prompts p.txt: {order}; give them in the order you mean\n" in done.err
+    Path("q.txt").write_text("a\nb\n")
+    assert "note" not in dgpo("score", "stub", *reversed(names), "--prompts", "q.txt").err
+
+
+def test_lines_that_name_files_under_another_key(dgpo: Run) -> None:
+    """As in Hugging Face's image folders. They are not silently paired with other files."""
+    picture("d/1.png"), picture("d/2.png")
+
+    def lines(*names: str) -> None:
+        Path("p.jsonl").write_text("".join(f'{{"prompt": "x", "file_name": "{name}"}}\n' for name in names))
+
+    lines("train/2.png", "train/1.png")
+    done = dgpo("score", "stub", "d", "--prompts", "p.jsonl")
+    assert done.code == 2
+    assert done.err.startswith(
+        "p.jsonl:1: its `file_name` names 2.png, but by the order of the files it is the line of "
+    )
+    for names in (("train/1.png", "train/2.png"), ("1.png", "1.png"), ("2.png", "other.png")):
+        lines(*names)
+        assert dgpo("score", "stub", "d", "--prompts", "p.jsonl").code == 0
+
+
+def test_names_in_prompt_files_that_differ_by_little(dgpo: Run) -> None:
+    picture("d/cafe\u0301.png")
+    Path("p.jsonl").write_text('{"prompt": "x", "file": "caf\u00e9.png"}\n', encoding="utf-8")
+    assert dgpo("score", "stub", "d", "--prompts", "p.jsonl").code == 0
+    for name in ("caf\u00e9.jpg", "samples/CAF\u00c9.PNG", "caf\u00e9", "C:\\\\caf\u00e9.png"):
+        Path("p.jsonl").write_text(f'{{"prompt": "x", "file": "{name}"}}\n', encoding="utf-8")
+        done = dgpo("score", "stub", "d", "--prompts", "p.jsonl")
+        assert (done.code, "no line is about d/cafe\u0301.png; one is about" in done.err) == (2, True), name
 
 
 def test_every_kind_of_file(dgpo: Run) -> None:

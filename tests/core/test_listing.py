@@ -39,7 +39,8 @@ def listed(directory: Path) -> tuple[list[str], list[str]]:
         ["1.jpg", "1.png", "2.jpg", "2.png"],
         ["1", "1.mp4", "1.png"],
         [f"{'9' * 200}.png", f"1{'0' * 200}.png"],
-        ["2.png", "²1.png", "³0.png", "٣.png"],  # digits of other scripts are letters
+        ["2.png", "٣.png", "４.png", "1٠.png", "²1.png", "³0.png"],  # digits of any script, but no superscripts
+        ["e\u0301 1.png", "\u00e9 2.png", "e\u0301 10.png", "f.png"],
     ],
 )
 def test_numbers_count_by_their_value(names: list[str]) -> None:
