@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +29,8 @@ STRANGE = (
 """Endings of pictures and videos that Pillow does not know either."""
 OURS = ("grid.png", "*.annotated.png", "prompts.json")
 """What `dgpo sample` and `dgpo score` put beside pictures; a film strip 07.png lies beside its video, 07.mp4."""
+MOST_SEARCHED = 100
+"""Directories that are looked into for pictures where there are none."""
 NAMED = 3
 """Files that a note names of each kind before it counts the others."""
 HIDDEN, DIRECTORY, UNREAD, OTHER, NOWHERE, SPECIAL = (
@@ -84,7 +88,9 @@ def expand(paths: Sequence[Path], note: Callable[[str], None] = lambda _: None) 
                 files += found
                 if not found:
                     problems.append(
-                        f"{path}: the directory holds no pictures or videos" + (left_out and f" ({left_out})")
+                        f"{path}: the directory holds no pictures or videos"
+                        + (left_out and f" ({left_out})")
+                        + _where_instead(path)
                     )
                 elif left_out:
                     note(f"{path}: {left_out}")
@@ -113,6 +119,16 @@ def _of_directory(directory: Path) -> tuple[list[Path], str]:
             others.setdefault(kind, []).append(path.name)
     parts = [f"{_some(names)} ({kind})" for kind, names in others.items()]
     return found, f"left out {', '.join(parts)}" if parts else ""
+
+
+def _where_instead(directory: Path) -> str:
+    """In words, the first directory in it that does hold some; empty where a short search finds none."""
+    walk = os.walk(directory)
+    for place, inner, names in itertools.islice(walk, MOST_SEARCHED):
+        inner[:] = sorted((name for name in inner if not name.startswith(".")), key=natural_order)
+        if any(_why_not(Path(place, name)) is None for name in names):
+            return f"; name the directories that do, such as {place}"
+    return ""
 
 
 def _why_not(path: Path) -> str | None:

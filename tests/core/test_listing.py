@@ -104,6 +104,19 @@ def test_film_strips_are_no_pictures_of_their_own(tmp_path: Path) -> None:
     assert expand([tmp_path / "00.png"]) == [tmp_path / "00.png"]
 
 
+def test_a_directory_of_directories_says_which_to_name(tmp_path: Path) -> None:
+    """As GenEval lays out its pictures."""
+    for name in ("10/samples", "2/samples", ".thumbs", "0"):
+        (tmp_path / name).mkdir(parents=True)
+        touch(tmp_path / name, "0000.png" if name != "0" else "notes.txt")
+    with pytest.raises(UserError) as caught:
+        expand([tmp_path])
+    assert str(caught.value) == (
+        f"{tmp_path}: the directory holds no pictures or videos (left out 0, 2, 10 (directories), .thumbs (hidden)); "
+        f"name the directories that do, such as {tmp_path}/2/samples"
+    )
+
+
 def test_a_directory_may_be_called_like_a_picture(tmp_path: Path) -> None:
     directory = tmp_path / "set.png"
     directory.mkdir()
