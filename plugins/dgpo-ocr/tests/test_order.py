@@ -65,7 +65,13 @@ def test_the_words_of_a_line_stand_a_little_higher_or_lower(rise: int) -> None:
     assert read(lines) == ["HELLO WORLD"]
 
 
-@pytest.mark.parametrize("rise", [-70, -40, 40, 70])
+@pytest.mark.parametrize("rise", [40, 50, 57])
+def test_a_word_that_stands_higher_than_half_a_letter_may_be_in_its_line(rise: int) -> None:
+    lines = [line("HELLO", (20, 60, 270, 124)), line("WORLD", (560, 60 - rise, 820, 124 - rise))]
+    assert read(lines) == ["WORLD HELLO", "HELLO WORLD"]
+
+
+@pytest.mark.parametrize("rise", [-70, -40, 58, 70])
 def test_a_word_that_stands_higher_than_most_of_a_letter_is_in_a_row_of_its_own(rise: int) -> None:
     lines = [line("HELLO", (20, 60, 270, 124)), line("WORLD", (560, 60 - rise, 820, 124 - rise))]
     assert read(lines) == ["WORLD HELLO" if rise > 0 else "HELLO WORLD"]

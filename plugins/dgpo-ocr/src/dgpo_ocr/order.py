@@ -18,6 +18,8 @@ __all__ = ["readings"]
 
 SAME_ROW = 0.4
 """Two words are in one row if they share at least this part of the lower one's height, ..."""
+DOUBTFUL = 0.1
+"""... and perhaps if they share this part: a word half a letter above its line may be in it or a row of its own, ..."""
 STACKED = 0.3
 """... unless they share more than this part of the narrower one's width: then they are above each other."""
 TALL = 1.5
@@ -66,21 +68,25 @@ class _Box:
 
 def readings(lines: Sequence[Line]) -> list[list[Line]]:
     """The ways in which lines can be read, each with all of them, the likeliest first: row after row, each from left to
-    right, and, where several rows leave the same gap free, column after column. Mostly they are one and the same.
+    right; with wider rows, where a word may be in one or not; and, where several rows leave the same gap free, column
+    after column. Mostly they are one and the same.
 
     The order of `lines` does not matter, but for lines in the very same place. Text may be turned by up to 45 degrees.
     """
     if not all(line.polygon for line in lines):  # an engine that does not say where
         return [list(lines)]
     boxes = _boxes(lines)
-    rows = [box.line for box in _by_rows(boxes)]
-    columns = [box.line for box in _by_columns(boxes)]
-    return [rows] if all(a is b for a, b in zip(rows, columns, strict=True)) else [rows, columns]
+    found: list[list[Line]] = []
+    for ordered in (_by_rows(boxes), _by_rows(boxes, DOUBTFUL), _by_columns(boxes)):
+        way = [box.line for box in ordered]
+        if not any(all(a is b for a, b in zip(way, other, strict=True)) for other in found):
+            found.append(way)
+    return found
 
 
-def _by_rows(boxes: Sequence[_Box]) -> list[_Box]:
+def _by_rows(boxes: Sequence[_Box], least: float = SAME_ROW) -> list[_Box]:
     found: list[_Box] = []
-    for rows in _blocks(_rows(boxes)):
+    for rows in _blocks(_rows(boxes, least)):
         block = [box for row in rows for box in row]
         if len(rows) == 1:
             found += sorted(block, key=lambda box: box.middle)
@@ -89,15 +95,15 @@ def _by_rows(boxes: Sequence[_Box]) -> list[_Box]:
         others = [box for box in block if box is not tall]
         over = [box for box in others if box.shares_width(tall) > STACKED]
         beside = [box for box in others if box.shares_width(tall) <= STACKED]
-        found += _by_rows([box for box in over if box.level < tall.level])
-        found += _by_rows([box for box in beside if box.middle < tall.middle])
+        found += _by_rows([box for box in over if box.level < tall.level], least)
+        found += _by_rows([box for box in beside if box.middle < tall.middle], least)
         found.append(tall)
-        found += _by_rows([box for box in beside if box.middle >= tall.middle])
-        found += _by_rows([box for box in over if box.level >= tall.level])
+        found += _by_rows([box for box in beside if box.middle >= tall.middle], least)
+        found += _by_rows([box for box in over if box.level >= tall.level], least)
     return found
 
 
-def _rows(boxes: Sequence[_Box]) -> list[list[_Box]]:
+def _rows(boxes: Sequence[_Box], least: float = SAME_ROW) -> list[list[_Box]]:
     """Boxes that stand beside each other, from top to bottom. Those that share most of their height, and of these those
     that are near, are joined first, so that one between two lines goes to the right one, and no row has boxes above
     each other."""
@@ -105,7 +111,7 @@ def _rows(boxes: Sequence[_Box]) -> list[list[_Box]]:
         (FAR * _apart(a, b) - shared, j, i)
         for i, a in enumerate(boxes)
         for j, b in enumerate(boxes[:i])
-        if (shared := a.shares_height(b)) >= SAME_ROW
+        if (shared := a.shares_height(b)) >= least
     ]
     row_of = [[index] for index in range(len(boxes))]
     for _, i, j in sorted(pairs):
