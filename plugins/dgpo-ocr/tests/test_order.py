@@ -71,6 +71,13 @@ def test_a_word_that_stands_higher_than_half_a_letter_may_be_in_its_line(rise: i
     assert read(lines) == ["WORLD HELLO", "HELLO WORLD"]
 
 
+def test_a_box_that_leans_by_chance_does_not_turn_the_text() -> None:
+    """As an engine saw two level words; turned by its angle, the other would be 13 pixels lower."""
+    hello = Line("HELLO", 0.9, ((54, 99), (155, 99), (155, 133), (54, 133)))
+    world = Line("WORLD", 0.9, ((555, 80), (670, 83), (669, 117), (554, 114)))
+    assert "HELLO WORLD" in read([hello, world])
+
+
 @pytest.mark.parametrize("rise", [-70, -40, 58, 70])
 def test_a_word_that_stands_higher_than_most_of_a_letter_is_in_a_row_of_its_own(rise: int) -> None:
     lines = [line("HELLO", (20, 60, 270, 124)), line("WORLD", (560, 60 - rise, 820, 124 - rise))]

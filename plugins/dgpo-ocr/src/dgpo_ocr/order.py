@@ -75,12 +75,14 @@ def readings(lines: Sequence[Line]) -> list[list[Line]]:
     """
     if not all(line.polygon for line in lines):  # an engine that does not say where
         return [list(lines)]
-    boxes = _boxes(lines)
+    angle = _angle(lines)
     found: list[list[Line]] = []
-    for ordered in (_by_rows(boxes), _by_rows(boxes, DOUBTFUL), _by_columns(boxes)):
-        way = [box.line for box in ordered]
-        if not any(all(a is b for a, b in zip(way, other, strict=True)) for other in found):
-            found.append(way)
+    for turned in (angle, 0.0) if 0 < abs(angle) <= AGREE else (angle,):  # a box may lean by chance
+        boxes = _boxes(lines, turned)
+        for ordered in (_by_rows(boxes), _by_rows(boxes, DOUBTFUL), _by_columns(boxes)):
+            way = [box.line for box in ordered]
+            if not any(all(a is b for a, b in zip(way, other, strict=True)) for other in found):
+                found.append(way)
     return found
 
 
@@ -180,9 +182,8 @@ def _is_column(boxes: Sequence[_Box]) -> bool:
     )
 
 
-def _boxes(lines: Sequence[Line]) -> list[_Box]:
-    """Where lines are once the text is turned level."""
-    angle = _angle(lines)
+def _boxes(lines: Sequence[Line], angle: float) -> list[_Box]:
+    """Where lines are once the text, turned clockwise by an angle in radians, is level."""
     along, down = (math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))
     found = []
     for line in lines:
