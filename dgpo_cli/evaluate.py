@@ -68,7 +68,7 @@ def evaluate(
 
     section = engine.config.evaluation
     members = samples or section.samples_per_prompt
-    chosen = load_file(prompts) if prompts else engine.heldout_prompts
+    chosen = load_file(prompts) if prompts else opened.prompts("heldout")
     if not chosen:
         raise UserError(f"{target}: it has no held-out prompts; name a file with --prompts")
     chosen = some_of(chosen, limit) if limit else chosen

@@ -8,16 +8,26 @@ from dgpo_core.errors import UserError
 
 __all__ = ["check_directory", "check_file"]
 
+PARTS = ("checkpoints", "pictures", "scores")
+"""A run's own directories."""
+
 
 def check_directory(output: Path, *, force: bool, target: Path) -> None:
     """Raise UserError unless `output` can become a directory of its own, replacing only what `force` gives up.
 
-    Never the working directory, nor what holds the run directory or run file `target` that is worked on.
+    Never the working directory or the home directory, nor what holds the run directory or run file `target` that is
+    worked on, nor any run or a part of one.
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; name a directory")
     whole = output.resolve()
-    for what, place in (("the working directory", Path.cwd()), (str(target), target.resolve())):
+    kept = [("the working directory", Path.cwd()), (str(target), target.resolve())]
+    kept += [("the home directory", Path.home().resolve())]
+    kept += [(f"the run {place}", place) for place in (whole,) if _is_run(place)]
+    for place in (whole, *whole.parents):
+        if place.name in PARTS and _is_run(place.parent):
+            kept.append((f"{place.name} of the run {place.parent}", whole))
+    for what, place in kept:
         if place.is_relative_to(whole):
             raise UserError(f"--output {output}: would replace {what}; name a directory of its own")
     reason = _why_not(output.parent)
@@ -36,6 +46,10 @@ def check_file(output: Path) -> None:
     reason = _why_not(output.parent)
     if reason is not None:
         raise UserError(f"--output {output}: cannot be written: {reason}")
+
+
+def _is_run(directory: Path) -> bool:
+    return (directory / "config.yaml").is_file() and (directory / "checkpoints").is_dir()
 
 
 def _why_not(directory: Path) -> str | None:

@@ -73,7 +73,7 @@ def sample(
     elif file:
         chosen = load_file(file)
     else:
-        chosen = (engine.heldout_prompts or engine.train_prompts)[:limit]
+        chosen = (opened.prompts("heldout") or opened.prompts("train"))[:limit]
     video = engine.backbone.media == "video"
     if fps is not None and not video:
         raise UserError(f"--fps: the backbone {engine.config.backbone.use} makes images, which have no frame rate")
@@ -91,4 +91,6 @@ def sample(
     repeated = [prompt for prompt in chosen for _ in range(count)]
     write_pictures(output, everything, repeated, columns=count, fps=fps)
     what = "video" if video else "picture"
-    typer.echo(f"{len(everything)} {what}s of the {opened.label}: {output}/grid.png")
+    typer.echo(
+        f"{len(everything)} {what}{'' if len(everything) == 1 else 's'} of the {opened.label}: {output}/grid.png"
+    )

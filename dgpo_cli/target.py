@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from dgpo_core.errors import UserError
 if TYPE_CHECKING:
     from dgpo_core.engine import Engine
     from dgpo_core.policy import View
+    from dgpo_core.types import Prompt
 
 __all__ = ["Target", "open_target"]
 
@@ -30,6 +31,17 @@ class Target:
     view: View
     iteration: int
     label: str
+    run: Path | None = None
+    """The run's directory, if it is one's."""
+
+    def prompts(self, split: Literal["train", "heldout"]) -> list[Prompt]:
+        """The target's own; empty if there are no held-out ones. Raises UserError if a run began with others."""
+        found = self.engine.heldout_prompts if split == "heldout" else self.engine.train_prompts
+        if self.run is not None:
+            from dgpo_core.description import check_prompts, summary
+
+            check_prompts(self.run, {split: summary(found)}, mend=", or name the file that you mean with --prompts")
+        return found
 
     def base_files(self) -> dict[str, Any] | None:
         """Digests of the files that the base model was read from, by path; None if they are not known."""
@@ -75,10 +87,13 @@ def open_target(
         config = load_run_config(path, overrides, registry=registry)
         return Target(Engine(config, registry), "base", 0, f"base model of {path}")
     from dgpo_core.description import CONFIG, read_config
+    from dgpo_core.locations import located
 
     config = read_config(path, registry)
     if overrides:
-        config = load_run_config(path / CONFIG, overrides, registry=registry)
+        changed = load_run_config(path / CONFIG, overrides, registry=registry).backbone
+        place = {"checkpoint": changed.checkpoint, "revision": changed.revision}
+        config = located(config.model_copy(update={"backbone": config.backbone.model_copy(update=place)}), registry)
     from dgpo_core.checkpoint import Checkpoints
     from dgpo_core.description import check_base, recorded_base
     from dgpo_core.engine import Engine
@@ -97,11 +112,11 @@ def open_target(
     engine.load_weights(found)
     wanted: View = view or "slow"  # type: ignore[assignment]
     if wanted == "base":
-        return Target(engine, wanted, 0, f"base model of {path}")
+        return Target(engine, wanted, 0, f"base model of {path}", path)
     iteration = found.manifest.iteration
     chosen = engine.policy.available(wanted)
     label = f"{chosen} weights of {path} after iteration {iteration}"
     if chosen != wanted:
         first = engine.config.objective.ema.slow.first_move
         label += f" (its slow EMA does not move before update {first}; this is update {found.manifest.updates})"
-    return Target(engine, chosen, iteration, label)
+    return Target(engine, chosen, iteration, label, path)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dgpo_cli.options import Accept, Preset
+
+if TYPE_CHECKING:
+    from dgpo_core.registry import Registry
+    from dgpo_schemas.run import RunConfig
 
 __all__ = ["train"]
 
@@ -67,6 +72,9 @@ def train(
     overrides = [*_place_of(file), *(overrides or [])] if resume else overrides
     registry = get_registry()
     config = load_run_config(file, overrides or [], registry, preset=preset)
+    if resume and (more := _places_then(file, config, overrides or [], registry)):
+        overrides = [*more, *(overrides or [])]
+        config = load_run_config(file, overrides, registry, preset=preset)
 
     if processes * machines > 1 and not dry_run:  # a dry run is one process's
         from dgpo_cli.launch import Layout, check, launch
@@ -104,6 +112,27 @@ def train(
         elif trainer.ended_by != "iterations":
             progress.note(f"stop.{trainer.ended_by} is reached after {trainer.iteration} iterations")
         progress.note(f"look at it: dgpo report {run_path(config)}")
+
+
+def _places_then(file: Path, config: RunConfig, overrides: Sequence[str], registry: Registry) -> list[str]:
+    """Settings for relative paths that mean nothing from here: where they led when the run began."""
+    import json
+
+    from dgpo_core.description import read_config
+    from dgpo_core.locations import recalled
+    from dgpo_core.trainer import run_path
+
+    directory = run_path(config)
+    if not (directory / "config.yaml").is_file():
+        return []
+    own = (directory / "config.yaml").samefile(file)
+    found = recalled(config, read_config(directory, registry), registry, own=own)
+    given = [override.partition("=")[0].strip() for override in overrides]
+    return [
+        f"{key}={json.dumps(was)}"
+        for key, was in found.items()
+        if not any(key == one or key.startswith(f"{one}.") for one in given)
+    ]
 
 
 def _place_of(file: Path) -> list[str]:

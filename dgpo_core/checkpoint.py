@@ -214,7 +214,11 @@ def load_manifest(path: Path) -> tuple[CheckpointManifest, CheckpointClock | Non
             clock = read_clock(file.read_text(encoding="utf-8"), str(file))
     except DamagedError as error:
         raise _DamagedError(str(error)) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except FileNotFoundError as error:
+        raise _DamagedError(f"{file}: missing") from error
+    except OSError as error:
+        raise _DamagedError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
         raise _DamagedError(f"{file}: {error}") from error
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -11,7 +11,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ from dgpo_core.bases import differences
 from dgpo_core.config import load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.files import write_text
-from dgpo_core.locations import located
+from dgpo_core.locations import located, moved_along, started_in
+from dgpo_core.prompts import digest
 from dgpo_schemas.loading import dump_yaml
 from dgpo_schemas.origin import BaseRecord
 from dgpo_schemas.run import RunConfig
@@ -29,6 +30,7 @@ from dgpo_schemas.sealing import seal_of, sealed, sealed_text, text_seal
 
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry
+    from dgpo_core.types import Prompt
 
 __all__ = [
     "CONFIG",
@@ -41,6 +43,7 @@ __all__ = [
     "read_config",
     "read_record",
     "recorded_base",
+    "summary",
     "write_record",
 ]
 
@@ -57,7 +60,8 @@ def config_text(config: RunConfig, registry: Registry | None = None) -> str:
 
 
 def read_config(path: Path, registry: Registry | None = None) -> RunConfig:
-    """The resolved configuration of a run directory; with a registry it is checked against the plugins.
+    """The resolved configuration of a run directory; with a registry it is checked against the plugins, and paths
+    lead to where things are now (`started_in`, `moved_along`).
 
     Raises UserError if this is no run directory, or if its config.yaml is not as it was written.
     """
@@ -69,7 +73,11 @@ def read_config(path: Path, registry: Registry | None = None) -> RunConfig:
     reason = changed_config(path)
     if reason is not None:
         raise UserError(reason)
-    return load_run_config(file, registry=registry)
+    config = load_run_config(file, registry=registry)
+    if registry is None:
+        return config
+    start = started_in(config, path)
+    return moved_along(config if start is None else located(config, registry, start), path, registry)
 
 
 def changed_config(path: Path) -> str | None:
@@ -125,15 +133,27 @@ def write_record(
     write_text(path / RECORD, json.dumps(sealed(record), indent=1) + "\n")
 
 
-def check_prompts(path: Path, prompts: Mapping[str, Any]) -> None:
-    """Raise UserError if the run in `path` was started on other prompts than these (see `write_record`)."""
+def summary(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What run.json says of the prompts of a split."""
+    return {"count": len(prompts), "sha256": digest(prompts)}
+
+
+def check_prompts(path: Path, prompts: Mapping[str, Any], *, mend: str = "") -> None:
+    """Raise UserError if the run in `path` was started on other prompts than these (split to `summary`).
+
+    mend: what else people can do about it.
+    """
     saved = read_record(path).get("prompts")
     for split, found in prompts.items():
         before = saved.get(split) if isinstance(saved, dict) else None
         if isinstance(before, dict) and before != found:
+            differs = (
+                f"gave {before.get('count')} when it started and gives {found['count']} now"
+                if before.get("count") != found["count"]
+                else f"has another content than when it started (SHA-256 in {RECORD})"
+            )
             raise UserError(
-                f"{path}: cannot resume on other prompts: prompts.{split} gave {before.get('count')} when it "
-                f"started and gives {found['count']} now, or their content differs (SHA-256 in {RECORD})"
+                f"{path}: other prompts than those of the run: prompts.{split} {differs}; put them back{mend}"
             )
 
 
@@ -152,6 +172,8 @@ def check_base(path: Path, now: BaseRecord | None, *, accept: bool = False) -> s
     unless that is accepted, which the note tells."""
     before = recorded_base(path)
     if before is None or now is None:
+        if not (path / RECORD).exists():
+            return f"there is no {path / RECORD}: prompts and base weights are not compared with those of the start"
         missing = "base" not in read_record(path)
         return f"{path / RECORD} has no digests of the base weights; they are not compared" if missing else None
     found = differences(before, now)

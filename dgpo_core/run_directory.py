@@ -35,7 +35,7 @@ from dgpo_core.description import (
 )
 from dgpo_core.errors import UserError
 from dgpo_core.files import append_json, read_json_lines, recover, why_not_writable, write_text
-from dgpo_core.locations import located
+from dgpo_core.locations import located, started_in
 from dgpo_core.logs import LOGS
 from dgpo_schemas.problems import ConfigError
 from dgpo_schemas.run import RunConfig
@@ -80,7 +80,15 @@ class RunDirectory:
         options that plugins did not have yet when the run started. Raises UserError.
         """
         if resume and not self.config_path.exists():
-            raise UserError(f"{self.path}: nothing to resume here; start the run without --resume")
+            here = (
+                ""
+                if self.path.is_absolute()
+                else (
+                    f" (run.output is relative to the working directory, {Path.cwd()}; to resume a run that lies "
+                    "elsewhere, give its own config.yaml)"
+                )
+            )
+            raise UserError(f"{self.path}: nothing to resume here{here}; start the run without --resume")
         self.check_writable()
         if make or self.path.exists():
             self.acquire()
@@ -105,7 +113,9 @@ class RunDirectory:
         """Raise UserError, naming what differs, unless this is the configuration that the run was started with."""
         saved_as = (read_config(self.path), *_with_defaults(self.path, registry))
         now = located(config, registry)
-        differing = min((differing_keys(located(one, registry), now) for one in saved_as), key=len)
+        differing = min(
+            (differing_keys(located(one, registry, started_in(one, self.path)), now) for one in saved_as), key=len
+        )
         if any(line.split(":")[0] in MOVED for line in differing):
             record = read_record(self.path)
             differing = [line for line in differing if not record.get(MOVED.get(line.split(":")[0], ""))]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from dgpo_core.contracts import TimestepContext
+from dgpo_core.description import summary
 from dgpo_core.engine import Engine
 from dgpo_core.errors import ProcessLostError, RunStopped, UserError
 from dgpo_core.evaluation import Finer, evaluate
@@ -24,7 +25,7 @@ from dgpo_core.optimise import Optimiser, UpdateResult
 from dgpo_core.pictures import write_pictures
 from dgpo_core.processes import shares
 from dgpo_core.progress import Progress, Silent
-from dgpo_core.prompts import digest, of_iteration
+from dgpo_core.prompts import of_iteration
 from dgpo_core.run_directory import RunDirectory
 from dgpo_core.scoring import merged, missing_beyond
 from dgpo_core.stopping import Interrupted, Limit, StopRequest, limit_reached
@@ -433,7 +434,7 @@ class Trainer:
         self.build()
         self.directory.claim(config, resume=resume, make=True, registry=self.registry)
         prompts = {
-            split: {"count": len(found), "sha256": digest(found)}
+            split: summary(found)
             for split, found in (("train", engine.train_prompts), ("heldout", engine.heldout_prompts))
         }
         base = engine.base

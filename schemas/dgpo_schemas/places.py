@@ -39,15 +39,15 @@ class Place:
 
     known_by: Literal["always", "being there", "file", "slash", "scheme"] = "always"
 
-    def holds_path(self, text: str) -> bool:
-        """Whether a text in this place, its scheme taken off, is a path."""
+    def holds_path(self, text: str, start: Path) -> bool:
+        """Whether a text in this place, its scheme taken off, is a path; a relative one begins at `start`."""
         match self.known_by:
             case "always":
                 return True
             case "being there":
-                return Path(text).exists()
+                return (start / text).exists()
             case "file":
-                return Path(text).is_file()
+                return (start / text).is_file()
             case "slash":
                 return "/" in text
             case "scheme":
@@ -81,12 +81,13 @@ SchemedPath = Annotated[str, AfterValidator(expand_home), Place("scheme")]
 """A path after `local-dir:`, else a name."""
 
 
-def absolute(text: str, place: Place) -> str:
-    """A path without the working directory in mind. A name stays a name."""
+def absolute(text: str, place: Place, start: Path | None = None) -> str:
+    """A path as seen from `start`, by default the working directory. A name stays a name."""
     scheme, text = _split(text)
-    if Path(text).is_absolute() or not (scheme or place.holds_path(text)):
+    start = start or Path.cwd()
+    if Path(text).is_absolute() or not (scheme or place.holds_path(text, start)):
         return scheme + text
-    parts = (Path.cwd() / text).parts
+    parts = (start / text).parts
     up = max((i for i, part in enumerate(parts) if part == ".."), default=-1) + 1
     # Links stay, for an environment's interpreter is one; but what `..` goes up from may be gone tomorrow.
     return scheme + str(Path(*parts[:up]).resolve() / Path(*parts[up:]) if up else Path(*parts))

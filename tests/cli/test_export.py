@@ -94,9 +94,26 @@ def test_an_empty_directory_and_new_ones_above_it_are_fine(dgpo: Run, trained: A
         ("..", "--output ..: would replace the working directory; name a directory of its own"),
         ("runs", "--output runs: would replace runs/toy; name a directory of its own"),
         ("runs/toy", "--output runs/toy: would replace runs/toy; name a directory of its own"),
+        (
+            "runs/toy/checkpoints",
+            "--output runs/toy/checkpoints: would replace checkpoints of the run {here}/runs/toy; name a directory of "
+            "its own",
+        ),
+        (
+            "other/checkpoints/000002",
+            "--output other/checkpoints/000002: would replace checkpoints of the run {here}/other; name a directory of "
+            "its own",
+        ),
+        ("other", "--output other: would replace the run {here}/other; name a directory of its own"),
+        ("home", "--output home: would replace the home directory; name a directory of its own"),
     ],
 )
-def test_places_that_are_never_replaced(dgpo: Run, trained: Any, tmp_path: Path, output: str, expected: str) -> None:
+def test_places_that_are_never_replaced(
+    dgpo: Run, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, expected: str
+) -> None:
+    shutil.copytree(trained.path, "other")
+    Path("home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     before = tree(tmp_path)
     done = dgpo("export", trained.path, "--output", output, "--force")
     assert (done.code, done.out, done.err) == (2, "", expected.format(here=tmp_path) + "\n")

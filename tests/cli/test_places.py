@@ -161,3 +161,75 @@ def test_the_home_of_nobody(begun: Path, dgpo: Run) -> None:
     done = dgpo("validate", "run.yaml", "--set", "run.output=~no-such/runs")
     assert done.code == 2
     assert "--set run.output=~no-such/runs: '~no-such/runs': the home directory of no-such is not known" in done.err
+
+
+def test_a_whole_project_may_be_renamed(begun: Path, dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lay beside the run is found where it is now, and digests tell that it is the same."""
+    home = begun.parent.parent
+    monkeypatch.chdir(home.parent)
+    home.rename(home.parent / "renamed")
+    for command in ("sample", "evaluate", "export"):
+        assert dgpo(command, "renamed/runs/toy").code == 0
+    done = dgpo("train", "renamed/runs/toy/config.yaml", "--resume", "--quiet")
+    assert (done.code, done.err, home.exists()) == (0, "", False)
+    saved = yaml.safe_load(Path("renamed/runs/toy/config.yaml").read_text())
+    assert saved["backbone"]["checkpoint"] == str(home.parent / "renamed/base")
+    write(Path("renamed/base"), 2.0)
+    assert "are not those that the run" in dgpo("export", "renamed/runs/toy", "-o", "other").err
+
+
+def test_a_run_of_an_older_version_is_found_from_anywhere(
+    begun: Path, dgpo: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its paths are relative to where it was started, which its place tells."""
+    home, file = begun.parent.parent, begun / "config.yaml"
+    file.write_text(file.read_text().partition("\n")[2].replace(f"{home}/", ""))
+    monkeypatch.chdir(home / "elsewhere")
+    write(Path("base"), 2.0)  # which is another
+    for arguments in (["sample", "-n", 1], ["evaluate"], ["export"]):
+        command, *rest = arguments
+        assert dgpo(command, "../runs/toy", *rest).code == 0
+    done = dgpo("train", "../runs/toy/config.yaml", "--resume", "--quiet")
+    assert (done.code, done.err) == (0, "")
+    saved = yaml.safe_load(file.read_text())
+    assert (saved["backbone"]["checkpoint"], saved["run"]["output"]) == (f"{home}/base", f"{home}/elsewhere/../runs")
+
+
+def test_a_run_file_is_resumed_from_elsewhere(begun: Path, dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths that lead nowhere from there are those of the run; what is set on the command line is not."""
+    monkeypatch.chdir(begun.parent.parent / "elsewhere")
+    done = dgpo("train", "../run.yaml", "--resume", "--quiet")
+    assert done.code == 2
+    assert "nothing to resume here (run.output is relative to the working directory," in done.err
+    resume = ["train", "../run.yaml", "--resume", "--quiet", "--set", "run.output=../runs"]
+    done = dgpo(*resume, "--set", "prompts.train=p.txt")
+    assert (done.code, done.err) == (2, "prompts.train: p.txt: there is no such prompt file\n")
+    done = dgpo(*resume)
+    assert (done.code, done.err) == (0, "")
+
+
+def test_a_base_that_is_gone_is_not_looked_for_on_the_hub_by_a_resume(begun: Path, dgpo: Run) -> None:
+    home = begun.parent.parent
+    (home / "base").rename(home / "moved")
+    done = dgpo("train", "run.yaml", "--resume", "--quiet")
+    assert (done.code, done.err.partition(" (")[0]) == (2, f"backbone.checkpoint: there is no directory {home}/base")
+    assert dgpo("train", "run.yaml", "--resume", "--quiet", "--set", "backbone.checkpoint=moved").code == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_other_prompts_than_the_runs_are_refused_unless_they_are_named(begun: Path, dgpo: Run, command: str) -> None:
+    (begun.parent.parent / "h.txt").write_text("c\ne\n")
+    done = dgpo(command, begun, "-n", 1)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        f"{begun}: other prompts than those of the run: prompts.heldout has another content than when it started "
+        "(SHA-256 in run.json); put them back, or name the file that you mean with --prompts\n"
+    )
+    assert dgpo(command, begun, "-n", 1, "--prompts", "h.txt").code == 0
+
+
+def test_an_adapter_names_its_base_by_an_absolute_path(begun: Path, dgpo: Run) -> None:
+    home = begun.parent.parent
+    (home / "base").rename(home / "moved")
+    assert dgpo("export", begun, "--set", "backbone.checkpoint=moved").code == 0
+    assert json.loads(Path("adapter/dgpo.json").read_text())["base"] == f"{home}/moved"

@@ -195,7 +195,9 @@ def test_a_damaged_record_is_refused_until_it_is_gone(
     with pytest.raises(UserError, match=rf"^{path}: is not as the run wrote it .*, or delete it to go on"):
         train(config, known, resume=True)
     path.unlink()
-    assert train(config, known, resume=True) == [f"{path} has no digests of the base weights; they are not compared"]
+    assert train(config, known, resume=True) == [
+        f"there is no {path}: prompts and base weights are not compared with those of the start"
+    ]
     assert "base" in read_record(run_path(config))
 
 
