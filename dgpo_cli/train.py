@@ -141,5 +141,14 @@ def _place_of(file: Path) -> list[str]:
     if file.name != "config.yaml" or not (directory / "checkpoints").is_dir():
         return []
     import json
+    import re
 
+    from dgpo_core.errors import UserError
+    from dgpo_schemas.run import NAME
+
+    if not re.match(NAME, directory.name):
+        raise UserError(
+            f"{directory}: a run goes on under the name of its directory, which must be of letters, digits, dots, "
+            "dashes and underscores; rename it"
+        )
     return [f"run.output={json.dumps(str(directory.parent))}", f"run.name={json.dumps(directory.name)}"]

@@ -171,11 +171,17 @@ def check_base(path: Path, now: BaseRecord | None, *, accept: bool = False) -> s
     """A note for people, if any. Raises UserError if the base weights are not those that the run in `path` began with,
     unless that is accepted, which the note tells."""
     before = recorded_base(path)
+    if not (path / RECORD).exists():
+        return f"there is no {path / RECORD}: prompts and base weights are not compared with those of the start"
     if before is None or now is None:
-        if not (path / RECORD).exists():
-            return f"there is no {path / RECORD}: prompts and base weights are not compared with those of the start"
-        missing = "base" not in read_record(path)
-        return f"{path / RECORD} has no digests of the base weights; they are not compared" if missing else None
+        if before is None and now is None:
+            return None  # of a backbone that does not say what it was read from
+        known = (
+            f"{path / RECORD} has no digests of the base weights"
+            if before is None
+            else "the backbone no longer says what its base weights were read from"
+        )
+        return f"{known}; they are not compared"
     found = differences(before, now)
     if not found:
         return None

@@ -42,7 +42,7 @@ def moved_along(config: RunConfig, directory: Path, registry: Registry | None = 
     """The configuration of a run that was moved to `directory` together with what lay beside it, such as a whole
     project that was renamed: paths that are gone lead to where they are now, if they are there. Digests tell whether it
     is the same that is found."""
-    before, now = list(Path(config.run.output, config.run.name).parts), list(directory.resolve().parts)
+    before, now = list(Path(config.run.output).parts), list(directory.resolve().parent.parts)
     alike = 0
     while alike < min(len(before), len(now)) and before[-1 - alike] == now[-1 - alike]:
         alike += 1

@@ -16,6 +16,7 @@ from dgpo_schemas.rules import check_run
 from dgpo_schemas.sigma import SigmaExpression, resolve_sigma
 
 __all__ = [
+    "NAME",
     "AdvantagesSection",
     "BackboneSection",
     "CheckpointsSection",
@@ -43,12 +44,15 @@ __all__ = [
     "WorkerSection",
 ]
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Of runs, and of rewards in logs."""
+
 
 class RunSection(StrictModel):
     """What the run is called, where it writes and how long it lasts."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=NAME,
         max_length=100,
         description="Name of the run and of its directory: letters, digits, dot, dash, underscore.",
     )
@@ -224,7 +228,7 @@ class RewardBlock(UseBlock):
     weight: Float = Field(default=1.0, description="Factor of this reward in the weighted sum.")
     name: str | None = Field(
         default=None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=NAME,
         description="Name in logs and reports; by default the name in `use`.",
     )
     worker: WorkerSection | None = Field(default=None, description="Run it in a process of its own.")

@@ -233,3 +233,21 @@ def test_an_adapter_names_its_base_by_an_absolute_path(begun: Path, dgpo: Run) -
     (home / "base").rename(home / "moved")
     assert dgpo("export", begun, "--set", "backbone.checkpoint=moved").code == 0
     assert json.loads(Path("adapter/dgpo.json").read_text())["base"] == f"{home}/moved"
+
+
+def test_a_run_and_what_holds_it_may_both_be_renamed(begun: Path, dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = begun.parent.parent
+    begun.rename(begun.parent / "my run")
+    monkeypatch.chdir(home.parent)
+    home.rename(home.parent / "renamed")
+    assert dgpo("export", "renamed/runs/my run").code == 0
+    resume = ["train", "renamed/runs/my run/config.yaml", "--resume", "--quiet"]
+    done = dgpo(*resume)
+    assert (done.code, done.err) == (
+        2, f"{home.parent}/renamed/runs/my run: a run goes on under the name of its directory, which must be of "
+        "letters, digits, dots, dashes and underscores; rename it\n",
+    )  # fmt: skip
+    Path("renamed/runs/my run").rename("renamed/runs/second")
+    resume[1] = "renamed/runs/second/config.yaml"
+    done = dgpo(*resume)
+    assert (done.code, done.err) == (0, "")

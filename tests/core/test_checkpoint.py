@@ -156,7 +156,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("optimiser.safetensors", _flip, "its content differs"),
     ("weights.safetensors", Path.unlink, "missing"),
     ("optimiser.safetensors", Path.unlink, "missing"),
-    ("manifest.json", Path.unlink, "No such file"),
+    ("manifest.json", Path.unlink, "missing"),
     ("manifest.json", _halve, ""),
     ("manifest.json", lambda path: path.write_bytes(b"\xff\xfe"), "decode"),
     ("manifest.json", _forget_optimiser, "does not list optimiser.safetensors"),
@@ -168,7 +168,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("clock.json", _change(trained_seconds=9.0), "its content differs from what was saved"),
     ("clock.json", _unseal, "has no digest of itself"),
     ("clock.json", _halve, "not JSON"),
-    ("clock.json", Path.unlink, "No such file"),
+    ("clock.json", Path.unlink, "missing"),
     ("clock.json", _of_another_iteration, "of iteration 1, the manifest is of 2"),
 ]
 

@@ -752,8 +752,10 @@ def test_a_directory_that_another_process_uses(world: World, occupied: int) -> N
 
 def test_resume_where_nothing_is(world: World) -> None:
     refused(
-        world, ["train", "run.yaml", "--resume"], "runs/toy: nothing to resume here; start the run without --resume"
-    )
+        world, ["train", "run.yaml", "--resume"],
+        f"runs/toy: nothing to resume here (run.output is relative to the working directory, {Path.cwd()}; to resume a "
+        "run that lies elsewhere, give its own config.yaml); start the run without --resume",
+    )  # fmt: skip
 
 
 def test_resume_without_a_checkpoint(world: World) -> None:
