@@ -88,6 +88,7 @@ def open_target(
         return Target(Engine(config, registry), "base", 0, f"base model of {path}")
     from dgpo_core.description import CONFIG, read_config
     from dgpo_core.locations import located
+    from dgpo_core.logs import damages
 
     config = read_config(path, registry)
     if overrides:
@@ -109,6 +110,9 @@ def open_target(
     note = check_base(path, engine.base, accept="base" in accept)
     if note is not None:
         tell(f"note: {note}")
+    for damage in damages(path, [(found.manifest, found.clock)]):
+        if damage.path.name == "metrics.jsonl" and damage.path.exists():
+            tell(f"note: {damage}: the log is damaged, or {found.path} is a checkpoint of another run")
     engine.load_weights(found)
     wanted: View = view or "slow"  # type: ignore[assignment]
     if wanted == "base":

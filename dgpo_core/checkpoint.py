@@ -145,7 +145,11 @@ class Checkpoints:
         if which == "best":
             newest = self.newest()
             best = newest.manifest.best_iteration
-            return newest if best is None or best == newest.manifest.iteration else self.find(str(best))
+            if best is None or best == newest.manifest.iteration:
+                return newest
+            if not (self.directory / f"{best:06d}").is_dir():
+                raise UserError(f"{self.directory}: the best checkpoint, of iteration {best}, is gone; take newest")
+            return self.find(str(best))
         there = [int(path.name) for path in self.paths()]
         if not which.isdecimal() or int(which) not in there:
             known = ", ".join(map(str, there)) or "none"

@@ -266,3 +266,26 @@ def test_every_weight_has_no_adapter_to_write(dgpo: Run, trained: Any) -> None:
         "--format kohya: is a format of adapters, and runs/toy has none, it trained every weight "
         "(backbone.train: full); allowed is diffusers\n"
     )
+
+
+def test_a_checkpoint_of_another_run_is_told(dgpo: Run, trained: Any) -> None:
+    """Nothing is wrong with its own digests."""
+    log = trained.path / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"iteration": 1,', '"iteration": 1, "other": 1,', 1))
+    done = dgpo("export", trained.path)
+    assert done.code == 0
+    assert "is not what had been logged by iteration 4" in done.err or "are not what had been logged" in done.err
+    assert done.err.endswith("runs/toy/checkpoints/000004 is a checkpoint of another run\n")
+
+
+def test_a_best_checkpoint_that_is_gone(dgpo: Run, trained: Any) -> None:
+    manifest = json.loads((trained.path / "checkpoints/000004/manifest.json").read_text())
+    best = manifest["best_iteration"]
+    if best == 4:  # then it is another's word
+        (trained.path / "checkpoints/000004/manifest.json").write_text(sealed_json(manifest | {"best_iteration": 2}))
+        best = 2
+    shutil.rmtree(trained.path / f"checkpoints/{best:06d}")
+    done = dgpo("export", trained.path, "--checkpoint", "best")
+    assert (done.code, done.err) == (
+        2, f"runs/toy/checkpoints: the best checkpoint, of iteration {best}, is gone; take newest\n"
+    )  # fmt: skip
