@@ -41,6 +41,8 @@ def run(config: ServeConfig, registry: Registry, say: Callable[[str], None]) -> 
     token = read_token(config.token_variable)
     device = _device(config.device)
     listening = bind(config.host, config.port)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)  # of the threads that are started from now on, too
     server = Server(config, load(config, registry, device), token, listening, say)
     try:
         server.run()
@@ -54,8 +56,6 @@ def load(config: ServeConfig, registry: Registry, device: torch.device) -> Calla
     """Builds the reward when it is called."""
 
     def build() -> RewardModel:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         reward = config.reward
         block = RewardBlock(use=reward.use, options=reward.options, worker=reward.worker)
         return place(block, registry, device=device, where="reward")

@@ -498,7 +498,7 @@ def test_a_random_sampler_that_nobody_needs(world: World) -> None:
     world.edit("sampler: flow-euler", "sampler: flow-sde")
     done = world.dgpo("train", "run.yaml", "--max-iterations", "1")
     assert (done.code, done.out) == (0, "")
-    told = "rollout.sampler: flow-sde is random, but objective: dgpo does not need it to be; a deterministic sampler"
+    told = "rollout.sampler: flow-sde is random, but objective: dgpo does not need it to be; the paper reports faster"
     assert told in " ".join(done.err.split())
 
 

@@ -78,7 +78,7 @@ def test_a_run_without_pyav_goes_on_and_says_so(
 ) -> None:
     train(tmp_path / "with", films)
     monkeypatch.setitem(sys.modules, "av", None)
-    assert train(tmp_path / "without", films).notes == [NOTE]
+    assert train(tmp_path / "without", films).notes == [f"warning: {NOTE}"]
     strips = {name: data for name, data in pictures(tmp_path / "with").items() if not name.endswith(".mp4")}
     assert pictures(tmp_path / "without") == strips
     assert train(tmp_path / "no pictures", films, pictures=0).notes == []
