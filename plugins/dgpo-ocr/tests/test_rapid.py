@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -267,12 +266,8 @@ def test_the_alphabet_is_that_of_the_model(reward: OcrReward) -> None:
             reward.check_prompts([asks("OPEN"), asks(target)])
 
 
-def test_the_published_test_prompts_are_all_readable(reward: OcrReward) -> None:
-    folder = os.environ.get("DGPO_TEST_DATA")
-    file = Path(folder or "") / "prompts" / "flow_grpo_ocr_test.txt"
-    if not folder or not file.is_file():
-        pytest.skip("needs DGPO_TEST_DATA")
-    reward.check_prompts(load_file(file))
+def test_the_published_test_prompts_are_all_readable(reward: OcrReward, test_data: Path) -> None:
+    reward.check_prompts(load_file(test_data / "prompts" / "flow_grpo_ocr_test.txt"))
 
 
 @pytest.mark.parametrize(("rise", "size"), [(0, 64), (20, 64), (-20, 64), (24, 48)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from random import Random
 
@@ -172,12 +171,8 @@ def test_messages_stay_short() -> None:
     assert len(str(caught.value)) < 500
 
 
-def test_the_published_test_prompts_are_all_understood() -> None:
-    folder = os.environ.get("DGPO_TEST_DATA")
-    file = Path(folder or "") / "prompts" / "flow_grpo_ocr_test.txt"
-    if not folder or not file.is_file():
-        pytest.skip("needs DGPO_TEST_DATA")
-    prompts = load_file(file)
+def test_the_published_test_prompts_are_all_understood(test_data: Path) -> None:
+    prompts = load_file(test_data / "prompts" / "flow_grpo_ocr_test.txt")
     assert len(prompts) == 1018
     for prompt in prompts:
         assert target_of(prompt) == target_of(prompt, "flowgrpo") == prompt.text.split(MARK)[1]
