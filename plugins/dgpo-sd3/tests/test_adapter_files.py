@@ -24,6 +24,7 @@ from torch.testing import assert_close
 
 from dgpo_sd3.adapter_files import FORMATS
 from dgpo_sd3.backbone import SD3Backbone
+from dgpo_sd3.testing import added_weights, changed_weights, randomise
 
 Build = Callable[..., SD3Backbone]
 Reference = Callable[..., Any]
@@ -49,32 +50,12 @@ LORAS: dict[str, dict[str, Any]] = {
 
 def randomised(build: Build, checkpoint: Path, lora: str) -> SD3Backbone:
     backbone = build(checkpoint, lora=LORAS[lora])
-    with torch.no_grad():
-        for i, parameter in enumerate(backbone.trainable().values()):
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+    randomise(backbone)
     return backbone
 
 
 def base(checkpoint: Path) -> Any:
     return SD3Transformer2DModel.from_pretrained(checkpoint, subfolder="transformer")
-
-
-def wanted(backbone: SD3Backbone) -> Weights:
-    """alpha / rank * B A of every layer, from the trained parameters."""
-    scale = backbone.section.lora.alpha / backbone.section.lora.rank
-    parameters = {name: p.detach().double() for name, p in backbone.trainable().items()}
-    return {
-        name.replace("lora_A.default.", ""): scale * parameters[name.replace("lora_A", "lora_B")] @ down
-        for name, down in parameters.items()
-        if "lora_A" in name
-    }
-
-
-def changes(before: Weights, after: Weights) -> Weights:
-    """What was added to every weight that is not as before."""
-    assert before.keys() == after.keys()
-    found = {name: after[name].double() - before[name].double() for name in before}
-    return {name: change for name, change in found.items() if bool(change.any())}
 
 
 def same(found: Weights, expected: Weights, tolerance: float = 1e-6) -> None:
@@ -99,7 +80,7 @@ def test_diffusers(
     pipeline.load_lora_weights(tmp_path / "ad" if metadata else load_file(tmp_path / "ad" / FILE))
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
-    same(changes(before, pipeline.transformer.state_dict()), wanted(backbone))
+    same(changed_weights(before, pipeline.transformer.state_dict()), added_weights(backbone))
 
 
 @pytest.mark.parametrize("lora", LORAS)
@@ -109,7 +90,7 @@ def test_peft(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> None
     before = copy.deepcopy(transformer.state_dict())
     merged: Any = PeftModel.from_pretrained(transformer, tmp_path)
     assert len(list(merged.peft_config)) == 1
-    same(changes(before, merged.merge_and_unload().state_dict()), wanted(backbone))
+    same(changed_weights(before, merged.merge_and_unload().state_dict()), added_weights(backbone))
 
 
 def test_the_metadata_has_what_every_version_of_peft_knows(build: Build, checkpoint: Path, tmp_path: Path) -> None:
@@ -265,7 +246,7 @@ def by_comfyui(transformer: Any, file: Weights) -> Weights:
 def test_kohya(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> None:
     backbone = randomised(build, checkpoint, lora)
     backbone.save_adapter_as("kohya", tmp_path)
-    same(by_kohya(base(checkpoint), load_file(tmp_path / FILE)), wanted(backbone))
+    same(by_kohya(base(checkpoint), load_file(tmp_path / FILE)), added_weights(backbone))
     with safe_open(tmp_path / FILE, "pt") as file:
         metadata, alphas = file.metadata(), {float(file.get_tensor(k)) for k in file.keys() if "alpha" in k}  # noqa: SIM118
     told = {float(metadata["ss_network_alpha"])} if metadata["ss_network_alpha"] != "Dynamic" else alphas
@@ -278,7 +259,7 @@ def test_comfyui_reads_every_format(build: Build, checkpoint: Path, tmp_path: Pa
     backbone = randomised(build, checkpoint, lora)
     backbone.save_adapter_as(format, tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
-    same(by_comfyui(base(checkpoint), load_file(file)), wanted(backbone))
+    same(by_comfyui(base(checkpoint), load_file(file)), added_weights(backbone))
 
 
 @pytest.mark.parametrize("format", ["kohya", "comfyui"])
@@ -291,7 +272,7 @@ def test_a_program_that_leaves_alphas_out_applies_the_same(
     alphas = [name for name in file if name.endswith(".alpha")]
     assert 3 * len(alphas) == len(file), "an alpha for every pair"
     bare = {name: tensor for name, tensor in file.items() if name not in alphas}
-    same(by_comfyui(base(checkpoint), bare), wanted(backbone))
+    same(by_comfyui(base(checkpoint), bare), added_weights(backbone))
 
 
 @pytest.mark.parametrize("format", FORMATS)

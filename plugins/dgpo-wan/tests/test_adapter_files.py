@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_sd3.adapter_files import FORMATS
+from dgpo_sd3.testing import added_weights, changed_weights, randomise
 from dgpo_wan.backbone import WanBackbone
 
 Build = Callable[..., WanBackbone]
@@ -41,32 +42,12 @@ LORAS: dict[str, dict[str, Any]] = {
 
 def randomised(build: Build, checkpoint: Path, lora: str, **options: Any) -> WanBackbone:
     backbone = build(checkpoint, options, lora=LORAS[lora])
-    with torch.no_grad():
-        for i, parameter in enumerate(backbone.trainable().values()):
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+    randomise(backbone)
     return backbone
 
 
 def base(checkpoint: Path) -> Any:
     return WanTransformer3DModel.from_pretrained(checkpoint, subfolder="transformer")
-
-
-def wanted(backbone: WanBackbone) -> Weights:
-    """alpha / rank * B A of every layer, from the trained parameters."""
-    scale = backbone.section.lora.alpha / backbone.section.lora.rank
-    parameters = {name: p.detach().double() for name, p in backbone.trainable().items()}
-    return {
-        name.replace("lora_A.default.", ""): scale * parameters[name.replace("lora_A", "lora_B")] @ down
-        for name, down in parameters.items()
-        if "lora_A" in name
-    }
-
-
-def changes(before: Weights, after: Weights) -> Weights:
-    """What was added to every weight that is not as before."""
-    assert before.keys() == after.keys()
-    found = {name: after[name].double() - before[name].double() for name in before}
-    return {name: change for name, change in found.items() if bool(change.any())}
 
 
 def same(found: Weights, expected: Weights) -> None:
@@ -83,7 +64,7 @@ def fused(pipeline: Any, source: Any, *, second: bool = False) -> Weights:
     pipeline.load_lora_weights(source, **({"load_into_transformer_2": True} if second else {}))
     transformer.fuse_lora()
     transformer.unload_lora()
-    return changes(before, transformer.state_dict())
+    return changed_weights(before, transformer.state_dict())
 
 
 @pytest.mark.parametrize("metadata", [True, False], ids=["with-metadata", "without"])
@@ -95,7 +76,7 @@ def test_diffusers(
     backbone = randomised(build, checkpoint, lora)
     backbone.save_adapter(tmp_path / "ad")
     source = tmp_path / "ad" if metadata else load_file(tmp_path / "ad" / FILE)
-    same(fused(reference(checkpoint), source), wanted(backbone))
+    same(fused(reference(checkpoint), source), added_weights(backbone))
 
 
 @pytest.mark.parametrize("format", ["kohya", "comfyui"])
@@ -105,7 +86,7 @@ def test_diffusers_reads_the_others(
     """Of musubi-tuner's files it takes those alone that adapt every layer of a block, as that program writes them."""
     backbone = randomised(build, checkpoint, "blocks")
     backbone.save_adapter_as(format, tmp_path)
-    same(fused(reference(checkpoint), tmp_path), wanted(backbone))
+    same(fused(reference(checkpoint), tmp_path), added_weights(backbone))
 
 
 @pytest.mark.parametrize("format", ["diffusers", "comfyui"])
@@ -114,7 +95,7 @@ def test_the_low_noise_expert(
 ) -> None:
     backbone = randomised(build, two_experts, "three-times", expert="low")
     backbone.save_adapter_as(format, tmp_path)
-    same(fused(reference(two_experts), tmp_path, second=True), wanted(backbone))
+    same(fused(reference(two_experts), tmp_path, second=True), added_weights(backbone))
 
 
 @pytest.mark.parametrize("lora", LORAS)
@@ -123,7 +104,7 @@ def test_peft(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> None
     backbone.save_adapter_as("peft", tmp_path)
     before = copy.deepcopy(transformer.state_dict())
     merged: Any = PeftModel.from_pretrained(transformer, tmp_path)
-    same(changes(before, merged.merge_and_unload().state_dict()), wanted(backbone))
+    same(changed_weights(before, merged.merge_and_unload().state_dict()), added_weights(backbone))
 
 
 def original_layers(layers: int) -> list[str]:
@@ -159,10 +140,10 @@ def test_musubi_tuner_and_comfyui(build: Build, checkpoint: Path, tmp_path: Path
     underscored = {f"lora_unet_{name}".replace(".", "_"): name for name in layers}
     keys = underscored if format == "kohya" else underscored | {f"diffusion_model.{name}": name for name in layers}
     file = load_file(tmp_path / FILE)
-    same(read(file, keys), wanted(backbone))
+    same(read(file, keys), added_weights(backbone))
     for name in [name for name in file if name.endswith(".alpha")]:  # as a program does that leaves alphas out
         file[name] = torch.tensor(float(len(file[name.replace("alpha", "lora_down.weight")])))
-    same(read(file, keys), wanted(backbone))
+    same(read(file, keys), added_weights(backbone))
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -1,7 +1,9 @@
-"""Help for tests: a tiny, random, complete Stable Diffusion 3 checkpoint, made offline in about a second."""
+"""Help for tests: a tiny, random, complete Stable Diffusion 3 checkpoint, made offline in about a second; and what a
+LoRA adds to each weight, by its definition."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from string import ascii_lowercase, digits, punctuation
 
@@ -12,6 +14,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from torch import Tensor
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -21,7 +24,9 @@ from transformers import (
     T5TokenizerFast,
 )
 
-__all__ = ["make_tiny_checkpoint"]
+from dgpo_core.contracts import Backbone
+
+__all__ = ["added_weights", "changed_weights", "make_tiny_checkpoint", "randomise"]
 
 CHARACTERS = ascii_lowercase + digits + punctuation
 
@@ -141,3 +146,28 @@ def _t5_pieces() -> list[tuple[str, float]]:
 def _t5_encoder(width: int) -> T5EncoderModel:
     config = T5Config(vocab_size=len(_t5_pieces()), d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=2)
     return T5EncoderModel(config).eval()
+
+
+def randomise(backbone: Backbone) -> None:
+    """Trained weights that are not zero anywhere, the same each time."""
+    with torch.no_grad():
+        for i, parameter in enumerate(backbone.trainable().values()):
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+
+
+def added_weights(backbone: Backbone) -> dict[str, Tensor]:
+    """alpha / rank * B A of every layer in float64, from the trained parameters of a LoRA; by the names of weights."""
+    scale = backbone.section.lora.alpha / backbone.section.lora.rank
+    parameters = {name: p.detach().double() for name, p in backbone.trainable().items()}
+    return {
+        name.replace("lora_A.default.", ""): scale * parameters[name.replace("lora_A", "lora_B")] @ down
+        for name, down in parameters.items()
+        if "lora_A" in name
+    }
+
+
+def changed_weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What was added to every weight that is not as before, in float64."""
+    assert before.keys() == after.keys()
+    found = {name: after[name].double() - before[name].double() for name in before}
+    return {name: change for name, change in found.items() if bool(change.any())}
