@@ -1,4 +1,4 @@
-"""A few hundred spoilt files of a fixed seed; `python -m tests.fuzz --cases 5000` gives more of them."""
+"""A few hundred spoilt things of a fixed seed; `python -m tests.fuzz --cases 5000` gives more of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import yaml
 from dgpo_cli.main import main
 from dgpo_core.testing.toy import run_data
 from tests.fuzz.fuzzer import run
+from tests.fuzz.subjects import SUBJECTS
 
 
 def test_every_file_is_accepted_or_refused_in_words() -> None:
-    *_, found = run(cases=250, seed=0)
+    *_, found = run(SUBJECTS["run-files"], cases=250, seed=0)
     assert found.failures == []
     for kind in ("run file", "small run", "ablation"):
         assert found.counts[kind, "refused"] > 40
