@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.faults.attacks import ATTACKS, attack_service
 from tests.faults.damage import cut, damage_at_random, flip
 from tests.faults.kills import Findings, kill_at_random
 from tests.faults.memory import growth
@@ -17,7 +18,13 @@ parser.add_argument("--processes", type=int, default=1, help="processes of each 
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--damage", type=int, metavar="BITS", help="instead: flipped bits, and a fifth as many lost ends")
 parser.add_argument("--memory", type=int, metavar="ITERATIONS", help="instead: how memory grows over a run")
+parser.add_argument(
+    "--service", type=float, metavar="SECONDS", help="instead: attack a reward service in every way, each for so long"
+)
+parser.add_argument("--attack", choices=ATTACKS, action="append", help="only this one; may be repeated")
 arguments = parser.parse_args()
+if arguments.service:
+    sys.exit(attack_service(arguments.service, arguments.attack or ATTACKS, arguments.seed, sys.stdout.write))
 
 with tempfile.TemporaryDirectory() as directory:
     if arguments.memory:
