@@ -64,7 +64,7 @@ class Seen:
 HEAD = f"{'attack':<22} {'requests':>8} {'health':>8} {'p99 ms':>8} {'worst':>8} {'MiB':>9} {'sound s':>7}"
 
 
-# -- kinds of attack ----------------------------------------------------------------------------------------------------
+# -- kinds of attack ------------------------------------------------------------------------------------------------
 
 
 def _bodies(make: Callable[[], list[bytes] | bytes]) -> Callable[[Served, random.Random, threading.Event], None]:
@@ -173,7 +173,7 @@ def attacks() -> list[Attack]:
 ATTACKS = [one.name for one in attacks()]
 
 
-# -- what others see ----------------------------------------------------------------------------------------------------
+# -- what others see ------------------------------------------------------------------------------------------------
 
 PROBE = """
 import json, socket, sys, time
