@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +23,13 @@ BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 
 
 def deep_pixels(
-    image: Image.Image, reopen: Callable[[], Image.Image], path: Path, notes: list[str]
+    image: Image.Image, reopen: Callable[[], Image.Image], file: Callable[[], IO[bytes]], notes: list[str]
 ) -> tuple[NDArray[np.uint16], int] | None:
     """Pixels of a picture of 16 bits a channel, [H, W, 3], upright, and the value that is white in them; None for
     pictures of 8 bits.
 
-    image: as it was opened, before it is loaded; reopen: opens it once more; path: the file. `notes` is told what the
-    file does not say for sure. What is transparent is shown on white.
+    image: as it was opened, before it is loaded; reopen: opens it once more; file: opens its bytes. `notes` is told
+    what the file does not say for sure. What is transparent is shown on white.
 
     White is 65535, unless the file says otherwise: 4095 in a TIFF of 12 bits; in a PNG whose sBIT chunk names fewer
     bits and whose values are not scaled to 16, as the standard demands, the highest of so many bits. Values of fewer
@@ -47,7 +46,7 @@ def deep_pixels(
             white = 4095
         if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow turns 8 bits round, and not 16
             colours = (white - np.minimum(colours, white)).astype(np.uint16)
-    bits = _significant(path) if image.format == "PNG" else ()
+    bits = _significant(file) if image.format == "PNG" else ()
     if bits and len(set(bits[: colours.shape[2]])) == 1 and _is_unscaled(colours, bits[0]):
         white = 2 ** bits[0] - 1
         notes.append(f"its sBIT chunk says {bits[0]} bits, and its values reach {int(colours.max())}: white is {white}")
@@ -138,9 +137,9 @@ def _is_unscaled(values: NDArray[np.uint16], bits: int) -> bool:
     return bool(((low != 0) & (low != upper >> max(0, bits - rest))).any())
 
 
-def _significant(path: Path) -> tuple[int, ...]:
+def _significant(opened: Callable[[], IO[bytes]]) -> tuple[int, ...]:
     """Significant bits of each channel, by a PNG's sBIT chunk (PNG 11.3.2.7); empty without it."""
-    with path.open("rb") as file:
+    with opened() as file:
         file.seek(8)
         while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"PLTE", b"IEND"):
             length = int.from_bytes(head[:4], "big")

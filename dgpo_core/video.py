@@ -7,18 +7,18 @@ playlists to other files and read text as pictures.
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dgpo_core.errors import UserError
-
 if TYPE_CHECKING:
     from av import VideoFrame
+    from av.container import InputContainer
 
-__all__ = ["HEAD", "container", "read_frames", "require"]
+__all__ = ["HEAD", "NotInstalled", "container", "is_installed", "measure", "read_frames"]
 
 HEAD = 16
 """Bytes that tell the container."""
@@ -36,29 +36,55 @@ def container(head: bytes) -> str | None:
     return "avi" if head[:4] == b"RIFF" and head[8:12] == b"AVI " else None
 
 
-def require(path: Path) -> None:
-    """Raise UserError, naming the file that needs it, unless PyAV is installed."""
-    if importlib.util.find_spec("av") is None:
-        raise UserError(f"{path}: reading this video needs PyAV: pip install 'dgpo[video]'")
+def is_installed() -> bool:
+    """Whether PyAV is there."""
+    return importlib.util.find_spec("av") is not None
 
 
-def read_frames(path: Path, kind: str, max_pixels: int) -> NDArray[np.uint8]:
-    """Every frame of the first video stream, upright: uint8 [F, H, W, 3], RGB.
+class NotInstalled(ValueError):
+    """What reads videos is not there."""
 
-    Raises ValueError, saying what is wrong: no video, no frames, cut off, broken, or more than `max_pixels` in all
-    frames together. Raises UserError if PyAV is not installed.
+    def __init__(self) -> None:
+        super().__init__("reading this video needs PyAV: pip install 'dgpo[video]'")
+
+
+def read_frames(handle: IO[bytes], kind: str, max_pixels: int) -> NDArray[np.uint8]:
+    """Every frame of the first video stream of an opened file, upright: uint8 [F, H, W, 3], RGB.
+
+    kind: its `container`. Raises ValueError, saying what is wrong: no video, no frames, cut off, broken, or more than
+    `max_pixels` in all frames together; NotInstalled without PyAV.
     """
-    require(path)
+    with _opened(handle, kind) as opened:
+        return _decoded(opened.decode(opened.streams.video[0]), max_pixels)
+
+
+def measure(handle: IO[bytes], kind: str, most: int) -> tuple[int, int, int]:
+    """Frames, height and width of the same, by its headers and the number of its packets, counted up to `most` + 1.
+    Raises ValueError and NotInstalled."""
+    with _opened(handle, kind) as opened:
+        stream = opened.streams.video[0]
+        frames = 0
+        for packet in opened.demux(stream):
+            frames += bool(packet.size)
+            if frames > most:
+                break
+        return frames, stream.height, stream.width
+
+
+@contextmanager
+def _opened(handle: IO[bytes], kind: str) -> Iterator[InputContainer]:
+    if not is_installed():
+        raise NotInstalled
     import av
 
-    with path.open("rb") as handle:
-        if not _whole(handle, kind):
-            raise ValueError("the file is cut off")
+    if not _whole(handle, kind):
+        raise ValueError("the file is cut off")
+    handle.seek(0)
     try:
-        with av.open(str(path), format=kind) as opened:
+        with av.open(handle, mode="r", format=kind) as opened:
             if not opened.streams.video:
                 raise ValueError("it holds no video")
-            return _decoded(opened.decode(opened.streams.video[0]), max_pixels)
+            yield opened
     except av.error.FFmpegError as error:
         raise ValueError(f"not a video that can be read: {error.strerror}") from error
 

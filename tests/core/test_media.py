@@ -17,9 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-import dgpo_core.media as media_module
+import dgpo_core.pixels as pixels_module
 from dgpo_core.errors import UserError
-from dgpo_core.media import MAX_PIXELS, MediaError, check_files, kind_of, read_media
+from dgpo_core.media import MediaError, check_files, kind_of, read_media
+from dgpo_core.pixels import MAX_PIXELS
 
 Pixels = np.ndarray[Any, Any]
 
@@ -301,12 +302,12 @@ def test_sizes_that_pillow_warns_of(tmp_path: Path, pixels: Pixels, monkeypatch:
     assert all(np.allclose(one.tensor.movedim(0, -1).numpy() * 255, pixels, atol=1e-3) for one in found)
     assert kind_of(tmp_path / "x.png") == "image"
     assert Image.MAX_IMAGE_PIXELS == 599
-    monkeypatch.setattr(media_module, "MAX_PIXELS", 599)
+    monkeypatch.setattr(pixels_module, "MAX_PIXELS", 599)
     with pytest.raises(
         MediaError, match=r"x\.png: it would unpack to more than 599 pixels; cut it, or make it smaller"
     ):
         read_media(tmp_path / "x.png")
-    monkeypatch.setattr(media_module, "MAX_PIXELS", 600)
+    monkeypatch.setattr(pixels_module, "MAX_PIXELS", 600)
     read_media(tmp_path / "x.png")
 
 
@@ -324,7 +325,7 @@ def test_a_bomb_of_many_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     first, *more = [Image.new("RGB", (64, 48), (40 * i, 0, 0)) for i in range(6)]
     first.save(tmp_path / "x.gif", save_all=True, append_images=more)
     for limit in (6 * 64 * 48 - 1, 6 * 64 * 48):
-        monkeypatch.setattr(media_module, "MAX_PIXELS", limit)
+        monkeypatch.setattr(pixels_module, "MAX_PIXELS", limit)
         for name in ("x.mp4", "x.gif"):
             if limit == 6 * 64 * 48:
                 assert len(read_media(tmp_path / name).tensor) == 6
