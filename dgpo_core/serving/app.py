@@ -7,7 +7,7 @@ import hmac
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -23,21 +23,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import DgpoError, UserError
-from dgpo_core.kinds import plural
+from dgpo_core.kinds import Kind, plural
 from dgpo_core.placement.describe import describe
 from dgpo_core.placement.messages import example_blob, plain, prompts_of, score_answer
 from dgpo_core.placement.remote import OutOfMemory
 from dgpo_core.serving.batcher import Batcher
 from dgpo_core.serving.bodies import (
-    Batch,
     Body,
     Refusal,
+    Samples,
     read_json,
-    read_pictures_form,
-    read_pictures_json,
+    read_pictures,
     read_tensors,
 )
 from dgpo_core.serving.counters import Counters
+from dgpo_core.serving.readers import Readers
 from dgpo_core.types import Scores
 from dgpo_schemas.serve import ServeConfig
 from dgpo_schemas.service import (
@@ -66,6 +66,7 @@ class Service:
         self.config = config
         self.batcher = batcher
         self.counters = counters
+        self.readers = Readers(config.readers, config.limits)
         self.draining = False
         self.inside = 0
         """Requests under way, those of watchers not counted."""
@@ -137,21 +138,34 @@ class Service:
         return await self._admitted(request, self._scored)
 
     async def _scored(self, request: Request, body: bytes) -> Response:
-        batches = await self._batches(request, body)
-        reward = self.batcher.reward
-        assert reward is not None  # for the request was admitted; it is served even if the service ends after it
-        for batch in batches:
-            medium = "video" if batch.media.dim() == 5 else "image"
-            if medium not in reward.media:
-                takes = plural(reward.media)
-                raise Refusal(422, "request", f"{self.config.reward.use} does not score {medium}s; it scores {takes}")
-        futures = [self.batcher.score(b.media, b.prompts, alone=b.alone) for b in batches]
+        samples = await self._samples(request, body)
+        del body
+        samples = self._fitting(samples)
+        futures = [self.batcher.score(b.media, b.prompts, alone=b.alone) for b in samples.batches]
         try:
             scores = [await _result(future) for future in futures]
         finally:
             for future in futures:
                 future.cancel()  # of no effect on those that are done
-        return self._answer(request, _in_order(batches, scores))
+        self.counters.samples.inc(len(samples.lost))
+        self.counters.missing.inc(len(samples.lost))
+        return self._answer(request, _in_order(samples, scores))
+
+    def _fitting(self, samples: Samples) -> Samples:
+        """The samples that the reward scores; those of the other kind are missing. Raises Refusal if all are."""
+        reward = self.batcher.reward
+        assert reward is not None  # for the request was admitted; it is served even if the service ends after it
+        fitting, lost = [], dict(samples.lost)
+        for batch in samples.batches:
+            medium: Kind = "video" if batch.media.dim() == 5 else "image"
+            if medium in reward.media:
+                fitting.append(batch)
+                continue
+            why = f"{self.config.reward.use} does not score {medium}s; it scores {plural(reward.media)}"
+            lost |= dict.fromkeys(batch.places, why)
+        if samples.batches and not fitting:
+            raise Refusal(422, "request", why)
+        return Samples(fitting, samples.count, lost, samples.notes)
 
     @staticmethod
     def _kind(request: Request) -> str | None:
@@ -159,14 +173,12 @@ class Service:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         return kind if kind in (*TENSORS, FORM, JSON) else None
 
-    async def _batches(self, request: Request, body: bytes) -> list[Batch]:
+    async def _samples(self, request: Request, body: bytes) -> Samples:
         limits = self.config.limits
-        match self._kind(request):
-            case "multipart/form-data":
-                return await read_pictures_form(body, request, limits)
-            case "application/json":
-                return await asyncio.to_thread(read_pictures_json, body, limits)
-        return [await asyncio.to_thread(read_tensors, body, limits)]
+        if self._kind(request) in TENSORS:
+            return await asyncio.to_thread(read_tensors, body, limits)
+        kind = request.headers.get("content-type", "")
+        return await read_pictures(self.readers, body, kind, limits, lambda size: None)
 
     def _answer(self, request: Request, scores: Scores) -> Response:
         """Tensors for tensors, JSON for pictures, unless `Accept` asks for the other."""
@@ -241,17 +253,24 @@ def _reward_failed(error: DgpoError) -> Refusal:
     return Refusal(500, "memory" if isinstance(error, OutOfMemory) else "reward", str(error))
 
 
-def _in_order(batches: Sequence[Batch], scores: Sequence[Scores]) -> Scores:
-    """The scores in the order of the request."""
-    if len(batches) == 1:
+def _in_order(samples: Samples, scores: Sequence[Scores]) -> Scores:
+    """The scores in the order of the request, with what reading its files has told."""
+    if len(samples.batches) == 1 and not samples.lost and not samples.notes:
         return scores[0]
-    count = sum(len(batch.places) for batch in batches)
-    values, missing = torch.zeros(count), torch.zeros(count, dtype=torch.bool)
-    diagnostics: list[Any] = [{}] * count
-    for batch, part in zip(batches, scores, strict=True):
+    values, missing = torch.zeros(samples.count), torch.ones(samples.count, dtype=torch.bool)
+    diagnostics: list[Mapping[str, Any]] = [{}] * samples.count
+    for batch, part in zip(samples.batches, scores, strict=True):
         values[batch.places], missing[batch.places] = part.values.float(), part.missing.bool()
         for place, told in zip(batch.places, part.diagnostics, strict=False):
             diagnostics[place] = told
+    for place, reason in samples.lost.items():
+        diagnostics[place] = {"reason": reason}
+    for place, notes in samples.notes.items():
+        theirs = diagnostics[place].get("notes", [])  # a reward may have some of its own
+        diagnostics[place] = {
+            **diagnostics[place],
+            "notes": [*notes, *(theirs if isinstance(theirs, list) else [theirs])],
+        }
     return Scores(values, missing, tuple(diagnostics))
 
 

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import json
-import logging
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from torch import Tensor
 
-from dgpo_core.media import MAX_PIXELS, MediaError, quietly, read_media
 from dgpo_core.placement.messages import (
     Blob,
     Malformed,
@@ -32,28 +22,18 @@ from dgpo_core.placement.messages import (
     read_score_header,
     read_score_request,
 )
+from dgpo_core.serving.readers import Readers, Reading
+from dgpo_core.serving.refusal import Refusal
 from dgpo_core.types import Prompt
 from dgpo_schemas.problems import dotted, explain
-from dgpo_schemas.service import ScorePictures, ServiceLimits
+from dgpo_schemas.service import ServiceLimits
 
-__all__ = ["Batch", "Body", "Refusal", "read_json", "read_pictures_form", "read_pictures_json", "read_tensors"]
+__all__ = ["Batch", "Body", "Refusal", "Samples", "read_json", "read_pictures", "read_tensors"]
 
-log = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 LINGER = 2.0
 """Seconds for which the rest of a refused body is read and dropped: a connection that is cut off while the caller still
 writes takes the answer with it."""
-FIELDS = ("image", "prompt", "metadata")
-
-
-class Refusal(Exception):
-    """A request that is not served: its status, whose fault it is (see `ErrorDetail.kind`) and the reason."""
-
-    def __init__(self, status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.headers = headers or {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +44,19 @@ class Batch:
     prompts: list[Prompt]
     places: list[int]
     alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The samples of a request, `count` of them, in batches.
+
+    lost: why samples are in none, by their numbers; notes: what reading has changed in files, by the same.
+    """
+
+    batches: list[Batch]
+    count: int
+    lost: dict[int, str] = field(default_factory=dict)
+    notes: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Body:
@@ -116,7 +109,7 @@ class Body:
 # -- tensors ------------------------------------------------------------------------------------------------------
 
 
-def read_tensors(body: bytes, limits: ServiceLimits) -> Batch:
+def read_tensors(body: bytes, limits: ServiceLimits) -> Samples:
     """Safetensors. Raises Refusal: 400 for what is none, 413 and 422 for media that are not to be scored."""
     try:
         blob = Blob(body)
@@ -128,7 +121,8 @@ def read_tensors(body: bytes, limits: ServiceLimits) -> Batch:
         raise Refusal(400, "request", str(error)) from None
     except Unfit as error:
         raise Refusal(422, "request", str(error)) from None
-    return Batch(request.media, request.prompts, list(range(len(request.prompts))), request.alone)
+    count = len(request.prompts)
+    return Samples([Batch(request.media, request.prompts, list(range(count)), request.alone)], count)
 
 
 def _check_size(samples: int, frames: int, height: int, width: int, limits: ServiceLimits) -> None:
@@ -163,147 +157,32 @@ def read_json(model: type[M], body: bytes) -> M:
         raise Refusal(422, "request", f"{dotted(path)}: {message}") from None
 
 
-def read_pictures_json(body: bytes, limits: ServiceLimits) -> list[Batch]:
-    """Pictures in base64. Raises Refusal."""
-    request = read_json(ScorePictures, body)
-    _check_size(len(request.samples), 1, 1, 1, limits)
-    files = []
-    for i, sample in enumerate(request.samples):
-        try:
-            files.append((f"samples.{i}.image", base64.b64decode(sample.image, validate=True)))
-        except (binascii.Error, ValueError) as error:
-            raise Refusal(400, "request", f"samples.{i}.image is not base64: {error}") from None
-    return _batches(decode(files, limits), [Prompt(sample.prompt, sample.metadata) for sample in request.samples])
+async def read_pictures(
+    readers: Readers, body: bytes, content_type: str, limits: ServiceLimits, reserve: Callable[[int], None]
+) -> Samples:
+    """Picture and video files with their prompts, as JSON or as a form, by way of a reader. Raises Refusal."""
+    kind: Literal["json", "form"] = "form" if content_type.lower().lstrip().startswith("multipart/") else "json"
+    found = await readers.read(kind, content_type, body, limits=limits, reserve=reserve)
+    return await asyncio.to_thread(_samples, found)
 
 
-async def read_pictures_form(body: bytes, request: Request, limits: ServiceLimits) -> list[Batch]:
-    """Picture files with their prompts, as curl sends them. Raises Refusal."""
-
-    async def whole() -> AsyncIterator[bytes]:
-        yield body
-
-    most = limits.max_samples + 1
-    parser = MultiPartParser(request.headers, whole(), max_files=most, max_fields=2 * most)  # type: ignore[arg-type]
-    try:
-        form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError, AssertionError) as error:
-        raise Refusal(400, "request", f"not multipart/form-data: {getattr(error, 'message', None) or error}") from None
-    try:
-        files, prompts = await _form_content(form)
-    finally:
-        await form.close()
-    _check_size(len(files), 1, 1, 1, limits)
-    return await asyncio.to_thread(lambda: _batches(decode(files, limits), prompts))
-
-
-async def _form_content(form: FormData) -> tuple[list[tuple[str, bytes]], list[Prompt]]:
-    unknown = sorted(set(form) - set(FIELDS))
-    if unknown:
-        raise Refusal(422, "request", f"unknown field {unknown[0]!r}; there are {', '.join(FIELDS)}")
-    files: list[tuple[str, bytes]] = []
-    for entry in form.getlist("image"):
-        if not isinstance(entry, UploadFile):
-            raise Refusal(422, "request", "`image` must be a file: curl -F image=@picture.png")
-        files.append((f"image {entry.filename!r}", await entry.read()))
-    if not files:
-        raise Refusal(422, "request", "there is no `image`: curl -F image=@picture.png")
-    texts = [_text(entry, "prompt") for entry in form.getlist("prompt")]
-    metadata = [_object(_text(entry, "metadata")) for entry in form.getlist("metadata")]
-    return files, [
-        Prompt(text, known)
-        for text, known in zip(
-            _one_each(texts, len(files), "", "prompt"), _one_each(metadata, len(files), {}, "metadata"), strict=True
-        )
-    ]
-
-
-def _one_each(given: list[Any], count: int, default: Any, name: str) -> list[Any]:
-    """One for every picture, one for all, or none."""
-    if len(given) not in (0, 1, count):
-        raise Refusal(422, "request", f"{len(given)} times `{name}` for {count} pictures; give it once, or for each")
-    return given if len(given) == count else (given or [default]) * count
-
-
-def _text(entry: UploadFile | str, name: str) -> str:
-    if isinstance(entry, UploadFile):
-        raise Refusal(422, "request", f"`{name}` must be a text, not a file")
-    return entry
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(400, "request", f"`metadata` is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise Refusal(422, "request", "`metadata` must be a JSON object")
-    return data
-
-
-def decode(files: list[tuple[str, bytes]], limits: ServiceLimits) -> list[Tensor]:
-    """PNG and JPEG files, each with its name, as [3, H, W] (animated ones as [F, 3, H, W]), float32 in [0, 1].
-
-    The sizes of all are read from their headers and checked, each and their sum, before any is unpacked. Raises
-    Refusal.
-    """
-    most, pixels = limits.max_megapixels * 1_000_000, 0
-    for name, data in files:
-        pixels += _pixels(name, data, limits)
-        if pixels > most:
-            raise Refusal(
-                413,
-                "size",
-                f"the pictures hold more than {limits.max_megapixels} million pixels together "
-                "(limits.max_megapixels); send fewer of them in one request",
-            )
-    return [_unpacked(name, data) for name, data in files]
-
-
-def _pixels(name: str, data: bytes, limits: ServiceLimits) -> int:
-    """Pixels of all frames of a file, by its header."""
-    with _reading(name), Image.open(BytesIO(data), formats=("PNG", "JPEG")) as image:
-        frames = getattr(image, "n_frames", 1) if image.format == "PNG" else 1
-        _check_size(1, frames, image.height, image.width, limits)
-        pixels = frames * image.height * image.width
-        if pixels > MAX_PIXELS:
-            raise Refusal(413, "size", f"its frames hold more than {MAX_PIXELS:,} pixels")
-        return pixels
-
-
-def _unpacked(name: str, data: bytes) -> Tensor:
-    with _reading(name), tempfile.NamedTemporaryFile(suffix=".png") as file:
-        file.write(data)
-        file.flush()
-        medium = read_media(Path(file.name))
-        for note in medium.notes:  # there is no place for them in the answer
-            log.warning("%s: %s", name, note)
-        return medium.tensor
-
-
-@contextlib.contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Whatever is wrong with a picture becomes a Refusal that names it."""
-    try:
-        with quietly():
-            yield
-    except Refusal as error:
-        raise Refusal(error.status, error.kind, f"{name}: {error}") from None
-    except Image.DecompressionBombError:
-        raise Refusal(413, "size", f"{name}: it would unpack to far too many pixels") from None
-    except UnidentifiedImageError:
-        raise Refusal(400, "request", f"{name}: is neither a PNG nor a JPEG file") from None
-    except MediaError as error:
-        raise Refusal(400, "request", f"{name}: {error.reason}") from None
-    except Exception as error:  # Pillow meets broken files with whatever comes
-        raise Refusal(400, "request", f"{name}: cannot be read: {type(error).__name__}: {error}") from None
-
-
-def _batches(media: list[Tensor], prompts: list[Prompt]) -> list[Batch]:
-    """Samples by their shapes: those of one shape are scored together."""
+def _samples(found: Reading) -> Samples:
+    """Samples by their shapes: those of one shape are scored together. Each becomes floats in its place in a batch,
+    the same bits as `read_media` makes of its file."""
     places: dict[tuple[int, ...], list[int]] = {}
-    for i, one in enumerate(media):
-        places.setdefault(tuple(one.shape), []).append(i)
-    return [
-        Batch(torch.stack([media[i] for i in chosen]), [prompts[i] for i in chosen], chosen)
-        for chosen in places.values()
-    ]
+    notes: dict[int, tuple[str, ...]] = {}
+    for i, pixels in enumerate(found.pixels):
+        if pixels is not None:
+            places.setdefault(pixels.shape, []).append(i)
+            if pixels.notes:
+                notes[i] = pixels.notes
+    batches = []
+    for shape, chosen in places.items():
+        media = torch.empty(len(chosen), *shape)
+        for row, i in zip(media.numpy(), chosen, strict=True):
+            pixels, found.pixels[i] = found.pixels[i], None  # twice the memory, else
+            assert pixels is not None
+            pixels.floats(row)
+        batches.append(Batch(media, [found.prompts[i] for i in chosen], chosen))
+    lost = {i: str(refusal) for i, refusal in found.lost.items()}
+    return Samples(batches, len(found.prompts), lost, notes)

@@ -148,9 +148,11 @@ class Server(uvicorn.Server):
         """Load the reward and serve until the end."""
         self._say(f"loading {self._serve_config.reward.use}; listening at {self.url}")
         self.batcher.start()
+        self.service.readers.start()
         try:
             super().run([self._listening])
         finally:
+            self.service.readers.close()
             self.batcher.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

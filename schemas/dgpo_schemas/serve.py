@@ -54,6 +54,9 @@ class ServeConfig(StrictModel):
     insecure: bool = Field(default=False, description="Listen beyond this machine without a token.")
     limits: ServiceLimits = Field(default_factory=ServiceLimits, description="How much one request may hold.")
     batching: BatchingSection = Field(default_factory=BatchingSection, description="How requests are joined.")
+    readers: Int = Field(
+        default=2, ge=1, le=64, description="Processes that read picture files; each request is read by one of them."
+    )
     queue: Int = Field(
         default=32, ge=1, description="Requests under way, being read ones included; more are told to come back."
     )

@@ -72,7 +72,10 @@ class ScoreHeader(StrictModel):
 class Picture(StrictModel):
     """One sample as a file."""
 
-    image: str = Field(description="A PNG or JPEG file in base64.")
+    image: str = Field(
+        description="A picture or video file in base64, with line breaks or without, padded or not, in the usual or "
+        "the URL-safe alphabet; or a data URL."
+    )
     prompt: str = Field(default="", description="Its prompt.")
     metadata: dict[str, Any] = Field(default_factory=dict, description="What the reward needs to know of the prompt.")
 
@@ -89,7 +92,10 @@ class ScoreAnswer(Answer):
     protocol: Int = Field(description="Version of the messages.")
     values: list[float | None] = Field(description="Scores, higher is better; null where missing.")
     missing: list[bool] = Field(description="Whether the sample could not be scored.")
-    diagnostics: list[dict[str, Any]] = Field(description="What the reward says of each sample; may be empty.")
+    diagnostics: list[dict[str, Any]] = Field(
+        description="What the reward says of each sample; may be empty. Of a picture that could not be read: `reason`. "
+        "`notes`: what reading a file has changed or left out."
+    )
 
 
 class CheckRequest(StrictModel):
@@ -117,6 +123,12 @@ class ServiceLimits(StrictModel):
         ge=1,
         description="Million pixels that the picture files of a request unpack to, all frames together; tensors are "
         "bounded by max_body_mib.",
+    )
+    picture_seconds: Float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="CPU seconds that reading one picture or video file may take; one that takes longer is missing.",
     )
 
 
