@@ -34,6 +34,8 @@ __all__ = ["main"]
 
 WATCH = 0.5
 """Seconds between two looks at whether the service still lives."""
+NICE = 5
+"""Scoring goes before reading where there are too few cores for both."""
 MOST_SCANS = 500
 """Scans of a JPEG: programs write ten or so, and every one goes over all of its pixels."""
 REASON = 1000
@@ -60,6 +62,8 @@ def _confine(memory: int) -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     logging.disable(logging.CRITICAL)
+    with contextlib.suppress(OSError):
+        os.nice(NICE)
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_AS, memory)):
         with contextlib.suppress(ValueError, OSError):  # a lower limit is set already; macOS knows no such limit
             resource.setrlimit(kind, (most, most))

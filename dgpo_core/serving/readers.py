@@ -7,6 +7,7 @@ its event loop or a lock. A request has one reader at a time and gives it back a
 from __future__ import annotations
 
 import asyncio
+import bisect
 import logging
 import time
 from collections import deque
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 CLOSING = 1.0
 """Seconds within which killed processes are expected to be gone."""
+COURTESY, MOST_TURNS = 2, 10
+"""How many later requests go first for each turn that a request has had, and the turns up to which that grows."""
 STARTING = 60.0
 """Seconds that an interpreter may take to start."""
 
@@ -34,7 +37,8 @@ class Readers:
     def __init__(self, count: int, limits: ServiceLimits) -> None:
         self._memory = memory(limits)
         self._idle: deque[ReaderProcess | None] = deque([None] * count)
-        self._waiting: deque[asyncio.Future[ReaderProcess | None]] = deque()
+        self._waiting: list[tuple[int, asyncio.Future[ReaderProcess | None]]] = []
+        self._asked = 0
         self._all: set[ReaderProcess] = set()
         self._closed = False
 
@@ -60,7 +64,7 @@ class Readers:
         """
         job = Job(kind, content_type, body, limits, reserve)
         while not job.done:
-            reader = await self._take()
+            reader = await self._take(job.turns)
             try:
                 if reader is None or reader.ended():
                     reader = self._start()
@@ -93,14 +97,17 @@ class Readers:
 
     # -- turns ------------------------------------------------------------------------------------------------------
 
-    async def _take(self) -> ReaderProcess | None:
-        """A place among the readers, in the order of asking, with its process if there is one."""
+    async def _take(self, turns: int) -> ReaderProcess | None:
+        """A place among the readers, with its process if there is one. In the order of asking, but whoever has had
+        turns lets as many others go first, up to a number, so that nobody waits for ever."""
         if self._closed:
             raise _ending()
         if self._idle and not self._waiting:
             return self._idle.popleft()
         turn: asyncio.Future[ReaderProcess | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._asked += 1
+        place = self._asked + COURTESY * min(turns, MOST_TURNS)
+        bisect.insort(self._waiting, (place, turn), key=lambda waiting: waiting[0])
         try:
             return await turn
         except asyncio.CancelledError:
@@ -108,8 +115,7 @@ class Readers:
                 self._give(turn.result())  # it was given at the moment at which nobody wanted it any more
             raise
         finally:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
+            self._waiting = [waiting for waiting in self._waiting if waiting[1] is not turn]
 
     def _give(self, reader: ReaderProcess | None) -> None:
         """Back, to whoever has waited longest; one that died is started again."""
@@ -118,7 +124,7 @@ class Readers:
                 reader.kill()
             reader = self._started()
         while self._waiting:
-            turn = self._waiting.popleft()
+            _, turn = self._waiting.pop(0)
             if not turn.done():
                 turn.set_result(reader)
                 return

@@ -23,7 +23,7 @@ from dgpo_schemas.text import clean
 
 __all__ = ["Job", "Reading", "Unlucky"]
 
-LOADED = 3.0
+LOADED = 6.0
 """How many times its seconds of CPU time a picture may take by the clock, on a machine that others use too."""
 PATIENCE = 5.0
 """Seconds of the clock besides."""
@@ -64,6 +64,7 @@ class Job:
     done: bool = False
     at_rest: bool = True
     """Whether the reader waits for a new request."""
+    turns: int = 0
     attempts: int = 0
     names: list[str] = field(default_factory=list)
     prompts: list[Prompt] | None = None
@@ -86,6 +87,7 @@ class Job:
         """Go on until it is done, or others wait. Raises Refusal, and Unlucky if the reader is not to be used again."""
         began = time.monotonic()
         self.at_rest = False
+        self.turns += 1
         await self._take_apart(reader)
         must = max(TURN, 2 * (time.monotonic() - began))
         while (task := await self._next(reader)) is not None:
