@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import binascii
 import re
-from urllib.parse import unquote
 
 from dgpo_schemas.text import clean
 
@@ -13,6 +12,8 @@ __all__ = ["from_base64"]
 SPACES = str.maketrans("", "", " \t\r\n\f\v\u00a0\u200b\u2028\u2029\ufeff")
 """Left out wherever they stand: what editors, mail and shells put between lines and at the ends."""
 URL_SAFE = str.maketrans("-_", "+/")
+ESCAPES = {"%2B": "+", "%2F": "/", "%3D": "=", "%0D": "", "%0A": "", "%20": ""}
+"""What a URL may hold in the place of base64's characters."""
 DATA_URL = re.compile(r"\s*data:([^,]{0,1000}),", re.IGNORECASE)
 OTHER_URL = re.compile(r"\s*([a-z][a-z0-9+.-]{1,20})://", re.IGNORECASE)
 STRANGE = re.compile(r"[^A-Za-z0-9+/]")
@@ -24,7 +25,9 @@ def from_base64(text: str) -> bytes:
         if found[1].replace(" ", "").lower().rpartition(";")[2] != "base64":
             raise ValueError("is a data URL that is not in base64: data:image/png;base64,...")
         text = text[found.end() :]
-        text = unquote(text) if "%" in text else text
+        if "%" in text:
+            for escape, character in ESCAPES.items():
+                text = text.replace(escape, character).replace(escape.lower(), character)
     elif found := OTHER_URL.match(text):
         raise ValueError(f"is a URL ({clean(found[1], 30)}://), not base64: send the file itself")
     digits = text.translate(SPACES).translate(URL_SAFE)

@@ -24,7 +24,7 @@ import numpy as np
 
 from dgpo_core.listing import readable_formats
 from dgpo_core.pixels import Unreadable, measure, read_pixels
-from dgpo_core.serving.frames import HEAD, MAGIC, packed, unpacked
+from dgpo_core.serving.frames import BODY_COPIES, HEAD, MAGIC, OWN_MEMORY, PIXEL_BYTES, packed, unpacked
 from dgpo_core.serving.refusal import Refusal
 from dgpo_core.serving.uploads import Upload, read_form, read_json_samples
 from dgpo_core.video import NotInstalled
@@ -58,15 +58,30 @@ def main(arguments: list[str]) -> int:
 
 
 def _confine(memory: int) -> None:
+    """Set what must not be passed, whatever is read."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C belongs to the service
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     logging.disable(logging.CRITICAL)
     with contextlib.suppress(OSError):
         os.nice(NICE)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # a machine whose memory is gone takes a reader's first
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_AS, memory)):
-        with contextlib.suppress(ValueError, OSError):  # a lower limit is set already; macOS knows no such limit
+        with contextlib.suppress(ValueError, OSError):  # a lower limit is set already; macOS keeps none of memory
             resource.setrlimit(kind, (most, most))
+    with contextlib.suppress(ImportError):
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 2  # each has pictures of its own in memory
+
+
+def _allow(memory: int) -> None:
+    """Bytes of memory from now on, besides what every reader has."""
+    with contextlib.suppress(ValueError, OSError):
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        wanted = OWN_MEMORY + memory
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
 
 
 def _watch(parent: int) -> None:
@@ -131,9 +146,11 @@ class Reader:
     def serve(self, asked: dict[str, Any], body: bytearray) -> None:
         """Answer until the service says that it is done with the request."""
         self._asked = asked
+        self._held = 2 * len(body)
+        _allow(BODY_COPIES * len(body))
         try:
             with _within(asked["body_seconds"]):
-                upload, lines = self._taken_apart(bytes(body))
+                upload, lines = self._taken_apart(body)
         except Refusal as error:
             self._link.send({"say": "refused", "status": error.status, "kind": error.kind, "message": str(error)})
             return
@@ -151,17 +168,19 @@ class Reader:
                 return
             self._safely(question, upload)
 
-    def _taken_apart(self, body: bytes) -> tuple[Upload, bytes]:
+    def _taken_apart(self, body: bytearray) -> tuple[Upload, bytes]:
         most = self._asked["max_samples"]
-        upload = read_form(body, self._asked["type"], most) if self._asked["kind"] == "form" else (
-            read_json_samples(body, most)
-        )  # fmt: skip
+        if self._asked["kind"] == "form":
+            upload = read_form(bytes(body), self._asked["type"], most)
+        else:
+            upload = read_json_samples(body, most)
         return upload, upload.lines()
 
     def _safely(self, question: dict[str, Any], upload: Upload) -> None:
         """Answer what is asked of a picture, or say why it cannot be answered."""
         picture = upload.pictures[question["at"]]
         status, kind = 400, "request"
+        _allow(self._held + PIXEL_BYTES * question["most"])
         try:
             with _within(self._asked["picture_seconds"]):
                 data = picture.content = picture.data()

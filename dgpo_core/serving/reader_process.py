@@ -21,7 +21,7 @@ KEPT = ("PATH", "HOME", "TMPDIR", "TZ", "LANG", "VIRTUAL_ENV", "CONDA_PREFIX")
 KEPT_PREFIXES = ("PYTHON", "LC_", "LD_", "DYLD_", "COVERAGE_")
 """Variables that a reader gets: what its interpreter is found and works with. Tokens and passwords are no business of a
 process that reads what strangers send."""
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+SMALL = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 LAST_WORDS = 4096
 """Bytes of its stderr that are looked at when it has died."""
 
@@ -136,4 +136,4 @@ class ReaderProcess:
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
-    return kept | ONE_THREAD
+    return kept | SMALL

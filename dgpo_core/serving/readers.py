@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
+from dgpo_core.pixels import MAX_PIXELS
+from dgpo_core.serving.frames import BODY_COPIES, OWN_MEMORY, PIXEL_BYTES
 from dgpo_core.serving.reader_process import ReaderProcess
 from dgpo_core.serving.reading import Job, Reading, Unlucky
 from dgpo_core.serving.refusal import Refusal
@@ -27,6 +29,8 @@ CLOSING = 1.0
 """Seconds within which killed processes are expected to be gone."""
 COURTESY, MOST_TURNS = 2, 10
 """How many later requests go first for each turn that a request has had, and the turns up to which that grows."""
+HEAVY = 32 * 2**20
+"""Bytes of a body after which a reader is replaced: memory that is full of small holes is not given back."""
 STARTING = 60.0
 """Seconds that an interpreter may take to start."""
 
@@ -81,6 +85,8 @@ class Readers:
         try:
             await self._greeted(reader)
             await job.turn(reader, lambda: bool(self._waiting))
+            if len(job.body) > HEAVY:
+                reader.kill()
         except Unlucky as error:
             reader.kill()
             log.warning("a reader was lost: %s", error)
@@ -165,8 +171,9 @@ class Readers:
 
 
 def memory(limits: ServiceLimits) -> int:
-    """Bytes that a reader may take: itself, a body in several forms, and one file's pixels in several steps."""
-    return 2**31 + 6 * limits.max_body_mib * 2**20 + 48 * limits.max_megapixels * 1_000_000
+    """Bytes that a reader may take at most: itself, a body in several forms, and one file's pixels in several steps."""
+    pixels = min(limits.max_megapixels * 1_000_000, MAX_PIXELS)
+    return OWN_MEMORY + BODY_COPIES * limits.max_body_mib * 2**20 + PIXEL_BYTES * pixels
 
 
 def _ending() -> Refusal:

@@ -54,6 +54,7 @@ class Upload:
     def lines(self) -> bytes:
         """Names, prompts and metadata as JSON, each in a line, in this order. Raises Refusal for what is too long, too
         deep, or no valid Unicode."""
+        _check_size(sum(map(len, self.prompts)))
         for i, text in enumerate(self.prompts):
             if (at := lone_surrogate(text)) is not None:
                 raise Refusal(
@@ -70,13 +71,18 @@ class Upload:
         except UnicodeEncodeError as error:
             half = ascii(error.object[error.start])
             raise Refusal(422, "request", f"metadata: {half} is half of a surrogate pair; send valid Unicode") from None
-        if (size := sum(map(len, lines[1:]))) > MOST_TEXT:
-            raise Refusal(
-                413,
-                "size",
-                f"prompts and metadata of {size / 2**20:.1f} MiB; a request may hold {MOST_TEXT // 2**20} MiB of them",
-            )
+        _check_size(sum(map(len, lines[1:])))
         return b"\n".join(lines)
+
+
+def _check_size(size: int) -> None:
+    """Raise Refusal for prompts and metadata that are too long."""
+    if size > MOST_TEXT:
+        raise Refusal(
+            413,
+            "size",
+            f"prompts and metadata of {size / 2**20:.1f} MiB; a request may hold {MOST_TEXT // 2**20} MiB of them",
+        )
 
 
 def _count(metadata: list[dict[str, Any]]) -> None:
@@ -102,7 +108,7 @@ def _inside(value: Any) -> Iterator[Any]:
 # -- JSON ---------------------------------------------------------------------------------------------------------
 
 
-def _loads(text: bytes | str, what: str) -> Any:
+def _loads(text: bytes | bytearray | str, what: str) -> Any:
     """JSON, strictly: no key twice, no number longer than any is. Raises Refusal."""
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_whole)
@@ -129,7 +135,7 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-def read_json_samples(body: bytes, max_samples: int) -> Upload:
+def read_json_samples(body: bytes | bytearray, max_samples: int) -> Upload:
     """`{"samples": [{"image": "base64", "prompt": "...", "metadata": {}}]}`. Raises Refusal."""
     data = _loads(body, "the body")
     if not isinstance(data, dict):
@@ -321,7 +327,5 @@ def _parts(body: bytes, content_type: str, most: int) -> list[Part]:
         raise _no_form(f"its last boundary, {shown}, is missing: the body is cut off, or was put together by hand")
     delimiter = re.compile(rb"(?:\A|\n)--" + re.escape(boundary) + rb"(?:--)?[ \t]*(?=\r\n|\Z)")
     if sum(1 for _ in delimiter.finditer(body)) != len(parts) + 1:
-        raise _no_form(
-            f"its boundary stands where none is expected; there is more behind {shown}, or blanks behind one"
-        )
+        raise _no_form(f"its boundary stands where none is expected; there is more behind {shown}")
     return parts
