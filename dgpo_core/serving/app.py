@@ -262,15 +262,13 @@ def _in_order(samples: Samples, scores: Sequence[Scores]) -> Scores:
     for batch, part in zip(samples.batches, scores, strict=True):
         values[batch.places], missing[batch.places] = part.values.float(), part.missing.bool()
         for place, told in zip(batch.places, part.diagnostics, strict=False):
-            diagnostics[place] = told
+            diagnostics[place] = told if isinstance(told, Mapping) else {"diagnostics": told}
     for place, reason in samples.lost.items():
         diagnostics[place] = {"reason": reason}
     for place, notes in samples.notes.items():
-        theirs = diagnostics[place].get("notes", [])  # a reward may have some of its own
-        diagnostics[place] = {
-            **diagnostics[place],
-            "notes": [*notes, *(theirs if isinstance(theirs, list) else [theirs])],
-        }
+        told = diagnostics[place]
+        theirs = told.get("notes", [])  # a reward may have some of its own
+        diagnostics[place] = {**told, "notes": [*notes, *(theirs if isinstance(theirs, list) else [theirs])]}
     return Scores(values, missing, tuple(diagnostics))
 
 

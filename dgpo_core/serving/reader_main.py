@@ -182,7 +182,7 @@ class Reader:
         status, kind = 400, "request"
         _allow(self._held + PIXEL_BYTES * question["most"])
         try:
-            with _within(self._asked["picture_seconds"]):
+            with _within(question["seconds"]):
                 data = picture.content = picture.data()
                 if question["ask"] == "measure":
                     head, rest = self._measured(data), memoryview(b"")

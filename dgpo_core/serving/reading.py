@@ -27,6 +27,8 @@ LOADED = 6.0
 """How many times its seconds of CPU time a picture may take by the clock, on a machine that others use too."""
 PATIENCE = 5.0
 """Seconds of the clock besides."""
+SECONDS_FOR = 2**24
+"""Pixels of a file that are to be read in `picture_seconds`; more of them have more time."""
 BODY_SECONDS = 10.0
 MIB_SECONDS = 0.1
 """CPU seconds in which a body must be taken apart, and more for each of its MiB: many times what it takes."""
@@ -137,8 +139,7 @@ class Job:
         limits, seconds = self.limits, BODY_SECONDS + MIB_SECONDS * len(self.body) / 2**20
         order = {
             "kind": self.kind, "type": self.content_type, "body_seconds": seconds,
-            "picture_seconds": limits.picture_seconds, "max_samples": limits.max_samples,
-            "max_frames": limits.max_frames, "max_side": limits.max_side,
+            "max_samples": limits.max_samples, "max_frames": limits.max_frames, "max_side": limits.max_side,
         }  # fmt: skip
         self.attempts += 1
         try:
@@ -182,10 +183,11 @@ class Job:
 
     async def _ask(self, reader: ReaderProcess, ask: str, at: int) -> None:
         size = self.sizes.get(at, (0, 0, 0))
-        most, seconds = math.prod(size), self.limits.picture_seconds
+        most = math.prod(size)
+        seconds = self.limits.picture_seconds * max(1.0, most / SECONDS_FOR)
         try:
             async with asyncio.timeout(LOADED * seconds + PATIENCE):
-                await reader.send({"ask": ask, "at": at, "most": most})
+                await reader.send({"ask": ask, "at": at, "most": most, "seconds": seconds})
                 head, rest = await reader.receive(6 * most if ask == "read" else 0)
             match head["say"]:
                 case "lost":
@@ -197,7 +199,7 @@ class Job:
                     self.pixels[at] = _received(head, rest, most)
             self.attempts = 0
         except (EOFError, TimeoutError, KeyError, TypeError, ValueError) as error:
-            why, too_long = await _why(reader, error, f"more than {seconds:g} s (limits.picture_seconds)")
+            why, too_long = await _why(reader, error, f"more than {seconds:.3g} s (limits.picture_seconds)")
             reason = f"it takes {why} to be read" if too_long else f"the process that read it was lost: {why}"
             self.lost[at] = Refusal(413 if too_long else 400, "size" if too_long else "request", reason)
             raise Unlucky(f"{self.names[at]}: {reason}") from None

@@ -128,7 +128,8 @@ class ServiceLimits(StrictModel):
         default=10.0,
         gt=0,
         le=3600,
-        description="CPU seconds that reading one picture or video file may take; one that takes longer is missing.",
+        description="CPU seconds that reading one picture or video file may take, and in proportion more for one of "
+        "more than 2^24 pixels (4096x4096); one that takes longer is missing.",
     )
 
 
