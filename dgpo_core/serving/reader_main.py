@@ -59,7 +59,8 @@ def main(arguments: list[str]) -> int:
 
 def _confine(memory: int) -> None:
     """Set what must not be passed, whatever is read."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C belongs to the service
+    for ending in (signal.SIGINT, signal.SIGTERM):  # they are the service's, which finishes what is under way
+        signal.signal(ending, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     logging.disable(logging.CRITICAL)

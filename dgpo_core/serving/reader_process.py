@@ -37,7 +37,17 @@ class ReaderProcess:
         os.set_blocking(errors, False)  # nobody empties the pipe: what does not fit is dropped
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", MODULE, str(there.fileno()), str(os.getpid()), str(memory)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-W",
+                    "ignore",
+                    "-m",
+                    MODULE,
+                    str(there.fileno()),
+                    str(os.getpid()),
+                    str(memory),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,

@@ -82,6 +82,7 @@ class Readers:
         return job.reading()
 
     async def _turn(self, job: Job, reader: ReaderProcess) -> None:
+        job.at_rest = False
         try:
             await self._greeted(reader)
             await job.turn(reader, lambda: bool(self._waiting))

@@ -65,7 +65,7 @@ class Job:
     reserve: Callable[[int], None]
     done: bool = False
     at_rest: bool = True
-    """Whether the reader waits for a new request."""
+    """Whether the reader waits for a new request: a turn begins and ends so, unless it goes wrong."""
     turns: int = 0
     attempts: int = 0
     names: list[str] = field(default_factory=list)
@@ -88,7 +88,6 @@ class Job:
     async def turn(self, reader: ReaderProcess, others_wait: Callable[[], bool]) -> None:
         """Go on until it is done, or others wait. Raises Refusal, and Unlucky if the reader is not to be used again."""
         began = time.monotonic()
-        self.at_rest = False
         self.turns += 1
         await self._take_apart(reader)
         must = max(TURN, 2 * (time.monotonic() - began))

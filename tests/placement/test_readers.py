@@ -407,6 +407,32 @@ def test_a_reader_that_is_killed_costs_one_picture(one: Readers) -> None:
     assert [pixels is None for pixels in found.pixels] == [False, True, False]
 
 
+def test_the_end_of_a_service_is_no_end_of_its_readers(one: Readers) -> None:
+    """Whoever ends a service sends SIGTERM to all processes of it: requests under way are still finished."""
+    run(read(one, coded(png())))
+    before = one.processes()
+    os.kill(before[0], signal.SIGTERM)
+    assert run(read(one, coded(png()))).lost == {}
+    assert one.processes() == before
+
+
+def test_a_request_given_up_while_readers_start() -> None:
+    made = Readers(1, LIMITS)
+
+    async def giving_up() -> None:
+        for pause in (0.0, 0.01, 0.1):
+            task = asyncio.create_task(read(made, coded(png())))
+            await asyncio.sleep(pause)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert (await read(made, coded(png()))).lost == {}
+
+    try:
+        run(giving_up())
+    finally:
+        made.close()
+
+
 def test_a_reader_that_dies_at_rest_is_replaced(one: Readers) -> None:
     run(read(one, coded(png())))
     os.kill(one.processes()[0], signal.SIGKILL)
