@@ -325,7 +325,9 @@ def _parts(body: bytes, content_type: str, most: int) -> list[Part]:
     shown = clean(repr("--" + boundary.decode("latin-1") + "--"), NAME)
     if not ended:
         raise _no_form(f"its last boundary, {shown}, is missing: the body is cut off, or was put together by hand")
-    delimiter = re.compile(rb"(?:\A|\n)--" + re.escape(boundary) + rb"(?:--)?[ \t]*(?=\r\n|\Z)")
-    if sum(1 for _ in delimiter.finditer(body)) != len(parts) + 1:
+    line = rb"(?:\A|\n)--" + re.escape(boundary)
+    delimiters = re.findall(line + rb"(?:--)?[ \t]*(?=\r\n|\Z)", body)
+    # The parser takes `--boundary--` for the end, whatever stands behind it in its line.
+    if len(delimiters) != len(parts) + 1 or re.search(line + rb"--(?![ \t]*(?:\r\n|\Z))", body):
         raise _no_form(f"its boundary stands where none is expected; there is more behind {shown}")
     return parts

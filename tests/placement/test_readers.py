@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from dgpo_core.serving.bodies import Samples, read_pictures
 from dgpo_core.serving.reader_main import MOST_SCANS
 from dgpo_core.serving.readers import Readers, Reading
 from dgpo_core.serving.refusal import Refusal
+from dgpo_core.serving.uploads import read_form
 from dgpo_schemas.service import ServiceLimits
 
 T = TypeVar("T")
@@ -310,6 +312,7 @@ JSON = {"Content-Type": "application/json"}
         (form(file(png()), end=b""), 400, "its last boundary, '--X--', is missing"),
         (form(file(png()), end=b"\r\n--X"), 400, "is missing"),
         (form(file(png())) + form(file(png())), 400, "there is more behind '--X--'"),
+        (form(file(png()), ('name="prompt"', b"a\r\n--X--b")), 400, "there is more behind '--X--'"),
         (form(file(png())).replace(b"form-data; name", b"form-data; nom"), 400, "its part 1 has no name"),
         (form(file(png())).replace(b"Content-Disposition", b"Content"), 400, "its part 1 has no name"),
         (form(('name="image"\r\nContent-Type: multipart/mixed; boundary=Y', b"")), 400, "several files in one part"),
@@ -325,6 +328,33 @@ JSON = {"Content-Type": "application/json"}
 def test_forms_that_are_refused(readers: Readers, body: bytes, status: int, message: str) -> None:
     error = refused(readers, body, FORM)
     assert (error.status, message in str(error)) == (status, True), error
+
+
+def test_no_form_loses_a_part() -> None:
+    """Whatever stands in them: all parts come out as they went in, or the form is refused."""
+    pieces = [
+        b"\r",
+        b"\n",
+        b"-",
+        b"--X",
+        b"\r\n--",
+        b"\r\n--X",
+        b"\r\n--X--",
+        b"\r\n--XY",
+        b"a",
+        b"\xff",
+        b" ",
+        b"\r\n",
+    ]
+    rng, seen = random.Random(0), {True: 0, False: 0}
+    for _ in range(1500):
+        parts = [b"".join(rng.choices(pieces, k=rng.randrange(8))) for _ in range(rng.randrange(1, 4))]
+        found = None
+        with contextlib.suppress(Refusal):
+            found = [picture.content for picture in read_form(form(*map(file, parts)), FORM, 8).pictures]
+        assert found == parts or (found is None and any(b"\n--X" in b"\n" + part for part in parts))
+        seen[found is None] += 1
+    assert min(seen.values()) > 100
 
 
 @pytest.mark.parametrize(
