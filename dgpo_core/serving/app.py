@@ -178,7 +178,8 @@ class Service:
         if self._kind(request) in TENSORS:
             return await asyncio.to_thread(read_tensors, body, limits)
         kind = request.headers.get("content-type", "")
-        return await read_pictures(self.readers, body, kind, limits, lambda size: None)
+        reserve = getattr(request.state, "reserve", lambda size: None)
+        return await read_pictures(self.readers, body, kind, limits, reserve)
 
     def _answer(self, request: Request, scores: Scores) -> Response:
         """Tensors for tensors, JSON for pictures, unless `Accept` asks for the other."""
