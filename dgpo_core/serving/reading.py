@@ -29,8 +29,8 @@ PATIENCE = 5.0
 """Seconds of the clock besides."""
 SECONDS_FOR = 2**24
 """Pixels of a file that are to be read in `picture_seconds`; more of them have more time."""
-BODY_SECONDS = 10.0
-MIB_SECONDS = 0.1
+BODY_SECONDS = 5.0
+MIB_SECONDS = 0.06
 """CPU seconds in which a body must be taken apart, and more for each of its MiB: many times what it takes."""
 ATTEMPTS = 3
 """Readers that are tried on a body one after the other, where they die before they have said anything of it."""

@@ -23,6 +23,8 @@ MOST_TEXT = 16 * 2**20
 """Bytes of the prompts and metadata of a request."""
 MOST_VALUES = 200_000
 """Values in all metadata of a request: the service reads them again, and answers others meanwhile."""
+MOST_BRACKETS = 2 * MOST_VALUES
+"""Opening brackets of a text in JSON, those within its texts included."""
 MOST_DEPTH = 64
 """Levels of metadata."""
 MOST_DIGITS = 400
@@ -109,7 +111,13 @@ def _inside(value: Any) -> Iterator[Any]:
 
 
 def _loads(text: bytes | bytearray | str, what: str) -> Any:
-    """JSON, strictly: no key twice, no number longer than any is. Raises Refusal."""
+    """JSON, strictly: no key twice, no number longer than any is. Raises Refusal, before it is taken apart if there are
+    many more brackets than values may be: each would take a hundred bytes of memory."""
+    brackets = text.count("[") + text.count("{") if isinstance(text, str) else text.count(b"[") + text.count(b"{")
+    if brackets > MOST_BRACKETS:
+        raise Refusal(
+            413, "size", f"{what} holds {brackets:,} lists and objects; {MOST_VALUES:,} values of metadata are read"
+        )
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_whole)
     except UnicodeDecodeError as error:

@@ -371,6 +371,7 @@ def test_no_form_loses_a_part() -> None:
         (b'{"samples": [' + b"1," * 2000 + b"1]}", 413, "2001 samples are more than 1024"),
         (coded("x", prompt="a" * (17 * 2**20)), 413, "a request may hold 16 MiB of them"),
         (b"[" * 100_000, 400, "too many levels"),
+        (b"[" * 500_000, 413, "the body holds 500,000 lists and objects"),
     ],
 )
 def test_json_that_is_refused(readers: Readers, body: bytes, status: int, message: str) -> None:
