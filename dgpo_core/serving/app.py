@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
+import logging
 import math
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -25,18 +25,18 @@ from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.kinds import Kind, plural
 from dgpo_core.placement.describe import describe
-from dgpo_core.placement.messages import example_blob, plain, prompts_of, score_answer
-from dgpo_core.placement.remote import OutOfMemory
+from dgpo_core.placement.messages import example_blob, plain, score_answer
+from dgpo_core.placement.remote import OutOfMemory, is_out_of_memory
+from dgpo_core.serving.answers import as_text, said
+from dgpo_core.serving.aside import Aside
 from dgpo_core.serving.batcher import Batcher
-from dgpo_core.serving.bodies import (
-    Body,
-    Refusal,
-    Samples,
-    read_json,
-    read_pictures,
-    read_tensors,
-)
+from dgpo_core.serving.bodies import Refusal, Samples, read_pictures, read_tensors
+from dgpo_core.serving.budget import Budget, Share, current_share
+from dgpo_core.serving.connections import Pool
 from dgpo_core.serving.counters import Counters
+from dgpo_core.serving.descriptors import connections_that_fit
+from dgpo_core.serving.doors import Doors, refusal_answer
+from dgpo_core.serving.intake import Limit, read_body, read_prompts, reserve_tensors
 from dgpo_core.serving.readers import Readers
 from dgpo_core.types import Scores
 from dgpo_schemas.serve import ServeConfig
@@ -45,18 +45,21 @@ from dgpo_schemas.service import (
     REQUEST,
     SAFETENSORS,
     CheckAnswer,
-    CheckRequest,
-    ErrorAnswer,
-    ErrorDetail,
     ScoreAnswer,
     StatusAnswer,
 )
+from dgpo_schemas.text import clean, error_text
 
 __all__ = ["Service"]
 
+log = logging.getLogger(__name__)
+
 TENSORS = (SAFETENSORS, "application/x-safetensors")
 FORM, JSON = "multipart/form-data", "application/json"
-Endpoint = Callable[[Request], Awaitable[Response]]
+GONE = 499
+"""Status under which a request is counted whose caller did not wait."""
+JSON_GROWTH = 8
+"""Bytes of memory for a byte of JSON, about: its texts, and the objects that are made of them."""
 
 
 class Service:
@@ -67,22 +70,33 @@ class Service:
         self.batcher = batcher
         self.counters = counters
         self.readers = Readers(config.readers, config.limits)
+        self.budget = Budget(config.memory)
+        self.pool = Pool(config.connections, connections_that_fit(config.most_connections), counters)
         self.draining = False
         self.inside = 0
         """Requests under way, those of watchers not counted."""
-        self._token = token
-        counters.watch(batcher.waiting, lambda: self.inside)
+        self._aside = Aside()
+        counters.watch(
+            batcher.waiting, lambda: self.inside, lambda: self.budget.used, lambda: len(self.pool.connections)
+        )
         routes = [
             Route("/health", self._health),
             Route("/ready", self._ready),
             Route("/metrics", self._metrics),
-            Route("/v1/reward", self._with_token(self._reward)),
-            Route("/v1/examples", self._with_token(self._examples)),
-            Route("/v1/check", self._with_token(self._check), methods=["POST"]),
-            Route("/v1/score", self._with_token(self._score), methods=["POST"]),
+            Route("/v1/reward", self._reward),
+            Route("/v1/examples", self._examples),
+            Route("/v1/check", self._check, methods=["POST"]),
+            Route("/v1/score", self._score, methods=["POST"]),
         ]
-        starlette = Starlette(routes=routes, exception_handlers={Refusal: _refused, HTTPException: _not_found})
-        self.app: ASGIApp = _Counted(starlette, counters, {route.path for route in routes})
+        handlers = {Refusal: self._refused, HTTPException: self._not_found, Exception: self._broken}
+        starlette = Starlette(routes=routes, exception_handlers=handlers)
+        starlette.router.redirect_slashes = False  # it would lead wherever `Host` says
+        methods = {route.path: ", ".join(sorted({*(route.methods or ()), "OPTIONS"})) for route in routes}
+        self.app: ASGIApp = _Counted(Doors(starlette, config, token, methods, counters), counters, set(methods))
+
+    def close(self) -> None:
+        """End its thread."""
+        self._aside.close()
 
     # -- watching ---------------------------------------------------------------------------------------------------
 
@@ -117,25 +131,36 @@ class Service:
         return Response(blob, media_type=SAFETENSORS)
 
     async def _check(self, request: Request) -> Response:
-        return await self._admitted(request, self._checked)
+        if self._kind(request) != JSON:
+            raise Refusal(415, "type", f"the body must be {JSON}")
+        kib = self.config.limits.max_json_kib
+        return await self._admitted(request, self._checked, Limit(kib * 1024, f"{kib} KiB (limits.max_json_kib)"))
 
     async def _checked(self, request: Request, body: bytes) -> Response:
-        prompts = prompts_of(read_json(CheckRequest, body).prompts)
+        current().reserve(JSON_GROWTH * len(body))
+        prompts = await self._aside(read_prompts, body, self.config.limits)
         try:
             await asyncio.wrap_future(self.batcher.call(lambda reward: reward.check_prompts(prompts)))
         except UserError as error:
-            return _json(CheckAnswer(ok=False, message=str(error)))
+            return _json(CheckAnswer(ok=False, message=clean(said(error), lines=True)))
         except DgpoError as error:
             raise _reward_failed(error) from error
         return _json(CheckAnswer(ok=True))
 
     async def _score(self, request: Request) -> Response:
         if self._kind(request) is None:
-            await Body(request).discard(self._max_body)
             raise Refusal(
                 415, "type", f"the body must be {SAFETENSORS} (tensors), {FORM} (picture files) or {JSON} (base64)"
             )
-        return await self._admitted(request, self._scored)
+        return await self._admitted(request, self._weighed)
+
+    async def _weighed(self, request: Request, body: bytes) -> Response:
+        """Score what there is memory for. `request.state.reserve(bytes)` is for whoever unpacks more than the body."""
+        share = current()
+        request.state.reserve = share.reserve
+        if self._kind(request) in TENSORS:
+            reserve_tensors(body, share, self.config.limits)
+        return await self._scored(request, body)
 
     async def _scored(self, request: Request, body: bytes) -> Response:
         samples = await self._samples(request, body)
@@ -191,27 +216,6 @@ class Service:
 
     # -- who may come in --------------------------------------------------------------------------------------------
 
-    @property
-    def _max_body(self) -> int:
-        return self.config.limits.max_body_mib * 2**20
-
-    def _with_token(self, endpoint: Endpoint) -> Endpoint:
-        """The endpoint for callers with the token."""
-
-        async def guarded(request: Request) -> Response:
-            scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            wanted = (self._token or "").encode()
-            if self._token is None or (
-                scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("utf-8", "replace"), wanted)
-            ):
-                return await endpoint(request)
-            if request.method == "POST":
-                await Body(request).discard(self._max_body)
-            headers = {"WWW-Authenticate": "Bearer"}
-            raise Refusal(401, "token", "send the token: `Authorization: Bearer TOKEN`", headers)
-
-        return guarded
-
     def _loaded(self) -> RewardModel:
         """The reward. Raises Refusal while there is none, or soon will be none."""
         reward = self.batcher.reward
@@ -219,27 +223,54 @@ class Service:
             raise Refusal(503, "busy", f"the service is {self._status()}", {"Retry-After": "1"})
         return reward
 
-    async def _admitted(self, request: Request, handle: Callable[[Request, bytes], Awaitable[Response]]) -> Response:
-        """Read the body and handle the request, if there is room for it, and in time. What is under way is bounded
-        before a byte is read, so memory is too."""
-        body = Body(request)
+    async def _admitted(
+        self, request: Request, handle: Callable[[Request, bytes], Awaitable[Response]], limit: Limit | None = None
+    ) -> Response:
+        """Read the body and handle the request, if there is room for it, and in time. A caller that goes away cancels
+        this task, and so all that is done for it."""
+        self._loaded()
+        if self.inside >= self.config.queue:
+            raise Refusal(503, "busy", f"{self.inside} requests are under way (queue)", {"Retry-After": "1"})
+        mib = self.config.limits.max_body_mib
+        limit = limit or Limit(mib * 2**20, f"{mib} MiB (limits.max_body_mib)")
+        read = False
+        self.inside += 1
+        share = self.budget.share()
         try:
-            self._loaded()
-            if self.inside >= self.config.queue:
-                raise Refusal(503, "busy", f"{self.inside} requests are under way (queue)", {"Retry-After": "1"})
-            self.inside += 1
-            try:
-                async with asyncio.timeout(self.config.timeout):
-                    return await handle(request, await body.read(self._max_body))
-            except TimeoutError:
-                late = "the body did not come" if not body.finished else "there was no answer"
-                message = f"{late} within {self.config.timeout:g} s (timeout)"
-                raise Refusal(504 if body.finished else 408, "timeout", message) from None
-            finally:
-                self.inside -= 1
-        except Refusal:
-            await body.discard(self._max_body)
-            raise
+            async with asyncio.timeout(self.config.timeout) as timer:
+                body = await read_body(request, share, limit, self.config.connections.body_seconds)
+                read = True
+                return await handle(request, body)
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            late = "there was no answer" if read else "the body did not come"
+            message = f"{late} within {self.config.timeout:g} s (timeout)"
+            raise Refusal(504 if read else 408, "timeout", message) from None
+        except Exception as error:
+            if isinstance(error, Refusal) or not is_out_of_memory(error):
+                raise
+            message = f"the service has run out of memory while it read the request: {said(error)}"
+            raise Refusal(507, "memory", message) from None
+        finally:
+            self.inside -= 1
+            share.let_go()
+
+    # -- errors -----------------------------------------------------------------------------------------------------
+
+    async def _refused(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refusal)
+        self.counters.refuse(error.kind)
+        return refusal_answer(error)
+
+    async def _not_found(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return refusal_answer(Refusal(error.status_code, "request", message, dict(error.headers or {})))
+
+    async def _broken(self, request: Request, error: Exception) -> Response:
+        """A mistake of ours."""
+        return refusal_answer(Refusal(500, "internal", f"the service made a mistake: {error_text(error)}"))
 
 
 async def _result(future: Future[Any]) -> Any:
@@ -251,7 +282,9 @@ async def _result(future: Future[Any]) -> Any:
 
 
 def _reward_failed(error: DgpoError) -> Refusal:
-    return Refusal(500, "memory" if isinstance(error, OutOfMemory) else "reward", str(error))
+    # 507: a caller may halve its batch. 503 would ask it to send the same again.
+    memory = isinstance(error, OutOfMemory)
+    return Refusal(507 if memory else 500, "memory" if memory else "reward", said(error))
 
 
 def _in_order(samples: Samples, scores: Sequence[Scores]) -> Scores:
@@ -293,22 +326,14 @@ def _finite(value: Any) -> Any:
 
 
 def _json(message: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    # Escaped: diagnostics may hold texts that are not valid Unicode.
-    text = json.dumps(message.model_dump(mode="python"), separators=(",", ":"), default=list)
-    return Response(text + "\n", status, headers, JSON)
+    return Response(as_text(message), status, headers, JSON)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    detail = ErrorDetail.model_validate({"kind": error.kind, "message": str(error)})
-    return _json(ErrorAnswer(error=detail), error.status, error.headers)
-
-
-async def _not_found(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    detail = ErrorDetail(kind="request", message=message)
-    return _json(ErrorAnswer(error=detail), error.status_code, dict(error.headers or {}))
+def current() -> Share:
+    """The share of the request that was admitted."""
+    share = current_share()
+    assert share is not None
+    return share
 
 
 class _Counted:
@@ -320,23 +345,24 @@ class _Counted:
         self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         path = scope["path"] if scope["path"] in self._paths else "other"
-        number = Headers(scope=scope).get(REQUEST)
-        started, status = time.perf_counter(), 500
+        number = Headers(scope=scope).get(REQUEST, "")
+        started, status = time.perf_counter(), GONE
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if number is not None:
+                if 0 < len(number) <= 200:
                     MutableHeaders(scope=message)[REQUEST] = number
             await send(message)
 
         try:
             await self._app(scope, receive, watched)
+        except Exception as error:  # it has been answered
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            log.error("%s: %s (%s, line %d)", path, error_text(error), where.filename, where.lineno)
+            self._counters.refuse("internal")
         finally:
             self._counters.requests.labels(path, str(status)).inc()
             self._counters.seconds.labels(path).observe(time.perf_counter() - started)

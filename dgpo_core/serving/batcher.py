@@ -16,18 +16,29 @@ from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import DgpoError
-from dgpo_core.placement.remote import RemoteReward, RewardRaised, check_scores, in_halves
+from dgpo_core.placement.remote import (
+    OutOfMemory,
+    RemoteReward,
+    RewardRaised,
+    check_scores,
+    in_halves,
+    is_out_of_memory,
+)
+from dgpo_core.serving.answers import said
+from dgpo_core.serving.budget import current_share
 from dgpo_core.serving.counters import Counters
 from dgpo_core.surroundings import Guard
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.serve import BatchingSection
+from dgpo_schemas.text import error_text
 
 __all__ = ["Batcher"]
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 2.0
-"""Seconds that closing gives to a reward which is at work."""
+PATIENCE = 0.7
+"""Seconds that closing gives to a reward which is at work, and to its own closing."""
+NOT_FINITE = "the media are not finite"
 
 
 @dataclass(eq=False)
@@ -86,10 +97,29 @@ class Batcher:
         return self._submit(Job(Future(), call=function))
 
     def _submit(self, job: Job) -> Future[Any]:
+        # A job keeps its media until it is done, though its caller may have gone: only then is their memory free.
+        share = current_share()
+        if share is not None:
+            share.hold()
+
+        def done(future: Future[Any]) -> None:
+            if future.cancelled():
+                self._forget(job)
+            if share is not None:
+                share.let_go()
+
+        job.future.add_done_callback(done)
         with self._change:
             self._jobs.append(job)
             self._change.notify_all()
         return job.future
+
+    def _forget(self, job: Job) -> None:
+        """Let go of the media of a job that nobody waits for any more; while the reward hangs, no thread would."""
+        with self._change:
+            if job in self._jobs:
+                self._jobs.remove(job)
+            job.media, job.prompts = None, ()
 
     def close(self) -> None:
         """End the threads, leaving behind one whose reward is at work, and close the reward."""
@@ -102,7 +132,16 @@ class Batcher:
                 thread.join(max(0.0, until - time.monotonic()))
         self._guard.close()
         if self.reward is not None:
-            self.reward.close()
+            closing = threading.Thread(target=self._close_reward, args=(self.reward,), name="reward", daemon=True)
+            closing.start()
+            closing.join(PATIENCE)
+
+    @staticmethod
+    def _close_reward(reward: RewardModel) -> None:
+        try:
+            reward.close()
+        except BaseException as error:
+            log.warning("the reward could not be closed: %s", error_text(error))
 
     # -- on the threads ---------------------------------------------------------------------------------------------
 
@@ -161,18 +200,16 @@ class Batcher:
         """Fulfil the futures. One bad request must not spoil those that it was joined with."""
         try:
             done = self._results(jobs)
-        except (Exception, SystemExit) as error:  # some libraries exit where others raise
+        except BaseException as error:  # whatever it is, the thread must live
             if len(jobs) > 1:
                 for job in jobs:
                     self._do([job])
                 return
-            if jobs[0].media is not None:
+            job = jobs[0]
+            if job.media is not None:
                 self._counters.failures.inc()
-                log.warning(
-                    "the reward failed on %d samples: %s: %s", len(jobs[0].prompts), type(error).__name__, error
-                )
-            known = isinstance(error, DgpoError)
-            jobs[0].future.set_exception(error if known else RewardRaised(f"{type(error).__name__}: {error}"))
+                log.warning("the reward failed on %d samples: %s", len(job.prompts), error_text(error))
+            job.future.set_exception(_known(error, len(job.prompts)))
             return
         for job, result in zip(jobs, done, strict=True):
             job.future.set_result(result)
@@ -185,8 +222,9 @@ class Batcher:
         media = [job.media for job in jobs if job.media is not None]
         prompts = [prompt for job in jobs for prompt in job.prompts]
         started = time.perf_counter()
-        scores = in_halves(self._score, media[0] if len(media) == 1 else torch.cat(media), prompts)
-        check_scores(scores, len(prompts))
+        together = media[0] if len(media) == 1 else torch.cat(media)
+        scores = check_scores(in_halves(self._score, together, prompts), len(prompts))
+        scores = _without_broken(scores, together)
         self._counters.batch_seconds.observe(time.perf_counter() - started)
         self._counters.batch.observe(len(prompts))
         self._counters.samples.inc(len(prompts))
@@ -199,6 +237,28 @@ class Batcher:
         with self._guard.around("the reward"), torch.no_grad():
             # A worker's media travel from the CPU.
             return reward.score(media if isinstance(reward, RemoteReward) else media.to(reward.device), prompts)
+
+
+def _known(error: BaseException, samples: int) -> DgpoError:
+    """What a caller is told of it."""
+    if is_out_of_memory(error):
+        what = f"with a request of {samples} samples" if samples else "when it was asked"
+        return OutOfMemory(f"the service has run out of memory {what}: {said(error)}")
+    return error if isinstance(error, DgpoError) else RewardRaised(error_text(error))
+
+
+def _without_broken(scores: Scores, media: Tensor) -> Scores:
+    """Samples whose media are not finite are missing, as they are in runs, whatever the reward made of them."""
+    broken = torch.tensor([not bool(one.isfinite().all()) for one in media], dtype=torch.bool)  # one by one: no copies
+    if not bool(broken.any()):
+        return scores
+    told = scores.diagnostics or ({},) * len(broken)
+    diagnostics = tuple(
+        {**one, "reason": NOT_FINITE} if bad else one for one, bad in zip(told, broken.tolist(), strict=True)
+    )
+    values = scores.values.detach().cpu()
+    values = values.to(torch.promote_types(values.dtype, torch.float16)).masked_fill(broken, torch.nan)
+    return Scores(values, scores.missing.cpu().bool() | broken, diagnostics)
 
 
 def _split(scores: Scores, counts: Sequence[int]) -> list[Scores]:

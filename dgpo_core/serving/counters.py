@@ -28,13 +28,29 @@ class Counters:
         self.batch_seconds = Histogram(
             "dgpo_batch_seconds", "Time that the reward took for a batch.", buckets=SECONDS, registry=registry
         )
+        self._refused = Counter("dgpo_refused", "What was refused, by reason.", ["reason"], registry=registry)
         self._queue = Gauge("dgpo_queue_length", "Batches that wait for the reward.", registry=registry)
         self._inside = Gauge("dgpo_requests_under_way", "Requests for scores under way.", registry=registry)
 
-    def watch(self, queue: Callable[[], float], inside: Callable[[], float]) -> None:
+        self._memory = Gauge("dgpo_memory_bytes", "Memory reserved by requests under way.", registry=registry)
+        self._connections = Gauge("dgpo_connections", "Open connections.", registry=registry)
+
+    def watch(
+        self,
+        queue: Callable[[], float],
+        inside: Callable[[], float],
+        memory: Callable[[], float],
+        connections: Callable[[], float],
+    ) -> None:
         """Where the gauges are read."""
         self._queue.set_function(queue)
         self._inside.set_function(inside)
+        self._memory.set_function(memory)
+        self._connections.set_function(connections)
+
+    def refuse(self, reason: str) -> None:
+        """One more request or connection that was refused: a kind of `ErrorDetail`, or what a connection lacked."""
+        self._refused.labels(reason).inc()
 
     def text(self) -> bytes:
         """Everything, in Prometheus' format."""

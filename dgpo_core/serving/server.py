@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import logging
+import math
 import os
 import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import uvicorn
@@ -20,8 +25,11 @@ from dgpo_core.errors import UserError
 from dgpo_core.placement import place
 from dgpo_core.serving.app import Service
 from dgpo_core.serving.batcher import Batcher
+from dgpo_core.serving.connections import Connection
 from dgpo_core.serving.counters import Counters
+from dgpo_core.serving.descriptors import BACKLOG
 from dgpo_schemas.run import RewardBlock
+from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardModel
@@ -32,8 +40,10 @@ __all__ = ["Server", "bind", "run"]
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE = 75
-"""Seconds that an idle connection is kept: longer than callers keep theirs, so that none is closed under a request."""
+FLUSH = 0.5
+"""Seconds that answers are given to be taken when the service ends."""
+GRACE = 1.7
+"""Seconds beyond drain_seconds after which the process ends, whatever it is at."""
 
 
 def run(config: ServeConfig, registry: Registry, say: Callable[[str], None]) -> None:
@@ -70,6 +80,11 @@ def read_token(variable: str | None) -> str | None:
     token = os.environ.get(variable, "").strip()
     if not token:
         raise UserError(f"token_variable: the environment variable {variable} is not set; export it with a long secret")
+    if not all("!" <= letter <= "~" for letter in token):
+        raise UserError(
+            f"token_variable: the token in {variable} holds a space or a letter that no header of a request can carry; "
+            "use ASCII letters, digits and punctuation"
+        )
     return token
 
 
@@ -92,7 +107,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
-        made.listen(128)
+        made.listen(BACKLOG)
     except OSError as error:
         made.close()
         raise UserError(_why_not_bound(host, port, error)) from error
@@ -129,6 +144,7 @@ class Server(uvicorn.Server):
         self._say = say
         self._said_ready = False
         self._drain_until = 0.0
+        self._told_of_trouble = -math.inf
         super().__init__(
             uvicorn.Config(
                 self.service.app,
@@ -136,13 +152,15 @@ class Server(uvicorn.Server):
                 access_log=False,
                 lifespan="off",
                 ws="none",
-                http="h11",
+                http=self._connection,  # type: ignore[arg-type]
                 loop="asyncio",
                 server_header=False,
-                timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=1,
+                backlog=BACKLOG,
             )
         )
+
+    def _connection(self, config: uvicorn.Config, server_state: Any, _loop: Any = None, **_: Any) -> Connection:
+        return Connection(self.service.app, self.service.pool, config, server_state, _loop)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Load the reward and serve until the end."""
@@ -153,13 +171,41 @@ class Server(uvicorn.Server):
             super().run([self._listening])
         finally:
             self.service.readers.close()
+            self.service.close()
             self.batcher.close()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does, and no traceback for what the loop meets, such as a lack of descriptors."""
+        asyncio.get_running_loop().set_exception_handler(self._trouble)
+        await super().startup(sockets)
+
+    def _trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self._told_of_trouble >= 1:
+            self._told_of_trouble = now
+            error = context.get("exception")
+            log.error("%s%s", context.get("message"), f": {error_text(error)}" if error is not None else "")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """No new connections; answers are given a moment to be taken; then all ends."""
+        for server in self.servers:
+            server.close()
+        pool, until = self.service.pool, time.monotonic() + FLUSH
+        while pool.connections and time.monotonic() < until and not self.force_exit:
+            pool.close()
+            await asyncio.sleep(0.02)
+        pool.abort()
+        for task in self.server_state.tasks:
+            task.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: drain; a second Ctrl-C: end at once. uvicorn would also raise the signal again at the end, and the
         exit status would not be 0."""
         if self.service.draining and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
+            _end_process(GRACE)
+        elif not self.service.draining:
+            _end_process(self._serve_config.drain_seconds + GRACE)
         self.drain()
 
     def drain(self) -> None:
@@ -171,6 +217,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: is it time to end?"""
+        self.service.pool.sweep()
         if self.batcher.reward is not None and not self._said_ready and not self.service.draining:
             self._said_ready = True
             self._say(f"ready: {self._serve_config.reward.use} at {self.url}")
@@ -182,6 +229,21 @@ class Server(uvicorn.Server):
                 log.warning("%d requests did not finish within drain_seconds", self.service.inside)
             return late or self.service.inside == 0 or self.force_exit
         return await super().on_tick(counter)
+
+
+def _end_process(seconds: float) -> None:
+    """End this process with status 0 after so many seconds, if it is still there then: a reward's threads, or whatever
+    a library has left to be done at the end, may last for ever."""
+
+    def wait() -> None:
+        time.sleep(seconds)
+        log.warning("something did not end within drain_seconds; it was left behind")
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(0)
+
+    threading.Thread(target=wait, name="end", daemon=True).start()
 
 
 def _url(host: str, listening: socket.socket) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -11,7 +12,18 @@ from dgpo_schemas.base import Float, Int, ShortForm, StrictModel, UseBlock
 from dgpo_schemas.run import WorkerSection
 from dgpo_schemas.service import ServiceLimits
 
-__all__ = ["BatchingSection", "ServeConfig", "ServedReward"]
+__all__ = ["BatchingSection", "ConnectionsSection", "ServeConfig", "ServedReward", "is_loopback"]
+
+CONNECTIONS = 256
+"""Connections that are kept open at a time, unless the file says how many."""
+MEMORY_MIB = 4096
+"""MiB of all requests under way, unless the file says how many or its limits ask for more."""
+BODY_COPIES = 4
+"""Times that the bytes of float tensors lie in memory at most while they are read: as they came, whole, as tensors,
+and as the batch. Tensors of bytes become floats of four times their size."""
+PIXEL_BYTES = 24
+"""Bytes of memory that a pixel of a picture file takes at most: three float32, once alone and once in its batch."""
+ORIGIN = re.compile(r"https?://[^\s/?#@]+|[a-z][a-z0-9+.-]*-extension://[^\s/?#@]+")
 
 
 class ServedReward(UseBlock):
@@ -29,6 +41,30 @@ class BatchingSection(StrictModel):
 
     max_batch: Int = Field(default=16, ge=1, description="Samples up to which requests are joined; 1 joins none.")
     max_wait_ms: Float = Field(default=5.0, ge=0, le=10_000, description="Milliseconds to wait for others to join.")
+
+
+class ConnectionsSection(StrictModel):
+    """What a connection may cost. Where there is no room for another one, the one that has waited longest without a
+    whole request is closed."""
+
+    max: Int | None = Field(
+        default=None,
+        ge=8,
+        description="Connections at a time; by default 256, or twice `queue` if that is more. There must be more than "
+        "`queue`, or nothing is left for /health.",
+    )
+    head_kib: Int = Field(default=16, ge=4, le=64, description="KiB of a request's head: its first line and headers.")
+    head_seconds: Float = Field(default=10.0, gt=0, description="Seconds in which a request's head must come.")
+    body_seconds: Float = Field(
+        default=30.0, gt=0, description="Seconds in which a request's body must come; `timeout` bounds it as well."
+    )
+    answer_seconds: Float = Field(default=60.0, gt=0, description="Seconds in which the caller must take an answer.")
+    keep_alive_seconds: Float = Field(
+        default=75.0,
+        gt=0,
+        description="Seconds that a connection is kept between two requests. Longer than callers keep theirs, so that "
+        "none is closed under a request.",
+    )
 
 
 def _name_to_block(value: Any) -> Any:
@@ -52,7 +88,22 @@ class ServeConfig(StrictModel):
         default=None, min_length=1, description="Environment variable that holds the token which callers must send."
     )
     insecure: bool = Field(default=False, description="Listen beyond this machine without a token.")
+    origins: list[str] = Field(
+        default_factory=list,
+        description="Web pages that may ask, by their origin, such as https://example.org; requests that a browser "
+        "sends for any other page are refused.",
+    )
     limits: ServiceLimits = Field(default_factory=ServiceLimits, description="How much one request may hold.")
+    memory_mib: Int | None = Field(
+        default=None,
+        ge=1,
+        description="MiB of all requests under way together, the copies counted that are made of them; by default "
+        "4096, or what the largest request takes if that is more. Requests beyond it are told to come back. The "
+        "reward's own memory is not counted.",
+    )
+    connections: ConnectionsSection = Field(
+        default_factory=ConnectionsSection, description="What a connection may cost."
+    )
     batching: BatchingSection = Field(default_factory=BatchingSection, description="How requests are joined.")
     readers: Int = Field(
         default=2, ge=1, le=64, description="Processes that read picture files; each request is read by one of them."
@@ -73,6 +124,42 @@ class ServeConfig(StrictModel):
                 "environment variable that holds a token, or `insecure: true` if everyone who can reach it may use it"
             )
         return self
+
+    @model_validator(mode="after")
+    def _room_for_what_is_allowed(self) -> ServeConfig:
+        if self.connections.max is not None and self.connections.max <= self.queue:
+            raise ValueError(
+                f"connections.max: {self.connections.max} must be more than `queue` ({self.queue}), or nothing is left "
+                f"for /health; {2 * self.queue} is a good number"
+            )
+        least = BODY_COPIES * self.limits.max_body_mib
+        if self.memory_mib is not None and self.memory_mib < least:
+            raise ValueError(
+                f"memory_mib: {self.memory_mib} has no room for one body of limits.max_body_mib "
+                f"({self.limits.max_body_mib}) and its copies: set at least {least}, or lower limits.max_body_mib to "
+                f"{max(1, self.memory_mib // BODY_COPIES)}"
+            )
+        for i, origin in enumerate(self.origins):
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"origins.{i}: {origin!r} is no origin; it is a scheme, a host and perhaps a port, without a path: "
+                    "https://example.org or http://localhost:3000"
+                )
+        return self
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all requests under way together."""
+        if self.memory_mib is not None:
+            return self.memory_mib * 2**20
+        body = self.limits.max_body_mib * 2**20
+        pictures = 2 * body + PIXEL_BYTES * 1_000_000 * self.limits.max_megapixels
+        return max(MEMORY_MIB * 2**20, (2 + 2 * 4) * body, pictures)
+
+    @property
+    def most_connections(self) -> int:
+        """Connections at a time."""
+        return self.connections.max or max(CONNECTIONS, 2 * self.queue)
 
 
 def is_loopback(host: str) -> bool:

@@ -131,6 +131,16 @@ class ServiceLimits(StrictModel):
         description="Million pixels that the picture files of a request unpack to, all frames together; tensors are "
         "bounded by max_body_mib.",
     )
+    max_prompts: Int = Field(
+        default=10_000, ge=1000, description="Prompts of one check; runs send theirs in parts of at most 1,000."
+    )
+    max_json_kib: Int = Field(
+        default=1024,
+        ge=512,
+        le=2048,
+        description="KiB of a check, and of the JSON that goes before the tensors of a request for scores; runs send "
+        "at most 512 in a check.",
+    )
 
 
 class RewardDescription(Answer):
@@ -147,12 +157,21 @@ class RewardDescription(Answer):
     limits: ServiceLimits | None = Field(default=None, description="Limits of a request to a service.")
 
 
+ErrorKind = Literal[
+    "request", "token", "origin", "size", "type",
+    "busy", "timeout",
+    "reward", "user", "plugin",
+    "memory", "internal",
+]  # fmt: skip
+
+
 class ErrorDetail(Answer):
     """Why there is no answer."""
 
-    kind: Literal["request", "token", "size", "type", "busy", "timeout", "reward", "memory", "user", "plugin"] = Field(
-        description="What is at fault: the request (malformed, wrong token, too large, of another type), the moment "
-        "(busy, timeout), or the reward (raised, out of memory, refuses its options or prompts, is not there)."
+    kind: ErrorKind = Field(
+        description="What is at fault: the request (malformed, wrong token, from a web page or under a name that may "
+        "not ask, too large, of another type), the moment (busy, timeout), the reward (raised, refuses its options or "
+        "prompts, is not there), or the service (out of memory, a mistake of its own)."
     )
     message: str = Field(description="In words.")
 
@@ -179,4 +198,4 @@ class ServiceMessages(StrictModel):
     score_pictures: ScorePictures = Field(description="JSON body of POST /v1/score.")
     score_answer: ScoreAnswer = Field(description="JSON answer of POST /v1/score.")
     status: StatusAnswer = Field(description="Answer of GET /health and GET /ready.")
-    error: ErrorAnswer = Field(description="Body of every answer whose status is 400 or more.")
+    error: ErrorAnswer = Field(description="Body of every other answer whose status is 400 or more.")

@@ -493,15 +493,12 @@ def test_a_reward_that_hangs_is_told_in_time(serve: Serve, gate: threading.Event
 def test_a_body_that_does_not_come(serve: Serve) -> None:
     server = serve("conv", timeout=0.1)
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
-        head = f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: {SAFETENSORS}\r\nContent-Length: 100\r\n\r\n"
+        head = (
+            f"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: {SAFETENSORS}\r\nContent-Length: 100\r\n\r\n"
+        )
         connection.sendall(head.encode())
         connection.settimeout(20)
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
-
-
-@pytest.fixture(autouse=True)
-def _no_lingering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "LINGER", 0.3)
 
 
 def test_many_clients_at_once(serve: Serve, here: RewardModel, samples: Samples) -> None:

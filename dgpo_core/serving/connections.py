@@ -1,0 +1,384 @@
+"""The service's connections: HTTP/1.1 by h11, for callers of whom nothing good is to be expected.
+
+uvicorn's own protocol bounds neither how long a head takes nor how many connections there are, and answers what is no
+HTTP in plain text. This one takes its place; it uses nothing of uvicorn but how it starts a protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from enum import Enum
+from http import HTTPStatus
+from typing import Any, cast
+from urllib.parse import unquote
+
+import h11
+from starlette.types import ASGIApp
+
+from dgpo_core.serving.answers import as_text, error_message
+from dgpo_core.serving.counters import Counters
+from dgpo_core.serving.exchange import Exchange
+from dgpo_schemas.serve import ConnectionsSection
+
+__all__ = ["Connection", "Phase", "Pool"]
+
+LINGER = 2.0
+"""Seconds for which what still comes is read and dropped after a refusal: a connection that is cut off while the caller
+writes takes the answer with it."""
+LATE = 5.0
+"""Seconds beyond body_seconds after which a body that nobody reads any more ends the connection."""
+LINES = 130
+"""Lines of a head: one header costs some microseconds."""
+AHEAD = 64 * 1024
+"""Bytes of a body that are kept before the application takes them."""
+SLICE = 0.001
+"""Seconds of reading for one connection before the others have their turn."""
+UNREAD = 256 * 2**20
+"""Bytes of answers that callers have not taken, over all connections."""
+END_OF_HEAD = re.compile(rb"\n\r?\n")
+
+
+class Phase(Enum):
+    """What a connection waits for."""
+
+    HEAD = "head"
+    """A whole head: from the beginning, and from the first byte after an answer."""
+    BODY = "body"
+    """The rest of a request that is under way."""
+    WORK = "work"
+    """Our answer: the request is whole."""
+    IDLE = "idle"
+    """Another request."""
+    LINGER = "linger"
+    """The caller's end; what it sends is dropped."""
+    CLOSED = "closed"
+
+
+WITHOUT_REQUEST = (Phase.HEAD, Phase.IDLE, Phase.LINGER)
+Clock = time.monotonic
+
+
+class Pool:
+    """All connections of a service: makes room for new ones and ends those whose time is over."""
+
+    def __init__(self, section: ConnectionsSection, most: int, counters: Counters) -> None:
+        self.section = section
+        self.most = most
+        self.counters = counters
+        self.connections: set[Connection] = set()
+
+    def admit(self, connection: Connection) -> bool:
+        """Take one in. Where there are as many as there may be, the one that has waited longest without a whole request
+        makes room; False if there is none."""
+        full = len(self.connections) >= self.most
+        self.connections.add(connection)
+        if not full:
+            return True
+        waiting = [one for one in self.connections if one.phase in WITHOUT_REQUEST and one is not connection]
+        if not waiting:
+            return False
+        self.counters.refuse("connections")
+        min(waiting, key=lambda one: one.since).abort()
+        return True
+
+    def sweep(self) -> None:
+        """End what has waited too long. To be called several times a second."""
+        now, unread = Clock(), 0
+        for connection in list(self.connections):
+            unread += connection.unread()
+            connection.sweep(now)
+        while unread > UNREAD:
+            most = max(self.connections, key=lambda one: one.unread())
+            unread -= most.unread()
+            self.counters.refuse("answer")
+            most.abort()
+
+    def close(self) -> None:
+        """Close those that wait for nothing of ours; answers that are on their way may still be taken."""
+        for connection in list(self.connections):
+            if connection.phase in WITHOUT_REQUEST and not connection.unread():
+                connection.abort()
+
+    def abort(self) -> None:
+        """End all, and what is done for them."""
+        for connection in list(self.connections):
+            connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One connection. Requests come one at a time: what is sent before the answer is refused after it."""
+
+    def __init__(self, app: ASGIApp, pool: Pool, config: Any, server_state: Any, loop: Any = None) -> None:
+        """config, server_state: uvicorn's."""
+        self.h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=pool.section.head_kib * 1024)
+        self.phase = Phase.HEAD
+        self.since = Clock()
+        """When it began to wait for what it waits for."""
+        self.exchange: Exchange | None = None
+        self._app = app
+        self._pool = pool
+        self._state = server_state
+        self._loop = loop or asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._head = bytearray()
+        self._slicing = self._paused = self._early = False
+        self._writing = 0.0  # since when the caller has not taken what was written
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    # -- called by asyncio -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A caller."""
+        self._transport = cast("asyncio.Transport", transport)
+        if not self._pool.admit(self):
+            self.refuse(503, "busy", f"all {self._pool.most} connections are at work (connections.max)", reason="full")
+
+    def data_received(self, data: bytes) -> None:
+        """Something of a request."""
+        if self.phase is Phase.IDLE:
+            self._wait(Phase.HEAD)
+        if self.phase is Phase.HEAD:
+            if self.unread():
+                self.refuse(400, "request", "the answer before was not taken yet; send one request after the other")
+            else:
+                self._take_head(data)
+        elif self.phase is Phase.BODY:
+            self.h11.receive_data(data)
+            self._events()
+        elif self.phase is Phase.WORK:
+            self._early = True
+
+    def eof_received(self) -> None:
+        """The caller says no more. Whoever closes says no less, so nobody is waited for."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The end."""
+        self._pool.connections.discard(self)
+        self.phase = Phase.CLOSED
+        self._writable.set()
+        if self.exchange is not None:
+            self.exchange.leave()
+
+    def pause_writing(self) -> None:
+        """The caller takes less than is written."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """It has taken enough."""
+        self._writable.set()
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def _take_head(self, data: bytes) -> None:
+        self._head += data
+        while self._head.startswith(b"\r\n"):  # empty lines before a request are allowed
+            del self._head[:2]
+        if bytes(self._head) in (b"", b"\r"):
+            return
+        end = END_OF_HEAD.search(self._head)
+        size, most = end.end() if end else len(self._head), self._pool.section.head_kib
+        if self._head[0] < 0x21:
+            self._malformed("it begins with a control character; is it TLS?")
+        elif size > most * 1024 or self._head.count(b"\n", 0, size) > LINES:
+            message = f"the head is larger than {most} KiB (connections.head_kib) or {LINES} lines"
+            self.refuse(431, "size", message, reason="head")
+        elif end:
+            head, self._head = bytes(self._head), bytearray()
+            self.h11.receive_data(head)
+            self._events()
+
+    def _events(self) -> None:
+        """Whatever h11 makes of what has come. Not all at once: a body in a million pieces must not stop the others."""
+        until = Clock() + SLICE
+        while self.phase in (Phase.HEAD, Phase.BODY):
+            try:
+                event = self.h11.next_event()
+            except h11.RemoteProtocolError as error:
+                self._malformed(str(error), error.error_status_hint)
+                return
+            except Exception as error:  # what h11 did not expect either
+                self._malformed(type(error).__name__)
+                return
+            if event is h11.NEED_DATA or event is h11.PAUSED:
+                return
+            if isinstance(event, h11.Request):
+                self._begin(event)
+            elif isinstance(event, h11.Data) and self.exchange is not None:
+                if not self.exchange.take(event.data, event.chunk_start):
+                    self._malformed("its body comes in too tiny chunks")
+                self.read_on()
+            elif isinstance(event, h11.EndOfMessage) and self.exchange is not None:
+                self._wait(Phase.WORK)
+                self._early = bool(self.h11.trailing_data[0])
+                self.exchange.end_of_body()
+            if Clock() > until and self.phase is Phase.BODY:
+                self._slicing = True
+                self.read_on()
+                self._loop.call_soon(self._next_slice)
+                return
+
+    def _next_slice(self) -> None:
+        self._slicing = False
+        self.read_on()
+        self._events()
+
+    def _begin(self, event: h11.Request) -> None:
+        headers = [(bytes(name), bytes(value)) for name, value in event.headers]
+        names = [name for name, _ in headers]
+        version, target = event.http_version, bytes(event.target)
+        if version not in (b"1.0", b"1.1"):
+            self.refuse(505, "request", "the service speaks HTTP/1.1", reason="http")
+            return
+        if b"content-length" in names and b"transfer-encoding" in names:
+            self._malformed("it has both a Content-Length and a Transfer-Encoding")
+            return
+        if not (target.startswith(b"/") or (target == b"*" and event.method == b"OPTIONS")):
+            self._malformed("its target must be a path, such as /v1/score")
+            return
+        if any(name == b"expect" and value.lower() != b"100-continue" for name, value in headers):
+            self.refuse(417, "request", "the only thing that may be expected is 100-continue", reason="http")
+            return
+        raw, _, query = target.partition(b"?")
+        self.exchange = Exchange(
+            self,
+            {
+                "type": "http",
+                "asgi": {"version": "3.0", "spec_version": "2.3"},
+                "http_version": version.decode(),
+                "server": _address(self._transport.get_extra_info("sockname")),
+                "client": _address(self._transport.get_extra_info("peername")),
+                "scheme": "http",
+                "method": event.method.decode(),
+                "root_path": "",
+                "path": unquote(raw.decode("ascii")),
+                "raw_path": raw,
+                "query_string": query,
+                "headers": headers,
+                "state": {},
+            },
+        )
+        self._wait(Phase.BODY)
+        task = self.exchange.task = self._loop.create_task(self.exchange.run(self._app))
+        self._state.tasks.add(task)
+        task.add_done_callback(self._state.tasks.discard)
+
+    def _malformed(self, what: str, status: int = 400) -> None:
+        self.refuse(status, "request", f"this is no HTTP request: {what}", reason="http")
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """The date."""
+        headers: list[tuple[bytes, bytes]] = self._state.default_headers
+        return headers
+
+    def write(self, event: h11.Event) -> None:
+        """Send an event, if there is still somebody."""
+        if data := self.h11.send(event):
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        if self.phase is not Phase.CLOSED and not self._transport.is_closing():
+            if not self.unread():
+                self._writing = Clock()
+            self._transport.write(data)
+
+    async def drained(self) -> None:
+        """Until the caller has taken most of what was written."""
+        await self._writable.wait()
+
+    def answered(self) -> None:
+        """The answer is written: wait for another request, or for the end."""
+        early = self._early
+        if self.phase is not Phase.WORK or early or self.h11.our_state is not h11.DONE:
+            if early and self.phase is Phase.WORK:
+                self._write(_error(400, "request", "send the next request after the answer to this one"))
+            self._linger()
+            return
+        self.h11.start_next_cycle()
+        self._wait(Phase.IDLE)
+
+    def refuse(self, status: int, kind: str, message: str, *, reason: str | None = None) -> None:
+        """Answer with an error, without the application, and close."""
+        self._pool.counters.refuse(reason or kind)
+        exchange = self.exchange
+        if exchange is not None and not exchange.complete:
+            if exchange.started:
+                self.abort()
+                return
+            exchange.leave()
+        self._write(_error(status, kind, message))
+        self._linger()
+
+    def _linger(self) -> None:
+        if self.phase is Phase.CLOSED or self._transport.is_closing():
+            return
+        self._wait(Phase.LINGER)
+        self._head.clear()
+        with contextlib.suppress(OSError):  # it may have gone already
+            self._transport.write_eof()
+        self.read_on()
+
+    def abort(self) -> None:
+        """End it now."""
+        self._pool.connections.discard(self)
+        self.phase = Phase.CLOSED
+        self._transport.abort()
+
+    # -- time and space -----------------------------------------------------------------------------------------------
+
+    def _wait(self, phase: Phase) -> None:
+        self.phase, self.since = phase, Clock()
+
+    def unread(self) -> int:
+        """Bytes of answers that the caller has not taken."""
+        return self._transport.get_write_buffer_size()
+
+    def read_on(self) -> None:
+        """Read as long as there is room for what comes."""
+        full = self.phase is Phase.BODY and self.exchange is not None and len(self.exchange.body) > AHEAD
+        paused = self._slicing or full
+        if paused != self._paused and not self._transport.is_closing():
+            self._paused = paused
+            (self._transport.pause_reading if paused else self._transport.resume_reading)()
+
+    def sweep(self, now: float) -> None:
+        """End it if it has waited too long."""
+        section, waited = self._pool.section, now - self.since
+        if self.unread():
+            if now - self._writing > section.answer_seconds:
+                self._pool.counters.refuse("answer")
+                self.abort()
+            elif self.phase in (Phase.LINGER, Phase.IDLE):
+                self.since = now
+        elif self.phase is Phase.HEAD and waited > section.head_seconds:
+            if self._head:
+                message = f"the head did not come within {section.head_seconds:g} s (connections.head_seconds)"
+                self.refuse(408, "timeout", message, reason="head")
+            else:
+                self.abort()
+        elif (
+            (self.phase is Phase.IDLE and waited > section.keep_alive_seconds)
+            or (self.phase is Phase.LINGER and waited > LINGER)
+            or (self.phase is Phase.BODY and waited > section.body_seconds + LATE)
+        ):
+            self.abort()
+
+
+def _address(address: Any) -> tuple[str, int] | None:
+    return (str(address[0]), int(address[1])) if isinstance(address, tuple) else None
+
+
+def _error(status: int, kind: str, message: str) -> bytes:
+    body = as_text(error_message(kind, message)).encode()
+    retry = "Retry-After: 1\r\n" if status == 503 else ""
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n{retry}Connection: close\r\n\r\n"
+    )
+    return head.encode() + body

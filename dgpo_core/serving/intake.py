@@ -1,0 +1,154 @@
+"""The body of a request as it comes in: never beyond a limit, a time or the memory there is; and prompts to check."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from dgpo_core.placement.messages import prompts_of
+from dgpo_core.serving.bodies import Refusal
+from dgpo_core.serving.budget import Share
+from dgpo_core.types import Prompt
+from dgpo_schemas.problems import dotted, explain
+from dgpo_schemas.service import CheckRequest, PromptMessage, ServiceLimits
+from dgpo_schemas.text import clean, lone_surrogate
+
+__all__ = ["Limit", "read_body", "read_prompts", "reserve_tensors"]
+
+STEP = 2**20
+"""Bytes that are reserved at a time for a body that does not say how long it is."""
+COPIES = 2
+"""Times that a body lies in memory when its last byte has come: in pieces and whole."""
+LENGTH = 8
+"""Bytes at the beginning of safetensors that hold the length of their header."""
+DEPTH = 64
+"""Levels to which JSON may be nested: what looks at it later does so recursively."""
+
+
+class Limit:
+    """Bytes of a body, with the setting that says so."""
+
+    def __init__(self, count: int, words: str) -> None:
+        self.count = count
+        self.words = words
+
+    def refusal(self) -> Refusal:
+        """For a larger one."""
+        return Refusal(413, "size", f"the body is larger than {self.words}")
+
+
+async def read_body(request: Request, share: Share, limit: Limit, seconds: float) -> bytes:
+    """The whole body. Raises Refusal: 413 and 503 for one that is too large, 415 for a compressed one, 408 for one that
+    does not come in so many seconds."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise Refusal(415, "type", f"Content-Encoding {encoding} is not accepted; send the body as it is")
+    length = request.headers.get("content-length")
+    reserved = 0
+    if length is not None:
+        if not length.isascii() or not length.isdigit() or len(length) > 18 or int(length) > limit.count:
+            raise limit.refusal()
+        reserved = int(length)
+        share.reserve(COPIES * reserved)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds) as timer:
+            async for piece in request.stream():
+                if len(body) + len(piece) > limit.count:
+                    raise limit.refusal()
+                while len(body) + len(piece) > reserved:
+                    share.reserve(COPIES * STEP)
+                    reserved += STEP
+                body += piece
+    except TimeoutError:
+        if not timer.expired():
+            raise
+        message = f"the body did not come within {seconds:g} s (connections.body_seconds)"
+        raise Refusal(408, "timeout", message) from None
+    return bytes(body)
+
+
+def reserve_tensors(body: bytes, share: Share, limits: ServiceLimits) -> None:
+    """Room for the tensors that are going to be made of safetensors: once as they are and once as the batch. Bytes
+    become floats of four times their size. Raises Refusal, also for a header that is too long to be read."""
+    length = int.from_bytes(body[:LENGTH], "little")
+    if limits.max_json_kib * 1024 < length <= len(body) - LENGTH:
+        raise Refusal(
+            413,
+            "size",
+            f"the JSON before the tensors is larger than {limits.max_json_kib} KiB (limits.max_json_kib)",
+        )
+    growth = 4 if b'"U8"' in body[LENGTH : LENGTH + limits.max_json_kib * 1024] else 1
+    share.reserve(2 * growth * len(body))
+
+
+def read_prompts(body: bytes, limits: ServiceLimits) -> list[Prompt]:
+    """The prompts of a check, one looked at after the other: the event loop gets its turn between any two. Raises
+    Refusal."""
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, "request", f"the body is not JSON: {clean(str(error), 300)}") from None
+    if not isinstance(data, dict):
+        raise Refusal(422, "request", "the body must be a JSON object")
+    given = data.get("prompts")
+    if len(data) != 1 or not isinstance(given, list):
+        listed = {"prompts": [] if isinstance(given, list) else given} if "prompts" in data else {}
+        raise _unfit(CheckRequest, _few(data, CheckRequest) | listed, "")
+    if len(given) > limits.max_prompts:
+        raise Refusal(
+            413,
+            "size",
+            f"{len(given):,} prompts are more than {limits.max_prompts:,} (limits.max_prompts); send them in parts",
+        )
+    return prompts_of([_prompt(one, f"prompts.{i}") for i, one in enumerate(given)])
+
+
+def _few(given: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """The same with the first of the keys that the model does not know: one message about them, not a million."""
+    unknown = [name for name in given if name not in model.model_fields][:1]
+    return {name[:100]: given[name] for name in given if name in model.model_fields or name in unknown}
+
+
+def _prompt(given: Any, where: str) -> PromptMessage:
+    if isinstance(given, dict):
+        given = _few(given, PromptMessage)
+    _check_depth(given, where)
+    try:
+        message = PromptMessage.model_validate(given)
+    except ValidationError:
+        raise _unfit(PromptMessage, given, where) from None
+    if (place := lone_surrogate(message.text)) is not None:
+        raise Refusal(
+            422, "request", f"{where}.text: character {place + 1} is half of a pair ({message.text[place]!a})"
+        )
+    return message
+
+
+def _unfit(model: type[BaseModel], data: Any, where: str) -> Refusal:
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        path, message = explain(model, data, error)[0]
+        place = ".".join(filter(None, (where, dotted(path))))
+        return Refusal(422, "request", f"{place}: {message}" if place else message)
+    return Refusal(422, "request", f"{where or 'the body'}: is not what is asked for")
+
+
+def _check_depth(value: Any, where: str) -> None:
+    level, depth = [value], 0
+    while level := [
+        inner
+        for one in level
+        if isinstance(one, dict | list)
+        for inner in (one.values() if isinstance(one, Mapping) else one)
+        if isinstance(inner, dict | list)
+    ]:
+        depth += 1
+        if depth > DEPTH:
+            raise Refusal(422, "request", f"{where}: is nested deeper than {DEPTH} levels")
