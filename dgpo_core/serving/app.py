@@ -265,7 +265,7 @@ class Service:
 
     async def _not_found(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        message = f"{request.method} {request.url.path}: {error.detail}"
+        message = f"{request.method} {request.scope['path']}: {error.detail}"
         return refusal_answer(Refusal(error.status_code, "request", message, dict(error.headers or {})))
 
     async def _broken(self, request: Request, error: Exception) -> Response:

@@ -36,7 +36,7 @@ __all__ = ["Batcher"]
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 0.7
+PATIENCE = 0.5
 """Seconds that closing gives to a reward which is at work, and to its own closing."""
 NOT_FINITE = "the media are not finite"
 

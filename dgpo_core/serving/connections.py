@@ -277,9 +277,9 @@ class Connection(asyncio.Protocol):
         headers: list[tuple[bytes, bytes]] = self._state.default_headers
         return headers
 
-    def write(self, event: h11.Event) -> None:
-        """Send an event, if there is still somebody."""
-        if data := self.h11.send(event):
+    def write(self, *events: h11.Event) -> None:
+        """Send events together, if there is still somebody."""
+        if data := b"".join(self.h11.send(event) or b"" for event in events):
             self._write(data)
 
     def _write(self, data: bytes) -> None:

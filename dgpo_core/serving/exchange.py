@@ -42,6 +42,7 @@ class Exchange:
         self._come = asyncio.Event()
         self._given = False  # whether the application has all of the body
         self._chunks = self._bytes = 0
+        self._head: h11.Event | None = None  # of the answer, until there is something to send with it
 
     # -- on the connection's side -------------------------------------------------------------------------------------
 
@@ -111,15 +112,16 @@ class Exchange:
                 headers.append(CLOSE)  # the rest of the body is not waited for
             status = message["status"]
             reason = HTTPStatus(status).phrase.encode()
-            self._connection.write(h11.Response(status_code=status, headers=headers, reason=reason))
+            self._head = h11.Response(status_code=status, headers=headers, reason=reason)
             return
+        more = message.get("more_body", False)
         data = b"" if self.scope["method"] == "HEAD" else message.get("body", b"")
-        if data:
-            self._connection.write(h11.Data(data=data))
-        if not message.get("more_body", False):
-            self._connection.write(h11.EndOfMessage())
-            self.complete = True
-            self._come.set()
-            self._connection.answered()
-        else:
+        events = [self._head, h11.Data(data=data) if data else None, None if more else h11.EndOfMessage()]
+        self._head = None
+        self._connection.write(*filter(None, events))
+        if more:
             await self._connection.drained()
+            return
+        self.complete = True
+        self._come.set()
+        self._connection.answered()

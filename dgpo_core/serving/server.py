@@ -40,7 +40,7 @@ __all__ = ["Server", "bind", "run"]
 
 log = logging.getLogger(__name__)
 
-FLUSH = 0.5
+FLUSH = 0.3
 """Seconds that answers are given to be taken when the service ends."""
 GRACE = 1.7
 """Seconds beyond drain_seconds after which the process ends, whatever it is at."""
