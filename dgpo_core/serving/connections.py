@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import re
 import time
+from collections import deque
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, cast
@@ -34,8 +35,10 @@ LINES = 130
 """Lines of a head: one header costs some microseconds."""
 AHEAD = 64 * 1024
 """Bytes of a body that are kept before the application takes them."""
-SLICE = 0.001
-"""Seconds of reading for one connection before the others have their turn."""
+TURN = 0.005
+"""Seconds that all connections together may spend on chunks of bodies before the event loop goes on."""
+PIECE = 4096
+"""Bytes of a chunked body that h11 gets at a time: what follows the last chunk may be as long."""
 UNREAD = 256 * 2**20
 """Bytes of answers that callers have not taken, over all connections."""
 END_OF_HEAD = re.compile(rb"\n\r?\n")
@@ -69,6 +72,25 @@ class Pool:
         self.most = most
         self.counters = counters
         self.connections: set[Connection] = set()
+        self._queue: deque[Connection] = deque()
+        self._turn_ends = 0.0
+        self._in_turn = False
+
+    def has_time(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether there is time in this round of the loop for one more chunk."""
+        if not self._in_turn:
+            self._in_turn, self._turn_ends = True, Clock() + TURN
+            loop.call_soon(self._next_turn, loop)
+        return Clock() < self._turn_ends
+
+    def wait_for_turn(self, connection: Connection) -> None:
+        """Let a connection go on reading chunks in a later round, after those that wait already."""
+        self._queue.append(connection)
+
+    def _next_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._in_turn = False
+        while self._queue and self.has_time(loop):
+            self._queue.popleft().go_on()
 
     def admit(self, connection: Connection) -> bool:
         """Take one in. Where there are as many as there may be, the one that has waited longest without a whole request
@@ -113,7 +135,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, app: ASGIApp, pool: Pool, config: Any, server_state: Any, loop: Any = None) -> None:
         """config, server_state: uvicorn's."""
-        self.h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=pool.section.head_kib * 1024)
+        self.h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=PIECE)
         self.phase = Phase.HEAD
         self.since = Clock()
         """When it began to wait for what it waits for."""
@@ -124,7 +146,8 @@ class Connection(asyncio.Protocol):
         self._loop = loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._head = bytearray()
-        self._slicing = self._paused = self._early = False
+        self._rest = bytearray()  # of a body, before h11 gets it
+        self._chunked = self._waits = self._paused = self._early = False
         self._writing = 0.0  # since when the caller has not taken what was written
         self._writable = asyncio.Event()
         self._writable.set()
@@ -147,7 +170,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._take_head(data)
         elif self.phase is Phase.BODY:
-            self.h11.receive_data(data)
+            self._rest += data
             self._events()
         elif self.phase is Phase.WORK:
             self._early = True
@@ -187,14 +210,20 @@ class Connection(asyncio.Protocol):
             message = f"the head is larger than {most} KiB (connections.head_kib) or {LINES} lines"
             self.refuse(431, "size", message, reason="head")
         elif end:
-            head, self._head = bytes(self._head), bytearray()
-            self.h11.receive_data(head)
+            self._rest, self._head = self._head[size:], self._head[:size]
+            self.h11.receive_data(bytes(self._head))
+            self._head.clear()
             self._events()
 
     def _events(self) -> None:
-        """Whatever h11 makes of what has come. Not all at once: a body in a million pieces must not stop the others."""
-        until = Clock() + SLICE
-        while self.phase in (Phase.HEAD, Phase.BODY):
+        """Whatever h11 makes of what has come. Of a chunked body not all at once: one in a million pieces must not stop
+        the others."""
+        while self.phase in (Phase.HEAD, Phase.BODY) and not self._waits:
+            if self._chunked and not self._pool.has_time(self._loop):
+                self._waits = True
+                self.read_on()
+                self._pool.wait_for_turn(self)
+                return
             try:
                 event = self.h11.next_event()
             except h11.RemoteProtocolError as error:
@@ -203,9 +232,13 @@ class Connection(asyncio.Protocol):
             except Exception as error:  # what h11 did not expect either
                 self._malformed(type(error).__name__)
                 return
-            if event is h11.NEED_DATA or event is h11.PAUSED:
+            if event is h11.NEED_DATA and self._rest:
+                count = PIECE if self._chunked else len(self._rest)
+                self.h11.receive_data(bytes(self._rest[:count]))
+                del self._rest[:count]
+            elif event is h11.NEED_DATA or event is h11.PAUSED:
                 return
-            if isinstance(event, h11.Request):
+            elif isinstance(event, h11.Request):
                 self._begin(event)
             elif isinstance(event, h11.Data) and self.exchange is not None:
                 if not self.exchange.take(event.data, event.chunk_start):
@@ -213,16 +246,13 @@ class Connection(asyncio.Protocol):
                 self.read_on()
             elif isinstance(event, h11.EndOfMessage) and self.exchange is not None:
                 self._wait(Phase.WORK)
-                self._early = bool(self.h11.trailing_data[0])
+                self._early = bool(self.h11.trailing_data[0] or self._rest)
+                self._rest.clear()
                 self.exchange.end_of_body()
-            if Clock() > until and self.phase is Phase.BODY:
-                self._slicing = True
-                self.read_on()
-                self._loop.call_soon(self._next_slice)
-                return
 
-    def _next_slice(self) -> None:
-        self._slicing = False
+    def go_on(self) -> None:
+        """Its turn to read chunks has come."""
+        self._waits = False
         self.read_on()
         self._events()
 
@@ -261,6 +291,7 @@ class Connection(asyncio.Protocol):
                 "state": {},
             },
         )
+        self._chunked = b"transfer-encoding" in names
         self._wait(Phase.BODY)
         task = self.exchange.task = self._loop.create_task(self.exchange.run(self._app))
         self._state.tasks.add(task)
@@ -320,6 +351,7 @@ class Connection(asyncio.Protocol):
             return
         self._wait(Phase.LINGER)
         self._head.clear()
+        self._rest.clear()
         with contextlib.suppress(OSError):  # it may have gone already
             self._transport.write_eof()
         self.read_on()
@@ -342,7 +374,7 @@ class Connection(asyncio.Protocol):
     def read_on(self) -> None:
         """Read as long as there is room for what comes."""
         full = self.phase is Phase.BODY and self.exchange is not None and len(self.exchange.body) > AHEAD
-        paused = self._slicing or full
+        paused = full or (self._waits and self.phase is Phase.BODY)
         if paused != self._paused and not self._transport.is_closing():
             self._paused = paused
             (self._transport.pause_reading if paused else self._transport.resume_reading)()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.requests import Request
 
 from dgpo_core.placement.messages import prompts_of
@@ -15,7 +14,7 @@ from dgpo_core.serving.bodies import Refusal
 from dgpo_core.serving.budget import Share
 from dgpo_core.types import Prompt
 from dgpo_schemas.problems import dotted, explain
-from dgpo_schemas.service import CheckRequest, PromptMessage, ServiceLimits
+from dgpo_schemas.service import CheckRequest, ServiceLimits
 from dgpo_schemas.text import clean, lone_surrogate
 
 __all__ = ["Limit", "read_body", "read_prompts", "reserve_tensors"]
@@ -88,8 +87,7 @@ def reserve_tensors(body: bytes, share: Share, limits: ServiceLimits) -> None:
 
 
 def read_prompts(body: bytes, limits: ServiceLimits) -> list[Prompt]:
-    """The prompts of a check, one looked at after the other: the event loop gets its turn between any two. Raises
-    Refusal."""
+    """The prompts of a check. Raises Refusal: 400 for what is no JSON, 422 for what is no check, 413 for too many."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -97,58 +95,33 @@ def read_prompts(body: bytes, limits: ServiceLimits) -> list[Prompt]:
     if not isinstance(data, dict):
         raise Refusal(422, "request", "the body must be a JSON object")
     given = data.get("prompts")
-    if len(data) != 1 or not isinstance(given, list):
-        listed = {"prompts": [] if isinstance(given, list) else given} if "prompts" in data else {}
-        raise _unfit(CheckRequest, _few(data, CheckRequest) | listed, "")
-    if len(given) > limits.max_prompts:
+    if isinstance(given, list) and len(given) > limits.max_prompts:
         raise Refusal(
             413,
             "size",
             f"{len(given):,} prompts are more than {limits.max_prompts:,} (limits.max_prompts); send them in parts",
         )
-    return prompts_of([_prompt(one, f"prompts.{i}") for i, one in enumerate(given)])
-
-
-def _few(given: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """The same with the first of the keys that the model does not know: one message about them, not a million."""
-    unknown = [name for name in given if name not in model.model_fields][:1]
-    return {name[:100]: given[name] for name in given if name in model.model_fields or name in unknown}
-
-
-def _prompt(given: Any, where: str) -> PromptMessage:
-    if isinstance(given, dict):
-        given = _few(given, PromptMessage)
-    _check_depth(given, where)
+    _check_depth(data)
     try:
-        message = PromptMessage.model_validate(given)
-    except ValidationError:
-        raise _unfit(PromptMessage, given, where) from None
-    if (place := lone_surrogate(message.text)) is not None:
-        raise Refusal(
-            422, "request", f"{where}.text: character {place + 1} is half of a pair ({message.text[place]!a})"
-        )
-    return message
-
-
-def _unfit(model: type[BaseModel], data: Any, where: str) -> Refusal:
-    try:
-        model.model_validate(data)
+        prompts = prompts_of(CheckRequest.model_validate(data).prompts)
     except ValidationError as error:
-        path, message = explain(model, data, error)[0]
-        place = ".".join(filter(None, (where, dotted(path))))
-        return Refusal(422, "request", f"{place}: {message}" if place else message)
-    return Refusal(422, "request", f"{where or 'the body'}: is not what is asked for")
+        path, message = explain(CheckRequest, data, error)[0]
+        raise Refusal(422, "request", f"{dotted(path)}: {message}") from None
+    for i, prompt in enumerate(prompts):
+        if (place := lone_surrogate(prompt.text)) is not None:
+            half = ascii(prompt.text[place])
+            raise Refusal(422, "request", f"prompts.{i}.text: character {place + 1} is half of a pair ({half})")
+    return prompts
 
 
-def _check_depth(value: Any, where: str) -> None:
+def _check_depth(value: Any) -> None:
     level, depth = [value], 0
     while level := [
         inner
         for one in level
-        if isinstance(one, dict | list)
-        for inner in (one.values() if isinstance(one, Mapping) else one)
+        for inner in (one.values() if isinstance(one, dict) else one)
         if isinstance(inner, dict | list)
     ]:
         depth += 1
         if depth > DEPTH:
-            raise Refusal(422, "request", f"{where}: is nested deeper than {DEPTH} levels")
+            raise Refusal(422, "request", f"the body is nested deeper than {DEPTH} levels")

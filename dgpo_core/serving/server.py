@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import math
 import os
@@ -54,6 +55,8 @@ def run(config: ServeConfig, registry: Registry, say: Callable[[str], None]) -> 
     if config.threads is not None:
         torch.set_num_threads(config.threads)  # of the threads that are started from now on, too
     server = Server(config, load(config, registry, device), token, listening, say)
+    # What is there now stays; looking through all of it whenever a request brings many objects would stop the service.
+    server.on_ready = gc.freeze
     try:
         server.run()
     finally:
@@ -145,6 +148,7 @@ class Server(uvicorn.Server):
         self._said_ready = False
         self._drain_until = 0.0
         self._told_of_trouble = -math.inf
+        self.on_ready: Callable[[], object] = lambda: None
         super().__init__(
             uvicorn.Config(
                 self.service.app,
@@ -221,6 +225,7 @@ class Server(uvicorn.Server):
         if self.batcher.reward is not None and not self._said_ready and not self.service.draining:
             self._said_ready = True
             self._say(f"ready: {self._serve_config.reward.use} at {self.url}")
+            self.on_ready()
         if self.batcher.failure is not None:
             return True
         if self.service.draining:

@@ -6,9 +6,9 @@ Media and scores travel beside it as safetensors: one blob a message, with the J
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
 from dgpo_schemas.base import Float, Int, StrictModel
 
@@ -47,29 +47,46 @@ class Answer(StrictModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class PromptMessage(StrictModel):
+class Message(StrictModel):
+    """What strangers send: of many mistakes the first is told, and no time is spent on the others."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_key(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or len(data) <= len(cls.model_fields):
+            return data
+        unknown = next(name for name in data if name not in cls.model_fields)
+        return {name: value for name, value in data.items() if name in cls.model_fields or name == unknown}
+
+
+class PromptMessage(Message):
     """One prompt."""
 
     text: str = Field(description="The text.")
     metadata: dict[str, Any] = Field(default_factory=dict, description="What the reward needs to know of it.")
 
 
-class ScoreHeader(StrictModel):
+def _first_nine(value: Any) -> Any:
+    """Media have five dimensions at most; an order of more is none, whatever else it holds."""
+    return value[:9] if isinstance(value, list) else value
+
+
+class ScoreHeader(Message):
     """The JSON of a request for scores, whose tensor `media` is [B, 3, H, W] or [B, F, 3, H, W]."""
 
     protocol: Int = Field(description="Version of the messages.")
-    prompts: list[PromptMessage] = Field(description="The prompt of each sample.")
+    prompts: Annotated[list[PromptMessage], FailFast()] = Field(description="The prompt of each sample.")
     alone: bool = Field(
         default=False,
         description="Never score these samples together with another request's: the last bits of a network's output "
         "may depend on the size of its batch, and a training run wants to be repeatable.",
     )
-    order: list[Int] | None = Field(
+    order: Annotated[list[Int], BeforeValidator(_first_nine)] | None = Field(
         default=None, description="Order of the media's dimensions in memory, where they do not lie in their own."
     )
 
 
-class Picture(StrictModel):
+class Picture(Message):
     """One sample as a file."""
 
     image: str = Field(
@@ -80,10 +97,10 @@ class Picture(StrictModel):
     metadata: dict[str, Any] = Field(default_factory=dict, description="What the reward needs to know of the prompt.")
 
 
-class ScorePictures(StrictModel):
+class ScorePictures(Message):
     """A request for scores of pictures, as JSON; `multipart/form-data` says the same with files."""
 
-    samples: list[Picture] = Field(description="Pictures, of any sizes.")
+    samples: Annotated[list[Picture], FailFast()] = Field(description="Pictures, of any sizes.")
 
 
 class ScoreAnswer(Answer):
@@ -98,10 +115,10 @@ class ScoreAnswer(Answer):
     )
 
 
-class CheckRequest(StrictModel):
+class CheckRequest(Message):
     """Asks whether the reward can score prompts."""
 
-    prompts: list[PromptMessage] = Field(description="The prompts.")
+    prompts: Annotated[list[PromptMessage], FailFast()] = Field(description="The prompts.")
 
 
 class CheckAnswer(Answer):
