@@ -35,7 +35,7 @@ LINES = 130
 """Lines of a head: one header costs some microseconds."""
 AHEAD = 64 * 1024
 """Bytes of a body that are kept before the application takes them."""
-TURN = 0.005
+TURN = 0.002
 """Seconds that all connections together may spend on chunks of bodies before the event loop goes on."""
 PIECE = 4096
 """Bytes of a chunked body that h11 gets at a time: what follows the last chunk may be as long."""

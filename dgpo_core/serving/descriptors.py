@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import resource
 
-__all__ = ["BACKLOG", "connections_that_fit"]
+__all__ = ["ACCEPTED", "connections_that_fit"]
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 128
-"""Connections that wait to be accepted. As many may be open beyond the bound, for a moment."""
+ACCEPTED = 64
+"""Connections that are accepted in one round of the event loop: as many may be open beyond the bound, for a moment."""
 OTHERS = 256
 """Descriptors for models, workers, libraries and files."""
 
@@ -18,7 +18,7 @@ OTHERS = 256
 def connections_that_fit(most: int) -> int:
     """So many connections, or as many as the process may have descriptors for: its soft limit is raised if it can be,
     else a warning says how many there are."""
-    needed = most + BACKLOG + OTHERS
+    needed = most + ACCEPTED + OTHERS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return most
@@ -31,7 +31,7 @@ def connections_that_fit(most: int) -> int:
             pass
     if soft >= needed:
         return most
-    fit = max(8, min(most, soft - BACKLOG - OTHERS, soft // 2) if soft > BACKLOG + OTHERS else soft // 4)
+    fit = max(8, min(most, soft - ACCEPTED - OTHERS, soft // 2) if soft > ACCEPTED + OTHERS else soft // 4)
     log.warning(
         "connections.max is %d instead of %d: this process may open %d files only (ulimit -n; %d are needed)",
         fit, most, soft, needed,

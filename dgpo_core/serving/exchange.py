@@ -20,8 +20,8 @@ __all__ = ["Exchange"]
 log = logging.getLogger(__name__)
 
 CLOSE = (b"connection", b"close")
-TINY, FREE = 64, 1000
-"""Bytes that the chunks of a body must hold on the average, beyond the first thousand: every one costs some
+TINY, FREE = 64, 250
+"""Bytes that the chunks of a body must hold on the average, and chunks of which nothing is asked: every one costs some
 microseconds, whatever it holds."""
 
 

@@ -28,7 +28,7 @@ from dgpo_core.serving.app import Service
 from dgpo_core.serving.batcher import Batcher
 from dgpo_core.serving.connections import Connection
 from dgpo_core.serving.counters import Counters
-from dgpo_core.serving.descriptors import BACKLOG
+from dgpo_core.serving.descriptors import ACCEPTED
 from dgpo_schemas.run import RewardBlock
 from dgpo_schemas.text import error_text
 
@@ -41,6 +41,8 @@ __all__ = ["Server", "bind", "run"]
 
 log = logging.getLogger(__name__)
 
+BACKLOG = 128
+"""Callers that wait to be let in; further ones try again after a second."""
 FLUSH = 0.3
 """Seconds that answers are given to be taken when the service ends."""
 GRACE = 1.7
@@ -55,14 +57,21 @@ def run(config: ServeConfig, registry: Registry, say: Callable[[str], None]) -> 
     if config.threads is not None:
         torch.set_num_threads(config.threads)  # of the threads that are started from now on, too
     server = Server(config, load(config, registry, device), token, listening, say)
-    # What is there now stays; looking through all of it whenever a request brings many objects would stop the service.
-    server.on_ready = gc.freeze
+    server.on_ready = _settle
     try:
         server.run()
     finally:
         listening.close()
     if server.batcher.failure is not None:
         raise server.batcher.failure
+
+
+def _settle() -> None:
+    """What other threads do must not keep the event loop waiting. What is in memory now stays there: looking through
+    all of it whenever a request brings many objects would stop everything for a tenth of a second."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+    sys.setswitchinterval(0.001)
 
 
 def load(config: ServeConfig, registry: Registry, device: torch.device) -> Callable[[], RewardModel]:
@@ -159,7 +168,7 @@ class Server(uvicorn.Server):
                 http=self._connection,  # type: ignore[arg-type]
                 loop="asyncio",
                 server_header=False,
-                backlog=BACKLOG,
+                backlog=ACCEPTED,
             )
         )
 
@@ -182,6 +191,7 @@ class Server(uvicorn.Server):
         """As uvicorn does, and no traceback for what the loop meets, such as a lack of descriptors."""
         asyncio.get_running_loop().set_exception_handler(self._trouble)
         await super().startup(sockets)
+        self._listening.listen(BACKLOG)  # uvicorn has made it as short as what is accepted at a time
 
     def _trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         now = time.monotonic()

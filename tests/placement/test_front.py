@@ -271,9 +271,9 @@ def test_a_body_in_a_million_pieces_does_not_stop_the_others(serve: Serve, monke
     ("soft", "hard", "fits", "raised"),
     [
         (10_000, 10_000, 256, None),
-        (256, 4096, 256, 640),
-        (256, descriptors.resource.RLIM_INFINITY, 256, 640),
-        (256, 500, 116, 500),
+        (256, 4096, 256, 576),
+        (256, descriptors.resource.RLIM_INFINITY, 256, 576),
+        (256, 500, 180, 500),
         (100, 100, 25, None),
     ],
 )
