@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import struct
 import threading
@@ -20,6 +21,7 @@ import torch
 import dgpo_core.serving.app as app
 import dgpo_core.serving.connections as connections
 import dgpo_core.serving.descriptors as descriptors
+import dgpo_core.serving.server as serving
 from dgpo_core.errors import UserError
 from dgpo_core.placement.messages import Blob, read_score_answer, score_request
 from dgpo_core.serving.bodies import Refusal
@@ -631,3 +633,27 @@ def test_health_waits_for_nothing(serve: Serve, gate: threading.Event, parts: Mo
     with server.batcher._change:
         for path in ("/health", "/ready", "/metrics"):
             assert httpx.get(f"{server.url}{path}", timeout=10).status_code == 200
+
+
+def test_a_process_that_does_not_end_is_ended(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = threading.Event()
+    statuses: list[int] = []
+    monkeypatch.setattr(serving.os, "_exit", lambda status: statuses.append(status) or ended.set())  # type: ignore[func-returns-value]
+    serving._end_process(0.0)
+    assert ended.wait(10)
+    assert statuses == [0]
+    assert "did not end within drain_seconds" in caplog.text
+
+
+def test_a_signal_starts_the_time_of_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve("conv", drain_seconds=3)
+    started: list[float] = []
+    monkeypatch.setattr(serving, "_end_process", started.append)
+    server.server.handle_exit(signal.SIGTERM, None)
+    server.server.handle_exit(signal.SIGTERM, None)  # once is enough
+    server.thread.join(10)
+    assert started == [3 + serving.GRACE]
+    assert serving.GRACE < 2
+    assert not server.thread.is_alive()
