@@ -108,15 +108,16 @@ class Pool:
 
     def sweep(self) -> None:
         """End what has waited too long. To be called several times a second."""
-        now, unread = Clock(), 0
+        now = Clock()
         for connection in list(self.connections):
-            unread += connection.unread()
             connection.sweep(now)
-        while unread > UNREAD:
-            most = max(self.connections, key=lambda one: one.unread())
-            unread -= most.unread()
+        unread = {connection: connection.unread() for connection in self.connections}
+        for connection in sorted(unread, key=lambda one: -unread[one]):
+            if sum(unread.values()) <= UNREAD:
+                break
+            del unread[connection]
             self.counters.refuse("answer")
-            most.abort()
+            connection.abort()
 
     def close(self) -> None:
         """Close those that wait for nothing of ours; answers that are on their way may still be taken."""

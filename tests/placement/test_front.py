@@ -260,6 +260,18 @@ def test_a_caller_that_does_not_take_its_answer(serve: Serve, monkeypatch: pytes
         wait_for(lambda: not server.service.pool.connections)
 
 
+def test_answers_that_nobody_takes_are_bounded_together(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve("conv")
+    pool = server.service.pool
+    monkeypatch.setattr(type(server.service.counters), "text", lambda self: b"x" * 2**24)
+    request = b"GET /metrics HTTP/1.1\r\n" + HOST + b"\r\n"
+    with connected(server, request), connected(server, request):
+        wait_for(lambda: sum(one.unread() > 0 for one in list(pool.connections)) == 2)
+        monkeypatch.setattr(connections, "UNREAD", 2**24)
+        wait_for(lambda: len(pool.connections) == 1)
+        assert pool.connections.pop().unread() > 0
+
+
 def test_a_body_in_a_million_pieces_does_not_stop_the_others(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection takes turns, and all of the body arrives."""
     server = serve("conv")
