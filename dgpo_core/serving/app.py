@@ -30,7 +30,7 @@ from dgpo_core.placement.remote import OutOfMemory, is_out_of_memory
 from dgpo_core.serving.answers import as_text, said
 from dgpo_core.serving.aside import Aside
 from dgpo_core.serving.batcher import Batcher
-from dgpo_core.serving.bodies import Refusal, Samples, read_pictures, read_tensors
+from dgpo_core.serving.bodies import Samples, read_pictures, read_tensors
 from dgpo_core.serving.budget import Budget, Share, current_share
 from dgpo_core.serving.connections import Pool
 from dgpo_core.serving.counters import Counters
@@ -38,6 +38,7 @@ from dgpo_core.serving.descriptors import connections_that_fit
 from dgpo_core.serving.doors import Doors, refusal_answer
 from dgpo_core.serving.intake import Limit, read_body, read_prompts, reserve_tensors
 from dgpo_core.serving.readers import Readers
+from dgpo_core.serving.refusal import Refusal
 from dgpo_core.types import Scores
 from dgpo_schemas.serve import ServeConfig
 from dgpo_schemas.service import (
@@ -174,7 +175,7 @@ class Service:
                 future.cancel()  # of no effect on those that are done
         self.counters.samples.inc(len(samples.lost))
         self.counters.missing.inc(len(samples.lost))
-        return self._answer(request, _in_order(samples, scores))
+        return await self._aside(lambda: self._answer(request, _in_order(samples, scores)))
 
     def _fitting(self, samples: Samples) -> Samples:
         """The samples that the reward scores; those of the other kind are missing. Raises Refusal if all are."""
@@ -201,7 +202,7 @@ class Service:
     async def _samples(self, request: Request, body: bytes) -> Samples:
         limits = self.config.limits
         if self._kind(request) in TENSORS:
-            return await asyncio.to_thread(read_tensors, body, limits)
+            return await self._aside(read_tensors, body, limits)
         kind = request.headers.get("content-type", "")
         reserve = getattr(request.state, "reserve", lambda size: None)
         return await read_pictures(self.readers, body, kind, limits, reserve)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
 from torch import Tensor
 
 from dgpo_core.placement.messages import (
@@ -25,15 +21,9 @@ from dgpo_core.placement.messages import (
 from dgpo_core.serving.readers import Readers, Reading
 from dgpo_core.serving.refusal import Refusal
 from dgpo_core.types import Prompt
-from dgpo_schemas.problems import dotted, explain
 from dgpo_schemas.service import ServiceLimits
 
-__all__ = ["Batch", "Body", "Refusal", "Samples", "read_json", "read_pictures", "read_tensors"]
-
-M = TypeVar("M", bound=BaseModel)
-LINGER = 2.0
-"""Seconds for which the rest of a refused body is read and dropped: a connection that is cut off while the caller still
-writes takes the answer with it."""
+__all__ = ["Batch", "Samples", "read_pictures", "read_tensors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,53 +47,6 @@ class Samples:
     count: int
     lost: dict[int, str] = field(default_factory=dict)
     notes: dict[int, tuple[str, ...]] = field(default_factory=dict)
-
-
-class Body:
-    """The body of a request, read once and never beyond a limit, whatever its headers promise."""
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self.finished = False
-
-    async def read(self, limit: int) -> bytes:
-        """All of it. Raises Refusal: 413, 415 for a compressed one, 400 if the caller goes away."""
-        encoding = self._request.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise Refusal(415, "type", f"Content-Encoding {encoding} is not accepted; send the body as it is")
-        length = self._request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > limit:
-            raise self._too_large(limit)
-        body = bytearray()
-        async for piece in self._pieces():
-            body += piece
-            if len(body) > limit:
-                raise self._too_large(limit)
-        return bytes(body)
-
-    async def discard(self, limit: int) -> None:
-        """Read on, so that the caller gets to hear why it is refused; not for long."""
-        if self.finished or "expect" in self._request.headers:
-            return
-        seen = 0
-        with contextlib.suppress(TimeoutError, Refusal):
-            async with asyncio.timeout(LINGER):
-                async for piece in self._pieces():
-                    seen += len(piece)
-                    if seen > limit:
-                        return
-
-    async def _pieces(self) -> AsyncIterator[bytes]:
-        while not self.finished:
-            message = await self._request.receive()
-            if message["type"] == "http.disconnect":
-                self.finished = True
-                raise Refusal(400, "request", "the connection was closed before the whole body had come")
-            self.finished = not message.get("more_body", False)
-            yield message.get("body", b"")
-
-    def _too_large(self, limit: int) -> Refusal:
-        return Refusal(413, "size", f"the body is larger than {limit / 2**20:g} MiB (limits.max_body_mib)")
 
 
 # -- tensors ------------------------------------------------------------------------------------------------------
@@ -140,21 +83,6 @@ def _check_size(samples: int, frames: int, height: int, width: int, limits: Serv
 
 
 # -- pictures -----------------------------------------------------------------------------------------------------
-
-
-def read_json(model: type[M], body: bytes) -> M:
-    """A JSON body. Raises Refusal: 400 if it is none, 422 if it says something else."""
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(400, "request", f"the body is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise Refusal(422, "request", "the body must be a JSON object")
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        path, message = explain(model, data, error)[0]
-        raise Refusal(422, "request", f"{dotted(path)}: {message}") from None
 
 
 async def read_pictures(

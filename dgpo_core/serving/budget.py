@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextvars import ContextVar
 
-from dgpo_core.serving.bodies import Refusal
+from dgpo_core.serving.refusal import Refusal
 
 __all__ = ["Budget", "Share", "current_share"]
 

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dgpo_core.serving.answers import as_text, error_message
-from dgpo_core.serving.bodies import Refusal
 from dgpo_core.serving.counters import Counters
+from dgpo_core.serving.refusal import Refusal
 from dgpo_schemas.serve import ServeConfig, is_loopback
 from dgpo_schemas.service import REQUEST
 from dgpo_schemas.text import clean

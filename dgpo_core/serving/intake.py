@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from dgpo_core.placement.messages import prompts_of
-from dgpo_core.serving.bodies import Refusal
 from dgpo_core.serving.budget import Share
+from dgpo_core.serving.refusal import Refusal
 from dgpo_core.types import Prompt
 from dgpo_schemas.problems import dotted, explain
 from dgpo_schemas.service import CheckRequest, ServiceLimits

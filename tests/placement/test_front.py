@@ -24,9 +24,9 @@ import dgpo_core.serving.descriptors as descriptors
 import dgpo_core.serving.server as serving
 from dgpo_core.errors import UserError
 from dgpo_core.placement.messages import Blob, read_score_answer, score_request
-from dgpo_core.serving.bodies import Refusal
 from dgpo_core.serving.budget import Budget
 from dgpo_core.serving.intake import read_prompts
+from dgpo_core.serving.refusal import Refusal
 from dgpo_core.serving.server import read_token
 from dgpo_core.types import Prompt
 from dgpo_schemas.serve import ServeConfig

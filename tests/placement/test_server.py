@@ -22,7 +22,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import dgpo_core.serving.bodies as bodies
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.placement.messages import Blob, pack, read_examples, read_score_answer, score_request
