@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -11,9 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from dgpo_schemas.run import StopSection
 
-__all__ = ["Interrupted", "Limit", "StopRequest", "limit_reached"]
+__all__ = ["Interrupted", "Limit", "StopRequest", "check_signals", "limit_reached"]
 
 Limit = Literal["seconds", "samples", "target"]
+_heeded: list[StopRequest] = []
+"""Requests that signals make now."""
+
+
+def check_signals() -> None:
+    """For whoever waits on the main thread while nothing of a run is at stake yet, such as for a server when the run
+    starts. Raises KeyboardInterrupt if a signal has asked for a stop."""
+    if threading.current_thread() is threading.main_thread() and any(one.requested for one in _heeded):
+        raise KeyboardInterrupt
 
 
 def limit_reached(
@@ -67,8 +77,10 @@ class StopRequest:
             announce("stopping: saving the state; press Ctrl-C again to stop at once without saving")
 
         previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        _heeded.append(self)
         try:
             yield
         finally:
+            _heeded.remove(self)
             for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -60,7 +60,10 @@ class Channel:
         return number, self._read(length, deadline, alive)
 
     def _read(self, length: int, deadline: float | None, alive: Callable[[], bool]) -> bytes:
-        data = bytearray(length)
+        try:
+            data = bytearray(length)
+        except MemoryError:
+            raise EOFError(f"the other side announces {length} bytes, for which there is no memory") from None
         view, got = memoryview(data), 0
         while got < length:
             self._wait(deadline, alive)

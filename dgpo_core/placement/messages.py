@@ -7,7 +7,8 @@ Letters: B samples, F frames, C = 3 channels, H W pixels. A blob holds tensors, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_schemas.problems import dotted, explain
 from dgpo_schemas.service import PROTOCOL, PromptMessage, ScoreHeader
+from dgpo_schemas.text import clean, error_text
 
 __all__ = [
     "MEDIA_DTYPES",
@@ -39,12 +41,22 @@ __all__ = [
     "read_score_request",
     "score_answer",
     "score_request",
+    "stretches",
 ]
 
 MEDIA_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
 """What media may be, by safetensors' names. Bytes are read as float32 in [0, 1], x / 255."""
 LENGTH = 8
 """Bytes at the beginning of a blob that hold the length of its header."""
+LARGEST = 512 * 2**10
+"""Bytes of JSON about the prompts of one request."""
+HEADER = 32 * 2**20
+"""Bytes of a blob's header that are believed: JSON takes many times as much memory once it is read."""
+MOST_TENSORS = 4096
+MOST_DIMENSIONS = 16
+BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8,
+         "U64": 8, "F64": 8}  # fmt: skip
+"""Of a number, by safetensors' name of its type."""
 FRAMES = {4: "images [B, 3, H, W]", 5: "videos [B, F, 3, H, W]"}
 
 
@@ -81,17 +93,13 @@ class Blob:
         head = _head(data)
         try:
             self.header = json.loads(head.pop("__metadata__")["dgpo"])
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, AttributeError):
             raise Malformed("the safetensors have no text `dgpo` in their `__metadata__`") from None
         except (ValueError, RecursionError) as error:
-            raise Malformed(f"`dgpo` in the `__metadata__` is not JSON: {error}") from None
+            raise Malformed(f"`dgpo` in the `__metadata__` is not JSON: {clean(str(error), 200)}") from None
         if not isinstance(self.header, dict):
             raise Malformed("`dgpo` in the `__metadata__` must be a JSON object")
-        try:
-            self.shapes = {name: tuple(map(int, entry["shape"])) for name, entry in head.items()}
-            self.dtypes = {name: str(entry["dtype"]) for name, entry in head.items()}
-        except (KeyError, TypeError, ValueError):
-            raise Malformed("the safetensors' header does not describe its tensors") from None
+        self.shapes, self.dtypes = _described(head, len(data) - LENGTH - int.from_bytes(data[:LENGTH], "little"))
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -99,8 +107,9 @@ class Blob:
         and inside the blob nothing is aligned."""
         try:
             return {name: tensor.clone() for name, tensor in safetensors.torch.load(self._data).items()}
-        except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, AssertionError) as error:
-            raise Malformed(f"the safetensors are damaged: {error}") from None
+        except (safetensors.SafetensorError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError,
+                RuntimeError, TypeError, ValueError) as error:  # fmt: skip
+            raise Malformed(f"the safetensors are damaged: {error_text(error, 300)}") from None
 
 
 def _head(data: bytes) -> dict[str, Any]:
@@ -108,13 +117,59 @@ def _head(data: bytes) -> dict[str, Any]:
     length = int.from_bytes(data[:LENGTH], "little")
     if len(data) < LENGTH or not 2 <= length <= len(data) - LENGTH:
         raise Malformed("the body is not in the safetensors format")
+    if length > HEADER:
+        raise Malformed(f"the header of the safetensors has {length >> 20} MiB, more than {HEADER >> 20}")
     try:
-        head = json.loads(data[LENGTH : LENGTH + length])
-    except (ValueError, RecursionError):
-        raise Malformed("the body is not in the safetensors format: its header is not JSON") from None
+        head = json.loads(data[LENGTH : LENGTH + length], object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        twice = f": {error}" if isinstance(error, _Twice) else ": its header is not JSON"
+        raise Malformed(f"the body is not in the safetensors format{twice}") from None
     if not isinstance(head, dict):
         raise Malformed("the body is not in the safetensors format: its header is no object")
     return head
+
+
+class _Twice(ValueError):
+    """A name that stands twice in an object."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise _Twice("a name stands twice in its header")
+    return made
+
+
+def _described(head: Mapping[str, Any], room: int) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """(shapes, dtypes) of the tensors, whose bytes must fill the `room` behind the header one after the other: a few
+    bytes could else claim to be any number of tensors of any size."""
+    shapes, dtypes, places = {}, {}, []
+    if len(head) > MOST_TENSORS:
+        raise Malformed(f"the safetensors hold {len(head)} tensors, more than {MOST_TENSORS}")
+    for name, entry in head.items():
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise Malformed("the safetensors' header does not describe its tensors")
+        shape, dtype, offsets = entry["shape"], entry["dtype"], entry["data_offsets"]
+        fits = isinstance(dtype, str) and _are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2
+        if not fits or len(shape) > MOST_DIMENSIONS:
+            raise Malformed("the safetensors' header does not describe its tensors")
+        if dtype in BYTES and offsets[1] - offsets[0] != BYTES[dtype] * math.prod(shape):
+            raise Malformed(f"the safetensors are damaged: a tensor of the shape {shape} does not have its size")
+        shapes[name], dtypes[name] = tuple(shape), clean(dtype, 20)
+        places.append((offsets[0], offsets[1]))
+    end = 0
+    for first, last in sorted(places):
+        if first != end or last < first:
+            raise Malformed("the safetensors are damaged: the bytes of their tensors overlap or leave gaps")
+        end = last
+    if end != room:
+        raise Malformed(f"the safetensors are damaged: their tensors have {end} bytes, and there are {room}")
+    return shapes, dtypes
+
+
+def _are_sizes(values: Any) -> bool:
+    """Whether it is a list of whole numbers, none of them negative or beyond what a machine counts to."""
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**48 for value in values)
 
 
 # -- prompts ------------------------------------------------------------------------------------------------------
@@ -141,6 +196,20 @@ def prompts_as_json(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
 def prompts_of(messages: Sequence[PromptMessage]) -> list[Prompt]:
     """What was sent."""
     return [Prompt(message.text, message.metadata) for message in messages]
+
+
+def stretches(prompts: Sequence[Prompt], most: int) -> Iterator[slice]:
+    """Stretches of at most `most` prompts whose JSON has at most `LARGEST` bytes; a prompt that is longer by itself
+    has one of its own."""
+    start, size = 0, 0
+    for i, one in enumerate(prompts_as_json(prompts)):
+        length = len(json.dumps(one)) + 2
+        if i > start and (i - start >= most or size + length > LARGEST):
+            yield slice(start, i)
+            start, size = i, 0
+        size += length
+    if start < len(prompts):
+        yield slice(start, len(prompts))
 
 
 # -- asking for scores --------------------------------------------------------------------------------------------
@@ -197,7 +266,9 @@ def read_score_header(blob: Blob) -> ScoreHeader:
 def media_shape(blob: Blob, header: ScoreHeader) -> tuple[int, ...]:
     """Shape of the media as the reward will see them, before any tensor is made. Raises Unfit."""
     if set(blob.shapes) != {"media"}:
-        raise Unfit(f"there must be one tensor, `media`; there are {', '.join(sorted(blob.shapes)) or 'none'}")
+        raise Unfit(
+            f"there must be one tensor, `media`; there are {clean(', '.join(sorted(blob.shapes)), 200) or 'none'}"
+        )
     if blob.dtypes["media"] not in MEDIA_DTYPES:
         raise Unfit(f"`media` is {blob.dtypes['media']}, it must be one of {', '.join(MEDIA_DTYPES)}")
     shape = blob.shapes["media"]
@@ -215,8 +286,9 @@ def media_shape(blob: Blob, header: ScoreHeader) -> tuple[int, ...]:
 def check_protocol(header: Mapping[str, Any]) -> None:
     """Raises OtherProtocol."""
     if header.get("protocol") != PROTOCOL:
+        theirs = clean(str(header.get("protocol")), 40)
         raise OtherProtocol(
-            f"speaks version {plain(header.get('protocol'))} of the protocol, this dgpo speaks version {PROTOCOL}; "
+            f"speaks version {theirs} of the protocol, this dgpo speaks version {PROTOCOL}; "
             "install the same version of dgpo on both sides"
         )
 
@@ -236,6 +308,8 @@ def read_score_answer(blob: Blob) -> Scores:
     diagnostics = blob.header.get("diagnostics")
     if set(blob.shapes) != {"values", "missing"} or not isinstance(diagnostics, list):
         raise Malformed("the answer does not hold `values`, `missing` and diagnostics")
+    if not all(isinstance(one, dict) for one in diagnostics):
+        raise Malformed("the answer's diagnostics are not an object a sample")
     return Scores(blob.tensors["values"], blob.tensors["missing"], tuple(diagnostics))
 
 
@@ -250,9 +324,16 @@ def read_examples(blob: Blob) -> list[Example]:
     check_protocol(blob.header)
     try:
         return [
-            Example(one["name"], prompts_of([PromptMessage.model_validate(one["prompt"])])[0],
+            Example(clean(_text(one["name"]), 200), prompts_of([PromptMessage.model_validate(one["prompt"])])[0],
                     blob.tensors[str(i)], bool(one["good"]))
             for i, one in enumerate(blob.header["examples"])
         ]  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
-        raise Malformed(f"the answer does not hold examples: {error}") from None
+        said = clean(str(error).split("\n", 1)[0], 200)
+        raise Malformed(f"the answer does not hold examples: {said}") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a name is {type(value).__name__}, not a text")
+    return value

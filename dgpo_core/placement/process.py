@@ -31,6 +31,7 @@ from dgpo_core.placement.interpreter import why_it_did_not_greet, why_it_did_not
 from dgpo_core.placement.messages import Blob, Malformed, pack
 from dgpo_core.placement.remote import OutOfMemory, RewardRaised
 from dgpo_schemas.service import WORKERS, RewardDescription
+from dgpo_schemas.text import clean
 
 __all__ = ["Lost", "Recipe", "WorkerProcess", "resolve"]
 
@@ -139,9 +140,10 @@ class WorkerProcess:
         recipe, deadline = self.recipe, time.monotonic() + self.recipe.start_timeout
         hello = self._hello(deadline)
         if hello.get("protocol") != WORKERS:
+            theirs, spoken = (clean(str(hello.get(key)), 40) for key in ("dgpo", "protocol"))
             raise UserError(
-                f"{recipe.where}.worker.python: {recipe.python} has dgpo {hello.get('dgpo')}, whose workers speak "
-                f"version {hello.get('protocol')} of the protocol; this run speaks version {WORKERS}: install the "
+                f"{recipe.where}.worker.python: {recipe.python} has dgpo {theirs}, whose workers speak "
+                f"version {spoken} of the protocol; this run speaks version {WORKERS}: install the "
                 "same version of dgpo in both environments"
             )
         try:
@@ -149,8 +151,9 @@ class WorkerProcess:
         except Lost as error:
             self.kill()
             raise UserError(f"{recipe.where}: the worker that was to load {recipe.use} {error}") from error
-        if refusal := blob.header.get("error"):
-            raise UserError(self._refusal(refusal))
+        if refusal := _error(blob):
+            self.kill()
+            raise UserError(self._refusal(*refusal))
         try:
             return RewardDescription.model_validate(blob.header)
         except ValidationError as error:
@@ -168,37 +171,38 @@ class WorkerProcess:
                 return hello
         except TimeoutError:
             waited = self.recipe.start_timeout
-        except (EOFError, ValueError):
+        except (EOFError, ValueError, RecursionError):
             pass
         self.kill()
         reason = why_it_did_not_greet(self.recipe.python, self.recipe.variables, self._output.lines, waited)
         raise UserError(f"{self.recipe.where}.worker.python: {reason}")
 
-    def _refusal(self, error: Mapping[str, str]) -> str:
+    def _refusal(self, kind: str, message: str) -> str:
         recipe = self.recipe
-        if error["kind"] == "plugin":
+        if kind == "plugin":
             return (
                 f"{recipe.where}.worker.python: {recipe.python} cannot provide {recipe.use}; install its plugin there "
-                f"({recipe.python} -m pip install ...): {error['message']}"
+                f"({recipe.python} -m pip install ...): {message}"
             )
-        if error["kind"] == "user":
-            return f"{recipe.where}: {error['message']}"
-        return f"{recipe.where}: the worker could not load {recipe.use}: {error['message']}{self._output.tail()}"
+        if kind == "user":
+            return f"{recipe.where}: {message}"
+        return f"{recipe.where}: the worker could not load {recipe.use}: {message}{self._output.tail()}"
 
     def ask(self, question: bytes) -> Blob:
         """An answer. Raises Lost, RewardRaised, OutOfMemory, and UserError if the reward refuses prompts."""
         if len(question) > LONGEST:
             raise OutOfMemory(f"a batch of {len(question) / 2**30:.1f} GiB is more than {LONGEST >> 30} GiB")
         blob = self._exchange(question, time.monotonic() + self.recipe.timeout, "timeout")
-        error = blob.header.get("error")
-        if not error:
+        error = _error(blob)
+        if error is None:
             return blob
-        match error["kind"]:
+        kind, message = error
+        match kind:
             case "memory":
-                raise OutOfMemory(error["message"])
+                raise OutOfMemory(message)
             case "user" | "plugin":
-                raise UserError(error["message"])
-        raise RewardRaised(error["message"])
+                raise UserError(message)
+        raise RewardRaised(message)
 
     def _exchange(self, question: bytes, deadline: float, patience: str) -> Blob:
         """Raises Lost. `patience` is the setting that the deadline comes from."""
@@ -318,7 +322,7 @@ class Output:
             self._keep(rest)
 
     def _keep(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip()[:1000]
+        text = clean(line.decode(errors="replace").rstrip(), 1000, lines=True)
         self._lines.append(text)
         log.debug("%s: worker: %s", self._where, text)
 
@@ -328,6 +332,16 @@ class Output:
         self._thread.join(GRACE)
         if not self._thread.is_alive():
             self._stream.close()
+
+
+def _error(blob: Blob) -> tuple[str, str] | None:
+    """(kind, message) of an answer that tells of an error, whatever the process has written there."""
+    error = blob.header.get("error")
+    if not error:
+        return None
+    told = error if isinstance(error, dict) else {"message": error}
+    message = clean(str(told.get("message") or "it does not say why"), lines=True)
+    return clean(str(told.get("kind")), 40), message
 
 
 def _is_ours(python: str) -> bool:

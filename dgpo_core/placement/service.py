@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import httpx
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.placement.http import Busy, Client, Down, Nonsense, Refused, Stranger
+from dgpo_core.placement.http import Busy, Client, Down, Nonsense, Refused, Stranger, TooLarge
 from dgpo_core.placement.messages import (
     Blob,
     Malformed,
@@ -24,11 +25,24 @@ from dgpo_core.placement.messages import (
     read_examples,
     read_score_answer,
     score_request,
+    stretches,
 )
-from dgpo_core.placement.remote import OutOfMemory, RemoteReward, RewardLost, RewardRaised, check_scores
-from dgpo_core.placement.servers import NoServer, Server, Servers
+from dgpo_core.placement.remote import (
+    OutOfMemory,
+    RemoteReward,
+    RewardLost,
+    RewardRaised,
+    check_scores,
+    in_halves,
+    joined,
+)
+from dgpo_core.placement.servers import LOOK, Closed, NoServer, Server, Servers
+from dgpo_core.placement.waiting import seconds, so_far
+from dgpo_core.stopping import check_signals
 from dgpo_core.types import Example, Prompt, Scores
-from dgpo_schemas.service import SAFETENSORS, CheckAnswer, RewardDescription
+from dgpo_schemas.addresses import EXAMPLE, service_address, shown_address
+from dgpo_schemas.service import SAFETENSORS, CheckAnswer, RewardDescription, ServiceLimits
+from dgpo_schemas.text import clean
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +57,15 @@ START = 30.0
 """Seconds that servers are given to be there when a run starts; one that says it is loading has its whole timeout."""
 PROBE = 5.0
 """Seconds for the answer to whether a server is ready."""
+SLOW = 30.0
+"""Seconds without an answer after which it is said, where half of the time limit is not longer."""
+MOST_PROMPTS = 1000
+"""Prompts of a request, where a server does not say what it takes."""
 T = TypeVar("T")
+
+
+class _TooMuch(RewardLost):
+    """No server takes so much at once."""
 
 
 class ServiceReward(RemoteReward):
@@ -60,8 +82,9 @@ class ServiceReward(RemoteReward):
         self._where = f"{where}.service"
         urls = [_checked_url(url, self._where) for url in section.urls]
         connections = len(urls) * section.concurrency
-        self._servers = Servers(urls, section.concurrency)
-        self._client = Client(where, section.token_variable, connections + 1)
+        self._servers = Servers(urls, section.concurrency, self._where)
+        self._under_way = threading.local()
+        self._client = Client(where, section.token_variable, connections + 1, urls, self._look)
         self._known: RewardDescription | None = None
         try:
             self._adopt(self._meet(), concurrency=connections)
@@ -73,6 +96,10 @@ class ServiceReward(RemoteReward):
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Let the reward check them. Raises UserError, also if the reward or its servers fail at it."""
+        for part in self._parts(prompts):
+            self._check(prompts[part])
+
+    def _check(self, prompts: Sequence[Prompt]) -> None:
         data = {"prompts": prompts_as_json(prompts)}
 
         def check(server: Server) -> CheckAnswer:
@@ -80,9 +107,18 @@ class ServiceReward(RemoteReward):
             answer = self._client.ask_json("POST", url, timeout=self._section.timeout, data=data)
             return CheckAnswer.model_validate(answer)
 
-        answer = self._ask_in_peace(check)
+        try:
+            answer = self._ask_in_peace(check)
+        except _TooMuch as error:
+            if len(prompts) <= 1:
+                raise UserError(f"{self._where}: {error}") from error
+            middle = (len(prompts) + 1) // 2
+            self._check(prompts[:middle])
+            self._check(prompts[middle:])
+            return
         if not answer.ok:
-            raise UserError(answer.message or f"{self._where}: the reward refuses the prompts")
+            said = clean(answer.message or "", lines=True)
+            raise UserError(said or f"{self._where}: the reward refuses the prompts")
 
     def examples(self) -> Sequence[Example]:
         """The reward's own."""
@@ -96,6 +132,13 @@ class ServiceReward(RemoteReward):
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         """The reward's scores. Raises RewardLost after all retries, RewardRaised with the reward's own message, and
         OutOfMemory."""
+        prompts = list(prompts)
+        parts = list(self._parts(prompts))
+        if len(parts) <= 1 or len(media) != len(prompts):
+            return in_halves(self._score, media, prompts, _TooMuch)
+        return joined([in_halves(self._score, media[part], prompts[part], _TooMuch) for part in parts])
+
+    def _score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         try:
             body = score_request(media, prompts)
         except Unfit as error:
@@ -111,10 +154,16 @@ class ServiceReward(RemoteReward):
             except ValueError as error:
                 raise Malformed(str(error)) from None
 
-        return self._ask(send)
+        return self._ask(send, "the samples of the request are missing")
+
+    def _parts(self, prompts: Sequence[Prompt]) -> Iterator[slice]:
+        """Stretches of the prompts that a request may hold."""
+        limits = None if self._known is None else self._known.limits
+        return stretches(prompts, getattr(limits, "max_prompts", MOST_PROMPTS))
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; whoever waits for a server does so no longer."""
+        self._servers.close()
         self._client.close()
 
     # -- asking -----------------------------------------------------------------------------------------------------
@@ -122,42 +171,60 @@ class ServiceReward(RemoteReward):
     def _ask_in_peace(self, send: Callable[[Server], T]) -> T:
         """Ask where no score is at stake: before a run, when whatever goes wrong is for a person to mend."""
         try:
-            return self._ask(send)
+            return self._ask(send, "the run is given up")
+        except _TooMuch:
+            raise
         except (RewardLost, RewardRaised, OutOfMemory) as error:
             raise UserError(f"{self._where}: {error}") from error
 
-    def _ask(self, send: Callable[[Server], T]) -> T:
+    def _ask(self, send: Callable[[Server], T], otherwise: str) -> T:
         """An answer of whichever server gives one: failures count, being asked to wait only takes time."""
-        patience = time.monotonic() + self._section.timeout
-        failures = 0
-        while True:
-            try:
-                server = self._servers.acquire(patience)
-            except NoServer as error:
-                raise RewardLost(self._nobody(str(error))) from error
-            try:
-                answer = self._from(server, send)
-            except Down as error:
-                failures += 1
-                patience = time.monotonic() + self._section.timeout
-                self._servers.failed(server, str(error))
-                if failures > self._section.retries:
-                    raise RewardLost(
-                        f"the request failed {failures} times; the last at {server.name}: {error}"
-                    ) from error
-            except Busy as error:
-                self._servers.busy(server, error.seconds, str(error))
-                if time.monotonic() > patience:
-                    raise RewardLost(self._nobody(f"{server.name}: {error}")) from error
-            except Refused as error:
-                self._servers.released(server)
-                raise RewardLost(f"{server.name} refused the request: {error}") from error
-            except BaseException:
-                self._servers.released(server)
-                raise
-            else:
-                self._servers.succeeded(server)
-                return answer
+        timeout = self._section.timeout
+        with self._servers.errand(time.monotonic() + timeout, self._section.retries + 1, otherwise) as errand:
+            while True:
+                try:
+                    server = self._servers.acquire(errand)
+                except Closed as error:
+                    raise RewardLost(str(error)) from error
+                except NoServer as error:
+                    raise RewardLost(self._nobody(str(error))) from error
+                self._under_way.now = (server, errand, time.monotonic())
+                try:
+                    answer = self._from(server, send)
+                except Down as error:
+                    errand.tries -= 1
+                    errand.patience = time.monotonic() + timeout
+                    self._servers.failed(server, str(error))
+                    if errand.tries <= 0:
+                        raise RewardLost(
+                            f"the request failed {self._section.retries + 1} times; the last at {server.name}: {error}"
+                        ) from error
+                except Busy as error:
+                    self._servers.busy(server, error.seconds, str(error))
+                    if time.monotonic() > errand.patience:
+                        raise RewardLost(self._nobody(f"{server.name}: {error}")) from error
+                except Refused as error:
+                    self._servers.released(server)
+                    kind = _TooMuch if isinstance(error, TooLarge) else RewardLost
+                    raise kind(f"{server.name} refused the request: {error}") from error
+                except BaseException:
+                    self._servers.released(server)
+                    raise
+                else:
+                    self._servers.succeeded(server)
+                    return answer
+                finally:
+                    self._under_way.now = None
+
+    def _look(self) -> None:
+        """Called now and then by a thread that waits for an answer."""
+        check_signals()
+        if (now := getattr(self._under_way, "now", None)) is None:
+            return
+        server, errand, since = now
+        waited, timeout = time.monotonic() - since, self._section.timeout
+        if waited > max(SLOW, timeout / 2):
+            self._servers.slow(server, errand, waited, timeout)
 
     def _nobody(self, why: str) -> str:
         return f"no server took the request within {self._section.timeout:g} s: {why}"
@@ -173,7 +240,7 @@ class ServiceReward(RemoteReward):
         try:
             return send(server)
         except (Malformed, ValidationError) as error:
-            raise Nonsense(f"answered nonsense: {error}") from error
+            raise Nonsense(f"answered nonsense: {_first(error)}") from error
 
     # -- meeting the servers ----------------------------------------------------------------------------------------
 
@@ -181,7 +248,6 @@ class ServiceReward(RemoteReward):
         """What the servers serve; those that are not there are left alone for now, if another one is."""
         began = time.monotonic()
         wait = 0.1
-        told: set[float] = set()
         while True:
             loading = False
             for server in self._servers.all:
@@ -198,18 +264,31 @@ class ServiceReward(RemoteReward):
             patience = max(START, self._section.timeout) if loading else START
             if time.monotonic() + wait > began + patience:
                 self._nobody_is_there()
-            if patience not in told:  # else a run would seem to hang
-                told.add(patience)
-                names = ", ".join(f"{server.name} ({server.why})" for server in self._servers.all)
-                log.warning("%s: waiting for %s, up to %g s", self._where, names, patience)
-            time.sleep(wait)
+            self._pause(wait, began + patience)
             wait = min(2 * wait, 5.0)
+        if self._servers.waiting.over():
+            there = ", ".join(server.name for server in self._servers.all if not server.out)
+            log.warning("%s: %s is there", self._where, there)
         for server in self._servers.all:
             if server.out:
                 log.warning(
                     "%s: %s does not answer and is left alone for now: %s", self._where, server.name, server.why
                 )
         return self._known
+
+    def _pause(self, wait: float, deadline: float) -> None:
+        """Wait between two rounds, and say so."""
+        names = "; ".join(f"{server.name} ({server.why})" for server in self._servers.all)
+
+        def line(waited: float) -> str:
+            left = seconds(max(0.0, deadline - time.monotonic()))
+            return f"{self._where}: waiting for {names}; {so_far(waited)}up to {left} more; then the run is given up"
+
+        until = time.monotonic() + wait
+        while (pause := until - time.monotonic()) > 0:
+            check_signals()
+            self._servers.waiting.tell(line)
+            time.sleep(min(LOOK, pause))
 
     def _nobody_is_there(self) -> NoReturn:
         lines = "\n".join(f"  {s.name}: {s.why}" for s in self._servers.all)
@@ -224,22 +303,30 @@ class ServiceReward(RemoteReward):
             raise UserError(f"{where}: {url} is no dgpo reward service: it {error}") from error
         except Stranger as error:
             raise UserError(f"{where}: {url} is no dgpo reward service: it answers with {error}") from error
+        if isinstance(data.get("limits"), dict):  # a newer service may have more of them
+            known = ServiceLimits.model_fields
+            data = data | {"limits": {name: value for name, value in data["limits"].items() if name in known}}
         try:
             check_protocol(data)
             found = RewardDescription.model_validate(data)
         except OtherProtocol as error:
-            raise UserError(f"{where}: {url} (dgpo {data.get('dgpo', 'of unknown version')}) {error}") from error
+            version = clean(str(data.get("dgpo", "of unknown version")), 40)
+            raise UserError(f"{where}: {url} (dgpo {version}) {error}") from error
         except ValidationError as error:
             raise UserError(f"{where}: {url} is no dgpo reward service: its description is not one") from error
         if found.use != self._block.use:
-            raise UserError(f"{where}: {url} serves {found.use}, but `use` of {self._place} is {self._block.use}")
+            raise UserError(
+                f"{where}: {url} serves {clean(found.use, 100)}, but `use` of {self._place} is {self._block.use}"
+            )
         for key, wanted, served in _differences(plain(self._block.options), found.options):
             raise UserError(
-                f"{where}: {url} serves {found.use} with {key}: {served!r}, but `{key}` of {self._place} is {wanted!r}"
+                f"{where}: {url} serves {found.use} with {key}: {clean(repr(served), 200)}, but `{key}` of "
+                f"{self._place} is {wanted!r}"
             )
         if self._known is not None and _sameness(found) != _sameness(self._known):
             raise UserError(
-                f"{where}: {url} serves {found.use} with other options than the other servers: {found.options}"
+                f"{where}: {url} serves {found.use} with other options than the other servers: "
+                f"{clean(repr(found.options), 500)}"
             )
         return found
 
@@ -262,9 +349,19 @@ def _differences(wanted: Any, served: Any, key: str = "options") -> list[tuple[s
 def _checked_url(url: str, where: str) -> str:
     """The address without a slash at its end. Raises UserError if it is none."""
     try:
-        parsed = httpx.URL(url)
+        service_address(url)
+    except ValueError as error:
+        raise UserError(f"{where}.urls: {error}") from error
+    try:
+        httpx.URL(url)
     except (httpx.InvalidURL, ValueError) as error:
-        raise UserError(f"{where}.urls: {url!r} is no address: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host or (parsed.port or 1) > 65535:
-        raise UserError(f"{where}.urls: {url!r} is no address; write it like http://gpu-7:8500")
+        raise UserError(f"{where}.urls: {shown_address(url)!r} is no address; write it like {EXAMPLE}") from error
     return url.rstrip("/")
+
+
+def _first(error: Exception) -> str:
+    """What an answer lacks, on one line and without what it held."""
+    if isinstance(error, ValidationError):
+        detail = error.errors(include_input=False, include_url=False)[0]
+        return clean(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}", 300)
+    return clean(str(error), 300)

@@ -21,6 +21,7 @@ from dgpo_core.placement.messages import (
     read_examples,
     read_score_answer,
     score_request,
+    stretches,
 )
 from dgpo_core.placement.process import Lost, Recipe, WorkerProcess, resolve
 from dgpo_core.placement.remote import OutOfMemory, RemoteReward, RewardLost, RewardRaised, in_halves
@@ -140,7 +141,9 @@ class WorkerReward(RemoteReward):
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Let the reward check them. Raises UserError, also if the reward fails at it."""
-        self._ask_in_peace(pack({"protocol": PROTOCOL, "ask": "check", "prompts": prompts_as_json(prompts)}))
+        for part in stretches(prompts, len(prompts)):  # a blob's header is bounded
+            sent = prompts_as_json(prompts[part])
+            self._ask_in_peace(pack({"protocol": PROTOCOL, "ask": "check", "prompts": sent}))
 
     def examples(self) -> Sequence[Example]:
         """The reward's own."""

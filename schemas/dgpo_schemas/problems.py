@@ -188,6 +188,8 @@ def _words(model: type[BaseModel], path: KeyPath, detail: Any, here: Any) -> tup
         field = _field(model, path)
         rule = field.description if field and field.description else f"it must match {context['pattern']}"
         return f"{value} is not allowed here: {rule}", ""
+    if kind == "address":  # says all there is to say; the text itself may hold a password
+        return detail["msg"], ""
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return message + ("" if isinstance(here, dict | list) or value in message else f" (here: {value})"), ""
 

@@ -8,8 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from dgpo_schemas.addresses import service_address
 from dgpo_schemas.base import Float, Int, ShortForm, StrictModel, Use, UseBlock
 from dgpo_schemas.places import PathOrName, PathText, Program
 from dgpo_schemas.rules import check_run
@@ -46,6 +55,16 @@ __all__ = [
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Of runs, and of rewards in logs."""
+
+
+def _address(text: str) -> str:
+    try:
+        return service_address(text)
+    except ValueError as error:
+        raise PydanticCustomError("address", "{message}", {"message": str(error)}) from None
+
+
+Address = Annotated[str, AfterValidator(_address), Field(json_schema_extra={"pattern": r"^https?://[^/\s]+"})]
 
 
 class RunSection(StrictModel):
@@ -211,9 +230,7 @@ class WorkerSection(StrictModel):
 class ServiceSection(StrictModel):
     """A reward behind HTTP: one or several servers started with `dgpo serve`."""
 
-    urls: list[Annotated[str, Field(pattern=r"^https?://[^/\s]+")]] = Field(
-        min_length=1, description="Addresses, such as http://gpu-7:8500; work is balanced."
-    )
+    urls: list[Address] = Field(min_length=1, description="Addresses, such as http://gpu-7:8500; work is balanced.")
     token_variable: str | None = Field(
         default=None, min_length=1, description="Environment variable that holds the servers' token."
     )

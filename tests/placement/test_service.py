@@ -192,11 +192,21 @@ def test_the_reward_s_own_error_is_told_and_not_tried_again(
     assert parts.BATCHES[1:] == [5, 3, 2, 1, 2]
 
 
-def test_what_is_too_large_is_told_and_not_tried_again(serve: Serve, make: Make, samples: Samples) -> None:
+def test_what_is_too_large_is_sent_in_parts(
+    serve: Serve, make: Make, samples: Samples, here: RewardModel, script: Callable[..., Scripted]
+) -> None:
     reward = make("conv", service=service(serve("conv", limits={"max_samples": 2})))
-    with pytest.raises(RewardLost, match=r"refused the request: 3 samples are more than 2 \(limits.max_samples\)"):
-        reward.score(*samples(3))
-    assert reward.score(*samples(2)).missing.tolist() == [False, False]
+    media, prompts = samples(5)
+    halves = [here.score(media[i:j], prompts[i:j]).values for i, j in ((0, 2), (2, 3), (3, 5))]
+    assert reward.score(media, prompts).values.tolist() == torch.cat(halves).tolist()
+    refusal = as_json({"error": {"kind": "size", "message": "far too large"}}, 413)
+    server = script(score=[refusal], check=[refusal])
+    reward = make("conv", service=service(server))
+    with pytest.raises(RewardLost, match=r"refused the request: far too large"):  # the first sample of all
+        reward.score(media, prompts)
+    assert server.asked.count("/v1/score") == 4  # 5, 3, 2, 1 samples
+    with pytest.raises(UserError, match=r"^rewards.0.service: http://127.* refused the request: far too large$"):
+        reward.check_prompts(prompts)
 
 
 def test_a_full_server_is_waited_for(
@@ -376,7 +386,7 @@ def test_one_of_two_that_is_not_there_at_the_start(
 def test_closing_ends_what_is_under_way(script: Callable[..., Scripted], make: Make, samples: Samples) -> None:
     reward = make("conv", service=service(script(), retries=0))
     reward.close()
-    with pytest.raises(RewardLost, match="client has been closed"):
+    with pytest.raises(RewardLost, match="the reward was closed"):
         reward.score(*samples(2))
 
 
@@ -400,7 +410,7 @@ def test_servers_that_are_not_there(make: Make, free_port: Callable[[], int], ca
     (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]  # told once, at the first failure
     assert record.getMessage().startswith(f"rewards.0.service: waiting for {urls[0]} (ConnectError: ")
     assert "refused" in record.getMessage()
-    assert record.getMessage().endswith(", up to 0.3 s")
+    assert record.getMessage().endswith("; up to 0.3 s more; then the run is given up")
 
 
 def test_errors_of_ours_are_not_blamed_on_the_server(make: Make, samples: Samples, serve: Serve) -> None:
@@ -413,7 +423,7 @@ def test_errors_of_ours_are_not_blamed_on_the_server(make: Make, samples: Sample
         raise ValueError("a mistake in this program")
 
     with pytest.raises(ValueError, match="a mistake in this program"):
-        reward._ask(broken)
+        reward._ask(broken, "")
     assert len(calls) == 1
     assert reward.score(*samples(2)).missing.tolist() == [False, False]
 
@@ -485,8 +495,6 @@ def test_addresses_that_the_schema_refuses(url: str) -> None:
         RewardBlock.model_validate({"use": "conv", "service": {"urls": [url]}})
 
 
-@pytest.mark.parametrize("url", ["http://[::1", "http://x:99999999"])
-def test_addresses_that_are_none(make: Make, url: str) -> None:
-    found = refused(make, service={"urls": [url]})
-    assert found.startswith("rewards.0.service.urls: ")
-    assert "is no address" in found
+def test_addresses_that_only_the_client_refuses(make: Make) -> None:
+    found = refused(make, service={"urls": ["http://name:word@\u2603.example"]})
+    assert found == ("rewards.0.service.urls: 'http://\u2603.example' is no address; write it like http://gpu-7:8500")

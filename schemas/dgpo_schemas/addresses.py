@@ -1,0 +1,128 @@
+"""Addresses of services and proxies as people write them: what is wrong with one, and how it can be shown."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import unicodedata
+from urllib.parse import SplitResult, urlsplit
+
+from dgpo_schemas.text import clean
+
+__all__ = ["EXAMPLE", "service_address", "shown_address"]
+
+EXAMPLE = "http://gpu-7:8500"
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/*(?=[^/\s])")
+HOST = re.compile(r"[^\s/?#@\[\]:%\\<>^`{|}\"]+")
+
+
+def shown_address(text: str) -> str:
+    """An address, well-formed or not, that may stand in a message: without the name and password before its last @,
+    and on one line."""
+    scheme, mark, rest = text.rpartition("://") if text.count("://") == 1 else ("", "", text)
+    if "@" in rest:
+        rest = rest.rpartition("@")[2]
+    elif "@" in text:
+        scheme, mark, rest = "", "", text.rpartition("@")[2]
+    return clean(scheme + mark + rest, 200)
+
+
+def service_address(text: str) -> str:
+    """`text`, if it is the address of a service: http or https, a host, and perhaps a port and a path.
+
+    Raises ValueError that says what is wrong and proposes an address that is right.
+    """
+    problem = _problem(text)
+    if problem is None:
+        return text
+    proposal = _proposal(text)
+    if _problem(proposal) is not None or proposal == text:
+        proposal = EXAMPLE
+    raise ValueError(f"'{shown_address(text)}' is no address of a service: {problem}; write {shown_address(proposal)}")
+
+
+def _problem(text: str) -> str | None:
+    """What is wrong, in words."""
+    if not text.strip():
+        return "it is empty"
+    if any(c.isspace() or not c.isprintable() for c in text):
+        return "it holds white space or a character that cannot be seen"
+    if not text.startswith(("http://", "https://")):
+        return "it must begin with http:// or https://"
+    try:
+        parts = urlsplit(text)
+        host, problem = parts.hostname or "", _port_problem(parts)
+    except ValueError:
+        return "its brackets hold no IPv6 address" if "[" in text or "]" in text else "its host is none"
+    authority = parts.netloc.rpartition("@")[2]
+    if authority.count(":") > 1 and not authority.startswith("["):
+        return "an IPv6 address stands in brackets"
+    if "@" in text and "@" not in parts.netloc:
+        return "a slash, ? or # in a password is written %2F, %3F or %23"
+    if problem is not None:
+        return problem
+    if not host:
+        return "it has no host"
+    if parts.query or parts.fragment or text.endswith(("?", "#")):
+        return "it goes on after the path: no ? and no #"
+    if authority.startswith("["):
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            return "its brackets hold no IPv6 address"
+        return None
+    return _host_problem(host)
+
+
+def _host_problem(host: str) -> str | None:
+    if not HOST.fullmatch(host) or host.startswith(".") or ".." in host:
+        return "its host is none"
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return "its host is none"
+    return None
+
+
+def _port_problem(parts: SplitResult) -> str | None:
+    try:
+        port = parts.port
+    except ValueError:
+        return "a port is a number from 1 to 65535"
+    if port == 0:
+        return "a port is a number from 1 to 65535"
+    return None
+
+
+def _proposal(text: str) -> str:
+    """The address that was perhaps meant."""
+    text = unicodedata.normalize("NFKC", text)
+    text = "".join(c for c in text if c.isprintable() and not c.isspace())
+    if re.fullmatch(r"\w*:?/*", text) and not text.isalnum():
+        return EXAMPLE
+    scheme, rest = "http", text.lstrip("/")
+    bare = rest.partition("/")[0]
+    if not (_is_ipv6(bare) or re.fullmatch(r"[^:/@]+:\d+", bare)) and (found := SCHEME.match(text)):
+        scheme = "https" if re.fullmatch(r"h\w*s", found[1].lower()) else "http"
+        rest = text[found.end() :]
+    rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+    authority, slash, path = rest.partition("/")
+    user, at, place = authority.rpartition("@")
+    if place.count(":") > 1 and not place.startswith("["):
+        before, _, port = place.rpartition(":")
+        if _is_ipv6(before) and port.isdecimal() and int(port[:9]) >= 1024:  # rather a port than a part of the address
+            place = f"[{before}]:{port}"
+        elif _is_ipv6(place):
+            place = f"[{place}]"
+    host, colon, port = place.rpartition(":")
+    if colon and not host.count("[") > host.count("]") and not (port.isdecimal() and 0 < int(port[:9]) < 65536):
+        place = f"{host}:8500"
+    return f"{scheme}://{user}{at}{place}{slash}{path}"
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
