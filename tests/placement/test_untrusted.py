@@ -225,7 +225,7 @@ def test_tensors_that_are_described_wrongly(changes: Any) -> None:
         b'{"__metadata__": {"dgpo": "{}"}, "a": %(a)s, "a": %(a)s}',
         b'{"__metadata__": {"dgpo": "{}"}, "__metadata__": {"dgpo": "{}"}, "a": %(a)s}',
         b'{"__metadata__": {"dgpo": "{}"}, "a": %(a)s, "b": %(a)s}',
-        b'{"__metadata__": {"dgpo": "{}"}, "a": {"dtype": "F32", "dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"__metadata__": {"dgpo": "{}"}, "a": {"dtype": "U8", "shape": [9], "shape": [48], "data_offsets": [0, 48]}}',
         b'{"__metadata__": ["dgpo"], "a": %(a)s}',
         b'{"__metadata__": {"dgpo": "{}"}, "a": [[[]]]}',
     ],
