@@ -28,6 +28,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.kinds import check_reward
 from dgpo_core.paths import has_distribution, random_times, step_at
 from dgpo_core.placement import place
+from dgpo_core.placement.hub import prepare_hub
 from dgpo_core.policy import ConditioningCache, Policy
 from dgpo_core.probe import PolicyProbe
 from dgpo_core.prompts import check_prompts, load_prompts, overlap, some_of
@@ -61,6 +62,7 @@ class Engine:
 
     def _create(self, kind: str, block: Any, **arguments: Any) -> Any:
         """A part, whose making leaves the process as it was."""
+        prepare_hub()
         with self.guard.around(f"{kind} {block.use}, when it was made,"):
             return self.registry.create(kind, block, **arguments)
 

@@ -133,10 +133,12 @@ class Client:
             raise Down(f"no connection within {min(CONNECT, timeout):g} s{via}") from error
         except httpx.TimeoutException as error:
             raise Down(f"no whole answer within {timeout:g} s ({type(error).__name__}){via}") from error
-        except httpx.ProxyError as error:
-            if str(error).startswith("407"):
+        except httpx.ConnectError as error:
+            if isinstance(error.__cause__, httpx.ProxyError) and str(error.__cause__).startswith("407"):
                 raise Refused(_wants_password(proxy)) from error
-            raise Down(f"{error_text(error)}{via}") from error
+            if proxy is not None:  # which it names itself
+                raise Down(clean(str(error))) from error
+            raise Down(error_text(error)) from error
         # RuntimeError: the client was closed. ValueError: a host's name or a header that cannot be encoded or read.
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, RuntimeError, ValueError, OSError) as error:
             raise Down(f"{error_text(error)}{via}") from error

@@ -30,5 +30,8 @@ def place(block: RewardBlock, registry: Registry, *, device: torch.device, where
         from dgpo_core.placement.service import ServiceReward
 
         return ServiceReward(block, block.service, device=device, where=where)
+    from dgpo_core.placement.hub import prepare_hub
+
+    prepare_hub()
     made: RewardModel = registry.create("reward", block, device=device)
     return made

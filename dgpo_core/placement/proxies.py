@@ -20,11 +20,12 @@ import httpx
 
 from dgpo_schemas.addresses import shown_address
 
-__all__ = ["Proxy", "UnusableProxy", "route"]
+__all__ = ["VARIABLES", "Proxy", "UnusableProxy", "route"]
 
 USABLE = ("http", "https", "socks5", "socks5h")
 PORTS = {"http": 80, "https": 443}
-READ = ("http_proxy", "https_proxy", "all_proxy")
+VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+"""Those that name a proxy."""
 SYSTEM = "the system's settings"
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -122,7 +123,7 @@ def _named(scheme: str, names: Mapping[str, str]) -> Proxy | None:
 
 def _of_the_system(scheme: str, host: str) -> Proxy | None:
     """What the settings of macOS name where no variable of the environment does."""
-    if platform.system() != "Darwin" or any(n.lower() in READ for n in os.environ):
+    if platform.system() != "Darwin" or any(name in os.environ for name in VARIABLES):
         return None
     value = urllib.request.getproxies().get(scheme)
     if not value or urllib.request.proxy_bypass(host):

@@ -15,16 +15,7 @@ from dgpo_core.types import Prompt, Scores
 if TYPE_CHECKING:
     from dgpo_schemas.service import RewardDescription
 
-__all__ = [
-    "OutOfMemory",
-    "RemoteReward",
-    "RewardLost",
-    "RewardRaised",
-    "check_scores",
-    "in_halves",
-    "is_out_of_memory",
-    "joined",
-]
+__all__ = ["OutOfMemory", "RemoteReward", "RewardLost", "RewardRaised", "check_scores", "in_halves", "is_out_of_memory"]
 
 
 class RewardLost(DgpoError):
@@ -46,38 +37,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def in_halves(
-    score: Callable[[Tensor, Sequence[Prompt]], Scores],
-    media: Tensor,
-    prompts: Sequence[Prompt],
-    too_much: type[Exception] | tuple[type[Exception], ...] = (),
-) -> Scores:
-    """`score(media, prompts)`, in two halves where memory runs out or it raises `too_much`, and in halves of those.
-    Raises OutOfMemory, or what was raised, where one sample alone does not fit."""
+def in_halves(score: Callable[[Tensor, Sequence[Prompt]], Scores], media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+    """`score(media, prompts)`, in two halves where memory runs out, and in halves of those. Raises OutOfMemory where
+    one sample alone does not fit."""
     try:
         return score(media, prompts)
     except Exception as error:
-        memory = is_out_of_memory(error)
-        if not memory and not isinstance(error, too_much):
+        if not is_out_of_memory(error):
             raise
         if len(prompts) <= 1:
-            if not memory:
-                raise
             raise OutOfMemory(f"out of memory, with {len(prompts)} sample: {error}") from error
     middle = (len(prompts) + 1) // 2
     parts = [(media[:middle], prompts[:middle]), (media[middle:], prompts[middle:])]
-    return joined([check_scores(in_halves(score, *part, too_much), len(part[1])) for part in parts])
-
-
-def joined(parts: Sequence[Scores]) -> Scores:
-    """Scores of samples in a row, from those of its stretches."""
-    if len(parts) == 1:
-        return parts[0]
-    told = [part.diagnostics or ({},) * len(part.values) for part in parts]
+    done = [check_scores(in_halves(score, *part), len(part[1])) for part in parts]
+    told = [one.diagnostics or ({},) * len(one.values) for one in done]
     return Scores(
-        torch.cat([part.values for part in parts]),
-        torch.cat([part.missing for part in parts]),
-        tuple(one for part in told for one in part),
+        torch.cat([one.values for one in done]), torch.cat([one.missing for one in done]), (*told[0], *told[1])
     )
 
 

@@ -33,10 +33,9 @@ from dgpo_core.placement.remote import (
     RewardLost,
     RewardRaised,
     check_scores,
-    in_halves,
-    joined,
 )
 from dgpo_core.placement.servers import LOOK, Closed, NoServer, Server, Servers
+from dgpo_core.placement.splitting import TooMuch, halves, score_in_parts
 from dgpo_core.placement.waiting import seconds, so_far
 from dgpo_core.stopping import check_signals
 from dgpo_core.types import Example, Prompt, Scores
@@ -62,10 +61,6 @@ SLOW = 30.0
 MOST_PROMPTS = 1000
 """Prompts of a request, where a server does not say what it takes."""
 T = TypeVar("T")
-
-
-class _TooMuch(RewardLost):
-    """No server takes so much at once."""
 
 
 class ServiceReward(RemoteReward):
@@ -109,12 +104,11 @@ class ServiceReward(RemoteReward):
 
         try:
             answer = self._ask_in_peace(check)
-        except _TooMuch as error:
+        except TooMuch as error:
             if len(prompts) <= 1:
                 raise UserError(f"{self._where}: {error}") from error
-            middle = (len(prompts) + 1) // 2
-            self._check(prompts[:middle])
-            self._check(prompts[middle:])
+            for part in halves(len(prompts)):
+                self._check(prompts[part])
             return
         if not answer.ok:
             said = clean(answer.message or "", lines=True)
@@ -133,10 +127,8 @@ class ServiceReward(RemoteReward):
         """The reward's scores. Raises RewardLost after all retries, RewardRaised with the reward's own message, and
         OutOfMemory."""
         prompts = list(prompts)
-        parts = list(self._parts(prompts))
-        if len(parts) <= 1 or len(media) != len(prompts):
-            return in_halves(self._score, media, prompts, _TooMuch)
-        return joined([in_halves(self._score, media[part], prompts[part], _TooMuch) for part in parts])
+        parts = list(self._parts(prompts)) if len(media) == len(prompts) else []
+        return score_in_parts(self._score, media, prompts, parts)
 
     def _score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         try:
@@ -172,7 +164,7 @@ class ServiceReward(RemoteReward):
         """Ask where no score is at stake: before a run, when whatever goes wrong is for a person to mend."""
         try:
             return self._ask(send, "the run is given up")
-        except _TooMuch:
+        except TooMuch:
             raise
         except (RewardLost, RewardRaised, OutOfMemory) as error:
             raise UserError(f"{self._where}: {error}") from error
@@ -205,7 +197,7 @@ class ServiceReward(RemoteReward):
                         raise RewardLost(self._nobody(f"{server.name}: {error}")) from error
                 except Refused as error:
                     self._servers.released(server)
-                    kind = _TooMuch if isinstance(error, TooLarge) else RewardLost
+                    kind = TooMuch if isinstance(error, TooLarge) else RewardLost
                     raise kind(f"{server.name} refused the request: {error}") from error
                 except BaseException:
                     self._servers.released(server)

@@ -5,6 +5,7 @@ httpx bounds the time between two pieces of an answer; here all pieces together 
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import threading
@@ -19,8 +20,11 @@ import httpx
 
 from dgpo_core.errors import UserError
 from dgpo_core.placement.proxies import Proxy, UnusableProxy, route
+from dgpo_schemas.text import error_text
 
 __all__ = ["Routed", "bounded", "certificates"]
+
+log = logging.getLogger(__name__)
 
 SLICE = 0.5
 """Seconds between two looks at whether somebody wants to know."""
@@ -122,19 +126,37 @@ class Routed:
     """A transport for a client of httpx, or of a library with its interface, that asks `proxies.route` for each
     request. May be used from any thread."""
 
-    def __init__(self, library: ModuleType, *, limits: Any = None) -> None:
+    def __init__(self, library: ModuleType, *, limits: Any = None, tell: bool = False) -> None:
+        """tell: log, once, why a proxy could not be used or reached."""
         self._library = library
+        self._tell = tell
+        self._told: set[str] = set()
         self._limits = {} if limits is None else {"limits": limits}
         self._made: dict[tuple[str | None, bool], Any] = {}
         self._making = threading.Lock()
 
     def handle_request(self, request: Any) -> Any:
-        """Send a request. Raises the library's ProxyError for a proxy that cannot be used."""
+        """Send a request. Raises the library's ConnectError, which names the proxy, where it is the proxy that cannot
+        be used or reached; libraries are prepared for that error, and for those of proxies they are not."""
+        url = request.url
         try:
-            proxy = route(str(request.url))
+            proxy = route(f"{url.scheme}://{url.netloc.decode('ascii')}")
         except UnusableProxy as error:
-            raise self._library.ProxyError(str(error), request=request) from error
-        return self._transport(proxy, request.url.scheme == "https").handle_request(request)
+            raise self._failed(str(error), request) from error
+        transport = self._transport(proxy, url.scheme == "https")
+        if proxy is None:
+            return transport.handle_request(request)
+        try:
+            return transport.handle_request(request)
+        except (self._library.ProxyError, self._library.ConnectError) as error:
+            raise self._failed(f"{error_text(error, 300)} through {proxy}", request) from error
+
+    def _failed(self, message: str, request: Any) -> Exception:
+        if self._tell and message not in self._told:  # the library may have words of its own instead
+            self._told.add(message)
+            log.warning("%s", message)
+        made: Exception = self._library.ConnectError(message, request=request)
+        return made
 
     def _transport(self, proxy: Proxy | None, secure: bool) -> Any:
         key = (None if proxy is None else proxy.url, secure)

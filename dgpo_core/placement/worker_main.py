@@ -87,6 +87,7 @@ class Host:
         """Build the reward. Returns its description."""
         _adopt_settings(start["settings"])
         from dgpo_core.placement.describe import describe
+        from dgpo_core.placement.hub import prepare_hub
         from dgpo_core.placement.messages import pack
         from dgpo_core.registry import get_registry
         from dgpo_core.surroundings import Guard
@@ -95,6 +96,7 @@ class Host:
         self.guard = Guard()  # as in the run's own process: the scores are the same bits
         block = UseBlock(use=start["use"], options=start["options"])
         registry = get_registry()
+        prepare_hub()
         with self.guard.around("the reward, when it was made,"):
             reward: RewardModel = registry.create("reward", block, device=_device(start["device"]))
         self.reward = reward

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+import dgpo_core.placement.hub as hub_module
 from dgpo_core.errors import UserError
 from dgpo_core.placement.http import Client, Down, Refused
 from dgpo_core.placement.proxies import UnusableProxy, route
@@ -239,9 +240,55 @@ def test_another_library_s_client_meets_such_a_proxy_only_when_it_asks(monkeypat
     made: Any = Routed(httpx)
     with (
         httpx.Client(transport=made, trust_env=False) as one,
-        pytest.raises(httpx.ProxyError, match=r"socks:// is not supported"),
+        pytest.raises(httpx.ConnectError, match=r"socks:// is not supported"),
     ):
         one.get("http://gpu:8500")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
+    """`hub()`: huggingface_hub's client after `prepare_hub`; None where it has kept its own."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    set_factory: list[Any] = []
+    monkeypatch.setattr(hub_module, "_prepared", False)
+    monkeypatch.setattr(huggingface_hub, "set_client_factory", set_factory.append, raising=False)
+    made: list[Any] = []
+
+    def prepared() -> Any:
+        hub_module.prepare_hub()
+        made.extend(factory() for factory in set_factory)
+        return made[-1] if made else None
+
+    yield prepared
+    for one in made:
+        one.close()
+
+
+def test_the_hub_s_client_is_its_own_without_proxies(hub: Callable[[], Any]) -> None:
+    assert hub() is None
+
+
+@pytest.mark.parametrize("value", ["socks://p:1", "socks5://p:1", "http://127.0.0.1:1", "http://p:99999"])
+@pytest.mark.parametrize("offline", [True, False])
+def test_the_hub_s_client_meets_a_proxy_only_when_it_asks(
+    monkeypatch: pytest.MonkeyPatch, hub: Callable[[], Any], value: str, offline: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import httpx as library
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "socksio" else object())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setenv("ALL_PROXY", value)
+    monkeypatch.setenv("NO_PROXY", "[::1],10.0.0.0/8,:::")
+    client = hub()
+    expected = errors.OfflineModeIsEnabled if offline else library.ConnectError
+    for _ in range(2):
+        with pytest.raises(expected):
+            client.get("https://hub.invalid/model/config.json")
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == (0 if offline else 1)
+    assert all(f"the proxy {value} (ALL_PROXY)" in line for line in told)
 
 
 # -- certificates ---------------------------------------------------------------------------------------------------
