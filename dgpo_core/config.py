@@ -75,6 +75,7 @@ MAY_DIFFER = (
     "evaluation.guards.alarm",
     "evaluation.guards.bands",
     "optimiser.max_skipped",
+    "scoring.in_flight",
     "scoring.max_missing",
     "stop",
     "checkpoints.every",

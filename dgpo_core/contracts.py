@@ -214,7 +214,8 @@ class RewardModel(ABC):
     @abstractmethod
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         """Media [B, 3, H, W] or [B, F, 3, H, W], float in [0, 1], with the prompt of each, to one value per sample.
-        A sample's value does not depend on the others in the batch. What cannot be scored is missing, never 0."""
+        A sample's value does not depend on the others in the batch. What cannot be scored is missing, never 0. May
+        raise anything: the batch is then missing, or, where memory ran out, scored again in halves."""
 
     def examples(self) -> Sequence[Example]:
         """Samples known to be good and bad, shipped or drawn: `dgpo score --self-test` and the contract suite score

@@ -205,7 +205,7 @@ class Engine:
     @cached_property
     def scorer(self) -> Scorer:
         """The rewards trained on."""
-        return self._made(Scorer(self._make_rewards("rewards", self.config.rewards, self.train_prompts), self.guard))
+        return self._made(self._make_rewards("rewards", self.config.rewards, self.train_prompts))
 
     @cached_property
     def evaluation_scorer(self) -> Scorer:
@@ -220,9 +220,10 @@ class Engine:
         else:
             targets = self._make_rewards("evaluation.rewards", section.rewards, prompts)
         guards = self._make_rewards("evaluation.guards.rewards", section.guards.rewards, prompts, guard=True)
-        return self._made(Scorer([*targets, *guards], self.guard))
+        return self._made([*targets, *guards])
 
-    def _made(self, scorer: Scorer) -> Scorer:
+    def _made(self, rewards: Sequence[Reward]) -> Scorer:
+        scorer = Scorer(rewards, self.guard, self.config.scoring.in_flight)
         self._scorers.append(scorer)  # to be closed with the engine
         return scorer
 

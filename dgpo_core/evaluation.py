@@ -120,7 +120,7 @@ def evaluate(
             for rollout in roller.roll_out(prompts, members, draws, view, samples=own):
                 interrupt()
                 media = decoded(roller.policy.backbone.decode, rollout.x0)
-                scorer.submit(media, rollout.prompts)
+                scorer.submit(media, rollout.prompts, interrupt)
                 kept += _first_members(media, rollout.samples, shown, members)
                 compared += _first_members(media, rollout.samples, solved_twice, members)
                 progress(rollout.samples[-1] + 1 - own[0], len(own))

@@ -3,21 +3,56 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from dgpo_core.errors import UserError
+from dgpo_core.errors import DgpoError, UserError
+from dgpo_core.scores import check_scores, joined
+from dgpo_core.types import Prompt, Scores
+from dgpo_schemas.text import error_text
 
-__all__ = ["TooLittleMemoryError", "decoded", "halving"]
+__all__ = ["OutOfMemory", "TooLittleMemoryError", "decoded", "free", "halving", "in_halves", "is_out_of_memory"]
 
 T = TypeVar("T")
+ALONE = "out of memory, with 1 sample"
+SIGNS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What a RuntimeError says that means memory: of torch's allocator for the CPU (Linux, Windows), of the driver, and of
+libraries that allocate by themselves."""
 
 
 class TooLittleMemoryError(UserError):
     """Not even a single sample fits."""
+
+
+class OutOfMemory(DgpoError):
+    """A batch of a reward does not fit into the memory of its place; half of it may."""
+
+    @staticmethod
+    def alone(error: BaseException) -> OutOfMemory:
+        """That a single sample does not fit, as `error` says."""
+        text = str(error) if isinstance(error, OutOfMemory) else error_text(error)
+        return OutOfMemory(f"{ALONE}: {text.removeprefix(f'{ALONE}: ')}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a card or in the process."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemory):
+        return True
+    try:
+        text = str(error) if isinstance(error, RuntimeError) else ""
+    except BaseException:  # the exceptions of others may raise when they are asked for their text
+        return False
+    return any(sign in text for sign in SIGNS)
 
 
 def halving(
@@ -45,7 +80,7 @@ def halving(
                     "(`dgpo plan RUN.yaml --fit GIB` tells what fits)"
                 ) from error
         size = max(1, size // 2)
-        _free()
+        free()
         tell(
             f"out of memory: micro-batches are of {size} from here on, with the same result; `{key}: {size}` would "
             "have saved the attempt"
@@ -62,11 +97,37 @@ def decoded(decode: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
                 "decoding: the device runs out of memory with a single sample; lower rollout.resolution, or the "
                 "backbone's option decode_chunk if it has one"
             ) from error
-    _free()
+    free()
     return torch.cat([decoded(decode, half) for half in torch.split(x0, -(-len(x0) // 2))])
 
 
-def _free() -> None:
+def in_halves(
+    score: Callable[[Tensor, Sequence[Prompt]], Scores],
+    media: Tensor,
+    prompts: Sequence[Prompt],
+    note: Callable[[BaseException], None] = lambda error: None,
+) -> Scores:
+    """`score(media, prompts)`, in two halves where memory runs out, and in halves of those: the scores that the reward
+    gives for the halves, whose last bits may be others than those of the whole.
+
+    note: told before each halving. Raises OutOfMemory where one sample alone does not fit. What fits is tried anew for
+    each batch, so that scores depend on the batch alone and not on those before it.
+    """
+    try:
+        return check_scores(score(media, prompts), len(prompts))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(prompts) <= 1:
+            raise OutOfMemory.alone(error) from error
+        note(error)
+    free()
+    middle = (len(prompts) + 1) // 2
+    first = in_halves(score, media[:middle], prompts[:middle], note)
+    return joined([first, in_halves(score, media[middle:], prompts[middle:], note)])
+
+
+def free() -> None:
     """Give back what the failed attempt held; outside of its `except`, which keeps its tensors alive."""
     gc.collect()
     if torch.cuda.is_available():

@@ -8,23 +8,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgpo_core.errors import DgpoError
 from dgpo_core.groups import aggregate, mean_pairwise_distance
 from dgpo_core.guards import media_statistics
+from dgpo_core.memory import OutOfMemory, free, in_halves, is_out_of_memory
 from dgpo_core.processes import Processes, in_order
-from dgpo_core.surroundings import Guard
+from dgpo_core.surroundings import Guard, ctrl_c
 from dgpo_core.types import Prompt, Rollout, ScoredGroups, Scores
+from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardModel
@@ -39,6 +42,8 @@ PATIENCE = 1.0
 """Seconds that closing gives to a reward which is at work; one that takes longer is left behind."""
 ROUNDING = 1e-4
 """Share of a bound's size by which a value may pass its declared range: rounding, not a mistake."""
+LOOK = 0.1
+"""Seconds between two looks at whether the run was asked to stop, while it waits for a reward to make room."""
 _TELLING = threading.Lock()
 
 
@@ -50,6 +55,8 @@ class Reward:
     weight: float
     model: RewardModel
     guard: bool = False
+    halved: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
+    """Set once it has been told that its batches are scored in halves."""
 
     @property
     def name(self) -> str:
@@ -80,17 +87,25 @@ class Scorer:
     never becomes 0. Nor does a sample whose media are not finite.
     """
 
-    def __init__(self, rewards: Sequence[Reward], guard: Guard | None = None) -> None:
-        """guard: keeps what the rewards share with the run as it is."""
+    def __init__(self, rewards: Sequence[Reward], guard: Guard | None = None, in_flight: int | None = None) -> None:
+        """guard: keeps what the rewards share with the run as it is. in_flight: micro-batches that may wait for each
+        reward beside those it is at work on; any number if None."""
         self.rewards = rewards
         self.guard = guard or Guard()
         self.failures: list[str] = []
+        self.waited = 0.0
+        """Seconds that `submit` has waited for room since the last `collect`."""
         models = {id(reward.model): reward.model for reward in rewards}  # one model may bear several labels
-        self._lanes = {key: _Lane(max(1, model.concurrency)) for key, model in models.items()}
+        labels = Counter(id(reward.model) for reward in rewards)
+        self._lanes = {
+            key: _Lane(max(1, model.concurrency), None if in_flight is None else (in_flight + 1) * labels[key] - 1)
+            for key, model in models.items()
+        }
         self._pending: list[_Submitted] = []
 
-    def submit(self, media: Tensor, prompts: Sequence[Prompt]) -> None:
-        """Queue media [B, 3, H, W] or [B, F, 3, H, W] with the prompt of each sample."""
+    def submit(self, media: Tensor, prompts: Sequence[Prompt], interrupt: Callable[[], None] = lambda: None) -> None:
+        """Queue media [B, 3, H, W] or [B, F, 3, H, W] with the prompt of each sample, and wait until no more than
+        `in_flight` micro-batches wait for any reward. `interrupt` is called while it waits, and may raise."""
         prompts = tuple(prompts)
         broken = ~media.flatten(1).isfinite().all(1)
         scores = {
@@ -101,7 +116,11 @@ class Scorer:
         self._pending.append(_Submitted(scores, _thumbnails(media), media_statistics(media)))
         for reward in self.rewards:
             if self.guard.disturbs(reward.name):
-                scores[reward.label].exception()  # nothing is drawn while it is at work
+                _wait(scores[reward.label], interrupt)  # nothing is drawn while it is at work
+        started = time.perf_counter()
+        for lane in self._lanes.values():
+            lane.wait_for_room(interrupt)
+        self.waited += time.perf_counter() - started
 
     def collect(self) -> ScoredSamples:
         """Wait for everything that was submitted since the last call."""
@@ -115,6 +134,7 @@ class Scorer:
         names = self._pending[0].statistics
         statistics = {n: torch.cat([b.statistics[n] for b in self._pending]).double().cpu() for n in names}
         self._pending.clear()
+        self.waited = 0.0
         return ScoredSamples(values, diagnostics, thumbnails, statistics, seconds)
 
     def failure_of(self, label: str) -> str | None:
@@ -123,10 +143,10 @@ class Scorer:
 
     def discard(self) -> None:
         """Drop what was submitted (the iteration was abandoned), without waiting for the reward at work."""
-        for batch in self._pending:
-            for future in batch.scores.values():
-                future.cancel()
+        for lane in self._lanes.values():
+            lane.discard()
         self._pending.clear()
+        self.waited = 0.0
 
     def close(self) -> None:
         """Stop the threads."""
@@ -227,20 +247,59 @@ def checked_score(
 ) -> Scores:
     """Ask a reward and check what it says; never raises. What it leaves changed in the process is put back.
 
-    Returns values float32 [B] and missing bool [B] on the CPU, one mapping of diagnostics per sample. All samples are
-    missing where the reward raised or answered in another shape; those whose value is no number or lies outside the
-    declared range are missing too. The reason stands in the diagnostics; a reason that is new is logged and appended
-    to `failures`.
+    Returns values float32 [B] and missing bool [B] on the CPU, one mapping of diagnostics per sample, which JSON can
+    hold. All samples are missing where the reward raised (whatever it was; a Ctrl-C alone is passed on) or answered in
+    another shape; those whose value is no number or lies outside the declared range are missing too. Where memory runs
+    out the batch is scored in halves, and a sample that does not even fit alone is missing. The reason stands in the
+    diagnostics; a reason that is new is logged and appended to `failures`.
     """
-    count = len(prompts)
     failures = [] if failures is None else failures
-    try:
-        with _guarded(reward, guard), torch.no_grad():
-            return _in_range(reward, _shaped(reward.model.score(media, prompts), count), failures)
-    except (Exception, SystemExit) as error:  # some libraries exit where others raise
-        _remember(failures, reward.label, f"{type(error).__name__}: {error}", count, error)
-        reason = str(error) or type(error).__name__
-        return Scores(torch.zeros(count), torch.ones(count, dtype=torch.bool), ({"reason": reason},) * count)
+
+    def score(part: Tensor, shown: Sequence[Prompt]) -> Scores:
+        try:
+            return reward.model.score(part, shown)
+        except Exception as error:
+            if len(shown) != 1 or not is_out_of_memory(error):
+                raise
+            alone = OutOfMemory.alone(error)  # costs this sample alone
+            _remember(failures, reward.label, str(alone), 1, error)
+        free()
+        return _missing(1, str(alone))
+
+    with ctrl_c() as pressed:
+        try:
+            with _guarded(reward, guard), torch.no_grad():
+                return _in_range(reward, in_halves(score, media, prompts, partial(_tell_of_halves, reward)), failures)
+        except BaseException as error:  # some libraries exit where others raise
+            if pressed():
+                raise
+            reason = _reason(error)
+            _remember(failures, reward.label, reason, len(prompts), error)
+    return _missing(len(prompts), reason)
+
+
+def _missing(count: int, reason: str) -> Scores:
+    return Scores(
+        torch.zeros(count), torch.ones(count, dtype=torch.bool), tuple({"reason": reason} for _ in range(count))
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """What a reward failed with, in the same words wherever it runs: errors of our own are messages already."""
+    text = error_text(error)
+    return text.removeprefix(f"{type(error).__name__}: ") if isinstance(error, DgpoError) else text
+
+
+def _tell_of_halves(reward: Reward, error: BaseException) -> None:
+    with _TELLING:
+        if reward.halved.is_set():
+            return
+        reward.halved.set()
+    log.warning(
+        "reward %s: out of memory; such batches are scored in halves, whose last bits may differ from those of the "
+        "whole: a smaller rollout.micro_batch would save the attempts (%s)",
+        reward.label, _reason(error),
+    )  # fmt: skip
 
 
 def _guarded(reward: Reward, guard: Guard | None) -> AbstractContextManager[None]:
@@ -265,22 +324,6 @@ def missing_beyond(
         if diagnostics.get("reason")
     )
     return missing, "; ".join(list(reasons)[:3]) or "the rewards gave no reason"
-
-
-def _shaped(scores: Scores, count: int) -> Scores:
-    """The scores on the CPU. Raises ValueError unless there is one value and one mark per sample."""
-    if scores.values.shape != (count,) or scores.missing.shape != (count,):
-        raise ValueError(
-            f"returned values {tuple(scores.values.shape)} and missing {tuple(scores.missing.shape)} "
-            f"for {count} samples"
-        )
-    if scores.missing.dtype != torch.bool:
-        raise ValueError(f"returned a missing mask of {scores.missing.dtype}, not torch.bool")
-    if scores.diagnostics and len(scores.diagnostics) != count:
-        raise ValueError(f"returned {len(scores.diagnostics)} diagnostics for {count} samples")
-    if not all(isinstance(said, Mapping) for said in scores.diagnostics):
-        raise ValueError("returned diagnostics that are no mappings")
-    return Scores(scores.values.detach().cpu(), scores.missing.cpu(), tuple(scores.diagnostics) or ({},) * count)
 
 
 def _in_range(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
@@ -308,7 +351,16 @@ def _remember(failures: list[str], label: str, what: str, count: int, error: Bas
         if reason in failures:
             return
         failures.append(reason)
-    log.warning("reward failed, %d samples are missing: %s", count, reason, exc_info=error)
+    log.warning("reward failed, %d samples are missing: %s", count, reason, exc_info=_shown(error))
+
+
+def _shown(error: BaseException | None) -> BaseException | None:
+    """The exception, if its traceback can be written: one whose text cannot be had cannot."""
+    try:
+        str(error)
+    except BaseException:
+        return None
+    return error
 
 
 def _thumbnails(media: Tensor) -> Tensor:
@@ -328,12 +380,22 @@ class _Submitted:
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def _wait(future: Future[Any], interrupt: Callable[[], None]) -> None:
+    """Until a call has ended, one way or another."""
+    while not wait([future], timeout=LOOK).done:
+        interrupt()
+
+
 class _Lane:
     """Threads that take calls in the order of their coming. Unlike an executor's, they keep no process alive whose
     reward hangs."""
 
-    def __init__(self, threads: int) -> None:
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+    def __init__(self, threads: int, most: int | None = None) -> None:
+        """most: calls that may wait when `wait_for_room` returns."""
+        self._most = most
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
         self._threads = [threading.Thread(target=self._work, name="reward", daemon=True) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -341,19 +403,51 @@ class _Lane:
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
         """Queue a call; the future has what it returns or raises."""
         future: Future[Any] = Future()
-        self._calls.put((future, call))
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the rewards are closed")
+            self._calls.append((future, call))
+            self._changed.notify_all()
         return future
+
+    def wait_for_room(self, interrupt: Callable[[], None]) -> None:
+        """Until at most `most` calls wait; `interrupt` is called now and then."""
+        if self._most is None:
+            return
+        with self._changed:
+            while len(self._calls) > self._most and not self._closed:
+                if not self._changed.wait(LOOK):
+                    interrupt()
+
+    def discard(self) -> None:
+        """Forget the calls that wait, and the media that they hold."""
+        with self._changed:
+            dropped = list(self._calls)
+            self._calls.clear()
+            self._changed.notify_all()
+        for future, _ in dropped:
+            future.cancel()
 
     def close(self) -> None:
         """End the threads once they have made every call."""
-        for _ in self._threads:
-            self._calls.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         until = time.monotonic() + PATIENCE
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
+    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        with self._changed:
+            while not self._calls:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            self._changed.notify_all()
+            return self._calls.popleft()
+
     def _work(self) -> None:
-        while (item := self._calls.get()) is not None:
+        while (item := self._next()) is not None:
             future, call = item
             if future.set_running_or_notify_cancel():
                 try:

@@ -277,9 +277,14 @@ class Trainer:
                     prompts, rollout.group_size, draws, view, samples=own, keep_path=keep_path
                 ):
                     self.stop.check()
-                    scorer.submit(decoded(self.engine.backbone.decode, sampled.x0), sampled.prompts)
+                    media = decoded(self.engine.backbone.decode, sampled.x0)
+                    scorer.submit(media, sampled.prompts, self.stop.check)
+                    del media  # it lives no longer than it waits for its scores
                     rollouts.append(sampled)
                     self.progress.phase("roll out", sum(len(r.samples) for r in rollouts), len(own))
+            waited = scorer.waited  # for rewards that are behind
+            self.seconds["roll_out"] -= waited
+            self.seconds["wait_for_scores"] += waited
             with self._timed("wait_for_scores"):
                 self.progress.phase("score", 0, len(own))
                 scored = merged(scorer.collect() if own else None, self.processes, samples)

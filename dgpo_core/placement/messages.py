@@ -19,6 +19,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from dgpo_core.scores import plain
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_schemas.problems import dotted, explain
 from dgpo_schemas.service import PROTOCOL, PromptMessage, ScoreHeader
@@ -173,19 +174,6 @@ def _are_sizes(values: Any) -> bool:
 
 
 # -- prompts ------------------------------------------------------------------------------------------------------
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON can hold it: what JSON has no word for becomes a list, a number or a text."""
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes | bytearray):
-        return [plain(inner) for inner in value]
-    if hasattr(value, "tolist"):  # tensors, arrays and their scalars
-        return plain(value.tolist())
-    return str(value)
 
 
 def prompts_as_json(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ one request after the other until the other end of its socket closes. What the r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from dgpo_core import __version__
 from dgpo_core.openmp import spin_briefly
 from dgpo_core.placement.channel import Channel
 from dgpo_schemas.service import PROTOCOL, WORKERS
+from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardModel
@@ -73,15 +75,21 @@ class Host:
         self.stopped = False
 
     def safely(self, call: Any) -> bytes:
-        """What the call returns, or its error as a message. Some libraries exit where others raise."""
+        """What the call returns, or its error as a message, whatever it is: some libraries exit where others raise,
+        and Ctrl-C is none of ours."""
+        from dgpo_core.memory import free
         from dgpo_core.placement.messages import pack
 
         try:
             made: bytes = call()
             return made
-        except (Exception, SystemExit) as error:
-            traceback.print_exc()
-            return pack({"protocol": PROTOCOL, "error": _described(error)})
+        except BaseException as error:
+            with contextlib.suppress(BaseException):  # one whose text cannot be had
+                traceback.print_exc()
+            described = _described(error)
+        if described["kind"] == "memory":  # outside of the `except`, which keeps the batch's tensors alive
+            free()
+        return pack({"protocol": PROTOCOL, "error": described})
 
     def load(self, start: dict[str, Any]) -> bytes:
         """Build the reward. Returns its description."""
@@ -107,7 +115,7 @@ class Host:
         import torch
 
         from dgpo_core.placement.messages import Blob, example_blob, pack, prompts_of, read_score_request, score_answer
-        from dgpo_core.placement.remote import check_scores
+        from dgpo_core.scores import check_scores
         from dgpo_schemas.service import CheckRequest
 
         blob = Blob(data)
@@ -132,22 +140,15 @@ class Host:
 def _described(error: BaseException) -> dict[str, str]:
     """An error as the other side needs it."""
     from dgpo_core.errors import PluginError, UserError
-    from dgpo_core.placement.remote import is_out_of_memory
+    from dgpo_core.memory import is_out_of_memory
 
+    text = error_text(error)
     if is_out_of_memory(error):
-        _forget_memory()
-        return {"kind": "memory", "message": f"{type(error).__name__}: {error}"}
+        return {"kind": "memory", "message": text}
     if isinstance(error, UserError):
-        return {"kind": "plugin" if isinstance(error, PluginError) else "user", "message": str(error)}
-    return {"kind": "reward", "message": f"{type(error).__name__}: {error}"}
-
-
-def _forget_memory() -> None:
-    """What a failed batch has left in the caches of the card would be missed by half of it."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        kind = "plugin" if isinstance(error, PluginError) else "user"
+        return {"kind": kind, "message": text.removeprefix(f"{type(error).__name__}: ")}
+    return {"kind": "reward", "message": text}
 
 
 def _adopt_settings(settings: dict[str, Any]) -> None:

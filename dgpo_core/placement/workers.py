@@ -24,7 +24,7 @@ from dgpo_core.placement.messages import (
     stretches,
 )
 from dgpo_core.placement.process import Lost, Recipe, WorkerProcess, resolve
-from dgpo_core.placement.remote import OutOfMemory, RemoteReward, RewardLost, RewardRaised, in_halves
+from dgpo_core.placement.remote import OutOfMemory, RemoteReward, RewardLost, RewardRaised
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_schemas.service import PROTOCOL
 
@@ -150,15 +150,12 @@ class WorkerReward(RemoteReward):
         return read_examples(self._ask_in_peace(pack({"protocol": PROTOCOL, "ask": "examples"})))
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        """The reward's scores. Raises RewardLost after all retries, and RewardRaised with the reward's own message."""
-        try:
-            return in_halves(self._score, media, prompts)
-        except UserError as error:
-            raise RewardRaised(str(error)) from error
-
-    def _score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        """The reward's scores. Raises RewardLost after all retries, RewardRaised with the reward's own message, and
+        OutOfMemory: whoever asks halves the batch, as with a reward in its own process."""
         try:
             return read_score_answer(self._ask(score_request(media, prompts)))
+        except UserError as error:
+            raise RewardRaised(str(error)) from error
         except (Malformed, Unfit) as error:
             raise RewardLost(str(error)) from error
 

@@ -277,6 +277,12 @@ class ScoringSection(StrictModel):
         le=1,
         description="Share of an iteration's samples that may lack a score; above it the run stops, its state saved.",
     )
+    in_flight: Int = Field(
+        default=2,
+        ge=0,
+        description="Decoded micro-batches that may wait for each reward, beside those at work, before drawing waits "
+        "too. It bounds memory; the numbers are the same.",
+    )
 
 
 class AdvantagesSection(StrictModel):

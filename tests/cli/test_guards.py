@@ -103,7 +103,7 @@ def test_too_many_missing_scores_exit_with_1(dgpo: Run, write_run: Write) -> Non
     assert ended.startswith("failed in ")
     assert message == (
         "100% of the scores of iteration 1 are missing (limit scoring.max_missing = 0.2); the state is saved. "
-        "gloom: the lamp is broken"
+        "gloom: RuntimeError: the lamp is broken"
     )
     assert [path.name for path in (TOY / "checkpoints").iterdir()] == ["000000"]
     # A reward without weight is only watched: it may fail.

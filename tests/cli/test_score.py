@@ -400,8 +400,8 @@ def test_what_cannot_be_read_is_no_other_kind(dgpo: Run) -> None:
 @pytest.mark.parametrize(
     ("prompt", "reason"),
     [
-        ("raise", "the lamp is broken"),
-        ("short", "returned values (0,) and missing (1,) for 1 samples"),
+        ("raise", "RuntimeError: the lamp is broken"),
+        ("short", "ValueError: returned values (0,) and missing (1,) for 1 samples"),
         ("nan", "the value nan is not in the declared range [0.0, 1.0]"),
         ("inf", "the value inf is not in the declared range [0.0, 1.0]"),
         ("far", "the value 7.0 is not in the declared range [0.0, 1.0]"),
@@ -577,7 +577,7 @@ def test_a_reward_that_tells_good_from_bad(dgpo: Run) -> None:
         ("missing", "fire: could not be scored: it is too dark"),
         ("nan", "fire: could not be scored: the value nan is not in the declared range [0.0, 1.0]"),
         ("far", "fire: could not be scored: the value 7.0 is not in the declared range [0.0, 1.0]"),
-        ("raise", "fire: could not be scored: the lamp is broken"),
+        ("raise", "fire: could not be scored: RuntimeError: the lamp is broken"),
         ("one-sided", "there is no bad example, so there is nothing to tell apart"),
     ],
 )  # fmt: skip

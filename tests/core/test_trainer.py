@@ -279,7 +279,7 @@ def test_all_rewards_missing_stops_with_the_reason(make_config: Make, registry: 
         prompts={"heldout": None},
         evaluation={"every": 0},
     )
-    reason = r"100% of the scores of iteration 1 are missing \(limit .*\); .* brightness: the lamp is broken"
+    reason = r"100% of the scores of iteration 1 are missing \(limit .*\); .* RuntimeError: the lamp is broken"
     with pytest.raises(RunStopped, match=reason):
         Trainer(config, registry).train()
     assert (run_path(config) / "checkpoints/000000/manifest.json").is_file()

@@ -849,7 +849,7 @@ def test_all_rewards_missing(world: World) -> None:
     assert (done.code, done.out) == (1, "")
     assert done.err == (
         "100% of the scores of iteration 2 are missing (limit scoring.max_missing = 0.2); the state is saved. "
-        "brightness: division by zero\n"
+        "brightness: ZeroDivisionError: division by zero\n"
     )
     told = ("runs/toy/run.json", "runs/toy/outcome.json")  # of the last start and its end
     assert {n: f for n, f in world.tree().items() if n not in told} == {
@@ -875,7 +875,7 @@ def test_all_rewards_missing_in_a_process_of_its_own(world: World) -> None:
     assert warning.startswith(f"warning: reward failed, 16 samples are missing: {reason} (at ")
     assert message == (
         "100% of the scores of iteration 1 are missing (limit scoring.max_missing = 0.2); the state is saved. "
-        "brightness: the lamp is broken"
+        "brightness: RuntimeError: the lamp is broken"
     )
 
 

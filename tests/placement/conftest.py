@@ -34,6 +34,11 @@ NAME = "dgpo_placement_parts"
 CPU = torch.device("cpu")
 
 
+def path_with(directory: Path) -> str:
+    """PYTHONPATH with a directory before what it has."""
+    return os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))
+
+
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that holds the plugin and the toy's parts as `pip install --target` would leave them."""
@@ -79,7 +84,7 @@ def make(rewards: Registry, installed: Path) -> Iterator[Make]:
 
     def make_reward(use: str, *, where: str | None = "rewards.0", **block: Any) -> RewardModel:
         if block.get("worker") is not None:
-            environment = {"PYTHONPATH": str(installed)} | block["worker"].get("environment", {})
+            environment = {"PYTHONPATH": path_with(installed)} | block["worker"].get("environment", {})
             block["worker"] = block["worker"] | {"environment": environment}
         made.append(place(RewardBlock(use=use, **block), rewards, device=CPU, where=where))
         return made[-1]
@@ -183,7 +188,7 @@ def command(installed: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     made: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-        variables = os.environ | {"PYTHONPATH": str(installed), "PYTHONUNBUFFERED": "1"} | environment
+        variables = os.environ | {"PYTHONPATH": path_with(installed), "PYTHONUNBUFFERED": "1"} | environment
         line = [sys.executable, "-m", "dgpo_cli", *map(str, arguments)]
         made.append(subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=variables))
         return made[-1]

@@ -97,6 +97,10 @@ class Moody(Conv):
             "raise": _raise,
             "print": _print,
             "starve": _starve,
+            "odd": lambda: _throw(Odd("strange")),
+            "mute": lambda: _throw(Mute()),
+            "interrupt": lambda: _throw(KeyboardInterrupt()),
+            "generator": lambda: _throw(GeneratorExit()),
         }
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
@@ -115,7 +119,29 @@ class Moody(Conv):
                 deed()
         if any(prompt.text == "short" for prompt in prompts):
             return Scores(torch.zeros(1), torch.zeros(1, dtype=torch.bool))
-        return super().score(media, prompts)
+        scores = super().score(media, prompts)
+        if prompts and prompts[0].text in ("cycle", "large"):
+            odd: dict[str, object] = {"odd": {3, 1}, "large": torch.zeros(1).expand(10**10)}
+            odd["cycle"] = odd
+            return Scores(scores.values, scores.missing, [odd] * len(prompts))  # type: ignore[arg-type]
+        return scores
+
+
+class Odd(BaseException):
+    """No Exception."""
+
+
+class Mute(Exception):
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+def _throw(error: BaseException) -> None:
+    raise error
 
 
 def _raise() -> None:

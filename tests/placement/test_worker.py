@@ -35,6 +35,7 @@ from dgpo_core.placement.messages import Blob, pack
 from dgpo_core.placement.process import Recipe
 from dgpo_core.placement.remote import OutOfMemory, RewardLost, RewardRaised, in_halves
 from dgpo_core.placement.workers import WorkerReward
+from dgpo_core.scoring import Reward, checked_score
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.service import PROTOCOL
 
@@ -245,11 +246,25 @@ def test_out_of_memory_halves_the_batch(moody: RewardModel, samples: Samples) ->
     media, prompts = samples(7)
     before = pid_of(moody)
     starving = [Prompt("starve", dict(p.metadata)) for p in prompts]
-    scores = moody.score(media, starving)
+    with pytest.raises(OutOfMemory, match="OutOfMemoryError: 7 are too many"):
+        moody.score(media, starving)
+    scores = checked_score(Reward("moody", 1.0, moody), media, starving)
     one_by_one = [moody.score(media[i : i + 1], starving[i : i + 1]) for i in range(7)]
     torch.testing.assert_close(scores.values, torch.cat([s.values for s in one_by_one]))
     assert [d["seen"] for d in scores.diagnostics] == [dict(p.metadata) for p in prompts]
     assert pid_of(moody) == before
+
+
+@pytest.mark.parametrize("deed", ["leave", "raise", "odd", "mute", "interrupt", "generator", "short", "cycle", "large"])
+def test_what_a_reward_throws_and_returns_reads_as_in_the_run_s_own_process(
+    make: Make, moody: RewardModel, samples: Samples, deed: str
+) -> None:
+    media, _ = samples(2)
+    here = make("moody")
+    found = [checked_score(Reward("moody", 1.0, model), media, [Prompt(deed)] * 2) for model in (here, moody)]
+    assert found[0].missing.tolist() == found[1].missing.tolist()
+    assert found[0].diagnostics == found[1].diagnostics
+    assert found[0].diagnostics[0].get("reason") or "left out" in str(found[0].diagnostics[0])
 
 
 def test_one_sample_that_does_not_fit_is_an_error(samples: Samples) -> None:
@@ -519,7 +534,7 @@ def test_frames_are_bounded(moody: RewardModel, samples: Samples, monkeypatch: p
     before = pid_of(moody)
     media, prompts = samples(4)
     monkeypatch.setattr(process_module, "LONGEST", media.numel() * media.element_size())
-    assert moody.score(media, prompts).missing.tolist() == [False] * 4  # in halves
+    assert checked_score(Reward("moody", 1.0, moody), media, prompts).missing.tolist() == [False] * 4  # in halves
     monkeypatch.setattr(process_module, "LONGEST", 100)
     with pytest.raises(OutOfMemory, match=r"a batch of 0.0 GiB is more than"):
         moody.score(media, prompts)
