@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from dgpo_core import hookspecs
 from dgpo_core.errors import PluginError
 from dgpo_core.hookspecs import ENTRY_POINT_GROUP, Part
 from dgpo_schemas.problems import nearest
+from dgpo_schemas.text import error_text
 
 __all__ = ["check_hooks", "check_part", "entry_points"]
 
@@ -19,12 +21,39 @@ PATH = re.compile(r"[^:\s]+:[^:\s]+\Z")
 HOOKS = frozenset(name for name in vars(hookspecs) if name.startswith("dgpo_"))
 
 
-def entry_points() -> Iterator[tuple[str, str, importlib.metadata.EntryPoint]]:
-    """(distribution, version, entry point) of everything installed, in the same order everywhere."""
-    for entry_point in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.value):
-        # A distribution with damaged metadata has no name or no version.
+Found: TypeAlias = tuple[str, str, importlib.metadata.EntryPoint]
+"""Distribution, version, entry point."""
+
+
+def entry_points(damaged: list[tuple[str, str]] | None = None) -> list[Found]:
+    """Every entry point of everything installed, in the same order everywhere. To `damaged` are appended distributions
+    whose entry points cannot be read, with the reason."""
+    try:
+        found = list(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))
+    except Exception:  # one damaged file hides all
+        found = list(_one_by_one([] if damaged is None else damaged))
+    return [(*_origin(e), e) for e in sorted(found, key=lambda e: e.value)]
+
+
+def _origin(entry_point: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    """A distribution with damaged metadata has no name or no version."""
+    name = version = None
+    with contextlib.suppress(Exception):
         name, version = (getattr(entry_point.dist, attribute, None) for attribute in ("name", "version"))
-        yield name or entry_point.value.partition(".")[0], version or "unknown", entry_point
+    return name or entry_point.value.partition(".")[0], version or "unknown"
+
+
+def _one_by_one(damaged: list[tuple[str, str]]) -> Iterator[importlib.metadata.EntryPoint]:
+    seen = set()
+    for distribution in importlib.metadata.distributions():
+        name = getattr(distribution, "name", None) or "?"
+        if name in seen:  # the first on the path is the one that is imported
+            continue
+        seen.add(name)
+        try:
+            yield from distribution.entry_points.select(group=ENTRY_POINT_GROUP)
+        except Exception as error:
+            damaged.append((name, f"its entry_points.txt cannot be read: {error_text(error)}"))
 
 
 def check_hooks(plugin: object) -> None:

@@ -11,8 +11,9 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,12 @@ from pydantic import BaseModel, ValidationError
 
 from dgpo_core import hookspecs
 from dgpo_core.discovery import check_hooks, check_part, entry_points
-from dgpo_core.errors import PluginError, UserError
+from dgpo_core.errors import DgpoError, PluginError, UserError
 from dgpo_core.hookspecs import KINDS, Part
+from dgpo_core.isolation import ctrl_c, isolated, told
 from dgpo_schemas.base import Options, UseBlock
 from dgpo_schemas.problems import dotted, explain, nearest
+from dgpo_schemas.text import error_text
 
 __all__ = ["BUNDLED", "BrokenPlugin", "NoOptions", "RegisteredPart", "Registry", "get_registry"]
 
@@ -82,6 +85,10 @@ class NoOptions(Options):
     """For parts without options."""
 
 
+MOST_PARTS = 1000
+"""Parts of a kind that one plugin may declare: a generator that never ends would be no list."""
+
+
 @dataclass(frozen=True, slots=True)
 class RegisteredPart:
     """A declared part and where it came from."""
@@ -116,18 +123,26 @@ class Registry:
         self._muted: set[str] = set()
         self.broken: list[BrokenPlugin] = []
         if discover:
-            for distribution, version, entry_point in entry_points():
+            damaged: list[tuple[str, str]] = []
+            for distribution, version, entry_point in entry_points(damaged):
                 self._load(distribution, version, entry_point)
+            for distribution, reason in damaged:
+                self._set_aside(distribution, "unknown", reason)
 
     # -- discovery ----------------------------------------------------------------------------------------------
 
     def _load(self, distribution: str, version: str, entry_point: importlib.metadata.EntryPoint) -> None:
         self._versions[distribution] = version
+        who = f"plugin {entry_point.name} of {distribution} {version}"
+        pressed: Callable[[], bool] = bool
         try:
-            module = entry_point.load()
-        except (Exception, SystemExit) as error:
-            reason = f"importing {entry_point.value} failed with {type(error).__name__}: {error}"
-            self._set_aside(distribution, entry_point.name, reason)
+            with isolated(who) as pressed:
+                module = entry_point.load()
+        except BaseException as error:  # a plugin may throw anything, and means itself
+            if pressed():
+                log.warning("stopped while %s was imported", who)
+                raise
+            self._set_aside(distribution, entry_point.name, f"importing {entry_point.value} failed with {told(error)}")
             return
         try:
             self.register(module, distribution=distribution, version=version)
@@ -142,17 +157,19 @@ class Registry:
         name = f"{distribution}:{getattr(plugin, '__name__', type(plugin).__name__)}"
         if self._manager.has_plugin(name) or self._manager.is_registered(plugin):
             raise PluginError(f"{name} is registered already; declare it under one entry point only")
+        pressed: Callable[[], bool] = bool
         try:
-            self._manager.register(plugin, name=name)
-            self._manager.check_pending()
-            check_hooks(plugin)
-            found = list(self._declared(plugin))
-        except (Exception, SystemExit) as error:
+            with isolated(f"plugin {name}", "declared its parts") as pressed:
+                self._manager.register(plugin, name=name)
+                self._manager.check_pending()
+                check_hooks(plugin)
+                found = list(self._declared(plugin))
+        except BaseException as error:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
-            if isinstance(error, PluginError):
+            if isinstance(error, PluginError) or pressed():
                 raise
-            text = str(error) if isinstance(error, pluggy.PluginValidationError) else f"{type(error).__name__}: {error}"
+            text = str(error) if isinstance(error, pluggy.PluginValidationError) else told(error)
             raise PluginError(f"{text}; see dgpo_core.hookspecs for the hooks and their arguments") from error
         self._versions[distribution] = version
         for kind, part in found:
@@ -165,9 +182,11 @@ class Registry:
                 if implementation.plugin is not plugin:
                     continue
                 try:
-                    parts = list(implementation.function())
-                except (Exception, SystemExit) as error:
-                    raise PluginError(f"{hook} failed with {type(error).__name__}: {error}") from error
+                    parts = list(itertools.islice(implementation.function(), MOST_PARTS + 1))
+                except BaseException as error:
+                    raise PluginError(f"{hook} failed with {told(error)}") from error
+                if len(parts) > MOST_PARTS:
+                    raise PluginError(f"{hook} declares more than {MOST_PARTS} parts")
                 for part in parts:
                     check_part(hook, part)
                     if part.name in seen:
@@ -255,23 +274,41 @@ class Registry:
         """
         block = UseBlock(use=block) if isinstance(block, str) else block
         registered = self.find(kind, block.use)
+        model = self.options_model(registered)
+        owner = _owner(registered)
         try:
-            options = self.options_model(registered).model_validate(block.options)
+            options = model.model_validate(block.options)
         except ValidationError as error:
-            found = explain(self.options_model(registered), block.options, error)
+            found = explain(model, block.options, error)
             lines = [f"{kind} {block.use}: {dotted(('options', *path))}: {message}" for path, message in found]
             raise UserError("\n".join(lines)) from error
+        except Exception as error:
+            raise PluginError(f"{owner}: its options cannot be checked: {told(error)}") from error
         implementation = self.implementation(registered)
-        if kind in WITH_SECTION:
-            return implementation(block, options, **keywords)
-        return implementation(options, **keywords)
+        with ctrl_c() as pressed:
+            try:
+                if kind in WITH_SECTION:
+                    return implementation(block, options, **keywords)
+                return implementation(options, **keywords)
+            except DgpoError:
+                raise
+            except BaseException as error:  # some libraries exit where others raise
+                if pressed():
+                    raise
+                raise UserError(f"{owner}: could not be built: {told(error)}") from error
 
     def _import(self, registered: RegisteredPart, path: str) -> Any:
+        owner = _owner(registered)
         module, _, name = path.partition(":")
+        pressed: Callable[[], bool] = bool
         try:
-            return functools.reduce(getattr, name.split("."), importlib.import_module(module))
-        except Exception as error:
-            raise PluginError(f"{_owner(registered)}: cannot import {path}: {type(error).__name__}: {error}") from error
+            with isolated(owner) as pressed:
+                return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        except BaseException as error:
+            if pressed():
+                log.warning("stopped while %s was imported", owner)
+                raise
+            raise PluginError(f"{owner}: cannot import {path}: {told(error)}") from error
 
     # -- observers ----------------------------------------------------------------------------------------------
 
@@ -282,14 +319,17 @@ class Registry:
             if implementation.plugin_name in self._muted:
                 continue
             arguments = {name: keywords[name] for name in implementation.argnames}
-            try:
-                implementation.function(**arguments)
-            except Exception as error:
-                self._muted.add(implementation.plugin_name)
-                log.warning(
-                    "observer %s failed in %s and is switched off: %s: %s",
-                    implementation.plugin_name, hook, type(error).__name__, error,
-                )  # fmt: skip
+            with ctrl_c() as pressed:
+                try:
+                    implementation.function(**arguments)
+                except BaseException as error:
+                    if pressed():
+                        raise
+                    self._muted.add(implementation.plugin_name)
+                    log.warning(
+                        "observer %s failed in %s and is switched off: %s",
+                        implementation.plugin_name, hook, error_text(error),
+                    )  # fmt: skip
 
 
 @functools.cache

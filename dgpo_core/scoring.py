@@ -23,9 +23,10 @@ from torch import Tensor
 from dgpo_core.errors import DgpoError
 from dgpo_core.groups import aggregate, mean_pairwise_distance
 from dgpo_core.guards import media_statistics
+from dgpo_core.isolation import ctrl_c
 from dgpo_core.memory import OutOfMemory, free, in_halves, is_out_of_memory
 from dgpo_core.processes import Processes, in_order
-from dgpo_core.surroundings import Guard, ctrl_c
+from dgpo_core.surroundings import Guard
 from dgpo_core.types import Prompt, Rollout, ScoredGroups, Scores
 from dgpo_schemas.text import error_text
 

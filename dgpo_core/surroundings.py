@@ -19,12 +19,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
 
-__all__ = ["Guard", "changes", "ctrl_c", "process_state", "put_back", "thread_state"]
+__all__ = ["Guard", "changes", "process_state", "put_back", "thread_state"]
 
 log = logging.getLogger(__name__)
 State = Mapping[str, Any]
@@ -183,28 +182,6 @@ class _Watch:
 
 
 _WATCH = _Watch()
-
-
-@contextmanager
-def ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed meanwhile: a plugin may raise KeyboardInterrupt too, and then it means itself. Only
-    the main thread hears of the key."""
-    before = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
-    if before is None or not callable(before):
-        yield lambda: False
-        return
-    pressed = threading.Event()
-    handler = before
-
-    def note(number: int, frame: FrameType | None) -> None:
-        pressed.set()
-        handler(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class Guard:
