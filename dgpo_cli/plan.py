@@ -57,9 +57,10 @@ def plan(
 
     from dgpo_core.config import load_run_config
     from dgpo_core.errors import UserError
+    from dgpo_core.isolation import printing_aside
     from dgpo_core.planning.cards import CARDS
     from dgpo_core.registry import get_registry
-    from dgpo_schemas.problems import nearest
+    from dgpo_schemas.problems import ConfigError, nearest
 
     if card != "all" and card not in CARDS:
         raise UserError(f"--card: unknown card {card!r}{nearest(card, CARDS)} (known: all, {', '.join(CARDS)})")
@@ -82,10 +83,20 @@ def plan(
             models[kind] = measure_model(one, registry)
         return make_plan(one, models[kind], registry, processes)
 
+    def accepts(some: dict[str, Any]) -> bool:
+        """Whether the run file can be changed so: a backbone need not have an option that others have."""
+        settings = [f"{key}={json.dumps(value)}" for key, value in some.items()]
+        try:
+            load_run_config(file, [*(overrides or ()), *settings], registry, preset=preset)
+        except (ConfigError, UserError):
+            return False
+        return True
+
     changes: dict[str, Any] = {}
-    found = planned(config)
+    with printing_aside():
+        found = planned(config)
+        made = None if fit is None else fitting(config, planned, fit * GIB, accepts)
     if fit is not None:
-        made = fitting(config, planned, fit * GIB)
         if made is None:
             raise UserError(
                 f"--fit: {fit:g} GiB are not enough whatever micro-batches and gradient_checkpointing are: "

@@ -11,19 +11,34 @@ from dgpo_schemas.run import RunConfig
 __all__ = ["changed", "fitting"]
 
 Planned = Callable[[RunConfig], Plan]
+Accepts = Callable[[dict[str, Any]], bool]
+"""Whether the run file with other values at dotted keys is a valid one."""
+CHUNK = "backbone.options.decode_chunk"
 
 
-def fitting(config: RunConfig, plan: Planned, room: float) -> tuple[dict[str, Any], Plan] | None:
+def fitting(
+    config: RunConfig, plan: Planned, room: float, accepts: Accepts = lambda changes: True
+) -> tuple[dict[str, Any], Plan] | None:
     """The fewest changes, dotted keys to values, after which every verb's peak fits `room` bytes; None if none do.
 
     Smaller micro-batches first, which cost little time; then recomputed activations, about a third more work in
-    training. Precision and everything else that changes the result is left to you.
+    training. Precision and everything else that changes the result is left to you. What the run file cannot say, such
+    as an option that its backbone does not have, is not among them.
     """
-    for changes in _moves(config):
-        found = plan(changed(config, changes))
-        if found.peak <= room:
-            return changes, found
+    for changes in _moves(config, _chunk(config, accepts)):
+        if accepts(changes):
+            found = plan(changed(config, changes))
+            if found.peak <= room:
+                return changes, found
     return None
+
+
+def _chunk(config: RunConfig, accepts: Accepts) -> int:
+    """The backbone's option for the size of decoded chunks; 1, which cannot be less, if it has none."""
+    chunk = config.backbone.options.get("decode_chunk")
+    if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 2:
+        return 1
+    return chunk if accepts({CHUNK: chunk // 2}) else 1
 
 
 def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
@@ -38,11 +53,10 @@ def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     return RunConfig.model_validate(data)
 
 
-def _moves(config: RunConfig) -> Iterator[dict[str, Any]]:
+def _moves(config: RunConfig, chunk: int) -> Iterator[dict[str, Any]]:
     total = config.rollout.groups * config.rollout.group_size
     drawn = config.rollout.micro_batch or total
     learnt = config.optimiser.micro_batch or config.rollout.group_size
-    chunk = int(config.backbone.options.get("decode_chunk", 8))
     for checkpointing in (False, True):
         if checkpointing and config.backbone.gradient_checkpointing:
             return
@@ -52,7 +66,7 @@ def _moves(config: RunConfig) -> Iterator[dict[str, Any]]:
             for key, size in (
                 ("rollout.micro_batch", drawn),
                 ("optimiser.micro_batch", learnt),
-                ("backbone.options.decode_chunk", chunk),
+                (CHUNK, chunk),
             ):
                 if step > 1 and size > 1:
                     changes[key] = max(1, size // step)

@@ -106,6 +106,12 @@ def measure_model(config: RunConfig, registry: Registry) -> Model:
         )
 
 
+def _chunk(config: RunConfig, drawn: int) -> int:
+    """Samples that are decoded at a time, of a micro-batch of `drawn`: all, unless the backbone has an option for it."""
+    chunk = config.backbone.options.get("decode_chunk")
+    return min(chunk, drawn) if isinstance(chunk, int) and chunk > 0 else drawn
+
+
 def make_plan(config: RunConfig, model: Model, registry: Registry, processes: int = 1) -> Plan:
     """The plan of a run whose model has been measured with the same precision and checkpointing."""
     rollout, evaluation = config.rollout, config.evaluation
@@ -117,8 +123,8 @@ def make_plan(config: RunConfig, model: Model, registry: Registry, processes: in
     micro_batch = config.optimiser.micro_batch or rollout.group_size
     if objective.needs_statistic and micro_batch < rollout.group_size:
         learn += model.reference_operations * total * times  # each group is gone through twice
-    chunk = min(config.backbone.options.get("decode_chunk", 8), here)
     drawn = min(rollout.micro_batch or total, here)
+    chunk = _chunk(config, drawn)
     latents = model.latent * here * (rollout.steps + 2 if objective.needs_path else 1)
     held = dict(model.held)
     sharded = config.run.shard and processes > 1

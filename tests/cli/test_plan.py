@@ -15,6 +15,7 @@ import dgpo_core.planning.plan
 import dgpo_core.registry as registry_module
 from dgpo_cli.bench import _miniature
 from dgpo_cli.main import main
+from dgpo_core.planning.plan import Plan
 from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import run_data
 from dgpo_schemas.run import RunConfig
@@ -105,6 +106,25 @@ def test_settings_that_make_it_fit(run: Run, file: str) -> None:
     assert json.loads(found.out)["changes"] == {}
     peaks = json.loads(found.out)["peak_bytes"]
     assert max(peaks.values()) < 2**30
+
+
+def test_proposals_are_settings_that_the_run_file_can_have(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy backbone has no option decode_chunk."""
+
+    def planned(one: RunConfig, *_: Any) -> Plan:
+        size = 2.0**30 * (one.optimiser.micro_batch or 8)
+        return Plan(1, {}, {"optimise": size}, {"roll out": 1.0, "optimise": 1.0}, 0.0)
+
+    monkeypatch.setattr(dgpo_core.planning.plan, "measure_model", lambda *_: print("noise"))  # noqa: T201
+    monkeypatch.setattr(dgpo_core.planning.plan, "make_plan", planned)
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(run_data(tmp_path, rollout={"groups": 2, "group_size": 8})))
+    changes = json.loads(run("plan", str(file), "--fit", "2", "--json").out)["changes"]
+    assert changes == {"rollout.micro_batch": 4, "optimiser.micro_batch": 2}
+    settings = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    assert run("validate", str(file), *settings).code == 0
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,9 @@ def test_what_is_gathered_at_a_time(everything: Registry, tmp_path: Path) -> Non
 
 
 def test_fitting_takes_the_fewest_changes() -> None:
-    config = RunConfig.model_validate(run_data("x", rollout={"micro_batch": 8}, optimiser={"micro_batch": 4}))
+    data = run_data("x", rollout={"micro_batch": 8}, optimiser={"micro_batch": 4})
+    data["backbone"] |= {"options": {"decode_chunk": 8}}
+    config = RunConfig.model_validate(data)
 
     def plan(one: RunConfig) -> Plan:
         size = (one.optimiser.micro_batch or 4) * (1 if one.backbone.gradient_checkpointing else 10)
@@ -246,6 +248,9 @@ def test_fitting_takes_the_fewest_changes() -> None:
     }  # fmt: skip
     assert fitting(config, plan, 5)[0] == {"backbone.gradient_checkpointing": True}  # type: ignore[index]
     assert fitting(config, plan, 0.5) is None
+    has_no_such_option = fitting(config, plan, 25, lambda changes: "backbone.options.decode_chunk" not in changes)
+    assert has_no_such_option is not None
+    assert has_no_such_option[0] == {"rollout.micro_batch": 4, "optimiser.micro_batch": 2}
     assert changed(config, {"optimiser.micro_batch": 2}).optimiser.micro_batch == 2
 
 
