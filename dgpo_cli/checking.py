@@ -48,12 +48,31 @@ def choose(
     if not (names or kind or distribution or config):
         raise UserError("name the parts to check, or give --kind, --distribution or --config")
     run = {} if config is None else _given_by(config, registry)
-    parts = list(_select(registry, names, kind, distribution, set(run) if config and not names else None))
+    unloaded = _unloaded(registry, names, distribution)
+    rest = [name for name in names if name not in unloaded]
+    keys = set(run) if config and not names else None
+    parts = [] if names and not rest else list(_select(registry, rest, kind, distribution, keys))
     given = {(part.kind, part.part.name): run.get((part.kind, part.part.name), Given()) for part in parts}
     _add_options(given, options)
     _add_prompts(given, prompts)
     owners = [p.distribution for p in parts] or ([_named(registry, distribution)] if distribution else [])
-    return list(_targets(registry, parts, given, dict.fromkeys(owners)))
+    return list(_targets(registry, parts, given, dict.fromkeys([*unloaded.values(), *owners])))
+
+
+def _unloaded(registry: Registry, names: Sequence[str], distribution: str | None) -> dict[str, str]:
+    """Names that no usable part has and that a plugin which could not be loaded bears, to its distribution, whose own
+    check says why: a part is mostly called like its plugin."""
+    from dgpo_core.testing.collecting import normal
+
+    found = {}
+    for name in names:
+        if any(name in registry.parts(one) for one in KINDS):
+            continue
+        for broken in registry.broken:
+            called = {normal(one) for one in (broken.entry_point, broken.distribution)}
+            if called & {normal(name), normal(f"dgpo-{name}")} and distribution in (None, broken.distribution):
+                found[name] = broken.distribution
+    return found
 
 
 def _targets(

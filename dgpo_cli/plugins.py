@@ -39,13 +39,14 @@ def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
         dgpo plugins list --kind reward --json
     """
     from dgpo_core.registry import get_registry
+    from dgpo_schemas.text import clean
 
     registry = get_registry()
     found = [part for one in _kinds(kind) for part in registry.parts(one).values()]
     if as_json:
         _print_json(registry, found)
         return
-    rows = [(p.kind, p.part.name, f"{p.distribution} {p.version}", p.part.summary) for p in found]
+    rows = [(p.kind, p.part.name, f"{p.distribution} {p.version}", clean(p.part.summary)) for p in found]
     for line in _aligned([("kind", "name", "from", "summary"), *rows], _terminal_width()):
         typer.echo(line)
     for (part_kind, name), owners in registry.conflicts().items():
@@ -112,17 +113,33 @@ def raise_unknown(registry: Registry, kind: str | None, name: str) -> None:
     if kind is not None or claimed:
         registry.find(claimed[0] if claimed else str(kind), name)
     known = {other for one in _kinds(None) for other in registry.parts(one)}
-    raise PluginError(f"no part is called {name!r}{nearest(name, known)} (`dgpo plugins list` shows all)")
+    lines = [f"no part is called {name!r}{nearest(name, known)} (`dgpo plugins list` shows all)"]
+    lines += [f"a plugin could not be loaded and may own it: {broken}" for broken in registry.broken]
+    raise PluginError("\n  ".join(lines))
+
+
+def _schema(registry: Registry, part: RegisteredPart) -> dict[str, Any]:
+    """The JSON Schema of a part's options. Raises PluginError if they have none."""
+    from dgpo_core.errors import PluginError
+    from dgpo_schemas.export import json_schema
+    from dgpo_schemas.text import error_text
+
+    model = registry.options_model(part)
+    try:
+        return json_schema(model)
+    except Exception as error:
+        what = f"{part.kind} {part.part.name} of {part.distribution} {part.version}"
+        raise PluginError(f"{what}: its options cannot be described: {error_text(error).splitlines()[0]}") from error
 
 
 def _description(registry: Registry, part: RegisteredPart) -> Iterator[str]:
-    from dgpo_schemas.export import json_schema
+    from dgpo_schemas.text import clean
 
     model = registry.options_model(part)
+    schema = _schema(registry, part)
     yield f"{part.part.name} ({part.kind})"
-    yield f"  {part.part.summary}"
+    yield f"  {clean(part.part.summary)}"
     yield f"  from {part.distribution} {part.version}, {part.part.implementation}"
-    schema = json_schema(model)
     if not schema.get("properties"):
         yield "  no options"
         return
@@ -138,8 +155,13 @@ def _default(model: type[BaseModel], name: str) -> str:
     """As it would be written; a JSON Schema leaves out defaults that are made anew for each model."""
     from pydantic_core import to_jsonable_python
 
+    from dgpo_schemas.text import error_text
+
     field = next(field for known, field in model.model_fields.items() if name in (known, field.alias))
-    return _value(to_jsonable_python(field.get_default(call_default_factory=True)))
+    try:
+        return _value(to_jsonable_python(field.get_default(call_default_factory=True), fallback=str))
+    except Exception as error:  # a factory of the plugin's
+        return f"(none can be had: {error_text(error)})"
 
 
 def _value(value: Any) -> str:
@@ -209,8 +231,6 @@ def _aligned(rows: Sequence[Sequence[str]], width: int | None) -> Iterator[str]:
 def _print_json(registry: Registry, found: Sequence[RegisteredPart], *, options: bool = False) -> None:
     import json
 
-    from dgpo_schemas.export import json_schema
-
     parts = [
         {
             "kind": part.kind,
@@ -219,7 +239,7 @@ def _print_json(registry: Registry, found: Sequence[RegisteredPart], *, options:
             "distribution": part.distribution,
             "version": part.version,
             "implementation": part.part.implementation,
-            **({"options": json_schema(registry.options_model(part))} if options else {}),
+            **({"options": _schema(registry, part)} if options else {}),
         }
         for part in found
     ]

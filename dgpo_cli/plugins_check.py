@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -104,7 +103,8 @@ def _run(targets: Sequence[Target], *, traceback: bool) -> Counter[str]:
             found[row.word] += 1
             line(target.what, check.name, row.cell)
             if traceback and row.word == "failed" and row.error is not None:
-                typer.echo("".join(tracebacks.format_exception(row.error)), err=True)
+                with suppress(Exception):  # of an exception whose text cannot be had
+                    typer.echo("".join(tracebacks.format_exception(row.error)), err=True)
     return found
 
 
@@ -123,10 +123,13 @@ def _rows(checks: Sequence[Check]) -> Iterator[tuple[Check, _Row]]:
 def _outcome(check: Check) -> _Row:
     import unittest
 
+    from dgpo_core.isolation import ctrl_c, no_exit
     from dgpo_core.testing import NeedsInput
+    from dgpo_schemas.text import error_text
 
+    pressed: Callable[[], bool] = bool
     try:
-        with _quiet():
+        with ctrl_c() as pressed, _quiet(), no_exit(everywhere=True):
             check.run()
     except unittest.SkipTest as skip:
         return _Row("skipped", f"skipped: {skip}")
@@ -134,8 +137,10 @@ def _outcome(check: Check) -> _Row:
         return _Row("incomplete", f"needs {_first_line(lack)}", ends=True)
     except AssertionError as error:
         return _Row("failed", f"FAIL  {_first_line(error)}", error=error)
-    except (Exception, SystemExit) as error:
-        return _Row("failed", f"FAIL  {type(error).__name__}: {_first_line(error)}", error=error)
+    except BaseException as error:  # a part may throw anything
+        if pressed():
+            raise
+        return _Row("failed", f"FAIL  {error_text(error).splitlines()[0]}", error=error)
     return _Row("passed", "pass")
 
 
@@ -145,10 +150,12 @@ def _quiet() -> Iterator[None]:
     import logging
     import warnings
 
+    from dgpo_core.isolation import printing_aside
+
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        with warnings.catch_warnings(), printing_aside():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -156,4 +163,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "without a word")
+    from dgpo_schemas.text import error_text
+
+    text = error_text(error).removeprefix(type(error).__name__).removeprefix(":")
+    return next(iter(text.strip().splitlines()), "without a word")

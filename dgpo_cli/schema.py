@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from dgpo_core.registry import Registry
 
 __all__ = ["schema"]
 
@@ -34,7 +39,7 @@ def schema(
 
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; name a directory")
-    models = get_registry().options_models()
+    models = _sound(get_registry())
     if check:
         stale = stale_schemas(output, models)
         for name in stale:
@@ -51,3 +56,24 @@ def schema(
     for path in changed:
         typer.echo(str(path))
     typer.echo(f"{len(changed)} {'file' if len(changed) == 1 else 'files'} changed in {output}")
+
+
+def _sound(registry: Registry) -> dict[str, dict[str, type[BaseModel]]]:
+    """The options of every part; one whose options cannot be described is named and left out, like a broken plugin."""
+    from dgpo_core.errors import PluginError
+    from dgpo_core.hookspecs import KINDS
+    from dgpo_schemas.export import json_schema
+    from dgpo_schemas.text import error_text
+
+    models: dict[str, dict[str, type[BaseModel]]] = {kind: {} for kind in KINDS}
+    for kind in KINDS:
+        for name, part in registry.parts(kind).items():
+            try:
+                model = registry.options_model(part)
+                json_schema(model)
+            except Exception as error:
+                text = str(error) if isinstance(error, PluginError) else error_text(error).splitlines()[0]
+                typer.echo(f"warning: left out: {kind} {name} of {part.distribution}: {text}", err=True)
+            else:
+                models[kind][name] = model
+    return models

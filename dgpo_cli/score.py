@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -96,13 +94,14 @@ def score(
     from dgpo_cli.scoring.job import Annotator, check_kinds, choose_device, of_examples, of_files, run
     from dgpo_cli.scoring.output import print_results, print_self_test
     from dgpo_cli.scoring.selftest import examples_of, failures
+    from dgpo_core.isolation import printing_aside
     from dgpo_core.placement import place
     from dgpo_core.scoring import Reward
     from dgpo_core.surroundings import Guard
 
     samples = [] if self_test else of_files(files or [], prompt, metadata, prompts)
     computes = choose_device(device)
-    with redirect_stdout(sys.stderr):  # what a reward prints is no result
+    with printing_aside():  # what a reward prints is no result
         with Guard().around(f"reward {block.label}, when it was made,"):  # files are named from where we are
             model = place(block, registry, device=computes)
         try:

@@ -24,6 +24,7 @@ from dgpo_schemas.loading import Document, apply_overrides, load_yaml
 from dgpo_schemas.problems import ConfigError, KeyPath, dotted, explain, show
 from dgpo_schemas.run import RewardBlock, RunConfig
 from dgpo_schemas.serve import ServeConfig
+from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry
@@ -201,7 +202,7 @@ def _check_options(
         mistakes += [((*where, *path), message) for path, message in explain(model, options, error)]
         return None
     except Exception as error:
-        mistakes.append((where, f"the plugin's own check failed with {type(error).__name__}: {error}"))
+        mistakes.append((where, f"the plugin's own check failed with {error_text(error)}"))
         return None
     for kind in KINDS:
         # An option that is called after a kind and holds a `use` block chooses a part of that kind.
@@ -209,10 +210,10 @@ def _check_options(
         if isinstance(chosen, UseBlock):
             inner = options.get(kind) or chosen.model_dump()
             _check_block(registry, kind, (*where, kind), inner, mistakes, elsewhere=elsewhere)
-    full = accepted.model_dump(mode="json")
     try:
-        same = model.model_validate(full) == accepted
-    except ValidationError:
+        full: dict[str, Any] = accepted.model_dump(mode="json", warnings=False)
+        same = bool(model.model_validate(full) == accepted)
+    except Exception:  # of a model with fields that JSON has no word for
         same = False
     return full if same else options  # a model that does not survive being written keeps what was written
 

@@ -13,11 +13,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from dgpo_schemas.text import error_text
 
-__all__ = ["Exited", "ctrl_c", "isolated", "place_of", "printing_aside", "told"]
+__all__ = ["Exited", "ctrl_c", "isolated", "no_exit", "place_of", "printing_aside", "told"]
 
 log = logging.getLogger(__name__)
 SLOW = 20.0
@@ -30,7 +30,7 @@ SIGNALS = tuple(
 
 
 class Exited(BaseException):
-    """A plugin wanted to end the process: `os._exit` while it was imported."""
+    """A plugin wanted to end the process with `os._exit`."""
 
 
 @contextmanager
@@ -93,24 +93,32 @@ def printing_aside() -> Iterator[None]:
             os.close(saved)
 
 
+_real_exit = os._exit
+_guarded = threading.local()
+_everywhere = threading.Event()
+
+
+def _exit(status: int) -> NoReturn:
+    if os.getpid() == getattr(_guarded, "process", None) or _everywhere.is_set():
+        raise Exited(f"os._exit({status})")
+    _real_exit(status)
+
+
 @contextmanager
-def _no_exit() -> Iterator[None]:
-    """`os._exit` raises Exited in this thread: it would end the command with nothing said."""
-    real, thread, process = os._exit, threading.get_ident(), os.getpid()
-    active = True
-
-    def leave(status: int) -> None:
-        if active and threading.get_ident() == thread and os.getpid() == process:  # not of a child that was forked
-            raise Exited(f"os._exit({status})")
-        real(status)
-
-    os._exit = leave  # type: ignore[assignment]
+def no_exit(*, everywhere: bool = False) -> Iterator[None]:
+    """`os._exit` raises Exited in this thread, or in every one: it would end the command with nothing said, and with
+    the status 0 if it likes. Not in a child that was forked, which must end so."""
+    os._exit = _exit  # stays: others hold on to it by then, and outside of this it is what it was
+    before = getattr(_guarded, "process", None)
+    _guarded.process = os.getpid()
+    if everywhere:
+        _everywhere.set()
     try:
         yield
     finally:
-        active = False
-        if os._exit is leave:
-            os._exit = real
+        _guarded.process = before
+        if everywhere:
+            _everywhere.clear()
 
 
 def _state() -> dict[str, Any]:
@@ -186,7 +194,7 @@ def isolated(who: str, doing: str = "was imported") -> Iterator[Callable[[], boo
     with ctrl_c() as pressed:
         streams, before, path = (sys.stdout, sys.stderr, sys.excepthook), _state(), list(sys.path)
         try:
-            with printing_aside(), _no_exit():
+            with printing_aside(), no_exit():
                 yield pressed
         finally:
             slow.cancel()

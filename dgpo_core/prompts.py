@@ -9,23 +9,28 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from dgpo_core.errors import UserError
+from dgpo_core.errors import DgpoError, UserError
+from dgpo_core.isolation import ctrl_c, no_exit, told
 from dgpo_core.types import Prompt
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.prompts import read_prompts
+from dgpo_schemas.text import error_text, lone_surrogate
 
 if TYPE_CHECKING:
-    from dgpo_core.contracts import RewardModel
+    from dgpo_core.contracts import PromptSource, RewardModel
     from dgpo_core.draws import Draws
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import PromptsBlock
 
 __all__ = ["check_prompts", "digest", "load_file", "load_prompts", "of_iteration", "overlap", "some_of"]
 
+MOST = 10_000_000
+"""Prompts that a source may yield; a generator that never ends would be no list."""
 SHOWN = 60
 """Characters of a prompt in a message."""
 
@@ -48,7 +53,7 @@ def check_prompts(model: RewardModel, prompts: Sequence[Prompt]) -> None:
     The prompt is found by halving, so that a reward behind a service is not asked about each of thousands.
     """
     try:
-        model.check_prompts(prompts)
+        _ask(model, prompts)
         return
     except UserError as error:
         refused = error
@@ -56,12 +61,25 @@ def check_prompts(model: RewardModel, prompts: Sequence[Prompt]) -> None:
     while bad - good > 1:
         middle = (good + bad) // 2
         try:
-            model.check_prompts(prompts[good:middle])
+            _ask(model, prompts[good:middle])
             good = middle
         except UserError as error:
             bad, refused = middle, error
     origin = prompts[good].origin if prompts else ""
     raise UserError(f"{origin}: {refused}" if origin else str(refused)) from refused
+
+
+def _ask(model: RewardModel, prompts: Sequence[Prompt]) -> None:
+    """Raises UserError also where the reward fails at it."""
+    with ctrl_c() as pressed, no_exit():
+        try:
+            model.check_prompts(prompts)
+        except DgpoError:
+            raise
+        except BaseException as error:
+            if pressed():
+                raise
+            raise UserError(f"{type(model).__name__} failed at checking the prompts: {told(error)}") from error
 
 
 def load_prompts(block: PromptsBlock, split: Literal["train", "heldout"], registry: Registry) -> list[Prompt]:
@@ -74,10 +92,35 @@ def load_prompts(block: PromptsBlock, split: Literal["train", "heldout"], regist
     else:
         assert block.use is not None
         source = registry.create("prompts", UseBlock(use=block.use, options=block.options))
-        found = list(source.prompts(split))
+        found = _made(source, split, f"prompts.{split}: {block.use}")
     if not found:
         raise UserError(f"prompts.{split}: {block.use or block.file} yields no prompts")
     return found[: block.limit]
+
+
+def _made(source: PromptSource, split: Literal["train", "heldout"], where: str) -> list[Prompt]:
+    """What a source yields. Raises UserError for what it throws, and for what are no prompts."""
+    with ctrl_c() as pressed, no_exit():
+        try:
+            found = list(islice(source.prompts(split), MOST + 1))
+        except DgpoError:
+            raise
+        except BaseException as error:  # some libraries exit where others raise
+            if pressed():
+                raise
+            raise UserError(f"{where} failed with {told(error)}") from error
+    if len(found) > MOST:
+        raise UserError(f"{where} yields more than {MOST:,} prompts")
+    for number, prompt in enumerate(found):
+        if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
+            raise UserError(f"{where}: its prompt {number} is {type(prompt).__name__}, not a Prompt with a text")
+        if lone_surrogate(prompt.text) is not None:
+            raise UserError(f"{where}: its prompt {number} has half of a surrogate pair: {prompt.text!a}")
+        try:
+            json.dumps(dict(prompt.metadata), default=str, skipkeys=True)  # nothing that contains itself
+        except Exception as error:
+            raise UserError(f"{where}: the metadata of its prompt {number}: {error_text(error)}") from error
+    return found
 
 
 def of_iteration(prompts: Sequence[Prompt], iteration: int, groups: int, draws: Draws) -> list[Prompt]:

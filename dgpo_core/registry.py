@@ -24,7 +24,7 @@ from dgpo_core import hookspecs
 from dgpo_core.discovery import check_hooks, check_part, entry_points
 from dgpo_core.errors import DgpoError, PluginError, UserError
 from dgpo_core.hookspecs import KINDS, Part
-from dgpo_core.isolation import ctrl_c, isolated, told
+from dgpo_core.isolation import ctrl_c, isolated, no_exit, told
 from dgpo_schemas.base import Options, UseBlock
 from dgpo_schemas.problems import dotted, explain, nearest
 from dgpo_schemas.text import error_text
@@ -285,7 +285,7 @@ class Registry:
         except Exception as error:
             raise PluginError(f"{owner}: its options cannot be checked: {told(error)}") from error
         implementation = self.implementation(registered)
-        with ctrl_c() as pressed:
+        with ctrl_c() as pressed, no_exit():
             try:
                 if kind in WITH_SECTION:
                     return implementation(block, options, **keywords)
@@ -319,7 +319,7 @@ class Registry:
             if implementation.plugin_name in self._muted:
                 continue
             arguments = {name: keywords[name] for name in implementation.argnames}
-            with ctrl_c() as pressed:
+            with ctrl_c() as pressed, no_exit():
                 try:
                     implementation.function(**arguments)
                 except BaseException as error:

@@ -23,7 +23,7 @@ from torch import Tensor
 from dgpo_core.errors import DgpoError
 from dgpo_core.groups import aggregate, mean_pairwise_distance
 from dgpo_core.guards import media_statistics
-from dgpo_core.isolation import ctrl_c
+from dgpo_core.isolation import ctrl_c, no_exit
 from dgpo_core.memory import OutOfMemory, free, in_halves, is_out_of_memory
 from dgpo_core.processes import Processes, in_order
 from dgpo_core.surroundings import Guard
@@ -269,7 +269,7 @@ def checked_score(
 
     with ctrl_c() as pressed:
         try:
-            with _guarded(reward, guard), torch.no_grad():
+            with _guarded(reward, guard), no_exit(), torch.no_grad():
                 return _in_range(reward, in_halves(score, media, prompts, partial(_tell_of_halves, reward)), failures)
         except BaseException as error:  # some libraries exit where others raise
             if pressed():

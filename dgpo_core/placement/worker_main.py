@@ -77,11 +77,13 @@ class Host:
     def safely(self, call: Any) -> bytes:
         """What the call returns, or its error as a message, whatever it is: some libraries exit where others raise,
         and Ctrl-C is none of ours."""
+        from dgpo_core.isolation import no_exit
         from dgpo_core.memory import free
         from dgpo_core.placement.messages import pack
 
         try:
-            made: bytes = call()
+            with no_exit():
+                made: bytes = call()
             return made
         except BaseException as error:
             with contextlib.suppress(BaseException):  # one whose text cannot be had

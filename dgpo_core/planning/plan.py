@@ -107,7 +107,7 @@ def measure_model(config: RunConfig, registry: Registry) -> Model:
 
 
 def _chunk(config: RunConfig, drawn: int) -> int:
-    """Samples that are decoded at a time, of a micro-batch of `drawn`: all, unless the backbone has an option for it."""
+    """Samples that are decoded at a time, of `drawn` in a micro-batch; all if its backbone has no option for it."""
     chunk = config.backbone.options.get("decode_chunk")
     return min(chunk, drawn) if isinstance(chunk, int) and chunk > 0 else drawn
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dgpo_core.registry import RegisteredPart, Registry
     from dgpo_core.testing.contracts import Check
 
-__all__ = ["contract_tests", "distribution_named", "suite"]
+__all__ = ["contract_tests", "distribution_named", "normal", "suite"]
 
 
 def contract_tests(
@@ -65,7 +65,7 @@ def distribution_named(registry: Registry, distribution: str) -> str:
     """As it is registered. Raises UserError naming what is installed; `-`, `_`, `.` and case make no difference."""
     known = registry.distributions()
     for name in known:
-        if _normal(name) == _normal(distribution):
+        if normal(name) == normal(distribution):
             return name
     message = f"no installed distribution {distribution!r} has plugins{nearest(distribution, known)}"
     raise UserError(f"{message} (there are: {', '.join(known)}); is it installed in this environment?")
@@ -78,6 +78,6 @@ def _check_given(parts: list[RegisteredPart], given: Mapping[str, Any]) -> None:
             raise UserError(f"given: {name!r} is no part of the distribution{nearest(name, known)}")
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
     """As package indexes compare names."""
     return "-".join(name.lower().replace("_", "-").replace(".", "-").split("-"))

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import re
+import subprocess
+import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -223,3 +229,88 @@ def test_mistakes(dgpo: Run, arguments: list[str], expected: str) -> None:
     done = dgpo("plugins", "check", *arguments)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(expected)
+
+
+# -- plugins that cannot be loaded, and parts that cannot be built ---------------------------------------------------
+
+ODD = {
+    "dgpo_leaver": ("leaver", "print('noise')\nimport os; os._exit(0)\n"),
+    "dgpo_lost": ("lost_module:nothing", ""),
+    "dgpo_odd": (
+        "odd_parts",
+        """
+        from dgpo_core.hookspecs import Part, hookimpl
+        from dgpo_schemas.base import Options
+        class Plain(Options): pass
+        class NotAModel: pass
+        @hookimpl
+        def dgpo_weightings():
+            where = "odd_parts"
+            return [
+                Part("needy", "Needs more.", f"{where}_more:Needy"),
+                Part("nowhere", "Is not there.", f"{where}:Absent"),
+                Part("shapeless", "Has no model.", f"{where}:Plain", f"{where}:NotAModel"),
+                Part("quitter", "Ends.", f"{where}_quits:Quitter"),
+            ]
+        """,
+    ),
+}
+MORE = {
+    "odd_parts_more": "import a_package_that_is_absent",
+    "odd_parts_quits": """
+        import os
+        from dgpo_core.contracts import AdvantageWeighting
+        class Quitter(AdvantageWeighting):
+            def weights(self, advantages, rewards): os._exit(0)
+        """,
+}
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PYTHONPATH with them."""
+    directory = tmp_path_factory.mktemp("odd")
+    for name, (value, source) in ODD.items():
+        (directory / f"{value.partition(':')[0]}.py").write_text(textwrap.dedent(source))
+        info = directory / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[dgpo]\n{name[5:]} = {value}\n")
+    for name, source in MORE.items():
+        (directory / f"{name}.py").write_text(textwrap.dedent(source))
+    return os.pathsep.join(filter(None, [str(directory), os.environ.get("PYTHONPATH")]))
+
+
+@pytest.mark.slow
+def test_the_true_reason_is_told_and_nothing_ends_the_command(odd: str) -> None:
+    """One process for all: what would end it would end this test."""
+    program = (
+        "import sys\nfrom dgpo_cli.main import main\n"
+        "for name in sys.argv[1:]:\n"
+        "    print('==', name, flush=True)\n"
+        "    try: main(['plugins', *name.split()])\n"
+        "    except SystemExit as end: print('code', end.code, flush=True)\n"
+    )
+    asked = ["leaver", "lost", "needy", "nowhere", "shapeless", "quitter", "mystery"]
+    commands = [f"check {name}" for name in asked] + ["show shapeless", "list --json"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *commands],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": odd},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    parts = dict(part.split("\n", 1) for part in done.stdout.split("== ")[1:])
+    for name, reason in {
+        "leaver": r"loads +FAIL .*importing leaver failed with Exited: os._exit\(0\) \(at .*leaver.py:2\)",
+        "lost": "loads +FAIL .*importing lost_module:nothing failed with AttributeError",
+        "needy": "builds +FAIL .*ModuleNotFoundError: No module named 'a_package_that_is_absent' .*more.py:1",
+        "nowhere": "builds +FAIL .*cannot import odd_parts:Absent: AttributeError",
+        "shapeless": "FAIL .*its options must be a pydantic model, not <class 'odd_parts.NotAModel'>",
+        "quitter": r"FAIL  Exited: os\._exit\(0\)",
+    }.items():
+        assert re.search(reason, parts[f"check {name}"]), parts[f"check {name}"]
+        assert parts[f"check {name}"].endswith("code 1\n"), name
+    assert parts["check mystery"] == "code 2\n"
+    assert "a plugin could not be loaded and may own it: dgpo-leaver (entry point leaver)" in done.stderr
+    assert parts["show shapeless"] == "code 2\n"
+    listed = json.loads(parts["list --json"].removesuffix("code 0\n"))
+    assert {broken["distribution"] for broken in listed["broken"]} == {"dgpo-leaver", "dgpo-lost"}

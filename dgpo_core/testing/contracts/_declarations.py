@@ -28,15 +28,26 @@ __all__ = ["HEAVY", "check_declaration", "check_light", "declaration_checks", "d
 
 HEAVY = ("torch", "numpy", "scipy", "PIL", "diffusers", "transformers", "peft", "accelerate")
 """What must not be imported before a run uses a part."""
+REACHED = "imported:"
+PATIENCE = 120.0
+"""Seconds that an import may take."""
 UNKNOWN = "no_such_option"
 
 
 def check_light(module: str, heavy: Sequence[str] = HEAVY) -> None:
     """Importing the module of an entry point imports nothing heavy (a fresh interpreter is asked)."""
-    code = f"import {module}, sys; print(*[name for name in {tuple(heavy)!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    that(done.returncode == 0, f"{module} can be imported: {done.stderr}")
-    that(not done.stdout.strip(), f"importing {module} does not import {done.stdout.strip()}")
+    names = f"*[name for name in {tuple(heavy)!r} if name in sys.modules]"
+    code = f"import sys; out = sys.__stdout__; import {module}; print('\\n{REACHED}', {names}, file=out, flush=True)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, errors="replace", timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        that(False, f"importing {module} ends within {PATIENCE:g} s")
+    _, reached, found = done.stdout.rpartition(REACHED)  # what it prints itself comes before
+    that(bool(reached) or done.returncode != 0, f"importing {module} does not end the process (status 0)")
+    that(bool(reached), f"{module} can be imported: {done.stderr or f'exit status {done.returncode}'}")
+    that(not found.strip(), f"importing {module} does not import {found.strip()}")
 
 
 def distribution_checks(registry: Registry, distribution: str) -> Iterator[Check]:
