@@ -122,15 +122,25 @@ def guarded(program: Callable[[], object]) -> None:
         program()
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
+    except BaseException as error:
         code = _exit_code(error)
-        if code is None:
-            raise  # ours to mend, so the traceback is wanted
-        typer.echo(str(error), err=True)
-        sys.exit(code)
+        blamed = _blame(error) if code is None else None
+        if code is None and blamed is None:
+            raise  # the end of a command, or ours to mend, so the traceback is wanted
+        typer.echo(blamed or str(error), err=True)
+        sys.exit(1 if code is None else code)
 
 
-def _exit_code(error: Exception) -> int | None:
+def _blame(error: BaseException) -> str | None:
+    """What a plugin has thrown, even if that was the end of the program."""
+    if "dgpo_core.registry" not in sys.modules:
+        return None
+    from dgpo_core.registry import get_registry
+
+    return get_registry().blame(error)
+
+
+def _exit_code(error: BaseException) -> int | None:
     from dgpo_core.errors import ProcessLostError, RunStopped, UserError
     from dgpo_schemas.problems import ConfigError
 

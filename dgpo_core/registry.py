@@ -13,6 +13,7 @@ import importlib.metadata
 import inspect
 import itertools
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,7 @@ class NoOptions(Options):
     """For parts without options."""
 
 
+OURS = ("dgpo_core", "dgpo_cli", "dgpo_schemas")
 MOST_PARTS = 1000
 """Parts of a kind that one plugin may declare: a generator that never ends would be no list."""
 
@@ -309,6 +311,22 @@ class Registry:
                 log.warning("stopped while %s was imported", owner)
                 raise
             raise PluginError(f"{owner}: cannot import {path}: {told(error)}") from error
+
+    def blame(self, error: BaseException) -> str | None:
+        """What a plugin has thrown, with its distribution and place; None if it was not a plugin: of the frames that
+        are dgpo's or a plugin's, the innermost counts."""
+        owners = {
+            p.part.implementation.partition(":")[0].partition(".")[0]: p for k in KINDS for p in self.parts(k).values()
+        }
+        for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+            package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+            if package in OURS:
+                return None
+            if package in owners:
+                part = owners[package]
+                where = f"{frame.f_code.co_filename}:{line}"
+                return f"plugin {part.distribution} {part.version} failed with {error_text(error)} (at {where})"
+        return None
 
     # -- observers ----------------------------------------------------------------------------------------------
 

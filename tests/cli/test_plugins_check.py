@@ -175,6 +175,9 @@ def test_a_plugin_that_does_not_load_fails(dgpo: Run, known: Registry) -> None:
     assert done.code == 1
     expected = "FAIL  its plugins can be loaded: bad (entry point point): does not import"
     assert rows(done)["bad", "loads"] == expected
+    for name in ("bad", "point"):  # a part that is not there is mostly called like its plugin
+        done = dgpo("plugins", "check", name)
+        assert (done.code, rows(done)["bad", "loads"]) == (1, expected)
 
 
 def test_a_name_that_two_declare_fails_for_both(dgpo: Run, known: Registry) -> None:
