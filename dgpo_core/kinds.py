@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 from typing import TYPE_CHECKING, Literal
 
-from dgpo_core.errors import UserError
+from dgpo_core.errors import PluginError, UserError
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardModel
@@ -42,6 +42,7 @@ def check_reward(
     `where` is the block's place in the run file, such as `rewards.0`. The backbone's class says what it makes, so its
     weights need not be loaded.
     """
+    _check_declarations(reward, block, where)
     made: Kind = registry.implementation(registry.find("backbone", backbone.use)).media
     if made in reward.media:
         return
@@ -53,3 +54,25 @@ def check_reward(
         f"{where}.use: {block.use} scores {plural(reward.media)}, but the backbone {backbone.use} makes {made}s; "
         f"{advice}"
     )
+
+
+def _check_declarations(reward: RewardModel, block: RewardBlock, where: str) -> None:
+    """Raise PluginError unless what a reward says of itself is of the types of its contract."""
+
+    def number(value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    low_high = getattr(reward, "range", None)
+    pair = isinstance(low_high, Sequence) and len(low_high) == 2 and all(map(number, low_high))
+    media = reward.media
+    sound = {
+        f"range = {low_high!r}; it must be two numbers, the smallest and the largest value": pair,
+        f"media = {media!r}; it must be a set of 'image' and 'video'": isinstance(media, Set | Sequence)
+        and bool(media)
+        and all(one in ("image", "video") for one in media),
+        f"concurrency = {reward.concurrency!r}; it must be a whole number": isinstance(reward.concurrency, int),
+        f"group_by = {reward.group_by!r}; it must be a metadata key or None": isinstance(reward.group_by, str | None),
+    }
+    for what, fine in sound.items():
+        if not fine:
+            raise PluginError(f"{where}.use: the reward {block.use} declares {what}")

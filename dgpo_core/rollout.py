@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dgpo_core.draws import Draws, normal_rows
+from dgpo_core.errors import PluginError
 from dgpo_core.memory import halving
-from dgpo_core.types import Conditioning, Prompt, Rollout
+from dgpo_core.types import Conditioning, Prompt, Rollout, SampleResult
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Sampler
@@ -114,5 +115,11 @@ class Roller:
         with self.policy.view(view, merged=self.merge_adapter), self.autocast():
             result = self.sampler.sample(
                 velocity, noise, steps=self.steps, shift=self.shift, draws=keys, keep_path=keep_path
+            )
+        if not isinstance(result, SampleResult) or result.x0.shape != noise.shape:
+            what = tuple(result.x0.shape) if isinstance(result, SampleResult) else type(result).__name__
+            raise PluginError(
+                f"rollout.sampler: {type(self.sampler).__name__} returned {what}, not a SampleResult with x0 of "
+                f"{tuple(noise.shape)}"
             )
         return Rollout(samples, tuple(prompts), result.x0, result.path)

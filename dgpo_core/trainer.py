@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.description import summary
 from dgpo_core.engine import Engine
-from dgpo_core.errors import DgpoError, ProcessLostError, RunStopped, UserError
+from dgpo_core.errors import DgpoError, PluginError, ProcessLostError, RunStopped, UserError
 from dgpo_core.evaluation import Finer, evaluate
 from dgpo_core.groups import informative, weigh
 from dgpo_core.guards import alarms
@@ -176,6 +176,8 @@ class Trainer:
             raise TooLittleMemoryError(f"{error}; {self._save_what_is_whole()}") from error
         except ProcessLostError as error:
             raise ProcessLostError(f"{error}; {self._save_what_is_whole()}; continue with --resume") from error
+        except PluginError as error:
+            raise PluginError(f"{error}; {self._save_what_is_whole()}") from error
         except (DgpoError, KeyboardInterrupt):
             raise
         except BaseException as error:  # of a plugin, which may even have called `sys.exit`

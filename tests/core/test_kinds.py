@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dgpo_core.errors import UserError
+from dgpo_core.errors import PluginError, UserError
 from dgpo_core.kinds import check_reward
 from dgpo_core.registry import Registry
 from dgpo_schemas.run import BackboneSection, RewardBlock
@@ -18,7 +18,7 @@ SERVICE = {"urls": ["http://gpu-7:8500"]}
 
 
 def check(registry: Registry, media: Media, backbone: str, **block: Any) -> None:
-    reward: Any = SimpleNamespace(media=frozenset(media))
+    reward: Any = SimpleNamespace(media=frozenset(media), range=(0.0, 1.0), concurrency=1, group_by=None)
     made = RewardBlock.model_validate({"use": "judge"} | block)
     section = BackboneSection.model_validate({"use": backbone, "checkpoint": "missing"})  # its weights are not loaded
     check_reward(reward, made, "rewards.0", section, registry)
@@ -58,3 +58,27 @@ def test_what_does_not(registry: Registry, media: Media, backbone: str, block: d
     with pytest.raises(UserError) as caught:
         check(registry, media, backbone, **block)
     assert str(caught.value) == f"rewards.0.use: {says}"
+
+
+@pytest.mark.parametrize(
+    ("declared", "says"),
+    [
+        ({"range": None}, "range = None; it must be two numbers"),
+        ({"range": (0.0,)}, "range = (0.0,); it must be two numbers"),
+        ({"range": "01"}, "range = '01'; it must be two numbers"),
+        ({"media": None}, "media = None; it must be a set of 'image' and 'video'"),
+        ({"media": frozenset()}, "media = frozenset(); it must be a set"),
+        ({"media": [["image"]]}, "media = [['image']]; it must be a set"),
+        ({"media": {"audio"}}, "media = {'audio'}; it must be a set"),
+        ({"concurrency": "2"}, "concurrency = '2'; it must be a whole number"),
+        ({"group_by": 3}, "group_by = 3; it must be a metadata key or None"),
+    ],
+)
+def test_declarations_of_another_type(registry: Registry, declared: dict[str, Any], says: str) -> None:
+    sound = {"media": {"image"}, "range": (0, float("inf")), "concurrency": 1, "group_by": "tag"}
+    block = RewardBlock.model_validate({"use": "judge"})
+    section = BackboneSection.model_validate({"use": "toy", "checkpoint": "missing"})
+    check_reward(SimpleNamespace(**sound), block, "rewards.0", section, registry)  # type: ignore[arg-type]
+    with pytest.raises(PluginError) as caught:
+        check_reward(SimpleNamespace(**sound | declared), block, "rewards.0", section, registry)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(f"rewards.0.use: the reward judge declares {says}")

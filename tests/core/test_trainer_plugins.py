@@ -6,10 +6,12 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from dgpo_core.errors import RunStopped, UserError
+from dgpo_core.errors import PluginError, RunStopped, UserError
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.prompts import check_prompts, load_prompts
 from dgpo_core.registry import Registry
@@ -89,6 +91,19 @@ def test_a_part_that_throws_stops_the_run_with_its_state_saved(
     assert sorted(p.name for p in (run_path(config) / "checkpoints").iterdir())[-1] == "000001"
 
 
+@pytest.mark.parametrize(("answer", "what"), [(None, "NoneType"), (torch.zeros(1), "Tensor")])
+def test_a_sampler_that_returns_something_else(
+    monkeypatch: pytest.MonkeyPatch, registry: Registry, make_config: Callable[..., RunConfig], answer: Any, what: str
+) -> None:
+    config = make_config(checkpoints={"every": 100}, evaluation={"every": 0, "at_start": False})
+    trainer = Trainer(config, registry)
+    monkeypatch.setattr(type(trainer.engine.sampler), "sample", lambda *_, **__: answer)
+    with pytest.raises(
+        PluginError, match=rf"rollout\.sampler: .* returned {what}, not a SampleResult with x0 of .* sav"
+    ):
+        trainer.train()
+
+
 @pytest.mark.parametrize(
     ("deed", "reason"),
     [
@@ -112,8 +127,6 @@ def test_a_source_of_prompts_that_throws_or_yields_none(
 
 
 def test_a_reward_that_throws_at_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     def leave(self: object, prompts: Sequence[Prompt]) -> None:
         raise SystemExit(0)
 
