@@ -331,7 +331,7 @@ def test_a_plugin_that_does_not_import(world: World) -> None:
             [command, "run.yaml"],
             f"run.yaml:12: rewards.0.use: unknown reward 'lamp' (installed: {rewards})\n"
             "  a plugin could not be loaded and may own it: dgpo_lamp (entry point dgpo_lamp): importing dgpo_lamp "
-            "failed with ModuleNotFoundError: No module named 'lightbulbs'",
+            f"failed with ModuleNotFoundError: No module named 'lightbulbs' (at {world.path / 'site/dgpo_lamp.py'}:1)",
         )
 
 
@@ -352,7 +352,7 @@ def test_a_reward_whose_class_does_not_import(world: World) -> None:
             world,
             ["train", "run.yaml", *options],
             "reward lamp of dgpo_lamp 1.5: cannot import dgpo_lamp_reward:Lamp: ModuleNotFoundError: No module named "
-            "'lightbulbs'",
+            f"'lightbulbs' (at {world.path / 'site/dgpo_lamp_reward.py'}:1)",
         )
 
 
