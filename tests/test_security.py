@@ -102,7 +102,7 @@ def test_what_lies_in_the_working_directory_is_no_plugin(tmp_path: Path) -> None
     ):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         assert "evil" not in done.stdout
-        assert "imported" not in done.stdout
+        assert "imported" not in done.stdout + done.stderr
     done = subprocess.run([sys.executable, "-m", "dgpo_cli", "plugins", "list"], cwd=tmp_path, capture_output=True,
                           text=True, check=True)  # fmt: skip
-    assert "imported" in done.stdout, "python -m looks into the working directory: the two others must not"
+    assert "imported" in done.stderr, "python -m looks into the working directory: the two others must not"
