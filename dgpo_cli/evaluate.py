@@ -15,7 +15,8 @@ __all__ = ["evaluate"]
 def evaluate(
     target: Annotated[Path, typer.Argument(help="A run directory, or a run file (its base model).", metavar="RUN")],
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="A .txt or .jsonl file; by default the run's held-out prompts.")
+        Path | None,
+        typer.Option("--prompts", help="A .txt, .jsonl or .json file; by default the run's held-out prompts."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", "-n", min=1, help="Samples of each prompt.")] = None,
@@ -58,17 +59,19 @@ def evaluate(
 
     if output is not None:
         check_file(output)
+    from dgpo_core.prompts import load_file, some_of
+
+    chosen = load_file(prompts) if prompts else []  # before the model is loaded, which takes longer
     opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
     engine = opened.engine
     from dgpo_core.draws import Draws
     from dgpo_core.evaluation import Finer
     from dgpo_core.evaluation import evaluate as run_evaluation
     from dgpo_core.files import write_text
-    from dgpo_core.prompts import load_file, some_of
 
     section = engine.config.evaluation
     members = samples or section.samples_per_prompt
-    chosen = load_file(prompts) if prompts else opened.prompts("heldout")
+    chosen = chosen or opened.prompts("heldout")
     if not chosen:
         raise UserError(f"{target}: it has no held-out prompts; name a file with --prompts")
     chosen = some_of(chosen, limit) if limit else chosen

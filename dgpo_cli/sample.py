@@ -15,7 +15,7 @@ __all__ = ["sample"]
 def sample(
     target: Annotated[Path, typer.Argument(help="A run directory, or a run file (its base model).", metavar="RUN")],
     prompts: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be repeated.")] = None,
-    file: Annotated[Path | None, typer.Option("--prompts", help="A .txt or .jsonl file of prompts.")] = None,
+    file: Annotated[Path | None, typer.Option("--prompts", help="A .txt, .jsonl or .json file of prompts.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the pictures.")] = Path("samples"),
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Samples of each prompt.")] = 4,
     view: Annotated[
@@ -59,20 +59,23 @@ def sample(
 
     if prompts and file:
         raise UserError("give --prompt or --prompts, not both")
+    from dgpo_core.prompts import given, load_file
+    from dgpo_core.types import Prompt
+
+    # Before the model is loaded, which takes longer.
+    chosen = [
+        Prompt(given(text, f"--prompt {number}"), origin="--prompt") for number, text in enumerate(prompts or (), 1)
+    ]
+    if file:
+        chosen = load_file(file)
     check_directory(output, force=force, target=target)
     opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
     engine = opened.engine
     from dgpo_core import clips
     from dgpo_core.draws import Draws
     from dgpo_core.pictures import write_pictures
-    from dgpo_core.prompts import load_file
-    from dgpo_core.types import Prompt
 
-    if prompts:
-        chosen = [Prompt(text) for text in prompts]
-    elif file:
-        chosen = load_file(file)
-    else:
+    if not chosen:
         chosen = (opened.prompts("heldout") or opened.prompts("train"))[:limit]
     video = engine.backbone.media == "video"
     if fps is not None and not video:

@@ -35,7 +35,9 @@ def score(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="A .txt or .jsonl file: a line for each file, in order, or with its name under `file`."),
+        typer.Option(
+            help="A .txt, .jsonl or .json file: a line for each file, in order, or with its name under `file`."
+        ),
     ] = None,
     options: Annotated[
         list[str] | None,

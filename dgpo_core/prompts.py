@@ -18,8 +18,9 @@ from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.isolation import ctrl_c, no_exit, told
 from dgpo_core.types import Prompt
 from dgpo_schemas.base import UseBlock
+from dgpo_schemas.decoding import half_character
 from dgpo_schemas.prompts import read_prompts
-from dgpo_schemas.text import error_text, lone_surrogate
+from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import PromptSource, RewardModel
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import PromptsBlock
 
-__all__ = ["check_prompts", "digest", "load_file", "load_prompts", "of_iteration", "overlap", "some_of"]
+__all__ = ["check_prompts", "digest", "given", "load_file", "load_prompts", "of_iteration", "overlap", "some_of"]
 
 MOST = 10_000_000
 """Prompts that a source may yield; a generator that never ends would be no list."""
@@ -36,15 +37,21 @@ SHOWN = 60
 
 
 def load_file(path: str | Path) -> list[Prompt]:
-    """Prompts of a .txt or .jsonl file. Raises UserError naming file and line."""
+    """Prompts of a .txt, .jsonl or .json file. Raises UserError naming file and line."""
     try:
         records = read_prompts(Path(path))
     except ValueError as error:
         raise UserError(str(error)) from error
-    return [
-        Prompt(record.prompt, MappingProxyType(dict(record.metadata)), f"{path}:{line}")
-        for line, record in records.items()
-    ]
+    return [Prompt(record.prompt, MappingProxyType(dict(record.metadata)), where) for where, record in records.items()]
+
+
+def given(text: str, where: str) -> str:
+    """A text that somebody typed, such as a prompt on the command line. Raises UserError, which begins with `where`, if
+    it is no valid text: bytes that are not UTF-8, halves of characters."""
+    reason = half_character(text)
+    if reason:
+        raise UserError(f"{where}: {reason}")
+    return text
 
 
 def check_prompts(model: RewardModel, prompts: Sequence[Prompt]) -> None:
@@ -114,8 +121,8 @@ def _made(source: PromptSource, split: Literal["train", "heldout"], where: str) 
     for number, prompt in enumerate(found):
         if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
             raise UserError(f"{where}: its prompt {number} is {type(prompt).__name__}, not a Prompt with a text")
-        if lone_surrogate(prompt.text) is not None:
-            raise UserError(f"{where}: its prompt {number} has half of a surrogate pair: {prompt.text!a}")
+        if half_character(prompt.text):
+            given(prompt.text, f"{where} yields {_shown(prompt.text)}, which")
         try:
             json.dumps(dict(prompt.metadata), default=str, skipkeys=True)  # nothing that contains itself
         except Exception as error:

@@ -14,9 +14,11 @@ from typing import Any
 from dgpo_cli.paths import at_home
 from dgpo_core.errors import UserError
 from dgpo_core.listing import natural_order
-from dgpo_core.prompts import load_file
+from dgpo_core.prompts import given, load_file
 from dgpo_core.types import Prompt
+from dgpo_schemas.decoding import EncodingError, decode
 from dgpo_schemas.problems import show
+from dgpo_schemas.prompts import loads, unreadable
 
 __all__ = ["prompts_for"]
 
@@ -41,35 +43,40 @@ def prompts_for(
     """
     if source is not None:
         if text is not None or metadata is not None:
-            given = "--prompt" if text is not None else "--metadata"
-            raise UserError(f"give --prompts or {given}, not both: a prompt file has the prompt of each file")
+            other = "--prompt" if text is not None else "--metadata"
+            raise UserError(f"give --prompts or {other}, not both: a prompt file has the prompt of each file")
         return _from_file(files, source, note)
     told = _metadata(metadata) if metadata is not None else {}
-    if text is None:
+    if text is not None:
+        given(text, "--prompt")
+    else:
         text = told["prompt"] if isinstance(told.get("prompt"), str) else ""
     origin = "--metadata" if metadata is not None else "--prompt" if text else ""
     return [Prompt(text, told, origin)] * len(files)
 
 
-def _metadata(given: str) -> dict[str, Any]:
+def _metadata(text: str) -> dict[str, Any]:
     where = "--metadata"
-    if given.startswith("@"):
-        where = f"--metadata {given}"
+    if text.startswith("@"):
+        where = f"--metadata {text}"
         try:
-            given = at_home(Path(given[1:])).read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError:
-            raise UserError(f"{where}: is not UTF-8") from None
+            text = decode(at_home(Path(text[1:])).read_bytes())
+        except EncodingError as error:
+            raise UserError(error.at(where)) from None
         except (OSError, ValueError) as error:
             raise UserError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
-        data = json.loads(given)
+        data = loads(text)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if "\n" in given else f"column {error.colno}"
+        place = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
         raise UserError(f"{where}: not JSON: {error.msg} ({place})") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
         raise UserError(f"{where}: not JSON that can be read: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f'{where}: must be a JSON object, such as {{"tag": "colors"}}, not {show(data)}')
+    reason = unreadable(data)
+    if reason:
+        raise UserError(f"{where}: {reason}")
     return data
 
 

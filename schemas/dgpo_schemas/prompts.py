@@ -1,17 +1,33 @@
-"""Prompt files: .txt, one prompt a line, or .jsonl, one object with `prompt` and metadata a line."""
+"""Prompt files: .txt, one prompt a line; .jsonl, one object with `prompt` and metadata a line; .json, a list of such
+objects or of texts."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from dgpo_schemas.base import StrictModel
+from dgpo_schemas.decoding import EncodingError, decode, half_character
 from dgpo_schemas.problems import show
+from dgpo_schemas.text import clean, is_visible
 
-__all__ = ["PromptRecord", "read_prompts"]
+__all__ = ["PromptRecord", "loads", "read_prompts", "unreadable"]
+
+MAX_BYTES = 256 << 20
+"""Of a prompt file. A million prompts of two lines have less; a device that never ends has more."""
+KEYS_SHOWN = 8
+LINES = (".jsonl", ".ndjson")
+ENDINGS = "a prompt file ends in .txt (one prompt a line) or .jsonl (one object a line), or in .json (one list)"
+TABLES = {".csv": "read_csv({!r})", ".tsv": "read_csv({!r}, sep='\\t')", ".parquet": "read_parquet({!r})"}
+TABLES |= {".xlsx": "read_excel({!r})", ".feather": "read_feather({!r})"}
+"""Endings of tables, and how pandas reads them."""
+CAPTIONS = ("prompt", "text", "caption", "captions", "prompts", "instruction", "description", "sentence", "txt")
+"""Keys under which other tools keep the text of a prompt."""
 
 
 class PromptRecord(StrictModel):
@@ -21,46 +37,218 @@ class PromptRecord(StrictModel):
     metadata: dict[str, Any] = Field(default_factory=dict, description="What rewards need to know of it.")
 
 
-def read_prompts(path: Path) -> dict[int, PromptRecord]:
-    """Prompts of a file by the number of their line, from 1; empty lines are passed over.
+def read_prompts(path: Path) -> dict[str, PromptRecord]:
+    """Prompts of a file by their places: `file:line`, with the number of the entry in a list. Lines in which nothing
+    can be seen are passed over.
 
-    Raises ValueError naming the file and the line: missing, unreadable, not UTF-8, another ending, a malformed line,
-    no prompts at all.
+    Lines end in a line feed, a carriage return or both; no other character ends one. Byte order marks go, also those of
+    files that were joined. A pipe or another file without an ending under /dev (`<(...)`) holds what its first
+    character says. NaN in JSON is null.
+
+    Raises ValueError naming the file and the line: missing, unreadable, no text, another ending, a malformed line, a
+    prompt that is empty or no valid text, no prompts at all.
     """
-    if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{path}: a prompt file ends in .txt (one prompt a line) or .jsonl (one object a line)")
+    if "\0" in str(path):
+        raise ValueError(f"{clean(str(path))}: no path holds a zero character")
+    kind = _kind(path)
+    raw = _read(path)
     try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such prompt file") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path}: is a directory, not a prompt file") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    records = {}
-    for number, line in enumerate(raw.split(b"\n"), 1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line)") from None
-        if text:
-            as_json = path.suffix == ".jsonl"
-            records[number] = _record(text, f"{path}:{number}") if as_json else PromptRecord(prompt=text)
+        text = decode(raw)
+    except EncodingError as error:
+        raise ValueError(error.at(path)) from None
+    first = text.lstrip("\ufeff \t\r\n")[:1]
+    if first == "[" and (kind == ".json" or (kind != ".txt" and _is_list(text))):
+        found = _entries(text, path)
+    elif kind in (".json", *LINES) or (not kind and first == "{"):
+        found = _lines(text, path, _from_json)
+    else:
+        found = _lines(text, path, _from_text)
+    records = dict(found)
     if not records:
         raise ValueError(f"{path}: has no prompts")
     return records
 
 
-def _record(text: str, where: str) -> PromptRecord:
+def _kind(path: Path) -> str:
+    """The ending, in lower case; empty for what has none but may be a pipe. Raises ValueError for other endings."""
+    ending = path.suffix.lower()
+    if ending in (".txt", ".json", *LINES):
+        return ending
     try:
-        data = json.loads(text)
+        there = path.exists()
+        if path.is_dir():
+            raise ValueError(f"{path}: is a directory, not a prompt file")
+        if not ending and there and (not path.is_file() or str(path).startswith(("/dev/", "/proc/"))):
+            return ""
+    except (OSError, UnicodeEncodeError):
+        pass
+    hint = ""
+    if ending in TABLES:
+        table = TABLES[ending].format(path.name)
+        new = f"{path.stem}.jsonl"
+        hint = f"; pandas writes one: pandas.{table}.to_json({new!r}, orient='records', lines=True)"
+    elif path.suffixes[-2:-1] and ending in (".gz", ".zip", ".bz2", ".xz", ".zst"):
+        hint = "; unpack this one"
+    raise ValueError(f"{path}: {ENDINGS}{hint}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as handle:
+            raw = handle.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such prompt file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: is a directory, not a prompt file") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(raw) > MAX_BYTES:
+        raise ValueError(f"{path}: is larger than {MAX_BYTES >> 20} MiB: give a sample of its prompts")
+    return raw
+
+
+def _lines(text: str, path: Path, record: Callable[[str, str], PromptRecord]) -> Iterator[tuple[str, PromptRecord]]:
+    for number, line in enumerate(re.split(r"\r*\n|\r", text), 1):
+        line = line.strip().removeprefix("\ufeff").strip()  # two files that were joined
+        if is_visible(line):
+            yield f"{path}:{number}", record(line, f"{path}:{number}")
+
+
+def _from_text(line: str, where: str) -> PromptRecord:
+    if line.startswith("{"):
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict) and "prompt" in found:
+            raise ValueError(f"{where}: is a JSON object; a file of such lines ends in .jsonl")
+    return PromptRecord(prompt=line)
+
+
+def _from_json(line: str, where: str) -> PromptRecord:
+    try:
+        data = loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON: {error.msg} (column {error.colno})") from None
+        raise ValueError(f"{where}: not JSON: {error.msg} (column {error.colno}){_hint(line, error)}") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
         raise ValueError(f"{where}: not JSON that can be read: {error}") from None
+    return _record(data, where, escapes="\\u" in line)
+
+
+def _hint(line: str, error: json.JSONDecodeError) -> str:
+    if line in ("{", "[") and error.pos >= len(line):
+        return "; an object must stand in one line: jq -c . FILE > NEW"
+    wrong = line[error.pos : error.pos + 1] in ("'", "“", "”", "„", "‘", "’", "«")
+    return '; texts and keys stand in straight double quotes: "prompt"' if wrong else ""
+
+
+def _is_list(text: str) -> bool:
+    """Whether what begins with a bracket is one list, rather than a line of its own among others."""
+    body = text.lstrip("\ufeff \t\r\n")
+    return body[1:].lstrip()[:1] in ("{", "]")
+
+
+def _entries(text: str, path: Path) -> Iterator[tuple[str, PromptRecord]]:
+    """Of a JSON list of objects or of texts."""
+    decoder = _decoder()
+    place, escapes = text.index("[") + 1, "\\u" in text
+    line, counted, number = 1, 0, 0
+    blank = re.compile(r"[ \t\r\n\ufeff]*")
+    while True:
+        place = blank.match(text, place).end()  # type: ignore[union-attr]
+        if number and text[place : place + 1] == ",":
+            place = blank.match(text, place + 1).end()  # type: ignore[union-attr]
+        elif text[place : place + 1] == "]":
+            break
+        elif number:
+            raise ValueError(f"{path}:{text.count(chr(10), 0, place) + 1}: not JSON: a comma or ] must follow an entry")
+        number += 1
+        line, counted = line + text.count("\n", counted, place), place
+        where = f"{path}:{line}, entry {number}"
+        try:
+            data, place = decoder.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: not JSON that can be read: {error}") from None
+        yield where, _record({"prompt": data} if isinstance(data, str) else data, where, escapes=escapes)
+    if is_visible(text[place + 1 :]):
+        line += text.count("\n", counted, place)
+        raise ValueError(f"{path}:{line}: not JSON: something follows the list that ends here")
+
+
+def _record(data: Any, where: str, *, escapes: bool) -> PromptRecord:
+    """escapes: whether there are any, without which a file that could be decoded has no halves of characters."""
     if not isinstance(data, dict):
         raise ValueError(f"{where}: must be an object with a `prompt`, not {show(data)}")
     prompt = data.get("prompt")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"{where}: `prompt` must be a text that is not empty")
+    if not isinstance(prompt, str) or not is_visible(prompt) or "\0" in prompt:
+        if isinstance(prompt, str) and "\0" in prompt:
+            raise ValueError(f"{where}: `prompt` holds a zero character, which no prompt does")
+        raise ValueError(f"{where}: `prompt` must be a text that is not empty{_instead(data)}")
+    reason = unreadable(data) if escapes else ""
+    if reason:
+        raise ValueError(f"{where}: {reason}")
     return PromptRecord(prompt=prompt, metadata={key: value for key, value in data.items() if key != "prompt"})
+
+
+def _instead(data: dict[str, Any]) -> str:
+    """In words, which keys there are where there is no `prompt`, and which of them may be meant."""
+    if data.get("prompt") is not None:
+        return f", not {show(data['prompt'])}" if not isinstance(data["prompt"], str) else ""
+    keys = [key for key in data if key != "prompt"]
+    if not keys:
+        return "; the object is empty" if not data else ", not null"
+    listed = ", ".join(clean(key, 30) for key in keys[:KEYS_SHOWN])
+    more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
+    likely = [key for key in keys if key.casefold().strip() in CAPTIONS and isinstance(data[key], str)]
+    hint = ""
+    if len(likely) == 1:
+        old = json.dumps(likely[0])
+        hint = f"; if {clean(likely[0], 30)} is meant, rename it: jq -c '.prompt = .[{old}] | del(.[{old}])' FILE > NEW"
+    return f" (the keys are {listed}{more}){hint}"
+
+
+def unreadable(value: Any) -> str:
+    """In words, the first text in a JSON value, with its key, that is no valid text; empty if all are."""
+    waiting: list[tuple[str, Any]] = [("", value)]
+    while waiting:
+        key, one = waiting.pop()
+        if isinstance(one, str):
+            reason = half_character(one)
+            if reason:
+                return f"`{key}` {reason}" if key else reason
+        elif isinstance(one, dict):
+            for name in one:
+                if half_character(name):
+                    return f"the key {name!r} {half_character(name)}"
+            waiting += [(f"{key}.{name}" if key else name, inner) for name, inner in reversed(one.items())]
+        elif isinstance(one, list):
+            waiting += [(f"{key}[{i}]", inner) for i, inner in reversed(list(enumerate(one)))]
+    return ""
+
+
+def loads(text: str) -> Any:
+    """JSON as other tools write it: NaN, with which tables mark what is missing, is null.
+
+    Raises ValueError for what is not JSON, among it infinities and objects in which a key stands twice.
+    """
+    return _decoder().decode(text)
+
+
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_object)
+
+
+def _constant(name: str) -> None:
+    if name != "NaN":
+        raise ValueError(f"{name} is no number of JSON's")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return data

@@ -662,7 +662,7 @@ def test_the_examples_can_be_looked_at(dgpo: Run) -> None:
         (["stub", "a.png", "--prompts", "p.txt"], "--prompts p.txt: has 2 prompts for 1 file; give one line a file, in "
          "their order, or a .jsonl file whose lines name theirs: {{\"file\": ..., \"prompt\": ...}}"),
         (["stub", "a.png", "--prompts", "p.png"], "p.png: a prompt file ends in .txt (one prompt a line) or .jsonl "
-         "(one object a line)"),
+         "(one object a line), or in .json (one list)"),
         (["stub", "a.png", "--prompts", "named.jsonl"], "named.jsonl:2: `file` must name a file, as in other lines"),
         (["stub", "a.png", "--prompts", "twice.jsonl"], "twice.jsonl:2: a.png has another prompt in twice.jsonl:1"),
         (["stub", "a.png", "--prompts", "other.jsonl"], "--prompts other.jsonl: no line is about a.png"),
