@@ -67,8 +67,10 @@ def decode(raw: bytes) -> str:
                 f"seems to be {guess} without a byte order mark, not UTF-8; convert it: iconv -f {guess} -t UTF-8 FILE "
                 "> NEW"
             )
-        line = raw.count(b"\n", 0, raw.index(b"\0")) + 1
-        raise EncodingError("holds a zero byte, which no text does", line)
+        place = raw.index(b"\0")
+        column = place - raw.rfind(b"\n", 0, place)
+        line = raw.count(b"\n", 0, place) + 1
+        raise EncodingError(f"holds a zero byte, which no text does (byte {column} of the line); delete it", line)
     try:
         return raw[len(mark) :].decode("utf-8")
     except UnicodeDecodeError as error:

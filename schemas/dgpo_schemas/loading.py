@@ -6,6 +6,8 @@ is a number, `010` is ten, `1:30` and dates are texts. Keys are always texts.
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -16,6 +18,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from dgpo_schemas.decoding import EncodingError, decode, half_character
+from dgpo_schemas.odd import in_file, in_plain_text
 from dgpo_schemas.problems import ConfigError, KeyPath, Problem, dotted, explain, show
 
 __all__ = ["Document", "Position", "apply_overrides", "apply_settings", "dump_yaml", "load_yaml", "validate"]
@@ -78,6 +82,8 @@ def load_yaml(path: str | Path) -> Document:
     """
     source = str(path)
     text = _read(Path(path), source)
+    if text.lstrip().startswith("{") and "\t" in text and _is_json(text):
+        text = text.replace("\t", " ")  # PyYAML knows tabs within lines only; JSON has none in its texts
     root = _compose(text, source)
     if root is None or (root.tag == f"{TAG}null" and root.value == ""):
         raise _error(source, "the file is empty; see `dgpo validate --help` for what belongs in it")
@@ -86,7 +92,8 @@ def load_yaml(path: str | Path) -> Document:
     if builder.problems:
         raise ConfigError(builder.problems)
     if not isinstance(data, dict):
-        raise _error(f"{source}:{_line(root)}", f"must be a mapping of sections (`run: ...`), not {show(data)}")
+        hint = in_file(text) or ("; a space must follow each colon" if isinstance(data, str) and ":" in data else "")
+        raise _error(f"{source}:{_line(root)}", f"must be a mapping of sections (`run: ...`), not {show(data)}{hint}")
     return Document(source, data, builder.positions)
 
 
@@ -103,10 +110,17 @@ def _read(path: Path, source: str) -> str:
     if len(raw) > MAX_BYTES:
         raise _error(source, f"is larger than {MAX_BYTES // 1024} KiB: that is no run file")
     try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise _error(f"{source}:{line}", f"not UTF-8 (byte {error.start + 1} of the file)") from None
+        return decode(raw)
+    except EncodingError as error:
+        raise _error(f"{source}:{error.line}" if error.line else source, str(error)) from None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _error(where: str, message: str) -> ConfigError:
@@ -118,13 +132,18 @@ def _line(node: yaml.Node) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's reader with YAML 1.2's scalars and a limit on nesting."""
+    """PyYAML's reader with YAML 1.2's scalars and limits on nesting and on the number of values."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     depth = 0
+    nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth += 1
+        self.nodes += not (isinstance(parent, yaml.MappingNode) and index is None)  # that is a key
+        if self.nodes > MAX_VALUES:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_VALUES} values", problem_mark=mark)
         if self.depth > MAX_DEPTH:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=mark)
@@ -137,8 +156,8 @@ class _Dumper(yaml.SafeDumper):
     """PyYAML's writer, with quotes around texts that YAML 1.1 or 1.2 would read as something else."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        # Line breaks other than \n survive only where they are escaped.
-        style = '"' if re.search("[\r\x85\u2028\u2029]", data) else None
+        # Line breaks other than \n survive only where they are escaped; some characters are refused without quotes.
+        style = '"' if re.search("[\r\x85\u2028\u2029]", data) or in_plain_text(data, key=True) else None
         return self.represent_scalar(f"{TAG}str", data, style=style)
 
 
@@ -164,7 +183,19 @@ def dump_yaml(data: Mapping[str, Any]) -> str:
     return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
+def _place(text: str, position: int) -> tuple[int, int]:
+    """Line and column, from 1."""
+    lines = re.split("\r\n?|\n", text[:position])
+    return len(lines), len(lines[-1]) + 1
+
+
 def _compose(text: str, source: str) -> yaml.Node | None:
+    separator = re.search("[\x85\u2028\u2029]", text)
+    if separator is not None:  # YAML 1.1 ends a line there, 1.2 and editors do not
+        number, at = _place(text, separator.start())
+        code = f"{ord(separator[0]):04X}"
+        message = f"not YAML: the separator U+{code} is not allowed (column {at}); delete it, or write \\u{code} in"
+        raise _error(f"{source}:{number}", f"{message} double quotes")
     try:
         loader = _Loader(text)
         try:
@@ -173,21 +204,28 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         finally:
             loader.dispose()
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise _error(f"{source}:{line}", f"not YAML: the character U+{error.character:04X} is not allowed") from None
+        number, at = _place(text, error.position)
+        message = f"not YAML: the character U+{error.character:04X} is not allowed (column {at}); delete it"
+        raise _error(f"{source}:{number}", message) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}" if mark else source
         column = f" (column {mark.column + 1})" if mark else ""
         context = f" {error.context}" if error.context and error.context != error.problem else ""
-        raise _error(place, f"not YAML: {error.problem}{context}{column}{_hint(error)}") from None
+        raise _error(place, f"not YAML: {error.problem}{context}{column}{_hint(error, text)}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as \UFFFFFFFF, which is no character
         raise _error(source, f"not YAML: {error}") from None
 
 
-def _hint(error: yaml.MarkedYAMLError) -> str:
+def _hint(error: yaml.MarkedYAMLError, text: str) -> str:
     if "\\t" in str(error.problem):
-        return "; indent with spaces, not tabs"
+        mark = error.problem_mark
+        before = re.split("\r\n?|\n", text)[mark.line][: mark.column] if mark else ""
+        return "; write a space there, not a tab" if before.strip() else "; indent with spaces, not tabs"
+    if odd := in_file(text):
+        return odd
+    if "cannot start any token" in str(error.problem) or "scanning an alias" in str(error.context):
+        return "; put a text that begins like this in quotes"
     if "mapping values are not allowed" in str(error.problem):
         return "; put a text that contains `: ` in quotes"
     return ""
@@ -210,6 +248,9 @@ class _Builder:
             raise _error(self.source, f"has more than {MAX_VALUES} values once its aliases are followed")
         if any(node is outer for outer in self._open):
             raise _error(f"{self.source}:{_line(node)}", "an alias refers to what it is a part of")
+        if len(self._open) > MAX_DEPTH:
+            message = f"nested deeper than {MAX_DEPTH} levels once its aliases are followed"
+            raise _error(f"{self.source}:{_line(node)}", message)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         self._open.append(node)
@@ -237,7 +278,7 @@ class _Builder:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "":
                 self._problem(key_node, path, "a key must be a text that is not empty")
                 continue
-            key, line = str(key_node.value), _line(key_node)
+            key, line = self._text(key_node, path, "the key "), _line(key_node)
             if key in lines:
                 self._problem(key_node, (*path, key), f"stands here twice, first in line {lines[key]}")
                 continue
@@ -251,24 +292,42 @@ class _Builder:
             own, self.positions = self.positions, {}
             for key, value in self.build(other, path).items():
                 data.setdefault(key, value)
-            own, self.positions = self.positions, own
-            for known, position in own.items():  # a key's own place wins over the merged one's
+            merged_positions, self.positions = self.positions, own
+            for known, position in merged_positions.items():  # a key's own place wins over the merged one's
                 self.positions.setdefault(known, position)
         return data
+
+    def _text(self, node: yaml.ScalarNode, path: KeyPath, what: str = "") -> str:
+        """The text of a node. JSON's escapes for two halves of a character are one."""
+        text = str(node.value)
+        if half_character(text):
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            text = str(node.value) if "\ufffd" in text else text
+        reason = half_character(text) or ("holds a zero character, which no text here does" if "\0" in text else "")
+        if not reason and node.style is None:
+            reason = in_plain_text(text, key=bool(what))
+        if reason:
+            self._problem(node, path, f"{what}{show(text)} {reason}", column=True)
+        return text
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         text, kind = str(node.value), str(node.tag).removeprefix(TAG)
         try:
             if kind in ("str", "merge"):
-                return text
+                return self._text(node, path)
             if kind == "null":
                 return None
             if kind == "bool":
                 return {"true": True, "false": False}[text.lower()]
             if kind == "int":
-                return int(text, {"0x": 16, "0o": 8}.get(text[:2], 10))
+                whole = int(text, {"0x": 16, "0o": 8}.get(text[:2], 10))
+                str(whole)  # of thousands of digits, which nothing could show either
+                return whole
             if kind == "float":
-                return float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text, flags=re.IGNORECASE))
+                number = float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text, flags=re.IGNORECASE))
+                if math.isinf(number) and "inf" not in text.casefold():
+                    self._problem(node, path, f"{show(text)} is larger than any number of 64 bits (1.8e308)")
+                return number
         except (ValueError, KeyError):  # `!!int x`, or a number with thousands of digits
             self._problem(node, path, f"{show(text)} is no {kind}")
             return None
@@ -278,7 +337,8 @@ class _Builder:
         tag = str(node.tag).replace(TAG, "!!")
         self._problem(node, path, f"the tag {tag} is not allowed; write plain texts, numbers, lists and mappings")
 
-    def _problem(self, node: yaml.Node, path: KeyPath, message: str) -> None:
+    def _problem(self, node: yaml.Node, path: KeyPath, message: str, *, column: bool = False) -> None:
+        message += f" (column {node.start_mark.column + 1})" if column else ""
         self.problems.append(Problem(f"{self.source}:{_line(node)}", dotted(path), message))
 
 
@@ -327,6 +387,9 @@ def apply_settings(document: Document, settings: Sequence[tuple[str, Any, Positi
 
 
 def _set(document: Document, override: str, position: Position) -> None:
+    reason = half_character(override)
+    if reason:
+        raise ValueError(reason)
     key, equals, text = override.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise ValueError("must be KEY=VALUE, such as optimiser.learning_rate=1e-4")

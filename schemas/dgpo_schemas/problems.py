@@ -64,7 +64,10 @@ def show(value: Any) -> str:
         return "a section"
     if isinstance(value, list):
         return "a list"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole numbers of thousands of digits
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
 
 

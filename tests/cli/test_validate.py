@@ -77,7 +77,7 @@ def test_prompt_files_are_read(dgpo: Run, file: Path, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
     done = dgpo("validate", file, "--set", f"prompts.train={tmp_path}/p.jsonl")
     assert (done.code, done.out) == (2, "")
-    assert done.err == f"prompts.train: {tmp_path}/p.jsonl:2: `prompt` must be a text that is not empty\n"
+    assert done.err == f"prompts.train: {tmp_path}/p.jsonl:2: `prompt` must be a text that is not empty, not 3\n"
 
 
 SHARED = "warning: prompts.heldout: 2 of 3 held-out prompts (67 %) are training prompts too, the first is 'b'"

@@ -39,7 +39,7 @@ def complaints(tmp_path: Path, text: str | bytes) -> list[str]:
         ("# nothing\n---\n", r"run.yaml: the file is empty"),
         ("- a\n- b\n", r"run.yaml:1: must be a mapping of sections .*not a list"),
         ("\n\njust text\n", r"run.yaml:3: must be a mapping of sections .*not 'just text'"),
-        (b"run: 1\nname: \xff\xfe\n", r"run.yaml:2: not UTF-8 \(byte 14 of the file\)"),
+        (b"run: 1\nname: \xff\xfe\n", r"run.yaml:2: not UTF-8 \(byte 7 of the line\)"),
         ("a: 1\nb: \x07\n", r"run.yaml:2: not YAML: the character U\+0007"),
         ("a: 1\nb: [1, 2\nc: 3\n", r"run.yaml:3: not YAML: .*\(column 2\)"),
         ("a:\n\tb: 1\n", r"run.yaml:2: not YAML: .*indent with spaces, not tabs"),
@@ -69,6 +69,77 @@ def complaints(tmp_path: Path, text: str | bytes) -> list[str]:
 def test_what_is_refused(tmp_path: Path, text: str | bytes, expected: str) -> None:
     (line,) = complaints(tmp_path, text)
     assert re.match(expected, line), line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"a: 1\nb: x\0y\n", r"run.yaml:2: holds a zero byte, which no text does \(byte 5 of the line\)"),
+        ('a:\n  b: "x\\0y"\n', r"run.yaml:2: a.b: 'x.x00y' holds a zero character.*\(column 6\)"),
+        ('a: "x\\ud83d"\n', r"run.yaml:1: a: .* holds half of a character \(the lone surrogate U\+D83D.*\(column 4\)"),
+        ('"a\\udc00": 1\n', r"run.yaml:1: the key .* holds half of a character"),
+        ("a:\n\u00a0 b: 1\n", r"run.yaml:2: the key .* holds U\+00A0 \(no-break space\).*\(column 1\)"),
+        ("a:\n  b:\u00a0x\n", r"run.yaml:2: a: .* holds U\+00A0 .*plain space there, or quote it \(column 3\)"),
+        ("a: \u00a0x\n", r"run.yaml:1: a: .* holds U\+00A0 .*\(column 4\)"),
+        ("a: 3\u200b\n", r"run.yaml:1: a: .* holds U\+200B \(zero-width space\)"),
+        ("a: 1\n\ufeffb: 2\n", r"run.yaml:2: the key .* holds U\+FEFF \(byte order mark\)"),
+        ("a:\u3000x\n", r"run.yaml:1: .* holds U\+3000 \(ideographic space\)"),
+        ("“a”: 1\n", r"run.yaml:1: the key .* is in typographic quotes \(“ is U\+201C\)"),
+        ("a: ‘x’\n", r"run.yaml:1: a: .* is in typographic quotes .*\(column 4\)"),
+        ("a：x\n", r"run.yaml:1: must be a mapping .*line 1, column 2, holds U\+FF1A \(full-width colon\)"),
+        ("a:\n  b：1\n  c: 2\n", r"run.yaml:3: not YAML: .*line 2, column 4, holds U\+FF1A"),
+        ("a:1\n", r"run.yaml:1: must be a mapping .*a space must follow each colon"),
+        ("a: 1\t\n", r"run.yaml:1: not YAML: .*write a space there, not a tab"),
+        ("a: @x\n", r"run.yaml:1: not YAML: .*put a text that begins like this in quotes"),
+        ("a: 1\nb: x\x9by\n", r"run.yaml:2: not YAML: the character U\+009B is not allowed \(column 5\)"),
+        ("a: 1\r\nb: x\u2028c: 3\n", r"run.yaml:2: not YAML: the separator U\+2028 is not allowed \(column 5\)"),
+        ("a: 0x" + "f" * 5000, r"run.yaml:1: a: '0xf+\.\.\. .* is no int"),
+        ("a: 1e400\n", r"run.yaml:1: a: '1e400' is larger than any number"),
+        ("a: 1\n".encode("utf-16-le"), r"run.yaml: seems to be UTF-16LE without a byte order mark"),
+        (b"\x1f\x8babc", r"run.yaml: is no text: it is a gzip file"),
+    ],
+)
+def test_characters_that_are_none_of_yaml(tmp_path: Path, text: str | bytes, expected: str) -> None:
+    (line,) = complaints(tmp_path, text)
+    assert re.match(expected, line), line
+
+
+def test_characters_that_are_meant(tmp_path: Path) -> None:
+    """In quotes everything may stand, and what languages are written with stands without quotes too."""
+    text = 'a: "\u00a0x\u200b"\n"b\u00a0": \'“x”\'\nc: enseigne\u00a0; « x »\nd: می\u200cخواهم\ne: it’s\n'
+    assert load(tmp_path, text).data == {
+        "a": "\u00a0x\u200b", "b\u00a0": "“x”", "c": "enseigne\u00a0; « x »", "d": "می\u200cخواهم", "e": "it’s",
+    }  # fmt: skip
+    assert load(tmp_path, 'a: "\\ud83d\\ude00"\n').data == {"a": "😀"}
+    assert load(tmp_path, "a: 1\n".encode("utf-16")).data == {"a": 1}
+    assert load(tmp_path, '{\n\t"a": {\n\t\t"b":\t1\n\t}\n}\n').data == {"a": {"b": 1}}
+
+
+def test_settings_are_read_in_the_same_way() -> None:
+    document = Document("run.yaml", {"a": 1})
+    for setting, expected in (
+        ('a="x\\0"', "zero character"),
+        ("a=“x”", "typographic quotes"),
+        ("a=x\udcff", "the byte 0xFF at character 4"),
+        ("a=3\u200b", r"U\+200B"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            apply_overrides(document, [setting])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["b{i}: {{<<: [*b{j}, *b{j}], k{i}: 1}}", "b{i}: {{<<: *b{j}, k{i}: 1}}", "b{i}: [*b{j}, *b{j}]"],
+)
+def test_merges_that_multiply_are_refused(tmp_path: Path, line: str) -> None:
+    lines = [line.format(i=i, j=i - 1).replace(f"b{i}:", f"b{i}: &b{i}", 1) for i in range(1, 200)]
+    (found,) = complaints(tmp_path, "\n".join(["b0: &b0 {k: 1}", *lines]))
+    assert re.search("more than 20000 values once its aliases|deeper than 40 levels once its aliases", found)
+
+
+def test_many_values_are_refused_before_they_are_all_read(tmp_path: Path) -> None:
+    (line,) = complaints(tmp_path, "a: [" + "x," * 21_000 + "]")
+    assert line.startswith("run.yaml:1: not YAML: more than 20000 values")
 
 
 def test_aliases_that_multiply_are_refused(tmp_path: Path) -> None:
@@ -156,17 +227,20 @@ def test_positions_are_lines(tmp_path: Path) -> None:
     assert line("nowhere") == ""
 
 
+valid = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
+"""Zero characters are refused."""
 json_like = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(min_size=1), inner, max_size=4),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(valid),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(valid, min_size=1), inner, max_size=4),
     max_leaves=20,
 )
 
 
-texts = st.text() | st.from_regex(r"[-+.]?[0-9][0-9.eExo+-]{0,4}", fullmatch=True)  # many look like numbers
+texts = st.text(valid) | st.from_regex(r"[-+.]?[0-9][0-9.eExo+-]{0,4}", fullmatch=True)  # many look like numbers
 
 
-@given(st.dictionaries(st.text(min_size=1), json_like | texts, min_size=1, max_size=5))
+@given(st.dictionaries(st.text(valid, min_size=1), json_like | texts, min_size=1, max_size=5))
+@example({"“a”": "“x”", "\u00a0b": "c:\u00a0", "\u200b": ["x\ufeff"]})
 @example({"name": "3e-4", "other": "0o7", "third": "1E5", "on": "yes", "date": "2025-01-01", "time": "1:30"})
 def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "written.yaml"
