@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,42 @@ def test_null_is_absent() -> None:
         parse(prompt(tag="colors", include=[bare | {"count": None}]))
 
 
+DOG = {"class": "dog", "count": 1}
+CAT = {"class": "cat", "count": 2}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"include": [{"class": "dog", "count": 1.0}, CAT | {"position": ["above", 0.0]}]},
+        {"include": [DOG | {"color": math.nan, "position": math.nan}, CAT | {"position": ["above", 0]}]},
+        {"include": [DOG | {"color": "", "position": ""}, CAT | {"position": '["above", 0]'}], "exclude": ""},
+        {"include": json.dumps([DOG, CAT | {"position": ["above", 0]}]), "exclude": "[]"},
+        {"include": [json.dumps(DOG), json.dumps(CAT | {"position": ["above", 0]})], "exclude": math.nan},
+        {"include": {"class": ["dog", "cat"], "count": [1, 2], "position": [None, ["above", 0]]}, "exclude": []},
+    ],
+)
+def test_what_tables_make_of_it(given: dict[str, Any]) -> None:
+    """Whole numbers with a point, NaN and empty cells, JSON in cells, and the lists of `datasets`."""
+    assert parse(prompt(tag="position", **given)) == parse(
+        prompt(tag="position", include=[DOG, CAT | {"position": ["above", 0]}])
+    )
+
+
+@pytest.mark.parametrize("value", [None, False, 0, "no", "", math.nan])
+def test_a_flag_of_another_tool_is_no_misspelling(value: Any) -> None:
+    assert parse(prompt(tag="colors", include=[DOG], excluded=value)).exclude == ()
+    with pytest.raises(UserError, match="unknown key 'excluded'; did you mean 'exclude'"):
+        parse(prompt(tag="colors", include=[DOG], excluded=[CAT]))
+
+
+def test_a_long_prompt_is_cut_in_messages() -> None:
+    with pytest.raises(UserError) as caught:
+        parse(Prompt("a dog " * 1000, {}))
+    assert len(str(caught.value)) < 500
+    assert "(6000 characters)" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("given", "near"),
     [
@@ -150,6 +187,14 @@ def test_a_key_like_one_that_is_missing_is_a_mistake(given: dict[str, Any], near
         (prompt(tag="colors", include=None), ["'include'", "must be a list, not null"]),
         (prompt(tag="colors", include="dog"), ["'include'", "must be a list, not 'dog'"]),
         (prompt(tag="colors", include=["dog"]), ["'include[0]'", 'such as {"class": "dog", "count": 1}, not \'dog\'']),
+        (
+            prompt(tag="colors", include="[{'class': 'dog'}]"),
+            ["'include'", "Python's notation", "\"[{'class': 'dog'}]\""],
+        ),
+        (prompt(tag="colors", include="[{"), ["'include'", "begins like JSON and is none: '[{'"]),
+        (prompt(tag="colors", include={"class": ["dog"], "count": [1, 2]}), ["'include'", "must be a list"]),
+        (dogs(count=1.5), ["'include[0].count'", "valid integer"]),
+        (dogs(count=math.inf), ["'include[0].count'", "valid integer"]),
         (dogs(count=0), ["'include[0].count'", "greater than or equal to 1"]),
         (dogs(count=True), ["'include[0].count'", "not the switch"]),
         (dogs(count="2"), ["'include[0].count'", "valid integer"]),

@@ -8,10 +8,11 @@ The format is that of djghosh13/geneval's `evaluation_metadata.jsonl`:
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
@@ -41,6 +42,40 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 """The colours a GenEval prompt may name, in the benchmark's order."""
 
 
+_LONGEST = 200
+"""Characters of a prompt in a message."""
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= _LONGEST else f"{text[:_LONGEST]!r}... ({len(text)} characters)"
+
+
+def _is_absent(value: Any) -> bool:
+    """Null, NaN and empty cells, with which tables fill the columns that a prompt does not have."""
+    return value is None or value == "" or (isinstance(value, float) and value != value)
+
+
+def _whole(value: Any) -> Any:
+    """1.0, as tables write whole numbers of columns in which some are missing, is 1."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _from_cell(value: Any) -> Any:
+    """A table's cell: a list or an object that a .csv file holds as JSON; a list of clauses that the library `datasets`
+    has turned into an object of lists. Everything else as it is. Raises ValueError for a text in Python's notation."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return _from_cell(json.loads(value))
+        except (ValueError, RecursionError):
+            python = "; Python's notation, in single quotes, is none" if "'" in value else ""
+            raise ValueError(f"is a text that begins like JSON and is none{python}: {show(value)}") from None
+    if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
+        columns = list(value.values())
+        if "class" in value and len({len(column) for column in columns}) == 1:
+            return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+    return value
+
+
 def _unknown(what: str, value: object, allowed: Iterable[str], cutoff: float = 0.5) -> ValueError:
     """`unknown colour 'gren'; did you mean 'green'? (allowed: ...)`."""
     choices = list(allowed)
@@ -60,8 +95,17 @@ class _Clause(StrictModel):
     @classmethod
     def _null_is_absent(cls, value: Any) -> Any:
         """Tables give every clause the columns of all, also of those that another kind of clause has."""
+        value = _from_cell(value)
         names = {field.alias or name for name, field in cls.model_fields.items()}
-        return {k: v for k, v in value.items() if v is not None or k in names} if isinstance(value, Mapping) else value
+        if not isinstance(value, Mapping):
+            return value
+        filled = {k: None if _is_absent(v) and v != "" else v for k, v in value.items()}
+        return {k: v for k, v in filled.items() if v is not None or k in names}
+
+    @field_validator("count", mode="before")
+    @classmethod
+    def _whole_count(cls, value: Any) -> Any:
+        return _whole(value)
 
 
 class Include(_Clause):
@@ -73,6 +117,11 @@ class Include(_Clause):
         default=None, description="Relation, and the index of the earlier `include` clause it refers to."
     )
 
+    @field_validator("color", mode="before")
+    @classmethod
+    def _no_color(cls, value: Any) -> Any:
+        return None if _is_absent(value) else value
+
     @field_validator("color")
     @classmethod
     def _known_color(cls, value: str | None) -> str | None:
@@ -83,11 +132,12 @@ class Include(_Clause):
     @field_validator("position", mode="before")
     @classmethod
     def _known_relation(cls, value: Any) -> Any:
-        if value is None:
+        value = _from_cell(value)
+        if _is_absent(value):
             return None
         if not isinstance(value, (list, tuple)) or len(value) != 2:
             raise ValueError(f"{value!r} is not [relation, index of an earlier include clause]")
-        relation, index = value
+        relation, index = value[0], _whole(value[1])
         if relation not in RELATIONS:
             raise _unknown("relation", relation, RELATIONS)
         if isinstance(index, bool) or not isinstance(index, int):
@@ -112,20 +162,22 @@ class Metadata(StrictModel):
     @classmethod
     def _no_misspelt_key(cls, value: Any) -> Any:
         """Other rewards' and tools' keys are welcome, but `exlude` is a mistake that would silently change the score: a
-        key like one of ours is refused where ours is not there."""
+        key like one of ours is refused where ours is not there and its value could be ours (`excluded: false` is
+        another tool's)."""
         if isinstance(value, Mapping):
-            absent = [name for name in cls.model_fields if value.get(name) is None]
-            for key in value:
-                near = difflib.get_close_matches(str(key).casefold(), absent, n=1, cutoff=0.8)
-                if near and key not in cls.model_fields:
+            absent = [name for name in cls.model_fields if _is_absent(value.get(name))]
+            for key, given in value.items():
+                near = difflib.get_close_matches(str(key).casefold().strip(), absent, n=1, cutoff=0.8)
+                clauses = isinstance(given, list | tuple | Mapping) or str(given).lstrip()[:1] in ("[", "{")
+                if near and key not in cls.model_fields and (clauses or near[0] != "exclude"):
                     raise ValueError(f"unknown key {key!r}; did you mean {near[0]!r}?")
         return value
 
-    @field_validator("exclude", mode="before")
+    @field_validator("include", "exclude", mode="before")
     @classmethod
-    def _none_is_none(cls, value: Any) -> Any:
-        """Null, as tables write it that give every prompt the same columns."""
-        return () if value is None else value
+    def _clauses(cls, value: Any, info: ValidationInfo) -> Any:
+        """As tables write them, which give every prompt the same columns."""
+        return () if info.field_name == "exclude" and _is_absent(value) else _from_cell(value)
 
     @field_validator("tag")
     @classmethod
@@ -187,7 +239,7 @@ def parse(prompt: Prompt) -> Metadata:
         if not prompt.metadata:
             message += " (it has no metadata: GenEval needs `tag` and `include`, in a .jsonl file or as `metadata`)"
         raise UserError(
-            f"prompt {prompt.text!r}: GenEval metadata{f', key {key!r}' if key else ''}: {message}"
+            f"prompt {_short(prompt.text)}: GenEval metadata{f', key {key!r}' if key else ''}: {message}"
         ) from error
 
 
@@ -204,13 +256,15 @@ def check_against(
     for key, clause in named:
         if clause.label not in labels:
             reason = _unknown("class", clause.label, labels)
-            raise UserError(f"prompt {prompt.text!r}: GenEval metadata, key '{key}.class': {reason}")
+            raise UserError(f"prompt {_short(prompt.text)}: GenEval metadata, key '{key}.class': {reason}")
         if clause.count > thresholds.per_class:
             raise UserError(
-                f"prompt {prompt.text!r}: GenEval metadata, key '{key}.count': {clause.count} is more than the "
+                f"prompt {_short(prompt.text)}: GenEval metadata, key '{key}.count': {clause.count} is more than the "
                 f"{thresholds.per_class} detections of a class that the detector keeps"
             )
         color = clause.color if isinstance(clause, Include) else None
         if colors and color is not None and color not in colors:
             reason = _unknown("colour", color, colors)
-            raise UserError(f"prompt {prompt.text!r}: GenEval metadata, key '{key}.color': {reason} for the detector")
+            raise UserError(
+                f"prompt {_short(prompt.text)}: GenEval metadata, key '{key}.color': {reason} for the detector"
+            )
