@@ -47,6 +47,13 @@ MARK = '"'
         ("＂OPEN＂ in full width", "OPEN"),
         ("“He said ‘OPEN’ ”", "He said ‘OPEN’"),
         ("a sign that says ❝OPEN❞", "OPEN"),
+        ("看板に｢営業中｣", "営業中"),
+        ("縦書きの﹁営業中﹂", "営業中"),
+        ("縦書きの﹃営業中﹄", "営業中"),
+        ("⹂OPEN” on a door", "OPEN"),
+        ("l’enseigne d’un café «L’été»", "L’été"),
+        ("„Sie sagt ‚Hallo‘“ auf einem Schild", "Sie sagt ‚Hallo‘"),
+        ("一块写着「他说『你好』」的牌子", "他说『你好』"),
         ('a sign that says "He said “Hi”"', "He said “Hi”"),
         ('“A street with a sign that says "OPEN".”', "OPEN"),
         ('“nice” "OPEN" “late”', "OPEN"),
@@ -120,6 +127,20 @@ def test_no_words_between_two_texts_are_the_target() -> None:
         ('a 12" record', "no text in double quotes"),
         ("a storefront with 'OPEN' on it", "; 'OPEN', in single quotes, does not count"),
         ("the baker's sign that says ‘GO ON’", "; ‘GO ON’, in single quotes, does not count"),
+        ("ein Schild mit ›OPEN‹", "; ›OPEN‹, in single quotes, does not count"),
+        ("une enseigne ‹OPEN›", "; ‹OPEN›, in single quotes, does not count"),
+        ("ein Schild mit ‚OPEN‘", "; ‚OPEN‘, in single quotes, does not count"),
+        ("en skylt med ’OPEN’", "; ’OPEN’, in single quotes, does not count"),
+        ("a sign ＇OPEN＇", "; ＇OPEN＇, in single quotes, does not count"),
+        ("a sign that says `OPEN`", "; '`OPEN`', in such marks, does not count"),
+        ("a sign that says ''OPEN''", "; \"''OPEN''\", in such marks, does not count"),
+        ("a sign that says ``OPEN''", "OPEN''\", in such marks, does not count"),
+        ("a sign that says &quot;OPEN&quot;", "; '&quot;OPEN&quot;', in such marks, does not count"),
+        ("写着《营业》的招牌", "; '《营业》', in such marks, does not count"),
+        ("a sign that says <<OPEN>>", "; '<<OPEN>>', in such marks, does not count"),
+        ("写着营业」的招牌", "; nothing opens what 」 closes"),
+        ("the baker's sign and the smith's sign", '(double quotes are "…", “…”, „…“, «…», »…«'),
+        ("写着「他说「你好」」的牌子", "a 「 that no 」 closes"),
         ("A sign that says “OPEN", "a “ that no ” closes"),
         ("A sign that says ”OPEN“", "a “ that no ” closes"),
         (r"A sign that says \"OPEN\"", "a backslash before a double quote"),
@@ -139,7 +160,9 @@ def test_faults_are_named(text: str, complaint: str) -> None:
 def test_metadata_go_first() -> None:
     assert target_of(Prompt('A "vintage" poster', {"target": "Casablanca"})) == "Casablanca"
     assert target_of(Prompt("no quotes at all", {"target": "x"})) == "x"
-    for wrong in ("", "  ", 3, None, ["OPEN"]):
+    for absent in (None, float("nan")):  # as tables fill a column
+        assert target_of(Prompt('A "vintage" poster', {"target": absent})) == "vintage"
+    for wrong in ("", "  ", 3, 2024.0, ["OPEN"]):
         with pytest.raises(UserError, match="metadata key `target`"):
             check_target(Prompt('A sign that says "OPEN"', {"target": wrong}))
 

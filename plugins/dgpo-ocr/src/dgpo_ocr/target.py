@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
 from dgpo_ocr.normal import is_lone_surrogate, squeeze
+from dgpo_schemas.problems import show
 
 if TYPE_CHECKING:
     from dgpo_ocr.rule import Rule
@@ -17,13 +18,26 @@ __all__ = ["check_target", "quoted", "short", "target_of"]
 
 _TYPOGRAPHIC = {
     "“": "”", "„": "“”", "‟": "”", "”": "”", "«": "»", "»": "«»", "「": "」", "『": "』", "〝": "〞〟", "＂": "＂",
-    "❝": "❞",
+    "❝": "❞", "｢": "｣", "﹁": "﹂", "﹃": "﹄", "⹂": "“”",
 }  # fmt: skip
 """Opening marks with what closes them, in the languages that do. » and ” open where they are not closing marks."""
 _ALIKE = "”＂"
 """Marks that open and close alike, or stand behind a number as inches."""
-_FAMILY = {mark: set(family) for family in ("“”„‟", "«»", "「」", "『』", "〝〞〟", "＂", "❝❞") for mark in family}
-_SINGLE = re.compile(r"(?<!\w)(?:'([^']+)'|‘([^’]+)’|‚([^‘’]+)[‘’]|‹([^›]+)›)(?!\w)")
+_FAMILY = {
+    mark: set(family)
+    for family in ("“”„‟⹂", "«»", "「」", "『』", "〝〞〟", "＂", "❝❞", "｢｣", "﹁﹂", "﹃﹄")
+    for mark in family
+}
+_SINGLE = re.compile(
+    r"(?<!\w)(?:'([^']{1,400})'|‘([^’]{1,400})’|’([^’]{1,400})’|‚([^‘’]{1,400})[‘’]|‹([^›]{1,400})›|›([^‹›]{1,400})[‹›]|＇([^＇]{1,400})＇|❛([^❜]{1,400})❜)(?!\w)"
+)
+_OTHER = re.compile(
+    r"(?<!\w)(?:''([^']{1,400})''|``([^'`]{1,400})''|`{1,3}([^`]{1,400})`{1,3}|´([^´]{1,400})´|″([^″]{1,400})″|′([^′]{1,400})′|״([^״]{1,400})״|<<([^<>]{1,400})>>)(?!\w)"
+    r"|《([^》]{1,400})》|〈([^〉]{1,400})〉|【([^】]{1,400})】|&quot;(.{1,400}?)&quot;|&#34;(.{1,400}?)&#34;"
+)
+"""Marks around a text that may be meant as quotes, and may be something else: they are named in the message."""
+_READ = '"…", “…”, „…“, «…», »…«, ”…”, 「…」, 『…』, 〝…〟 and ＂…＂'
+_CLOSING = set("".join(_TYPOGRAPHIC.values())) - set(_ALIKE)
 _NOT_IN_PAIRS = "the double quotes are not in pairs (after a number one is an inch mark, and needs no other)"
 _LONGEST = 200
 """Characters of a text in a message."""
@@ -60,19 +74,19 @@ def quoted(text: str, rule: Rule = "normalised") -> str:
 
 
 def target_of(prompt: Prompt, rule: Rule = "normalised") -> str:
-    """The text that must be read: the prompt's metadata `target` if there is one, else its quoted text. The rule
-    `flowgrpo` knows quotes only; a `target` may repeat them.
+    """The text that must be read: the prompt's metadata `target` if there is one, else its quoted text. Null and NaN,
+    as tables fill a column, are none. The rule `flowgrpo` knows quotes only; a `target` may repeat them.
 
     Raises ValueError saying what is wrong: no quoted text, one that leaves nothing to compare, a `target` that is no
     text.
     """
     origin = "its quotes"
-    if "target" not in prompt.metadata:
+    target = prompt.metadata.get("target")
+    if target is None or target != target:
         target = quoted(prompt.text, rule)
     else:
-        target = prompt.metadata["target"]
         if not isinstance(target, str):
-            raise ValueError(f"has {target!r} under the metadata key `target`, which must be a text")
+            raise ValueError(f"has {show(target)} under the metadata key `target`, which must be a text")
         if rule == "flowgrpo":
             in_quotes = quoted(prompt.text, rule)
             if in_quotes != target:
@@ -167,9 +181,19 @@ def _typographic(text: str) -> str:
         if found == mark:
             _pairs(text[place:], mark)
         return inside.strip()
-    single = _SINGLE.search(text)
-    hint = f"; {single[0]}, in single quotes, does not count" if single else ""
-    raise ValueError(f'has no text in double quotes, as in: a sign that says "OPEN"{hint}')
+    other, single = _OTHER.search(text), _SINGLE.search(text)
+    closing = next((mark for mark in text if mark in _CLOSING), "")
+    hint = ""
+    if other:
+        hint = f"; {short(other[0])}, in such marks, does not count"
+    elif single:
+        hint = f"; {single[0] if len(single[0]) <= _LONGEST else short(single[0])}, in single quotes, does not count"
+    elif closing:
+        hint = f"; nothing opens what {closing} closes"
+    raise ValueError(
+        f'has no text in double quotes, as in: a sign that says "OPEN"{hint} (double quotes are {_READ}; without them '
+        "the text may stand under the metadata key `target`)"
+    )
 
 
 def _partition(text: str, marks: str) -> tuple[str, str, str]:
