@@ -59,7 +59,7 @@ def sample(
 
     if prompts and file:
         raise UserError("give --prompt or --prompts, not both")
-    from dgpo_core.prompts import given, load_file
+    from dgpo_core.prompts import given, load_file, longer_than_read
     from dgpo_core.types import Prompt
 
     # Before the model is loaded, which takes longer.
@@ -77,6 +77,9 @@ def sample(
 
     if not chosen:
         chosen = (opened.prompts("heldout") or opened.prompts("train"))[:limit]
+    longer = longer_than_read(chosen, engine.backbone)
+    if longer is not None:
+        typer.echo(f"note: {longer}", err=True)
     video = engine.backbone.media == "video"
     if fps is not None and not video:
         raise UserError(f"--fps: the backbone {engine.config.backbone.use} makes images, which have no frame rate")

@@ -85,6 +85,11 @@ class Backbone(ABC):
         """Prompts to conditioning, one row each, on the device, without gradient. Rows are independent of each
         other and have one shape, so that the engine may cache and regroup them."""
 
+    def unread(self, texts: Sequence[str]) -> tuple[Sequence[int], int]:
+        """Which texts no text encoder reads to their end, by their places, and how many tokens are read at most. Users
+        are told of them before the run. By default none."""
+        return (), 0
+
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """Shape of one latent for media of this size in pixels. Raises UserError naming the nearest possible size."""

@@ -23,12 +23,22 @@ from dgpo_schemas.prompts import read_prompts
 from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
-    from dgpo_core.contracts import PromptSource, RewardModel
+    from dgpo_core.contracts import Backbone, PromptSource, RewardModel
     from dgpo_core.draws import Draws
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import PromptsBlock
 
-__all__ = ["check_prompts", "digest", "given", "load_file", "load_prompts", "of_iteration", "overlap", "some_of"]
+__all__ = [
+    "check_prompts",
+    "digest",
+    "given",
+    "load_file",
+    "load_prompts",
+    "longer_than_read",
+    "of_iteration",
+    "overlap",
+    "some_of",
+]
 
 MOST = 10_000_000
 """Prompts that a source may yield; a generator that never ends would be no list."""
@@ -174,6 +184,24 @@ def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> s
         f"prompts.heldout: {len(shared)} of {len(drawn)} held-out prompts ({_share(len(shared), len(drawn))}) are "
         f"training prompts too{f', {alike} of them but for case or spaces' if alike else ''}, the first is "
         f"{_shown(first.text)}{where}: evaluation then measures what was trained on; take them out of one of the two"
+    )
+
+
+def longer_than_read(prompts: Sequence[Prompt], backbone: Backbone) -> str | None:
+    """A warning with the number of prompts whose end the backbone's text encoders do not see; None if there are
+    none."""
+    different = list(dict.fromkeys(prompt.text for prompt in prompts))
+    unread, limit = backbone.unread(different)
+    if not unread:
+        return None
+    long = {different[i] for i in unread}
+    found = [prompt for prompt in prompts if prompt.text in long]
+    first = found[0]
+    where = f"{first.origin}, " if first.origin else ""
+    are = "is" if len(found) == 1 else "are"
+    return (
+        f"{len(found)} of {len(prompts)} prompts {are} longer than the text encoders read ({limit} tokens), the first "
+        f"is {where}{_shown(first.text)}: the model does not see what follows"
     )
 
 

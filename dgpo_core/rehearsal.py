@@ -10,9 +10,12 @@ from dgpo_core.prompts import of_iteration
 from dgpo_core.scoring import Scorer
 from dgpo_core.trainer import Trainer
 from dgpo_core.types import Prompt
+from dgpo_schemas.text import clean
 
 __all__ = ["rehearse"]
 
+SHOWN = 200
+"""Characters of the prompt that was drawn."""
 MEMBERS = 2
 """Samples drawn of one prompt."""
 
@@ -28,7 +31,7 @@ def rehearse(trainer: Trainer) -> dict[str, Any]:
         prompt, rewards = _score_one(trainer, engine.train_prompts, engine.scorer)
         if engine.heldout_prompts:
             _score_one(trainer, engine.heldout_prompts, engine.evaluation_scorer)
-        found = {**engine.facts(), "prompt": prompt.text, "rewards": rewards}
+        found = {**engine.facts(), "prompt": clean(prompt.text, SHOWN), "rewards": rewards}
         for note in engine.notes():
             trainer.progress.warn(f"warning: {note}")
         return found

@@ -25,7 +25,7 @@ from dgpo_core.optimise import Optimiser, UpdateResult
 from dgpo_core.pictures import write_pictures
 from dgpo_core.processes import shares
 from dgpo_core.progress import Progress, Silent
-from dgpo_core.prompts import of_iteration
+from dgpo_core.prompts import longer_than_read, of_iteration
 from dgpo_core.run_directory import RunDirectory
 from dgpo_core.scoring import merged, missing_beyond
 from dgpo_core.stopping import Interrupted, Limit, StopRequest, limit_reached
@@ -535,6 +535,9 @@ class Trainer:
         engine, config = self.engine, self.config
         engine.check_timesteps(self._timestep_context())
         _ = engine.objective, engine.weighting, engine.train_prompts, engine.heldout_prompts
+        # Before the rewards, which may refuse a prompt for what it lacks.
+        if (longer := longer_than_read([*engine.train_prompts, *engine.heldout_prompts], engine.backbone)) is not None:
+            self.progress.warn(f"warning: {longer}")
         _ = engine.scorer
         if config.prompts.heldout is not None:
             _ = engine.evaluation_scorer

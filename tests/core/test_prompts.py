@@ -13,14 +13,25 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given as given_by
 from hypothesis import strategies as st
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.prompts import check_prompts, digest, load_file, load_prompts, of_iteration, overlap, some_of
+from dgpo_core.prompts import (
+    check_prompts,
+    digest,
+    given,
+    load_file,
+    load_prompts,
+    longer_than_read,
+    of_iteration,
+    overlap,
+    some_of,
+)
 from dgpo_core.registry import Registry
+from dgpo_core.testing.toy import ToyBackbone
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.run import PromptsBlock
 
@@ -33,7 +44,7 @@ def order(prompts: list[Prompt], iterations: int, groups: int, seed: int = 0) ->
     return [int(p.text) for i in range(iterations) for p in of_iteration(prompts, i, groups, Draws(seed))]
 
 
-@given(count=st.integers(1, 12), groups=st.integers(1, 9), iterations=st.integers(1, 9), seed=st.integers(0, 99))
+@given_by(count=st.integers(1, 12), groups=st.integers(1, 9), iterations=st.integers(1, 9), seed=st.integers(0, 99))
 def test_every_prompt_once_per_pass(count: int, groups: int, iterations: int, seed: int) -> None:
     taken = order(numbered(count), iterations, groups, seed)
     assert len(taken) == iterations * groups
@@ -214,3 +225,35 @@ def test_prompts_are_read_without_torch() -> None:
         "overlap([Prompt('a')], [Prompt('b')], 1); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Reads(ToyBackbone):
+    """Twelve words of a text."""
+
+    def __init__(self) -> None:
+        pass
+
+    def unread(self, texts: Sequence[str]) -> tuple[Sequence[int], int]:
+        assert len(set(texts)) == len(texts)
+        return [i for i, text in enumerate(texts) if len(text.split()) > 12], 12
+
+
+def test_prompts_whose_end_is_not_read_are_counted_together() -> None:
+    short, long, longer = Prompt("a b", origin="p.txt:1"), Prompt("x " * 13, origin="p.txt:2"), Prompt("y " * 99)
+    assert longer_than_read([short, short], Reads()) is None
+    assert longer_than_read([], Reads()) is None
+    found = longer_than_read([short, long, longer, long, short], Reads())
+    assert found is not None
+    assert found.startswith("3 of 5 prompts are longer than the text encoders read (12 tokens), the first is p.txt:2, ")
+    alone = longer_than_read([longer], Reads())
+    assert alone is not None
+    assert alone.startswith("1 of 1 prompts is longer than the text encoders read (12 tokens), the first is 'y y")
+    assert len(alone) < 300
+
+
+def test_a_text_that_is_none_is_refused_wherever_it_comes_from(registry: Registry) -> None:
+    assert given("ein grüner Kreis 😀", "--prompt 1") == "ein grüner Kreis 😀"
+    with pytest.raises(UserError, match=r"--prompt 2: holds the byte 0xFF at character 3, which is not UTF-8"):
+        given("a \udcff", "--prompt 2")
+    with pytest.raises(UserError, match=r"--prompt 2: holds half of a character \(the lone surrogate U\+D83D"):
+        given("a \ud83d", "--prompt 2")

@@ -369,3 +369,20 @@ def test_impossible_sizes_are_refused(checkpoint: Path, build: Build, size: tupl
     message = f"{size[0]}x{size[1]} .* multiples of 8 from 8 to 64; the nearest is {nearest}"
     with pytest.raises(UserError, match=message):
         build(checkpoint).latent_shape(*size)
+
+
+@pytest.mark.parametrize(("t5", "length"), [(False, 0), (True, 16), (True, 48)])
+def test_what_is_too_long_is_counted_and_not_told_of_one_by_one(
+    request: pytest.FixtureRequest, build: Build, t5: bool, length: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A text is read to its end if another last letter makes another encoding."""
+    backbone = build(request.getfixturevalue("checkpoint_t5" if t5 else "checkpoint"), {"text_length": length})
+    lengths = [1, 14, 15, 16, 29, 30, 31, 32, 46, 47, 48, 200]
+    encoded = [[backbone.encode(["a" * (n - 1) + last]).tensors for last in "bc"] for n in lengths]
+    seen = [any(not torch.equal(one[key], other[key]) for key in one) for one, other in encoded]
+    assert set(seen) == {True, False}
+    unread, limit = backbone.unread(["a" * n for n in lengths])
+    assert [i not in unread for i in range(len(lengths))] == seen
+    assert limit == max(32, length)
+    assert list(backbone.unread([])[0]) == []
+    assert caplog.text == ""

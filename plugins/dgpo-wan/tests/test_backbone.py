@@ -301,3 +301,15 @@ def test_impossible_sizes_are_refused(checkpoint: Path, build: Build, size: tupl
 def test_more_frames_than_there_are_positions(checkpoint: Path, build: Build) -> None:
     with pytest.raises(UserError, match=r"frames: 129 is more than .* reach; the most is 125"):
         build(checkpoint, {"frames": 129}).latent_shape(*SIZE)
+
+
+def test_what_is_too_long_is_counted(build: Build, checkpoint: Path) -> None:
+    """A text is read to its end if another last letter makes another encoding."""
+    backbone = build(checkpoint, {"text_length": 16})
+    lengths = [1, 12, 13, 14, 15, 16, 17, 60]
+    encoded = [[backbone.encode(["a" * (n - 1) + last]).tensors["prompt_embeds"] for last in "bc"] for n in lengths]
+    seen = [not torch.equal(*pair) for pair in encoded]
+    assert set(seen) == {True, False}
+    unread, limit = backbone.unread(["a" * n for n in lengths])
+    assert [i not in unread for i in range(len(lengths))] == seen
+    assert (limit, list(backbone.unread([])[0])) == (16, [])

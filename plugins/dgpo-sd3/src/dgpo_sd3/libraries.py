@@ -6,13 +6,14 @@ part. What can really be wrong with a checkpoint is checked in `loading`, and sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import diffusers.utils.logging as diffusers_logging
 import transformers.utils.logging as transformers_logging
 
-__all__ = ["StableDiffusion3Pipeline", "quiet"]
+__all__ = ["StableDiffusion3Pipeline", "quiet", "unread"]
 
 
 @contextmanager
@@ -29,6 +30,20 @@ def quiet() -> Iterator[None]:
             library.set_verbosity(verbosity)
             if bars:
                 library.enable_progress_bar()
+
+
+def unread(texts: Sequence[str], readers: Sequence[tuple[Any, int]]) -> tuple[Sequence[int], int]:
+    """Which texts have more tokens than any reader takes, by their places, and how many tokens are taken at most.
+
+    readers: transformers' tokenizers, with how many tokens are read of what each of them gives.
+    """
+    left = list(range(len(texts)))
+    for tokenizer, limit in sorted(readers, key=lambda reader: -reader[1]):
+        if left:
+            with quiet():
+                found = tokenizer([texts[i] for i in left]).input_ids
+            left = [i for i, tokens in zip(left, found, strict=True) if len(tokens) > limit]
+    return (left, max(limit for _, limit in readers)) if readers else ((), 0)
 
 
 LIBRARIES = (diffusers_logging, transformers_logging)

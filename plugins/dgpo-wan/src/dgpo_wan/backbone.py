@@ -19,6 +19,7 @@ from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning
 from dgpo_sd3.adapter_files import FORMATS
+from dgpo_wan.libraries import prompt_clean, quiet, unread
 from dgpo_wan.loading import load_wan
 from dgpo_wan.lora import adapters_merged, adapters_off, add_lora, save_lora
 from dgpo_wan.options import COMPRESSION
@@ -115,7 +116,7 @@ class WanBackbone(Backbone):
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """{"prompt_embeds" [B, T, D]} in the frozen weights' dtype, T = `text_length`, as WanPipeline makes them:
         the tokens of a prompt attend to each other alone, and zeros follow them."""
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), quiet():  # `unread` counts what is too long
             prompt_embeds, _ = self._pipeline.encode_prompt(
                 list(texts),
                 do_classifier_free_guidance=False,
@@ -123,6 +124,12 @@ class WanBackbone(Backbone):
                 device=self.device,
             )
         return Conditioning({"prompt_embeds": prompt_embeds})
+
+    def unread(self, texts: Sequence[str]) -> tuple[Sequence[int], int]:
+        """Prompts of more than `text_length` tokens."""
+        tokenizer = self._pipeline.tokenizer
+        cleaned = [prompt_clean(text) for text in texts]
+        return unread(cleaned, [(tokenizer, self.options.text_length)] if tokenizer is not None else [])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """(C, f, h, w) for a video of `frames` frames of this size in pixels.

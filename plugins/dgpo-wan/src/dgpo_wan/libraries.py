@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dgpo_sd3.libraries import quiet
+from dgpo_sd3.libraries import quiet, unread
 
-__all__ = ["WanPipeline", "quiet"]
+__all__ = ["WanPipeline", "prompt_clean", "quiet", "unread"]
 
 with quiet():
     from diffusers import WanPipeline
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
