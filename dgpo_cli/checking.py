@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,6 +148,7 @@ def _add_options(given: dict[Key, Given], options: Sequence[str]) -> None:
 def _parse(options: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` settings and JSON objects as one mapping."""
     from dgpo_schemas.loading import Document, apply_overrides
+    from dgpo_schemas.prompts import loads, unreadable
 
     found: dict[str, Any] = {}
     settings = []
@@ -157,9 +157,13 @@ def _parse(options: Sequence[str]) -> dict[str, Any]:
             settings.append(option)
             continue
         try:
-            found |= json.loads(option)
-        except json.JSONDecodeError as error:
+            given = loads(option)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"--option {option}: is no JSON: {error}") from error
+        reason = unreadable(given)
+        if reason:
+            raise UserError(f"--option {option}: {reason}")
+        found |= given
     document = apply_overrides(
         Document("--option", {"options": found}, {}), settings, flag="--option", under="options."
     )  # fmt: skip

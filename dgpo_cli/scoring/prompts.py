@@ -152,7 +152,7 @@ def _by_name(files: Sequence[Path], source: Path, prompts: Sequence[Prompt]) -> 
         first = by_name.setdefault(_plain(name), bare)
         if first != bare:
             raise UserError(f"{prompt.origin}: {name} has another prompt in {first.origin}")
-    from_here = {_plain(os.path.abspath(name)): prompt for name, prompt in by_name.items()}
+    from_here = {_plain(os.path.abspath(os.path.expanduser(name))): prompt for name, prompt in by_name.items()}
     from_source = {_plain(os.path.abspath(source.parent / name)): prompt for name, prompt in by_name.items()}
     found = []
     for path in files:

@@ -55,7 +55,10 @@ class Place:
 
 
 def expand_home(text: str) -> str:
-    """`~` and `~user` at the beginning as home directories. Raises ValueError for a user whose home is not known."""
+    """`~` and `~user` at the beginning as home directories. Raises ValueError for a user whose home is not known, and
+    for a text that no path can be."""
+    if "\0" in text:
+        raise ValueError(f"{text!r}: no path holds a zero character")
     scheme, text = _split(text)
     if not text.startswith("~"):
         return scheme + text

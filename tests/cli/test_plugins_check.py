@@ -222,6 +222,11 @@ def test_parts_as_a_run_file_uses_them(dgpo: Run, known: Registry, tmp_path: Pat
         (["uniform", "--distribution", "toy"], "toy has no part 'uniform' (it has: brightness, toy)"),
         (["uniform", "--option", "a=1"], "--option: belongs to one part, and 2 are to be checked (weighting uniform, "),
         (["brightness", "--option", "{"], "--option {: is no JSON: "),
+        (["brightness", "--option", "{" * 9999], f"--option {'{' * 9999}: is no JSON: "),
+        (
+            ["brightness", "--option", '{"scale": "\\ud800"}'],
+            '--option {"scale": "\\ud800"}: `scale` holds half of a char',
+        ),
         (["brightness", "--option", "scale"], "--option scale: "),
         (["dgpo", "--prompts", "x.txt"], "--prompts x.txt: only rewards are shown prompts, and none is to be checked"),
         (["brightness", "--prompts", "x.txt"], "x.txt: "),

@@ -38,6 +38,12 @@ def test_home(home: Path) -> None:
         assert expand_home(text) == text
 
 
+def test_no_path_holds_a_zero_character() -> None:
+    for text in ("a\0", "~/a\0b", "local-dir:a\0"):
+        with pytest.raises(ValueError, match=r"x00.*: no path holds a zero character"):
+            expand_home(text)
+
+
 def test_a_home_that_is_not_known() -> None:
     with pytest.raises(
         ValueError, match=r"^'~no-such/a': the home directory of no-such is not known; .*, write \./~no-such/a$"

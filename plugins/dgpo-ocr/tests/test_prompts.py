@@ -145,7 +145,7 @@ def test_lists_that_cannot_be_used(words: Any, complaint: str) -> None:
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     file = tmp_path / "words.txt"
     file.write_bytes(b"one\n\xff\n")
-    with pytest.raises(UserError, match=r"words.txt: not UTF-8 \(byte 5\)"):
+    with pytest.raises(UserError, match=r"words.txt:2: not UTF-8 \(byte 1 of the line\)"):
         source(words=str(file))
     file.write_text('one\n\ntwo "three"\n')
     with pytest.raises(UserError, match=r"words.txt:3, 'two \"three\"', has a double quote"):

@@ -8,6 +8,7 @@ from split to split. Sentences are the same in both: held-out prompts test the s
 from __future__ import annotations
 
 import hashlib
+import re
 import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from dgpo_core.types import Prompt
 from dgpo_ocr.normal import fold, is_lone_surrogate, squeeze
 from dgpo_ocr.options import OcrPromptsOptions
 from dgpo_ocr.words import SIGNS, TEMPLATES, WORDS
+from dgpo_schemas.decoding import EncodingError, decode
+from dgpo_schemas.text import is_visible
 
 __all__ = ["HELDOUT_SHARE", "OcrPrompts", "Split", "split_entries"]
 
@@ -105,7 +108,7 @@ def _entries(words: list[str] | str | None) -> list[str]:
     if words is None:
         return [*WORDS, *SIGNS]
     if isinstance(words, str):
-        found = [(f"{words}:{number}", line) for number, line in enumerate(_lines(words), 1) if line.strip()]
+        found = [(f"{words}:{number}", line) for number, line in enumerate(_lines(words), 1) if is_visible(line)]
     else:
         found = [(f"entry {number} of `words`", word) for number, word in enumerate(words, 1)]
     for where, entry in found:
@@ -122,8 +125,9 @@ def _entries(words: list[str] | str | None) -> list[str]:
 
 def _lines(path: str) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 (byte {error.start + 1})") from error
+        text = decode(Path(path).read_bytes())
+    except EncodingError as error:
+        raise ValueError(error.at(path)) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return [line.strip().removeprefix("\ufeff") for line in re.split(r"\r*\n|\r", text)]
