@@ -22,6 +22,8 @@ from dgpo_schemas.prompts import loads, unreadable
 
 __all__ = ["prompts_for"]
 
+MOST = 16 << 20
+"""Bytes of a metadata file."""
 KEY = "file"
 """Key of a .jsonl line that names the file which the line is about."""
 
@@ -60,7 +62,11 @@ def _metadata(text: str) -> dict[str, Any]:
     if text.startswith("@"):
         where = f"--metadata {text}"
         try:
-            text = decode(at_home(Path(text[1:])).read_bytes())
+            with at_home(Path(text[1:])).open("rb") as handle:
+                raw = handle.read(MOST + 1)
+            if len(raw) > MOST:
+                raise EncodingError(f"is larger than {MOST >> 20} MiB: that is no prompt's metadata")
+            text = decode(raw)
         except EncodingError as error:
             raise UserError(error.at(where)) from None
         except (OSError, ValueError) as error:

@@ -42,8 +42,7 @@ def read_prompts(path: Path) -> dict[str, PromptRecord]:
     can be seen are passed over.
 
     Lines end in a line feed, a carriage return or both; no other character ends one. Byte order marks go, also those of
-    files that were joined. A pipe or another file without an ending under /dev (`<(...)`) holds what its first
-    character says. NaN in JSON is null.
+    files that were joined. A pipe (`<(...)`, /dev/stdin) holds what its first character says. NaN in JSON is null.
 
     Raises ValueError naming the file and the line: missing, unreadable, no text, another ending, a malformed line, a
     prompt that is empty or no valid text, no prompts at all.
@@ -78,7 +77,8 @@ def _kind(path: Path) -> str:
         there = path.exists()
         if path.is_dir():
             raise ValueError(f"{path}: is a directory, not a prompt file")
-        if not ending and there and (not path.is_file() or str(path).startswith(("/dev/", "/proc/"))):
+        passed_on = not ending and str(path).startswith(("/dev/", "/proc/"))  # /dev/stdin may be a file
+        if there and (passed_on or not path.is_file()):
             return ""
     except (OSError, UnicodeEncodeError):
         pass
