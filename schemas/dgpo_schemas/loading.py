@@ -359,6 +359,8 @@ def apply_overrides(document: Document, overrides: Sequence[str], *, flag: str =
     for number, override in enumerate(overrides):
         position = Position(f"{flag} {override}", MAX_BYTES + number)
         try:
+            if reason := half_character(override):
+                raise ValueError(reason)
             _set(changed, under + override, position)
         except ConfigError as error:
             problems += error.problems
@@ -387,9 +389,6 @@ def apply_settings(document: Document, settings: Sequence[tuple[str, Any, Positi
 
 
 def _set(document: Document, override: str, position: Position) -> None:
-    reason = half_character(override)
-    if reason:
-        raise ValueError(reason)
     key, equals, text = override.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise ValueError("must be KEY=VALUE, such as optimiser.learning_rate=1e-4")
