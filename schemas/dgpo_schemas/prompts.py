@@ -58,6 +58,8 @@ def read_prompts(path: Path) -> dict[str, PromptRecord]:
     first = text.lstrip("\ufeff \t\r\n")[:1]
     if first == "[" and (kind == ".json" or (kind != ".txt" and _is_list(text))):
         found = _entries(text, path)
+    elif kind == ".json" and (whole := _object_of(text)) is not None:
+        found = iter([(str(path), _record(whole, str(path), escapes=True))])
     elif kind in (".json", *LINES) or (not kind and first == "{"):
         found = _lines(text, path, _from_json)
     else:
@@ -142,6 +144,15 @@ def _hint(line: str, error: json.JSONDecodeError) -> str:
     return '; texts and keys stand in straight double quotes: "prompt"' if wrong else ""
 
 
+def _object_of(text: str) -> dict[str, Any] | None:
+    """What a file holds that is one object; None for another one."""
+    try:
+        data = loads(text.strip().removeprefix("\ufeff"))
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
 def _is_list(text: str) -> bool:
     """Whether what begins with a bracket is one list, rather than a line of its own among others."""
     body = text.lstrip("\ufeff \t\r\n")
@@ -203,6 +214,10 @@ def _instead(data: dict[str, Any]) -> str:
     more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
     likely = [key for key in keys if key.casefold().strip() in CAPTIONS and isinstance(data[key], str)]
     hint = ""
+    lists = [key for key in keys if isinstance(data[key], list) and data[key] and isinstance(data[key][0], dict | str)]
+    if len(lists) == 1 and not likely:
+        old = json.dumps(lists[0])
+        hint = f"; if {clean(lists[0], 30)} holds the prompts, take that list alone: jq '.[{old}]' FILE > NEW.json"
     if len(likely) == 1:
         old = json.dumps(likely[0])
         hint = f"; if {clean(likely[0], 30)} is meant, rename it: jq -c '.prompt = .[{old}] | del(.[{old}])' FILE > NEW"

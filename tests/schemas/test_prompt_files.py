@@ -91,6 +91,8 @@ def test_lists_and_endings_in_capitals(tmp_path: Path) -> None:
         ("p.json", b'["a"]\n["b"]', "p.json:1: not JSON: something follows"),
         ("p.json", b"[]", "p.json: has no prompts"),
         ("p.json", b"[3]", "p.json:1, entry 1: must be an object with a `prompt`, not 3"),
+        ("p.json", b'{"data": [\n{"prompt": "a"}], "n": 1}', "p.json: .*if data holds the prompts, take"),
+        ("p.json", b'{"prompt":\n["a", "b"]}', "p.json: `prompt` must be a text that is not empty, not a list"),
         ("p.jsonl", b'{\n"prompt": "a"\n}', "p.jsonl:1: not JSON: .*jq -c"),
         ("p.jsonl", "{“prompt”: “a”}".encode(), "p.jsonl:1: not JSON: .*straight double quotes"),
         ("p.jsonl", b'{"prompt": "a \\ud83d"}', r"p.jsonl:1: `prompt` holds half .*U\+D83D, character 3"),

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from dgpo_core.errors import UserError
 from dgpo_core.registry import Registry
 from dgpo_core.testing.contracts import check_reward
 from dgpo_core.types import Prompt
@@ -201,3 +202,17 @@ def test_the_examples_find_out_weights_that_know_nothing(
 ) -> None:
     with pytest.raises(AssertionError, match="good examples score above bad ones"):
         check_reward(pickscore(), images, prompts)
+
+
+def test_a_prompt_that_is_no_text_is_missing(pickscore: Build, images: Tensor) -> None:
+    """No tokenizer takes half of a character; the other samples have their values."""
+    reward = pickscore()
+    prompts = [Prompt("a circle"), Prompt("a circle \ud83d"), Prompt("a circle \udcff")]
+    scores = reward.score(images[:3], prompts)
+    assert scores.missing.tolist() == [False, True, True]
+    assert scores.values[0] == reward.score(images[:1], prompts[:1]).values[0]
+    assert "the prompt holds half of a character" in scores.diagnostics[1]["reason"]
+    assert "the prompt holds the byte 0xFF" in scores.diagnostics[2]["reason"]
+    reward.check_prompts(prompts[:1])
+    with pytest.raises(UserError, match="the prompt holds half of a character"):
+        reward.check_prompts(prompts)

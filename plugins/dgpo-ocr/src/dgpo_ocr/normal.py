@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["fold", "is_lone_surrogate", "squeeze"]
+__all__ = ["fold", "squeeze"]
 
 _ALIKE = {
     '"': "“”„‟″‶«»〝〞〟❝❞",
@@ -49,8 +49,3 @@ def squeeze(text: str) -> str:
     """`fold`, without any white space, two apostrophes as the one quote that they look like: what the rule `normalised`
     compares."""
     return "".join(fold(text).split()).replace("''", '"')
-
-
-def is_lone_surrogate(character: str) -> bool:
-    """Half of a character, as cut JSON escapes leave it: no file can hold it and no font has it."""
-    return "\ud800" <= character <= "\udfff"

@@ -19,11 +19,11 @@ from typing import Literal
 from dgpo_core.contracts import PromptSource
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
-from dgpo_ocr.normal import fold, is_lone_surrogate, squeeze
+from dgpo_ocr.normal import fold, squeeze
 from dgpo_ocr.options import OcrPromptsOptions
 from dgpo_ocr.words import SIGNS, TEMPLATES, WORDS
 from dgpo_schemas.decoding import EncodingError, decode
-from dgpo_schemas.text import is_visible
+from dgpo_schemas.text import is_visible, lone_surrogate
 
 __all__ = ["HELDOUT_SHARE", "OcrPrompts", "Split", "split_entries"]
 
@@ -118,7 +118,7 @@ def _entries(words: list[str] | str | None) -> list[str]:
             raise ValueError(
                 f"{where}, {entry!r}, has a double quote or ends in a backslash, which cannot be quoted in a prompt"
             )
-        if any(map(is_lone_surrogate, entry)):
+        if lone_surrogate(entry) is not None:
             raise ValueError(f"{where}, {entry!r}, has half of a character (a lone surrogate)")
     return [entry.strip() for _, entry in found]
 

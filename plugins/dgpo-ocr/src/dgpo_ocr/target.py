@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
-from dgpo_ocr.normal import is_lone_surrogate, squeeze
+from dgpo_ocr.normal import squeeze
 from dgpo_schemas.problems import show
+from dgpo_schemas.text import lone_surrogate
 
 if TYPE_CHECKING:
     from dgpo_ocr.rule import Rule
@@ -96,7 +97,7 @@ def target_of(prompt: Prompt, rule: Rule = "normalised") -> str:
                 )
         origin = "the metadata key `target`"
     if rule == "normalised":
-        if any(map(is_lone_surrogate, target)):
+        if lone_surrogate(target) is not None:
             raise ValueError(f"has half of a character (a lone surrogate) in {origin}")
         if not squeeze(target):
             raise ValueError(f"has no text in {origin}")

@@ -32,19 +32,23 @@ class PictureReward(RewardModel):
         super().__init__(options, device=device)
         self.encoder = encoder
 
+    def _unfit(self, prompt: Prompt) -> str | None:
+        """Why a prompt cannot be read; None if it can, or is not read."""
+        return None
+
     @torch.no_grad()
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         """Images [N, 3, H, W] or videos [N, F, 3, H, W], float in [0, 1], to values float32 [N] on the CPU.
 
-        Missing, with a `reason`: pictures without pixels, with values that are no numbers or outside [0, 1], and those
-        of which the network makes no number. Diagnostics are described with each reward; those of a video have
+        Missing, with a `reason`: pictures without pixels, with values that are no numbers or outside [0, 1], those of
+        which the network makes no number, and those whose prompt is read and no valid text. Diagnostics are described with each reward; those of a video have
         `frames`, the value of each scored frame. Raises ValueError for media of another shape or type, or not as many
         as prompts.
         """
         if len(media) != len(prompts):
             raise ValueError(f"{len(media)} media have {len(prompts)} prompts")
         frames = frames_of(media, self.options.every)
-        reasons = unreadable(frames)
+        reasons = [why or self._unfit(prompt) for why, prompt in zip(unreadable(frames), prompts, strict=True)]
         sound = [i for i, why in enumerate(reasons) if why is None]
         values = torch.full((len(frames),), torch.nan)
         diagnostics: list[dict[str, Any]] = [{"reason": why} for why in reasons]

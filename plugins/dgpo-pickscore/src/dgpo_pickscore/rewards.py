@@ -22,6 +22,7 @@ from dgpo_pickscore.base import PictureReward
 from dgpo_pickscore.cache import TextCache
 from dgpo_pickscore.encoders import TransformersEncoder
 from dgpo_pickscore.examples import looks, matches
+from dgpo_schemas.decoding import half_character
 
 if TYPE_CHECKING:
     from dgpo_pickscore.encoders import Encoder
@@ -52,6 +53,16 @@ class _TextReward(PictureReward):
     def examples(self) -> Sequence[Example]:
         """A photograph with its description; the same with wrong ones, and noise with the right one."""
         return matches()
+
+    def _unfit(self, prompt: Prompt) -> str | None:
+        reason = half_character(prompt.text)
+        return f"the prompt {reason}" if reason else None
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise UserError for a text that no tokenizer can read."""
+        for prompt in prompts:
+            if reason := self._unfit(prompt):
+                raise UserError(reason)
 
     def _encode(self, texts: Sequence[str]) -> list[Any]:
         batch = self.options.batch
