@@ -41,9 +41,9 @@ class PictureReward(RewardModel):
         """Images [N, 3, H, W] or videos [N, F, 3, H, W], float in [0, 1], to values float32 [N] on the CPU.
 
         Missing, with a `reason`: pictures without pixels, with values that are no numbers or outside [0, 1], those of
-        which the network makes no number, and those whose prompt is read and no valid text. Diagnostics are described with each reward; those of a video have
-        `frames`, the value of each scored frame. Raises ValueError for media of another shape or type, or not as many
-        as prompts.
+        which the network makes no number, and those whose prompt is read and no valid text. Diagnostics are described
+        with each reward; those of a video have `frames`, the value of each scored frame. Raises ValueError for media
+        of another shape or type, or not as many as prompts.
         """
         if len(media) != len(prompts):
             raise ValueError(f"{len(media)} media have {len(prompts)} prompts")
