@@ -139,9 +139,15 @@ def test_the_file_is_sound_without_the_mistakes(world: World) -> None:
 
 FILE: dict[str, tuple[str | bytes, str]] = {
     "not UTF-8": (
-        TEXT.encode().replace(b"name: toy", b"name: t\xf6y"), "run.yaml:1: not UTF-8 (byte 14 of the file)",
+        TEXT.encode().replace(b"name: toy", b"name: t\xf6y"),
+        "run.yaml:1: not UTF-8 (byte 14 of the line): 0xF6; in Windows-1252 it reads 'run: {name: töy, output: runs, "
+        "iteration'; if so, convert it: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW",
     ),
-    "UTF-16": (TEXT.encode("utf-16"), "run.yaml:1: not UTF-8 (byte 1 of the file)"),
+    "UTF-16 without its mark": (
+        TEXT.encode("utf-16-le"),
+        "run.yaml: seems to be UTF-16LE without a byte order mark, not UTF-8; convert it: iconv -f UTF-16LE -t UTF-8 "
+        "FILE > NEW",
+    ),
     "empty": ("", "run.yaml: the file is empty; see `dgpo validate --help` for what belongs in it"),
     "only a comment": ("# run\n", "run.yaml: the file is empty; see `dgpo validate --help` for what belongs in it"),
     "a list": ("- run\n- backbone\n", "run.yaml:1: must be a mapping of sections (`run: ...`), not a list"),
@@ -513,10 +519,14 @@ PROMPTS: dict[str, tuple[str, str | bytes | None, str]] = {
     "a line that is no object": ("p.jsonl", '{"prompt": "a"}\n"b"\n',
         "p.jsonl:2: must be an object with a `prompt`, not 'b'"),
     "a line without a prompt": ("p.jsonl", '{"prompt": "a"}\n{"text": "b"}\n',
-        "p.jsonl:2: `prompt` must be a text that is not empty"),
-    "not UTF-8": ("p.txt", b"a lamp\na l\xe4mp\n", "p.txt:2: not UTF-8 (byte 4 of the line)"),
+        "p.jsonl:2: `prompt` must be a text that is not empty (the keys are text); if text is meant, rename it: "
+        """jq -c '.prompt = .["text"] | del(.["text"])' FILE > NEW"""),
+    "not UTF-8": ("p.txt", b"a lamp\na l\xe4mp\n",
+        "p.txt:2: not UTF-8 (byte 4 of the line): 0xE4; in Windows-1252 it reads 'a lämp'; if so, convert it: "
+        "iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"),
     "another format": ("p.csv", "a,b\n",
-        "p.csv: a prompt file ends in .txt (one prompt a line) or .jsonl (one object a line)"),
+        "p.csv: a prompt file ends in .txt (one prompt a line) or .jsonl (one object a line), or in .json (one list); "
+        "pandas writes one: pandas.read_csv('p.csv').to_json('p.jsonl', orient='records', lines=True)"),
 }  # fmt: skip
 
 
@@ -545,15 +555,15 @@ def test_a_directory_of_prompts(world: World) -> None:
 
 
 def test_prompts_that_must_not_be_read(world: World) -> None:
-    read = Path.read_bytes
+    opened = Path.open
 
-    def guarded(self: Path) -> bytes:
+    def guarded(self: Path, *arguments: Any, **keywords: Any) -> Any:
         if self.name == "p.txt":  # root may read everything
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
-        return read(self)
+        return opened(self, *arguments, **keywords)
 
     world.write("p.txt", "a lamp\n")
-    world.monkeypatch.setattr(Path, "read_bytes", guarded)
+    world.monkeypatch.setattr(Path, "open", guarded)
     for command in ("validate", "train"):
         refused(
             world,
