@@ -112,7 +112,7 @@ def test_a_sampler_that_returns_something_else(
         ("None", "failed with TypeError"),
         ("['a']", "its prompt 0 is str, not a Prompt with a text"),
         ("[Prompt('a'), Prompt(3)]", "its prompt 1 is Prompt, not a Prompt with a text"),
-        ("[Prompt('\\ud83d')]", "its prompt 0 has half of a surrogate pair"),
+        ("[Prompt('\\ud83d')]", "half of a character"),
         ("cyclic()", "the metadata of its prompt 0: ValueError: Circular reference"),
         ("(Prompt('a') for _ in itertools.count())", "yields more than 3 prompts"),
     ],
