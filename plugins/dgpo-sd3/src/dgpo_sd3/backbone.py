@@ -19,7 +19,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning
 from dgpo_sd3.adapter_files import FORMATS
 from dgpo_sd3.libraries import quiet, unread
-from dgpo_sd3.loading import load_pipeline
+from dgpo_sd3.loading import load_sd3
 from dgpo_sd3.lora import adapters_merged, adapters_off, add_lora, save_lora
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class SD3Backbone(Backbone):
             self._transformer.compile()  # in place: parameters keep their names
 
     def _load(self, section: BackboneSection, options: SD3Options) -> Any:
-        return load_pipeline(section, options)
+        return load_sd3(section, options)
 
     def base_directory(self) -> Path | None:
         """The pipeline's directory; of a Hub repository the snapshot."""

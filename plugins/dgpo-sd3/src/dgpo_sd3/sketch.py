@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning
-from dgpo_core.weights import resolve_checkpoint
+from dgpo_core.weights import read_json, resolve_checkpoint, where_instead
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.libraries import StableDiffusion3Pipeline, quiet
 
@@ -82,10 +82,11 @@ def _configurations(checkpoint: str) -> dict[str, dict[str, Any]]:
         for name in ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
             path = directory / name / "config.json"
             if path.is_file():
-                found[name] = json.loads(path.read_text(encoding="utf-8"))
+                found[name] = read_json(path, "backbone.checkpoint")
         missing = [name for name in ("transformer", "vae", "text_encoder", "text_encoder_2") if name not in found]
         if missing:
-            raise UserError(f"backbone.checkpoint: {directory}/{missing[0]} has no config.json")
+            instead = where_instead(directory, "model_index.json")
+            raise UserError(f"backbone.checkpoint: {directory}/{missing[0]} has no config.json{instead}")
         return found
     published = known["transformer"]
     if checkpoint not in published:

@@ -9,12 +9,13 @@ import torch
 import transformers
 
 from dgpo_core.errors import UserError
-from dgpo_wan.checkpoints import Layout, Opened, load_model, load_pipeline, open_checkpoint
+from dgpo_sd3.checkpoints import Layout, Opened, load_model, load_pipeline, open_checkpoint
 from dgpo_wan.libraries import WanPipeline
 from dgpo_wan.options import COMPRESSION
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import BackboneSection
+    from dgpo_sd3.checkpoint_check import Index
     from dgpo_wan.options import WanOptions
 
 __all__ = ["load_wan"]
@@ -30,6 +31,7 @@ LAYOUT = Layout(
         "text_encoder": transformers.UMT5EncoderModel,
     },
     vocabularies={"tokenizer": ("tokenizer.json", "spiece.model")},
+    optional={},
 )
 TIED = "encoder.embed_tokens.weight"
 """Wan's text encoders are published with this weight as `shared.weight` alone and a configuration that says the two are
@@ -43,33 +45,33 @@ def load_wan(section: BackboneSection, options: WanOptions) -> WanPipeline:
     `transformer_2` is None where the pipeline would not use it (one without a boundary). Raises UserError for
     a checkpoint that is missing, cannot be fetched, damaged, or not Wan text-to-video.
     """
-    opened = open_checkpoint(section, LAYOUT)
-    two = _has_two_experts(opened)
+    opened = open_checkpoint(section, LAYOUT, wanted=_wanted, variant=options.variant)
+    two = "transformer_2" in opened.variants
     trained = "transformer_2" if two and options.expert == "low" else "transformer"
     dtype = getattr(torch, section.dtype)
     models: dict[str, torch.nn.Module | None] = {"transformer_2": None}
-    for name in LAYOUT.models:
-        if name == "transformer_2" and not two:
-            continue
+    for name in opened.variants:
         full = name == trained and section.train == "full"
         wanted = torch.float32 if name == "vae" or full else dtype
-        models[name] = load_model(opened, LAYOUT, name, wanted, tied=[TIED] if name == "text_encoder" else [])
+        models[name] = load_model(opened, name, wanted, tied=[TIED] if name == "text_encoder" else [])
     encoder: Any = models["text_encoder"]
     encoder.set_input_embeddings(encoder.get_input_embeddings())  # the encoder's own become the shared ones
-    pipeline = load_pipeline(opened, LAYOUT, models)
+    pipeline = load_pipeline(
+        opened,
+        models,
+        boundary_ratio=opened.index.number("boundary_ratio"),
+        expand_timesteps=opened.index.flag("expand_timesteps"),
+    )
     _check(pipeline, opened)
     return pipeline
 
 
-def _has_two_experts(opened: Opened) -> bool:
-    """Whether the pipeline changes from one transformer to another at a boundary (Wan 2.2 A14B)."""
-    boundary = opened.index.get("boundary_ratio") is not None
-    if boundary and not opened.has("transformer_2"):
-        raise UserError(
-            f"backbone.checkpoint: {opened.directory}/model_index.json has a boundary_ratio, but no transformer_2 to "
-            "change to"
-        )
-    return boundary
+def _wanted(index: Index) -> list[str]:
+    """Two transformers if the pipeline changes from one to another at a boundary (Wan 2.2 A14B)."""
+    boundary = index.number("boundary_ratio") is not None
+    if boundary and index.part("transformer_2") is None:
+        raise UserError(f"backbone.checkpoint: {index.path} has a boundary_ratio, but no transformer_2 to change to")
+    return [name for name in LAYOUT.models if boundary or name != "transformer_2"]
 
 
 def _check(pipeline: Any, opened: Opened) -> None:

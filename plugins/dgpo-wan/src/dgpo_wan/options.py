@@ -37,6 +37,16 @@ class WanOptions(Options):
         description="Which of Wan 2.2's two transformers is trained: the one for high noise (content and motion) or "
         "the one for low noise (detail). Checkpoints with one transformer take no notice.",
     )
+    variant: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+        json_schema_extra={"examples": ["fp16", "bf16", "non_ema"]},
+        description="Which weights are read where files have several, as model.fp16.safetensors has the variant fp16. "
+        "A model without this one is read as it is. By default the plain ones, or the only variant there is. The "
+        "precision is `backbone.dtype`, whatever is read.",
+    )
 
     @field_validator("frames")
     @classmethod

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTran
 
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning
-from dgpo_core.weights import resolve_checkpoint
+from dgpo_core.weights import read_json, resolve_checkpoint, where_instead
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.libraries import WanPipeline, quiet
 
@@ -64,12 +64,12 @@ def _configurations(checkpoint: str) -> dict[str, dict[str, Any]]:
     directory = Path(resolve_checkpoint(checkpoint))
     if directory.is_dir():
         found = {
-            path.parent.name: json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted(directory.glob("*/config.json"))
+            path.parent.name: read_json(path, "backbone.checkpoint") for path in sorted(directory.glob("*/config.json"))
         }
         missing = [name for name in ("transformer", "vae", "text_encoder") if name not in found]
         if missing:
-            raise UserError(f"backbone.checkpoint: {directory}/{missing[0]} has no config.json")
+            instead = where_instead(directory, "model_index.json")
+            raise UserError(f"backbone.checkpoint: {directory}/{missing[0]} has no config.json{instead}")
         return found
     if checkpoint not in known:
         raise UserError(

@@ -1,0 +1,197 @@
+"""Whether a checkpoint in diffusers' format is what a backbone can load: looked at before any weight is read.
+
+No library of models is imported. Whatever is wrong is a UserError of one line that names file and key, and the way on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dgpo_core.errors import UserError
+from dgpo_core.weights import check_file, check_weights, fetch_again, read_json, refuse_quantised, where_instead
+from dgpo_schemas.problems import nearest, show
+from dgpo_schemas.text import clean
+
+__all__ = ["CHECKPOINT", "INDEX", "Index", "Layout", "check_models", "check_tokenizers", "index_in", "read_index"]
+
+CHECKPOINT = "backbone.checkpoint"
+"""How messages begin."""
+INDEX = "model_index.json"
+KNOWN = {"StableDiffusion3Pipeline": "sd3", "WanPipeline": "wan"}
+"""Pipelines and their backbones, to point from one to the other."""
+SAME_PARTS = re.compile(r"StableDiffusion3(Img2Img|Inpaint|PAG|PAGImg2Img)Pipeline|Wan(VideoToVideo)Pipeline")
+"""Pipelines of the same models, used otherwise."""
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What checkpoints of an architecture consist of.
+
+    backbone: the name in a run file; pipeline: diffusers' class; models: subdirectory to class; vocabularies:
+    a tokenizer's subdirectory to the files of which one holds its vocabulary, without which transformers would make
+    an empty tokenizer; family: the models in words; optional: subdirectory of a model to how to do without it.
+    """
+
+    backbone: str
+    family: str
+    pipeline: Any
+    models: Mapping[str, Any]
+    vocabularies: Mapping[str, Sequence[str]]
+    optional: Mapping[str, str]
+
+    @property
+    def architecture(self) -> str:
+        """The class's name, which a checkpoint's index holds."""
+        name: str = self.pipeline.__name__
+        return name
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What a checkpoint's model_index.json says."""
+
+    path: Path
+    data: Mapping[str, Any]
+
+    def part(self, name: str) -> tuple[str, str] | None:
+        """Library and class of a part; None where it is left out, for which every program has its own way to write:
+        no key, null, [], [null], [null, null]. Raises UserError for anything else."""
+        value = self.data.get(name)
+        if value is None or (isinstance(value, list) and (len(value) < 2 or None in value[:2])):
+            if not value or all(one is None or isinstance(one, str) for one in value):
+                return None
+        elif isinstance(value, list) and len(value) == 2 and all(isinstance(one, str) and one for one in value):
+            return value[0], value[1]
+        raise UserError(
+            f"{CHECKPOINT}: {self.path}: {name} is {show(value)}; allowed is [library, class], or [null, null] for none"
+        )
+
+    def number(self, name: str) -> float | None:
+        """A setting between 0 and 1; None where there is none. Raises UserError for anything else."""
+        value = self.data.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise UserError(f"{CHECKPOINT}: {self.path}: {name} is {show(value)}; allowed is a number from 0 to 1")
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        """A setting that is true or false, by default false. Raises UserError for anything else."""
+        value = self.data.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise UserError(f"{CHECKPOINT}: {self.path}: {name} is {show(value)}; allowed is true or false")
+        return bool(value)
+
+
+def index_in(directory: Path, layout: Layout, given: str) -> Path:
+    """Path of the index in a directory. Raises UserError, saying where it is instead, if there is none.
+
+    given: what the run file says, which may be the name of a repository too.
+    """
+    path = directory / INDEX
+    if path.is_file():
+        return path
+    twice = "; a directory wins over the Hub repository of the same name" if NAME.fullmatch(given) else ""
+    raise UserError(
+        f"{CHECKPOINT}: {directory} has no {INDEX}{where_instead(directory, INDEX)}{twice}; allowed is a directory in "
+        f"diffusers' format ({layout.architecture}.save_pretrained), with the subdirectories "
+        f"{', '.join(layout.models)}, ..."
+    )
+
+
+def read_index(path: Path, source: str, layout: Layout) -> Index:
+    """The index of a checkpoint of this layout. Raises UserError for a damaged one, and for another architecture."""
+    data = read_json(path, CHECKPOINT)
+    found = data.get("_class_name")
+    if not isinstance(found, str) or not found:
+        raise UserError(
+            f"{CHECKPOINT}: {path} is not a pipeline's index: _class_name is {show(found)}, not the name of a pipeline"
+        )
+    if found != layout.architecture:
+        raise UserError(
+            f"{CHECKPOINT}: {source} holds a {clean(found, 100)}; the backbone {layout.backbone} allows "
+            f"{layout.architecture} alone ({layout.family}){_other(found, layout)}"
+        )
+    return Index(path, data)
+
+
+def _other(found: str, layout: Layout) -> str:
+    if found in KNOWN:
+        return f"; for this one write use: {KNOWN[found]}"
+    same = SAME_PARTS.fullmatch(found)
+    if same is not None and found.startswith(layout.architecture.removesuffix("Pipeline")):
+        return f"; it is made of the same models: write {layout.architecture} as _class_name into its {INDEX}"
+    near = nearest(found, KNOWN)
+    return near if near else f"; pipelines that are known: {', '.join(f'{p} ({b})' for p, b in KNOWN.items())}"
+
+
+def check_models(
+    directory: Path, layout: Layout, names: Iterable[str], *, variant: str | None = None
+) -> dict[str, str | None]:
+    """Check the models of these names, and tell which variant of its weights is to be read of each.
+
+    variant: the one preferred. Raises UserError for models that are missing, incomplete, damaged, quantised, or of
+    another class; and for a variant that none of them has.
+    """
+    chosen = {name: _check_model(directory / name, layout, name, variant) for name in names}
+    if variant is not None and variant not in chosen.values():
+        raise UserError(
+            f"backbone.options.variant: no model in {directory} has weights of the variant {clean(variant, 100)}; "
+            "leave the option out to read what there is"
+        )
+    return chosen
+
+
+def _check_model(directory: Path, layout: Layout, name: str, variant: str | None) -> str | None:
+    kind = layout.models[name]
+    where = f"{CHECKPOINT}: {name}"
+    library = kind.__module__.partition(".")[0]
+    again = fetch_again(directory.parent, name)
+    try:
+        path = directory / "config.json"
+        if not directory.exists():
+            raise UserError(f"{where}: {INDEX} lists it, but there is no directory {directory}{again}")
+        if not directory.is_dir():
+            raise UserError(f"{where}: {directory} is no directory")
+        if not path.is_file():
+            raise UserError(f"{where}: {directory} has no config.json{again}")
+        config = read_json(path, where)
+        refuse_quantised(config, path, where)
+        found = config.get("_class_name")
+        if library == "diffusers" and found is not None and found != kind.__name__:
+            raise UserError(f"{where}: {path} is of a {clean(str(found), 100)}, not of a {kind.__name__}")
+        return check_weights(directory, "diffusion_pytorch_model" if library == "diffusers" else "model", where,
+                             variant=variant)  # fmt: skip
+    except UserError as error:
+        if name not in layout.optional:
+            raise
+        raise UserError(f"{error}; or {layout.optional[name]}") from error
+
+
+def check_tokenizers(directory: Path, layout: Layout, left_out: Collection[str] = ()) -> None:
+    """Raise UserError for a tokenizer without vocabulary, or with damaged files."""
+    for name, files in layout.vocabularies.items():
+        if name in left_out:
+            continue
+        where, place = f"{CHECKPOINT}: {name}", directory / name
+        there = [file for file in files if (place / file).is_file()]
+        if not there:
+            do_without = f"; or {layout.optional[name]}" if name in layout.optional else ""
+            raise UserError(f"{CHECKPOINT}: {place} has no vocabulary: {' or '.join(files)}{do_without}")
+        if there == ["vocab.json"] and not (place / "merges.txt").is_file():
+            raise UserError(f"{CHECKPOINT}: {place} has vocab.json, but no merges.txt, without which it says nothing")
+        for file in there:
+            check_file(place / file, where)
+        settings = place / "tokenizer_config.json"
+        if settings.is_file():
+            length = read_json(settings, where).get("model_max_length")
+            if isinstance(length, bool) or not isinstance(length, int | float | None):
+                raise UserError(
+                    f"{where}: {settings}: model_max_length is {show(length)}; allowed is the number of tokens that "
+                    "the text encoder reads"
+                )

@@ -1,0 +1,194 @@
+"""Checkpoints in diffusers' format, whatever the architecture: finding, fetching and reading their parts.
+
+What an architecture's checkpoints consist of is a `Layout`; `checkpoint_check` looks at files before they are read.
+Only safetensors are read, never pickles. Whatever can be wrong is a UserError of one line.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+import transformers
+from huggingface_hub import hf_hub_download
+
+from dgpo_core.errors import UserError
+from dgpo_core.weights import resolve_checkpoint, unreachable
+from dgpo_schemas.text import error_text
+from dgpo_sd3.checkpoint_check import (
+    CHECKPOINT,
+    INDEX,
+    Index,
+    Layout,
+    check_models,
+    check_tokenizers,
+    index_in,
+    read_index,
+)
+from dgpo_sd3.libraries import quiet
+
+if TYPE_CHECKING:
+    from dgpo_schemas.run import BackboneSection
+
+__all__ = ["Layout", "Opened", "load_model", "load_pipeline", "open_checkpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A checkpoint on this machine.
+
+    left_out: models and tokenizers that are not there, or not wanted; variants: of every checked model the variant of
+    its weights that is read.
+    """
+
+    directory: Path
+    index: Index
+    layout: Layout
+    left_out: Collection[str]
+    variants: Mapping[str, str | None]
+
+
+def open_checkpoint(
+    section: BackboneSection,
+    layout: Layout,
+    *,
+    wanted: Callable[[Index], Iterable[str]],
+    variant: str | None = None,
+) -> Opened:
+    """Find or fetch the checkpoint that `section` names, and check everything of it that will be read.
+
+    wanted: which of the layout's models, by the index; a tokenizer goes with its text encoder; variant: of weights,
+    preferred where a model has several. Raises UserError for a checkpoint that is missing, cannot be fetched, is of
+    another architecture, incomplete, damaged or quantised.
+    """
+    source = resolve_checkpoint(section.checkpoint)
+    revision = section.revision
+    if Path(source).is_dir():
+        if revision is not None:
+            raise UserError(
+                f"backbone.revision: {revision} is set, but {source} is a directory; a revision is for a Hub "
+                "repository: leave it out"
+            )
+        directory = Path(source)
+        index = read_index(index_in(directory, layout, section.checkpoint), source, layout)
+        names = list(wanted(index))
+    else:
+        # The index first: it is a few lines, and tells whether the rest is wanted.
+        index = read_index(_fetched(section, lambda: hf_hub_download(source, INDEX, revision=revision)), source, layout)
+        names = list(wanted(index))
+        arguments: dict[str, Any] = dict.fromkeys(_left_out(layout, names) & layout.optional.keys())
+        if variant is not None:
+            arguments["variant"] = variant
+        directory = _fetched(
+            section, lambda: layout.pipeline.download(source, revision=revision, use_safetensors=True, **arguments)
+        )
+    left_out = _left_out(layout, names)
+    variants = check_models(directory, layout, names, variant=variant)
+    check_tokenizers(directory, layout, left_out)
+    return Opened(directory, index, layout, left_out, variants)
+
+
+def _left_out(layout: Layout, names: Collection[str]) -> set[str]:
+    """Models that are not among `names`, and the tokenizers of those text encoders."""
+    tokenizers = {name for name in layout.vocabularies if _encoder(name) not in names}
+    return (set(layout.models) - set(names)) | tokenizers
+
+
+def _encoder(tokenizer: str) -> str:
+    return tokenizer.replace("tokenizer", "text_encoder")
+
+
+def _fetched(section: BackboneSection, fetch: Callable[[], str | Path]) -> Path:
+    try:
+        return Path(fetch())
+    except Exception as error:  # of the Hub's client, of its network library, of diffusers
+        raise unreachable(CHECKPOINT, section.checkpoint, section.revision, error) from error
+
+
+def load_model(opened: Opened, name: str, dtype: torch.dtype, *, tied: Sequence[str] = ()) -> torch.nn.Module:
+    """One model of a checkpoint on the CPU. tied: weights that are another name for one which is there.
+
+    Raises UserError if it is damaged or lacks a weight: the libraries would fill it with random numbers.
+    """
+    kind, directory = opened.layout.models[name], opened.directory
+    where = f"{CHECKPOINT}: {directory / name}"
+    try:
+        # What is missing is said below, what is tied is not missing. Some classes draw weights before they are read.
+        with quiet(), torch.random.fork_rng(devices=[]):
+            model, info = kind.from_pretrained(
+                directory,
+                subfolder=name,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                variant=opened.variants[name],
+                output_loading_info=True,
+                local_files_only=True,
+            )
+    except Exception as error:  # libraries raise what they like for a file that is not as they think
+        raise UserError(f"{where} cannot be loaded as {kind.__name__}: {_reason(error)}") from error
+    missing = sorted(set(info["missing_keys"]) - set(tied))
+    if missing:
+        raise UserError(f"{where} lacks {len(missing)} of the weights of {kind.__name__}, among them {missing[0]}")
+    assert isinstance(model, torch.nn.Module)
+    return model
+
+
+def load_pipeline(opened: Opened, models: Mapping[str, torch.nn.Module | None], **settings: Any) -> Any:
+    """The pipeline of these models (None: left out) with the checkpoint's tokenizers and scheduler.
+
+    settings: the pipeline's own arguments, as the index has them. It is put together here and not by diffusers, whose
+    reading of an index stops at ways to leave a part out that are not its own. Raises UserError for damaged files.
+    """
+    parts: dict[str, Any] = {**models}
+    for name in opened.layout.vocabularies:
+        parts[name] = None if name in opened.left_out else _tokenizer(opened, name, models[_encoder(name)])
+    parts["scheduler"] = _scheduler(opened)
+    known = inspect.signature(opened.layout.pipeline.__init__).parameters
+    try:
+        with quiet():
+            pipeline = opened.layout.pipeline(**parts, **{k: v for k, v in settings.items() if k in known})
+            pipeline.register_to_config(_name_or_path=str(opened.directory))
+    except Exception as error:
+        raise UserError(f"{CHECKPOINT}: {opened.directory} cannot be loaded: {_reason(error)}") from error
+    return pipeline
+
+
+def _tokenizer(opened: Opened, name: str, encoder: Any) -> Any:
+    directory = opened.directory / name
+    _, named = opened.index.part(name) or ("", "")
+    kind = getattr(transformers, named, None) if named.endswith(("Tokenizer", "TokenizerFast")) else None
+    try:
+        with quiet():
+            tokenizer: Any = (kind or transformers.AutoTokenizer).from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # the tokenizers library raises plain ones
+        raise UserError(f"{CHECKPOINT}: {directory} cannot be loaded: {_reason(error)}") from error
+    if len(tokenizer) > encoder.config.vocab_size:
+        raise UserError(
+            f"{CHECKPOINT}: {directory} knows {len(tokenizer)} tokens, but {_encoder(name)} "
+            f"{encoder.config.vocab_size}: they do not belong together"
+        )
+    return tokenizer
+
+
+def _scheduler(opened: Opened) -> Any:
+    """The checkpoint's own; samplers bring theirs, so that its class matters to nobody but users of the pipeline."""
+    directory = opened.directory / "scheduler"
+    _, named = opened.index.part("scheduler") or ("", "")
+    kind = getattr(diffusers, named, None) if named.endswith("Scheduler") else None
+    try:
+        with quiet():
+            return (kind or diffusers.FlowMatchEulerDiscreteScheduler).from_pretrained(directory, local_files_only=True)
+    except Exception as error:
+        raise UserError(f"{CHECKPOINT}: {directory} cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    said = error_text(error).removeprefix(f"{type(error).__name__}: ")
+    return next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
