@@ -9,6 +9,8 @@ from pathlib import Path
 
 __all__ = ["fetch_again", "unfinished", "what_file", "where_instead"]
 
+PIPELINE = "model_index.json"
+"""What directories of a pipeline in diffusers' format hold."""
 CONVERT = (
     "read it once with the pipeline's class of diffusers, `from_single_file(FILE).save_pretrained(DIRECTORY)`, and "
     "give that directory"
@@ -21,17 +23,17 @@ LOOKED_AT = 5000
 """Entries of a directory above many others that are looked at."""
 
 
-def what_file(path: Path) -> str:
-    """Of a file where a directory is wanted: what it is, and the way on."""
-    if path.name in ("model_index.json", "config.json"):
+def what_file(path: Path, *, pipeline: bool) -> str:
+    """Of a file where a directory is wanted, of a pipeline or of one model: what it is, and the way on."""
+    if path.name in (PIPELINE, "config.json"):
         return f": give the directory that it lies in, {path.parent}"
     if path.name in ADAPTERS:
         return ", a LoRA: give the model that it was trained on"
     if path.suffix == ".gguf":
         return ", a quantised model in GGUF's format, which is not supported: take the original weights"
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and pipeline:
         return f", a checkpoint of a single file: {CONVERT}, or take the repository in diffusers' format"
-    if path.suffix in PICKLES:
+    if path.suffix in PICKLES and pipeline:
         return f", and pickles are not read: {CONVERT}"
     if path.suffix in ARCHIVES:
         return ": unpack it and give the directory"
@@ -53,7 +55,7 @@ def where_instead(directory: Path, wanted: str) -> str:
     ]
     if inner:
         return f"; there is one in {', '.join(sorted(dict.fromkeys(inner))[:SHOWN])}"
-    return _contents(directory)
+    return _contents(directory, wanted)
 
 
 def hub_repository(directory: Path) -> str | None:
@@ -109,7 +111,7 @@ def _of_entry(entry: Path, directory: Path, wanted: str) -> str:
     return f"; it is {what}, in which no snapshot has {wanted}{unfinished(entry)}; fetch it whole: {fetch}"
 
 
-def _contents(directory: Path) -> str:
+def _contents(directory: Path, wanted: str) -> str:
     """Told by what lies in it."""
     names = {entry.name for entry in _entries(directory)}
     if not names:
@@ -123,11 +125,13 @@ def _contents(directory: Path) -> str:
     gguf = sorted(name for name in names if name.endswith(".gguf"))
     if gguf:
         return f"; {gguf[0]} is a quantised model in GGUF's format, which is not supported: take the original weights"
-    if "config.json" in names:
+    if "config.json" in names and wanted == PIPELINE:
         return "; it holds one model, not a pipeline of several: give a directory that has it as a subdirectory"
     broken = unfinished(directory)
     if broken:
         return broken
+    if wanted != PIPELINE:
+        return ""
     single = sorted(name for name in names if name.endswith((".safetensors", *PICKLES)))
     return f"; {single[0]} is a checkpoint of a single file: {CONVERT}" if single else ""
 

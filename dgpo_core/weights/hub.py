@@ -55,7 +55,7 @@ def _why(repository: str, revision: str | None, error: BaseException) -> str:
     if names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"} and variable:
         return (
             f"{variable} is set, and the cache has not all of it; unset it, or fetch the repository where there is a "
-            f"network ({download})"
+            f"network ({download} --local-dir DIRECTORY) and give the directory"
         )
     if names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ProxyError"}:
         return (

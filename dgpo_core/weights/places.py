@@ -54,7 +54,7 @@ def locate(text: str, where: str, *, forms: str = FORMS) -> Path | None:
         said = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{where}: {shown} cannot be looked at: {said}; allowed is {forms}") from error
     if not stat.S_ISDIR(mode):
-        raise UserError(f"{where}: {shown} is a file{what_file(path)}; allowed is {forms}")
+        raise UserError(f"{where}: {shown} is a file{what_file(path, pipeline=forms is FORMS)}; allowed is {forms}")
     if not os.access(path, os.R_OK | os.X_OK):
         raise UserError(f"{where}: {shown} is a directory that you have no permission to read")
     return path.resolve()

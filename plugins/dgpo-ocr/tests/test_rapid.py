@@ -228,11 +228,17 @@ def test_models_of_ones_own(tmp_path: Path) -> None:
     made.close()
     nowhere, empty = tmp_path / "no.onnx", tmp_path / "empty.onnx"
     empty.write_bytes(b"")
+    pointer, noise = tmp_path / "pointer.onnx", tmp_path / "noise.onnx"
+    pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    noise.write_bytes(b"noise")
     without_characters = MODELS / "PP-OCRv6_det_small.onnx"
     for option, file, complaint in [
         ("detection_model", nowhere, "there is no model"),
         ("recognition_model", nowhere, "there is no model"),
-        ("recognition_model", empty, "cannot be loaded"),
+        ("recognition_model", empty, "is empty: download it again"),
+        ("recognition_model", pointer, "is a pointer of git-lfs"),
+        ("recognition_model", noise, "cannot be loaded"),
+        ("detection_model", tmp_path, r"is a directory; allowed is an .onnx file, such as empty.onnx"),
         ("recognition_model", without_characters, "no list of characters"),
     ]:
         with pytest.raises(UserError, match=complaint) as caught:

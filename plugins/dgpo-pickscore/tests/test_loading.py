@@ -92,8 +92,17 @@ def test_counters_of_older_versions_are_let_pass(pickscore: PickScore, copy: Pat
     torch.testing.assert_close(found.values, pickscore().score(images[:1], prompt).values, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "noise", "pickle"])
-def test_damaged_weights(pickscore: PickScore, copy: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    "damage, problem",
+    [
+        ("missing", "has no weights: there is no model.safetensors"),
+        ("truncated", "is no whole safetensors file: it has "),
+        ("noise", "do not begin with a header"),
+        ("pickle", "pytorch_model.bin alone, a pickle, which is not read"),
+        ("pointer", "is a pointer of git-lfs"),
+    ],
+)
+def test_damaged_weights(pickscore: PickScore, copy: Path, damage: str, problem: str) -> None:
     path = copy / WEIGHTS
     content = path.read_bytes()
     path.unlink()
@@ -103,7 +112,28 @@ def test_damaged_weights(pickscore: PickScore, copy: Path, damage: str) -> None:
         path.write_bytes(b"\xff" * 1000)
     elif damage == "pickle":  # it would load, but pickles are never read
         torch.save({}, path.parent / "pytorch_model.bin")
-    assert f"{copy} cannot be loaded as CLIPModel: " in message(pickscore, model=copy)
+    elif damage == "pointer":
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    text = message(pickscore, model=copy)
+    assert text.startswith(f"reward pickscore: option model: {copy}")
+    assert problem in text
+
+
+def test_the_only_variant_of_the_weights_is_read(pickscore: PickScore, copy: Path) -> None:
+    (copy / WEIGHTS).rename(copy / "model.fp16.safetensors")
+    assert pickscore(model=str(copy)).encoder.width == pickscore().encoder.width
+
+
+def test_a_quantised_model(pickscore: PickScore, copy: Path) -> None:
+    edit_json(copy / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    assert "says bitsandbytes (8 bit): the model is quantised" in message(pickscore, model=copy)
+
+
+def test_a_root_of_the_hubs_cache(pickscore: PickScore, copy: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--clip" / "snapshots" / "0123abc"
+    snapshot.parent.mkdir(parents=True)
+    copy.rename(snapshot)
+    assert f"the Hub's cache of org/clip: give {snapshot}" in message(pickscore, model=tmp_path / "models--org--clip")
 
 
 def test_half_precision_files_are_read_in_float32(pickscore: PickScore, copy: Path) -> None:
@@ -121,7 +151,7 @@ def test_another_architecture(pickscore: PickScore, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_no_configuration(pickscore: PickScore, copy: Path, content: str | None) -> None:
     (copy / "config.json").unlink() if content is None else (copy / "config.json").write_text(content)
-    assert "config.json " in message(pickscore, model=copy)
+    assert "config.json" in message(pickscore, model=copy)
 
 
 def test_loading_is_quiet_and_leaves_the_random_state_alone(
@@ -218,21 +248,31 @@ def test_a_head_that_holds_no_tensors(aesthetic: Aesthetic, tmp_path: Path, cont
     assert message(aesthetic, head=tmp_path / "head.pth").endswith("is no mapping of names to tensors")
 
 
-@pytest.mark.parametrize("name", ["head.pth", "head.safetensors"])
-def test_a_damaged_head(aesthetic: Aesthetic, tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"<!DOCTYPE html>")
-    assert f"{name} cannot be read: " in message(aesthetic, head=tmp_path / name)
+@pytest.mark.parametrize(
+    "name, content, problem",
+    [
+        ("head.pth", b"noise", "cannot be read: "),
+        ("head.pth", b"<!DOCTYPE html>", "is a page of a web site"),
+        ("head.safetensors", b"noise", "is no whole safetensors file"),
+        ("head.safetensors", b"", "is empty"),
+    ],
+)
+def test_a_damaged_head(aesthetic: Aesthetic, tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert f"{name} {problem}" in message(aesthetic, head=tmp_path / name)
 
 
 # -- the Hub --------------------------------------------------------------------------------------------------------
 
 
 def test_paths_that_do_not_exist(pickscore: PickScore, aesthetic: Aesthetic, head: Path) -> None:
-    assert "/no/where does not exist; allowed is a directory or a Hub repository" in message(
+    assert "there is no directory /no/where (the nearest that exists is /); allowed is a directory or" in message(
         pickscore, model="/no/where"
     )
     assert f"{head} is a file; allowed is a directory" in message(pickscore, model=head)
-    assert message(aesthetic, head="/no/head.pth").startswith("reward aesthetic: option head: /no/head.pth does not")
+    assert message(aesthetic, head="/no/head.pth").startswith(
+        "reward aesthetic: option head: there is no directory /no/head.pth"
+    )
 
 
 def test_a_revision_of_what_is_here(pickscore: PickScore, aesthetic: Aesthetic) -> None:
@@ -245,10 +285,11 @@ def test_repositories_that_cannot_be_fetched(
     pickscore: PickScore, aesthetic: Aesthetic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     text = message(pickscore, model="dgpo-tests/nothing", revision="v1")
-    assert text.startswith("reward pickscore: option model: dgpo-tests/nothing does not exist here, and as a Hub")
+    assert text.startswith("reward pickscore: option model: dgpo-tests/nothing is no directory here, and as a Hub")
     assert "at revision v1 it cannot be fetched: " in text
-    assert "hf download dgpo-tests/nothing --local-dir DIRECTORY" in text
+    assert "hf download dgpo-tests/nothing --revision v1 --local-dir DIRECTORY" in text
     assert "option processor: dgpo-tests/nothing" in message(pickscore, processor="dgpo-tests/nothing")
     assert "option head: dgpo-tests/nothing" in message(aesthetic, head="dgpo-tests/nothing")
 
@@ -281,4 +322,4 @@ def test_what_is_asked_of_the_hub(
 
 
 def test_a_head_that_is_not_there(aesthetic: Aesthetic, tmp_path: Path) -> None:
-    assert f"{tmp_path / 'other.pth'} cannot be read: " in message(aesthetic, head=tmp_path, head_file="other.pth")
+    assert f"{tmp_path / 'other.pth'} is not there: " in message(aesthetic, head=tmp_path, head_file="other.pth")

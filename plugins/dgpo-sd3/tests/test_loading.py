@@ -151,7 +151,8 @@ def test_a_hub_repository_that_cannot_be_fetched(build: Build, monkeypatch: pyte
     text = message(build, "dgpo-tests/nothing", revision="v1")
     assert "dgpo-tests/nothing is no directory here" in text
     assert "as a Hub repository at revision v1 it cannot be fetched: " in text
-    assert text.endswith("(hf download dgpo-tests/nothing --revision v1)")
+    assert "HF_HUB_OFFLINE is set" in text
+    assert "hf download dgpo-tests/nothing --revision v1 --local-dir DIRECTORY" in text
 
 
 def test_a_hub_repository(build: Build, checkpoint_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dgpo_core.errors import UserError
+from dgpo_core.weights import check_file
 from dgpo_geneval.detector import Box, Detection
 from dgpo_geneval.metadata import COLORS
 
@@ -165,6 +166,8 @@ def _load(options: ColorOptions, device: torch.device) -> tuple[Any, Any, dict[s
     file = Path(options.pretrained).expanduser()
     if not tagged and not file.is_file():
         raise UserError(f"{what} is neither a file nor one of open_clip's tags: {', '.join(tags) or 'there are none'}")
+    if not tagged:
+        check_file(file, what)
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):  # weights are drawn before they are loaded
             model = open_clip.create_model(

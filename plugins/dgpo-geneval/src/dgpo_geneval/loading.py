@@ -9,10 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
 from dgpo_core.errors import UserError
+from dgpo_core.weights import (
+    check_file,
+    check_weights,
+    locate,
+    read_json,
+    refuse_quantised,
+    unreachable,
+    where_instead,
+)
 from dgpo_geneval.classes import CLASSES, geneval_name
+from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
     from dgpo_geneval.options import Mask2FormerOptions
@@ -21,7 +30,7 @@ __all__ = ["Loaded", "load"]
 
 HERE = "detector mask2former: checkpoint"
 ARCHITECTURE = "Mask2FormerForUniversalSegmentation"
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
+FORMS = "a directory or a Hub repository (owner/name)"
 TRAINING_ONLY = "criterion."
 """Buffers of the training loss, which old checkpoints may lack."""
 
@@ -53,12 +62,13 @@ def load(options: Mask2FormerOptions) -> Loaded:
             f"detector mask2former needs transformers and scipy: pip install 'dgpo-geneval[mask2former]' ({error})"
         ) from error
     source, where = _source(options)
+    variant = _checked(Path(source)) if Path(source).is_absolute() else None
     with _quiet():
         try:
             config = AutoConfig.from_pretrained(source, revision=options.revision)
             pixels, _ = BaseImageProcessor.get_image_processor_dict(source, revision=options.revision)
-        except UNREADABLE as error:
-            raise _unreadable(where, error) from error
+        except Exception as error:  # the libraries raise what they like
+            raise _unreadable(options, where, error) from error
         if ARCHITECTURE not in (config.architectures or ()):
             found = ", ".join(config.architectures or ()) or config.model_type
             raise UserError(f"{HERE}: {where} holds {found}; allowed is {ARCHITECTURE}, trained for instances")
@@ -70,12 +80,13 @@ def load(options: Mask2FormerOptions) -> Loaded:
                 network, info = Mask2FormerForUniversalSegmentation.from_pretrained(
                     source,
                     revision=options.revision,
+                    variant=variant,
                     dtype=getattr(torch, options.dtype),
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,
                 )
-        except UNREADABLE as error:
-            raise _unreadable(where, error) from error
+        except Exception as error:  # the libraries raise what they like
+            raise _unreadable(options, where, error) from error
     _check_weights(info, where)
     scale, mean, std = _normalisation(pixels)
     return Loaded(network.eval().requires_grad_(False), names, scale, mean, std)
@@ -83,24 +94,40 @@ def load(options: Mask2FormerOptions) -> Loaded:
 
 def _source(options: Mask2FormerOptions) -> tuple[str, str]:
     """What transformers is told, and what a person is."""
-    path = Path(options.checkpoint).expanduser()
-    if path.is_dir():
+    path = locate(options.checkpoint, HERE, forms=FORMS)
+    if path is not None:
         if options.revision is not None:
             raise UserError(
                 f"detector mask2former: revision {options.revision} is set, but {path} is a directory; a revision is "
                 "for a Hub repository: leave it out"
             )
         return str(path), str(path)
-    if path.exists():
-        raise UserError(f"{HERE}: {path} is a file; allowed is a directory or a Hub repository (owner/name)")
-    if path.is_absolute() or options.checkpoint.startswith((".", "~")) or options.checkpoint.count("/") > 1:
-        raise UserError(f"{HERE}: there is no directory {path}; allowed is one, or a Hub repository (owner/name)")
     at = f" at revision {options.revision}" if options.revision else ""
     return options.checkpoint, f"the Hub repository {options.checkpoint}{at}"
 
 
-def _unreadable(where: str, error: Exception) -> UserError:
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _checked(directory: Path) -> str | None:
+    """The variant of the weights that is read from a directory; None for the plain ones. Raises UserError for what is
+    not there, damaged or quantised. Published weights of torch's kind are read too, as tensors alone."""
+    config = directory / "config.json"
+    if not config.is_file():
+        raise UserError(f"{HERE}: {directory} has no config.json{where_instead(directory, config.name)}")
+    refuse_quantised(read_json(config, HERE), config, HERE)
+    pickle = directory / "pytorch_model.bin"
+    if pickle.is_file() and not any(directory.glob("model*.safetensors")):
+        check_file(pickle, HERE)
+        return None
+    return check_weights(directory, "model", HERE)
+
+
+def _unreadable(options: Mask2FormerOptions, where: str, error: Exception) -> UserError:
+    cause: BaseException | None = error
+    while cause is not None:  # transformers tells in its own words of what the Hub's client says
+        if type(cause).__module__.startswith("huggingface_hub"):
+            return unreachable(HERE, options.checkpoint, options.revision, cause)
+        cause = cause.__cause__
+    said = error_text(error).removeprefix(f"{type(error).__name__}: ")
+    first = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
     return UserError(f"{HERE}: {where} cannot be loaded: {first}")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dgpo_core.errors import UserError
+from dgpo_core.weights import check_file, where_instead
 from dgpo_ocr.engine import Line
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ def _models(options: OcrOptions) -> dict[str, str]:
     for kind, directory in (("detection", options.detection_model), ("recognition", options.recognition_model)):
         found[f"text_{kind}_model_dir"] = directory
         found[f"text_{kind}_model_name"] = _name(Path(directory))
+        for weights in sorted(Path(directory).glob("inference.pd*")):
+            check_file(weights, "engine 'paddleocr'")
     return found
 
 
@@ -134,6 +137,9 @@ def _description(directory: Path) -> Any:
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"engine 'paddleocr': {file} cannot be read: {error.strerror}; is it a model?") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        instead = where_instead(directory, DESCRIPTION) if directory.is_dir() else ""
+        raise UserError(
+            f"engine 'paddleocr': {file} cannot be read: {error.strerror}{instead or '; is it a model?'}"
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"engine 'paddleocr': {file} is no YAML file; is it a model?") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgpo_core.errors import UserError
+from dgpo_core.weights import check_file
 from dgpo_ocr.engine import Line
 
 if TYPE_CHECKING:
@@ -83,9 +84,14 @@ class RapidEngine:
 def _model(chosen: str | None, shipped: Path, *, read: bool = False) -> str:
     """Path of a model. Raises UserError if it is not there, or if it reads but does not say which characters."""
     path = Path(chosen) if chosen is not None else shipped
+    if path.is_dir():
+        inner = ", ".join(sorted(p.name for p in path.glob("*.onnx"))[:5])
+        such = f", such as {inner} in it" if inner else ""
+        raise UserError(f"engine 'rapidocr': {path} is a directory; allowed is an .onnx file{such}")
     if not path.is_file():
         hint = "" if chosen is not None else "; dgpo-ocr is made for rapidocr 3.10, whose wheel has it"
         raise UserError(f"engine 'rapidocr': there is no model {path}{hint}")
+    check_file(path, "engine 'rapidocr'")
     if chosen is not None and read and "character" not in _metadata(path):
         # RapidOCR would fetch a list of characters for it.
         raise UserError(f"engine 'rapidocr': {path} has no list of characters in its metadata (key `character`)")

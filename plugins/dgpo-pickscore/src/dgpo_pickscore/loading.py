@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from dgpo_core.errors import UserError
+from dgpo_core.weights import (
+    check_file,
+    check_weights,
+    locate,
+    read_json,
+    refuse_quantised,
+    unreachable,
+    where_instead,
+)
 from dgpo_pickscore.libraries import quiet
 from dgpo_pickscore.pictures import Preprocessing
 
 __all__ = ["UNREADABLE", "fetch", "load_clip", "load_head", "load_preprocessing", "load_tokenizer", "reason"]
 
 UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError, pickle.UnpicklingError, EOFError)
-UNREACHABLE = (OSError, ValueError, EntryNotFoundError)
-HUB_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+FORMS = "a directory or a Hub repository (owner/name)"
 WEIGHTS = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 PROCESSOR = ("preprocessor_config.json", "processor_config.json", "tokenizer*.json", "special_tokens_map.json",
              "vocab.json", "merges.txt")  # fmt: skip
@@ -42,12 +48,15 @@ def fetch(source: str, revision: str | None, where: str, patterns: Sequence[str]
     A directory wins over a repository of the same name. Raises UserError, beginning with `where`, for a path that
     does not exist, a revision of a directory, and a repository that cannot be fetched.
     """
-    if not _on_the_hub(source, revision, where):
-        return Path(source).expanduser().resolve()
+    directory = locate(source, where, forms=FORMS)
+    if directory is not None:
+        if revision is not None:
+            raise UserError(f"{where}: {source} is a directory; a revision is for a Hub repository: leave it out")
+        return directory
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
-    except UNREACHABLE as error:
-        raise _unreachable(source, revision, where, error) from error
+    except Exception as error:  # of the Hub's client, or of its network library
+        raise unreachable(where, source, revision, error) from error
 
 
 def load_clip(directory: Path, where: str) -> Any:
@@ -56,15 +65,22 @@ def load_clip(directory: Path, where: str) -> Any:
     Only safetensors are read, never pickles. Raises UserError for another architecture, a damaged file, and weights of
     which one is missing, superfluous or of another shape, naming them.
     """
-    kind = _read_json(directory / "config.json", where).get("model_type")
+    file = directory / "config.json"
+    if not file.is_file():
+        raise UserError(f"{where}: {directory} has no config.json{where_instead(directory, file.name)}")
+    config = read_json(file, where)
+    kind = config.get("model_type")
     if kind != "clip":
         raise UserError(f"{where}: {directory} holds a model of the type {kind}; allowed is clip alone")
+    refuse_quantised(config, file, where)
+    variant = check_weights(directory, "model", where)
     try:
         with quiet():
             model, info = CLIPModel.from_pretrained(
                 directory,
                 torch_dtype=torch.float32,
                 use_safetensors=True,
+                variant=variant,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are listed then, and refused below
                 local_files_only=True,
@@ -84,6 +100,9 @@ def load_tokenizer(directory: Path, where: str) -> Any:
     """CLIP's tokenizer of a directory. Raises UserError without a vocabulary: transformers would make an empty one."""
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{where}: {directory} has no vocabulary: tokenizer.json or vocab.json")
+    for name in ("tokenizer.json", "vocab.json"):
+        if (directory / name).exists():
+            check_file(directory / name, where)
     try:
         with quiet():
             return CLIPTokenizer.from_pretrained(directory, local_files_only=True)
@@ -96,12 +115,12 @@ def load_preprocessing(directory: Path, where: str) -> Preprocessing:
     save. Raises UserError for what is missing, malformed, or not done here."""
     file = directory / "preprocessor_config.json"
     if file.is_file():
-        config = _read_json(file, where)
+        config = read_json(file, where)
     else:
         file = directory / "processor_config.json"
         if not file.is_file():
             raise UserError(f"{where}: {directory} has no preprocessor_config.json")
-        config = _read_json(file, where).get("image_processor", {})
+        config = read_json(file, where).get("image_processor", {})
     try:
         return Preprocessing.from_config(config)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -115,11 +134,12 @@ def load_head(source: str, name: str, revision: str | None, where: str) -> torch
     so that they cannot run code. Raises UserError for a file that is missing, damaged, or holds other tensors.
     """
     path = Path(source).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):
         if revision is not None:
             raise UserError(f"{where}: {source} is a file; a revision is for a Hub repository: leave it out")
     else:
         path = fetch(source, revision, where, [name]) / name
+    check_file(path, where)
     tensors = _read_tensors(path, where)
     first = tensors.get("layers.0.weight")
     head = _head(first.shape[1] if first is not None and first.dim() == 2 else 1)
@@ -177,37 +197,6 @@ def _check_keys(what: str, *, missing: Iterable[str], unexpected: Iterable[str],
     ]
     if problems:
         raise UserError(f"{what} do not match the model; {'; '.join(problems)}")
-
-
-def _read_json(path: Path, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{where}: {path} cannot be read: {reason(error)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: {path} is no JSON object")
-    return content
-
-
-def _on_the_hub(source: str, revision: str | None, where: str) -> bool:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if revision is not None:
-            raise UserError(f"{where}: {source} is a directory; a revision is for a Hub repository: leave it out")
-        return False
-    if path.exists() or not HUB_REPOSITORY.fullmatch(source):
-        problem = "is a file" if path.exists() else "does not exist"
-        raise UserError(f"{where}: {source} {problem}; allowed is a directory or a Hub repository (owner/name)")
-    return True
-
-
-def _unreachable(repository: str, revision: str | None, where: str, error: Exception) -> UserError:
-    at = f" at revision {revision}" if revision else ""
-    return UserError(
-        f"{where}: {repository} does not exist here, and as a Hub repository{at} it cannot be fetched: "
-        f"{reason(error)}; without a network, fetch it elsewhere (hf download {repository} --local-dir DIRECTORY) and "
-        "give its path instead of its name"
-    )
 
 
 def reason(error: Exception) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import UserError
+from dgpo_core.weights import check_file, locate, read_json, refuse_quantised, where_instead
 from dgpo_pickscore.encoders import Encoder
 from dgpo_pickscore.libraries import quiet
 from dgpo_pickscore.loading import UNREADABLE, fetch, reason
@@ -103,22 +104,34 @@ def _source(options: ClipScoreOptions) -> tuple[str, Path | None]:
     if options.revision is not None:
         raise UserError(f"reward clipscore: option revision: it is for {HUB} models, not for {options.model}")
     if options.model.startswith(LOCAL):
-        directory = Path(options.model.removeprefix(LOCAL)).expanduser()
-        return f"{LOCAL}{directory}", _weights_in(directory)
+        where = "reward clipscore: option model"
+        place = options.model.removeprefix(LOCAL)
+        found = locate(place, where, forms=f"{LOCAL}PATH of a directory")
+        if found is None:
+            raise UserError(f"{where}: there is no directory {place}; {HUB}{place} would be the Hub's")
+        return f"{LOCAL}{found}", _weights_in(found)
     if options.pretrained is None:
         raise UserError(
             f"reward clipscore: option pretrained: {options.model} would start from random weights; name a tag or a "
             "file"
         )
     file = Path(options.pretrained)
-    return options.model, file if file.is_file() else None
+    if not file.is_file():
+        return options.model, None
+    check_file(file, "reward clipscore: option pretrained")
+    return options.model, file
 
 
 def _weights_in(directory: Path) -> Path:
+    where, config = "reward clipscore: option model", directory / "open_clip_config.json"
     for name in FILES:
-        if (directory / name).is_file():
+        if (directory / name).exists():
+            if config.is_file():
+                refuse_quantised(read_json(config, where), config, where)
+            check_file(directory / name, where)
             return directory / name
-    raise UserError(f"reward clipscore: option model: {directory} has none of {', '.join(FILES)}")
+    instead = where_instead(directory, config.name)
+    raise UserError(f"{where}: {directory} has none of {', '.join(FILES)}{instead}")
 
 
 def _check_name(open_clip: Any, name: str, pretrained: str | None) -> None:
