@@ -152,6 +152,30 @@ def test_a_boundary_without_a_second_transformer(build: Build, copy: Path) -> No
     assert message(build, copy).endswith("has a boundary_ratio, but no transformer_2 to change to")
 
 
+@pytest.mark.parametrize("value", ["0.875", True, 2, [0.5], -0.1])
+def test_a_boundary_that_is_no_number(build: Build, copy: Path, value: Any) -> None:
+    edit_json(copy / "model_index.json", boundary_ratio=value)
+    assert "model_index.json: boundary_ratio is " in message(build, copy)
+
+
+@pytest.mark.parametrize("value", ["yes", 1])
+def test_times_per_patch_are_true_or_false(build: Build, copy: Path, value: Any) -> None:
+    edit_json(copy / "model_index.json", expand_timesteps=value)
+    assert "model_index.json: expand_timesteps is " in message(build, copy)
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+def test_a_quantised_part(build: Build, copy: Path, part: str) -> None:
+    edit_json(copy / part / "config.json", quantization_config={"quant_method": "gguf"})
+    assert f"{copy}/{part}/config.json: quantization_config says gguf: the model is quantised" in message(build, copy)
+
+
+def test_a_second_transformer_that_was_not_downloaded(build: Build, two_experts: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(two_experts, tmp_path / "two"))
+    shutil.rmtree(copy / "transformer_2")
+    assert "transformer_2: model_index.json lists it, but there is no directory" in message(build, copy)
+
+
 def test_an_older_index_does_not_name_what_came_later(build: Build, copy: Path) -> None:
     path = copy / "model_index.json"
     index = json.loads(path.read_text())

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from dgpo_core.errors import UserError
 from dgpo_core.weights import check_file, check_weights, fetch_again, read_json, refuse_quantised, where_instead
-from dgpo_schemas.problems import nearest, show
+from dgpo_schemas.problems import show
 from dgpo_schemas.text import clean
 
 __all__ = ["CHECKPOINT", "INDEX", "Index", "Layout", "check_models", "check_tokenizers", "index_in", "read_index"]
@@ -126,8 +127,12 @@ def _other(found: str, layout: Layout) -> str:
     same = SAME_PARTS.fullmatch(found)
     if same is not None and found.startswith(layout.architecture.removesuffix("Pipeline")):
         return f"; it is made of the same models: write {layout.architecture} as _class_name into its {INDEX}"
-    near = nearest(found, KNOWN)
-    return near if near else f"; pipelines that are known: {', '.join(f'{p} ({b})' for p, b in KNOWN.items())}"
+    near = get_close_matches(found, KNOWN, n=1, cutoff=0.85)
+    return (
+        f"; did you mean {near[0]}?"
+        if near
+        else f"; pipelines that are known: {', '.join(f'{p} ({b})' for p, b in KNOWN.items())}"
+    )
 
 
 def check_models(

@@ -61,8 +61,10 @@ def load_sd3(section: BackboneSection, options: SD3Options) -> StableDiffusion3P
     opened = open_checkpoint(section, LAYOUT, wanted=wanted, variant=options.variant)
     dtype = getattr(torch, section.dtype)
     dtypes = {"vae": torch.float32, "transformer": torch.float32 if section.train == "full" else dtype}
-    models = {name: load_model(opened, name, dtypes.get(name, dtype)) for name in opened.variants}
-    pipeline = load_pipeline(opened, {"text_encoder_3": None} | models)
+    models: dict[str, torch.nn.Module | None] = {"text_encoder_3": None}
+    for name in opened.variants:
+        models[name] = load_model(opened, name, dtypes.get(name, dtype))
+    pipeline: StableDiffusion3Pipeline = load_pipeline(opened, models)
     if pipeline.vae.config.shift_factor is None:
         raise UserError(
             f"backbone.checkpoint: {opened.directory}/vae/config.json has no shift_factor, which Stable Diffusion 3's "

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning
 from dgpo_core.weights import read_json, resolve_checkpoint, where_instead
+from dgpo_schemas.text import error_text
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.libraries import StableDiffusion3Pipeline, quiet
 
@@ -37,6 +38,15 @@ class SD3Sketch(SD3Backbone):
 
     def _load(self, section: BackboneSection, options: SD3Options) -> Any:
         configs = _configurations(section.checkpoint)
+        try:
+            return self._made_of(configs, section, options)
+        except Exception as error:  # the libraries raise what they like for a value that they do not expect
+            said = error_text(error, 300).replace("\n", " ")
+            raise UserError(
+                f"backbone.checkpoint: no model can be made of the config.json files of {section.checkpoint}: {said}"
+            ) from error
+
+    def _made_of(self, configs: dict[str, dict[str, Any]], section: BackboneSection, options: SD3Options) -> Any:
         self._clip_tokens = configs["text_encoder"].get("max_position_embeddings", 77)
         t5 = options.text_length > 0 and not options.drop_t5 and "text_encoder_3" in configs
         dtype = getattr(torch, section.dtype)

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTran
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning
 from dgpo_core.weights import read_json, resolve_checkpoint, where_instead
+from dgpo_schemas.text import error_text
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.libraries import WanPipeline, quiet
 
@@ -34,6 +35,15 @@ class WanSketch(WanBackbone):
 
     def _load(self, section: BackboneSection, options: WanOptions) -> Any:
         configs = _configurations(section.checkpoint)
+        try:
+            return self._made_of(configs, section, options)
+        except Exception as error:  # the libraries raise what they like for a value that they do not expect
+            said = error_text(error, 300).replace("\n", " ")
+            raise UserError(
+                f"backbone.checkpoint: no model can be made of the config.json files of {section.checkpoint}: {said}"
+            ) from error
+
+    def _made_of(self, configs: dict[str, dict[str, Any]], section: BackboneSection, options: WanOptions) -> Any:
         dtype = getattr(torch, section.dtype)
         with self.device, quiet():
             transformer = WanTransformer3DModel.from_config(configs["transformer"])

@@ -1,0 +1,261 @@
+"""Checkpoints as people have them: indices of other programs, variants, quantised parts, broken downloads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dgpo_core.errors import UserError
+from dgpo_sd3.backbone import SD3Backbone
+from dgpo_sd3.testing import make_tiny_checkpoint
+
+Build = Callable[..., SD3Backbone]
+
+PLAIN = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint without T5."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+
+@pytest.fixture
+def copy_t5(checkpoint_t5: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint with T5."""
+    return Path(shutil.copytree(checkpoint_t5, tmp_path / "copy"))
+
+
+def message(build: Build, directory: Path | str, options: dict[str, Any] | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        build(directory, options)
+    text = str(caught.value)
+    assert text.startswith("backbone.")
+    assert "\n" not in text
+    return text
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def embedded(backbone: SD3Backbone) -> torch.Tensor:
+    return backbone.encode(["a longer prompt than the shortest"]).tensors["prompt_embeds"]
+
+
+# -- the index --------------------------------------------------------------------------------------------------------
+
+ABSENT: list[Any] = [None, [None, None], [None], [], ["transformers", None], ...]
+
+
+@pytest.mark.parametrize("value", ABSENT)
+def test_ways_to_leave_a_part_out(build: Build, copy: Path, value: Any) -> None:
+    path = copy / "model_index.json"
+    index = json.loads(path.read_text())
+    for name in ("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor"):
+        del index[name]
+        if value is not ...:
+            index[name] = value
+    path.write_text(json.dumps(index))
+    assert build(copy, {"text_length": 4})._pipeline.text_encoder_3 is None
+
+
+@pytest.mark.parametrize(
+    "value", ["T5EncoderModel", 3, {}, {"a": 1}, ["transformers", 3], ["a", "b", "c"], True, ["", ""]]
+)
+def test_a_part_that_is_none_of_these(build: Build, copy: Path, value: Any) -> None:
+    edit(copy / "model_index.json", text_encoder_3=value)
+    text = message(build, copy, {"text_length": 4})
+    assert f"{copy}/model_index.json: text_encoder_3 is " in text
+    assert "allowed is [library, class], or [null, null] for none" in text
+
+
+def test_an_index_with_a_byte_order_mark(build: Build, copy: Path) -> None:
+    path = copy / "model_index.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    build(copy)
+
+
+@pytest.mark.parametrize(
+    "found, hint",
+    [
+        ("WanPipeline", "for this one write use: wan"),
+        ("StableDiffusion3Img2ImgPipeline", "write StableDiffusion3Pipeline as _class_name"),
+        ("StableDiffusion3Pipelin", "did you mean StableDiffusion3Pipeline?"),
+        ("FluxPipeline", "pipelines that are known: StableDiffusion3Pipeline (sd3), WanPipeline (wan)"),
+        ("Evil\x1b[31m", r"holds a Evil\x1b[31m;"),
+    ],
+)
+def test_the_nearest_family(build: Build, copy: Path, found: str, hint: str) -> None:
+    edit(copy / "model_index.json", _class_name=found)
+    assert hint in message(build, copy)
+
+
+@pytest.mark.parametrize("found", [None, 3, [], ["StableDiffusion3Pipeline"], ""])
+def test_an_index_that_names_no_pipeline(build: Build, copy: Path, found: Any) -> None:
+    edit(copy / "model_index.json", _class_name=found)
+    assert "is not a pipeline's index: _class_name is " in message(build, copy)
+
+
+# -- tokenizers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [..., 1e30, 10**40, 0, -1, 2, 10_000, None])
+def test_a_tokenizer_of_no_length_reads_as_much_as_its_encoder(build: Build, copy: Path, length: Any) -> None:
+    expected = embedded(build(copy))
+    for name in ("tokenizer", "tokenizer_2"):
+        path = copy / name / "tokenizer_config.json"
+        settings = json.loads(path.read_text())
+        del settings["model_max_length"]
+        path.write_text(json.dumps(settings if length is ... else settings | {"model_max_length": length}))
+    assert torch.equal(embedded(build(copy)), expected)
+
+
+def test_a_shorter_length_stays(build: Build, copy: Path) -> None:
+    for name in ("tokenizer", "tokenizer_2"):
+        edit(copy / name / "tokenizer_config.json", model_max_length=10)
+    assert embedded(build(copy, {"text_length": 0})).shape[1] == 10
+
+
+@pytest.mark.parametrize("length", ["77", True, [77]])
+def test_a_length_that_is_no_number(build: Build, copy: Path, length: Any) -> None:
+    edit(copy / "tokenizer" / "tokenizer_config.json", model_max_length=length)
+    assert "tokenizer/tokenizer_config.json: model_max_length is " in message(build, copy)
+
+
+def test_a_tokenizer_without_settings(build: Build, copy: Path) -> None:
+    (copy / "tokenizer" / "tokenizer_config.json").write_text("[]")
+    assert "tokenizer_config.json holds no JSON object" in message(build, copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_a_vocabulary_that_was_not_downloaded(build: Build, copy: Path, content: bytes) -> None:
+    (copy / "tokenizer" / "tokenizer.json").write_bytes(content)
+    assert f"backbone.checkpoint: tokenizer: {copy}/tokenizer/tokenizer.json is " in message(build, copy)
+
+
+def test_half_a_vocabulary(build: Build, copy: Path) -> None:
+    (copy / "tokenizer" / "tokenizer.json").rename(copy / "tokenizer" / "vocab.json")
+    assert "has vocab.json, but no merges.txt" in message(build, copy)
+
+
+def test_a_tokenizer_of_another_model(build: Build, copy: Path) -> None:
+    path = copy / "tokenizer" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {f"more{i}": len(vocabulary) + i for i in range(3)}
+    path.write_text(json.dumps(tokenizer))
+    assert "they do not belong together" in message(build, copy)
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "variants", [{"transformer": "fp16"}, {"transformer": "bf16", "vae": "non_ema", "text_encoder": "fp16"}]
+)
+def test_the_only_variant_of_a_part(build: Build, copy: Path, variants: dict[str, str]) -> None:
+    """Nothing else changes, whatever the others have."""
+    before = {name: p.clone() for name, p in build(copy).module.state_dict().items() if "lora" not in name}
+    for part, variant in variants.items():
+        stem = "model" if "text" in part else PLAIN.partition(".")[0]
+        (copy / part / f"{stem}.safetensors").rename(copy / part / f"{stem}.{variant}.safetensors")
+    after = build(copy).module.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert {value.dtype for value in after.values()} == {torch.float32}
+
+
+def test_a_chosen_variant(build: Build, copy: Path, tmp_path: Path) -> None:
+    other = make_tiny_checkpoint(tmp_path / "other", seed=1)
+    place = copy / "transformer"
+    (place / PLAIN).rename(place / "diffusion_pytorch_model.fp16.safetensors")
+    shutil.copy(other / "transformer" / PLAIN, place / "diffusion_pytorch_model.non_ema.safetensors")
+    text = message(build, copy)
+    assert "several variants, fp16, non_ema; choose one with the option variant" in text
+    chosen, its, first = (
+        build(place, options).module.state_dict()["proj_out.weight"]
+        for place, options in ((copy, {"variant": "non_ema"}), (other, None), (copy, {"variant": "fp16"}))
+    )
+    assert torch.equal(chosen, its)
+    assert not torch.equal(first, its)
+    assert "several variants" in message(build, copy, {"variant": "bf16"})
+
+
+def test_a_variant_that_nothing_has(build: Build, copy: Path) -> None:
+    assert "backbone.options.variant: no model in " in message(build, copy, {"variant": "fp16"})
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+def test_a_quantised_part(build: Build, copy: Path, part: str) -> None:
+    edit(copy / part / "config.json", quantization_config={"quant_method": "torchao", "quant_type": "int8wo"})
+    text = message(build, copy)
+    assert (
+        f"{part}: {copy}/{part}/config.json: quantization_config says torchao (int8wo): the model is quantised" in text
+    )
+
+
+def test_a_model_of_another_class(build: Build, copy: Path) -> None:
+    edit(copy / "transformer" / "config.json", _class_name="FluxTransformer2DModel")
+    assert "config.json is of a FluxTransformer2DModel, not of a SD3Transformer2DModel" in message(build, copy)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", "[" * 100_000, ""])
+def test_a_configuration_that_is_none(build: Build, copy: Path, content: str) -> None:
+    (copy / "transformer" / "config.json").write_text(content)
+    assert f"backbone.checkpoint: transformer: {copy}/transformer/config.json " in message(build, copy)
+
+
+def test_a_model_that_is_a_file(build: Build, copy: Path) -> None:
+    shutil.rmtree(copy / "vae")
+    (copy / "vae").touch()
+    assert f"{copy}/vae is no directory" in message(build, copy)
+
+
+@pytest.mark.parametrize("damage", ["no directory", "configuration alone", "no weights", "pointer", "cut"])
+def test_t5_that_was_not_downloaded(build: Build, copy_t5: Path, damage: str) -> None:
+    place = copy_t5 / "text_encoder_3"
+    weights = place / "model.safetensors"
+    if damage == "no directory":
+        shutil.rmtree(place)
+    elif damage == "configuration alone":
+        weights.unlink()
+    elif damage == "no weights":
+        (place / "config.json").unlink()
+    elif damage == "pointer":
+        weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    else:
+        weights.write_bytes(weights.read_bytes()[:-100])
+    text = message(build, copy_t5, {"text_length": 4})
+    assert "backbone.options.text_length: 0, or backbone.options.drop_t5: true" in text
+    if damage == "no directory":
+        assert f"hf download REPOSITORY --include 'text_encoder_3/*' --local-dir {copy_t5}" in text
+    build(copy_t5, {"text_length": 0})
+    build(copy_t5, {"drop_t5": True, "text_length": 4})
+
+
+def test_nothing_is_read_before_all_is_looked_at(build: Build, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with the last part is said before 10 GB of the first are loaded."""
+    from diffusers import SD3Transformer2DModel
+
+    monkeypatch.setattr(SD3Transformer2DModel, "from_pretrained", lambda *_, **__: pytest.fail("read"))
+    (copy / "tokenizer_2" / "tokenizer.json").unlink()
+    assert "has no vocabulary" in message(build, copy)
+
+
+# -- places -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_like_a_repository(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "a directory wins over the Hub repository of the same name" in message(build, "owner/name")
+
+
+def test_a_part_of_the_pipeline(build: Build, copy: Path) -> None:
+    assert f"it is a part of the model in {copy}: give that directory" in message(build, copy / "transformer")
