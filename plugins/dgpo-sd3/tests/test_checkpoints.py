@@ -211,6 +211,21 @@ def test_a_configuration_that_is_none(build: Build, copy: Path, content: str) ->
     assert f"backbone.checkpoint: transformer: {copy}/transformer/config.json " in message(build, copy)
 
 
+@pytest.mark.parametrize(
+    "part, key, value",
+    [
+        ("transformer", "pos_embed_max_size", {}),
+        ("vae", "scaling_factor", 0),
+        ("vae", "scaling_factor", "1.5"),
+        ("vae", "shift_factor", float("nan")),
+        ("text_encoder_2", "eos_token_id", None),
+    ],
+)
+def test_a_value_that_no_picture_can_be_made_with(build: Build, copy: Path, part: str, key: str, value: Any) -> None:
+    edit(copy / part / "config.json", **{key: value})
+    assert f"{copy}/{part}/config.json: {key} is " in message(build, copy)
+
+
 def test_a_model_that_is_a_file(build: Build, copy: Path) -> None:
     shutil.rmtree(copy / "vae")
     (copy / "vae").touch()

@@ -158,6 +158,12 @@ def test_a_boundary_that_is_no_number(build: Build, copy: Path, value: Any) -> N
     assert "model_index.json: boundary_ratio is " in message(build, copy)
 
 
+@pytest.mark.parametrize("changes", [{"latents_mean": 3}, {"latents_std": None}])
+def test_values_of_another_kind(build: Build, copy: Path, changes: dict[str, Any]) -> None:
+    edit_json(copy / "vae" / "config.json", **changes)
+    assert message(build, copy).startswith("backbone.checkpoint: ")
+
+
 @pytest.mark.parametrize("value", ["yes", 1])
 def test_times_per_patch_are_true_or_false(build: Build, copy: Path, value: Any) -> None:
     edit_json(copy / "model_index.json", expand_timesteps=value)

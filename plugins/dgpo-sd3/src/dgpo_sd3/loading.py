@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -9,6 +11,7 @@ import torch
 import transformers
 
 from dgpo_core.errors import UserError
+from dgpo_schemas.problems import show
 from dgpo_sd3.checkpoints import Layout, load_model, load_pipeline, open_checkpoint
 from dgpo_sd3.libraries import StableDiffusion3Pipeline
 
@@ -41,6 +44,15 @@ LAYOUT = Layout(
     },
     optional={"text_encoder_3": WITHOUT_T5, "tokenizer_3": WITHOUT_T5},
 )
+REAL = ("scaling_factor", "shift_factor")
+CLIP = ("max_position_embeddings", "eos_token_id")
+NUMBERS = {
+    "transformer": ("pos_embed_max_size", "patch_size", "in_channels"),
+    "vae": REAL,
+    "text_encoder": CLIP,
+    "text_encoder_2": CLIP,
+}
+"""Values of config.json that pictures and prompts are computed with."""
 SHORTEST = 3
 """Tokens: a start, an end, and one between."""
 
@@ -70,8 +82,22 @@ def load_sd3(section: BackboneSection, options: SD3Options) -> StableDiffusion3P
             f"backbone.checkpoint: {opened.directory}/vae/config.json has no shift_factor, which Stable Diffusion 3's "
             "latents are defined with; give it a number"
         )
+    _check_numbers(opened.directory, pipeline)
     _limit_tokens(pipeline)
     return pipeline
+
+
+def _check_numbers(directory: Path, pipeline: Any) -> None:
+    """Raise UserError for values that the libraries take as they are, and that stop the first picture."""
+    for name, keys in NUMBERS.items():
+        for key in keys:
+            value = getattr(getattr(pipeline, name).config, key, None)
+            real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not real or (key != "shift_factor" and value <= 0) or (key not in REAL and value != int(value)):
+                allowed = "a number" if key == "shift_factor" else "a number above 0" if key in REAL else "1, 2, 3, ..."
+                raise UserError(
+                    f"backbone.checkpoint: {directory}/{name}/config.json: {key} is {show(value)}; allowed is {allowed}"
+                )
 
 
 def _limit_tokens(pipeline: Any) -> None:

@@ -62,7 +62,12 @@ def load_wan(section: BackboneSection, options: WanOptions) -> WanPipeline:
         boundary_ratio=opened.index.number("boundary_ratio"),
         expand_timesteps=opened.index.flag("expand_timesteps"),
     )
-    _check(pipeline, opened)
+    try:
+        _check(pipeline, opened)
+    except (TypeError, AttributeError, IndexError, KeyError) as error:
+        raise UserError(
+            f"backbone.checkpoint: a config.json in {opened.directory} has a value of another kind than Wan's: {error}"
+        ) from error
     return pipeline
 
 
