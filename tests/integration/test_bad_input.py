@@ -625,7 +625,8 @@ def test_a_checkpoint_of_another_architecture(world: World, arguments: list[str]
         world,
         arguments,
         f"backbone.checkpoint: {world.path}/models/sdxl holds a StableDiffusionXLPipeline; the backbone sd3 allows "
-        "StableDiffusion3Pipeline alone (Stable Diffusion 3 and 3.5)",
+        "StableDiffusion3Pipeline alone (Stable Diffusion 3 and 3.5); pipelines that are known: StableDiffusion3Pipeline "
+        "(sd3), WanPipeline (wan)",
     )
 
 
@@ -635,7 +636,10 @@ def test_a_checkpoint_that_is_only_its_index(world: World) -> None:
     before = world.tree()
     done = world.dgpo("train", "run.yaml")
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"backbone.checkpoint: {world.path}/models/half/")
+    assert done.err.startswith(
+        "backbone.checkpoint: transformer: model_index.json lists it, but there is no directory "
+    )
+    assert f"{world.path}/models/half/transformer" in done.err
     assert done.err.count("\n") == 1
     assert world.tree() == before
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +126,7 @@ def _other(found: str, layout: Layout) -> str:
     same = SAME_PARTS.fullmatch(found)
     if same is not None and found.startswith(layout.architecture.removesuffix("Pipeline")):
         return f"; it is made of the same models: write {layout.architecture} as _class_name into its {INDEX}"
-    near = get_close_matches(found, KNOWN, n=1, cutoff=0.85)
-    return (
-        f"; did you mean {near[0]}?"
-        if near
-        else f"; pipelines that are known: {', '.join(f'{p} ({b})' for p, b in KNOWN.items())}"
-    )
+    return f"; pipelines that are known: {', '.join(f'{name} ({backbone})' for name, backbone in KNOWN.items())}"
 
 
 def check_models(
