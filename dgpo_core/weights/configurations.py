@@ -26,6 +26,8 @@ def is_pointer(beginning: bytes) -> bool:
 
 def read_json(path: Path, where: str) -> dict[str, Any]:
     """An object from a JSON file, whatever editor wrote it. Raises UserError for one that cannot be read."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write into it
+        raise UserError(f"{where}: {path} is no file")
     try:
         content = _bytes(path)
     except OSError as error:

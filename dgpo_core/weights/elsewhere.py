@@ -78,7 +78,7 @@ def unfinished(directory: Path) -> str:
     """ "; ..." about a download that broke off into this directory, or nothing."""
     for place in (directory, *list(directory.parents)[:2]):
         for pattern in ("blobs/*.incomplete", ".cache/huggingface/download/**/*.incomplete", "*.incomplete"):
-            found = next(place.glob(pattern), None)
+            found = next(place.glob(pattern), None) if place == directory or "/" in pattern else None
             if found is not None:
                 return f"; a download broke off, {found.relative_to(place)} is left of it: start it again"
     return ""

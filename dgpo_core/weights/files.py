@@ -60,6 +60,8 @@ def check_weights(directory: Path, stem: str, where: str, *, variant: str | None
 def check_file(path: Path, where: str) -> None:
     """Raise UserError for a file of weights that is not there, empty, a stand-in for the file, cut off, damaged or
     quantised. Of a safetensors file the header is read, of others the first bytes."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write into it
+        raise UserError(f"{where}: {path} is no file")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

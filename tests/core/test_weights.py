@@ -319,6 +319,13 @@ def test_weights_that_are_none(name: str, content: bytes, problem: str, tmp_path
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="is no file"):
+        check_weights(tmp_path, "model", "here")
+
+
 def test_weights_whose_file_was_removed(tmp_path: Path) -> None:
     """As where someone cleared the blobs of the Hub's cache."""
     place = tmp_path / "models--org--name" / "snapshots" / "0"

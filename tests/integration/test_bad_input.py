@@ -625,8 +625,8 @@ def test_a_checkpoint_of_another_architecture(world: World, arguments: list[str]
         world,
         arguments,
         f"backbone.checkpoint: {world.path}/models/sdxl holds a StableDiffusionXLPipeline; the backbone sd3 allows "
-        "StableDiffusion3Pipeline alone (Stable Diffusion 3 and 3.5); pipelines that are known: StableDiffusion3Pipeline "
-        "(sd3), WanPipeline (wan)",
+        "StableDiffusion3Pipeline alone (Stable Diffusion 3 and 3.5); pipelines that are known: "
+        "StableDiffusion3Pipeline (sd3), WanPipeline (wan)",
     )
 
 
