@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import IO
 
+from dgpo_core.stopping import stops_a_run
+
 __all__ = ["Layout", "check", "launch"]
 
 SAVING = 60.0
@@ -84,18 +86,18 @@ def launch(layout: Layout, command: Sequence[str], program: Sequence[str] = ("-P
     with ExitStack() as files:
         logs: list[IO[bytes] | None] = []
         started: list[subprocess.Popen[bytes]] = []
-        for local_rank in range(layout.processes):
-            log = None if layout.machine == 0 and local_rank == 0 else files.enter_context(tempfile.TemporaryFile())
-            logs.append(log)
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, *program, str(os.getpid()), *command],
-                    env=_threads(layout.processes) | os.environ | layout.environment(local_rank),
-                    stdout=log,
-                    stderr=None if log is None else subprocess.STDOUT,
-                )
-            )
         try:
+            for local_rank in range(layout.processes):
+                log = None if layout.machine == 0 and local_rank == 0 else files.enter_context(tempfile.TemporaryFile())
+                logs.append(log)
+                started.append(
+                    subprocess.Popen(
+                        [sys.executable, *program, str(os.getpid()), *command],
+                        env=_threads(layout.processes) | os.environ | layout.environment(local_rank),
+                        stdout=log,
+                        stderr=None if log is None else subprocess.STDOUT,
+                    )
+                )
             with _passing_on_signals(started):
                 first = _end_together(started)
         finally:
@@ -156,15 +158,16 @@ def _told(layout: Layout, first: int | None, codes: Sequence[int], logs: Sequenc
 
 @contextmanager
 def _passing_on_signals(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """SIGTERM is for all of them. Ctrl-C reaches them through the terminal, but a SIGINT sent to us alone does not."""
+    """SIGTERM is for all of them, and so is a terminal that was closed. Ctrl-C reaches them through the terminal, but a
+    SIGINT sent to us alone does not."""
 
     def to_all(number: int, frame: FrameType | None) -> None:
         for process in started:
-            if process.poll() is None and (number == signal.SIGTERM or not _foreground()):
+            if process.poll() is None and (number != signal.SIGINT or not _foreground()):
                 process.send_signal(number)
 
     previous: dict[int, Callable[..., object] | int | None] = {
-        number: signal.signal(number, to_all) for number in (signal.SIGINT, signal.SIGTERM)
+        number: signal.signal(number, to_all) for number in stops_a_run()
     }
     try:
         yield

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -18,7 +19,10 @@ from typer.core import TyperGroup
 
 from dgpo_cli.log import OneLine
 from dgpo_cli.paths import with_home
+from dgpo_cli.streams import guarded_errors, guarded_output
 from dgpo_core.openmp import spin_briefly
+from dgpo_core.reading import why
+from dgpo_schemas.text import clean
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -41,6 +45,16 @@ COMMANDS = {
 """Name to the function of a command, or to the Typer application of a family of commands."""
 
 
+class _SystemFailure(Exception):
+    """The system refused something, and nobody has said what that means for the command."""
+
+    def __init__(self, error: OSError) -> None:
+        named = [f"{name!r}" for name in (error.filename, error.filename2) if name is not None]
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{' and '.join(named)}: {why(error)}" if named else why(error)
+        super().__init__(clean(f"{what} ({type(error).__name__} at {frame.filename}:{frame.lineno})"))
+
+
 class Commands(TyperGroup):
     """The commands, each imported when it is needed."""
 
@@ -61,6 +75,13 @@ class Commands(TyperGroup):
         command = typer.main.get_command(target)
         command.name = cmd_name
         return command
+
+    def invoke(self, ctx: Any) -> Any:
+        """Typer would end in silence for every broken pipe, whosesoever it is."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            raise _SystemFailure(error) from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Point from a misspelt command to the nearest."""
@@ -108,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit.
 
     0: done, or stopped when asked to, with its state saved. 1: the run stopped itself, with its state saved.
-    2: a mistake in what was given. 3: another process of the run was lost. 130: Ctrl-C at once, nothing saved.
+    2: a mistake in what was given, or the system refused something. 3: another process of the run was lost.
+    130: Ctrl-C at once, nothing saved. 141: nobody reads what it prints any more.
     """
     guarded(lambda: app(arguments, prog_name="dgpo"))
 
@@ -118,17 +140,19 @@ def guarded(program: Callable[[], object]) -> None:
     spin_briefly()
     if logging.lastResort is not None:  # where warnings go that nothing else shows
         logging.lastResort.setFormatter(OneLine())
-    try:
-        program()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BaseException as error:
-        code = _exit_code(error)
-        blamed = _blame(error) if code is None else None
-        if code is None and blamed is None:
-            raise  # the end of a command, or ours to mend, so the traceback is wanted
-        typer.echo(blamed or str(error), err=True)
-        sys.exit(1 if code is None else code)
+    with guarded_errors():
+        try:
+            with guarded_output():
+                program()
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except BaseException as error:
+            code = _exit_code(error)
+            blamed = _blame(error) if code is None else None
+            if code is None and blamed is None:
+                raise  # the end of a command, or ours to mend, so the traceback is wanted
+            typer.echo(blamed or str(error), err=True)
+            sys.exit(1 if code is None else code)
 
 
 def _blame(error: BaseException) -> str | None:
@@ -144,7 +168,7 @@ def _exit_code(error: BaseException) -> int | None:
     from dgpo_core.errors import ProcessLostError, RunStopped, UserError
     from dgpo_schemas.problems import ConfigError
 
-    if isinstance(error, UserError | ConfigError):
+    if isinstance(error, UserError | ConfigError | _SystemFailure):
         return 2
     if isinstance(error, ProcessLostError):
         return 3

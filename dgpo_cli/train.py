@@ -88,6 +88,7 @@ def train(
         raise typer.Exit(launch(layout, command))
 
     from dgpo_cli.console import make_progress
+    from dgpo_cli.streams import unheeded_output
     from dgpo_core.stopping import StopRequest
     from dgpo_core.trainer import Trainer, run_path
 
@@ -101,7 +102,7 @@ def train(
         typer.echo("dry run passed; nothing was written")
         return
     stop = StopRequest()
-    with stop.on_signals(progress.note):
+    with unheeded_output(), stop.on_signals(progress.note):
         trainer = Trainer(config, registry, progress=progress, stop=stop)
         outcome = trainer.train(
             resume=resume, max_iterations=max_iterations, accept=[one.value for one in accept or []]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from dgpo_core import __version__
 from dgpo_core.errors import UserError
-from dgpo_core.files import file_entry, new_directory, remove_directory, write_text
+from dgpo_core.files import clear, file_entry, new_directory, remove_directory, write_text
+from dgpo_core.reading import read_file, why
 from dgpo_schemas.manifest import (
     FORMAT_VERSION,
     CheckpointClock,
@@ -33,6 +34,7 @@ from dgpo_schemas.manifest import (
     read_manifest,
     sealed_json,
 )
+from dgpo_schemas.text import clean
 
 __all__ = ["Checkpoint", "Checkpoints", "Clock", "whole_manifests"]
 
@@ -41,6 +43,8 @@ MANIFEST = "manifest.json"
 CLOCK = "clock.json"
 WEIGHTS = "weights.safetensors"
 OPTIMISER = "optimiser.safetensors"
+NUMBERED = re.compile(r"[0-9]{6}|[1-9][0-9]{6,14}")
+"""What a checkpoint is called: its iteration, with zeros before it up to six digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +74,14 @@ class Checkpoints:
         self.keep = keep
 
     def paths(self) -> list[Path]:
-        """All checkpoints, oldest first."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(
-            (p for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir()), key=lambda p: int(p.name)
-        )
+        """All checkpoints, oldest first; what has another name (`000010 copy`, `latest`) is none. Raises UserError."""
+        try:
+            if not self.directory.is_dir():
+                return []
+            there = [path for path in self.directory.iterdir() if NUMBERED.fullmatch(path.name) and path.is_dir()]
+        except OSError as error:
+            raise UserError(f"{self.directory}: cannot be read: {why(error)}") from error
+        return sorted(there, key=lambda path: int(path.name))
 
     def save(
         self,
@@ -127,15 +133,21 @@ class Checkpoints:
     def _prune(self, best: int | None) -> None:
         for path in self.paths()[: -self.keep]:
             if int(path.name) != best:
-                remove_directory(path)
+                try:
+                    remove_directory(path)
+                except UserError as error:  # what is kept too long is no reason to lose a run
+                    log.warning("an old checkpoint stays: %s", error)
 
     def set_aside_after(self, iteration: int) -> int:
         """Hide the (damaged) checkpoints of later iterations, which would count as the newest; returns how many."""
         later = [path for path in self.paths() if int(path.name) > iteration]
         for path in later:
             aside = path.with_name(f".{path.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            try:
+                clear(aside)
+                path.rename(aside)
+            except OSError as error:
+                raise UserError(f"cannot set {path} aside: {why(error)}") from error
         return len(later)
 
     def find(self, which: str) -> Checkpoint:
@@ -151,9 +163,11 @@ class Checkpoints:
                 raise UserError(f"{self.directory}: the best checkpoint, of iteration {best}, is gone; take newest")
             return self.find(str(best))
         there = [int(path.name) for path in self.paths()]
-        if not which.isdecimal() or int(which) not in there:
+        if not re.fullmatch(r"[0-9]{1,15}", which) or int(which) not in there:
             known = ", ".join(map(str, there)) or "none"
-            raise UserError(f"{self.directory}: no checkpoint {which!r}; there are newest, best and iterations {known}")
+            raise UserError(
+                f"{self.directory}: no checkpoint {clean(which, 60)!r}; there are newest, best and iterations {known}"
+            )
         return load(self.directory / f"{int(which):06d}")
 
     def newest(self) -> Checkpoint:
@@ -164,7 +178,7 @@ class Checkpoints:
         """
         paths = self.paths()
         if not paths:
-            raise UserError(f"{self.directory}: there is no checkpoint")
+            raise UserError(f"{self.directory}: there is no checkpoint{self._others()}")
         reasons = []
         for path in reversed(paths):
             try:
@@ -173,6 +187,15 @@ class Checkpoints:
                 reasons.append(str(error))
                 log.warning("damaged checkpoint, trying the one before: %s", error)
         raise UserError("no checkpoint is whole: " + "; ".join(reasons))
+
+    def _others(self) -> str:
+        """What is there that is no checkpoint, for whom it is one that was renamed or copied."""
+        try:
+            found = sorted(clean(path.name, 60) for path in self.directory.iterdir() if not path.name.startswith("."))
+        except OSError:
+            return ""
+        shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+        return f" (only {shown}; one is called after its iteration, such as 000010)" if found else ""
 
 
 def whole_manifests(directory: Path) -> Iterator[tuple[CheckpointManifest, CheckpointClock | None]]:
@@ -203,7 +226,7 @@ def load(path: Path) -> Checkpoint:
                 raise _DamagedError(f"{file}: its content differs from what was saved (SHA-256)")
             tensors[name] = safetensors.torch.load_file(file)
         except (SafetensorError, OSError) as error:
-            raise _DamagedError(f"{file}: {error}") from error
+            raise _DamagedError(f"{file}: {why(error)}") from error
     return Checkpoint(path, manifest, clock, tensors[WEIGHTS], tensors[OPTIMISER])
 
 
@@ -211,22 +234,22 @@ def load_manifest(path: Path) -> tuple[CheckpointManifest, CheckpointClock | Non
     """What a checkpoint says besides tensors, verified; no clock in format version 1. Raises UserError like `load`."""
     file = path / MANIFEST
     try:
-        manifest = read_manifest(file.read_text(encoding="utf-8"), str(file))
+        manifest = read_manifest(read_file(file).decode(), str(file))
         clock = None
         if manifest.format_version >= FORMAT_VERSION:
             file = path / CLOCK
-            clock = read_clock(file.read_text(encoding="utf-8"), str(file))
+            clock = read_clock(read_file(file).decode(), str(file))
     except DamagedError as error:
         raise _DamagedError(str(error)) from error
     except FileNotFoundError as error:
         raise _DamagedError(f"{file}: missing") from error
     except OSError as error:
-        raise _DamagedError(f"{file}: cannot be read: {error.strerror or error}") from error
+        raise _DamagedError(f"{file}: cannot be read: {why(error)}") from error
     except UnicodeDecodeError as error:
         raise _DamagedError(f"{file}: {error}") from error
     except ValueError as error:
         raise UserError(str(error)) from error
-    if path.name.isdecimal() and int(path.name) != manifest.iteration:
+    if NUMBERED.fullmatch(path.name) and int(path.name) != manifest.iteration:
         raise _DamagedError(
             f"{path}: holds the state after iteration {manifest.iteration}, not {int(path.name)}: it was renamed; its "
             f"name is {manifest.iteration:06d}"

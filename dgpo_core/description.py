@@ -23,6 +23,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.files import write_text
 from dgpo_core.locations import located, moved_along, started_in
 from dgpo_core.prompts import digest
+from dgpo_core.reading import read_file, read_json, why
 from dgpo_schemas.loading import dump_yaml
 from dgpo_schemas.origin import BaseRecord
 from dgpo_schemas.run import RunConfig
@@ -84,9 +85,9 @@ def changed_config(path: Path) -> str | None:
     """Why a run directory's config.yaml cannot be trusted, and what to do; None if it can."""
     file = path / CONFIG
     try:
-        seal = text_seal(file.read_bytes())
+        seal = text_seal(read_file(file))
     except OSError as error:
-        return f"{file}: cannot be read: {error.strerror or error}"
+        return f"{file}: cannot be read: {why(error)}"
     if seal != "broken":
         return None
     return (
@@ -99,12 +100,12 @@ def read_record(path: Path) -> dict[str, Any]:
     """run.json of a run directory; empty if there is none. Raises UserError if it is not as it was written."""
     file = path / RECORD
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file)
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError):
+        raise UserError(f"{file}: cannot be read: {why(error)}") from error
+    except ValueError:
         data = None
     if not isinstance(data, dict) or seal_of(data) == "broken":
         raise UserError(

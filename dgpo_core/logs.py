@@ -13,6 +13,7 @@ from pathlib import Path
 from dgpo_core.checkpoint import Clock
 from dgpo_core.errors import UserError
 from dgpo_core.files import file_entry, keep_json_lines, read_json_lines, write_bytes
+from dgpo_core.reading import LARGEST_LOG, read_file, why
 from dgpo_schemas.manifest import CheckpointClock, CheckpointManifest, FileEntry
 
 __all__ = ["DETERMINISTIC", "LOGS", "TIMINGS", "Damage", "clock", "damages", "entries", "rewind", "vouched"]
@@ -62,7 +63,17 @@ def _entry(path: Path, size: int | None = None) -> FileEntry:
     try:
         return file_entry(path, size)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {path}: {why(error)}") from error
+
+
+def _content(path: Path) -> bytes:
+    """Nothing if it is not there. Raises UserError for one that cannot be read."""
+    try:
+        return read_file(path, LARGEST_LOG)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {why(error)}") from error
 
 
 def vouched(manifest: CheckpointManifest, time: CheckpointClock | None) -> Entries:
@@ -85,7 +96,7 @@ def damages(directory: Path, saved: Sequence[tuple[CheckpointManifest, Checkpoin
 
 def _damage(path: Path, iteration: int, entry: FileEntry, known: Iterable[FileEntry]) -> Damage:
     """Between the longest beginning that is as it was and the end of what is vouched for."""
-    raw = path.read_bytes()[: entry.bytes] if path.is_file() else b""
+    raw = _content(path)[: entry.bytes]
     good = max((one.bytes for one in known if one.bytes < entry.bytes and _entry(path, one.bytes) == one), default=0)
     first = raw.count(b"\n", 0, good) + 1
     last = max(first, raw.count(b"\n"))
@@ -106,7 +117,8 @@ def rewind(directory: Path, iteration: int, saved: Entries) -> None:
     for name, needed in LOGS.items():
         path = directory / name
         if name in saved and name != TIMINGS:
-            if path.exists() and path.stat().st_size != saved[name].bytes:
-                write_bytes(path, path.read_bytes()[: saved[name].bytes])
+            content = _content(path)
+            if len(content) != saved[name].bytes:  # of a link to a log elsewhere, that one is cut
+                write_bytes(path.resolve(), content[: saved[name].bytes])
         else:  # a last line of timings.jsonl may be there that was written after the checkpoint of its iteration
             keep_json_lines(path, iteration, needed)

@@ -14,18 +14,19 @@ runs/NAME/config.yaml        the resolved configuration, its paths absolute
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
+import logging
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from dgpo_core import logs
 from dgpo_core.checkpoint import Checkpoints, whole_manifests
 from dgpo_core.config import differing_keys
 from dgpo_core.description import (
     CONFIG,
+    RECORD,
     check_base,
     check_prompts,
     other_plugins,
@@ -36,20 +37,27 @@ from dgpo_core.description import (
 from dgpo_core.errors import UserError
 from dgpo_core.files import append_json, read_json_lines, recover, why_not_writable, write_text
 from dgpo_core.locations import located, started_in
+from dgpo_core.locking import HeldError, Lock
 from dgpo_core.logs import LOGS
+from dgpo_core.reading import LARGEST_LOG, kind_of, parse_json, read_file, why
+from dgpo_schemas.metrics import OutcomeRecord
 from dgpo_schemas.problems import ConfigError
 from dgpo_schemas.run import RunConfig
+from dgpo_schemas.text import lone_surrogate
 
 if TYPE_CHECKING:
     from dgpo_core.checkpoint import Checkpoint, Clock
     from dgpo_core.registry import Registry
     from dgpo_schemas.manifest import FileEntry
-    from dgpo_schemas.metrics import OutcomeRecord, PromptScores
+    from dgpo_schemas.metrics import PromptScores
     from dgpo_schemas.origin import BaseRecord
 
-__all__ = ["OUTCOME", "RunDirectory", "read_config"]
+__all__ = ["OUTCOME", "RunDirectory", "read_config", "read_outcome"]
 
+log = logging.getLogger(__name__)
 OUTCOME = "outcome.json"
+DIRECTORIES = ("checkpoints", "pictures", "scores")
+FILES = (CONFIG, RECORD, *LOGS, OUTCOME)
 MOVED = {
     "backbone.checkpoint": "base",
     "backbone.revision": "base",
@@ -66,7 +74,7 @@ class RunDirectory:
     def __init__(self, path: Path, *, keep: int = 2) -> None:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints", keep=keep)
-        self._lock: IO[bytes] | None = None
+        self._lock: Lock | None = None
 
     @property
     def config_path(self) -> Path:
@@ -79,6 +87,7 @@ class RunDirectory:
         A directory that is not there yet is only looked at, unless `make` is set. registry: to know the defaults of
         options that plugins did not have yet when the run started. Raises UserError.
         """
+        self.check_kinds()
         if resume and not self.config_path.exists():
             here = (
                 ""
@@ -126,54 +135,72 @@ class RunDirectory:
 
     def check_writable(self) -> None:
         """Raise UserError if the directory cannot be made or written. Writes nothing."""
+        whole = str(self.path.absolute())
+        if lone_surrogate(whole) is not None:
+            raise UserError(
+                f"run.output: {whole!a} has bytes that are not UTF-8 in its name, which config.yaml cannot hold; "
+                "rename that directory, or choose another"
+            )
         reason = why_not_writable(self.path)
         if reason is not None:
             raise UserError(f"run.output: cannot write to {self.path}: {reason}")
+
+    def check_kinds(self) -> None:
+        """Raise UserError for a part of the directory that is of another kind than a run's: a directory in place of a
+        log, a FIFO, a link that leads nowhere. It would be found only when the run has something to lose."""
+        for name, wanted in {**dict.fromkeys(DIRECTORIES, "directory"), **dict.fromkeys(FILES, "file")}.items():
+            path = self.path / name
+            try:
+                mode = os.stat(path).st_mode
+            except NotADirectoryError:
+                return  # not even the run's directory is one, which is told of elsewhere
+            except FileNotFoundError:
+                if path.is_symlink():
+                    raise UserError(f"{path}: is a symbolic link that leads nowhere; remove it") from None
+                continue
+            except OSError as error:
+                raise UserError(f"{path}: cannot be used: {why(error)}") from error
+            if not (stat.S_ISDIR if wanted == "directory" else stat.S_ISREG)(mode):
+                raise UserError(f"{path}: is {kind_of(mode)}, and a run has a {wanted} there; move it away")
 
     def acquire(self) -> None:
         """Make the directory, lock it, and tidy up after a process that was killed; the lock goes with the process,
         however that ends.
 
-        Raises UserError if it cannot be written or another process uses it.
+        Raises UserError if it cannot be written or another process uses it. Where there are no locks, that is logged.
         """
         if self._lock is not None:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("ab+", buffering=0)
+            self._lock = Lock.take(self.path)
+        except HeldError as error:
+            raise UserError(f"{self.path} is in use by another process (number {error})") from error
         except OSError as error:
-            raise UserError(f"run.output: cannot write to {self.path}: {error.strerror}") from error
+            raise UserError(f"run.output: cannot write to {self.path}: {why(error)}") from error
+        if self._lock.told is not None:
+            log.warning("%s", self._lock.told)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            owner = lock.read().decode(errors="replace").strip() or "unknown"
-            lock.close()
-            raise UserError(f"{self.path} is in use by another process (number {owner})") from error
-        except OSError as error:  # a file system without locks
-            lock.close()
-            raise UserError(f"run.output: cannot lock {self.path}: {error.strerror}") from error
-        try:
-            lock.truncate(0)
-            lock.write(b"%d\n" % os.getpid())
+            for name in ("checkpoints", "pictures"):
+                recover(self.path / name)
         except OSError as error:
-            lock.close()
-            raise UserError(f"run.output: cannot write to {self.path}: {error.strerror}") from error
-        self._lock = lock
-        for name in ("checkpoints", "pictures"):
-            recover(self.path / name)
+            self.release()
+            raise UserError(f"run.output: cannot tidy up {self.path}: {why(error)}") from error
 
     def release(self) -> None:
         """Let others use the directory."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def describe(
         self, config: RunConfig, registry: Registry, prompts: Mapping[str, Any], base: BaseRecord | None
     ) -> None:
         """Write config.yaml and run.json: everything needed to understand and repeat the run."""
-        (self.path / OUTCOME).unlink(missing_ok=True)  # what is about to go on has not ended
+        try:
+            (self.path / OUTCOME).unlink(missing_ok=True)  # what is about to go on has not ended
+        except OSError as error:
+            raise UserError(f"cannot remove {self.path / OUTCOME}: {why(error)}") from error
         write_record(self.path, config, registry, prompts, base)
 
     def check_origin(
@@ -191,17 +218,19 @@ class RunDirectory:
         """More lines of a log."""
         append_json(self.path / log, *records)
 
-    def read(self, log: str) -> list[dict[str, Any]]:
-        """All lines of a log; a line cut off by a crash is left out."""
-        path = self.path / log
-        records = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError:
-                    continue
-        return records
+    def read(self, log: str) -> list[Any]:
+        """What each line of a log says; None for one that says nothing. A last line that a crash cut off is left out.
+
+        Raises UserError for a log that cannot be read.
+        """
+        try:
+            *lines, last = read_file(self.path / log, LARGEST_LOG).split(b"\n")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(f"{self.path / log}: cannot be read: {why(error)}") from error
+        whole = [_parsed(last)] if last else []
+        return [_parsed(line) for line in lines] + [record for record in whole if isinstance(record, dict)]
 
     def sound(self, log: str) -> list[dict[str, Any]]:
         """The records of a log that have what a run needs to go on; damaged ones are left out."""
@@ -221,7 +250,7 @@ class RunDirectory:
         try:
             path.parent.mkdir(exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write {path.parent}: {error.strerror}") from error
+            raise UserError(f"cannot write {path.parent}: {why(error)}") from error
         write_text(path, scores.model_dump_json() + "\n")
 
     def conclude(self, outcome: OutcomeRecord) -> None:
@@ -248,6 +277,21 @@ class RunDirectory:
         whole = logs.vouched(manifest, checkpoint.clock)
         logs.rewind(self.path, manifest.iteration, {n: entry for n, entry in whole.items() if n not in damaged})
         return [f"{damage}; accepted" for damage in found]
+
+
+def read_outcome(path: Path) -> OutcomeRecord | None:
+    """How the run in `path` ended; None while it goes on, after it was killed, and if its outcome.json says nothing."""
+    try:
+        return OutcomeRecord.model_validate_json(read_file(path / OUTCOME))
+    except (OSError, ValueError):
+        return None
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return parse_json(line)
+    except ValueError:
+        return None
 
 
 def _with_defaults(path: Path, registry: Registry | None) -> list[RunConfig]:

@@ -1,7 +1,9 @@
-"""Stopping a run: SIGTERM and Ctrl-C ask for it, a second Ctrl-C insists; the run file's `stop` sets limits."""
+"""Stopping a run: SIGTERM, a terminal that is closed (SIGHUP) and Ctrl-C ask for it, a second Ctrl-C insists; the run
+file's `stop` sets limits."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from dgpo_schemas.run import StopSection
 
-__all__ = ["Interrupted", "Limit", "StopRequest", "check_signals", "limit_reached"]
+__all__ = ["Interrupted", "Limit", "StopRequest", "check_signals", "limit_reached", "stops_a_run"]
 
 Limit = Literal["seconds", "samples", "target"]
 _heeded: list[StopRequest] = []
@@ -68,15 +70,22 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self, announce: Callable[[str], None]) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM while the context lasts; a second SIGINT raises KeyboardInterrupt at once."""
+        """Handle SIGINT, SIGTERM and SIGHUP while the context lasts; a second SIGINT raises KeyboardInterrupt at once.
+
+        SIGHUP stays ignored where it was, as under nohup. A stop that cannot be announced, because the terminal is
+        gone, is one all the same.
+        """
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self.requested and number == signal.SIGINT:
                 raise KeyboardInterrupt
+            again = self.requested
             self.request()
-            announce("stopping: saving the state; press Ctrl-C again to stop at once without saving")
+            if not again:
+                with contextlib.suppress(Exception):
+                    announce("stopping: saving the state; press Ctrl-C again to stop at once without saving")
 
-        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, handle) for number in stops_a_run()}
         _heeded.append(self)
         try:
             yield
@@ -84,3 +93,9 @@ class StopRequest:
             _heeded.remove(self)
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def stops_a_run() -> list[signal.Signals]:
+    """The signals that ask for a stop: not SIGHUP where the process was told to ignore it."""
+    hangs_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangs_up]
