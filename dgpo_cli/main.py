@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from typer.core import TyperGroup
 from dgpo_cli.log import OneLine
 from dgpo_cli.paths import with_home
 from dgpo_cli.streams import guarded_errors, guarded_output
+from dgpo_core.errors import UserError
 from dgpo_core.openmp import spin_briefly
 from dgpo_core.reading import why
 from dgpo_schemas.text import clean
@@ -45,11 +47,19 @@ COMMANDS = {
 """Name to the function of a command, or to the Typer application of a family of commands."""
 
 
+def _is_somewhere() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 class _SystemFailure(Exception):
     """The system refused something, and nobody has said what that means for the command."""
 
     def __init__(self, error: OSError) -> None:
-        named = [f"{name!r}" for name in (error.filename, error.filename2) if name is not None]
+        named = [str(name) for name in (error.filename, error.filename2) if name is not None]
         frame = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{' and '.join(named)}: {why(error)}" if named else why(error)
         super().__init__(clean(f"{what} ({type(error).__name__} at {frame.filename}:{frame.lineno})"))
@@ -81,6 +91,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not _is_somewhere():
+                raise UserError("the working directory is gone; change to one that is there") from error
             raise _SystemFailure(error) from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -165,7 +177,7 @@ def _blame(error: BaseException) -> str | None:
 
 
 def _exit_code(error: BaseException) -> int | None:
-    from dgpo_core.errors import ProcessLostError, RunStopped, UserError
+    from dgpo_core.errors import ProcessLostError, RunStopped
     from dgpo_schemas.problems import ConfigError
 
     if isinstance(error, UserError | ConfigError | _SystemFailure):

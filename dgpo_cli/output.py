@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from dgpo_core.errors import UserError
+from dgpo_core.reading import why
 
 __all__ = ["check_directory", "check_file"]
 
@@ -20,9 +22,13 @@ def check_directory(output: Path, *, force: bool, target: Path) -> None:
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; name a directory")
-    whole = output.resolve()
+    try:
+        whole = output.resolve()
+    except (OSError, RuntimeError) as error:  # links that lead to each other
+        raise UserError(f"--output {output}: cannot be written: {why(error)}") from error
     kept = [("the working directory", Path.cwd()), (str(target), target.resolve())]
-    kept += [("the home directory", Path.home().resolve())]
+    with contextlib.suppress(RuntimeError):  # of a user without one
+        kept += [("the home directory", Path.home().resolve())]
     kept += [(f"the run {place}", place) for place in (whole,) if _is_run(place)]
     for place in (whole, *whole.parents):
         if place.name in PARTS and _is_run(place.parent):
@@ -41,6 +47,8 @@ def check_file(output: Path) -> None:
     """Raise UserError unless a file can be written at `output`."""
     if output.is_dir():
         raise UserError(f"--output {output}: is a directory; name a file")
+    if output.is_char_device() or output.is_fifo():  # /dev/stdout
+        return
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {output.parent}")
     reason = _why_not(output.parent)

@@ -40,6 +40,9 @@ def report(
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {output.parent}")
     found = read_run(run, get_registry())
-    write_text(page, render(found))
+    try:
+        write_text(page, render(found))
+    except UserError as error:
+        raise UserError(f"{error}; --output names another place") from error
     typer.echo(outcome(found), err=True)
     typer.echo(str(page))

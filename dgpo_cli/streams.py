@@ -151,9 +151,10 @@ def _occupy() -> None:
 
 def _empty(stream: TextIO | None) -> None:
     """Let a stream that cannot be written lead nowhere, or the interpreter would complain of it when it ends."""
+    if stream is None:
+        return
     try:
-        if stream is not None:
-            stream.flush()
+        stream.flush()
     except ValueError:  # it is closed
         pass
     except OSError:

@@ -27,6 +27,7 @@ __all__ = [
     "fsync_directory",
     "keep_json_lines",
     "new_directory",
+    "open_to_append",
     "read_json_lines",
     "recover",
     "remove_directory",
@@ -268,7 +269,7 @@ def append_json(path: Path, *records: dict[str, Any]) -> None:
     """
     lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
     try:
-        with os.fdopen(_opened_to_append(path), "ab") as file:
+        with os.fdopen(open_to_append(path), "ab") as file:
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
@@ -276,7 +277,8 @@ def append_json(path: Path, *records: dict[str, Any]) -> None:
         raise UserError(f"cannot write {path}: {why(error)}") from error
 
 
-def _opened_to_append(path: Path) -> int:
+def open_to_append(path: Path) -> int:
+    """A file's descriptor, to add to a log, which may be a symbolic link to a file that is there. Raises OSError."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
     if path.is_symlink():
         if not path.exists():

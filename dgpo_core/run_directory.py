@@ -224,13 +224,18 @@ class RunDirectory:
         Raises UserError for a log that cannot be read.
         """
         try:
-            *lines, last = read_file(self.path / log, LARGEST_LOG).split(b"\n")
+            raw = read_file(self.path / log, LARGEST_LOG)
+            *lines, last = raw.split(b"\n")
+            records = [_parsed(line) for line in lines]
+            if isinstance(whole := _parsed(last), dict):
+                records.append(whole)
+            if all(record is None for record in records):
+                raw.decode()  # a few bad bytes are a line that is left out; this is another kind of file
         except FileNotFoundError:
             return []
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{self.path / log}: cannot be read: {why(error)}") from error
-        whole = [_parsed(last)] if last else []
-        return [_parsed(line) for line in lines] + [record for record in whole if isinstance(record, dict)]
+        return records
 
     def sound(self, log: str) -> list[dict[str, Any]]:
         """The records of a log that have what a run needs to go on; damaged ones are left out."""

@@ -17,17 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from dgpo_cli.ablation.plan import Cell, Plan, Variant
 from dgpo_core.config import differing_keys
 from dgpo_core.description import config_text
 from dgpo_core.errors import UserError
 from dgpo_core.files import new_directory, why_not_writable, write_text
 from dgpo_core.logs import LOGS
-from dgpo_core.run_directory import OUTCOME, RunDirectory
+from dgpo_core.reading import read_json, why
+from dgpo_core.run_directory import RunDirectory, read_outcome
 from dgpo_schemas.ablation import AblationConfig
 from dgpo_schemas.loading import dump_yaml
 from dgpo_schemas.metrics import OutcomeRecord
 from dgpo_schemas.run import RunConfig
+from dgpo_schemas.text import clean
 
 __all__ = ["AblationDirectory", "State", "outcome_of", "read_plan"]
 
@@ -46,10 +50,7 @@ class State:
 
 def outcome_of(cell: Cell) -> OutcomeRecord | None:
     """How the cell's run ended; None while it goes on, after it was killed, and before it began."""
-    try:
-        return OutcomeRecord.model_validate_json((cell.path / OUTCOME).read_bytes())
-    except (OSError, ValueError):
-        return None
+    return read_outcome(cell.path)
 
 
 class AblationDirectory:
@@ -135,7 +136,7 @@ class AblationDirectory:
         try:
             cell.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write {cell.path}: {error.strerror}") from error
+            raise UserError(f"cannot write {cell.path}: {why(error)}") from error
         file = cell.path / "run.yaml"
         write_text(file, dump_yaml(cell.config.model_dump(mode="json")))
         with held(cell) as run:
@@ -162,16 +163,33 @@ def read_plan(path: Path) -> Plan:
     if not path.is_dir():
         raise UserError(f"{path}: there is no such ablation directory")
     try:
-        data = json.loads((path / PLAN).read_text(encoding="utf-8"))
-        ablation = AblationConfig.model_validate(data["ablation"])
-        variants = [
-            Variant(one["name"], one["axes"], RunConfig.model_validate(one["config"])) for one in data["variants"]
-        ]
-        return Plan(ablation, variants, data["reward"], data["baseline"], path)
+        return _plan_of(read_json(path / PLAN), path)
     except FileNotFoundError:
         raise UserError(f"{path}: not an ablation directory (it has no {PLAN})") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / PLAN}: cannot be read: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except KeyError as error:
+        reason = f"it has no {error}"
+    except (OSError, ValueError, TypeError) as error:
+        reason = why(error)
+    raise UserError(f"{path / PLAN}: cannot be read: {clean(reason)}; put it back from a copy")
+
+
+def _plan_of(data: Any, path: Path) -> Plan:
+    """Raises ValueError, KeyError and TypeError for what is no plan."""
+    variants = []
+    for one in data["variants"]:
+        name, axes = one["name"], one["axes"]
+        if not isinstance(name, str) or not isinstance(axes, dict):
+            raise TypeError("a variant has a name and axes")
+        variants.append(
+            Variant(name, {axis: str(label) for axis, label in axes.items()}, RunConfig.model_validate(one["config"]))
+        )
+    reward, baseline = data["reward"], data["baseline"]
+    if not isinstance(reward, str) or not any(variant.name == baseline for variant in variants):
+        raise TypeError("reward and baseline are the names of a reward and of a variant")
+    return Plan(AblationConfig.model_validate(data["ablation"]), variants, reward, baseline, path)
 
 
 def saved_directory(plan: Plan) -> AblationDirectory:
@@ -232,9 +250,13 @@ def _key(cell: Cell) -> str:
 
 def _read_states(path: Path) -> dict[str, dict[str, str]]:
     try:
-        found = json.loads((path / STATES).read_text(encoding="utf-8"))
+        found = read_json(path / STATES)
     except (OSError, ValueError):
         return {}
     if not isinstance(found, dict):
         return {}
-    return {cell: dict(state) for cell, state in found.items() if isinstance(state, Mapping)}
+    return {
+        cell: {str(key): clean(str(value)) for key, value in state.items()}
+        for cell, state in found.items()
+        if isinstance(state, Mapping)
+    }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dgpo_cli.ablation.directory import State
 from dgpo_cli.ablation.plan import Cell, Plan
 from dgpo_cli.console import seconds
+from dgpo_core.reading import LARGEST_LOG, open_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -131,7 +132,7 @@ def make_watcher(*, quiet: bool = False) -> Watcher:
 def _share(cell: Cell) -> float:
     """Share of a cell's iterations that are logged; one that ends earlier jumps to its end."""
     try:
-        with (cell.path / "metrics.jsonl").open("rb") as handle:
+        with open_file(cell.path / "metrics.jsonl", LARGEST_LOG) as handle:
             return min(1.0, sum(1 for _ in handle) / cell.config.run.iterations)
     except OSError:
         return 0.0

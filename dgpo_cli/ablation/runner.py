@@ -15,6 +15,8 @@ from dgpo_cli.ablation.directory import AblationDirectory, State, held, outcome_
 from dgpo_cli.ablation.plan import Cell, Plan
 from dgpo_cli.ablation.progress import Watcher
 from dgpo_core.errors import UserError
+from dgpo_core.files import open_to_append
+from dgpo_core.reading import LARGEST_LOG, open_file, why
 from dgpo_core.stopping import StopRequest
 
 __all__ = ["LOG", "Launch", "Process", "Resources", "choose_resources", "run_cells", "start"]
@@ -92,7 +94,11 @@ def choose_resources(plan: Plan, visible: Sequence[str]) -> Resources:
 def start(file: Path, *, resume: bool, log: Path, environment: Mapping[str, str]) -> Process:
     """A process in a session of its own, so that Ctrl-C reaches it once, through us, and not from the terminal too."""
     command = [sys.executable, "-P", "-m", "dgpo_cli.child", str(os.getpid()), "train", str(file)]
-    with log.open("ab") as output:
+    try:
+        output = os.fdopen(open_to_append(log), "ab")
+    except OSError as error:
+        raise UserError(f"cannot write {log}: {why(error)}") from error
+    with output:
         return subprocess.Popen(
             [*command, *(["--resume"] if resume else [])],
             stdin=subprocess.DEVNULL,
@@ -187,7 +193,7 @@ def _ended(cell: Cell, code: int, *, stopping: bool) -> State:
 
 def _last_line(log: Path) -> str:
     try:
-        with log.open("rb") as handle:
+        with open_file(log, LARGEST_LOG) as handle:
             handle.seek(max(0, log.stat().st_size - 20_000))
             lines = handle.read().decode(errors="replace").splitlines()
     except OSError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from dgpo_cli.ablation.directory import AblationDirectory, State, outcome_of
 from dgpo_cli.ablation.plan import Cell
@@ -16,8 +17,10 @@ from dgpo_core.checkpoint import whole_manifests
 from dgpo_core.errors import UserError
 from dgpo_core.guards import band_of, has_left
 from dgpo_core.logs import damages
+from dgpo_core.reading import read_json
 from dgpo_core.run_directory import RunDirectory
 from dgpo_schemas.metrics import EvaluationRecord, PromptScores
+from dgpo_schemas.text import clean
 
 __all__ = ["Guard", "Trace", "read_trace"]
 
@@ -69,20 +72,23 @@ def read_trace(cell: Cell, directory: AblationDirectory, reward: str) -> Trace:
     cannot be read."""
     state, run = directory.state(cell), RunDirectory(cell.path)
     try:
-        records = [EvaluationRecord.model_validate(line) for line in run.read("evaluations.jsonl")]
-        timings = {int(line["iteration"]): float(line["seconds"]) for line in run.read("timings.jsonl")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{cell.path}: a log cannot be read: {error}") from error
-    damaged = damages(cell.path, list(whole_manifests(cell.path / "checkpoints")))
-    if damaged:
-        raise UserError("\n".join(map(str, damaged)) + "\nput the log back from a copy, or train the cell anew")
+        damaged = damages(cell.path, list(whole_manifests(cell.path / "checkpoints")))
+        if damaged:
+            raise UserError("\n".join(map(str, damaged)) + "\nput the log back from a copy, or train the cell anew")
+        records = [EvaluationRecord.model_validate(line) for line in _lines(run, "evaluations.jsonl")]
+        timings = {
+            line["iteration"]: float(line["seconds"]) for line in run.sound("timings.jsonl") if line["iteration"] > 0
+        }
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UserError(f"{cell.path / 'evaluations.jsonl'}: cannot be read: {clean(what)}") from error
     latest: dict[str, dict[int, EvaluationRecord]] = {}
     for record in records:
         latest.setdefault(record.reward, {})[record.iteration] = record
     series = [record for _, record in sorted(latest.get(reward, {}).items())]
     outcome = outcome_of(cell)
     iterations = [record.iteration for record in series]
-    clock = _clock(timings, max(iterations, default=0))
     rollout = cell.config.rollout
     return Trace(
         variant=cell.variant,
@@ -91,7 +97,7 @@ def read_trace(cell: Cell, directory: AblationDirectory, reward: str) -> Trace:
         ended_by=outcome.ended_by if outcome else None,
         iterations=iterations,
         scores=[record.value for record in series],
-        seconds=[clock[i] for i in iterations],
+        seconds=_clock(timings, iterations),
         samples=[i * rollout.groups * rollout.group_size for i in iterations],
         others={
             name: found[max(found)].value
@@ -103,10 +109,21 @@ def read_trace(cell: Cell, directory: AblationDirectory, reward: str) -> Trace:
     )
 
 
-def _clock(timings: Mapping[int, float], last: int) -> list[float]:
+def _lines(run: RunDirectory, log: str) -> list[Any]:
+    """Raises UserError for a line that says nothing."""
+    found = run.read(log)
+    if None in found:
+        raise UserError(f"{run.path / log}: line {found.index(None) + 1} cannot be read; train the cell anew")
+    return found
+
+
+def _clock(timings: Mapping[int, float], iterations: Sequence[int]) -> list[float]:
     """Training seconds until the end of each iteration. One that a kill left without a timing took the median."""
     usual = float(np.median(list(timings.values()))) if timings else 0.0
-    return list(accumulate((timings.get(i, usual) for i in range(1, last + 1)), initial=0.0))
+    timed = sorted(timings)
+    spent = list(accumulate((timings[i] for i in timed), initial=0.0))
+    known = [bisect_right(timed, iteration) for iteration in iterations]
+    return [spent[n] + usual * (iteration - n) for n, iteration in zip(known, iterations, strict=True)]
 
 
 def _guards(latest: Mapping[str, Mapping[int, EvaluationRecord]], bands: Mapping[str, float]) -> dict[str, Guard]:
@@ -121,7 +138,6 @@ def _guards(latest: Mapping[str, Mapping[int, EvaluationRecord]], bands: Mapping
 
 def _prompts(cell: Cell, iteration: int) -> PromptScores | None:
     try:
-        data: Any = json.loads((cell.path / "scores" / f"{iteration:06d}.json").read_bytes())
-        return PromptScores.model_validate(data)
+        return PromptScores.model_validate(read_json(cell.path / "scores" / f"{iteration:06d}.json"))
     except (OSError, ValueError):
         return None

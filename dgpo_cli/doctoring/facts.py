@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ import numpy as np
 
 from dgpo_cli.doctoring.trends import MIN_ITERATIONS, Series
 from dgpo_cli.reporting.data import Evaluation, RunData, Score, read_run, reward_range
-from dgpo_core.run_directory import OUTCOME
-from dgpo_schemas.metrics import OutcomeRecord
+from dgpo_core.locking import in_use
+from dgpo_core.run_directory import read_outcome
 from dgpo_schemas.run import RewardBlock, RunConfig
 
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry
+    from dgpo_schemas.metrics import OutcomeRecord
 
 __all__ = ["Facts", "Parts", "State", "below", "read_facts"]
 
@@ -147,7 +147,7 @@ def below(one: Score, other: Score) -> bool:
 def read_facts(path: Path, registry: Registry) -> Facts:
     """Read a run directory. Raises UserError if it is none, has logged nothing yet, or cannot be read."""
     data = read_run(path, registry)
-    return Facts(data, _parts(data.config, registry), _outcome(path / OUTCOME), _in_use(path / ".lock"))
+    return Facts(data, _parts(data.config, registry), read_outcome(path), in_use(path))
 
 
 def _parts(config: RunConfig, registry: Registry) -> Parts:
@@ -164,22 +164,3 @@ def _parts(config: RunConfig, registry: Registry) -> Parts:
     ranges = {block.label: reward_range(block.label, config.rewards, registry) for block in config.rewards}
     known = {label: found for label, found in ranges.items() if found is not None}
     return Parts(times, random, needs_path, declared, known)
-
-
-def _outcome(path: Path) -> OutcomeRecord | None:
-    try:
-        return OutcomeRecord.model_validate_json(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _in_use(lock: Path) -> bool:
-    """Whether a process holds the run's lock. It is asked for, shared, and let go at once."""
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # none, or a file system without locks
-        return False
-    return False

@@ -18,6 +18,8 @@ __all__ = ["as_data", "print_diagnosis"]
 STYLES = {"problem": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 WIDEST = 100
 """Columns beyond which lines are no longer easy to read."""
+NARROWEST = 20
+"""Of a terminal that says 0, as some do."""
 
 
 def print_diagnosis(console: Console, found: Diagnosis) -> None:
@@ -128,7 +130,7 @@ class _Page:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.width = min(console.width, WIDEST)
+        self.width = max(NARROWEST, min(console.width, WIDEST))
 
     def line(self, text: str | Text = "", style: str = "") -> None:
         """As it is; a long one is left to the terminal."""

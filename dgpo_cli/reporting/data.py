@@ -6,8 +6,8 @@ makes no sense is left out and mentioned in `problems`.
 
 from __future__ import annotations
 
-import json
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,9 +23,9 @@ from dgpo_core.checkpoint import whole_manifests
 from dgpo_core.description import changed_config
 from dgpo_core.errors import UserError
 from dgpo_core.logs import damages
-from dgpo_core.run_directory import OUTCOME, RunDirectory
+from dgpo_core.reading import read_file, read_json, why
+from dgpo_core.run_directory import RunDirectory, read_outcome
 from dgpo_schemas.loading import load_yaml, validate
-from dgpo_schemas.metrics import OutcomeRecord
 from dgpo_schemas.run import RewardBlock, RunConfig
 from dgpo_schemas.sealing import seal_of
 
@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 __all__ = ["Evaluation", "RunData", "Score", "read_run", "reward_range"]
 
 T = TypeVar("T")
+
+MOST = 10**9
+"""Iterations of a run; a log that tells of more is damaged."""
+LARGEST = 1e100
+"""Of a number in a log; with larger ones nothing can be reckoned or drawn."""
+METRICS = {"reward": 1, "rewards": 2, "extra": 1, "statistics": 1, "timesteps": 1}
+TIMINGS = {"verbs": 2, "rewards": 1}
+"""Sections of a log's records, and how many levels of names are above their numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +119,16 @@ class RunData:
         return self.column("iteration")
 
     @cached_property
-    def _clock(self) -> list[float]:
-        spent = [_number(_dig(self.timings.get(i, {}), "seconds"), 0.0) for i in range(1, self.done + 1)]
-        return list(accumulate(spent, initial=0.0))
+    def _clock(self) -> tuple[list[int], list[float]]:
+        """Iterations with a timing, and the seconds until the end of each of them, from 0."""
+        timed = sorted(self.timings)
+        return timed, list(accumulate((_number(self.timings[i].get("seconds"), 0.0) for i in timed), initial=0.0))
 
     def seconds_at(self, iteration: float) -> float:
-        """Seconds of training until the end of an iteration, without evaluations and checkpoints."""
-        return self._clock[int(iteration)]
+        """Seconds of training until the end of an iteration, without evaluations and checkpoints; those without a
+        timing took none."""
+        timed, spent = self._clock
+        return spent[bisect_right(timed, iteration)]
 
     def samples_at(self, iteration: float) -> float:
         """Samples rolled out until the end of an iteration."""
@@ -135,8 +146,8 @@ def read_run(path: Path, registry: Registry) -> RunData:
         raise UserError(f"{path}: not a run directory (it has no config.yaml)")
     config = validate(RunConfig, load_yaml(path / "config.yaml"))
     problems = _changed(path)
-    metrics = _read_log(path, "metrics.jsonl", _with_iteration, problems)
-    timings = _read_log(path, "timings.jsonl", _with_iteration, problems)
+    metrics = _read_log(path, "metrics.jsonl", lambda line: _numbers(line, METRICS), problems)
+    timings = _read_log(path, "timings.jsonl", lambda line: _numbers(line, TIMINGS), problems)
     found = _read_log(path, "evaluations.jsonl", _evaluation, problems)
     if not metrics and not found:
         raise UserError(f"{path}: nothing is logged yet: no iteration and no evaluation has finished")
@@ -147,7 +158,7 @@ def read_run(path: Path, registry: Registry) -> RunData:
     return RunData(
         path=path,
         config=config,
-        config_text=(path / "config.yaml").read_text(encoding="utf-8"),
+        config_text=_read_text(path / "config.yaml"),
         record=_read_record(path / "run.json", problems),
         metrics=[m for _, m in sorted({m["iteration"]: m for m in metrics}.items())],
         timings={t["iteration"]: t for t in timings},
@@ -156,7 +167,7 @@ def read_run(path: Path, registry: Registry) -> RunData:
         pictures=read_pictures(path / "pictures", problems),
         ranges={label: limits for label, limits in ranges.items() if limits is not None},
         problems=problems,
-        ended_by=_ended_by(path / OUTCOME),
+        ended_by=None if (outcome := read_outcome(path)) is None else outcome.ended_by,
     )
 
 
@@ -187,33 +198,56 @@ def _changed(path: Path) -> list[str]:
     return [f"{text}." for text in ([changed] if changed else []) + [str(damage) for damage in damaged]]
 
 
-def _read_log(path: Path, log: str, parse: Callable[[Any], T], problems: list[str]) -> list[T]:
+def _read_text(path: Path) -> str:
     try:
-        lines = RunDirectory(path).read(log)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path / log}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        return read_file(path).decode()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {why(error)}") from error
+
+
+def _read_log(path: Path, log: str, parse: Callable[[Any], T], problems: list[str]) -> list[T]:
+    lines = RunDirectory(path).read(log)
     records = []
     for line in lines:
         try:
             records.append(parse(line))
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
             continue
     if len(records) < len(lines):
         problems.append(f"{len(lines) - len(records)} of {len(lines)} lines of {log} could not be understood.")
     return records
 
 
-def _with_iteration(line: Any) -> Mapping[str, Any]:
-    if not isinstance(line["iteration"], int) or line["iteration"] < 1:
+def _iteration(line: Any, least: int) -> int:
+    found = line["iteration"]
+    if not isinstance(found, int) or isinstance(found, bool) or not least <= found <= MOST:
         raise ValueError("no iteration")
-    return dict(line)
+    return found
+
+
+def _numbers(line: Any, sections: Mapping[str, int]) -> Mapping[str, Any]:
+    """A record of numbers, and of sections of them by name; whatever else is in it is left out. Raises TypeError for a
+    section that is none."""
+    found: dict[str, Any] = {"iteration": _iteration(line, 1)}
+    for key, value in line.items():
+        if key in sections and value is not None:
+            found[key] = _section(value, sections[key])
+        elif key not in sections and key not in found and (one := _number(value, None)) is not None:
+            found[key] = one
+    return found
+
+
+def _section(value: Any, levels: int) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError("no section")
+    if levels > 1:
+        return {name: _section(inner, levels - 1) for name, inner in value.items() if inner is not None}
+    return {name: one for name, inner in value.items() if (one := _number(inner, None)) is not None}
 
 
 def _evaluation(line: Any) -> Evaluation:
-    if not isinstance(line["iteration"], int) or line["iteration"] < 0:
-        raise ValueError("no iteration")
     return Evaluation(
-        iteration=line["iteration"],
+        iteration=_iteration(line, 0),
         view=str(line.get("view", "")),
         reward=str(line["reward"]),
         role=str(line.get("role", "target")),
@@ -227,13 +261,15 @@ def _score(data: Mapping[str, Any]) -> Score:
     value = _number(data["value"], None)
     if value is None:
         raise ValueError("no value")
-    return Score(value, _number(data.get("low"), None), _number(data.get("high"), None), data.get("n"))
+    n = data.get("n")
+    whole = n if isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= MOST else None
+    return Score(value, _number(data.get("low"), None), _number(data.get("high"), None), whole)
 
 
 def _read_record(path: Path, problems: list[str]) -> Mapping[str, Any]:
     """run.json, which explains a run but is not needed to show it."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except FileNotFoundError:
         problems.append("There is no run.json: versions, git state and prompt digests are unknown.")
         return {}
@@ -245,14 +281,6 @@ def _read_record(path: Path, problems: list[str]) -> Mapping[str, Any]:
     return record
 
 
-def _ended_by(path: Path) -> str | None:
-    """Of outcome.json, which is not there while a run goes on."""
-    try:
-        return OutcomeRecord.model_validate_json(path.read_bytes()).ended_by
-    except (OSError, ValueError):
-        return None
-
-
 def _dig(record: Mapping[str, Any], key: str) -> Any:
     value: Any = record
     for part in key.split("."):
@@ -261,7 +289,7 @@ def _dig(record: Mapping[str, Any], key: str) -> Any:
 
 
 def _number(value: Any, otherwise: Any) -> Any:
-    """A finite number as float."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    """A number as float, if it is finite and not beyond all reckoning."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST:
         return float(value)
     return otherwise

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-import json
+import re
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from dgpo_core.reading import open_file, read_file, read_json, why
 
 __all__ = ["Pair", "Picture", "Pictures", "read_pictures"]
 
@@ -16,6 +20,7 @@ LARGEST = 512
 """Longest side in the page, pixels; larger pictures are reduced."""
 TINY = 128
 """Pictures up to this side are shown pixel by pixel, so they are kept without loss."""
+NUMBER = re.compile(r"[0-9]{1,15}")
 LARGEST_VIDEO = 300_000
 """Bytes of an mp4 file in the page; of larger ones it shows the film strip alone."""
 
@@ -61,9 +66,12 @@ class Pictures:
 def read_pictures(directory: Path, problems: list[str]) -> Pictures:
     """Read `pictures/NNNNNN/NN.png` and their prompts; damaged files are left out and mentioned in `problems`."""
     found = {}
-    if directory.is_dir():
-        numbered = [d for d in directory.iterdir() if d.is_dir() and d.name.isdecimal()]
-        found = {int(d.name): d for d in numbered if any(d.glob("*.png"))}
+    try:
+        if directory.is_dir():
+            numbered = [d for d in directory.iterdir() if NUMBER.fullmatch(d.name) and d.is_dir()]
+            found = {int(d.name): d for d in numbered if any(d.glob("*.png"))}
+    except OSError as error:
+        problems.append(f"The pictures cannot be read: {why(error)}.")
     if not found:
         return Pictures(None, None, ())
     first, last = min(found), max(found)
@@ -85,13 +93,14 @@ def _pairs(before: Sequence[tuple[str, Picture]], after: Sequence[tuple[str, Pic
 
 def _read(directory: Path, problems: list[str]) -> list[tuple[str, Picture]]:
     try:
-        prompts = json.loads((directory / "prompts.json").read_text(encoding="utf-8"))
-        prompts = [str(prompt) for prompt in prompts]
+        prompts = [str(prompt) for prompt in read_json(directory / "prompts.json")]
     except (OSError, ValueError, TypeError):
         prompts = []
         problems.append(f"The prompts of the pictures in {directory.name} are not known (prompts.json).")
     found = []
-    for file in sorted((f for f in directory.glob("*.png") if f.stem.isdecimal()), key=lambda file: int(file.stem)):
+    for file in sorted(
+        (f for f in directory.glob("*.png") if NUMBER.fullmatch(f.stem)), key=lambda file: int(file.stem)
+    ):
         picture = _picture(file)
         if picture is None:
             problems.append(f"The picture {directory.name}/{file.name} is damaged.")
@@ -105,9 +114,9 @@ def _picture(file: Path) -> Picture | None:
     from PIL import Image
 
     try:
-        with Image.open(file) as opened:
+        with open_file(file) as handle, Image.open(handle, formats=("PNG",)) as opened:
             image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError):
         return None
     width, height = image.size
     buffer = io.BytesIO()
@@ -124,7 +133,7 @@ def _picture(file: Path) -> Picture | None:
 
 def _video(file: Path) -> str | None:
     try:
-        data = file.read_bytes() if file.stat().st_size <= LARGEST_VIDEO else b""
+        data = read_file(file, LARGEST_VIDEO)
     except OSError:
         return None
     return _uri("video/mp4", data) if data else None

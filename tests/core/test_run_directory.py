@@ -64,17 +64,6 @@ def test_the_lock_does_not_outlive_its_holder_in_children(tmp_path: Path) -> Non
     assert child.returncode == 0
 
 
-def test_a_file_system_without_locks_is_not_taken_for_another_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(UserError, match=r"run\.output: cannot lock .*: No locks available"):
-        RunDirectory(tmp_path / "a").acquire()
-
-
 def test_where_no_directory_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"run\.output: cannot write to .*file/a"):
