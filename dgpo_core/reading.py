@@ -101,16 +101,10 @@ def _refuse(name: str) -> Any:
 def _deeper(data: Any, levels: int) -> bool:
     """Whether there are more levels of lists and objects, level by level: no recursion."""
     here = [data]
-    for _ in range(levels + 1):
-        here = [
-            inner
-            for value in here
-            if isinstance(value, dict | list)
-            for inner in (value.values() if isinstance(value, dict) else value)
-        ]
-        if not here:
-            return False
-    return True
+    for _ in range(levels):
+        inner = [value for one in here for value in (one.values() if isinstance(one, dict) else one)]
+        here = [value for value in inner if isinstance(value, dict | list)]
+    return bool(here)
 
 
 def read_json(path: Path, most: int = LARGEST) -> Any:

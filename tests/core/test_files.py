@@ -5,13 +5,22 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dgpo_core.errors import UserError
-from dgpo_core.files import append_json, keep_json_lines, new_directory, recover, remove_directory, write_text
+from dgpo_core.files import (
+    append_json,
+    keep_json_lines,
+    new_directory,
+    recover,
+    remove_directory,
+    why_not_writable,
+    write_text,
+)
 
 
 def tree(path: Path) -> dict[str, str]:
@@ -222,3 +231,218 @@ def test_a_directory_that_cannot_be_removed_stays_whole(tmp_path: Path, monkeypa
     with pytest.raises(UserError, match=r"cannot remove .*/d: Permission denied"):
         remove_directory(tmp_path / "d")
     assert (tmp_path / "d/file").read_text() == "kept"
+
+
+# -- what others may have put there ---------------------------------------------------------------------------------
+
+
+def put(kind: str, path: Path, elsewhere: Path) -> None:
+    """Something that is no file of bytes, or a link to one."""
+    match kind:
+        case "link":
+            path.symlink_to(elsewhere)
+        case "dangling link":
+            path.symlink_to(elsewhere.with_name("nowhere"))
+        case "loop":
+            path.symlink_to(path.name)
+        case "directory":
+            path.mkdir()
+            (path / "inside").write_text("x")
+        case "FIFO":
+            os.mkfifo(path)
+        case "file":
+            path.write_text("left by a crash")
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "loop", "directory", "FIFO", "file"])
+def test_what_lies_where_a_file_is_written_aside_is_replaced_never_followed(kind: str, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    put(kind, tmp_path / ".file.writing", precious)
+    write_text(tmp_path / "file", "new")
+    assert tree(tmp_path) == {"file": "new", "precious": "precious"}
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "precious"}
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "loop"])
+def test_a_link_is_replaced_by_the_file(kind: str, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    put(kind, tmp_path / "file", precious)
+    write_text(tmp_path / "file", "new")
+    assert not (tmp_path / "file").is_symlink()
+    assert tree(tmp_path) == {"file": "new", "precious": "precious"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("directory", "Is a directory"), ("FIFO", "is a FIFO that nobody reads")]
+)
+def test_where_no_file_can_be(kind: str, message: str, tmp_path: Path) -> None:
+    put(kind, tmp_path / "file", tmp_path)
+    with pytest.raises(UserError, match=f"cannot write .*file: {message}"):
+        write_text(tmp_path / "file", "new")
+    assert not (tmp_path / ".file.writing").exists()
+
+
+def test_a_reader_is_written_to(tmp_path: Path) -> None:
+    """`--output /dev/stdout`, `--output >(gzip)`: not replaced by a file."""
+    path = tmp_path / "file"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(path, "new")
+    assert os.read(reader, 10) == b"new"
+    os.close(reader)
+    (tmp_path / "null").symlink_to("/dev/null")
+    write_text(tmp_path / "null", "new")
+    assert (tmp_path / "null").is_symlink()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_a_new_file_has_the_mode_of_the_umask_and_an_old_one_keeps_its_own(
+    umask: int, mode: int, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "file", "1")
+        append_json(tmp_path / "log", {"iteration": 1})
+        with new_directory(tmp_path / "d") as aside:
+            (aside / "file").write_text("1")
+        found = [os.stat(tmp_path / name).st_mode & 0o777 for name in ("file", "log", "d/file", "d")]
+        assert found == [mode, mode, mode, 0o777 & ~umask]
+        (tmp_path / "file").chmod(0o640)
+        write_text(tmp_path / "file", "2")
+        assert os.stat(tmp_path / "file").st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
+
+
+def test_another_process_that_writes_the_same_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its half of the file must not get the name."""
+    aside, fsync = tmp_path / ".file.writing", os.fsync
+
+    def other(handle: int) -> None:
+        fsync(handle)
+        aside.unlink()
+        aside.write_text("half")
+
+    monkeypatch.setattr(os, "fsync", other)
+    with pytest.raises(UserError, match="another process writes it too"):
+        write_text(tmp_path / "file", "new")
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.ENOSYS])
+def test_a_file_system_that_cannot_flush_directories(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def some(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", some)
+    with new_directory(tmp_path / "d") as aside:
+        (aside / "file").write_text("new")
+    assert tree(tmp_path) == {"d/file": "new"}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("which", ["directory", "file"])
+def test_a_flush_that_fails_is_a_failure(
+    which: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def some(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) == (which == "directory"):
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", some)
+    with pytest.raises(UserError, match=os.strerror(number)), new_directory(tmp_path / "d") as aside:
+        (aside / "file").write_text("new")
+    if which == "file":
+        for write in (lambda: write_text(tmp_path / "f", "x"), lambda: append_json(tmp_path / "l", {"iteration": 1})):
+            with pytest.raises(UserError, match=os.strerror(number)):
+                write()
+
+
+@pytest.mark.parametrize("name", [".d.writing", ".d.old", ".d.gone"])
+@pytest.mark.parametrize("kind", ["link", "dangling link", "file", "FIFO"])
+def test_what_lies_where_a_directory_is_written_aside(kind: str, name: str, tmp_path: Path) -> None:
+    """A link is taken away; what it leads to stays."""
+    fill(tmp_path / "elsewhere", "precious")
+    fill(tmp_path / "d", "old")
+    put(kind, tmp_path / name, tmp_path / "elsewhere")
+    with new_directory(tmp_path / "d") as aside:
+        (aside / "file").write_text("new")
+    assert tree(tmp_path / "d") == {"file": "new"}
+    remove_directory(tmp_path / "d")
+    recover(tmp_path)
+    assert tree(tmp_path) == {"elsewhere/file": "precious"}
+    assert [p.name for p in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_members_on_another_disk_through_a_link(tmp_path: Path) -> None:
+    """Written aside where the link leads, so that renaming does not cross disks."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "disk")
+    seen = []
+    with new_directory(tmp_path / "checkpoints" / "000001") as aside:
+        (aside / "file").write_text("new")
+        seen.append(aside.parent)
+    assert seen == [tmp_path / "disk"]
+    (tmp_path / "checkpoints" / "000002").symlink_to(tmp_path / "disk" / "000001")
+    remove_directory(tmp_path / "checkpoints" / "000002")
+    assert tree(tmp_path / "disk") == {"000001/file": "new"}
+
+
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "d").symlink_to("d")
+    with pytest.raises(UserError, match=r"cannot write .*/d: "), new_directory(tmp_path / "d"):
+        pass
+    assert why_not_writable(tmp_path / "d" / "e") == f"{tmp_path / 'd'} is a symbolic link that leads nowhere"
+
+
+def test_a_log_may_be_a_link_to_a_file_that_is_there(tmp_path: Path) -> None:
+    log, real = tmp_path / "log", tmp_path / "disk" / "log"
+    real.parent.mkdir()
+    log.symlink_to(real)
+    with pytest.raises(UserError, match="is a symbolic link that leads nowhere"):
+        append_json(log, {"iteration": 1})
+    assert not real.exists()
+    real.touch()
+    append_json(log, {"iteration": 1})
+    append_json(log, {"iteration": 2})
+    keep_json_lines(log, 1)
+    assert log.is_symlink()
+    assert real.read_text() == '{"iteration": 1}\n'
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device"])
+def test_a_log_that_is_no_file(kind: str, tmp_path: Path) -> None:
+    """Opening a FIFO would wait for a reader; a device takes everything and keeps nothing."""
+    if kind == "FIFO":
+        os.mkfifo(tmp_path / "log")
+    else:
+        (tmp_path / "log").symlink_to("/dev/null")
+    with pytest.raises(UserError, match=f"cannot write .*log: is a {kind}, not a file"):
+        append_json(tmp_path / "log", {"iteration": 1})
+
+
+def test_a_read_only_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mounted:
+        f_flag = os.ST_RDONLY
+
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: Mounted)
+    assert why_not_writable(tmp_path / "a" / "b") == f"{tmp_path} is on a read-only file system"
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "x" * 100 + "\udcff"])
+def test_half_a_character_is_told_of(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*file: .*ends with half of a character"):
+        write_text(tmp_path / "file", text)
+    assert list(tmp_path.iterdir()) == []
