@@ -47,14 +47,6 @@ COMMANDS = {
 """Name to the function of a command, or to the Typer application of a family of commands."""
 
 
-def _is_somewhere() -> bool:
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        return False
-    return True
-
-
 class _SystemFailure(Exception):
     """The system refused something, and nobody has said what that means for the command."""
 
@@ -89,10 +81,12 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Typer would end in silence for every broken pipe, whosesoever it is."""
         try:
+            os.getcwd()
+        except FileNotFoundError:
+            raise UserError("the working directory is gone; change to one that is there") from None
+        try:
             return super().invoke(ctx)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and not _is_somewhere():
-                raise UserError("the working directory is gone; change to one that is there") from error
             raise _SystemFailure(error) from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -150,6 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def guarded(program: Callable[[], object]) -> None:
     """Run a program of the command line; a user's mistake is one message and an exit code, as `main` says."""
     spin_briefly()
+    if not os.environ.get("COLUMNS", "80").strip().lstrip("0"):
+        del os.environ["COLUMNS"]  # a terminal of no columns shows nothing
     if logging.lastResort is not None:  # where warnings go that nothing else shows
         logging.lastResort.setFormatter(OneLine())
     with guarded_errors():

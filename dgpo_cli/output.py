@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dgpo_core.errors import UserError
 from dgpo_core.reading import why
+from dgpo_schemas.text import lone_surrogate
 
 __all__ = ["check_directory", "check_file"]
 
@@ -20,6 +21,10 @@ def check_directory(output: Path, *, force: bool, target: Path) -> None:
     Never the working directory or the home directory, nor what holds the run directory or run file `target` that is
     worked on, nor any run or a part of one.
     """
+    if lone_surrogate(str(output.absolute())) is not None:
+        raise UserError(
+            f"--output {output}: has bytes that are not UTF-8 in its name, which other programs cannot open"
+        )
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; name a directory")
     try:

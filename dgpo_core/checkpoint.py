@@ -34,7 +34,7 @@ from dgpo_schemas.manifest import (
     read_manifest,
     sealed_json,
 )
-from dgpo_schemas.text import clean
+from dgpo_schemas.text import clean, lone_surrogate
 
 __all__ = ["Checkpoint", "Checkpoints", "Clock", "whole_manifests"]
 
@@ -224,7 +224,7 @@ def load(path: Path) -> Checkpoint:
         try:
             if file_entry(file) != manifest.files[name]:
                 raise _DamagedError(f"{file}: its content differs from what was saved (SHA-256)")
-            tensors[name] = safetensors.torch.load_file(file)
+            tensors[name] = _read_tensors(file)
         except (SafetensorError, OSError) as error:
             raise _DamagedError(f"{file}: {why(error)}") from error
     return Checkpoint(path, manifest, clock, tensors[WEIGHTS], tensors[OPTIMISER])
@@ -262,6 +262,12 @@ def load_manifest(path: Path) -> tuple[CheckpointManifest, CheckpointClock | Non
 def _clock_text(iteration: int, clock: Clock) -> str:
     time = {"iteration": iteration, "trained_seconds": clock.trained_seconds}
     return sealed_json(time | {"timings": clock.timings.model_dump()})
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if lone_surrogate(str(path)) is None:
+        return safetensors.torch.load_file(path)
+    return safetensors.torch.load(path.read_bytes())  # it takes names in UTF-8 only
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

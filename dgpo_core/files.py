@@ -76,8 +76,12 @@ def fsync_directory(path: Path) -> None:
             raise
 
 
-def _fsync_file(path: Path) -> None:
+def _fsync_file(path: Path, granted: int) -> None:
     with path.open("rb") as handle:
+        mode = stat.S_IMODE(os.fstat(handle.fileno()).st_mode)
+        if mode | granted != mode:
+            with contextlib.suppress(OSError):  # a file system that has no permissions
+                os.fchmod(handle.fileno(), mode | granted)
         os.fsync(handle.fileno())
 
 
@@ -116,9 +120,10 @@ def new_directory(path: Path) -> Iterator[Path]:
         clear(aside)
         aside.mkdir(parents=True)
         yield aside
+        granted = os.stat(aside).st_mode & 0o666  # what the umask leaves; libraries make files for their owner alone
         for file in aside.rglob("*"):
             if file.is_file():
-                _fsync_file(file)
+                _fsync_file(file, granted)
         fsync_directory(aside)
         if path.exists():
             clear(old)
