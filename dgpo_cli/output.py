@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 from dgpo_core.errors import UserError
+from dgpo_core.files import is_stream
 from dgpo_core.reading import why
 from dgpo_schemas.text import lone_surrogate
 
@@ -52,7 +53,7 @@ def check_file(output: Path) -> None:
     """Raise UserError unless a file can be written at `output`."""
     if output.is_dir():
         raise UserError(f"--output {output}: is a directory; name a file")
-    if output.is_char_device() or output.is_fifo():  # /dev/stdout
+    if is_stream(output):
         return
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {output.parent}")

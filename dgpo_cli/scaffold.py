@@ -141,20 +141,10 @@ def _place(template: PurePosixPath, scaffold: Scaffold) -> PurePosixPath:
 
 def write(files: dict[PurePosixPath, str], directory: Path) -> None:
     """Write files into a directory that is not there yet; all of them or none. Raises UserError if it cannot."""
-    import shutil
-    import tempfile
+    from dgpo_core.files import new_directory
 
-    try:
-        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    except OSError as error:
-        raise UserError(f"--output {directory.parent}: cannot be written: {error.strerror}") from error
-    try:
+    with new_directory(directory) as aside:
         for name, text in files.items():
             path = aside / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        aside.chmod(0o755)
-        aside.rename(directory)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(f"{directory}: cannot be written: {error.strerror}") from error

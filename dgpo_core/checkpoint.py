@@ -265,9 +265,12 @@ def _clock_text(iteration: int, clock: Clock) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if lone_surrogate(str(path)) is None:
-        return safetensors.torch.load_file(path)
-    return safetensors.torch.load(path.read_bytes())  # it takes names in UTF-8 only
+    found: dict[str, Tensor] = (
+        safetensors.torch.load_file(path)
+        if lone_surrogate(str(path)) is None
+        else safetensors.torch.load(path.read_bytes())  # it takes names in UTF-8 only
+    )
+    return found
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "clear",
     "file_entry",
     "fsync_directory",
+    "is_stream",
     "keep_json_lines",
     "new_directory",
     "open_to_append",
@@ -112,7 +113,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     """
     named = path
     try:
-        path = path.resolve()  # what a link leads to is replaced, not the link
+        path = _replaceable(path)
     except (OSError, RuntimeError) as error:  # links that lead to each other
         raise UserError(f"cannot write {named}: {why(error)}") from error
     aside, old = path.with_name(f".{path.name}.writing"), path.with_name(f".{path.name}.old")
@@ -125,19 +126,37 @@ def new_directory(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _fsync_file(file, granted)
         fsync_directory(aside)
-        if path.exists():
-            clear(old)
-            path.rename(old)
+        _make_room(path, old)
         aside.rename(path)
         fsync_directory(path.parent)
         _clear_if_possible(old)
     except BaseException as error:
-        if old.exists() and not path.exists():
+        if old.is_dir() and not os.path.lexists(path):
             old.rename(path)
         _clear_if_possible(aside)
         if isinstance(error, OSError):
             raise UserError(f"cannot write {named}: {why(error)}") from error
         raise
+
+
+def _replaceable(path: Path) -> Path:
+    """Where a directory is replaced: of a link to one, what it leads to; a link to anything else is replaced itself."""
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
+def _make_room(path: Path, old: Path) -> None:
+    """Set a directory that is there aside. What else is called so is kept under another name: it is not ours."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_dir():
+        clear(old)
+        path.rename(old)
+    elif path.exists():
+        kept = path.with_name(f"{path.name}.before")
+        if os.path.lexists(kept):
+            raise FileExistsError(errno.EEXIST, f"is {kind_of(path.lstat().st_mode)}, not a directory")
+        path.rename(kept)
+        log.warning("%s was %s, and is called %s now", path, kind_of(kept.lstat().st_mode), kept.name)
 
 
 def remove_directory(path: Path) -> None:
@@ -207,10 +226,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     try:
         mode = _mode_of(path)
-        if mode is not None and (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
+        if is_stream(path):
             _write_into(path, content)
-            return
-        _write_aside(path, content, mode)
+        elif mode is not None and (stat.S_ISBLK(mode) or stat.S_ISSOCK(mode)):
+            raise OSError(errno.EINVAL, f"is {kind_of(mode)}, not a file")
+        else:
+            _write_aside(path, content, mode)
     except OSError as error:
         raise UserError(f"cannot write {path}: {why(error)}") from error
 
@@ -225,9 +246,27 @@ def _mode_of(path: Path) -> int | None:
         raise
 
 
+def is_stream(path: Path) -> bool:
+    """Whether a path is one to write into, not a file to replace: a device, a FIFO, and /dev/stdout and /dev/fd/1
+    wherever they lead."""
+    try:
+        mode = _mode_of(path)
+    except OSError:
+        return False
+    if mode is None or stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
+        return mode is not None
+    for _ in range(40):
+        if path.parent.as_posix() in ("/dev", "/dev/fd") or path.absolute().parts[1:2] == ("proc",):
+            return stat.S_ISREG(mode)
+        if not path.is_symlink():
+            return False
+        path = path.parent / path.readlink()
+    return False
+
+
 def _write_into(path: Path, content: bytes) -> None:
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise OSError(errno.ENXIO, "is a FIFO that nobody reads") from error

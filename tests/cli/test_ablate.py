@@ -420,7 +420,7 @@ def test_usage(dgpo: Run, ablation: Run, trained: Any) -> None:
     done = dgpo("ablate", ablation(name="toy"))
     assert done.err == "runs/toy is the directory of a run; choose another `name` for the ablation\n"
     (trained.path / "plan.json").write_text("{}")
-    assert "runs/toy/plan.json: cannot be read: 'ablation'" in dgpo("ablate", "--report", trained.path).err
+    assert "runs/toy/plan.json: cannot be read: it has no 'variants'" in dgpo("ablate", "--report", trained.path).err
 
 
 def test_devices_are_taken_in_turn(

@@ -122,5 +122,5 @@ def test_what_cannot_be_written_leaves_nothing(dgpo: Run, tmp_path: Path, monkey
 
     monkeypatch.setattr(Path, "write_text", full)
     done = dgpo("plugins", "new", "reward", "light", "--output", tmp_path)
-    assert (done.code, done.err) == (2, f"{tmp_path / 'dgpo-light'}: cannot be written: No space left on device\n")
+    assert (done.code, done.err) == (2, f"cannot write {tmp_path / 'dgpo-light'}: No space left on device\n")
     assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ import pytest
 from dgpo_core.errors import UserError
 from dgpo_core.files import (
     append_json,
+    is_stream,
     keep_json_lines,
     new_directory,
     recover,
@@ -292,9 +293,26 @@ def test_a_reader_is_written_to(tmp_path: Path) -> None:
     write_text(path, "new")
     assert os.read(reader, 10) == b"new"
     os.close(reader)
-    (tmp_path / "null").symlink_to("/dev/null")
-    write_text(tmp_path / "null", "new")
-    assert (tmp_path / "null").is_symlink()
+    terminal, slave = os.openpty()
+    (tmp_path / "terminal").symlink_to(os.ttyname(slave))
+    write_text(tmp_path / "terminal", "new")
+    assert os.read(terminal, 10) == b"new"
+    assert (tmp_path / "terminal").is_symlink()
+    os.close(terminal)
+    os.close(slave)
+
+
+def test_standard_output_is_written_to_where_it_is_a_file(tmp_path: Path) -> None:
+    """`dgpo evaluate RUN --output /dev/stdout > scores.json`: what was printed before stays, and the device does."""
+    with (tmp_path / "out").open("w") as out:
+        out.write("before\n")
+        out.flush()
+        (tmp_path / "link").symlink_to(f"/proc/self/fd/{out.fileno()}" if Path("/proc").exists() else "/dev/null")
+        write_text(tmp_path / "link", "new\n")
+    assert (tmp_path / "link").is_symlink()
+    if Path("/proc").exists():
+        assert (tmp_path / "out").read_text() == "before\nnew\n"
+    assert [is_stream(Path(p)) for p in ("/dev/null", "/dev", "/dev/fd", str(tmp_path / "out"))] == [True] + 3 * [False]
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
@@ -307,6 +325,7 @@ def test_a_new_file_has_the_mode_of_the_umask_and_an_old_one_keeps_its_own(
         append_json(tmp_path / "log", {"iteration": 1})
         with new_directory(tmp_path / "d") as aside:
             (aside / "file").write_text("1")
+            (aside / "file").chmod(0o600)  # as safetensors does
         found = [os.stat(tmp_path / name).st_mode & 0o777 for name in ("file", "log", "d/file", "d")]
         assert found == [mode, mode, mode, 0o777 & ~umask]
         (tmp_path / "file").chmod(0o640)
@@ -399,9 +418,35 @@ def test_members_on_another_disk_through_a_link(tmp_path: Path) -> None:
     assert tree(tmp_path / "disk") == {"000001/file": "new"}
 
 
+def test_what_is_no_directory_is_kept_under_another_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "d").write_text("mine")
+    with new_directory(tmp_path / "d") as aside:
+        (aside / "file").write_text("new")
+    assert tree(tmp_path) == {"d/file": "new", "d.before": "mine"}
+    assert "was a file, and is called d.before now" in caplog.text
+    remove_directory(tmp_path / "d")
+    (tmp_path / "d").write_text("mine too")
+    with (
+        pytest.raises(UserError, match=r"cannot write .*/d: is a file, not a directory"),
+        new_directory(tmp_path / "d"),
+    ):
+        pass
+    assert tree(tmp_path) == {"d": "mine too", "d.before": "mine"}
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "loop"])
+def test_a_link_to_no_directory_is_replaced_by_the_directory(kind: str, tmp_path: Path) -> None:
+    """What it leads to is not touched: it may be anything."""
+    (tmp_path / "precious").write_text("precious")
+    put(kind, tmp_path / "d", tmp_path / "precious")
+    with new_directory(tmp_path / "d") as aside:
+        (aside / "file").write_text("new")
+    assert tree(tmp_path) == {"d/file": "new", "precious": "precious"}
+
+
 def test_links_in_a_circle(tmp_path: Path) -> None:
     (tmp_path / "d").symlink_to("d")
-    with pytest.raises(UserError, match=r"cannot write .*/d: "), new_directory(tmp_path / "d"):
+    with pytest.raises(UserError, match=r"cannot write .*/e: "), new_directory(tmp_path / "d" / "e"):
         pass
     assert why_not_writable(tmp_path / "d" / "e") == f"{tmp_path / 'd'} is a symbolic link that leads nowhere"
 
@@ -424,10 +469,11 @@ def test_a_log_may_be_a_link_to_a_file_that_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["FIFO", "device"])
 def test_a_log_that_is_no_file(kind: str, tmp_path: Path) -> None:
     """Opening a FIFO would wait for a reader; a device takes everything and keeps nothing."""
+    slave = os.openpty()[1]
     if kind == "FIFO":
         os.mkfifo(tmp_path / "log")
     else:
-        (tmp_path / "log").symlink_to("/dev/null")
+        (tmp_path / "log").symlink_to(os.ttyname(slave))
     with pytest.raises(UserError, match=f"cannot write .*log: is a {kind}, not a file"):
         append_json(tmp_path / "log", {"iteration": 1})
 

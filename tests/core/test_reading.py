@@ -39,12 +39,12 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("fifo")
-    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "device").symlink_to("/dev/full")
     (tmp_path / "loop").symlink_to("loop")
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(os.path.relpath(tmp_path / "socket"))
     expected = {
-        "directory": "is a directory, not a file", "fifo": "is a FIFO", "link": "is a FIFO", "zero": "is a device",
+        "directory": "is a directory, not a file", "fifo": "is a FIFO", "link": "is a FIFO", "device": "is a device",
         "loop": "Too many levels", "socket": "is a socket", "nothing": "No such file",
     }  # fmt: skip
     for name, message in expected.items():
