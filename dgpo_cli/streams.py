@@ -86,6 +86,8 @@ class _Product(_Stream):
             raise SystemExit(GONE) from None
         if isinstance(error, OSError):
             raise UserError(f"cannot write to standard output: {why(error)}") from error
+        if self._stream.closed:
+            raise UserError("cannot write to standard output: something has closed it") from error
         raise error
 
 
@@ -98,45 +100,56 @@ def guarded_errors() -> Iterator[None]:
     """
     _occupy()
     before = sys.stderr
-    sys.stderr = cast(TextIO, _Unheeded(before or _nowhere()))
-    try:
-        yield
-    finally:
-        sys.stderr = before
-        _empty(before)
+    with _there(before) as stream:
+        sys.stderr = cast(TextIO, _Unheeded(stream))
+        try:
+            yield
+        finally:
+            sys.stderr = before
+            _empty(stream)
 
 
 @contextlib.contextmanager
 def guarded_output() -> Iterator[None]:
     """A command's standard output. Raises UserError, or SystemExit where nobody reads it, at the latest at the end."""
     before = sys.stdout
-    sys.stdout = output = cast(TextIO, _Product(before or _nowhere()))
-    try:
+    with _there(before) as stream:
+        sys.stdout = output = cast(TextIO, _Product(stream))
         try:
-            yield
-        except SystemExit as end:
-            if not end.code:
+            try:
+                yield
+            except SystemExit as end:
+                if not end.code and not output.closed:
+                    output.flush()
+                raise
+            if not output.closed:
                 output.flush()
-            raise
-        output.flush()
-    finally:
-        sys.stdout = before
-        _empty(before)
+        finally:
+            sys.stdout = before
+            _empty(stream)
 
 
 @contextlib.contextmanager
 def unheeded_output() -> Iterator[None]:
     """Standard output of a run, which does not depend on it: what a plugin prints may get lost."""
     before = sys.stdout
-    sys.stdout = cast(TextIO, _Unheeded(getattr(before, "_stream", before)))
+    stream = getattr(before, "_stream", before)
+    sys.stdout = cast(TextIO, _Unheeded(stream))
     try:
         yield
     finally:
         sys.stdout = before
+        _empty(stream)
 
 
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")
+@contextlib.contextmanager
+def _there(stream: TextIO | None) -> Iterator[TextIO]:
+    """The stream, or where there is none, one that leads nowhere."""
+    if stream is not None:
+        yield stream
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        yield nowhere
 
 
 def _occupy() -> None:
@@ -149,10 +162,8 @@ def _occupy() -> None:
                 os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number, which is free
 
 
-def _empty(stream: TextIO | None) -> None:
+def _empty(stream: TextIO) -> None:
     """Let a stream that cannot be written lead nowhere, or the interpreter would complain of it when it ends."""
-    if stream is None:
-        return
     try:
         stream.flush()
     except ValueError:  # it is closed

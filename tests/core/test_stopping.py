@@ -10,10 +10,13 @@ import pytest
 from dgpo_core.stopping import Interrupted, StopRequest
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @pytest.fixture(autouse=True)
 def _own_handlers() -> Iterator[None]:
     """A handler of the test's own, to which the context must return."""
-    before = {number: signal.signal(number, _count) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, _count) for number in SIGNALS}
     _seen.clear()
     yield
     for number, handler in before.items():
@@ -36,7 +39,7 @@ def test_a_request_is_noticed_at_the_next_check() -> None:
             stop.check()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_asks_for_a_stop(number: signal.Signals) -> None:
     stop = StopRequest()
     said: list[str] = []
@@ -48,7 +51,7 @@ def test_a_signal_asks_for_a_stop(number: signal.Signals) -> None:
     assert _seen == []
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", SIGNALS)
 def test_ctrl_c_after_a_request_stops_at_once(first: signal.Signals) -> None:
     stop = StopRequest()
     with stop.on_signals(lambda text: None):
@@ -58,11 +61,34 @@ def test_ctrl_c_after_a_request_stops_at_once(first: signal.Signals) -> None:
 
 
 def test_a_second_sigterm_changes_nothing() -> None:
-    """Schedulers send it more than once while the state is saved."""
+    """Schedulers send it more than once while the state is saved, and a closed terminal both."""
+    stop = StopRequest()
+    said: list[str] = []
+    with stop.on_signals(said.append):
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(number)
+    assert stop.requested
+    assert len(said) == 1
+
+
+def test_a_run_under_nohup_outlives_its_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stop = StopRequest()
     with stop.on_signals(lambda text: None):
-        for _ in range(3):
-            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)
+    assert not stop.requested
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_a_stop_that_cannot_be_announced_is_one() -> None:
+    """The terminal is gone, or a write was under way when the signal came."""
+
+    def fails(text: str) -> None:
+        raise RuntimeError("reentrant call")
+
+    stop = StopRequest()
+    with stop.on_signals(fails):
+        signal.raise_signal(signal.SIGHUP)
     assert stop.requested
 
 
@@ -75,7 +101,7 @@ def test_signals_are_as_before_afterwards(fails: bool) -> None:
                 raise RuntimeError
     except RuntimeError:
         pass
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.raise_signal(number)
-    assert _seen == [signal.SIGINT, signal.SIGTERM]
+    assert _seen == list(SIGNALS)
     assert not stop.requested

@@ -92,6 +92,8 @@ class Moments:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "terminate":
                 signal.raise_signal(signal.SIGTERM)
+            case "hang up":
+                signal.raise_signal(signal.SIGHUP)
             case "interrupt twice":
                 signal.raise_signal(signal.SIGINT)
                 signal.raise_signal(signal.SIGINT)
@@ -129,6 +131,7 @@ def _hang_interrupted_twice() -> NoReturn:
 def live(request: dict[str, Any], output: IO[bytes], counts: IO[bytes], ready: int) -> NoReturn:
     """The life of a forked process."""
     signal.alarm(LONGEST)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output.fileno(), stream.fileno())
     os.environ.update(request.get("environment", {}))

@@ -250,6 +250,13 @@ def test_sigterm_saves_and_stops(stride: int, driver: Driver, whole: Whole, tmp_
         assert_as_if_nothing_had_happened(run, whole, driver.train(run, "--resume"))
 
 
+def test_a_terminal_that_is_closed_is_a_stop(driver: Driver, whole: Whole, run: Run) -> None:
+    ended = driver.train(run, at=("velocity", 35), do="hang up")
+    assert ended.status == 0
+    assert json.loads((run.path / "outcome.json").read_text())["outcome"] == "interrupted"
+    assert_as_if_nothing_had_happened(run, whole, driver.train(run, "--resume"))
+
+
 @pytest.mark.parametrize(
     ("at", "do"),
     [
