@@ -30,7 +30,7 @@ State = Mapping[str, Any]
 DEVICES = ("cpu", "cuda")
 KERNELS = ("flash", "mem_efficient", "math", "cudnn")
 THREADS = "torch's threads"
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def process_state() -> dict[str, Any]:

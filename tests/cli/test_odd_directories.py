@@ -3,6 +3,7 @@ documented fallback; never a traceback, and never a wait."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -281,3 +282,34 @@ def test_states_of_wrong_types(plan: Plan) -> None:
     key = "/".join(cell.path.parts[-2:])
     (plan.path / "states.json").write_text(json.dumps({key: {"status": "failed", "message": ["\x1b[2J"]}, "x": 3}))
     assert saved_directory(plan).state(cell) == State("failed", r"['\x1b[2J']")
+
+
+# -- disks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [
+        ("fsync", errno.ENOSPC), ("fsync", errno.EDQUOT), ("fsync", errno.EIO), ("replace", errno.ENOSPC),
+        ("rename", errno.EROFS), ("mkdir", errno.EROFS),
+    ],
+)  # fmt: skip
+def test_a_write_that_fails_loses_nothing_that_was_saved(
+    call: str, number: int, make_config: Callable[..., RunConfig], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half way; then there is room again, and the run goes on from its newest checkpoint."""
+    config = make_config(run={"iterations": 3}, checkpoints={"every": 1})
+    original = getattr(os, call)
+
+    def failing(*arguments: Any, **keywords: Any) -> Any:
+        if Path(config.run.output, config.run.name, "checkpoints", "000001").exists():
+            raise OSError(number, os.strerror(number))
+        return original(*arguments, **keywords)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, failing)
+        with pytest.raises(UserError, match=os.strerror(number)):
+            Trainer(config, registry).train()
+    resumed = Trainer(config, registry)
+    assert resumed.train(resume=True) == "finished"
+    assert resumed.directory.checkpoints.newest().manifest.iteration == 3

@@ -9,7 +9,6 @@ import pytest
 
 from dgpo_core.stopping import Interrupted, StopRequest
 
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
