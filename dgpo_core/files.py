@@ -359,4 +359,4 @@ def keep_json_lines(path: Path, iteration: int, needed: Mapping[str, tuple[type,
     if broken:
         log.warning("%s: damaged, left out: line %s", path, ", ".join(map(str, broken)))
     kept = "".join(f"{line}\n" for line, record in sound if record["iteration"] <= iteration)
-    write_bytes(path.resolve(), kept.encode())
+    write_bytes(path.resolve() if path.is_symlink() else path, kept.encode())

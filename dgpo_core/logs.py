@@ -119,6 +119,6 @@ def rewind(directory: Path, iteration: int, saved: Entries) -> None:
         if name in saved and name != TIMINGS:
             content = _content(path)
             if len(content) != saved[name].bytes:  # of a link to a log elsewhere, that one is cut
-                write_bytes(path.resolve(), content[: saved[name].bytes])
+                write_bytes(path.resolve() if path.is_symlink() else path, content[: saved[name].bytes])
         else:  # a last line of timings.jsonl may be there that was written after the checkpoint of its iteration
             keep_json_lines(path, iteration, needed)

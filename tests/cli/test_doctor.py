@@ -597,7 +597,7 @@ def test_lines_that_are_not_there_are_told(tmp_path: Path, known: Registry) -> N
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     finding = found(diagnose(read_facts(run, known)))["logs-incomplete"]
     assert list(finding.evidence) == [
-        "1 of 29 lines of metrics.jsonl could not be understood.",
+        "2 of 30 lines of metrics.jsonl could not be understood.",
         "metrics.jsonl has no line of iteration 5, 10",
     ]
 

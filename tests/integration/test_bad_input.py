@@ -908,7 +908,8 @@ def full_for(name: str) -> Callable[[pytest.MonkeyPatch], None]:
     """There is no room for what files of this name should hold."""
 
     def patch(patched: pytest.MonkeyPatch) -> None:
-        opened = Path.open
+        opened, opened_by_number, with_buffer, write = Path.open, os.open, os.fdopen, os.pwrite
+        numbers: set[int] = set()
 
         def open_(self: Path, mode: str = "r", *arguments: Any, **keywords: Any) -> Any:
             if self.name != name or mode[0] == "r":
@@ -916,7 +917,24 @@ def full_for(name: str) -> Callable[[pytest.MonkeyPatch], None]:
             raw = Full(self, mode.replace("b", ""))
             return raw if "b" in mode else io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8")
 
+        def number_of(path: Any, flags: int, *arguments: Any, **keywords: Any) -> int:
+            number = opened_by_number(path, flags, *arguments, **keywords)
+            numbers.discard(number)
+            if os.path.basename(os.fspath(path)) == name and flags & (os.O_WRONLY | os.O_RDWR):
+                numbers.add(number)
+            return number
+
+        def buffered(number: int, mode: str = "r", *arguments: Any, **keywords: Any) -> Any:
+            if number in numbers and mode[0] != "r":
+                return Full(number, mode.replace("b", ""))
+            return with_buffer(number, mode, *arguments, **keywords)
+
+        def pwrite(number: int, *arguments: Any) -> int:
+            return full() if number in numbers else write(number, *arguments)
+
         patched.setattr(Path, "open", open_)
+        for old, new in (("open", number_of), ("fdopen", buffered), ("pwrite", pwrite)):
+            patched.setattr(os, old, new)
 
     return patch
 
