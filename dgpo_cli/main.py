@@ -29,7 +29,7 @@ from dgpo_schemas.text import clean
 __all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS = {
-    "train": "dgpo_cli.train:train",
+    "train": "dgpo_cli.train:app",
     "sample": "dgpo_cli.sample:sample",
     "evaluate": "dgpo_cli.evaluate:evaluate",
     "score": "dgpo_cli.score:score",

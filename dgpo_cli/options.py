@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Accept", "AcceptBase", "Preset"]
+__all__ = ["Accept", "AcceptBase", "Preset", "Resume"]
 
 Preset = Annotated[
     str | None,
@@ -17,6 +17,13 @@ Preset = Annotated[
         metavar="NAME",
     ),
 ]
+
+
+class Resume(StrEnum):
+    """How a run is gone on with: it must have a checkpoint, or is begun if it has none."""
+
+    MUST = "must"
+    AUTO = "auto"
 
 
 class Acceptable(StrEnum):

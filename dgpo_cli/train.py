@@ -5,22 +5,54 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from dgpo_cli.options import Accept, Preset
+from dgpo_cli.options import Accept, Preset, Resume
 
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["train"]
+__all__ = ["app", "train"]
+
+
+MUST = f"--resume={Resume.MUST}"
+
+
+class Train(TyperCommand):
+    """`--resume` by itself, or `--resume auto`: an option whose value may be left out.
+
+    Click would take whatever follows for the value, the run file too.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Write the value that is meant behind each `--resume`."""
+        meant: list[str] = []
+        words = iter(args)
+        for word in words:
+            if word == "--":
+                meant += [word, *words]
+            elif word == Resume.AUTO and meant and meant[-1] == MUST:
+                meant[-1] = f"--resume={Resume.AUTO}"
+            else:
+                meant.append(MUST if word == "--resume" else word)
+        return super().parse_args(ctx, meant)
 
 
 def train(
     file: Annotated[Path, typer.Argument(help="The run file (YAML).", metavar="RUN.yaml")],
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint, bit for bit.")] = False,
+    resume: Annotated[
+        Resume | None,
+        typer.Option(
+            "--resume",
+            metavar="[auto]",
+            help="Continue from the newest checkpoint, bit for bit. --resume auto: begin the run if it has none, for "
+            "jobs that are queued again with the same command.",
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a setting: --set optimiser.learning_rate=1e-4.", metavar="KEY=VALUE"),
@@ -57,6 +89,10 @@ def train(
 
         dgpo train run.yaml --resume
 
+        dgpo train run.yaml --resume --set optimiser.learning_rate=1e-5
+
+        dgpo train run.yaml --resume auto
+
         dgpo train run.yaml --processes 8
 
         dgpo train examples/sd35-geneval.yaml --preset 24gb
@@ -80,7 +116,7 @@ def train(
         from dgpo_cli.launch import Layout, check, launch
 
         check(layout := Layout(processes, machines, machine_rank, address))
-        command = ["train", str(file), *(["--resume"] if resume else []), *(["--quiet"] if quiet else [])]
+        command = ["train", str(file), *([f"--resume={resume}"] if resume else []), *(["--quiet"] if quiet else [])]
         command += [word for one in accept or [] for word in ("--accept", one.value)]
         command += [] if preset is None else ["--preset", preset]
         command += [word for override in overrides or [] for word in ("--set", override)]
@@ -105,14 +141,22 @@ def train(
     with unheeded_output(), stop.on_signals(progress.note):
         trainer = Trainer(config, registry, progress=progress, stop=stop)
         outcome = trainer.train(
-            resume=resume, max_iterations=max_iterations, accept=[one.value for one in accept or []]
+            resume="auto" if resume is Resume.AUTO else resume is not None,
+            max_iterations=max_iterations,
+            accept=[one.value for one in accept or []],
         )
     if outcome == "finished":
-        if trainer.ended_by is None:
+        if trainer.had_ended:
+            progress.note(f"the run had ended after iteration {trainer.iteration} already; nothing was left to train")
+        elif trainer.ended_by is None:
             progress.note(f"{config.run.iterations - trainer.iteration} iterations are left; continue with --resume")
         elif trainer.ended_by != "iterations":
             progress.note(f"stop.{trainer.ended_by} is reached after {trainer.iteration} iterations")
         progress.note(f"look at it: dgpo report {run_path(config)}")
+
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app.command("train", cls=Train)(train)
 
 
 def _places_then(file: Path, config: RunConfig, overrides: Sequence[str], registry: Registry) -> list[str]:

@@ -95,10 +95,12 @@ class Checkpoints:
         counters: Mapping[str, int],
         logs: Mapping[str, FileEntry],
         clock: Clock,
+        spare: int | None = None,
     ) -> Path:
         """Write a checkpoint, then drop old ones, except the newest `keep` and the best.
 
-        logs: metrics.jsonl and evaluations.jsonl as they are now.
+        logs: metrics.jsonl and evaluations.jsonl as they are now. spare: the newest checkpoint of an iteration before
+        this one stays too.
         """
         path = self.directory / f"{iteration:06d}"
         with new_directory(path) as aside:
@@ -120,7 +122,7 @@ class Checkpoints:
             text = sealed_json(json.loads(manifest.model_dump_json(exclude={"sha256"})))
             (aside / MANIFEST).write_text(text, encoding="utf-8")
             (aside / CLOCK).write_text(_clock_text(iteration, clock), encoding="utf-8")
-        self._prune(best[0] if best else None)
+        self._prune(best[0] if best else None, spare)
         return path
 
     def set_clock(self, iteration: int, clock: Clock) -> None:
@@ -130,9 +132,10 @@ class Checkpoints:
         if (path / CLOCK).exists():  # not in format version 1
             write_text(path / CLOCK, _clock_text(iteration, clock))
 
-    def _prune(self, best: int | None) -> None:
+    def _prune(self, best: int | None, spare: int | None) -> None:
+        before = [int(path.name) for path in self.paths() if spare is not None and int(path.name) < spare]
         for path in self.paths()[: -self.keep]:
-            if int(path.name) != best:
+            if int(path.name) not in (best, *before[-1:]):
                 try:
                     remove_directory(path)
                 except UserError as error:  # what is kept too long is no reason to lose a run
@@ -227,6 +230,9 @@ def load(path: Path) -> Checkpoint:
             tensors[name] = _read_tensors(file)
         except (SafetensorError, OSError) as error:
             raise _DamagedError(f"{file}: {why(error)}") from error
+        spoilt = next((key for key, tensor in tensors[name].items() if not _is_finite(tensor)), None)
+        if spoilt is not None:  # versions that did not look have saved such
+            raise _DamagedError(f"{file}: {spoilt} holds numbers that are not finite; nothing can go on from them")
     return Checkpoint(path, manifest, clock, tensors[WEIGHTS], tensors[OPTIMISER])
 
 
@@ -257,6 +263,10 @@ def load_manifest(path: Path) -> tuple[CheckpointManifest, CheckpointClock | Non
     if clock is not None and clock.iteration != manifest.iteration:
         raise _DamagedError(f"{path / CLOCK}: of iteration {clock.iteration}, the manifest is of {manifest.iteration}")
     return manifest, clock
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or not tensor.numel() or bool(tensor.isfinite().all())
 
 
 def _clock_text(iteration: int, clock: Clock) -> str:

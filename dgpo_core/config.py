@@ -8,7 +8,6 @@ own config.yaml has them absolute.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -21,7 +20,7 @@ from dgpo_core.hookspecs import KINDS
 from dgpo_core.presets import with_preset
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.loading import Document, apply_overrides, load_yaml
-from dgpo_schemas.problems import ConfigError, KeyPath, dotted, explain, show
+from dgpo_schemas.problems import ConfigError, KeyPath, dotted, explain
 from dgpo_schemas.run import RewardBlock, RunConfig
 from dgpo_schemas.serve import ServeConfig
 from dgpo_schemas.text import error_text
@@ -33,7 +32,6 @@ __all__ = [
     "PLACES",
     "ConfigError",
     "blocks_at",
-    "differing_keys",
     "load_run_config",
     "load_serve_config",
     "reward_block_of",
@@ -62,33 +60,6 @@ _SERVED: dict[KeyPath, str] = {("reward",): "reward"}
 
 _SHORT_FORM_IS_FILE = "prompts"
 """Kind whose short form, a text, is a file and not a name."""
-
-MAY_DIFFER = (
-    "run.process_timeout",
-    "run.shard",
-    "run.output",
-    "run.name",
-    "run.iterations",
-    "rollout.micro_batch",
-    "optimiser.micro_batch",
-    "backbone.gradient_checkpointing",
-    "evaluation.pictures",
-    "evaluation.guards.alarm",
-    "evaluation.guards.bands",
-    "optimiser.max_skipped",
-    "scoring.in_flight",
-    "scoring.max_missing",
-    "stop",
-    "checkpoints.every",
-    "checkpoints.keep",
-    "logging",
-)
-"""Settings that a resumed run may change: where it lies and what it is called, how long it lasts (unless the learning
-rate follows a schedule), what stops it, how it fits into memory, what it keeps and says. None changes what is computed,
-but for the rounding of sums that a micro-batch splits otherwise."""
-
-_PLACEMENT = re.compile(r"(rewards|evaluation\.rewards|evaluation\.guards\.rewards)\.\d+\.(worker|service)(\..*)?\Z")
-"""Where a reward runs may change as well: its scores are the same everywhere."""
 
 
 def load_run_config(
@@ -251,44 +222,3 @@ def _known_places(document: Document, mistakes: list[tuple[KeyPath, str]]) -> li
             here = here[part] if inside or (isinstance(here, list) and part in range(len(here))) else None
         out.append((path, message))
     return list(dict.fromkeys(out))
-
-
-# -- comparing ----------------------------------------------------------------------------------------------------
-
-
-def differing_keys(saved: RunConfig, new: RunConfig) -> list[str]:
-    """`key: saved value, now new value` for each setting that differs and must not on a resume (see MAY_DIFFER)."""
-    before, after = _flat(saved), _flat(new)
-    return [
-        f"{key}: {_shown(before, key)} when it started, {_shown(after, key)} now"
-        for key in dict.fromkeys([*before, *after])
-        if _shown(before, key) != _shown(after, key) and not _may_differ(key, saved, new)
-    ]
-
-
-def _may_differ(key: str, saved: RunConfig, new: RunConfig) -> bool:
-    if key == "run.iterations" and {saved.optimiser.schedule, new.optimiser.schedule} != {"constant"}:
-        return False
-    if _PLACEMENT.match(key):
-        return True
-    return any(key == free or key.startswith(f"{free}.") for free in MAY_DIFFER)
-
-
-def _shown(flat: Mapping[str, Any], key: str) -> str:
-    value = flat.get(key, "not given")
-    return show(value) if key in flat and not isinstance(value, dict | list) else str(value)
-
-
-def _flat(config: RunConfig) -> dict[str, Any]:
-    """Dotted keys to scalars (and empty lists and sections)."""
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict | list) and value:
-            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
-        else:
-            flat[prefix] = value
-
-    walk("", config.model_dump(mode="json"))
-    return flat

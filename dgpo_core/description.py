@@ -116,10 +116,18 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def write_record(
-    path: Path, config: RunConfig, registry: Registry, prompts: Mapping[str, Any], base: BaseRecord | None
+    path: Path,
+    config: RunConfig,
+    registry: Registry,
+    prompts: Mapping[str, Any],
+    base: BaseRecord | None,
+    changes: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """config.yaml and run.json: everything needed to understand and repeat the run."""
-    write_text(path / CONFIG, config_text(config, registry))
+    """run.json, then config.yaml: everything needed to understand and repeat the run.
+
+    changes: what resumes have changed (`changes.recorded`). config.yaml comes last, because a change is known by it:
+    what a killed process did not write of both, the next one finds and writes again.
+    """
     versions = {name: _version(name) for name in LIBRARIES}
     record = {
         "command": sys.argv,
@@ -130,8 +138,10 @@ def write_record(
         "git": _git_state(),
         "prompts": dict(prompts),
         "base": None if base is None else base.model_dump(mode="json"),
+        "changes": [dict(one) for one in changes],
     }
     write_text(path / RECORD, json.dumps(sealed(record), indent=1) + "\n")
+    write_text(path / CONFIG, config_text(config, registry))
 
 
 def summary(prompts: Sequence[Prompt]) -> dict[str, Any]:

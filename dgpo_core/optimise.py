@@ -363,6 +363,13 @@ class Optimiser:
         self.policy.update_averages(self.updates)
         return UpdateResult(False, value, rate)
 
+    def sound(self) -> bool:
+        """Whether weights, moving averages and moments are numbers to go on with (`Policy.sound`), in this process."""
+        states = (value for state in self.adamw.state.values() for value in state.values())
+        return self.policy.sound(
+            value for value in states if isinstance(value, Tensor) and value.is_floating_point() and value.dim()
+        )
+
     # -- state --------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:

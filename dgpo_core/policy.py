@@ -21,6 +21,8 @@ __all__ = ["ConditioningCache", "Policy", "View"]
 
 View = Literal["base", "policy", "old", "slow"]
 STORED: tuple[View, ...] = ("policy", "old", "slow")
+LARGEST = 1e18
+"""Size up to which a weight can be squared in float32, and cast to bfloat16."""
 
 
 class Policy:
@@ -133,6 +135,20 @@ class Policy:
         """Euclidean norm [] of tensors that are made like the parameters."""
         found: Tensor = torch.stack(list(torch._foreach_norm(tensors))).norm()
         return found
+
+    @torch.no_grad()
+    def sound(self, moments: Iterable[Tensor] = ()) -> bool:
+        """Whether every stored view is of finite numbers, none larger than LARGEST, and moments made like parameters
+        are finite. One transfer from the device; of spread weights this process's shares."""
+        weights = [t for view in STORED for t in self._weights[view]]
+        limits = [(weights, LARGEST), ([self._local(t) for t in moments], torch.finfo(torch.float32).max)]
+        # A comparison with nan is false, and the maximum norm passes nan on.
+        found = [
+            (torch.stack([norm.float() for norm in torch._foreach_norm(full, torch.inf)]) <= limit).all()
+            for tensors, limit in limits
+            if (full := [t for t in tensors if t.numel()])
+        ]
+        return bool(torch.stack(found).all()) if found else True
 
     def state(self) -> dict[str, Tensor]:
         """All stored views as whole `view/name` tensors, not copied where that can be."""

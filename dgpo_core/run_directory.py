@@ -9,21 +9,23 @@ runs/NAME/config.yaml        the resolved configuration, its paths absolute
           pictures/000010/   pictures of the evaluation after iteration 10, the same noise each time
           scores/000010.json its scores prompt by prompt
           outcome.json       how the run ended; absent while it goes on and after it was killed
+          before-1/          what a run left that was killed before its first checkpoint, and started over
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgpo_core import logs
+from dgpo_core.changes import Change, changes, recorded, told
 from dgpo_core.checkpoint import Checkpoints, whole_manifests
-from dgpo_core.config import differing_keys
 from dgpo_core.description import (
     CONFIG,
     RECORD,
@@ -35,11 +37,12 @@ from dgpo_core.description import (
     write_record,
 )
 from dgpo_core.errors import UserError
-from dgpo_core.files import append_json, read_json_lines, recover, why_not_writable, write_text
+from dgpo_core.files import append_json, fsync_directory, read_json_lines, recover, why_not_writable, write_text
 from dgpo_core.locations import located, started_in
 from dgpo_core.locking import HeldError, Lock
 from dgpo_core.logs import LOGS
 from dgpo_core.reading import LARGEST_LOG, kind_of, parse_json, read_file, why
+from dgpo_schemas.changes import summary
 from dgpo_schemas.metrics import OutcomeRecord
 from dgpo_schemas.problems import ConfigError
 from dgpo_schemas.run import RunConfig
@@ -58,6 +61,8 @@ log = logging.getLogger(__name__)
 OUTCOME = "outcome.json"
 DIRECTORIES = ("checkpoints", "pictures", "scores")
 FILES = (CONFIG, RECORD, *LOGS, OUTCOME)
+ASIDE = "before"
+"""What a killed run left goes to before-1, before-2, ... (`RunDirectory.set_aside`)."""
 MOVED = {
     "backbone.checkpoint": "base",
     "backbone.revision": "base",
@@ -75,20 +80,29 @@ class RunDirectory:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints", keep=keep)
         self._lock: Lock | None = None
+        self._changed: Sequence[Change] = ()  # what the claim found changed
 
     @property
     def config_path(self) -> Path:
         """The resolved configuration."""
         return self.path / CONFIG
 
-    def claim(self, config: RunConfig, *, resume: bool, make: bool, registry: Registry | None = None) -> None:
-        """Lock the directory for a run; refuse to continue one by accident, or with another configuration.
+    def claim(
+        self, config: RunConfig, *, resume: bool, make: bool, registry: Registry | None = None, over: bool = False
+    ) -> None:
+        """Lock the directory for a run; refuse to continue one by accident, or as another one.
 
         A directory that is not there yet is only looked at, unless `make` is set. registry: to know the defaults of
-        options that plugins did not have yet when the run started. Raises UserError.
+        options that plugins did not have yet when the run started. over: a new run may begin where one was killed
+        before its first checkpoint (see `set_aside`). Raises UserError.
         """
         self.check_kinds()
         if resume and not self.config_path.exists():
+            if self.checkpoints.paths():
+                raise UserError(
+                    f"{self.path}: has checkpoints but no {CONFIG}, so nothing tells what they belong to: put it back "
+                    "from a copy, or choose another run.name"
+                )
             here = (
                 ""
                 if self.path.is_absolute()
@@ -102,36 +116,71 @@ class RunDirectory:
         if make or self.path.exists():
             self.acquire()
         saved = self.checkpoints.paths()
+        logged = self.path / "metrics.jsonl"
+        logs_alone = not saved and logged.is_file() and logged.stat().st_size > 0
         if resume and not saved:
-            raise UserError(f"{self.path}: no checkpoint to resume from; start the run without --resume")
+            way = "start over with --resume auto, which sets the logs aside" if logs_alone else "start without --resume"
+            raise UserError(f"{self.path}: no checkpoint to resume from; {way}")
         if saved and not resume:
             raise UserError(
                 f"{self.path} already holds a run (saved after iteration {int(saved[-1].name)}): continue it "
                 "with --resume, or choose another run.name"
             )
-        logged = self.path / "metrics.jsonl"
-        if not saved and logged.is_file() and logged.stat().st_size:
+        if logs_alone and not over:
             raise UserError(
                 f"{self.path} holds the logs of a run but no checkpoint of it; a new run would overwrite them: choose "
-                "another run.name, or move the directory"
+                "another run.name, or start over with --resume auto, which sets the logs aside"
             )
         if resume:
             self._check_same(config, registry)
 
+    def resumable(self) -> bool:
+        """Whether there is a checkpoint to go on from. Locks the directory if it is there, since another process may be
+        about to save the first one. Raises UserError if one uses it, or if it cannot be written."""
+        self.check_writable()
+        if self.path.exists():
+            self.acquire()
+        return bool(self.checkpoints.paths())
+
+    def set_aside(self) -> str | None:
+        """Move what a run left that was killed before its first checkpoint out of the way of the one that begins here;
+        a note about it, None if it left no logs."""
+        if not any((self.path / log).is_file() and (self.path / log).stat().st_size for log in LOGS):
+            return None
+        number = next(n for n in itertools.count(1) if not (self.path / f"{ASIDE}-{n}").exists())
+        aside = self.path / f"{ASIDE}-{number}"
+        try:
+            aside.mkdir()
+            for name in (*LOGS, "pictures", "scores", RECORD, CONFIG, OUTCOME):
+                if (self.path / name).exists():
+                    (self.path / name).rename(aside / name)
+            fsync_directory(self.path)
+        except OSError as error:
+            raise UserError(f"cannot write {aside}: {error.strerror or error}") from error
+        return f"the run before was killed before its first checkpoint; its logs are in {aside}, and it starts over"
+
     def _check_same(self, config: RunConfig, registry: Registry | None) -> None:
-        """Raise UserError, naming what differs, unless this is the configuration that the run was started with."""
-        saved_as = (read_config(self.path), *_with_defaults(self.path, registry))
+        """Raise UserError, naming what differs, if that is more than a resume may change of the configuration that the
+        run had until now."""
         now = located(config, registry)
-        differing = min(
-            (differing_keys(located(one, registry, started_in(one, self.path)), now) for one in saved_as), key=len
+        found = min(
+            (
+                changes(located(one, registry, started_in(one, self.path)), now)
+                for one in (read_config(self.path), *_with_defaults(self.path, registry))
+            ),
+            key=lambda some: (sum(change.effect == "fixed" for change in some), len(some)),
         )
-        if any(line.split(":")[0] in MOVED for line in differing):
-            record = read_record(self.path)
-            differing = [line for line in differing if not record.get(MOVED.get(line.split(":")[0], ""))]
-        if differing:
+        record = read_record(self.path) if any(change.key in MOVED for change in found) else {}
+        found = [change for change in found if not record.get(MOVED.get(change.key, ""))]
+        refused = [str(change) for change in found if change.effect == "fixed"]
+        if refused:
             raise UserError(
-                f"{self.path}: cannot resume with another configuration; these differ:\n  " + "\n  ".join(differing)
+                f"{self.path}: cannot resume with another configuration; these differ:\n  "
+                + "\n  ".join(refused)
+                + f"\nput back what the run began with (it is in {self.config_path}), or give another run.name for a "
+                f"new run. What a resume may change: {summary()} (docs/resume.md)"
             )
+        self._changed = [change for change in found if change.key not in ("run.name", "run.output", *MOVED)]
 
     def check_writable(self) -> None:
         """Raise UserError if the directory cannot be made or written. Writes nothing."""
@@ -194,14 +243,30 @@ class RunDirectory:
             self._lock = None
 
     def describe(
-        self, config: RunConfig, registry: Registry, prompts: Mapping[str, Any], base: BaseRecord | None
-    ) -> None:
-        """Write config.yaml and run.json: everything needed to understand and repeat the run."""
+        self,
+        config: RunConfig,
+        registry: Registry,
+        prompts: Mapping[str, Any],
+        base: BaseRecord | None,
+        *,
+        resumed: int | None = None,
+    ) -> str | None:
+        """Write run.json and config.yaml: everything needed to understand and repeat the run.
+
+        resumed: iterations after which it goes on; None for a new run. Returns a line about the settings that this
+        resume changed, if any.
+        """
         try:
             (self.path / OUTCOME).unlink(missing_ok=True)  # what is about to go on has not ended
         except OSError as error:
             raise UserError(f"cannot remove {self.path / OUTCOME}: {why(error)}") from error
-        write_record(self.path, config, registry, prompts, base)
+        after = [] if resumed is None else self.changes(resumed)
+        write_record(self.path, config, registry, prompts, base, after)
+        return None if resumed is None else told(self._changed, resumed)
+
+    def changes(self, iteration: int) -> list[dict[str, Any]]:
+        """What resumes have changed in run.json, this one included, which goes on after so many iterations."""
+        return recorded(read_record(self.path).get("changes"), self._changed, iteration)
 
     def check_origin(
         self, prompts: Mapping[str, Any], base: BaseRecord | None, registry: Registry, *, accept_base: bool

@@ -10,6 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from dgpo_core.changes import last_measured_otherwise
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.description import summary
 from dgpo_core.engine import Engine
@@ -44,10 +45,12 @@ if TYPE_CHECKING:
     from dgpo_schemas.origin import BaseRecord
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["Accepted", "Trainer", "run_path"]
+__all__ = ["Accepted", "Resume", "Trainer", "run_path"]
 
 Accepted = Literal["base", "logs"]
 """What a resume may take as it is."""
+Resume = bool | Literal["auto"]
+"""Whether to go on with a run; `auto`: if it has a checkpoint, else to begin it, over if need be."""
 
 
 def run_path(config: RunConfig) -> Path:
@@ -92,8 +95,10 @@ class Trainer:
         self.iteration = 0  # iterations finished
         self.trained_seconds = 0.0  # of those iterations, without evaluations and checkpoints
         self.best: tuple[int, float] | None = None  # (iteration, score) of the best evaluation
+        self.had_ended = False  # when it was started, so that nothing was left to train
         self._saved = self._evaluated = -1  # iterations of the last checkpoint and evaluation
         self._evaluations: list[dict[str, Any]] = []  # what evaluations.jsonl says
+        self._otherwise = -1  # evaluations up to this iteration measured something else than those after it
         self._updates = 0  # after those iterations
         # The policy's state after those iterations: a stop after a measurement must not save that too, since the
         # resumed iteration measures again.
@@ -107,7 +112,7 @@ class Trainer:
     # -- the run ------------------------------------------------------------------------------------------------
 
     def train(
-        self, *, resume: bool = False, max_iterations: int | None = None, accept: Collection[Accepted] = ()
+        self, *, resume: Resume = False, max_iterations: int | None = None, accept: Collection[Accepted] = ()
     ) -> str:
         """Train to the end or to `max_iterations` more; returns "finished" or "interrupted".
 
@@ -144,8 +149,13 @@ class Trainer:
             stop,
             seconds=self.trained_seconds,
             samples=self.iteration * rollout.groups * rollout.group_size,
-            evaluations=self._evaluations,
+            evaluations=self._comparable,
         )
+
+    @property
+    def _comparable(self) -> list[dict[str, Any]]:
+        """Records of evaluations that measured what they do now: a resume may have changed that."""
+        return [record for record in self._evaluations if record["iteration"] > self._otherwise]
 
     def _notify(self, hook: str, **keywords: Any) -> None:
         if self.processes.main:
@@ -166,7 +176,8 @@ class Trainer:
                     raise RunStopped(
                         f"{self.skipped_in_a_row} updates in a row had non-finite losses or gradients and were skipped "
                         f"(limit optimiser.max_skipped = {self.config.optimiser.max_skipped}); the state is saved. "
-                        "A lower learning rate, precision.autocast: no or a smaller objective.beta may help"
+                        "A resume with a lower optimiser.learning_rate or precision.autocast: no may help, or a new "
+                        f"run with a smaller objective.beta{self._before_skipping()}"
                     )
         except Interrupted:
             self._save_if_behind()
@@ -187,6 +198,17 @@ class Trainer:
             raise RunStopped(f"{blamed}; {self._save_what_is_whole()}; continue with --resume") from error
         self._save_if_behind()
         return "finished"
+
+    def _before_skipping(self) -> str:
+        """What to do if the weights themselves are why updates are skipped."""
+        last = self._last_update_at
+        before = [int(path.name) for path in self.directory.checkpoints.paths() or () if int(path.name) < last]
+        if not before:
+            return ""
+        return (
+            f". If it stops again at once, the update of iteration {last} has spoilt the weights: the checkpoint of "
+            f"iteration {before[-1]} is kept too, and is resumed from once later ones are moved away"
+        )
 
     def _save_what_is_whole(self) -> str:
         """Save the state after the last iteration if no update of the next one has changed the weights since, and if
@@ -217,6 +239,7 @@ class Trainer:
             bounds = policy.bounds(context)
             sigmas = policy.draw(self.config.timesteps.count, context, draws.at("timesteps"))
             results = self.optimiser.step(batch, sigmas, draws.at("optimise"))
+            self._check_weights(results[-1].learning_rate)
             averages = self.optimiser.averages()
         self.iteration += 1
         self._updates = self.optimiser.updates
@@ -324,6 +347,24 @@ class Trainer:
                 f"{limit:g}); the state is saved. {why}"
             )
 
+    def _check_weights(self, rate: float) -> None:
+        """Raise RunStopped if the last update has left weights, averages or moments that are no numbers to go on with:
+        they are not saved, so that what was saved before stays the newest."""
+        if not self.processes.any(not self.optimiser.sound()):
+            return
+        norm = self.config.optimiser.max_grad_norm
+        clip = " and set optimiser.max_grad_norm, which is null" if norm is None else ""
+        way = (
+            f"the checkpoint of iteration {self._saved} is kept, and --resume goes on from it"
+            if self._saved >= 0
+            else "there is no checkpoint before it; --resume auto starts over"
+        )
+        raise RunStopped(
+            f"in iteration {self.iteration + 1} update {self.optimiser.updates}, with a learning rate of {rate:g}, "
+            "made weights that are not finite, or too large to compute with: they are not saved. Lower "
+            f"optimiser.learning_rate (a resume may change it){clip}; {way}"
+        )
+
     def _timestep_context(self) -> TimestepContext:
         t_min, t_max = self.config.sigma_range
         return TimestepContext(
@@ -374,7 +415,7 @@ class Trainer:
         self.progress.evaluated(result.records)
         self.engine.runtime.track(evaluation_values(result.records), self.iteration)
         score = result.records[0].value
-        improved = self.best is None or score > self.best[1]
+        improved = self._improves(self.iteration, score)
         if improved:
             self.best = (self.iteration, score)
         return improved
@@ -397,7 +438,7 @@ class Trainer:
         guards = self.config.evaluation.guards
         if guards.alarm == "off" or "evaluate" not in self.seconds:  # an alarm is raised once, not again by a resume
             return
-        lines = (line for line in self._evaluations if "role" in line)  # older logs have none
+        lines = (line for line in self._comparable if "role" in line)  # older logs have none
         found = alarms(lines, guards.bands)
         for alarm in found:
             self.progress.warn(str(alarm))
@@ -437,16 +478,19 @@ class Trainer:
 
     # -- start, resume, save ------------------------------------------------------------------------------------
 
-    def _prepare(self, resume: bool, accept: Collection[Accepted]) -> None:
+    def _prepare(self, how: Resume, accept: Collection[Accepted]) -> None:
         """Build every part, check what can be checked before the first sample, and restore the saved state.
 
         A new run's directory is made last: a mistake in the run file leaves nothing behind.
         """
         engine, config = self.engine, self.config
-        self.directory.claim(config, resume=resume, make=False, registry=self.registry)
+        over = how == "auto"
+        # The main process alone sees the directory.
+        resume = bool(self.processes.told(self.directory.resumable() or False) if over else how)
+        self.directory.claim(config, resume=resume, make=False, registry=self.registry, over=over)
         checkpoint = self.directory.checkpoints.newest() if resume and self.processes.main else None
         self.build()
-        self.directory.claim(config, resume=resume, make=True, registry=self.registry)
+        self.directory.claim(config, resume=resume, make=True, registry=self.registry, over=over)
         prompts = {
             split: summary(found)
             for split, found in (("train", engine.train_prompts), ("heldout", engine.heldout_prompts))
@@ -458,12 +502,18 @@ class Trainer:
             notes = self.directory.check_origin(prompts, base, self.registry, accept_base="base" in accept) or []
             self._restore(checkpoint, accept)
         else:
+            notes = [note] if over and (note := self.directory.set_aside()) else []
             self.directory.rewind(-1)
         self._timesteps = deepcopy(engine.timesteps.state_dict())
         self._updates = self.optimiser.updates
-        self.directory.describe(config, self.registry, prompts, base)
+        changed = self.directory.describe(
+            config, self.registry, prompts, base, resumed=self.iteration if resume else None
+        )
         engine.runtime.start_trackers()
         self.progress.started(run_path(config), self.iteration, config.run.iterations, engine.facts())
+        self.had_ended = self.ended_by is not None
+        if changed is not None:
+            self.progress.note(changed)
         if (averages := self._note_on_averages()) is not None:
             self.progress.note(averages)
         for note in notes:
@@ -483,7 +533,11 @@ class Trainer:
                 if checkpoint.clock is not None
                 else sum(record["seconds"] for record in self.directory.sound("timings.jsonl"))
             )
-            memory = {"seconds": seconds, "evaluations": self.directory.sound("evaluations.jsonl")}
+            memory = {
+                "seconds": seconds,
+                "evaluations": self.directory.sound("evaluations.jsonl"),
+                "otherwise": last_measured_otherwise(self.directory.changes(manifest.iteration)),
+            }
             if self.directory.checkpoints.set_aside_after(manifest.iteration):
                 self.progress.note(f"the newest checkpoint is damaged; continuing from iteration {manifest.iteration}")
             said: dict[str, Any] = {"manifest": manifest.model_dump(mode="json"), **memory}
@@ -501,6 +555,7 @@ class Trainer:
         self.iteration = self._saved = manifest.iteration
         self.trained_seconds = said["seconds"]
         self._evaluations = said["evaluations"]
+        self._otherwise = said["otherwise"]
         if manifest.best_iteration is not None and manifest.best_score is not None:
             self.best = (manifest.best_iteration, manifest.best_score)
         self._remember_evaluations()
@@ -522,12 +577,19 @@ class Trainer:
                         "same files"
                     )
 
+    def _improves(self, iteration: int, score: float) -> bool:
+        """Whether a score is the best so far; one of another measure stands until there is one of this."""
+        if self.best is None:
+            return True
+        now, then = iteration > self._otherwise, self.best[0] > self._otherwise
+        return score > self.best[1] if now == then else now
+
     def _remember_evaluations(self) -> None:
         """The log is the memory of evaluations: it is written before a checkpoint could tell of them."""
         for record in self._evaluations:
             if record["iteration"] > self._evaluated:  # the first reward of an evaluation decides
                 self._evaluated = record["iteration"]
-                if self.best is None or record["value"] > self.best[1]:
+                if self._improves(record["iteration"], record["value"]):
                     self.best = (record["iteration"], record["value"])
 
     def build(self) -> None:
@@ -561,6 +623,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint; by all processes together, for each may have a share of the weights."""
+        self._check_weights(self.optimiser.learning_rate(max(self.optimiser.updates - 1, 0)))
         with self._timed("checkpoint"):
             weights, moments = self.engine.policy.state(), self.optimiser.state()
             self.directory.checkpoints.save(
@@ -573,8 +636,15 @@ class Trainer:
                 counters={"skipped_updates": self.skipped_updates, "skipped_in_a_row": self.skipped_in_a_row},
                 logs=self.directory.log_entries(),
                 clock=self.directory.clock(self.trained_seconds),
+                spare=self._last_update_at if self.skipped_in_a_row else None,
             )
         self._saved = self.iteration
+
+    @property
+    def _last_update_at(self) -> int:
+        """The iteration of the last update that was not skipped: if it is why all later ones were, the weights from
+        before it are what is worth keeping."""
+        return self.iteration - self.skipped_in_a_row // self.config.optimiser.updates
 
     def _set_clock(self) -> None:
         self.directory.checkpoints.set_clock(self.iteration, self.directory.clock(self.trained_seconds))

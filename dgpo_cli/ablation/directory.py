@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from dgpo_cli.ablation.plan import Cell, Plan, Variant
-from dgpo_core.config import differing_keys
+from dgpo_core.changes import differing_keys
 from dgpo_core.description import config_text
 from dgpo_core.errors import UserError
 from dgpo_core.files import new_directory, why_not_writable, write_text
@@ -208,7 +208,7 @@ def differences(saved: Plan, new: Plan) -> list[str]:
             found.append(f"axes: the variant {variant.name!r} is gone")
             continue
         before, after = variant.config, known[variant.name].config
-        keys = differing_keys(before, after)
+        keys = differing_keys(before, after, ("fixed", "from there on"))
         ends = {"run.iterations": (before.run.iterations, after.run.iterations), "stop": (before.stop, after.stop)}
         keys += [
             f"{key}: {_end(one)} when it started, {_end(other)} now"

@@ -116,8 +116,9 @@ def _pictures(cell: Cell) -> tuple[dict[str, Picture], dict[str, Picture]]:
 
 def _settings(plan: Plan, config: Any) -> str:
     """What a variant's run file says otherwise than the baseline's."""
-    from dgpo_core.config import differing_keys
+    from dgpo_core.changes import differing_keys
 
     base = next(variant.config for variant in plan.variants if variant.name == plan.baseline)
-    lines = [line.replace(" when it started, ", " in the baseline, ") for line in differing_keys(base, config)]
+    found = differing_keys(base, config, ("fixed", "from there on"))
+    lines = [line.replace(" when it started, ", " in the baseline, ") for line in found]
     return "\n".join(line.removesuffix(" now") for line in lines)

@@ -90,11 +90,11 @@ class AxisSection(StrictModel):
 class EndSection(StrictModel):
     """When a cell ends: the first of these that is reached, or the base's run.iterations."""
 
-    iterations: Int | None = Field(default=None, ge=1, description="Iterations; sets run.iterations.")
+    iterations: Int | None = Field(default=None, ge=1, le=10**9, description="Iterations; sets run.iterations.")
     seconds: Float | None = Field(
         default=None, gt=0, description="Training seconds, without evaluations and checkpoints."
     )
-    samples: Int | None = Field(default=None, ge=1, description="Samples rolled out.")
+    samples: Int | None = Field(default=None, ge=1, le=10**15, description="Samples rolled out.")
     target: Float | None = Field(default=None, description="Held-out score that is enough.")
 
 
@@ -130,14 +130,15 @@ class AblationConfig(StrictModel):
         default=None, min_length=1, description="Variant that others are compared with; by default the first."
     )
     parallel: Int | None = Field(
-        default=None, ge=1, description="Cells at once; by default one a CUDA device, or one on the CPU."
+        default=None, ge=1, le=1024, description="Cells at once; by default one a CUDA device, or one on the CPU."
     )
-    devices: list[Annotated[Int, Field(ge=0)]] | None = Field(
+    devices: list[Annotated[Int, Field(ge=0, le=1023)]] | None = Field(
         default=None, description="CUDA devices, taken in turn; by default all there are, [] for none."
     )
     threads: Int | None = Field(
         default=None,
         ge=1,
+        le=1024,
         description="CPU threads of a cell; sets run.threads. By default the processors are shared out.",
     )
 

@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, JsonValue
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-__all__ = ["Float", "Int", "Options", "ShortForm", "StrictModel", "Use", "UseBlock"]
+__all__ = ["ANYTIME", "FROM_THERE_ON", "Float", "Int", "Options", "ShortForm", "StrictModel", "Use", "UseBlock"]
+
+RESUME = "x-resume"
+"""Key of a field in a JSON Schema that says what a resumed run may do with it; fields without it stay as they were."""
+ANYTIME: dict[str, JsonValue] = {RESUME: "may change at any time"}
+"""`json_schema_extra` of a setting of the run file that a resumed run may change, and that computes the same up to
+rounding: where it runs, what it keeps and says, how it fits into memory. Of a section: all that is in it."""
+FROM_THERE_ON: dict[str, JsonValue] = {RESUME: "may change; the run is another one from there on"}
+"""The same of a setting that changes what is computed or measured from the resumed iteration on, but not what the run
+is: its model, data, groups, rewards and objective. See `changes`."""
 
 
 def _number_not_bool(value: Any) -> Any:
@@ -26,8 +35,21 @@ def _machine_sized(value: int) -> int:
     return value
 
 
+def _of_sane_size(value: float) -> float:
+    """Refuse numbers that float32 arithmetic turns into 0 or infinity, themselves or squared."""
+    if value == 0 or SMALLEST <= abs(value) <= LARGEST:
+        return value
+    near = SMALLEST if abs(value) < SMALLEST else LARGEST
+    bound = f"at most {LARGEST:g}" if abs(value) > LARGEST else f"0 or at least {SMALLEST:g}"
+    size = "" if value > 0 else " in size"
+    raise ValueError(f"must be {bound}{size}; the nearest is {near if value > 0 else -near:g}")
+
+
+SMALLEST = 1e-30
+LARGEST = 1e15
+
 # YAML 1.1 reads `3e-4` as text; pydantic's lax mode turns numeric text into the number that was meant.
-Float = Annotated[float, BeforeValidator(_number_not_bool), Field(allow_inf_nan=False)]
+Float = Annotated[float, BeforeValidator(_number_not_bool), Field(allow_inf_nan=False), AfterValidator(_of_sane_size)]
 Int = Annotated[int, BeforeValidator(_number_not_bool), AfterValidator(_machine_sized)]
 
 

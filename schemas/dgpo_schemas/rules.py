@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_run", "violations"]
 
-
+MOST_SAMPLES = 10_000_000
+"""Of an iteration: all of them are kept until it is optimised."""
+LONGEST_SIDE = 16384
 STATISTICS = ("diversity", "saturation", "edge_density", "dark_pixels", "step_disagreement", "finer_sharpness")
 """Statistics of the media, which are evaluated beside the rewards and share their names' space."""
 OF_STEPS = STATISTICS[-2:]
@@ -57,9 +59,19 @@ def _geometry(config: RunConfig) -> list[tuple[str, str]]:
                 + " and ".join(map(str, sorted(near))),
             )
         )
+    if rollout.groups * rollout.group_size > MOST_SAMPLES:
+        found.append(
+            (
+                "rollout.groups",
+                f"{rollout.groups} groups of {rollout.group_size} are more than {MOST_SAMPLES} samples an iteration; "
+                f"at most {MOST_SAMPLES // rollout.group_size} such groups are possible",
+            )
+        )
     for side in sorted(set(rollout.height_width)):
         if side < 1:
             found.append(("rollout.resolution", f"{side} is no size in pixels; it must be at least 1"))
+        if side > LONGEST_SIDE:
+            found.append(("rollout.resolution", f"{side} pixels are too many; a side has at most {LONGEST_SIDE}"))
     return found
 
 

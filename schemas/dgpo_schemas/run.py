@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from dgpo_schemas.addresses import service_address
-from dgpo_schemas.base import Float, Int, ShortForm, StrictModel, Use, UseBlock
+from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Float, Int, ShortForm, StrictModel, Use, UseBlock
 from dgpo_schemas.places import PathOrName, PathText, Program
 from dgpo_schemas.rules import check_run
 from dgpo_schemas.sigma import SigmaExpression, resolve_sigma
@@ -73,30 +73,45 @@ class RunSection(StrictModel):
     name: str = Field(
         pattern=NAME,
         max_length=100,
+        json_schema_extra=ANYTIME,
         description="Name of the run and of its directory: letters, digits, dot, dash, underscore.",
     )
     output: PathText = Field(
-        default="runs", min_length=1, description="Directory in which the run's own directory is made."
+        default="runs",
+        min_length=1,
+        json_schema_extra=ANYTIME,
+        description="Directory in which the run's own directory is made.",
     )
     seed: Int = Field(default=0, ge=0, lt=2**63, description="Seed from which every random draw of the run is keyed.")
-    iterations: Int = Field(ge=1, description="Iterations to train: each rolls out, scores, weighs and optimises.")
+    iterations: Int = Field(
+        ge=1,
+        le=10**9,
+        json_schema_extra=FROM_THERE_ON,
+        description="Iterations to train: each rolls out, scores, weighs and optimises.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where to compute; `auto` takes CUDA if there is a card, else the CPU."
+        default="auto",
+        json_schema_extra=FROM_THERE_ON,
+        description="Where to compute; `auto` takes CUDA if there is a card, else the CPU.",
     )
     threads: Int | None = Field(
         default=None,
         ge=1,
         le=1024,
+        json_schema_extra=FROM_THERE_ON,
         description="CPU threads for torch; by default torch decides. Part of bit-exact resume.",
     )
     process_timeout: Float = Field(
         default=1800.0,
-        gt=0,
+        ge=0.001,
+        le=1e7,
+        json_schema_extra=ANYTIME,
         description="Seconds that a process waits for another one of the run before it takes it for lost; then the run "
         "ends.",
     )
     shard: bool = Field(
         default=False,
+        json_schema_extra=ANYTIME,
         description="Spread the model's weights over the processes (FSDP2), for a model that does not fit one card; an "
         "adapter stays whole. Without effect with one process.",
     )
@@ -106,7 +121,9 @@ class LoraSection(StrictModel):
     """The low-rank adapter that is trained."""
 
     rank: Int = Field(default=64, ge=1, le=16384, description="Rank of the adapter.")
-    alpha: Float = Field(default=128.0, gt=0, description="Scale numerator: the update is multiplied by alpha / rank.")
+    alpha: Float = Field(
+        default=128.0, gt=0, le=1e6, description="Scale numerator: the update is multiplied by alpha / rank."
+    )
     targets: list[str] | None = Field(
         default=None,
         min_length=1,
@@ -131,8 +148,12 @@ class BackboneSection(UseBlock):
         description="Precision of the frozen weights; trained weights are always float32. float16 is not offered: the "
         "loss's gradients are smaller than it can hold.",
     )
-    gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory.")
-    compile: bool = Field(default=False, description="Compile the model with torch.compile.")
+    gradient_checkpointing: bool = Field(
+        default=False, json_schema_extra=ANYTIME, description="Recompute activations to save memory."
+    )
+    compile: bool = Field(
+        default=False, json_schema_extra=FROM_THERE_ON, description="Compile the model with torch.compile."
+    )
 
     @model_serializer(mode="wrap")
     def _without_idle_lora(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -151,7 +172,7 @@ class PromptsBlock(StrictModel):
     )
     use: str | None = Field(default=None, description="Name of a prompt source.")
     options: dict[str, Any] = Field(default_factory=dict, description="The prompt source's own options.")
-    limit: Int | None = Field(default=None, ge=1, description="Take only the first so many prompts.")
+    limit: Int | None = Field(default=None, ge=1, le=10**9, description="Take only the first so many prompts.")
 
     @model_validator(mode="after")
     def _one_origin(self) -> PromptsBlock:
@@ -182,16 +203,25 @@ class RolloutSection(StrictModel):
 
     sampler: Use = Field(default=UseBlock(use="flow-dpmpp"), description="Sampler: a name, or `use` with `options`.")
     steps: Int = Field(default=10, ge=1, le=1000, description="Solver steps a sample.")
-    shift: Float = Field(default=3.0, gt=0, description="Time shift k: sigma becomes k*sigma / (1 + (k-1)*sigma).")
+    shift: Float = Field(
+        default=3.0, ge=0.001, le=1000, description="Time shift k: sigma becomes k*sigma / (1 + (k-1)*sigma)."
+    )
     guidance: Float = Field(
         default=1.0,
         ge=1,
+        le=1000,
         description="Classifier-free guidance scale of the rollouts; 1 means none, at no cost.",
     )
-    group_size: Int = Field(default=24, description="G: samples of one prompt that are compared with each other.")
-    groups: Int = Field(default=24, ge=1, description="Groups (prompts) an iteration.")
+    group_size: Int = Field(
+        default=24, le=10_000, description="G: samples of one prompt that are compared with each other."
+    )
+    groups: Int = Field(default=24, ge=1, le=100_000, description="Groups (prompts) an iteration.")
     micro_batch: Int | None = Field(
-        default=None, ge=1, description="Samples drawn at once; by default all. Any size gives the same samples."
+        default=None,
+        ge=1,
+        le=10**9,
+        json_schema_extra=ANYTIME,
+        description="Samples drawn at once; by default all. Any size gives the same samples.",
     )
     merge_adapter: bool = Field(
         default=False,
@@ -222,9 +252,11 @@ class WorkerSection(StrictModel):
     environment: dict[str, str] = Field(
         default_factory=dict, description="Variables set for the process, such as CUDA_VISIBLE_DEVICES."
     )
-    start_timeout: Float = Field(default=300.0, gt=0, description="Seconds to start and load the reward.")
-    timeout: Float = Field(default=120.0, gt=0, description="Seconds for one micro-batch; then it counts as hung.")
-    retries: Int = Field(default=3, ge=0, description="Times that a lost micro-batch is scored again.")
+    start_timeout: Float = Field(default=300.0, gt=0, le=1e7, description="Seconds to start and load the reward.")
+    timeout: Float = Field(
+        default=120.0, gt=0, le=1e7, description="Seconds for one micro-batch; then it counts as hung."
+    )
+    retries: Int = Field(default=3, ge=0, le=1000, description="Times that a lost micro-batch is scored again.")
 
 
 class ServiceSection(StrictModel):
@@ -235,21 +267,25 @@ class ServiceSection(StrictModel):
         default=None, min_length=1, description="Environment variable that holds the servers' token."
     )
     concurrency: Int = Field(default=2, ge=1, le=64, description="Micro-batches under way at each server.")
-    timeout: Float = Field(default=120.0, gt=0, description="Seconds for one micro-batch.")
-    retries: Int = Field(default=5, ge=0, description="Times that a failed micro-batch is sent again.")
+    timeout: Float = Field(default=120.0, gt=0, le=1e7, description="Seconds for one micro-batch.")
+    retries: Int = Field(default=5, ge=0, le=1000, description="Times that a failed micro-batch is sent again.")
 
 
 class RewardBlock(UseBlock):
     """One reward model, its share of the total, and where it runs: here, in a `worker` or behind a `service`."""
 
-    weight: Float = Field(default=1.0, description="Factor of this reward in the weighted sum.")
+    weight: Float = Field(default=1.0, ge=-1e9, le=1e9, description="Factor of this reward in the weighted sum.")
     name: str | None = Field(
         default=None,
         pattern=NAME,
         description="Name in logs and reports; by default the name in `use`.",
     )
-    worker: WorkerSection | None = Field(default=None, description="Run it in a process of its own.")
-    service: ServiceSection | None = Field(default=None, description="Ask a server that runs it.")
+    worker: WorkerSection | None = Field(
+        default=None, json_schema_extra=ANYTIME, description="Run it in a process of its own."
+    )
+    service: ServiceSection | None = Field(
+        default=None, json_schema_extra=ANYTIME, description="Ask a server that runs it."
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> RewardBlock:
@@ -275,11 +311,14 @@ class ScoringSection(StrictModel):
         default=0.2,
         ge=0,
         le=1,
+        json_schema_extra=ANYTIME,
         description="Share of an iteration's samples that may lack a score; above it the run stops, its state saved.",
     )
     in_flight: Int = Field(
         default=2,
         ge=0,
+        le=10_000,
+        json_schema_extra=ANYTIME,
         description="Decoded micro-batches that may wait for each reward, beside those at work, before drawing waits "
         "too. It bounds memory; the numbers are the same.",
     )
@@ -291,8 +330,8 @@ class AdvantagesSection(StrictModel):
     std: Literal["group", "batch", "none"] = Field(
         default="group", description="Population std of each group, of the whole iteration, or no division."
     )
-    epsilon: Float = Field(default=1e-4, gt=0, description="Added to the std.")
-    clamp: Float = Field(default=5.0, gt=0, description="Advantages are clamped to [-clamp, clamp].")
+    epsilon: Float = Field(default=1e-4, gt=0, le=1e6, description="Added to the std.")
+    clamp: Float = Field(default=5.0, gt=0, le=1e6, description="Advantages are clamped to [-clamp, clamp].")
     balance: bool = Field(
         default=False,
         description="Scale the weights of a group's two sides to the same sum: the partition function then cancels for "
@@ -305,7 +344,7 @@ class FastEmaSection(StrictModel):
     updates before that one: d = 0 at the first (the authors' code)."""
 
     max_decay: Float = Field(default=0.3, ge=0, lt=1, description="Largest decay.")
-    ramp: Float = Field(default=0.001, ge=0, description="Growth of the decay an optimiser update.")
+    ramp: Float = Field(default=0.001, ge=0, le=1, description="Growth of the decay an optimiser update.")
 
 
 class SlowEmaSection(StrictModel):
@@ -321,7 +360,9 @@ class SlowEmaSection(StrictModel):
         lt=1,
         description="Largest decay of a move; at the k-th update min((1 + k) / (10 + k), decay).",
     )
-    every: Int = Field(default=8, ge=1, description="Optimiser updates between two moves; the first is one earlier.")
+    every: Int = Field(
+        default=8, ge=1, le=10**9, description="Optimiser updates between two moves; the first is one earlier."
+    )
     repeats: Int = Field(
         default=1,
         ge=1,
@@ -347,11 +388,12 @@ class ObjectiveSection(UseBlock):
     """The loss. The defaults are the paper's Direct Group Preference Optimization."""
 
     use: str = Field(default="dgpo", min_length=1, description="Name of the objective.")
-    beta: Float = Field(default=100.0, gt=0, description="Scale of the group preference in its sigmoid.")
-    kl: Float = Field(default=1e-3, ge=0, description="Weight of mean (v - v_base)^2; 0 leaves the term out.")
+    beta: Float = Field(default=100.0, gt=0, le=1e9, description="Scale of the group preference in its sigmoid.")
+    kl: Float = Field(default=1e-3, ge=0, le=1e6, description="Weight of mean (v - v_base)^2; 0 leaves the term out.")
     kl_cfg: Float = Field(
         default=1.0,
         ge=1,
+        le=1000,
         description="Guidance scale of the frozen base model: in the KL term, and in the dsm of a frozen reference.",
     )
     clip: Float | None = Field(
@@ -367,6 +409,7 @@ class ObjectiveSection(UseBlock):
     switch: Int | None = Field(
         default=200,
         ge=0,
+        le=10**12,
         description="Rollouts come from the fast EMA once more optimiser updates than these are done; null: never.",
     )
 
@@ -388,12 +431,16 @@ class TimestepsSection(UseBlock):
 class OptimiserSection(StrictModel):
     """AdamW and how an iteration's groups become updates."""
 
-    learning_rate: Float = Field(default=3e-4, gt=0, description="Peak learning rate.")
+    learning_rate: Float = Field(
+        default=3e-4, gt=0, le=1000, json_schema_extra=FROM_THERE_ON, description="Peak learning rate."
+    )
     betas: Annotated[list[Annotated[Float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
         default=[0.9, 0.999], description="AdamW betas."
     )
-    epsilon: Float = Field(default=1e-8, gt=0, description="AdamW epsilon.")
-    weight_decay: Float = Field(default=1e-4, ge=0, description="AdamW weight decay.")
+    epsilon: Float = Field(default=1e-8, gt=0, le=1, description="AdamW epsilon.")
+    weight_decay: Float = Field(
+        default=1e-4, ge=0, le=1000, json_schema_extra=FROM_THERE_ON, description="AdamW weight decay."
+    )
     bits: Literal[8, 32] = Field(
         default=32,
         description="Bits of AdamW's moments; 8 takes a quarter of their memory (bitsandbytes, block-wise), which "
@@ -401,18 +448,31 @@ class OptimiserSection(StrictModel):
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant",
+        json_schema_extra=FROM_THERE_ON,
         description="Learning rate after the warm-up: constant, or falling to 0.",
     )
-    warmup: Int = Field(default=0, ge=0, description="Updates of linear warm-up.")
-    max_grad_norm: Float | None = Field(default=1.0, gt=0, description="Gradient-norm clip; null: none.")
-    updates: Int = Field(default=1, ge=1, description="Optimiser updates an iteration: its groups are split evenly.")
+    warmup: Int = Field(
+        default=0, ge=0, le=10**9, json_schema_extra=FROM_THERE_ON, description="Updates of linear warm-up."
+    )
+    max_grad_norm: Float | None = Field(
+        default=1.0, gt=0, json_schema_extra=FROM_THERE_ON, description="Gradient-norm clip; null: none."
+    )
+    updates: Int = Field(
+        default=1, ge=1, le=100_000, description="Optimiser updates an iteration: its groups are split evenly."
+    )
     micro_batch: Int | None = Field(
         default=None,
         ge=1,
+        le=10**9,
+        json_schema_extra=ANYTIME,
         description="Samples a forward pass; by default one group. Any size gives the same gradient.",
     )
     max_skipped: Int = Field(
-        default=10, ge=0, description="Updates in a row that may be skipped for non-finite values before the run stops."
+        default=10,
+        ge=0,
+        le=10**9,
+        json_schema_extra=ANYTIME,
+        description="Updates in a row that may be skipped for non-finite values before the run stops.",
     )
 
 
@@ -424,11 +484,13 @@ class GuardsSection(StrictModel):
     )
     alarm: Literal["log", "stop", "off"] = Field(
         default="log",
+        json_schema_extra=ANYTIME,
         description="When the target has risen and a guard has left its band since the first evaluation: say so, or "
         "stop the run with its state saved.",
     )
     bands: dict[str, Annotated[Float, Field(ge=0)]] = Field(
         default_factory=dict,
+        json_schema_extra=ANYTIME,
         description="Change of a guard, in its own units, that is let pass; by default none for a reward and a share "
         "of its first value for a statistic (diversity, saturation, edge_density, dark_pixels, step_disagreement, "
         "finer_sharpness). Only changes beyond the 95 % intervals count.",
@@ -439,18 +501,22 @@ class FinerSection(StrictModel):
     """Some samples of an evaluation again, from the same noise, in many steps: shows artefacts of few steps."""
 
     steps: Int = Field(ge=2, le=1000, description="Solver steps, many more than those of evaluation.")
-    prompts: Int = Field(default=32, ge=1, description="Prompts, one sample of each.")
+    prompts: Int = Field(default=32, ge=1, le=10**9, description="Prompts, one sample of each.")
 
 
 class EvaluationSection(StrictModel):
     """Evaluation on the held-out prompts."""
 
-    every: Int = Field(default=0, ge=0, description="Iterations between evaluations; 0: only when the run ends.")
+    every: Int = Field(
+        default=0, ge=0, le=10**9, description="Iterations between evaluations; 0: only when the run ends."
+    )
     at_start: bool = Field(default=True, description="Also evaluate the base model before training.")
-    prompts: Int = Field(default=300, ge=1, description="Held-out prompts to use, at most.")
-    samples_per_prompt: Int = Field(default=1, ge=1, description="Samples of each prompt.")
+    prompts: Int = Field(default=300, ge=1, le=10**9, description="Held-out prompts to use, at most.")
+    samples_per_prompt: Int = Field(default=1, ge=1, le=10_000, description="Samples of each prompt.")
     steps: Int | None = Field(default=None, ge=1, le=1000, description="Solver steps; by default the rollouts'.")
-    guidance: Float | None = Field(default=None, ge=1, description="Guidance scale; by default that of the rollouts.")
+    guidance: Float | None = Field(
+        default=None, ge=1, le=1000, description="Guidance scale; by default that of the rollouts."
+    )
     sampler: Use | None = Field(
         default=None,
         description="Sampler; by default the rollouts'. Rollouts that are random on purpose want a deterministic one.",
@@ -469,7 +535,13 @@ class EvaluationSection(StrictModel):
         description="Also measure `step_disagreement` (distance of samples to the same noise solved in many steps) and "
         "`finer_sharpness` (of the latter).",
     )
-    pictures: Int = Field(default=12, ge=0, description="Pictures kept of each evaluation, always of the same noise.")
+    pictures: Int = Field(
+        default=12,
+        ge=0,
+        le=10**6,
+        json_schema_extra=ANYTIME,
+        description="Pictures kept of each evaluation, always of the same noise.",
+    )
 
 
 class StopSection(StrictModel):
@@ -481,7 +553,7 @@ class StopSection(StrictModel):
     seconds: Float | None = Field(
         default=None, gt=0, description="Training seconds, without evaluations and checkpoints."
     )
-    samples: Int | None = Field(default=None, ge=1, description="Samples rolled out.")
+    samples: Int | None = Field(default=None, ge=1, le=10**15, description="Samples rolled out.")
     target: Float | None = Field(
         default=None, description="Held-out score that is enough; looked at after each evaluation."
     )
@@ -493,8 +565,10 @@ class StopSection(StrictModel):
 class CheckpointsSection(StrictModel):
     """When to save and what to keep."""
 
-    every: Int = Field(default=10, ge=1, description="Iterations between checkpoints; the last is always saved.")
-    keep: Int = Field(default=2, ge=1, description="Newest checkpoints to keep.")
+    every: Int = Field(
+        default=10, ge=1, le=10**9, description="Iterations between checkpoints; the last is always saved."
+    )
+    keep: Int = Field(default=2, ge=1, le=10**9, description="Newest checkpoints to keep.")
     best: bool = Field(default=True, description="Also keep the one with the best evaluation.")
 
 
@@ -536,11 +610,19 @@ class RunConfig(StrictModel):
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="The loss.")
     timesteps: TimestepsSection = Field(default_factory=TimestepsSection, description="Training times.")
     optimiser: OptimiserSection = Field(default_factory=OptimiserSection, description="AdamW.")
-    evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="Held-out evaluation.")
-    stop: StopSection = Field(default_factory=StopSection, description="Ends before run.iterations.")
-    checkpoints: CheckpointsSection = Field(default_factory=CheckpointsSection, description="Saving.")
-    logging: LoggingSection = Field(default_factory=LoggingSection, description="Trackers.")
-    precision: PrecisionSection = Field(default_factory=PrecisionSection, description="Arithmetic.")
+    evaluation: EvaluationSection = Field(
+        default_factory=EvaluationSection, json_schema_extra=FROM_THERE_ON, description="Held-out evaluation."
+    )
+    stop: StopSection = Field(
+        default_factory=StopSection, json_schema_extra=ANYTIME, description="Ends before run.iterations."
+    )
+    checkpoints: CheckpointsSection = Field(
+        default_factory=CheckpointsSection, json_schema_extra=ANYTIME, description="Saving."
+    )
+    logging: LoggingSection = Field(default_factory=LoggingSection, json_schema_extra=ANYTIME, description="Trackers.")
+    precision: PrecisionSection = Field(
+        default_factory=PrecisionSection, json_schema_extra=FROM_THERE_ON, description="Arithmetic."
+    )
 
     @model_validator(mode="after")
     def _cross_field_rules(self) -> RunConfig:

@@ -39,7 +39,9 @@ class BatchingSection(StrictModel):
     """Small requests for media of one shape are scored together, unless a request asks to be scored alone, as training
     runs do: the last bits of a network's output may depend on the size of its batch."""
 
-    max_batch: Int = Field(default=16, ge=1, description="Samples up to which requests are joined; 1 joins none.")
+    max_batch: Int = Field(
+        default=16, ge=1, le=100_000, description="Samples up to which requests are joined; 1 joins none."
+    )
     max_wait_ms: Float = Field(default=5.0, ge=0, le=10_000, description="Milliseconds to wait for others to join.")
 
 
@@ -81,7 +83,9 @@ class ServeConfig(StrictModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where to compute; `auto` takes CUDA if there is a card, else the CPU."
     )
-    threads: Int | None = Field(default=None, ge=1, description="CPU threads for torch; by default torch decides.")
+    threads: Int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads for torch; by default torch decides."
+    )
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen at; 0.0.0.0 is every one.")
     port: Int = Field(default=8500, ge=0, le=65535, description="Port to listen at; 0 takes a free one.")
     token_variable: str | None = Field(
@@ -109,11 +113,19 @@ class ServeConfig(StrictModel):
         default=2, ge=1, le=64, description="Processes that read picture files; each request is read by one of them."
     )
     queue: Int = Field(
-        default=32, ge=1, description="Requests under way, being read ones included; more are told to come back."
+        default=32,
+        ge=1,
+        le=10**6,
+        description="Requests under way, being read ones included; more are told to come back.",
     )
-    timeout: Float = Field(default=120.0, gt=0, description="Seconds for one request, its time in the queue included.")
+    timeout: Float = Field(
+        default=120.0, gt=0, le=1e7, description="Seconds for one request, its time in the queue included."
+    )
     drain_seconds: Float = Field(
-        default=30.0, ge=0, description="Seconds that requests under way are given to finish when the service is ended."
+        default=30.0,
+        ge=0,
+        le=1e7,
+        description="Seconds that requests under way are given to finish when the service is ended.",
     )
 
     @model_validator(mode="after")

@@ -133,7 +133,7 @@ class ServiceLimits(StrictModel):
 
     max_body_mib: Int = Field(default=256, ge=1, le=4096, description="MiB of a request's body.")
     max_side: Int = Field(default=4096, ge=1, le=65536, description="Pixels of a picture's longer side.")
-    max_frames: Int = Field(default=512, ge=1, description="Frames of a video.")
+    max_frames: Int = Field(default=512, ge=1, le=10**6, description="Frames of a video.")
     picture_seconds: Float = Field(
         default=10.0,
         gt=0,
@@ -141,10 +141,11 @@ class ServiceLimits(StrictModel):
         description="CPU seconds that reading one picture or video file may take, and in proportion more for one of "
         "more than 2^24 pixels (4096x4096); one that takes longer is missing.",
     )
-    max_samples: Int = Field(default=1024, ge=1, description="Samples of a request.")
+    max_samples: Int = Field(default=1024, ge=1, le=10**6, description="Samples of a request.")
     max_megapixels: Int = Field(
         default=128,
         ge=1,
+        le=10**6,
         description="Million pixels that the picture files of a request unpack to, all frames together; tensors are "
         "bounded by max_body_mib.",
     )

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dgpo_core.config import ConfigError, differing_keys, load_run_config
+from dgpo_core.changes import differing_keys
+from dgpo_core.config import ConfigError, load_run_config
 from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import run_data
 from dgpo_schemas.run import RewardBlock, RunConfig

@@ -195,8 +195,8 @@ def test_another_format_version_is_not_guessed_at(make_config: Make, registry: R
 
 def test_resume_with_another_configuration_lists_what_differs(make_config: Make, registry: Registry) -> None:
     Trainer(make_config(), registry).train(max_iterations=1)
-    with pytest.raises(UserError, match=r"(?s)these differ.*objective\.beta.*optimiser\.learning_rate"):
-        Trainer(make_config(objective={"beta": 7.0}, optimiser={"learning_rate": 0.5}), registry).train(resume=True)
+    with pytest.raises(UserError, match=r"(?s)these differ.*objective\.beta.*timesteps\.count"):
+        Trainer(make_config(objective={"beta": 7.0}, timesteps={"count": 3}), registry).train(resume=True)
 
 
 def test_resume_with_nothing_there(make_config: Make, registry: Registry) -> None:

@@ -29,6 +29,7 @@ import dgpo_core.registry as registry_module
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import plugin
+from dgpo_schemas.changes import summary
 
 Run = Callable[..., Any]
 
@@ -201,7 +202,7 @@ EDITS = {
     "no rewards": ("  - use: brightness\n", "  []\n",
         "run.yaml:11: rewards: must have at least 1 entry, not 0"),
     "not a number": ("shift: 1.0", "shift: .nan",
-        "run.yaml:6: rollout.shift: must be greater than 0, not nan"),
+        "run.yaml:6: rollout.shift: must be at most 1000, not nan"),
     "no steps": ("steps: 3", "steps: 0",
         "run.yaml:5: rollout.steps: must be at least 1, not 0"),
     "too many steps": ("steps: 3", "steps: 2000",
@@ -778,7 +779,7 @@ def test_resume_without_a_checkpoint(world: World) -> None:
     refused(
         world,
         ["train", "run.yaml", "--resume"],
-        "runs/toy: no checkpoint to resume from; start the run without --resume",
+        "runs/toy: no checkpoint to resume from; start over with --resume auto, which sets the logs aside",
     )
 
 
@@ -794,7 +795,9 @@ def test_resume_with_another_configuration(world: World) -> None:
         "  run.seed: 0 when it started, 7 now\n"
         "  rollout.groups: 4 when it started, 2 now\n"
         "  rewards.0.options.scale: 1.0 when it started, 2.0 now\n"
-        "  objective.clip: 0.01 when it started, null now",
+        "  objective.clip: 0.01 when it started, null now\n"
+        "put back what the run began with (it is in runs/toy/config.yaml), or give another run.name for a new run. "
+        f"What a resume may change: {summary()} (docs/resume.md)",
     )
 
 

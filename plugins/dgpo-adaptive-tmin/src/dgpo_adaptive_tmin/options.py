@@ -42,8 +42,10 @@ class MeasuredOptions(AdaptiveOptions):
     highest: SigmaExpression = Field(
         default="shift(0.7)", description="Largest t_min that may be chosen; timesteps.t_min is the smallest."
     )
-    every: Int = Field(default=5, ge=1, description="Iterations between two measurements.")
-    samples: Int = Field(default=16, ge=2, description="Samples of a measurement, each of another training prompt.")
+    every: Int = Field(default=5, ge=1, le=10**9, description="Iterations between two measurements.")
+    samples: Int = Field(
+        default=16, ge=2, le=10_000, description="Samples of a measurement, each of another training prompt."
+    )
     smoothing: Float = Field(
         default=0.5, ge=0, lt=1, description="Share of the old t_min in the new one; 0 follows each measurement."
     )
@@ -52,10 +54,11 @@ class MeasuredOptions(AdaptiveOptions):
 class DisagreementOptions(MeasuredOptions):
     """Options of the timestep policy `disagreement-t-min`."""
 
-    refine: Int = Field(default=4, ge=2, description="Steps of the finer solve, in steps of the rollouts.")
+    refine: Int = Field(default=4, ge=2, le=1000, description="Steps of the finer solve, in steps of the rollouts.")
     tolerance: Float = Field(
         default=0.1,
         gt=0,
+        le=1e6,
         description="Artefact that training may see, relative to the noise it is hidden in: at t_min and above the "
         "difference of few-step samples from finer ones is at most so many standard deviations of the noise.",
     )
@@ -64,13 +67,16 @@ class DisagreementOptions(MeasuredOptions):
 class DsmGapOptions(MeasuredOptions):
     """Options of the timestep policy `dsm-gap-t-min`."""
 
-    samples: Int = Field(default=32, ge=2, description="Samples of a measurement, each of another training prompt.")
+    samples: Int = Field(
+        default=32, ge=2, le=10_000, description="Samples of a measurement, each of another training prompt."
+    )
     start: SigmaExpression = Field(default="shift(0.3)", description="t_min until a preference is at work.")
     below: Float = Field(default=0.25, gt=0, lt=1, description="Share of the preference's work that lies below t_min.")
     bins: Int = Field(default=20, ge=2, le=100, description="Times at which the gap is measured, from 0 to 1.")
     threshold: Float = Field(
         default=0.01,
         ge=0,
+        le=1e6,
         description="No preference is at work while the policy's error exceeds the base's nowhere by more than this "
         "share.",
     )

@@ -33,7 +33,10 @@ class FlowSdeOptions(WindowOptions):
     """Options of the sampler `flow-sde`."""
 
     noise: Float = Field(
-        default=0.7, gt=0, description="Noise level a: the diffusion is a * sqrt(sigma / (1 - sigma)). Flow-GRPO's 0.7."
+        default=0.7,
+        gt=0,
+        le=100,
+        description="Noise level a: the diffusion is a * sqrt(sigma / (1 - sigma)). Flow-GRPO's 0.7.",
     )
 
 
@@ -70,11 +73,13 @@ class NftOptions(Options):
     beta: Float = Field(
         default=1.0,
         gt=0,
+        le=1e6,
         description="How far the implicit policies lie from the old one, in steps to the policy; guidance is 1 / beta.",
     )
     advantage_clip: Float = Field(
         default=5.0,
         gt=0,
+        le=1e6,
         description="Advantage at which the optimality probability is 1 (and 0 at its negative): 5 in the code, 1 in "
         "the paper's equation.",
     )

@@ -33,6 +33,7 @@ class ColorOptions(Options):
     batch: Int = Field(
         default=64,
         ge=1,
+        le=100_000,
         description="Objects in one pass of the image encoder, at most. Those of different pictures never share one, "
         "so that a colour does not depend on other pictures.",
     )
@@ -61,8 +62,10 @@ class Mask2FormerOptions(Options):
         description="A Hub repository or a directory in transformers' format, trained for instance segmentation.",
     )
     revision: str | None = Field(default=None, description="Revision of the Hub repository: a commit, tag or branch.")
-    side: Int = Field(default=800, ge=32, description="Shorter side that pictures are resized to, in pixels.")
-    longest: Int = Field(default=1333, ge=32, description="Longest side; long pictures get a shorter shorter side.")
+    side: Int = Field(default=800, ge=32, le=16384, description="Shorter side that pictures are resized to, in pixels.")
+    longest: Int = Field(
+        default=1333, ge=32, le=16384, description="Longest side; long pictures get a shorter shorter side."
+    )
     channels: Literal["rgb", "bgr"] = Field(
         default="rgb",
         description="Order of the channels that the network is shown. rgb is what it was trained on and what the "
@@ -71,6 +74,7 @@ class Mask2FormerOptions(Options):
     batch: Int = Field(
         default=8,
         ge=1,
+        le=100_000,
         description="Pictures whose answers are held on the device at once; more of them keep it busier. Each has its "
         "own pass of the network, so that no other changes a bit of its scores.",
     )
@@ -81,7 +85,7 @@ class Mask2FormerOptions(Options):
         default=0.3, ge=0, lt=1, description="Detections count if they score above this, compared as float32."
     )
     counting: Float = Field(default=0.9, ge=0, lt=1, description="The same, for prompts of the task `counting`.")
-    per_class: Int = Field(default=16, ge=1, description="Detections kept of each class, the best ones.")
+    per_class: Int = Field(default=16, ge=1, le=10**6, description="Detections kept of each class, the best ones.")
     mask: Float = Field(default=0.5, gt=0, lt=1, description="Probability from which a pixel is the object's.")
     subset: bool = Field(
         default=False,
@@ -98,7 +102,9 @@ class Mask2FormerOptions(Options):
 class GenEvalPromptsOptions(Options):
     """How many prompts, of which tasks, and what is held out."""
 
-    train_count: Int = Field(default=50_000, ge=1, description="Training prompts; short of contents, texts repeat.")
+    train_count: Int = Field(
+        default=50_000, ge=1, le=10**7, description="Training prompts; short of contents, texts repeat."
+    )
     heldout: Literal["split", "benchmark"] = Field(
         default="split",
         description="What is held out: `split`, about a fifth of the contents; or `benchmark`, GenEval's own 553 "
@@ -107,6 +113,7 @@ class GenEvalPromptsOptions(Options):
     heldout_count: Int | None = Field(
         default=None,
         ge=6,
+        le=10**7,
         description="With `split`: at most so many held-out prompts, an equal share of each task, none twice "
         "(default 600). The benchmark has 553.",
     )

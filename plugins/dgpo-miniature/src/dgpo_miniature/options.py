@@ -12,16 +12,24 @@ __all__ = ["MiniaturePromptsOptions", "ShapesOptions", "SignPromptsOptions"]
 class MiniaturePromptsOptions(Options):
     """How many prompts each split has, and which."""
 
-    train_count: Int = Field(default=3600, ge=6, description="Training prompts, an equal share of each of six tasks.")
-    heldout_count: Int = Field(default=600, ge=6, description="Held-out prompts, an equal share of each task.")
+    train_count: Int = Field(
+        default=3600, ge=6, le=10**7, description="Training prompts, an equal share of each of six tasks."
+    )
+    heldout_count: Int = Field(
+        default=600, ge=6, le=10**7, description="Held-out prompts, an equal share of each task."
+    )
     seed: Int = Field(default=0, description="Chooses which prompts and in which order; never which split.")
 
 
 class SignPromptsOptions(Options):
     """How many prompts each split has, and which."""
 
-    train_count: Int = Field(default=1440, ge=1, description="Training prompts; of 1440 words, which then repeat.")
-    heldout_count: Int = Field(default=288, ge=1, description="Held-out prompts; of 288 words, which then repeat.")
+    train_count: Int = Field(
+        default=1440, ge=1, le=10**7, description="Training prompts; of 1440 words, which then repeat."
+    )
+    heldout_count: Int = Field(
+        default=288, ge=1, le=10**7, description="Held-out prompts; of 288 words, which then repeat."
+    )
     seed: Int = Field(default=0, description="Chooses which prompts and in which order; never which split.")
 
 

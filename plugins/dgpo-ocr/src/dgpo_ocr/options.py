@@ -35,7 +35,7 @@ class OcrOptions(Options):
         description="A video's value: the mean over its sampled frames, or Flow-GRPO's: no free surplus text, mean "
         "over the frames with a positive score, so that one good frame is enough.",
     )
-    every: Int = Field(default=4, ge=1, description="Read every so-many-th frame of a video, from the first.")
+    every: Int = Field(default=4, ge=1, le=10**6, description="Read every so-many-th frame of a video, from the first.")
     min_score: Float = Field(
         default=0.5,
         ge=0,
@@ -50,6 +50,7 @@ class OcrOptions(Options):
     detection_side: Int = Field(
         default=960,
         ge=32,
+        le=16384,
         description="Longer pictures are shrunk to this longer side to look for lines; they are read at full size.",
     )
     min_side: Int = Field(
@@ -66,7 +67,7 @@ class OcrOptions(Options):
         "three times as fast for texts of a few letters (rapidocr only).",
     )
     readers: Int = Field(default=2, ge=1, le=64, description="Pictures read at once, each by an engine of its own.")
-    threads: Int = Field(default=1, ge=1, description="Threads of one reader.")
+    threads: Int = Field(default=1, ge=1, le=1024, description="Threads of one reader.")
     detection_model: PathText | None = Field(
         default=None,
         min_length=1,
@@ -101,8 +102,8 @@ class OcrOptions(Options):
 class OcrPromptsOptions(Options):
     """How many prompts each split has, and of which words."""
 
-    train_count: Int = Field(default=2000, ge=1, description="Training prompts.")
-    heldout_count: Int = Field(default=400, ge=1, description="Held-out prompts.")
+    train_count: Int = Field(default=2000, ge=1, le=10**7, description="Training prompts.")
+    heldout_count: Int = Field(default=400, ge=1, le=10**7, description="Held-out prompts.")
     seed: Int = Field(default=0, description="Chooses words, order and sentences; never which split a word is in.")
     words: list[str] | PathText | None = Field(
         default=None,

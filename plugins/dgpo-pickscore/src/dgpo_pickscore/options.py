@@ -15,8 +15,12 @@ __all__ = ["AestheticOptions", "ClipOptions", "ClipScoreOptions", "PickScoreOpti
 class ClipOptions(Options):
     """What every reward on top of a CLIP can be told."""
 
-    batch: Int = Field(default=32, ge=1, description="Pictures (or frames, or prompts) in one call of the network.")
-    every: Int = Field(default=4, ge=1, description="Of a video, every so many frames are scored and averaged.")
+    batch: Int = Field(
+        default=32, ge=1, le=100_000, description="Pictures (or frames, or prompts) in one call of the network."
+    )
+    every: Int = Field(
+        default=4, ge=1, le=10**6, description="Of a video, every so many frames are scored and averaged."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
         description="Precision of the network. Embeddings are normalised and compared in float32 in any case.",
@@ -27,7 +31,10 @@ class TextOptions(ClipOptions):
     """The same for rewards that read the prompt."""
 
     text_cache: Int = Field(
-        default=4096, ge=1, description="Prompts whose embeddings are kept, the least recently used going first."
+        default=4096,
+        ge=1,
+        le=10**8,
+        description="Prompts whose embeddings are kept, the least recently used going first.",
     )
 
 

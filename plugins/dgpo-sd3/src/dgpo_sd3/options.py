@@ -26,7 +26,9 @@ class SD3Options(Options):
         default=False,
         description="Keep the text encoders in host memory and bring them to the device while prompts are encoded.",
     )
-    decode_chunk: Int = Field(default=8, ge=1, description="Images in one call of the autoencoder's decoder.")
+    decode_chunk: Int = Field(
+        default=8, ge=1, le=100_000, description="Images in one call of the autoencoder's decoder."
+    )
     variant: str | None = Field(
         default=None,
         min_length=1,

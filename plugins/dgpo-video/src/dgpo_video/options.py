@@ -17,6 +17,7 @@ class FramesOptions(Options):
     reward: Use = Field(description="The image reward: a name, or `use` with `options`.")
     frames: Literal["first", "middle", "last", "all"] | Annotated[Int, Field(ge=1)] = Field(
         default=4,
+        le=10_000,
         description="Frames that it is shown: first, middle, last, all, or n for every n-th from the first.",
     )
     aggregate: Literal["mean", "min"] = Field(
@@ -39,8 +40,12 @@ class MotionOptions(Options):
 class MiniatureVideoPromptsOptions(Options):
     """How many prompts each split has, and in which order."""
 
-    train_count: Int = Field(default=720, ge=1, description="Training prompts; of 72 texts, which then repeat.")
-    heldout_count: Int = Field(default=240, ge=1, description="Held-out prompts; of 24 texts, which then repeat.")
+    train_count: Int = Field(
+        default=720, ge=1, le=10**7, description="Training prompts; of 72 texts, which then repeat."
+    )
+    heldout_count: Int = Field(
+        default=240, ge=1, le=10**7, description="Held-out prompts; of 24 texts, which then repeat."
+    )
     seed: Int = Field(default=0, description="Chooses the order; never which split.")
 
 

@@ -20,6 +20,7 @@ class WanOptions(Options):
     frames: Int = Field(
         default=33,
         ge=1,
+        le=10_000,
         json_schema_extra={"examples": [1, 17, 33, 49, 81]},
         description="Frames of a video: 4 k + 1, because the autoencoder takes one frame and then four at a time. "
         "Wan was made for 81 (5 seconds at 16 a second); 33 is usual in post-training; 1 gives pictures of one frame.",
@@ -31,7 +32,9 @@ class WanOptions(Options):
         description="UMT5 tokens of a prompt (diffusers' max_sequence_length). Wan was trained with 512: padding is "
         "part of what it attends to, so a shorter length changes what it draws.",
     )
-    decode_chunk: Int = Field(default=1, ge=1, description="Videos in one call of the autoencoder's decoder.")
+    decode_chunk: Int = Field(
+        default=1, ge=1, le=100_000, description="Videos in one call of the autoencoder's decoder."
+    )
     expert: Literal["high", "low"] = Field(
         default="high",
         description="Which of Wan 2.2's two transformers is trained: the one for high noise (content and motion) or "
