@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from dgpo_core.contracts import AdvantageWeighting
     from dgpo_schemas.run import AdvantagesSection
 
-__all__ = ["advantages", "aggregate", "informative", "mean_pairwise_distance", "signed_weights", "weigh"]
+__all__ = ["LARGEST", "advantages", "aggregate", "informative", "mean_pairwise_distance", "signed_weights", "weigh"]
+
+LARGEST = 1e100
+"""Size up to which a number is taken for a score: weighted, squared and summed it is far from float64's limit."""
 
 
 def aggregate(
@@ -27,12 +30,13 @@ def aggregate(
 ) -> tuple[Tensor, Tensor]:
     """Several rewards as one: (rewards [g, G], scored [g, G]); rewards are 0 where not scored.
 
-    values float64 [r, g, G] of r rewards, nan where missing: a member that lacks one of them is not scored.
+    values float64 [r, g, G] of r rewards, nan where missing: a member that lacks one of them, or has one larger than
+    LARGEST, is not scored.
     `weighted-sum` adds weight * value. `group-normalised` first makes each reward (value - mean) / (std + epsilon)
     within its group, over the scored members, so that no reward's scale drowns another's (GDPO, arXiv
     2601.05242); a reward that is equal for all of them adds nothing.
     """
-    scored = ~values.isnan().any(0)
+    scored = (values.abs() <= LARGEST).all(0)  # nan is not
     if how == "group-normalised":
         values = torch.stack([_normalised(reward, scored, epsilon) for reward in values])
     total = torch.stack([weight * reward for weight, reward in zip(weights, values, strict=True)]).sum(0)

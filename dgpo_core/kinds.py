@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import BackboneSection, RewardBlock
 
-__all__ = ["Kind", "check_reward", "one_of", "plural", "shows_frames"]
+__all__ = ["Kind", "check_range", "check_reward", "one_of", "plural", "shows_frames"]
 
 Kind = Literal["image", "video"]
 ADAPTER = "frames"
@@ -32,6 +32,21 @@ def one_of(kind: Kind) -> str:
 def shows_frames(registry: Registry) -> bool:
     """Whether an image reward can be shown frames of a video here."""
     return ADAPTER in registry.parts("reward")
+
+
+def check_range(reward: RewardModel, use: str, where: str) -> None:
+    """Raise PluginError, naming the place in the run file, unless a reward declares a range that values can lie in."""
+    declared = getattr(reward, "range", None)
+    try:
+        low, high = (float(bound) for bound in declared or ())
+        sound = low < high  # a comparison with nan is false
+    except (TypeError, ValueError, OverflowError):
+        sound = False
+    if not sound:
+        raise PluginError(
+            f"{where}.use: the reward {use} declares the range {declared!r}; a range is its smallest and its largest "
+            "value, two numbers of which the first is less (infinities where there is no bound)"
+        )
 
 
 def check_reward(
@@ -58,15 +73,9 @@ def check_reward(
 
 def _check_declarations(reward: RewardModel, block: RewardBlock, where: str) -> None:
     """Raise PluginError unless what a reward says of itself is of the types of its contract."""
-
-    def number(value: object) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-
-    low_high = getattr(reward, "range", None)
-    pair = isinstance(low_high, Sequence) and len(low_high) == 2 and all(map(number, low_high))
+    check_range(reward, block.use, where)
     media = reward.media
     sound = {
-        f"range = {low_high!r}; it must be two numbers, the smallest and the largest value": pair,
         f"media = {media!r}; it must be a set of 'image' and 'video'": isinstance(media, Set | Sequence)
         and bool(media)
         and all(one in ("image", "video") for one in media),

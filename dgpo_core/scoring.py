@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgpo_core.errors import DgpoError
-from dgpo_core.groups import aggregate, mean_pairwise_distance
+from dgpo_core.groups import LARGEST, aggregate, mean_pairwise_distance
 from dgpo_core.guards import media_statistics
 from dgpo_core.isolation import ctrl_c, no_exit
 from dgpo_core.memory import OutOfMemory, free, in_halves, is_out_of_memory
@@ -329,7 +329,7 @@ def missing_beyond(
 
 def _in_range(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
     """Values that are no number, or lie outside the declared range, as missing."""
-    low, high = reward.model.range
+    low, high = max(reward.model.range[0], -LARGEST), min(reward.model.range[1], LARGEST)
     values = scores.values.double()
     below = values < low - ROUNDING * max(1.0, abs(low))
     above = values > high + ROUNDING * max(1.0, abs(high))

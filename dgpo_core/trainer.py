@@ -352,17 +352,18 @@ class Trainer:
         they are not saved, so that what was saved before stays the newest."""
         if not self.processes.any(not self.optimiser.sound()):
             return
+        if self.optimiser.updates == 0:
+            raise UserError(
+                "backbone.checkpoint: its trained weights are not all finite, or too large to compute with; there is "
+                "nothing to train from"
+            )
         norm = self.config.optimiser.max_grad_norm
         clip = " and set optimiser.max_grad_norm, which is null" if norm is None else ""
-        way = (
-            f"the checkpoint of iteration {self._saved} is kept, and --resume goes on from it"
-            if self._saved >= 0
-            else "there is no checkpoint before it; --resume auto starts over"
-        )
         raise RunStopped(
             f"in iteration {self.iteration + 1} update {self.optimiser.updates}, with a learning rate of {rate:g}, "
             "made weights that are not finite, or too large to compute with: they are not saved. Lower "
-            f"optimiser.learning_rate (a resume may change it){clip}; {way}"
+            f"optimiser.learning_rate (a resume may change it){clip}; the checkpoint of iteration {self._saved} is "
+            "kept, and --resume goes on from it"
         )
 
     def _timestep_context(self) -> TimestepContext:

@@ -162,3 +162,29 @@ def test_one_reward_has_the_same_advantages_either_way(values: list[float]) -> N
     plain, scored = aggregate(rewards, [2.0], "weighted-sum", 1e-9)
     normalised, _ = aggregate(rewards, [2.0], "group-normalised", 1e-9)
     assert torch.allclose(advantages(plain, scored, section), advantages(normalised, scored, section), atol=1e-6)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("std", ["group", "batch", "none"])
+@pytest.mark.parametrize("weights", [(1e9, -1e9), (1e-30, 1e9), (1e-30, 1e-30), (0.0, 1e9)])
+@pytest.mark.parametrize("size", [1e-300, 1e-30, 1.0, 1e38, 1e100])
+def test_extreme_numbers_give_finite_advantages(
+    how: How, std: Literal["group", "batch", "none"], weights: Sequence[float], size: float
+) -> None:
+    """Every weight that a run file may have, and scores of every size that counts as one."""
+    values = made([[[0.0, 0.25, 1.0, -1.0]], [[1.0, 1.0, 1.0, 1.0]]]) * size
+    for epsilon in (1e-30, 1e6):
+        rewards, scored = aggregate(values, weights, how, epsilon)
+        assert bool(scored.all())
+        found = advantages(rewards, scored, AdvantagesSection(std=std, epsilon=epsilon, clamp=5.0))
+        assert found.dtype == torch.float64
+        assert bool(found.isfinite().all())
+        assert bool((found.abs() <= 5.0).all())
+        assert bool((found[0][rewards[0].argsort()].diff() >= 0).all())
+
+
+@pytest.mark.parametrize("value", [1e101, -1e101, 1.7e308, -math.inf, math.inf, NAN])
+def test_what_is_too_large_for_a_score_is_missing(value: float) -> None:
+    rewards, scored = aggregate(made([[[0.0, value, 1.0]]]), [1.0], "weighted-sum", EPSILON)
+    assert scored.tolist() == [[True, False, True]]
+    assert rewards.tolist() == [[0.0, 0.0, 1.0]]

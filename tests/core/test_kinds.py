@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dgpo_core.errors import PluginError, UserError
-from dgpo_core.kinds import check_reward
+from dgpo_core.kinds import check_range, check_reward
 from dgpo_core.registry import Registry
 from dgpo_schemas.run import BackboneSection, RewardBlock
 
@@ -63,9 +63,6 @@ def test_what_does_not(registry: Registry, media: Media, backbone: str, block: d
 @pytest.mark.parametrize(
     ("declared", "says"),
     [
-        ({"range": None}, "range = None; it must be two numbers"),
-        ({"range": (0.0,)}, "range = (0.0,); it must be two numbers"),
-        ({"range": "01"}, "range = '01'; it must be two numbers"),
         ({"media": None}, "media = None; it must be a set of 'image' and 'video'"),
         ({"media": frozenset()}, "media = frozenset(); it must be a set"),
         ({"media": [["image"]]}, "media = [['image']]; it must be a set"),
@@ -82,3 +79,17 @@ def test_declarations_of_another_type(registry: Registry, declared: dict[str, An
     with pytest.raises(PluginError) as caught:
         check_reward(SimpleNamespace(**sound | declared), block, "rewards.0", section, registry)  # type: ignore[arg-type]
     assert str(caught.value).startswith(f"rewards.0.use: the reward judge declares {says}")
+
+
+@pytest.mark.parametrize("declared", [(0.0, 1.0), (-1, 1), (0.0, float("inf")), [float("-inf"), 3.0]])
+def test_ranges(declared: Any) -> None:
+    check_range(SimpleNamespace(range=declared), "judge", "rewards.0")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [(1.0, 0.0), (1.0, 1.0), (0.0, float("nan")), (float("nan"), 1.0), (0.0,), "ab", None, (0, 1, 2), 5, ({}, 1)],
+)
+def test_ranges_that_no_value_lies_in(declared: Any) -> None:
+    with pytest.raises(PluginError, match=r"^rewards\.0\.use: the reward judge declares the range "):
+        check_range(SimpleNamespace(range=declared), "judge", "rewards.0")  # type: ignore[arg-type]

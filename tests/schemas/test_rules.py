@@ -56,6 +56,12 @@ def test_the_smallest_run_file_breaks_no_rule() -> None:
         ({"rollout": {"group_size": -3}}, "rollout.group_size", ["the smallest is 2"]),
         ({"rollout": {"resolution": 0}}, "rollout.resolution", ["0 is no size", "at least 1"]),
         ({"rollout": {"resolution": [64, -8]}}, "rollout.resolution", ["-8 is no size"]),
+        ({"rollout": {"resolution": [64, 10**9]}}, "rollout.resolution", ["1000000000 pixels are too many", "16384"]),
+        (
+            {"rollout": {"groups": 100_000, "group_size": 3000}},
+            "rollout.groups",
+            ["more than 10000000 samples", "at most 3333 such groups"],
+        ),
         (
             {"rollout": {"groups": 24}, "optimiser": {"updates": 5}},
             "optimiser.updates",

@@ -1,0 +1,170 @@
+"""Weights that are no numbers to go on with are not saved, and not taken from a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from dgpo_core.checkpoint import Checkpoints
+from dgpo_core.errors import RunStopped, UserError
+from dgpo_core.files import file_entry
+from dgpo_core.optimise import Optimiser
+from dgpo_core.policy import LARGEST, STORED, Policy
+from dgpo_core.registry import Registry
+from dgpo_core.testing.toy import ToyBackbone, ToyOptions
+from dgpo_core.trainer import Trainer, run_path
+from dgpo_schemas.manifest import sealed_json
+from dgpo_schemas.run import BackboneSection, EmaSection, RunConfig
+
+Make = Callable[..., RunConfig]
+OFTEN: dict[str, Any] = {"evaluation": {"every": 0}, "checkpoints": {"every": 1}}
+
+
+def spoil(path: Path, value: float = float("nan"), name: str = "weights") -> None:
+    """Make a checkpoint one that an older version would have saved: one number is `value`, all digests are right."""
+    file = path / f"{name}.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    next(tensor for tensor in tensors.values() if tensor.dim()).view(-1)[0] = value
+    safetensors.torch.save_file(tensors, file)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"][file.name] = file_entry(file).model_dump()
+    (path / "manifest.json").write_text(sealed_json(manifest))
+
+
+def saved(config: RunConfig) -> list[int]:
+    return [int(path.name) for path in Checkpoints(run_path(config) / "checkpoints").paths()]
+
+
+@pytest.mark.parametrize("where", ["policy", "old", "slow", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_one_number_anywhere_is_enough(where: str, value: float, make_config: Make, registry: Registry) -> None:
+    trainer = Trainer(make_config(**OFTEN), registry)
+    trainer.train(max_iterations=1)
+    assert trainer.optimiser.sound()
+    policy = trainer.engine.policy
+    moments = list(trainer.optimiser.adamw.state.values())[-1]
+    place = policy._weights[where][-1] if where in STORED else moments[where]
+    with torch.no_grad():
+        place.view(-1)[-1] = value
+    assert trainer.optimiser.sound() == (value == 1e30 and where not in STORED)
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_sizes_that_can_still_be_computed_with(train: str) -> None:
+    section = BackboneSection.model_validate({"use": "toy", "checkpoint": "toy", "train": train})
+    policy = Policy(ToyBackbone(section, ToyOptions(), device=torch.device("cpu")), EmaSection())
+    weight = policy._weights["policy"][0]
+    for size, sound in ((0.0, True), (-LARGEST, True), (2 * LARGEST, False), (-2 * LARGEST, False)):
+        with torch.no_grad():
+            weight.view(-1)[0] = size
+        assert policy.sound() == sound
+
+
+def test_an_update_that_destroys_the_weights_stops_the_run_and_a_lower_rate_goes_on(
+    make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(**OFTEN)
+    Trainer(config, registry).train(max_iterations=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Optimiser, "learning_rate", lambda self, update: 1e30)
+        with pytest.raises(RunStopped) as caught:
+            Trainer(config, registry).train(resume=True)
+    message = str(caught.value)
+    assert message.startswith(
+        "in iteration 3 update 3, with a learning rate of 1e+30, made weights that are not finite"
+    )
+    assert "Lower optimiser.learning_rate (a resume may change it); the checkpoint of iteration 2 is kept" in message
+    assert saved(config)[-1] == 2
+    assert json.loads((run_path(config) / "outcome.json").read_text())["outcome"] == "failed"
+    tame = make_config(optimiser={"learning_rate": 1e-4}, **OFTEN)
+    assert Trainer(tame, registry).train(resume=True) == "finished"
+    lines = (run_path(tame) / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["learning_rate"] for line in lines] == [0.01, 0.01, 1e-4, 1e-4]
+
+
+@pytest.mark.parametrize("moment", [2, 1])
+def test_an_update_that_leaves_no_numbers_is_not_saved(
+    moment: int, make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third update of the run gives nan. Two updates an iteration: it is the first or the second of one."""
+    config = make_config(optimiser={"updates": moment, "max_grad_norm": None}, **OFTEN)
+    update = Optimiser._update
+
+    def third(self: Optimiser, loss: Any) -> Any:
+        result = update(self, loss)
+        if self.updates == 3:
+            next(iter(self.policy.parameters.values())).data.view(-1)[0] = torch.nan
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Optimiser, "_update", third)
+        with pytest.raises(RunStopped, match=r"optimiser\.max_grad_norm, which is null"):
+            Trainer(config, registry).train()
+    good = 2 // moment
+    assert saved(config)[-1] == good
+    assert Trainer(config, registry).train(resume=True) == "finished"
+    never = make_config(run={"name": "never"}, optimiser={"updates": moment, "max_grad_norm": None}, **OFTEN)
+    Trainer(never, registry).train()
+    assert (run_path(config) / "metrics.jsonl").read_bytes() == (run_path(never) / "metrics.jsonl").read_bytes()
+
+
+def test_weights_that_are_no_numbers_from_the_start(
+    make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the model's fault, and nothing is saved."""
+    made = ToyBackbone.trainable
+
+    def broken(self: ToyBackbone) -> Any:
+        found = made(self)
+        next(iter(found.values())).data.view(-1)[0] = torch.nan
+        return found
+
+    monkeypatch.setattr(ToyBackbone, "trainable", broken)
+    config = make_config(evaluation={"every": 0, "at_start": False}, checkpoints={"every": 1})
+    with pytest.raises(UserError, match=r"^backbone\.checkpoint: its trained weights are not all finite"):
+        Trainer(config, registry).train()
+    assert saved(config) == []
+
+
+@pytest.mark.parametrize("name", ["weights", "optimiser"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_with_such_numbers_is_refused_and_the_one_before_is_taken(
+    name: str, value: float, make_config: Make, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(**OFTEN)
+    Trainer(config, registry).train(max_iterations=3)
+    path = run_path(config) / "checkpoints/000003"
+    spoil(path, value, name)
+    checkpoints = Checkpoints(path.parent)
+    with pytest.raises(UserError, match=rf"000003/{name}\.safetensors: .* holds numbers that are not finite"):
+        checkpoints.find("3")
+    assert checkpoints.newest().manifest.iteration == 2
+    assert "not finite" in caplog.text
+    assert Trainer(config, registry).train(resume=True) == "finished"
+    assert saved(config) == [3, 4]
+
+
+def test_while_updates_are_skipped_the_weights_before_the_last_one_are_kept(
+    make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The update of iteration 3 has spoilt the weights, though they are finite; checkpoints of iterations 4 to 6 have
+    the same."""
+    config = make_config(
+        run={"iterations": 9}, optimiser={"max_skipped": 2}, evaluation={"every": 0, "at_start": False},
+        checkpoints={"every": 1},
+    )  # fmt: skip
+    update = Optimiser._update
+    monkeypatch.setattr(
+        Optimiser, "_update", lambda self, loss: update(self, loss * torch.nan if self.updates >= 3 else loss)
+    )
+    with pytest.raises(RunStopped, match=r"the checkpoint of iteration 2 is kept too") as caught:
+        Trainer(config, registry).train()
+    assert "3 updates in a row" in str(caught.value)
+    assert "the update of iteration 3 has spoilt" in str(caught.value)
+    assert saved(config) == [2, 5, 6]
