@@ -1,0 +1,69 @@
+"""Which settings a resume may change: every field's answer, the page about it, and the words for it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, RESUME
+from dgpo_schemas.changes import changeable, effect_of, summary
+from dgpo_schemas.run import RunConfig
+
+PAGE = Path(__file__).parents[2] / "docs/resume.md"
+
+
+def test_the_page_lists_what_the_fields_declare() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \| (any time|from there on) \|$", PAGE.read_text(encoding="utf-8"), re.M)
+    assert dict(rows) == changeable()
+    assert len(rows) == len(changeable())
+
+
+@pytest.mark.parametrize(
+    ("key", "effect"),
+    [
+        ("run.seed", "fixed"),
+        ("rollout.group_size", "fixed"),
+        ("rollout.sampler.options.noise", "fixed"),
+        ("rewards.0.weight", "fixed"),
+        ("rewards.12.worker.environment.A", "any time"),
+        ("rewards.0.options.worker", "fixed"),
+        ("objective.ema.slow.every", "fixed"),
+        ("optimiser.betas.0", "fixed"),
+        ("optimiser.learning_rate", "from there on"),
+        ("backbone.lora.rank", "fixed"),
+        ("backbone.options.gradient_checkpointing", "fixed"),
+        ("evaluation.sampler.use", "from there on"),
+        ("evaluation.rewards.3.options.scale", "from there on"),
+        ("evaluation.rewards.3.service.urls.0", "any time"),
+        ("evaluation.guards.bands.diversity", "any time"),
+        ("stop.seconds", "any time"),
+        ("stopping", "fixed"),
+        ("prompts.train.limit", "fixed"),
+    ],
+)
+def test_the_innermost_declaration_holds(key: str, effect: str) -> None:
+    assert effect_of(key) == effect
+
+
+def test_schemas_tell_editors_of_it() -> None:
+    definitions = RunConfig.model_json_schema()["$defs"]
+    found: dict[str, Any] = {
+        f"{name}.{key}": field[RESUME]
+        for name, section in definitions.items()
+        for key, field in section.get("properties", {}).items()
+        if RESUME in field
+    }
+    assert found["OptimiserSection.learning_rate"] == FROM_THERE_ON[RESUME]
+    assert found["OptimiserSection.micro_batch"] == ANYTIME[RESUME]
+    assert "OptimiserSection.betas" not in found
+
+
+def test_a_summary_names_every_setting() -> None:
+    words = set(re.findall(r"[\w.]+", summary()))
+    for key in changeable():
+        section, _, rest = key.partition(".")
+        assert section in words or f"{section}." in words or key in words, key
+        assert section in words or rest in words or key in words, key
