@@ -14,7 +14,7 @@ from dgpo_schemas.changes import ChangeRecord, Effect, effect_of
 from dgpo_schemas.problems import show
 from dgpo_schemas.run import RunConfig
 
-__all__ = ["Change", "changes", "differing_keys", "last_measured_otherwise", "recorded", "records", "told"]
+__all__ = ["Change", "changes", "differing_keys", "history", "last_measured_otherwise", "recorded", "records", "told"]
 
 SHOWN = 8
 """Changes that a line tells of; run.json has all of them."""
@@ -87,6 +87,11 @@ def told(found: Sequence[Change], iteration: int) -> str | None:
     more = f"; and {len(found) - SHOWN} more (run.json)" if len(found) > SHOWN else ""
     shown = "; ".join(change.brief for change in found[:SHOWN])
     return f"settings changed after iteration {iteration}: {shown}{more}"
+
+
+def history(record: object) -> list[str]:
+    """What `changes` of a run.json tells, a line each."""
+    return [f"after iteration {one.iteration}: {Change(one.key, one.was, one.now).brief}" for one in records(record)]
 
 
 def last_measured_otherwise(record: object) -> int:

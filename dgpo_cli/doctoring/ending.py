@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dgpo_cli.doctoring.facts import Facts
 from dgpo_cli.doctoring.findings import Examination, Finding
+from dgpo_core.changes import history
 
 __all__ = ["ending", "logs", "resume_command"]
 
@@ -21,7 +22,8 @@ def ending(run: Facts) -> Examination:
     """Whether the last process ended as it should."""
     done, total = run.data.done, run.config.run.iterations
     advice = (f"{resume_command(run.data.path)}  goes on from the last checkpoint, bit for bit",)
-    seen = (f"{done} of {total} iterations are logged (metrics.jsonl, evaluations.jsonl)",)
+    changed = tuple(f"settings changed {line} (run.json)" for line in history(run.data.record.get("changes")))
+    seen = (f"{done} of {total} iterations are logged (metrics.jsonl, evaluations.jsonl)", *changed)
     if run.state == "failed":
         finding = Finding(
             "run-failed",
@@ -52,7 +54,8 @@ def ending(run: Facts) -> Examination:
     elif run.state == "running":
         return Examination("ending", fine="a process works on it; this is how it looks so far")
     else:
-        return Examination("ending", fine=f"it came to its end ({run.data.ended_by or 'iterations'})")
+        since = f"; {'; '.join(changed)}" if changed else ""
+        return Examination("ending", fine=f"it came to its end ({run.data.ended_by or 'iterations'}){since}")
     return Examination("ending", (finding,))
 
 

@@ -13,6 +13,7 @@ from dgpo_cli.console import number, seconds
 from dgpo_cli.reporting import figures, summary
 from dgpo_cli.reporting.data import Evaluation, RunData, Score
 from dgpo_cli.reporting.figures import STACKED, Axis
+from dgpo_core.changes import history
 from dgpo_core.guards import PIXELWISE, STATISTICS
 
 __all__ = ["render"]
@@ -352,6 +353,7 @@ def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if isinstance(record.get("command"), list):
         rows.append(("command", " ".join(map(str, record["command"]))))
     rows += [(name, str(record[name])) for name in ("python", "platform") if record.get(name)]
+    rows += [("settings changed", line) for line in history(record.get("changes"))]
     git = record.get("git")
     if isinstance(git, Mapping):
         rows.append(("git commit", f"{git.get('commit')}{'' if git.get('clean') else ' (with uncommitted changes)'}"))
