@@ -14,7 +14,17 @@ from dgpo_schemas.changes import ChangeRecord, Effect, effect_of
 from dgpo_schemas.problems import show
 from dgpo_schemas.run import RunConfig
 
-__all__ = ["Change", "changes", "differing_keys", "history", "last_measured_otherwise", "recorded", "records", "told"]
+__all__ = [
+    "Change",
+    "changes",
+    "differing_keys",
+    "history",
+    "last_measured_otherwise",
+    "measures",
+    "recorded",
+    "records",
+    "told",
+]
 
 SHOWN = 8
 """Changes that a line tells of; run.json has all of them."""
@@ -94,10 +104,10 @@ def history(record: object) -> list[str]:
     return [f"after iteration {one.iteration}: {Change(one.key, one.was, one.now).brief}" for one in records(record)]
 
 
-def last_measured_otherwise(record: object) -> int:
+def last_measured_otherwise(record: object, *, guards: bool = False) -> int:
     """The iteration up to which evaluations measured something else than now, by `changes` of run.json; -1 if they
-    always measured the same."""
-    return max((one.iteration for one in records(record) if measures(one.key)), default=-1)
+    always measured the same. guards: something else or other guards."""
+    return max((one.iteration for one in records(record) if measures(one.key, guards=guards)), default=-1)
 
 
 def records(found: object) -> list[ChangeRecord]:
@@ -109,11 +119,13 @@ def records(found: object) -> list[ChangeRecord]:
     return known
 
 
-def measures(key: str) -> bool:
-    """Whether an evaluation with another value here is not to be compared with one before."""
-    section, _, rest = key.partition(".")
-    placed = effect_of(key) == "any time"
-    return section == "evaluation" and rest.split(".")[0] in MEASURED and not placed
+def measures(key: str, *, guards: bool = False) -> bool:
+    """Whether an evaluation with another value here is not to be compared with one before; with `guards`, or what its
+    guards say is not."""
+    if effect_of(key) == "any time":  # where a reward runs
+        return False
+    known = (*MEASURED, *(("finer", "guards.rewards") if guards else ()))
+    return any(f"{key}.".startswith(f"evaluation.{one}.") for one in known)
 
 
 def _shown(value: Any) -> str:

@@ -98,7 +98,8 @@ class Trainer:
         self.had_ended = False  # when it was started, so that nothing was left to train
         self._saved = self._evaluated = -1  # iterations of the last checkpoint and evaluation
         self._evaluations: list[dict[str, Any]] = []  # what evaluations.jsonl says
-        self._otherwise = -1  # evaluations up to this iteration measured something else than those after it
+        # Up to these iterations evaluations measured something else than after them, and their guards did.
+        self._otherwise = self._guards_otherwise = -1
         self._updates = 0  # after those iterations
         # The policy's state after those iterations: a stop after a measurement must not save that too, since the
         # resumed iteration measures again.
@@ -149,13 +150,12 @@ class Trainer:
             stop,
             seconds=self.trained_seconds,
             samples=self.iteration * rollout.groups * rollout.group_size,
-            evaluations=self._comparable,
+            evaluations=self._evaluations_after(self._otherwise),
         )
 
-    @property
-    def _comparable(self) -> list[dict[str, Any]]:
-        """Records of evaluations that measured what they do now: a resume may have changed that."""
-        return [record for record in self._evaluations if record["iteration"] > self._otherwise]
+    def _evaluations_after(self, iteration: int) -> list[dict[str, Any]]:
+        """Records of evaluations that may be compared: a resume may have changed what is measured."""
+        return [record for record in self._evaluations if record["iteration"] > iteration]
 
     def _notify(self, hook: str, **keywords: Any) -> None:
         if self.processes.main:
@@ -439,7 +439,9 @@ class Trainer:
         guards = self.config.evaluation.guards
         if guards.alarm == "off" or "evaluate" not in self.seconds:  # an alarm is raised once, not again by a resume
             return
-        lines = (line for line in self._comparable if "role" in line)  # older logs have none
+        lines = (
+            line for line in self._evaluations_after(self._guards_otherwise) if "role" in line
+        )  # older logs have none
         found = alarms(lines, guards.bands)
         for alarm in found:
             self.progress.warn(str(alarm))
@@ -537,7 +539,8 @@ class Trainer:
             memory = {
                 "seconds": seconds,
                 "evaluations": self.directory.sound("evaluations.jsonl"),
-                "otherwise": last_measured_otherwise(self.directory.changes(manifest.iteration)),
+                "otherwise": last_measured_otherwise(changed := self.directory.changes(manifest.iteration)),
+                "guards_otherwise": last_measured_otherwise(changed, guards=True),
             }
             if self.directory.checkpoints.set_aside_after(manifest.iteration):
                 self.progress.note(f"the newest checkpoint is damaged; continuing from iteration {manifest.iteration}")
@@ -556,7 +559,7 @@ class Trainer:
         self.iteration = self._saved = manifest.iteration
         self.trained_seconds = said["seconds"]
         self._evaluations = said["evaluations"]
-        self._otherwise = said["otherwise"]
+        self._otherwise, self._guards_otherwise = said["otherwise"], said["guards_otherwise"]
         if manifest.best_iteration is not None and manifest.best_score is not None:
             self.best = (manifest.best_iteration, manifest.best_score)
         self._remember_evaluations()

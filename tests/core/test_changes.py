@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dgpo_core.changes import Change, changes, last_measured_otherwise, recorded, told
+from dgpo_core.changes import Change, changes, last_measured_otherwise, measures, recorded, told
 from dgpo_core.description import read_config, read_record
 from dgpo_core.errors import UserError
 from dgpo_core.registry import Registry
@@ -162,7 +162,7 @@ def test_what_a_new_measure_says_is_not_compared_with_the_old_one(make_config: M
     scores = {e["iteration"]: e["value"] for e in logs(then, "evaluations.jsonl") if e["role"] == "target"}
     best = max((i for i in scores if i > 2), key=scores.__getitem__)
     assert again.best == (best, scores[best])
-    assert {e["iteration"] for e in again._comparable} == {3, 4, 5}
+    assert {e["iteration"] for e in again._evaluations_after(again._otherwise)} == {3, 4, 5}
 
 
 def test_the_best_of_the_old_measure_is_kept_until_there_is_one_of_the_new(
@@ -178,6 +178,27 @@ def test_the_best_of_the_old_measure_is_kept_until_there_is_one_of_the_new(
     assert trainer.best is not None
     kept = {int(path.name) for path in (run_path(config) / "checkpoints").iterdir()}
     assert kept == {3, trainer.best[0]}
+
+
+@pytest.mark.parametrize(
+    ("key", "alone", "with_guards"),
+    [
+        ("evaluation.prompts", True, True),
+        ("evaluation.rewards.0.options.scale", True, True),
+        ("evaluation.rewards", True, True),
+        ("evaluation.sampler.use", True, True),
+        ("evaluation.finer.steps", False, True),
+        ("evaluation.guards.rewards.0.use", False, True),
+        ("evaluation.guards.rewards.0.worker.count", False, False),
+        ("evaluation.rewards.0.service.urls.0", False, False),
+        ("evaluation.guards.bands.diversity", False, False),
+        ("evaluation.every", False, False),
+        ("evaluation.pictures", False, False),
+        ("rollout.steps", False, False),
+    ],
+)
+def test_which_settings_make_another_measure(key: str, alone: bool, with_guards: bool) -> None:
+    assert (measures(key), measures(key, guards=True)) == (alone, with_guards)
 
 
 def test_a_refusal_says_what_may_change(make_config: Make, registry: Registry) -> None:
