@@ -9,7 +9,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-__all__ = ["ANYTIME", "FROM_THERE_ON", "Float", "Int", "Options", "ShortForm", "StrictModel", "Use", "UseBlock"]
+__all__ = [
+    "ANYTIME",
+    "FROM_THERE_ON",
+    "AnyFloat",
+    "Float",
+    "Int",
+    "Options",
+    "ShortForm",
+    "StrictModel",
+    "Use",
+    "UseBlock",
+]
 
 RESUME = "x-resume"
 """Key of a field in a JSON Schema that says what a resumed run may do with it; fields without it stay as they were."""
@@ -49,7 +60,10 @@ SMALLEST = 1e-30
 LARGEST = 1e15
 
 # YAML 1.1 reads `3e-4` as text; pydantic's lax mode turns numeric text into the number that was meant.
-Float = Annotated[float, BeforeValidator(_number_not_bool), Field(allow_inf_nan=False), AfterValidator(_of_sane_size)]
+AnyFloat = Annotated[float, BeforeValidator(_number_not_bool), Field(allow_inf_nan=False)]
+"""A finite number that a program gave."""
+Float = Annotated[AnyFloat, AfterValidator(_of_sane_size)]
+"""A number that a person set."""
 Int = Annotated[int, BeforeValidator(_number_not_bool), AfterValidator(_machine_sized)]
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field, model_validator
 
-from dgpo_schemas.base import Float, Int, StrictModel
+from dgpo_schemas.base import AnyFloat, Int, StrictModel
 
 __all__ = ["Clause", "Diagnostics", "Mark"]
 
-Point = tuple[Float, Float]
+Point = tuple[AnyFloat, AnyFloat]
 
 
 class Mark(StrictModel):
     """Something seen at a place of the picture: exactly one of `box` and `polygon`, in pixels, y downwards."""
 
     text: str = Field(description="What was seen there, in a few words.")
-    box: tuple[Float, Float, Float, Float] | None = Field(default=None, description="x0, y0, x1, y1.")
+    box: tuple[AnyFloat, AnyFloat, AnyFloat, AnyFloat] | None = Field(default=None, description="x0, y0, x1, y1.")
     polygon: list[Point] | None = Field(default=None, min_length=3, description="Corners, each x, y.")
     ok: bool | None = Field(default=None, description="Whether it is as asked; null where that is not known.")
     frame: Int | None = Field(default=None, ge=0, description="Frame of a video.")
