@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
-from dgpo_schemas.base import Float, Int, StrictModel
+from dgpo_schemas.base import AnyFloat, Int, StrictModel
 
 __all__ = [
     "PROTOCOL",
@@ -168,7 +168,7 @@ class RewardDescription(Answer):
     dgpo: str = Field(description="Version of dgpo there.")
     use: str = Field(description="Name of the reward.")
     options: dict[str, Any] = Field(description="Its options, with the defaults filled in.")
-    range: tuple[Float | None, Float | None] = Field(description="Smallest and largest value; null: no bound.")
+    range: tuple[AnyFloat | None, AnyFloat | None] = Field(description="Smallest and largest value; null: no bound.")
     media: list[Literal["image", "video"]] = Field(description="What it scores.")
     group_by: str | None = Field(default=None, description="Metadata key by which evaluation splits its table.")
     concurrency: Int = Field(default=1, ge=1, description="Batches that may be scored at the same time.")
