@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
-from dgpo_schemas.base import AnyFloat, Int, StrictModel
+from dgpo_schemas.base import AnyFloat, Float, Int, StrictModel
 
 __all__ = [
     "PROTOCOL",
