@@ -52,6 +52,7 @@ class ConnectionsSection(StrictModel):
     max: Int | None = Field(
         default=None,
         ge=8,
+        le=65536,
         description="Connections at a time; by default 256, or twice `queue` if that is more. There must be more than "
         "`queue`, or nothing is left for /health.",
     )
@@ -101,6 +102,7 @@ class ServeConfig(StrictModel):
     memory_mib: Int | None = Field(
         default=None,
         ge=1,
+        le=2**24,
         description="MiB of all requests under way together, the copies counted that are made of them; by default "
         "4096, or what the largest request takes if that is more. Requests beyond it are told to come back. The "
         "reward's own memory is not counted.",

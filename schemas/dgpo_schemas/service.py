@@ -150,7 +150,10 @@ class ServiceLimits(StrictModel):
         "bounded by max_body_mib.",
     )
     max_prompts: Int = Field(
-        default=10_000, ge=1000, description="Prompts of one check; runs send theirs in parts of at most 1,000."
+        default=10_000,
+        ge=1000,
+        le=10**6,
+        description="Prompts of one check; runs send theirs in parts of at most 1,000.",
     )
     max_json_kib: Int = Field(
         default=1024,
