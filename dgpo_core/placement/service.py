@@ -151,7 +151,7 @@ class ServiceReward(RemoteReward):
     def _parts(self, prompts: Sequence[Prompt]) -> Iterator[slice]:
         """Stretches of the prompts that a request may hold."""
         limits = None if self._known is None else self._known.limits
-        return stretches(prompts, getattr(limits, "max_prompts", MOST_PROMPTS))
+        return stretches(prompts, min(limits.max_prompts, MOST_PROMPTS) if limits else MOST_PROMPTS)
 
     def close(self) -> None:
         """Close the connections; whoever waits for a server does so no longer."""

@@ -203,8 +203,8 @@ def test_a_batch_that_is_lost_again_and_again_is_given_up(
     moody: RewardModel, here: RewardModel, samples: Samples
 ) -> None:
     media, prompts = samples(4)
-    with pytest.raises(RewardLost, match=r"the worker was lost 2 times with this batch; the last exited with status 3"):
-        moody.score(media, doing(prompts, "exit"))
+    with pytest.raises(RewardLost, match=r"the worker was lost 2 times with this batch; the last was ended by SIGKILL"):
+        moody.score(media, doing(prompts, "kill"))
     assert_same(moody.score(media, prompts), here.score(media, prompts))
 
 
@@ -217,6 +217,8 @@ def test_the_reward_s_own_error_is_told_and_not_tried_again(
         moody.score(media, doing(prompts, "raise"))
     with pytest.raises(RewardRaised, match=r"^SystemExit: no licence$"):
         moody.score(media, doing(prompts, "leave"))
+    with pytest.raises(RewardRaised, match=r"^Exited: os\._exit\(3\)"):
+        moody.score(media, doing(prompts, "exit"))
     with pytest.raises(RewardRaised, match=r"^ValueError: returned values \(1,\) and missing \(1,\) for 3 samples$"):
         moody.score(media, doing(prompts, "short"))
     with pytest.raises(RewardLost, match=r"media are torch.float64"):

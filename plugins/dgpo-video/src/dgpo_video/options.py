@@ -15,9 +15,8 @@ class FramesOptions(Options):
     """Which image reward, on which frames, and how their values become one."""
 
     reward: Use = Field(description="The image reward: a name, or `use` with `options`.")
-    frames: Literal["first", "middle", "last", "all"] | Annotated[Int, Field(ge=1)] = Field(
+    frames: Literal["first", "middle", "last", "all"] | Annotated[Int, Field(ge=1, le=10_000)] = Field(
         default=4,
-        le=10_000,
         description="Frames that it is shown: first, middle, last, all, or n for every n-th from the first.",
     )
     aggregate: Literal["mean", "min"] = Field(
