@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 import time
 from collections import deque
 from enum import Enum
@@ -29,6 +30,9 @@ __all__ = ["Connection", "Phase", "Pool"]
 LINGER = 2.0
 """Seconds for which what still comes is read and dropped after a refusal: a connection that is cut off while the caller
 writes takes the answer with it."""
+ASK, ASK_AGAIN = 0.5, 5.0
+"""Seconds of work after which a caller that has ended its side is asked whether it is still there, and until it is asked
+again: a socket that was closed and one that will not be written to any more look the same until one writes to it."""
 LATE = 5.0
 """Seconds beyond body_seconds after which a body that nobody reads any more ends the connection."""
 LINES = 130
@@ -132,11 +136,11 @@ class Pool:
 
 
 class Connection(asyncio.Protocol):
-    """One connection. Requests come one at a time: what is sent before the answer is refused after it."""
+    """One connection. Requests are served one at a time: what is sent before the answer waits for it."""
 
     def __init__(self, app: ASGIApp, pool: Pool, config: Any, server_state: Any, loop: Any = None) -> None:
         """config, server_state: uvicorn's."""
-        self.h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=PIECE)
+        self.h11 = _parser()
         self.phase = Phase.HEAD
         self.since = Clock()
         """When it began to wait for what it waits for."""
@@ -148,8 +152,11 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._head = bytearray()
         self._rest = bytearray()  # of a body, before h11 gets it
-        self._chunked = self._waits = self._paused = self._early = False
+        self._next = bytearray()  # what came before the answer to the last request was taken
+        self._chunked = self._waits = self._paused = False
         self._writing = 0.0  # since when the caller has not taken what was written
+        self._ended = False  # whether the caller says no more
+        self._ask_at = 0.0  # when it is asked whether it is there, if it has ended its side
         self._writable = asyncio.Event()
         self._writable.set()
 
@@ -163,21 +170,22 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Something of a request."""
-        if self.phase is Phase.IDLE:
-            self._wait(Phase.HEAD)
         if self.phase is Phase.HEAD:
-            if self.unread():
-                self.refuse(400, "request", "the answer before was not taken yet; send one request after the other")
-            else:
-                self._take_head(data)
+            self._take_head(data)
         elif self.phase is Phase.BODY:
             self._rest += data
             self._events()
-        elif self.phase is Phase.WORK:
-            self._early = True
+        elif self.phase in (Phase.WORK, Phase.IDLE):
+            self._next += data
+            self.read_on()
+            self._take_next()
 
-    def eof_received(self) -> None:
-        """The caller says no more. Whoever closes says no less, so nobody is waited for."""
+    def eof_received(self) -> bool:
+        """The caller says no more, and may wait for the answer (`nc -N`) or be gone. True: its end is kept open."""
+        self._ended = True
+        self._refuse_half()
+        self._ask_at = Clock() + ASK
+        return self.phase is Phase.WORK or (self.phase is Phase.IDLE and bool(self._next))
 
     def connection_lost(self, error: Exception | None) -> None:
         """The end."""
@@ -216,6 +224,26 @@ class Connection(asyncio.Protocol):
             self._head.clear()
             self._events()
 
+    def _take_next(self) -> None:
+        """Take up what came before its turn, once the answer is taken: it would be answers without end, else."""
+        if self.phase is Phase.IDLE and self._next and not self.unread():
+            data = bytes(self._next)
+            self._next.clear()
+            self._wait(Phase.HEAD)
+            self._take_head(data)
+            self.read_on()
+            if self._ended:
+                self._refuse_half()
+
+    def _refuse_half(self) -> None:
+        """Tell a caller that says no more what its request lacks."""
+        if self.phase is Phase.HEAD and self._head:
+            self._malformed("it ends within its head")
+        elif self.phase is Phase.BODY:
+            self._malformed("it ends within its body")
+        elif self.phase is Phase.HEAD:
+            self._linger()
+
     def _events(self) -> None:
         """Whatever h11 makes of what has come. Of a chunked body not all at once: one in a million pieces must not stop
         the others."""
@@ -247,8 +275,9 @@ class Connection(asyncio.Protocol):
                 self.read_on()
             elif isinstance(event, h11.EndOfMessage) and self.exchange is not None:
                 self._wait(Phase.WORK)
-                self._early = bool(self.h11.trailing_data[0] or self._rest)
+                self._next += self.h11.trailing_data[0] + self._rest
                 self._rest.clear()
+                self.read_on()
                 self.exchange.end_of_body()
 
     def go_on(self) -> None:
@@ -326,14 +355,13 @@ class Connection(asyncio.Protocol):
 
     def answered(self) -> None:
         """The answer is written: wait for another request, or for the end."""
-        early = self._early
-        if self.phase is not Phase.WORK or early or self.h11.our_state is not h11.DONE:
-            if early and self.phase is Phase.WORK:
-                self._write(_error(400, "request", "send the next request after the answer to this one"))
+        over = self._ended and not self._next
+        if self.phase is not Phase.WORK or over or self.h11.our_state is not h11.DONE:
             self._linger()
             return
-        self.h11.start_next_cycle()
+        self.h11 = _parser()
         self._wait(Phase.IDLE)
+        self._take_next()
 
     def refuse(self, status: int, kind: str, message: str, *, reason: str | None = None) -> None:
         """Answer with an error, without the application, and close."""
@@ -351,8 +379,11 @@ class Connection(asyncio.Protocol):
         if self.phase is Phase.CLOSED or self._transport.is_closing():
             return
         self._wait(Phase.LINGER)
-        self._head.clear()
-        self._rest.clear()
+        for kept in (self._head, self._rest, self._next):
+            kept.clear()
+        if self._ended:
+            self._transport.close()  # once everything is written
+            return
         with contextlib.suppress(OSError):  # it may have gone already
             self._transport.write_eof()
         self.read_on()
@@ -375,7 +406,7 @@ class Connection(asyncio.Protocol):
     def read_on(self) -> None:
         """Read as long as there is room for what comes."""
         full = self.phase is Phase.BODY and self.exchange is not None and len(self.exchange.body) > AHEAD
-        paused = full or (self._waits and self.phase is Phase.BODY)
+        paused = full or (self._waits and self.phase is Phase.BODY) or len(self._next) > AHEAD
         if paused != self._paused and not self._transport.is_closing():
             self._paused = paused
             (self._transport.pause_reading if paused else self._transport.resume_reading)()
@@ -389,6 +420,8 @@ class Connection(asyncio.Protocol):
                 self.abort()
             elif self.phase in (Phase.LINGER, Phase.IDLE):
                 self.since = now
+        elif self.phase is Phase.IDLE and self._next:
+            self._take_next()
         elif self.phase is Phase.HEAD and waited > section.head_seconds:
             if self._head:
                 message = f"the head did not come within {section.head_seconds:g} s (connections.head_seconds)"
@@ -401,6 +434,21 @@ class Connection(asyncio.Protocol):
             or (self.phase is Phase.BODY and waited > section.body_seconds + LATE)
         ):
             self.abort()
+        elif self.phase is Phase.WORK and self._ended:
+            self._is_there(now)
+
+    def _is_there(self, now: float) -> None:
+        """End what is done for a caller that has ended its side and is gone. One that still waits takes no notice."""
+        if self._transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.abort()
+        elif now >= self._ask_at and self.exchange is not None and not self.exchange.started:
+            self._ask_at = now + ASK_AGAIN
+            if self.exchange.scope["http_version"] == "1.1":
+                self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _parser() -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=PIECE)
 
 
 def _address(address: Any) -> tuple[str, int] | None:

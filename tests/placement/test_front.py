@@ -149,13 +149,47 @@ def test_what_is_no_http_is_answered_in_json(server: Any, raw: bytes, status: in
     assert (found[0], message in found[2]) == (status, True), found
 
 
-def test_a_request_before_the_answer_to_the_last_is_refused_after_it(server: Any) -> None:
-    request = b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n"
-    with connected(server, request * 3) as connection:
+def test_requests_before_their_turn_are_answered_in_order(server: Any) -> None:
+    health, last = b"GET /health HTTP/1.1\r\n" + HOST, b"GET /nowhere HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
+    asked = f"{SCORE}Content-Length: {len(ONE)}\r\n\r\n".encode() + ONE
+    with connected(server, asked + (health + b"\r\n") * 3 + asked + b"\r\n" + last) as connection:
+        answers = all_of(connection).split(b"HTTP/1.1 ")[1:]
+    assert [status_of(b"HTTP/1.1 " + one) for one in answers] == [200, 200, 200, 200, 200, 404]
+    assert [b'"alive"' in one for one in answers] == [False, True, True, True, False, False]
+    with connected(server, health + b"\r\n" + b"nonsense\r\n\r\n") as connection:
         answer = all_of(connection)
-    assert answer.count(b"HTTP/1.1 ") == 2
     assert b'{"status":"alive"}' in answer
-    assert error_of(answer)[::2] == (400, "send the next request after the answer to this one")
+    assert error_of(answer)[:2] == (400, "request")
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_caller_that_ends_its_side_is_answered(server: Any, version: str) -> None:
+    """As `nc -N` does, and whoever sends a file and then reads."""
+    asked = f"{SCORE}Content-Length: {len(ONE)}\r\n\r\n".replace("1.1", version).encode() + ONE
+    for sent, count in ((asked, 1), (b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n" + asked + b"\r\n", 2)):
+        with connected(server, sent) as connection:
+            connection.shutdown(socket.SHUT_WR)
+            answer = all_of(connection)
+        assert answer.count(b"HTTP/1.1 200") == answer.count(b"HTTP/1.1 ") == count
+    for sent, message in ((asked[:20], "it ends within its head"), (asked[:-1], "it ends within its body"), (b"", "")):
+        with connected(server, sent) as connection:
+            connection.shutdown(socket.SHUT_WR)
+            answer = all_of(connection)
+        assert error_of(answer)[2] == f"this is no HTTP request: {message}" if message else answer == b""
+
+
+def test_a_caller_that_ends_its_side_may_wait_long(
+    serve: Serve, gate: threading.Event, parts: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked whether it is there by an interim answer, of which callers take no notice."""
+    monkeypatch.setattr(connections, "ASK", 0.0)
+    server, body = serve("moody"), waits()
+    with connected(server, f"{SCORE}Content-Length: {len(body)}\r\n\r\n".encode() + body) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        interim = b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert connection.recv(len(interim)) == interim
+        gate.set()
+        assert all_of(connection).startswith(b"HTTP/1.1 200")
 
 
 def test_requests_one_after_the_other_share_a_connection(server: Any) -> None:
