@@ -30,9 +30,9 @@ __all__ = ["Connection", "Phase", "Pool"]
 LINGER = 2.0
 """Seconds for which what still comes is read and dropped after a refusal: a connection that is cut off while the caller
 writes takes the answer with it."""
-ASK, ASK_AGAIN = 0.5, 5.0
-"""Seconds of work after which a caller that has ended its side is asked whether it is still there, and until it is asked
-again: a socket that was closed and one that will not be written to any more look the same until one writes to it."""
+ASK, ASK_AGAIN = 0.25, 5.0
+"""Seconds after which a caller that has ended its side is asked whether it is still there, and until it is asked again:
+a socket that was closed and one that will not be written to any more look the same until one writes to it."""
 LATE = 5.0
 """Seconds beyond body_seconds after which a body that nobody reads any more ends the connection."""
 LINES = 130
@@ -77,6 +77,7 @@ class Pool:
         self.counters = counters
         self.connections: set[Connection] = set()
         self._queue: deque[Connection] = deque()
+        self._early: deque[Connection] = deque()
         self._turn_ends = 0.0
         self._in_turn = False
 
@@ -90,6 +91,19 @@ class Pool:
     def wait_for_turn(self, connection: Connection) -> None:
         """Let a connection go on reading chunks in a later round, after those that wait already."""
         self._queue.append(connection)
+
+    def wait_for_answer(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        """Let a connection take up a request that came before its turn: one in a round of the loop, of all connections,
+        for whoever sends hundreds at once must not be before those who ask once."""
+        self._early.append(connection)
+        if len(self._early) == 1:
+            loop.call_soon(self._take_early, loop)
+
+    def _take_early(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._early[0].take_next()
+        self._early.popleft()
+        if self._early:
+            loop.call_soon(self._take_early, loop)
 
     def _next_turn(self, loop: asyncio.AbstractEventLoop) -> None:
         self._in_turn = False
@@ -153,7 +167,7 @@ class Connection(asyncio.Protocol):
         self._head = bytearray()
         self._rest = bytearray()  # of a body, before h11 gets it
         self._next = bytearray()  # what came before the answer to the last request was taken
-        self._chunked = self._waits = self._paused = False
+        self._chunked = self._waits = self._paused = self._in_line = False
         self._writing = 0.0  # since when the caller has not taken what was written
         self._ended = False  # whether the caller says no more
         self._ask_at = 0.0  # when it is asked whether it is there, if it has ended its side
@@ -170,6 +184,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Something of a request."""
+        if self.phase is Phase.IDLE and not self._next and not self.unread():
+            self._wait(Phase.HEAD)
         if self.phase is Phase.HEAD:
             self._take_head(data)
         elif self.phase is Phase.BODY:
@@ -178,7 +194,7 @@ class Connection(asyncio.Protocol):
         elif self.phase in (Phase.WORK, Phase.IDLE):
             self._next += data
             self.read_on()
-            self._take_next()
+            self._line_up()
 
     def eof_received(self) -> bool:
         """The caller says no more, and may wait for the answer (`nc -N`) or be gone. True: its end is kept open."""
@@ -224,9 +240,16 @@ class Connection(asyncio.Protocol):
             self._head.clear()
             self._events()
 
-    def _take_next(self) -> None:
-        """Take up what came before its turn, once the answer is taken: it would be answers without end, else."""
-        if self.phase is Phase.IDLE and self._next and not self.unread():
+    def _line_up(self) -> None:
+        """Wait to be told to take up what came before its turn, once the answer before is taken."""
+        if self.phase is Phase.IDLE and self._next and not self._in_line and not self.unread():
+            self._in_line = True
+            self._pool.wait_for_answer(self, self._loop)
+
+    def take_next(self) -> None:
+        """Take up what came before its turn."""
+        self._in_line = False
+        if self.phase is Phase.IDLE and self._next:
             data = bytes(self._next)
             self._next.clear()
             self._wait(Phase.HEAD)
@@ -361,7 +384,7 @@ class Connection(asyncio.Protocol):
             return
         self.h11 = _parser()
         self._wait(Phase.IDLE)
-        self._take_next()
+        self._line_up()
 
     def refuse(self, status: int, kind: str, message: str, *, reason: str | None = None) -> None:
         """Answer with an error, without the application, and close."""
@@ -421,7 +444,7 @@ class Connection(asyncio.Protocol):
             elif self.phase in (Phase.LINGER, Phase.IDLE):
                 self.since = now
         elif self.phase is Phase.IDLE and self._next:
-            self._take_next()
+            self._line_up()
         elif self.phase is Phase.HEAD and waited > section.head_seconds:
             if self._head:
                 message = f"the head did not come within {section.head_seconds:g} s (connections.head_seconds)"

@@ -29,6 +29,7 @@ from dgpo_core.serving.batcher import Batcher
 from dgpo_core.serving.connections import Connection
 from dgpo_core.serving.counters import Counters
 from dgpo_core.serving.descriptors import ACCEPTED
+from dgpo_core.serving.listening import Listening
 from dgpo_schemas.run import RewardBlock
 from dgpo_schemas.text import error_text
 
@@ -41,8 +42,9 @@ __all__ = ["Server", "bind", "run"]
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 128
-"""Callers that wait to be let in; further ones try again after a second."""
+BACKLOG = 1024
+"""Callers that wait to be let in, if the system allows as many; further ones try again after a second. Those who have
+gone meanwhile count too."""
 FLUSH = 0.3
 """Seconds that answers are given to be taken when the service ends."""
 GRACE = 1.7
@@ -115,7 +117,7 @@ def bind(host: str, port: int) -> socket.socket:
         )[0]
     except (OSError, UnicodeError) as error:
         raise UserError(f"host: {host} is no address of this machine: {getattr(error, 'strerror', error)}") from error
-    made = socket.socket(family, kind, protocol)
+    made = Listening(family, kind, protocol)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)

@@ -157,6 +157,10 @@ def attacks() -> list[Attack]:
         Attack("endless chunks", _slowly(_chunks, b"1\r\n \r\n"), 60),
         Attack("answers not read", _never_reads, 30),
         Attack("connect and leave", _comes_and_goes, 40),
+        Attack("tiny chunks", _bodies(hostile.tiny_chunks)),
+        Attack("trailers", _bodies(hostile.trailers)),
+        Attack("many headers", _bodies(hostile.many_headers)),
+        Attack("nested JSON", _bodies(hostile.nested_json)),
         Attack("many prompts", _bodies(hostile.many_prompts)),
         Attack("long header", _bodies(hostile.long_header)),
         Attack("deep JSON", _bodies(hostile.deep_json)),
@@ -218,6 +222,7 @@ def _probing(service: Served, seconds: float, seen: Seen) -> Iterator[None]:
         spent = sorted(json.loads(probe.stdout.readline() or "[10000.0]"))
         seen.asked = len(spent)
         seen.health = (spent[len(spent) // 2], spent[int(len(spent) * 0.99)], spent[-1])
+        probe.stdout.close()
         probe.wait()
         done.set()
         watcher.join()

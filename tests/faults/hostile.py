@@ -22,10 +22,14 @@ __all__ = [
     "deep_json",
     "giants",
     "long_header",
+    "many_headers",
     "many_parts",
     "many_prompts",
     "many_scans",
+    "nested_json",
     "sound",
+    "tiny_chunks",
+    "trailers",
 ]
 
 METADATA = {"tag": "single_object", "include": [{"class": "circle", "count": 1}]}
@@ -147,3 +151,54 @@ def broken_tensors() -> list[bytes]:
         ).encode()
         made.append(len(text).to_bytes(LENGTH, "little") + text + bytes(12))
     return [post("/v1/score", SAFETENSORS, body) for body in made]
+
+
+CHUNKED = (
+    b"POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+
+
+def tiny_chunks(count: int = 200_000) -> list[bytes]:
+    """Bodies of a byte at a time, with and without extensions, and of as small chunks as are taken."""
+    pieces = [b"1\r\n \r\n" * count, b"1;extension=value\r\n \r\n" * count, b"42\r\n" + b" " * 66 + b"\r\n"]
+    pieces[2] *= count // 2
+    return [CHUNKED + one + b"0\r\n\r\n" for one in pieces]
+
+
+def trailers(count: int = 200_000) -> list[bytes]:
+    """A body whose trailers do not end, or are as many as are taken."""
+    return [CHUNKED + b"2\r\n{}\r\n0\r\n" + b"x: y\r\n" * many + b"\r\n" for many in (count, 500)]
+
+
+def many_headers(count: int = 127) -> list[bytes]:
+    """As many headers as a head may have, and more; short, long, folded."""
+    first = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    lines = [
+        b"x: y\r\n" * count,
+        b"x: " + b"y" * 120 + b"\r\n",
+        b"x: y\r\n z\r\n" * (count // 2),
+        b"x: y\r\n" * 100_000,
+    ]
+    lines[1] *= count
+    return [first + one + b"\r\n" for one in lines]
+
+
+def nested_json(kib: int = 1024) -> list[bytes]:
+    """Checks of just as much JSON as may be sent: nested, in many values, in long numbers."""
+    most = kib * 1024 - 100
+
+    def check(piece: bytes) -> bytes:
+        return b'{"prompts":[{"text":"x","metadata":{"a":[' + b",".join([piece] * (most // (len(piece) + 1))) + b"]}}]}"
+
+    pieces = [
+        b"[" * 60 + b"]" * 60,
+        b'{"a":' * 60 + b"1" + b"}" * 60,
+        b"[]",
+        b"{}",
+        b"1",
+        b"9" * 4000,
+        b'"\\ud83d\\ude00"',
+    ]
+    texts = [*map(check, pieces), b'{"prompts":' + b"[" * (most // 2) + b"]" * (most // 2) + b"}"]
+    return [post("/v1/check", "application/json", text) for text in texts]

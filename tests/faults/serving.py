@@ -64,8 +64,9 @@ def served(**settings: Any) -> Iterator[Served]:
             start_new_session=True,
         )  # fmt: skip
         service = Served(process)
+        assert process.stderr is not None
+        reader = threading.Thread(target=lambda: service.lines.extend(process.stderr or ()), daemon=True)
         try:
-            assert process.stderr is not None
             for line in process.stderr:
                 service.lines.append(line)
                 if line.startswith("ready:"):
@@ -73,13 +74,15 @@ def served(**settings: Any) -> Iterator[Served]:
                     break
             else:
                 raise RuntimeError(f"the service did not start:\n{service.said()}")
-            reader = threading.Thread(target=lambda: service.lines.extend(process.stderr or ()), daemon=True)
             reader.start()
             yield service
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            if reader.ident is not None:
+                reader.join()
+            process.stderr.close()
 
 
 def exchange(address: tuple[str, int], raw: bytes, *, seconds: float = 20.0, finish: bool = False) -> Answer:

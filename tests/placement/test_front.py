@@ -150,7 +150,8 @@ def test_what_is_no_http_is_answered_in_json(server: Any, raw: bytes, status: in
 
 
 def test_requests_before_their_turn_are_answered_in_order(server: Any) -> None:
-    health, last = b"GET /health HTTP/1.1\r\n" + HOST, b"GET /nowhere HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
+    health = b"GET /health HTTP/1.1\r\n" + HOST
+    last = b"GET /nowhere HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
     asked = f"{SCORE}Content-Length: {len(ONE)}\r\n\r\n".encode() + ONE
     with connected(server, asked + (health + b"\r\n") * 3 + asked + b"\r\n" + last) as connection:
         answers = all_of(connection).split(b"HTTP/1.1 ")[1:]
