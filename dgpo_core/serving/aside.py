@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -40,5 +41,6 @@ class Aside:
                 try:
                     future.set_result(call())
                 except BaseException as error:
+                    traceback.clear_frames(error.__traceback__)  # what was read must not wait to be collected elsewhere
                     future.set_exception(error)
             del item, future, call  # a body must not outlive its request

@@ -25,6 +25,9 @@ COPIES = 2
 """Times that a body lies in memory when its last byte has come: in pieces and whole."""
 LENGTH = 8
 """Bytes at the beginning of safetensors that hold the length of their header."""
+BRACKETS, BRACKETS_A_PROMPT = 100_000, 16
+"""Lists and objects in the JSON of a request, and of each of max_prompts if that is more. The interpreter's lock is
+held while they are made, and collecting garbage looks through each."""
 DEPTH = 64
 """Levels to which JSON may be nested: what looks at it later does so recursively."""
 
@@ -74,7 +77,8 @@ async def read_body(request: Request, share: Share, limit: Limit, seconds: float
 
 def reserve_tensors(body: bytes, share: Share, limits: ServiceLimits) -> None:
     """Room for the tensors that are going to be made of safetensors: once as they are and once as the batch. Bytes
-    become floats of four times their size. Raises Refusal, also for a header that is too long to be read."""
+    become floats of four times their size. Raises Refusal, also for a header that is too long to be
+    read, or holds too much."""
     length = int.from_bytes(body[:LENGTH], "little")
     if limits.max_json_kib * 1024 < length <= len(body) - LENGTH:
         raise Refusal(
@@ -82,12 +86,14 @@ def reserve_tensors(body: bytes, share: Share, limits: ServiceLimits) -> None:
             "size",
             f"the JSON before the tensors is larger than {limits.max_json_kib} KiB (limits.max_json_kib)",
         )
+    _check_brackets(body[LENGTH : LENGTH + min(length, limits.max_json_kib * 1024)], limits)
     growth = 4 if b'"U8"' in body[LENGTH : LENGTH + limits.max_json_kib * 1024] else 1
     share.reserve(2 * growth * len(body))
 
 
 def read_prompts(body: bytes, limits: ServiceLimits) -> list[Prompt]:
     """The prompts of a check. Raises Refusal: 400 for what is no JSON, 422 for what is no check, 413 for too many."""
+    _check_brackets(body, limits)
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -112,6 +118,13 @@ def read_prompts(body: bytes, limits: ServiceLimits) -> list[Prompt]:
             half = ascii(prompt.text[place])
             raise Refusal(422, "request", f"prompts.{i}.text: character {place + 1} is half of a pair ({half})")
     return prompts
+
+
+def _check_brackets(text: bytes, limits: ServiceLimits) -> None:
+    most, count = max(BRACKETS, BRACKETS_A_PROMPT * limits.max_prompts), text.count(b"[") + text.count(b"{")
+    if count > most:
+        message = f"the JSON holds {count:,} lists and objects; {most:,} are read; send fewer prompts at a time"
+        raise Refusal(413, "size", message)
 
 
 def _check_depth(value: Any) -> None:

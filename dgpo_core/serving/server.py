@@ -70,9 +70,10 @@ def run(config: ServeConfig, registry: Registry, say: Callable[[str], None]) -> 
 
 def _settle() -> None:
     """What other threads do must not keep the event loop waiting. What is in memory now stays there: looking through
-    all of it whenever a request brings many objects would stop everything for a tenth of a second."""
+    all of it whenever a request brings many objects would stop everything for a tenth of a second. So would collecting
+    what a thousand requests have left behind at one go."""
     gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(5_000, 10, 100)
     sys.setswitchinterval(0.001)
 
 

@@ -472,6 +472,18 @@ def test_checks_that_are_refused(server: Any, body: Any, status: int, message: s
     assert (found[0], message in found[2]) == (status, True), found
 
 
+def test_json_of_too_many_lists_is_not_taken_apart(server: Any) -> None:
+    """It would hold the interpreter's lock, and so all other callers, for long."""
+    many = b"[" + b",".join([b"[]"] * 170_000) + b"]"
+    check = b'{"prompts":[{"text":"x","metadata":{"a":' + many + b"}}]}"
+    header = b'{"__metadata__":{"dgpo":"' + many + b'"}}'
+    tensors = len(header).to_bytes(8, "little") + header
+    for path, kind, body in (("check", "application/json", check), ("score", SAFETENSORS, tensors)):
+        answer = httpx.post(f"{server.url}/v1/{path}", content=body, headers={"Content-Type": kind}, timeout=20)
+        assert answer.status_code == 413
+        assert "lists and objects; 160,000 are read" in answer.text
+
+
 def test_prompts_are_read_as_they_are() -> None:
     given = [{"text": f"é {i}", "metadata": {"n": [i, {"deep": None}]}} for i in range(10_000)]
     found = read_prompts(json.dumps({"prompts": given}).encode(), ServiceLimits())
