@@ -105,6 +105,7 @@ class Batcher:
         def done(future: Future[Any]) -> None:
             if future.cancelled():
                 self._forget(job)
+            job.call = None  # the prompts that it holds must not wait to be collected
             if share is not None:
                 share.let_go()
 

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from dgpo_core.serving.answers import as_text, error_message
 from dgpo_core.serving.counters import Counters
-from dgpo_core.serving.exchange import Exchange
+from dgpo_core.serving.exchange import TINY, Exchange
 from dgpo_schemas.serve import ConnectionsSection
 
 __all__ = ["Connection", "Phase", "Pool"]
@@ -45,6 +45,7 @@ PIECE = 4096
 """Bytes of a chunked body that h11 gets at a time: what follows the last chunk may be as long."""
 UNREAD = 256 * 2**20
 """Bytes of answers that callers have not taken, over all connections."""
+WHOLE_TARGET = re.compile(rb"https?://([^/?#@]+)((?:[/?].*)?)", re.IGNORECASE)
 END_OF_HEAD = re.compile(rb"\n\r?\n")
 
 
@@ -294,7 +295,7 @@ class Connection(asyncio.Protocol):
                 self._begin(event)
             elif isinstance(event, h11.Data) and self.exchange is not None:
                 if not self.exchange.take(event.data, event.chunk_start):
-                    self._malformed("its body comes in too tiny chunks")
+                    self._malformed(f"its chunks hold less than {TINY} bytes on the average")
                 self.read_on()
             elif isinstance(event, h11.EndOfMessage) and self.exchange is not None:
                 self._wait(Phase.WORK)
@@ -319,6 +320,9 @@ class Connection(asyncio.Protocol):
         if b"content-length" in names and b"transfer-encoding" in names:
             self._malformed("it has both a Content-Length and a Transfer-Encoding")
             return
+        if whole := WHOLE_TARGET.fullmatch(target):  # as proxies are asked; its host counts, not that of the headers
+            target = b"/" + whole[2].removeprefix(b"/")
+            headers = [(name, whole[1] if name == b"host" else value) for name, value in headers]
         if not (target.startswith(b"/") or (target == b"*" and event.method == b"OPTIONS")):
             self._malformed("its target must be a path, such as /v1/score")
             return

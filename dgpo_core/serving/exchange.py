@@ -15,7 +15,7 @@ from dgpo_schemas.text import error_text
 if TYPE_CHECKING:
     from dgpo_core.serving.connections import Connection
 
-__all__ = ["Exchange"]
+__all__ = ["TINY", "Exchange"]
 
 log = logging.getLogger(__name__)
 

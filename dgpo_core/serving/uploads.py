@@ -278,6 +278,30 @@ def _no_form(why: str) -> Refusal:
     return Refusal(400, "request", f"not multipart/form-data: {why}")
 
 
+def _in_form(body: bytes, boundary: bytes) -> bytes:
+    """A form as the parser wants it: without a preamble, lines that end with CR LF, headers in one line each. MIME
+    allows the first and the last, and programs that put forms together by hand often write LF alone. Raises Refusal."""
+    mark = b"--" + boundary
+    before, found, rest = (b"", mark, body[len(mark) :]) if body.startswith(mark) else body.partition(b"\n" + mark)
+    if b"content-disposition:" in before.lower():
+        raise _no_form(f"a part before its first boundary, {_shown(mark.decode('latin-1'))}")
+    body = mark + rest if found else body
+    line = re.match(re.escape(mark) + rb"[ \t]*(\r?\n)", body)
+    if line is None or not (line[1] == b"\n" or re.search(re.escape(mark) + rb"\r\n(?:[^\r\n]+\r\n)+[ \t]", body)):
+        return body
+    end = re.escape(line[1])
+    texts = re.split(rb"(?:\A|" + end + rb")" + re.escape(mark) + rb"(--)?[ \t]*(?=" + end + rb"|\Z)", body)
+    made: list[bytes] = []
+    for opens, text in zip(texts[1::2], texts[2::2], strict=True):
+        if opens is not None:
+            made += [mark, b"--\r\n"]
+            continue
+        head, _, data = text.removeprefix(line[1]).partition(2 * line[1])
+        head = re.sub(end + rb"[ \t]+", b" ", head).replace(line[1], b"\r\n")
+        made += [mark, b"\r\n", head, b"\r\n\r\n", data, b"\r\n"]
+    return b"".join(made)
+
+
 def _parts(body: bytes, content_type: str, most: int) -> list[Part]:
     """Every part of a form. Raises Refusal for a form without its end, and for one that holds more than its parts:
     what has been sent is never left out."""
@@ -288,6 +312,7 @@ def _parts(body: bytes, content_type: str, most: int) -> list[Part]:
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= 200:
         raise _no_form("its Content-Type names no boundary; curl -F, and what else sends forms, writes it by itself")
+    body = _in_form(body, boundary)
     parts: list[Part] = []
     pieces: list[bytes] = []
     name, value, ended = b"", b"", False

@@ -322,12 +322,27 @@ JSON = {"Content-Type": "application/json"}
         (form(file(png()), ('name="metadata"', b'{"a": 1, "a": 2}')), 400, "the key 'a' stands twice"),
         (form(*[('name="prompt"', b"x")] * 10_000), 413, "a form of more than 3075 parts (limits.max_samples)"),
         (b"", 400, "is missing"),
-        (b"\n".join(form(file(png())).split(b"\r\n")), 400, "not multipart/form-data"),
+        (b"x" + form(file(png())), 400, "a part before its first boundary"),
+        (form(file(b"x"), end=b"").replace(b"\r\n", b"\n"), 400, "its last boundary, '--X--', is missing"),
+        (form(file(b"x")).replace(b"\r\n", b"\n") * 2, 400, "there is more behind '--X--'"),
     ],
 )
 def test_forms_that_are_refused(readers: Readers, body: bytes, status: int, message: str) -> None:
     error = refused(readers, body, FORM)
     assert (error.status, message in str(error)) == (status, True), error
+
+
+@pytest.mark.parametrize("before", [b"", b"\r\n", b"A form, for programs that know none.\r\n"])
+@pytest.mark.parametrize("behind", [b"", b"bye\r\n"])
+@pytest.mark.parametrize("folded", [b"", b"\r\n\t", b"\r\n "])
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+def test_forms_as_mime_has_them(before: bytes, behind: bytes, folded: bytes, end: bytes) -> None:
+    """A preamble, an epilogue, headers in several lines, and LF alone where CR LF should be."""
+    made = form(file(b"MARK"), ('name="prompt"', b"a photo")).replace(b"form-data; ", b"form-data;" + (folded or b" "))
+    made = (before + made + behind).replace(b"\r\n", end).replace(b"MARK", b"\r\n\n\r\0 \n x: y\r\n\r\n")
+    found = read_form(made, FORM, 4)
+    assert [one.content for one in found.pictures] == [b"\r\n\n\r\0 \n x: y\r\n\r\n"]
+    assert [found.pictures[0].name, found.prompts] == ["image 'a.png'", ["a photo"]]
 
 
 def test_no_form_loses_a_part() -> None:
