@@ -32,11 +32,11 @@ from dgpo_core.serving.aside import Aside
 from dgpo_core.serving.batcher import Batcher
 from dgpo_core.serving.bodies import Samples, read_pictures, read_tensors
 from dgpo_core.serving.budget import Budget, Share, current_share
-from dgpo_core.serving.connections import Pool
 from dgpo_core.serving.counters import Counters
 from dgpo_core.serving.descriptors import connections_that_fit
 from dgpo_core.serving.doors import Doors, refusal_answer
 from dgpo_core.serving.intake import Limit, read_body, read_prompts, reserve_tensors
+from dgpo_core.serving.pool import Pool
 from dgpo_core.serving.readers import Readers
 from dgpo_core.serving.refusal import Refusal
 from dgpo_core.types import Scores

@@ -21,6 +21,7 @@ import torch
 import dgpo_core.serving.app as app
 import dgpo_core.serving.connections as connections
 import dgpo_core.serving.descriptors as descriptors
+import dgpo_core.serving.pool as pool_module
 import dgpo_core.serving.server as serving
 from dgpo_core.errors import UserError
 from dgpo_core.placement.messages import Blob, read_score_answer, score_request
@@ -302,7 +303,7 @@ def test_answers_that_nobody_takes_are_bounded_together(serve: Serve, monkeypatc
     request = b"GET /metrics HTTP/1.1\r\n" + HOST + b"\r\n"
     with connected(server, request), connected(server, request):
         wait_for(lambda: sum(one.unread() > 0 for one in list(pool.connections)) == 2)
-        monkeypatch.setattr(connections, "UNREAD", 2**24)
+        monkeypatch.setattr(pool_module, "UNREAD", 2**24)
         wait_for(lambda: len(pool.connections) == 1)
         assert pool.connections.pop().unread() > 0
 
@@ -310,7 +311,7 @@ def test_answers_that_nobody_takes_are_bounded_together(serve: Serve, monkeypatc
 def test_a_body_in_a_million_pieces_does_not_stop_the_others(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection takes turns, and all of the body arrives."""
     server = serve("conv")
-    monkeypatch.setattr(connections, "TURN", 0.0001)
+    monkeypatch.setattr(pool_module, "TURN", 0.0001)
     pieces = b"".join(b"%x\r\n%s\r\n" % (len(ONE[i : i + 5]), ONE[i : i + 5]) for i in range(0, len(ONE), 5))
     with connected(server, SCORE.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + pieces + b"0\r\n\r\n") as one:
         assert one.recv(2**16).startswith(b"HTTP/1.1 200")
