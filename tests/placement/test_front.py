@@ -265,6 +265,24 @@ def test_a_flood_of_connections_leaves_room(serve: Serve, gate: threading.Event)
     assert 'dgpo_refused_total{reason="connections"}' in httpx.get(f"{server.url}/metrics").text
 
 
+def test_callers_that_have_gone_are_not_let_in() -> None:
+    with serving.bind("127.0.0.1", 0) as listening:
+        listening.setblocking(False)
+        for gone in (True, True, False, True):
+            made = socket.create_connection(listening.getsockname(), timeout=20)
+            if gone:
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                made.close()
+            else:
+                there = made
+        accepted, address = listening.accept()
+        assert address == there.getsockname()
+        with pytest.raises((BlockingIOError, ConnectionAbortedError)):  # macOS says the latter
+            listening.accept()
+        accepted.close()
+        there.close()
+
+
 def test_where_all_connections_work_the_next_is_told(
     serve: Serve, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
