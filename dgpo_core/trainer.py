@@ -215,7 +215,7 @@ class Trainer:
         this process alone has them, for the others may be elsewhere."""
         whole = self.optimiser.updates == self._updates and not self.engine.policy.spread
         if self._saved != self.iteration and whole:
-            self._save()
+            self._save(alone=True)
         return f"the state after iteration {self._saved} is saved" if self._saved >= 0 else "nothing is saved yet"
 
     def _iterate(self, info: RunInfo) -> tuple[MetricsRecord, TimingRecord]:
@@ -347,10 +347,11 @@ class Trainer:
                 f"{limit:g}); the state is saved. {why}"
             )
 
-    def _check_weights(self, rate: float) -> None:
+    def _check_weights(self, rate: float, *, alone: bool = False) -> None:
         """Raise RunStopped if the last update has left weights, averages or moments that are no numbers to go on with:
         they are not saved, so that what was saved before stays the newest."""
-        if not self.processes.any(not self.optimiser.sound()):
+        spoilt = not self.optimiser.sound()
+        if not (spoilt if alone else self.processes.any(spoilt)):
             return
         if self.optimiser.updates == 0:
             raise UserError(
@@ -554,8 +555,8 @@ class Trainer:
         moments = self.processes.handed(None if checkpoint is None else checkpoint.optimiser)
         self.optimiser.load_state(moments, manifest.updates)
         self.engine.timesteps.load_state_dict(manifest.timesteps)
-        self.skipped_updates = manifest.counters["skipped_updates"]
-        self.skipped_in_a_row = manifest.counters["skipped_in_a_row"]
+        self.skipped_updates = manifest.counters.get("skipped_updates", 0)
+        self.skipped_in_a_row = manifest.counters.get("skipped_in_a_row", 0)
         self.iteration = self._saved = manifest.iteration
         self.trained_seconds = said["seconds"]
         self._evaluations = said["evaluations"]
@@ -625,9 +626,10 @@ class Trainer:
             progress=self._optimise_progress,
         )
 
-    def _save(self) -> None:
-        """Write a checkpoint; by all processes together, for each may have a share of the weights."""
-        self._check_weights(self.optimiser.learning_rate(max(self.optimiser.updates - 1, 0)))
+    def _save(self, *, alone: bool = False) -> None:
+        """Write a checkpoint; by all processes together, for each may have a share of the weights, unless this one is
+        `alone` with a failure: then it waits for no other."""
+        self._check_weights(self.optimiser.learning_rate(max(self.optimiser.updates - 1, 0)), alone=alone)
         with self._timed("checkpoint"):
             weights, moments = self.engine.policy.state(), self.optimiser.state()
             self.directory.checkpoints.save(

@@ -101,7 +101,7 @@ def test_the_options_reach_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
     wanted = [
         "train",
         example,
-        "--resume",
+        "--resume=must",
         "--quiet",
         "--preset",
         "24gb",
