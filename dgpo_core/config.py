@@ -20,8 +20,9 @@ from dgpo_core.hookspecs import KINDS
 from dgpo_core.presets import with_preset
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.loading import Document, apply_overrides, load_yaml
-from dgpo_schemas.problems import ConfigError, KeyPath, dotted, explain
+from dgpo_schemas.problems import ConfigError, KeyPath, Problem, dotted, explain
 from dgpo_schemas.run import RewardBlock, RunConfig
+from dgpo_schemas.sealing import text_seal
 from dgpo_schemas.serve import ServeConfig
 from dgpo_schemas.text import error_text
 
@@ -58,6 +59,11 @@ PLACES: dict[KeyPath, str] = {
 _SERVED: dict[KeyPath, str] = {("reward",): "reward"}
 """The same of a reward file."""
 
+_WAS_ACCEPTED = (
+    "the run wrote this file with other versions of dgpo or its plugins, which accepted that: go on with those, or "
+    "correct it there and delete the file's first line (its SHA-256), which says that the change was meant"
+)
+"""Told of a run's own config.yaml. Bounds of numbers, for instance, came with later versions."""
 _SHORT_FORM_IS_FILE = "prompts"
 """Kind whose short form, a text, is a file and not a name."""
 
@@ -75,7 +81,13 @@ def load_run_config(
     if preset is not None:
         assert registry is not None, "presets belong to plugins"
         document = with_preset(document, preset, registry)
-    return run_config_of(apply_overrides(document, overrides), registry)
+    try:
+        return run_config_of(apply_overrides(document, overrides), registry)
+    except ConfigError as error:
+        own = any(problem.where.startswith(f"{path}:") for problem in error.problems)
+        if not own or text_seal(Path(path).read_bytes()) != "whole":
+            raise
+        raise ConfigError([*error.problems, Problem(str(path), "", _WAS_ACCEPTED)]) from None
 
 
 def run_config_of(document: Document, registry: Registry | None = None) -> RunConfig:

@@ -119,8 +119,8 @@ class RunDirectory:
         logged = self.path / "metrics.jsonl"
         logs_alone = not saved and logged.is_file() and logged.stat().st_size > 0
         if resume and not saved:
-            way = "start over with --resume auto, which sets the logs aside" if logs_alone else "start without --resume"
-            raise UserError(f"{self.path}: no checkpoint to resume from; {way}")
+            way = "over with --resume auto, which sets the logs aside" if logs_alone else "the run without --resume"
+            raise UserError(f"{self.path}: no checkpoint to resume from; start {way}")
         if saved and not resume:
             raise UserError(
                 f"{self.path} already holds a run (saved after iteration {int(saved[-1].name)}): continue it "

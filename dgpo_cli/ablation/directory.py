@@ -24,7 +24,6 @@ from dgpo_core.changes import differing_keys
 from dgpo_core.description import config_text
 from dgpo_core.errors import UserError
 from dgpo_core.files import new_directory, why_not_writable, write_text
-from dgpo_core.logs import LOGS
 from dgpo_core.reading import read_json, why
 from dgpo_core.run_directory import RunDirectory, read_outcome
 from dgpo_schemas.ablation import AblationConfig
@@ -140,10 +139,9 @@ class AblationDirectory:
         file = cell.path / "run.yaml"
         write_text(file, dump_yaml(cell.config.model_dump(mode="json")))
         with held(cell) as run:
-            resume = bool(run.checkpoints.paths()) and run.config_path.exists()
+            resume = bool(run.checkpoints.paths())
             if not resume:
-                for log in LOGS:  # killed before its first checkpoint: it begins again
-                    (cell.path / log).unlink(missing_ok=True)
+                run.set_aside()  # killed before its first checkpoint: it begins again
         return file, resume
 
 

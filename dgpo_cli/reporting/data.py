@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from dgpo_cli.reporting.images import Pictures, read_pictures
 from dgpo_core.checkpoint import whole_manifests
+from dgpo_core.config import load_run_config
 from dgpo_core.description import changed_config
 from dgpo_core.errors import UserError
 from dgpo_core.logs import damages
 from dgpo_core.reading import read_file, read_json, why
 from dgpo_core.run_directory import RunDirectory, read_outcome
-from dgpo_schemas.loading import load_yaml, validate
 from dgpo_schemas.run import RewardBlock, RunConfig
 from dgpo_schemas.sealing import seal_of
 
@@ -144,7 +144,7 @@ def read_run(path: Path, registry: Registry) -> RunData:
         raise UserError(f"{path}: there is no such run directory")
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path}: not a run directory (it has no config.yaml)")
-    config = validate(RunConfig, load_yaml(path / "config.yaml"))
+    config = load_run_config(path / "config.yaml")
     problems = _changed(path)
     metrics = _read_log(path, "metrics.jsonl", lambda line: _numbers(line, METRICS), problems)
     timings = _read_log(path, "timings.jsonl", lambda line: _numbers(line, TIMINGS), problems)

@@ -373,6 +373,20 @@ def test_a_cell_that_was_killed_before_its_first_checkpoint_begins_again(
     assert dgpo("ablate", file).code == 0
     assert [(name, resumed) for name, resumed, _ in started] == [(CELLS[0], False)]
     assert [line["iteration"] for line in lines(CELLS[0])] == [1, 2]
+    aside = (cell / "before-1/metrics.jsonl").read_text()
+    assert [json.loads(line)["iteration"] for line in aside.splitlines()] == [1, 2]
+
+
+def test_a_cell_without_its_configuration_keeps_its_logs(dgpo: Run, ablation: Run, started: list[Any]) -> None:
+    file = ablation()
+    dgpo("ablate", file)
+    cell = HERE / "cells" / CELLS[0]
+    (cell / "config.yaml").unlink()
+    (cell / "outcome.json").unlink()
+    logged = (cell / "metrics.jsonl").read_bytes()
+    assert dgpo("ablate", file).code != 0
+    assert (cell / "metrics.jsonl").read_bytes() == logged
+    assert "has checkpoints but no config.yaml" in (cell / "train.log").read_text()
 
 
 # -- the command ----------------------------------------------------------------------------------------------------

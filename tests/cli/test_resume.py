@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 import dgpo_cli.launch as launching
 from dgpo_core.run_directory import RunDirectory
+from dgpo_schemas.sealing import sealed_text
 
 Run = Callable[..., Any]
 Write = Callable[..., Path]
@@ -229,3 +231,21 @@ def test_absurd_numbers(dgpo: Run, write_run: Write, setting: str, says: str) ->
     assert says in done.err
     assert setting.partition("=")[0] in done.err
     assert not TOY.exists()
+
+
+def test_a_run_that_was_accepted_has_a_way_on_when_bounds_came_later(dgpo: Run, write_run: Write) -> None:
+    write_run()
+    assert dgpo("train", "run.yaml", "--max-iterations", 1).code == 0
+    own = TOY / "config.yaml"
+    text = own.read_text().partition("\n")[2]
+    assert "  weight: 1.0\n" in text
+    own.write_text(sealed_text(text.replace("  weight: 1.0\n", "  weight: 1.0e+20\n")))
+    for words in (["train", own, "--resume"], ["report", TOY, "--output", "r.html"], ["doctor", TOY]):
+        done = dgpo(*words)
+        assert (done.code, done.out) == (2, "")
+        assert re.search(rf"^{own}:\d+: rewards.0.weight: must be at most 1e\+09", done.err)
+        assert "delete the file's first line (its SHA-256)" in done.err
+    refused = dgpo("train", own, "--resume", "--set", "rewards.0.weight=1", "--set", "run.iterations=0")
+    assert "first line" not in refused.err  # the mistake is on the command line
+    own.write_text(text)
+    assert dgpo("train", own, "--resume", "--max-iterations", 1).code == 0
