@@ -124,7 +124,9 @@ def evaluate(
                 kept += _first_members(media, rollout.samples, shown, members)
                 compared += _first_members(media, rollout.samples, solved_twice, members)
                 progress(rollout.samples[-1] + 1 - own[0], len(own))
-        scored = merged(scorer.collect() if own else None, processes, samples)
+        with processes.together():
+            mine = scorer.collect(interrupt) if own else None
+        scored = merged(mine, processes, samples)
     except BaseException:
         scorer.discard()
         raise

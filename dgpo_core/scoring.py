@@ -123,9 +123,13 @@ class Scorer:
             lane.wait_for_room(interrupt)
         self.waited += time.perf_counter() - started
 
-    def collect(self) -> ScoredSamples:
-        """Wait for everything that was submitted since the last call."""
+    def collect(self, interrupt: Callable[[], None] = lambda: None) -> ScoredSamples:
+        """Wait for everything that was submitted since the last call. `interrupt` is called while it waits, and may
+        raise; `discard` then drops what is left."""
         values, diagnostics, seconds = {}, {}, {}
+        for batch in self._pending:
+            for future in batch.scores.values():
+                _wait(future, interrupt)
         for reward in self.rewards:
             done = [batch.scores[reward.label].result() for batch in self._pending]
             values[reward.label] = torch.cat([s.values.double().masked_fill(s.missing, torch.nan) for s, _ in done])

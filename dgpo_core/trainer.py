@@ -319,7 +319,9 @@ class Trainer:
             self.seconds["wait_for_scores"] += waited
             with self._timed("wait_for_scores"):
                 self.progress.phase("score", 0, len(own))
-                scored = merged(scorer.collect() if own else None, self.processes, samples)
+                with self.processes.together():
+                    mine = scorer.collect(self.stop.check) if own else None
+                scored = merged(mine, self.processes, samples)
         except BaseException:
             scorer.discard()
             raise

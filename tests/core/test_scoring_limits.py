@@ -17,9 +17,13 @@ import dgpo_core.memory as memory
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.memory import OutOfMemory
+from dgpo_core.registry import Registry
 from dgpo_core.scoring import Reward, Scorer, checked_score
-from dgpo_core.stopping import Interrupted
+from dgpo_core.stopping import Interrupted, StopRequest
+from dgpo_core.testing.toy import BrightnessReward
+from dgpo_core.trainer import Trainer, run_path
 from dgpo_core.types import Prompt, Scores
+from dgpo_schemas.run import RunConfig
 
 LONG = 10.0
 PROMPTS = [Prompt(f"picture {i}") for i in range(12)]
@@ -185,6 +189,31 @@ def test_a_run_that_is_stopped_does_not_wait_for_room() -> None:
     scorer.close()
     with pytest.raises(RuntimeError, match="the rewards are closed"):
         submitted(scorer, 1)
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_the_last_scores(
+    monkeypatch: pytest.MonkeyPatch, make_config: Callable[..., RunConfig], registry: Registry
+) -> None:
+    """The reward answers no more once it is asked for the second iteration, or for the evaluation after it."""
+    config = make_config(run={"iterations": 4}, evaluation={"every": 2, "at_start": False}, checkpoints={"every": 100})
+    whole, go, lines = BrightnessReward.score, threading.Event(), run_path(config) / "metrics.jsonl"
+    monkeypatch.setattr("dgpo_core.scoring.PATIENCE", 0.01)
+    for iterations in (1, 2):
+        stop = StopRequest()
+
+        def hanging(self: BrightnessReward, *arguments: Any, done: int = iterations, stop: StopRequest = stop) -> Any:
+            if lines.is_file() and len(lines.read_bytes().splitlines()) >= done:
+                stop.request()
+                assert go.wait(LONG)
+            return whole(self, *arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(BrightnessReward, "score", hanging)
+            assert Trainer(config, registry, stop=stop).train(resume=iterations > 1) == "interrupted"
+        newest = sorted(path.name for path in (run_path(config) / "checkpoints").iterdir())[-1]
+        assert newest == f"{iterations:06d}"
+        assert not (run_path(config) / "evaluations.jsonl").exists()
+    go.set()
 
 
 # -- what a reward may throw ----------------------------------------------------------------------------------------
