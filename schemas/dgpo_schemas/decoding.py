@@ -110,7 +110,9 @@ def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> EncodingError:
     place = f"not UTF-8 (byte {error.start - start + 1} of the line): 0x{raw[error.start]:02X}"
     number = raw.count(b"\n", 0, error.start) + 1
     if error.reason == "unexpected end of data":
-        return EncodingError(f"{place}; the file ends in the middle of a character", number)
+        place += "; the file ends in the middle of a character"
+        if len(raw) - error.start > 1:  # a single byte may be the last letter of another encoding too
+            return EncodingError(place, number)
     if re.match(rb"\xed[\xa0-\xbf][\x80-\xbf]", raw[error.start : error.start + 3]):
         return EncodingError(f"{place}; it begins half of a character (a lone surrogate)", number)
     high = sum(byte >= 0x80 for byte in line)

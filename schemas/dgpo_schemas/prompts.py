@@ -4,6 +4,7 @@ objects or of texts."""
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,13 +194,13 @@ def _record(data: Any, where: str, *, escapes: bool) -> PromptRecord:
     if not isinstance(data, dict):
         raise ValueError(f"{where}: must be an object with a `prompt`, not {show(data)}")
     prompt = data.get("prompt")
+    reason = unreadable(data) if escapes else ""
+    if reason:  # first, for half of a character alone is not visible either
+        raise ValueError(f"{where}: {reason}")
     if not isinstance(prompt, str) or not is_visible(prompt) or "\0" in prompt:
         if isinstance(prompt, str) and "\0" in prompt:
             raise ValueError(f"{where}: `prompt` holds a zero character, which no prompt does")
         raise ValueError(f"{where}: `prompt` must be a text that is not empty{_instead(data)}")
-    reason = unreadable(data) if escapes else ""
-    if reason:
-        raise ValueError(f"{where}: {reason}")
     return PromptRecord(prompt=prompt, metadata={key: value for key, value in data.items() if key != "prompt"})
 
 
@@ -252,12 +253,19 @@ def loads(text: str) -> Any:
 
 
 def _decoder() -> json.JSONDecoder:
-    return json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_object)
+    return json.JSONDecoder(parse_constant=_constant, parse_float=_float, object_pairs_hook=_object)
 
 
 def _constant(name: str) -> None:
     if name != "NaN":
         raise ValueError(f"{name} is no number of JSON's")
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{clean(digits, 40)} is larger than any number of 64 bits")
+    return number
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
