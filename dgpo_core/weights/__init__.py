@@ -7,7 +7,7 @@ caller calls the setting (`where`), names file and key, and says the way on.
 
 from dgpo_core.weights.configurations import read_json, refuse_quantised
 from dgpo_core.weights.elsewhere import fetch_again, where_instead
-from dgpo_core.weights.files import check_file, check_weights
+from dgpo_core.weights.files import check_file, check_weights, shapes
 from dgpo_core.weights.hub import unreachable
 from dgpo_core.weights.places import locate, resolve_checkpoint
 
@@ -19,6 +19,7 @@ __all__ = [
     "read_json",
     "refuse_quantised",
     "resolve_checkpoint",
+    "shapes",
     "unreachable",
     "where_instead",
 ]

@@ -14,7 +14,7 @@ from dgpo_core.weights.configurations import is_pointer, quantised, read_json
 from dgpo_core.weights.elsewhere import fetch_again, hub_repository, unfinished
 from dgpo_schemas.text import clean
 
-__all__ = ["check_file", "check_weights"]
+__all__ = ["check_file", "check_weights", "shapes"]
 
 SAFETENSORS, INDEX = ".safetensors", ".safetensors.index.json"
 HEADER_LIMIT = 100_000_000
@@ -55,6 +55,23 @@ def check_weights(directory: Path, stem: str, where: str, *, variant: str | None
     for name in _files(directory, found[chosen], where):
         check_file(directory / name, where)
     return chosen
+
+
+def shapes(directory: Path, stem: str, where: str, *, variant: str | None) -> dict[str, list[int]]:
+    """Tensors by name, as the headers of checked safetensors files have them; variant: as `check_weights` returned it.
+    Raises UserError for a shape that is none."""
+    found: dict[str, list[int]] = {}
+    for name in _files(directory, _variants(_names(directory, where), stem)[variant], where):
+        path = directory / name
+        with path.open("rb") as file:
+            header = _header(file, os.fstat(file.fileno()).st_size, path, where)
+        for tensor, entry in header.items():
+            shape = entry.get("shape") if tensor != "__metadata__" else []
+            if not isinstance(shape, list) or not all(isinstance(n, int) and 0 <= n <= HEADER_LIMIT**2 for n in shape):
+                raise UserError(f"{where}: {path}: the shape of {clean(tensor, 150)} is none; download it again")
+            if tensor != "__metadata__":
+                found[tensor] = shape
+    return found
 
 
 def check_file(path: Path, where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -274,3 +275,35 @@ def test_a_directory_like_a_repository(build: Build, tmp_path: Path, monkeypatch
 
 def test_a_part_of_the_pipeline(build: Build, copy: Path) -> None:
     assert f"it is a part of the model in {copy}: give that directory" in message(build, copy / "transformer")
+
+
+# -- sizes ------------------------------------------------------------------------------------------------------------
+
+SIZES: list[tuple[str, dict[str, Any], str]] = [
+    ("transformer", {"num_layers": 10**6}, r"num_layers is 1000000, larger than every side"),
+    (
+        "transformer",
+        {"num_layers": 1000},
+        r"num_layers is 1000; allowed are numbers from 0 to \d+, for so many",
+    ),
+    ("transformer", {"num_layers": -1}, r"num_layers is -1; allowed are numbers from 0 to"),
+    ("text_encoder", {"num_hidden_layers": 1}, r"holds 16 weights of layers that its config.json does not have"),
+    ("transformer", {"pos_embed_max_size": 4000}, r"pos_embed_max_size times pos_embed_max_size is 16000000, larger"),
+    ("transformer", {"attention_head_dim": 4096}, r"num_attention_heads times attention_head_dim is \d+, larger"),
+    ("vae", {"latent_channels": 10**25}, r"latent_channels is 10{25}, larger than every side"),
+    ("vae", {"scaling_factor": 1e30}, r"scaling_factor is 1e\+30, larger than every side"),
+    ("vae", {"scaling_factor": float("nan")}, r"scaling_factor is nan, larger than every side"),
+    ("vae", {"block_out_channels": [10**7]}, r"block_out_channels\[0\] is 10000000, larger than every side"),
+    ("vae", {"up_block_types": ["UpDecoderBlock2D"] * 1000}, r"up_block_types has 1000 entries, but the weights are"),
+    ("text_encoder", {"num_hidden_layers": 4000}, r"num_hidden_layers is 4000; allowed are numbers from 0"),
+]
+
+
+@pytest.mark.parametrize(("part", "changes", "expected"), SIZES)
+def test_sizes_that_the_weights_do_not_have(
+    build: Build, copy: Path, part: str, changes: dict[str, Any], expected: str
+) -> None:
+    edit(copy / part / "config.json", **changes)
+    text = message(build, copy)
+    assert f"{copy}/{part}" in text
+    assert re.search(expected, text)

@@ -12,9 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_core.errors import UserError
-from dgpo_core.weights import check_file, check_weights, fetch_again, read_json, refuse_quantised, where_instead
+from dgpo_core.weights import (
+    check_file,
+    check_weights,
+    fetch_again,
+    read_json,
+    refuse_quantised,
+    shapes,
+    where_instead,
+)
 from dgpo_schemas.problems import show
 from dgpo_schemas.text import clean
+from dgpo_sd3.sizes import check_sizes
 
 __all__ = ["CHECKPOINT", "INDEX", "Index", "Layout", "check_models", "check_tokenizers", "index_in", "read_index"]
 
@@ -164,8 +173,10 @@ def _check_model(directory: Path, layout: Layout, name: str, variant: str | None
         found = config.get("_class_name")
         if library == "diffusers" and found is not None and found != kind.__name__:
             raise UserError(f"{where}: {path} is of a {clean(str(found), 100)}, not of a {kind.__name__}")
-        return check_weights(directory, "diffusion_pytorch_model" if library == "diffusers" else "model", where,
-                             variant=variant)  # fmt: skip
+        stem = "diffusion_pytorch_model" if library == "diffusers" else "model"
+        chosen = check_weights(directory, stem, where, variant=variant)
+        check_sizes(config, shapes(directory, stem, where, variant=chosen), f"{where}: {path}")
+        return chosen
     except UserError as error:
         if name not in layout.optional:
             raise

@@ -7,6 +7,7 @@ Only safetensors are read, never pickles. Whatever can be wrong is a UserError o
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from dgpo_schemas.run import BackboneSection
 
 __all__ = ["Layout", "Opened", "load_model", "load_pipeline", "open_checkpoint"]
+
+
+BLOCK = re.compile(r"((?:.*?\.)?)\d+\.")
+"""Of the name of a layer's weight: the name of the list of layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,8 @@ def _fetched(section: BackboneSection, fetch: Callable[[], str | Path]) -> Path:
 def load_model(opened: Opened, name: str, dtype: torch.dtype, *, tied: Sequence[str] = ()) -> torch.nn.Module:
     """One model of a checkpoint on the CPU. tied: weights that are another name for one which is there.
 
-    Raises UserError if it is damaged or lacks a weight: the libraries would fill it with random numbers.
+    Raises UserError if it is damaged, lacks a weight, which the libraries would fill with random numbers, or has more
+    layers than its configuration, which they would leave out.
     """
     kind, directory = opened.layout.models[name], opened.directory
     where = f"{CHECKPOINT}: {directory / name}"
@@ -134,6 +140,13 @@ def load_model(opened: Opened, name: str, dtype: torch.dtype, *, tied: Sequence[
     missing = sorted(set(info["missing_keys"]) - set(tied))
     if missing:
         raise UserError(f"{where} lacks {len(missing)} of the weights of {kind.__name__}, among them {missing[0]}")
+    lists = {found[1] for key in model.state_dict() if (found := BLOCK.match(key))}
+    over = sorted(key for key in info["unexpected_keys"] if (found := BLOCK.match(key)) and found[1] in lists)
+    if over:
+        raise UserError(
+            f"{where} holds {len(over)} weights of layers that its config.json does not have, among them {over[0]}: "
+            "the two are of different models"
+        )
     assert isinstance(model, torch.nn.Module)
     return model
 
