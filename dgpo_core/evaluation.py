@@ -125,8 +125,8 @@ def evaluate(
                 compared += _first_members(media, rollout.samples, solved_twice, members)
                 progress(rollout.samples[-1] + 1 - own[0], len(own))
         with processes.together():
-            mine = scorer.collect(interrupt) if own else None
-        scored = merged(mine, processes, samples)
+            found_here = scorer.collect(interrupt) if own else None
+        scored = merged(found_here, processes, samples)
     except BaseException:
         scorer.discard()
         raise

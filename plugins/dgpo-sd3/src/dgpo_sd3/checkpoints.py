@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Layout", "Opened", "load_model", "load_pipeline", "open_checkpoint"]
 
 
-BLOCK = re.compile(r"((?:.*?\.)?)\d+\.")
+BLOCK = re.compile(r"(.*?)\.\d+\.")
 """Of the name of a layer's weight: the name of the list of layers."""
 
 
@@ -140,7 +140,7 @@ def load_model(opened: Opened, name: str, dtype: torch.dtype, *, tied: Sequence[
     missing = sorted(set(info["missing_keys"]) - set(tied))
     if missing:
         raise UserError(f"{where} lacks {len(missing)} of the weights of {kind.__name__}, among them {missing[0]}")
-    lists = {found[1] for key in model.state_dict() if (found := BLOCK.match(key))}
+    lists = {name for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
     over = sorted(key for key in info["unexpected_keys"] if (found := BLOCK.match(key)) and found[1] in lists)
     if over:
         raise UserError(

@@ -17,6 +17,8 @@ __all__ = ["check_sizes"]
 
 LAYERS = re.compile(r"(^|_)(layers|blocks)(_|$)")
 """Settings that count layers: each has a tensor at least."""
+COUNTS = re.compile(r"(^|_)(num|layers|blocks|groups|heads)(_|$)")
+"""Settings that count something; some libraries take -1 until the first picture."""
 LARGEST = 4096
 """Any number may be so large: sizes of pictures and lengths of texts stand in no weights."""
 LONGEST = 64
@@ -40,10 +42,11 @@ def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, list[int]], whe
                 f"{where}: {key} is {show(value)}, larger than every side of the tensors beside it (the largest is "
                 f"{side}); it belongs to another model, or is a slip"
             )
-        if LAYERS.search(key) and not key.endswith("]") and not 0 <= value <= len(tensors):
+        if COUNTS.search(key) and not key.endswith("]") and value < 0:
+            raise UserError(f"{where}: {key} is {show(value)}; allowed are numbers from 0 on")
+        if LAYERS.search(key) and not key.endswith("]") and value > len(tensors):
             raise UserError(
-                f"{where}: {key} is {show(value)}; allowed are numbers from 0 to {len(tensors)}, for so many tensors "
-                "are beside it"
+                f"{where}: {key} is {show(value)}; allowed is {len(tensors)} at most, for so many tensors are beside it"
             )
     # Tables of positions of these sizes are computed when the model is built.
     for first, second in (("pos_embed_max_size",) * 2, ("num_attention_heads", "attention_head_dim")):
