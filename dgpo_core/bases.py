@@ -77,7 +77,7 @@ def differences(before: BaseRecord, now: BaseRecord) -> list[str]:
 
 
 def _files(directory: Path) -> Iterator[Path]:
-    """Sorted, links followed."""
+    """Sorted, links followed. Pipes, sockets and devices are no part of a model, and some of them would be waited for."""
     pipeline = (directory / INDEX).is_file()
     for place, directories, names in os.walk(directory, followlinks=True):
         here = Path(place)
@@ -85,7 +85,7 @@ def _files(directory: Path) -> Iterator[Path]:
         directories[:] = [] if deep >= DEEPEST else sorted(d for d in directories if not d.startswith("."))
         for name in sorted(names):
             wanted = name == INDEX if pipeline and deep == 0 else name.endswith(KINDS) and not name.startswith(".")
-            if wanted:
+            if wanted and ((here / name).is_file() or not (here / name).exists()):
                 yield here / name
 
 
@@ -113,10 +113,12 @@ def _regions(handle: BinaryIO, size: int) -> list[tuple[int, int]] | None:
     try:
         header = json.loads(handle.read(length))
         spans = sorted(tuple(entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__")
+        if not all(0 <= begin <= end <= size - 8 - length for begin, end in spans):
+            raise ValueError("tensors outside of the file")
         regions = [(0, 8 + length)]
         for begin, end in spans:
             regions += [(8 + length + start, count) for start, count in _blocks(int(begin), int(end))]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         handle.seek(0)
         return None
     handle.seek(0)

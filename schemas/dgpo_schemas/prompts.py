@@ -67,7 +67,8 @@ def read_prompts(path: Path) -> dict[str, PromptRecord]:
         found = _lines(text, path, _from_text)
     records = dict(found)
     if not records:
-        raise ValueError(f"{path}: has no prompts")
+        once = "" if path.is_file() else "; a pipe can be read once: for several processes or splits, write a file"
+        raise ValueError(f"{path}: has no prompts{once}")
     return records
 
 

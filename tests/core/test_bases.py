@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,6 +174,12 @@ def test_what_is_no_tensor_file_is_read_whole(raw: bytes, tmp_path: Path) -> Non
     record = base_record(tmp_path)
     assert record is not None
     assert record.files["a.safetensors"].digest == f"sha256:{hashlib.sha256(raw).hexdigest()}"
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    os.mkfifo(tmp_path / "a" / "transformer" / "more.json")
+    assert found(write(tmp_path / "b"), tmp_path / "a") == []
 
 
 def test_a_directory_without_a_model(tmp_path: Path) -> None:
