@@ -27,7 +27,8 @@ def validate(
 ) -> None:
     """Check a run file without loading models.
 
-    Keys, values, plugins and their options, and prompts: every mistake is shown with its line. Held-out prompts that
+    Keys, values, plugins and their options, prompts, and weights that a plugin brings: every mistake is shown with its
+    line. Held-out prompts that
     are trained on are counted.
     No model is loaded; `dgpo train --dry-run` goes that far.
 
@@ -48,9 +49,13 @@ def validate(
     from dgpo_core.config import load_run_config
     from dgpo_core.prompts import load_prompts, overlap
     from dgpo_core.registry import get_registry
+    from dgpo_core.weights import resolve_checkpoint
+    from dgpo_core.weights.packages import PACKAGE
 
     registry = get_registry()
     config = load_run_config(file, overrides or (), registry, preset=preset)
+    if config.backbone.checkpoint.startswith(PACKAGE):  # other places may be those of another machine
+        resolve_checkpoint(config.backbone.checkpoint)
     # Everything is read before saying that all is well.
     train = load_prompts(config.prompts.train, "train", registry)
     heldout = load_prompts(config.prompts.heldout, "heldout", registry) if config.prompts.heldout else []

@@ -77,7 +77,7 @@ def differences(before: BaseRecord, now: BaseRecord) -> list[str]:
 
 
 def _files(directory: Path) -> Iterator[Path]:
-    """Sorted, links followed. Pipes, sockets and devices are no part of a model, and some of them would be waited for."""
+    """Sorted, links followed. Pipes, sockets and devices are no part of a model; opening them may wait for somebody."""
     pipeline = (directory / INDEX).is_file()
     for place, directories, names in os.walk(directory, followlinks=True):
         here = Path(place)

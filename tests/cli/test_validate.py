@@ -102,3 +102,10 @@ def test_heldout_prompts_of_a_source_are_compared_too(dgpo: Run, file: Path, tmp
     done = dgpo("validate", file, "--set", f"prompts.train={tmp_path}/p.txt", "--set", "evaluation.prompts=6")
     assert "1 of 6 held-out prompts (17 %) are training prompts too, 1 of them but for case or spaces" in done.out
     assert "warning" not in dgpo("validate", file).out
+
+
+@pytest.mark.parametrize("checkpoint", ["package:dgpo_miniature/checkpiont", "package:nosuch/a", "package:os/path"])
+def test_weights_that_no_plugin_brings(dgpo: Run, file: Path, checkpoint: str) -> None:
+    done = dgpo("validate", file, "--set", f"backbone.checkpoint={checkpoint}")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"backbone.checkpoint: {checkpoint}")
