@@ -169,6 +169,8 @@ def _words(model: type[BaseModel], path: KeyPath, detail: Any, here: Any) -> tup
     if kind in _KINDS:
         quotes = kind == "string_type" and isinstance(detail["input"], bool | int | float)
         return _KINDS[kind], value + (" (put it in quotes)" if quotes else "")
+    if kind in _LIMITS and detail["input"] != detail["input"]:  # nan, which no bound holds
+        return _KINDS["finite_number"], value
     if kind in _LIMITS:
         return _LIMITS[kind][0].format(**{name: _limit(limit) for name, limit in context.items()}), value
     if kind == "literal_error":

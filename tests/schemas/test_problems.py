@@ -77,6 +77,7 @@ def said(data: Any) -> list[str]:
         ),
         ("real", 0, "real: must be greater than 0, not 0"),
         ("real", 1.0, "real: must be less than 1, not 1.0"),
+        ("real", float("nan"), "real: must be a finite number, not nan"),
         ("real", "half", "real: must be a number, not 'half'"),
         ("real", {}, "real: must be a number, not a section"),
         ("maybe", float("inf"), "maybe: must be a finite number, not inf"),
