@@ -194,7 +194,8 @@ def _opened() -> Iterator[Callable[[Random], Case]]:
                     damage = rng.choice(DAMAGES)
                     done.append(f"{damage.__name__} {file}")
                     damage(rng, file)
-            name = rng.choice(list(COMMANDS))
+            # A report draws figures, which takes as long as ten of the others; doctor reads what it reads.
+            name = rng.choices(list(COMMANDS), [1 if one == "report" else 10 for one in COMMANDS])[0]
             allowed = {0: "accepted", 2: "refused"} | ({1: "accepted"} if name == "doctor" else {})
             outcome, said = asked(COMMANDS[name], PLACE, allowed)
             for made in ("drawn", "adapter"):

@@ -21,6 +21,30 @@ def test_every_file_is_accepted_or_refused_in_words() -> None:
         assert found.counts[kind, "accepted"] > 1, "a mutation need not be a mistake"
 
 
+def test_every_prompt_file_is_read_or_refused_in_words() -> None:
+    *_, found = run(SUBJECTS["prompt-files"], cases=150, seed=0)
+    assert found.failures == []
+    for kind in ("geneval", "ocr", "validate", "sample"):
+        assert found.counts[f"prompts for {kind}", "accepted"] > 0
+        assert found.counts[f"prompts for {kind}", "refused"] > 5
+
+
+@pytest.mark.parametrize("cases", [12, pytest.param(250, marks=pytest.mark.slow)])
+def test_every_run_directory_is_read_or_refused_in_words(cases: int) -> None:
+    *_, found = run(SUBJECTS["run-directories"], cases=cases, seed=0)
+    assert found.failures == []
+    assert found.counts.total() == cases
+
+
+@pytest.mark.slow
+def test_every_request_is_answered_in_words() -> None:
+    *_, found = run(SUBJECTS["requests"], cases=400, seed=0)
+    assert found.failures == []
+    for kind in ("tensors", "json", "form", "check"):
+        assert found.counts[f"request with {kind}", "accepted"] > 5
+        assert found.counts[f"request with {kind}", "refused"] > 20
+
+
 # What the fuzzer has found.
 
 
