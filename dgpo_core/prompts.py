@@ -120,6 +120,8 @@ def _made(source: PromptSource, split: Literal["train", "heldout"], where: str) 
     with ctrl_c() as pressed, no_exit():
         try:
             found = list(islice(source.prompts(split), MOST + 1))
+        except UserError as error:
+            raise UserError(f"{where.partition(': ')[0]}: {error}") from error
         except DgpoError:
             raise
         except BaseException as error:  # some libraries exit where others raise

@@ -23,6 +23,7 @@ from dgpo_schemas.run import PromptsBlock, RunConfig
 SOURCE = """
 import itertools, json, sys
 from dgpo_core.contracts import AdvantageWeighting, PromptSource
+from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
 
 deed = None
@@ -37,6 +38,8 @@ class Throws(AdvantageWeighting):
 class Source(PromptSource):
     def prompts(self, split):
         return deed()
+def refuse():
+    raise UserError("nothing is left to train on")
 def cyclic():
     found = {}
     found["self"] = found
@@ -124,6 +127,11 @@ def test_a_source_of_prompts_that_throws_or_yields_none(
     with pytest.raises(UserError, match=r"prompts\.train: throws") as caught:
         load_prompts(PromptsBlock(use="throws"), "train", odd(deed))
     assert reason in str(caught.value)
+
+
+def test_a_source_that_refuses_its_options_is_named_by_its_key(odd: Callable[[str], Registry]) -> None:
+    with pytest.raises(UserError, match=r"^prompts\.heldout: nothing is left to train on$"):
+        load_prompts(PromptsBlock(use="throws"), "heldout", odd("refuse()"))
 
 
 def test_a_reward_that_throws_at_prompts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import yaml
@@ -142,7 +143,7 @@ def _places(data: Any) -> list[tuple[Any, Any]]:
 
 def replace_a_value(rng: Random, data: Any) -> None:
     container, key = rng.choice(_places(data))
-    container[key] = rng.choice(VALUES)
+    container[key] = deepcopy(rng.choice(VALUES))
 
 
 def nudge_a_number(rng: Random, data: Any) -> None:
@@ -186,7 +187,9 @@ def another_part(rng: Random, data: Any) -> None:
 def more_options(rng: Random, data: Any) -> None:
     places = [c[k] for c, k in _places(data) if isinstance(c[k], dict)]
     if places:
-        rng.choice(places)["options"] = {rng.choice(["detector", "noise", "alpha", "x", "use"]): rng.choice(VALUES)}
+        rng.choice(places)["options"] = {
+            rng.choice(["detector", "noise", "alpha", "x", "use"]): deepcopy(rng.choice(VALUES))
+        }
 
 
 DATA: list[Callable[[Random, Any], None]] = [

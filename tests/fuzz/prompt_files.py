@@ -11,6 +11,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,13 @@ def _spoil_data(rng: random.Random, record: Any) -> None:
     holder, key = rng.choice(places)
     match rng.randrange(6):
         case 0:
-            holder[key] = rng.choice(VALUES)
+            holder[key] = deepcopy(rng.choice(VALUES))
         case 1:
             holder[key] = rng.choice(ODD_TEXT)
         case 2 if isinstance(holder, dict):
             holder[rng.choice(KEYS)] = holder.pop(key)
         case 3 if isinstance(holder, dict):
-            holder[rng.choice(KEYS)] = rng.choice([*VALUES, *ODD_TEXT])
+            holder[rng.choice(KEYS)] = deepcopy(rng.choice([*VALUES, *ODD_TEXT]))
         case 4:
             del holder[key]
         case _:

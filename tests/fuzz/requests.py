@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from io import BytesIO
 from typing import Any
 
@@ -53,7 +54,7 @@ def _picture(rng: Random) -> bytes:
 def _spoil(rng: Random, data: Any) -> Any:
     for _ in range(rng.choice([0, 0, 1, 1, 2])):
         if rng.random() < 0.3:
-            data[rng.choice([*list(data), "more"])] = rng.choice(VALUES)
+            data[rng.choice([*list(data), "more"])] = deepcopy(rng.choice(VALUES))
         else:
             rng.choice(DATA)(rng, data)
     return data

@@ -10,6 +10,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def _edited(rng: Random, path: Path) -> None:
 def _change(rng: Random, data: Any) -> None:
     for _ in range(rng.choice([1, 1, 2, 4])):
         if rng.random() < 0.3:
-            data[rng.choice([*list(data), "more"])] = rng.choice(VALUES)
+            data[rng.choice([*list(data), "more"])] = deepcopy(rng.choice(VALUES))
         else:
             rng.choice(DATA)(rng, data)
 
@@ -186,7 +187,7 @@ def _opened() -> Iterator[Callable[[Random], Case]]:
             done = []
             for _ in range(rng.choice([1, 1, 1, 2])):
                 file = Path("work/toy") / rng.choice(files)
-                if not file.exists() or file.is_symlink():
+                if file.is_symlink() or not (file.is_file() or file.is_dir()):
                     continue
                 if file.is_dir():
                     done.append(f"{file} {_directory_damage(rng, file)}")
