@@ -106,6 +106,9 @@ def test_reward_files_are_valid_and_show_the_defaults(path: Path) -> None:
     assert path.read_text().startswith("# yaml-language-server: $schema=../schemas/json/serve.schema.json\n")
     config = load_serve_config(path, registry=get_registry())
     assert config.model_dump() == ServeConfig(reward=config.reward).model_dump()
+    shown = set(re.findall(r"^ *(?:# )?(\w+):", path.read_text(), re.MULTILINE))  # those without a default as comments
+    sections = [inner for inner in config.model_dump(exclude={"reward"}).values() if isinstance(inner, dict)]
+    assert shown >= {*config.model_dump(), *(key for section in sections for key in section)}
 
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.name)
@@ -164,3 +167,16 @@ def test_links_and_commands_exist(path: Path) -> None:
         assert target in targets, target
     for file in re.findall(r"examples/[\w.-]+\.yaml", text):
         assert (ROOT / file).is_file(), file
+
+
+@pytest.mark.parametrize("name", ["docs/faults.md", "SECURITY.md"])
+def test_what_holds_a_promise_exists(name: str) -> None:
+    cells = re.findall(r"\| ([^|]*) \|$", (ROOT / name).read_text(), re.MULTILINE)
+    named = [files for cell in cells if (files := re.findall(r"`([\w./-]+)`", cell)) and "/" in files[0]]
+    assert len(named) > 10
+    for first, *others in named:
+        place = (ROOT / first).parent  # the others are beside the first, or in full
+        assert (ROOT / first).exists(), first
+        for other in others:
+            found = (ROOT / other).exists() or (place / other).exists() or list((ROOT / "tests").glob(f"*/{other}"))
+            assert found, other
