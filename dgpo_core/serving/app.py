@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,9 +23,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.kinds import Kind, plural
+from dgpo_core.memory import OutOfMemory, is_out_of_memory
 from dgpo_core.placement.describe import describe
-from dgpo_core.placement.messages import example_blob, plain, score_answer
-from dgpo_core.placement.remote import OutOfMemory, is_out_of_memory
+from dgpo_core.placement.messages import example_blob, score_answer
 from dgpo_core.serving.answers import as_text, said
 from dgpo_core.serving.aside import Aside
 from dgpo_core.serving.batcher import Batcher
@@ -153,20 +152,10 @@ class Service:
             raise Refusal(
                 415, "type", f"the body must be {SAFETENSORS} (tensors), {FORM} (picture files) or {JSON} (base64)"
             )
-        return await self._admitted(request, self._weighed)
-
-    async def _weighed(self, request: Request, body: bytes) -> Response:
-        """Score what there is memory for. `request.state.reserve(bytes)` is for whoever unpacks more than the body."""
-        share = current()
-        request.state.reserve = share.reserve
-        if self._kind(request) in TENSORS:
-            reserve_tensors(body, share, self.config.limits)
-        return await self._scored(request, body)
+        return await self._admitted(request, self._scored)
 
     async def _scored(self, request: Request, body: bytes) -> Response:
-        samples = await self._samples(request, body)
-        del body
-        samples = self._fitting(samples)
+        samples = self._fitting(await self._samples(request, body))
         futures = [self.batcher.score(b.media, b.prompts, alone=b.alone) for b in samples.batches]
         try:
             scores = [await _result(future) for future in futures]
@@ -200,12 +189,12 @@ class Service:
         return kind if kind in (*TENSORS, FORM, JSON) else None
 
     async def _samples(self, request: Request, body: bytes) -> Samples:
-        limits = self.config.limits
+        """What is to be scored, if there is memory for it."""
+        limits, share = self.config.limits, current()
         if self._kind(request) in TENSORS:
+            reserve_tensors(body, share, limits)
             return await self._aside(read_tensors, body, limits)
-        kind = request.headers.get("content-type", "")
-        reserve = getattr(request.state, "reserve", lambda size: None)
-        return await read_pictures(self.readers, body, kind, limits, reserve)
+        return await read_pictures(self.readers, body, request.headers["content-type"], limits, share.reserve)
 
     def _answer(self, request: Request, scores: Scores) -> Response:
         """Tensors for tensors, JSON for pictures, unless `Accept` asks for the other."""
@@ -296,8 +285,8 @@ def _in_order(samples: Samples, scores: Sequence[Scores]) -> Scores:
     diagnostics: list[Mapping[str, Any]] = [{}] * samples.count
     for batch, part in zip(samples.batches, scores, strict=True):
         values[batch.places], missing[batch.places] = part.values.float(), part.missing.bool()
-        for place, told in zip(batch.places, part.diagnostics, strict=False):
-            diagnostics[place] = told if isinstance(told, Mapping) else {"diagnostics": told}
+        for place, told in zip(batch.places, part.diagnostics, strict=True):
+            diagnostics[place] = told
     for place, reason in samples.lost.items():
         diagnostics[place] = {"reason": reason}
     for place, notes in samples.notes.items():
@@ -310,17 +299,8 @@ def _in_order(samples: Samples, scores: Sequence[Scores]) -> Scores:
 def _as_json(scores: Scores) -> ScoreAnswer:
     missing = (scores.missing.bool() | ~scores.values.isfinite()).tolist()
     values = [None if lost else float(value) for value, lost in zip(scores.values.tolist(), missing, strict=True)]
-    diagnostics = [_finite(plain(one)) for one in scores.diagnostics]
+    diagnostics = [dict(one) for one in scores.diagnostics]
     return ScoreAnswer(protocol=PROTOCOL, values=values, missing=missing, diagnostics=diagnostics)
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for what JSON has no number for."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list) else value
 
 
 # -- answers ------------------------------------------------------------------------------------------------------

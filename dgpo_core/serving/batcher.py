@@ -16,14 +16,8 @@ from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import DgpoError
-from dgpo_core.placement.remote import (
-    OutOfMemory,
-    RemoteReward,
-    RewardRaised,
-    check_scores,
-    in_halves,
-    is_out_of_memory,
-)
+from dgpo_core.memory import OutOfMemory, in_halves, is_out_of_memory
+from dgpo_core.placement.remote import RemoteReward, RewardRaised
 from dgpo_core.serving.answers import said
 from dgpo_core.serving.budget import current_share
 from dgpo_core.serving.counters import Counters
@@ -224,12 +218,11 @@ class Batcher:
         prompts = [prompt for job in jobs for prompt in job.prompts]
         started = time.perf_counter()
         together = media[0] if len(media) == 1 else torch.cat(media)
-        scores = check_scores(in_halves(self._score, together, prompts), len(prompts))
-        scores = _without_broken(scores, together)
+        scores = _without_broken(in_halves(self._score, together, prompts), together)
         self._counters.batch_seconds.observe(time.perf_counter() - started)
         self._counters.batch.observe(len(prompts))
         self._counters.samples.inc(len(prompts))
-        self._counters.missing.inc(int((scores.missing.bool() | ~scores.values.isfinite()).sum()))
+        self._counters.missing.inc(int((scores.missing | ~scores.values.isfinite()).sum()))
         return _split(scores, [len(job.prompts) for job in jobs])
 
     def _score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
@@ -253,21 +246,19 @@ def _without_broken(scores: Scores, media: Tensor) -> Scores:
     broken = torch.tensor([not bool(one.isfinite().all()) for one in media], dtype=torch.bool)  # one by one: no copies
     if not bool(broken.any()):
         return scores
-    told = scores.diagnostics or ({},) * len(broken)
     diagnostics = tuple(
-        {**one, "reason": NOT_FINITE} if bad else one for one, bad in zip(told, broken.tolist(), strict=True)
+        {**one, "reason": NOT_FINITE} if bad else one
+        for one, bad in zip(scores.diagnostics, broken.tolist(), strict=True)
     )
-    values = scores.values.detach().cpu()
-    values = values.to(torch.promote_types(values.dtype, torch.float16)).masked_fill(broken, torch.nan)
-    return Scores(values, scores.missing.cpu().bool() | broken, diagnostics)
+    values = scores.values.to(torch.promote_types(scores.values.dtype, torch.float16)).masked_fill(broken, torch.nan)
+    return Scores(values, scores.missing | broken, diagnostics)
 
 
 def _split(scores: Scores, counts: Sequence[int]) -> list[Scores]:
-    """The scores of each job, on the CPU."""
-    values, missing = scores.values.detach().cpu(), scores.missing.cpu()
+    """The scores of each job."""
     parts, start = [], 0
     for count in counts:
         rows = slice(start, start + count)
-        parts.append(Scores(values[rows], missing[rows], scores.diagnostics[rows]))
+        parts.append(Scores(scores.values[rows], scores.missing[rows], scores.diagnostics[rows]))
         start += count
     return parts
