@@ -13,8 +13,9 @@ from typing import Any, cast
 import httpx
 
 from dgpo_core.errors import UserError
+from dgpo_core.memory import OutOfMemory
 from dgpo_core.placement.proxies import Proxy, UnusableProxy, route
-from dgpo_core.placement.remote import OutOfMemory, RewardLost, RewardRaised
+from dgpo_core.placement.remote import RewardLost, RewardRaised
 from dgpo_core.placement.transport import Routed, bounded, certificates
 from dgpo_schemas.addresses import shown_address
 from dgpo_schemas.service import REQUEST

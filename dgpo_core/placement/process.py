@@ -25,11 +25,12 @@ import torch
 from pydantic import ValidationError
 
 from dgpo_core.errors import UserError
+from dgpo_core.memory import OutOfMemory
 from dgpo_core.openmp import KNOWN
 from dgpo_core.placement.channel import LONGEST, Channel
 from dgpo_core.placement.interpreter import why_it_did_not_greet, why_it_did_not_start
 from dgpo_core.placement.messages import Blob, Malformed, pack
-from dgpo_core.placement.remote import OutOfMemory, RewardRaised
+from dgpo_core.placement.remote import RewardRaised
 from dgpo_schemas.service import WORKERS, RewardDescription
 from dgpo_schemas.text import clean
 

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import DgpoError
-from dgpo_core.memory import OutOfMemory, in_halves, is_out_of_memory
-from dgpo_core.scores import check_scores
 
 if TYPE_CHECKING:
     from dgpo_schemas.service import RewardDescription
 
-__all__ = ["OutOfMemory", "RemoteReward", "RewardLost", "RewardRaised", "check_scores", "in_halves", "is_out_of_memory"]
+__all__ = ["RemoteReward", "RewardLost", "RewardRaised"]
 
 
 class RewardLost(DgpoError):

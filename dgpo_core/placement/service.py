@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dgpo_core.errors import UserError
+from dgpo_core.memory import OutOfMemory
 from dgpo_core.placement.http import Busy, Client, Down, Nonsense, Refused, Stranger, TooLarge
 from dgpo_core.placement.messages import (
     Blob,
@@ -27,16 +28,11 @@ from dgpo_core.placement.messages import (
     score_request,
     stretches,
 )
-from dgpo_core.placement.remote import (
-    OutOfMemory,
-    RemoteReward,
-    RewardLost,
-    RewardRaised,
-    check_scores,
-)
+from dgpo_core.placement.remote import RemoteReward, RewardLost, RewardRaised
 from dgpo_core.placement.servers import LOOK, Closed, NoServer, Server, Servers
 from dgpo_core.placement.splitting import TooMuch, halves, score_in_parts
 from dgpo_core.placement.waiting import seconds, so_far
+from dgpo_core.scores import check_scores
 from dgpo_core.stopping import check_signals
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_schemas.addresses import EXAMPLE, service_address, shown_address

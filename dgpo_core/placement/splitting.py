@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from dgpo_core.placement.remote import RewardLost
+from dgpo_core.scores import joined
 from dgpo_core.types import Prompt, Scores
 
 __all__ = ["TooMuch", "halves", "score_in_parts"]
@@ -30,7 +30,8 @@ def score_in_parts(
     parts: Sequence[slice] = (),
 ) -> Scores:
     """`score(media, prompts)` part by part, each in halves as often as `score` raises TooMuch. No parts: all at once.
-    Raises TooMuch where one sample alone is too much. `score` gives one score a sample."""
+    Raises TooMuch where one sample alone is too much. What `score` gives is
+    checked (`check_scores`)."""
     if len(parts) <= 1:
         try:
             return score(media, prompts)
@@ -38,10 +39,4 @@ def score_in_parts(
             if len(prompts) <= 1:
                 raise
             parts = halves(len(prompts))
-    done = [score_in_parts(score, media[part], prompts[part]) for part in parts]
-    told = [one.diagnostics or ({},) * len(one.values) for one in done]
-    return Scores(
-        torch.cat([one.values for one in done]),
-        torch.cat([one.missing for one in done]),
-        tuple(one for part in told for one in part),
-    )
+    return joined([score_in_parts(score, media[part], prompts[part]) for part in parts])

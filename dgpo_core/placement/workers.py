@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dgpo_core.errors import UserError
+from dgpo_core.memory import OutOfMemory
 from dgpo_core.placement.messages import (
     Blob,
     Malformed,
@@ -24,7 +25,7 @@ from dgpo_core.placement.messages import (
     stretches,
 )
 from dgpo_core.placement.process import Lost, Recipe, WorkerProcess, resolve
-from dgpo_core.placement.remote import OutOfMemory, RemoteReward, RewardLost, RewardRaised
+from dgpo_core.placement.remote import RemoteReward, RewardLost, RewardRaised
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_schemas.service import PROTOCOL
 

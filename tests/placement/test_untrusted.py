@@ -15,6 +15,7 @@ import torch
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
+from dgpo_core.memory import OutOfMemory
 from dgpo_core.placement.channel import HEAD, MAGIC, Channel
 from dgpo_core.placement.http import Busy, Client, Down, Nonsense, Refused, Stranger, TooLarge
 from dgpo_core.placement.messages import (
@@ -29,7 +30,7 @@ from dgpo_core.placement.messages import (
     stretches,
 )
 from dgpo_core.placement.process import _error
-from dgpo_core.placement.remote import OutOfMemory, RewardLost, RewardRaised
+from dgpo_core.placement.remote import RewardLost, RewardRaised
 from dgpo_core.types import Prompt
 from dgpo_schemas.service import PROTOCOL
 

@@ -30,10 +30,11 @@ import dgpo_core.placement.worker_main as worker_main
 import dgpo_core.placement.workers as workers
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
+from dgpo_core.memory import OutOfMemory, in_halves
 from dgpo_core.placement.channel import HEAD, LONGEST, MAGIC, Channel
 from dgpo_core.placement.messages import Blob, pack
 from dgpo_core.placement.process import Recipe
-from dgpo_core.placement.remote import OutOfMemory, RewardLost, RewardRaised, in_halves
+from dgpo_core.placement.remote import RewardLost, RewardRaised
 from dgpo_core.placement.workers import WorkerReward
 from dgpo_core.scoring import Reward, checked_score
 from dgpo_core.types import Prompt, Scores
