@@ -13,9 +13,10 @@ from dgpo_core.placement.messages import prompts_of
 from dgpo_core.serving.budget import Share
 from dgpo_core.serving.refusal import Refusal
 from dgpo_core.types import Prompt
+from dgpo_schemas.decoding import half_character
 from dgpo_schemas.problems import dotted, explain
 from dgpo_schemas.service import CheckRequest, ServiceLimits
-from dgpo_schemas.text import clean, lone_surrogate
+from dgpo_schemas.text import clean
 
 __all__ = ["Limit", "read_body", "read_prompts", "reserve_tensors"]
 
@@ -114,9 +115,8 @@ def read_prompts(body: bytes, limits: ServiceLimits) -> list[Prompt]:
         path, message = explain(CheckRequest, data, error)[0]
         raise Refusal(422, "request", f"{dotted(path)}: {message}") from None
     for i, prompt in enumerate(prompts):
-        if (place := lone_surrogate(prompt.text)) is not None:
-            half = ascii(prompt.text[place])
-            raise Refusal(422, "request", f"prompts.{i}.text: character {place + 1} is half of a pair ({half})")
+        if reason := half_character(prompt.text):
+            raise Refusal(422, "request", f"prompts.{i}.text {reason}")
     return prompts
 
 

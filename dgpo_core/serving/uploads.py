@@ -14,7 +14,8 @@ from urllib.parse import unquote
 
 from dgpo_core.serving.base64s import from_base64
 from dgpo_core.serving.refusal import Refusal
-from dgpo_schemas.text import clean, lone_surrogate
+from dgpo_schemas.decoding import half_character
+from dgpo_schemas.text import clean
 
 __all__ = ["MOST_DEPTH", "MOST_TEXT", "MOST_VALUES", "Picture", "Upload", "read_form", "read_json_samples"]
 
@@ -58,12 +59,8 @@ class Upload:
         deep, or no valid Unicode."""
         _check_size(sum(map(len, self.prompts)))
         for i, text in enumerate(self.prompts):
-            if (at := lone_surrogate(text)) is not None:
-                raise Refusal(
-                    422,
-                    "request",
-                    f"prompt {i}: its character {at}, {text[at]!a}, is half of a surrogate pair; send valid Unicode",
-                )
+            if reason := half_character(text):
+                raise Refusal(422, "request", f"prompt {i} {reason}")
         _count(self.metadata)
         try:
             lines = [
@@ -71,8 +68,8 @@ class Upload:
                 for one in ([p.name for p in self.pictures], *self.prompts, *self.metadata)
             ]
         except UnicodeEncodeError as error:
-            half = ascii(error.object[error.start])
-            raise Refusal(422, "request", f"metadata: {half} is half of a surrogate pair; send valid Unicode") from None
+            half = f"the lone surrogate U+{ord(error.object[error.start]):04X}"
+            raise Refusal(422, "request", f"metadata holds half of a character ({half}); leave it out") from None
         _check_size(sum(map(len, lines[1:])))
         return b"\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 __all__ = ["LONGEST", "clean", "error_text", "is_visible", "lone_surrogate"]
@@ -10,6 +11,8 @@ LONGEST = 2000
 """Characters of a message from outside that are shown."""
 BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe00\ufe0e\ufe0f\uffa0"
 """Letters and marks that are drawn as nothing: joiners, fillers, the empty Braille pattern, variation selectors."""
+
+HALF = re.compile("[\ud800-\udfff]")
 
 
 def clean(text: str, most: int = LONGEST, *, lines: bool = False) -> str:
@@ -35,7 +38,8 @@ def error_text(error: BaseException, most: int = LONGEST) -> str:
 def lone_surrogate(text: str) -> int | None:
     """Index of the first character that is half of a pair (U+D800 to U+DFFF), which no file and no tokenizer can hold;
     None in valid text. JSON escapes such as `"\\ud83d"` and undecodable bytes of a command line leave such halves."""
-    return next((i for i, c in enumerate(text) if 0xD800 <= ord(c) <= 0xDFFF), None)
+    found = HALF.search(text)
+    return None if found is None else found.start()
 
 
 def is_visible(text: str) -> bool:

@@ -474,7 +474,11 @@ def test_bounds_make_room_for_what_the_others_allow() -> None:
         ([], 422, "must be a JSON object"),
         ({"prompts": [{"text": "x"}, {"text": 5}]}, 422, "prompts.1.text"),
         ({"prompts": [{"text": "x"}, 5]}, 422, "prompts.1"),
-        ({"prompts": [{"text": "a\ud800"}]}, 422, "prompts.0.text: character 2 is half of a pair"),
+        (
+            {"prompts": [{"text": "a\ud800"}]},
+            422,
+            "prompts.0.text holds half of a character (the lone surrogate U+D800, character 2)",
+        ),
         (b'{"prompts": ' + b"[" * 100_000, 400, "not JSON"),
         (b'{"prompts": [{"text": "", "metadata": {"a": %s}}]}' % (b"[" * 70 + b"]" * 70), 422, "nested deeper than 64"),
         (b'{"prompts": %s}' % (b"1" * 5000), 400, "not JSON"),

@@ -379,8 +379,16 @@ def test_no_form_loses_a_part() -> None:
         (b'{"samples": [{"image": "x", "metadata": {"a": ' + b"9" * 5000 + b"}}]}", 400, "a number of 5000 digits"),
         (b'{"samples": [{"image": "x", "metadata": ' + b'{"a":' * 80 + b"1" + b"}" * 80 + b"}]}", 422, "64 levels"),
         (b'{"samples": [{"image": "x", "metadata": {"a": [' + b"1," * 200_000 + b"1]}}]}", 413, "values"),
-        (b'{"samples": [{"image": "x", "prompt": "\\ud83d"}]}', 422, "half of a surrogate pair"),
-        (b'{"samples": [{"image": "x", "metadata": {"\\ud83d": 1}}]}', 422, "half of a surrogate pair"),
+        (
+            b'{"samples": [{"image": "x", "prompt": "a\\ud83d"}]}',
+            422,
+            "prompt 0 holds half of a character (the lone surrogate U+D83D, character 2)",
+        ),
+        (
+            b'{"samples": [{"image": "x", "metadata": {"\\ud83d": 1}}]}',
+            422,
+            "metadata holds half of a character (the lone surrogate U+D83D)",
+        ),
         (b'{"samples": [{"image": "x", "promt": "y"}]}', 422, "samples.0.promt: unknown key; did you mean prompt?"),
         (b'{"samples": [{"image": "x", "prompt": "\xff"}]}', 400, "not JSON: invalid start byte at byte"),
         (b'{"samples": [' + b"1," * 2000 + b"1]}", 413, "2001 samples are more than 1024"),
