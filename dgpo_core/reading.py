@@ -15,8 +15,10 @@ from typing import Any
 from dgpo_schemas.text import clean
 
 __all__ = [
+    "DEEPEST",
     "LARGEST",
     "LARGEST_LOG",
+    "is_deeper",
     "kind_of",
     "open_file",
     "parse_json",
@@ -89,7 +91,7 @@ def parse_json(text: str | bytes) -> Any:
         data = json.loads(text, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if text.count("[") + text.count("{") > DEEPEST and _deeper(data, DEEPEST):
+    if text.count("[") + text.count("{") > DEEPEST and is_deeper(data):
         raise ValueError("nested too deeply")
     return data
 
@@ -98,8 +100,9 @@ def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def _deeper(data: Any, levels: int) -> bool:
-    """Whether there are more levels of lists and objects, level by level: no recursion."""
+def is_deeper(data: Any, levels: int = DEEPEST) -> bool:
+    """Whether lists and objects lie within each other to more levels than these: what looks at them later does so
+    recursively. Found level by level, without recursion."""
     here = [data]
     for _ in range(levels):
         inner = [value for one in here for value in (one.values() if isinstance(one, dict) else one)]

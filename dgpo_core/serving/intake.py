@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
 
 from pydantic import ValidationError
 from starlette.requests import Request
 
 from dgpo_core.placement.messages import prompts_of
+from dgpo_core.reading import DEEPEST, is_deeper
 from dgpo_core.serving.budget import Share
 from dgpo_core.serving.refusal import Refusal
 from dgpo_core.types import Prompt
@@ -29,8 +29,6 @@ LENGTH = 8
 BRACKETS, BRACKETS_A_PROMPT = 100_000, 16
 """Lists and objects in the JSON of a request, and of each of max_prompts if that is more. The interpreter's lock is
 held while they are made, and collecting garbage looks through each."""
-DEPTH = 64
-"""Levels to which JSON may be nested: what looks at it later does so recursively."""
 
 
 class Limit:
@@ -108,7 +106,8 @@ def read_prompts(body: bytes, limits: ServiceLimits) -> list[Prompt]:
             "size",
             f"{len(given):,} prompts are more than {limits.max_prompts:,} (limits.max_prompts); send them in parts",
         )
-    _check_depth(data)
+    if is_deeper(data):
+        raise Refusal(422, "request", f"the body is nested deeper than {DEEPEST} levels")
     try:
         prompts = prompts_of(CheckRequest.model_validate(data).prompts)
     except ValidationError as error:
@@ -125,16 +124,3 @@ def _check_brackets(text: bytes, limits: ServiceLimits) -> None:
     if count > most:
         message = f"the JSON holds {count:,} lists and objects; {most:,} are read; send fewer prompts at a time"
         raise Refusal(413, "size", message)
-
-
-def _check_depth(value: Any) -> None:
-    level, depth = [value], 0
-    while level := [
-        inner
-        for one in level
-        for inner in (one.values() if isinstance(one, dict) else one)
-        if isinstance(inner, dict | list)
-    ]:
-        depth += 1
-        if depth > DEPTH:
-            raise Refusal(422, "request", f"the body is nested deeper than {DEPTH} levels")
