@@ -18,11 +18,11 @@ CONNECTIONS = 256
 """Connections that are kept open at a time, unless the file says how many."""
 MEMORY_MIB = 4096
 """MiB of all requests under way, unless the file says how many or its limits ask for more."""
-BODY_COPIES = 4
-"""Times that the bytes of float tensors lie in memory at most while they are read: as they came, whole, as tensors,
-and as the batch. Tensors of bytes become floats of four times their size."""
-PIXEL_BYTES = 24
-"""Bytes of memory that a pixel of a picture file takes at most: three float32, once alone and once in its batch."""
+FLOAT_BODIES, BYTE_BODIES = 4, 10
+"""Times the size of a body that its tensors take in the service: as it came, whole, as tensors, and as the batch.
+Tensors of bytes become floats of four times their size."""
+BATCHED_PIXEL = 24
+"""Bytes that a pixel of a picture file takes in the service: three float32, once alone and once in its batch."""
 ORIGIN = re.compile(r"https?://[^\s/?#@]+|[a-z][a-z0-9+.-]*-extension://[^\s/?#@]+")
 
 
@@ -57,14 +57,20 @@ class ConnectionsSection(StrictModel):
         "`queue`, or nothing is left for /health.",
     )
     head_kib: Int = Field(default=16, ge=4, le=64, description="KiB of a request's head: its first line and headers.")
-    head_seconds: Float = Field(default=10.0, gt=0, description="Seconds in which a request's head must come.")
+    head_seconds: Float = Field(default=10.0, gt=0, le=1e7, description="Seconds in which a request's head must come.")
     body_seconds: Float = Field(
-        default=30.0, gt=0, description="Seconds in which a request's body must come; `timeout` bounds it as well."
+        default=30.0,
+        gt=0,
+        le=1e7,
+        description="Seconds in which a request's body must come; `timeout` bounds it as well.",
     )
-    answer_seconds: Float = Field(default=60.0, gt=0, description="Seconds in which the caller must take an answer.")
+    answer_seconds: Float = Field(
+        default=60.0, gt=0, le=1e7, description="Seconds in which the caller must take an answer."
+    )
     keep_alive_seconds: Float = Field(
         default=75.0,
         gt=0,
+        le=1e7,
         description="Seconds that a connection is kept between two requests. Longer than callers keep theirs, so that "
         "none is closed under a request.",
     )
@@ -101,7 +107,7 @@ class ServeConfig(StrictModel):
     limits: ServiceLimits = Field(default_factory=ServiceLimits, description="How much one request may hold.")
     memory_mib: Int | None = Field(
         default=None,
-        ge=1,
+        ge=FLOAT_BODIES,
         le=2**24,
         description="MiB of all requests under way together, the copies counted that are made of them; by default "
         "4096, or what the largest request takes if that is more. Requests beyond it are told to come back. The "
@@ -146,12 +152,12 @@ class ServeConfig(StrictModel):
                 f"connections.max: {self.connections.max} must be more than `queue` ({self.queue}), or nothing is left "
                 f"for /health; {2 * self.queue} is a good number"
             )
-        least = BODY_COPIES * self.limits.max_body_mib
+        least = FLOAT_BODIES * self.limits.max_body_mib
         if self.memory_mib is not None and self.memory_mib < least:
             raise ValueError(
                 f"memory_mib: {self.memory_mib} has no room for one body of limits.max_body_mib "
                 f"({self.limits.max_body_mib}) and its copies: set at least {least}, or lower limits.max_body_mib to "
-                f"{max(1, self.memory_mib // BODY_COPIES)}"
+                f"{self.memory_mib // FLOAT_BODIES}"
             )
         for i, origin in enumerate(self.origins):
             if not ORIGIN.fullmatch(origin):
@@ -167,8 +173,8 @@ class ServeConfig(StrictModel):
         if self.memory_mib is not None:
             return self.memory_mib * 2**20
         body = self.limits.max_body_mib * 2**20
-        pictures = 2 * body + PIXEL_BYTES * 1_000_000 * self.limits.max_megapixels
-        return max(MEMORY_MIB * 2**20, (2 + 2 * 4) * body, pictures)
+        pictures = 2 * body + BATCHED_PIXEL * 1_000_000 * self.limits.max_megapixels
+        return max(MEMORY_MIB * 2**20, BYTE_BODIES * body, pictures)
 
     @property
     def most_connections(self) -> int:

@@ -439,7 +439,9 @@ def test_the_reward_runs_out_of_memory(server: Any, parts: ModuleType, monkeypat
     ("changes", "message"),
     [
         ({"memory_mib": 1000}, "set at least 1024, or lower limits.max_body_mib to 250"),
+        ({"memory_mib": 3}, "memory_mib"),
         ({"connections": {"max": 32}}, "must be more than `queue`"),
+        ({"connections": {"body_seconds": 1e10}}, "body_seconds"),
         ({"origins": ["example.org"]}, "is no origin"),
         ({"origins": ["https://example.org/page"]}, "is no origin"),
         ({"origins": ["*"]}, "is no origin"),
