@@ -103,7 +103,7 @@ def _refuse(name: str) -> Any:
 def is_deeper(data: Any, levels: int = DEEPEST) -> bool:
     """Whether lists and objects lie within each other to more levels than these: what looks at them later does so
     recursively. Found level by level, without recursion."""
-    here = [data]
+    here = [data] if isinstance(data, dict | list) else []
     for _ in range(levels):
         inner = [value for one in here for value in (one.values() if isinstance(one, dict) else one)]
         here = [value for value in inner if isinstance(value, dict | list)]
