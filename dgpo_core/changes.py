@@ -100,8 +100,11 @@ def told(found: Sequence[Change], iteration: int) -> str | None:
 
 
 def history(record: object) -> list[str]:
-    """What `changes` of a run.json tells, a line each."""
-    return [f"after iteration {one.iteration}: {Change(one.key, one.was, one.now).brief}" for one in records(record)]
+    """What `changes` of a run.json tells, a line for each resume that changed something."""
+    resumes: dict[int, list[str]] = {}
+    for one in records(record):
+        resumes.setdefault(one.iteration, []).append(Change(one.key, one.was, one.now).brief)
+    return [f"after iteration {iteration}: {'; '.join(briefs)}" for iteration, briefs in resumes.items()]
 
 
 def last_measured_otherwise(record: object, *, guards: bool = False) -> int:

@@ -180,7 +180,7 @@ def test_a_changed_setting_is_told_and_recorded(dgpo: Run, write_run: Write) -> 
     done = dgpo("train", TOY / "config.yaml", "--resume")  # as it is now
     assert (done.code, "settings changed" in done.err) == (0, False)
     assert len(told()) == 2
-    line = "after iteration 2: optimiser.learning_rate 0.01 -> 0.001"
+    line = "after iteration 2: optimiser.learning_rate 0.01 -> 0.001; checkpoints.every 1 -> 2"
     assert f"settings changed {line} (run.json)" in " ".join(dgpo("doctor", TOY).out.split())
     assert dgpo("report", TOY).code == 0
     assert line.replace(">", "&gt;") in (TOY / "report.html").read_text()

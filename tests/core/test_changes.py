@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dgpo_core.changes import Change, changes, last_measured_otherwise, measures, recorded, told
+from dgpo_core.changes import Change, changes, history, last_measured_otherwise, measures, recorded, told
 from dgpo_core.description import read_config, read_record
 from dgpo_core.errors import UserError
 from dgpo_core.registry import Registry
@@ -120,6 +120,21 @@ def test_changes_of_iterations_that_are_computed_again_hold_earlier() -> None:
         (4, 3.0),
     ]
     assert [(one["iteration"], one["now"]) for one in recorded(before, [], 9)] == [(5, 2.0)]
+
+
+def test_what_a_resume_changed_is_told_in_one_line() -> None:
+    found = [
+        {"iteration": at, "key": key, "was": was, "now": now, "time": "2026-01-01T00:00:00+00:00"}
+        for at, key, was, now in (
+            (2, "run.iterations", 2, 4),
+            (2, "stop.target", None, 0.5),
+            (3, "run.iterations", 4, 5),
+        )
+    ]
+    assert history(found) == [
+        "after iteration 2: run.iterations 2 -> 4; stop.target null -> 0.5",
+        "after iteration 3: run.iterations 4 -> 5",
+    ]
 
 
 @pytest.mark.parametrize("found", [None, 3, "x", [3], [{"iteration": 1}], [{"later": 1, "key": "a"}]])
