@@ -14,10 +14,10 @@ from urllib.parse import unquote
 
 from dgpo_core.serving.base64s import from_base64
 from dgpo_core.serving.refusal import Refusal
-from dgpo_schemas.decoding import half_character
+from dgpo_schemas.decoding import half_character, unique_keys
 from dgpo_schemas.text import clean
 
-__all__ = ["MOST_DEPTH", "MOST_TEXT", "MOST_VALUES", "Picture", "Upload", "read_form", "read_json_samples"]
+__all__ = ["MOST_TEXT", "Picture", "Upload", "read_form", "read_json_samples"]
 
 FIELDS = ("image", "prompt", "metadata")
 MOST_TEXT = 16 * 2**20
@@ -116,22 +116,13 @@ def _loads(text: bytes | bytearray | str, what: str) -> Any:
             413, "size", f"{what} holds {brackets:,} lists and objects; {MOST_VALUES:,} values of metadata are read"
         )
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_int=_whole)
+        return json.loads(text, object_pairs_hook=unique_keys, parse_int=_whole)
     except UnicodeDecodeError as error:
         raise Refusal(400, "request", f"{what} is not JSON: {error.reason} at byte {error.start}") from None
     except RecursionError:
         raise Refusal(400, "request", f"{what} is not JSON that can be read: too many levels") from None
     except ValueError as error:
         raise Refusal(400, "request", f"{what} is not JSON: {clean(str(error), 300)}") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {clean(repr(twice), 100)} stands twice in one object")
-    return found
 
 
 def _whole(digits: str) -> int:

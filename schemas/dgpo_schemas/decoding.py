@@ -1,13 +1,15 @@
-"""The bytes of a text file that somebody's editor, shell or table program has written, as text."""
+"""The bytes of a text file that somebody's editor, shell or table program has written, as text; JSON in which no key
+stands twice."""
 
 from __future__ import annotations
 
 import codecs
 import re
+from typing import Any
 
-from dgpo_schemas.text import lone_surrogate
+from dgpo_schemas.text import clean, lone_surrogate
 
-__all__ = ["EncodingError", "decode", "half_character"]
+__all__ = ["EncodingError", "decode", "half_character", "unique_keys"]
 
 SHOWN = 40
 """Characters of a line that a message shows."""
@@ -146,3 +148,16 @@ def half_character(text: str) -> str:
         f"holds half of a character (the lone surrogate U+{code:04X}, character {place + 1}): its other half is "
         "missing; put in the whole character, or leave it out"
     )
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, for `object_pairs_hook`. Raises ValueError where a key stands twice: `json` would keep the
+    last of its values without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:  # not by comparing each with each: there may be a million
+            if key in seen:
+                raise ValueError(f"the key {clean(repr(key), 100)} stands twice in one object")
+            seen.add(key)
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from dgpo_schemas.base import StrictModel
-from dgpo_schemas.decoding import EncodingError, decode, half_character
+from dgpo_schemas.decoding import EncodingError, decode, half_character, unique_keys
 from dgpo_schemas.problems import show
 from dgpo_schemas.text import clean, is_visible
 
@@ -254,7 +254,7 @@ def loads(text: str) -> Any:
 
 
 def _decoder() -> json.JSONDecoder:
-    return json.JSONDecoder(parse_constant=_constant, parse_float=_float, object_pairs_hook=_object)
+    return json.JSONDecoder(parse_constant=_constant, parse_float=_float, object_pairs_hook=unique_keys)
 
 
 def _constant(name: str) -> None:
@@ -267,12 +267,3 @@ def _float(digits: str) -> float:
     if math.isinf(number):
         raise ValueError(f"{clean(digits, 40)} is larger than any number of 64 bits")
     return number
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
-        raise ValueError(f"the key {twice!r} stands twice in one object")
-    return data

@@ -155,3 +155,9 @@ def test_paths_that_are_none() -> None:
     for path, expected in (("a\0.txt", r"a\\x00.txt: no path holds a zero"), ("a\ud83d.txt", "cannot be read")):
         with pytest.raises(ValueError, match=expected):
             read_prompts(Path(path))
+
+
+def test_a_key_that_stands_twice_is_found_among_very_many(tmp_path: Path) -> None:
+    """Comparing each with each would take an hour."""
+    keys = ", ".join(f'"{i}": 0' for i in range(300_000))
+    assert "the key '299999' stands twice" in refused(tmp_path / "p.jsonl", b'{%s, "299999": 0}' % keys.encode())
