@@ -109,7 +109,7 @@ def test_null_is_absent() -> None:
     no = {"class": "cat", "count": 1}
     filled = parse(prompt(tag="colors", include=[full | {"size": None}], exclude=[no | {"color": None}]))
     assert filled == parse(prompt(tag="colors", include=[bare], exclude=[no]))
-    with pytest.raises(UserError, match=r"'include\[0\].count': Input should be a valid integer"):
+    with pytest.raises(UserError, match=r"'include\[0\].count': must be a whole number, not null"):
         parse(prompt(tag="colors", include=[bare | {"count": None}]))
 
 
@@ -166,8 +166,8 @@ def test_a_key_like_one_that_is_missing_is_a_mistake(given: dict[str, Any], near
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (prompt(), ["'tag'", "required", "no metadata", ".jsonl"]),
-        (prompt(tag="colors"), ["'include'", "required"]),
+        (prompt(), ["'tag'", "is missing", "no metadata", ".jsonl"]),
+        (prompt(tag="colors"), ["'include'", "is missing"]),
         (prompt(tag="colors", include=[]), ["'include'", "at least 1"]),
         (prompt(tag="color", include=[{"class": "dog", "count": 1}]), ["'tag'", "'color'", "did you mean 'colors'"]),
         (
@@ -193,12 +193,12 @@ def test_a_key_like_one_that_is_missing_is_a_mistake(given: dict[str, Any], near
         ),
         (prompt(tag="colors", include="[{"), ["'include'", "begins like JSON and is none: '[{'"]),
         (prompt(tag="colors", include={"class": ["dog"], "count": [1, 2]}), ["'include'", "must be a list"]),
-        (dogs(count=1.5), ["'include[0].count'", "valid integer"]),
-        (dogs(count=math.inf), ["'include[0].count'", "valid integer"]),
-        (dogs(count=0), ["'include[0].count'", "greater than or equal to 1"]),
+        (dogs(count=1.5), ["'include[0].count'", "must be a whole number, not"]),
+        (dogs(count=math.inf), ["'include[0].count'", "must be a whole number, not"]),
+        (dogs(count=0), ["'include[0].count'", "must be at least 1, not 0"]),
         (dogs(count=True), ["'include[0].count'", "not the switch"]),
-        (dogs(count="2"), ["'include[0].count'", "valid integer"]),
-        (prompt(tag="colors", include=[{"count": 1}]), ["'include[0].class'", "required"]),
+        (dogs(count="2"), ["'include[0].count'", "must be a whole number, not"]),
+        (prompt(tag="colors", include=[{"count": 1}]), ["'include[0].class'", "is missing"]),
         (dogs(position=["left", 0]), ["'include[0].position'", "unknown relation 'left'", "'left of'"]),
         (dogs(position=["left of"]), ["'include[0].position'", "is not [relation, index"]),
         (dogs(position=["left of", "0"]), ["'include[0].position'", "'0' is not the index"]),

@@ -216,10 +216,18 @@ def _where(location: tuple[int | str, ...]) -> str:
 def _words(error: Any) -> str:
     """What is wrong with a value, from one of pydantic's errors, where its own words do not speak of JSON."""
     kind, value = error["type"], error["input"]
+    if kind in ("int_type", "int_from_float", "finite_number"):
+        return f"must be a whole number, not {show(value)}"
+    if kind == "string_type":
+        return f"must be a text, not {show(value)}"
+    if kind == "greater_than_equal":
+        return f"must be at least {error['ctx']['ge']}, not {show(value)}"
     if kind == "tuple_type":
         return f"must be a list, not {show(value)}"
     if kind in ("model_type", "model_attributes_type"):
         return f'must be an object such as {{"class": "dog", "count": 1}}, not {show(value)}'
+    if kind == "missing":
+        return "is missing"
     if kind == "too_short":
         return "must have at least 1 clause"
     if kind == "extra_forbidden":
