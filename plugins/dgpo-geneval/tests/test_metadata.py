@@ -199,6 +199,10 @@ def test_a_key_like_one_that_is_missing_is_a_mistake(given: dict[str, Any], near
         (dogs(count=True), ["'include[0].count'", "not the switch"]),
         (dogs(count="2"), ["'include[0].count'", "must be a whole number, not"]),
         (prompt(tag="colors", include=[{"count": 1}]), ["'include[0].class'", "is missing"]),
+        (
+            prompt(tag="colors", include=[{"class": "\ud83d", "count": 1}]),
+            ["'include[0].class'", "half of a character: '\\ud83d'"],
+        ),
         (dogs(position=["left", 0]), ["'include[0].position'", "unknown relation 'left'", "'left of'"]),
         (dogs(position=["left of"]), ["'include[0].position'", "is not [relation, index"]),
         (dogs(position=["left of", "0"]), ["'include[0].position'", "'0' is not the index"]),

@@ -220,6 +220,8 @@ def _words(error: Any) -> str:
         return f"must be a whole number, not {show(value)}"
     if kind == "string_type":
         return f"must be a text, not {show(value)}"
+    if kind == "string_unicode":
+        return f"holds half of a character: {value!a}"
     if kind == "greater_than_equal":
         return f"must be at least {error['ctx']['ge']}, not {show(value)}"
     if kind == "tuple_type":
