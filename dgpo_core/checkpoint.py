@@ -122,7 +122,7 @@ class Checkpoints:
             text = sealed_json(json.loads(manifest.model_dump_json(exclude={"sha256"})))
             (aside / MANIFEST).write_text(text, encoding="utf-8")
             (aside / CLOCK).write_text(_clock_text(iteration, clock), encoding="utf-8")
-        self._prune(best[0] if best else None, spare)
+        self.prune(best, spare)
         return path
 
     def set_clock(self, iteration: int, clock: Clock) -> None:
@@ -132,10 +132,11 @@ class Checkpoints:
         if (path / CLOCK).exists():  # not in format version 1
             write_text(path / CLOCK, _clock_text(iteration, clock))
 
-    def _prune(self, best: int | None, spare: int | None) -> None:
+    def prune(self, best: tuple[int, float] | None, spare: int | None) -> None:
+        """Drop old checkpoints as `save` does."""
         before = [int(path.name) for path in self.paths() if spare is not None and int(path.name) < spare]
         for path in self.paths()[: -self.keep]:
-            if int(path.name) not in (best, *before[-1:]):
+            if int(path.name) not in (best and best[0], *before[-1:]):
                 try:
                     remove_directory(path)
                 except UserError as error:  # what is kept too long is no reason to lose a run

@@ -21,7 +21,7 @@ from dgpo_core.groups import mean_pairwise_distance
 from dgpo_core.guards import step_statistics
 from dgpo_core.memory import decoded
 from dgpo_core.processes import Processes, cut
-from dgpo_core.scoring import merged
+from dgpo_core.scoring import merged, not_finite
 from dgpo_core.types import Prompt
 from dgpo_schemas.metrics import EvaluationRecord, GroupScore
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dgpo_core.rollout import Roller
     from dgpo_core.scoring import Scorer
 
-__all__ = ["Evaluation", "Finer", "evaluate", "interval"]
+__all__ = ["Evaluation", "Finer", "NotFiniteError", "evaluate", "interval"]
 
 log = logging.getLogger(__name__)
 RESAMPLES = 2000
@@ -58,6 +58,10 @@ class Finer:
                 f"evaluation, {used.use}, is random; set evaluation.sampler: flow-euler, or leave it out"
             )
         return Finer(engine.evaluation_roller(steps=section.steps, guidance=guidance), section.prompts)
+
+
+class NotFiniteError(UserError):
+    """Nothing can be scored: all media have numbers that are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,8 @@ def evaluate(
 
     finer: also draw some samples in many steps, from the same noise, and compare (`guards.step_statistics`).
     processes: those that share the samples; each of them gets the whole evaluation.
-    Raises UserError if there are no prompts or if a reward scored none of the samples.
+    Raises UserError if there are no prompts or if a reward scored none of the samples; NotFiniteError if that is
+    because no media are finite.
     """
     if not prompts:
         raise UserError("there are no held-out prompts to evaluate on: set prompts.heldout")
@@ -135,6 +140,8 @@ def evaluate(
     for reward in scorer.rewards:
         values = scored.values[reward.label].view(len(prompts), members)
         if bool(values.isnan().all()):
+            if not_finite([reward], scored):
+                raise NotFiniteError(f"evaluation: the media of all {total} samples are not finite")
             why = scorer.failure_of(reward.label) or "see the diagnostics of its samples"
             raise UserError(f"evaluation: {reward.label} scored none of {total} samples: {why}")
         role: Role = "guard" if reward.guard else "target"

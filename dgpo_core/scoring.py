@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dgpo_core.contracts import RewardModel
     from dgpo_schemas.run import ScoringSection
 
-__all__ = ["Reward", "ScoredSamples", "Scorer", "checked_score", "merged", "missing_beyond"]
+__all__ = ["Reward", "ScoredSamples", "Scorer", "checked_score", "merged", "missing_beyond", "not_finite"]
 
 log = logging.getLogger(__name__)
 THUMBNAIL = 32
@@ -43,6 +43,7 @@ PATIENCE = 1.0
 """Seconds that closing gives to a reward which is at work; one that takes longer is left behind."""
 ROUNDING = 1e-4
 """Share of a bound's size by which a value may pass its declared range: rounding, not a mistake."""
+NOT_FINITE = "the media are not finite"
 LOOK = 0.1
 """Seconds between two looks at whether the run was asked to stop, while it waits for a reward to make room."""
 _TELLING = threading.Lock()
@@ -168,7 +169,7 @@ class Scorer:
         broken = broken.cpu()
         if bool(broken.any()):
             diagnostics = tuple(
-                {**said, "reason": "the media are not finite"} if bad else said
+                {**said, "reason": NOT_FINITE} if bad else said
                 for said, bad in zip(scores.diagnostics, broken.tolist(), strict=True)
             )
             scores = Scores(scores.values, scores.missing | broken, diagnostics)
@@ -329,6 +330,20 @@ def missing_beyond(
         if diagnostics.get("reason")
     )
     return missing, "; ".join(list(reasons)[:3]) or "the rewards gave no reason"
+
+
+def not_finite(rewards: Iterable[Reward], samples: ScoredSamples) -> bool:
+    """Whether scores are missing, and none for another reason than that the media are not finite."""
+    reasons = {
+        diagnostics.get("reason")
+        for reward in rewards
+        if reward.weight
+        for value, diagnostics in zip(
+            samples.values[reward.label].tolist(), samples.diagnostics[reward.label], strict=True
+        )
+        if value != value
+    }
+    return reasons == {NOT_FINITE}
 
 
 def _in_range(reward: Reward, scores: Scores, failures: list[str]) -> Scores:

@@ -15,7 +15,7 @@ from dgpo_core.contracts import TimestepContext
 from dgpo_core.description import summary
 from dgpo_core.engine import Engine
 from dgpo_core.errors import DgpoError, PluginError, ProcessLostError, RunStopped, UserError
-from dgpo_core.evaluation import Finer, evaluate
+from dgpo_core.evaluation import Finer, NotFiniteError, evaluate
 from dgpo_core.groups import informative, weigh
 from dgpo_core.guards import alarms
 from dgpo_core.hookspecs import RunInfo
@@ -28,7 +28,7 @@ from dgpo_core.processes import shares
 from dgpo_core.progress import Progress, Silent
 from dgpo_core.prompts import longer_than_read, of_iteration
 from dgpo_core.run_directory import RunDirectory
-from dgpo_core.scoring import merged, missing_beyond
+from dgpo_core.scoring import merged, missing_beyond, not_finite
 from dgpo_core.stopping import Interrupted, Limit, StopRequest, limit_reached
 from dgpo_core.types import ScoredGroups, TrainingBatch
 from dgpo_schemas.manifest import CheckpointManifest
@@ -97,6 +97,7 @@ class Trainer:
         self.best: tuple[int, float] | None = None  # (iteration, score) of the best evaluation
         self.had_ended = False  # when it was started, so that nothing was left to train
         self._saved = self._evaluated = -1  # iterations of the last checkpoint and evaluation
+        self._drawn = -1  # the last iteration whose weights have drawn media that can be scored
         self._evaluations: list[dict[str, Any]] = []  # what evaluations.jsonl says
         # Up to these iterations evaluations measured something else than after them, and their guards did.
         self._otherwise = self._guards_otherwise = -1
@@ -233,6 +234,8 @@ class Trainer:
                 if self.processes.count > 1:  # the last bits of a measurement must not part the processes
                     policy.load_state_dict(self.processes.told(policy.state_dict()))
         groups = self._roll_out_and_score()
+        self._drawn = self.iteration
+        self.directory.checkpoints.prune(self._best_kept, self._spare)
         with self._timed("weigh"):
             batch = weigh(groups, self.config.advantages, self.engine.weighting)
         with self._timed("optimise"):
@@ -271,6 +274,10 @@ class Trainer:
         due = self._evaluation_due()
         try:
             improved = due and self._evaluate()
+        except NotFiniteError as error:
+            if self.optimiser.updates == 0:
+                raise
+            raise RunStopped(self._spoilt(f"the media of the evaluation of iteration {done}", 1.0)) from error
         except UserError:  # a reward that fails here must not cost the iterations before it
             self._save_what_is_whole()
             raise
@@ -343,11 +350,52 @@ class Trainer:
         found = missing_beyond(limit, self.engine.scorer.rewards, known, samples)
         if found is not None:
             share, why = found
+            if not_finite(self.engine.scorer.rewards, samples):
+                raise RunStopped(self._spoilt(f"{share:.0%} of the media of iteration {self.iteration + 1}", share))
             self._save_if_behind()
             raise RunStopped(
                 f"{share:.0%} of the scores of iteration {self.iteration + 1} are missing (limit scoring.max_missing = "
                 f"{limit:g}); the state is saved. {why}"
             )
+
+    def _spoilt(self, what: str, share: float) -> str:
+        """What to do about weights whose media are not finite, though they are themselves.
+
+        If nothing else comes of them, they are not saved. They may be already: the checkpoint before is kept until a
+        checkpoint's weights have drawn something.
+        """
+        updates = self.optimiser.updates
+        if updates == 0:
+            return (
+                f"{what} are not finite, with the base model's own weights: look at backbone.dtype, precision and "
+                "rollout.guidance"
+            )
+        if share < 1:
+            self._save_if_behind()
+        said = (
+            f"{what} are not finite: {updates} {'update' if updates == 1 else 'updates'}, the last with a learning "
+            f"rate of {self.optimiser.learning_rate(updates - 1):g}, have spoilt the weights. "
+        )
+        lower = f"a lower optimiser.learning_rate{self._and_a_norm()}"
+        if self._saved < 0:
+            return f"{said}Nothing is saved yet; begin again with {lower}"
+        if self._saved != self.iteration:
+            return (
+                f"{said}They are not saved: the checkpoint of iteration {self._saved} is kept, and a resume with "
+                f"{lower} goes on from it"
+            )
+        paths = self.directory.checkpoints.paths() or ()
+        before = [int(path.name) for path in paths if int(path.name) < self._last_update_at]
+        if not before:
+            return f"{said}There is no checkpoint from before; begin again, with another run.name and {lower}"
+        return (
+            f"{said}The checkpoint of iteration {before[-1]} is kept: move {paths[-1]} away, and a resume with {lower} "
+            "goes on from there"
+        )
+
+    def _and_a_norm(self, verb: str = "") -> str:
+        unclipped = self.config.optimiser.max_grad_norm is None
+        return f" and {verb}optimiser.max_grad_norm, which is null" if unclipped else ""
 
     def _check_weights(self, rate: float, *, alone: bool = False) -> None:
         """Raise RunStopped if the last update has left weights, averages or moments that are no numbers to go on with:
@@ -360,13 +408,11 @@ class Trainer:
                 "backbone.checkpoint: its trained weights are not all finite, or too large to compute with; there is "
                 "nothing to train from"
             )
-        norm = self.config.optimiser.max_grad_norm
-        clip = " and set optimiser.max_grad_norm, which is null" if norm is None else ""
         raise RunStopped(
             f"in iteration {self.iteration + 1} update {self.optimiser.updates}, with a learning rate of {rate:g}, "
             "made weights that are not finite, or too large to compute with: they are not saved. Lower "
-            f"optimiser.learning_rate (a resume may change it){clip}; the checkpoint of iteration {self._saved} is "
-            "kept, and --resume goes on from it"
+            f"optimiser.learning_rate (a resume may change it){self._and_a_norm('set ')}; the checkpoint of iteration "
+            f"{self._saved} is kept, and --resume goes on from it"
         )
 
     def _timestep_context(self) -> TimestepContext:
@@ -416,6 +462,8 @@ class Trainer:
         self.directory.append("evaluations.jsonl", *records)
         self._evaluations += records
         self._evaluated = self.iteration
+        if view == self._rollout_view() or self.ended_by is not None:
+            self._drawn = self.iteration
         self.progress.evaluated(result.records)
         self.engine.runtime.track(evaluation_values(result.records), self.iteration)
         score = result.records[0].value
@@ -640,13 +688,23 @@ class Trainer:
                 weights=weights,
                 optimiser=moments,
                 timesteps=self._timesteps,
-                best=self.best if self.config.checkpoints.best else None,
+                best=self._best_kept,
                 counters={"skipped_updates": self.skipped_updates, "skipped_in_a_row": self.skipped_in_a_row},
                 logs=self.directory.log_entries(),
                 clock=self.directory.clock(self.trained_seconds),
-                spare=self._last_update_at if self.skipped_in_a_row else None,
+                spare=self._spare,
             )
         self._saved = self.iteration
+
+    @property
+    def _best_kept(self) -> tuple[int, float] | None:
+        return self.best if self.config.checkpoints.best else None
+
+    @property
+    def _spare(self) -> int | None:
+        """The newest checkpoint before this iteration stays: nothing has been drawn with the weights of later ones, or
+        all updates from them on were skipped."""
+        return self._last_update_at if self.skipped_in_a_row or self._drawn < self.iteration else None
 
     @property
     def _last_update_at(self) -> int:

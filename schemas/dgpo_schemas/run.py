@@ -568,7 +568,12 @@ class CheckpointsSection(StrictModel):
     every: Int = Field(
         default=10, ge=1, le=10**9, description="Iterations between checkpoints; the last is always saved."
     )
-    keep: Int = Field(default=2, ge=1, le=10**9, description="Newest checkpoints to keep.")
+    keep: Int = Field(
+        default=2,
+        ge=1,
+        le=10**9,
+        description="Newest checkpoints to keep; the one before stays until samples have been drawn with the newest.",
+    )
     best: bool = Field(default=True, description="Also keep the one with the best evaluation.")
 
 

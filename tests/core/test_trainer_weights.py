@@ -168,3 +168,77 @@ def test_while_updates_are_skipped_the_weights_before_the_last_one_are_kept(
     assert "3 updates in a row" in str(caught.value)
     assert "the update of iteration 3 has spoilt" in str(caught.value)
     assert saved(config) == [2, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("every", "keep", "spoilt_at", "left", "told"),
+    [
+        (1, 1, 2, [1, 2], "The checkpoint of iteration 1 is kept: move {0}/checkpoints/000002 away, and a resume with"),
+        (3, 1, 2, [0], "They are not saved: the checkpoint of iteration 0 is kept, and a resume with"),
+        (1, 1, 1, [0, 1], "The checkpoint of iteration 0 is kept: move {0}/checkpoints/000001 away, and a resume with"),
+    ],
+)
+def test_weights_that_draw_nothing_are_why_nothing_is_scored(
+    every: int,
+    keep: int,
+    spoilt_at: int,
+    left: list[int],
+    told: str,
+    make_config: Make,
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are finite themselves. What was saved before the update that spoilt them is there, and goes on."""
+    section: dict[str, Any] = {
+        "evaluation": {"every": 0, "at_start": False},
+        "checkpoints": {"every": every, "keep": keep},
+    }
+    config = make_config(run={"iterations": 4}, **section)
+    trainer = Trainer(config, registry)
+    with monkeypatch.context() as patched:
+        decode = ToyBackbone.decode
+
+        def spoilt(self: ToyBackbone, latents: torch.Tensor) -> torch.Tensor:
+            return decode(self, latents) * (torch.nan if trainer.optimiser.updates >= spoilt_at else 1)
+
+        patched.setattr(ToyBackbone, "decode", spoilt)
+        with pytest.raises(RunStopped) as caught:
+            trainer.train()
+    message = str(caught.value)
+    assert message.startswith(f"100% of the media of iteration {spoilt_at + 1} are not finite: {spoilt_at} update")
+    assert told.format(run_path(config)) + " a lower optimiser.learning_rate goes on from" in message
+    assert saved(config) == left
+    newest = run_path(config) / f"checkpoints/{left[-1]:06d}"
+    if left[-1] == spoilt_at:
+        newest.rename(newest.with_name("spoilt"))
+    assert Trainer(config, registry).train(resume=True) == "finished"
+    never = make_config(run={"name": "never", "iterations": 4}, **section)
+    Trainer(never, registry).train()
+    assert (run_path(config) / "metrics.jsonl").read_bytes() == (run_path(never) / "metrics.jsonl").read_bytes()
+
+
+def test_media_of_the_base_model_that_are_not_finite(
+    make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = ToyBackbone.decode
+    monkeypatch.setattr(ToyBackbone, "decode", lambda self, latents: decode(self, latents) * torch.nan)
+    with pytest.raises(RunStopped, match=r"not finite, with the base model's own weights: look at backbone\.dtype"):
+        Trainer(make_config(evaluation={"every": 0, "at_start": False}), registry).train()
+    with pytest.raises(UserError, match="evaluation: the media of all 4 samples are not finite"):
+        Trainer(make_config(run={"name": "evaluated"}), registry).train()
+
+
+def test_an_evaluation_of_media_that_are_not_finite(
+    make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(evaluation={"every": 2, "at_start": False}, checkpoints={"every": 1, "keep": 1})
+    trainer = Trainer(config, registry)
+    decode = ToyBackbone.decode
+    monkeypatch.setattr(
+        ToyBackbone,
+        "decode",
+        lambda self, latents: decode(self, latents) * (torch.nan if trainer.optimiser.updates == 2 else 1),
+    )
+    with pytest.raises(RunStopped, match=r"of the evaluation of iteration 2 are not finite.*They are not saved: the "):
+        trainer.train()
+    assert saved(config)[-1] == 1
