@@ -6,13 +6,17 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dgpo_schemas.changes import ChangeRecord, Effect, effect_of
+from dgpo_core.locations import chosen
+from dgpo_schemas.changes import ChangeRecord, Effect, declared, effect_of
 from dgpo_schemas.problems import show
 from dgpo_schemas.run import RunConfig
+
+if TYPE_CHECKING:
+    from dgpo_core.registry import Registry
 
 __all__ = [
     "Change",
@@ -40,11 +44,8 @@ class Change:
     key: str
     was: Any
     now: Any
-
-    @property
-    def effect(self) -> Effect:
-        """What it does to a run that goes on with it."""
-        return effect_of(self.key)
+    effect: Effect = "fixed"
+    """What it does to a run that goes on with it."""
 
     def __str__(self) -> str:
         return f"{self.key}: {_shown(self.was)} when it started, {_shown(self.now)} now"
@@ -60,11 +61,25 @@ class Change:
         return ".worker.environment." not in self.key
 
 
-def changes(saved: RunConfig, new: RunConfig) -> list[Change]:
-    """Every setting that differs, in the order of the run file."""
+def changes(saved: RunConfig, new: RunConfig, registry: Registry | None = None) -> list[Change]:
+    """Every setting that differs, in the order of the run file. With a registry, plugins say what becomes of changes of
+    their options; else these are fixed."""
     before, after = _flat(saved), _flat(new)
-    found = (Change(key, before.get(key, _ABSENT), after.get(key, _ABSENT)) for key in dict.fromkeys([*before, *after]))
+    options = {} if registry is None else _of_options(new, registry)
+    found = (
+        Change(key, before.get(key, _ABSENT), after.get(key, _ABSENT), effect_of(key, options))
+        for key in dict.fromkeys([*before, *after])
+    )
     return [change for change in found if _shown(change.was) != _shown(change.now)]
+
+
+def _of_options(config: RunConfig, registry: Registry) -> dict[str, Effect]:
+    """What plugins declare of their options, by dotted keys of the run file."""
+    return {
+        ".".join(map(str, (*where, key))): effect
+        for where, model, _ in chosen(config.model_dump(mode="json"), registry)
+        for key, effect in declared(model).items()
+    }
 
 
 def differing_keys(saved: RunConfig, new: RunConfig, effects: Sequence[Effect] = ("fixed",)) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,12 @@ from dgpo_schemas.places import Place, absolute, places
 from dgpo_schemas.run import RunConfig
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from dgpo_core.registry import Registry
     from dgpo_schemas.problems import KeyPath
 
-__all__ = ["located", "moved_along", "recalled", "started_in", "without_places"]
+__all__ = ["chosen", "located", "moved_along", "recalled", "started_in", "without_places"]
 
 
 def located(config: RunConfig, registry: Registry | None = None, start: Path | None = None) -> RunConfig:
@@ -100,13 +102,22 @@ def without_places(config: RunConfig, registry: Registry | None = None) -> dict[
 def _all_places(data: dict[str, Any], registry: Registry | None) -> Iterator[tuple[KeyPath, Place]]:
     yield from places(RunConfig, data)
     if registry is not None:
-        for place, kind in PLACES.items():
-            for where, block in blocks_at(data, place):
-                yield from _in_options(registry, kind, where, block)
+        for where, model, options in chosen(data, registry):
+            yield from (((*where, *path), place) for path, place in places(model, options))
 
 
-def _in_options(registry: Registry, kind: str, where: KeyPath, block: Any) -> Iterator[tuple[KeyPath, Place]]:
-    """Of a block's options, and of the parts that they choose in turn."""
+def chosen(data: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPath, type[BaseModel], dict[str, Any]]]:
+    """The options of every part that a run file's data choose, which are not empty: where they stand, their model, and
+    what they are."""
+    for place, kind in PLACES.items():
+        for where, block in blocks_at(data, place):
+            yield from _in_options(registry, kind, where, block)
+
+
+def _in_options(
+    registry: Registry, kind: str, where: KeyPath, block: Any
+) -> Iterator[tuple[KeyPath, type[BaseModel], dict[str, Any]]]:
+    """Of a block, and of the parts that its options choose in turn."""
     options = block.get("options") if isinstance(block, dict) else None
     if not options or not isinstance(block.get("use"), str):
         return
@@ -114,8 +125,7 @@ def _in_options(registry: Registry, kind: str, where: KeyPath, block: Any) -> It
         model = registry.options_model(registry.find(kind, block["use"]))
     except PluginError:  # it may be installed only where the reward runs
         return
-    for path, place in places(model, options):
-        yield (*where, "options", *path), place
+    yield (*where, "options"), model, options
     for inner in KINDS:
         if inner in options:
             yield from _in_options(registry, inner, (*where, "options", inner), options[inner])

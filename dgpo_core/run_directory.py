@@ -165,7 +165,7 @@ class RunDirectory:
         now = located(config, registry)
         found = min(
             (
-                changes(located(one, registry, started_in(one, self.path)), now)
+                changes(located(one, registry, started_in(one, self.path)), now, registry)
                 for one in (read_config(self.path), *_with_defaults(self.path, registry))
             ),
             key=lambda some: (sum(change.effect == "fixed" for change in some), len(some)),

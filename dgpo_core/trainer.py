@@ -384,7 +384,7 @@ class Trainer:
                 f"{said}They are not saved: the checkpoint of iteration {self._saved} is kept, and a resume with "
                 f"{lower} goes on from it"
             )
-        paths = self.directory.checkpoints.paths() or ()
+        paths = self.directory.checkpoints.paths() or []
         before = [int(path.name) for path in paths if int(path.name) < self._last_update_at]
         if not before:
             return f"{said}There is no checkpoint from before; begin again, with another run.name and {lower}"

@@ -8,7 +8,7 @@ another of these the logs would tell of two experiments as if they were one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field
@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, RESUME, StrictModel
 from dgpo_schemas.run import RunConfig
 
-__all__ = ["ITEM", "ChangeRecord", "Effect", "changeable", "effect_of", "summary"]
+__all__ = ["ITEM", "ChangeRecord", "Effect", "changeable", "declared", "effect_of", "summary"]
 
 Effect = Literal["fixed", "from there on", "any time"]
 ITEM = "N"
@@ -37,14 +37,22 @@ class ChangeRecord(StrictModel):
 def changeable() -> dict[str, Effect]:
     """Every setting that a resume may change, a section for all that is in it, to what a change does. Numbers of items
     are ITEM."""
-    return dict(_declared(RunConfig, ()))
+    return declared(RunConfig)
 
 
-def effect_of(key: str) -> Effect:
-    """What changing the setting with this dotted key on a resume does: the innermost declaration holds."""
-    parts = re.sub(r"(?<=\.)\d+(?=\.|$)", ITEM, key).split(".")
-    known = changeable()
-    found = (known.get(".".join(parts[:end])) for end in range(len(parts), 0, -1))
+def declared(model: type[BaseModel]) -> dict[str, Effect]:
+    """The same of the settings of any model, such as that of a plugin's options."""
+    return dict(_declared(model, ()))
+
+
+def effect_of(key: str, options: Mapping[str, Effect] | None = None) -> Effect:
+    """What changing the setting with this dotted key on a resume does: the innermost declaration holds.
+
+    options: what plugins declare of their options, by dotted keys of the run file.
+    """
+    parts, exact = re.sub(r"(?<=\.)\d+(?=\.|$)", ITEM, key).split("."), key.split(".")
+    known, more = changeable(), options or {}
+    found = (more.get(".".join(exact[:end]), known.get(".".join(parts[:end]))) for end in range(len(parts), 0, -1))
     return next((effect for effect in found if effect is not None), "fixed")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, RESUME
-from dgpo_schemas.changes import changeable, effect_of, summary
+from dgpo_schemas.changes import Effect, changeable, effect_of, summary
 from dgpo_schemas.run import RunConfig
 
 PAGE = Path(__file__).parents[2] / "docs/resume.md"
@@ -46,6 +46,14 @@ def test_the_page_lists_what_the_fields_declare() -> None:
 )
 def test_the_innermost_declaration_holds(key: str, effect: str) -> None:
     assert effect_of(key) == effect
+
+
+def test_what_plugins_declare_of_their_options_holds_for_those_alone() -> None:
+    known: dict[str, Effect] = {"rewards.1.options.batch": "any time", "evaluation.rewards.0.options.batch": "any time"}
+    effects = {key: effect_of(key, known) for key in (*known, "rewards.0.options.batch", "rewards.1.options.batches")}
+    assert list(effects.values()) == ["any time", "any time", "fixed", "fixed"]
+    assert effect_of("evaluation.rewards.0.options.batch.deeper", known) == "any time"
+    assert effect_of("evaluation.rewards.1.options.batch", known) == "from there on"
 
 
 def test_schemas_tell_editors_of_it() -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from dgpo_geneval.metadata import Task
-from dgpo_schemas.base import Float, Int, Options, Use
+from dgpo_schemas.base import ANYTIME, Float, Int, Options, Use
 from dgpo_schemas.places import FileOrTag, PathOrName
 
 __all__ = ["ColorOptions", "GenEvalOptions", "GenEvalPromptsOptions", "Mask2FormerOptions"]
@@ -34,6 +34,7 @@ class ColorOptions(Options):
         default=64,
         ge=1,
         le=100_000,
+        json_schema_extra=ANYTIME,
         description="Objects in one pass of the image encoder, at most. Those of different pictures never share one, "
         "so that a colour does not depend on other pictures.",
     )
@@ -75,6 +76,7 @@ class Mask2FormerOptions(Options):
         default=8,
         ge=1,
         le=100_000,
+        json_schema_extra=ANYTIME,
         description="Pictures whose answers are held on the device at once; more of them keep it busier. Each has its "
         "own pass of the network, so that no other changes a bit of its scores.",
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dgpo_schemas.base import Int, Options
+from dgpo_schemas.base import ANYTIME, Int, Options
 from dgpo_schemas.places import FileOrTag, PathOrName, SchemedPath
 
 __all__ = ["AestheticOptions", "ClipOptions", "ClipScoreOptions", "PickScoreOptions", "TextOptions"]
@@ -16,7 +16,11 @@ class ClipOptions(Options):
     """What every reward on top of a CLIP can be told."""
 
     batch: Int = Field(
-        default=32, ge=1, le=100_000, description="Pictures (or frames, or prompts) in one call of the network."
+        default=32,
+        ge=1,
+        le=100_000,
+        json_schema_extra=ANYTIME,
+        description="Pictures (or frames, or prompts) in one call of the network.",
     )
     every: Int = Field(
         default=4, ge=1, le=10**6, description="Of a video, every so many frames are scored and averaged."

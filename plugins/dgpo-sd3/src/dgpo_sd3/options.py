@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from dgpo_schemas.base import Int, Options
+from dgpo_schemas.base import ANYTIME, Int, Options
 
 __all__ = ["SD3Options"]
 
@@ -24,10 +24,15 @@ class SD3Options(Options):
     )
     offload_text: bool = Field(
         default=False,
+        json_schema_extra=ANYTIME,
         description="Keep the text encoders in host memory and bring them to the device while prompts are encoded.",
     )
     decode_chunk: Int = Field(
-        default=8, ge=1, le=100_000, description="Images in one call of the autoencoder's decoder."
+        default=8,
+        ge=1,
+        le=100_000,
+        json_schema_extra=ANYTIME,
+        description="Images in one call of the autoencoder's decoder.",
     )
     variant: str | None = Field(
         default=None,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from dgpo_schemas.base import Int, Options
+from dgpo_schemas.base import ANYTIME, Int, Options
 
 __all__ = ["COMPRESSION", "WanOptions"]
 
@@ -33,7 +33,11 @@ class WanOptions(Options):
         "part of what it attends to, so a shorter length changes what it draws.",
     )
     decode_chunk: Int = Field(
-        default=1, ge=1, le=100_000, description="Videos in one call of the autoencoder's decoder."
+        default=1,
+        ge=1,
+        le=100_000,
+        json_schema_extra=ANYTIME,
+        description="Videos in one call of the autoencoder's decoder.",
     )
     expert: Literal["high", "low"] = Field(
         default="high",
