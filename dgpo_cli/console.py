@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dgpo_cli.log import OneLine
+from dgpo_schemas.text import clean
 
 if TYPE_CHECKING:
     from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, TimingRecord
@@ -109,7 +110,7 @@ class PlainProgress:
         """Say where and with what."""
         self.iterations, self.first, self.began = iterations, iteration, time.monotonic()
         verb = f"resuming after iteration {iteration} of" if iteration else "training"
-        self.say(f"{verb} {directory} for {iterations} iterations on {facts['device']}")
+        self.say(f"{verb} {clean(str(directory))} for {iterations} iterations on {facts['device']}")
         self.say(
             f"  {facts['trained parameters']:,} of {facts['all parameters']:,} parameters, "
             f"{facts['train prompts']} prompts to train on, {facts['held-out prompts']} held out"

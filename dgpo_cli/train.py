@@ -127,6 +127,7 @@ def train(
     from dgpo_cli.streams import unheeded_output
     from dgpo_core.stopping import StopRequest
     from dgpo_core.trainer import Trainer, run_path
+    from dgpo_schemas.text import shell_word
 
     progress = make_progress(quiet=quiet or not config.logging.console or int(os.environ.get("RANK", "0")) > 0)
     if dry_run:
@@ -152,7 +153,7 @@ def train(
             progress.note(f"{config.run.iterations - trainer.iteration} iterations are left; continue with --resume")
         elif trainer.ended_by != "iterations":
             progress.note(f"stop.{trainer.ended_by} is reached after {trainer.iteration} iterations")
-        progress.note(f"look at it: dgpo report {run_path(config)}")
+        progress.note(f"look at it: dgpo report {shell_word(str(run_path(config)))}")
 
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)

@@ -19,6 +19,7 @@ from dgpo_core.errors import PluginError
 from dgpo_core.hookspecs import KINDS
 from dgpo_core.presets import with_preset
 from dgpo_schemas.base import UseBlock
+from dgpo_schemas.files import check_kind
 from dgpo_schemas.loading import Document, apply_overrides, load_yaml
 from dgpo_schemas.problems import ConfigError, KeyPath, Problem, dotted, explain
 from dgpo_schemas.run import RewardBlock, RunConfig
@@ -78,6 +79,7 @@ def load_run_config(
     Raises ConfigError with every problem, in the file's order.
     """
     document = load_yaml(path)
+    check_kind(document, "run")
     if preset is not None:
         assert registry is not None, "presets belong to plugins"
         document = with_preset(document, preset, registry)
@@ -97,7 +99,9 @@ def run_config_of(document: Document, registry: Registry | None = None) -> RunCo
 
 def load_serve_config(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> ServeConfig:
     """Read a reward file for `dgpo serve`, checked like a run file."""
-    return _resolve(ServeConfig, _SERVED, apply_overrides(load_yaml(path), overrides), registry)
+    document = load_yaml(path)
+    check_kind(document, "service")
+    return _resolve(ServeConfig, _SERVED, apply_overrides(document, overrides), registry)
 
 
 def reward_block_of(document: Document, registry: Registry) -> RewardBlock:

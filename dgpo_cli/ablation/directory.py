@@ -166,7 +166,11 @@ def read_plan(path: Path) -> Plan:
         raise UserError(f"{path}: not an ablation directory (it has no {PLAN})") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UserError(
+            f"{path / PLAN}: {clean('.'.join(map(str, first['loc'])))}: {clean(first['msg'])}; if it is as an "
+            "earlier version of dgpo wrote it, go on with that version, or correct it there; else put it back from a "
+            "copy"
+        ) from None
     except KeyError as error:
         reason = f"it has no {error}"
     except (OSError, ValueError, TypeError) as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgpo_core.config import run_config_of
 from dgpo_schemas.ablation import RESERVED, AblationConfig
+from dgpo_schemas.files import check_kind
 from dgpo_schemas.loading import Document, Position, apply_settings, load_yaml, validate
 from dgpo_schemas.problems import ConfigError, KeyPath, Problem, nearest
 from dgpo_schemas.run import RunConfig
@@ -109,6 +110,7 @@ def make_plan(file: str | Path, registry: Registry) -> Plan:
     the ablation file, the axis, the value and the key.
     """
     document = load_yaml(file)
+    check_kind(document, "ablation")
     ablation = validate(AblationConfig, document)
     choices = _choices(ablation, document)
     named = _named(ablation, document, choices)

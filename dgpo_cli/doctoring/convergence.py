@@ -8,6 +8,7 @@ from dgpo_cli.doctoring.facts import Facts
 from dgpo_cli.doctoring.findings import Change, Examination, Finding, figure, percent
 from dgpo_cli.doctoring.remedies import FEWEST_GROUPS, higher_rate, lower_rate, more_kl, paper_weighting
 from dgpo_cli.doctoring.trends import CLEAR, MIN_TREND
+from dgpo_schemas.text import shell_word
 
 __all__ = [
     "at_end",
@@ -244,7 +245,9 @@ def reward_trend(run: Facts) -> Examination:
             "The training reward has levelled off.",
             (line, f"trend z of the second half alone {series.half().trend():+.1f} ({series.half().whole.where})"),
             "What is trained on teaches no more, or updates of this size find no better.",
-            advice=(f"the best evaluation may be behind: dgpo report {run.data.path} shows the curve",),
+            advice=(
+                f"the best evaluation may be behind: dgpo report {shell_word(str(run.data.path))} shows the curve",
+            ),
         )
     else:
         return Examination("reward trend", fine=f"{figure(series.early.median)} to {figure(series.late.median)}")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
 from itertools import islice
 from pathlib import Path
 
 from dgpo_cli.doctoring.facts import Facts
 from dgpo_cli.doctoring.findings import Examination, Finding
 from dgpo_core.changes import history
+from dgpo_schemas.text import shell_word
 
 __all__ = ["ending", "logs", "resume_command"]
 
 
 def resume_command(path: Path) -> str:
     """What goes on with a run: its own config.yaml is a run file."""
-    return f"dgpo train {shlex.quote(str(path / 'config.yaml'))} --resume"
+    return f"dgpo train {shell_word(str(path / 'config.yaml'))} --resume"
 
 
 def ending(run: Facts) -> Examination:

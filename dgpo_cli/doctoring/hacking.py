@@ -12,6 +12,7 @@ from dgpo_cli.doctoring.trends import CLEAR
 from dgpo_cli.reporting.data import Evaluation
 from dgpo_cli.reporting.summary import GuardRow, guard_rows, scored
 from dgpo_core.guards import STATISTICS
+from dgpo_schemas.text import shell_word
 
 __all__ = ["diversity", "guards", "heldout"]
 
@@ -78,7 +79,7 @@ def guards(run: Facts) -> Examination:
             *([Change("evaluation.guards.alarm", alarm, "stop")] if alarm != "stop" else []),
         ),
         (
-            f"look at the pictures: dgpo report {run.data.path}",
+            f"look at the pictures: dgpo report {shell_word(str(run.data.path))}",
             "or reward what it lost: put the guard among the rewards, with a small weight",
         ),
     )

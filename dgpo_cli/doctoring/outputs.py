@@ -14,6 +14,7 @@ from dgpo_cli.doctoring.findings import Change, Examination, Finding, figure, pe
 from dgpo_cli.reporting.data import Evaluation
 from dgpo_cli.reporting.summary import scored
 from dgpo_schemas.sigma import resolve_sigma
+from dgpo_schemas.text import shell_word
 
 __all__ = ["OF_DETAIL", "detail", "disagreement", "later_t_min", "resolved_sigma", "times"]
 
@@ -174,7 +175,7 @@ def detail(run: Facts) -> Examination:
         WHY,
         _raised(run),
         (
-            f"look at the pictures of the first and the last evaluation, side by side: dgpo report {run.data.path}",
+            f"look at the pictures of the first and the last evaluation, side by side: dgpo report {shell_word(str(run.data.path))}",
             *([FINER] if finer is None else []),
         ),
     )

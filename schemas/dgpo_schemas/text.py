@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 
-__all__ = ["LONGEST", "clean", "error_text", "is_visible", "lone_surrogate"]
+__all__ = ["LONGEST", "clean", "error_text", "is_visible", "lone_surrogate", "shell_word"]
 
 LONGEST = 2000
 """Characters of a message from outside that are shown."""
@@ -48,3 +49,16 @@ def is_visible(text: str) -> bool:
     return any(
         not c.isspace() and c not in BLANK and unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Cn") for c in text
     )
+
+
+def shell_word(text: str) -> str:
+    """A text as it is written on a command line of bash or zsh: as it is where that is enough, else in quotes, and on
+    one line whatever it holds (`$'a\\nb'`)."""
+    if all(c.isprintable() for c in text):
+        return shlex.quote(text)
+    kept = "".join(c if c.isprintable() and c not in "\\'" else _escaped(c) for c in text)
+    return f"$'{kept}'"
+
+
+def _escaped(c: str) -> str:
+    return f"\\{c}" if c in "\\'" else "".join(f"\\x{byte:02x}" for byte in c.encode("utf-8", "surrogateescape"))

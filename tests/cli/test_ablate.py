@@ -435,6 +435,23 @@ def test_usage(dgpo: Run, ablation: Run, trained: Any) -> None:
     assert done.err == "runs/toy is the directory of a run; choose another `name` for the ablation\n"
     (trained.path / "plan.json").write_text("{}")
     assert "runs/toy/plan.json: cannot be read: it has no 'variants'" in dgpo("ablate", "--report", trained.path).err
+    assert dgpo("ablate", "run.yaml").err == (
+        "run.yaml: this is a run file, which `dgpo train` reads; here an ablation file is expected\n"
+    )
+
+
+def test_a_plan_with_what_an_earlier_version_accepted(dgpo: Run, ablation: Run) -> None:
+    dgpo("ablate", ablation(seeds=1, name="old"))
+    plan = Path("runs/old/plan.json")
+    data = json.loads(plan.read_text())
+    data["variants"][0]["config"]["run"]["iterations"] = 10**18
+    plan.write_text(json.dumps(data))
+    done = dgpo("ablate", "--report", "runs/old")
+    assert done.code == 2
+    assert done.err == (
+        "runs/old/plan.json: run.iterations: Input should be less than or equal to 1000000000; if it is as an earlier "
+        "version of dgpo wrote it, go on with that version, or correct it there; else put it back from a copy\n"
+    )
 
 
 def test_devices_are_taken_in_turn(

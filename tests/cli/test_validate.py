@@ -68,6 +68,21 @@ def test_mistakes_are_printed_one_a_line(dgpo: Run, file: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("base: run.yaml\naxes: [{key: a, values: [1]}]\nreward: ocr\n", "an ablation file, which `dgpo ablate` reads"),
+        ("reward: {use: brightness}\n", "the file of a reward service, which `dgpo serve` reads"),
+        ("reward: brightness\nport: 80\n", "the file of a reward service, which `dgpo serve` reads"),
+    ],
+)
+@pytest.mark.parametrize("command", ["validate", "train"])
+def test_files_of_other_commands(command: str, text: str, what: str, dgpo: Run, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text(text)
+    done = dgpo(command, tmp_path / "other.yaml")
+    assert (done.code, done.err) == (2, f"{tmp_path}/other.yaml: this is {what}; here a run file is expected\n")
+
+
 def test_a_missing_file(dgpo: Run, tmp_path: Path) -> None:
     done = dgpo("validate", tmp_path / "nope.yaml")
     assert (done.code, done.err) == (2, f"{tmp_path}/nope.yaml: there is no such file\n")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
-from dgpo_schemas.text import LONGEST, clean, error_text, is_visible, lone_surrogate
+from dgpo_schemas.text import LONGEST, clean, error_text, is_visible, lone_surrogate, shell_word
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,12 @@ def test_nothing_to_see(text: str) -> None:
 @pytest.mark.parametrize("text", ["a", ".", "漢", "\u200b.", "👩\u200d🎨", "◌\u0301", "\u0301"])
 def test_something_to_see(text: str) -> None:
     assert is_visible(text)
+
+
+@pytest.mark.parametrize("text", ["runs/a", "a b", "it's", "a\nb", "a'\n\\b", "é\x1b", "a\u200bb", "$x\t`y`"])
+def test_a_word_of_a_command_line_is_one_line_and_read_back_by_the_shell(text: str) -> None:
+    word = shell_word(text)
+    assert "\n" not in word
+    assert "\x1b" not in word
+    done = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True)
+    assert done.stdout.decode() == text
