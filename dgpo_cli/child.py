@@ -29,6 +29,7 @@ def _watch(parent: int) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Run a command line of `dgpo` for as long as the process PARENT lives."""
     parent, *command = arguments
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # it may write to a terminal that is another process group's
     threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
     from dgpo_cli.main import main as dgpo
 

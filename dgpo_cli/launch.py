@@ -96,6 +96,7 @@ def launch(layout: Layout, command: Sequence[str], program: Sequence[str] = ("-P
                         env=_threads(layout.processes) | os.environ | layout.environment(local_rank),
                         stdout=log,
                         stderr=None if log is None else subprocess.STDOUT,
+                        process_group=0,  # what the terminal sends to ours reaches it once: through us
                     )
                 )
             with _passing_on_signals(started):
@@ -158,30 +159,24 @@ def _told(layout: Layout, first: int | None, codes: Sequence[int], logs: Sequenc
 
 @contextmanager
 def _passing_on_signals(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """SIGTERM is for all of them, and so is a terminal that was closed. Ctrl-C reaches them through the terminal, but a
-    SIGINT sent to us alone does not."""
+    """What asks for a stop, and a Ctrl-Z, is for all of them."""
 
     def to_all(number: int, frame: FrameType | None) -> None:
         for process in started:
-            if process.poll() is None and (number != signal.SIGINT or not _foreground()):
+            if process.poll() is None:
                 process.send_signal(number)
+        if number == signal.SIGTSTP:
+            os.kill(os.getpid(), signal.SIGSTOP)
 
+    passed_on = [*stops_a_run(), signal.SIGTSTP, signal.SIGCONT]
     previous: dict[int, Callable[..., object] | int | None] = {
-        number: signal.signal(number, to_all) for number in stops_a_run()
+        number: signal.signal(number, to_all) for number in passed_on
     }
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _foreground() -> bool:
-    """Whether the terminal sends its Ctrl-C to our process group, that is to the processes too."""
-    try:
-        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
-    except (OSError, ValueError):
-        return False
 
 
 def _threads(processes: int) -> dict[str, str]:

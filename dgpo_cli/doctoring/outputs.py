@@ -175,7 +175,8 @@ def detail(run: Facts) -> Examination:
         WHY,
         _raised(run),
         (
-            f"look at the pictures of the first and the last evaluation, side by side: dgpo report {shell_word(str(run.data.path))}",
+            "look at the pictures of the first and the last evaluation, side by side: dgpo report "
+            f"{shell_word(str(run.data.path))}",
             *([FINER] if finer is None else []),
         ),
     )

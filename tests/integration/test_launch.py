@@ -199,19 +199,21 @@ def test_what_a_silent_process_said_last_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_stops_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "group"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_what_asks_for_a_stop_saves_and_stops_all(number: signal.Signals, group: bool, tmp_path: Path) -> None:
+    """A signal to the launcher, or to its whole process group, as a terminal sends it: each process hears of it once."""
     file = write(tmp_path, iterations=3000, evaluation={"every": 0}, checkpoints={"every": 1000})
     code = f"import sys; from dgpo_cli.launch import *;sys.exit(launch(Layout(2), ['train', sys.argv[1]], [{CHILD!r}]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
     )  # fmt: skip
     log = tmp_path / "toy" / "metrics.jsonl"
     for _ in range(600):
         if log.exists() and log.stat().st_size:
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    (os.killpg if group else os.kill)(process.pid, number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     done = len(log.read_text().splitlines())
