@@ -200,8 +200,8 @@ def test_what_a_silent_process_said_last_is_shown(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "group"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_what_asks_for_a_stop_saves_and_stops_all(number: signal.Signals, group: bool, tmp_path: Path) -> None:
-    """A signal to the launcher, or to its whole process group, as a terminal sends it: each process hears of it once."""
+def test_what_asks_for_a_stop_saves_and_stops_all(number: int, group: bool, tmp_path: Path) -> None:
+    """To the launcher, or as a terminal sends it to its process group: each process hears of it once."""
     file = write(tmp_path, iterations=3000, evaluation={"every": 0}, checkpoints={"every": 1000})
     code = f"import sys; from dgpo_cli.launch import *;sys.exit(launch(Layout(2), ['train', sys.argv[1]], [{CHILD!r}]))"
     process = subprocess.Popen(

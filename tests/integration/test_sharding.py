@@ -176,6 +176,19 @@ def test_a_stop_or_a_loss_costs_nothing(
     assert run.files() == whole.files()
 
 
+@pytest.mark.slow
+def test_an_update_that_destroys_spread_weights_is_not_saved(driver: Driver, tmp_path: Path) -> None:
+    """Each update multiplies them by a million."""
+    run = Run(tmp_path, "run", **FULL, run=SHARD, optimiser={"updates": 4}, checkpoints={"every": 1})
+    assert_all_well(driver.train(run, 2, "--max-iterations", "1"))
+    wild = ["--set", "optimiser.learning_rate=1000", "--set", "optimiser.weight_decay=1000"]
+    for ended in driver.train(run, 2, "--resume", *wild):
+        assert ended["status"] == 1, ended["output"]
+        assert "made weights that are not finite, or too large to compute with: they are not saved" in ended["output"]
+    assert sorted(path.name for path in (run.path / "checkpoints").glob("0*"))[-1] == "000001"
+    assert_all_well(driver.train(run, 2, "--resume"))
+
+
 @pytest.mark.parametrize(("number", "key"), [(4, "rollout"), (30, "optimiser")])
 def test_too_little_memory_is_told_and_not_tried_again(number: int, key: str, driver: Driver, tmp_path: Path) -> None:
     """The others cannot be told to begin anew: they are in the middle of the same pass."""
