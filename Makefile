@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS)
 	touch $@
 
 quickstart: $(VENV)/.installed  ## Train the miniature model for a few minutes and write a report
-	$(BIN)/dgpo train examples/quickstart.yaml $(if $(wildcard $(RUN)/checkpoints/0*),--resume)
+	$(BIN)/dgpo train examples/quickstart.yaml --resume auto
 	$(BIN)/dgpo report $(RUN)
 
 test: $(VENV)/.installed  ## Run the tests (at most 6 minutes on two cores)
