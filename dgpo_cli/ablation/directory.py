@@ -166,8 +166,9 @@ def read_plan(path: Path) -> Plan:
         raise UserError(f"{path}: not an ablation directory (it has no {PLAN})") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        place = clean(".".join(map(str, first["loc"])))
         raise UserError(
-            f"{path / PLAN}: {clean('.'.join(map(str, first['loc'])))}: {clean(first['msg'])}; if it is as an "
+            f"{path / PLAN}: cannot be read: {place + ': ' if place else ''}{clean(first['msg'])}; if it is as an "
             "earlier version of dgpo wrote it, go on with that version, or correct it there; else put it back from a "
             "copy"
         ) from None

@@ -345,7 +345,7 @@ def test_media_that_are_broken_count_as_missing(
     decode = ToyBackbone.decode
     monkeypatch.setattr(ToyBackbone, "decode", lambda self, x0: decode(self, x0) * torch.nan)
     config = make_config(prompts={"heldout": None}, evaluation={"every": 0})
-    with pytest.raises(RunStopped, match=r"100% of the scores .* the media are not finite"):
+    with pytest.raises(RunStopped, match=r"100% of the media of iteration 1 are not finite, with the base model"):
         Trainer(config, registry).train()
 
 

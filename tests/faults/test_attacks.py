@@ -9,11 +9,11 @@ import pytest
 from tests.faults.attacks import DRAIN, attack, attacks
 from tests.faults.serving import served
 
-BRIEF = ["tiny chunks", "many headers", "nested JSON", "connect and leave"]
 ALL = [one.name for one in attacks()]
 
 
-@pytest.mark.parametrize(("names", "seconds"), [(BRIEF, 0.5), pytest.param(ALL, 1.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("names", "seconds"), [(ALL, 1.0)])
 def test_others_are_answered_meanwhile_and_afterwards(names: list[str], seconds: float) -> None:
     with served(drain_seconds=DRAIN, readers=1) as service:
         for one in attacks():

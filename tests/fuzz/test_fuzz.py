@@ -29,7 +29,7 @@ def test_every_prompt_file_is_read_or_refused_in_words() -> None:
         assert found.counts[f"prompts for {kind}", "refused"] > 5
 
 
-@pytest.mark.parametrize("cases", [12, pytest.param(250, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [8, pytest.param(150, marks=pytest.mark.slow)])
 def test_every_run_directory_is_read_or_refused_in_words(cases: int) -> None:
     *_, found = run(SUBJECTS["run-directories"], cases=cases, seed=0)
     assert found.failures == []

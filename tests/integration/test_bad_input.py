@@ -202,7 +202,7 @@ EDITS = {
     "no rewards": ("  - use: brightness\n", "  []\n",
         "run.yaml:11: rewards: must have at least 1 entry, not 0"),
     "not a number": ("shift: 1.0", "shift: .nan",
-        "run.yaml:6: rollout.shift: must be at most 1000, not nan"),
+        "run.yaml:6: rollout.shift: must be a finite number, not nan"),
     "no steps": ("steps: 3", "steps: 0",
         "run.yaml:5: rollout.steps: must be at least 1, not 0"),
     "too many steps": ("steps: 3", "steps: 2000",
