@@ -450,7 +450,8 @@ def test_a_plan_with_what_an_earlier_version_accepted(dgpo: Run, ablation: Run) 
     assert done.code == 2
     assert done.err == (
         "runs/old/plan.json: cannot be read: run.iterations: Input should be less than or equal to 1000000000; if it "
-        "is as an earlier version of dgpo wrote it, go on with that version, or correct it there; else put it back from a copy\n"
+        "is as an earlier version of dgpo wrote it, go on with that version, or correct it there; else put it back "
+        "from a copy\n"
     )
 
 
