@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import random
 import re
@@ -56,7 +57,8 @@ def _spoil(rng: Random, data: Any) -> Any:
         if rng.random() < 0.3:
             data[rng.choice([*list(data), "more"])] = deepcopy(rng.choice(VALUES))
         else:
-            rng.choice(DATA)(rng, data)
+            with contextlib.suppress(IndexError, OverflowError):  # nothing is left to change, or no number can hold it
+                rng.choice(DATA)(rng, data)
     return data
 
 

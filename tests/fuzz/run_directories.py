@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -124,7 +125,8 @@ def _change(rng: Random, data: Any) -> None:
         if rng.random() < 0.3:
             data[rng.choice([*list(data), "more"])] = deepcopy(rng.choice(VALUES))
         else:
-            rng.choice(DATA)(rng, data)
+            with contextlib.suppress(IndexError, OverflowError):  # nothing is left to change, or no number can hold it
+                rng.choice(DATA)(rng, data)
 
 
 def _odd_names(rng: Random, path: Path) -> None:
