@@ -22,6 +22,7 @@ import yaml
 __all__ = ["Answer", "Served", "exchange", "post", "resident", "served"]
 
 REWARD = {"use": "geneval", "options": {"detector": "shapes"}}
+LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
@@ -104,13 +105,14 @@ def _read(connection: socket.socket) -> Answer:
                 break
             data += piece
     head, _, body = data.partition(b"\r\n\r\n")
-    found = STATUS.match(head)
-    return Answer(int(found[1]) if found else 0, head, body)
+    found, length = STATUS.match(head), LENGTH.search(head)
+    # What follows the body answers what the service took for another request.
+    return Answer(int(found[1]) if found else 0, head, body[: int(length[1])] if length else body)
 
 
 def _whole(data: bytes) -> bool:
     head, separator, body = data.partition(b"\r\n\r\n")
-    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    length = LENGTH.search(head)
     return bool(separator) and length is not None and len(body) >= int(length[1])
 
 
