@@ -377,8 +377,6 @@ class Trainer:
             f"rate of {self.optimiser.learning_rate(updates - 1):g}, have spoilt the weights. "
         )
         lower = f"a lower optimiser.learning_rate{self._and_a_norm()}"
-        if self._saved < 0:
-            return f"{said}Nothing is saved yet; begin again with {lower}"
         if self._saved != self.iteration:
             return (
                 f"{said}They are not saved: the checkpoint of iteration {self._saved} is kept, and a resume with "

@@ -116,7 +116,7 @@ def test_lists_and_endings_in_capitals(tmp_path: Path) -> None:
         ("p.txt", b"good\nwith a \0 byte\n", "p.txt:2: holds a zero byte"),
         ("p.txt", b"\xff\xfea\x00\x00\x00", "p.txt:1: holds a zero character"),
         ("p.txt", b"\xff\xfea\x00b", "p.txt:1: not UTF-16LE, though it begins with its mark"),
-        ("p.txt", gzip.compress(b"a"), "p.txt: is no text: it is a gzip file; unpack it"),
+        ("p.txt", gzip.compress(b"a", mtime=0), "p.txt: is no text: it is a gzip file; unpack it"),
         ("p.txt", b"PK\x03\x04abc", "p.txt: is no text: it is a zip archive, or a spreadsheet"),
         ("p.jsonl.gz", b"x", "p.jsonl.gz: a prompt file ends in .*; unpack this one"),
         ("p.tsv", b"x", r"p.tsv: a prompt file ends in .*pandas.read_csv\('p.tsv', sep='.t'\).to_json\('p.jsonl'"),
