@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from dgpo_schemas.text import error_text
 
-__all__ = ["Exited", "ctrl_c", "isolated", "no_exit", "place_of", "printing_aside", "told"]
+__all__ = ["READ", "RESTORE", "Exited", "ctrl_c", "isolated", "no_exit", "place_of", "printing_aside", "told"]
 
 log = logging.getLogger(__name__)
 SLOW = 20.0
@@ -121,13 +121,26 @@ def no_exit(*, everywhere: bool = False) -> Iterator[None]:
             _everywhere.clear()
 
 
+READ: Mapping[str, Callable[[], Any]] = {
+    "the working directory": os.getcwd,
+    "the locale": lambda: locale.setlocale(locale.LC_ALL),
+    "the level at which logging is disabled": lambda: logging.root.manager.disable,
+}
+"""What a process has one of, with or without torch, by the name that messages give it. May raise OSError (a directory
+that is gone) or locale.Error."""
+RESTORE: Mapping[str, Callable[[Any], object]] = {
+    "the working directory": os.chdir,
+    "the locale": lambda value: locale.setlocale(locale.LC_ALL, value),
+    "the level at which logging is disabled": logging.disable,
+}
+
+
 def _state() -> dict[str, Any]:
     """What an import may change for all, by name."""
-    found: dict[str, Any] = {"the level at which logging is disabled": logging.root.manager.disable}
-    with contextlib.suppress(OSError):
-        found["the working directory"] = os.getcwd()
-    with contextlib.suppress(locale.Error):
-        found["the locale"] = locale.setlocale(locale.LC_ALL)
+    found: dict[str, Any] = {}
+    for name, read in READ.items():
+        with contextlib.suppress(OSError, locale.Error):
+            found[name] = read()
     if threading.current_thread() is threading.main_thread():
         found["the handlers of signals"] = {number: signal.getsignal(number) for number in SIGNALS}
     torch = sys.modules.get("torch")
@@ -146,12 +159,7 @@ def _set_signals(handlers: Mapping[int, Any]) -> None:
 
 def _put_back(name: str, value: Any) -> None:
     torch = sys.modules.get("torch")
-    restore: dict[str, Callable[[Any], object]] = {
-        "the level at which logging is disabled": logging.disable,
-        "the working directory": os.chdir,
-        "the locale": lambda v: locale.setlocale(locale.LC_ALL, v),
-        "the handlers of signals": _set_signals,
-    }
+    restore: dict[str, Callable[[Any], object]] = {**RESTORE, "the handlers of signals": _set_signals}
     if torch is not None:
         restore |= {
             "torch's default dtype": torch.set_default_dtype,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import locale
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from dgpo_core import isolation
 
 __all__ = ["Guard", "changes", "process_state", "put_back", "thread_state"]
 
@@ -37,7 +38,7 @@ def process_state() -> dict[str, Any]:
     """What the whole process has one of, by name. Costs some 10 microseconds."""
     cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
     return {
-        "the working directory": _or_none(os.getcwd),
+        **{name: _or_none(read) for name, read in isolation.READ.items()},
         "torch's default dtype": torch.get_default_dtype(),
         "torch's deterministic algorithms": (
             torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -45,8 +46,6 @@ def process_state() -> dict[str, Any]:
         "torch's precision of float32": _or_none(_precision),
         "cudnn's switches": (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
         "torch's attention kernels": tuple(getattr(cuda, f"{name}_sdp_enabled")() for name in KERNELS),
-        "the locale": _or_none(lambda: locale.setlocale(locale.LC_ALL)),
-        "the level at which logging is disabled": logging.root.manager.disable,
     }  # fmt: skip
 
 
@@ -104,14 +103,12 @@ def _set_signals(value: tuple[Any, ...]) -> None:
 
 
 RESTORE: Mapping[str, Callable[[Any], object]] = {
-    "the working directory": os.chdir,
+    **isolation.RESTORE,
     "torch's default dtype": torch.set_default_dtype,
     "torch's deterministic algorithms": lambda v: torch.use_deterministic_algorithms(v[0], warn_only=v[1]),
     "torch's precision of float32": _set_precision,
     "cudnn's switches": _set_cudnn,
     "torch's attention kernels": _set_kernels,
-    "the locale": lambda v: locale.setlocale(locale.LC_ALL, v),
-    "the level at which logging is disabled": logging.disable,
     # Without a choice it is the CPU; setting that would slow every call of torch down.
     "torch's default device": lambda v: torch.set_default_device(None if v == torch.device("cpu") else v),
     "torch's gradients": torch.set_grad_enabled,
