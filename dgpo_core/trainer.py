@@ -29,6 +29,7 @@ from dgpo_core.progress import Progress, Silent
 from dgpo_core.prompts import longer_than_read, of_iteration
 from dgpo_core.run_directory import RunDirectory
 from dgpo_core.scoring import merged, missing_beyond, not_finite
+from dgpo_core.spoilt import Standing
 from dgpo_core.stopping import Interrupted, Limit, StopRequest, limit_reached
 from dgpo_core.types import ScoredGroups, TrainingBatch
 from dgpo_schemas.manifest import CheckpointManifest
@@ -178,7 +179,7 @@ class Trainer:
                         f"{self.skipped_in_a_row} updates in a row had non-finite losses or gradients and were skipped "
                         f"(limit optimiser.max_skipped = {self.config.optimiser.max_skipped}); the state is saved. "
                         "A resume with a lower optimiser.learning_rate or precision.autocast: no may help, or a new "
-                        f"run with a smaller objective.beta{self._before_skipping()}"
+                        f"run with a smaller objective.beta{self._standing().after_skipping()}"
                     )
         except Interrupted:
             self._save_if_behind()
@@ -199,17 +200,6 @@ class Trainer:
             raise RunStopped(f"{blamed}; {self._save_what_is_whole()}; continue with --resume") from error
         self._save_if_behind()
         return "finished"
-
-    def _before_skipping(self) -> str:
-        """What to do if the weights themselves are why updates are skipped."""
-        last = self._last_update_at
-        before = [int(path.name) for path in self.directory.checkpoints.paths() or () if int(path.name) < last]
-        if not before:
-            return ""
-        return (
-            f". If it stops again at once, the update of iteration {last} has spoilt the weights: the checkpoint of "
-            f"iteration {before[-1]} is kept too, and is resumed from once later ones are moved away"
-        )
 
     def _save_what_is_whole(self) -> str:
         """Save the state after the last iteration if no update of the next one has changed the weights since, and if
@@ -242,7 +232,7 @@ class Trainer:
             bounds = policy.bounds(context)
             sigmas = policy.draw(self.config.timesteps.count, context, draws.at("timesteps"))
             results = self.optimiser.step(batch, sigmas, draws.at("optimise"))
-            self._check_weights(results[-1].learning_rate)
+            self._check_weights()
             averages = self.optimiser.averages()
         self.iteration += 1
         self._updates = self.optimiser.updates
@@ -277,7 +267,7 @@ class Trainer:
         except NotFiniteError as error:
             if self.optimiser.updates == 0:
                 raise
-            raise RunStopped(self._spoilt(f"the media of the evaluation of iteration {done}", 1.0)) from error
+            raise RunStopped(self._standing().media(f"the media of the evaluation of iteration {done}")) from error
         except UserError:  # a reward that fails here must not cost the iterations before it
             self._save_what_is_whole()
             raise
@@ -351,51 +341,30 @@ class Trainer:
         if found is not None:
             share, why = found
             if not_finite(self.engine.scorer.rewards, samples):
-                raise RunStopped(self._spoilt(f"{share:.0%} of the media of iteration {self.iteration + 1}", share))
+                if share < 1 and self.optimiser.updates:  # where nothing else comes of them, they are not saved
+                    self._save_if_behind()
+                what = f"{share:.0%} of the media of iteration {self.iteration + 1}"
+                raise RunStopped(self._standing().media(what))
             self._save_if_behind()
             raise RunStopped(
                 f"{share:.0%} of the scores of iteration {self.iteration + 1} are missing (limit scoring.max_missing = "
                 f"{limit:g}); the state is saved. {why}"
             )
 
-    def _spoilt(self, what: str, share: float) -> str:
-        """What to do about weights whose media are not finite, though they are themselves.
-
-        If nothing else comes of them, they are not saved. They may be already: the checkpoint before is kept until a
-        checkpoint's weights have drawn something.
-        """
+    def _standing(self) -> Standing:
+        """For messages about weights that updates have spoilt."""
         updates = self.optimiser.updates
-        if updates == 0:
-            return (
-                f"{what} are not finite, with the base model's own weights: look at backbone.dtype, precision and "
-                "rollout.guidance"
-            )
-        if share < 1:
-            self._save_if_behind()
-        said = (
-            f"{what} are not finite: {updates} {'update' if updates == 1 else 'updates'}, the last with a learning "
-            f"rate of {self.optimiser.learning_rate(updates - 1):g}, have spoilt the weights. "
-        )
-        lower = f"a lower optimiser.learning_rate{self._and_a_norm()}"
-        if self._saved != self.iteration:
-            return (
-                f"{said}They are not saved: the checkpoint of iteration {self._saved} is kept, and a resume with "
-                f"{lower} goes on from it"
-            )
-        paths = self.directory.checkpoints.paths() or []
-        before = [int(path.name) for path in paths if int(path.name) < self._last_update_at]
-        if not before:
-            return f"{said}There is no checkpoint from before; begin again, with another run.name and {lower}"
-        return (
-            f"{said}The checkpoint of iteration {before[-1]} is kept: move {paths[-1]} away, and a resume with {lower} "
-            "goes on from there"
+        return Standing(
+            iteration=self.iteration,
+            updates=updates,
+            saved=self._saved,
+            rate=self.optimiser.learning_rate(max(updates - 1, 0)),
+            clipped=self.config.optimiser.max_grad_norm is not None,
+            last_update=self._last_update_at,
+            checkpoints=self.directory.checkpoints.paths() or [],
         )
 
-    def _and_a_norm(self, verb: str = "") -> str:
-        unclipped = self.config.optimiser.max_grad_norm is None
-        return f" and {verb}optimiser.max_grad_norm, which is null" if unclipped else ""
-
-    def _check_weights(self, rate: float, *, alone: bool = False) -> None:
+    def _check_weights(self, *, alone: bool = False) -> None:
         """Raise RunStopped if the last update has left weights, averages or moments that are no numbers to go on with:
         they are not saved, so that what was saved before stays the newest."""
         spoilt = not self.optimiser.sound()
@@ -406,12 +375,7 @@ class Trainer:
                 "backbone.checkpoint: its trained weights are not all finite, or too large to compute with; there is "
                 "nothing to train from"
             )
-        raise RunStopped(
-            f"in iteration {self.iteration + 1} update {self.optimiser.updates}, with a learning rate of {rate:g}, "
-            "made weights that are not finite, or too large to compute with: they are not saved. Lower "
-            f"optimiser.learning_rate (a resume may change it){self._and_a_norm('set ')}; the checkpoint of iteration "
-            f"{self._saved} is kept, and --resume goes on from it"
-        )
+        raise RunStopped(self._standing().weights())
 
     def _timestep_context(self) -> TimestepContext:
         t_min, t_max = self.config.sigma_range
@@ -677,7 +641,7 @@ class Trainer:
     def _save(self, *, alone: bool = False) -> None:
         """Write a checkpoint; by all processes together, for each may have a share of the weights, unless this one is
         `alone` with a failure: then it waits for no other."""
-        self._check_weights(self.optimiser.learning_rate(max(self.optimiser.updates - 1, 0)), alone=alone)
+        self._check_weights(alone=alone)
         with self._timed("checkpoint"):
             weights, moments = self.engine.policy.state(), self.optimiser.state()
             self.directory.checkpoints.save(
