@@ -1,4 +1,4 @@
-"""What a run says when its updates have spoilt the weights: which, what to lower, and which checkpoint to go on from."""
+"""What a run says when updates have spoilt its weights: which one, what to lower, which checkpoint to go on from."""
 
 from __future__ import annotations
 
