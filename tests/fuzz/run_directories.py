@@ -74,9 +74,9 @@ def _a_socket(rng: Random, path: Path) -> None:
 
 def _a_link(rng: Random, path: Path) -> None:
     """To nowhere, to itself, to a directory, or to what it was."""
-    aside = path.with_name("elsewhere")
+    aside = path.with_name(f"once {path.name}")
     path.rename(aside)
-    path.symlink_to(rng.choice(["nowhere", path.name, ".", "..", "elsewhere"]))
+    path.symlink_to(rng.choice(["nowhere", path.name, ".", "..", aside.name]))
     if rng.random() < 0.5:
         aside.unlink()
 
@@ -167,8 +167,8 @@ def _directory_damage(rng: Random, path: Path) -> str:
             path.write_text("x")
             return "is a file"
         case 2:
-            path.rename(path.with_name("elsewhere"))
-            path.symlink_to(rng.choice(["elsewhere", "nowhere", path.name]))
+            aside = path.rename(path.with_name(f"once {path.name}"))
+            path.symlink_to(rng.choice([aside.name, "nowhere", path.name]))
             return "is a link"
         case _:
             for inner in path.iterdir():
