@@ -8,9 +8,9 @@ that the plugin declared.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dgpo_core.types import Conditioning, Example, Predictions, Prompt, SampleResult, Scores
@@ -81,13 +81,48 @@ class Backbone(ABC):
         return None
 
     @abstractmethod
-    def encode(self, texts: Sequence[str]) -> Conditioning:
-        """Prompts to conditioning, one row each, on the device, without gradient. Rows are independent of each
-        other and have one shape, so that the engine may cache and regroup them."""
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """Prompts to conditioning, one row each, on the device, without gradient. Every prompt has a size.
 
-    def unread(self, texts: Sequence[str]) -> tuple[Sequence[int], int]:
-        """Which texts no text encoder reads to their end, by their places, and how many tokens are read at most. Users
-        are told of them before the run. By default none."""
+        Rows are independent of each other, so that the engine may cache and regroup them. They have one shape, or
+        tensors whose rows differ in length say so (`Conditioning.lengths`). A row depends on nothing but `Prompt.key`.
+        """
+
+    @property
+    def guidable(self) -> bool:
+        """Whether there is an unconditional prediction to guide away from. Models that were distilled without one say
+        False: guidance is then 1 wherever they run."""
+        return True
+
+    def unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """What guidance leads away from, one row for each of these prompts, with the promises of `encode`: by default
+        the conditioning of the negative text, or of "". Media and size stay, the text itself is not looked at.
+
+        A row depends on nothing but the negative text, the media and the size. Only asked of models that are
+        `guidable`.
+        """
+        return self.encode([replace(prompt, text=prompt.negative or "") for prompt in prompts])
+
+    def guide(
+        self, conditional: Tensor, unconditional: Tensor, guidance: float, *, x_sigma: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """Two velocities [B, ...] at x_sigma [B, ...] and sigma [B] to the guided one [B, ...], for a scale that is not
+        1. By default classifier-free guidance v_u + s * (v_c - v_u) (Ho and Salimans, arXiv 2207.12598)."""
+        return unconditional + guidance * (conditional - unconditional)
+
+    def example(self, size: tuple[int, int]) -> Prompt:
+        """A prompt that the model can draw, where any will do: by default one without text. Models that need media give
+        one that has them."""
+        return Prompt("", size=size)
+
+    def bucket(self, prompt: Prompt) -> Hashable:
+        """Samples of one bucket may share a micro-batch: their latents and conditioning have one shape. By default
+        those of one size."""
+        return prompt.size
+
+    def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
+        """Which prompts' texts no text encoder reads to their end, by their places, and how many tokens are read at
+        most. Users are told of them before the run. By default none."""
         return (), 0
 
     @abstractmethod

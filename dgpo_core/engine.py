@@ -102,8 +102,9 @@ class Engine:
     @cached_property
     def _blank(self) -> tuple[Tensor, Conditioning]:
         """A latent and the embeddings of an empty prompt."""
-        shape = self.backbone.latent_shape(*self.config.rollout.height_width)
-        return torch.zeros(1, *shape, device=self.runtime.device), self.conditioning([""])
+        size = self.config.rollout.height_width
+        shape = self.backbone.latent_shape(*size)
+        return torch.zeros(1, *shape, device=self.runtime.device), self.conditioning([self.backbone.example(size)])
 
     @cached_property
     def conditioning(self) -> ConditioningCache:

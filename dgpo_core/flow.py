@@ -8,8 +8,7 @@ for all) and broadcasts over their other dimensions. Results keep the dtype of t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TypeVar, overload
+from typing import Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from dgpo_core.types import Conditioning
 
 __all__ = [
+    "Guided",
     "denoised",
     "flow_from_vp",
     "gaussian_log_prob",
@@ -31,6 +31,18 @@ __all__ = [
 ]
 
 FloatOrTensor = TypeVar("FloatOrTensor", float, Tensor)
+
+
+class Guided(Protocol):
+    """What guidance needs of a backbone (`contracts.Backbone`)."""
+
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Velocity [B, ...]."""
+
+    def guide(
+        self, conditional: Tensor, unconditional: Tensor, guidance: float, *, x_sigma: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """Both velocities as one."""
 
 
 def shift_sigma(sigma: FloatOrTensor, shift: float) -> FloatOrTensor:
@@ -63,14 +75,14 @@ def denoised(x_sigma: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor
 
 
 def guided_velocity(
-    backbone_velocity: Callable[[Tensor, Tensor, Conditioning], Tensor],
+    backbone: Guided,
     x_sigma: Tensor,
     sigma: Tensor,
     conditioning: Conditioning,
     unconditional: Conditioning | None,
     guidance: float,
 ) -> Tensor:
-    """Classifier-free guidance v_u + s * (v_c - v_u) (Ho and Salimans, arXiv 2207.12598), both halves in one batch.
+    """The backbone's `guide` of its two velocities, both halves in one batch.
 
     x_sigma [B, ...]; sigma [B] or 0-d; conditioning B rows; unconditional B rows, or one row for all. At guidance 1
     it is one plain call, exactly the conditional velocity, and `unconditional` may be None. Returns [B, ...].
@@ -79,7 +91,7 @@ def guided_velocity(
     batch = len(x_sigma)
     sigma = sigma.expand(batch)
     if guidance == 1:
-        return backbone_velocity(x_sigma, sigma, conditioning)
+        return backbone.velocity(x_sigma, sigma, conditioning)
     if unconditional is None:
         raise ValueError(f"guidance {guidance:g} needs unconditional conditioning; only guidance 1 goes without")
     if len(unconditional) == 1:
@@ -90,8 +102,8 @@ def guided_velocity(
             f"rows: give {batch} rows of each (or a single unconditional one)"
         )
     both = Conditioning.cat([unconditional, conditioning])
-    v_u, v_c = backbone_velocity(torch.cat([x_sigma, x_sigma]), torch.cat([sigma, sigma]), both).chunk(2)
-    return v_u + guidance * (v_c - v_u)
+    v_u, v_c = backbone.velocity(torch.cat([x_sigma, x_sigma]), torch.cat([sigma, sigma]), both).chunk(2)
+    return backbone.guide(v_c, v_u, guidance, x_sigma=x_sigma, sigma=sigma)
 
 
 def gaussian_log_prob(x: Tensor, mean: Tensor, std: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow import interpolate, velocity_from_x0, velocity_target
 from dgpo_core.paths import PathSteps
-from dgpo_core.types import Conditioning, PathStep, Predictions, TrainingBatch
+from dgpo_core.types import Conditioning, PathStep, Predictions, Prompt, TrainingBatch
 
 __all__ = ["Bundle", "Member", "Members", "MicroBatch", "Update", "bundles"]
 
@@ -51,12 +51,13 @@ def bundles(active: list[list[int]], micro_batch: int, first: int = 0) -> Iterat
 class Members:
     """B members of a micro-batch, on the device, whatever the timestep.
 
-    names: their groups and their places in these; rows: their places in the batch's x0; group [B]: the group of each,
-    counted within the update; same_group [B, B]: 1 where two members belong to one group; noise_keys: the draws of a
-    timestep, of which member i takes row noise_row[i].
+    names: their groups and their places in these; prompts: those of each; rows: their places in the batch's x0;
+    group [B]: the group of each, counted within the update; same_group [B, B]: 1 where two members belong to one group;
+    noise_keys: the draws of a timestep, of which member i takes row noise_row[i].
     """
 
     names: list[Member]
+    prompts: list[Prompt]
     rows: list[int]
     x0: Tensor
     conditioning: Conditioning
@@ -103,7 +104,7 @@ class Update:
     """The groups of one update, of which this process works on the members `own` (a list for each group).
 
     spread: for each group, whether other processes have members of it too; sigmas [T]; draws: key of the noise;
-    encode: texts to conditioning; steps: the paths, for objectives that learn from them; shared_noise: one noise for
+    encode: prompts to conditioning; steps: the paths, for objectives that learn from them; shared_noise: one noise for
     all members of a group.
     """
 
@@ -113,7 +114,7 @@ class Update:
     spread: list[bool]
     sigmas: list[float]
     draws: Draws
-    encode: Callable[[Sequence[str]], Conditioning]
+    encode: Callable[[Sequence[Prompt]], Conditioning]
     steps: PathSteps | None
     shared_noise: bool
 
@@ -130,7 +131,7 @@ class Update:
     def _conditioning(self) -> tuple[Conditioning, dict[int, int]]:
         """Of the groups that this process has members of, and the row of each."""
         here = [g for g, members in zip(self.groups, self.own, strict=True) if members]
-        return self.encode([self.batch.prompts[g].text for g in here]), {g: row for row, g in enumerate(here)}
+        return self.encode([self.batch.prompts[g] for g in here]), {g: row for row, g in enumerate(here)}
 
     def gather(self, members: list[Member]) -> Members:
         """What a micro-batch's members bring to every timestep, copied to the device once."""
@@ -146,9 +147,10 @@ class Update:
 
         return Members(
             names=members,
+            prompts=[batch.prompts[i] for i, _ in members],
             rows=rows,
             x0=x0,
-            conditioning=conditioning.rows(torch.tensor([row_of[i] for i, _ in members], device=device)),
+            conditioning=conditioning.rows([row_of[i] for i, _ in members]),
             advantages=put(batch.advantages[g, m]),
             signed_weights=put(batch.signed_weights[g, m]),
             group_size=put(batch.scored.sum(1)[g]),

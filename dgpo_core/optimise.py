@@ -238,7 +238,7 @@ class Optimiser:
 
     def _guided(self, b: MicroBatch, guidance: float) -> Tensor:
         # Texts are encoded outside of autocast, as everywhere.
-        unconditional = self.conditioning([""]).expand(len(b.sigma)) if guidance != 1.0 else None
+        unconditional = self.conditioning.unconditional(b.members.prompts) if guidance != 1.0 else None
         with self.autocast():
             return self.policy.velocity(b.x_sigma, b.sigma, b.members.conditioning, unconditional, guidance)
 

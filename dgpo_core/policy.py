@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.flow import guided_velocity
-from dgpo_core.types import Conditioning
+from dgpo_core.types import Conditioning, Prompt
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
@@ -109,7 +109,7 @@ class Policy:
     ) -> Tensor:
         """Velocity [B, ...] of the view in place, with classifier-free guidance in one batch if the scale is not 1."""
         with self._passing():
-            return guided_velocity(self.backbone.velocity, x_sigma, sigma, conditioning, unconditional, guidance)
+            return guided_velocity(self.backbone, x_sigma, sigma, conditioning, unconditional, guidance)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss [] to the trained weights'."""
@@ -196,23 +196,37 @@ class ConditioningCache:
         self._backbone = backbone
         self._limit = limit_bytes
         self._bytes = 0
-        self._rows: OrderedDict[str, Conditioning] = OrderedDict()
+        self._rows: OrderedDict[Hashable, Conditioning] = OrderedDict()
 
-    def __call__(self, texts: Sequence[str]) -> Conditioning:
-        """One row per text, in order."""
-        wanted = dict.fromkeys(texts)
-        found = {text: self._rows[text] for text in wanted if text in self._rows}
-        absent = [text for text in wanted if text not in found]
+    def __call__(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """One row per prompt, in order. Every prompt has a size."""
+        return self._found(prompts, lambda p: ("prompt", p.key), self._backbone.encode)
+
+    def unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """What guidance leads away from, one row per prompt, in order."""
+        # Not by the text that it may stand for: an unconditional "" is another thing than a prompt "" to some models.
+        return self._found(prompts, lambda p: ("negative", p.negative, p.key[1:]), self._backbone.unconditional)
+
+    def _found(
+        self,
+        prompts: Sequence[Prompt],
+        key: Callable[[Prompt], Hashable],
+        encode: Callable[[list[Prompt]], Conditioning],
+    ) -> Conditioning:
+        keys = [key(prompt) for prompt in prompts]
+        wanted = dict(zip(keys, prompts, strict=True))
+        found = {k: self._rows[k] for k in wanted if k in self._rows}
+        absent = [k for k in wanted if k not in found]
         with self._backbone.encoding() if absent else nullcontext():
-            for text in absent:
-                found[text] = self._rows[text] = row = self._backbone.encode([text])
+            for k in absent:
+                found[k] = self._rows[k] = row = encode([wanted[k]])
                 self._bytes += _bytes(row)
-        for text in wanted:
-            if text in self._rows:
-                self._rows.move_to_end(text)
+        for k in wanted:
+            if k in self._rows:
+                self._rows.move_to_end(k)
         while self._bytes > self._limit and len(self._rows) > 1:
             self._bytes -= _bytes(self._rows.popitem(last=False)[1])
-        return Conditioning.cat([found[text] for text in texts])
+        return Conditioning.cat([found[k] for k in keys])
 
 
 def _bytes(row: Conditioning) -> int:

@@ -57,7 +57,7 @@ class PolicyProbe(Probe):
         """dsm of the policy and of the base model, float64 [T, B] on the CPU."""
         keys = [self.draws.at("noise", i) for i in range(len(x0))]
         noise = normal_rows(keys, tuple(x0.shape[1:]), x0.device).to(x0.dtype)
-        rows = self.roller.conditioning([prompt.text for prompt in self._prompts(len(x0))])
+        rows = self.roller.conditioning([p.sized(self.roller.resolution) for p in self._prompts(len(x0))])
         return self._errors(self.view, x0, noise, rows, sigmas), self._errors("base", x0, noise, rows, sigmas)
 
     @torch.no_grad()

@@ -192,11 +192,11 @@ def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> s
 def longer_than_read(prompts: Sequence[Prompt], backbone: Backbone) -> str | None:
     """A warning with the number of prompts whose end the backbone's text encoders do not see; None if there are
     none."""
-    different = list(dict.fromkeys(prompt.text for prompt in prompts))
+    different = list({prompt.text: prompt for prompt in prompts}.values())
     unread, limit = backbone.unread(different)
     if not unread:
         return None
-    long = {different[i] for i in unread}
+    long = {different[i].text for i in unread}
     found = [prompt for prompt in prompts if prompt.text in long]
     first = found[0]
     where = f"{first.origin}, " if first.origin else ""

@@ -42,6 +42,7 @@ class Roller:
         self.policy = policy
         self.sampler = sampler
         self.conditioning = conditioning
+        self.resolution = resolution
         self.shape = policy.backbone.latent_shape(*resolution)
         self.device = policy.backbone.device
         self.steps = steps
@@ -72,16 +73,24 @@ class Roller:
         here = list(dict.fromkeys(i // members for i in chosen))  # the groups that some of the samples belong to
         if not here:
             return
-        rows = self.conditioning([prompts[g].text for g in here])
+        prompts = [prompt.sized(self.resolution) for prompt in prompts]
+        rows = self.conditioning([prompts[g] for g in here])
+        opposite = self.conditioning.unconditional([prompts[g] for g in here]) if self.guidance != 1.0 else None
         row = {g: k for k, g in enumerate(here)}
         start, size = 0, self.micro_batch or len(chosen)
 
         def draw(count: int) -> Rollout:
             flat = chosen[start : start + count]
-            index = torch.tensor([row[i // members] for i in flat], device=self.device)
+            index = [row[i // members] for i in flat]
             keys = [draws.at(places[i // members] if places else i // members, i % members) for i in flat]
             return self._micro_batch(
-                rows.rows(index), keys, [prompts[i // members] for i in flat], flat, view, keep_path
+                rows.rows(index),
+                None if opposite is None else opposite.rows(index),
+                keys,
+                [prompts[i // members] for i in flat],
+                flat,
+                view,
+                keep_path,
             )
 
         while start < len(chosen):
@@ -97,6 +106,7 @@ class Roller:
     def _micro_batch(
         self,
         rows: Conditioning,
+        unconditional: Conditioning | None,
         keys: list[Draws],
         prompts: list[Prompt],
         samples: Sequence[int],
@@ -104,9 +114,6 @@ class Roller:
         keep_path: bool,
     ) -> Rollout:
         noise = normal_rows([key.at("noise") for key in keys], self.shape, self.device)
-        unconditional = None
-        if self.guidance != 1.0:
-            unconditional = self.conditioning([""]).expand(len(keys))
 
         def velocity(x_sigma: Tensor, sigma: Tensor) -> Tensor:
             return self.policy.velocity(x_sigma, sigma.expand(len(x_sigma)), rows, unconditional, self.guidance)

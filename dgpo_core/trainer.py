@@ -289,9 +289,12 @@ class Trainer:
     def _roll_out_and_score(self) -> ScoredGroups:
         """Draw the groups of this iteration; each micro-batch is scored while the next one is drawn."""
         rollout = self.config.rollout
-        prompts = of_iteration(
-            self.engine.train_prompts, self.iteration, rollout.groups, self.engine.draws.at("prompt order")
-        )
+        prompts = [
+            prompt.sized(rollout.height_width)
+            for prompt in of_iteration(
+                self.engine.train_prompts, self.iteration, rollout.groups, self.engine.draws.at("prompt order")
+            )
+        ]
         draws = self.engine.draws.at("iteration", self.iteration, "rollout")
         view = self._rollout_view()
         total = rollout.groups * rollout.group_size

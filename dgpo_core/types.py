@@ -7,15 +7,16 @@ F frames, T training timesteps. Flow-matching time sigma in [0, 1]: 1 is noise, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 __all__ = [
+    "ConditionMedium",
     "Conditioning",
     "Example",
     "Path",
@@ -31,15 +32,48 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
+class ConditionMedium:
+    """A picture or video that a sample is conditioned on, such as the one to edit.
+
+    digest: SHA-256 of the file's bytes, as hexadecimal digits; path: where it was read from, for messages and no part
+    of what it is.
+    """
+
+    kind: Literal["image", "video"]
+    digest: str
+    path: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt: its text and what rewards need to know of it (GenEval's clauses, OCR's target, ...).
+    """One prompt: what a sample is drawn from, and what rewards need to know of it (GenEval's clauses, OCR's target).
 
     origin: `file:line` where it was read, for messages; no part of what the prompt is.
+    negative: the text that guidance leads away from; None is what the model takes by default.
+    media: what the sample is conditioned on beside the text, in the order in which the model is shown them.
+    size: (height, width) of its samples in pixels; None is the run's. The engine fills it in: what a backbone or a
+    reward is given has a size.
+    source: the name of the list of prompts that it belongs to, empty where the run has one list.
+    fps: frames a second of its samples, for rewards; None for pictures, and until the engine fills it in.
     """
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     origin: str = field(default="", compare=False)
+    negative: str | None = None
+    media: tuple[ConditionMedium, ...] = ()
+    size: tuple[int, int] | None = None
+    source: str = ""
+    fps: float | None = field(default=None, compare=False)
+
+    @property
+    def key(self) -> tuple[str, tuple[str, ...], tuple[int, int] | None]:
+        """What its conditioning depends on: text, digests of the media, size."""
+        return self.text, tuple(medium.digest for medium in self.media), self.size
+
+    def sized(self, size: tuple[int, int]) -> Prompt:
+        """The same, with this size unless it has its own."""
+        return self if self.size is not None else replace(self, size=size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,33 +81,76 @@ class Conditioning:
     """What a backbone made of prompts: named tensors, each with the batch as its first dimension.
 
     The engine treats it as opaque: it caches one row per prompt, gathers rows and joins batches.
+
+    lengths: names of tensors [B, L, ...] whose rows differ in length, with the length of each row; beyond it a row is
+    filled with zeros, up to the longest of them. They are numbers on the host, so that nothing waits for the device. A
+    model that has to know which places are filled keeps a mask among the tensors, True in every place of a row.
     """
 
     tensors: Mapping[str, Tensor]
+    lengths: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
-    def rows(self, index: Tensor | slice) -> Conditioning:
-        """The given rows, as an index tensor [B] or a slice."""
-        return Conditioning({name: tensor[index] for name, tensor in self.tensors.items()})
+    def rows(self, index: Sequence[int] | slice) -> Conditioning:
+        """The given rows, as long as the longest of them."""
+        if not isinstance(index, slice):
+            import torch
+
+            places = torch.tensor(index, device=next(iter(self.tensors.values())).device)
+            return self._trimmed(
+                {name: tensor[places] for name, tensor in self.tensors.items()},
+                {name: tuple(lengths[i] for i in index) for name, lengths in self.lengths.items()},
+            )
+        return self._trimmed(
+            {name: tensor[index] for name, tensor in self.tensors.items()},
+            {name: lengths[index] for name, lengths in self.lengths.items()},
+        )
+
+    @staticmethod
+    def _trimmed(tensors: dict[str, Tensor], lengths: dict[str, tuple[int, ...]]) -> Conditioning:
+        return Conditioning(
+            {name: t[:, : max(lengths[name], default=0)] if name in lengths else t for name, t in tensors.items()},
+            lengths,
+        )
 
     def expand(self, count: int) -> Conditioning:
         """A single row seen `count` times (no copy)."""
-        return Conditioning({n: t.expand(count, *t.shape[1:]) for n, t in self.tensors.items()})
+        return Conditioning(
+            {n: t.expand(count, *t.shape[1:]) for n, t in self.tensors.items()},
+            {n: lengths * count for n, lengths in self.lengths.items()},
+        )
 
     def to(self, device: torch.device) -> Conditioning:
         """The same on a device."""
-        return Conditioning({name: tensor.to(device) for name, tensor in self.tensors.items()})
+        return Conditioning({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.lengths)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Several batches as one."""
+        """Several batches as one; rows that differ in length are filled up to the longest."""
         if len(parts) == 1:
             return parts[0]
         import torch
 
-        return Conditioning({n: torch.cat([p.tensors[n] for p in parts]) for n in parts[0].tensors})
+        first = parts[0]
+        assert all(part.tensors.keys() == first.tensors.keys() for part in parts), "rows of one model"
+        joined = {}
+        for name in first.tensors:
+            tensors = [part.tensors[name] for part in parts]
+            longest = max(t.shape[1] for t in tensors) if name in first.lengths else 0
+            joined[name] = torch.cat([_filled(t, longest) if name in first.lengths else t for t in tensors])
+        return Conditioning(joined, {n: tuple(i for part in parts for i in part.lengths[n]) for n in first.lengths})
+
+
+def _filled(tensor: Tensor, length: int) -> Tensor:
+    """[B, L, ...] with zeros up to [B, length, ...]."""
+    missing = length - tensor.shape[1]
+    if not missing:
+        return tensor
+    import torch
+
+    return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from dgpo_core.contracts import Backbone, Objective
 from dgpo_core.errors import UserError
 from dgpo_core.flow import guided_velocity
 from dgpo_core.planning.simulate import Cost, cost, faked, operations
-from dgpo_core.types import Conditioning
 
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry
@@ -208,10 +207,11 @@ class _Steps:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision.autocast == "bf16")
 
     def _velocity(self, x: Tensor, guidance: float) -> Tensor:
-        rows = self.backbone.encode([""] * len(x))
-        free: Conditioning | None = self.backbone.encode([""] * len(x)) if guidance != 1.0 else None
+        prompts = [self.backbone.example(self.config.rollout.height_width)] * len(x)
+        rows = self.backbone.encode(prompts)
+        free = self.backbone.unconditional(prompts) if guidance != 1.0 else None
         with self._autocast():
-            return guided_velocity(self.backbone.velocity, x, torch.full((len(x),), 0.5), rows, free, guidance)
+            return guided_velocity(self.backbone, x, torch.full((len(x),), 0.5), rows, free, guidance)
 
     @torch.no_grad()
     def draw(self, count: int, guidance: float | None = None) -> Tensor:

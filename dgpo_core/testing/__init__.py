@@ -14,8 +14,8 @@ by one, `toy` the toy model. Importing this package imports nothing heavy, pytes
 from __future__ import annotations
 
 from dgpo_core.testing.collecting import contract_tests
-from dgpo_core.testing.given import Given, NeedsInput
+from dgpo_core.testing.given import Given, NeedsInput, prompts_of
 
-__all__ = ["Given", "NeedsInput", "contract_tests"]
+__all__ = ["Given", "NeedsInput", "contract_tests", "prompts_of"]
 
 pytest_plugins = ["dgpo_core.testing.fixtures"]  # so that only pytest imports it

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dgpo_core.errors import UserError
+from dgpo_core.types import Prompt
 
-if TYPE_CHECKING:
-    from dgpo_core.types import Prompt
-
-__all__ = ["Given", "NeedsInput"]
+__all__ = ["Given", "NeedsInput", "prompts_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +30,8 @@ class Given:
 
 class NeedsInput(UserError):
     """A part cannot be checked as it is: the message says which options, prompts or checkpoint it wants."""
+
+
+def prompts_of(texts: Sequence[str], size: tuple[int, int] = (64, 64)) -> list[Prompt]:
+    """Prompts of these texts alone, as a backbone is given them: with the size (height, width) of their samples."""
+    return [Prompt(text, size=size) for text in texts]

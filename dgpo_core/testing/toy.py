@@ -121,9 +121,9 @@ class ToyBackbone(Backbone):
             for layer, data in zip(self._layers, before, strict=True):
                 layer.base.weight.data = data
 
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         """A few numbers in [-1, 1] hashed from the text."""
-        rows = [[b / 127.5 - 1 for b in hashlib.sha256(t.encode()).digest()[:CONDITION]] for t in texts]
+        rows = [[b / 127.5 - 1 for b in hashlib.sha256(p.text.encode()).digest()[:CONDITION]] for p in prompts]
         return Conditioning({"c": torch.tensor(rows, device=self.device, dtype=self.dtype)})
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:

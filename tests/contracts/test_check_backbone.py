@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dgpo_core.testing.contracts import check_backbone
 from dgpo_core.testing.toy import ToyBackbone, ToyOptions
-from dgpo_core.types import Conditioning
+from dgpo_core.types import Conditioning, Prompt
 from dgpo_schemas.run import BackboneSection
 
 Check = Callable[[], None]
@@ -87,8 +87,8 @@ def backbones() -> list[tuple[str, Check]]:
             return super().latent_shape(8, 8)
 
     class Ragged(ToyBackbone):
-        def encode(self, texts: Sequence[str]) -> Conditioning:
-            encoded = super().encode(texts).tensors["c"]
+        def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+            encoded = super().encode(prompts).tensors["c"]
             return Conditioning({"c": encoded - encoded.mean(0)})
 
     class Together(ToyBackbone):

@@ -21,6 +21,7 @@ from dgpo_core.evaluation import Evaluation, Finer, evaluate, interval
 from dgpo_core.registry import Registry
 from dgpo_core.rollout import Roller
 from dgpo_core.scoring import Reward, Scorer
+from dgpo_core.testing.given import prompts_of
 from dgpo_core.types import Prompt, Rollout, Scores
 from dgpo_schemas.metrics import EvaluationRecord
 from dgpo_schemas.run import RunConfig
@@ -323,7 +324,7 @@ def by_hand(config: RunConfig, registry: Registry, prompts: Sequence[int], fine:
     velocity, backbone = engine.policy.velocity, engine.backbone
     disagreements, sharpnesses = [], []
     for p in prompts:
-        rows = backbone.encode([engine.heldout_prompts[p].text])
+        rows = backbone.encode(prompts_of([engine.heldout_prompts[p].text]))
         media = []
         for steps in (config.evaluation.steps or config.rollout.steps, fine):
             x = Draws(5).at(p, 0, "noise").normal((1, 2, 4, 4))

@@ -104,13 +104,18 @@ class Backbone:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def __call__(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         self.batches.append(len(x_sigma))
         assert sigma.shape == (len(x_sigma),)
         assert len(conditioning) == len(x_sigma)
         shape = (-1, 1, 1, 1)
         c = conditioning.tensors["c"].reshape(shape)
         return torch.tanh(x_sigma + c) * sigma.reshape(shape)
+
+    def guide(
+        self, conditional: Tensor, unconditional: Tensor, guidance: float, *, x_sigma: Tensor, sigma: Tensor
+    ) -> Tensor:
+        return unconditional + guidance * (conditional - unconditional)
 
 
 def _conditioning(rows: int, seed: int = 1) -> Conditioning:
@@ -138,7 +143,7 @@ def test_guidance_one_is_exactly_one_plain_call() -> None:
     x, _ = _pair()
     sigma = torch.full((5,), 0.6, dtype=torch.float64)
     backbone = Backbone()
-    plain = Backbone()(x, sigma, _conditioning(5))
+    plain = Backbone().velocity(x, sigma, _conditioning(5))
     assert torch.equal(guided_velocity(backbone, x, sigma, _conditioning(5), _conditioning(1, seed=2), 1.0), plain)
     assert torch.equal(guided_velocity(backbone, x, sigma, _conditioning(5), None, 1.0), plain)
     assert backbone.batches == [5, 5]

@@ -18,6 +18,7 @@ from dgpo_core.groups import advantages, signed_weights
 from dgpo_core.microbatches import Update
 from dgpo_core.optimise import Optimiser
 from dgpo_core.policy import ConditioningCache, Policy
+from dgpo_core.testing.given import prompts_of
 from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
 from dgpo_core.types import Prompt, TrainingBatch
 from dgpo_schemas.base import Options
@@ -93,7 +94,7 @@ def brute_force(o: Optimiser, batch: TrainingBatch, draws: Draws, *, clip: bool,
                 x0 = batch.x0[g * MEMBERS + i]
                 x = ((1 - sigma) * x0 + sigma * noise)[None]
                 time = torch.tensor([sigma], dtype=torch.float64)
-                c, empty = backbone.encode([batch.prompts[g].text]), backbone.encode([""])
+                c, empty = backbone.encode(prompts_of([batch.prompts[g].text])), backbone.encode(prompts_of([""]))
                 with torch.no_grad():
                     with policy.view("old"):
                         old = backbone.velocity(x, time, c)
@@ -205,7 +206,7 @@ def test_metrics_are_means_over_members() -> None:
         for g in range(GROUPS):
             noise = normal_rows([draws.at("noise", t).at(g)], SHAPE, "cpu").double()
             x = (1 - sigma) * batch.x0.view(GROUPS, MEMBERS, *SHAPE)[g] + sigma * noise
-            c = o.policy.backbone.encode([batch.prompts[g].text]).expand(MEMBERS)
+            c = o.policy.backbone.encode(prompts_of([batch.prompts[g].text])).expand(MEMBERS)
             with torch.no_grad():
                 v = o.policy.backbone.velocity(x, torch.full((MEMBERS,), sigma, dtype=torch.float64), c)
             target = noise - batch.x0.view(GROUPS, MEMBERS, *SHAPE)[g]

@@ -16,6 +16,7 @@ from dgpo_core.planning.fit import changed, fitting
 from dgpo_core.planning.plan import Model, Plan, _gathered, _spread, _Steps, make_plan, measure_model
 from dgpo_core.planning.simulate import Cost, cost, faked, operations
 from dgpo_core.registry import Registry
+from dgpo_core.testing.given import prompts_of
 from dgpo_core.testing.toy import run_data
 from dgpo_schemas.run import BackboneSection, RunConfig
 from dgpo_sd3.testing import make_tiny_checkpoint
@@ -76,7 +77,7 @@ def test_operations_of_a_solver_step(sketched: Model, real: _Steps) -> None:
     layers = operations_of_layers(transformer, lambda: real.draw(1))
     config: Any = transformer.config
     tokens = (8 // config.patch_size) ** 2
-    text = real.backbone.encode([""]).tensors["prompt_embeds"].shape[1]
+    text = real.backbone.encode(prompts_of([""])).tensors["prompt_embeds"].shape[1]
     width = config.num_attention_heads * config.attention_head_dim
     joint = 4 * (tokens + text) ** 2 * width
     image = 4 * tokens**2 * width * len(config.dual_attention_layers or ())

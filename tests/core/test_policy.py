@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from dgpo_core.policy import ConditioningCache, Policy
+from dgpo_core.testing.given import prompts_of
 from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
-from dgpo_core.types import Conditioning
+from dgpo_core.types import Conditioning, Prompt
 from dgpo_schemas.run import RunConfig
 
 
@@ -23,7 +24,9 @@ def make(train: str = "lora", **ema: object) -> Policy:
 def run(policy: Policy) -> Tensor:
     x = torch.ones(2, *SHAPE, dtype=torch.float64)
     with torch.no_grad():
-        return policy.velocity(x, torch.full((2,), 0.5, dtype=torch.float64), policy.backbone.encode(["a", "b"]))
+        return policy.velocity(
+            x, torch.full((2,), 0.5, dtype=torch.float64), policy.backbone.encode(prompts_of(["a", "b"]))
+        )
 
 
 def perturb(policy: Policy, value: float) -> None:
@@ -107,15 +110,15 @@ def test_prompts_are_encoded_once_and_rows_come_back_in_order() -> None:
     backbone = policy.backbone
     encode = backbone.encode
 
-    def counting(texts: list[str]) -> Conditioning:
-        asked.extend(texts)
-        return encode(texts)
+    def counting(prompts: list[Prompt]) -> Conditioning:
+        asked.extend(prompt.text for prompt in prompts)
+        return encode(prompts)
 
     backbone.encode = counting  # type: ignore[method-assign,assignment]
     cache = ConditioningCache(backbone)
-    texts = ["a", "b", "c", "a", "b"]
+    texts = prompts_of(["a", "b", "c", "a", "b"])
     assert torch.equal(cache(texts).tensors["c"], encode(texts).tensors["c"])
-    cache(["c", "b"])
+    cache(prompts_of(["c", "b"]))
     assert asked == ["a", "b", "c"]
 
 
@@ -126,12 +129,12 @@ def test_an_encoding_does_not_depend_on_what_else_is_asked_for() -> None:
     backbone = policy.backbone
     encode = backbone.encode
 
-    def counting(texts: list[str]) -> Conditioning:
-        sizes.append(len(texts))
-        return encode(texts)
+    def counting(prompts: list[Prompt]) -> Conditioning:
+        sizes.append(len(prompts))
+        return encode(prompts)
 
     backbone.encode = counting  # type: ignore[method-assign,assignment]
-    ConditioningCache(backbone)(["a", "b", "c"])
+    ConditioningCache(backbone)(prompts_of(["a", "b", "c"]))
     assert sizes == [1, 1, 1]
 
 
@@ -139,8 +142,9 @@ def test_the_cache_forgets_the_longest_unused_prompts() -> None:
     policy = make()
     row = 4 * 8
     cache = ConditioningCache(policy.backbone, limit_bytes=2 * row)
-    cache(["a", "b"])
-    cache(["a"])
-    cache(["c"])
-    assert list(cache._rows) == ["a", "c"]
-    assert len(cache(["p", "q", "r"])) == 3  # more than fit are still returned
+    a, b, c = prompts_of(["a", "b", "c"])
+    cache([a, b])
+    cache([a])
+    cache([c])
+    assert list(cache._rows) == [("prompt", a.key), ("prompt", c.key)]
+    assert len(cache(prompts_of(["p", "q", "r"]))) == 3  # more than fit are still returned

@@ -16,6 +16,7 @@ from dgpo_core.engine import Engine
 from dgpo_core.policy import View
 from dgpo_core.probe import PolicyProbe
 from dgpo_core.registry import Registry
+from dgpo_core.testing.given import prompts_of
 from dgpo_core.testing.toy import SHAPE
 from dgpo_schemas.run import RunConfig
 
@@ -56,11 +57,11 @@ def velocity(engine: Engine, view: View, x: Array, sigma: float, text: str) -> A
         down, up = (trained[f"{view}/{number}.{part}.weight"] for part in ("down", "up"))
         return out + up @ (down @ inputs)  # alpha = rank, so the scale is 1
 
-    c = engine.backbone.encode([text]).tensors["c"][0].numpy()
+    c = engine.backbone.encode(prompts_of([text])).tensors["c"][0].numpy()
     return layer(2, np.tanh(layer(0, np.concatenate([x.ravel(), [sigma], c])))).reshape(x.shape)
 
 
-def prompts_of(engine: Engine) -> list[str]:
+def texts_of(engine: Engine) -> list[str]:
     """Of the first six samples."""
     order = Draws(3).at("probe", "prompts").permutation(6).tolist()
     return [engine.train_prompts[i].text for i in order]
@@ -71,7 +72,7 @@ def x0_by_hand(engine: Engine, view: View, i: int, steps: int) -> Array:
     x = Draws(3).at("probe", "samples", i, 0, "noise").normal(SHAPE).double().numpy()
     sigmas = engine.sampler.sigmas(steps, 3.0).tolist()
     for here, there in pairwise(sigmas):
-        unguided, guided = (velocity(engine, view, x, here, text) for text in ("", prompts_of(engine)[i % 6]))
+        unguided, guided = (velocity(engine, view, x, here, text) for text in ("", texts_of(engine)[i % 6]))
         x = x + (there - here) * (unguided + 2.5 * (guided - unguided))
     return x
 
@@ -120,7 +121,7 @@ def test_errors_are_those_of_a_loop_in_float64(engine: Engine, view: View, micro
                 clean = x0[i].numpy()
                 noise = Draws(3).at("probe", "noise", i).normal(SHAPE).double().numpy()
                 seen = (1 - sigma) * clean + sigma * noise
-                predicted = velocity(engine, of, seen, sigma, prompts_of(engine)[i % 6])
+                predicted = velocity(engine, of, seen, sigma, texts_of(engine)[i % 6])
                 expected = np.mean((predicted - (noise - clean)) ** 2)
                 np.testing.assert_allclose(float(errors[t, i]), expected, rtol=1e-10)
     assert not torch.allclose(*found, rtol=1e-3)

@@ -233,9 +233,9 @@ class Reads(ToyBackbone):
     def __init__(self) -> None:
         pass
 
-    def unread(self, texts: Sequence[str]) -> tuple[Sequence[int], int]:
-        assert len(set(texts)) == len(texts)
-        return [i for i, text in enumerate(texts) if len(text.split()) > 12], 12
+    def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
+        assert len({prompt.text for prompt in prompts}) == len(prompts)
+        return [i for i, prompt in enumerate(prompts) if len(prompt.text.split()) > 12], 12
 
 
 def test_prompts_whose_end_is_not_read_are_counted_together() -> None:

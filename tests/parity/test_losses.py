@@ -19,6 +19,7 @@ from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.groups import weigh
 from dgpo_core.optimise import Optimiser
 from dgpo_core.policy import ConditioningCache, Policy
+from dgpo_core.testing.given import prompts_of
 from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
 from dgpo_core.types import Prompt, ScoredGroups
 from dgpo_schemas.base import Options
@@ -109,10 +110,10 @@ def published_gradient(
     def model(view: Literal["policy", "old", "base"], x: Tensor, sigma: float, text: str, guidance: float) -> Tensor:
         time = torch.tensor([sigma], dtype=torch.float64)
         with o.policy.view(view):
-            velocity = backbone.velocity(x[None], time, backbone.encode([text]))[0]
+            velocity = backbone.velocity(x[None], time, backbone.encode(prompts_of([text])))[0]
             if guidance == 1:
                 return velocity
-            free = backbone.velocity(x[None], time, backbone.encode([""]))[0]
+            free = backbone.velocity(x[None], time, backbone.encode(prompts_of([""])))[0]
         return free + guidance * (velocity - free)
 
     texts = [p.text for p in groups.prompts for _ in range(MEMBERS)]

@@ -7,7 +7,7 @@ import re
 import tempfile
 import unittest
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.testing.contracts._assertions import close, equal, global_state_left_alone, normal, that
 from dgpo_core.testing.contracts._check import Check, checks_of, run_all
 from dgpo_core.testing.given import NeedsInput
-from dgpo_core.types import Conditioning
+from dgpo_core.types import Conditioning, Prompt
 
 __all__ = ["backbone_checks", "check_backbone"]
 
@@ -62,7 +62,7 @@ def backbone_checks(
         return _Subject(make, backbone, size or _possible(backbone), impossible, texts, tolerance)
 
     return checks_of(
-        subject, trainable, latent_shape, encode, velocity, batch_invariance, gradient, weights, adapter,
+        subject, trainable, latent_shape, encode, unconditional, velocity, batch_invariance, gradient, weights, adapter,
         merged, save_adapter, formats, decode, reproducible, random_state,
     )  # fmt: skip
 
@@ -76,11 +76,15 @@ class _Subject:
     texts: Sequence[str]
     tolerance: float
 
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [replace(self.backbone.example(self.size), text=text) for text in self.texts]
+
     def arguments(self) -> tuple[Tensor, Tensor, Conditioning]:
         """Of `velocity`: one row a text, sigma from 1 to 0."""
         count = len(self.texts)
         x_sigma = normal(count, *self.backbone.latent_shape(*self.size))
-        return x_sigma, torch.linspace(1.0, 0.0, count), self.backbone.encode(self.texts)
+        return x_sigma, torch.linspace(1.0, 0.0, count), self.backbone.encode(self.prompts)
 
     @torch.no_grad()
     def velocity(self) -> Tensor:
@@ -147,17 +151,44 @@ def latent_shape(s: _Subject) -> None:
 
 def encode(s: _Subject) -> None:
     """One row a prompt, whatever the other prompts are; no gradient."""
-    encoded, again = s.backbone.encode(s.texts), s.backbone.encode(s.texts)
+    _rows(s, s.backbone.encode, "prompt")
+
+
+def unconditional(s: _Subject) -> None:
+    """Likewise what guidance leads away from; it depends on the negative text, and not on the text."""
+    if not s.backbone.guidable:
+        raise unittest.SkipTest("the model has no unconditional prediction")
+    _rows(s, s.backbone.unconditional, "unconditional prompt")
+    named = [replace(prompt, negative="a blurred photograph") for prompt in s.prompts]
+    for prompts, what in ((s.prompts, "without a negative text"), (named, "with one")):
+        first, *others = [s.backbone.unconditional([prompt]) for prompt in prompts]
+        for other in others:
+            for name, tensor in first.tensors.items():
+                equal(other.tensors[name], tensor, f"unconditional {name} {what} ignores the text")
+
+
+def _rows(s: _Subject, encode: Callable[[Sequence[Prompt]], Conditioning], what: str) -> None:
+    encoded, again = encode(s.prompts), encode(s.prompts)
     that(encoded.tensors, "there is conditioning")
+    that(encoded.lengths.keys() <= encoded.tensors.keys(), "`lengths` are those of tensors")
     for name, tensor in encoded.tensors.items():
-        that(len(tensor) == len(s.texts), f"{name} has one row a prompt")
+        that(len(tensor) == len(s.texts), f"{name} has one row a {what}")
         that(not tensor.requires_grad, f"{name} has no gradient")
         equal(again.tensors[name], tensor, f"{name} is the same every time")
-    for i, text in enumerate(s.texts):
-        alone = s.backbone.encode([text])
-        that(alone.tensors.keys() == encoded.tensors.keys(), "conditioning has the same tensors for every prompt")
+        if name in encoded.lengths:
+            lengths = encoded.lengths[name]
+            that(len(lengths) == len(tensor), f"{name} has one length a {what}")
+            that(max(lengths) == tensor.shape[1], f"{name} is as long as the longest of its rows")
+            beyond = [row[length:] for row, length in zip(tensor, lengths, strict=True)]
+            that(not any(bool(rest.any()) for rest in beyond), f"{name} is zero beyond the length of a row")
+    for i, prompt in enumerate(s.prompts):
+        alone = encode([prompt])
+        that(alone.tensors.keys() == encoded.tensors.keys(), f"conditioning has the same tensors for every {what}")
+        that(alone.lengths.keys() == encoded.lengths.keys(), f"`lengths` name the same tensors for every {what}")
         for name, tensor in alone.tensors.items():
-            close(tensor[0], encoded.tensors[name][i], f"{name} of a prompt does not depend on others", s.tolerance)
+            row = encoded.rows([i]).tensors[name]
+            that(tensor.shape == row.shape, f"{name} of a {what} is as long alone as among others")
+            close(tensor, row, f"{name} of a {what} does not depend on others", s.tolerance)
 
 
 def velocity(s: _Subject) -> None:

@@ -19,6 +19,7 @@ from dgpo_core.optimise import Optimiser
 from dgpo_core.policy import ConditioningCache, Policy
 from dgpo_core.registry import Registry
 from dgpo_core.rollout import Roller
+from dgpo_core.testing.given import prompts_of
 from dgpo_core.testing.toy import SHAPE, run_data
 from dgpo_core.types import Path as SamplerPath
 from dgpo_core.types import Prompt, TrainingBatch
@@ -56,9 +57,9 @@ class Setting:
         """Of one state, by the backbone itself; with gradient if it is the policy's."""
         backbone, time = self.policy.backbone, torch.tensor([sigma], dtype=torch.float64)
         with self.policy.view(view), torch.set_grad_enabled(view == "policy"):  # type: ignore[arg-type]
-            v = backbone.velocity(x[None], time, backbone.encode([PROMPTS[group].text]))
+            v = backbone.velocity(x[None], time, backbone.encode(prompts_of([PROMPTS[group].text])))
             if guidance != 1:
-                free = backbone.velocity(x[None], time, backbone.encode([""]))
+                free = backbone.velocity(x[None], time, backbone.encode(prompts_of([""])))
                 v = free + guidance * (v - free)
         return v[0]
 

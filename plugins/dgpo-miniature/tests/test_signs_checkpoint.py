@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from dgpo_core.registry import get_registry
+from dgpo_core.testing.given import prompts_of
 from dgpo_miniature import checkpoint_path
 from dgpo_miniature.signs.data import random_pictures, random_words
 from dgpo_miniature.signs.prompts import prompts
@@ -75,7 +76,7 @@ def test_the_sd3_backbone_loads_it_and_writes() -> None:
         use="sd3", checkpoint="package:dgpo_miniature/checkpoint_signs", options={"text_length": 0, "decode_chunk": 64}
     )
     backbone = get_registry().create("backbone", section, device=torch.device("cpu"))
-    conditioning = backbone.encode([entry["prompt"] for entry in HELDOUT])
+    conditioning = backbone.encode(prompts_of([entry["prompt"] for entry in HELDOUT]))
     x = torch.randn(len(HELDOUT), *backbone.latent_shape(32, 64), generator=torch.Generator().manual_seed(0))
     times = torch.linspace(1.0, 0.0, 9)
     with torch.no_grad():

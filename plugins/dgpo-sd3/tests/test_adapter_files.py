@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from dgpo_core.testing.given import prompts_of
 from dgpo_sd3.adapter_files import FORMATS
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import added_weights, changed_weights, randomise
@@ -112,7 +113,7 @@ def test_a_fresh_pipeline_gives_the_policys_velocity(
     backbone = randomised(build, checkpoint, "every-linear")
     noise = torch.Generator().manual_seed(0)
     x_sigma, sigma = torch.randn(2, *backbone.latent_shape(32, 32), generator=noise), torch.tensor([1.0, 0.4])
-    conditioning = backbone.encode(["a red circle", "two blue squares"])
+    conditioning = backbone.encode(prompts_of(["a red circle", "two blue squares"]))
     with torch.no_grad():
         expected = backbone.velocity(x_sigma, sigma, conditioning)
         for format in FORMATS:

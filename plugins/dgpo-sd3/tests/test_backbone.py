@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from dgpo_core.errors import UserError
 from dgpo_core.flow import guided_velocity
+from dgpo_core.testing.given import prompts_of
 from dgpo_core.types import Conditioning
 from dgpo_sd3.backbone import SD3Backbone
 
@@ -32,7 +33,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def batch(backbone: SD3Backbone, size: int = 3) -> tuple[Tensor, Tensor, Conditioning]:
     """x_sigma, sigma, conditioning."""
     x_sigma = normal(size, *backbone.latent_shape(32, 32))
-    return x_sigma, torch.linspace(1, 0.3, size), backbone.encode(PROMPTS[:size])
+    return x_sigma, torch.linspace(1, 0.3, size), backbone.encode(prompts_of(PROMPTS[:size]))
 
 
 def randomise(backbone: SD3Backbone, scale: float = 0.3) -> None:
@@ -46,11 +47,9 @@ def draw(backbone: SD3Backbone, noise: Tensor, texts: list[str], steps: int, gui
     """Images by Euler steps on diffusers' schedule, with the backbone's three verbs alone."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(steps)
-    conditioning, unconditional, x = backbone.encode(texts), backbone.encode([""]), noise
+    conditioning, unconditional, x = backbone.encode(prompts_of(texts)), backbone.encode(prompts_of([""])), noise
     for sigma, following in zip(scheduler.sigmas[:-1], scheduler.sigmas[1:], strict=True):
-        x = x + (following - sigma) * guided_velocity(
-            backbone.velocity, x, sigma, conditioning, unconditional, guidance
-        )
+        x = x + (following - sigma) * guided_velocity(backbone, x, sigma, conditioning, unconditional, guidance)
     return backbone.decode(x)
 
 
@@ -90,7 +89,7 @@ def expected_embeddings(pipeline: Any, length: int) -> tuple[Tensor, Tensor]:
 def test_encode_is_the_pipelines(
     checkpoint_t5: Path, build: Build, reference: Reference, options: dict[str, Any], t5: bool
 ) -> None:
-    encoded = build(checkpoint_t5, options).encode(PROMPTS)
+    encoded = build(checkpoint_t5, options).encode(prompts_of(PROMPTS))
     embeds, pooled = expected_embeddings(reference(checkpoint_t5, t5=t5), options.get("text_length", 16))
     assert_close(encoded.tensors["prompt_embeds"], embeds, atol=0, rtol=0)
     assert_close(encoded.tensors["pooled"], pooled, atol=0, rtol=0)
@@ -102,7 +101,7 @@ def test_a_text_length_of_zero_leaves_t5_out(
     request: pytest.FixtureRequest, build: Build, reference: Reference, fixture: str
 ) -> None:
     directory = request.getfixturevalue(fixture)
-    encoded = build(directory, {"text_length": 0}).encode(PROMPTS)
+    encoded = build(directory, {"text_length": 0}).encode(prompts_of(PROMPTS))
     embeds, _ = expected_embeddings(reference(directory), 0)
     assert embeds.shape == (3, 32, 32), "32 CLIP tokens and no T5 tokens"
     assert_close(encoded.tensors["prompt_embeds"], embeds, atol=0, rtol=0)
@@ -115,7 +114,7 @@ def test_rows_do_not_depend_on_their_batch(checkpoint_t5: Path, build: Build) ->
     with torch.no_grad():
         together = backbone.velocity(x_sigma, sigma, conditioning)
         for i in range(3):
-            alone = backbone.encode([PROMPTS[i]])
+            alone = backbone.encode(prompts_of([PROMPTS[i]]))
             for name, tensor in alone.tensors.items():
                 assert_close(tensor[0], conditioning.tensors[name][i], atol=1e-5, rtol=1e-5)
             row = slice(i, i + 1)
@@ -262,7 +261,7 @@ def test_a_float32_adapter_trains_on_a_half_precision_base(checkpoint: Path, bui
     assert backbone.module.dtype == torch.bfloat16
     parameters = backbone.trainable()
     assert {p.dtype for p in parameters.values()} == {torch.float32}
-    assert backbone.encode([""]).tensors["pooled"].dtype == torch.bfloat16
+    assert backbone.encode(prompts_of([""])).tensors["pooled"].dtype == torch.bfloat16
     optimiser = torch.optim.AdamW(parameters.values(), lr=1e-2)
     losses = []
     for _ in range(4):
@@ -284,14 +283,14 @@ def test_velocity_under_autocast_is_float32_and_trains(checkpoint: Path, build: 
     with torch.autocast("cpu", torch.bfloat16):
         loss = loss_of(backbone)
         x0 = normal(1, *backbone.latent_shape(32, 32))
-        images, embeds = backbone.decode(x0), backbone.encode(PROMPTS).tensors["prompt_embeds"]
+        images, embeds = backbone.decode(x0), backbone.encode(prompts_of(PROMPTS)).tensors["prompt_embeds"]
     assert loss.item() == pytest.approx(exact, rel=0.02)
     assert loss.item() != exact, "autocast did nothing"
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.trainable().values())
     # What is decoded and cached is the same with and without autocast.
     assert torch.equal(images, backbone.decode(x0))
-    assert torch.equal(embeds, backbone.encode(PROMPTS).tensors["prompt_embeds"])
+    assert torch.equal(embeds, backbone.encode(prompts_of(PROMPTS)).tensors["prompt_embeds"])
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -378,11 +377,11 @@ def test_what_is_too_long_is_counted_and_not_told_of_one_by_one(
     """A text is read to its end if another last letter makes another encoding."""
     backbone = build(request.getfixturevalue("checkpoint_t5" if t5 else "checkpoint"), {"text_length": length})
     lengths = [1, 14, 15, 16, 29, 30, 31, 32, 46, 47, 48, 200]
-    encoded = [[backbone.encode(["a" * (n - 1) + last]).tensors for last in "bc"] for n in lengths]
+    encoded = [[backbone.encode(prompts_of(["a" * (n - 1) + last])).tensors for last in "bc"] for n in lengths]
     seen = [any(not torch.equal(one[key], other[key]) for key in one) for one, other in encoded]
     assert set(seen) == {True, False}
-    unread, limit = backbone.unread(["a" * n for n in lengths])
+    unread, limit = backbone.unread(prompts_of(["a" * n for n in lengths]))
     assert [i not in unread for i in range(len(lengths))] == seen
     assert limit == max(32, length)
-    assert list(backbone.unread([])[0]) == []
+    assert list(backbone.unread(prompts_of([]))[0]) == []
     assert caplog.text == ""

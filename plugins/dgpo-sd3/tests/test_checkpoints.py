@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dgpo_core.errors import UserError
+from dgpo_core.testing.given import prompts_of
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import make_tiny_checkpoint
 
@@ -47,7 +48,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def embedded(backbone: SD3Backbone) -> torch.Tensor:
-    return backbone.encode(["a longer prompt than the shortest"]).tensors["prompt_embeds"]
+    return backbone.encode(prompts_of(["a longer prompt than the shortest"])).tensors["prompt_embeds"]
 
 
 # -- the index --------------------------------------------------------------------------------------------------------

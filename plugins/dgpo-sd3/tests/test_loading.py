@@ -15,6 +15,7 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 
 from dgpo_core.errors import UserError
+from dgpo_core.testing.given import prompts_of
 from dgpo_sd3 import checkpoints
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import make_tiny_checkpoint
@@ -171,7 +172,7 @@ def test_a_hub_repository(build: Build, checkpoint_t5: Path, tmp_path: Path, mon
     monkeypatch.setattr(checkpoints, "hf_hub_download", fetch)
     monkeypatch.setattr(StableDiffusion3Pipeline, "download", download)
     backbone = build("owner/model", {"drop_t5": True}, revision="v1")
-    assert backbone.encode(["a"]).tensors["prompt_embeds"].shape == (1, 32 + 16, 32)
+    assert backbone.encode(prompts_of(["a"])).tensors["prompt_embeds"].shape == (1, 32 + 16, 32)
     assert asked["index"] == ("owner/model", {"revision": "v1"})
     assert asked["pipeline"] == (
         "owner/model",

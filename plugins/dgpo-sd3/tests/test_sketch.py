@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dgpo_core.errors import UserError
+from dgpo_core.testing.given import prompts_of
 from dgpo_schemas.run import BackboneSection
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.options import SD3Options
@@ -31,7 +32,7 @@ def test_it_has_the_shapes_of_the_real_thing(t5: bool, tmp_path: Path) -> None:
         assert found == {n: (p.shape, p.dtype) for n, p in module.named_parameters()}, name
     assert all(p.device.type == "meta" for p in sketch.module.parameters())
     assert sketch.latent_shape(64, 64) == real.latent_shape(64, 64)
-    one, two = (b.encode(["a", "b"]).tensors for b in (real, sketch))
+    one, two = (b.encode(prompts_of(["a", "b"])).tensors for b in (real, sketch))
     assert {n: (t.shape, t.dtype) for n, t in one.items()} == {n: (t.shape, t.dtype) for n, t in two.items()}
 
 
@@ -45,8 +46,8 @@ def test_offloaded_text_encoders_are_no_part_of_what_stays(tmp_path: Path) -> No
     assert not here.visitors()
     assert set(away.visitors()) == {"text encoders"}
     with away.encoding():
-        found = away.encode(["a red circle"])
-    for name, tensor in here.encode(["a red circle"]).tensors.items():
+        found = away.encode(prompts_of(["a red circle"]))
+    for name, tensor in here.encode(prompts_of(["a red circle"])).tensors.items():
         assert torch.equal(found.tensors[name], tensor)
 
 

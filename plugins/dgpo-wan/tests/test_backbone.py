@@ -20,6 +20,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.policy import ConditioningCache, Policy
 from dgpo_core.rollout import Roller
 from dgpo_core.testing.contracts import check_backbone
+from dgpo_core.testing.given import prompts_of
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_schemas.run import EmaSection
 from dgpo_wan.backbone import WanBackbone
@@ -40,7 +41,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def batch(backbone: WanBackbone, size: int = 3) -> tuple[Tensor, Tensor, Conditioning]:
     """x_sigma, sigma, conditioning; the times of two experts lie on both sides of their boundary."""
     x_sigma = normal(size, *backbone.latent_shape(*SIZE))
-    return x_sigma, torch.linspace(1, 0.3, size), backbone.encode(PROMPTS[:size])
+    return x_sigma, torch.linspace(1, 0.3, size), backbone.encode(prompts_of(PROMPTS[:size]))
 
 
 def randomise(backbone: WanBackbone, scale: float = 0.3) -> None:
@@ -89,7 +90,7 @@ def test_prompts_make_a_difference(checkpoint: Path, build: Build) -> None:
     backbone = build(checkpoint)
     x_sigma, sigma = normal(1, *backbone.latent_shape(*SIZE)).expand(2, -1, -1, -1, -1), torch.ones(2)
     with torch.no_grad():
-        first, second = backbone.velocity(x_sigma, sigma, backbone.encode(PROMPTS[:2]))
+        first, second = backbone.velocity(x_sigma, sigma, backbone.encode(prompts_of(PROMPTS[:2])))
     assert (first - second).abs().max() > 0.02
 
 
@@ -101,7 +102,7 @@ def test_the_contract(request: pytest.FixtureRequest, build: Build, fixture: str
 
 
 def test_encode_is_the_pipelines(checkpoint: Path, build: Build, reference: Reference) -> None:
-    encoded = build(checkpoint).encode([*PROMPTS, ""]).tensors["prompt_embeds"]
+    encoded = build(checkpoint).encode(prompts_of([*PROMPTS, ""])).tensors["prompt_embeds"]
     with torch.no_grad():
         expected, _ = reference(checkpoint).encode_prompt(
             [*PROMPTS, ""], do_classifier_free_guidance=False, max_sequence_length=24
@@ -117,8 +118,8 @@ def test_a_text_encoder_that_is_written_untied_is_read_like_any_other(
 ) -> None:
     """Wan's are published so, and transformers may then leave the embedding blank."""
     untied = make_tiny_checkpoint(tmp_path, tied=False)
-    expected = build(checkpoint).encode(PROMPTS).tensors["prompt_embeds"]
-    assert_close(build(untied).encode(PROMPTS).tensors["prompt_embeds"], expected, atol=0, rtol=0)
+    expected = build(checkpoint).encode(prompts_of(PROMPTS)).tensors["prompt_embeds"]
+    assert_close(build(untied).encode(prompts_of(PROMPTS)).tensors["prompt_embeds"], expected, atol=0, rtol=0)
 
 
 def test_a_fresh_adapter_changes_nothing(checkpoint: Path, build: Build) -> None:
@@ -221,7 +222,7 @@ def test_a_float32_adapter_trains_on_a_half_precision_base(checkpoint: Path, bui
     exact, backbone = build(checkpoint), build(checkpoint, dtype="bfloat16")
     parameters = backbone.trainable()
     assert {p.dtype for p in parameters.values()} == {torch.float32}
-    assert backbone.encode([""]).tensors["prompt_embeds"].dtype == torch.bfloat16
+    assert backbone.encode(prompts_of([""])).tensors["prompt_embeds"].dtype == torch.bfloat16
     optimiser = torch.optim.AdamW(parameters.values(), lr=1e-2)
     losses = []
     for _ in range(4):
@@ -307,9 +308,11 @@ def test_what_is_too_long_is_counted(build: Build, checkpoint: Path) -> None:
     """A text is read to its end if another last letter makes another encoding."""
     backbone = build(checkpoint, {"text_length": 16})
     lengths = [1, 12, 13, 14, 15, 16, 17, 60]
-    encoded = [[backbone.encode(["a" * (n - 1) + last]).tensors["prompt_embeds"] for last in "bc"] for n in lengths]
+    encoded = [
+        [backbone.encode(prompts_of(["a" * (n - 1) + last])).tensors["prompt_embeds"] for last in "bc"] for n in lengths
+    ]
     seen = [not torch.equal(*pair) for pair in encoded]
     assert set(seen) == {True, False}
-    unread, limit = backbone.unread(["a" * n for n in lengths])
+    unread, limit = backbone.unread(prompts_of(["a" * n for n in lengths]))
     assert [i not in unread for i in range(len(lengths))] == seen
-    assert (limit, list(backbone.unread([])[0])) == (16, [])
+    assert (limit, list(backbone.unread(prompts_of([]))[0])) == (16, [])

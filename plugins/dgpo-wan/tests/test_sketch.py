@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dgpo_core.errors import UserError
+from dgpo_core.testing.given import prompts_of
 from dgpo_schemas.run import BackboneSection
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.options import WanOptions
@@ -31,7 +32,7 @@ def test_it_has_the_shapes_of_the_real_thing(tmp_path: Path) -> None:
         assert found == wanted, name
     assert all(p.device.type == "meta" for p in sketch.module.parameters())
     assert sketch.latent_shape(64, 64) == real.latent_shape(64, 64)
-    one, two = (b.encode(["a", "b"]).tensors["prompt_embeds"] for b in (real, sketch))
+    one, two = (b.encode(prompts_of(["a", "b"])).tensors["prompt_embeds"] for b in (real, sketch))
     assert (one.shape, one.dtype) == (two.shape, two.dtype)
 
 

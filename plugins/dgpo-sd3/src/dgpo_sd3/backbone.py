@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
-from dgpo_core.types import Conditioning
+from dgpo_core.types import Conditioning, Prompt
 from dgpo_sd3.adapter_files import FORMATS
 from dgpo_sd3.libraries import quiet, unread
 from dgpo_sd3.loading import load_sd3
@@ -119,13 +119,13 @@ class SD3Backbone(Backbone):
         return adapters_merged(self._layers) if self.section.train == "lora" else None
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         """{"prompt_embeds" [B, T, D], "pooled" [B, P]} in the frozen weights' dtype, as diffusers' pipeline makes them:
         the two CLIP encoders' tokens, then `text_length` T5 tokens (zeros without T5)."""
         # The libraries say of each prompt that is too long what is cut off; `unread` counts them, once.
         with torch.autocast(self.device.type, enabled=False), quiet():
             prompt_embeds, _, pooled, _ = self._pipeline.encode_prompt(
-                list(texts),
+                [prompt.text for prompt in prompts],
                 prompt_2=None,
                 prompt_3=None,
                 device=self.device,
@@ -134,12 +134,12 @@ class SD3Backbone(Backbone):
             )
         return Conditioning({"prompt_embeds": prompt_embeds, "pooled": pooled})
 
-    def unread(self, texts: Sequence[str]) -> tuple[Sequence[int], int]:
+    def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
         """Prompts that neither CLIP nor T5, if there is one, reads to their end."""
         p = self._pipeline
         readers = [(tokenizer, p.tokenizer_max_length) for tokenizer in (p.tokenizer, p.tokenizer_2)]
         readers += [(p.tokenizer_3, self.options.text_length)] if p.text_encoder_3 is not None else []
-        return unread(texts, [reader for reader in readers if reader[0] is not None])
+        return unread([prompt.text for prompt in prompts], [reader for reader in readers if reader[0] is not None])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """(C, H, W) for a picture of this size in pixels.

@@ -13,7 +13,7 @@ import transformers
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
 from dgpo_core.errors import UserError
-from dgpo_core.types import Conditioning
+from dgpo_core.types import Conditioning, Prompt
 from dgpo_core.weights import read_json, resolve_checkpoint, where_instead
 from dgpo_schemas.text import error_text
 from dgpo_sd3.backbone import SD3Backbone
@@ -70,15 +70,15 @@ class SD3Sketch(SD3Backbone):
                 tokenizer_3=None,
             )
 
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Rows of the shape that prompts have; without values, on the device of the module."""
         config, device = self._transformer.config, next(self._transformer.parameters()).device
         tokens = self._clip_tokens + self.options.text_length
-        shape = (len(texts), tokens, config.joint_attention_dim)
+        shape = (len(prompts), tokens, config.joint_attention_dim)
         return Conditioning(
             {
                 "prompt_embeds": torch.zeros(shape, dtype=self._dtype, device=device),
-                "pooled": torch.zeros(len(texts), config.pooled_projection_dim, dtype=self._dtype, device=device),
+                "pooled": torch.zeros(len(prompts), config.pooled_projection_dim, dtype=self._dtype, device=device),
             }
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
-from dgpo_core.types import Conditioning
+from dgpo_core.types import Conditioning, Prompt
 from dgpo_sd3.adapter_files import FORMATS
 from dgpo_wan.libraries import prompt_clean, quiet, unread
 from dgpo_wan.loading import load_wan
@@ -113,22 +113,22 @@ class WanBackbone(Backbone):
         return adapters_merged(self._layers) if self.section.train == "lora" else None
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         """{"prompt_embeds" [B, T, D]} in the frozen weights' dtype, T = `text_length`, as WanPipeline makes them:
         the tokens of a prompt attend to each other alone, and zeros follow them."""
         with torch.autocast(self.device.type, enabled=False), quiet():  # `unread` counts what is too long
             prompt_embeds, _ = self._pipeline.encode_prompt(
-                list(texts),
+                [prompt.text for prompt in prompts],
                 do_classifier_free_guidance=False,
                 max_sequence_length=self.options.text_length,
                 device=self.device,
             )
         return Conditioning({"prompt_embeds": prompt_embeds})
 
-    def unread(self, texts: Sequence[str]) -> tuple[Sequence[int], int]:
+    def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
         """Prompts of more than `text_length` tokens."""
         tokenizer = self._pipeline.tokenizer
-        cleaned = [prompt_clean(text) for text in texts]
+        cleaned = [prompt_clean(prompt.text) for prompt in prompts]
         return unread(cleaned, [(tokenizer, self.options.text_length)] if tokenizer is not None else [])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import transformers
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
 from dgpo_core.errors import UserError
-from dgpo_core.types import Conditioning
+from dgpo_core.types import Conditioning, Prompt
 from dgpo_core.weights import read_json, resolve_checkpoint, where_instead
 from dgpo_schemas.text import error_text
 from dgpo_wan.backbone import WanBackbone
@@ -60,9 +60,9 @@ class WanSketch(WanBackbone):
                 boundary_ratio=0.875 if other is not None else None,
             )
 
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Rows of the shape that prompts have; without values, on the device of the module."""
-        shape = (len(texts), self.options.text_length, self._transformer.config.text_dim)
+        shape = (len(prompts), self.options.text_length, self._transformer.config.text_dim)
         device = next(self._transformer.parameters()).device
         return Conditioning({"prompt_embeds": torch.zeros(shape, dtype=self._dtype, device=device)})
 
