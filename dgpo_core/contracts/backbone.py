@@ -1,0 +1,174 @@
+"""The contract of backbones: diffusion and flow models."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from dgpo_core.types import Conditioning, Prompt
+
+if TYPE_CHECKING:
+    from pathlib import Path as FilePath
+
+    import torch
+    from torch import Tensor
+
+    from dgpo_schemas.run import BackboneSection
+
+__all__ = ["Backbone"]
+
+
+class Backbone(ABC):
+    """A diffusion or flow model: text in, velocity, media out."""
+
+    media: ClassVar[Literal["image", "video"]] = "image"
+    """What `decode` gives. A run with a reward that does not score it is refused before the first sample."""
+    formats: ClassVar[tuple[str, ...]] = ()
+    """What `save_adapter_as` can write (`dgpo export --format`), first the format that `save_adapter` writes. Empty:
+    that one alone, which needs no name."""
+
+    def __init__(self, section: BackboneSection, options: Any, *, device: torch.device) -> None:
+        """Load the checkpoint that `section` names, ready to train on `device`.
+
+        Raises UserError for a checkpoint that is missing or of another architecture, and for a LoRA whose targets
+        match no module (naming the candidates).
+        """
+        self.section = section
+        self.options = options
+        self.device = device
+
+    @property
+    @abstractmethod
+    def module(self) -> torch.nn.Module:
+        """The network whose forward pass `velocity` runs, adapter included."""
+
+    @abstractmethod
+    def trainable(self) -> Mapping[str, torch.nn.Parameter]:
+        """The trained parameters by stable names, float32: the adapter's, or all of them."""
+
+    @abstractmethod
+    def without_adapter(self) -> AbstractContextManager[None] | None:
+        """A context in which `velocity` runs the base weights; None when every weight is trained (the engine then
+        keeps its own copy of the base)."""
+
+    def merged(self) -> AbstractContextManager[None] | None:
+        """A context in which the adapter as it is now is added into the base weights, which are bit for bit as before
+        afterwards: `velocity` then costs what the base costs. None, the default, if that cannot be done."""
+        return None
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """Prompts to conditioning, one row each, on the device, without gradient. Every prompt has a size.
+
+        Rows are independent of each other, so that the engine may cache and regroup them. They have one shape, or
+        tensors whose rows differ in length say so (`Conditioning.lengths`). A row depends on nothing but `Prompt.key`.
+        """
+
+    @property
+    def guidable(self) -> bool:
+        """Whether there is an unconditional prediction to guide away from. Models that were distilled without one say
+        False: guidance is then 1 wherever they run."""
+        return True
+
+    def unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """What guidance leads away from, one row for each of these prompts, with the promises of `encode`: by default
+        the conditioning of the negative text, or of "". Media and size stay, the text itself is not looked at.
+
+        A row depends on nothing but the negative text, the media and the size. Only asked of models that are
+        `guidable`.
+        """
+        return self.encode([replace(prompt, text=prompt.negative or "") for prompt in prompts])
+
+    def guide(
+        self, conditional: Tensor, unconditional: Tensor, guidance: float, *, x_sigma: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """Two velocities [B, ...] at x_sigma [B, ...] and sigma [B] to the guided one [B, ...], for a scale that is not
+        1. By default classifier-free guidance v_u + s * (v_c - v_u) (Ho and Salimans, arXiv 2207.12598)."""
+        return unconditional + guidance * (conditional - unconditional)
+
+    def example(self, size: tuple[int, int]) -> Prompt:
+        """A prompt that the model can draw, where any will do: by default one without text. Models that need media give
+        one that has them."""
+        return Prompt("", size=size)
+
+    def bucket(self, prompt: Prompt) -> Hashable:
+        """Samples of one bucket may share a micro-batch: their latents and conditioning have one shape. By default
+        those of one size."""
+        return prompt.size
+
+    def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
+        """Which prompts' texts no text encoder reads to their end, by their places, and how many tokens are read at
+        most. Users are told of them before the run. By default none."""
+        return (), 0
+
+    @abstractmethod
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Shape of one latent for media of this size in pixels. Raises UserError naming the nearest possible size."""
+
+    @abstractmethod
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Estimate of noise - x0 at x_sigma = (1 - sigma) * x0 + sigma * noise.
+
+        x_sigma float32 [B, ...]; sigma float32 [B] in [0, 1]; returns float32 [B, ...].
+        """
+
+    @abstractmethod
+    def decode(self, x0: Tensor) -> Tensor:
+        """Latents [B, ...] to media: images [B, 3, H, W] or video [B, F, 3, H, W], float32 in [0, 1], no gradient.
+        In chunks, so that any B fits."""
+
+    @abstractmethod
+    def save_adapter(self, directory: FilePath) -> None:
+        """Write the current trained weights in the format that the ecosystem loads.
+
+        Programs that know nothing of an adapter's alpha must apply its whole strength: fold the scale into a matrix.
+        """
+
+    def save_adapter_as(self, format: str, directory: FilePath) -> None:
+        """The same in one of `formats`, which are those of adapters: with `train: full` only the first is asked for."""
+        raise NotImplementedError(f"{type(self).__name__} declares formats but has no `save_adapter_as`")
+
+    def base_directory(self) -> FilePath | None:
+        """Where the base weights were read from. Runs keep digests of what lies there, and notice another base when
+        they go on. By default `backbone.checkpoint`, if that is a directory; None: nothing is known, nothing is
+        compared."""
+        from pathlib import Path
+
+        place = Path(self.section.checkpoint)
+        return place if place.is_dir() else None
+
+    @classmethod
+    def sketch(cls, section: BackboneSection, options: Any) -> Backbone:
+        """The same model on torch's meta device, known from configuration files or by its name: shapes, types and
+        operations, no weights. `encode` gives rows of the right shape. Optional: `dgpo plan` asks for it.
+
+        Raises UserError for a checkpoint whose looks are not known.
+        """
+        raise NotImplementedError(f"{cls.__name__} does not say what it looks like without its weights")
+
+    def parts(self) -> Mapping[str, torch.nn.Module]:
+        """Everything that stays on the device, by names for people. By default the module alone."""
+        return {"model": self.module}
+
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        """The parts of `module` that run one after the other, each called once a pass: with `run.shard` the weights of
+        one of them at a time are gathered. By default the members of its outermost ModuleLists."""
+        return list(_members_of_lists(self.module))
+
+    def visitors(self) -> Mapping[str, torch.nn.Module]:
+        """What comes to the device only for `encoding`. By default nothing."""
+        return {}
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """Entered around calls of `encode`: a place to bring text encoders to the device. By default nothing."""
+        return nullcontext()
+
+
+def _members_of_lists(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    from torch.nn import ModuleList
+
+    for child in module.children():
+        yield from child if isinstance(child, ModuleList) else _members_of_lists(child)

@@ -1,0 +1,22 @@
+"""The contract of prompt sources."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from dgpo_core.types import Prompt
+
+__all__ = ["PromptSource"]
+
+
+class PromptSource(ABC):
+    """Generates prompts."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def prompts(self, split: Literal["train", "heldout"]) -> Sequence[Prompt]:
+        """The prompts of one split, always the same ones for the same options; the two splits share none."""

@@ -1,0 +1,52 @@
+"""The contract of reward models."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from dgpo_core.types import Example, Prompt, Scores
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["RewardModel"]
+
+
+class RewardModel(ABC):
+    """Scores media. Called from a thread of the run while the next samples are drawn; from several at once only where
+    `concurrency` allows it. Leaves the process as it was: working directory, torch's defaults and switches, signals."""
+
+    media: ClassVar[frozenset[Literal["image", "video"]]] = frozenset({"image"})
+    range: ClassVar[tuple[float, float]]
+    """Smallest and largest value it can give; infinities where there is no bound."""
+    group_by: ClassVar[str | None] = None
+    """Metadata key by which evaluation splits its table (GenEval: `tag`); the overall score is then the unweighted
+    mean of the groups' means."""
+    concurrency: int = 1
+    """Calls of `score` that may run at the same time."""
+    elsewhere: ClassVar[bool] = False
+    """Whether the scores are computed outside of this process: what is done there changes nothing here."""
+
+    def __init__(self, options: Any, *, device: torch.device) -> None:
+        self.options = options
+        self.device = device
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 - optional
+        """Raise UserError, naming the prompt, if one lacks what this reward needs. Called before the run starts."""
+
+    @abstractmethod
+    def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        """Media [B, 3, H, W] or [B, F, 3, H, W], float in [0, 1], with the prompt of each, to one value per sample.
+        A sample's value does not depend on the others in the batch. What cannot be scored is missing, never 0. May
+        raise anything: the batch is then missing, or, where memory ran out, scored again in halves."""
+
+    def examples(self) -> Sequence[Example]:
+        """Samples known to be good and bad, shipped or drawn: `dgpo score --self-test` and the contract suite score
+        them. At least one of each, or none at all."""
+        return ()
+
+    def close(self) -> None:  # noqa: B027 - optional
+        """Let go of what garbage collection would not: processes, connections, pools. Called once, at the end."""
