@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from tests.golden.compare import NO_RESULTS, Allowed, Found, compare
+from tests.golden.compare import NO_RESULTS, Allowed, Difference, Found, compare
 from tests.golden.expected import ALLOWED
 from tests.golden.runs import CHECKPOINTS, Run, third_party
 from tests.golden.sides import Side, check_out, root
@@ -21,8 +21,8 @@ from tests.golden.sides import Side, check_out, root
 __all__ = ["Maker", "compare_runs", "learnt_nothing", "verdict"]
 
 DRIVER = Path(__file__).with_name("driver.py")
-SHOWN = 6
-"""Differences of a run that are told."""
+SHOWN = 5
+"""Files of a run whose first difference is told; that of the metrics comes first."""
 
 
 class Maker:
@@ -91,8 +91,12 @@ def verdict(name: str, found: Found, allowed: Sequence[Allowed], used: set[Allow
     more = f", {meant} expected differences" if meant else ""
     if not left:
         return True, f"same ({found.files} files, {found.tensors} tensors{more})"
-    rest = [f"  and {len(left) - SHOWN} more"] if len(left) > SHOWN else []
-    return False, "\n".join([f"different in {len(left)} places{more}", *(f"  {d}" for d in left[:SHOWN]), *rest])
+    files: dict[str, list[Difference]] = {}
+    for difference in sorted(left, key=lambda d: (not d.file.endswith("metrics.jsonl"), d.file)):
+        files.setdefault(difference.file, []).append(difference)
+    lines = [f"  {first}" + (f" (and {len(others)} more)" if others else "") for first, *others in files.values()]
+    rest = [f"  and {len(lines) - SHOWN} more files"] if len(lines) > SHOWN else []
+    return False, "\n".join([f"different in {len(files)} of {found.files} files{more}", *lines[:SHOWN], *rest])
 
 
 def learnt_nothing(run: Path) -> bool:

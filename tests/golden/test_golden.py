@@ -83,7 +83,7 @@ def test_a_flipped_bit_of_a_weight(sides: tuple[Path, Path]) -> None:
     flip(file, -1)
     (name,) = [name for name, tensor in load_file(file).items() if not torch.equal(tensor, before[name])]
     differences = said(sides).splitlines()
-    assert differences[0] == "different in 1 places"
+    assert differences[0] == "different in 1 of 6 files"
     assert f"weights.safetensors: {name}: 1 of {before[name].numel()} differ, at most by " in differences[1]
 
 
@@ -217,15 +217,22 @@ def test_an_expected_difference_is_counted(sides: tuple[Path, Path]) -> None:
     allowed = Allowed("*/metrics.jsonl", "*.speed", "a new field")
     assert said(sides, allowed) == "same (6 files, 3 tensors, 2 expected differences)"
     rewrite(file, '"mean": 0.1', '"mean": 0.3')
-    assert said(sides, allowed).startswith("different in 1 places, 2 expected differences\n")
-    assert said(sides, Allowed("*/metrics.jsonl", "*.speed", "a new field", run="other")).startswith("different in 3")
+    assert said(sides, allowed).startswith("different in 1 of 6 files, 2 expected differences\n")
+    assert (
+        said(sides, Allowed("*/metrics.jsonl", "*.speed", "a new field", run="other"))
+        .splitlines()[1]
+        .endswith(" (and 2 more)")
+    )
 
 
-def test_of_many_differences_the_first_are_told() -> None:
-    found = Found(1, 0, [Difference("file", str(i), "differs") for i in range(9)])
+def test_of_many_differences_the_first_of_each_file_are_told() -> None:
+    names = [*(f"{i}.png" for i in range(6)), "metrics.jsonl", "metrics.jsonl"]
+    found = Found(9, 0, [Difference(name, "", "differs") for name in names])
     same, text = verdict("run", found, [], set())
     assert not same
-    assert text.splitlines()[-2:] == ["  file: 5: differs", "  and 3 more"]
+    lines = text.splitlines()
+    assert lines[:2] == ["different in 7 of 9 files", "  metrics.jsonl: differs (and 1 more)"]
+    assert lines[-2:] == ["  3.png: differs", "  and 2 more files"]
 
 
 def test_every_expected_difference_has_its_reason() -> None:
