@@ -300,7 +300,7 @@ def test_every_run_has_a_name_of_its_own_and_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_last_commit_against_itself_and_a_change(tmp_path: Path) -> None:
+def test_the_last_commit_against_the_working_tree(tmp_path: Path) -> None:
     """The whole way, for one run."""
     if not (root / ".git").exists():
         pytest.skip("the sources are no repository")
