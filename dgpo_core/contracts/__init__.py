@@ -7,6 +7,7 @@ that the plugin declared.
 
 from __future__ import annotations
 
+from dgpo_core.contracts.adapter import Adapter
 from dgpo_core.contracts.backbone import Backbone
 from dgpo_core.contracts.objective import MemberLoss, Objective
 from dgpo_core.contracts.prompts import PromptSource
@@ -16,6 +17,7 @@ from dgpo_core.contracts.timesteps import Probe, TimestepContext, TimestepPolicy
 from dgpo_core.contracts.weighting import AdvantageWeighting
 
 __all__ = [
+    "Adapter",
     "AdvantageWeighting",
     "Backbone",
     "MemberLoss",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from dgpo_core.contracts.adapter import Adapter
     from dgpo_schemas.run import BackboneSection
 
 __all__ = ["Backbone"]
@@ -26,6 +27,11 @@ class Backbone(ABC):
 
     media: ClassVar[Literal["image", "video"]] = "image"
     """What `decode` gives. A run with a reward that does not score it is refused before the first sample."""
+    adapter: Adapter | None = None
+    """What is trained with `train: lora`: set when the model is built, `self.adapter = LoraAdapter(...)`. None with
+    `train: full`, and where a model offers no other way: every weight is trained, and the engine keeps its own copy of
+    the base. A run with `train: lora` whose model has no adapter is refused."""
+
     formats: ClassVar[tuple[str, ...]] = ()
     """What `save_adapter_as` can write (`dgpo export --format`), first the format that `save_adapter` writes. Empty:
     that one alone, which needs no name."""
@@ -45,9 +51,12 @@ class Backbone(ABC):
     def module(self) -> torch.nn.Module:
         """The network whose forward pass `velocity` runs, adapter included."""
 
-    @abstractmethod
     def trainable(self) -> Mapping[str, torch.nn.Parameter]:
-        """The trained parameters by stable names, float32: the adapter's, or all of them."""
+        """The trained parameters by stable names, float32. By default the adapter's; without one, those of `module`
+        that require a gradient."""
+        if self.adapter is not None:
+            return self.adapter.parameters()
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     @abstractmethod
     def without_adapter(self) -> AbstractContextManager[None] | None:
@@ -119,6 +128,15 @@ class Backbone(ABC):
     def decode(self, x0: Tensor) -> Tensor:
         """Latents [B, ...] to media: images [B, 3, H, W] or video [B, F, 3, H, W], float32 in [0, 1], no gradient.
         In chunks, so that any B fits."""
+
+    def save_weights(self, directory: FilePath) -> None:
+        """With `train: full`: write the trained weights as they are now into a directory, which may be new, in the
+        format that the ecosystem loads. By default `weights.safetensors`, by the names of `trainable`."""
+        import safetensors.torch
+
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = {name: p.detach().cpu().clone().contiguous() for name, p in self.trainable().items()}
+        safetensors.torch.save_file(weights, directory / "weights.safetensors", {"format": "pt"})
 
     @abstractmethod
     def save_adapter(self, directory: FilePath) -> None:
