@@ -13,8 +13,9 @@ from diffusers import DPMSolverMultistepScheduler, SD3Transformer2DModel
 
 from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.contracts import TimestepContext
+from dgpo_core.lora import add_lora, select_targets
 from dgpo_schemas.run import RunConfig
-from dgpo_sd3.lora import add_lora, select_targets
+from dgpo_sd3.lora import ATTENTION_PROJECTIONS
 from dgpo_sd3.options import SD3Options
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -58,9 +59,9 @@ def test_the_examples_adapt_what_was_published() -> None:
     config = json.loads(files("dgpo_sd3").joinpath("architectures.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
         transformer = SD3Transformer2DModel(**config["transformer"]["stabilityai/stable-diffusion-3.5-medium"])
-        endings = tuple(f".{target}" for target in select_targets(transformer, None))
+        endings = tuple(f".{target}" for target in select_targets(transformer, None, ATTENTION_PROJECTIONS))
         by_default = [name for name, _ in transformer.named_modules() if name.endswith(endings)]
-        layers = add_lora(transformer.requires_grad_(False), loras[0])
+        layers = add_lora(transformer.requires_grad_(False), loras[0], ATTENTION_PROJECTIONS)
     bound = [name for name, module in transformer.named_modules() if module in layers]
     assert len(bound) == 24 * 8 - 1 == 191
     assert {name.split(".")[2] for name in bound} == {"attn"}

@@ -11,27 +11,24 @@ Sources: diffusers, `loaders/lora_pipeline.py`; peft, "PEFT checkpoint format" o
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import safetensors.torch
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["FORMATS", "AdapterNames", "Pairs", "folded_pairs", "write_adapter"]
+from dgpo_core.lora import Pairs, folded_pairs, named, write_peft
+
+__all__ = ["FORMATS", "AdapterNames", "write_adapter"]
 
 FORMATS = ("diffusers", "peft", "kohya", "comfyui")
 """The usual one first."""
 
 FILE = "pytorch_lora_weights.safetensors"
 """What diffusers looks for in a directory; kohya's and ComfyUI's files may have any name."""
-
-Pairs: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
-"""Layer to (A [rank, inputs], B [outputs, rank]), float32 on the CPU; what is added to its weight is B A."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +42,6 @@ class AdapterNames:
     pipeline: Any
     original: Callable[[Pairs], Pairs]
     comfyui: Callable[[Pairs], Pairs]
-
-
-def folded_pairs(transformer: nn.Module, adapter: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """The adapter's matrices as they are now, each layer's scale in its B; by the names of layers in `transformer`."""
-    found = {}
-    for name, layer in transformer.named_modules():
-        if isinstance(layer, BaseTunerLayer):
-            matrices: Any = layer
-            down, up = (getattr(matrices, m)[adapter].weight.detach().float().cpu() for m in ("lora_A", "lora_B"))
-            found[name] = (down.clone(), up * matrices.scaling[adapter])
-    return found
 
 
 def write_adapter(
@@ -74,15 +60,11 @@ def write_adapter(
     if format == "diffusers":
         names.pipeline.save_lora_weights(
             directory,
-            transformer_lora_layers=_named(pairs, ".lora_A.weight", ".lora_B.weight"),
+            transformer_lora_layers=named(pairs, ".lora_A.weight", ".lora_B.weight"),
             transformer_lora_adapter_metadata=settings,
         )
     elif format == "peft":
-        below = {f"base_model.model.{name}": pair for name, pair in pairs.items()}
-        tensors = _named(below, ".lora_A.weight", ".lora_B.weight")
-        safetensors.torch.save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
-        more = {"peft_type": "LORA", "task_type": None, "inference_mode": True, "base_model_name_or_path": base}
-        (directory / "adapter_config.json").write_text(json.dumps(settings | more, indent=2, sort_keys=True) + "\n")
+        write_peft(pairs, settings, directory, base)
     elif format == "kohya":
         flat = {"lora_unet_" + n.replace(".", "_"): pair for n, pair in names.original(pairs).items()}
         _write_with_alphas(flat, directory)
@@ -90,13 +72,9 @@ def write_adapter(
         _write_with_alphas(names.comfyui(pairs), directory)
 
 
-def _named(pairs: Pairs, down: str, up: str) -> dict[str, Tensor]:
-    return {name + end: m for name, pair in pairs.items() for end, m in zip((down, up), pair, strict=True)}
-
-
 def _write_with_alphas(pairs: Pairs, directory: Path) -> None:
     """kohya's three tensors a layer; alpha is the rank, which is that of three for a layer that holds three."""
-    tensors = _named(pairs, ".lora_down.weight", ".lora_up.weight")
+    tensors = named(pairs, ".lora_down.weight", ".lora_up.weight")
     tensors |= {f"{name}.alpha": torch.tensor(float(len(down))) for name, (down, _) in pairs.items()}
     ranks = {str(len(down)) for down, _ in pairs.values()}
     rank = ranks.pop() if len(ranks) == 1 else "Dynamic"  # kohya's word for ranks that differ

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
+from dgpo_core.lora import adapters_merged, adapters_off, add_lora
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_sd3.adapter_files import FORMATS
 from dgpo_sd3.libraries import quiet, unread
 from dgpo_sd3.loading import load_sd3
-from dgpo_sd3.lora import adapters_merged, adapters_off, add_lora, save_lora
+from dgpo_sd3.lora import ATTENTION_PROJECTIONS, save_lora
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import BackboneSection
@@ -46,7 +47,7 @@ class SD3Backbone(Backbone):
             if model is not None:
                 model.eval().requires_grad_(False)
         if section.train == "lora":
-            self._layers = add_lora(self._transformer, section.lora)
+            self._layers = add_lora(self._transformer, section.lora, ATTENTION_PROJECTIONS)
         else:
             self._transformer.requires_grad_(True)
         for model in models:

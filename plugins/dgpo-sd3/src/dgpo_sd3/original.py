@@ -11,7 +11,7 @@ import re
 import torch
 from torch import Tensor
 
-from dgpo_sd3.adapter_files import Pairs
+from dgpo_core.lora import Pairs
 
 __all__ = ["comfyui_pairs", "original_pairs"]
 

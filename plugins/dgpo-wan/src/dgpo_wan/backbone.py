@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
+from dgpo_core.lora import adapters_merged, adapters_off, add_lora
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_sd3.adapter_files import FORMATS
+from dgpo_sd3.lora import ATTENTION_PROJECTIONS
 from dgpo_wan.libraries import prompt_clean, quiet, unread
 from dgpo_wan.loading import load_wan
-from dgpo_wan.lora import adapters_merged, adapters_off, add_lora, save_lora
+from dgpo_wan.lora import save_lora
 from dgpo_wan.options import COMPRESSION
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class WanBackbone(Backbone):
         for model in models:
             model.eval().requires_grad_(False)
         if section.train == "lora":
-            self._layers = add_lora(self._transformer, section.lora)
+            self._layers = add_lora(self._transformer, section.lora, ATTENTION_PROJECTIONS)
         else:
             self._transformer.requires_grad_(True)
         for model in models:

@@ -1,16 +1,16 @@
-"""The low-rank adapter: bound, switched off, merged and written as dgpo-sd3 does it, under Wan's names."""
+"""The low-rank adapter: written as dgpo-sd3 does it, under Wan's names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from dgpo_core.lora import ADAPTER
 from dgpo_sd3.adapter_files import AdapterNames, write_adapter
-from dgpo_sd3.lora import ADAPTER, adapters_merged, adapters_off, add_lora
 from dgpo_wan.libraries import WanPipeline
 from dgpo_wan.original import comfyui_pairs, original_pairs
 
-__all__ = ["adapters_merged", "adapters_off", "add_lora", "save_lora"]
+__all__ = ["save_lora"]
 
 NAMES = AdapterNames(WanPipeline, original_pairs, comfyui_pairs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from dgpo_sd3.adapter_files import Pairs
+from dgpo_core.lora import Pairs
 
 __all__ = ["comfyui_pairs", "original_name", "original_pairs"]
 
