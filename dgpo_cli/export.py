@@ -11,6 +11,7 @@ from dgpo_cli.options import AcceptBase
 
 if TYPE_CHECKING:
     from dgpo_cli.target import Target
+    from dgpo_core.contracts import Backbone
 
 __all__ = ["export"]
 
@@ -53,39 +54,55 @@ def export(
         raise UserError(f"{run}: there is no such run directory")
     check_directory(output, force=force, target=run)
     if format is not None and (run / "config.yaml").is_file():
-        _check_format(run, format)
+        _check_sketch(run, format)
     opened = open_target(run, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
     from dgpo_core.files import new_directory
 
+    backbone = opened.engine.backbone
+    if format is not None:
+        _check_format(run, format, backbone)
     with new_directory(output) as aside:
         with opened.engine.policy.view(opened.view):
-            if format is None:
-                opened.engine.backbone.save_adapter(aside)
+            if backbone.adapter is None:
+                backbone.save_weights(aside)
             else:
-                opened.engine.backbone.save_adapter_as(format, aside)
+                backbone.adapter.save(aside, format or backbone.adapter.formats[0])
         (aside / "dgpo.json").write_text(json.dumps(_origin(opened), indent=1) + "\n")
     typer.echo(f"{opened.label}: {output}")
 
 
-def _check_format(run: Path, format: str) -> None:
-    """Raise UserError for a format that this run cannot be written in; nothing is loaded for that."""
+def _check_sketch(run: Path, format: str) -> None:
+    """Raise UserError for a format that this run cannot be written in, if the backbone says so before it is loaded."""
     from dgpo_core.config import load_run_config
     from dgpo_core.errors import UserError
     from dgpo_core.registry import get_registry
-    from dgpo_schemas.problems import nearest
 
     registry = get_registry()
-    backbone = load_run_config(run / "config.yaml", registry=registry).backbone
-    formats = registry.implementation(registry.find("backbone", backbone.use)).formats
-    if not formats:
-        raise UserError(f"--format {format}: the backbone {backbone.use} has one format, its own; leave --format out")
-    if format not in formats:
-        raise UserError(f"--format {format}: choose one of {', '.join(formats)}{nearest(format, formats)}")
-    if backbone.train == "full" and format != formats[0]:
+    section = load_run_config(run / "config.yaml", registry=registry).backbone
+    if section.train == "full":
+        _check_format(run, format, None)
+    part = registry.find("backbone", section.use)
+    options = registry.options_model(part).model_validate(section.options)
+    try:
+        backbone = registry.implementation(part).sketch(section, options)
+    except (NotImplementedError, UserError):  # it has no sketch, or its checkpoint is elsewhere now (`--set`)
+        return
+    _check_format(run, format, backbone)
+
+
+def _check_format(run: Path, format: str, backbone: Backbone | None) -> None:
+    """Raise UserError for a format that this backbone, or one without an adapter, cannot be written in."""
+    from dgpo_core.errors import UserError
+    from dgpo_schemas.problems import nearest
+
+    if backbone is None or backbone.adapter is None:
         raise UserError(
             f"--format {format}: is a format of adapters, and {run} has none, it trained every weight "
-            f"(backbone.train: full); allowed is {formats[0]}"
+            "(backbone.train: full); leave --format out"
         )
+    formats = backbone.adapter.formats
+    if format not in formats:
+        raise UserError(f"--format {format}: choose one of {', '.join(formats)}{nearest(format, formats)}")
 
 
 def _origin(opened: Target) -> dict[str, Any]:

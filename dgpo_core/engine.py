@@ -29,7 +29,7 @@ from dgpo_core.kinds import check_reward
 from dgpo_core.paths import has_distribution, random_times, step_at
 from dgpo_core.placement import place
 from dgpo_core.placement.hub import prepare_hub
-from dgpo_core.policy import ConditioningCache, Policy
+from dgpo_core.policy import ConditioningCache, Policy, check_adapter
 from dgpo_core.probe import PolicyProbe
 from dgpo_core.prompts import check_prompts, load_prompts, overlap, some_of
 from dgpo_core.rollout import Roller
@@ -72,12 +72,14 @@ class Engine:
         runtime, block = self.runtime, self.config.backbone
         if not runtime.sharded:
             made: Backbone = self._create("backbone", block, device=runtime.device)
+            check_adapter(made)
             return made
         if block.compile:
             raise UserError("backbone.compile: a model that run.shard spreads over processes cannot be compiled")
         from dgpo_core.sharding import shard
 
         made = self._create("backbone", block, device=torch.device("cpu"))
+        check_adapter(made)
         shard(made, runtime.device, runtime.processes)
         return made
 
@@ -285,7 +287,7 @@ class Engine:
             return False
         if self.runtime.sharded:
             raise UserError("rollout.merge_adapter: nothing can be merged into weights that run.shard spreads")
-        if self.backbone.merged() is None:
+        if self.backbone.adapter is None or self.backbone.adapter.merged() is None:
             raise UserError(f"rollout.merge_adapter: backbone: {self.config.backbone.use} cannot merge its adapter")
         return True
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from dgpo_core.errors import UserError
 from dgpo_core.flow import guided_velocity
 from dgpo_core.types import Conditioning, Prompt
 
@@ -17,12 +18,21 @@ if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
     from dgpo_schemas.run import EmaSection
 
-__all__ = ["ConditioningCache", "Policy", "View"]
+__all__ = ["ConditioningCache", "Policy", "View", "check_adapter"]
 
 View = Literal["base", "policy", "old", "slow"]
 STORED: tuple[View, ...] = ("policy", "old", "slow")
 LARGEST = 1e18
 """Size up to which a weight can be squared in float32, and cast to bfloat16."""
+
+
+def check_adapter(backbone: Backbone) -> None:
+    """Raise UserError for a backbone that trains something else than its section says."""
+    train, use = backbone.section.train, backbone.section.use
+    if train == "lora" and backbone.adapter is None:
+        raise UserError(f"backbone.train: lora: the backbone {use} has no adapter; write `train: full` (every weight)")
+    if train == "full" and backbone.adapter is not None:
+        raise UserError(f"backbone.train: full: the backbone {use} has an adapter all the same; write `train: lora`")
 
 
 class Policy:
@@ -41,6 +51,7 @@ class Policy:
     def __init__(self, backbone: Backbone, ema: EmaSection) -> None:
         self.backbone = backbone
         self.ema = ema
+        self._adapter = backbone.adapter
         self.parameters = dict(backbone.trainable())
         live = [self._local(p.data) for p in self.parameters.values()]
         self._weights: dict[str, list[Tensor]] = {
@@ -48,7 +59,7 @@ class Policy:
             "old": [t.clone() for t in live],
             "slow": [t.clone() for t in live],
         }
-        if backbone.without_adapter() is None:
+        if self._adapter is None:
             self._weights["base"] = [t.clone() for t in live]
         self._start = self._weights.get("base") or [t.clone() for t in live]  # also of a resumed run: built, not loaded
         self._view: View = "policy"
@@ -64,8 +75,8 @@ class Policy:
         """Run the backbone with the weights of another view, or of what stands for it (`available`), the adapter merged
         into them if asked for. Views are not nested."""
         name = self.available(name)
-        if merged and name != "base":
-            with self.view(name), self.backbone.merged() or nullcontext():
+        if merged and name != "base" and self._adapter is not None:
+            with self.view(name), self._adapter.merged() or nullcontext():
                 yield
             return
         if name == "policy":
@@ -79,9 +90,8 @@ class Policy:
                 self._point_at(name)
                 yield
             else:
-                off = self.backbone.without_adapter()
-                assert off is not None
-                with off:
+                assert self._adapter is not None
+                with self._adapter.off():
                     yield
         finally:
             self._view = "policy"

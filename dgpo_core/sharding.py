@@ -40,7 +40,7 @@ def shard(backbone: Backbone, device: torch.device, processes: Processes) -> Non
 
     The blocks (`Backbone.blocks`) are brought one by one, so that the whole network never is on one device.
     """
-    adapter = set() if backbone.without_adapter() is None else set(backbone.trainable().values())
+    adapter = set() if backbone.adapter is None else set(backbone.trainable().values())
     mesh = init_device_mesh(device.type, (processes.count,))
     for module in (*backbone.blocks(), backbone.module):
         # Resharded after each pass: between two of them a view may change the shares.
@@ -76,7 +76,7 @@ class ShardedPolicy(Policy):
     ) -> None:
         """blank: a latent [1, ...] and its conditioning, to make a pass with when there is nothing else to do."""
         super().__init__(backbone, ema)
-        self.spread = backbone.without_adapter() is None
+        self.spread = backbone.adapter is None
         if self.spread:
             self._live = self._weights["policy"]
             self._aside = [torch.empty_like(t) for t in self._live]

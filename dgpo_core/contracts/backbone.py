@@ -32,10 +32,6 @@ class Backbone(ABC):
     `train: full`, and where a model offers no other way: every weight is trained, and the engine keeps its own copy of
     the base. A run with `train: lora` whose model has no adapter is refused."""
 
-    formats: ClassVar[tuple[str, ...]] = ()
-    """What `save_adapter_as` can write (`dgpo export --format`), first the format that `save_adapter` writes. Empty:
-    that one alone, which needs no name."""
-
     def __init__(self, section: BackboneSection, options: Any, *, device: torch.device) -> None:
         """Load the checkpoint that `section` names, ready to train on `device`.
 
@@ -57,16 +53,6 @@ class Backbone(ABC):
         if self.adapter is not None:
             return self.adapter.parameters()
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-
-    @abstractmethod
-    def without_adapter(self) -> AbstractContextManager[None] | None:
-        """A context in which `velocity` runs the base weights; None when every weight is trained (the engine then
-        keeps its own copy of the base)."""
-
-    def merged(self) -> AbstractContextManager[None] | None:
-        """A context in which the adapter as it is now is added into the base weights, which are bit for bit as before
-        afterwards: `velocity` then costs what the base costs. None, the default, if that cannot be done."""
-        return None
 
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
@@ -137,17 +123,6 @@ class Backbone(ABC):
         directory.mkdir(parents=True, exist_ok=True)
         weights = {name: p.detach().cpu().clone().contiguous() for name, p in self.trainable().items()}
         safetensors.torch.save_file(weights, directory / "weights.safetensors", {"format": "pt"})
-
-    @abstractmethod
-    def save_adapter(self, directory: FilePath) -> None:
-        """Write the current trained weights in the format that the ecosystem loads.
-
-        Programs that know nothing of an adapter's alpha must apply its whole strength: fold the scale into a matrix.
-        """
-
-    def save_adapter_as(self, format: str, directory: FilePath) -> None:
-        """The same in one of `formats`, which are those of adapters: with `train: full` only the first is asked for."""
-        raise NotImplementedError(f"{type(self).__name__} declares formats but has no `save_adapter_as`")
 
     def base_directory(self) -> FilePath | None:
         """Where the base weights were read from. Runs keep digests of what lies there, and notice another base when

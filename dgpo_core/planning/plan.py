@@ -14,6 +14,7 @@ from dgpo_core.contracts import Backbone, Objective
 from dgpo_core.errors import UserError
 from dgpo_core.flow import guided_velocity
 from dgpo_core.planning.simulate import Cost, cost, faked, operations
+from dgpo_core.policy import check_adapter
 
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry
@@ -79,6 +80,7 @@ def measure_model(config: RunConfig, registry: Registry) -> Model:
         backbone = kind.sketch(config.backbone, options)
     except NotImplementedError as error:
         raise UserError(f"backbone.use: {config.backbone.use} cannot be planned: {error}") from error
+    check_adapter(backbone)
     objective: Objective = registry.create("objective", config.objective)
     held = _held(backbone, config)
     visitors = sum(_bytes(p) for module in backbone.visitors().values() for p in module.parameters())
@@ -180,13 +182,13 @@ def _spread(backbone: Backbone) -> frozenset[str]:
     """What `sharding.shard` divides: the network, and all that is made like its weights if these are trained."""
     network = {name for name, part in backbone.parts().items() if part is backbone.module}
     of_weights = {"trained weights", "their averages and start", "gradients", "AdamW"}
-    return frozenset(network | (of_weights if backbone.without_adapter() is None else set()))
+    return frozenset(network | (of_weights if backbone.adapter is None else set()))
 
 
 def _gathered(backbone: Backbone) -> int:
     """Bytes of weights that a process has whole while a block runs: that block's, the next one's, which is fetched
     meanwhile, and those outside of blocks; with their gradients if they are trained."""
-    adapter = set() if backbone.without_adapter() is None else set(backbone.trainable().values())
+    adapter = set() if backbone.adapter is None else set(backbone.trainable().values())
     blocks = [sum(_bytes(p) for p in block.parameters() if p not in adapter) for block in backbone.blocks()]
     outside = sum(_bytes(p) for p in backbone.module.parameters() if p not in adapter) - sum(blocks)
     whole = outside + 2 * max(blocks, default=0)
@@ -242,7 +244,7 @@ class _Steps:
             if self.objective.needs_old or (self.objective.needs_reference and section.reference == "ema"):
                 others.append(self._velocity(x, self._guidance))
             if self.objective.needs_base or (self.objective.needs_reference and section.reference != "ema"):
-                with self.backbone.without_adapter() or nullcontext():
+                with self.backbone.adapter.off() if self.backbone.adapter else nullcontext():
                     others.append(self._velocity(x, max(self._guidance, section.kl_cfg)))
         velocity = self._velocity(x, self._guidance)
         loss = (velocity - target).square().flatten(1).mean(1).sum()

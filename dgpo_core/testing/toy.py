@@ -9,21 +9,21 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import safetensors.torch
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dgpo_core.contracts import Backbone, PromptSource, RewardModel
+from dgpo_core.contracts import Adapter, Backbone, PromptSource, RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.types import Conditioning, Prompt, Scores
 from dgpo_schemas.base import Float, Options
 from dgpo_schemas.run import BackboneSection
 
-__all__ = ["BrightnessReward", "ToyBackbone", "ToyPlugin", "ToyPrompts", "plugin", "run_data"]
+__all__ = ["BrightnessReward", "ToyAdapter", "ToyBackbone", "ToyPlugin", "ToyPrompts", "plugin", "run_data"]
 
 SHAPE = (2, 4, 4)
 WIDTH = 48
@@ -53,8 +53,60 @@ class _Layer(nn.Module):
         return out + self.scale * self.up(self.down(x)) if self.adapted else out
 
 
+def _layers(network: nn.Module) -> list[_Layer]:
+    return [module for module in network.children() if isinstance(module, _Layer)]
+
+
+class ToyAdapter(Adapter):
+    """The low-rank parts of the toy's layers."""
+
+    formats = ("toy",)
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.layers = _layers(network)
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Two matrices a layer, by their names in the network."""
+        return {name: p for name, p in self.network.named_parameters() if "base" not in name}
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The base layers alone."""
+        before = [layer.adapted for layer in self.layers]
+        try:
+            for layer in self.layers:
+                layer.adapted = False
+            yield
+        finally:
+            for layer, adapted in zip(self.layers, before, strict=True):
+                layer.adapted = adapted
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """The matrices' products in the base layers."""
+        before = [layer.base.weight.data for layer in self.layers]
+        try:
+            for layer in self.layers:
+                adapter = layer.scale * layer.up.weight.data @ layer.down.weight.data
+                layer.base.weight.data = layer.base.weight.data + adapter
+            with self.off():
+                yield
+        finally:
+            for layer, data in zip(self.layers, before, strict=True):
+                layer.base.weight.data = data
+
+    def save(self, directory: Path, format: str) -> None:
+        """One safetensors file."""
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {name: p.detach().contiguous() for name, p in self.parameters().items()}
+        safetensors.torch.save_file(tensors, directory / "toy.safetensors")
+
+
 class ToyBackbone(Backbone):
     """v = MLP([x, sigma, c]); weights from a fixed seed whatever the checkpoint is called."""
+
+    kind: ClassVar[type[ToyAdapter]] = ToyAdapter
 
     def __init__(self, section: BackboneSection, options: ToyOptions, *, device: torch.device) -> None:
         super().__init__(section, options, device=device)
@@ -73,10 +125,10 @@ class ToyBackbone(Backbone):
         self._network.to(device, self.dtype)
         for name, parameter in self._network.named_parameters():
             parameter.requires_grad_(section.train == "full" if "base" in name else section.train == "lora")
-        self._layers = [m for m in self._network if isinstance(m, _Layer)]
-        if section.train == "full":
-            for layer in self._layers:
-                layer.adapted = False
+        if section.train == "lora":
+            self.adapter = self.kind(self._network)
+        for layer in _layers(self._network):
+            layer.adapted = section.train == "lora"
 
     def base_directory(self) -> None:
         """Its weights are drawn, not read."""
@@ -85,41 +137,6 @@ class ToyBackbone(Backbone):
     def module(self) -> nn.Module:
         """The network."""
         return self._network
-
-    def trainable(self) -> Mapping[str, nn.Parameter]:
-        """Adapter or base weights."""
-        return {name: p for name, p in self._network.named_parameters() if p.requires_grad}
-
-    def without_adapter(self) -> Any:
-        """Switch the adapters off."""
-        return None if self.section.train == "full" else self._off()
-
-    @contextmanager
-    def _off(self) -> Iterator[None]:
-        for layer in self._layers:
-            layer.adapted = False
-        try:
-            yield
-        finally:
-            for layer in self._layers:
-                layer.adapted = True
-
-    def merged(self) -> Any:
-        """The adapters' products in the base layers."""
-        return None if self.section.train == "full" else self._merged()
-
-    @contextmanager
-    def _merged(self) -> Iterator[None]:
-        before = [layer.base.weight.data for layer in self._layers]
-        try:
-            for layer in self._layers:
-                adapter = layer.scale * layer.up.weight.data @ layer.down.weight.data
-                layer.base.weight.data = layer.base.weight.data + adapter
-            with self._off():
-                yield
-        finally:
-            for layer, data in zip(self._layers, before, strict=True):
-                layer.base.weight.data = data
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         """A few numbers in [-1, 1] hashed from the text."""
@@ -143,12 +160,6 @@ class ToyBackbone(Backbone):
         x = torch.sigmoid(x0.float().detach())
         rgb = torch.stack([x[:, 0], x[:, 1], x.mean(1)], 1)
         return rgb.repeat_interleave(2, 2).repeat_interleave(2, 3)
-
-    def save_adapter(self, directory: Path) -> None:
-        """One safetensors file."""
-        directory.mkdir(parents=True, exist_ok=True)
-        tensors = {name: p.detach().contiguous() for name, p in self.trainable().items()}
-        safetensors.torch.save_file(tensors, directory / "toy.safetensors")
 
 
 class BrightnessOptions(Options):

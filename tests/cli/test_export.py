@@ -15,8 +15,9 @@ import safetensors.torch
 import torch
 import yaml
 
-from dgpo_core.testing.toy import ToyBackbone
+from dgpo_core.testing.toy import ToyAdapter, ToyBackbone, ToyOptions
 from dgpo_schemas.manifest import sealed_json
+from dgpo_schemas.run import BackboneSection
 
 Run = Callable[..., Any]
 
@@ -207,13 +208,17 @@ def test_a_manifest_that_lacks_a_file(dgpo: Run, trained: Any, file: str, expect
 def two_formats(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy also writes a text file with the name of the format."""
 
-    def save_as(backbone: ToyBackbone, format: str, directory: Path) -> None:
+    usual = ToyAdapter.save
+
+    def save(adapter: ToyAdapter, directory: Path, format: str) -> None:
+        if format == "diffusers":
+            return usual(adapter, directory, format)
         directory.mkdir(exist_ok=True)
-        size = sum(float(p.detach().norm()) for p in backbone.trainable().values())
+        size = sum(float(p.detach().norm()) for p in adapter.parameters().values())
         (directory / "toy.txt").write_text(f"{format} {size}")
 
-    monkeypatch.setattr(ToyBackbone, "formats", ("diffusers", "kohya"))
-    monkeypatch.setattr(ToyBackbone, "save_adapter_as", save_as)
+    monkeypatch.setattr(ToyAdapter, "formats", ("diffusers", "kohya"))
+    monkeypatch.setattr(ToyAdapter, "save", save)
 
 
 @pytest.mark.usefixtures("two_formats")
@@ -231,6 +236,7 @@ def test_a_format_by_name(dgpo: Run, trained: Any) -> None:
 
 
 @pytest.mark.usefixtures("two_formats")
+@pytest.mark.parametrize("sketch", [True, False], ids=["said-by-its-sketch", "said-when-loaded"])
 @pytest.mark.parametrize(
     ("format", "expected"),
     [
@@ -240,9 +246,13 @@ def test_a_format_by_name(dgpo: Run, trained: Any) -> None:
     ],
 )
 def test_a_format_that_is_not_there(
-    dgpo: Run, trained: Any, monkeypatch: pytest.MonkeyPatch, format: str, expected: str
+    dgpo: Run, trained: Any, monkeypatch: pytest.MonkeyPatch, format: str, expected: str, sketch: bool
 ) -> None:
-    monkeypatch.setattr(ToyBackbone, "__init__", lambda *_, **__: pytest.fail("nothing is loaded before that is said"))
+    if sketch:
+        made = ToyBackbone(BackboneSection(use="toy", checkpoint="toy"), ToyOptions(), device=torch.device("cpu"))
+        monkeypatch.setattr(ToyBackbone, "sketch", lambda *_: made)
+        said = "nothing is loaded before that is said"
+        monkeypatch.setattr(ToyBackbone, "__init__", lambda *_, **__: pytest.fail(said))
     done = dgpo("export", trained.path, "--format", format)
     assert (done.code, done.out, done.err) == (2, "", expected + "\n")
     assert not Path("adapter").exists()
@@ -250,7 +260,7 @@ def test_a_format_that_is_not_there(
 
 def test_a_backbone_of_one_format(dgpo: Run, trained: Any) -> None:
     done = dgpo("export", trained.path, "--format", "diffusers")
-    expected = "--format diffusers: the backbone toy has one format, its own; leave --format out\n"
+    expected = "--format diffusers: choose one of toy\n"
     assert (done.code, done.out, done.err) == (2, "", expected)
 
 
@@ -264,7 +274,7 @@ def test_every_weight_has_no_adapter_to_write(dgpo: Run, trained: Any) -> None:
     assert (done.code, done.out) == (2, "")
     assert done.err == (
         "--format kohya: is a format of adapters, and runs/toy has none, it trained every weight "
-        "(backbone.train: full); allowed is diffusers\n"
+        "(backbone.train: full); leave --format out\n"
     )
 
 

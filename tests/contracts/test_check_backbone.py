@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unittest
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dgpo_core.testing.contracts import check_backbone
-from dgpo_core.testing.toy import ToyBackbone, ToyOptions
+from dgpo_core.testing.contracts._backbone import backbone_checks
+from dgpo_core.testing.toy import ToyAdapter, ToyBackbone, ToyOptions
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_schemas.run import BackboneSection
 
@@ -43,16 +45,39 @@ def test_a_backbone_of_videos_passes() -> None:
     check_backbone(backbone(Film), (8, 8))
 
 
+def adapted(kind: type[ToyAdapter]) -> type[ToyBackbone]:
+    """The toy with another adapter."""
+    return type(kind.__name__, (ToyBackbone,), {"kind": kind})
+
+
+class Formats(ToyAdapter):
+    formats = ("toy", "bare")
+
+
+def test_a_backbone_of_several_formats_passes() -> None:
+    check_backbone(backbone(adapted(Formats)), (8, 8))
+
+
+def test_an_adapter_is_saved_into_a_directory_that_is_there() -> None:
+    class Once(ToyAdapter):
+        def save(self, directory: Path, format: str) -> None:
+            directory.mkdir()
+            super().save(directory, format)
+
+    with pytest.raises(FileExistsError):
+        check_backbone(backbone(adapted(Once)), (8, 8))
+
+
 @pytest.mark.parametrize("train", ["lora", "full"])
-def test_a_backbone_of_several_formats_passes(train: str) -> None:
-    class Formats(ToyBackbone):
-        formats = ("toy", "bare")
-
-        def save_adapter_as(self, format: str, directory: Path) -> None:
-            assert train == "lora" or format == "toy", "with every weight trained only the first is asked for"
-            super().save_adapter(directory)
-
-    check_backbone(backbone(Formats, train), (8, 8))
+def test_what_has_to_do_with_adapters_is_asked_of_those_that_have_one(train: str) -> None:
+    skipped = set()
+    for check in backbone_checks(backbone(train=train), (8, 8)):
+        try:
+            check.run()
+        except unittest.SkipTest:
+            skipped.add(check.name)
+    without = {"adapter", "merged", "save-adapter", "formats"}
+    assert skipped == ({"save-weights"} if train == "lora" else without)
 
 
 def backbones() -> list[tuple[str, Check]]:
@@ -60,7 +85,7 @@ def backbones() -> list[tuple[str, Check]]:
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **keywords)
             with torch.no_grad():
-                for parameter in self.trainable().values():
+                for parameter in list(self.trainable().values())[::2]:
                     parameter.normal_(generator=torch.Generator().manual_seed(next(self.seeds)))
 
         seeds = iter(range(1000))
@@ -123,33 +148,56 @@ def backbones() -> list[tuple[str, Check]]:
                 for name, parameter in self.trainable().items():
                     parameter.data = theirs[name]
 
-    class StaysOn(ToyBackbone):
-        def without_adapter(self) -> Any:
+    class Alone(ToyBackbone):
+        """Trains its base too."""
+
+        def trainable(self) -> Mapping[str, nn.Parameter]:
+            self.module.requires_grad_(True)
+            return dict(self.module.named_parameters())
+
+    class StaysOn(ToyAdapter):
+        def off(self) -> Any:
             return torch.no_grad()
 
-    class StaysOff(ToyBackbone):
-        def without_adapter(self) -> Any:
-            for layer in self._layers:
+    class StaysOff(ToyAdapter):
+        def off(self) -> Any:
+            for layer in self.layers:
                 layer.adapted = False
             return torch.no_grad()
 
-    class Rounds(ToyBackbone):
+    class BackTooSoon(ToyAdapter):
+        """Switches the adapter on where an inner context ends."""
+
+        @contextmanager
+        def off(self) -> Iterator[None]:
+            with super().off():
+                yield
+            for layer in self.layers:
+                layer.adapted = True
+
+    class StartsElsewhere(ToyAdapter):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__(network)
+            for layer in self.layers:
+                nn.init.ones_(layer.up.weight)
+
+    class Rounds(ToyAdapter):
         """Subtracts again what it has added."""
 
         @contextmanager
-        def _merged(self) -> Iterator[None]:
-            deltas = [layer.scale * layer.up.weight.data @ layer.down.weight.data for layer in self._layers]
-            for layer, delta in zip(self._layers, deltas, strict=True):
+        def merged(self) -> Iterator[None]:
+            deltas = [layer.scale * layer.up.weight.data @ layer.down.weight.data for layer in self.layers]
+            for layer, delta in zip(self.layers, deltas, strict=True):
                 layer.base.weight.data = layer.base.weight.data + delta
-            with self._off():
+            with self.off():
                 yield
-            for layer, delta in zip(self._layers, deltas, strict=True):
+            for layer, delta in zip(self.layers, deltas, strict=True):
                 layer.base.weight.data = layer.base.weight.data - delta
 
-    class Unscaled(ToyBackbone):
+    class Unscaled(ToyAdapter):
         @contextmanager
-        def _merged(self) -> Iterator[None]:
-            with self._off():
+        def merged(self) -> Iterator[None]:
+            with self.off():
                 yield
 
     class Bright(ToyBackbone):
@@ -170,39 +218,31 @@ def backbones() -> list[tuple[str, Check]]:
     class Sings(ToyBackbone):
         media = "audio"  # type: ignore[assignment]
 
-    class SavesNothing(ToyBackbone):
-        def save_adapter(self, directory: Path) -> None:
-            directory.mkdir()
+    class SavesNothing(ToyAdapter):
+        def save(self, directory: Path, format: str) -> None:
+            directory.mkdir(exist_ok=True)
 
-    class Formats(ToyBackbone):
-        formats = ("toy", "bare")
+    class NoFormat(ToyAdapter):
+        formats = ()
 
-        def save_adapter_as(self, format: str, directory: Path) -> None:
-            super().save_adapter(directory)
-
-    class Twice(Formats):
+    class Twice(ToyAdapter):
         formats = ("toy", "toy")
 
-    class Shouts(Formats):
+    class Shouts(ToyAdapter):
         formats = ("Toy",)
 
     class Forgets(Formats):
-        def save_adapter_as(self, format: str, directory: Path) -> None:
+        def save(self, directory: Path, format: str) -> None:
             if format == "toy":
-                super().save_adapter_as(format, directory)
+                super().save(directory, format)
 
-    class Another(Formats):
-        def save_adapter(self, directory: Path) -> None:
-            super().save_adapter(directory)
-            (directory / "more").touch()
-
-    class FoldsInPlace(Formats):
-        def save_adapter_as(self, format: str, directory: Path) -> None:
-            super().save_adapter_as(format, directory)
-            for layer in self._layers:
+    class FoldsInPlace(ToyAdapter):
+        def save(self, directory: Path, format: str) -> None:
+            super().save(directory, format)
+            for layer in self.layers:
                 layer.up.weight.data = layer.up.weight.data + 1
 
-    expected: list[tuple[type[ToyBackbone], str]] = [
+    expected: list[tuple[type[ToyBackbone | ToyAdapter], str]] = [
         (Random, "starts the same every time"),
         (Global, "leaves the global random state of torch alone"),
         (Half, "is float32"),
@@ -215,6 +255,9 @@ def backbones() -> list[tuple[str, Check]]:
         (AtZero, r"velocity is finite for sigma in \[0, 1\]"),
         (Detached, "the trained parameters get a gradient"),
         (Cached, "velocity follows the trained weights"),
+        (Alone, "`trainable` are the adapter's parameters"),
+        (BackTooSoon, "the adapter is still off after another `off` inside"),
+        (StartsElsewhere, "a new adapter changes nothing"),
         (StaysOn, "without its adapter the model"),
         (StaysOff, "velocity follows the trained weights|the adapter is back"),
         (Rounds, "weights are bit for bit as before `merged`"),
@@ -224,16 +267,17 @@ def backbones() -> list[tuple[str, Check]]:
         (SaysVideo, "`media` says what `decode` gives: it gives image and says video"),
         (Moves, "`media` says what `decode` gives: it gives video and says image"),
         (Sings, "`media` is image or video, not 'audio'"),
-        (SavesNothing, "save_adapter writes something"),
+        (SavesNothing, "the adapter's `save` writes something"),
+        (NoFormat, "an adapter has a format"),
         (Twice, "formats are named once: toy, toy"),
         (Shouts, "a format's name is of a-z, 0-9 and dashes, not 'Toy'"),
-        (Forgets, "save_adapter_as writes something as bare"),
-        (Another, "save_adapter writes the first of `formats`, toy"),
-        (FoldsInPlace, "save_adapter_as changes nothing"),
+        (Forgets, "the adapter's `save` as bare writes something"),
+        (FoldsInPlace, "the adapter's `save` changes nothing"),
     ]
 
-    def run(kind: type[ToyBackbone]) -> Check:
-        return lambda: check_backbone(backbone(kind), (8, 8), impossible=(8, 16))
+    def run(kind: type[ToyBackbone | ToyAdapter]) -> Check:
+        made = adapted(kind) if issubclass(kind, ToyAdapter) else kind
+        return lambda: check_backbone(backbone(made), (8, 8), impossible=(8, 16))
 
     return [(promise, run(kind)) for kind, promise in expected]
 

@@ -109,7 +109,7 @@ def test_a_kl_term_with_a_moving_reference_costs_a_pass_of_the_base_more(everyth
         steps = _Steps(real.backbone, objective, config, real.shape)
         return operations(lambda: steps.learn(1), real.backbone.module)
 
-    with real.backbone.without_adapter() or nullcontext():
+    with real.backbone.adapter.off() if real.backbone.adapter else nullcontext():
         base = operations(lambda: real.look(1), real.backbone.module)
     assert learn(0.02) - learn(0.0) == base
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core.contracts import Backbone
+from dgpo_core.contracts import Adapter
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.engine import Engine
 from dgpo_core.errors import UserError
 from dgpo_core.policy import View
 from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import ToyBackbone
+from dgpo_core.testing.toy import ToyAdapter
 from dgpo_schemas.run import RunConfig
 
 VIEWS: tuple[View, ...] = ("base", "policy", "old")
@@ -73,7 +73,7 @@ def test_merged_samples_are_the_same_up_to_rounding(make_config: Make, registry:
 
 
 def test_a_backbone_that_cannot_merge(make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ToyBackbone, "merged", Backbone.merged)
+    monkeypatch.setattr(ToyAdapter, "merged", Adapter.merged)
     with pytest.raises(UserError, match=r"rollout\.merge_adapter: backbone: toy cannot merge its adapter"):
         Engine(make_config(rollout={"merge_adapter": True}), registry).roller()
 

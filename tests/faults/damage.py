@@ -130,7 +130,8 @@ class Half:
             (drawn,) = engine.roller().roll_out([Prompt("a picture")], 1, Draws(0).at("sample"), target.view)
             shutil.rmtree(self.directory / "adapter", ignore_errors=True)
             with engine.policy.view(target.view):
-                engine.backbone.save_adapter(self.directory / "adapter")
+                assert engine.backbone.adapter is not None
+                engine.backbone.adapter.save(self.directory / "adapter", "toy")
         finally:
             engine.close()
         exported = [file.read_bytes() for file in sorted((self.directory / "adapter").iterdir())]

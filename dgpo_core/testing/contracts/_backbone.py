@@ -8,13 +8,13 @@ import tempfile
 import unittest
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dgpo_core.contracts import Backbone
+from dgpo_core.contracts import Adapter, Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.testing.contracts._assertions import close, equal, global_state_left_alone, normal, that
 from dgpo_core.testing.contracts._check import Check, checks_of, run_all
@@ -63,7 +63,7 @@ def backbone_checks(
 
     return checks_of(
         subject, trainable, latent_shape, encode, unconditional, velocity, batch_invariance, gradient, weights, adapter,
-        merged, save_adapter, formats, decode, reproducible, random_state,
+        merged, save_adapter, formats, save_weights, decode, reproducible, random_state,
     )  # fmt: skip
 
 
@@ -90,12 +90,16 @@ class _Subject:
     def velocity(self) -> Tensor:
         return self.backbone.velocity(*self.arguments())
 
-    def base_velocity(self) -> Tensor | None:
-        """Without the adapter; None where there is none."""
-        off = self.backbone.without_adapter()
-        if off is None:
-            return None
-        with off:
+    @property
+    def adapter(self) -> Adapter:
+        """SkipTest where there is none."""
+        if self.backbone.adapter is None:
+            raise unittest.SkipTest("every weight is trained, there is no adapter")
+        return self.backbone.adapter
+
+    def base_velocity(self) -> Tensor:
+        """Without the adapter."""
+        with self.adapter.off():
             return self.velocity()
 
     @contextlib.contextmanager
@@ -238,27 +242,30 @@ def weights(s: _Subject) -> None:
 
 
 def adapter(s: _Subject) -> None:
-    """It can be switched off, which shows the base, and is back afterwards."""
-    back = "the adapter is back after `without_adapter`, also after an error"
+    """What is trained is its own; it can be switched off, which shows the base, and is back afterwards."""
+    back = "the adapter is back after `off`, also after an error"
+    own, trained = s.adapter.parameters(), s.backbone.trainable()
+    that({id(p) for p in own.values()} == {id(p) for p in trained.values()}, "`trainable` are the adapter's parameters")
+    that(list(own) == list(s.adapter.parameters()), "the names of the adapter's parameters are always the same")
     with s.moved_weights():
         moved = s.velocity()
         base = s.base_velocity()
-        if base is None:
-            raise unittest.SkipTest("every weight is trained, there is no adapter")
         equal(s.velocity(), moved, back)
-        with contextlib.suppress(KeyError), s.backbone.without_adapter() or contextlib.nullcontext():
+        with contextlib.suppress(KeyError), s.adapter.off():
             raise KeyError
         equal(s.velocity(), moved, back)
-    other = s.base_velocity()
-    assert other is not None
-    equal(other, base, "without its adapter the model does not depend on the trained weights")
+        with s.adapter.off():
+            s.base_velocity()
+            equal(s.velocity(), base, "the adapter is still off after another `off` inside")
+    equal(s.base_velocity(), base, "without its adapter the model does not depend on the trained weights")
     that(not torch.equal(base, moved), "without its adapter the model is another one")
+    close(s.velocity(), base, "a new adapter changes nothing", s.tolerance)
 
 
 def merged(s: _Subject) -> None:
     """Merged, the adapter gives the same velocities; afterwards no weight has changed."""
     with s.moved_weights():
-        context = s.backbone.merged()
+        context = s.adapter.merged()
         if context is None:
             raise unittest.SkipTest("its adapter cannot be merged")
         kept = [(parameter, parameter.data.clone()) for parameter in s.backbone.module.parameters()]
@@ -266,7 +273,7 @@ def merged(s: _Subject) -> None:
         with context:
             inside = s.velocity()
         close(inside, before, "velocity with the adapter merged is velocity with the adapter", s.tolerance)
-        with contextlib.suppress(KeyError), s.backbone.merged() or contextlib.nullcontext():
+        with contextlib.suppress(KeyError), s.adapter.merged() or contextlib.nullcontext():
             raise KeyError
         for parameter, data in kept:
             equal(parameter.data, data, "weights are bit for bit as before `merged`, also after an error")
@@ -274,36 +281,36 @@ def merged(s: _Subject) -> None:
 
 
 def save_adapter(s: _Subject) -> None:
-    """Files appear, and nothing else changes."""
-    before = s.velocity()
-    with tempfile.TemporaryDirectory() as directory:
-        s.backbone.save_adapter(Path(directory) / "adapter")
-        that(any(f.is_file() for f in Path(directory).rglob("*")), "save_adapter writes something")
-    equal(s.velocity(), before, "save_adapter changes nothing")
+    """In its usual format; nothing else changes."""
+    that(s.adapter.formats, "an adapter has a format")
+    _saved(s, "the adapter's `save`", partial(s.adapter.save, format=s.adapter.formats[0]))
 
 
 def formats(s: _Subject) -> None:
-    """Each declared format is written, the first as `save_adapter` writes it, and nothing else changes."""
-    names = s.backbone.formats
-    if not names:
-        raise unittest.SkipTest("it has one format, its own")
+    """The others are written likewise."""
+    names = s.adapter.formats
     that(len(set(names)) == len(names), f"formats are named once: {', '.join(names)}")
     for name in names:
         that(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name), f"a format's name is of a-z, 0-9 and dashes, not {name!r}")
+    for name in names[1:]:
+        _saved(s, f"the adapter's `save` as {name}", partial(s.adapter.save, format=name))
+
+
+def save_weights(s: _Subject) -> None:
+    """Without an adapter all weights are written, and nothing else changes."""
+    if s.backbone.adapter is not None:
+        raise unittest.SkipTest("the adapter alone is trained")
+    _saved(s, "`save_weights`", s.backbone.save_weights)
+
+
+def _saved(s: _Subject, what: str, save: Callable[[Path], None]) -> None:
     before = s.velocity()
     with tempfile.TemporaryDirectory() as directory:
-        s.backbone.save_adapter(Path(directory) / "own")
-        for name in names if s.backbone.section.train == "lora" else names[:1]:
-            s.backbone.save_adapter_as(name, Path(directory) / name)
-            that(_files(Path(directory) / name), f"save_adapter_as writes something as {name}")
-        same = _files(Path(directory) / names[0]) == _files(Path(directory) / "own")
-        that(same, f"save_adapter writes the first of `formats`, {names[0]}")
-    equal(s.velocity(), before, "save_adapter_as changes nothing")
-
-
-def _files(directory: Path) -> dict[str, int]:
-    """Names and sizes: safetensors shuffles the metadata of what it writes."""
-    return {str(f.relative_to(directory)): f.stat().st_size for f in directory.rglob("*") if f.is_file()}
+        place = Path(directory) / "new"
+        for _ in range(2):  # the second time it is there already
+            save(place)
+            that(any(file.is_file() for file in place.rglob("*")), f"{what} writes something")
+    equal(s.velocity(), before, f"{what} changes nothing")
 
 
 def decode(s: _Subject) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from dgpo_core.contracts import Backbone, Objective
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import KINDS
+from dgpo_core.policy import check_adapter
 from dgpo_core.registry import RegisteredPart, Registry
 from dgpo_core.testing.contracts._backbone import backbone_checks
 from dgpo_core.testing.contracts._check import Check
@@ -104,6 +105,10 @@ def _made_for(build: _Builder, mode: str, other: list[str]) -> Backbone:
         if way == "lora":
             settings["lora"] = {"rank": 2, "alpha": 4}
         found: Backbone = build(BackboneSection, settings, device=CPU)
+        try:
+            check_adapter(found)
+        except UserError as error:
+            raise NeedsInput(f"other input: {error}") from error
         return found
 
     try:

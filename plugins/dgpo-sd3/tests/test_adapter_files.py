@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_core.testing.given import prompts_of
-from dgpo_sd3.adapter_files import FORMATS
+from dgpo_sd3.adapter_files import DiffusersAdapter
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import added_weights, changed_weights, randomise
 
@@ -76,7 +76,7 @@ def test_diffusers(
 ) -> None:
     """Without: as a version that does not know the metadata reads it, from the tensors alone."""
     backbone, pipeline = randomised(build, checkpoint, lora), reference(checkpoint)
-    backbone.save_adapter(tmp_path / "ad")
+    backbone.adapter.save(tmp_path / "ad", "diffusers")
     before = copy.deepcopy(pipeline.transformer.state_dict())
     pipeline.load_lora_weights(tmp_path / "ad" if metadata else load_file(tmp_path / "ad" / FILE))
     pipeline.fuse_lora()
@@ -87,7 +87,7 @@ def test_diffusers(
 @pytest.mark.parametrize("lora", LORAS)
 def test_peft(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> None:
     backbone, transformer = randomised(build, checkpoint, lora), base(checkpoint)
-    backbone.save_adapter_as("peft", tmp_path)
+    backbone.adapter.save(tmp_path, "peft")
     before = copy.deepcopy(transformer.state_dict())
     merged: Any = PeftModel.from_pretrained(transformer, tmp_path)
     assert len(list(merged.peft_config)) == 1
@@ -97,7 +97,7 @@ def test_peft(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> None
 def test_the_metadata_has_what_every_version_of_peft_knows(build: Build, checkpoint: Path, tmp_path: Path) -> None:
     backbone = randomised(build, checkpoint, "three-times")
     for format in ("diffusers", "peft"):
-        backbone.save_adapter_as(format, tmp_path)
+        backbone.adapter.save(tmp_path, format)
     with safe_open(tmp_path / FILE, "pt") as file:
         metadata = json.loads(file.metadata()["lora_adapter_metadata"])
     config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -116,8 +116,8 @@ def test_a_fresh_pipeline_gives_the_policys_velocity(
     conditioning = backbone.encode(prompts_of(["a red circle", "two blue squares"]))
     with torch.no_grad():
         expected = backbone.velocity(x_sigma, sigma, conditioning)
-        for format in FORMATS:
-            backbone.save_adapter_as(format, tmp_path / format)
+        for format in DiffusersAdapter.formats:
+            backbone.adapter.save(tmp_path / format, format)
             pipeline = reference(checkpoint)
             if format == "diffusers":
                 pipeline.load_lora_weights(tmp_path / format)
@@ -246,7 +246,7 @@ def by_comfyui(transformer: Any, file: Weights) -> Weights:
 @pytest.mark.parametrize("lora", LORAS)
 def test_kohya(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> None:
     backbone = randomised(build, checkpoint, lora)
-    backbone.save_adapter_as("kohya", tmp_path)
+    backbone.adapter.save(tmp_path, "kohya")
     same(by_kohya(base(checkpoint), load_file(tmp_path / FILE)), added_weights(backbone))
     with safe_open(tmp_path / FILE, "pt") as file:
         metadata, alphas = file.metadata(), {float(file.get_tensor(k)) for k in file.keys() if "alpha" in k}  # noqa: SIM118
@@ -254,11 +254,11 @@ def test_kohya(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> Non
     assert (told, metadata["ss_network_dim"]) == (alphas, metadata["ss_network_alpha"])
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", DiffusersAdapter.formats)
 @pytest.mark.parametrize("lora", LORAS)
 def test_comfyui_reads_every_format(build: Build, checkpoint: Path, tmp_path: Path, lora: str, format: str) -> None:
     backbone = randomised(build, checkpoint, lora)
-    backbone.save_adapter_as(format, tmp_path)
+    backbone.adapter.save(tmp_path, format)
     (file,) = tmp_path.glob("*.safetensors")
     same(by_comfyui(base(checkpoint), load_file(file)), added_weights(backbone))
 
@@ -268,7 +268,7 @@ def test_a_program_that_leaves_alphas_out_applies_the_same(
     build: Build, checkpoint: Path, tmp_path: Path, format: str
 ) -> None:
     backbone = randomised(build, checkpoint, "every-linear")
-    backbone.save_adapter_as(format, tmp_path)
+    backbone.adapter.save(tmp_path, format)
     file = load_file(tmp_path / FILE)
     alphas = [name for name in file if name.endswith(".alpha")]
     assert 3 * len(alphas) == len(file), "an alpha for every pair"
@@ -276,9 +276,9 @@ def test_a_program_that_leaves_alphas_out_applies_the_same(
     same(by_comfyui(base(checkpoint), bare), added_weights(backbone))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", DiffusersAdapter.formats)
 def test_files_are_float32_whatever_the_base_is(build: Build, checkpoint: Path, tmp_path: Path, format: str) -> None:
-    build(checkpoint, dtype="bfloat16").save_adapter_as(format, tmp_path)
+    build(checkpoint, dtype="bfloat16").adapter.save(tmp_path, format)
     (file,) = tmp_path.glob("*.safetensors")
     assert {t.dtype for t in load_file(file).values()} == {torch.float32}
 

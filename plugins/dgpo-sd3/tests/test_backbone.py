@@ -165,7 +165,7 @@ def test_only_the_adapter_or_only_the_transformer_is_trained(checkpoint: Path, b
     full = build(checkpoint, train="full", dtype="bfloat16")
     base = SD3Transformer2DModel.from_pretrained(checkpoint, subfolder="transformer")
     assert list(full.trainable()) == [n for n, _ in base.named_parameters()]
-    assert full.without_adapter() is None
+    assert full.adapter is None
     for name, parameter in full.trainable().items():
         assert parameter.requires_grad
         assert parameter.dtype == torch.float32
@@ -189,7 +189,7 @@ def test_without_adapter_runs_the_base_and_restores_everything(checkpoint: Path,
     assert (policy - base).abs().max() > 0.05
 
     def off() -> Any:
-        context = backbone.without_adapter()
+        context = backbone.adapter and backbone.adapter.off()
         assert context is not None
         return context
 
@@ -217,7 +217,7 @@ def test_a_saved_adapter_gives_the_policys_velocity_and_images_in_a_fresh_pipeli
 ) -> None:
     backbone, pipeline = build(checkpoint), reference(checkpoint)
     randomise(backbone)
-    backbone.save_adapter(tmp_path / "adapter")
+    backbone.adapter.save(tmp_path / "adapter", "diffusers")
     noise = normal(2, *backbone.latent_shape(32, 32))
     arguments = {
         "prompt": PROMPTS[:2],
@@ -243,7 +243,7 @@ def test_a_saved_adapter_gives_the_policys_velocity_and_images_in_a_fresh_pipeli
 def test_full_weights_are_saved_for_from_pretrained(checkpoint: Path, build: Build, tmp_path: Path) -> None:
     backbone = build(checkpoint, train="full")
     randomise(backbone, 0.1)
-    backbone.save_adapter(tmp_path)
+    backbone.save_weights(tmp_path)
     loaded = SD3Transformer2DModel.from_pretrained(tmp_path)
     x_sigma, sigma, conditioning = batch(backbone)
     with torch.no_grad():
@@ -329,7 +329,7 @@ def test_compiled_velocity_is_the_same_in_every_view(
     for off in (False, True, False):
         results = []
         for model in (eager, backbone):
-            context = model.without_adapter() if off else nullcontext()
+            context = model.adapter.off() if off and model.adapter else nullcontext()
             assert context is not None
             with context:
                 results.append(model.velocity(x_sigma, sigma, conditioning).detach())

@@ -13,7 +13,7 @@ from diffusers import DPMSolverMultistepScheduler, SD3Transformer2DModel
 
 from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.contracts import TimestepContext
-from dgpo_core.lora import add_lora, select_targets
+from dgpo_core.lora import LoraAdapter, select_targets
 from dgpo_schemas.run import RunConfig
 from dgpo_sd3.lora import ATTENTION_PROJECTIONS
 from dgpo_sd3.options import SD3Options
@@ -61,8 +61,8 @@ def test_the_examples_adapt_what_was_published() -> None:
         transformer = SD3Transformer2DModel(**config["transformer"]["stabilityai/stable-diffusion-3.5-medium"])
         endings = tuple(f".{target}" for target in select_targets(transformer, None, ATTENTION_PROJECTIONS))
         by_default = [name for name, _ in transformer.named_modules() if name.endswith(endings)]
-        layers = add_lora(transformer.requires_grad_(False), loras[0], ATTENTION_PROJECTIONS)
-    bound = [name for name, module in transformer.named_modules() if module in layers]
+        adapter = LoraAdapter(transformer, loras[0], targets=ATTENTION_PROJECTIONS, base="")
+    bound = list(adapter.layers)
     assert len(bound) == 24 * 8 - 1 == 191
     assert {name.split(".")[2] for name in bound} == {"attn"}
     size = sum(p.numel() for p in transformer.parameters() if p.requires_grad)

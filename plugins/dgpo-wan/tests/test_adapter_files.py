@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dgpo_sd3.adapter_files import FORMATS
+from dgpo_sd3.adapter_files import DiffusersAdapter
 from dgpo_sd3.testing import added_weights, changed_weights, randomise
 from dgpo_wan.backbone import WanBackbone
 
@@ -74,7 +74,7 @@ def test_diffusers(
 ) -> None:
     """Without: as a version that does not know the metadata reads it, from the tensors alone."""
     backbone = randomised(build, checkpoint, lora)
-    backbone.save_adapter(tmp_path / "ad")
+    backbone.adapter.save(tmp_path / "ad", "diffusers")
     source = tmp_path / "ad" if metadata else load_file(tmp_path / "ad" / FILE)
     same(fused(reference(checkpoint), source), added_weights(backbone))
 
@@ -85,7 +85,7 @@ def test_diffusers_reads_the_others(
 ) -> None:
     """Of musubi-tuner's files it takes those alone that adapt every layer of a block, as that program writes them."""
     backbone = randomised(build, checkpoint, "blocks")
-    backbone.save_adapter_as(format, tmp_path)
+    backbone.adapter.save(tmp_path, format)
     same(fused(reference(checkpoint), tmp_path), added_weights(backbone))
 
 
@@ -94,14 +94,14 @@ def test_the_low_noise_expert(
     build: Build, reference: Reference, two_experts: Path, tmp_path: Path, format: str
 ) -> None:
     backbone = randomised(build, two_experts, "three-times", expert="low")
-    backbone.save_adapter_as(format, tmp_path)
+    backbone.adapter.save(tmp_path, format)
     same(fused(reference(two_experts), tmp_path, second=True), added_weights(backbone))
 
 
 @pytest.mark.parametrize("lora", LORAS)
 def test_peft(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> None:
     backbone, transformer = randomised(build, checkpoint, lora), base(checkpoint)
-    backbone.save_adapter_as("peft", tmp_path)
+    backbone.adapter.save(tmp_path, "peft")
     before = copy.deepcopy(transformer.state_dict())
     merged: Any = PeftModel.from_pretrained(transformer, tmp_path)
     same(changed_weights(before, merged.merge_and_unload().state_dict()), added_weights(backbone))
@@ -135,7 +135,7 @@ def test_musubi_tuner_and_comfyui(build: Build, checkpoint: Path, tmp_path: Path
     """musubi-tuner's `networks/lora_wan.py` names layers with underscores; ComfyUI's `model_lora_keys_unet` knows these
     names, and those with dots below `diffusion_model`."""
     backbone = randomised(build, checkpoint, lora)
-    backbone.save_adapter_as(format, tmp_path)
+    backbone.adapter.save(tmp_path, format)
     layers = original_layers(2)
     underscored = {f"lora_unet_{name}".replace(".", "_"): name for name in layers}
     keys = underscored if format == "kohya" else underscored | {f"diffusion_model.{name}": name for name in layers}
@@ -146,9 +146,9 @@ def test_musubi_tuner_and_comfyui(build: Build, checkpoint: Path, tmp_path: Path
     same(read(file, keys), added_weights(backbone))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", DiffusersAdapter.formats)
 def test_files_are_float32_whatever_the_base_is(build: Build, checkpoint: Path, tmp_path: Path, format: str) -> None:
-    build(checkpoint, dtype="bfloat16").save_adapter_as(format, tmp_path)
+    build(checkpoint, dtype="bfloat16").adapter.save(tmp_path, format)
     (file,) = tmp_path.glob("*.safetensors")
     assert {t.dtype for t in load_file(file).values()} == {torch.float32}
 

@@ -152,7 +152,7 @@ def test_only_the_adapter_or_only_the_transformer_is_trained(checkpoint: Path, b
     full = build(checkpoint, train="full", dtype="bfloat16")
     base = WanTransformer3DModel.from_pretrained(checkpoint, subfolder="transformer")
     assert list(full.trainable()) == [n for n, _ in base.named_parameters()]
-    assert full.without_adapter() is None
+    assert full.adapter is None
     for name, parameter in full.trainable().items():
         assert parameter.dtype == torch.float32
         assert_close(parameter, base.get_parameter(name), atol=0, rtol=0)  # no detour through bfloat16
@@ -168,7 +168,7 @@ def test_a_saved_adapter_gives_the_policys_videos_in_a_fresh_pipeline(
     directory = request.getfixturevalue(fixture)
     backbone, pipeline = build(directory, {"expert": expert}), reference(directory)
     randomise(backbone)
-    backbone.save_adapter(tmp_path / "adapter")
+    backbone.adapter.save(tmp_path / "adapter", "diffusers")
     shape = backbone.latent_shape(*SIZE)
     before = by_pipeline(pipeline, PROMPTS, shape, guidance_scale=3.0)
     second = fixture == "two_experts" and expert == "low"
@@ -183,7 +183,7 @@ def test_a_saved_adapter_gives_the_policys_videos_in_a_fresh_pipeline(
 def test_full_weights_are_saved_for_from_pretrained(checkpoint: Path, build: Build, tmp_path: Path) -> None:
     backbone = build(checkpoint, train="full")
     randomise(backbone, 0.1)
-    backbone.save_adapter(tmp_path)
+    backbone.save_weights(tmp_path)
     loaded = WanTransformer3DModel.from_pretrained(tmp_path)
     x_sigma, sigma, conditioning = batch(backbone)
     with torch.no_grad():

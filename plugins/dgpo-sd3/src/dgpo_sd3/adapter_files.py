@@ -1,31 +1,30 @@
-"""A LoRA as a file, in the formats that other programs read.
+"""A LoRA in the formats that other programs read of a model that diffusers knows too.
 
-One rule for all of them: the scale, alpha / rank, is multiplied into B, and alpha is written as the rank wherever a
-format has a place for it. A program that reads it and one that does not then apply the same strength. (diffusers kept
-alpha in a metadata field of its own, which nobody else reads.)
+One rule for all of them, that of `dgpo_core.lora`: the scale is in B, and alpha is the rank. (diffusers kept alpha in a
+metadata field of its own, which nobody else reads.)
 
-Sources: diffusers, `loaders/lora_pipeline.py`; peft, "PEFT checkpoint format" of its documentation; kohya-ss,
-`networks/lora_sd3.py` of sd-scripts and `networks/lora_wan.py` of musubi-tuner; ComfyUI, `model_lora_keys_unet` of
-`comfy/lora.py` and `comfy/weight_adapter/lora.py`.
+Sources: diffusers, `loaders/lora_pipeline.py`; kohya-ss, `networks/lora_sd3.py` of sd-scripts and
+`networks/lora_wan.py` of musubi-tuner; ComfyUI, `model_lora_keys_unet` of `comfy/lora.py` and
+`comfy/weight_adapter/lora.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 from torch import nn
 
-from dgpo_core.lora import Pairs, folded_pairs, named, write_peft
+from dgpo_core.lora import LoraAdapter, Pairs, named
 
-__all__ = ["FORMATS", "AdapterNames", "write_adapter"]
+if TYPE_CHECKING:
+    from dgpo_schemas.run import LoraSection
 
-FORMATS = ("diffusers", "peft", "kohya", "comfyui")
-"""The usual one first."""
+__all__ = ["AdapterNames", "DiffusersAdapter"]
 
 FILE = "pytorch_lora_weights.safetensors"
 """What diffusers looks for in a directory; kohya's and ComfyUI's files may have any name."""
@@ -44,32 +43,33 @@ class AdapterNames:
     comfyui: Callable[[Pairs], Pairs]
 
 
-def write_adapter(
-    transformer: nn.Module, adapter: str, directory: Path, *, format: str, names: AdapterNames, base: str
-) -> None:
-    """Write the adapter of `transformer` into `directory`, which may be new.
+class DiffusersAdapter(LoraAdapter):
+    """A LoRA of a network that one of diffusers' pipelines holds, written for that pipeline and for other programs."""
 
-    adapter: its name in peft; format: one of FORMATS; base: the checkpoint's name, for people.
-    """
-    pairs = folded_pairs(transformer, adapter)
-    rank = len(next(iter(pairs.values()))[0])
-    config: Any = transformer.peft_config
-    # The fields that any version of peft knows: a file with all of this version's is refused by older ones.
-    settings = {"r": rank, "lora_alpha": rank, "target_modules": sorted(config[adapter].target_modules)}
-    directory.mkdir(parents=True, exist_ok=True)
-    if format == "diffusers":
-        names.pipeline.save_lora_weights(
-            directory,
-            transformer_lora_layers=named(pairs, ".lora_A.weight", ".lora_B.weight"),
-            transformer_lora_adapter_metadata=settings,
-        )
-    elif format == "peft":
-        write_peft(pairs, settings, directory, base)
-    elif format == "kohya":
-        flat = {"lora_unet_" + n.replace(".", "_"): pair for n, pair in names.original(pairs).items()}
-        _write_with_alphas(flat, directory)
-    else:
-        _write_with_alphas(names.comfyui(pairs), directory)
+    formats = ("diffusers", "peft", "kohya", "comfyui")
+
+    def __init__(
+        self, network: nn.Module, section: LoraSection, *, targets: Sequence[str], base: str, names: AdapterNames
+    ) -> None:
+        super().__init__(network, section, targets=targets, base=base)
+        self._programs = names
+
+    def write(self, directory: Path, format: str) -> None:
+        """diffusers: for the pipeline's `load_lora_weights(directory)`; kohya: for kohya-ss's programs; comfyui."""
+        names = self._programs
+        if format == "diffusers":
+            names.pipeline.save_lora_weights(
+                directory,
+                transformer_lora_layers=named(self.folded(), ".lora_A.weight", ".lora_B.weight"),
+                transformer_lora_adapter_metadata=self.settings(),
+            )
+        elif format == "kohya":
+            pairs = names.original(self.folded())
+            _write_with_alphas({"lora_unet_" + n.replace(".", "_"): pair for n, pair in pairs.items()}, directory)
+        elif format == "comfyui":
+            _write_with_alphas(names.comfyui(self.folded()), directory)
+        else:
+            super().write(directory, format)
 
 
 def _write_with_alphas(pairs: Pairs, directory: Path) -> None:

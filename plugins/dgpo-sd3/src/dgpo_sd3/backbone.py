@@ -7,7 +7,7 @@ D their width, P width of the pooled text embedding. sigma = 1 is noise, 0 is da
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
-from dgpo_core.lora import adapters_merged, adapters_off, add_lora
 from dgpo_core.types import Conditioning, Prompt
-from dgpo_sd3.adapter_files import FORMATS
+from dgpo_sd3.adapter_files import DiffusersAdapter
 from dgpo_sd3.libraries import quiet, unread
 from dgpo_sd3.loading import load_sd3
-from dgpo_sd3.lora import ATTENTION_PROJECTIONS, save_lora
+from dgpo_sd3.lora import ATTENTION_PROJECTIONS, NAMES
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import BackboneSection
@@ -33,7 +32,6 @@ __all__ = ["SD3Backbone"]
 class SD3Backbone(Backbone):
     """diffusers' SD3 transformer, autoencoder and text encoders; trains a peft LoRA, or the whole transformer."""
 
-    formats = FORMATS
     options: SD3Options
 
     def __init__(self, section: BackboneSection, options: SD3Options, *, device: torch.device) -> None:
@@ -47,7 +45,9 @@ class SD3Backbone(Backbone):
             if model is not None:
                 model.eval().requires_grad_(False)
         if section.train == "lora":
-            self._layers = add_lora(self._transformer, section.lora, ATTENTION_PROJECTIONS)
+            self.adapter = DiffusersAdapter(
+                self._transformer, section.lora, targets=ATTENTION_PROJECTIONS, base=section.checkpoint, names=NAMES
+            )
         else:
             self._transformer.requires_grad_(True)
         for model in models:
@@ -106,18 +106,6 @@ class SD3Backbone(Backbone):
         module = self._transformer
         assert isinstance(module, nn.Module)
         return module
-
-    def trainable(self) -> Mapping[str, nn.Parameter]:
-        """The adapter's matrices, or every parameter of the transformer, by their names in `module`; float32."""
-        return {n: p for n, p in self._transformer.named_parameters() if p.requires_grad}
-
-    def without_adapter(self) -> AbstractContextManager[None] | None:
-        """Runs the base weights inside; afterwards everything is as it was, also after an error."""
-        return adapters_off(self._layers) if self.section.train == "lora" else None
-
-    def merged(self) -> AbstractContextManager[None] | None:
-        """Runs the weights with the adapter added into them; needs room for another copy of the adapted layers."""
-        return adapters_merged(self._layers) if self.section.train == "lora" else None
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
@@ -186,14 +174,6 @@ class SD3Backbone(Backbone):
             images = [self._vae.decode(part, return_dict=False)[0] for part in z.split(self.options.decode_chunk)]
         return (torch.cat(images) * 0.5 + 0.5).clamp(0, 1)
 
-    def save_adapter(self, directory: Path) -> None:
-        """LoRA: `pytorch_lora_weights.safetensors` for `StableDiffusion3Pipeline.load_lora_weights(directory)`; all
-        weights: a directory for `SD3Transformer2DModel.from_pretrained`. The weights in place now, in float32."""
-        self.save_adapter_as("diffusers", directory)
-
-    def save_adapter_as(self, format: str, directory: Path) -> None:
-        """LoRA: see `adapter_files`; all weights: `format` is "diffusers"."""
-        if self.section.train == "lora":
-            save_lora(self._transformer, directory, format, self.section.checkpoint)
-        else:
-            self._transformer.save_pretrained(directory)
+    def save_weights(self, directory: Path) -> None:
+        """A directory for `SD3Transformer2DModel.from_pretrained`, in float32."""
+        self._transformer.save_pretrained(directory)

@@ -1,16 +1,12 @@
-"""The low-rank adapter under Stable Diffusion 3's names: what it binds by default, and how it is written."""
+"""The low-rank adapter under Stable Diffusion 3's names: what it binds by default, and how other programs call that."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from dgpo_core.lora import ADAPTER
-from dgpo_sd3.adapter_files import AdapterNames, write_adapter
+from dgpo_sd3.adapter_files import AdapterNames
 from dgpo_sd3.libraries import StableDiffusion3Pipeline
 from dgpo_sd3.original import comfyui_pairs, original_pairs
 
-__all__ = ["ATTENTION_PROJECTIONS", "save_lora"]
+__all__ = ["ATTENTION_PROJECTIONS", "NAMES"]
 
 ATTENTION_PROJECTIONS = (
     *("to_q", "to_k", "to_v", "to_out.0"),
@@ -20,8 +16,3 @@ ATTENTION_PROJECTIONS = (
 block (`attn2`), which has an image stream alone. DGPO's authors adapt less: the same endings after `attn.`."""
 
 NAMES = AdapterNames(StableDiffusion3Pipeline, original_pairs, comfyui_pairs)
-
-
-def save_lora(transformer: Any, directory: Path, format: str, base: str) -> None:
-    """Write the adapter in a format of `adapter_files.FORMATS`, its scale in B. base: the checkpoint's name."""
-    write_adapter(transformer, ADAPTER, directory, format=format, names=NAMES, base=base)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +16,11 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
-from dgpo_core.lora import adapters_merged, adapters_off, add_lora
 from dgpo_core.types import Conditioning, Prompt
-from dgpo_sd3.adapter_files import FORMATS
-from dgpo_sd3.lora import ATTENTION_PROJECTIONS
+from dgpo_sd3.adapter_files import DiffusersAdapter
 from dgpo_wan.libraries import prompt_clean, quiet, unread
 from dgpo_wan.loading import load_wan
-from dgpo_wan.lora import save_lora
+from dgpo_wan.lora import ATTENTION_PROJECTIONS, NAMES
 from dgpo_wan.options import COMPRESSION
 
 if TYPE_CHECKING:
@@ -46,7 +43,6 @@ class WanBackbone(Backbone):
     """
 
     media = "video"
-    formats = FORMATS
     options: WanOptions
 
     def __init__(self, section: BackboneSection, options: WanOptions, *, device: torch.device) -> None:
@@ -62,7 +58,9 @@ class WanBackbone(Backbone):
         for model in models:
             model.eval().requires_grad_(False)
         if section.train == "lora":
-            self._layers = add_lora(self._transformer, section.lora, ATTENTION_PROJECTIONS)
+            self.adapter = DiffusersAdapter(
+                self._transformer, section.lora, targets=ATTENTION_PROJECTIONS, base=section.checkpoint, names=NAMES
+            )
         else:
             self._transformer.requires_grad_(True)
         for model in models:
@@ -101,18 +99,6 @@ class WanBackbone(Backbone):
         module = self._transformer
         assert isinstance(module, nn.Module)
         return module
-
-    def trainable(self) -> Mapping[str, nn.Parameter]:
-        """The adapter's matrices, or every parameter of the transformer, by their names in `module`; float32."""
-        return {n: p for n, p in self._transformer.named_parameters() if p.requires_grad}
-
-    def without_adapter(self) -> AbstractContextManager[None] | None:
-        """Runs the base weights inside; afterwards everything is as it was, also after an error."""
-        return adapters_off(self._layers) if self.section.train == "lora" else None
-
-    def merged(self) -> AbstractContextManager[None] | None:
-        """Runs the weights with the adapter added into them; needs room for another copy of the adapted layers."""
-        return adapters_merged(self._layers) if self.section.train == "lora" else None
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
@@ -220,15 +206,6 @@ class WanBackbone(Backbone):
             ]
         return (torch.cat(videos).transpose(1, 2) * 0.5 + 0.5).clamp(0, 1)
 
-    def save_adapter(self, directory: Path) -> None:
-        """LoRA: `pytorch_lora_weights.safetensors` for `WanPipeline.load_lora_weights(directory)` (of the low-noise
-        expert with `load_into_transformer_2=True`); all
-        weights: a directory for `WanTransformer3DModel.from_pretrained`. The weights in place now, in float32."""
-        self.save_adapter_as("diffusers", directory)
-
-    def save_adapter_as(self, format: str, directory: Path) -> None:
-        """LoRA: see `adapter_files`; all weights: `format` is "diffusers"."""
-        if self.section.train == "lora":
-            save_lora(self._transformer, directory, format, self.section.checkpoint)
-        else:
-            self._transformer.save_pretrained(directory)
+    def save_weights(self, directory: Path) -> None:
+        """A directory for `WanTransformer3DModel.from_pretrained`, in float32."""
+        self._transformer.save_pretrained(directory)
