@@ -24,19 +24,20 @@ RESERVED = frozenset({"toy"})
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What the templates are told of a kind. suffix: of its class; dependencies: besides dgpo."""
+    """What the templates are told of a kind. suffix: of its class; dependencies: besides dgpo; extra: of dgpo's."""
 
     noun: str
     suffix: str
     contract: str
     summary: str
     dependencies: tuple[str, ...] = ("torch>=2.7",)
+    extra: str = ""
 
 
 _KINDS = {
     "backbone": _Kind(
         "model to train", "Backbone", "Backbone", "A network of a few thousand weights that trains in milliseconds",
-        ("safetensors>=0.4.5", "torch>=2.7"),
+        extra="[lora]",
     ),
     "sampler": _Kind("sampler", "Sampler", "Sampler", "Runge-Kutta steps of second order, two velocities each"),
     "reward": _Kind("reward", "Reward", "RewardModel", "Brightness near a target, in [0, 1]"),
@@ -79,7 +80,7 @@ class Scaffold:
             "contract": "dgpo_geneval.detector.Detector"
             if self.kind == "detector"
             else f"dgpo_core.contracts.{kind.contract}",
-            "dependencies": ", ".join(f'"{one}"' for one in ("dgpo>=0.1", *kind.dependencies)),
+            "dependencies": ", ".join(f'"{one}"' for one in (f"dgpo{kind.extra}>=0.1", *kind.dependencies)),
             "distribution": self.distribution,
             "hook": KINDS[self.kind],
             "kind": self.kind,

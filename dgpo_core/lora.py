@@ -8,6 +8,7 @@ reads alpha and one that does not then apply the same strength.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import Adapter
 from dgpo_core.errors import UserError
+from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import LoraSection
@@ -53,15 +55,9 @@ class LoraAdapter(Adapter):
         the checkpoint's name, written into files for people. Raises UserError for targets that cannot be bound, and
         where peft is not installed.
         """
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-            from peft.tuners.tuners_utils import BaseTunerLayer
-        except ImportError as error:
-            raise UserError(
-                "backbone.train: a LoRA needs peft: pip install 'dgpo[lora]', or write `train: full` (every weight)"
-            ) from error
+        peft = _peft()
         self._network, self._base, self._rank = network, base, section.rank
-        self._config: Any = LoraConfig(
+        self._config: Any = peft.LoraConfig(
             r=section.rank,
             lora_alpha=int(section.alpha) if section.alpha.is_integer() else section.alpha,
             init_lora_weights="gaussian",
@@ -70,8 +66,9 @@ class LoraAdapter(Adapter):
         network.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)  # torch.manual_seed would also reseed the accelerators
-            inject_adapter_in_model(self._config, network, ADAPTER)
-        self.layers: Mapping[str, Any] = {n: m for n, m in network.named_modules() if isinstance(m, BaseTunerLayer)}
+            peft.inject_adapter_in_model(self._config, network, ADAPTER)
+        layer_type = peft.tuners.tuners_utils.BaseTunerLayer
+        self.layers: Mapping[str, Any] = {n: m for n, m in network.named_modules() if isinstance(m, layer_type)}
         """The bound layers by their names in the network, each a layer of peft around the one that was there."""
         uses = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
         self._shared = any(uses[id(layer.get_base_layer().weight)] > 1 for layer in self.layers.values())
@@ -145,6 +142,24 @@ class LoraAdapter(Adapter):
         """peft's configuration of the folded matrices: the fields that any version of it knows, because a file with
         all of this version's is refused by older ones."""
         return {"r": self._rank, "lora_alpha": self._rank, "target_modules": sorted(self._config.target_modules)}
+
+
+def _peft() -> Any:
+    """The library. Raises UserError if it is not there."""
+    # It imports bitsandbytes, if that is there, which warns on some processors of kernels that nothing here uses.
+    log = logging.getLogger("bitsandbytes")
+    level = log.level
+    try:
+        log.setLevel(logging.ERROR)
+        import peft
+    except ImportError as error:
+        raise UserError(
+            f"backbone.train: a LoRA needs peft: pip install 'dgpo[lora]', or write `train: full` (every weight); "
+            f"importing it says {error_text(error)}"
+        ) from error
+    finally:
+        log.setLevel(level)
+    return peft
 
 
 def named(pairs: Pairs, down: str, up: str) -> dict[str, Tensor]:

@@ -278,6 +278,21 @@ def test_every_weight_has_no_adapter_to_write(dgpo: Run, trained: Any) -> None:
     )
 
 
+def test_every_weight_is_written(dgpo: Run, trained: Any) -> None:
+    """Of a run that has no adapter, by their names; there is no format to choose."""
+    data = yaml.safe_load(trained.file.read_text())
+    data["backbone"] = {"use": "toy", "checkpoint": "toy", "train": "full"}
+    data["run"] |= {"name": "full", "iterations": 1, "output": "runs"}
+    Path("full.yaml").write_text(yaml.safe_dump(data))
+    assert dgpo("train", "full.yaml").code == 0
+    assert dgpo("export", "runs/full", "--view", "policy").code == 0
+    assert sorted(tree(Path("adapter"))) == ["dgpo.json", "weights.safetensors"]
+    exported = safetensors.torch.load_file("adapter/weights.safetensors")
+    saved = safetensors.torch.load_file("runs/full/checkpoints/000001/weights.safetensors")
+    assert exported.keys() == {name.removeprefix("policy/") for name in saved if name.startswith("policy/")}
+    assert all(torch.equal(tensor, saved[f"policy/{name}"]) for name, tensor in exported.items())
+
+
 def test_a_checkpoint_of_another_run_is_told(dgpo: Run, trained: Any) -> None:
     """Nothing is wrong with its own digests."""
     log = trained.path / "metrics.jsonl"

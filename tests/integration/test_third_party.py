@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 PLUGINS = {"reward": "brightness", "backbone": "tiny", "prompts": "things"}
 RUN = {
     "run": {"name": "third-party", "iterations": 2, "device": "cpu", "threads": 1},
-    "backbone": {"use": "tiny", "checkpoint": "none", "train": "full"},
+    "backbone": {"use": "tiny", "checkpoint": "none", "lora": {"rank": 2, "alpha": 4}},
     "prompts": {"train": {"use": "things"}, "heldout": {"use": "things"}},
     "rollout": {"steps": 2, "group_size": 4, "groups": 2, "resolution": 16},
     "rewards": [{"use": "brightness", "options": {"target": 0.5}}],
@@ -148,3 +148,15 @@ def test_a_run_trains_on_it_by_name(environment: Environment) -> None:
     assert len(metrics) == 2
     assert all(0 < record["rewards"]["brightness"]["mean"] < 1 for record in metrics)
     assert json.loads((run / "run.json").read_text())["plugins"]["dgpo-brightness"] == "0.1.0"
+
+
+def test_its_adapter_is_exported(environment: Environment) -> None:
+    """After the run above; one line of the backbone's author makes it."""
+    run = Path("runs") / "third-party"
+    refused = environment.dgpo("export", run, "--format", "kohya", check=False)
+    assert (refused.returncode, refused.stderr) == (2, "--format kohya: choose one of peft\n")
+    environment.dgpo("export", run, "--output", "adapter")
+    written = environment.source.parent / "adapter"
+    assert {p.name for p in written.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "dgpo.json"}
+    config = json.loads((written / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 2, ["0", "2"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers.models.attention_processor import Attention
+from peft import LoraConfig
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -19,6 +20,7 @@ from dgpo_core.flow import guided_velocity
 from dgpo_core.testing.given import prompts_of
 from dgpo_core.types import Conditioning
 from dgpo_sd3.backbone import SD3Backbone
+from dgpo_sd3.lora import ATTENTION_PROJECTIONS
 
 Build = Callable[..., SD3Backbone]
 Reference = Callable[..., Any]
@@ -143,6 +145,19 @@ def test_the_adapter_starts_the_same_and_leaves_the_random_state_alone(checkpoin
     down = torch.cat([p.flatten() for n, p in first.items() if "lora_A" in n])
     assert_close(down.std(), torch.tensor(1 / 4), atol=0.02, rtol=0)  # N(0, 1/rank)
     assert not any(p.any() for n, p in first.items() if "lora_B" in n)
+
+
+def test_names_and_weights_are_those_of_diffusers_own_add_adapter(checkpoint: Path, build: Build) -> None:
+    """So that an adapter of either is an adapter of the other."""
+    made, base = build(checkpoint), SD3Transformer2DModel.from_pretrained(checkpoint, subfolder="transformer")
+    config = LoraConfig(r=4, lora_alpha=12, init_lora_weights="gaussian", target_modules=list(ATTENTION_PROJECTIONS))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base.requires_grad_(False).add_adapter(config)
+    theirs = dict(base.named_parameters())
+    assert list(theirs) == [name for name, _ in made.module.named_parameters()]
+    assert [name for name, p in theirs.items() if p.requires_grad] == list(made.trainable())
+    assert all(torch.equal(theirs[name], p) for name, p in made.module.named_parameters())
 
 
 def test_default_targets_are_every_attention_projection(checkpoint: Path, build: Build) -> None:
