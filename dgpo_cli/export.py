@@ -74,7 +74,6 @@ def export(
 def _check_sketch(run: Path, format: str) -> None:
     """Raise UserError for a format that this run cannot be written in, if the backbone says so before it is loaded."""
     from dgpo_core.config import load_run_config
-    from dgpo_core.errors import UserError
     from dgpo_core.registry import get_registry
 
     registry = get_registry()
@@ -85,7 +84,7 @@ def _check_sketch(run: Path, format: str) -> None:
     options = registry.options_model(part).model_validate(section.options)
     try:
         backbone = registry.implementation(part).sketch(section, options)
-    except (NotImplementedError, UserError):  # it has no sketch, or its checkpoint is elsewhere now (`--set`)
+    except Exception:  # it has none, or its checkpoint is elsewhere now (`--set`): the loaded model is asked
         return
     _check_format(run, format, backbone)
 

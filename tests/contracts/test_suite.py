@@ -20,8 +20,10 @@ from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import KINDS, Part, hookimpl
 from dgpo_core.registry import Registry
 from dgpo_core.testing.contracts import Check, Given, NeedsInput, part_checks, reward_checks
+from dgpo_core.testing.toy import ToyBackbone, ToyOptions
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_schemas.base import Options
+from dgpo_schemas.run import BackboneSection
 
 CPU = torch.device("cpu")
 
@@ -286,9 +288,36 @@ def test_a_backbone_is_checked_in_both_ways_of_training(registry: Registry) -> N
     assert {name.split("-")[0] for name in names} >= {"lora", "full"}
     with pytest.raises(unittest.SkipTest, match="there is no adapter"):
         run(checks, "full-adapter")
+    skipped = set()
     for check in checks:
-        if check.name != "full-adapter":
+        try:
             check.run()
+        except unittest.SkipTest:  # it would skip this test
+            skipped.add(check.name)
+    of_adapters = {"full-adapter", "full-merged", "full-save-adapter", "full-formats"}
+    assert skipped == of_adapters | {"lora-save-weights"}
+
+
+class Whole(ToyBackbone):
+    """Trains every weight, whatever its section says."""
+
+    def __init__(self, section: BackboneSection, options: ToyOptions, *, device: torch.device) -> None:
+        super().__init__(section.model_copy(update={"train": "full"}), options, device=device)
+        self.section = section
+
+
+def test_a_backbone_without_an_adapter_is_checked_in_one() -> None:
+    class Plugin:
+        @hookimpl
+        def dgpo_backbones(self) -> list[Part]:
+            return [Part("whole", "Trains every weight", f"{__name__}:Whole", ToyOptions)]
+
+    registry = Registry(discover=False)
+    registry.register(Plugin(), distribution="whole")
+    checks = list(part_checks(registry, "backbone", "whole"))
+    with pytest.raises(unittest.SkipTest, match=r"it offers `train: full` alone: .* whole has no adapter"):
+        run(checks, "lora-builds")
+    run(checks, "full-save-weights")
 
 
 def test_a_checkpoint_that_is_missing_is_asked_for(registry: Registry) -> None:
