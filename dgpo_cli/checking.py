@@ -108,6 +108,8 @@ def _select(
     for name in names:
         if not any(part.part.name == name for part in found):
             _unknown(registry, name, kind, owner)
+    for part in found:  # made for another version, it would break every promise
+        registry.check_contract(part)
     yield from found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,8 +43,9 @@ def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
 
     registry = get_registry()
     found = [part for one in _kinds(kind) for part in registry.parts(one).values()]
+    refused = dict(_refused(registry, found))
     if as_json:
-        _print_json(registry, found)
+        _print_json(registry, found, refused=refused)
         return
     rows = [(p.kind, p.part.name, f"{p.distribution} {p.version}", clean(p.part.summary)) for p in found]
     for line in _aligned([("kind", "name", "from", "summary"), *rows], _terminal_width()):
@@ -52,6 +53,8 @@ def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
     for (part_kind, name), owners in registry.conflicts().items():
         claims = " and ".join(sorted(owners))
         typer.echo(f"unusable: {part_kind} {name} is claimed by {claims}: uninstall one of them", err=True)
+    for reason in refused.values():
+        typer.echo(f"unusable: {reason}", err=True)
     for broken in registry.broken:
         typer.echo(f"broken: {broken}", err=True)
 
@@ -76,6 +79,8 @@ def show_part(
     found = [registry.parts(one)[name] for one in _kinds(kind) if name in registry.parts(one)]
     if not found:
         raise_unknown(registry, kind, name)
+    for part in found:
+        registry.check_contract(part)
     if as_json:
         _print_json(registry, found, options=True)
         return
@@ -101,6 +106,17 @@ def _kinds(kind: str | None) -> Sequence[str]:
     if kind not in KINDS:
         raise UserError(f"--kind {kind}: there is no such kind{nearest(kind, KINDS)} (kinds: {', '.join(KINDS)})")
     return [kind]
+
+
+def _refused(registry: Registry, found: Sequence[RegisteredPart]) -> Iterator[tuple[RegisteredPart, str]]:
+    """Parts that were made for another version of the contract, with what is said of them."""
+    from dgpo_core.errors import ContractError
+
+    for part in found:
+        try:
+            registry.check_contract(part)
+        except ContractError as error:
+            yield part, str(error)
 
 
 def raise_unknown(registry: Registry, kind: str | None, name: str) -> None:
@@ -228,7 +244,13 @@ def _aligned(rows: Sequence[Sequence[str]], width: int | None) -> Iterator[str]:
         yield from (" " * left + line for line in lines[1:])
 
 
-def _print_json(registry: Registry, found: Sequence[RegisteredPart], *, options: bool = False) -> None:
+def _print_json(
+    registry: Registry,
+    found: Sequence[RegisteredPart],
+    *,
+    options: bool = False,
+    refused: Mapping[RegisteredPart, str] | None = None,
+) -> None:
     import json
 
     parts = [
@@ -248,6 +270,10 @@ def _print_json(registry: Registry, found: Sequence[RegisteredPart], *, options:
         record["conflicts"] = [
             {"kind": kind, "name": name, "distributions": owners}
             for (kind, name), owners in registry.conflicts().items()
+        ]
+        record["refused"] = [
+            {"kind": part.kind, "name": part.part.name, "distribution": part.distribution, "reason": reason}
+            for part, reason in (refused or {}).items()
         ]
         record["broken"] = [
             {"distribution": b.distribution, "entry_point": b.entry_point, "reason": b.reason} for b in registry.broken

@@ -165,7 +165,9 @@ def _check_block(
         return None  # the service's own options hold, whatever they are
     elsewhere = elsewhere or any(_get(block, key, None) is not None for key in ("worker", "service"))
     try:
-        model = registry.options_model(registry.find(kind, name))
+        registered = registry.find(kind, name)
+        registry.check_contract(registered)
+        model = registry.options_model(registered)
     except PluginError as error:
         if not elsewhere:
             mistakes.append((where if short else (*where, "use"), str(error)))

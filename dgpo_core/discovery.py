@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from dgpo_core import hookspecs
+from dgpo_core.contracts.version import ATTRIBUTE
 from dgpo_core.errors import PluginError
 from dgpo_core.hookspecs import ENTRY_POINT_GROUP, Part
 from dgpo_schemas.problems import nearest
@@ -60,7 +61,7 @@ def check_hooks(plugin: object) -> None:
     """Raise PluginError for unknown hooks, and for functions that look like hooks but lack the marker: these would
     silently do nothing."""
     for name in dir(plugin):
-        if not name.startswith("dgpo_"):
+        if not name.startswith("dgpo_") or name == ATTRIBUTE:
             continue
         marker = getattr(getattr(plugin, name), "dgpo_impl", None)
         if name not in HOOKS and not (marker and (marker.get("optionalhook") or marker.get("specname"))):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DgpoError", "PluginError", "ProcessLostError", "RunStopped", "UserError"]
+__all__ = ["ContractError", "DgpoError", "PluginError", "ProcessLostError", "RunStopped", "UserError"]
 
 
 class DgpoError(Exception):
@@ -15,6 +15,10 @@ class UserError(DgpoError, ValueError):
 
 class PluginError(UserError):
     """A plugin that cannot be loaded, is not known, or breaks its contract."""
+
+
+class ContractError(PluginError):
+    """A plugin that was made for another version of the contract (`contracts.version`)."""
 
 
 class RunStopped(DgpoError):

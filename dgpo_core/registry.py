@@ -22,13 +22,14 @@ import pluggy
 from pydantic import BaseModel, ValidationError
 
 from dgpo_core import hookspecs
+from dgpo_core.contracts import version as contract_version
 from dgpo_core.discovery import check_hooks, check_part, entry_points
-from dgpo_core.errors import DgpoError, PluginError, UserError
+from dgpo_core.errors import ContractError, DgpoError, PluginError, UserError
 from dgpo_core.hookspecs import KINDS, Part
 from dgpo_core.isolation import ctrl_c, isolated, no_exit, told
 from dgpo_schemas.base import Options, UseBlock
 from dgpo_schemas.problems import dotted, explain, nearest
-from dgpo_schemas.text import error_text
+from dgpo_schemas.text import clean, error_text
 
 __all__ = ["BUNDLED", "BrokenPlugin", "NoOptions", "RegisteredPart", "Registry", "get_registry"]
 
@@ -93,12 +94,13 @@ MOST_PARTS = 1000
 
 @dataclass(frozen=True, slots=True)
 class RegisteredPart:
-    """A declared part and where it came from."""
+    """A declared part and where it came from. contract: the version of the contract that its plugin declares."""
 
     part: Part
     kind: str
     distribution: str
     version: str
+    contract: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,7 @@ class Registry:
     def register(self, plugin: object, *, distribution: str, version: str = "0") -> None:
         """Add a module or object of hook implementations. Raises PluginError, leaving nothing of it registered."""
         name = f"{distribution}:{getattr(plugin, '__name__', type(plugin).__name__)}"
+        contract = _declared_contract(plugin)
         if self._manager.has_plugin(name) or self._manager.is_registered(plugin):
             raise PluginError(f"{name} is registered already; declare it under one entry point only")
         pressed: Callable[[], bool] = bool
@@ -169,13 +172,15 @@ class Registry:
         except BaseException as error:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
+            if contract not in (None, contract_version.VERSION) and not pressed():
+                raise ContractError(contract_version.why_not(contract)) from error
             if isinstance(error, PluginError) or pressed():
                 raise
             text = str(error) if isinstance(error, pluggy.PluginValidationError) else told(error)
             raise PluginError(f"{text}; see dgpo_core.hookspecs for the hooks and their arguments") from error
         self._versions[distribution] = version
         for kind, part in found:
-            self._add(RegisteredPart(part, kind, distribution, version))
+            self._add(RegisteredPart(part, kind, distribution, version, contract))
 
     def _declared(self, plugin: object) -> Iterator[tuple[str, Part]]:
         for kind, hook in KINDS.items():
@@ -222,13 +227,15 @@ class Registry:
         return dict(sorted(self._versions.items()))
 
     def find(self, kind: str, name: str) -> RegisteredPart:
-        """A part by name. Raises PluginError saying what there is, what is near, and what to install."""
+        """A part by name. Raises PluginError saying what there is, what is near, and what to install, or that the part
+        says it was made for another version of the contract."""
         noun = NOUNS.get(kind, kind)
         if (kind, name) in self._claimed_twice:
             owners = " and ".join(sorted(self._claimed_twice[kind, name]))
             raise PluginError(f"{noun} {name!r} is claimed by {owners}: uninstall one of them")
         found = self._parts[kind].get(name)
         if found is not None:
+            _check_declared(found)
             return found
         message = f"unknown {noun} {name!r}"
         if (kind, name) in BUNDLED:
@@ -256,7 +263,9 @@ class Registry:
         return {kind: {n: self.options_model(p) for n, p in self.parts(kind).items()} for kind in KINDS}
 
     def implementation(self, registered: RegisteredPart) -> Any:
-        """A part's class, imported. Raises PluginError if it cannot be, or does not keep its contract."""
+        """A part's class, imported. Raises PluginError if it cannot be or does not keep its contract; ContractError if
+        it was made for another version of that."""
+        _check_declared(registered)
         implementation = self._import(registered, registered.part.implementation)
         contract = CONTRACTS.get(registered.kind)
         if contract is not None:
@@ -264,10 +273,30 @@ class Registry:
             base = getattr(contracts, contract)
             if not (inspect.isclass(implementation) and issubclass(implementation, base)):
                 raise PluginError(f"{_owner(registered)}: {registered.part.implementation} is no {contract}")
+            changes = tuple(contract_version.changes_in(registered.kind, implementation, base))
+            if changes:  # before what is abstract: that is so because the contract has changed
+                why = contract_version.why_not(contract_version.VERSION - 1, changes)
+                raise ContractError(f"{_owner(registered)}: {why}")
             if inspect.isabstract(implementation):
                 missing = ", ".join(sorted(getattr(implementation, "__abstractmethods__", ())))
                 raise PluginError(f"{_owner(registered)}: {registered.part.implementation} lacks {missing}")
         return implementation
+
+    def check_contract(self, registered: RegisteredPart) -> None:
+        """Raise ContractError for a part that was made for another version of the contract.
+
+        Where its plugin declares no version, the class of a kind that has changed is imported to see; one that cannot
+        be imported is refused when it is used.
+        """
+        _check_declared(registered)
+        ours = registered.part.implementation.partition(".")[0] in OURS
+        if registered.contract is None and registered.kind in contract_version.CHANGED and not ours:
+            try:
+                self.implementation(registered)
+            except ContractError:
+                raise
+            except PluginError:
+                return
 
     def create(self, kind: str, block: UseBlock | str, **keywords: Any) -> Any:
         """Import a part's class, validate its options and build it.
@@ -359,3 +388,19 @@ def get_registry() -> Registry:
 def _owner(registered: RegisteredPart) -> str:
     noun = NOUNS.get(registered.kind, registered.kind)
     return f"{noun} {registered.part.name} of {registered.distribution} {registered.version}"
+
+
+def _declared_contract(plugin: object) -> int | None:
+    """The version of the contract that a plugin says it was made for. Raises PluginError if that is no number."""
+    declared = getattr(plugin, contract_version.ATTRIBUTE, None)
+    if declared is None or (isinstance(declared, int) and not isinstance(declared, bool)):
+        return declared
+    raise PluginError(
+        f"{contract_version.ATTRIBUTE} = {clean(repr(declared), 100)}: it is the version of the contract as a number, "
+        f"such as {contract_version.VERSION}"
+    )
+
+
+def _check_declared(registered: RegisteredPart) -> None:
+    if registered.contract not in (None, contract_version.VERSION):
+        raise ContractError(f"{_owner(registered)}: {contract_version.why_not(registered.contract)}")

@@ -15,7 +15,9 @@ import pytest
 from dgpo_cli.ablation.plan import make_plan
 from dgpo_cli.main import COMMANDS
 from dgpo_cli.scaffold import Scaffold, render
+from dgpo_core import contracts, types
 from dgpo_core.config import load_run_config, load_serve_config
+from dgpo_core.contracts.version import CHANGES, changes_in
 from dgpo_core.registry import get_registry
 from dgpo_schemas.serve import ServeConfig
 
@@ -180,3 +182,31 @@ def test_what_holds_a_promise_exists(name: str) -> None:
         for other in others:
             found = (ROOT / other).exists() or (place / other).exists() or list((ROOT / "tests").glob(f"*/{other}"))
             assert found, other
+
+
+MIGRATING = blocks((ROOT / "docs/migrating.md").read_text(), "python")
+
+
+@pytest.mark.parametrize("text", MIGRATING, ids=lambda text: f"{text.count(chr(10))} lines")
+def test_plugins_of_the_page_on_migrating_are_of_the_version_that_it_says(text: str) -> None:
+    """Each snippet runs; the classes of version 1 are refused, those of version 2 are not."""
+    for name, word, module in (("Adapter", r"[aA]dapter", contracts), ("Schedule", r"schedule|shift", types)):
+        if not hasattr(module, name) and re.search(word, text):
+            pytest.skip(f"{name} is not there yet")
+    said = int(re.match(r"# version (\d)\n", text)[1])  # type: ignore[index]
+    names: dict[str, object] = {"__name__": "page"}
+    exec(compile(text, "docs/migrating.md", "exec"), names)
+    assert names.get("dgpo_contract", contracts.VERSION) == contracts.VERSION
+    made = [one for one in names.values() if isinstance(one, type) and one.__module__ == "page"]
+    assert made or said == contracts.VERSION
+    for one in made:
+        kind = "sampler" if issubclass(one, contracts.Sampler) else "backbone"
+        contract = contracts.Sampler if kind == "sampler" else contracts.Backbone
+        assert bool(list(changes_in(kind, one, contract))) == (said < contracts.VERSION)
+
+
+def test_the_page_on_migrating_tells_of_every_change() -> None:
+    page = (ROOT / "docs/migrating.md").read_text()
+    for change in CHANGES:
+        assert f"`{change.method}`" in page, change
+        assert any(f"def {change.method}(" in b or f"{change.method} =" in b for b in MIGRATING if "# version 1" in b)

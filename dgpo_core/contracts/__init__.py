@@ -14,10 +14,12 @@ from dgpo_core.contracts.prompts import PromptSource
 from dgpo_core.contracts.reward import RewardModel
 from dgpo_core.contracts.sampler import Sampler, VelocityFn
 from dgpo_core.contracts.timesteps import Probe, TimestepContext, TimestepPolicy
+from dgpo_core.contracts.version import VERSION
 from dgpo_core.contracts.weighting import AdvantageWeighting
 
 __all__ = [
     "Adapter",
+    "VERSION",
     "AdvantageWeighting",
     "Backbone",
     "MemberLoss",

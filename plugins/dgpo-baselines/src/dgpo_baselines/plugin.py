@@ -10,6 +10,8 @@ from dgpo_core.hookspecs import Part
 
 __all__ = ["dgpo_objectives", "dgpo_samplers"]
 
+dgpo_contract = 2
+
 
 @hookimpl
 def dgpo_samplers() -> Sequence[Part]:

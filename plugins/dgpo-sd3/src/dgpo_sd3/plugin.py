@@ -10,6 +10,8 @@ from dgpo_sd3.options import SD3Options
 
 __all__ = ["dgpo_backbones"]
 
+dgpo_contract = 2
+
 
 @hookimpl
 def dgpo_backbones() -> Sequence[Part]:

@@ -1,0 +1,316 @@
+"""Plugins made for another version of the contract are refused with what has changed; all others are left in peace."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from dgpo_core import contracts
+from dgpo_core.contracts import VERSION, Backbone, RewardModel, Sampler
+from dgpo_core.contracts.version import CHANGES, GUIDE, Change, changes_in
+from dgpo_core.errors import ContractError, PluginError
+from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.registry import CONTRACTS, Registry
+from dgpo_core.testing.toy import ToyBackbone, run_data
+from dgpo_core.types import Conditioning, Prompt, SampleResult, Scores
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class OldBackbone(Backbone):
+    """As the template of version 1 wrote it, bodies left out."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        raise NotImplementedError
+
+    def trainable(self) -> Any:
+        raise NotImplementedError
+
+    def without_adapter(self) -> Any:
+        return None
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:  # type: ignore[override]
+        return Conditioning({"text": torch.tensor([[float(len(text))] for text in texts])})
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        raise NotImplementedError
+
+    def decode(self, x0: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def save_adapter(self, directory: Path) -> None:
+        raise NotImplementedError
+
+
+class OldBackboneAgain(OldBackbone):
+    """A subclass of one."""
+
+
+class OldReward(RewardModel):
+    """As the template of version 1 wrote it: nothing of its contract has changed."""
+
+    range = (0.0, 1.0)
+
+    def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        values = media.float().mean(dim=(1, 2, 3))
+        return Scores(values, missing=torch.zeros_like(values, dtype=torch.bool))
+
+
+class Today(ABC):
+    """A backbone's contract as it becomes: the rows of the table, told by themselves."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning: ...
+
+    def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
+        return (), 0
+
+    @property
+    def adapter(self) -> Any:
+        return None
+
+
+class SamplerToday(ABC):
+    """A sampler's, likewise."""
+
+    @abstractmethod
+    def sigmas(self, steps: int, schedule: Any) -> Tensor: ...
+
+    @abstractmethod
+    def sample(self, velocity: Any, noise: Tensor, *, steps: int, schedule: Any, draws: Any = ()) -> SampleResult: ...
+
+
+def found(kind: str, implementation: type, contract: type) -> list[str]:
+    return [change.method for change in changes_in(kind, implementation, contract)]
+
+
+def of(encode: Any, **names: Any) -> list[str]:
+    return found("backbone", type("Made", (Today,), {"encode": encode, **names}), Today)
+
+
+def test_everything_old_of_a_backbone_is_found() -> None:
+    """By the class itself, by a subclass of a subclass, and behind a decorator that takes anything."""
+    names = ("unread", "without_adapter", "merged", "save_adapter", "save_adapter_as", "formats")
+    old = type("Old", (Today,), {"encode": OldBackbone.encode, **dict.fromkeys(names, OldBackbone.encode)})
+    expected = [change.method for change in CHANGES if change.kind == "backbone"]
+    assert found("backbone", old, Today) == expected
+    assert found("backbone", type("Sub", (type("Middle", (old,), {}),), {}), Today) == expected
+    assert of(torch.no_grad()(OldBackbone.encode)) == ["encode"]
+    assert of(staticmethod(lambda texts: None)) == ["encode"]
+    mixin = type("Mixin", (), {"encode": OldBackbone.encode})
+    assert found("backbone", type("Mixed", (mixin, Today), {}), Today) == ["encode"]
+
+
+def test_the_old_sampler_is_found() -> None:
+    class Old(SamplerToday):
+        def sigmas(self, steps: int, shift: float) -> Tensor:  # type: ignore[override]
+            raise NotImplementedError
+
+        def sample(
+            self, velocity: Any, noise: Tensor, *, steps: int, shift: float, draws: Any = (), keep_path: bool = False
+        ) -> SampleResult:
+            raise NotImplementedError
+
+    assert found("sampler", Old, SamplerToday) == ["sigmas", "sample"]
+
+
+def lenient(self: Any, *args: Any, **kwargs: Any) -> None: ...
+
+
+def renamed(self: Any, x: Any) -> None: ...
+
+
+def both(self: Any, texts: Any = None, *, prompts: Any = None) -> None: ...
+
+
+def annotated(self: Any, texts: Sequence[Prompt]) -> None: ...
+
+
+def converted(encode: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that lets an old method go on working."""
+
+    @functools.wraps(encode)
+    def of_prompts(self: Any, prompts: Sequence[Prompt]) -> Any:
+        return encode(self, [prompt.text for prompt in prompts])
+
+    return of_prompts
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [lenient, renamed, both, annotated, converted(OldBackbone.encode), functools.partialmethod(lenient), print, len,
+     property(lambda self: lenient)],
+)  # fmt: skip
+def test_what_cannot_be_known_is_not_guessed(encode: Any) -> None:
+    assert of(encode) == []
+
+
+def test_names_of_old_are_free_for_helpers() -> None:
+    """Who has one of them is not of old: every class of then had two."""
+    old = {"without_adapter": renamed, "save_adapter": renamed}
+    assert of(renamed, **old) == ["without_adapter", "save_adapter"]
+    assert of(renamed, **old, adapter=property(lambda self: None)) == []
+    assert of(renamed, merged=renamed, formats=("x",), save_adapter=renamed) == []
+
+
+def test_the_new_name_with_the_old_type_is_old() -> None:
+    def encode(self: Any, prompts: list[str]) -> None: ...
+
+    def unannotated(self: Any, prompts: Any) -> None: ...
+
+    assert of(unannotated) == []
+    assert found("backbone", type("Typed", (Today,), {"encode": encode}), Today) == ["encode"]
+
+
+PENDING = {
+    *(("backbone", name) for name in ("without_adapter", "merged", "save_adapter", "save_adapter_as", "formats")),
+    ("sampler", "sigmas"), ("sampler", "sample"),
+}  # fmt: skip
+"""Rows that the contract is about to make true."""
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: f"{change.kind}-{change.method}")
+def test_a_row_says_what_the_contract_has_now(change: Change) -> None:
+    contract = getattr(contracts, CONTRACTS[change.kind])
+    method: Any = getattr(contract, change.method, None)
+    gone = method is None if change.parameter is None else change.parameter not in inspect.signature(method).parameters
+    if not gone and (change.kind, change.method) in PENDING:
+        pytest.skip("not yet so")
+    assert gone
+    there = dir(contract) if change.parameter is None else inspect.signature(method).parameters
+    assert change.instead in there
+    assert change.method in change.was
+    assert f"{change.instead}" in change.now
+
+
+# -- through the registry and the commands ---------------------------------------------------------------------------
+
+
+class Plugin:
+    """Parts of one distribution, of a declared version."""
+
+    def __init__(self, contract: object = None, **parts: type) -> None:
+        self.parts = parts
+        if contract is not None:
+            self.dgpo_contract = contract
+
+    def _of(self, contract: type) -> list[Part]:
+        return [
+            Part(name.replace("_", "-"), "For tests.", f"{__name__}:{one.__name__}")
+            for name, one in self.parts.items()
+            if issubclass(one, contract)
+        ]
+
+    @hookimpl
+    def dgpo_backbones(self) -> list[Part]:
+        return self._of(Backbone)
+
+    @hookimpl
+    def dgpo_rewards(self) -> list[Part]:
+        return self._of(RewardModel)
+
+    @hookimpl
+    def dgpo_samplers(self) -> list[Part]:
+        return self._of(Sampler)
+
+
+def registry_of(plugin: Plugin, **more: Any) -> Registry:
+    registry = Registry(discover=False)
+    registry.register(plugin, distribution="dgpo-acme", version="0.3", **more)
+    return registry
+
+
+@pytest.mark.parametrize("old", [OldBackbone, OldBackboneAgain])
+def test_an_old_class_is_refused_with_its_distribution_and_what_changed(old: type) -> None:
+    registry = registry_of(Plugin(acme=old))
+    with pytest.raises(ContractError) as raised:
+        registry.implementation(registry.find("backbone", "acme"))
+    message = str(raised.value)
+    assert message.startswith("backbone acme of dgpo-acme 0.3: made for version 1 of dgpo's plugin contract")
+    assert "encode(texts: Sequence[str]) -> Conditioning became encode(prompts: Sequence[Prompt])" in message
+    assert message.endswith(GUIDE)
+    assert (ROOT / GUIDE).is_file()
+
+
+def test_an_old_reward_goes_on_working() -> None:
+    registry = registry_of(Plugin(shine=OldReward))
+    reward = registry.create("reward", "shine", device=torch.device("cpu"))
+    assert reward.score(torch.ones(2, 3, 4, 4), [Prompt("a"), Prompt("b")]).values.tolist() == [1.0, 1.0]
+    registry.check_contract(registry.find("reward", "shine"))
+
+
+@pytest.mark.parametrize(("declared", "way"), [(1, "or a dgpo from before version 2"), (3, "install a newer dgpo")])
+def test_a_declared_version_is_compared(declared: int, way: str) -> None:
+    registry = registry_of(Plugin(declared, shine=OldReward))
+    with pytest.raises(
+        ContractError, match=f"of dgpo-acme 0.3: made for version {declared} .* has version {VERSION}"
+    ) as e:
+        registry.find("reward", "shine")
+    assert way in str(e.value)
+
+
+def test_what_a_later_plugin_declares_besides_is_not_what_it_is_refused_for() -> None:
+    class Later(Plugin):
+        @hookimpl
+        def dgpo_judges(self) -> list[Part]:
+            return []
+
+    with pytest.raises(ContractError, match="made for version 3"):
+        registry_of(Later(3))
+    with pytest.raises(PluginError, match=r"there is no hook dgpo_judges|unknown hook 'dgpo_judges'"):
+        registry_of(Later(VERSION))
+
+
+def test_this_version_may_be_declared_and_nonsense_may_not() -> None:
+    registry = registry_of(Plugin(VERSION, shine=OldReward, acme=OldBackbone))
+    assert registry.find("reward", "shine").contract == VERSION
+    registry.check_contract(registry.find("backbone", "acme"))  # believed until its class is loaded
+    with pytest.raises(ContractError):
+        registry.implementation(registry.find("backbone", "acme"))
+    for nonsense in ("2", 2.0, True):
+        with pytest.raises(PluginError, match=r"dgpo_contract = .*such as 2"):
+            registry_of(Plugin(nonsense, shine=OldReward))
+
+
+@pytest.mark.parametrize("declared", [None, 1])
+def test_every_command_says_the_same(
+    declared: int | None, known: Registry, dgpo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    known.register(Plugin(declared, acme=OldBackbone), distribution="dgpo-acme", version="0.3")
+    data = run_data("runs", backbone={"use": "acme"})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
+    said = "backbone acme of dgpo-acme 0.3: made for version 1 of dgpo's plugin contract"
+    for command in (
+        ["plugins", "show", "acme"], ["plugins", "check", "acme"], ["validate", "run.yaml"], ["train", "run.yaml"],
+        ["train", "run.yaml", "--dry-run"], ["plan", "run.yaml"],
+    ):  # fmt: skip
+        done = dgpo(*command)
+        assert (done.code, done.out) == (2, ""), command
+        assert said in done.err, command
+        assert "Traceback" not in done.err
+        assert GUIDE in done.err
+    listed = dgpo("plugins", "list")
+    assert listed.code == 0
+    assert f"unusable: {said}" in listed.err
+    (refused,) = json.loads(dgpo("plugins", "list", "--json").out)["refused"]
+    assert (refused["kind"], refused["name"], refused["distribution"]) == ("backbone", "acme", "dgpo-acme")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.yaml"]
+
+
+def test_the_kits_own_backbone_is_of_today() -> None:
+    assert not list(changes_in("backbone", ToyBackbone, Backbone))
