@@ -49,6 +49,7 @@ def validate(
     from dgpo_core.config import load_run_config
     from dgpo_core.prompts import load_prompts, overlap
     from dgpo_core.registry import get_registry
+    from dgpo_core.sections import asks_for_more, check_section
     from dgpo_core.weights import resolve_checkpoint
     from dgpo_core.weights.packages import PACKAGE
 
@@ -56,6 +57,8 @@ def validate(
     config = load_run_config(file, overrides or (), registry, preset=preset)
     if config.backbone.checkpoint.startswith(PACKAGE):  # other places may be those of another machine
         resolve_checkpoint(config.backbone.checkpoint)
+    if asks_for_more(config.backbone):  # only then is the backbone's class needed, which may take seconds to import
+        check_section(registry.implementation(registry.find("backbone", config.backbone.use)), config.backbone)
     # Everything is read before saying that all is well.
     train = load_prompts(config.prompts.train, "train", registry)
     heldout = load_prompts(config.prompts.heldout, "heldout", registry) if config.prompts.heldout else []

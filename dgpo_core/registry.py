@@ -316,6 +316,8 @@ class Registry:
         except Exception as error:
             raise PluginError(f"{owner}: its options cannot be checked: {told(error)}") from error
         implementation = self.implementation(registered)
+        if kind == "backbone":
+            self._check_section(implementation, block)
         with ctrl_c() as pressed, no_exit():
             try:
                 if kind in WITH_SECTION:
@@ -327,6 +329,13 @@ class Registry:
                 if pressed():
                     raise
                 raise UserError(f"{owner}: could not be built: {told(error)}") from error
+
+    def _check_section(self, implementation: Any, block: UseBlock) -> None:
+        from dgpo_core.sections import check_section  # it knows the whole run file, which takes a while to import
+        from dgpo_schemas.run import BackboneSection
+
+        if isinstance(block, BackboneSection):
+            check_section(implementation, block)
 
     def _import(self, registered: RegisteredPart, path: str) -> Any:
         owner = _owner(registered)

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from dgpo_core.contracts.adapter import Adapter
     from dgpo_schemas.run import BackboneSection
 
-__all__ = ["Backbone"]
+__all__ = ["SECTION_KEYS", "Backbone"]
+
+SECTION_KEYS = frozenset({
+    "checkpoint", "revision", "train: lora", "train: full", "lora.rank", "lora.alpha", "lora.targets", "dtype",
+    "gradient_checkpointing", "compile",
+})  # fmt: skip
+"""What a run file may say of any backbone, beside its own `options`: keys of `BackboneSection`, and the two values of
+`train` apart."""
 
 
 class Backbone(ABC):
@@ -31,6 +38,14 @@ class Backbone(ABC):
     """What is trained with `train: lora`: set when the model is built, `self.adapter = LoraAdapter(...)`. None with
     `train: full`, and where a model offers no other way: every weight is trained, and the engine keeps its own copy of
     the base. A run with `train: lora` whose model has no adapter is refused."""
+
+    uses: ClassVar[frozenset[str]] = SECTION_KEYS
+    """What the class does with its section, by default everything. A class that has no use for some of it says so:
+    `uses = Backbone.uses - {"compile", "train: lora"}`. A run file that sets what is not used is refused before
+    anything is loaded. What is used is promised, and checked by `dgpo plugins check` where it can be seen: frozen
+    weights are of `dtype`, trained ones float32; `gradient_checkpointing` computes the same gradients from activations
+    that are computed again; `checkpoint` is looked up by `dgpo_core.weights.resolve_checkpoint`, which knows
+    `package:NAME/path`."""
 
     def __init__(self, section: BackboneSection, options: Any, *, device: torch.device) -> None:
         """Load the checkpoint that `section` names, ready to train on `device`.

@@ -15,6 +15,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.flow import guided_velocity
 from dgpo_core.planning.simulate import Cost, cost, faked, operations
 from dgpo_core.policy import check_adapter
+from dgpo_core.sections import check_section
 
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry
@@ -76,6 +77,7 @@ def measure_model(config: RunConfig, registry: Registry) -> Model:
     registered = registry.find("backbone", config.backbone.use)
     options = registry.options_model(registered).model_validate(config.backbone.options)
     kind: type[Backbone] = registry.implementation(registered)
+    check_section(kind, config.backbone)
     try:
         backbone = kind.sketch(config.backbone, options)
     except NotImplementedError as error:

@@ -107,6 +107,7 @@ class ToyBackbone(Backbone):
     """v = MLP([x, sigma, c]); weights from a fixed seed whatever the checkpoint is called."""
 
     kind: ClassVar[type[ToyAdapter]] = ToyAdapter
+    uses = frozenset({"train: lora", "train: full", "lora.rank", "lora.alpha"})
 
     def __init__(self, section: BackboneSection, options: ToyOptions, *, device: torch.device) -> None:
         super().__init__(section, options, device=device)
