@@ -63,7 +63,7 @@ def train(
         int | None, typer.Option(min=1, help="Stop after so many iterations (they can be resumed).")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Load everything, draw and score one small group, write nothing.")
+        bool, typer.Option("--dry-run", help="Load everything, draw, score and train one micro-batch, write nothing.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")] = False,
     processes: Annotated[
@@ -112,11 +112,12 @@ def train(
         overrides = [*more, *(overrides or [])]
         config = load_run_config(file, overrides, registry, preset=preset)
 
-    if processes * machines > 1 and not dry_run:  # a dry run is one process's
+    if processes * machines > 1:
         from dgpo_cli.launch import Layout, check, launch
 
         check(layout := Layout(processes, machines, machine_rank, address))
         command = ["train", str(file), *([f"--resume={resume}"] if resume else []), *(["--quiet"] if quiet else [])]
+        command += ["--dry-run"] if dry_run else []
         command += [word for one in accept or [] for word in ("--accept", one.value)]
         command += [] if preset is None else ["--preset", preset]
         command += [word for override in overrides or [] for word in ("--set", override)]
@@ -133,10 +134,13 @@ def train(
     if dry_run:
         from dgpo_core.rehearsal import rehearse
 
-        found = rehearse(Trainer(config, registry, progress=progress))
-        for name, value in found.items():
-            typer.echo(f"{name}: {value}")
-        typer.echo("dry run passed; nothing was written")
+        trainer = Trainer(config, registry, progress=progress)
+        found = rehearse(trainer)
+        if trainer.processes.main:
+            for name, value in found.items():
+                for line in _lines(f"{name}: {value}"):
+                    typer.echo(line)
+            typer.echo("dry run passed; nothing was written")
         return
     stop = StopRequest()
     with unheeded_output(), stop.on_signals(progress.note):
@@ -158,6 +162,17 @@ def train(
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 app.command("train", cls=Train)(train)
+
+
+def _lines(text: str) -> list[str]:
+    """A fact as it is, but wrapped where it goes to a terminal."""
+    import shutil
+    import sys
+    import textwrap
+
+    if not sys.stdout.isatty():
+        return [text]
+    return textwrap.wrap(text, shutil.get_terminal_size().columns, subsequent_indent="  ")
 
 
 def _places_then(file: Path, config: RunConfig, overrides: Sequence[str], registry: Registry) -> list[str]:

@@ -110,6 +110,11 @@ class Runtime:
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, but in bytes on macOS
         return largest if sys.platform == "darwin" else largest * 1024
 
+    def forget_peak_memory(self) -> None:
+        """Count the card's largest allocation anew; the process's resident size cannot be."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
     def synchronise(self) -> None:
         """Wait for the device, so that clocks measure work and not its queueing."""
         if self.device.type == "cuda":

@@ -100,11 +100,16 @@ class Optimiser:
         results = []
         for first in range(0, groups, size):
             chosen = range(first, first + size)
-            self.adamw.zero_grad(set_to_none=True)
-            loss = self._accumulate(batch, chosen, sigmas.tolist(), draws, may_interrupt=first == 0)
-            results.append(self._update(loss))
+            results.append(self.update(batch, chosen, sigmas.tolist(), draws, may_interrupt=first == 0))
         self.adamw.zero_grad(set_to_none=True)
         return results
+
+    def update(
+        self, batch: TrainingBatch, groups: range, sigmas: list[float], draws: Draws, *, may_interrupt: bool = False
+    ) -> UpdateResult:
+        """One update from some groups of the batch, at all timesteps; the gradient is left in place."""
+        self.adamw.zero_grad(set_to_none=True)
+        return self._update(self._accumulate(batch, groups, sigmas, draws, may_interrupt=may_interrupt))
 
     def averages(self) -> dict[str, float | None]:
         """Means over all members of all processes since the last call, in one transfer from the device."""

@@ -97,6 +97,23 @@ class Policy:
             self._view = "policy"
             self._point_at("policy")
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Afterwards the weights of every view are bit for bit as before, also after an error, and without a gradient.
+        What is put back is kept in the host's memory."""
+        before = {view: [t.detach().to("cpu", copy=True) for t in found] for view, found in self._weights.items()}
+        updates = self._updates
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for view, found in self._weights.items():
+                    for tensor, kept in zip(found, before[view], strict=True):
+                        tensor.copy_(kept)
+            self._updates = updates
+            for parameter in self.parameters.values():
+                parameter.grad = None
+
     def _local(self, tensor: Tensor) -> Tensor:
         """What this process has of a tensor that is made like a parameter."""
         return tensor

@@ -1,29 +1,43 @@
-"""A dry run: everything built, one small group drawn and scored, nothing written."""
+"""A dry run: everything built, a small group drawn and scored, then one micro-batch of each verb at its whole size, so
+that what training takes is known before it starts. Nothing is written, and no weight, moment or random state moves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
-from dgpo_core.errors import UserError
+import numpy as np
+import torch
+
+from dgpo_core.errors import DgpoError, UserError
+from dgpo_core.groups import weigh
+from dgpo_core.memory import TooLittleMemoryError, decoded, is_out_of_memory
+from dgpo_core.processes import shares
 from dgpo_core.prompts import of_iteration
 from dgpo_core.scoring import Scorer
 from dgpo_core.trainer import Trainer
-from dgpo_core.types import Prompt
+from dgpo_core.types import Path, Prompt, Rollout, ScoredGroups, TrainingBatch
 from dgpo_schemas.text import clean
 
-__all__ = ["rehearse"]
+__all__ = ["rehearse", "rehearse_training"]
 
 SHOWN = 200
 """Characters of the prompt that was drawn."""
 MEMBERS = 2
 """Samples drawn of one prompt."""
+GIB = 2**30
 
 
 def rehearse(trainer: Trainer) -> dict[str, Any]:
-    """Build the run, draw and score one small group of each split with its rewards; returns what was found.
+    """Build the run, draw and score one small group of each split with its rewards, then go through a roll-out, scores
+    and an update of the sizes that training has; returns what was found.
 
-    Raises UserError for what a run could not start with, and for a reward or guard that scores none of its samples.
+    Raises UserError for what a run could not start with: a reward or guard that scores none of its samples, an
+    objective that fails, a device whose memory does not hold a single sample.
     """
     engine = trainer.engine
     try:
@@ -31,7 +45,8 @@ def rehearse(trainer: Trainer) -> dict[str, Any]:
         prompt, rewards = _score_one(trainer, engine.train_prompts, engine.scorer)
         if engine.heldout_prompts:
             _score_one(trainer, engine.heldout_prompts, engine.evaluation_scorer)
-        found = {**engine.facts(), "prompt": clean(prompt.text, SHOWN), "rewards": rewards}
+        memory = rehearse_training(trainer)
+        found = {**engine.facts(), "prompt": clean(prompt.text, SHOWN), "rewards": rewards, **memory}
         for note in engine.notes():
             trainer.progress.warn(f"warning: {note}")
         return found
@@ -43,7 +58,8 @@ def _score_one(trainer: Trainer, prompts: Sequence[Prompt], scorer: Scorer) -> t
     """One group's scores by label."""
     draws = trainer.engine.draws
     chosen = of_iteration(prompts, 0, 1, draws.at("prompt order"))
-    rollout = next(trainer.roller.roll_out(chosen, MEMBERS, draws.at("dry run"), "policy"))
+    with trainer.processes.together():
+        rollout = next(trainer.roller.roll_out(chosen, MEMBERS, draws.at("dry run"), "policy"))
     scorer.submit(trainer.engine.backbone.decode(rollout.x0), rollout.prompts)
     scored = scorer.collect()
     for label, values in scored.values.items():
@@ -51,3 +67,132 @@ def _score_one(trainer: Trainer, prompts: Sequence[Prompt], scorer: Scorer) -> t
             why = scorer.failure_of(label) or f"see its diagnostics: {scored.diagnostics[label]}"
             raise UserError(f"dry run: reward {label} scored none of {len(values)} samples: {why}")
     return chosen[0], {label: values.tolist() for label, values in scored.values.items()}
+
+
+def rehearse_training(trainer: Trainer) -> dict[str, str]:
+    """One micro-batch rolled out and scored, and one update by micro-batches of the whole size, of a trainer that was
+    built; afterwards all is bit for bit as before. Returns the peak of memory of each, the largest of all processes."""
+    runtime = trainer.engine.runtime
+    found: dict[str, str] = {}
+
+    @contextmanager
+    def measured(what: str) -> Iterator[list[str]]:
+        said: list[str] = []
+        runtime.forget_peak_memory()
+        yield said
+        peak = max(trainer.processes.everyone(runtime.peak_memory()))
+        found[f"peak memory, {what}"] = f"{peak / GIB:.2f} GiB on {runtime.device}, {said[0]}"
+
+    with _random_states_kept(), trainer.engine.policy.unchanged():
+        with measured("roll-out") as said:
+            rollout = _roll_out(trainer)
+            said.append(f"{len(rollout.samples)} samples at once")
+        with measured("scoring") as said:
+            media = decoded(trainer.engine.backbone.decode, rollout.x0)
+            trainer.engine.scorer.submit(media, rollout.prompts)
+            trainer.engine.scorer.collect()
+            said.append(f"{len(media)} samples at once")
+            del media
+        with measured("update") as said:
+            said.append(f"micro-batches of {_update(trainer, rollout)}")
+    return found
+
+
+def _roll_out(trainer: Trainer) -> Rollout:
+    """The first micro-batch that this process would draw."""
+    engine, section = trainer.engine, trainer.config.rollout
+    prompts = of_iteration(engine.train_prompts, 0, section.groups, engine.draws.at("prompt order"))
+    with trainer.processes.together():
+        return next(
+            trainer.roller.roll_out(
+                prompts, section.group_size, engine.draws.at("dry run"), "policy",
+                samples=_own(trainer, section.groups) or [0], keep_path=engine.objective.needs_path,
+            )
+        )  # fmt: skip
+
+
+def _own(trainer: Trainer, groups: int) -> list[int]:
+    """This process's samples of so many groups."""
+    section, processes = trainer.config.rollout, trainer.processes
+    return shares(groups, section.group_size, trainer.config.optimiser.updates, processes.count)[processes.rank]
+
+
+def _update(trainer: Trainer, rollout: Rollout) -> int:
+    """One update, by an optimiser of its own, from which only the policy's weights have to be put back; the size of its
+    micro-batches. Raises UserError, with the objective's name, for what a plugin throws."""
+    engine, config = trainer.engine, trainer.config
+    optimiser = trainer.make_optimiser()
+    asked, policy = optimiser.micro_batch, engine.timesteps
+    # As many groups as fill a micro-batch of every process, up to those of an update.
+    wanted = -(-asked * trainer.processes.count // config.rollout.group_size)
+    groups = min(wanted, config.rollout.groups // config.optimiser.updates)
+    remembered = deepcopy(policy.state_dict())
+    try:
+        batch = _batch(trainer, rollout, groups * config.optimiser.updates)
+        draws = engine.draws.at("dry run")
+        sigmas = policy.draw(config.timesteps.count, trainer.timestep_context(), draws.at("timesteps"))
+        optimiser.update(batch, range(groups), sigmas.tolist(), draws.at("optimise"))
+    except TooLittleMemoryError as error:
+        raise TooLittleMemoryError(f"dry run: {error}; {_fitted(rollout)}") from error
+    except DgpoError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):  # beside the gradients there are AdamW's moments
+            size = optimiser.micro_batch
+            raise TooLittleMemoryError(
+                f"dry run: optimiser.micro_batch: the device runs out of memory in an update with micro-batches of "
+                f"{size}; set `optimiser.micro_batch: {max(1, size // 2)}` or less; {_fitted(rollout)}"
+            ) from error
+        blamed = trainer.registry.blame(error)
+        if blamed is None:
+            raise
+        raise UserError(f"dry run: the update with objective {config.objective.use} failed: {blamed}") from error
+    finally:
+        policy.load_state_dict(remembered)
+    if optimiser.micro_batch < asked:
+        trainer.progress.warn(
+            f"warning: optimiser.micro_batch: the device's memory does not hold {asked} samples; "
+            f"{optimiser.micro_batch} fitted: set `optimiser.micro_batch: {optimiser.micro_batch}`"
+        )
+    return optimiser.micro_batch
+
+
+def _fitted(rollout: Rollout) -> str:
+    return f"the roll-out of {len(rollout.samples)} samples and their scores fitted"
+
+
+def _batch(trainer: Trainer, rollout: Rollout, groups: int) -> TrainingBatch:
+    """Groups made of the samples of a roll-out, repeated, whose members all count: half of them as the better ones."""
+    members = trainer.config.rollout.group_size
+    own = _own(trainer, groups)
+    rows = [i % len(rollout.samples) for i in range(len(own))]
+    rewards = torch.linspace(0, 1, members, dtype=torch.float64).expand(groups, members)
+    scored = torch.ones(groups, members, dtype=torch.bool)
+    drawn = ScoredGroups(
+        prompts=tuple(rollout.prompts[(g * members) % len(rollout.prompts)] for g in range(groups)),
+        x0=rollout.x0[rows], own=own, rewards=rewards, summed=rewards, scored=scored, per_reward={},
+        diversity=torch.zeros(groups, dtype=torch.float64), paths=_rows(rollout.path, rows),
+    )  # fmt: skip
+    batch = weigh(drawn, trainer.config.advantages, trainer.engine.weighting)
+    side = torch.where(rewards > 0.5, 1.0, -1.0).to(batch.signed_weights)
+    return replace(batch, signed_weights=torch.where(batch.signed_weights == 0, side, batch.signed_weights))
+
+
+def _rows(path: Path | None, rows: Sequence[int]) -> tuple[Path, ...]:
+    if path is None or not rows:
+        return ()
+    log_probs = None if path.log_probs is None else path.log_probs[:, rows]
+    return (Path(path.states[:, rows], path.sigmas, log_probs),)
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """The global generators are as before: everything has a key, but what plugins call may draw."""
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)
+    try:
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            yield
+    finally:
+        random.setstate(python)
+        assert isinstance(numpy, Mapping)
+        np.random.set_state(numpy)

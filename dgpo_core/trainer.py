@@ -217,7 +217,7 @@ class Trainer:
         with self.processes.together():
             self.stop.check()
         draws = self.engine.draws.at("iteration", self.iteration)
-        policy, context = self.engine.timesteps, self._timestep_context()
+        policy, context = self.engine.timesteps, self.timestep_context()
         if policy.measures:
             with self._timed("measure"):
                 policy.measure(self.engine.probe(self.roller, self._rollout_view()), context)
@@ -380,7 +380,8 @@ class Trainer:
             )
         raise RunStopped(self._standing().weights())
 
-    def _timestep_context(self) -> TimestepContext:
+    def timestep_context(self) -> TimestepContext:
+        """What the timestep policy may look at now."""
         t_min, t_max = self.config.sigma_range
         return TimestepContext(
             sigmas=self.engine.training_sigmas,
@@ -615,7 +616,7 @@ class Trainer:
     def build(self) -> None:
         """Every part of the run, checked against each other. Writes nothing."""
         engine, config = self.engine, self.config
-        engine.check_timesteps(self._timestep_context())
+        engine.check_timesteps(self.timestep_context())
         _ = engine.objective, engine.weighting, engine.train_prompts, engine.heldout_prompts
         # Before the rewards, which may refuse a prompt for what it lacks.
         if (longer := longer_than_read([*engine.train_prompts, *engine.heldout_prompts], engine.backbone)) is not None:
@@ -628,8 +629,13 @@ class Trainer:
         self.finer = Finer.of(engine)
         for roller in (self.roller, self.evaluation_roller, *([self.finer.roller] if self.finer else [])):
             roller.tell = self.progress.note
-        self.optimiser = Optimiser(
-            config,
+        self.optimiser = self.make_optimiser()
+
+    def make_optimiser(self) -> Optimiser:
+        """One that has made no update yet, of the policy's weights."""
+        engine = self.engine
+        return Optimiser(
+            self.config,
             engine.policy,
             engine.objective,
             engine.conditioning,

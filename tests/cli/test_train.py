@@ -165,6 +165,10 @@ def test_a_dry_run_writes_nothing(dgpo: Run, write_run: Write, trackers: str) ->
     rewards = re.fullmatch(r"\{'brightness': \[(\S+), (\S+)\]\}", lines["rewards"])
     assert rewards is not None
     assert all(0 < float(value) < 1 for value in rewards.groups())
+    sizes = {"roll-out": "16 samples at once", "scoring": "16 samples at once", "update": "micro-batches of 4"}
+    for verb, size in sizes.items():
+        assert re.fullmatch(rf"\d+\.\d\d GiB on cpu, {size}", lines[f"peak memory, {verb}"])
+    assert all(len(line) <= 80 for line in done.out.splitlines())
     assert done.out.endswith("\ndry run passed; nothing was written\n")
     assert tree(Path()) == before
     assert not Path("runs").exists()

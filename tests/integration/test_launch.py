@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,6 +115,9 @@ def test_the_options_reach_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
         main([*wanted, "--processes", "2"])
     assert caught.value.code == 5
     assert seen == [(Layout(2), wanted)]
+    with pytest.raises(SystemExit):
+        main(["train", example, "--dry-run", "--processes", "2"])
+    assert seen[1] == (Layout(2), ["train", example, "--dry-run"])
 
 
 def test_a_mistake_in_the_run_file_is_told_before_any_process_starts(
@@ -220,3 +224,21 @@ def test_what_asks_for_a_stop_saves_and_stops_all(number: int, group: bool, tmp_
     assert f"stopped after iteration {done}; continue with --resume" in output
     saved = json.loads((sorted((tmp_path / "toy" / "checkpoints").iterdir())[-1] / "manifest.json").read_text())
     assert saved["iteration"] == done < 3000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_a_dry_run_of_two_processes_goes_through_an_update(tmp_path: Path, sharded: bool, train: str) -> None:
+    """One voice, nothing written; the groups are spread over the processes, whose micro-batches are whole."""
+    backbone = {"train": train} | ({"lora": {"rank": 4, "alpha": 4}} if train == "lora" else {})
+    data = run_data(tmp_path, run={"shard": sharded, "process_timeout": 60}, optimiser={"micro_batch": 3, "updates": 2})
+    data["backbone"] = {"use": "toy", "checkpoint": "toy"} | backbone
+    file = tmp_path / "toy.yaml"
+    file.write_text(yaml.safe_dump(data))
+    done = launched(file, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("dry run passed; nothing was written") == 1
+    assert "device: cpu, 2 processes\n" in done.stdout
+    assert re.search(r"^peak memory, update: \d+\.\d\d GiB on cpu, micro-batches of 3$", done.stdout, re.MULTILINE)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.yaml"]

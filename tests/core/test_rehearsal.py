@@ -1,0 +1,201 @@
+"""A dry run goes through a roll-out, scores and an update of the sizes of training, and leaves everything as it was."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dgpo_core.adamw import make_adamw
+from dgpo_core.builtin.objective import DirectGroupPreference
+from dgpo_core.contracts import MemberLoss
+from dgpo_core.errors import UserError
+from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.memory import TooLittleMemoryError
+from dgpo_core.registry import Registry
+from dgpo_core.rehearsal import rehearse, rehearse_training
+from dgpo_core.testing.toy import ToyBackbone
+from dgpo_core.trainer import Trainer
+from dgpo_core.types import Conditioning, Predictions
+from dgpo_schemas.run import RunConfig
+
+Make = Callable[..., RunConfig]
+
+OOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+class Broken(DirectGroupPreference):
+    """Its statistic is fine, its loss is not."""
+
+    def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
+        raise ZeroDivisionError("a mistake in the loss")
+
+
+class Drawing(DirectGroupPreference):
+    """Draws from every global generator, which a part must not; a dry run must not spread it."""
+
+    def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
+        torch.rand(()), random.random(), np.random.rand()
+        return super().loss(predictions, statistic)
+
+
+class Plugin:
+    @hookimpl
+    def dgpo_objectives(self) -> list[Part]:
+        return [Part(kind.__name__.lower(), "For tests.", f"{__name__}:{kind.__name__}") for kind in (Broken, Drawing)]
+
+
+@pytest.fixture
+def with_objectives(registry: Registry) -> Registry:
+    registry.register(Plugin(), distribution="dgpo-odd", version="1.2")
+    return registry
+
+
+def states(trainer: Trainer) -> dict[str, Tensor]:
+    found = {name: tensor.clone() for name, tensor in trainer.engine.policy.state().items()}
+    return found | {f"base/{i}": t.clone() for i, t in enumerate(trainer.engine.policy._weights.get("base", []))}
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_everything_is_as_before_and_training_gives_the_same_bits(
+    make_config: Make, with_objectives: Registry, train: str
+) -> None:
+    optimiser = {"learning_rate": 0.5, "updates": 2, "micro_batch": 6}
+
+    def trained(name: str, *, rehearsed: bool) -> dict[str, Tensor]:
+        config = make_config(
+            run={"name": name, "iterations": 2},
+            objective={"use": "drawing"},
+            optimiser=optimiser,
+            rollout={"micro_batch": 5},
+        )
+        config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"train": train})})
+        trainer = Trainer(config, with_objectives)
+        trainer.build()
+        if rehearsed:
+            before, generators = states(trainer), (torch.get_rng_state(), random.getstate(), np.random.get_state())
+            found = rehearse_training(trainer)
+            assert found["peak memory, roll-out"].endswith(" GiB on cpu, 5 samples at once")
+            assert found["peak memory, update"].endswith(" GiB on cpu, micro-batches of 6")
+            after = states(trainer)
+            assert before.keys() == after.keys()
+            assert all(torch.equal(before[name], after[name]) for name in before)
+            assert torch.equal(torch.get_rng_state(), generators[0])
+            assert random.getstate() == generators[1]
+            assert repr(np.random.get_state()) == repr(generators[2])
+            assert trainer.optimiser.updates == trainer.engine.policy._updates == 0
+            assert not trainer.optimiser.state()
+            assert trainer.optimiser.counts() == (0, 0)
+            assert not trainer.optimiser.averages()
+            assert all(p.grad is None for p in trainer.engine.policy.parameters.values())
+        trainer.train()
+        return states(trainer)
+
+    plain, after = trained("plain", rehearsed=False), trained("rehearsed", rehearsed=True)
+    assert all(torch.equal(plain[name], after[name]) for name in plain)
+    assert not all(torch.equal(plain[n], plain[f"old/{n.partition('/')[2]}"]) for n in plain if n.startswith("policy/"))
+
+
+def test_the_update_is_one_of_training(make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves weights and averages and makes moments, by whole micro-batches, before all is put back."""
+    config = make_config(optimiser={"learning_rate": 0.5, "micro_batch": 8})
+    trainer = Trainer(config, registry)
+    trainer.build()
+    before, sizes, moved = states(trainer), [], []
+    velocity = ToyBackbone.velocity
+
+    def watched(self: ToyBackbone, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        sizes.append((len(x), torch.is_grad_enabled()))
+        return velocity(self, x, sigma, conditioning)
+
+    def restoring(self: Any) -> Any:
+        moved.append(any(not torch.equal(before[n], t) for n, t in states(trainer).items()))
+        return average(self, len(moved))
+
+    average = type(trainer.engine.policy).update_averages
+    monkeypatch.setattr(ToyBackbone, "velocity", watched)
+    monkeypatch.setattr(type(trainer.engine.policy), "update_averages", lambda self, update: restoring(self))
+    rehearse_training(trainer)
+    assert moved == [True]
+    assert [size for size, gradient in sizes if gradient] == [8] * config.timesteps.count
+    assert max(size for size, gradient in sizes if not gradient) == 16  # the roll-out, at once
+
+
+def test_an_objective_that_fails_is_named(make_config: Make, with_objectives: Registry, tmp_path: Path) -> None:
+    trainer = Trainer(make_config(objective={"use": "broken"}), with_objectives)
+    with pytest.raises(UserError) as raised:
+        rehearse(trainer)
+    said = str(raised.value)
+    assert said.startswith("dry run: the update with objective broken failed: plugin dgpo-odd 1.2 failed with ")
+    assert "ZeroDivisionError: a mistake in the loss" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """No more than `most` samples fit where there is a gradient."""
+    velocity = ToyBackbone.velocity
+
+    def limited(self: ToyBackbone, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        if torch.is_grad_enabled() and len(x) > most:
+            raise OOM
+        return velocity(self, x, sigma, conditioning)
+
+    monkeypatch.setattr(ToyBackbone, "velocity", limited)
+
+
+class Told:
+    """A progress that remembers its warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **keywords: None
+
+
+def test_a_micro_batch_that_does_not_fit_is_named_with_what_does(
+    make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_of_memory(monkeypatch, 3)
+    told: Any = Told()
+    found = rehearse(Trainer(make_config(optimiser={"micro_batch": 8}), registry, progress=told))
+    assert found["peak memory, update"].endswith("micro-batches of 2")
+    assert told.warnings == [
+        "warning: optimiser.micro_batch: the device's memory does not hold 8 samples; 2 fitted: set "
+        "`optimiser.micro_batch: 2`"
+    ]
+
+
+def test_where_nothing_fits_the_dry_run_fails(
+    make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_of_memory(monkeypatch, 0)
+    with pytest.raises(TooLittleMemoryError) as raised:
+        rehearse(Trainer(make_config(), registry))
+    assert re.match(r"dry run: optimiser\.micro_batch: .* single sample", str(raised.value))
+    assert str(raised.value).endswith("the roll-out of 16 samples and their scores fitted")
+
+
+def test_moments_that_do_not_fit(make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> Any:
+        made = make_adamw(*arguments)
+
+        def step() -> None:
+            raise OOM
+
+        monkeypatch.setattr(made, "step", step)
+        return made
+
+    monkeypatch.setattr("dgpo_core.optimise.make_adamw", full)
+    with pytest.raises(TooLittleMemoryError, match=r"with micro-batches of 4; set `optimiser\.micro_batch: 2` or less"):
+        rehearse(Trainer(make_config(), registry))
