@@ -154,7 +154,7 @@ def _update(trainer: Trainer, rollout: Rollout) -> int:
             f"warning: optimiser.micro_batch: the device's memory does not hold {asked} samples; "
             f"{optimiser.micro_batch} fitted: set `optimiser.micro_batch: {optimiser.micro_batch}`"
         )
-    return optimiser.micro_batch
+    return min(optimiser.micro_batch, groups * config.rollout.group_size)
 
 
 def _fitted(rollout: Rollout) -> str:

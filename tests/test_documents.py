@@ -210,3 +210,15 @@ def test_the_page_on_migrating_tells_of_every_change() -> None:
     for change in CHANGES:
         assert f"`{change.method}`" in page, change
         assert any(f"def {change.method}(" in b or f"{change.method} =" in b for b in MIGRATING if "# version 1" in b)
+
+
+def test_the_page_on_plugins_has_every_name_of_a_backbone() -> None:
+    page = (ROOT / "docs/plugins.md").read_text()
+    _, _, rest = page.partition("### Backbones, name by name")
+    cells = re.findall(r"^\| ([^|]*) \|", rest.partition("\n### ")[0], re.MULTILINE)
+    listed = {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
+    gone = {change.method for change in CHANGES if change.parameter is None}
+    assert listed >= {name for name in vars(contracts.Backbone) if not name.startswith("_")} - gone
+    assert not listed & gone
+    required = set(re.findall(r"^\| `(\w+)[^|]*\| \*\*none\*\* \|", rest, re.MULTILINE))
+    assert required <= contracts.Backbone.__abstractmethods__
