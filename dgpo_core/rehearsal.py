@@ -29,6 +29,10 @@ SHOWN = 200
 """Characters of the prompt that was drawn."""
 MEMBERS = 2
 """Samples drawn of one prompt."""
+TIMES = 2
+"""Training times of the update: more take longer, not more memory."""
+MOST = 4096
+"""Samples rolled out at once, however many a run file without `rollout.micro_batch` asks for."""
 GIB = 2**30
 
 
@@ -99,22 +103,27 @@ def rehearse_training(trainer: Trainer) -> dict[str, str]:
 
 
 def _roll_out(trainer: Trainer) -> Rollout:
-    """The first micro-batch that this process would draw."""
-    engine, section = trainer.engine, trainer.config.rollout
-    prompts = of_iteration(engine.train_prompts, 0, section.groups, engine.draws.at("prompt order"))
-    with trainer.processes.together():
-        return next(
-            trainer.roller.roll_out(
-                prompts, section.group_size, engine.draws.at("dry run"), "policy",
-                samples=_own(trainer, section.groups) or [0], keep_path=engine.objective.needs_path,
-            )
-        )  # fmt: skip
-
-
-def _own(trainer: Trainer, groups: int) -> list[int]:
-    """This process's samples of so many groups."""
-    section, processes = trainer.config.rollout, trainer.processes
-    return shares(groups, section.group_size, trainer.config.optimiser.updates, processes.count)[processes.rank]
+    """The first micro-batch of an iteration, or of this process's part of it."""
+    engine, section, draws = trainer.engine, trainer.config.rollout, trainer.engine.draws
+    own = -(-section.groups * section.group_size // trainer.processes.count)
+    size = min(trainer.roller.micro_batch or own, own, MOST)
+    prompts = of_iteration(engine.train_prompts, 0, -(-size // section.group_size), draws.at("prompt order"))
+    drawn = trainer.roller.roll_out(
+        prompts, section.group_size, draws.at("dry run"), "policy",
+        samples=range(size), keep_path=engine.objective.needs_path,
+    )  # fmt: skip
+    try:
+        with trainer.processes.together():
+            return next(drawn)
+    except TooLittleMemoryError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TooLittleMemoryError(
+            f"dry run: rollout.micro_batch: there is no memory for {size} samples at once; set "
+            f"`rollout.micro_batch: {max(1, size // 2)}` or less"
+        ) from error
 
 
 def _update(trainer: Trainer, rollout: Rollout) -> int:
@@ -131,7 +140,7 @@ def _update(trainer: Trainer, rollout: Rollout) -> int:
         batch = _batch(trainer, rollout, groups * config.optimiser.updates)
         draws = engine.draws.at("dry run")
         sigmas = policy.draw(config.timesteps.count, trainer.timestep_context(), draws.at("timesteps"))
-        optimiser.update(batch, range(groups), sigmas.tolist(), draws.at("optimise"))
+        optimiser.update(batch, range(groups), sigmas.tolist()[:TIMES], draws.at("optimise"))
     except TooLittleMemoryError as error:
         raise TooLittleMemoryError(f"dry run: {error}; {_fitted(rollout)}") from error
     except DgpoError:
@@ -164,7 +173,7 @@ def _fitted(rollout: Rollout) -> str:
 def _batch(trainer: Trainer, rollout: Rollout, groups: int) -> TrainingBatch:
     """Groups made of the samples of a roll-out, repeated, whose members all count: half of them as the better ones."""
     members = trainer.config.rollout.group_size
-    own = _own(trainer, groups)
+    own = shares(groups, members, trainer.config.optimiser.updates, trainer.processes.count)[trainer.processes.rank]
     rows = [i % len(rollout.samples) for i in range(len(own))]
     rewards = torch.linspace(0, 1, members, dtype=torch.float64).expand(groups, members)
     scored = torch.ones(groups, members, dtype=torch.bool)

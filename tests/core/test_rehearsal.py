@@ -124,7 +124,7 @@ def test_the_update_is_one_of_training(make_config: Make, registry: Registry, mo
     monkeypatch.setattr(type(trainer.engine.policy), "update_averages", lambda self, update: restoring(self))
     rehearse_training(trainer)
     assert moved == [True]
-    assert [size for size, gradient in sizes if gradient] == [8] * config.timesteps.count
+    assert [size for size, gradient in sizes if gradient] == [8, 8]  # at two times
     assert max(size for size, gradient in sizes if not gradient) == 16  # the roll-out, at once
 
 
@@ -199,3 +199,16 @@ def test_moments_that_do_not_fit(make_config: Make, registry: Registry, monkeypa
     monkeypatch.setattr("dgpo_core.optimise.make_adamw", full)
     with pytest.raises(TooLittleMemoryError, match=r"with micro-batches of 4; set `optimiser\.micro_batch: 2` or less"):
         rehearse(Trainer(make_config(), registry))
+
+
+def test_a_roll_out_that_does_not_fit(make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, where nothing is halved."""
+
+    def full(self: Trainer, *arguments: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    trainer = Trainer(make_config(rollout={"micro_batch": 6}), registry)
+    trainer.build()
+    monkeypatch.setattr(trainer.roller, "_micro_batch", full)
+    with pytest.raises(TooLittleMemoryError, match=r"rollout\.micro_batch: there is no memory for 6 samples at once"):
+        rehearse_training(trainer)
