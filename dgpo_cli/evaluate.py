@@ -75,6 +75,7 @@ def evaluate(
     if not chosen:
         raise UserError(f"{target}: it has no held-out prompts; name a file with --prompts")
     chosen = some_of(chosen, limit) if limit else chosen
+    chosen = engine.sized(chosen)
     longer = longer_than_read(chosen, engine.backbone)
     if longer is not None:
         typer.echo(f"note: {longer}", err=True)

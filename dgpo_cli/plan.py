@@ -60,6 +60,7 @@ def plan(
     from dgpo_core.isolation import printing_aside
     from dgpo_core.planning.cards import CARDS
     from dgpo_core.registry import get_registry
+    from dgpo_core.sizes import named
     from dgpo_schemas.problems import ConfigError, nearest
 
     if card != "all" and card not in CARDS:
@@ -72,7 +73,7 @@ def plan(
     if measured is not None:
         fractions = _fractions(measured, CARDS[card].tflops)
 
-    from dgpo_core.planning.fit import changed, fitting
+    from dgpo_core.planning.fit import at_largest_size, changed, fitting
     from dgpo_core.planning.plan import Model, make_plan, measure_model
 
     models: dict[bool, Model] = {}
@@ -94,6 +95,7 @@ def plan(
 
     changes: dict[str, Any] = {}
     with printing_aside():
+        drawn, config = config, at_largest_size(config, registry)
         found = planned(config)
         made = None if fit is None else fitting(config, planned, fit * GIB, accepts)
     if fit is not None:
@@ -107,13 +109,16 @@ def plan(
         config = changed(config, changes)
     cards = CARDS if card == "all" else {card: CARDS[card]}
     if as_json:
-        typer.echo(json.dumps(_as_data(found, cards, fractions, price, changes), indent=1))
+        size = {"size": list(config.rollout.height_width)}
+        typer.echo(json.dumps(size | _as_data(found, cards, fractions, price, changes), indent=1))
         return
     if fit is not None:
         typer.echo(_yaml(changes) if changes else f"{file} fits {fit:g} GiB as it is")
         typer.echo("")
     for line in _lines(config, found, cards, fractions, price, measured is not None):
         typer.echo(line)
+    if config.rollout.height_width != drawn.rollout.height_width:
+        typer.echo(f"All samples are planned as {named([config.rollout.height_width])}, the prompts' largest size.")
 
 
 def _fractions(path: Path, tflops: float) -> dict[str, float]:

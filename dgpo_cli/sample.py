@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dgpo_cli.options import AcceptBase
+from dgpo_schemas.rules import LONGEST_SIDE
 
 __all__ = ["sample"]
 
@@ -28,6 +29,14 @@ def sample(
         float | None, typer.Option(min=1, help="Guidance scale; by default that of the rollouts.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many held-out prompts, when none are given.")] = 8,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Size in pixels of prompts that have none of their own: a side, or HEIGHTxWIDTH. By default that of "
+            "the rollouts.",
+            metavar="SIZE",
+        ),
+    ] = None,
     fps: Annotated[
         int | None,
         typer.Option(
@@ -63,6 +72,7 @@ def sample(
     from dgpo_core.types import Prompt
 
     # Before the model is loaded, which takes longer.
+    sides = _sides(size)
     chosen = [
         Prompt(given(text, f"--prompt {number}"), origin="--prompt") for number, text in enumerate(prompts or (), 1)
     ]
@@ -74,9 +84,14 @@ def sample(
     from dgpo_core import clips
     from dgpo_core.draws import Draws
     from dgpo_core.pictures import write_pictures
+    from dgpo_core.sizes import check_sizes
 
     if not chosen:
         chosen = (opened.prompts("heldout") or opened.prompts("train"))[:limit]
+    if sides is not None:
+        check_sizes(engine.backbone, [], sides, "--size")
+        chosen = [prompt.sized(sides) for prompt in chosen]
+    chosen = engine.sized(chosen)
     longer = longer_than_read(chosen, engine.backbone)
     if longer is not None:
         typer.echo(f"note: {longer}", err=True)
@@ -86,17 +101,28 @@ def sample(
     reason = clips.why_not() if video else None
     if reason is not None:  # before the work, which may be long, but no reason not to do it
         typer.echo(f"note: videos are written as film strips only; {reason}", err=True)
-    import torch
-
     roller = engine.roller(steps=steps, guidance=guidance)
     media = [
-        engine.backbone.decode(r.x0).cpu()
+        one
         for r in roller.roll_out(chosen, count, Draws(seed).at("sample"), opened.view)
+        for one in engine.backbone.decode(r.x0).cpu()
     ]
-    everything = torch.cat(media)
     repeated = [prompt for prompt in chosen for _ in range(count)]
-    write_pictures(output, everything, repeated, columns=count, fps=fps)
+    write_pictures(output, media, repeated, columns=count, fps=fps)
     what = "video" if video else "picture"
-    typer.echo(
-        f"{len(everything)} {what}{'' if len(everything) == 1 else 's'} of the {opened.label}: {output}/grid.png"
-    )
+    typer.echo(f"{len(media)} {what}{'' if len(media) == 1 else 's'} of the {opened.label}: {output}/grid.png")
+
+
+def _sides(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of what was typed."""
+    from dgpo_core.errors import UserError
+
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and 0 < len(side) <= 5 for side in sides):
+        raise UserError(f"--size: {text!r} is no size in pixels: give a side, such as 768, or HEIGHTxWIDTH, 768x1024")
+    height, width = int(sides[0]), int(sides[-1])
+    if not (0 < height <= LONGEST_SIDE and 0 < width <= LONGEST_SIDE):
+        raise UserError(f"--size: {text}: a side has from 1 to {LONGEST_SIDE} pixels")
+    return height, width

@@ -72,6 +72,8 @@ def validate(
 
 def _summary(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Iterator[str]:
     """What the run will do, in numbers that people compare."""
+    from dgpo_core.sizes import different, named
+
     run, rollout, backbone = config.run, config.rollout, config.backbone
     samples = rollout.groups * rollout.group_size
     yield (
@@ -80,10 +82,9 @@ def _summary(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Promp
     )
     trained = f"LoRA of rank {backbone.lora.rank}" if backbone.train == "lora" else "every weight"
     yield f"backbone: {backbone.use} from {backbone.checkpoint}, {trained}"
-    height, width = rollout.height_width
     guidance = f"guidance {rollout.guidance:g}" if rollout.guidance > 1 else "no guidance"
-    sampler = rollout.sampler.use
-    yield f"rollout: {sampler}, {rollout.steps} steps, shift {rollout.shift:g}, {guidance}, {height}x{width}"
+    sampler, sizes = rollout.sampler.use, named(different([*train, *heldout], rollout.height_width))
+    yield f"rollout: {sampler}, {rollout.steps} steps, shift {rollout.shift:g}, {guidance}, {sizes}"
     yield "rewards: " + ", ".join(f"{reward.weight:g} x {reward.label}" for reward in config.rewards)
     low, high = config.sigma_range
     updates = config.optimiser.updates

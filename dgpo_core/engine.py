@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -34,6 +35,7 @@ from dgpo_core.probe import PolicyProbe
 from dgpo_core.prompts import check_prompts, load_prompts, overlap, some_of
 from dgpo_core.rollout import Roller
 from dgpo_core.scoring import Reward, Scorer
+from dgpo_core.sizes import Size, bucket, check_sizes, different, named
 from dgpo_core.surroundings import Guard
 from dgpo_core.types import Conditioning, Prompt
 
@@ -205,6 +207,13 @@ class Engine:
             return []
         return some_of(self._load_prompts(block, "heldout"), self.config.evaluation.prompts)
 
+    def sized(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Prompts with the size that they are drawn in, their own or the run's. Raises UserError, with the prompt's
+        place, for one that the backbone cannot draw."""
+        size = self.config.rollout.height_width
+        check_sizes(self.backbone, prompts, size)
+        return [prompt.sized(size) for prompt in prompts]
+
     @cached_property
     def scorer(self) -> Scorer:
         """The rewards trained on."""
@@ -236,6 +245,7 @@ class Engine:
         """Reward models for what the backbone makes and for prompts, which each of them checks first; `key` is the
         blocks' place in the run file."""
         rewards = []
+        prompts = [prompt.sized(self.config.rollout.height_width) for prompt in prompts]
         for i, block in enumerate(blocks):
             model = self._reward(block, f"{key}.{i}")
             check_reward(model, block, f"{key}.{i}", self.config.backbone, self.registry)
@@ -260,7 +270,7 @@ class Engine:
         *,
         steps: int | None = None,
         guidance: float | None = None,
-        resolution: tuple[int, int] | None = None,
+        resolution: Size | None = None,
         micro_batch: int | None = None,
         sampler: Sampler | None = None,
     ) -> Roller:
@@ -302,9 +312,13 @@ class Engine:
 
     @cached_property
     def _probe_prompts(self) -> list[Prompt]:
-        """Training prompts in an order of their own, because files are often sorted by task."""
+        """Training prompts in an order of their own, because files are often sorted by task. Those of the bucket that
+        most of them are in: a probe's samples are one tensor."""
         order = self.draws.at("probe", "prompts").permutation(len(self.train_prompts)).tolist()
-        return [self.train_prompts[i] for i in order]
+        prompts = self.sized([self.train_prompts[i] for i in order])
+        buckets = [bucket(self.backbone, prompt) for prompt in prompts]
+        usual = Counter(buckets).most_common(1)[0][0]
+        return [prompt for prompt, found in zip(prompts, buckets, strict=True) if found == usual]
 
     def probe(self, roller: Roller, view: View) -> PolicyProbe:
         """For timestep policies that measure: rollouts as `roller` and `view` draw them, on training prompts."""
@@ -321,11 +335,13 @@ class Engine:
     def facts(self) -> dict[str, Any]:
         """What a person wants to know before waiting: sizes, device, numbers of prompts."""
         count = self.runtime.processes.count
+        sizes = different([*self.train_prompts, *self.heldout_prompts], self.config.rollout.height_width)
         return {
             "device": str(self.runtime.device) + (f", {count} processes" if count > 1 else ""),
             "trained parameters": sum(p.numel() for p in self.policy.parameters.values()),
             "all parameters": sum(p.numel() for p in self.backbone.module.parameters()),
             "latent": self.roller().shape,
+            **({"sizes": named(sizes)} if len(sizes) > 1 else {}),
             "train prompts": len(self.train_prompts),
             "held-out prompts": len(self.heldout_prompts),
         }

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.groups import mean_pairwise_distance
 from dgpo_core.guards import step_statistics
 from dgpo_core.memory import decoded
 from dgpo_core.processes import Processes, cut
-from dgpo_core.scoring import merged, not_finite
+from dgpo_core.scoring import diversity, merged, not_finite
+from dgpo_core.sizes import runs
 from dgpo_core.types import Prompt
 from dgpo_schemas.metrics import EvaluationRecord, GroupScore
 
@@ -66,11 +66,11 @@ class NotFiniteError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One record per reward and per statistic of the media, the first samples as media [N, ...] on the CPU with their
-    prompts, and every score."""
+    """One record per reward and per statistic of the media, first samples of some prompts as media, which may differ in
+    size, on the CPU with these prompts, and every score."""
 
     records: list[EvaluationRecord]
-    media: Tensor | None
+    media: Sequence[Tensor]
     prompts: list[Prompt]
     samples: list[dict[str, Any]]
 
@@ -147,19 +147,19 @@ def evaluate(
         role: Role = "guard" if reward.guard else "target"
         records.append(record(reward.label, role, values, group_by=reward.model.group_by))
     if members > 1:
-        spread = mean_pairwise_distance(scored.thumbnails.view(len(prompts), members, -1)).double().cpu()
+        spread = diversity(scored.thumbnails, len(prompts)).double().cpu()
         records.append(record("diversity", "statistic", spread[:, None]))
     for name, statistic in scored.statistics.items():
         records.append(record(name, "statistic", statistic.view(len(prompts), members)))
     if finer is not None:
         some = [prompts[i] for i in solved_twice]
-        parts = []
+        parts: list[Tensor] = []
         with processes.together():
             mine = [i for i in solved_twice if i * members in own]
             for rollout in finer.roller.roll_out([prompts[i] for i in mine], 1, draws, view, places=mine):
                 interrupt()
-                parts.append(decoded(finer.roller.policy.backbone.decode, rollout.x0).cpu())
-        found = step_statistics(torch.cat(compared), torch.cat(parts)) if mine else {}
+                parts += decoded(finer.roller.policy.backbone.decode, rollout.x0).cpu()
+        found = _step_statistics(compared, parts)
         said = processes.everyone({name: statistic.double().tolist() for name, statistic in found.items()})
         for name in next(part for part in said if part):
             statistic = torch.tensor([v for part in said for v in part.get(name, ())], dtype=torch.float64)
@@ -175,8 +175,7 @@ def evaluate(
         }
         for i in range(total)
     ]
-    pictured = processes.gather(torch.cat(kept) if kept else None)
-    return Evaluation(records, pictured, [prompts[i] for i in shown], scores)
+    return Evaluation(records, processes.gather_each(kept), [prompts[i] for i in shown], scores)
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -186,9 +185,18 @@ def _spread(total: int, count: int) -> list[int]:
 
 
 def _first_members(media: Tensor, samples: Sequence[int], prompts: Sequence[int], members: int) -> list[Tensor]:
-    """Of a micro-batch of these samples the first ones of these prompts, as a batch on the CPU."""
+    """Of a micro-batch of these samples the first ones of these prompts, on the CPU."""
     here = [samples.index(p * members) for p in prompts if p * members in samples]
-    return [media[here].cpu()] if here else []
+    return list(media[here].cpu()) if here else []
+
+
+def _step_statistics(media: Sequence[Tensor], finer: Sequence[Tensor]) -> dict[str, Tensor]:
+    """`guards.step_statistics` of media that may differ in size; empty if there are none."""
+    found = [
+        step_statistics(torch.stack(list(media[run])), torch.stack(list(finer[run])))
+        for run in runs([one.shape for one in media])
+    ]
+    return {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else ())}
 
 
 def _record(

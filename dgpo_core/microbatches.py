@@ -5,7 +5,7 @@ Legend: g groups, G members, B members in a micro-batch, T timesteps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -25,18 +25,25 @@ Bundle = list[list[Member]]
 """Micro-batches of (group, member) that together complete every group they touch, as far as this process has it."""
 
 
-def bundles(active: list[list[int]], micro_batch: int, first: int = 0) -> Iterator[Bundle]:
+def bundles(
+    active: list[list[int]], micro_batch: int, first: int = 0, buckets: Sequence[Hashable] | None = None
+) -> Iterator[Bundle]:
     """Pack the active members of groups first, first + 1, ... into bundles with at most `micro_batch` members a batch.
 
-    Whole groups share a micro-batch as long as they fit; a group larger than that is a bundle of its own, in nearly
-    equal parts. Groups without active members vanish.
+    Whole groups of one bucket share a micro-batch as long as they fit; a group larger than that is a bundle of its own,
+    in nearly equal parts. Groups without active members vanish. buckets: of each group; all alike if None.
     """
     open_batch: list[Member] = []
+    open_bucket: Hashable = None
     for group, members in enumerate(active, first):
+        if not members:
+            continue
         named = [(group, member) for member in members]
-        if open_batch and len(open_batch) + len(named) > micro_batch:
+        here = None if buckets is None else buckets[group - first]
+        if open_batch and (len(open_batch) + len(named) > micro_batch or here != open_bucket):
             yield [open_batch]
             open_batch = []
+        open_bucket = here
         if len(named) <= micro_batch:
             open_batch = open_batch + named
         else:
@@ -103,8 +110,9 @@ class MicroBatch:
 class Update:
     """The groups of one update, of which this process works on the members `own` (a list for each group).
 
-    spread: for each group, whether other processes have members of it too; sigmas [T]; draws: key of the noise;
-    encode: prompts to conditioning; steps: the paths, for objectives that learn from them; shared_noise: one noise for
+    spread: for each group, whether other processes have members of it too; buckets: for each group, what those have in
+    common that may share a micro-batch (`sizes.bucket`); sigmas [T]; draws: key of the noise; encode: prompts to their
+    rows of conditioning; steps: the paths, for objectives that learn from them; shared_noise: one noise for
     all members of a group.
     """
 
@@ -112,11 +120,16 @@ class Update:
     groups: range
     own: list[list[int]]
     spread: list[bool]
+    buckets: list[Hashable]
     sigmas: list[float]
     draws: Draws
-    encode: Callable[[Sequence[Prompt]], Conditioning]
+    encode: Callable[[Sequence[Prompt]], list[Conditioning]]
     steps: PathSteps | None
     shared_noise: bool
+
+    def bundles(self, members: list[list[int]], micro_batch: int) -> Iterator[Bundle]:
+        """Some of each group's members as `bundles`, each micro-batch of one bucket."""
+        return bundles(members, micro_batch, self.groups.start, self.buckets)
 
     def is_spread(self, members: Members) -> bool:
         """Whether the group of the first of them is."""
@@ -128,19 +141,20 @@ class Update:
         return {sample: row for row, sample in enumerate(self.batch.own)}
 
     @cached_property
-    def _conditioning(self) -> tuple[Conditioning, dict[int, int]]:
-        """Of the groups that this process has members of, and the row of each."""
+    def _conditioning(self) -> dict[int, Conditioning]:
+        """The rows of the groups that this process has members of."""
         here = [g for g, members in zip(self.groups, self.own, strict=True) if members]
-        return self.encode([self.batch.prompts[g] for g in here]), {g: row for row, g in enumerate(here)}
+        return dict(zip(here, self.encode([self.batch.prompts[g] for g in here]), strict=True))
 
     def gather(self, members: list[Member]) -> Members:
         """What a micro-batch's members bring to every timestep, copied to the device once."""
-        batch, device = self.batch, self.batch.x0.device
+        batch = self.batch
         g, m = torch.tensor(members).T.contiguous()
         present, group = g.unique(return_inverse=True)
         rows = [self._rows[i * batch.scored.shape[1] + j] for i, j in members]
-        x0 = batch.x0[torch.tensor(rows, device=device)]
-        conditioning, row_of = self._conditioning
+        x0 = torch.stack([batch.x0[row] for row in rows])
+        device = x0.device
+        conditioning = Conditioning.cat([self._conditioning[i] for i in present.tolist()])
 
         def put(values: Tensor) -> Tensor:
             return values.to(device=device, dtype=x0.dtype)
@@ -150,7 +164,7 @@ class Update:
             prompts=[batch.prompts[i] for i, _ in members],
             rows=rows,
             x0=x0,
-            conditioning=conditioning.rows([row_of[i] for i, _ in members]),
+            conditioning=conditioning.rows(group.tolist()),
             advantages=put(batch.advantages[g, m]),
             signed_weights=put(batch.signed_weights[g, m]),
             group_size=put(batch.scored.sum(1)[g]),

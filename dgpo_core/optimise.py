@@ -25,9 +25,10 @@ from dgpo_core.adamw import make_adamw, restore, state_of
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.memory import halving
-from dgpo_core.microbatches import Members, MicroBatch, Update, bundles
+from dgpo_core.microbatches import Members, MicroBatch, Update
 from dgpo_core.paths import PathSteps
 from dgpo_core.processes import Processes, shares
+from dgpo_core.sizes import bucket
 from dgpo_core.stopping import Interrupted
 from dgpo_core.types import TrainingBatch
 
@@ -153,8 +154,9 @@ class Optimiser:
             return torch.zeros((), device=self.policy.backbone.device)
         interrupt = self.interrupt if may_interrupt else lambda: None
         own, spread = self._own(batch, active, groups)
+        buckets = [bucket(self.policy.backbone, batch.prompts[g]) for g in groups]
         update = Update(
-            batch, groups, own, spread, sigmas, draws, self.conditioning, self._steps(batch),
+            batch, groups, own, spread, buckets, sigmas, draws, self.conditioning.rows, self._steps(batch),
             self.config.timesteps.shared_noise,
         )  # fmt: skip
         complete = None
@@ -170,7 +172,7 @@ class Optimiser:
         self.adamw.zero_grad(set_to_none=True)  # of an attempt that ran out of memory
         self._sums = {name: list(values) for name, values in self._sums_before.items()}
         total = torch.zeros((), device=self.policy.backbone.device)
-        for bundle in bundles(update.own, size, update.groups.start):
+        for bundle in update.bundles(update.own, size):
             parts = [update.gather(members) for members in bundle]
             for t in range(len(update.sigmas)):
                 interrupt()
@@ -291,7 +293,7 @@ class Optimiser:
         @torch.no_grad()
         def statistics(size: int) -> Tensor:
             table = nothing.clone()
-            for bundle in bundles(some, size, update.groups.start):
+            for bundle in update.bundles(some, size):
                 for part in map(update.gather, bundle):
                     of_group = (part.group == torch.arange(len(far), device=weight.device)[:, None]).to(table.dtype)
                     for t in range(len(table)):

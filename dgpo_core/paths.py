@@ -58,6 +58,12 @@ class PathSteps:
         self.paths = paths
         self.sampler = sampler
         self.sigmas: list[float] = paths[0].sigmas.tolist()
+        if any(path.sigmas is not paths[0].sigmas and path.sigmas.tolist() != self.sigmas for path in paths):
+            raise UserError(
+                "rollout: the objective learns from steps that the sampler took, at the same times in every sample, "
+                "but samples of different sizes were drawn at different times; give all prompts one size, or set "
+                "rollout.shift to a number"
+            )
         self._ends = list(accumulate(path.states.shape[1] for path in paths))
 
     def at(self, sigma: float, samples: Sequence[int]) -> PathStep:

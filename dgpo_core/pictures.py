@@ -44,9 +44,9 @@ def film_strip(video: Tensor, largest: int | None = None) -> Image.Image:
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: int = 4) -> Image.Image:
-    """Images of one size on a white grid."""
+    """Images on a white grid whose cells are as large as the largest; smaller ones stand in the upper left."""
     columns = columns or max(1, min(len(images), round(len(images) ** 0.5 * 1.5)))
-    width, height = images[0].size
+    width, height = max(image.width for image in images), max(image.height for image in images)
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
     for i, image in enumerate(images):
@@ -56,22 +56,22 @@ def contact_sheet(images: Sequence[Image.Image], columns: int | None = None, gap
 
 def write_pictures(
     directory: Path,
-    media: Tensor,
+    media: Sequence[Tensor],
     prompts: Sequence[Prompt],
     *,
     columns: int | None = None,
     fps: int | None = None,
 ) -> None:
-    """Media [N, ...] as files, a sheet of them all, grid.png, and their prompts, prompts.json.
+    """Media, which may differ in size, as files, a sheet of them all, grid.png, and their prompts, prompts.json.
 
-    Images [N, 3, H, W]: NN.png, and grid.png with so many columns. Videos [N, F, 3, H, W]: NN.mp4 at `fps` frames a
-    second (see `clips`), NN.png with every frame (`film_strip`, to 256 pixels), and grid.png with a row for each video:
-    its frames, or eight of them from the first to the last. Where no mp4 can be written, of which `clips.why_not`
-    tells, NN.png is all there is, so it keeps the frames as they are.
+    Images [3, H, W]: NN.png, and grid.png with so many columns. Videos [F, 3, H, W]: NN.mp4 at `fps` frames a second
+    (see `clips`), NN.png with every frame (`film_strip`, to 256 pixels), and grid.png with a row for each video: its
+    frames, or eight of them from the first to the last. Where no mp4 can be written, of which `clips.why_not` tells,
+    NN.png is all there is, so it keeps the frames as they are.
 
     What the directory held before is replaced. Raises UserError if it cannot be written.
     """
-    video = media.dim() == 5
+    video = media[0].dim() == 4
     with new_directory(directory) as aside:
         images = []
         for i, one in enumerate(media):
@@ -97,12 +97,12 @@ def _write_clip(path: Path, video: Tensor, fps: int | None) -> bool:
     return True
 
 
-def _video_sheet(media: Tensor) -> Image.Image:
-    """A row for each video [N, F, 3, H, W]."""
-    count = media.shape[1]
+def _video_sheet(media: Sequence[Tensor]) -> Image.Image:
+    """A row for each video [F, 3, H, W]; all have as many frames."""
+    count = len(media[0])
     across = min(count, ACROSS)
     chosen = [round(i * (count - 1) / max(1, across - 1)) for i in range(across)]
-    frames = [to_image(frame) for frame in media[:, chosen].flatten(0, 1)]
+    frames = [to_image(video[i]) for video in media for i in chosen]
     return contact_sheet([_easily_seen(frame) for frame in frames], across)
 
 

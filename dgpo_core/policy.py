@@ -226,11 +226,19 @@ class ConditioningCache:
         self._rows: OrderedDict[Hashable, Conditioning] = OrderedDict()
 
     def __call__(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """One row per prompt, in order. Every prompt has a size."""
-        return self._found(prompts, lambda p: ("prompt", p.key), self._backbone.encode)
+        """One row per prompt of one bucket, in order. Every prompt has a size."""
+        return Conditioning.cat(self.rows(prompts))
 
     def unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """What guidance leads away from, one row per prompt, in order."""
+        """What guidance leads away from, one row per prompt of one bucket, in order."""
+        return Conditioning.cat(self.unconditional_rows(prompts))
+
+    def rows(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
+        """The same of prompts of any buckets, whose rows need not have one shape and are not joined."""
+        return self._found(prompts, lambda p: ("prompt", p.key), self._backbone.encode)
+
+    def unconditional_rows(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
+        """What guidance leads away from, likewise."""
         # Not by the text that it may stand for: an unconditional "" is another thing than a prompt "" to some models.
         return self._found(prompts, lambda p: ("negative", p.negative, p.key[1:]), self._backbone.unconditional)
 
@@ -239,7 +247,7 @@ class ConditioningCache:
         prompts: Sequence[Prompt],
         key: Callable[[Prompt], Hashable],
         encode: Callable[[list[Prompt]], Conditioning],
-    ) -> Conditioning:
+    ) -> list[Conditioning]:
         keys = [key(prompt) for prompt in prompts]
         wanted = dict(zip(keys, prompts, strict=True))
         found = {k: self._rows[k] for k in wanted if k in self._rows}
@@ -253,7 +261,7 @@ class ConditioningCache:
                 self._rows.move_to_end(k)
         while self._bytes > self._limit and len(self._rows) > 1:
             self._bytes -= _bytes(self._rows.popitem(last=False)[1])
-        return Conditioning.cat([found[k] for k in keys])
+        return [found[k] for k in keys]
 
 
 def _bytes(row: Conditioning) -> int:

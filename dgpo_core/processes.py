@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from dgpo_core.errors import ProcessLostError, UserError
@@ -47,10 +49,10 @@ def shares(groups: int, members: int, updates: int, count: int) -> list[list[int
     return [[update * size + i for update in range(updates) for i in cut(size, rank, count)] for rank in range(count)]
 
 
-def in_order(parts: Tensor, samples: Sequence[Sequence[int]]) -> Tensor:
-    """Rows [N, ...] that came process by process, `samples` their numbers, in the order of these."""
-    flat = torch.tensor([i for part in samples for i in part], device=parts.device)
-    return parts[flat.argsort()]
+def in_order(parts: Sequence[T], samples: Sequence[Sequence[int]]) -> list[T]:
+    """What came process by process, one of each sample, `samples` their numbers, in the order of these."""
+    flat = [i for part in samples for i in part]
+    return [part for _, part in sorted(zip(flat, parts, strict=True), key=lambda pair: pair[0])]
 
 
 class Processes:
@@ -179,6 +181,22 @@ class Processes:
         group = self._host if where == "cpu" else dist.group.WORLD
         self._with_others(dist.all_gather, parts, padded, group=group)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def gather_each(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors of every process, one process's after the other's, on this process's device: any number of them,
+        of any shapes and one dtype."""
+        if self.count == 1:
+            return list(tensors)
+        shapes = [shape for part in self.everyone([list(t.shape) for t in tensors]) for shape in part]
+        alike = all(shape == shapes[0] for shape in shapes)
+        longest = max(map(math.prod, shapes), default=0)
+        rows = [t if alike else F.pad(t.flatten(), (0, longest - t.numel())) for t in tensors]
+        found = self.gather(torch.stack(rows) if rows else None)
+        if found is None:
+            return []
+        if alike:
+            return list(found)
+        return [row[: math.prod(shape)].view(shape) for row, shape in zip(found, shapes, strict=True)]
 
     def add(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The sums over all processes of tensors of one dtype and device, in a single reduction."""

@@ -19,6 +19,7 @@ from dgpo_core.memory import TooLittleMemoryError, decoded, is_out_of_memory
 from dgpo_core.processes import shares
 from dgpo_core.prompts import of_iteration
 from dgpo_core.scoring import Scorer
+from dgpo_core.sizes import largest
 from dgpo_core.trainer import Trainer
 from dgpo_core.types import Path, Prompt, Rollout, ScoredGroups, TrainingBatch
 from dgpo_schemas.text import clean
@@ -59,9 +60,9 @@ def rehearse(trainer: Trainer) -> dict[str, Any]:
 
 
 def _score_one(trainer: Trainer, prompts: Sequence[Prompt], scorer: Scorer) -> tuple[Prompt, dict[str, list[float]]]:
-    """One group's scores by label."""
+    """One group's scores by label, a group of the largest size."""
     draws = trainer.engine.draws
-    chosen = of_iteration(prompts, 0, 1, draws.at("prompt order"))
+    chosen = of_iteration(_largest(trainer, prompts), 0, 1, draws.at("prompt order"))
     with trainer.processes.together():
         rollout = next(trainer.roller.roll_out(chosen, MEMBERS, draws.at("dry run"), "policy"))
     scorer.submit(trainer.engine.backbone.decode(rollout.x0), rollout.prompts)
@@ -71,6 +72,13 @@ def _score_one(trainer: Trainer, prompts: Sequence[Prompt], scorer: Scorer) -> t
             why = scorer.failure_of(label) or f"see its diagnostics: {scored.diagnostics[label]}"
             raise UserError(f"dry run: reward {label} scored none of {len(values)} samples: {why}")
     return chosen[0], {label: values.tolist() for label, values in scored.values.items()}
+
+
+def _largest(trainer: Trainer, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """Those of the largest size: what takes the most memory is what may not fit."""
+    resolution = trainer.roller.resolution
+    most = largest(prompts, resolution)
+    return [prompt for prompt in prompts if (prompt.size or resolution) == most]
 
 
 def rehearse_training(trainer: Trainer) -> dict[str, str]:
@@ -107,7 +115,8 @@ def _roll_out(trainer: Trainer) -> Rollout:
     engine, section, draws = trainer.engine, trainer.config.rollout, trainer.engine.draws
     own = -(-section.groups * section.group_size // trainer.processes.count)
     size = min(trainer.roller.micro_batch or own, own, MOST)
-    prompts = of_iteration(engine.train_prompts, 0, -(-size // section.group_size), draws.at("prompt order"))
+    some = _largest(trainer, engine.train_prompts)
+    prompts = of_iteration(some, 0, -(-size // section.group_size), draws.at("prompt order"))
     drawn = trainer.roller.roll_out(
         prompts, section.group_size, draws.at("dry run"), "policy",
         samples=range(size), keep_path=engine.objective.needs_path,
@@ -179,7 +188,7 @@ def _batch(trainer: Trainer, rollout: Rollout, groups: int) -> TrainingBatch:
     scored = torch.ones(groups, members, dtype=torch.bool)
     drawn = ScoredGroups(
         prompts=tuple(rollout.prompts[(g * members) % len(rollout.prompts)] for g in range(groups)),
-        x0=rollout.x0[rows], own=own, rewards=rewards, summed=rewards, scored=scored, per_reward={},
+        x0=tuple(rollout.x0[rows]), own=own, rewards=rewards, summed=rewards, scored=scored, per_reward={},
         diversity=torch.zeros(groups, dtype=torch.float64), paths=_rows(rollout.path, rows),
     )  # fmt: skip
     batch = weigh(drawn, trainer.config.advantages, trainer.engine.weighting)

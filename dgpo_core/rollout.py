@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import PluginError
 from dgpo_core.memory import halving
+from dgpo_core.sizes import Size, bucket, runs
 from dgpo_core.types import Conditioning, Prompt, Rollout, SampleResult
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Roller:
         sampler: Sampler,
         conditioning: ConditioningCache,
         *,
-        resolution: tuple[int, int],
+        resolution: Size,
         steps: int,
         shift: float,
         guidance: float,
@@ -44,6 +45,7 @@ class Roller:
         self.conditioning = conditioning
         self.resolution = resolution
         self.shape = policy.backbone.latent_shape(*resolution)
+        self._shapes = {resolution: self.shape}
         self.device = policy.backbone.device
         self.steps = steps
         self.shift = shift
@@ -67,25 +69,29 @@ class Roller:
         """`members` samples of each prompt, group by group, in micro-batches; of all of them only `samples`, if given.
 
         Sample i of the flat, group-major order belongs to prompt i // members and is drawn from the key
-        `draws.at(group, member)`; `places` are the numbers of the groups, by default 0, 1, ...
+        `draws.at(group, member)`; `places` are the numbers of the groups, by default 0, 1, ... A group has its prompt's
+        size, or the run's; a micro-batch ends where the bucket changes.
         """
         chosen = range(len(prompts) * members) if samples is None else samples
         here = list(dict.fromkeys(i // members for i in chosen))  # the groups that some of the samples belong to
         if not here:
             return
         prompts = [prompt.sized(self.resolution) for prompt in prompts]
-        rows = self.conditioning([prompts[g] for g in here])
-        opposite = self.conditioning.unconditional([prompts[g] for g in here]) if self.guidance != 1.0 else None
-        row = {g: k for k, g in enumerate(here)}
+        asked = [prompts[g] for g in here]
+        rows = dict(zip(here, self.conditioning.rows(asked), strict=True))
+        opposite = None
+        if self.guidance != 1.0:
+            opposite = dict(zip(here, self.conditioning.unconditional_rows(asked), strict=True))
+        buckets = {g: bucket(self.policy.backbone, prompts[g]) for g in here}
         start, size = 0, self.micro_batch or len(chosen)
 
         def draw(count: int) -> Rollout:
             flat = chosen[start : start + count]
-            index = [row[i // members] for i in flat]
+            groups = [i // members for i in flat]
             keys = [draws.at(places[i // members] if places else i // members, i % members) for i in flat]
             return self._micro_batch(
-                rows.rows(index),
-                None if opposite is None else opposite.rows(index),
+                _of_groups(rows, groups),
+                None if opposite is None else _of_groups(opposite, groups),
                 keys,
                 [prompts[i // members] for i in flat],
                 flat,
@@ -93,14 +99,22 @@ class Roller:
                 keep_path,
             )
 
-        while start < len(chosen):
-            drawn, fits = halving(
-                draw, min(size, len(chosen) - start), "rollout.micro_batch", self.tell, again=not self.policy.sharded
-            )
-            if fits < min(size, len(chosen) - start):
-                self.micro_batch = size = fits
-            start += len(drawn.samples)
-            yield drawn
+        for run in runs([buckets[i // members] for i in chosen]):
+            while start < run.stop:
+                drawn, fits = halving(
+                    draw, min(size, run.stop - start), "rollout.micro_batch", self.tell, again=not self.policy.sharded
+                )
+                if fits < min(size, run.stop - start):
+                    self.micro_batch = size = fits
+                start += len(drawn.samples)
+                yield drawn
+
+    def _shape(self, prompt: Prompt) -> tuple[int, ...]:
+        """Of a latent of this prompt."""
+        assert prompt.size is not None
+        if prompt.size not in self._shapes:
+            self._shapes[prompt.size] = self.policy.backbone.latent_shape(*prompt.size)
+        return self._shapes[prompt.size]
 
     @torch.no_grad()
     def _micro_batch(
@@ -113,7 +127,7 @@ class Roller:
         view: View,
         keep_path: bool,
     ) -> Rollout:
-        noise = normal_rows([key.at("noise") for key in keys], self.shape, self.device)
+        noise = normal_rows([key.at("noise") for key in keys], self._shape(prompts[0]), self.device)
 
         def velocity(x_sigma: Tensor, sigma: Tensor) -> Tensor:
             return self.policy.velocity(x_sigma, sigma.expand(len(x_sigma)), rows, unconditional, self.guidance)
@@ -130,3 +144,10 @@ class Roller:
                 f"{tuple(noise.shape)}"
             )
         return Rollout(samples, tuple(prompts), result.x0, result.path)
+
+
+def _of_groups(rows: Mapping[int, Conditioning], groups: Sequence[int]) -> Conditioning:
+    """The groups' rows, one for each number in `groups`, which may have a group several times."""
+    here = list(dict.fromkeys(groups))
+    place = {g: k for k, g in enumerate(here)}
+    return Conditioning.cat([rows[g] for g in here]).rows([place[g] for g in groups])

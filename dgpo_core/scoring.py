@@ -26,6 +26,7 @@ from dgpo_core.guards import media_statistics
 from dgpo_core.isolation import ctrl_c, no_exit
 from dgpo_core.memory import OutOfMemory, free, in_halves, is_out_of_memory
 from dgpo_core.processes import Processes, in_order
+from dgpo_core.sizes import runs
 from dgpo_core.surroundings import Guard
 from dgpo_core.types import Prompt, Rollout, ScoredGroups, Scores
 from dgpo_schemas.text import error_text
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from dgpo_core.contracts import RewardModel
     from dgpo_schemas.run import ScoringSection
 
-__all__ = ["Reward", "ScoredSamples", "Scorer", "checked_score", "merged", "missing_beyond", "not_finite"]
+__all__ = ["Reward", "ScoredSamples", "Scorer", "checked_score", "diversity", "merged", "missing_beyond", "not_finite"]
 
 log = logging.getLogger(__name__)
 THUMBNAIL = 32
@@ -70,13 +71,14 @@ class Reward:
 class ScoredSamples:
     """Scores of N samples in flat order.
 
-    values: label to float64 [N] (nan where missing); diagnostics: label to one mapping a sample; thumbnails [N, D];
-    statistics: name to float64 [N], of the media themselves (`guards`); seconds: label to time spent in the reward.
+    values: label to float64 [N] (nan where missing); diagnostics: label to one mapping a sample; thumbnails: N of [D],
+    where D may differ from group to group; statistics: name to float64 [N], of the media themselves (`guards`);
+    seconds: label to time spent in the reward.
     """
 
     values: Mapping[str, Tensor]
     diagnostics: Mapping[str, Sequence[Mapping[str, Any]]]
-    thumbnails: Tensor
+    thumbnails: Sequence[Tensor]
     statistics: Mapping[str, Tensor]
     seconds: Mapping[str, float]
 
@@ -136,7 +138,7 @@ class Scorer:
             values[reward.label] = torch.cat([s.values.double().masked_fill(s.missing, torch.nan) for s, _ in done])
             diagnostics[reward.label] = tuple(d for s, _ in done for d in s.diagnostics)
             seconds[reward.label] = sum(spent for _, spent in done)
-        thumbnails = torch.cat([batch.thumbnails for batch in self._pending])
+        thumbnails = [row for batch in self._pending for row in batch.thumbnails]
         names = self._pending[0].statistics
         statistics = {n: torch.cat([b.statistics[n] for b in self._pending]).double().cpu() for n in names}
         self._pending.clear()
@@ -193,13 +195,13 @@ class Scorer:
         summed, _ = aggregate(values, weights, "weighted-sum", epsilon)
         return ScoredGroups(
             prompts=tuple(prompts),
-            x0=torch.cat([r.x0 for r in rollouts]) if rollouts else torch.zeros(0),
+            x0=tuple(x0 for r in rollouts for x0 in r.x0),
             own=[i for r in rollouts for i in r.samples],
             rewards=total,
             summed=summed.masked_fill(~scored, torch.nan),
             scored=scored,
             per_reward={label: v.view(shape) for label, v in samples.values.items()},
-            diversity=mean_pairwise_distance(samples.thumbnails.view(*total.shape, -1)).cpu(),
+            diversity=diversity(samples.thumbnails, len(prompts)).cpu(),
             statistics={name: v.view(shape) for name, v in samples.statistics.items()},
             paths=tuple(r.path for r in rollouts if r.path is not None),
         )
@@ -223,17 +225,13 @@ def merged(own: ScoredSamples | None, processes: Processes, samples: Sequence[Se
             "seconds": own.seconds,
         }
     )
-    thumbnails = processes.gather(None if own is None else own.thumbnails)
-    assert thumbnails is not None, "there is a sample"
+    thumbnails = processes.gather_each(() if own is None else own.thumbnails)
     parts: list[dict[str, Any]] = [part for part in said if part is not None]
-    flat = [i for part in samples for i in part]
 
     def joined(kind: str) -> dict[str, list[Any]]:
-        found = {}
-        for name in parts[0][kind]:
-            together = [value for part in parts for value in part[kind][name]]
-            found[name] = [value for _, value in sorted(zip(flat, together, strict=True), key=lambda pair: pair[0])]
-        return found
+        return {
+            name: in_order([value for part in parts for value in part[kind][name]], samples) for name in parts[0][kind]
+        }
 
     return ScoredSamples(
         values={label: torch.tensor(v, dtype=torch.float64) for label, v in joined("values").items()},
@@ -381,6 +379,19 @@ def _shown(error: BaseException | None) -> BaseException | None:
     except BaseException:
         return None
     return error
+
+
+def diversity(thumbnails: Sequence[Tensor], groups: int) -> Tensor:
+    """[groups] the mean pairwise distance of each group's members, given group by group.
+
+    The members of a group have one size, and only they are compared: other groups' sizes do not matter.
+    """
+    members = len(thumbnails) // groups
+    found = []
+    for run in runs([len(one) for one in thumbnails[::members]]):
+        some = torch.stack(list(thumbnails[run.start * members : run.stop * members]))
+        found.append(mean_pairwise_distance(some.view(run.stop - run.start, members, -1)))
+    return torch.cat(found)
 
 
 def _thumbnails(media: Tensor) -> Tensor:

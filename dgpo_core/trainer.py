@@ -413,7 +413,7 @@ class Trainer:
                 progress=lambda done, total: self.progress.phase("evaluate", done, total),
             )
         self.samples["evaluate"] = len(result.samples)
-        if result.media is not None:
+        if result.media:
             self._write_pictures(result.media, result.prompts)
         self.directory.write_scores(
             prompt_scores(
@@ -447,7 +447,7 @@ class Trainer:
             return None
         return f"evaluations before update {first} are of the policy: the slow EMA has not moved"
 
-    def _write_pictures(self, media: Tensor, prompts: Sequence[Prompt]) -> None:
+    def _write_pictures(self, media: Sequence[Tensor], prompts: Sequence[Prompt]) -> None:
         if self.processes.main:
             write_pictures(self.directory.path / "pictures" / f"{self.iteration:06d}", media, prompts)
 
@@ -618,8 +618,9 @@ class Trainer:
         engine, config = self.engine, self.config
         engine.check_timesteps(self.timestep_context())
         _ = engine.objective, engine.weighting, engine.train_prompts, engine.heldout_prompts
+        prompts = engine.sized([*engine.train_prompts, *engine.heldout_prompts])
         # Before the rewards, which may refuse a prompt for what it lacks.
-        if (longer := longer_than_read([*engine.train_prompts, *engine.heldout_prompts], engine.backbone)) is not None:
+        if (longer := longer_than_read(prompts, engine.backbone)) is not None:
             self.progress.warn(f"warning: {longer}")
         _ = engine.scorer
         if config.prompts.heldout is not None:

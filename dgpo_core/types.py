@@ -176,7 +176,8 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One micro-batch of samples; samples: their B numbers in the iteration's flat, group-major order."""
+    """One micro-batch of samples, all of one size; samples: their B numbers in the iteration's flat, group-major
+    order."""
 
     samples: Sequence[int]
     prompts: tuple[Prompt, ...]
@@ -215,8 +216,9 @@ class Example:
 class ScoredGroups:
     """An iteration's samples with their rewards; statistics are on the CPU, latents stay on the device.
 
-    x0 [n, C, H, W] and paths of the n samples `own`, which are the numbers of this process's samples in the flat,
-    group-major order: all g * G of them if it is the only one. All else is of all samples, whoever drew them.
+    x0: n latents [C, H, W], whose sizes may differ from group to group, and paths of the n samples `own`, which are the
+    numbers of this process's samples in the flat, group-major order: all g * G of them if it is the only one. All else
+    is of all samples, whoever drew them.
     rewards float64 [g, G], all rewards as one, which is what the advantages are made of; summed float64 [g, G],
     their weighted sum, for people to read (nan where not scored; the same unless each reward is normalised first);
     scored bool [g, G]; per_reward: label to float64 [g, G] (nan where missing); diversity [g]: mean pairwise
@@ -224,7 +226,7 @@ class ScoredGroups:
     """
 
     prompts: tuple[Prompt, ...]
-    x0: Tensor
+    x0: Sequence[Tensor]
     own: Sequence[int]
     rewards: Tensor
     summed: Tensor
@@ -239,13 +241,13 @@ class ScoredGroups:
 class TrainingBatch:
     """Groups with their signed weights c_i = sign(A_i) * w_i, ready for the objective.
 
-    x0 [n, C, H, W] on the device, of the n samples `own` (`ScoredGroups`), and paths likewise; advantages,
+    x0: n latents [C, H, W] on the device, of the n samples `own` (`ScoredGroups`), and paths likewise; advantages,
     signed_weights float64 [g, G] on the CPU (0 where not scored); scored bool [g, G]; residual [g] = |sum_i c_i|: 0
     where the partition function cancels.
     """
 
     prompts: tuple[Prompt, ...]
-    x0: Tensor
+    x0: Sequence[Tensor]
     own: Sequence[int]
     advantages: Tensor
     signed_weights: Tensor

@@ -18,8 +18,8 @@ from dgpo_core.contracts.version import VERSION
 from dgpo_core.contracts.weighting import AdvantageWeighting
 
 __all__ = [
-    "Adapter",
     "VERSION",
+    "Adapter",
     "AdvantageWeighting",
     "Backbone",
     "MemberLoss",

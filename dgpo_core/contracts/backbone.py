@@ -105,8 +105,9 @@ class Backbone(ABC):
         return Prompt("", size=size)
 
     def bucket(self, prompt: Prompt) -> Hashable:
-        """Samples of one bucket may share a micro-batch: their latents and conditioning have one shape. By default
-        those of one size."""
+        """Samples of one size and bucket may share a micro-batch: their latents and conditioning have one shape. By
+        default all of one size. Where the rows of a size can differ in shape (with the number of media, say), what they
+        differ in."""
         return prompt.size
 
     def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
@@ -116,7 +117,8 @@ class Backbone(ABC):
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """Shape of one latent for media of this size in pixels. Raises UserError naming the nearest possible size."""
+        """Shape of one latent for media of this size in pixels. Raises UserError naming the nearest possible size,
+        which begins with `rollout.resolution: `; for a prompt's own size the engine names the prompt instead."""
 
     @abstractmethod
     def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:

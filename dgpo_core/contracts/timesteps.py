@@ -34,8 +34,8 @@ class TimestepContext:
 class Probe(ABC):
     """The model as it is now, for timestep policies that measure it.
 
-    Always the same training prompts and noise, so that what changes between two measurements is the model. Every call
-    costs passes of it.
+    Always the same training prompts and noise, so that what changes between two measurements is the model; prompts of
+    the size that most of them have. Every call costs passes of it.
     """
 
     @abstractmethod

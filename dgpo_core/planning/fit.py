@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
 
+from dgpo_core.errors import UserError
 from dgpo_core.planning.plan import Plan
+from dgpo_core.prompts import load_prompts
+from dgpo_core.sizes import largest
+from dgpo_core.types import Prompt
 from dgpo_schemas.run import RunConfig
 
-__all__ = ["changed", "fitting"]
+if TYPE_CHECKING:
+    from dgpo_core.registry import Registry
+
+__all__ = ["at_largest_size", "changed", "fitting"]
 
 Planned = Callable[[RunConfig], Plan]
 Accepts = Callable[[dict[str, Any]], bool]
@@ -39,6 +47,19 @@ def _chunk(config: RunConfig, accepts: Accepts) -> int:
     if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 2:
         return 1
     return chunk if accepts({CHUNK: chunk // 2}) else 1
+
+
+def at_largest_size(config: RunConfig, registry: Registry) -> RunConfig:
+    """The run with the largest size of its prompts for all of them, which is what needs the most memory; as it is where
+    its prompts cannot be had now."""
+    prompts: list[Prompt] = []
+    splits: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")
+    for split in splits:
+        block = getattr(config.prompts, split)
+        with suppress(UserError):
+            prompts += load_prompts(block, split, registry) if block is not None else []
+    size = largest(prompts, config.rollout.height_width)
+    return config if size == config.rollout.height_width else changed(config, {"rollout.resolution": list(size)})
 
 
 def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:

@@ -1,4 +1,4 @@
-"""A toy world: a two-layer velocity network on 4x4 latents, a brightness reward, a handful of prompts.
+"""A toy world: a two-layer velocity network on 4x4 tiles of latents, a brightness reward, a handful of prompts.
 
 `plugin` is a module-like object for `Registry.register`, so that a whole run works without any other package.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,9 +24,19 @@ from dgpo_core.types import Conditioning, Prompt, Scores
 from dgpo_schemas.base import Float, Options
 from dgpo_schemas.run import BackboneSection
 
-__all__ = ["BrightnessReward", "ToyAdapter", "ToyBackbone", "ToyPlugin", "ToyPrompts", "plugin", "run_data"]
+__all__ = [
+    "BrightnessReward",
+    "ToyAdapter",
+    "ToyBackbone",
+    "ToyPlugin",
+    "ToyPrompts",
+    "plugin",
+    "run_data",
+    "sizes_plugin",
+]
 
 SHAPE = (2, 4, 4)
+TILE = 8
 WIDTH = 48
 CONDITION = 4
 
@@ -145,15 +156,20 @@ class ToyBackbone(Backbone):
         return Conditioning({"c": torch.tensor(rows, device=self.device, dtype=self.dtype)})
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """Only 8x8 pictures."""
-        if (height, width) != (8, 8):
-            raise UserError(f"rollout.resolution: {height}x{width} is not possible; the nearest is 8x8")
-        return SHAPE
+        """Pictures of whole 8x8 tiles."""
+        if height % TILE or width % TILE:
+            nearest = "x".join(str(max(1, round(side / TILE)) * TILE) for side in (height, width))
+            raise UserError(f"rollout.resolution: {height}x{width} is not possible; the nearest is {nearest}")
+        return SHAPE[0], height // 2, width // 2
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's output."""
-        flat = torch.cat([x_sigma.flatten(1), sigma[:, None], conditioning.tensors["c"]], 1)
-        out: Tensor = self._network(flat.to(self.dtype)).view_as(x_sigma)
+        """The network's output, tile by tile."""
+        batch, channels, height, width = x_sigma.shape
+        rows, columns = height // SHAPE[1], width // SHAPE[2]
+        tiles = x_sigma.reshape(batch, channels, rows, SHAPE[1], columns, SHAPE[2]).permute(0, 2, 4, 1, 3, 5)
+        beside = torch.cat([sigma[:, None], conditioning.tensors["c"]], 1)
+        flat = torch.cat([tiles.flatten(3).flatten(0, 2), beside.repeat_interleave(rows * columns, 0)], 1)
+        out: Tensor = self._network(flat.to(self.dtype)).view(tiles.shape).permute(0, 3, 1, 4, 2, 5).reshape_as(x_sigma)
         return out if self.dtype == torch.float64 else out.float()
 
     def decode(self, x0: Tensor) -> Tensor:
@@ -195,10 +211,25 @@ class ToyPrompts(PromptSource):
         return [Prompt(f"{split} picture {i}", {"tag": ("even", "odd")[i % 2]}) for i in range(self.options.count)]
 
 
+class SizedPrompts(ToyPrompts):
+    """The same with sizes of their own."""
+
+    def prompts(self, split: Literal["train", "heldout"]) -> Sequence[Prompt]:
+        """Sizes in turn."""
+        sizes = self.options.sizes
+        return [replace(prompt, size=sizes[i % len(sizes)]) for i, prompt in enumerate(super().prompts(split))]
+
+
 class ToyPromptsOptions(Options):
     """Options of the toy prompts."""
 
     count: int = Field(default=6, ge=0, description="Prompts of each split.")
+
+
+class SizedPromptsOptions(ToyPromptsOptions):
+    """Options of the toy prompts with sizes."""
+
+    sizes: list[tuple[int, int]] = Field(default=[(8, 8), (16, 8)], min_length=1, description="Their sizes, in turn.")
 
 
 class ToyPlugin:
@@ -223,7 +254,17 @@ class ToyPlugin:
         return [Part("toy", "Numbered prompts", "dgpo_core.testing.toy:ToyPrompts", ToyPromptsOptions)]
 
 
+class SizesPlugin:
+    """Prompts of several sizes for the toy model."""
+
+    @hookimpl
+    def dgpo_prompt_sources(self) -> list[Part]:
+        """The toy prompts with sizes."""
+        return [Part("toy-sizes", "With sizes", "dgpo_core.testing.toy:SizedPrompts", SizedPromptsOptions)]
+
+
 plugin = ToyPlugin()
+sizes_plugin = SizesPlugin()
 
 
 def run_data(output: str | Path, **changes: Mapping[str, Any]) -> dict[str, Any]:

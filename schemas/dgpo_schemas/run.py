@@ -229,7 +229,7 @@ class RolloutSection(StrictModel):
         "rounding, which in bfloat16 weights swallows small changes: then samples are a little nearer to the base.",
     )
     resolution: Int | Annotated[list[Int], Field(min_length=2, max_length=2)] = Field(
-        default=512, description="Side in pixels, or [height, width]."
+        default=512, description="Side in pixels, or [height, width]. Prompts may have a size of their own instead."
     )
 
     @property

@@ -17,7 +17,7 @@ from dgpo_cli.bench import _miniature
 from dgpo_cli.main import main
 from dgpo_core.planning.plan import Plan
 from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import run_data
+from dgpo_core.testing.toy import run_data, sizes_plugin
 from dgpo_schemas.run import RunConfig
 
 Run = Callable[..., "Outcome"]
@@ -99,6 +99,27 @@ def test_a_plan_as_data_with_measured_shares(run: Run, file: str, tmp_path: Path
     assert plain["operations"]["optimise"] / (989e12 * 0.5) == pytest.approx(seconds[0]["optimise"])
     each = sum(seconds[0].values())
     assert plain["cards"]["h100"]["usd_per_1000_iterations"] == pytest.approx(each * 1000 / 3600 * 2.5)
+
+
+def test_the_largest_size_of_the_prompts_is_planned(
+    run: Run, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.register(sizes_plugin, distribution="toy-sizes")
+    monkeypatch.setattr(dgpo_core.planning.plan, "measure_model", lambda config, _: config.rollout.height_width)
+    plan = Plan(1, {}, {"optimise": 1.0}, {"roll out": 1.0, "optimise": 1.0}, 0.0)
+    monkeypatch.setattr(dgpo_core.planning.plan, "make_plan", lambda one, model, *_: planned.append(model) or plan)
+    planned: list[tuple[int, int]] = []
+    file = tmp_path / "run.yaml"
+
+    def prompts(**sections: Any) -> None:
+        file.write_text(yaml.safe_dump(run_data(tmp_path, prompts=sections)))
+
+    prompts(train={"use": "toy-sizes", "options": {"sizes": [[8, 8], [8, 24], [16, 8]]}})
+    assert "All samples are planned as 8x24, the prompts' largest size." in run("plan", str(file)).out
+    assert json.loads(run("plan", str(file), "--json", "--fit", "1").out)["size"] == [8, 24]
+    prompts(train={"file": "missing.jsonl"})
+    assert "planned as" not in run("plan", str(file)).out
+    assert planned == [(8, 24)] * 3 + [(8, 8)]
 
 
 def test_settings_that_make_it_fit(run: Run, file: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from dgpo_core.builtin.samplers import FlowEuler
 from dgpo_core.media import read_media
 from dgpo_core.registry import Registry
+from dgpo_core.testing.toy import sizes_plugin
 
 Run = Callable[..., Any]
 
@@ -300,3 +301,34 @@ def test_numbers_out_of_range(dgpo: Run, trained: Any, option: str) -> None:
     assert (done.code, done.out) == (2, "")
     assert f"Invalid value for '{option.partition('=')[0]}'" in done.err
     assert not Path("samples").exists()
+
+
+# -- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_size_on_the_command_line_is_of_prompts_without_one(dgpo: Run, known: Registry, write_run: Any) -> None:
+    known.register(sizes_plugin, distribution="toy-sizes")
+    file = write_run(prompts={"heldout": {"use": "toy-sizes", "options": {"count": 2, "sizes": [[16, 8], [8, 24]]}}})
+    assert dgpo("sample", file, "-n", 1, "--size", 16, "--output", "own").code == 0
+    assert [picture(f"own/0{i}.png").shape for i in range(2)] == [(16, 8, 3), (8, 24, 3)]
+    assert dgpo("sample", file, "-p", "a", "-n", 1, "--size", "16X24", "--output", "given").code == 0
+    assert picture("given/00.png").shape == (16, 24, 3)
+    assert dgpo("evaluate", file, "--samples", 2).code == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "complaint"),
+    [
+        ("9x16", "--size: 9x16 is not possible; the nearest is 8x16"),
+        ("big", "--size: 'big' is no size in pixels: give a side, such as 768, or HEIGHTxWIDTH, 768x1024"),
+        ("8x8x8", "--size: '8x8x8' is no size in pixels"),
+        ("8x", "--size: '8x' is no size in pixels"),
+        ("0", "--size: 0: a side has from 1 to 16384 pixels"),
+        ("8x99999", "--size: 8x99999: a side has from 1 to 16384 pixels"),
+    ],
+)
+def test_sizes_that_cannot_be(size: str, complaint: str, dgpo: Run, write_run: Any) -> None:
+    done = dgpo("sample", write_run(), "-p", "a", "--size", size, "--output", "out")
+    assert done.code == 2
+    assert done.err.startswith(complaint)
+    assert not Path("out").exists()

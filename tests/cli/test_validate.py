@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dgpo_core.testing.toy import run_data
+from dgpo_core.registry import Registry
+from dgpo_core.testing.toy import run_data, sizes_plugin
 
 Run = Callable[..., Any]
 
@@ -33,6 +34,12 @@ def test_a_sound_file_is_summarised(dgpo: Run, file: Path) -> None:
     assert "3 steps, shift 1, no guidance, 8x8" in done.out
     assert "2 times with sigma in [0.3, 1], 1 update an iteration" in done.out
     assert "every 2 iterations, on those of toy" in done.out
+
+
+def test_sizes_of_prompts_are_summarised(dgpo: Run, known: Registry, file: Path) -> None:
+    known.register(sizes_plugin, distribution="toy-sizes")
+    done = dgpo("validate", file, "--set", "prompts.train.use=toy-sizes")
+    assert "no guidance, 8x8, 16x8" in done.out
 
 
 def test_overrides_are_summarised(dgpo: Run, file: Path, tmp_path: Path) -> None:

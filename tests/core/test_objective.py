@@ -52,7 +52,13 @@ def make(objective: dict[str, object], *, micro_batch: int | None, train: str = 
     return Optimiser(config, policy, dgpo, ConditioningCache(backbone), autocast=nullcontext)
 
 
-def make_batch(weighting: type, *, ties: bool = False, missing: bool = False) -> TrainingBatch:
+def make_batch(
+    weighting: type,
+    *,
+    ties: bool = False,
+    missing: bool = False,
+    sizes: tuple[tuple[int, int], ...] = ((8, 8),) * GROUPS,
+) -> TrainingBatch:
     generator = torch.Generator().manual_seed(2)
     rewards = torch.rand(GROUPS, MEMBERS, generator=generator, dtype=torch.float64)
     if ties:
@@ -65,8 +71,12 @@ def make_batch(weighting: type, *, ties: bool = False, missing: bool = False) ->
     a = advantages(rewards, scored, config.advantages)
     c = signed_weights(a, rewards, scored, weighting(Options()))
     return TrainingBatch(
-        prompts=tuple(Prompt(f"p{i}") for i in range(GROUPS)),
-        x0=torch.randn(GROUPS * MEMBERS, *SHAPE, generator=generator, dtype=torch.float64),
+        prompts=tuple(Prompt(f"p{i}", size=size) for i, size in enumerate(sizes)),
+        x0=tuple(
+            torch.randn(SHAPE[0], height // 2, width // 2, generator=generator, dtype=torch.float64)
+            for height, width in sizes
+            for _ in range(MEMBERS)
+        ),
         own=range(GROUPS * MEMBERS),
         advantages=a,
         signed_weights=c,
@@ -87,7 +97,7 @@ def brute_force(o: Optimiser, batch: TrainingBatch, draws: Draws, *, clip: bool,
             use = batch.scored[g].nonzero().flatten().tolist()
             if len(use) < 2:
                 continue
-            noise = normal_rows([draws.at("noise", t).at(g)], SHAPE, "cpu")[0].double()
+            noise = normal_rows([draws.at("noise", t).at(g)], tuple(batch.x0[g * MEMBERS].shape), "cpu")[0].double()
             s = torch.zeros((), dtype=torch.float64)
             kls = torch.zeros((), dtype=torch.float64)
             for i in use:
@@ -141,6 +151,14 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 def test_gradient_is_the_papers(mode: str, micro_batch: int | None, weighting: str) -> None:
     o = make({**MODES[mode], "kl": 0.02}, micro_batch=micro_batch)
     batch, draws = make_batch(WEIGHTINGS[weighting]), Draws(7)
+    assert_same(engine_gradient(o, batch, draws), brute_force(o, batch, draws, clip=True, kl=True))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 7, 24, 72])
+@pytest.mark.parametrize("sizes", [((8, 8), (16, 8), (16, 8)), ((8, 16), (8, 8), (8, 16))])
+def test_gradient_of_groups_of_several_sizes(sizes: tuple[tuple[int, int], ...], micro_batch: int) -> None:
+    o = make({**MODES["2a: frozen with guidance"], "kl": 0.02}, micro_batch=micro_batch)
+    batch, draws = make_batch(AbsAdvantage, missing=True, sizes=sizes), Draws(7)
     assert_same(engine_gradient(o, batch, draws), brute_force(o, batch, draws, clip=True, kl=True))
 
 
@@ -205,11 +223,11 @@ def test_metrics_are_means_over_members() -> None:
     for t, sigma in enumerate(SIGMAS):
         for g in range(GROUPS):
             noise = normal_rows([draws.at("noise", t).at(g)], SHAPE, "cpu").double()
-            x = (1 - sigma) * batch.x0.view(GROUPS, MEMBERS, *SHAPE)[g] + sigma * noise
+            x = (1 - sigma) * torch.stack(list(batch.x0)).view(GROUPS, MEMBERS, *SHAPE)[g] + sigma * noise
             c = o.policy.backbone.encode(prompts_of([batch.prompts[g].text])).expand(MEMBERS)
             with torch.no_grad():
                 v = o.policy.backbone.velocity(x, torch.full((MEMBERS,), sigma, dtype=torch.float64), c)
-            target = noise - batch.x0.view(GROUPS, MEMBERS, *SHAPE)[g]
+            target = noise - torch.stack(list(batch.x0)).view(GROUPS, MEMBERS, *SHAPE)[g]
             total += float((v - target).square().mean()) / (GROUPS * len(SIGMAS))
     assert averages["dsm"] == pytest.approx(total, rel=1e-12)
     assert 0 <= averages["sigmoid"] <= 1  # type: ignore[operator]
@@ -234,11 +252,12 @@ def test_under_autocast_every_view_is_itself(train: str) -> None:
     dgpo = DirectGroupPreference(config.objective, Options())
     o = Optimiser(config, policy, dgpo, ConditioningCache(policy.backbone), autocast=half)
     batch = make_batch(AbsAdvantage)
-    batch = dataclasses.replace(batch, x0=batch.x0.float())
+    batch = dataclasses.replace(batch, x0=[x0.float() for x0 in batch.x0])
     own = [list(range(MEMBERS))] * GROUPS
     update = Update(
-        batch, range(GROUPS), own, [False] * GROUPS, [0.7], Draws(7), o.conditioning, None, shared_noise=True
-    )
+        batch, range(GROUPS), own, [False] * GROUPS, [None] * GROUPS, [0.7], Draws(7), o.conditioning.rows, None,
+        shared_noise=True,
+    )  # fmt: skip
     b = o._at(update, update.gather([(0, 0), (1, 3)]), 0)
     for view, found in (("base", b.reference), ("old", b.old)):
         with policy.view(view), half(), torch.no_grad():  # type: ignore[arg-type]

@@ -322,7 +322,7 @@ def test_media_that_are_not_finite_are_missing_whatever_a_reward_says(make: Make
     assert scored.values["a"].isnan().tolist() == [True, False, True]
     broken = {"reason": "the media are not finite"}
     assert scored.diagnostics["a"] == (broken, {}, broken)
-    assert scored.thumbnails.isfinite().all()
+    assert torch.stack(list(scored.thumbnails)).isfinite().all()
     assert all(values.isfinite().all() for values in scored.statistics.values())
 
 
@@ -396,7 +396,7 @@ def test_groups(make: Make) -> None:
     submit(scorer, levels[:4], levels[4:])
     groups = scorer.groups(scorer.collect(), rollouts, PROMPTS[:2], ScoringSection(), 1e-4)
     assert groups.prompts == tuple(PROMPTS[:2])
-    assert torch.equal(groups.x0, x0)
+    assert torch.equal(torch.stack(list(groups.x0)), x0)
     assert groups.own == list(range(6))
     assert groups.scored.tolist() == [[True, True, True], [True, True, False]]
     assert groups.rewards.flatten().tolist() == pytest.approx([1, 2, 4, 5, 8, 0])
@@ -421,4 +421,4 @@ def test_large_media_are_compared_as_small_pictures(make: Make, frames: int) -> 
     scorer = make(brightness)
     scorer.submit(media, PROMPTS[:2])
     expected = media.reshape(*shape[:-2], 32, 2, 32, 2).mean((-1, -3))
-    torch.testing.assert_close(scorer.collect().thumbnails, expected.reshape(2, -1))
+    torch.testing.assert_close(torch.stack(list(scorer.collect().thumbnails)), expected.reshape(2, -1))

@@ -183,7 +183,7 @@ def test_scores_keep_the_order_of_their_samples_however_late_they_come(make: Mak
     for label in "ab":
         assert scored.values[label].tolist() == pytest.approx(levels)
     assert [d["text"] for d in scored.diagnostics["a"]] == [p.text for p in PROMPTS[: 8 * size]]
-    assert scored.thumbnails[:, 0].tolist() == pytest.approx(levels)
+    assert [float(one[0]) for one in scored.thumbnails] == pytest.approx(levels)
 
 
 def test_seconds_are_those_of_each_reward(make: Make) -> None:

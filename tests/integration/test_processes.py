@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import socket
@@ -11,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from dgpo_core.checkpoint import load
 from dgpo_core.processes import Processes, cut, in_order, shares
@@ -23,6 +26,8 @@ DRIVER = Path(__file__).with_name("driver.py")
 KILLED = -signal.SIGKILL
 PATIENT = 600
 """Seconds: who waits for a process that is gone until they are over is ended by the driver long before."""
+_SIZED = {"use": "toy-sizes", "options": {"sizes": [[8, 8], [16, 8], [8, 24]]}}
+SIZES: dict[str, Any] = {"prompts": {"train": _SIZED, "heldout": _SIZED}}
 DOUBLE = {"backbone": {"use": "toy", "checkpoint": "toy", "lora": {"rank": 4, "alpha": 4}, "options": {"double": True}}}
 
 
@@ -111,6 +116,12 @@ class Run:
         newest = load(sorted((self.path / "checkpoints").iterdir())[-1])
         return newest.weights | {f"moments of {name}": tensor for name, tensor in newest.optimiser.items()}
 
+    def pictures(self) -> list[np.ndarray]:
+        """Every picture that was written."""
+        return [
+            np.asarray(Image.open(io.BytesIO(f.read_bytes()))).astype(int) for f in sorted(self.path.rglob("*.png"))
+        ]
+
     def files(self) -> dict[str, bytes]:
         """What is the same byte for byte however often a run was stopped."""
         newest = sorted((self.path / "checkpoints").iterdir())[-1]
@@ -170,7 +181,7 @@ def test_every_sample_has_one_process_and_every_update_all_processes(
 def test_parts_in_order() -> None:
     assert [list(cut(7, r, 3)) for r in range(3)] == [[0, 1], [2, 3], [4, 5, 6]]
     rows = torch.tensor([[0.0], [3.0], [1.0], [2.0]])
-    assert in_order(rows, [[0, 3], [1, 2]]).flatten().tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert torch.cat(in_order(list(rows), [[0, 3], [1, 2]])).tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_one_process_needs_no_group() -> None:
@@ -207,13 +218,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "objective": {"use": "flow-grpo", "switch": None, "kl": 0.02},
         "evaluation": {"sampler": "flow-euler"},
     },
+    "several sizes": SIZES | {"rollout": {"group_size": 5, "groups": 3, "micro_batch": 4}},
     "a t_min that is measured": {
         "timesteps": {"use": "disagreement-t-min", "t_min": 0.1, "count": 2, "options": {"every": 2, "samples": 3}},
     },
 }  # fmt: skip
 
 
-QUICK = ("groups of five", "two updates", "missing scores", "paths")
+QUICK = ("groups of five", "two updates", "missing scores", "paths", "several sizes")
 """What `make test` tries, with three processes alone."""
 
 
@@ -240,6 +252,9 @@ def test_the_same_for_any_number_of_processes(
         for log in ("metrics", "evaluations"):
             assert difference(several.log(log), one.log(log)) < 1e-6, "records are made of float32 media"
         assert sorted(f.name for f in several.path.rglob("*.png")) == sorted(f.name for f in one.path.rglob("*.png"))
+        for mine, theirs in zip(several.pictures(), one.pictures(), strict=True):
+            assert mine.shape == theirs.shape
+            assert abs(mine - theirs).max() <= 1, "of 255, by the rounding of float32 media"
     moved = max(float(t.abs().max()) for n, t in one.tensors().items() if (n.startswith("policy/") and "up" in n) or
                 n.startswith("moments"))  # fmt: skip
     assert moved > 1e-3, "there must be something to compare"
@@ -320,6 +335,15 @@ def test_a_lost_process_ends_the_run_and_a_resume_goes_on(
                 or "nothing is saved yet" in other["output"])  # fmt: skip
     options = ["--resume"] if any((run.path / "checkpoints").glob("0*")) else []
     assert_all_well(driver.train(run, 2, *options))
+    assert run.files() == whole.files()
+
+
+def test_several_sizes_and_a_lost_process(driver: Driver, tmp_path: Path) -> None:
+    whole, run = Run(tmp_path, "whole", **SIZES), Run(tmp_path, "run", **SIZES)
+    assert_all_well(driver.train(whole, 2))
+    ended = driver.train(run, 2, at=("velocity", 60), rank=1)
+    assert ended[1]["status"] == KILLED
+    assert_all_well(driver.train(run, 2, "--resume"))
     assert run.files() == whole.files()
 
 

@@ -17,7 +17,7 @@ from dgpo_core.registry import get_registry
 from dgpo_core.sharding import shard
 from dgpo_schemas.run import BackboneSection
 from dgpo_sd3.testing import make_tiny_checkpoint
-from tests.integration.test_processes import DOUBLE, PATIENT, Driver, Run, assert_all_well, difference, few
+from tests.integration.test_processes import DOUBLE, PATIENT, SIZES, Driver, Run, assert_all_well, difference, few
 
 FULL = {"backbone": {"use": "toy", "checkpoint": "toy", "train": "full", "options": {"double": True}}}
 SHARD = {"iterations": 3, "process_timeout": PATIENT, "shard": True}
@@ -35,6 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "all weights, more processes than samples": FULL | {
         "rollout": {"group_size": 2, "groups": 1}, "evaluation": {"prompts": 1, "samples_per_prompt": 1},
     },
+    "all weights, several sizes": FULL | SIZES | {"rollout": {"group_size": 5, "groups": 3, "micro_batch": 4}},
     "all weights, a t_min that is measured": FULL | {
         "timesteps": {"use": "disagreement-t-min", "t_min": 0.1, "count": 2, "options": {"every": 2, "samples": 3}},
     },
