@@ -79,6 +79,8 @@ def evaluate(
     longer = longer_than_read(chosen, engine.backbone)
     if longer is not None:
         typer.echo(f"note: {longer}", err=True)
+    if guidance is not None:
+        engine.check_guidance("--guidance", guidance)
     scorer = engine.make_evaluation_scorer(chosen)
     try:
         result = run_evaluation(

@@ -153,6 +153,7 @@ def _as_data(
         }
     return {
         "processes": found.processes,
+        "shift": found.shift,
         "held_bytes": dict(found.held),
         "peak_bytes": dict(found.peaks),
         "operations": dict(found.operations),
@@ -170,7 +171,12 @@ def _lines(
     """For people."""
     total = config.rollout.groups * config.rollout.group_size
     several = f", on {found.processes} cards" if found.processes > 1 else ""
-    lines = [f"{config.run.name}: {total} samples an iteration{several}", "", "held by each card, GiB"]
+    lines = [
+        f"{config.run.name}: {total} samples an iteration{several}",
+        f"shift of their times: {found.shift}",
+        "",
+        "held by each card, GiB",
+    ]
     lines += [f"  {name:<18} {size / GIB:7.2f}" for name, size in found.held.items() if size]
     lines += ["peak of each card, GiB"]
     lines += [f"  {verb:<18} {size / GIB:7.1f}" for verb, size in found.peaks.items()]

@@ -101,6 +101,8 @@ def sample(
     reason = clips.why_not() if video else None
     if reason is not None:  # before the work, which may be long, but no reason not to do it
         typer.echo(f"note: videos are written as film strips only; {reason}", err=True)
+    if guidance is not None:
+        engine.check_guidance("--guidance", guidance)
     roller = engine.roller(steps=steps, guidance=guidance)
     media = [
         one

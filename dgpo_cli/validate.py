@@ -84,12 +84,12 @@ def _summary(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Promp
     yield f"backbone: {backbone.use} from {backbone.checkpoint}, {trained}"
     guidance = f"guidance {rollout.guidance:g}" if rollout.guidance > 1 else "no guidance"
     sampler, sizes = rollout.sampler.use, named(different([*train, *heldout], rollout.height_width))
-    yield f"rollout: {sampler}, {rollout.steps} steps, shift {rollout.shift:g}, {guidance}, {sizes}"
+    shift = "the model's own shift" if rollout.shift == "auto" else f"shift {rollout.shift:g}"
+    yield f"rollout: {sampler}, {rollout.steps} steps, {shift}, {guidance}, {sizes}"
     yield "rewards: " + ", ".join(f"{reward.weight:g} x {reward.label}" for reward in config.rewards)
-    low, high = config.sigma_range
     updates = config.optimiser.updates
     yield (
-        f"loss: {config.objective.use} at {config.timesteps.count} times with sigma in [{low:.4g}, {high:.4g}], "
+        f"loss: {config.objective.use} at {config.timesteps.count} times with sigma in {_times(config)}, "
         f"{updates} {'update' if updates == 1 else 'updates'} an iteration"
     )
     yield f"prompts: {_prompts(config.prompts.train, train)} to train on"
@@ -99,6 +99,15 @@ def _summary(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Promp
         every = config.evaluation.every
         when = f"every {every} iterations" if every else "when the run ends"
         yield f"evaluation: {when}, on {_prompts(config.prompts.heldout, heldout)}"
+
+
+def _times(config: RunConfig) -> str:
+    """The range that training times come from: sigmas, or as it is written where the model has its own shift. Without
+    t_max it ends where the model's own times do, which is at 1 or below."""
+    section, shift = config.timesteps, config.rollout.shift
+    ends = (section.t_min, section.t_max) if shift == "auto" else config.training_range(shift)
+    low, high = (1.0 if end is None else end for end in ends)
+    return "[" + ", ".join(end if isinstance(end, str) else f"{end:.4g}" for end in (low, high)) + "]"
 
 
 def _prompts(block: PromptsBlock, found: Sequence[Prompt]) -> str:

@@ -70,7 +70,13 @@ def changes(saved: RunConfig, new: RunConfig, registry: Registry | None = None) 
         Change(key, before.get(key, _ABSENT), after.get(key, _ABSENT), effect_of(key, options))
         for key in dict.fromkeys([*before, *after])
     )
-    return [change for change in found if _shown(change.was) != _shown(change.now)]
+    return [change for change in found if _shown(change.was) != _shown(change.now) and not _same(change)]
+
+
+def _same(change: Change) -> bool:
+    """Whether two ways to write one thing: t_max that is not set is the largest time that the model knows, and 1 is
+    none's unless it is that."""
+    return change.key == "timesteps.t_max" and {change.was, change.now} == {None, 1.0}
 
 
 def _of_options(config: RunConfig, registry: Registry) -> dict[str, Effect]:

@@ -121,12 +121,14 @@ def write_record(
     registry: Registry,
     prompts: Mapping[str, Any],
     base: BaseRecord | None,
+    times: Mapping[str, Any],
     changes: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """run.json, then config.yaml: everything needed to understand and repeat the run.
 
-    changes: what resumes have changed (`changes.recorded`). config.yaml comes last, because a change is known by it:
-    what a killed process did not write of both, the next one finds and writes again.
+    times: those of rollouts and training, which a run file may leave to the model (`Times.record`); changes: what
+    resumes have changed (`changes.recorded`). config.yaml comes last, because a change is known by it: what a killed
+    process did not write of both, the next one finds and writes again.
     """
     versions = {name: _version(name) for name in LIBRARIES}
     record = {
@@ -138,6 +140,7 @@ def write_record(
         "git": _git_state(),
         "prompts": dict(prompts),
         "base": None if base is None else base.model_dump(mode="json"),
+        "times": dict(times),
         "changes": [dict(one) for one in changes],
     }
     write_text(path / RECORD, json.dumps(sealed(record), indent=1) + "\n")

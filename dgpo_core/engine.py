@@ -37,6 +37,7 @@ from dgpo_core.rollout import Roller
 from dgpo_core.scoring import Reward, Scorer
 from dgpo_core.sizes import Size, bucket, check_sizes, different, named
 from dgpo_core.surroundings import Guard
+from dgpo_core.times import Times
 from dgpo_core.types import Conditioning, Prompt
 
 if TYPE_CHECKING:
@@ -152,12 +153,24 @@ class Engine:
         made.check(self.config)
         return made
 
+    @cached_property
+    def times(self) -> Times:
+        """The times of samples and of training, as the run file and the model say."""
+        return Times(self.config, self.backbone)
+
     @property
     def training_sigmas(self) -> Tensor:
         """Times of the rollouts at which the loss may be taken, and the final 0: with a path, of its random steps."""
-        rollout = self.config.rollout
-        sigmas = self.sampler.sigmas(rollout.steps, rollout.shift)
+        sigmas = self.sampler.sigmas(self.config.rollout.steps, self.times.schedule)
         return random_times(self.sampler, sigmas) if self.objective.needs_path else sigmas
+
+    def check_guidance(self, key: str, guidance: float) -> None:
+        """Raise UserError for a guidance scale that a model without an unconditional prediction cannot have."""
+        if guidance != 1 and not self.backbone.guidable:
+            raise UserError(
+                f"{key}: {guidance:g} is not possible: backbone: {self.config.backbone.use} has no unconditional "
+                "prediction to guide away from; leave it at 1"
+            )
 
     def check_timesteps(self, context: TimestepContext) -> None:
         """Raise UserError if the times cannot be drawn, or are no times of the path that the objective learns from."""
@@ -276,6 +289,14 @@ class Engine:
     ) -> Roller:
         """Draws samples as configured, except for what is given."""
         rollout = self.config.rollout
+        if guidance is None:
+            self.check_guidance("rollout.guidance", rollout.guidance)
+        self.times.check_sampler(
+            "rollout.steps" if steps is None else "steps",
+            sampler or self.sampler,
+            steps or rollout.steps,
+            resolution or rollout.height_width,
+        )
         return Roller(
             self.policy,
             sampler or self.sampler,
@@ -304,6 +325,8 @@ class Engine:
     def evaluation_roller(self, *, steps: int | None = None, guidance: float | None = None) -> Roller:
         """Draws samples as evaluation is configured, except for what is given."""
         section = self.config.evaluation
+        if guidance is None and section.guidance is not None:
+            self.check_guidance("evaluation.guidance", section.guidance)
         return self.roller(
             steps=steps or section.steps,
             guidance=section.guidance if guidance is None else guidance,
@@ -342,6 +365,7 @@ class Engine:
             "all parameters": sum(p.numel() for p in self.backbone.module.parameters()),
             "latent": self.roller().shape,
             **({"sizes": named(sizes)} if len(sizes) > 1 else {}),
+            "shift": self.times.shown,
             "train prompts": len(self.train_prompts),
             "held-out prompts": len(self.heldout_prompts),
         }

@@ -25,6 +25,7 @@ __all__ = [
     "shift_sigma",
     "unshift_sigma",
     "velocity_from_epsilon",
+    "velocity_from_vp_velocity",
     "velocity_from_x0",
     "velocity_target",
     "vp_from_flow",
@@ -137,10 +138,23 @@ def flow_from_vp(alpha: Tensor, sigma_vp: Tensor) -> Tensor:
 def velocity_from_epsilon(x_sigma: Tensor, epsilon: Tensor, sigma: Tensor) -> Tensor:
     """v = (epsilon - x_sigma) / (1 - sigma) of a noise prediction; sigma [B] or 0-d, below 1.
 
-    At sigma = 1 the state holds nothing of x0 and v is undefined: a backbone first clamps sigma to the largest time
-    of its own noise schedule (which a VP model's schedule ends short of 1).
+    At sigma = 1 the state holds nothing of x0 and v is undefined: the noise schedule of such a model ends short of 1,
+    which it says (`Backbone.sigma_range`), and its samples start there (`Backbone.start`). To clamp sigma in here is no
+    substitute: samples that start at 1 keep noise that no later step takes away. (1 - sigma)^2 times a squared error of
+    v is the one of epsilon, exactly; epsilon should be float32, for near 1 its rounding grows by 1 / (1 - sigma).
     """
     return (epsilon - x_sigma) / (1 - _broadcast(sigma, x_sigma))
+
+
+def velocity_from_vp_velocity(x_sigma: Tensor, vp_velocity: Tensor, sigma: Tensor) -> Tensor:
+    """v of a network that predicts alpha * noise - sigma_vp * x0, the `v_prediction` of VP models; sigma [B] or 0-d.
+
+    v = (alpha + sigma_vp) * vp_velocity + (sigma_vp - alpha) * x_vp, defined up to sigma = 1. With n^2 = (1 - sigma)^2
+    + sigma^2 that is vp_velocity / n + (2 sigma - 1) / n^2 * x_sigma; n^2 times a squared error of v is the network's.
+    """
+    time = _broadcast(sigma, x_sigma)
+    square = (1 - time) ** 2 + time**2
+    return vp_velocity / square**0.5 + (2 * time - 1) / square * x_sigma
 
 
 def velocity_from_x0(x_sigma: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:

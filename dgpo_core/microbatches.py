@@ -89,6 +89,7 @@ class MicroBatch:
     base: Tensor | None = None
     old: Tensor | None = None
     step: PathStep | None = None
+    loss_weight: Tensor | None = None
 
     def predictions(self, velocity: Tensor) -> Predictions:
         """What the objective sees."""
@@ -103,6 +104,7 @@ class MicroBatch:
             base=self.base,
             old=self.old,
             step=self.step,
+            loss_weight=self.loss_weight,
         )
 
 

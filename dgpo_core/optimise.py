@@ -227,6 +227,7 @@ class Optimiser:
     def _at(self, update: Update, members: Members, t: int, *, statistic_only: bool = False) -> MicroBatch:
         """The members at one timestep, with the other models' predictions, or those that the statistic needs."""
         b = update.at(members, t)
+        b.loss_weight = self.policy.backbone.loss_weight(b.sigma)
         self._add_predictions(b, statistic_only=statistic_only)
         return b
 

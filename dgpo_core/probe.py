@@ -12,7 +12,7 @@ from torch import Tensor
 from dgpo_core.contracts import Probe
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow import interpolate, velocity_target
-from dgpo_core.types import Conditioning, Prompt
+from dgpo_core.types import Conditioning, Prompt, mean_square, weighted
 
 if TYPE_CHECKING:
     from dgpo_core.policy import Policy, View
@@ -71,7 +71,8 @@ class PolicyProbe(Probe):
                     part = slice(start, start + size)
                     at = x0.new_full((len(x0[part]),), sigma)
                     velocity = self.policy.velocity(interpolate(x0[part], noise[part], at), at, rows.rows(part))
-                    found.append((velocity - target[part]).square().flatten(1).mean(1))
+                    error = mean_square(velocity - target[part])
+                    found.append(weighted(error, self.policy.backbone.loss_weight(at)))
         return torch.cat(found).view(len(sigmas), len(x0)).double().cpu()
 
     def _prompts(self, count: int) -> list[Prompt]:

@@ -12,8 +12,9 @@ from torch import Tensor
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import PluginError
 from dgpo_core.memory import halving
+from dgpo_core.schedules import Shift, of_model
 from dgpo_core.sizes import Size, bucket, runs
-from dgpo_core.types import Conditioning, Prompt, Rollout, SampleResult
+from dgpo_core.types import Conditioning, Prompt, Rollout, SampleResult, Schedule
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Sampler
@@ -33,7 +34,7 @@ class Roller:
         *,
         resolution: Size,
         steps: int,
-        shift: float,
+        shift: Shift,
         guidance: float,
         micro_batch: int | None,
         autocast: Callable[[], AbstractContextManager[object]],
@@ -48,7 +49,8 @@ class Roller:
         self._shapes = {resolution: self.shape}
         self.device = policy.backbone.device
         self.steps = steps
-        self.shift = shift
+        self.shift: Shift = shift
+        self._starts: dict[tuple[int, int], tuple[Schedule, float]] = {}
         self.guidance = guidance
         self.micro_batch = micro_batch
         self.autocast = autocast
@@ -128,6 +130,9 @@ class Roller:
         keep_path: bool,
     ) -> Rollout:
         noise = normal_rows([key.at("noise") for key in keys], self._shape(prompts[0]), self.device)
+        schedule, scale = self._start(prompts[0].size or self.resolution)
+        if scale != 1:
+            noise = noise * scale
 
         def velocity(x_sigma: Tensor, sigma: Tensor) -> Tensor:
             return self.policy.velocity(x_sigma, sigma.expand(len(x_sigma)), rows, unconditional, self.guidance)
@@ -135,7 +140,7 @@ class Roller:
         # The view is set for one micro-batch at a time: between two of them, others may use the policy.
         with self.policy.view(view, merged=self.merge_adapter), self.autocast():
             result = self.sampler.sample(
-                velocity, noise, steps=self.steps, shift=self.shift, draws=keys, keep_path=keep_path
+                velocity, noise, steps=self.steps, schedule=schedule, draws=keys, keep_path=keep_path
             )
         if not isinstance(result, SampleResult) or result.x0.shape != noise.shape:
             what = tuple(result.x0.shape) if isinstance(result, SampleResult) else type(result).__name__
@@ -144,6 +149,14 @@ class Roller:
                 f"{tuple(noise.shape)}"
             )
         return Rollout(samples, tuple(prompts), result.x0, result.path)
+
+    def _start(self, size: tuple[int, int]) -> tuple[Schedule, float]:
+        """The schedule of samples of this size, and the scale of the noise that they begin with."""
+        if size not in self._starts:
+            backbone = self.policy.backbone
+            schedule = of_model(backbone, size, self.steps, self.shift)
+            self._starts[size] = schedule, backbone.start(float(self.sampler.sigmas(self.steps, schedule)[0]))
+        return self._starts[size]
 
 
 def _of_groups(rows: Mapping[int, Conditioning], groups: Sequence[int]) -> Conditioning:

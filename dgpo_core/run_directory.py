@@ -248,20 +248,21 @@ class RunDirectory:
         registry: Registry,
         prompts: Mapping[str, Any],
         base: BaseRecord | None,
+        times: Mapping[str, Any],
         *,
         resumed: int | None = None,
     ) -> str | None:
         """Write run.json and config.yaml: everything needed to understand and repeat the run.
 
-        resumed: iterations after which it goes on; None for a new run. Returns a line about the settings that this
-        resume changed, if any.
+        times: `Times.record`; resumed: iterations after which it goes on; None for a new run. Returns a line about the
+        settings that this resume changed, if any.
         """
         try:
             (self.path / OUTCOME).unlink(missing_ok=True)  # what is about to go on has not ended
         except OSError as error:
             raise UserError(f"cannot remove {self.path / OUTCOME}: {why(error)}") from error
         after = [] if resumed is None else self.changes(resumed)
-        write_record(self.path, config, registry, prompts, base, after)
+        write_record(self.path, config, registry, prompts, base, times, after)
         return None if resumed is None else told(self._changed, resumed)
 
     def changes(self, iteration: int) -> list[dict[str, Any]]:

@@ -382,12 +382,12 @@ class Trainer:
 
     def timestep_context(self) -> TimestepContext:
         """What the timestep policy may look at now."""
-        t_min, t_max = self.config.sigma_range
+        t_min, t_max = self.engine.times.training_range
         return TimestepContext(
             sigmas=self.engine.training_sigmas,
             t_min=t_min,
             t_max=t_max,
-            shift=self.config.rollout.shift,
+            shift=self.engine.times.schedule.shift,
             iteration=self.iteration,
             iterations=self.config.run.iterations,
             deterministic=self.engine.sampler.deterministic,
@@ -527,7 +527,12 @@ class Trainer:
         self._timesteps = deepcopy(engine.timesteps.state_dict())
         self._updates = self.optimiser.updates
         changed = self.directory.describe(
-            config, self.registry, prompts, base, resumed=self.iteration if resume else None
+            config,
+            self.registry,
+            prompts,
+            base,
+            engine.times.record(engine.sampler),
+            resumed=self.iteration if resume else None,
         )
         engine.runtime.start_trackers()
         self.progress.started(run_path(config), self.iteration, config.run.iterations, engine.facts())
@@ -616,9 +621,13 @@ class Trainer:
     def build(self) -> None:
         """Every part of the run, checked against each other. Writes nothing."""
         engine, config = self.engine, self.config
+        engine.check_guidance("objective.kl_cfg", config.objective.kl_cfg)
+        engine.times.check_range()
         engine.check_timesteps(self.timestep_context())
         _ = engine.objective, engine.weighting, engine.train_prompts, engine.heldout_prompts
         prompts = engine.sized([*engine.train_prompts, *engine.heldout_prompts])
+        sizes = {prompt.size or config.rollout.height_width for prompt in engine.train_prompts}
+        engine.times.check_sizes(sizes, engine.sampler, engine.objective)
         # Before the rewards, which may refuse a prompt for what it lacks.
         if (longer := longer_than_read(prompts, engine.backbone)) is not None:
             self.progress.warn(f"warning: {longer}")

@@ -25,9 +25,12 @@ __all__ = [
     "Prompt",
     "Rollout",
     "SampleResult",
+    "Schedule",
     "ScoredGroups",
     "Scores",
     "TrainingBatch",
+    "mean_square",
+    "weighted",
 ]
 
 
@@ -151,6 +154,26 @@ def _filled(tensor: Tensor, length: int) -> Tensor:
     import torch
 
     return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How a model wants the times of its samples spaced. A sampler's times are a grid that descends from `first`, then
+    shifted, then stretched to `terminal`, then a final 0 (`dgpo_core.schedules`).
+
+    shift k > 0: sigma becomes k * sigma / (1 + (k - 1) * sigma).
+    grid: "even" goes in even steps from `first` down to first / steps; "scheduler" from `first` down to 1/1000 shifted,
+    which is then shifted again with the others: diffusers' FlowMatchEulerDiscreteScheduler where a pipeline gives it no
+    times; a tuple holds exactly the times of the asked number of steps, not shifted yet, descending, its first `first`.
+    Samplers with a grid of their own start it no higher than `first`.
+    terminal: the last time before 0, in (0, 1), to which all are stretched away from 1; None leaves them.
+    first: the highest time of the grid, in (0, 1]. Noise is the state there, times `Backbone.start`.
+    """
+
+    shift: float = 1.0
+    grid: Literal["even", "scheduler"] | tuple[float, ...] = "scheduler"
+    terminal: float | None = None
+    first: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +304,8 @@ class Predictions:
     `objective.reference`, of the frozen base model (both guided by `objective.kl_cfg` where they are the base's) and of
     the fast EMA; sigma [B]; advantages, signed_weights [B]; group_size [B]: scored members of its group; step: for
     objectives with `needs_path`, whose x_sigma is the state of the path at sigma. What the objective does not need may
-    be there if it cost nothing.
+    be there if it cost nothing. loss_weight [B]: factor of squared errors of velocities (`Backbone.loss_weight`); None
+    is 1. `error` applies it, and log-densities of a path have nothing to do with it.
     """
 
     velocity: Tensor
@@ -294,3 +318,23 @@ class Predictions:
     base: Tensor | None = None
     old: Tensor | None = None
     step: PathStep | None = None
+    loss_weight: Tensor | None = None
+
+    def error(self, one: Tensor, other: Tensor) -> Tensor:
+        """The squared error [B] of two velocities [B, ...] that every loss is made of: the mean over all but the batch
+        dimension, in float32 at least, times `loss_weight`. With gradient."""
+        return weighted(mean_square(one - other), self.loss_weight)
+
+
+def mean_square(difference: Tensor) -> Tensor:
+    """Mean over all but the batch dimension, in float32 at least: [B, ...] -> [B]."""
+    import torch
+
+    if difference.dtype in (torch.float16, torch.bfloat16):
+        difference = difference.float()
+    return difference.square().flatten(1).mean(1)
+
+
+def weighted(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Values [B] times the weight [B]; None is 1, and leaves every bit."""
+    return values if weight is None else weight * values

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ from dgpo_cli.doctoring.trends import MIN_ITERATIONS, Series
 from dgpo_cli.reporting.data import Evaluation, RunData, Score, read_run, reward_range
 from dgpo_core.locking import in_use
 from dgpo_core.run_directory import read_outcome
+from dgpo_core.types import Schedule
 from dgpo_schemas.run import RewardBlock, RunConfig
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ PATH_OBJECTIVES = ("flow-grpo",)
 class Parts:
     """What the run's plugins declare.
 
-    times: those the rollouts visit, descending, the last 0; None if the sampler is not installed here. random: whether
+    times: those the rollouts visit, descending, the last 0; None where run.json does not say them and the sampler is
+    not installed here. random: whether
     the sampler is; needs_path: whether the objective learns from its path. declared: whether the plugins said so, or
     only their names. ranges: smallest and largest value of each reward that declares them.
     """
@@ -46,6 +49,15 @@ class Parts:
     needs_path: bool
     declared: bool
     ranges: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Of the run as it was: the shift of its rollouts, and the range of its training times, as sigmas."""
+
+    shift: float
+    t_min: float
+    t_max: float
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,18 @@ class Facts:
     def iterations(self) -> int:
         """Iterations in metrics.jsonl."""
         return len(self.data.metrics)
+
+    @cached_property
+    def times(self) -> Times | None:
+        """As run.json has them; of an older version's as far as the configuration does not leave them to the model,
+        which is not here to be asked. None: not known."""
+        said = self.data.record.get("times")
+        if isinstance(said, Mapping):
+            shift, t_min, t_max = (_number(said.get(name)) for name in ("shift", "t_min", "t_max"))
+            return Times(shift, t_min, t_max) if shift > 0 and 0 <= t_min < t_max <= 1 else None
+        if self.config.rollout.shift == "auto":
+            return None
+        return Times(self.config.rollout.shift, *self.config.training_range(self.config.rollout.shift))
 
     def too_few(self, wanted: int = MIN_ITERATIONS) -> str:
         """Why nothing can be said yet."""
@@ -147,16 +171,32 @@ def below(one: Score, other: Score) -> bool:
 def read_facts(path: Path, registry: Registry) -> Facts:
     """Read a run directory. Raises UserError if it is none, has logged nothing yet, or cannot be read."""
     data = read_run(path, registry)
-    return Facts(data, _parts(data.config, registry), read_outcome(path), in_use(path))
+    return Facts(data, _parts(data, registry), read_outcome(path), in_use(path))
 
 
-def _parts(config: RunConfig, registry: Registry) -> Parts:
+def _number(value: object) -> float:
+    """nan for what is none."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _recorded(data: RunData) -> Sequence[float] | None:
+    """The times that run.json says the rollouts visit."""
+    said = data.record.get("times")
+    found = said.get("sigmas") if isinstance(said, Mapping) else None
+    if not isinstance(found, list) or len(found) < 2 or not all(isinstance(one, int | float) for one in found):
+        return None
+    return tuple(map(float, found)) if all(a > b for a, b in pairwise(found)) and found[-1] == 0 else None
+
+
+def _parts(data: RunData, registry: Registry) -> Parts:
+    config = data.config
     sampler, objective, declared = config.rollout.sampler, config.objective.use, True
-    times: Sequence[float] | None = None
+    times = _recorded(data)
     random, needs_path = sampler.use in RANDOM_SAMPLERS, objective in PATH_OBJECTIVES
     try:
         made: Any = registry.create("sampler", sampler)
-        times = tuple(made.sigmas(config.rollout.steps, config.rollout.shift).tolist())
+        if times is None and config.rollout.shift != "auto":  # a directory of an older version
+            times = tuple(made.sigmas(config.rollout.steps, Schedule(config.rollout.shift)).tolist())
         random = not made.deterministic
         needs_path = registry.implementation(registry.find("objective", objective)).needs_path
     except Exception:  # somebody else's code, or not installed here; a run must be readable without it

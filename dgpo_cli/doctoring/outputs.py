@@ -54,7 +54,8 @@ def resolved_sigma(times: Sequence[float]) -> float:
 def later_t_min(run: Facts, at_least: float) -> Change | None:
     """The first of shift(0.3), shift(0.4), ... that is at least so large and above the present setting; None if t_max
     leaves none."""
-    shift, (t_min, t_max) = run.config.rollout.shift, run.config.sigma_range
+    assert run.times is not None
+    shift, t_min, t_max = run.times.shift, run.times.t_min, run.times.t_max
     for tenth in range(3, 10):
         expression = f"shift({tenth / 10})"
         if max(at_least, t_min + 1e-9) <= resolve_sigma(expression, shift) < t_max:
@@ -66,8 +67,9 @@ def later_t_min(run: Facts, at_least: float) -> Change | None:
 
 def _raised(run: Facts) -> tuple[Change, ...]:
     """t_min a tenth later on the unshifted scale, and with `sampler-steps` no more times than are left above it."""
-    t_min, t_max = run.config.sigma_range
-    shift = run.config.rollout.shift
+    if run.times is None:
+        return ()
+    shift, t_min, t_max = run.times.shift, run.times.t_min, run.times.t_max
     unshifted = t_min / (shift - (shift - 1) * t_min)
     following = resolve_sigma(f"shift({min(0.9, math.floor(unshifted * 10 + 1e-6) / 10 + 0.1):.1f})", shift)
     change = later_t_min(run, following - 1e-9)
@@ -84,7 +86,10 @@ def times(run: Facts) -> Examination:
     """Whether the loss is taken where the sampler's samples can be trusted."""
     if run.parts.needs_path:
         return Examination("t_min", fine=f"{run.config.objective.use} learns from the sampler's own steps")
-    t_min, t_max = run.config.sigma_range
+    if run.times is None:
+        why = "run.json does not say which shift the model has, and rollout.shift: auto leaves it to the model"
+        return Examination("t_min", open=why)
+    t_min, t_max = run.times.t_min, run.times.t_max
     where = "config.yaml"
     drawn = run.series("timesteps.t_min")
     if drawn.known:  # an adaptive policy draws above the configured bound
@@ -101,7 +106,7 @@ def times(run: Facts) -> Examination:
         resolved = resolved_sigma(times)
         seen.append(
             f"{rollout.sampler.use} resolves sigma {figure(resolved)} in {rollout.steps} steps at shift "
-            f"{rollout.shift:g}: below it, one step does it all"
+            f"{run.times.shift:.4g}: below it, one step does it all"
         )
         if run.config.timesteps.use == "sampler-steps":
             inside = [time for time in times if time > 0 and t_min <= time <= t_max]

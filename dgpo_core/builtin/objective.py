@@ -11,13 +11,6 @@ from dgpo_core.types import Predictions
 __all__ = ["DirectGroupPreference"]
 
 
-def _mean_square(difference: Tensor) -> Tensor:
-    """Mean over all but the batch dimension, in float32 at least: [B, ...] -> [B]."""
-    if difference.dtype in (torch.float16, torch.bfloat16):
-        difference = difference.float()
-    return difference.square().flatten(1).mean(1)
-
-
 class DirectGroupPreference(Objective):
     """L_g = -log sigmoid(-S_g) with S_g = (beta / G) * sum_i c_i * (dsm_i - dsm_ref_i), divided by beta.
 
@@ -54,7 +47,7 @@ class DirectGroupPreference(Objective):
         """Shares of S_g, [B]."""
         p = predictions
         assert p.reference is not None
-        gap = _mean_square(p.velocity.detach() - p.target) - _mean_square(p.reference - p.target)
+        gap = p.error(p.velocity.detach(), p.target) - p.error(p.reference, p.target)
         return self.section.beta / p.group_size * p.signed_weights * gap
 
     def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
@@ -62,25 +55,25 @@ class DirectGroupPreference(Objective):
         p = predictions
         assert p.reference is not None
         assert statistic is not None
-        dsm = _mean_square(p.velocity - p.target)
+        dsm = p.error(p.velocity, p.target)
         scale = torch.sigmoid(statistic)
         metrics = {
             "dsm": dsm.detach(),
-            "dsm_reference": _mean_square(p.reference - p.target),
+            "dsm_reference": p.error(p.reference, p.target),
             "sigmoid": scale,
         }
         moving = dsm
         clipped = None
         if self.section.clip is not None:
             assert p.old is not None
-            ratio = (_mean_square(p.old - p.target) - dsm.detach()).exp()
+            ratio = (p.error(p.old, p.target) - dsm.detach()).exp()
             up = p.advantages > 0
             clipped = torch.where(up, ratio > 1 + self.section.clip, ratio < 1 - self.section.clip)
             moving = torch.where(clipped, dsm.detach(), dsm)
             metrics["clip_fraction"] = clipped.to(dsm.dtype)
         loss = scale * p.signed_weights * moving
         if p.base is not None:  # without a KL term it is there only if it is the reference
-            kl = _mean_square(p.velocity - p.base)
+            kl = p.error(p.velocity, p.base)
             metrics["kl"] = kl.detach()
             if self.section.kl > 0:
                 if clipped is not None and self.section.clip_kl:

@@ -14,35 +14,31 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from dgpo_core import schedules
 from dgpo_core.contracts import Sampler, VelocityFn
 from dgpo_core.draws import Draws
-from dgpo_core.errors import UserError
-from dgpo_core.flow import denoised, shift_sigma
-from dgpo_core.types import Path, SampleResult
+from dgpo_core.flow import denoised
+from dgpo_core.schedules import SIGMA_STEP
+from dgpo_core.types import Path, SampleResult, Schedule
 
 __all__ = ["FlowDPMSolverPP", "FlowEuler"]
-
-# Both schedules are those of models trained with 1000 discrete timesteps; the smallest of them is 1/1000.
-SIGMA_STEP = 1 / 1000
 
 
 class FlowEuler(Sampler):
     """Euler's method, first order: x + (sigma' - sigma) * v.
 
-    Times as diffusers' FlowMatchEulerDiscreteScheduler(shift=k), the scheduler of SD3 pipelines: from 1 down to the
-    smallest training time in even steps, then shifted, then 0. That smallest time, 1/1000, is itself shifted before
-    the spacing and so is shifted twice, a habit of that scheduler which is kept: with shift 3 the last time
-    before 0 is 0.0089.
+    Times are those of the model's schedule. Its usual grid, `scheduler`, is diffusers'
+    FlowMatchEulerDiscreteScheduler(shift=k), the scheduler of SD3 pipelines: from 1 down to the smallest training time
+    in even steps, then shifted, then 0. That smallest time, 1/1000, is itself shifted before the spacing and so is
+    shifted twice, a habit of that scheduler which is kept: with shift 3 the last time before 0 is 0.0089.
     """
 
-    def sigmas(self, steps: int, shift: float) -> Tensor:
-        """float64 [steps + 1] on the CPU, descending from 1 to 0.
+    def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
+        """float64 [steps + 1] on the CPU, descending from 1, or the schedule's first time, to 0.
 
         Raises UserError for steps < 1, or a shift that is not positive or too large to keep the times apart.
         """
-        _check_schedule(steps, shift)
-        even = torch.linspace(1, shift_sigma(SIGMA_STEP, shift), steps, dtype=torch.float64)
-        return _close(shift_sigma(even, shift), shift)
+        return schedules.sigmas(steps, schedule)
 
     def sample(
         self,
@@ -50,12 +46,12 @@ class FlowEuler(Sampler):
         noise: Tensor,
         *,
         steps: int,
-        shift: float,
+        schedule: Schedule,
         draws: Sequence[Draws] = (),
         keep_path: bool = False,
     ) -> SampleResult:
         """From noise [B, ...] to x0 in `steps` evaluations of the velocity; `draws` are not used."""
-        sigmas = self.sigmas(steps, shift)
+        sigmas = self.sigmas(steps, schedule)
         x, states = noise, [noise]
         for time, (sigma_s, sigma_t) in zip(_times(sigmas, noise), pairwise(sigmas.tolist()), strict=True):
             x = x + (sigma_t - sigma_s) * velocity(x, time)
@@ -79,17 +75,18 @@ class FlowDPMSolverPP(Sampler):
     Times as diffusers' DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=k): the first one is 0.999
     shifted, a little below 1, and noise is taken as the state there. That scheduler hands the model integer timesteps,
     1000 sigma rounded down: in its pipelines, and in the training of the DGPO authors' code, the model is given a time
-    up to 1e-3 below the step's sigma, 5e-4 on average. Here it is given the sigma.
+    up to 1e-3 below the step's sigma, 5e-4 on average. Here it is given the sigma. Of a model's schedule, the grid is
+    not looked at, only where it begins: shift and terminal time hold for these times too.
     """
 
-    def sigmas(self, steps: int, shift: float) -> Tensor:
-        """float64 [steps + 1] on the CPU, descending from shift(0.999) to 0.
+    def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
+        """float64 [steps + 1] on the CPU, descending from shift(0.999), or the schedule's first time, to 0.
 
         Raises UserError for steps < 1, or a shift that is not positive or too large to keep the times apart.
         """
-        _check_schedule(steps, shift)
-        even = torch.linspace(1 - SIGMA_STEP, 0, steps + 1, dtype=torch.float64)[:-1]
-        return _close(shift_sigma(even, shift), shift)
+        schedules.check(steps, schedule)
+        first = min(1 - SIGMA_STEP, schedule.first)
+        return schedules.finish(torch.linspace(first, 0, steps + 1, dtype=torch.float64)[:-1], schedule)
 
     def sample(
         self,
@@ -97,16 +94,16 @@ class FlowDPMSolverPP(Sampler):
         noise: Tensor,
         *,
         steps: int,
-        shift: float,
+        schedule: Schedule,
         draws: Sequence[Draws] = (),
         keep_path: bool = False,
     ) -> SampleResult:
         """From noise [B, ...] to x0 in `steps` evaluations of the velocity; `draws` are not used."""
-        sigmas = self.sigmas(steps, shift)
+        sigmas = self.sigmas(steps, schedule)
         corrections = _half_inverse_r(sigmas.tolist())
         x, states, previous = noise, [noise], noise
-        schedule = zip(_times(sigmas, noise), pairwise(sigmas.tolist()), corrections, strict=True)
-        for time, (sigma_s, sigma_t), half_inverse_r in schedule:
+        each = zip(_times(sigmas, noise), pairwise(sigmas.tolist()), corrections, strict=True)
+        for time, (sigma_s, sigma_t), half_inverse_r in each:
             x0_s = denoised(x, velocity(x, time), sigma_s)
             D = x0_s + half_inverse_r * (x0_s - previous) if half_inverse_r else x0_s
             x = (sigma_t / sigma_s) * x + (1 - sigma_t / sigma_s) * D if sigma_t else D
@@ -127,22 +124,6 @@ def _half_inverse_r(sigmas: list[float]) -> list[float]:
 def _half_log_snr(sigma: float) -> float:
     """lambda = log((1 - sigma) / sigma), sigma in (0, 1]; -inf at 1, to which an extreme shift may round."""
     return math.log((1 - sigma) / sigma) if sigma < 1 else -math.inf
-
-
-def _check_schedule(steps: int, shift: float) -> None:
-    """Raise UserError for numbers that give no schedule."""
-    if steps < 1:
-        raise UserError(f"rollout.steps: {steps} given, a sampler needs at least 1")
-    if not 0 < shift < math.inf:
-        raise UserError(f"rollout.shift: {shift:g} given, it must be positive (1 leaves the times as they are)")
-
-
-def _close(sigmas: Tensor, shift: float) -> Tensor:
-    """The schedule with its final 0. Raises UserError if the shift presses two times into one."""
-    sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
-    if not bool((sigmas.diff() < 0).all()):
-        raise UserError(f"rollout.shift: with {shift:g} the sampler's times are no longer distinct; 1 to 12 is usual")
-    return sigmas
 
 
 def _times(sigmas: Tensor, noise: Tensor) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dgpo_core.types import Conditioning, Prompt
+from dgpo_core.types import Conditioning, Prompt, Schedule
 
 if TYPE_CHECKING:
     from pathlib import Path as FilePath
@@ -99,6 +99,30 @@ class Backbone(ABC):
         1. By default classifier-free guidance v_u + s * (v_c - v_u) (Ho and Salimans, arXiv 2207.12598)."""
         return unconditional + guidance * (conditional - unconditional)
 
+    def schedule(self, height: int, width: int, steps: int) -> Schedule:
+        """How the times of samples of this size in pixels are spaced in so many steps: the model's own grid and shift.
+        A run file may set another shift. By default unshifted."""
+        return Schedule()
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """The lowest and the highest time at which `velocity` may be asked: 0 <= low < high <= 1, all of them by
+        default. Samplers' final 0 is exempt. A run whose samples or training would need other times is refused before
+        the first sample; without `timesteps.t_max` its training goes up to the highest."""
+        return 0.0, 1.0
+
+    def start(self, sigma: float) -> float:
+        """The scale of standard normal noise as a state at sigma, the first time of a schedule: samples begin at
+        `start(sigma) * noise`. 1 for models whose schedules begin at 1, and by default; a variance-preserving model,
+        whose noise has variance 1 in its own coordinates, says sqrt((1 - sigma)^2 + sigma^2)."""
+        return 1.0
+
+    def loss_weight(self, sigma: Tensor) -> Tensor | None:
+        """Factor [B] of squared errors of the velocity at sigma [B], on its device: what makes them the error in which
+        the model was trained, such as (1 - sigma)^2 of a model that predicts the noise. The engine hands it to
+        objectives as `Predictions.loss_weight`. None, the default, is 1 at every time."""
+        return None
+
     def example(self, size: tuple[int, int]) -> Prompt:
         """A prompt that the model can draw, where any will do: by default one without text. Models that need media give
         one that has them."""
@@ -124,7 +148,7 @@ class Backbone(ABC):
     def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Estimate of noise - x0 at x_sigma = (1 - sigma) * x0 + sigma * noise.
 
-        x_sigma float32 [B, ...]; sigma float32 [B] in [0, 1]; returns float32 [B, ...].
+        x_sigma float32 [B, ...]; sigma float32 [B] in `sigma_range`; returns float32 [B, ...].
         """
 
     @abstractmethod

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dgpo_core.types import SampleResult
+from dgpo_core.types import SampleResult, Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ VelocityFn = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 class Sampler(ABC):
-    """Solves the flow from noise (sigma = 1) to data (sigma = 0)."""
+    """Solves the flow from noise (sigma = 1, or where a model's noise begins) to data (sigma = 0)."""
 
     deterministic: ClassVar[bool] = True
 
@@ -28,8 +28,13 @@ class Sampler(ABC):
         self.options = options
 
     @abstractmethod
-    def sigmas(self, steps: int, shift: float) -> Tensor:
-        """Times visited: float64 [steps + 1] on the CPU, descending, the last 0."""
+    def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
+        """Times visited: float64 [steps + 1] on the CPU, descending, the first at most 1, the last 0.
+
+        `dgpo_core.schedules.sigmas` honours all that a schedule says. A sampler with a grid of its own starts it no
+        higher than `schedule.first`, and gives it to `schedules.finish` to be shifted and stretched. Raises UserError
+        for what gives no such times.
+        """
 
     @abstractmethod
     def sample(
@@ -38,11 +43,13 @@ class Sampler(ABC):
         noise: Tensor,
         *,
         steps: int,
-        shift: float,
+        schedule: Schedule,
         draws: Sequence[Draws] = (),
         keep_path: bool = False,
     ) -> SampleResult:
-        """From noise [B, ...] to x0. `draws`, one key per sample, feeds samplers that are not deterministic."""
+        """From the state `noise` [B, ...] at the first of `sigmas` to x0, in the dtype of the noise. The velocity is
+        asked for at times of the model's range alone: those of `sigmas` but the last, and between them. `draws`, one
+        key per sample, feeds samplers that are not deterministic."""
 
     def step_distribution(self, x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> tuple[Tensor, float]:
         """(mean [B, ...], std) of the Gaussian from which the state at next_sigma is drawn, given x [B, ...] at sigma.

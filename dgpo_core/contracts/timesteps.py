@@ -17,8 +17,11 @@ __all__ = ["Probe", "TimestepContext", "TimestepPolicy"]
 
 @dataclass(frozen=True, slots=True)
 class TimestepContext:
-    """What a timestep policy may look at: sigmas float64 [steps + 1] of the rollout, the range, and progress.
+    """What a timestep policy may look at: sigmas float64 [steps + 1] of the rollouts of the configured resolution, the
+    range, and progress.
 
+    t_min, t_max: within the model's range. shift: of the rollouts' schedule, whether the run file sets it or the model;
+    it makes a number of `shift(0.3)` (`dgpo_schemas.sigma.resolve_sigma`).
     deterministic: whether the rollouts' sampler is, so that samples in few steps and in many can be compared.
     """
 
@@ -46,7 +49,8 @@ class Probe(ABC):
     @abstractmethod
     def errors(self, x0: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
         """Denoising errors (dsm) of the policy and of the base model, float64 [T, B] on the CPU, of the first B samples
-        at times [T] > 0; without guidance, as they are trained. Sample i has one noise for every time and x0."""
+        at times [T] > 0; without guidance and with the model's weight (`Backbone.loss_weight`), as they are trained.
+        Sample i has one noise for every time and x0."""
 
 
 class TimestepPolicy(ABC):

@@ -16,6 +16,7 @@ from dgpo_core.flow import guided_velocity
 from dgpo_core.planning.simulate import Cost, cost, faked, operations
 from dgpo_core.policy import check_adapter
 from dgpo_core.sections import check_section
+from dgpo_core.times import Times
 
 if TYPE_CHECKING:
     from dgpo_core.registry import Registry
@@ -34,7 +35,8 @@ class Model:
     """What a model costs, whatever the numbers of a run.
 
     held: bytes by name; spread: names that `run.shard` divides by the processes; gathered: bytes of weights that are
-    then whole at a time; visitors: bytes that come to encode; costs and operations are of a sample.
+    then whole at a time; visitors: bytes that come to encode; costs and operations are of a sample; shift: of the
+    rollouts' times, and whose it is.
     """
 
     held: Mapping[str, int]
@@ -47,17 +49,20 @@ class Model:
     learn: Cost
     reference_operations: float
     evaluate_operations: float
+    shift: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Of an iteration on one of `processes` devices. held and peaks in bytes; operations by verb, of all samples."""
+    """Of an iteration on one of `processes` devices. held and peaks in bytes; operations by verb, of all samples; shift
+    of the rollouts' times in words."""
 
     processes: int
     held: Mapping[str, int]
     peaks: Mapping[str, float]
     operations: Mapping[str, float]
     evaluation: float
+    shift: str = ""
 
     @property
     def peak(self) -> float:
@@ -84,6 +89,8 @@ def measure_model(config: RunConfig, registry: Registry) -> Model:
         raise UserError(f"backbone.use: {config.backbone.use} cannot be planned: {error}") from error
     check_adapter(backbone)
     objective: Objective = registry.create("objective", config.objective)
+    times = Times(config, backbone)
+    times.check_range()
     held = _held(backbone, config)
     visitors = sum(_bytes(p) for module in backbone.visitors().values() for p in module.parameters())
     shape = backbone.latent_shape(*config.rollout.height_width)
@@ -106,6 +113,7 @@ def measure_model(config: RunConfig, registry: Registry) -> Model:
             learn=cost(steps.learn, backbone.module),
             reference_operations=operations(lambda: steps.look(1), backbone.module),
             evaluate_operations=evaluate,
+            shift=times.shown,
         )
 
 
@@ -160,6 +168,7 @@ def make_plan(config: RunConfig, model: Model, registry: Registry, processes: in
             "optimise": learn,
         },
         evaluation=each * samples / evaluation.every if evaluation.every and config.prompts.heldout else 0.0,
+        shift=model.shift,
     )
 
 

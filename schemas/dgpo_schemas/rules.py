@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic_core import PydanticCustomError
 
-from dgpo_schemas.sigma import resolve_sigma
+from dgpo_schemas.sigma import AUTO, resolve_sigma
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
@@ -76,14 +76,19 @@ def _geometry(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def _times(config: RunConfig) -> list[tuple[str, str]]:
-    low, high = (resolve_sigma(t, config.rollout.shift) for t in (config.timesteps.t_min, config.timesteps.t_max))
+    shift, section = config.rollout.shift, config.timesteps
+    t_min, t_max = section.t_min, 1.0 if section.t_max is None else section.t_max
+    if shift == AUTO and isinstance(t_min, str) != isinstance(t_max, str) and not {t_min, t_max} & {0.0, 1.0}:
+        return []  # which is larger is known with the model
+    # A shift keeps the order of times, and both ends.
+    low, high = (resolve_sigma(t, 1.0 if shift == AUTO else shift) for t in (t_min, t_max))
     if low < high:
         return []
+    first, second = ("", "") if shift == AUTO else (f" (sigma {low:.4g})", f" (sigma {high:.4g})")
     return [
         (
             "timesteps.t_min",
-            f"{config.timesteps.t_min} (sigma {low:.4g}) must be below t_max = {config.timesteps.t_max} "
-            f"(sigma {high:.4g}); 1 is noise and 0 is data",
+            f"{t_min}{first} must be below t_max = {t_max}{second}; 1 is noise and 0 is data",
         )
     ]
 

@@ -22,7 +22,7 @@ from dgpo_schemas.addresses import service_address
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Float, Int, ShortForm, StrictModel, Use, UseBlock
 from dgpo_schemas.places import PathOrName, PathText, Program
 from dgpo_schemas.rules import check_run
-from dgpo_schemas.sigma import SigmaExpression, resolve_sigma
+from dgpo_schemas.sigma import Shift, SigmaExpression, resolve_sigma
 
 __all__ = [
     "NAME",
@@ -203,8 +203,10 @@ class RolloutSection(StrictModel):
 
     sampler: Use = Field(default=UseBlock(use="flow-dpmpp"), description="Sampler: a name, or `use` with `options`.")
     steps: Int = Field(default=10, ge=1, le=1000, description="Solver steps a sample.")
-    shift: Float = Field(
-        default=3.0, ge=0.001, le=1000, description="Time shift k: sigma becomes k*sigma / (1 + (k-1)*sigma)."
+    shift: Shift = Field(
+        default="auto",
+        description="Time shift k: sigma becomes k*sigma / (1 + (k-1)*sigma). `auto` is the model's own, which may "
+        "depend on the resolution and the number of steps; a number takes its place.",
     )
     guidance: Float = Field(
         default=1.0,
@@ -422,7 +424,11 @@ class TimestepsSection(UseBlock):
     t_min: SigmaExpression = Field(
         default="shift(0.3)", description="Smallest sigma: a number in [0, 1], or `shift(0.3)` for a shifted time."
     )
-    t_max: SigmaExpression = Field(default=1.0, description="Largest sigma, written like t_min.")
+    t_max: SigmaExpression | None = Field(
+        default=None,
+        description="Largest sigma, written like t_min; by default the largest that the model knows, which is 1 for "
+        "flow models.",
+    )
     shared_noise: bool = Field(
         default=True, description="All members of a group share their noise at each timestep (fresh per timestep)."
     )
@@ -634,10 +640,11 @@ class RunConfig(StrictModel):
         check_run(self)
         return self
 
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        """(t_min, t_max) as sigmas in [0, 1], `shift(...)` resolved with the rollout's shift."""
+    def training_range(self, shift: float, highest: float = 1.0) -> tuple[float, float]:
+        """(t_min, t_max) as sigmas in [0, 1], `shift(...)` resolved with this shift, which is that of the rollouts'
+        schedule; highest: the largest time that the model knows."""
+        section = self.timesteps
         return (
-            resolve_sigma(self.timesteps.t_min, self.rollout.shift),
-            resolve_sigma(self.timesteps.t_max, self.rollout.shift),
+            resolve_sigma(section.t_min, shift),
+            highest if section.t_max is None else resolve_sigma(section.t_max, shift),
         )

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-__all__ = ["SigmaExpression", "resolve_sigma"]
+__all__ = ["AUTO", "Shift", "SigmaExpression", "resolve_sigma"]
+
+AUTO: Literal["auto"] = "auto"
+SMALLEST_SHIFT, LARGEST_SHIFT = 0.001, 1000.0
 
 _SHIFTED = re.compile(r"^shift\(\s*([^()]+?)\s*\)$")
 _ALLOWED = "a number from 0 (data) to 1 (noise), or shift(s) with s from 0 to 1, such as shift(0.3)"
@@ -49,6 +53,42 @@ SigmaExpression = Annotated[
     ),
 ]
 """A sigma as written in a run file; `resolve_sigma` makes it a number."""
+
+
+def _parse_shift(value: Any) -> float | str:
+    allowed = f"auto (the model's own), or a number of at least {SMALLEST_SHIFT} and at most {LARGEST_SHIFT:g}"
+    if isinstance(value, bool):
+        raise ValueError(f"must be {allowed}, not the switch {str(value).lower()!r}")
+    if isinstance(value, str) and value.strip() == AUTO:
+        return AUTO
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        near = get_close_matches(value.lower(), [AUTO]) if isinstance(value, str) else []
+        raise ValueError(f"must be {allowed}" + (f"; did you mean {AUTO}?" if near else "")) from None
+    except OverflowError:  # a whole number of hundreds of digits
+        number = LARGEST_SHIFT * 2 if value > 0 else 0.0
+    if not math.isfinite(number):
+        raise ValueError(f"must be a finite number, not {number}")
+    if not SMALLEST_SHIFT <= number <= LARGEST_SHIFT:
+        nearest = min(max(number, SMALLEST_SHIFT), LARGEST_SHIFT)
+        raise ValueError(f"must be {allowed}; the nearest is {nearest:g}")
+    return number
+
+
+Shift = Annotated[
+    float | Literal["auto"],
+    BeforeValidator(_parse_shift),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": SMALLEST_SHIFT, "maximum": LARGEST_SHIFT},
+                {"type": "string", "pattern": r"^(\s*auto\s*|[0-9.eE+-]+)$"},
+            ]
+        }
+    ),
+]
+"""A time shift k as written in a run file, or `auto`: the model's own."""
 
 
 def resolve_sigma(expression: float | str, shift: float) -> float:

@@ -27,6 +27,7 @@ from dgpo_core.builtin.samplers import FlowDPMSolverPP, FlowEuler
 from dgpo_core.config import load_run_config
 from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import run_data
+from dgpo_core.types import Schedule
 from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, OutcomeRecord, TimingRecord
 from dgpo_schemas.run import RunConfig
 
@@ -545,8 +546,29 @@ def test_objectives_that_learn_from_the_path_want_a_random_sampler(tmp_path: Pat
     ],
 )
 def test_the_smallest_time_that_steps_resolve(sampler: Any, steps: int, shift: float, expected: float) -> None:
-    times = sampler(None).sigmas(steps, shift).tolist()
+    times = sampler(None).sigmas(steps, Schedule(shift)).tolist()
     assert resolved_sigma(times) == pytest.approx(expected, abs=3e-3)
+
+
+def test_a_shift_that_was_the_models_is_known_from_run_json_alone(tmp_path: Path, known: Registry) -> None:
+    auto = Written(config={"rollout": {"shift": "auto"}, "timesteps": {"t_min": 0.0}})
+
+    def examined(name: str, record: dict[str, Any]) -> Diagnosis:
+        run = auto.write(tmp_path / name)
+        (run / "run.json").write_text(json.dumps(record))
+        return diagnose(read_facts(run, known))
+
+    for name, record in (("old", {}), ("odd", {"times": {"shift": -1, "t_min": "x"}})):
+        silent = examined(name, record)
+        assert "t-min-too-low" not in found(silent)
+        assert any("run.json does not say which shift the model has" in one.open for one in silent.examinations)
+    sigmas = FlowEuler(None).sigmas(8, Schedule(2.0)).tolist()
+    finding = found(examined("new", {"times": {"shift": 2.0, "t_min": 0.0, "t_max": 1.0, "sigmas": sigmas}}))[
+        "t-min-too-low"
+    ]
+    assert finding.severity == "problem"
+    assert any("at shift 2: below it" in line for line in finding.evidence)
+    assert [str(change) for change in finding.changes] == ["timesteps.t_min: 0 -> shift(0.3)"]
 
 
 def test_sampler_steps_never_fall_below_the_last_of_dpm(examine: Callable[[Written], Diagnosis]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from dgpo_core.builtin.samplers import FlowEuler
 from dgpo_core.media import read_media
 from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import sizes_plugin
+from dgpo_core.testing.toy import ToyBackbone, sizes_plugin
 
 Run = Callable[..., Any]
 
@@ -332,3 +332,15 @@ def test_sizes_that_cannot_be(size: str, complaint: str, dgpo: Run, write_run: A
     assert done.code == 2
     assert done.err.startswith(complaint)
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_guidance_of_a_model_that_has_none(
+    dgpo: Run, trained: Any, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(ToyBackbone, "guidable", property(lambda self: False))
+    where = ("--output", "new") if command == "sample" else ()
+    done = dgpo(command, trained.path, "--guidance", 3, *where)
+    assert (done.code, done.out) == (2, "")
+    assert "--guidance: 3 is not possible: backbone: toy has no unconditional prediction to guide away" in done.err
+    assert not Path("new").exists()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dgpo_core.testing.contracts import check_backbone
 from dgpo_core.testing.contracts._backbone import backbone_checks
 from dgpo_core.testing.toy import ToyAdapter, ToyBackbone, ToyOptions
-from dgpo_core.types import Conditioning, Prompt
+from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_schemas.run import BackboneSection
 
 Check = Callable[[], None]
@@ -242,7 +242,39 @@ def backbones() -> list[tuple[str, Check]]:
             for layer in self.layers:
                 layer.up.weight.data = layer.up.weight.data + 1
 
+    class NoRange(ToyBackbone):
+        @property
+        def sigma_range(self) -> tuple[float, float]:
+            return 0.9, 0.1
+
+    class Beyond(ToyBackbone):
+        @property
+        def sigma_range(self) -> tuple[float, float]:
+            return 0.0, 0.95
+
+    class Uneven(ToyBackbone):
+        def schedule(self, height: int, width: int, steps: int) -> Schedule:
+            return Schedule(grid=(1.0, 0.5))
+
+    class Silent(ToyBackbone):
+        def start(self, sigma: float) -> float:
+            return 1 - sigma
+
+    class OneWeight(ToyBackbone):
+        def loss_weight(self, sigma: Tensor) -> Tensor:
+            return sigma.mean()
+
+    class NegativeWeight(ToyBackbone):
+        def loss_weight(self, sigma: Tensor) -> Tensor:
+            return sigma - 1.5
+
     expected: list[tuple[type[ToyBackbone | ToyAdapter], str]] = [
+        (NoRange, "`sigma_range` goes up, within"),
+        (Beyond, "but for the final 0, lie in `sigma_range`"),
+        (Uneven, "a schedule for 1 steps has 2 times"),
+        (Silent, "`start` is a number above 0"),
+        (OneWeight, "`loss_weight` is one number a sample"),
+        (NegativeWeight, "`loss_weight` is finite and not negative"),
         (Random, "starts the same every time"),
         (Global, "leaves the global random state of torch alone"),
         (Half, "is float32"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 from dgpo_core.contracts import Sampler
 from dgpo_core.draws import Draws
 from dgpo_core.flow import gaussian_log_prob
+from dgpo_core.schedules import finish
 from dgpo_core.testing.contracts import check_sampler
-from dgpo_core.types import Path, SampleResult
+from dgpo_core.types import Path, SampleResult, Schedule
 
 Check = Callable[[], None]
 Found = Callable[[str, Check], None]
@@ -23,8 +25,8 @@ Found = Callable[[str, Check], None]
 class Euler(Sampler):
     """Sound, and easy to break."""
 
-    def sigmas(self, steps: int, shift: float) -> Tensor:
-        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
+        return finish(torch.linspace(schedule.first, 0, steps + 1, dtype=torch.float64)[:-1], schedule)
 
     def step(self, x: Tensor, change: Tensor, draws: Sequence[Draws], i: int) -> Tensor:
         return x + change
@@ -35,14 +37,15 @@ class Euler(Sampler):
         noise: Tensor,
         *,
         steps: int,
-        shift: float,
+        schedule: Schedule,
         draws: Sequence[Draws] = (),
         keep_path: bool = False,
     ) -> SampleResult:
-        sigmas = self.sigmas(steps, shift)
+        sigmas = self.sigmas(steps, schedule)
         states = [noise]
         for i in range(steps):
             x = states[-1]
+            self.sigma = float(sigmas[i])
             change = float(sigmas[i + 1] - sigmas[i]) * velocity(x, sigmas[i].float())
             states.append(self.step(x, change, draws, i))
         return SampleResult(states[-1], self.path(torch.stack(states), sigmas) if keep_path else None)
@@ -68,7 +71,7 @@ class Stated(Ancestral):
     """Random, and says how; its first step is not random."""
 
     def step(self, x: Tensor, change: Tensor, draws: Sequence[Draws], i: int) -> Tensor:
-        return super().step(x, change, draws, i) if i else x + change
+        return super().step(x, change, draws, i) if self.sigma < 1 else x + change
 
     def path(self, states: Tensor, sigmas: Tensor) -> Path:
         steps = [self.log_prob(*x, *s) for x, s in zip(pairwise(states), pairwise(sigmas.tolist()), strict=True)]
@@ -89,16 +92,24 @@ def test_sound_samplers_pass(kind: type[Sampler]) -> None:
 
 def samplers() -> list[tuple[str, Check]]:
     class Single(Euler):
-        def sigmas(self, steps: int, shift: float) -> Tensor:
-            return super().sigmas(steps, shift).float()
+        def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
+            return super().sigmas(steps, schedule).float()
 
     class Ascending(Euler):
-        def sigmas(self, steps: int, shift: float) -> Tensor:
-            return super().sigmas(steps, shift).flip(0)
+        def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
+            return super().sigmas(steps, schedule).flip(0)
 
     class Short(Euler):
-        def sigmas(self, steps: int, shift: float) -> Tensor:
-            return super().sigmas(steps + 1, shift)[:-1]
+        def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
+            return super().sigmas(steps + 1, schedule)[:-1]
+
+    class Deaf(Euler):
+        def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
+            return super().sigmas(steps, replace(schedule, first=1.0))
+
+    class Endless(Euler):
+        def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
+            return super().sigmas(steps, replace(schedule, terminal=None))
 
     class InPlace(Euler):
         def step(self, x: Tensor, change: Tensor, draws: Sequence[Draws], i: int) -> Tensor:
@@ -142,6 +153,8 @@ def samplers() -> list[tuple[str, Check]]:
         (Single, "times are float64 on the CPU"),
         (Ascending, "times descend"),
         (Short, "times go from at most 1 to 0"),
+        (Deaf, "times begin no higher than the model's first one"),
+        (Endless, "the last time before 0 is the model's terminal 0.02"),
         (InPlace, "the noise is left alone"),
         (Centred, "a sample does not depend on the others"),
         (Global, "the same noise and keys give the same sample"),

@@ -22,7 +22,7 @@ from dgpo_core.registry import Registry
 from dgpo_core.rollout import Roller
 from dgpo_core.scoring import Reward, Scorer
 from dgpo_core.testing.given import prompts_of
-from dgpo_core.types import Prompt, Rollout, Scores
+from dgpo_core.types import Prompt, Rollout, Schedule, Scores
 from dgpo_schemas.metrics import EvaluationRecord
 from dgpo_schemas.run import RunConfig
 
@@ -328,7 +328,7 @@ def by_hand(config: RunConfig, registry: Registry, prompts: Sequence[int], fine:
         media = []
         for steps in (config.evaluation.steps or config.rollout.steps, fine):
             x = Draws(5).at(p, 0, "noise").normal((1, 2, 4, 4))
-            sigmas = engine.sampler.sigmas(steps, 1.0).float()
+            sigmas = engine.sampler.sigmas(steps, Schedule(1.0)).float()
             for here, there in pairwise(sigmas):
                 with torch.no_grad():
                     x = x + (there - here) * velocity(x, here.expand(1), rows)

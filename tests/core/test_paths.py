@@ -15,7 +15,7 @@ from dgpo_core.contracts import Sampler, VelocityFn
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.paths import PathSteps, has_distribution, random_times, step_at
-from dgpo_core.types import Path, SampleResult
+from dgpo_core.types import Path, SampleResult, Schedule
 
 SIGMAS = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0], dtype=torch.float64)
 
@@ -25,11 +25,11 @@ class Silent(Sampler):
 
     deterministic = False
 
-    def sigmas(self, steps: int, shift: float) -> Tensor:
+    def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
         return SIGMAS
 
     def sample(
-        self, velocity: VelocityFn, noise: Tensor, *, steps: int, shift: float, draws: Sequence[Draws] = (),
+        self, velocity: VelocityFn, noise: Tensor, *, steps: int, schedule: Schedule, draws: Sequence[Draws] = (),
         keep_path: bool = False,
     ) -> SampleResult:  # fmt: skip
         raise NotImplementedError

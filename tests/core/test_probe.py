@@ -18,6 +18,7 @@ from dgpo_core.probe import PolicyProbe
 from dgpo_core.registry import Registry
 from dgpo_core.testing.given import prompts_of
 from dgpo_core.testing.toy import SHAPE
+from dgpo_core.types import Schedule
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]
@@ -70,7 +71,7 @@ def texts_of(engine: Engine) -> list[str]:
 def x0_by_hand(engine: Engine, view: View, i: int, steps: int) -> Array:
     """Euler steps of the guided flow from the noise of sample i."""
     x = Draws(3).at("probe", "samples", i, 0, "noise").normal(SHAPE).double().numpy()
-    sigmas = engine.sampler.sigmas(steps, 3.0).tolist()
+    sigmas = engine.sampler.sigmas(steps, Schedule(3.0)).tolist()
     for here, there in pairwise(sigmas):
         unguided, guided = (velocity(engine, view, x, here, text) for text in ("", texts_of(engine)[i % 6]))
         x = x + (there - here) * (unguided + 2.5 * (guided - unguided))
@@ -173,3 +174,11 @@ def test_the_view_is_restored_where_the_model_fails(engine: Engine, monkeypatch:
         with pytest.raises(RuntimeError, match="out of memory"):
             seen.errors(x0, SIGMAS)
     seen.errors(x0, SIGMAS)
+
+
+def test_errors_have_the_models_weight(engine: Engine) -> None:
+    x0 = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    plain = probe(engine).errors(x0, SIGMAS)
+    engine.backbone.loss_weight = lambda sigma: (2 - sigma).square()  # type: ignore[method-assign]
+    for found, before in zip(probe(engine).errors(x0, SIGMAS), plain, strict=True):
+        torch.testing.assert_close(found, (2 - SIGMAS[:, None]) ** 2 * before, rtol=1e-12, atol=0)

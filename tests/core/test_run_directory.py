@@ -85,7 +85,7 @@ def test_what_a_killed_process_left_is_tidied_up_by_the_next_holder(tmp_path: Pa
 
 def described(path: Path, config: RunConfig, registry: Registry) -> dict[str, Any]:
     path.mkdir(exist_ok=True)
-    RunDirectory(path).describe(config, registry, {"train": {"count": 6}}, None)
+    RunDirectory(path).describe(config, registry, {"train": {"count": 6}}, None, {})
     found: dict[str, Any] = json.loads((path / "run.json").read_text())
     return found
 

@@ -16,6 +16,7 @@ from dgpo_core.builtin.timesteps import SamplerSteps, UniformTimesteps
 from dgpo_core.contracts import TimestepContext, TimestepPolicy
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
+from dgpo_core.types import Schedule
 
 POLICIES: list[type[TimestepPolicy]] = [UniformTimesteps, SamplerSteps]
 DRAWS = Draws(7).at("timesteps")
@@ -23,7 +24,12 @@ DRAWS = Draws(7).at("timesteps")
 
 def _context(t_min: float = 0.5625, t_max: float = 1.0, steps: int = 10) -> TimestepContext:
     return TimestepContext(
-        sigmas=FlowDPMSolverPP(None).sigmas(steps, 3.0), t_min=t_min, t_max=t_max, shift=3.0, iteration=1, iterations=9
+        sigmas=FlowDPMSolverPP(None).sigmas(steps, Schedule(3.0)),
+        t_min=t_min,
+        t_max=t_max,
+        shift=3.0,
+        iteration=1,
+        iterations=9,
     )
 
 
@@ -99,7 +105,7 @@ def test_sampler_steps_draw_every_order_equally_often() -> None:
 
 
 def test_sampler_steps_include_both_ends_but_never_zero() -> None:
-    sigmas = FlowEuler(None).sigmas(5, 1.0)
+    sigmas = FlowEuler(None).sigmas(5, Schedule(1.0))
     context = TimestepContext(sigmas=sigmas, t_min=0.0, t_max=1.0, shift=1.0, iteration=1, iterations=1)
     times = SamplerSteps(None).draw(5, context, DRAWS)
     assert times.sort(descending=True).values.tolist() == sigmas[:-1].tolist()

@@ -134,7 +134,7 @@ def test_how_a_run_ended_is_told_only_when_it_has(make_config: Make, registry: R
     assert outcome(run_path(other)) == OutcomeRecord(outcome="interrupted", iteration=0, ended_by=None)
     trainer = Trainer(other, registry)
     trainer.directory.claim(other, resume=True, make=True)
-    trainer.directory.describe(other, registry, {}, None)
+    trainer.directory.describe(other, registry, {}, None, {})
     trainer.directory.release()
     assert not (run_path(other) / "outcome.json").exists()
 

@@ -11,6 +11,7 @@ from dgpo_core.builtin.samplers import FlowDPMSolverPP
 from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.draws import Draws
+from dgpo_core.types import Schedule
 from dgpo_schemas.base import Options
 
 
@@ -39,7 +40,7 @@ def theirs(dtype: torch.dtype, steps: int, noise: Tensor) -> Tensor:
 def test_the_solver_is_the_one_that_we_take_the_code_to_have(steps: int) -> None:
     """Second order, midpoint, a first-order last step, down to sigma 0; 14 steps are its evaluation's."""
     noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    ours = FlowDPMSolverPP(Options()).sample(velocity, noise, steps=steps, shift=3.0)
+    ours = FlowDPMSolverPP(Options()).sample(velocity, noise, steps=steps, schedule=Schedule(3.0))
     torch.testing.assert_close(ours.x0, theirs(torch.float32, steps, noise), rtol=0, atol=1e-5)
 
 
@@ -61,7 +62,7 @@ def test_the_times_that_may_be_drawn(last: int, t_mins: tuple[float, ...]) -> No
     """The code draws four of range(trunc_steps + 1), indices of the rollout's ten steps."""
     every = [0.999 * (10 - i) / 10 for i in range(10)]
     wanted = {round(3 * s / (1 + 2 * s), 9) for s in every[: last + 1]}
-    sigmas = FlowDPMSolverPP(Options()).sigmas(10, 3.0)
+    sigmas = FlowDPMSolverPP(Options()).sigmas(10, Schedule(3.0))
     for t_min in t_mins:
         context = TimestepContext(sigmas, t_min, 1.0, shift=3.0, iteration=0, iterations=1)
         found = set()

@@ -45,6 +45,11 @@ def test_the_smallest_run_file_breaks_no_rule() -> None:
     assert violations(RunConfig.model_validate(data())) == []
 
 
+def test_times_whose_order_depends_on_the_models_shift_are_left_to_the_run() -> None:
+    section = {"timesteps": {"t_min": "shift(0.6)", "t_max": 0.7}}
+    assert violations(RunConfig.model_validate(data(**section))) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "key", "says"),
     [
@@ -82,10 +87,16 @@ def test_the_smallest_run_file_breaks_no_rule() -> None:
         ),
         ({"rollout": {"groups": 4}, "optimiser": {"updates": 9}}, "optimiser.updates", ["2 and 4"]),
         (
-            {"timesteps": {"t_min": "shift(0.6)", "t_max": 0.7}},
+            {"rollout": {"shift": 3}, "timesteps": {"t_min": "shift(0.6)", "t_max": 0.7}},
             "timesteps.t_min",
             ["shift(0.6) (sigma 0.8182)", "must be below t_max = 0.7"],
         ),
+        (
+            {"timesteps": {"t_min": "shift(0.6)", "t_max": "shift(0.5)"}},
+            "timesteps.t_min",
+            ["shift(0.6) must be below t_max = shift(0.5); 1 is noise"],
+        ),
+        ({"timesteps": {"t_min": "shift(1)"}}, "timesteps.t_min", ["shift(1) must be below t_max = 1.0"]),
         ({"timesteps": {"t_min": 0.5, "t_max": 0.5}}, "timesteps.t_min", ["must be below t_max"]),
         (
             {"rollout": {"guidance": 4.5}, "objective": {"kl_cfg": 4.5}},

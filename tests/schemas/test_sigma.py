@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dgpo_schemas.base import StrictModel
-from dgpo_schemas.sigma import SigmaExpression, resolve_sigma
+from dgpo_schemas.sigma import Shift, SigmaExpression, resolve_sigma
 
 
 class Model(StrictModel):
@@ -67,3 +67,30 @@ def test_too_little_names_the_nearest(written: Any) -> None:
 def test_nonsense_says_what_is_allowed(written: Any) -> None:
     with pytest.raises(ValidationError, match=r"must be a number from 0 \(data\) to 1 \(noise\), or shift\(s\)"):
         Model(t=written)
+
+
+class Shifted(StrictModel):
+    shift: Shift
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"), [("auto", "auto"), (" auto ", "auto"), (3, 3.0), ("3e0", 3.0), (0.001, 0.001)]
+)
+def test_shifts(written: Any, expected: Any) -> None:
+    assert Shifted(shift=written).shift == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        (0, "at least 0.001 and at most 1000; the nearest is 0.001"),
+        (10**400, "the nearest is 1000"),
+        (-(10**400), "the nearest is 0.001"),
+        ("atuo", r"must be auto \(the model's own\), or a number .*; did you mean auto"),
+        ("3 x", "must be auto"), (None, "must be auto"), ([1], "must be auto"), (True, "not the switch 'true'"),
+        (math.nan, "a finite number, not nan"), ("inf", "a finite number, not inf"),
+    ],
+)  # fmt: skip
+def test_what_is_no_shift(written: Any, says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        Shifted(shift=written)

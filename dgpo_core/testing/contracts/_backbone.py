@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import tempfile
 import unittest
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from dgpo_core.contracts import Adapter, Backbone
 from dgpo_core.errors import UserError
+from dgpo_core.schedules import sigmas as sampler_times
 from dgpo_core.testing.contracts._assertions import close, equal, global_state_left_alone, normal, that
 from dgpo_core.testing.contracts._check import Check, checks_of, run_all
 from dgpo_core.testing.given import NeedsInput
-from dgpo_core.types import Conditioning, Prompt
+from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_core.weights import resolve_checkpoint
 
 __all__ = ["backbone_checks", "check_backbone"]
@@ -63,9 +65,9 @@ def backbone_checks(
         return _Subject(make, backbone, size or _possible(backbone), impossible, texts, tolerance)
 
     return checks_of(
-        subject, trainable, latent_shape, encode, unconditional, velocity, batch_invariance, gradient, weights, adapter,
-        merged, save_adapter, formats, save_weights, decode, reproducible, random_state, dtype, gradient_checkpointing,
-        package,
+        subject, trainable, latent_shape, times, encode, unconditional, velocity, batch_invariance, gradient, weights,
+        adapter, merged, save_adapter, formats, save_weights, decode, reproducible, random_state, dtype,
+        gradient_checkpointing, package,
     )  # fmt: skip
 
 
@@ -83,10 +85,11 @@ class _Subject:
         return [replace(self.backbone.example(self.size), text=text) for text in self.texts]
 
     def arguments(self) -> tuple[Tensor, Tensor, Conditioning]:
-        """Of `velocity`: one row a text, sigma from 1 to 0."""
+        """Of `velocity`: one row a text, sigma from the highest time that the model knows to the lowest."""
         count = len(self.texts)
         x_sigma = normal(count, *self.backbone.latent_shape(*self.size))
-        return x_sigma, torch.linspace(1.0, 0.0, count), self.backbone.encode(self.prompts)
+        low, high = self.backbone.sigma_range
+        return x_sigma, torch.linspace(high, low, count), self.backbone.encode(self.prompts)
 
     @torch.no_grad()
     def velocity(self) -> Tensor:
@@ -153,6 +156,29 @@ def latent_shape(s: _Subject) -> None:
         except Exception as error:
             raise AssertionError(f"a size of {size} is a UserError, not {type(error).__name__}: {error}") from error
     that(s.impossible is None, f"a size of {s.impossible} is a UserError")
+
+
+def times(s: _Subject) -> None:
+    """Schedules, the range of times, the start and the weight of errors are what samples and losses can be made of."""
+    low, high = s.backbone.sigma_range
+    that(0 <= low < high <= 1, f"`sigma_range` goes up, within [0, 1]: not from {low} to {high}")
+    for steps in (1, 2, 10):
+        schedule = s.backbone.schedule(*s.size, steps)
+        that(isinstance(schedule, Schedule), f"`schedule` gives a Schedule, not {type(schedule).__name__}")
+        try:
+            sigmas = sampler_times(steps, schedule)
+        except (ValueError, UserError) as error:
+            raise AssertionError(f"the schedule for {steps} steps gives times: {error}") from error
+        inside = all(low - 1e-9 <= sigma <= high + 1e-9 for sigma in sigmas[:-1].tolist())
+        that(inside, f"the times of {steps} steps, but for the final 0, lie in `sigma_range`")
+        start = s.backbone.start(float(sigmas[0]))
+        that(isinstance(start, float | int) and 0 < start < math.inf, f"`start` is a number above 0, not {start}")
+    sigma = torch.linspace(high, low, 3)
+    weight = s.backbone.loss_weight(sigma)
+    if weight is None:
+        return
+    that(weight.shape == sigma.shape, f"`loss_weight` is one number a sample, not {tuple(weight.shape)}")
+    that(bool((weight.isfinite() & (weight >= 0)).all()), "`loss_weight` is finite and not negative")
 
 
 def encode(s: _Subject) -> None:

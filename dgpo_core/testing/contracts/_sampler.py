@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unittest
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise, product
 
@@ -15,34 +15,39 @@ from dgpo_core.contracts import Sampler, VelocityFn
 from dgpo_core.draws import Draws
 from dgpo_core.flow import gaussian_log_prob
 from dgpo_core.paths import has_distribution
+from dgpo_core.schedules import finish
 from dgpo_core.testing.contracts._assertions import close, equal, global_state_left_alone, normal, that
 from dgpo_core.testing.contracts._check import Check, checks_of, run_all
-from dgpo_core.types import SampleResult
+from dgpo_core.types import SampleResult, Schedule
 
 __all__ = ["check_sampler", "sampler_checks"]
 
 SIZE = 3
 ALL = slice(0, SIZE)
+SCHEDULES = (Schedule(), Schedule(shift=3.0), Schedule(2.0, "even", terminal=0.02), Schedule(grid="even", first=0.92))
 
 
-def check_sampler(sampler: Sampler, steps: Sequence[int] = (1, 2, 5), shifts: Sequence[float] = (1.0, 3.0)) -> None:
-    """Its schedule; exact on a straight flow if deterministic; samples independent of their batch; its path."""
-    run_all(sampler_checks(lambda: sampler, steps, shifts))
+def check_sampler(
+    sampler: Sampler, steps: Sequence[int] = (1, 2, 5), schedules: Sequence[Schedule] = SCHEDULES
+) -> None:
+    """Its times; exact on a straight flow if deterministic; samples independent of their batch; its path."""
+    run_all(sampler_checks(lambda: sampler, steps, schedules))
 
 
 def sampler_checks(
-    make: Callable[[], Sampler], steps: Sequence[int] = (1, 2, 5), shifts: Sequence[float] = (1.0, 3.0)
+    make: Callable[[], Sampler], steps: Sequence[int] = (1, 2, 5), schedules: Sequence[Schedule] = SCHEDULES
 ) -> Iterator[Check]:
-    """What a sampler promises, each for every combination of `steps` and `shifts`."""
+    """What a sampler promises, each for every combination of `steps` and `schedules`."""
 
     @cache
     def subject() -> list[_Case]:
         sampler = make()
-        return [_Case(sampler, *case) for case in product(steps, shifts)]
+        return [_Case(sampler, *case) for case in product(steps, schedules)]
 
     return checks_of(
         subject,
         schedule,
+        terminal,
         samples,
         determinism,
         batch_invariance,
@@ -60,11 +65,11 @@ class _Case:
 
     sampler: Sampler
     steps: int
-    shift: float
+    schedule: Schedule
     noise: Tensor = field(default_factory=lambda: normal(SIZE, 2, 3, 5))
 
     def sigmas(self) -> Tensor:
-        return self.sampler.sigmas(self.steps, self.shift)
+        return self.sampler.sigmas(self.steps, self.schedule)
 
     def sample(self, rows: slice = ALL, *, keep_path: bool = False) -> SampleResult:
         return self.sample_from(self.noise[rows].clone(), self.velocity, rows, keep_path=keep_path)
@@ -74,7 +79,7 @@ class _Case:
     ) -> SampleResult:
         draws = [Draws(0).at("sampler", i) for i in range(SIZE)][rows]
         return self.sampler.sample(
-            velocity, noise, steps=self.steps, shift=self.shift, draws=draws, keep_path=keep_path
+            velocity, noise, steps=self.steps, schedule=self.schedule, draws=draws, keep_path=keep_path
         )
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor) -> Tensor:
@@ -85,13 +90,15 @@ class _Case:
 
 
 def schedule(cases: Sequence[_Case]) -> None:
-    """Times float64 [steps + 1] on the CPU, descending to 0."""
+    """Times float64 [steps + 1] on the CPU, descending from no higher than the model's first one to 0."""
     for case in cases:
         sigmas, steps = case.sigmas(), case.steps
         that(sigmas.shape == (steps + 1,), f"{steps} steps visit {steps + 1} times, not {tuple(sigmas.shape)}")
         that(sigmas.dtype == torch.float64 and sigmas.device.type == "cpu", "times are float64 on the CPU")
         that(all(a > b for a, b in pairwise(sigmas.tolist())), "times descend")
         that(sigmas[-1] == 0 and sigmas[0] <= 1, "times go from at most 1 to 0")
+        first = finish(torch.tensor([case.schedule.first], dtype=torch.float64), replace(case.schedule, terminal=None))
+        that(sigmas[0] <= first[0] + 1e-12, "times begin no higher than the model's first one, shifted")
 
 
 def samples(cases: Sequence[_Case]) -> None:
@@ -122,6 +129,14 @@ def empty_batch(cases: Sequence[_Case]) -> None:
     """Nothing in, nothing out."""
     for case in cases:
         that(len(case.sample(slice(0, 0)).x0) == 0, "no noise gives no samples")
+
+
+def terminal(cases: Sequence[_Case]) -> None:
+    """The last time before 0 is the one that the model asks for."""
+    for case in cases:
+        sigmas, wanted = case.sigmas(), case.schedule.terminal
+        if wanted is not None and case.steps > 1:
+            that(abs(float(sigmas[-2]) - wanted) < 1e-9, f"the last time before 0 is the model's terminal {wanted:g}")
 
 
 def path(cases: Sequence[_Case]) -> None:

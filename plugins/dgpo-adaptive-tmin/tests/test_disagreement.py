@@ -21,7 +21,7 @@ from dgpo_core.engine import Engine
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
-from dgpo_core.types import Conditioning
+from dgpo_core.types import Conditioning, Schedule
 from dgpo_schemas.run import RunConfig
 
 CONTEXT = TimestepContext(torch.linspace(1, 0, 9, dtype=torch.float64), 0.0, 1.0, 1.0, 0, 10)
@@ -153,7 +153,7 @@ def test_on_a_linear_flow_it_is_the_closed_form(
 
     def factor(steps: int) -> float:
         product = 1.0
-        sigmas = engine.sampler.sigmas(steps, 3.0).tolist()
+        sigmas = engine.sampler.sigmas(steps, Schedule(3.0)).tolist()
         for here, there in pairwise(sigmas):
             product *= 1 + (there - here) * SLOPE
         return product

@@ -15,8 +15,9 @@ from dgpo_core.builtin.samplers import FlowDPMSolverPP
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
+from dgpo_core.types import Schedule
 
-DPM = FlowDPMSolverPP(None).sigmas(10, 3.0)
+DPM = FlowDPMSolverPP(None).sigmas(10, Schedule(3.0))
 
 
 def context(iteration: int = 0, t_min: float = 0.0, t_max: float = 1.0, **changes: Any) -> TimestepContext:

@@ -16,6 +16,7 @@ from dgpo_baselines.samplers import FlowCps, FlowSde, RandomSampler
 from dgpo_core.builtin.samplers import FlowEuler
 from dgpo_core.draws import Draws
 from dgpo_core.testing.contracts import check_sampler
+from dgpo_core.types import Schedule
 
 SHAPE = (3, 4, 5)
 
@@ -59,7 +60,7 @@ def test_contract(sampler: RandomSampler) -> None:
 @each
 def test_log_probabilities_are_those_of_a_gaussian(sampler: RandomSampler) -> None:
     """Against scipy's density in float64, with mean and std written from the papers."""
-    result = sampler.sample(bent, noise(3), steps=7, shift=3.0, draws=keys(3), keep_path=True)
+    result = sampler.sample(bent, noise(3), steps=7, schedule=Schedule(3.0), draws=keys(3), keep_path=True)
     assert result.path is not None
     assert result.path.log_probs is not None
     for k, (sigma, after) in enumerate(pairwise(result.path.sigmas.tolist())):
@@ -91,7 +92,7 @@ def by_the_paper(sampler: RandomSampler, x: Tensor, v: Tensor, sigma: float, aft
 def test_steps_are_drawn_from_the_distribution_that_they_state(sampler: RandomSampler) -> None:
     """(x' - mean) / std is standard normal and the same at no two steps and in no two samples."""
     count = 400
-    result = sampler.sample(bent, noise(count), steps=6, shift=1.0, draws=keys(count), keep_path=True)
+    result = sampler.sample(bent, noise(count), steps=6, schedule=Schedule(1.0), draws=keys(count), keep_path=True)
     assert result.path is not None
     z = []
     for k, (sigma, after) in enumerate(pairwise(result.path.sigmas.tolist())):
@@ -108,28 +109,30 @@ def test_steps_are_drawn_from_the_distribution_that_they_state(sampler: RandomSa
 @each
 def test_a_sample_is_its_keys(sampler: RandomSampler) -> None:
     """Whatever the batch and the order; another key is another sample."""
-    whole = sampler.sample(bent, noise(6), steps=5, shift=3.0, draws=keys(6), keep_path=True)
-    again = sampler.sample(bent, noise(6), steps=5, shift=3.0, draws=keys(6))
+    whole = sampler.sample(bent, noise(6), steps=5, schedule=Schedule(3.0), draws=keys(6), keep_path=True)
+    again = sampler.sample(bent, noise(6), steps=5, schedule=Schedule(3.0), draws=keys(6))
     assert torch.equal(whole.x0, again.x0)
     for rows in (slice(0, 1), slice(2, 5)):
-        part = sampler.sample(bent, noise(6)[rows], steps=5, shift=3.0, draws=keys(6)[rows], keep_path=True)
+        part = sampler.sample(
+            bent, noise(6)[rows], steps=5, schedule=Schedule(3.0), draws=keys(6)[rows], keep_path=True
+        )
         assert whole.path is not None
         assert part.path is not None
         torch.testing.assert_close(part.path.states, whole.path.states[:, rows], atol=1e-6, rtol=1e-6)
-    other = sampler.sample(bent, noise(6), steps=5, shift=3.0, draws=keys(6)[::-1])
+    other = sampler.sample(bent, noise(6), steps=5, schedule=Schedule(3.0), draws=keys(6)[::-1])
     assert not torch.allclose(other.x0, whole.x0, atol=1e-3)
 
 
 @each
 def test_every_sample_needs_a_key(sampler: RandomSampler) -> None:
     with pytest.raises(ValueError, match="3 samples and 1 keys"):
-        sampler.sample(bent, noise(3), steps=5, shift=3.0, draws=keys(1))
+        sampler.sample(bent, noise(3), steps=5, schedule=Schedule(3.0), draws=keys(1))
 
 
 @pytest.mark.parametrize(("steps", "shift"), [(1, 1.0), (2, 3.0), (10, 3.0), (40, 1.0)])
 def test_the_first_step_is_finite(steps: int, shift: float) -> None:
     """At sigma = 1 the diffusion is infinite; the next sigma stands in its denominator."""
-    result = sde().sample(bent, noise(2), steps=steps, shift=shift, draws=keys(2), keep_path=True)
+    result = sde().sample(bent, noise(2), steps=steps, schedule=Schedule(shift), draws=keys(2), keep_path=True)
     assert result.path is not None
     assert result.path.states.isfinite().all()
     after = result.path.sigmas[1].item()
@@ -139,8 +142,8 @@ def test_the_first_step_is_finite(steps: int, shift: float) -> None:
 
 @pytest.mark.parametrize("window", [sde(random_from=0.0), cps(random_from=0.0)])
 def test_outside_of_the_window_it_is_euler(window: RandomSampler) -> None:
-    found = window.sample(bent, noise(3), steps=6, shift=3.0, draws=keys(3)).x0
-    torch.testing.assert_close(found, FlowEuler(None).sample(bent, noise(3), steps=6, shift=3.0).x0)
+    found = window.sample(bent, noise(3), steps=6, schedule=Schedule(3.0), draws=keys(3)).x0
+    torch.testing.assert_close(found, FlowEuler(None).sample(bent, noise(3), steps=6, schedule=Schedule(3.0)).x0)
 
 
 # -- a flow known in closed form: Gaussian data N(MEAN, COVARIANCE) --------------------------------------------------
@@ -161,7 +164,7 @@ def field(x: Tensor, sigma: Tensor | float) -> Tensor:
 def moments(sampler: RandomSampler, steps: int) -> tuple[Tensor, Tensor]:
     """Mean and covariance of the samples, exactly: every step is affine in x, as the field is."""
     mean, covariance = torch.zeros(2, dtype=torch.float64), UNIT.clone()
-    for sigma, after in pairwise(sampler.sigmas(steps, 1.0).tolist()):
+    for sigma, after in pairwise(sampler.sigmas(steps, Schedule(1.0)).tolist()):
         points = torch.cat([mean[None], mean + UNIT])
         moved, std = sampler.step_distribution(points, field(points, sigma), sigma, after)
         mean, slope = moved[0], (moved[1:] - moved[0]).T
@@ -183,7 +186,7 @@ def test_samples_of_sde_and_ode_agree_within_monte_carlo_error() -> None:
     count = 4000
     start = torch.randn(count, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     for sampler in (sde(), sde(random_from=0.0)):
-        x0 = sampler.sample(field, start, steps=100, shift=1.0, draws=keys(count)).x0
+        x0 = sampler.sample(field, start, steps=100, schedule=Schedule(1.0), draws=keys(count)).x0
         wanted_mean, wanted = moments(sampler, 100)
         error = (x0.mean(0) - wanted_mean).abs() / (wanted.diag() / count).sqrt()
         assert error.max() < 4
@@ -197,7 +200,7 @@ def test_samples_of_sde_and_ode_agree_within_monte_carlo_error() -> None:
 def test_cps_preserves_the_coefficients(steps: int, eta: float) -> None:
     """Data in one point: at every sigma the state is exactly (1 - sigma) x0 + sigma * a standard normal."""
     sampler, point, variance = cps(eta=eta), 1.3, 1.0
-    for sigma, after in pairwise(sampler.sigmas(steps, 3.0).tolist()):
+    for sigma, after in pairwise(sampler.sigmas(steps, Schedule(3.0)).tolist()):
         x = torch.tensor([[(1 - sigma) * point], [(1 - sigma) * point + 1]], dtype=torch.float64)
         moved, std = sampler.step_distribution(x, (x - point) / sigma, sigma, after)
         variance = (moved[1] - moved[0]).item() ** 2 * variance + std**2
@@ -211,7 +214,12 @@ def test_sde_leaves_surplus_noise_where_cps_leaves_none() -> None:
     surplus = []
     for sampler in (sde(noise=0.9), cps(eta=0.9)):
         result = sampler.sample(
-            lambda x, sigma: x / sigma.double(), start, steps=10, shift=1.0, draws=keys(4000), keep_path=True
+            lambda x, sigma: x / sigma.double(),
+            start,
+            steps=10,
+            schedule=Schedule(1.0),
+            draws=keys(4000),
+            keep_path=True,
         )
         assert result.path is not None
         surplus.append((result.path.states[-3].std() / result.path.sigmas[-3]).item())

@@ -16,6 +16,7 @@ from dgpo_core.progress import Silent
 from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import run_data
 from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.types import Schedule
 from dgpo_schemas.run import RunConfig
 
 SDE = {"sampler": "flow-sde", "steps": 5}
@@ -114,14 +115,14 @@ def test_the_times_trained_are_those_of_random_steps(make: Make, registry: Regis
     for name, low in (("flow-grpo", 0.1), ("flow-grpo, cps", 0.1), ("flow-grpo, two random steps", 0.7)):
         config = make(name, run={"name": f"n{low}"})
         engine = Trainer(config, registry).engine
-        sigmas = engine.sampler.sigmas(5, 1.0).tolist()
+        sigmas = engine.sampler.sigmas(5, Schedule(1.0)).tolist()
         Trainer(config, registry).train()
         for record in logs(config):
             assert {record["t_min"], record["t_max"]} <= set(sigmas)
             assert record["t_min"] >= low
         shutil.rmtree(run_path(config))
     cps = Trainer(make("flow-grpo, cps", timesteps={"t_min": 0.0}), registry).engine
-    assert cps.training_sigmas.tolist() == [*cps.sampler.sigmas(5, 1.0)[:4].tolist(), 0.0]
+    assert cps.training_sigmas.tolist() == [*cps.sampler.sigmas(5, Schedule(1.0))[:4].tolist(), 0.0]
 
 
 def test_other_objectives_keep_no_path(make: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

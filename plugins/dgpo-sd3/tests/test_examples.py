@@ -45,9 +45,10 @@ def test_examples(name: str, std: str, kl: float, beta: float, switch: int, lowe
     scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
     scheduler.set_timesteps(config.rollout.steps)
     sigmas = scheduler.sigmas.double()
-    t_min, t_max = config.sigma_range
+    assert config.rollout.shift == 3
+    t_min, t_max = config.training_range(3.0)
     assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i <= lowest for i in range(11)]
-    context = TimestepContext(sigmas, t_min, t_max, config.rollout.shift, 1, config.run.iterations)
+    context = TimestepContext(sigmas, t_min, t_max, 3.0, 1, config.run.iterations)
     SamplerSteps(None).check(context, config.timesteps.count)
 
 

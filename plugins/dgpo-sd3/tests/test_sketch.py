@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from dgpo_core.errors import UserError
+from dgpo_core.schedules import of_model
 from dgpo_core.testing.given import prompts_of
+from dgpo_core.types import Schedule
 from dgpo_schemas.run import BackboneSection
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.options import SD3Options
@@ -56,3 +59,18 @@ def test_parts_that_are_missing(tmp_path: Path) -> None:
     (checkpoint / "vae" / "config.json").unlink()
     with pytest.raises(UserError, match=r"/vae has no config\.json"):
         SD3Backbone.sketch(section(checkpoint), SD3Options(text_length=0))
+
+
+def test_the_shift_is_that_of_the_checkpoints_scheduler(tmp_path: Path) -> None:
+    checkpoint = make_tiny_checkpoint(tmp_path / "tiny", shift=2.5)
+    options = SD3Options(text_length=0)
+    real = SD3Backbone(section(checkpoint), options, device=torch.device("cpu"))
+    assert (
+        real.schedule(64, 64, 4)
+        == SD3Backbone.sketch(section(checkpoint), options).schedule(64, 64, 4)
+        == Schedule(2.5)
+    )
+    assert of_model(real, (64, 64), 4, "auto") == of_model(real, (64, 64), 4, 2.5)
+    file = checkpoint / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({"_class_name": "UniPCMultistepScheduler", "flow_shift": 5.0}))
+    assert SD3Backbone.sketch(section(checkpoint), options).schedule(64, 64, 4) == Schedule(5.0)

@@ -9,6 +9,7 @@ import yaml
 from dgpo_core.builtin.samplers import FlowDPMSolverPP
 from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.contracts import TimestepContext
+from dgpo_core.types import Schedule
 from dgpo_schemas.run import RunConfig
 from dgpo_wan.options import WanOptions
 
@@ -21,8 +22,8 @@ def test_the_example() -> None:
     assert (*config.rollout.height_width, options.frames) == (240, 416, 33)
     assert all(side % 16 == 0 for side in config.rollout.height_width)
     assert (config.rollout.steps, config.rollout.guidance, config.optimiser.learning_rate) == (20, 4.5, 1e-4)
-    sigmas = FlowDPMSolverPP(None).sigmas(config.rollout.steps, config.rollout.shift)
-    context = TimestepContext(sigmas, *config.sigma_range, config.rollout.shift, 1, config.run.iterations)
+    sigmas = FlowDPMSolverPP(None).sigmas(config.rollout.steps, Schedule(3.0))
+    context = TimestepContext(sigmas, *config.training_range(3.0), 3.0, 1, config.run.iterations)
     SamplerSteps(None).check(context, config.timesteps.count)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from dgpo_core.errors import UserError
+from dgpo_core.schedules import of_model
 from dgpo_core.testing.given import prompts_of
+from dgpo_core.types import Schedule
 from dgpo_schemas.run import BackboneSection
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.options import WanOptions
@@ -50,3 +53,18 @@ def test_published_models_have_their_size(name: str, billions: float) -> None:
 def test_a_name_that_is_not_known() -> None:
     with pytest.raises(UserError, match="a/b is no directory here, and what it looks like is not known; known are"):
         WanBackbone.sketch(section("a/b"), WanOptions())
+
+
+def test_the_shift_is_that_of_the_checkpoints_scheduler(tmp_path: Path) -> None:
+    checkpoint = make_tiny_checkpoint(tmp_path / "tiny", shift=2.5)
+    options = WanOptions(frames=5, text_length=8)
+    real = WanBackbone(section(checkpoint), options, device=torch.device("cpu"))
+    assert (
+        real.schedule(64, 64, 4)
+        == WanBackbone.sketch(section(checkpoint), options).schedule(64, 64, 4)
+        == Schedule(2.5)
+    )
+    assert of_model(real, (64, 64), 4, "auto") == of_model(real, (64, 64), 4, 2.5)
+    file = checkpoint / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({"_class_name": "UniPCMultistepScheduler", "flow_shift": 5.0}))
+    assert WanBackbone.sketch(section(checkpoint), options).schedule(64, 64, 4) == Schedule(5.0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from dgpo_baselines.terms import clipped_gain, mean_square, refuse_in_vain, velocity_kl
+from dgpo_baselines.terms import clipped_gain, refuse_in_vain, velocity_kl
 from dgpo_core.contracts import MemberLoss, Objective
 from dgpo_core.types import Predictions
 
@@ -54,10 +54,10 @@ class AdvantageWeightedMatching(Objective):
     def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
         """Loss [B]."""
         p, clip = predictions, self.section.clip
-        dsm = mean_square(p.velocity - p.target)
+        dsm = p.error(p.velocity, p.target)
         weight = p.sigma ** POWERS[self.options.weighting]
         metrics = {"dsm": dsm.detach()}
-        before = mean_square(p.old - p.target) if p.old is not None else dsm.detach()
+        before = p.error(p.old, p.target) if p.old is not None else dsm.detach()
         ratio = (weight * (before - dsm)).exp()
         if clip is None:
             loss = -ratio * p.signed_weights
@@ -68,5 +68,5 @@ class AdvantageWeightedMatching(Objective):
         if p.base is not None:
             kl = velocity_kl(p)
             loss = loss + self.section.kl * kl
-            metrics |= {"kl": kl.detach(), "dsm_reference": mean_square(p.base - p.target)}
+            metrics |= {"kl": kl.detach(), "dsm_reference": p.error(p.base, p.target)}
         return MemberLoss(loss, metrics)

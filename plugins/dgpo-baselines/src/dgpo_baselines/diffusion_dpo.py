@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgpo_baselines.terms import mean_square, refuse_in_vain, velocity_kl
+from dgpo_baselines.terms import refuse_in_vain, velocity_kl
 from dgpo_core.contracts import MemberLoss, Objective
 from dgpo_core.errors import UserError
 from dgpo_core.types import Predictions
@@ -70,7 +70,7 @@ class DiffusionDpo(Objective):
         """Shares [B] of the margin u of a member's pair."""
         p = predictions
         assert p.reference is not None
-        gap = mean_square(p.velocity.detach() - p.target) - mean_square(p.reference - p.target)
+        gap = p.error(p.velocity.detach(), p.target) - p.error(p.reference, p.target)
         return p.signed_weights * gap
 
     def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
@@ -80,11 +80,11 @@ class DiffusionDpo(Objective):
         assert p.reference is not None
         assert u is not None
         half = self.section.beta / 2
-        dsm = mean_square(p.velocity - p.target)
+        dsm = p.error(p.velocity, p.target)
         loss = p.group_size * half * torch.sigmoid(half * u) * p.signed_weights * dsm
         metrics = {
             "dsm": dsm.detach(),
-            "dsm_reference": mean_square(p.reference - p.target),
+            "dsm_reference": p.error(p.reference, p.target),
             "sigmoid": torch.sigmoid(half * u),
             "pair_loss": -F.logsigmoid(-half * u),
             "pair_accuracy": (u < 0).to(dsm.dtype),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from dgpo_baselines.terms import mean_square, refuse_in_vain, velocity_kl
+from dgpo_baselines.terms import refuse_in_vain, velocity_kl
 from dgpo_core.contracts import MemberLoss, Objective
 from dgpo_core.errors import UserError
 from dgpo_core.types import Predictions
@@ -70,22 +70,21 @@ class DiffusionNft(Objective):
         positive, negative = self._error(p.old + away, p), self._error(p.old - away, p)
         loss = c / beta * (r * positive + (1 - r) * negative)
         metrics = {
-            "dsm": mean_square(p.velocity.detach() - p.target),
+            "dsm": p.error(p.velocity.detach(), p.target),
             "positive": positive.detach(),
             "negative": negative.detach(),
-            "old_distance": mean_square(p.velocity.detach() - p.old),
+            "old_distance": p.error(p.velocity.detach(), p.old),
         }
         if p.base is not None:
             kl = velocity_kl(p)
             loss = loss + self.section.kl * kl
-            metrics |= {"kl": kl.detach(), "dsm_reference": mean_square(p.base - p.target)}
+            metrics |= {"kl": kl.detach(), "dsm_reference": p.error(p.base, p.target)}
         return MemberLoss(loss, metrics)
 
     def _error(self, velocity: Tensor, p: Predictions) -> Tensor:
         """e(u), [B]."""
-        gap = velocity - p.target
-        square = mean_square(gap)
+        square = p.error(velocity, p.target)
         if not self.options.adaptive:
             return square
-        magnitude = p.sigma * gap.detach().abs().flatten(1).mean(1)
+        magnitude = p.sigma * (velocity - p.target).detach().abs().flatten(1).mean(1)
         return p.sigma.square() * square / magnitude.clamp(min=SMALLEST)

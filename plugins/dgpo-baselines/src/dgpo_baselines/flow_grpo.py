@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from dgpo_baselines.terms import clipped_gain, mean_square, refuse_in_vain, velocity_kl
+from dgpo_baselines.terms import clipped_gain, refuse_in_vain, velocity_kl
 from dgpo_core.contracts import MemberLoss, Objective
 from dgpo_core.errors import UserError
 from dgpo_core.flow import gaussian_log_prob
-from dgpo_core.types import Predictions
+from dgpo_core.types import Predictions, mean_square
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
@@ -72,7 +72,7 @@ class FlowGrpo(Objective):
         clipped = clipped_gain(ratio, p.signed_weights, self.options.clip)
         loss = -clipped.gain
         metrics = {
-            "dsm": mean_square(p.velocity.detach() - p.target),
+            "dsm": p.error(p.velocity.detach(), p.target),
             "clip_fraction": clipped.silent.to(loss.dtype),
             "ratio_distance": (ratio.detach() - 1).abs(),
         }

@@ -14,11 +14,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dgpo_core.builtin.samplers import FlowEuler
+from dgpo_core import schedules
 from dgpo_core.contracts import Sampler, VelocityFn
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow import gaussian_log_prob
-from dgpo_core.types import Path, SampleResult
+from dgpo_core.types import Path, SampleResult, Schedule
 
 __all__ = ["FlowCps", "FlowSde"]
 
@@ -32,9 +32,9 @@ class RandomSampler(Sampler):
 
     deterministic = False
 
-    def sigmas(self, steps: int, shift: float) -> Tensor:
-        """float64 [steps + 1] on the CPU, descending from 1 to 0. Raises UserError as `flow-euler` does."""
-        return FlowEuler(None).sigmas(steps, shift)
+    def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
+        """float64 [steps + 1] on the CPU, descending to 0. Raises UserError as `flow-euler` does."""
+        return schedules.sigmas(steps, schedule)
 
     def step_distribution(self, x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> tuple[Tensor, float]:
         """(mean [B, ...], std) of the state at next_sigma, given x at sigma > next_sigma >= 0; std 0: not random."""
@@ -52,7 +52,7 @@ class RandomSampler(Sampler):
         noise: Tensor,
         *,
         steps: int,
-        shift: float,
+        schedule: Schedule,
         draws: Sequence[Draws] = (),
         keep_path: bool = False,
     ) -> SampleResult:
@@ -63,7 +63,7 @@ class RandomSampler(Sampler):
         """
         if len(draws) != len(noise):
             raise ValueError(f"{len(noise)} samples and {len(draws)} keys: a random sampler needs one key per sample")
-        sigmas = self.sigmas(steps, shift)
+        sigmas = self.sigmas(steps, schedule)
         times = sigmas[:-1].float().to(noise.device).unbind()
         x, states, log_probs = noise, [noise], []
         for i, (sigma, next_sigma) in enumerate(pairwise(sigmas.tolist())):

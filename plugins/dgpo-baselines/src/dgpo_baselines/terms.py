@@ -1,4 +1,4 @@
-"""What the objectives share: errors of velocities, the KL term, PPO's clip, and settings that they have no use for."""
+"""What the objectives share: the KL term, PPO's clip, and settings that they have no use for."""
 
 from __future__ import annotations
 
@@ -14,20 +14,13 @@ from dgpo_core.types import Predictions
 if TYPE_CHECKING:
     from dgpo_schemas.run import ObjectiveSection
 
-__all__ = ["Clipped", "clipped_gain", "mean_square", "refuse_in_vain", "velocity_kl"]
-
-
-def mean_square(difference: Tensor) -> Tensor:
-    """Mean over all but the batch dimension, in float32 at least: [B, ...] -> [B]."""
-    if difference.dtype in (torch.float16, torch.bfloat16):
-        difference = difference.float()
-    return difference.square().flatten(1).mean(1)
+__all__ = ["Clipped", "clipped_gain", "refuse_in_vain", "velocity_kl"]
 
 
 def velocity_kl(predictions: Predictions) -> Tensor:
-    """mean (v - v_base)^2, [B]: the engine's KL term, with gradient."""
+    """mean (v - v_base)^2, [B], with the model's weight: the engine's KL term, with gradient."""
     assert predictions.base is not None
-    return mean_square(predictions.velocity - predictions.base)
+    return predictions.error(predictions.velocity, predictions.base)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
-from dgpo_core.types import Conditioning, Prompt
+from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_sd3.adapter_files import DiffusersAdapter
 from dgpo_sd3.libraries import quiet, unread
 from dgpo_sd3.loading import load_sd3
@@ -146,6 +146,11 @@ class SD3Backbone(Backbone):
                 f"sides must be multiples of {step} from {step} to {largest}; the nearest is {nearest[0]}x{nearest[1]}"
             )
         return self._transformer.config.in_channels, height // factor, width // factor
+
+    def schedule(self, height: int, width: int, steps: int) -> Schedule:
+        """The grid of the pipelines' usual scheduler with the shift of the checkpoint's, whatever the size."""
+        config = self._pipeline.scheduler.config
+        return Schedule(shift=float(config.get("flow_shift", config.get("shift", 1.0))))
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's output: SD3 was trained on v = noise - x0 at timestep 1000 * sigma, so nothing is converted.

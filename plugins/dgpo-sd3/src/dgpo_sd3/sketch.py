@@ -64,7 +64,7 @@ class SD3Sketch(SD3Backbone):
                 text_encoder=clip[0].to(dtype),
                 text_encoder_2=clip[1].to(dtype),
                 text_encoder_3=None if encoder is None else encoder.to(dtype),
-                scheduler=FlowMatchEulerDiscreteScheduler(),
+                scheduler=FlowMatchEulerDiscreteScheduler(shift=_shift(section.checkpoint)),
                 tokenizer=None,
                 tokenizer_2=None,
                 tokenizer_3=None,
@@ -81,6 +81,13 @@ class SD3Sketch(SD3Backbone):
                 "pooled": torch.zeros(len(prompts), config.pooled_projection_dim, dtype=self._dtype, device=device),
             }
         )
+
+
+def _shift(checkpoint: str) -> float:
+    """Of a directory's scheduler; of the published models, 3."""
+    path = Path(resolve_checkpoint(checkpoint)) / "scheduler" / "scheduler_config.json"
+    found = read_json(path, "backbone.checkpoint") if path.is_file() else {}
+    return float(found.get("flow_shift", found.get("shift", 3.0)))
 
 
 def _configurations(checkpoint: str) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
-from dgpo_core.types import Conditioning, Prompt
+from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_sd3.adapter_files import DiffusersAdapter
 from dgpo_wan.libraries import prompt_clean, quiet, unread
 from dgpo_wan.loading import load_wan
@@ -146,6 +146,11 @@ class WanBackbone(Backbone):
                 f"reach; the most is {1 + (reach - 1) * COMPRESSION}"
             )
         return config.in_channels, frames, height // factor, width // factor
+
+    def schedule(self, height: int, width: int, steps: int) -> Schedule:
+        """The grid of the pipelines' usual scheduler with the shift of the checkpoint's, whatever the size."""
+        config = self._pipeline.scheduler.config
+        return Schedule(shift=float(config.get("flow_shift", config.get("shift", 1.0))))
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's output: Wan was trained on v = noise - x0 at timestep 1000 * sigma, so nothing is converted.

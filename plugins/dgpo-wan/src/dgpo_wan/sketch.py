@@ -55,7 +55,7 @@ class WanSketch(WanBackbone):
                 text_encoder=transformers.UMT5EncoderModel(transformers.UMT5Config(**configs["text_encoder"])).to(
                     dtype
                 ),
-                scheduler=FlowMatchEulerDiscreteScheduler(),
+                scheduler=FlowMatchEulerDiscreteScheduler(shift=_shift(section.checkpoint)),
                 tokenizer=None,
                 boundary_ratio=0.875 if other is not None else None,
             )
@@ -65,6 +65,13 @@ class WanSketch(WanBackbone):
         shape = (len(prompts), self.options.text_length, self._transformer.config.text_dim)
         device = next(self._transformer.parameters()).device
         return Conditioning({"prompt_embeds": torch.zeros(shape, dtype=self._dtype, device=device)})
+
+
+def _shift(checkpoint: str) -> float:
+    """Of a directory's scheduler; of the published models, 3."""
+    path = Path(resolve_checkpoint(checkpoint)) / "scheduler" / "scheduler_config.json"
+    found = read_json(path, "backbone.checkpoint") if path.is_file() else {}
+    return float(found.get("flow_shift", found.get("shift", 3.0)))
 
 
 def _configurations(checkpoint: str) -> dict[str, dict[str, Any]]:
