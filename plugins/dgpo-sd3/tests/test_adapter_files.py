@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_core.testing.given import prompts_of
-from dgpo_sd3.adapter_files import DiffusersAdapter
+from dgpo_diffusers.adapter_files import DiffusersAdapter
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import added_weights, changed_weights, randomise
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from dgpo_core.errors import UserError
 from dgpo_core.testing.given import prompts_of
-from dgpo_sd3 import checkpoints
+from dgpo_diffusers import checkpoints
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import make_tiny_checkpoint
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dgpo_sd3.adapter_files import DiffusersAdapter
+from dgpo_diffusers.adapter_files import DiffusersAdapter
 from dgpo_sd3.testing import added_weights, changed_weights, randomise
 from dgpo_wan.backbone import WanBackbone
 

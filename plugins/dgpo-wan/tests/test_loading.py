@@ -15,7 +15,7 @@ from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 
 from dgpo_core.errors import UserError
-from dgpo_sd3 import checkpoints
+from dgpo_diffusers import checkpoints
 from dgpo_wan.backbone import WanBackbone
 
 Build = Callable[..., WanBackbone]

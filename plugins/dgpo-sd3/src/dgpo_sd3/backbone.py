@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt, Schedule
-from dgpo_sd3.adapter_files import DiffusersAdapter
+from dgpo_diffusers.adapter_files import DiffusersAdapter
 from dgpo_sd3.libraries import quiet, unread
 from dgpo_sd3.loading import load_sd3
 from dgpo_sd3.lora import ATTENTION_PROJECTIONS, NAMES

@@ -11,13 +11,13 @@ import torch
 import transformers
 
 from dgpo_core.errors import UserError
+from dgpo_diffusers.checkpoints import Layout, load_model, load_pipeline, open_checkpoint
 from dgpo_schemas.problems import show
-from dgpo_sd3.checkpoints import Layout, load_model, load_pipeline, open_checkpoint
 from dgpo_sd3.libraries import StableDiffusion3Pipeline
 
 if TYPE_CHECKING:
+    from dgpo_diffusers.checkpoint_check import Index
     from dgpo_schemas.run import BackboneSection
-    from dgpo_sd3.checkpoint_check import Index
     from dgpo_sd3.options import SD3Options
 
 __all__ = ["LAYOUT", "load_sd3"]

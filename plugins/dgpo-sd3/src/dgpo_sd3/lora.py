@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dgpo_sd3.adapter_files import AdapterNames
+from dgpo_diffusers.adapter_files import AdapterNames
 from dgpo_sd3.libraries import StableDiffusion3Pipeline
 from dgpo_sd3.original import comfyui_pairs, original_pairs
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt, Schedule
-from dgpo_sd3.adapter_files import DiffusersAdapter
+from dgpo_diffusers.adapter_files import DiffusersAdapter
 from dgpo_wan.libraries import prompt_clean, quiet, unread
 from dgpo_wan.loading import load_wan
 from dgpo_wan.lora import ATTENTION_PROJECTIONS, NAMES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dgpo_sd3.libraries import quiet, unread
+from dgpo_diffusers.libraries import quiet, unread
 
 __all__ = ["WanPipeline", "prompt_clean", "quiet", "unread"]
 

@@ -9,13 +9,13 @@ import torch
 import transformers
 
 from dgpo_core.errors import UserError
-from dgpo_sd3.checkpoints import Layout, Opened, load_model, load_pipeline, open_checkpoint
+from dgpo_diffusers.checkpoints import Layout, Opened, load_model, load_pipeline, open_checkpoint
 from dgpo_wan.libraries import WanPipeline
 from dgpo_wan.options import COMPRESSION
 
 if TYPE_CHECKING:
+    from dgpo_diffusers.checkpoint_check import Index
     from dgpo_schemas.run import BackboneSection
-    from dgpo_sd3.checkpoint_check import Index
     from dgpo_wan.options import WanOptions
 
 __all__ = ["load_wan"]

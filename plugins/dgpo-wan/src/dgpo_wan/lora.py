@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dgpo_sd3.adapter_files import AdapterNames
+from dgpo_diffusers.adapter_files import AdapterNames
 from dgpo_wan.libraries import WanPipeline
 from dgpo_wan.original import comfyui_pairs, original_pairs
 

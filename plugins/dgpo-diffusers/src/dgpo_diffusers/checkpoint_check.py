@@ -21,9 +21,9 @@ from dgpo_core.weights import (
     shapes,
     where_instead,
 )
+from dgpo_diffusers.sizes import check_sizes
 from dgpo_schemas.problems import show
 from dgpo_schemas.text import clean
-from dgpo_sd3.sizes import check_sizes
 
 __all__ = ["CHECKPOINT", "INDEX", "Index", "Layout", "check_models", "check_tokenizers", "index_in", "read_index"]
 

@@ -20,8 +20,7 @@ from huggingface_hub import hf_hub_download
 
 from dgpo_core.errors import UserError
 from dgpo_core.weights import resolve_checkpoint, unreachable
-from dgpo_schemas.text import error_text
-from dgpo_sd3.checkpoint_check import (
+from dgpo_diffusers.checkpoint_check import (
     CHECKPOINT,
     INDEX,
     Index,
@@ -31,7 +30,8 @@ from dgpo_sd3.checkpoint_check import (
     index_in,
     read_index,
 )
-from dgpo_sd3.libraries import quiet
+from dgpo_diffusers.libraries import quiet
+from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import BackboneSection
