@@ -41,8 +41,8 @@ class _Plugin:
     @hookimpl
     def dgpo_backbones(self) -> list[Part]:
         return [
-            Part("sd3-random", "SD3 with random weights", "dgpo_sd3.sketch:SD3Sketch", SD3Options),
-            Part("wan-random", "Wan with random weights", "dgpo_wan.sketch:WanSketch", WanOptions),
+            Part("sd3-random", "SD3 with random weights", "benchmarks.random_weights:RandomSD3", SD3Options),
+            Part("wan-random", "Wan with random weights", "benchmarks.random_weights:RandomWan", WanOptions),
         ]
 
     @hookimpl

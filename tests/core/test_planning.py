@@ -86,8 +86,8 @@ def test_operations_of_a_solver_step(sketched: Model, real: _Steps) -> None:
 
 def test_operations_of_decoding(sketched: Model, real: _Steps) -> None:
     """Convolutions, and attention over the latent's pixels in the middle."""
-    layers = operations_of_layers(real.backbone._vae.decoder, lambda: real.decode(1))  # type: ignore[attr-defined]
-    vae = real.backbone._vae.config  # type: ignore[attr-defined]
+    layers = operations_of_layers(real.backbone.vae.decoder, lambda: real.decode(1))  # type: ignore[attr-defined]
+    vae = real.backbone.vae.config  # type: ignore[attr-defined]
     attention = 4 * (8 * 8) ** 2 * vae.block_out_channels[-1] if vae.mid_block_add_attention else 0
     assert sketched.decode.operations == layers + attention
 

@@ -45,7 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Driver]:
     made = Driver(
-        "dgpo_core.sharding", "dgpo_sd3.backbone", "dgpo_sd3.lora", "diffusers:StableDiffusion3Pipeline",
+        "dgpo_core.sharding", "dgpo_sd3.backbone", "dgpo_core.lora", "diffusers:StableDiffusion3Pipeline",
         "diffusers:SD3Transformer2DModel", "diffusers:AutoencoderKL", "diffusers:FlowMatchEulerDiscreteScheduler",
         "transformers:CLIPTextModelWithProjection", "transformers:CLIPTokenizer", "peft:LoraConfig",
     )  # fmt: skip

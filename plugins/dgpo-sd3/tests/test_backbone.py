@@ -20,7 +20,6 @@ from dgpo_core.flow import guided_velocity
 from dgpo_core.testing.given import prompts_of
 from dgpo_core.types import Conditioning
 from dgpo_sd3.backbone import SD3Backbone
-from dgpo_sd3.lora import ATTENTION_PROJECTIONS
 
 Build = Callable[..., SD3Backbone]
 Reference = Callable[..., Any]
@@ -150,7 +149,9 @@ def test_the_adapter_starts_the_same_and_leaves_the_random_state_alone(checkpoin
 def test_names_and_weights_are_those_of_diffusers_own_add_adapter(checkpoint: Path, build: Build) -> None:
     """So that an adapter of either is an adapter of the other."""
     made, base = build(checkpoint), SD3Transformer2DModel.from_pretrained(checkpoint, subfolder="transformer")
-    config = LoraConfig(r=4, lora_alpha=12, init_lora_weights="gaussian", target_modules=list(ATTENTION_PROJECTIONS))
+    config = LoraConfig(
+        r=4, lora_alpha=12, init_lora_weights="gaussian", target_modules=list(SD3Backbone.layout.lora_targets)
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         base.requires_grad_(False).add_adapter(config)
@@ -185,7 +186,7 @@ def test_only_the_adapter_or_only_the_transformer_is_trained(checkpoint: Path, b
         assert parameter.requires_grad
         assert parameter.dtype == torch.float32
         assert_close(parameter, base.get_parameter(name), atol=0, rtol=0)  # no detour through bfloat16
-    pipeline = full._pipeline
+    pipeline = full.pipeline
     for model in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
         assert not model.training
         assert not any(p.requires_grad for p in model.parameters())
@@ -360,7 +361,7 @@ def test_decode_is_the_pipelines(checkpoint: Path, build: Build, reference: Refe
         z = x0 / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor
         expected = pipeline.image_processor.postprocess(pipeline.vae.decode(z).sample, output_type="pt")
     sizes: list[int] = []
-    backbone._vae.decoder.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    backbone.vae.decoder.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
     images = backbone.decode(x0.requires_grad_())
     assert sizes == {1: [1, 1, 1], 2: [2, 1], 8: [3]}[chunk]
     assert images.dtype == torch.float32

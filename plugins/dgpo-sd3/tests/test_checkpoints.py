@@ -65,7 +65,7 @@ def test_ways_to_leave_a_part_out(build: Build, copy: Path, value: Any) -> None:
         if value is not ...:
             index[name] = value
     path.write_text(json.dumps(index))
-    assert build(copy, {"text_length": 4})._pipeline.text_encoder_3 is None
+    assert build(copy, {"text_length": 4}).pipeline.text_encoder_3 is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.lora import LoraAdapter, select_targets
 from dgpo_schemas.run import RunConfig
-from dgpo_sd3.lora import ATTENTION_PROJECTIONS
+from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.options import SD3Options
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -57,12 +57,13 @@ def test_the_examples_adapt_what_was_published() -> None:
     default takes the second attention of 13 blocks too."""
     loras = [read(name).backbone.lora for name in ("sd35-geneval", "sd35-ocr", "sd35-pickscore")]
     assert loras[0] == loras[1] == loras[2]
-    config = json.loads(files("dgpo_sd3").joinpath("architectures.json").read_text(encoding="utf-8"))
+    config = json.loads(files("dgpo_sd3").joinpath("sd3.json").read_text(encoding="utf-8"))
+    usual = SD3Backbone.layout.lora_targets
     with torch.device("meta"):
-        transformer = SD3Transformer2DModel(**config["transformer"]["stabilityai/stable-diffusion-3.5-medium"])
-        endings = tuple(f".{target}" for target in select_targets(transformer, None, ATTENTION_PROJECTIONS))
+        transformer = SD3Transformer2DModel(**config["stabilityai/stable-diffusion-3.5-medium"]["transformer"])
+        endings = tuple(f".{target}" for target in select_targets(transformer, None, usual))
         by_default = [name for name, _ in transformer.named_modules() if name.endswith(endings)]
-        adapter = LoraAdapter(transformer, loras[0], targets=ATTENTION_PROJECTIONS, base="")
+        adapter = LoraAdapter(transformer, loras[0], targets=usual, base="")
     bound = list(adapter.layers)
     assert len(bound) == 24 * 8 - 1 == 191
     assert {name.split(".")[2] for name in bound} == {"attn"}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_diffusers.adapter_files import DiffusersAdapter
-from dgpo_sd3.testing import added_weights, changed_weights, randomise
+from dgpo_diffusers.testing import added_weights, changed_weights, randomise
 from dgpo_wan.backbone import WanBackbone
 
 Build = Callable[..., WanBackbone]

@@ -156,7 +156,7 @@ def test_only_the_adapter_or_only_the_transformer_is_trained(checkpoint: Path, b
     for name, parameter in full.trainable().items():
         assert parameter.dtype == torch.float32
         assert_close(parameter, base.get_parameter(name), atol=0, rtol=0)  # no detour through bfloat16
-    for model in (full._vae, full._pipeline.text_encoder):
+    for model in (full.vae, full.pipeline.text_encoder):
         assert not any(p.requires_grad for p in model.parameters())
 
 
@@ -273,7 +273,7 @@ def test_decode_is_chunked_and_float32(checkpoint: Path, build: Build, reference
     with torch.no_grad():
         expected = vae.decode(x0 * std + mean).sample.transpose(1, 2) / 2 + 0.5
     sizes: list[int] = []
-    backbone._vae.post_quant_conv.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    backbone.vae.post_quant_conv.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
     with torch.autocast("cpu", torch.bfloat16):
         videos = backbone.decode(x0.requires_grad_())
     assert sizes == {1: [1, 1, 1], 2: [2, 1], 8: [3]}[chunk]
@@ -294,7 +294,7 @@ def test_latent_shape_is_what_the_pipeline_draws(
     "size, nearest", [((33, 32), "32x32"), ((32, 45), "32x48"), ((24, 600), "32x512"), ((0, 8), "16x16")]
 )
 def test_impossible_sizes_are_refused(checkpoint: Path, build: Build, size: tuple[int, int], nearest: str) -> None:
-    message = f"{size[0]}x{size[1]} .* a multiple of 16 from 16 to 512; the nearest is {nearest}"
+    message = f"{size[0]}x{size[1]} .* multiples of 16 from 16 to 512; the nearest is {nearest}"
     with pytest.raises(UserError, match=message):
         build(checkpoint).latent_shape(*size)
 

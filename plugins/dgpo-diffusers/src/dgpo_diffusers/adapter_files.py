@@ -10,10 +10,8 @@ Sources: diffusers, `loaders/lora_pipeline.py`; kohya-ss, `networks/lora_sd3.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
@@ -22,52 +20,40 @@ from torch import nn
 from dgpo_core.lora import LoraAdapter, Pairs, named
 
 if TYPE_CHECKING:
+    from dgpo_diffusers.layout import Layout
     from dgpo_schemas.run import LoraSection
 
-__all__ = ["AdapterNames", "DiffusersAdapter"]
+__all__ = ["DiffusersAdapter"]
 
 FILE = "pytorch_lora_weights.safetensors"
 """What diffusers looks for in a directory; kohya's and ComfyUI's files may have any name."""
 
 
-@dataclass(frozen=True)
-class AdapterNames:
-    """Under which names the programs know a model's layers.
-
-    pipeline: diffusers' class, for its `save_lora_weights`; original: pairs by diffusers' names to pairs by those of
-    the model's first publication; comfyui: pairs by diffusers' names to pairs by the keys that ComfyUI looks up.
-    """
-
-    pipeline: Any
-    original: Callable[[Pairs], Pairs]
-    comfyui: Callable[[Pairs], Pairs]
-
-
 class DiffusersAdapter(LoraAdapter):
     """A LoRA of a network that one of diffusers' pipelines holds, written for that pipeline and for other programs."""
 
-    formats = ("diffusers", "peft", "kohya", "comfyui")
+    formats: tuple[str, ...] = ("diffusers", "peft", "kohya", "comfyui")
+    """Of an object without those of programs whose names its layout does not have."""
 
-    def __init__(
-        self, network: nn.Module, section: LoraSection, *, targets: Sequence[str], base: str, names: AdapterNames
-    ) -> None:
-        super().__init__(network, section, targets=targets, base=base)
-        self._programs = names
+    def __init__(self, network: nn.Module, section: LoraSection, *, layout: Layout, base: str) -> None:
+        super().__init__(network, section, targets=layout.lora_targets, base=base)
+        self._layout = layout
+        self._programs = {"kohya": layout.original, "comfyui": layout.comfyui}
+        self.formats = tuple(format for format in self.formats if self._programs.get(format, True))
 
     def write(self, directory: Path, format: str) -> None:
         """diffusers: for the pipeline's `load_lora_weights(directory)`; kohya: for kohya-ss's programs; comfyui."""
-        names = self._programs
         if format == "diffusers":
-            names.pipeline.save_lora_weights(
-                directory,
-                transformer_lora_layers=named(self.folded(), ".lora_A.weight", ".lora_B.weight"),
-                transformer_lora_adapter_metadata=self.settings(),
+            layers = named(self.folded(), ".lora_A.weight", ".lora_B.weight")
+            given = {"lora_layers": layers, "lora_adapter_metadata": self.settings()}
+            self._layout.kind.save_lora_weights(
+                directory, **{f"{self._layout.denoiser}_{name}": value for name, value in given.items()}
             )
-        elif format == "kohya":
-            pairs = names.original(self.folded())
-            _write_with_alphas({"lora_unet_" + n.replace(".", "_"): pair for n, pair in pairs.items()}, directory)
-        elif format == "comfyui":
-            _write_with_alphas(names.comfyui(self.folded()), directory)
+        elif names := self._programs.get(format):
+            pairs = names(self.folded())
+            if format == "kohya":
+                pairs = {"lora_unet_" + name.replace(".", "_"): pair for name, pair in pairs.items()}
+            _write_with_alphas(pairs, directory)
         else:
             super().write(directory, format)
 

@@ -6,7 +6,7 @@ No library of models is imported. Whatever is wrong is a UserError of one line t
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,43 +21,19 @@ from dgpo_core.weights import (
     shapes,
     where_instead,
 )
+from dgpo_diffusers.layout import Layout
 from dgpo_diffusers.sizes import check_sizes
 from dgpo_schemas.problems import show
 from dgpo_schemas.text import clean
 
-__all__ = ["CHECKPOINT", "INDEX", "Index", "Layout", "check_models", "check_tokenizers", "index_in", "read_index"]
+__all__ = ["CHECKPOINT", "INDEX", "Index", "check_models", "check_tokenizers", "index_in", "read_index"]
 
 CHECKPOINT = "backbone.checkpoint"
 """How messages begin."""
 INDEX = "model_index.json"
 KNOWN = {"StableDiffusion3Pipeline": "sd3", "WanPipeline": "wan"}
 """Pipelines and their backbones, to point from one to the other."""
-SAME_PARTS = re.compile(r"StableDiffusion3(Img2Img|Inpaint|PAG|PAGImg2Img)Pipeline|Wan(VideoToVideo)Pipeline")
-"""Pipelines of the same models, used otherwise."""
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What checkpoints of an architecture consist of.
-
-    backbone: the name in a run file; pipeline: diffusers' class; models: subdirectory to class; vocabularies:
-    a tokenizer's subdirectory to the files of which one holds its vocabulary, without which transformers would make
-    an empty tokenizer; family: the models in words; optional: subdirectory of a model to how to do without it.
-    """
-
-    backbone: str
-    family: str
-    pipeline: Any
-    models: Mapping[str, Any]
-    vocabularies: Mapping[str, Sequence[str]]
-    optional: Mapping[str, str]
-
-    @property
-    def architecture(self) -> str:
-        """The class's name, which a checkpoint's index holds."""
-        name: str = self.pipeline.__name__
-        return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +84,7 @@ def index_in(directory: Path, layout: Layout, given: str) -> Path:
     twice = "; a directory wins over the Hub repository of the same name" if NAME.fullmatch(given) else ""
     raise UserError(
         f"{CHECKPOINT}: {directory} has no {INDEX}{where_instead(directory, INDEX)}{twice}; allowed is a directory in "
-        f"diffusers' format ({layout.architecture}.save_pretrained), with the subdirectories "
+        f"diffusers' format ({layout.pipeline}.save_pretrained), with the subdirectories "
         f"{', '.join(layout.models)}, ..."
     )
 
@@ -121,10 +97,10 @@ def read_index(path: Path, source: str, layout: Layout) -> Index:
         raise UserError(
             f"{CHECKPOINT}: {path} is not a pipeline's index: _class_name is {show(found)}, not the name of a pipeline"
         )
-    if found != layout.architecture:
+    if found != layout.pipeline:
         raise UserError(
             f"{CHECKPOINT}: {source} holds a {clean(found, 100)}; the backbone {layout.backbone} allows "
-            f"{layout.architecture} alone ({layout.family}){_other(found, layout)}"
+            f"{layout.pipeline} alone ({layout.family}){_other(found, layout)}"
         )
     return Index(path, data)
 
@@ -132,9 +108,8 @@ def read_index(path: Path, source: str, layout: Layout) -> Index:
 def _other(found: str, layout: Layout) -> str:
     if found in KNOWN:
         return f"; for this one write use: {KNOWN[found]}"
-    same = SAME_PARTS.fullmatch(found)
-    if same is not None and found.startswith(layout.architecture.removesuffix("Pipeline")):
-        return f"; it is made of the same models: write {layout.architecture} as _class_name into its {INDEX}"
+    if re.fullmatch(layout.alike, found):
+        return f"; it is made of the same models: write {layout.pipeline} as _class_name into its {INDEX}"
     return f"; pipelines that are known: {', '.join(f'{name} ({backbone})' for name, backbone in KNOWN.items())}"
 
 
@@ -156,7 +131,7 @@ def check_models(
 
 
 def _check_model(directory: Path, layout: Layout, name: str, variant: str | None) -> str | None:
-    kind = layout.models[name]
+    kind = layout.kind_of(name)
     where = f"{CHECKPOINT}: {name}"
     library = kind.__module__.partition(".")[0]
     again = fetch_again(directory.parent, name)

@@ -24,19 +24,19 @@ from dgpo_diffusers.checkpoint_check import (
     CHECKPOINT,
     INDEX,
     Index,
-    Layout,
     check_models,
     check_tokenizers,
     index_in,
     read_index,
 )
+from dgpo_diffusers.layout import Layout
 from dgpo_diffusers.libraries import quiet
 from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import BackboneSection
 
-__all__ = ["Layout", "Opened", "load_model", "load_pipeline", "open_checkpoint"]
+__all__ = ["Opened", "load_model", "load_pipeline", "open_checkpoint"]
 
 
 BLOCK = re.compile(r"(.*?)\.\d+\.")
@@ -90,7 +90,7 @@ def open_checkpoint(
         if variant is not None:
             arguments["variant"] = variant
         directory = _fetched(
-            section, lambda: layout.pipeline.download(source, revision=revision, use_safetensors=True, **arguments)
+            section, lambda: layout.kind.download(source, revision=revision, use_safetensors=True, **arguments)
         )
     left_out = _left_out(layout, names)
     variants = check_models(directory, layout, names, variant=variant)
@@ -121,7 +121,7 @@ def load_model(opened: Opened, name: str, dtype: torch.dtype, *, tied: Sequence[
     Raises UserError if it is damaged, lacks a weight, which the libraries would fill with random numbers, or has more
     layers than its configuration, which they would leave out.
     """
-    kind, directory = opened.layout.models[name], opened.directory
+    kind, directory = opened.layout.kind_of(name), opened.directory
     where = f"{CHECKPOINT}: {directory / name}"
     try:
         # What is missing is said below, what is tied is not missing. Some classes draw weights before they are read.
@@ -151,20 +151,21 @@ def load_model(opened: Opened, name: str, dtype: torch.dtype, *, tied: Sequence[
     return model
 
 
-def load_pipeline(opened: Opened, models: Mapping[str, torch.nn.Module | None], **settings: Any) -> Any:
-    """The pipeline of these models (None: left out) with the checkpoint's tokenizers and scheduler.
+def load_pipeline(opened: Opened, models: Mapping[str, torch.nn.Module], **settings: Any) -> Any:
+    """The pipeline of these models (those that are not given: None) with the checkpoint's tokenizers and scheduler.
 
     settings: the pipeline's own arguments, as the index has them. It is put together here and not by diffusers, whose
     reading of an index stops at ways to leave a part out that are not its own. Raises UserError for damaged files.
     """
-    parts: dict[str, Any] = {**models}
+    parts: dict[str, Any] = dict.fromkeys(opened.layout.models) | dict(models)
     for name in opened.layout.vocabularies:
-        parts[name] = None if name in opened.left_out else _tokenizer(opened, name, models[_encoder(name)])
+        parts[name] = None if name in opened.left_out else _tokenizer(opened, name, parts[_encoder(name)])
     parts["scheduler"] = _scheduler(opened)
-    known = inspect.signature(opened.layout.pipeline.__init__).parameters
+    kind = opened.layout.kind
+    known = inspect.signature(kind.__init__).parameters
     try:
         with quiet():
-            pipeline = opened.layout.pipeline(**parts, **{k: v for k, v in settings.items() if k in known})
+            pipeline = kind(**parts, **{k: v for k, v in settings.items() if k in known})
             pipeline.register_to_config(_name_or_path=str(opened.directory))
     except Exception as error:
         raise UserError(f"{CHECKPOINT}: {opened.directory} cannot be loaded: {_reason(error)}") from error

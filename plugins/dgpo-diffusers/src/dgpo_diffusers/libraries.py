@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import diffusers
 import diffusers.utils.logging as diffusers_logging
+import transformers
 import transformers.utils.logging as transformers_logging
 
-__all__ = ["quiet", "unread"]
+__all__ = ["library_class", "quiet", "unread"]
 
 
 @contextmanager
@@ -47,3 +49,11 @@ def unread(texts: Sequence[str], readers: Sequence[tuple[Any, int]]) -> tuple[Se
 
 
 LIBRARIES = (diffusers_logging, transformers_logging)
+
+
+def library_class(name: str) -> Any:
+    """A class of diffusers or transformers by its name."""
+    with quiet():
+        found = getattr(diffusers, name, None) or getattr(transformers, name, None)
+    assert found is not None, f"neither diffusers nor transformers has a class {name}"
+    return found

@@ -7,24 +7,23 @@ Shape letters: B samples, C latent channels, F frames (f of latents: 1 + (F - 1)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
-from dgpo_core.types import Conditioning, Prompt, Schedule
-from dgpo_diffusers.adapter_files import DiffusersAdapter
-from dgpo_wan.libraries import prompt_clean, quiet, unread
-from dgpo_wan.loading import load_wan
-from dgpo_wan.lora import ATTENTION_PROJECTIONS, NAMES
+from dgpo_core.types import Conditioning, Prompt
+from dgpo_diffusers.backbone import DiffusersBackbone
+from dgpo_diffusers.layout import T5_VOCABULARY, Layout
+from dgpo_wan.checks import check_wan
 from dgpo_wan.options import COMPRESSION
+from dgpo_wan.original import comfyui_pairs, original_pairs
 
 if TYPE_CHECKING:
-    from dgpo_schemas.run import BackboneSection
+    from dgpo_diffusers.checkpoint_check import Index
     from dgpo_wan.options import WanOptions
 
 __all__ = ["WanBackbone"]
@@ -33,7 +32,7 @@ PIPELINE_STEP = 16
 """WanPipeline takes sides that are multiples of this, whatever the checkpoint."""
 
 
-class WanBackbone(Backbone):
+class WanBackbone(DiffusersBackbone):
     """diffusers' Wan transformer, autoencoder and text encoder; trains a peft LoRA, or the whole transformer.
 
     Wan 2.2's two experts: one is trained (`options.expert`), the other is frozen and draws its part of the way, as in
@@ -44,102 +43,87 @@ class WanBackbone(Backbone):
 
     media = "video"
     options: WanOptions
+    layout = Layout(
+        backbone="wan",
+        family="Wan 2.1 and 2.2 text-to-video; image-to-video, VACE and Animate are other pipelines",
+        pipeline="WanPipeline",
+        models={
+            "transformer": "WanTransformer3DModel",
+            "transformer_2": "WanTransformer3DModel",
+            "vae": "AutoencoderKLWan",
+            "text_encoder": "UMT5EncoderModel",
+        },
+        vocabularies={"tokenizer": T5_VOCABULARY},
+        # Published as `shared.weight` alone, with a configuration that says the two are not tied; some versions of
+        # transformers 5 then leave the first one blank.
+        tied={"text_encoder": ["encoder.embed_tokens.weight"]},
+        alike="WanVideoToVideoPipeline",
+        lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
+        original=original_pairs,
+        comfyui=comfyui_pairs,
+    )
 
-    def __init__(self, section: BackboneSection, options: WanOptions, *, device: torch.device) -> None:
-        super().__init__(section, options, device=device)
-        self._pipeline: Any = self._load(section, options)
-        self._vae = self._pipeline.vae
-        experts = [self._pipeline.transformer, self._pipeline.transformer_2]
-        if experts[1] is not None and options.expert == "low":
-            experts.reverse()
-        self._transformer, self._other = experts
-        self._dtype: torch.dtype = self._transformer.dtype
-        models = [m for m in (self._pipeline.text_encoder, self._vae, *experts) if m is not None]
-        for model in models:
-            model.eval().requires_grad_(False)
-        if section.train == "lora":
-            self.adapter = DiffusersAdapter(
-                self._transformer, section.lora, targets=ATTENTION_PROJECTIONS, base=section.checkpoint, names=NAMES
+    def components(self, index: Index) -> Sequence[str]:
+        """Two transformers if the pipeline changes from one to another at a boundary (Wan 2.2 A14B)."""
+        boundary = index.number("boundary_ratio") is not None
+        if boundary and index.part("transformer_2") is None:
+            raise UserError(
+                f"backbone.checkpoint: {index.path} has a boundary_ratio, but no transformer_2 to change to"
             )
-        else:
-            self._transformer.requires_grad_(True)
-        for model in models:
-            model.to(device)
-        if section.gradient_checkpointing:
-            self._transformer.enable_gradient_checkpointing()
-        if section.compile:
-            for expert in experts:
-                if expert is not None:
-                    expert.compile()  # in place: parameters keep their names
+        return [name for name in self.layout.models if boundary or name != "transformer_2"]
 
-    def _load(self, section: BackboneSection, options: WanOptions) -> Any:
-        return load_wan(section, options)
+    def trained(self, components: Collection[str]) -> str:
+        """`options.expert`, if there are two."""
+        return "transformer_2" if "transformer_2" in components and self.options.expert == "low" else "transformer"
 
-    def base_directory(self) -> Path | None:
-        """The pipeline's directory; of a Hub repository the snapshot."""
-        place = self._pipeline.name_or_path
-        return Path(place) if place else None
+    def settings(self, index: Index) -> Mapping[str, Any]:
+        """When the transformers change, and the mark of Wan 2.2 5B."""
+        return {"boundary_ratio": index.number("boundary_ratio"), "expand_timesteps": index.flag("expand_timesteps")}
 
-    @classmethod
-    def sketch(cls, section: BackboneSection, options: WanOptions) -> WanBackbone:
-        """The model without its weights; from a directory's configuration files, or a published model's name."""
-        from dgpo_wan.sketch import WanSketch
+    def check(self, pipeline: Any, directory: Path) -> None:
+        """Raise UserError for parts that do not fit each other, or text-to-video."""
+        check_wan(pipeline, directory)
 
-        return WanSketch(section, options)
-
-    def parts(self) -> Mapping[str, nn.Module]:
-        """The transformers, the autoencoder and the text encoder."""
-        other = {} if self._other is None else {"other transformer": self._other}
-        text = {"autoencoder": self._vae, "text encoder": self._pipeline.text_encoder}
-        return {"transformer": self._transformer, **other, **text}
-
-    @property
-    def module(self) -> nn.Module:
-        """The transformer that is trained, adapter included."""
-        module = self._transformer
-        assert isinstance(module, nn.Module)
-        return module
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """{"prompt_embeds" [B, T, D]} in the frozen weights' dtype, T = `text_length`, as WanPipeline makes them:
-        the tokens of a prompt attend to each other alone, and zeros follow them."""
-        with torch.autocast(self.device.type, enabled=False), quiet():  # `unread` counts what is too long
-            prompt_embeds, _ = self._pipeline.encode_prompt(
-                [prompt.text for prompt in prompts],
-                do_classifier_free_guidance=False,
-                max_sequence_length=self.options.text_length,
-                device=self.device,
-            )
+    def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """{"prompt_embeds" [B, T, D]}, T = `text_length`, as WanPipeline makes them: the tokens of a prompt attend to
+        each other alone, and zeros follow them."""
+        prompt_embeds, _ = self.pipeline.encode_prompt(
+            [prompt.text for prompt in prompts],
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.options.text_length,
+            device=self.device,
+        )
         return Conditioning({"prompt_embeds": prompt_embeds})
 
+    def rows(self) -> Mapping[str, tuple[int, ...]]:
+        """UMT5's tokens."""
+        return {"prompt_embeds": (self.options.text_length, self.network.config.text_dim)}
+
+    def readers(self) -> Sequence[tuple[Any, int]]:
+        """UMT5's tokenizer."""
+        return [(self.pipeline.tokenizer, self.options.text_length)]
+
     def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
-        """Prompts of more than `text_length` tokens."""
-        tokenizer = self._pipeline.tokenizer
-        cleaned = [prompt_clean(prompt.text) for prompt in prompts]
-        return unread(cleaned, [(tokenizer, self.options.text_length)] if tokenizer is not None else [])
+        """Prompts of more than `text_length` tokens, once WanPipeline has cleaned them."""
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """(C, f, h, w) for a video of `frames` frames of this size in pixels.
+        return super().unread([replace(prompt, text=prompt_clean(prompt.text)) for prompt in prompts])
 
-        Both sides must be multiples of the autoencoder's factor times the patch size and of 16, and no larger than the
-        position embeddings reach; else UserError names the nearest size that is.
-        """
-        config = self._transformer.config
-        factor, reach = self._pipeline.vae_scale_factor_spatial, config.rope_max_seq_len
-        nearest, rules = [], []
-        for side, patch in zip((height, width), config.patch_size[1:], strict=True):
-            step = math.lcm(factor * patch, PIPELINE_STEP)
-            largest = factor * patch * reach // step * step
-            nearest.append(min(max(step, round(side / step) * step), largest))
-            rules.append(f"a multiple of {step} from {step} to {largest}")
-        if nearest != [height, width]:
-            rule = f"both sides must be {rules[0]}" if rules[0] == rules[1] else f"height {rules[0]}, width {rules[1]}"
-            raise UserError(
-                f"rollout.resolution: {height}x{width} (height x width) is not possible with this checkpoint: {rule}; "
-                f"the nearest is {nearest[0]}x{nearest[1]}"
-            )
-        frames = 1 + (self.options.frames - 1) // COMPRESSION
+    def sides(self) -> tuple[range, range]:
+        """Multiples of the autoencoder's factor times the patch size and of 16, as far as the position embeddings
+        reach."""
+        config, factor = self.network.config, self.pipeline.vae_scale_factor_spatial
+        steps = [math.lcm(factor * patch, PIPELINE_STEP) for patch in config.patch_size[1:]]
+        height, width = (
+            range(step, factor * patch * config.rope_max_seq_len + 1, step)
+            for step, patch in zip(steps, config.patch_size[1:], strict=True)
+        )
+        return height, width
+
+    def latents(self, height: int, width: int) -> tuple[int, ...]:
+        """(C, f, h, w) for a video of `frames` frames. Raises UserError for more than there are positions."""
+        config, factor = self.network.config, self.pipeline.vae_scale_factor_spatial
+        frames, reach = 1 + (self.options.frames - 1) // COMPRESSION, config.rope_max_seq_len
         if frames > reach:
             raise UserError(
                 f"backbone.options.frames: {self.options.frames} is more than this checkpoint's position embeddings "
@@ -147,70 +131,20 @@ class WanBackbone(Backbone):
             )
         return config.in_channels, frames, height // factor, width // factor
 
-    def schedule(self, height: int, width: int, steps: int) -> Schedule:
-        """The grid of the pipelines' usual scheduler with the shift of the checkpoint's, whatever the size."""
-        config = self._pipeline.scheduler.config
-        return Schedule(shift=float(config.get("flow_shift", config.get("shift", 1.0))))
+    def belonging(self, sigma: Tensor) -> tuple[Tensor, str]:
+        """WanPipeline's rule: the high-noise expert from the boundary on."""
+        boundary, expert = self.pipeline.config.boundary_ratio, self.options.expert
+        high = 1000 * sigma >= 1000 * boundary
+        bound = f"t_min: {boundary} or more" if expert == "high" else f"t_max: less than {boundary}"
+        return high if expert == "high" else ~high, f"(backbone.options.expert: {expert}); set timesteps.{bound}"
 
-    def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's output: Wan was trained on v = noise - x0 at timestep 1000 * sigma, so nothing is converted.
-
-        Computed in the weights' dtype, or autocast's; x_sigma [B, C, f, h, w], sigma [B], returns float32 of the same
-        shape. With two experts a sample goes to the one that its sigma belongs to. Raises UserError where a gradient
-        is wanted at times of the frozen one alone.
-        """
-        arguments = x_sigma, 1000 * sigma, conditioning.tensors["prompt_embeds"]
-        if self._other is None:
-            return self._run(self._transformer, *arguments)
-        high = arguments[1] >= 1000 * self._pipeline.config.boundary_ratio
-        mine = high if self.options.expert == "high" else ~high
-        if bool(mine.all()):
-            return self._run(self._transformer, *arguments)
-        if not bool(mine.any()):
-            if torch.is_grad_enabled():
-                raise self._out_of_range(sigma)
-            return self._run(self._other, *arguments)
-        out = torch.empty_like(x_sigma, dtype=torch.float32)
-        for expert, rows in ((self._transformer, mine), (self._other, ~mine)):
-            out[rows] = self._run(expert, *(part[rows] for part in arguments))
-        return out
-
-    def _run(self, transformer: Any, x_sigma: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
-        # Wan 2.2 5B has a time for every patch (`expand_timesteps`); in text-to-video they are all the same.
-        out: Tensor = transformer(
-            hidden_states=x_sigma.to(self._dtype),
-            timestep=timestep,
-            encoder_hidden_states=prompt_embeds.to(self._dtype),
+    def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        """Wan was trained on v = noise - x0 at timestep 1000 * sigma. x [B, C, f, h, w]. Wan 2.2 5B has a time for
+        every patch (`expand_timesteps`); in text-to-video they are all the same."""
+        out: Tensor = network(
+            hidden_states=x,
+            timestep=1000 * time,
+            encoder_hidden_states=conditioning.tensors["prompt_embeds"],
             return_dict=False,
         )[0]
-        return out.float()
-
-    def _out_of_range(self, sigma: Tensor) -> UserError:
-        boundary, expert = self._pipeline.config.boundary_ratio, self.options.expert
-        bound = "t_min: {} or more" if expert == "high" else "t_max: less than {}"
-        return UserError(
-            f"timesteps: sigma {float(sigma[0]):.4g} belongs to this checkpoint's other transformer, of which nothing "
-            f"is trained (backbone.options.expert: {expert}); set timesteps.{bound.format(boundary)}"
-        )
-
-    @torch.no_grad()
-    def decode(self, x0: Tensor) -> Tensor:
-        """Latents [B, C, f, h, w], x0 = (z - latents_mean) / latents_std, to videos [B, F, 3, H, W] in [0, 1].
-
-        In float32 whatever the other weights' dtype: rewards look at details (small text, edges) that half precision
-        smears. `decode_chunk` videos at a time; within one, the autoencoder goes through time by itself.
-        """
-        mean, std = (
-            torch.tensor(numbers, device=x0.device).view(1, -1, 1, 1, 1)
-            for numbers in (self._vae.config.latents_mean, self._vae.config.latents_std)
-        )
-        z: Tensor = x0.float() * std + mean
-        with torch.autocast(self.device.type, enabled=False):
-            videos = [
-                self._vae.decode(part, return_dict=False)[0] for part in torch.split(z, self.options.decode_chunk)
-            ]
-        return (torch.cat(videos).transpose(1, 2) * 0.5 + 0.5).clamp(0, 1)
-
-    def save_weights(self, directory: Path) -> None:
-        """A directory for `WanTransformer3DModel.from_pretrained`, in float32."""
-        self._transformer.save_pretrained(directory)
+        return out

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from dgpo_schemas.base import ANYTIME, Int, Options
+from dgpo_diffusers.options import DiffusersOptions
+from dgpo_schemas.base import ANYTIME, Int
 
 __all__ = ["COMPRESSION", "WanOptions"]
 
@@ -14,7 +15,7 @@ COMPRESSION = 4
 """Frames that one latent frame stands for, but for the first, which stands for one."""
 
 
-class WanOptions(Options):
+class WanOptions(DiffusersOptions):
     """What is particular to Wan; the checkpoint, LoRA and precision stand in `backbone` itself."""
 
     frames: Int = Field(
@@ -43,16 +44,6 @@ class WanOptions(Options):
         default="high",
         description="Which of Wan 2.2's two transformers is trained: the one for high noise (content and motion) or "
         "the one for low noise (detail). Checkpoints with one transformer take no notice.",
-    )
-    variant: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=64,
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
-        json_schema_extra={"examples": ["fp16", "bf16", "non_ema"]},
-        description="Which weights are read where files have several, as model.fp16.safetensors has the variant fp16. "
-        "A model without this one is read as it is. By default the plain ones, or the only variant there is. The "
-        "precision is `backbone.dtype`, whatever is read.",
     )
 
     @field_validator("frames")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from string import ascii_lowercase, digits, punctuation
+from typing import Any
 
-import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
-from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import UMT5Config, UMT5EncoderModel
 
-from dgpo_wan.libraries import WanPipeline, quiet
+from dgpo_diffusers.libraries import library_class
+from dgpo_diffusers.testing import save_seeded, tiny_t5, tiny_t5_tokenizer
 
 __all__ = ["make_tiny_checkpoint"]
 
@@ -35,13 +35,14 @@ def make_tiny_checkpoint(
     as the published ones are. The same arguments give the same weights, and the global random state is left alone.
     Returns the directory as a Path.
     """
-    directory = Path(directory)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+
+    def make() -> Any:
         first = _transformer(layers, width, latent_channels, text_width)
-        pipeline = WanPipeline(
-            tokenizer=T5TokenizerFast(vocab=_pieces(), extra_ids=0),
-            text_encoder=_text_encoder(text_width, tied),
+        encoder = tiny_t5(text_width, UMT5Config, UMT5EncoderModel, tie_word_embeddings=tied)
+        encoder.set_input_embeddings(encoder.get_input_embeddings())
+        return library_class("WanPipeline")(
+            tokenizer=tiny_t5_tokenizer(),
+            text_encoder=encoder,
             vae=_autoencoder(latent_channels),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
             transformer=first,
@@ -49,9 +50,8 @@ def make_tiny_checkpoint(
             boundary_ratio=boundary,
             expand_timesteps=expand_timesteps,
         )
-        with quiet():
-            pipeline.save_pretrained(directory)
-    return directory
+
+    return save_seeded(directory, seed, make)
 
 
 def _transformer(layers: int, width: int, latent_channels: int, text_width: int) -> WanTransformer3DModel:
@@ -81,23 +81,3 @@ def _autoencoder(latent_channels: int) -> AutoencoderKLWan:
         latents_mean=[0.1 * (i - 1) for i in range(latent_channels)],
         latents_std=[1.0 + 0.2 * i for i in range(latent_channels)],
     ).eval()
-
-
-def _pieces() -> list[tuple[str, float]]:
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    return [*special, *((piece, -2.0) for piece in ("▁", *ascii_lowercase, *digits, *punctuation))]
-
-
-def _text_encoder(width: int, tied: bool) -> UMT5EncoderModel:
-    config = UMT5Config(
-        vocab_size=len(_pieces()),
-        d_model=width,
-        d_kv=8,
-        d_ff=2 * width,
-        num_layers=1,
-        num_heads=2,
-        tie_word_embeddings=tied,
-    )
-    encoder = UMT5EncoderModel(config).eval()
-    encoder.set_input_embeddings(encoder.get_input_embeddings())
-    return encoder

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from transformers import T5TokenizerFast
 
+from dgpo_diffusers.libraries import library_class, quiet
 from dgpo_video.miniature.training.flow import TextToVideo
-from dgpo_wan.libraries import WanPipeline, quiet
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline
 
 __all__ = ["SAMPLING_SHIFT", "assemble", "save"]
 
@@ -19,13 +23,14 @@ SAMPLING_SHIFT = 2.0
 
 def assemble(model: TextToVideo, autoencoder: AutoencoderKLWan, tokenizer: T5TokenizerFast) -> WanPipeline:
     """The pipeline, with one transformer as Wan 2.1."""
-    return WanPipeline(
+    pipeline: WanPipeline = library_class("WanPipeline")(
         tokenizer=tokenizer,
         text_encoder=model.text_encoder.eval(),
         vae=autoencoder.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SAMPLING_SHIFT),
         transformer=model.transformer.eval(),
     )
+    return pipeline
 
 
 def save(pipeline: WanPipeline, directory: Path) -> None:

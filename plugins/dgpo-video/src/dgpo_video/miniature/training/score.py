@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from dgpo_core.types import Prompt
 from dgpo_video.miniature.detector import Seen, find_motion
 from dgpo_video.miniature.training.text import TOKENS
 from dgpo_video.miniature.world import FRAMES, SIZE
-from dgpo_wan.libraries import WanPipeline
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline
 
 __all__ = ["sample", "score"]
 

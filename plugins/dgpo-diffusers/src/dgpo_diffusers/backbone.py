@@ -1,0 +1,305 @@
+"""The base of every backbone that stands on diffusers.
+
+A family is one small file: a `Layout`, and the methods that are under "what a family writes" here.
+
+Shape letters: B samples, C latent channels, F frames, H W height and width (of latents: h w). sigma = 1 is noise, 0 is
+data.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dgpo_core.contracts import Backbone
+from dgpo_core.errors import UserError
+from dgpo_core.types import Conditioning, Prompt, Schedule
+from dgpo_diffusers.adapter_files import DiffusersAdapter
+from dgpo_diffusers.geometry import nearest_size, shift_of
+from dgpo_diffusers.libraries import quiet, unread
+from dgpo_diffusers.loading import load
+from dgpo_diffusers.meta import load_meta
+from dgpo_diffusers.parametrisation import EpsilonPrediction, FlowPrediction
+
+if TYPE_CHECKING:
+    from dgpo_diffusers.checkpoint_check import Index
+    from dgpo_diffusers.layout import Layout
+    from dgpo_diffusers.options import DiffusersOptions
+    from dgpo_schemas.run import BackboneSection
+
+__all__ = ["DiffusersBackbone"]
+
+
+class DiffusersBackbone(Backbone):
+    """A denoiser, an autoencoder and text encoders of diffusers; trains a peft LoRA, or the whole denoiser.
+
+    pipeline: diffusers' own, on which a family calls `encode_prompt` and the like; network: the denoiser that is
+    trained, adapter included; others: the denoisers that are not, by subdirectory; vae: the autoencoder, in float32;
+    dtype: of the network's frozen weights, in which it is run; prediction: what the network gives.
+    """
+
+    layout: ClassVar[Layout]
+    without_weights: ClassVar[bool] = False
+    """Whether only shapes, types and operations are the model's: prompts are zeros then, and weights random on another
+    device than meta, for measuring what a card can do where no weights are to be had."""
+    options: Any
+
+    # -- what a family writes ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """Prompts to conditioning as `Backbone.encode` promises: called without gradient, without autocast, while the
+        text encoders are on the device."""
+
+    @abstractmethod
+    def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        """The output [B, ...] of a denoiser, of whichever kind `prediction` says; the base makes a velocity of it.
+
+        x [B, ...]: the state as the network knows it, in `dtype`; time float32 [B]: sigma itself for flow models, else
+        places in the table of noise levels; conditioning: its floating tensors in `dtype`.
+        """
+
+    @abstractmethod
+    def rows(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of one row of each of `embed`'s tensors, from configurations alone: tokenizers are None here."""
+
+    def to_pixels(self, x0: Tensor) -> Tensor:
+        """Float32 latents [B, C, ...] to images [B, 3, H, W] or videos [B, 3, F, H, W] about [-1, 1]: by default the
+        autoencoder's decoding of x0 * latents_std / scaling_factor + latents_mean or shift_factor, where it has
+        these."""
+        config, sides = self.vae.config, (1,) * (x0.ndim - 2)
+        std, mean, factor, shift = (
+            torch.tensor(value, device=x0.device).view(1, -1, *sides) if isinstance(value, list | tuple) else value
+            for name in ("latents_std", "latents_mean", "scaling_factor", "shift_factor")
+            for value in (getattr(config, name, None),)
+        )
+        z = x0 if std is None else x0 * std
+        z = z if factor is None else z / factor
+        for moved in (mean, shift):
+            z = z if moved is None else z + moved
+        pixels: Tensor = self.vae.decode(z, return_dict=False)[0]
+        return pixels
+
+    def sides(self) -> tuple[range, range]:
+        """Heights and widths in pixels that are possible, as range(step, largest + 1, step): by default multiples of
+        the autoencoder's factor times the patch size."""
+        step = self.pipeline.vae_scale_factor * (getattr(self.network.config, "patch_size", None) or 1)
+        possible = range(step, 16_384 + 1, step)
+        return possible, possible
+
+    def latents(self, height: int, width: int) -> tuple[int, ...]:
+        """Shape of one latent for a possible size in pixels: by default (C, h, w)."""
+        factor = self.pipeline.vae_scale_factor
+        return self.network.config.in_channels, height // factor, width // factor
+
+    def readers(self) -> Sequence[tuple[Any, int]]:
+        """Tokenizers, some of which may be None, with how many of their tokens are read: for `unread`."""
+        return ()
+
+    def schedule(self, height: int, width: int, steps: int) -> Schedule:
+        """By default the layout's grid, with the shift and the terminal time of the checkpoint's scheduler; of a
+        network that predicts noise the scheduler's own times."""
+        if isinstance(self.prediction, EpsilonPrediction):
+            return self.prediction.schedule(steps)
+        config = self.pipeline.scheduler.config
+        shift, terminal = shift_of(config, self.tokens(height, width)), config.get("shift_terminal")
+        return Schedule(shift=shift, grid=self.layout.grid, terminal=terminal)
+
+    def parametrise(self) -> FlowPrediction:
+        """What the network gives, by what the checkpoint's scheduler says: by default the velocity."""
+        return FlowPrediction()
+
+    def tokens(self, height: int, width: int) -> int:
+        """Tokens of a sample of a possible size, by which some schedulers shift: by default one for each step of
+        `sides`."""
+        first, second = self.sides()
+        return (height // first.step) * (width // second.step)
+
+    def belonging(self, sigma: Tensor) -> tuple[Tensor, str]:
+        """Of a checkpoint with two denoisers: which samples [B] are the trained one's, and the end of a sentence that
+        tells a user how to train at these times alone."""
+        raise NotImplementedError(f"{type(self).__name__} has several denoisers and does not say which one is run")
+
+    def components(self, index: Index) -> Sequence[str]:
+        """Which models of the layout are loaded, by what the checkpoint's index says: by default all."""
+        return list(self.layout.models)
+
+    def trained(self, components: Collection[str]) -> str:
+        """Which of the loaded denoisers is trained."""
+        return self.layout.denoiser
+
+    def settings(self, index: Index) -> Mapping[str, Any]:
+        """Arguments of the pipeline, read from the checkpoint's index: by default none."""
+        return {}
+
+    def check(self, pipeline: Any, directory: Path) -> None:
+        """Raise UserError for parts that do not fit each other, or this family; attributes and keys that are not there
+        may be met without care. By default nothing."""
+
+    # -- what the base does --------------------------------------------------------------------------------------------
+
+    def __init__(self, section: BackboneSection, options: DiffusersOptions, *, device: torch.device) -> None:
+        super().__init__(section, options, device=device)
+        self.pipeline: Any = (load_meta if self.without_weights else load)(self)
+        self.vae = self.pipeline.vae
+        networks = {name: net for name in self.layout.networks if (net := getattr(self.pipeline, name)) is not None}
+        self.network: Any = networks.pop(self.trained(networks))
+        self.others: Mapping[str, Any] = networks
+        self.dtype: torch.dtype = self.network.dtype
+        self.prediction = self.parametrise()
+        staying = [self.vae, self.network, *networks.values()]
+        for model in (*self._encoders(), *staying):
+            model.eval().requires_grad_(False)
+        if section.train == "lora":
+            self.adapter = DiffusersAdapter(self.network, section.lora, layout=self.layout, base=section.checkpoint)
+        else:
+            self.network.requires_grad_(True)
+        for model in staying if options.offload_text else (*self._encoders(), *staying):
+            model.to(device)
+        if section.gradient_checkpointing:
+            self.network.enable_gradient_checkpointing()
+        if section.compile:
+            for network in (self.network, *networks.values()):
+                network.compile()  # in place: parameters keep their names
+
+    @classmethod
+    def sketch(cls, section: BackboneSection, options: Any) -> DiffusersBackbone:
+        """The model without its weights; from a directory's configuration files, or a published model's name."""
+        kind: type[DiffusersBackbone] = type(f"{cls.__name__}Sketch", (cls,), {"without_weights": True})
+        return kind(section, options, device=torch.device("meta"))
+
+    def base_directory(self) -> Path | None:
+        """The pipeline's directory; of a Hub repository the snapshot."""
+        place = self.pipeline.name_or_path
+        return Path(place) if place else None
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The denoisers, the autoencoder and, unless they are offloaded, the text encoders."""
+        others = {f"other {self.layout.denoiser}": module for module in self.others.values()}
+        parts = {self.layout.denoiser: self.network, **others, "autoencoder": self.vae}
+        return parts if self.options.offload_text else parts | self._text()
+
+    def visitors(self) -> Mapping[str, nn.Module]:
+        """The text encoders, if they are offloaded."""
+        return self._text() if self.options.offload_text else {}
+
+    def _text(self) -> dict[str, nn.Module]:
+        return {"text encoders": nn.ModuleList(self._encoders())}
+
+    def _encoders(self) -> list[nn.Module]:
+        return [encoder for name in self.layout.encoders if (encoder := getattr(self.pipeline, name)) is not None]
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """The text encoders are on the device inside, wherever they are kept."""
+        if not self.options.offload_text:
+            yield
+            return
+        try:
+            for encoder in self._encoders():
+                encoder.to(self.device)
+            yield
+        finally:
+            for encoder in self._encoders():
+                encoder.to("cpu")
+
+    @property
+    def module(self) -> nn.Module:
+        """The denoiser that is trained, adapter included."""
+        module = self.network
+        assert isinstance(module, nn.Module)
+        return module
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """What `embed` gives, in the frozen weights' dtype."""
+        if self.without_weights:
+            count, device = len(prompts), next(self.network.parameters()).device
+            rows = {n: torch.zeros(count, *s, dtype=self.dtype, device=device) for n, s in self.rows().items()}
+            return Conditioning(rows)
+        # The libraries say of each prompt that is too long what is cut off; `unread` counts them, once.
+        with torch.autocast(self.device.type, enabled=False), quiet():
+            return self.embed(prompts)
+
+    def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
+        """Prompts that none of the `readers` reads to their end."""
+        texts = [prompt.text for prompt in prompts]
+        return unread(texts, [reader for reader in self.readers() if reader[0] is not None])
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """`latents` for this size in pixels. Raises UserError naming the nearest of the possible `sides`."""
+        sides = self.sides()
+        nearest = nearest_size((height, width), sides)
+        if nearest != (height, width):
+            first, second = (f"multiples of {side.step} from {side.start} to {side[-1]}" for side in sides)
+            rule = f"both sides must be {first}" if first == second else f"heights must be {first}, widths {second}"
+            raise UserError(
+                f"rollout.resolution: {height}x{width} (height x width) is not possible with this checkpoint: {rule}; "
+                f"the nearest is {nearest[0]}x{nearest[1]}"
+            )
+        return self.latents(height, width)
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """The times that the network knows."""
+        return self.prediction.sigma_range
+
+    def start(self, sigma: float) -> float:
+        """As the parametrisation says."""
+        return self.prediction.start(sigma)
+
+    def loss_weight(self, sigma: Tensor) -> Tensor | None:
+        """As the parametrisation says."""
+        return self.prediction.loss_weight(sigma)
+
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's prediction as a velocity, float32 [B, ...]. Computed in the weights' dtype, or autocast's.
+
+        With two denoisers a sample goes to the one that its sigma belongs to. Raises UserError where a gradient is
+        wanted at times of the frozen one alone.
+        """
+        given = {n: t.to(self.dtype) if t.is_floating_point() else t for n, t in conditioning.tensors.items()}
+        x = self.prediction.state(x_sigma, sigma).to(self.dtype)
+        inputs = x, self.prediction.time(sigma), Conditioning(given, conditioning.lengths)
+        return self.prediction.velocity(self._output(sigma, *inputs), x_sigma, sigma)
+
+    def _output(self, sigma: Tensor, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        if not self.others:
+            return self.predict(self.network, x, time, conditioning).float()
+        mine, advice = self.belonging(sigma)
+        if bool(mine.all()):
+            return self.predict(self.network, x, time, conditioning).float()
+        (other,) = self.others.values()
+        if not bool(mine.any()):
+            if torch.is_grad_enabled():
+                raise UserError(
+                    f"timesteps: sigma {float(sigma[0]):.4g} belongs to this checkpoint's other "
+                    f"{self.layout.denoiser}, of which nothing is trained {advice}"
+                )
+            return self.predict(other, x, time, conditioning).float()
+        out = torch.empty_like(x, dtype=torch.float32)
+        for network, rows in ((self.network, mine), (other, ~mine)):
+            its = conditioning.rows(rows.nonzero().flatten().tolist())
+            out[rows] = self.predict(network, x[rows], time[rows], its).float()
+        return out
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        """Latents [B, ...] to images [B, 3, H, W] or videos [B, F, 3, H, W] in [0, 1], `decode_chunk` at a time.
+
+        In float32 whatever the other weights' dtype: rewards look at details (small text, edges) that half precision
+        smears, and the autoencoder is a small part of the cost.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            pixels = torch.cat([self.to_pixels(part) for part in torch.split(x0.float(), self.options.decode_chunk)])
+        return ((pixels.transpose(1, 2) if self.media == "video" else pixels) * 0.5 + 0.5).clamp(0, 1)
+
+    def save_weights(self, directory: Path) -> None:
+        """A directory for the denoiser's `from_pretrained`, in float32."""
+        self.network.save_pretrained(directory)

@@ -1,0 +1,74 @@
+"""What checkpoints of a family consist of, in names alone: no library of models is imported before one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from dgpo_core.lora import Pairs
+
+__all__ = ["CLIP_VOCABULARY", "T5_VOCABULARY", "Layout"]
+
+CLIP_VOCABULARY = ("tokenizer.json", "vocab.json")
+T5_VOCABULARY = ("tokenizer.json", "spiece.model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A family's checkpoints and adapters.
+
+    backbone: the name in a run file; family: the models in words; pipeline: the name of diffusers' class, which an
+    index holds. models: subdirectory to the name of a class of diffusers or transformers, "vae" and the text encoders
+    ("text_encoder", "text_encoder_2", ...) among them; denoiser: the subdirectory of the network that is trained.
+    vocabularies: a tokenizer's subdirectory to the files of which one holds its vocabulary, without which transformers
+    would make an empty tokenizer. optional: subdirectory of a model or tokenizer to how to do without it, in words.
+    tied: subdirectory of a model to its weights that are another name for one which is there. alike: a regular
+    expression of other pipelines' names that are made of the same models. numbers: subdirectory of a model to settings
+    of its config.json that pictures are computed with, and that must be numbers.
+    grid: how diffusers' pipeline spaces the times (`dgpo_core.types.Schedule`).
+    lora_targets: endings of the names of the linear layers that an adapter binds by default, if they are there.
+    original, comfyui: pairs of an adapter by diffusers' names to pairs by the names of the family's first publication
+    (kohya's files) and by the keys that ComfyUI looks up; without one the format is not offered.
+    """
+
+    backbone: str
+    family: str
+    pipeline: str
+    models: Mapping[str, str]
+    vocabularies: Mapping[str, Sequence[str]]
+    lora_targets: Sequence[str]
+    denoiser: str = "transformer"
+    optional: Mapping[str, str] = field(default_factory=dict)
+    tied: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    alike: str = ""
+    numbers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    grid: Literal["even", "scheduler"] = "scheduler"
+    original: Callable[[Pairs], Pairs] | None = None
+    comfyui: Callable[[Pairs], Pairs] | None = None
+
+    @property
+    def kind(self) -> Any:
+        """diffusers' class of the pipeline."""
+        return self._class(self.pipeline)
+
+    def kind_of(self, model: str) -> Any:
+        """The class of a model."""
+        return self._class(self.models[model])
+
+    @property
+    def networks(self) -> Sequence[str]:
+        """Subdirectories of the denoisers: of several, as experts for a part of the times, one is trained."""
+        return [name for name, kind in self.models.items() if kind == self.models[self.denoiser]]
+
+    @property
+    def encoders(self) -> Sequence[str]:
+        """Subdirectories of what reads prompts."""
+        return [name for name in self.models if name != "vae" and name not in self.networks]
+
+    @staticmethod
+    def _class(name: str) -> Any:
+        from dgpo_diffusers.libraries import library_class
+
+        return library_class(name)

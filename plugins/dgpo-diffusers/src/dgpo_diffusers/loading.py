@@ -1,0 +1,93 @@
+"""From `backbone.checkpoint` to a diffusers pipeline, with one clear message for whatever can be wrong with it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dgpo_core.errors import UserError
+from dgpo_diffusers.checkpoints import load_model, load_pipeline, open_checkpoint
+from dgpo_schemas.problems import show
+
+if TYPE_CHECKING:
+    from dgpo_diffusers.backbone import DiffusersBackbone
+    from dgpo_diffusers.layout import Layout
+
+__all__ = ["load"]
+
+CLIP = ("max_position_embeddings", "eos_token_id")
+"""Numbers of CLIP's text encoders that prompts are read with."""
+FACTORS = ("scaling_factor", "shift_factor")
+SHORTEST = 3
+"""Tokens: a start, an end, and one between."""
+
+
+def load(backbone: DiffusersBackbone) -> Any:
+    """The pipeline on the CPU: denoisers and text encoders in `section.dtype`, the autoencoder in float32, and the
+    trained denoiser in float32 too if all of it is trained; None in the place of what is left out.
+
+    Only safetensors are read, never pickles. Raises UserError for a checkpoint that is missing, cannot be fetched, is
+    of another architecture, damaged or quantised, and for parts that do not fit each other.
+    """
+    section, layout = backbone.section, backbone.layout
+    opened = open_checkpoint(section, layout, wanted=backbone.components, variant=backbone.options.variant)
+    exact = {"vae", backbone.trained(opened.variants)} if section.train == "full" else {"vae"}
+    models = {}
+    for name in opened.variants:
+        dtype = torch.float32 if name in exact else getattr(torch, section.dtype)
+        model: Any = load_model(opened, name, dtype, tied=layout.tied.get(name, ()))
+        if name in layout.tied:
+            model.set_input_embeddings(model.get_input_embeddings())  # the encoder's own become the shared ones
+        models[name] = model
+    pipeline = load_pipeline(opened, models, **backbone.settings(opened.index))
+    _check_numbers(opened.directory, pipeline, layout)
+    _limit_tokens(pipeline, layout)
+    try:
+        backbone.check(pipeline, opened.directory)
+    except (TypeError, AttributeError, IndexError, KeyError) as error:
+        raise UserError(
+            f"backbone.checkpoint: a config.json in {opened.directory} has a value of another kind than those of "
+            f"{layout.family}: {error}"
+        ) from error
+    return pipeline
+
+
+def _check_numbers(directory: Path, pipeline: Any, layout: Layout) -> None:
+    """Raise UserError for values that the libraries take as they are, and that stop the first picture."""
+    for name, keys in [*layout.numbers.items(), *((name, CLIP) for name in _clips(pipeline, layout))]:
+        for key in keys:
+            value: Any = getattr(getattr(pipeline, name).config, key, None)
+            where = f"backbone.checkpoint: {directory}/{name}/config.json"
+            if value is None and key == "shift_factor":
+                raise UserError(
+                    f"{where} has no shift_factor, which {layout.family}'s latents are defined with; give it a number"
+                )
+            real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not real or (key != "shift_factor" and value <= 0) or (key not in FACTORS and value != int(value)):
+                allowed = "a number" if key == "shift_factor" else "a number above 0"
+                allowed = allowed if key in FACTORS else "1, 2, 3, ..."
+                raise UserError(f"{where}: {key} is {show(value)}; allowed is {allowed}")
+
+
+def _clips(pipeline: Any, layout: Layout) -> list[str]:
+    """Subdirectories of CLIP's text encoders."""
+    return [n for n in layout.encoders if layout.models[n].startswith("CLIPText") and getattr(pipeline, n) is not None]
+
+
+def _limit_tokens(pipeline: Any, layout: Layout) -> None:
+    """CLIP's tokenizers cut prompts where their text encoders end reading, whatever length they were saved with: one
+    without `model_max_length` has 1e30, which no tokenizer can hold."""
+    clips = _clips(pipeline, layout)
+    if not clips:
+        return
+    longest = min(getattr(pipeline, name).config.max_position_embeddings for name in clips)
+    for name in clips:
+        tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"))
+        length = tokenizer.model_max_length
+        if not SHORTEST <= length <= longest:
+            tokenizer.model_max_length = longest
+        tokenizer.model_max_length = int(tokenizer.model_max_length)
+    pipeline.tokenizer_max_length = pipeline.tokenizer.model_max_length

@@ -1,0 +1,18 @@
+"""What dgpo-diffusers declares. Nothing heavy may be imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dgpo_core import hookimpl
+from dgpo_core.hookspecs import Part
+
+__all__ = ["dgpo_backbones"]
+
+dgpo_contract = 2
+
+
+@hookimpl
+def dgpo_backbones() -> Sequence[Part]:
+    """The families that need no distribution of their own."""
+    return []

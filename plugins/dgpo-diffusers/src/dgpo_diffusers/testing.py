@@ -1,0 +1,126 @@
+"""Help for tests: small random parts of checkpoints, made offline, and what a LoRA adds to each weight, by its
+definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from string import ascii_lowercase, digits, punctuation
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+from dgpo_core.contracts import Backbone
+from dgpo_diffusers.libraries import quiet
+
+__all__ = [
+    "added_weights",
+    "changed_weights",
+    "randomise",
+    "save_seeded",
+    "tiny_autoencoder",
+    "tiny_clip",
+    "tiny_t5",
+    "tiny_t5_tokenizer",
+]
+
+CHARACTERS = ascii_lowercase + digits + punctuation
+
+
+def save_seeded(directory: str | Path, seed: int, make: Callable[[], Any]) -> Path:
+    """Save the pipeline that `make` makes with random weights from `seed`; the global random state is left alone."""
+    directory = Path(directory)
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.default_generator.manual_seed(seed)
+        make().save_pretrained(directory)
+    return directory
+
+
+def tiny_autoencoder(channels: int, factor: int, sample_size: int, **config: Any) -> AutoencoderKL:
+    """One level for each halving, `factor` a power of two; the usual width is 8. config: settings of AutoencoderKL, of
+    which scaling_factor and shift_factor should be of no special kind, so that mixing them up shows."""
+    levels = factor.bit_length()
+    return AutoencoderKL(
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=channels,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=sample_size,
+        **config,
+    ).eval()
+
+
+def tiny_clip(width: int, tokens: int, *, projection: bool = True) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    """A text encoder, and its tokenizer, which reads letter by letter."""
+    names = ["<|startoftext|>", "<|endoftext|>", *CHARACTERS, *(f"{c}</w>" for c in CHARACTERS)]
+    tokenizer = CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[], model_max_length=tokens)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokens,
+        # Random weights of the usual size hardly tell prompts apart; these do.
+        initializer_factor=3.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval(), tokenizer
+
+
+def tiny_t5_tokenizer() -> T5TokenizerFast:
+    """It reads letter by letter."""
+    return T5TokenizerFast(vocab=_pieces(), extra_ids=0)
+
+
+def tiny_t5(width: int, config: Any = T5Config, kind: Any = T5EncoderModel, **more: Any) -> Any:
+    """A text encoder of one layer, for `tiny_t5_tokenizer`."""
+    return kind(
+        config(vocab_size=len(_pieces()), d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=2, **more)
+    ).eval()
+
+
+def _pieces() -> list[tuple[str, float]]:
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    return [*special, *((piece, -2.0) for piece in ("▁", *CHARACTERS))]
+
+
+def randomise(backbone: Backbone) -> None:
+    """Trained weights that are not zero anywhere, the same each time."""
+    with torch.no_grad():
+        for i, parameter in enumerate(backbone.trainable().values()):
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+
+
+def added_weights(backbone: Backbone) -> dict[str, Tensor]:
+    """alpha / rank * B A of every layer in float64, from the trained parameters of a LoRA; by the names of weights."""
+    scale = backbone.section.lora.alpha / backbone.section.lora.rank
+    parameters = {name: p.detach().double() for name, p in backbone.trainable().items()}
+    return {
+        name.replace("lora_A.default.", ""): scale * parameters[name.replace("lora_A", "lora_B")] @ down
+        for name, down in parameters.items()
+        if "lora_A" in name
+    }
+
+
+def changed_weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What was added to every weight that is not as before, in float64."""
+    assert before.keys() == after.keys()
+    found = {name: after[name].double() - before[name].double() for name in before}
+    return {name: change for name, change in found.items() if bool(change.any())}
