@@ -12,4 +12,18 @@ from tests.golden.compare import Allowed
 
 __all__ = ["ALLOWED"]
 
-ALLOWED: tuple[Allowed, ...] = ()
+ONE_BASE = "DiffusersBackbone: one base for diffusers models; sd3 and wan are a layout and what only they do"
+
+ALLOWED: tuple[Allowed, ...] = (
+    Allowed("*/config.yaml", "backbone.options", f"Options of every diffusers model come first: {ONE_BASE}"),
+    *(
+        Allowed("*/config.yaml", "backbone.options.offload_text", f"wan has the same options: {ONE_BASE}", run=run)
+        for run in ("wan*", "video*")
+    ),
+    Allowed(
+        "*/plain/weights.safetensors",
+        "metadata.format",
+        "`save_weights` writes it, as peft and transformers do: A contract of adapters, and a backbone that has one",
+        run="third-party-full",
+    ),
+)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.golden.sides import Side
+from tests.golden.sides import Either, Side
 
 __all__ = ["CHECKPOINTS", "RUNS", "Run", "Step", "third_party"]
 
@@ -22,7 +22,12 @@ SOURCES = Path(__file__).parent / "third_party"
 def third_party(side: Side) -> Path:
     """The third party's plugin, as it is written for the contract of that side's tree: a directory of `third_party`,
     each for a contract. They compute the same."""
-    found: str = side.resolved("first")
+    found: str = side.resolved(
+        Either(
+            "dgpo_core/contracts/adapter.py", "class Adapter", "second", "first",
+            "Prompts are encoded, and an adapter is an object: A contract of adapters, and a backbone that has one",
+        )
+    )  # fmt: skip
     return SOURCES / found
 
 
