@@ -59,7 +59,7 @@ def evaluate(
 
     if output is not None:
         check_file(output)
-    from dgpo_core.prompts import load_file, longer_than_read, some_of
+    from dgpo_core.prompts import load_file, longer_than_read, notes, some_of
 
     chosen = load_file(prompts) if prompts else []  # before the model is loaded, which takes longer
     opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
@@ -75,12 +75,13 @@ def evaluate(
     if not chosen:
         raise UserError(f"{target}: it has no held-out prompts; name a file with --prompts")
     chosen = some_of(chosen, limit) if limit else chosen
+    engine.check_prompts(chosen)
     chosen = engine.sized(chosen)
-    longer = longer_than_read(chosen, engine.backbone)
-    if longer is not None:
-        typer.echo(f"note: {longer}", err=True)
     if guidance is not None:
         engine.check_guidance("--guidance", guidance)
+    longer = longer_than_read(chosen, engine.backbone)
+    for note in (notes(chosen) if prompts else []) + ([longer] if longer else []):
+        typer.echo(f"note: {note}", err=True)
     scorer = engine.make_evaluation_scorer(chosen)
     try:
         result = run_evaluation(

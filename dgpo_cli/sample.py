@@ -16,6 +16,15 @@ __all__ = ["sample"]
 def sample(
     target: Annotated[Path, typer.Argument(help="A run directory, or a run file (its base model).", metavar="RUN")],
     prompts: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be repeated.")] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="A text that guidance leads away from, for every --prompt.", metavar="TEXT")
+    ] = None,
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--media", help="A picture or video to draw every --prompt from; may be repeated.", metavar="PATH"
+        ),
+    ] = None,
     file: Annotated[Path | None, typer.Option("--prompts", help="A .txt, .jsonl or .json file of prompts.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the pictures.")] = Path("samples"),
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Samples of each prompt.")] = 4,
@@ -61,6 +70,8 @@ def sample(
         dgpo sample runs/quickstart -p "a photo of a red circle"
 
         dgpo sample runs/quickstart --view base --output before
+
+        dgpo sample runs/edits -p "make it snow" --media street.png --negative "people"
     """
     from dgpo_cli.output import check_directory
     from dgpo_cli.target import open_target
@@ -68,14 +79,14 @@ def sample(
 
     if prompts and file:
         raise UserError("give --prompt or --prompts, not both")
-    from dgpo_core.prompts import given, load_file, longer_than_read
-    from dgpo_core.types import Prompt
+    if not prompts and (negative is not None or pictures):
+        option, key = ("--media", "media") if pictures else ("--negative", "negative_prompt")
+        raise UserError(f"{option} belongs to --prompt; prompts of a file have their own, by the key `{key}`")
+    from dgpo_core.prompts import load_file, longer_than_read, notes, typed, unheard
 
     # Before the model is loaded, which takes longer.
     sides = _sides(size)
-    chosen = [
-        Prompt(given(text, f"--prompt {number}"), origin="--prompt") for number, text in enumerate(prompts or (), 1)
-    ]
+    chosen = typed(prompts or (), negative, pictures or ())
     if file:
         chosen = load_file(file)
     check_directory(output, force=force, target=target)
@@ -88,13 +99,15 @@ def sample(
 
     if not chosen:
         chosen = (opened.prompts("heldout") or opened.prompts("train"))[:limit]
+    engine.check_prompts(chosen)
     if sides is not None:
         check_sizes(engine.backbone, [], sides, "--size")
         chosen = [prompt.sized(sides) for prompt in chosen]
     chosen = engine.sized(chosen)
-    longer = longer_than_read(chosen, engine.backbone)
-    if longer is not None:
-        typer.echo(f"note: {longer}", err=True)
+    scale = engine.config.rollout.guidance if guidance is None else guidance
+    told = [longer_than_read(chosen, engine.backbone), unheard(chosen, engine.backbone.guidable and scale != 1)]
+    for note in [*(notes(chosen) if file or pictures else ()), *filter(None, told)]:
+        typer.echo(f"note: {note}", err=True)
     video = engine.backbone.media == "video"
     if fps is not None and not video:
         raise UserError(f"--fps: the backbone {engine.config.backbone.use} makes images, which have no frame rate")

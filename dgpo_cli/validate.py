@@ -47,7 +47,7 @@ def validate(
         dgpo validate run.yaml --set optimiser.learning_rate=1e-4
     """
     from dgpo_core.config import load_run_config
-    from dgpo_core.prompts import load_prompts, overlap
+    from dgpo_core.prompts import guided, load_prompts, notes, overlap, unheard
     from dgpo_core.registry import get_registry
     from dgpo_core.sections import asks_for_more, check_section
     from dgpo_core.weights import resolve_checkpoint
@@ -66,8 +66,9 @@ def validate(
     typer.echo(f"{file}: valid")
     for line in _summary(config, train, heldout):
         typer.echo(f"  {line}")
-    if warning:
-        typer.echo(f"  warning: {warning}")
+    unread = unheard([*train, *heldout], guided(config))
+    for told in [*filter(None, [warning]), *notes(train), *notes(heldout), *filter(None, [unread])]:
+        typer.echo(f"  warning: {told}")
 
 
 def _summary(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Iterator[str]:
@@ -113,5 +114,14 @@ def _times(config: RunConfig) -> str:
 def _prompts(block: PromptsBlock, found: Sequence[Prompt]) -> str:
     """The block in words."""
     if block.file is not None:
-        return f"{len(found)} of {block.file}"
-    return f"those of {block.use}" + (f", the first {block.limit}" if block.limit else "")
+        return f"{len(found)} of {block.file}{_more(found)}"
+    return f"those of {block.use}" + (f", the first {block.limit}" if block.limit else "") + _more(found)
+
+
+def _more(found: Sequence[Prompt]) -> str:
+    """What else they are drawn from."""
+    words = {"media": "with media", "negative_texts": "with a negative text", "sizes": "with a size of their own"}
+    from dgpo_core.prompts import counts
+
+    told = [f"{count} {words[key]}" for key, count in counts(found).items() if key in words]
+    return f" ({', '.join(told)})" if told else ""

@@ -22,7 +22,7 @@ from dgpo_core.config import load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.files import write_text
 from dgpo_core.locations import located, moved_along, started_in
-from dgpo_core.prompts import digest
+from dgpo_core.prompts import counts, digest
 from dgpo_core.reading import read_file, read_json, why
 from dgpo_schemas.loading import dump_yaml
 from dgpo_schemas.origin import BaseRecord
@@ -149,7 +149,7 @@ def write_record(
 
 def summary(prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What run.json says of the prompts of a split."""
-    return {"count": len(prompts), "sha256": digest(prompts)}
+    return {"count": len(prompts), "sha256": digest(prompts), **counts(prompts)}
 
 
 def check_prompts(path: Path, prompts: Mapping[str, Any], *, mend: str = "") -> None:

@@ -32,7 +32,7 @@ from dgpo_core.placement import place
 from dgpo_core.placement.hub import prepare_hub
 from dgpo_core.policy import ConditioningCache, Policy, check_adapter
 from dgpo_core.probe import PolicyProbe
-from dgpo_core.prompts import check_prompts, load_prompts, overlap, some_of
+from dgpo_core.prompts import check_prompts, guided, load_prompts, notes, overlap, some_of, unheard
 from dgpo_core.rollout import Roller
 from dgpo_core.scoring import Reward, Scorer
 from dgpo_core.sizes import Size, bucket, check_sizes, different, named
@@ -198,10 +198,24 @@ class Engine:
         shared = overlap(self.train_prompts, self.heldout_prompts, self.config.evaluation.prompts)
         if shared is not None:
             found.append(shared)
+        for prompts in (self.train_prompts, self.heldout_prompts):
+            found += notes(prompts)
+        every = [*self.train_prompts, *self.heldout_prompts]
+        found += [] if (unread := unheard(every, self._guided)) is None else [unread]
         reason = clips.why_not() if self.backbone.media == "video" else None
         if reason is not None and self.heldout_prompts and self.config.evaluation.pictures:
             found.append(f"evaluation.pictures: videos are written as film strips only; {reason}")
         return found
+
+    @property
+    def _guided(self) -> bool:
+        """Whether there is a place where guidance is not 1."""
+        return self.backbone.guidable and guided(self.config)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Have the backbone check prompts. Raises UserError naming the first one that it cannot draw."""
+        with self.guard.around("backbone, when it checked the prompts,"):
+            check_prompts(self.backbone, prompts)
 
     @cached_property
     def train_prompts(self) -> list[Prompt]:

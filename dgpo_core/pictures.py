@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
 from dgpo_core import clips
+from dgpo_core.beside import between, thumbnails, write_conditions
 from dgpo_core.files import new_directory
 from dgpo_core.types import Prompt
 
@@ -69,6 +70,9 @@ def write_pictures(
     frames, or eight of them from the first to the last. Where no mp4 can be written, of which `clips.why_not` tells,
     NN.png is all there is, so it keeps the frames as they are.
 
+    Where prompts have media or negative texts, conditions.json and media-DIGEST.png say so (`beside.write_conditions`),
+    and on the sheet the first medium of a prompt stands before its row, or, without `columns`, before each picture.
+
     What the directory held before is replaced. Raises UserError if it cannot be written.
     """
     video = media[0].dim() == 4
@@ -79,9 +83,11 @@ def write_pictures(
             image = film_strip(one, SHEET_SIDE) if clip else to_image(one)
             images.append(image)
             image.save(aside / f"{i:02d}.png")
-        grid = _video_sheet(media) if video else contact_sheet(images, columns)
+        shown = thumbnails(prompts)
+        grid = _video_sheet(media, prompts, shown) if video else _sheet(images, columns, prompts, shown)
         grid.save(aside / "grid.png")
         (aside / "prompts.json").write_text(json.dumps([p.text for p in prompts], indent=1), encoding="utf-8")
+        write_conditions(aside, prompts, shown)
 
 
 def _write_clip(path: Path, video: Tensor, fps: int | None) -> bool:
@@ -97,13 +103,24 @@ def _write_clip(path: Path, video: Tensor, fps: int | None) -> bool:
     return True
 
 
-def _video_sheet(media: Sequence[Tensor]) -> Image.Image:
+def _sheet(
+    images: Sequence[Image.Image], columns: int | None, prompts: Sequence[Prompt], shown: Mapping[str, Image.Image]
+) -> Image.Image:
+    if not shown:
+        return contact_sheet(images, columns)
+    if columns:
+        return contact_sheet(*between(images, columns, prompts[::columns], shown))
+    pairs, _ = between(images, 1, prompts, shown)
+    return contact_sheet(pairs, 2 * max(1, round((len(images) / 2) ** 0.5)))
+
+
+def _video_sheet(media: Sequence[Tensor], prompts: Sequence[Prompt], shown: Mapping[str, Image.Image]) -> Image.Image:
     """A row for each video [F, 3, H, W]; all have as many frames."""
     count = len(media[0])
     across = min(count, ACROSS)
     chosen = [round(i * (count - 1) / max(1, across - 1)) for i in range(across)]
     frames = [to_image(video[i]) for video in media for i in chosen]
-    return contact_sheet([_easily_seen(frame) for frame in frames], across)
+    return contact_sheet(*between([_easily_seen(frame) for frame in frames], across, prompts, shown))
 
 
 def _easily_seen(frame: Image.Image) -> Image.Image:

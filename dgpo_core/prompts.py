@@ -7,37 +7,47 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.isolation import ctrl_c, no_exit, told
-from dgpo_core.types import Prompt
+from dgpo_core.types import ConditionMedium, Prompt
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.decoding import half_character
+from dgpo_schemas.prompt_keys import doubtful
 from dgpo_schemas.prompts import read_prompts
-from dgpo_schemas.text import error_text
+from dgpo_schemas.rules import LONGEST_SIDE
+from dgpo_schemas.text import clean, error_text
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone, PromptSource, RewardModel
     from dgpo_core.draws import Draws
     from dgpo_core.registry import Registry
-    from dgpo_schemas.run import PromptsBlock
+    from dgpo_schemas.run import PromptsBlock, RunConfig
 
 __all__ = [
     "check_prompts",
+    "counts",
     "digest",
     "given",
+    "guided",
     "load_file",
     "load_prompts",
     "longer_than_read",
+    "notes",
     "of_iteration",
     "overlap",
     "some_of",
+    "typed",
+    "unheard",
 ]
 
 MOST = 10_000_000
@@ -46,13 +56,39 @@ SHOWN = 60
 """Characters of a prompt in a message."""
 
 
-def load_file(path: str | Path) -> list[Prompt]:
-    """Prompts of a .txt, .jsonl or .json file. Raises UserError naming file and line."""
+def load_file(path: str | Path, limit: int | None = None) -> list[Prompt]:
+    """Prompts of a .txt, .jsonl or .json file, the first `limit` of them, whose media are looked at. Raises UserError
+    naming file and line."""
+    path = Path(path)
     try:
-        records = read_prompts(Path(path))
+        records = read_prompts(path)
     except ValueError as error:
         raise UserError(str(error)) from error
-    return [Prompt(record.prompt, MappingProxyType(dict(record.metadata)), where) for where, record in records.items()]
+    # What comes through a pipe lies beside no file.
+    beside = Path() if str(path).startswith(("/dev/", "/proc/")) else path.parent
+    return [
+        Prompt(
+            record.prompt,
+            MappingProxyType(dict(record.metadata)),
+            where,
+            negative=record.negative_prompt,
+            media=_media(record.media, beside, where) if record.media else (),
+            size=record.size,
+        )
+        for where, record in islice(records.items(), limit)
+    ]
+
+
+def _media(paths: Sequence[str], beside: Path, where: str) -> tuple[ConditionMedium, ...]:
+    from dgpo_core.conditions import condition_medium
+
+    found = []
+    for text in paths:
+        try:
+            found.append(condition_medium(beside / os.path.expanduser(text)))
+        except UserError as error:
+            raise UserError(f"{where}: media: {error}") from error
+    return tuple(found)
 
 
 def given(text: str, where: str) -> str:
@@ -64,8 +100,28 @@ def given(text: str, where: str) -> str:
     return text
 
 
-def check_prompts(model: RewardModel, prompts: Sequence[Prompt]) -> None:
-    """Have a reward check its prompts. Raises its UserError, with file and line of the first prompt that it refuses.
+def typed(texts: Sequence[str], negative: str | None, media: Sequence[Path]) -> list[Prompt]:
+    """Prompts of a command line, each with the negative text and the media. Raises UserError naming the option."""
+    if negative is not None:
+        negative = given(negative, "--negative")
+    found = []
+    if media:
+        from dgpo_core.conditions import condition_medium
+
+        for path in media:
+            try:
+                found.append(condition_medium(path))
+            except UserError as error:
+                raise UserError(f"--media: {error}") from error
+    return [
+        Prompt(given(text, f"--prompt {number}"), origin="--prompt", negative=negative, media=tuple(found))
+        for number, text in enumerate(texts, 1)
+    ]
+
+
+def check_prompts(model: RewardModel | Backbone, prompts: Sequence[Prompt]) -> None:
+    """Have a reward, or the backbone, check its prompts. Raises its UserError, with file and line of the first prompt
+    that it refuses.
 
     The prompt is found by halving, so that a reward behind a service is not asked about each of thousands.
     """
@@ -83,10 +139,11 @@ def check_prompts(model: RewardModel, prompts: Sequence[Prompt]) -> None:
         except UserError as error:
             bad, refused = middle, error
     origin = prompts[good].origin if prompts else ""
-    raise UserError(f"{origin}: {refused}" if origin else str(refused)) from refused
+    told = str(refused)
+    raise UserError(f"{origin}: {told}" if origin and not told.startswith(f"{origin}: ") else told) from refused
 
 
-def _ask(model: RewardModel, prompts: Sequence[Prompt]) -> None:
+def _ask(model: RewardModel | Backbone, prompts: Sequence[Prompt]) -> None:
     """Raises UserError also where the reward fails at it."""
     with ctrl_c() as pressed, no_exit():
         try:
@@ -103,7 +160,7 @@ def load_prompts(block: PromptsBlock, split: Literal["train", "heldout"], regist
     """The prompts a block names. Raises UserError for a file that cannot be read or a source that yields nothing."""
     if block.file is not None:
         try:
-            found = load_file(block.file)
+            found = load_file(block.file, block.limit)
         except UserError as error:
             raise UserError(f"prompts.{split}: {error}") from error
     else:
@@ -130,6 +187,7 @@ def _made(source: PromptSource, split: Literal["train", "heldout"], where: str) 
             raise UserError(f"{where} failed with {told(error)}") from error
     if len(found) > MOST:
         raise UserError(f"{where} yields more than {MOST:,} prompts")
+    looked_at: set[str] = set()
     for number, prompt in enumerate(found):
         if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
             raise UserError(f"{where}: its prompt {number} is {type(prompt).__name__}, not a Prompt with a text")
@@ -139,7 +197,39 @@ def _made(source: PromptSource, split: Literal["train", "heldout"], where: str) 
             json.dumps(dict(prompt.metadata), default=str, skipkeys=True)  # nothing that contains itself
         except Exception as error:
             raise UserError(f"{where}: the metadata of its prompt {number}: {error_text(error)}") from error
+        if prompt.negative is not None or prompt.media != () or prompt.size is not None:
+            _check_drawn_from(prompt, f"{where}: its prompt {number}", looked_at)
     return found
+
+
+def _check_drawn_from(prompt: Prompt, where: str, looked_at: set[str]) -> None:
+    """Raise UserError for what a source says that a sample is drawn from beside the text, if it cannot be."""
+    negative, size, media = prompt.negative, prompt.size, prompt.media
+    if negative is not None and (not isinstance(negative, str) or "\0" in negative or half_character(negative)):
+        raise UserError(f"{where}: `negative` must be a text or None, not {_shown(repr(negative))}")
+    fits = isinstance(size, tuple) and len(size) == 2 and all(type(n) is int and 1 <= n <= LONGEST_SIDE for n in size)
+    if size is not None and not fits:
+        raise UserError(f"{where}: `size` must be (height, width) in pixels or None, not {_shown(repr(size))}")
+    if not isinstance(media, tuple) or not all(isinstance(medium, ConditionMedium) for medium in media):
+        raise UserError(f"{where}: `media` must be a tuple of ConditionMedium, not {_shown(repr(media))}")
+    for medium in media:
+        if not isinstance(medium.digest, str) or not re.fullmatch("[0-9a-f]{64}", medium.digest):
+            raise UserError(
+                f"{where}: the digest of a medium is its SHA-256, 64 hexadecimal digits, not "
+                f"{_shown(repr(medium.digest))}; dgpo_core.conditions.condition_medium makes one of a path or of bytes"
+            )
+        if medium.content is None and not medium.path:
+            raise UserError(f"{where}: a medium has neither a path nor its content")
+        key = f"{medium.kind} {medium.digest} {medium.path}"
+        if key in looked_at:
+            continue
+        from dgpo_core.conditions import check_medium
+
+        try:
+            check_medium(medium)
+        except UserError as error:
+            raise UserError(f"{where}: media: {error}") from error
+        looked_at.add(key)
 
 
 def of_iteration(prompts: Sequence[Prompt], iteration: int, groups: int, draws: Draws) -> list[Prompt]:
@@ -170,16 +260,16 @@ def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> s
     if there are none.
 
     Case, white space and the ways in which Unicode writes a letter make no other prompt: text encoders fold some of
-    them, and a text that differs in nothing else tests nothing new.
+    them, and a text that differs in nothing else tests nothing new. Another picture to edit does.
     """
-    exact, folded = {prompt.text for prompt in train}, {_folded(prompt.text) for prompt in train}
-    if not any(_folded(prompt.text) in folded for prompt in heldout):
+    exact, folded = {prompt.key[:2] for prompt in train}, {_folded(prompt) for prompt in train}
+    if not any(_folded(prompt) in folded for prompt in heldout):
         return None  # without drawing any
     drawn = some_of(heldout, count)
-    shared = [prompt for prompt in drawn if _folded(prompt.text) in folded]
+    shared = [prompt for prompt in drawn if _folded(prompt) in folded]
     if not shared:
         return None
-    alike = sum(prompt.text not in exact for prompt in shared)
+    alike = sum(prompt.key[:2] not in exact for prompt in shared)
     first = shared[0]
     where = f" ({first.origin})" if first.origin else ""
     return (
@@ -192,12 +282,12 @@ def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> s
 def longer_than_read(prompts: Sequence[Prompt], backbone: Backbone) -> str | None:
     """A warning with the number of prompts whose end the backbone's text encoders do not see; None if there are
     none."""
-    different = list({prompt.text: prompt for prompt in prompts}.values())
+    different = list({prompt.key: prompt for prompt in prompts}.values())
     unread, limit = backbone.unread(different)
     if not unread:
         return None
-    long = {different[i].text for i in unread}
-    found = [prompt for prompt in prompts if prompt.text in long]
+    long = {different[i].key for i in unread}
+    found = [prompt for prompt in prompts if prompt.key in long]
     first = found[0]
     where = f"{first.origin}, " if first.origin else ""
     are = "is" if len(found) == 1 else "are"
@@ -207,8 +297,8 @@ def longer_than_read(prompts: Sequence[Prompt], backbone: Backbone) -> str | Non
     )
 
 
-def _folded(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def _folded(prompt: Prompt) -> Hashable:
+    return " ".join(unicodedata.normalize("NFKC", prompt.text).casefold().split()), prompt.key[1]
 
 
 def _share(part: int, whole: int) -> str:
@@ -224,8 +314,78 @@ def _shown(text: str) -> str:
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of texts and metadata: two runs with the same digest saw the same prompts."""
+    """SHA-256 of texts and metadata, and of negative texts, media, sizes and sources where there are some: two runs
+    with the same digest saw the same prompts."""
     sha = hashlib.sha256()
     for prompt in prompts:
-        sha.update(json.dumps([prompt.text, dict(prompt.metadata)], sort_keys=True, default=str).encode())
+        told: list[Any] = [prompt.text, dict(prompt.metadata)]
+        more = {
+            "negative": prompt.negative,
+            "media": [medium.digest for medium in prompt.media] or None,
+            "size": prompt.size,
+            "source": prompt.source or None,
+        }
+        if more := {key: value for key, value in more.items() if value is not None}:
+            told.append(more)
+        sha.update(json.dumps(told, sort_keys=True, default=str).encode())
     return sha.hexdigest()
+
+
+def counts(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """How many prompts say what else they are drawn from, without what none of them says; `sources`: how many each list
+    has."""
+    found: dict[str, Any] = {
+        "media": sum(bool(prompt.media) for prompt in prompts),
+        "negative_texts": sum(prompt.negative is not None for prompt in prompts),
+        "sizes": sum(prompt.size is not None for prompt in prompts),
+        "sources": dict(Counter(prompt.source for prompt in prompts if prompt.source)),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def notes(prompts: Sequence[Prompt]) -> list[str]:
+    """What may be meant otherwise than it is read: keys of metadata that are nearly keys of their own, and media of
+    which reading leaves something out."""
+    found = []
+    first: dict[tuple[str, str], Prompt] = {}
+    number: Counter[tuple[str, str]] = Counter()
+    told: dict[str, str] = {}
+    for prompt in prompts:
+        there = {"negative_prompt": prompt.negative, "media": prompt.media or None, "size": prompt.size}
+        for pair in doubtful(prompt.metadata).items():
+            if there[pair[1]] is None:
+                first.setdefault(pair, prompt)
+                number[pair] += 1
+        for medium in prompt.media:
+            if medium.digest not in told:
+                from dgpo_core.conditions import notes_of
+
+                told[medium.digest] = f"{medium.path}: {'; '.join(why)}" if (why := notes_of(medium)) else ""
+    for (key, meant), prompt in first.items():
+        where = f" (the first is {prompt.origin})" if prompt.origin else ""
+        found.append(
+            f"{number[key, meant]} of {len(prompts)} prompts have the key `{clean(key, 40)}`{where}, which is metadata "
+            f"for rewards; what a sample is drawn from is called `{meant}`"
+        )
+    changed = [text for text in told.values() if text]
+    if changed:
+        more = f"; so are {len(changed) - 1} other media" if len(changed) > 1 else ""
+        found.append(f"media are not read quite as they are: {changed[0]}{more}")
+    return found
+
+
+def guided(config: RunConfig) -> bool:
+    """Whether there is a place in a run where guidance is not 1."""
+    scales = (config.rollout.guidance, config.evaluation.guidance or 1.0, config.objective.kl_cfg)
+    return any(scale != 1 for scale in scales)
+
+
+def unheard(prompts: Sequence[Prompt], guided: bool) -> str | None:
+    """A note with the number of prompts whose negative text nobody reads, because nothing is guided; None if there are
+    none."""
+    count = sum(bool(prompt.negative) for prompt in prompts)
+    if guided or not count:
+        return None
+    first = next(prompt for prompt in prompts if prompt.negative)
+    where = f" (the first is {first.origin})" if first.origin else ""
+    return f"{count} of {len(prompts)} prompts have a negative text{where}, which is not read where guidance is 1"

@@ -223,7 +223,11 @@ class Trainer:
                 policy.measure(self.engine.probe(self.roller, self._rollout_view()), context)
                 if self.processes.count > 1:  # the last bits of a measurement must not part the processes
                     policy.load_state_dict(self.processes.told(policy.state_dict()))
-        groups = self._roll_out_and_score()
+        try:
+            groups = self._roll_out_and_score()
+        except UserError:  # a condition medium that has changed must not cost the iterations before it
+            self._save_what_is_whole()
+            raise
         self._drawn = self.iteration
         self.directory.checkpoints.prune(self._best_kept, self._spare)
         with self._timed("weigh"):
@@ -625,6 +629,7 @@ class Trainer:
         engine.times.check_range()
         engine.check_timesteps(self.timestep_context())
         _ = engine.objective, engine.weighting, engine.train_prompts, engine.heldout_prompts
+        engine.check_prompts([*engine.train_prompts, *engine.heldout_prompts])
         prompts = engine.sized([*engine.train_prompts, *engine.heldout_prompts])
         sizes = {prompt.size or config.rollout.height_width for prompt in engine.train_prompts}
         engine.times.check_sizes(sizes, engine.sampler, engine.objective)

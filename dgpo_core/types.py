@@ -38,13 +38,26 @@ __all__ = [
 class ConditionMedium:
     """A picture or video that a sample is conditioned on, such as the one to edit.
 
-    digest: SHA-256 of the file's bytes, as hexadecimal digits; path: where it was read from, for messages and no part
-    of what it is.
+    digest: SHA-256 of the file's bytes, as hexadecimal digits, by which two of them are the same.
+    path: where it lies, or lay on the machine that it comes from; content: its bytes, where it is not read from there;
+    pixels: what it shows (`pixels.Pixels`), where that is known already. `conditions.condition_medium` makes one.
     """
 
     kind: Literal["image", "video"]
     digest: str
     path: str = field(default="", compare=False)
+    content: bytes | None = field(default=None, compare=False, repr=False)
+    pixels: Any = field(default=None, compare=False, repr=False)
+
+    def read(self) -> Tensor:
+        """What it shows, float32 in [0, 1], RGB, on the CPU: [3, H, W] of a picture, [F, 3, H, W] of a video; read and
+        decoded anew at every call.
+
+        Raises UserError, naming the file, if it is not there any more or has other bytes than its digest says.
+        """
+        from dgpo_core.conditions import tensor_of
+
+        return tensor_of(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dgpo_core.beside import FILE
 from dgpo_core.reading import open_file, read_file, read_json, why
 
 __all__ = ["Pair", "Picture", "Pictures", "read_pictures"]
@@ -21,6 +22,7 @@ LARGEST = 512
 TINY = 128
 """Pictures up to this side are shown pixel by pixel, so they are kept without loss."""
 NUMBER = re.compile(r"[0-9]{1,15}")
+MEDIUM = re.compile(r"media-[0-9a-f]{12}\.png")
 LARGEST_VIDEO = 300_000
 """Bytes of an mp4 file in the page; of larger ones it shows the film strip alone."""
 
@@ -52,6 +54,9 @@ class Pair:
     prompt: str
     before: Picture
     after: Picture | None
+    negative: str = ""
+    medium: Picture | None = None
+    """The first of what it was conditioned on, small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,26 +82,28 @@ def read_pictures(directory: Path, problems: list[str]) -> Pictures:
     first, last = min(found), max(found)
     before = _read(found[first], problems)
     if first == last:
-        return Pictures(first, None, [Pair(prompt, picture, None) for prompt, picture in before])
+        return Pictures(first, None, before)
     after = _read(found[last], problems)
     return Pictures(first, last, _pairs(before, after))
 
 
-def _pairs(before: Sequence[tuple[str, Picture]], after: Sequence[tuple[str, Picture]]) -> list[Pair]:
+def _pairs(before: Sequence[Pair], after: Sequence[Pair]) -> list[Pair]:
     """Pictures of the same prompt and noise: those at the same place, or where the selection changed, by prompt."""
-    if [prompt for prompt, _ in before] == [prompt for prompt, _ in after]:
-        return [Pair(prompt, one, two) for (prompt, one), (_, two) in zip(before, after, strict=True)]
-    counts = Counter(prompt for prompt, _ in before), Counter(prompt for prompt, _ in after)
-    later = dict(after)
-    return [Pair(p, one, later[p]) for p, one in before if p and counts[0][p] == 1 and counts[1][p] == 1]
+    if [one.prompt for one in before] == [one.prompt for one in after]:
+        return [replace(one, after=two.before) for one, two in zip(before, after, strict=True)]
+    counts = Counter(one.prompt for one in before), Counter(one.prompt for one in after)
+    later = {one.prompt: one.before for one in after}
+    single = [one for one in before if one.prompt and counts[0][one.prompt] == counts[1][one.prompt] == 1]
+    return [replace(one, after=later[one.prompt]) for one in single]
 
 
-def _read(directory: Path, problems: list[str]) -> list[tuple[str, Picture]]:
+def _read(directory: Path, problems: list[str]) -> list[Pair]:
     try:
         prompts = [str(prompt) for prompt in read_json(directory / "prompts.json")]
     except (OSError, ValueError, TypeError):
         prompts = []
         problems.append(f"The prompts of the pictures in {directory.name} are not known (prompts.json).")
+    told = _conditions(directory, problems)
     found = []
     for file in sorted(
         (f for f in directory.glob("*.png") if NUMBER.fullmatch(f.stem)), key=lambda file: int(file.stem)
@@ -106,7 +113,28 @@ def _read(directory: Path, problems: list[str]) -> list[tuple[str, Picture]]:
             problems.append(f"The picture {directory.name}/{file.name} is damaged.")
             continue
         index = int(file.stem)
-        found.append((prompts[index] if index < len(prompts) else "", picture))
+        negative, medium = told.get(index, ("", ""))
+        shown = _picture(directory / medium) if medium else None
+        found.append(Pair(prompts[index] if index < len(prompts) else "", picture, None, negative, shown))
+    return found
+
+
+def _conditions(directory: Path, problems: list[str]) -> dict[int, tuple[str, str]]:
+    """(negative text, file of the first medium) of samples by their numbers, each empty if there is none."""
+    try:
+        told = read_json(directory / FILE)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        told = None
+    if not isinstance(told, list):
+        problems.append(f"What the pictures in {directory.name} were drawn from is not known ({FILE}).")
+        return {}
+    found = {}
+    for index, one in enumerate(told):
+        if isinstance(one, dict):
+            name = str(one.get("media", ""))
+            found[index] = str(one.get("negative_prompt", "")), name if MEDIUM.fullmatch(name) else ""
     return found
 
 

@@ -116,6 +116,8 @@ DIAGNOSTICS = (
     ),
     Diagnostic("Learning rate", "of the last update", {"rate": "learning_rate"}, ""),
 )
+MORE = {"media": "with media", "negative_texts": "with a negative text", "sizes": "with a size of their own"}
+"""What run.json may count of the prompts of a split, in words."""
 VERBS = ("measure", "roll_out", "score", "wait_for_scores", "weigh", "optimise", "evaluate", "checkpoint")
 
 
@@ -362,7 +364,9 @@ def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     prompts = record.get("prompts")
     for split, found in prompts.items() if isinstance(prompts, Mapping) else ():
         if isinstance(found, Mapping):
-            rows.append((f"{split} prompts", f"{found.get('count')}, SHA-256 {found.get('sha256')}"))
+            more = [f"{found[key]} {words}" for key, words in MORE.items() if found.get(key)]
+            said = ", ".join([f"{found.get('count')}", *more])
+            rows.append((f"{split} prompts", f"{said}, SHA-256 {found.get('sha256')}"))
     return rows
 
 

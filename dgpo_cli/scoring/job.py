@@ -23,7 +23,7 @@ from dgpo_core.listing import expand
 from dgpo_core.media import Medium, check_files, kind_of, read_media
 from dgpo_core.prompts import check_prompts
 from dgpo_core.scoring import Reward
-from dgpo_core.types import Example
+from dgpo_core.types import Example, Prompt
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardModel
@@ -104,7 +104,7 @@ class Annotator:
     def write(self, result: Result, media: Tensor) -> None:
         """NAME.annotated.png. Raises UserError if it cannot be written."""
         image = annotate(
-            media, understood(result.diagnostics), prompt=result.prompt.text, label=self.label, value=result.value
+            media, understood(result.diagnostics), prompt=_caption(result.prompt), label=self.label, value=result.value
         )
         file = self.directory / f"{self._name(result.name)}.annotated.png"
         try:
@@ -122,6 +122,10 @@ class Annotator:
             number += 1
         self._taken.add(found)
         return found
+
+
+def _caption(prompt: Prompt) -> str:
+    return f"{prompt.text} (not: {prompt.negative})" if prompt.negative else prompt.text
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt, Schedule
 
 if TYPE_CHECKING:
@@ -133,6 +134,18 @@ class Backbone(ABC):
         default all of one size. Where the rows of a size can differ in shape (with the number of media, say), what they
         differ in."""
         return prompt.size
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise UserError, naming the prompt, if the model cannot be conditioned on one. Called when a run is built, of
+        all its prompts. By default those that have media are refused: a model that takes some says here how many, of
+        which kind and in which sizes (they have been looked at, and can be read)."""
+        for prompt in prompts:
+            if prompt.media:
+                path = f" ({prompt.media[0].path})" if prompt.media[0].path else ""
+                raise UserError(
+                    f"{f'{prompt.origin}: ' if prompt.origin else ''}the prompt has media{path}, but the backbone "
+                    f"{self.section.use} takes text alone: leave `media` out, or choose a model that edits or animates"
+                )
 
     def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
         """Which prompts' texts no text encoder reads to their end, by their places, and how many tokens are read at

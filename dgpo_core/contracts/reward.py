@@ -35,7 +35,8 @@ class RewardModel(ABC):
         self.device = device
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 - optional
-        """Raise UserError, naming the prompt, if one lacks what this reward needs. Called before the run starts."""
+        """Raise UserError, naming the prompt, if one lacks what this reward needs. Called before the run starts. Media
+        are known by kind and digest; they can be read, which has been tried, but only `score` has their bytes."""
 
     @abstractmethod
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:

@@ -6,11 +6,13 @@ Letters: B samples, F frames, C = 3 channels, H W pixels. A blob holds tensors, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import safetensors
@@ -19,8 +21,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from dgpo_core.conditions import content_of
 from dgpo_core.scores import plain
-from dgpo_core.types import Example, Prompt, Scores
+from dgpo_core.types import ConditionMedium, Example, Prompt, Scores
 from dgpo_schemas.problems import dotted, explain
 from dgpo_schemas.service import PROTOCOL, PromptMessage, ScoreHeader
 from dgpo_schemas.text import clean, error_text
@@ -47,6 +50,9 @@ __all__ = [
 
 MEDIA_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
 """What media may be, by safetensors' names. Bytes are read as float32 in [0, 1], x / 255."""
+FILE = "sha256:"
+"""Begins the name of a tensor that is a condition medium's file, as int8: uint8 are media to be scored."""
+NONE: Mapping[str, bytes] = MappingProxyType({})
 LENGTH = 8
 """Bytes at the beginning of a blob that hold the length of its header."""
 LARGEST = 512 * 2**10
@@ -177,13 +183,72 @@ def _are_sizes(values: Any) -> bool:
 
 
 def prompts_as_json(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """For a header or a JSON body."""
-    return [{"text": prompt.text, "metadata": plain(prompt.metadata)} for prompt in prompts]
+    """For a header or a JSON body; media by their digests."""
+    return [{"text": prompt.text, "metadata": plain(prompt.metadata), **_drawn_from(prompt)} for prompt in prompts]
 
 
-def prompts_of(messages: Sequence[PromptMessage]) -> list[Prompt]:
-    """What was sent."""
-    return [Prompt(message.text, message.metadata) for message in messages]
+def _drawn_from(prompt: Prompt) -> dict[str, Any]:
+    """What is set of it besides its text and metadata."""
+    told = {
+        "negative": prompt.negative,
+        "media": [{"kind": medium.kind, "digest": medium.digest} for medium in prompt.media] or None,
+        "size": None if prompt.size is None else list(prompt.size),
+        "source": prompt.source or None,
+        "fps": prompt.fps,
+    }
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def prompts_of(messages: Sequence[PromptMessage], contents: Mapping[str, bytes] = NONE) -> list[Prompt]:
+    """What was sent, with what is known of their media: bytes by digest."""
+    return [
+        Prompt(
+            message.text,
+            message.metadata,
+            negative=message.negative,
+            media=tuple(
+                ConditionMedium(medium.kind, medium.digest, content=contents.get(medium.digest))
+                for medium in message.media
+            ),
+            size=None if message.size is None else (message.size[0], message.size[1]),
+            source=message.source,
+            fps=message.fps,
+        )
+        for message in messages
+    ]
+
+
+# -- condition media ----------------------------------------------------------------------------------------------
+
+
+def _files(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """The bytes of the prompts' media, each distinct one once, by their names in a blob. Raises UserError for a file
+    that has changed."""
+    media = {medium.digest: medium for prompt in prompts for medium in prompt.media}
+    return {
+        f"{FILE}{digest}": torch.frombuffer(bytearray(content_of(medium)), dtype=torch.int8)
+        for digest, medium in media.items()
+    }
+
+
+def _named(messages: Sequence[PromptMessage]) -> set[str]:
+    return {f"{FILE}{medium.digest}" for message in messages for medium in message.media}
+
+
+def _contents(blob: Blob, messages: Sequence[PromptMessage]) -> dict[str, bytes]:
+    """The bytes of the prompts' media by digest. Raises Unfit for other bytes than a digest says, or none."""
+    found = {}
+    for name in sorted(_named(messages)):
+        if name not in blob.shapes:
+            raise Unfit(f"a prompt has the medium {name}, whose bytes are not sent")
+        if blob.dtypes[name] != "I8" or len(blob.shapes[name]) != 1:
+            raise Unfit(f"{name} is {blob.dtypes[name]} {list(blob.shapes[name])}; a file's bytes are I8 [n]")
+        content = blob.tensors[name].numpy().tobytes()
+        digest = name.removeprefix(FILE)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise Unfit(f"{name} has other bytes than its digest says")
+        found[digest] = content
+    return found
 
 
 def stretches(prompts: Sequence[Prompt], most: int) -> Iterator[slice]:
@@ -215,18 +280,20 @@ class ScoreRequest:
 def score_request(media: Tensor, prompts: Sequence[Prompt], *, alone: bool = True) -> bytes:
     """Media [B, 3, H, W] or [B, F, 3, H, W] with the prompt of each sample, to be scored by themselves.
 
-    Raises Unfit for media that are neither float32, float16, bfloat16 nor uint8.
+    Raises Unfit for media that are neither float32, float16, bfloat16 nor uint8, and UserError for a condition medium
+    whose file has changed.
     """
     if media.dtype not in MEDIA_DTYPES.values():
         raise Unfit(f"media are {media.dtype}; what travels is float32, float16, bfloat16 or uint8")
     header: dict[str, Any] = {"protocol": PROTOCOL, "prompts": prompts_as_json(prompts), "alone": alone}
+    files = _files(prompts)
     # Sums over memory in another order have other last bits, so a permuted tensor arrives as one.
     strides = media.stride()
     order = sorted(range(media.dim()), key=lambda dimension: -strides[dimension])
     if media.numel() and order != sorted(order):
         header["order"] = order
         media = media.permute(order)
-    return pack(header, {"media": media})
+    return pack(header, {"media": media, **files})
 
 
 def read_score_request(blob: Blob) -> ScoreRequest:
@@ -238,7 +305,7 @@ def read_score_request(blob: Blob) -> ScoreRequest:
         media = media.permute([header.order.index(dimension) for dimension in range(len(shape))])
     if media.dtype == torch.uint8:
         media = media.float() / 255
-    return ScoreRequest(media, prompts_of(header.prompts), header.alone)
+    return ScoreRequest(media, prompts_of(header.prompts, _contents(blob, header.prompts)), header.alone)
 
 
 def read_score_header(blob: Blob) -> ScoreHeader:
@@ -253,10 +320,11 @@ def read_score_header(blob: Blob) -> ScoreHeader:
 
 def media_shape(blob: Blob, header: ScoreHeader) -> tuple[int, ...]:
     """Shape of the media as the reward will see them, before any tensor is made. Raises Unfit."""
-    if set(blob.shapes) != {"media"}:
-        raise Unfit(
-            f"there must be one tensor, `media`; there are {clean(', '.join(sorted(blob.shapes)), 200) or 'none'}"
-        )
+    files = _named(header.prompts)
+    if set(blob.shapes) - files != {"media"}:
+        there = clean(", ".join(sorted(blob.shapes)), 200) or "none"
+        beside = ", beside the prompts' files" if files else ""
+        raise Unfit(f"there must be one tensor, `media`{beside}; there are {there}")
     if blob.dtypes["media"] not in MEDIA_DTYPES:
         raise Unfit(f"`media` is {blob.dtypes['media']}, it must be one of {', '.join(MEDIA_DTYPES)}")
     shape = blob.shapes["media"]
@@ -304,18 +372,21 @@ def read_score_answer(blob: Blob) -> Scores:
 def example_blob(examples: Sequence[Example]) -> bytes:
     """Examples, each with media of its own size."""
     header = [{"name": e.name, "good": e.good, "prompt": prompts_as_json([e.prompt])[0]} for e in examples]
-    return pack({"protocol": PROTOCOL, "examples": header}, {str(i): e.media for i, e in enumerate(examples)})
+    files = _files([e.prompt for e in examples])
+    return pack({"protocol": PROTOCOL, "examples": header}, {str(i): e.media for i, e in enumerate(examples)} | files)
 
 
 def read_examples(blob: Blob) -> list[Example]:
     """Raises Malformed and OtherProtocol."""
     check_protocol(blob.header)
     try:
+        given = blob.header["examples"]
+        messages = [PromptMessage.model_validate(one["prompt"]) for one in given]
+        prompts = prompts_of(messages, _contents(blob, messages))
         return [
-            Example(clean(_text(one["name"]), 200), prompts_of([PromptMessage.model_validate(one["prompt"])])[0],
-                    blob.tensors[str(i)], bool(one["good"]))
-            for i, one in enumerate(blob.header["examples"])
-        ]  # fmt: skip
+            Example(clean(_text(one["name"]), 200), prompt, blob.tensors[str(i)], bool(one["good"]))
+            for i, (one, prompt) in enumerate(zip(given, prompts, strict=True))
+        ]
     except (KeyError, TypeError, ValueError) as error:
         said = clean(str(error).split("\n", 1)[0], 200)
         raise Malformed(f"the answer does not hold examples: {said}") from None

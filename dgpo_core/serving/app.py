@@ -29,7 +29,7 @@ from dgpo_core.placement.messages import example_blob, score_answer
 from dgpo_core.serving.answers import as_text, said
 from dgpo_core.serving.aside import Aside
 from dgpo_core.serving.batcher import Batcher
-from dgpo_core.serving.bodies import Samples, read_pictures, read_tensors
+from dgpo_core.serving.bodies import Samples, read_pictures, read_tensors, with_media
 from dgpo_core.serving.budget import Budget, Share, current_share
 from dgpo_core.serving.counters import Counters
 from dgpo_core.serving.descriptors import connections_that_fit
@@ -193,7 +193,8 @@ class Service:
         limits, share = self.config.limits, current()
         if self._kind(request) in TENSORS:
             reserve_tensors(body, share, limits)
-            return await self._aside(read_tensors, body, limits)
+            samples = await self._aside(read_tensors, body, limits)
+            return await with_media(self.readers, samples, limits, share.reserve)
         return await read_pictures(self.readers, body, request.headers["content-type"], limits, share.reserve)
 
     def _answer(self, request: Request, scores: Scores) -> Response:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from dgpo_core.kinds import Kind, one_of
 from dgpo_core.placement.messages import (
     Blob,
     Malformed,
@@ -20,10 +21,11 @@ from dgpo_core.placement.messages import (
 )
 from dgpo_core.serving.readers import Readers, Reading
 from dgpo_core.serving.refusal import Refusal
+from dgpo_core.serving.uploads import files_body
 from dgpo_core.types import Prompt
 from dgpo_schemas.service import ServiceLimits
 
-__all__ = ["Batch", "Samples", "read_pictures", "read_tensors"]
+__all__ = ["Batch", "Samples", "read_pictures", "read_tensors", "with_media"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,37 @@ def _check_size(samples: int, frames: int, height: int, width: int, limits: Serv
         )
     if min(height, width) == 0:
         raise Refusal(422, "request", f"a picture of {width}x{height} pixels shows nothing")
+
+
+async def with_media(
+    readers: Readers, samples: Samples, limits: ServiceLimits, reserve: Callable[[int], None]
+) -> Samples:
+    """The same samples, the files of whose prompts' media have been decoded by a reader, each distinct one once. Raises
+    Refusal, also if only one of them cannot be read: its samples would be scored without what they were drawn from."""
+    media = {m.digest: m for batch in samples.batches for prompt in batch.prompts for m in prompt.media}
+    if not media:
+        return samples
+    contents = [medium.content or b"" for medium in media.values()]
+    reserve(2 * sum(map(len, contents)))
+    names = [f"the prompts' medium sha256:{digest[:12]}" for digest in media]
+    body = files_body(list(zip(names, contents, strict=True)))
+    found = await readers.read("files", "", body, limits=limits, reserve=reserve)
+    if found.lost:
+        place, refusal = min(found.lost.items())
+        raise Refusal(refusal.status, refusal.kind, f"{names[place]}: {refusal}")
+    decoded = {}
+    for name, (digest, medium), pixels in zip(names, media.items(), found.pixels, strict=True):
+        assert pixels is not None  # for it is not lost
+        kind: Kind = "image" if pixels.values.ndim == 3 else "video"
+        if kind != medium.kind:
+            raise Refusal(422, "request", f"{name}: is {one_of(kind)}, not {one_of(medium.kind)}")
+        decoded[digest] = replace(medium, pixels=pixels)
+
+    def known(prompt: Prompt) -> Prompt:
+        return replace(prompt, media=tuple(decoded[medium.digest] for medium in prompt.media))
+
+    batches = [replace(batch, prompts=[known(prompt) for prompt in batch.prompts]) for batch in samples.batches]
+    return replace(samples, batches=batches)
 
 
 # -- pictures -----------------------------------------------------------------------------------------------------

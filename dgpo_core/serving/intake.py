@@ -114,8 +114,9 @@ def read_prompts(body: bytes, limits: ServiceLimits) -> list[Prompt]:
         path, message = explain(CheckRequest, data, error)[0]
         raise Refusal(422, "request", f"{dotted(path)}: {message}") from None
     for i, prompt in enumerate(prompts):
-        if reason := half_character(prompt.text):
-            raise Refusal(422, "request", f"prompts.{i}.text {reason}")
+        for key, text in (("text", prompt.text), ("negative", prompt.negative or ""), ("source", prompt.source)):
+            if reason := half_character(text):
+                raise Refusal(422, "request", f"prompts.{i}.{key} {reason}")
     return prompts
 
 

@@ -26,7 +26,7 @@ from dgpo_core.listing import readable_formats
 from dgpo_core.pixels import Unreadable, measure, read_pixels
 from dgpo_core.serving.frames import BODY_COPIES, HEAD, MAGIC, OWN_MEMORY, PIXEL_BYTES, packed, unpacked
 from dgpo_core.serving.refusal import Refusal
-from dgpo_core.serving.uploads import Upload, read_form, read_json_samples
+from dgpo_core.serving.uploads import Upload, read_files, read_form, read_json_samples
 from dgpo_core.video import NotInstalled
 from dgpo_schemas.text import clean, error_text
 
@@ -173,6 +173,8 @@ class Reader:
         most = self._asked["max_samples"]
         if self._asked["kind"] == "form":
             upload = read_form(bytes(body), self._asked["type"], most)
+        elif self._asked["kind"] == "files":
+            upload = read_files(body, most)
         else:
             upload = read_json_samples(body, most)
         return upload, upload.lines()

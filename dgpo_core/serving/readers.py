@@ -12,12 +12,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
 
 from dgpo_core.pixels import MAX_PIXELS
 from dgpo_core.serving.frames import BODY_COPIES, OWN_MEMORY, PIXEL_BYTES
 from dgpo_core.serving.reader_process import ReaderProcess
-from dgpo_core.serving.reading import Job, Reading, Unlucky
+from dgpo_core.serving.reading import BodyKind, Job, Reading, Unlucky
 from dgpo_core.serving.refusal import Refusal
 from dgpo_schemas.service import ServiceLimits
 
@@ -52,7 +51,7 @@ class Readers:
 
     async def read(
         self,
-        kind: Literal["json", "form"],
+        kind: BodyKind,
         content_type: str,
         body: bytes,
         *,

@@ -21,7 +21,7 @@ from dgpo_core.types import Prompt
 from dgpo_schemas.service import ServiceLimits
 from dgpo_schemas.text import clean
 
-__all__ = ["Job", "Reading", "Unlucky"]
+__all__ = ["BodyKind", "Job", "Reading", "Unlucky"]
 
 LOADED = 6.0
 """How many times its seconds of CPU time a picture may take by the clock, on a machine that others use too."""
@@ -36,6 +36,8 @@ ATTEMPTS = 3
 """Readers that are tried on a body one after the other, where they die before they have said anything of it."""
 TURN = 0.1
 """Seconds a request may go on before it yields to one that waits; at least twice what it takes to be taken up again."""
+BodyKind = Literal["json", "form", "files"]
+"""How pictures lie in a body; `files` are those of a request with tensors, as `uploads.files_body` puts them."""
 DTYPES = {"uint8": np.uint8, "uint16": np.uint16}
 BYTES_A_PIXEL = 18
 """Of a picture in the service: three channels of up to 16 bits, and of float32."""
@@ -58,7 +60,7 @@ class Reading:
 class Job:
     """A request, from its body to its pixels."""
 
-    kind: Literal["json", "form"]
+    kind: BodyKind
     content_type: str
     body: bytes
     limits: ServiceLimits

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -17,7 +17,7 @@ from dgpo_core.serving.refusal import Refusal
 from dgpo_schemas.decoding import half_character, unique_keys
 from dgpo_schemas.text import clean
 
-__all__ = ["MOST_TEXT", "Picture", "Upload", "read_form", "read_json_samples"]
+__all__ = ["MOST_TEXT", "Picture", "Upload", "files_body", "read_files", "read_form", "read_json_samples"]
 
 FIELDS = ("image", "prompt", "metadata")
 MOST_TEXT = 16 * 2**20
@@ -177,6 +177,26 @@ def _explained(data: dict[str, Any]) -> Refusal:
 def _check_count(count: int, most: int) -> None:
     if count > most:
         raise Refusal(413, "size", f"{count} samples are more than {most} (limits.max_samples)")
+
+
+# -- files of a request with tensors --------------------------------------------------------------------------------
+
+
+def files_body(files: Sequence[tuple[str, bytes]]) -> bytes:
+    """Named files as one body: a line of JSON with their names and lengths, then their bytes."""
+    return b"".join((json.dumps([(name, len(data)) for name, data in files]).encode(), b"\n", *(d for _, d in files)))
+
+
+def read_files(body: bytes | bytearray, max_samples: int) -> Upload:
+    """What `files_body` has put together. Raises Refusal."""
+    line, _, rest = body.partition(b"\n")
+    told = json.loads(line)
+    _check_count(len(told), max_samples)
+    pictures, at = [], 0
+    for name, length in told:
+        pictures.append(Picture(name, bytes(rest[at : at + length])))
+        at += length
+    return Upload(pictures, [""], [{}])
 
 
 # -- multipart/form-data --------------------------------------------------------------------------------------------

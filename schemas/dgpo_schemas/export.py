@@ -19,7 +19,9 @@ from dgpo_schemas.ablation import AblationConfig
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.manifest import CheckpointClock, CheckpointManifest
 from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, OutcomeRecord, PromptScores, TimingRecord
+from dgpo_schemas.prompt_keys import KEYS, MOST_MEDIA
 from dgpo_schemas.prompts import PromptRecord
+from dgpo_schemas.rules import LONGEST_SIDE
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.serve import ServeConfig
 from dgpo_schemas.service import ServiceMessages
@@ -128,10 +130,17 @@ def _sorted(plugins: PluginOptions) -> Iterator[tuple[str, str, type[BaseModel]]
 
 
 def _prompt() -> dict[str, Any]:
-    """A line of a .jsonl file: `prompt`, and any further keys as metadata."""
+    """A line of a .jsonl file: its own keys, and any further ones as metadata."""
     schema = json_schema(PromptRecord)
-    prompt = schema["properties"]["prompt"] | {"minLength": 1}
-    return schema | {"properties": {"prompt": prompt}, "additionalProperties": True}
+    keys = {name: schema["properties"][name] for name in KEYS}
+    keys["prompt"] |= {"minLength": 1}
+    told = {name: {"description": keys[name]["description"], "default": None} for name in ("media", "size")}
+    path, side = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 1, "maximum": LONGEST_SIDE}
+    paths = {"type": "array", "items": path, "maxItems": MOST_MEDIA}
+    sides = {"type": "array", "items": side, "minItems": 2, "maxItems": 2}
+    keys["media"] = told["media"] | {"anyOf": [path, paths, {"type": "null"}]}
+    keys["size"] = told["size"] | {"anyOf": [side, sides, {"type": "null"}]}
+    return schema | {"properties": keys, "additionalProperties": True}
 
 
 def _with_plugins(model: type[BaseModel], plugins: PluginOptions) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Prompt files: .txt, one prompt a line; .jsonl, one object with `prompt` and metadata a line; .json, a list of such
-objects or of texts."""
+"""Prompt files: .txt, one prompt a line; .jsonl, one object with `prompt`, what else it is drawn from, and metadata a
+line; .json, a list of such objects or of texts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pydantic import Field
 from dgpo_schemas.base import StrictModel
 from dgpo_schemas.decoding import EncodingError, decode, half_character, unique_keys
 from dgpo_schemas.problems import show
+from dgpo_schemas.prompt_keys import KEYS, media_of, misspelt, negative_of, size_of
 from dgpo_schemas.text import clean, is_visible
 
 __all__ = ["PromptRecord", "loads", "read_prompts", "unreadable"]
@@ -32,9 +33,20 @@ CAPTIONS = ("prompt", "text", "caption", "captions", "prompts", "instruction", "
 
 
 class PromptRecord(StrictModel):
-    """One prompt. In a .jsonl line every key besides `prompt` is metadata."""
+    """One prompt. In a .jsonl line every key besides these is metadata."""
 
     prompt: str = Field(description="The text.")
+    negative_prompt: str | None = Field(
+        default=None, description="The text that guidance leads away from; by default what the model takes for none."
+    )
+    media: tuple[str, ...] = Field(
+        default=(),
+        description="Pictures or videos that its samples are conditioned on: a path, or a list of paths in the order "
+        "in which the model is shown them, relative to the prompt file.",
+    )
+    size: tuple[int, int] | None = Field(
+        default=None, description="Size of its samples: a side in pixels, or [height, width]; by default the run's."
+    )
     metadata: dict[str, Any] = Field(default_factory=dict, description="What rewards need to know of it.")
 
 
@@ -45,8 +57,9 @@ def read_prompts(path: Path) -> dict[str, PromptRecord]:
     Lines end in a line feed, a carriage return or both; no other character ends one. Byte order marks go, also those of
     files that were joined. A pipe (`<(...)`, /dev/stdin) holds what its first character says. NaN in JSON is null.
 
-    Raises ValueError naming the file and the line: missing, unreadable, no text, another ending, a malformed line, a
-    prompt that is empty or no valid text, no prompts at all.
+    Media are named, not looked at. Raises ValueError naming the file and the line: missing, unreadable, no text,
+    another ending, a malformed line, a prompt that is empty or no valid text, a key that is misspelt or has a value
+    that it cannot have, no prompts at all.
     """
     if "\0" in str(path):
         raise ValueError(f"{clean(str(path))}: no path holds a zero character")
@@ -202,7 +215,18 @@ def _record(data: Any, where: str, *, escapes: bool) -> PromptRecord:
         if isinstance(prompt, str) and "\0" in prompt:
             raise ValueError(f"{where}: `prompt` holds a zero character, which no prompt does")
         raise ValueError(f"{where}: `prompt` must be a text that is not empty{_instead(data)}")
-    return PromptRecord(prompt=prompt, metadata={key: value for key, value in data.items() if key != "prompt"})
+    if mistake := misspelt(data):
+        raise ValueError(f"{where}: {mistake}")
+    try:
+        return PromptRecord(
+            prompt=prompt,
+            negative_prompt=negative_of(data.get("negative_prompt")),
+            media=media_of(data.get("media")),
+            size=size_of(data.get("size")),
+            metadata={key: value for key, value in data.items() if key not in KEYS},
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _instead(data: dict[str, Any]) -> str:

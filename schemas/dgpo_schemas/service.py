@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
 from dgpo_schemas.base import AnyFloat, Float, Int, StrictModel
+from dgpo_schemas.prompt_keys import MOST_MEDIA
+from dgpo_schemas.rules import LONGEST_SIDE
 
 __all__ = [
     "PROTOCOL",
@@ -21,6 +23,7 @@ __all__ = [
     "CheckRequest",
     "ErrorAnswer",
     "ErrorDetail",
+    "MediumMessage",
     "PromptMessage",
     "RewardDescription",
     "ScoreAnswer",
@@ -31,9 +34,9 @@ __all__ = [
     "StatusAnswer",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the messages. Both sides must speak the same one."""
-WORKERS = 2
+WORKERS = 3
 """Version of what a run and its worker processes say to each other: the messages, and how they are numbered."""
 REQUEST = "Dgpo-Request"
 """Header of a request to a service that the answer repeats, so that it is never taken for another request's."""
@@ -59,11 +62,34 @@ class Message(StrictModel):
         return {name: value for name, value in data.items() if name in cls.model_fields or name == unknown}
 
 
+Side = Annotated[Int, Field(ge=1, le=LONGEST_SIDE)]
+
+
+class MediumMessage(Message):
+    """A picture or video that samples were conditioned on."""
+
+    kind: Literal["image", "video"] = Field(description="What it is.")
+    digest: str = Field(
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of its file. With a request for scores the file's bytes travel once, as a tensor of int8, "
+        "`sha256:` and this; a check sends none.",
+    )
+
+
 class PromptMessage(Message):
     """One prompt."""
 
     text: str = Field(description="The text.")
     metadata: dict[str, Any] = Field(default_factory=dict, description="What the reward needs to know of it.")
+    negative: str | None = Field(default=None, description="The text that guidance led away from.")
+    media: Annotated[list[MediumMessage], FailFast()] = Field(
+        default_factory=list, max_length=MOST_MEDIA, description="What its samples were conditioned on."
+    )
+    size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = Field(
+        default=None, description="[height, width] of its samples in pixels, where they are known."
+    )
+    source: str = Field(default="", description="Name of the list of prompts that it belongs to.")
+    fps: Float | None = Field(default=None, gt=0, le=1e6, description="Frames a second of its samples.")
 
 
 def _first_nine(value: Any) -> Any:
@@ -72,7 +98,8 @@ def _first_nine(value: Any) -> Any:
 
 
 class ScoreHeader(Message):
-    """The JSON of a request for scores, whose tensor `media` is [B, 3, H, W] or [B, F, 3, H, W]."""
+    """The JSON of a request for scores, whose tensor `media` is [B, 3, H, W] or [B, F, 3, H, W]. Beside it lie the
+    files that the prompts' media are."""
 
     protocol: Int = Field(description="Version of the messages.")
     prompts: Annotated[list[PromptMessage], FailFast()] = Field(description="The prompt of each sample.")

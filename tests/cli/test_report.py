@@ -442,11 +442,14 @@ def test_everything_of_others_is_escaped(tmp_path: Path, show: Callable[[Path], 
     write_lines(run, "metrics.jsonl", [metrics_line(i, 2, rewards=(evil, "other"), extra={evil: i}) for i in (1, 2)])
     for directory in (run / "pictures").iterdir():
         (directory / "prompts.json").write_text(json.dumps([evil] * 6))
+        drawn_from = {"negative_prompt": evil, "media": f"../../{evil}.png"}
+        (directory / "conditions.json").write_text(json.dumps([drawn_from, 3, None, {"media": ["x"]}] * 3))
     record = {"command": [evil], "git": {"commit": evil}, "versions": {evil: evil}, "prompts": {evil: {"count": evil}}}
     (run / "run.json").write_text(json.dumps(record))
     (run / "config.yaml").write_text((run / "config.yaml").read_text() + f"# {evil}\n")
     found = show(run)
     assert not found.all("script")
+    assert f"not: {evil}" in found.text
     assert found.text.count("<script>alert('x')</script>&<b>$\\frac{1}{2}$ 日本 --> #010101") >= 12
     assert any(image["alt"] == f"Base model: {evil}" for image in found.all("img"))
 

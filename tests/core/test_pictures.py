@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import av
@@ -14,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from dgpo_core import clips
+from dgpo_core.conditions import condition_medium
 from dgpo_core.errors import UserError
 from dgpo_core.media import read_media
 from dgpo_core.pictures import contact_sheet, to_image, write_pictures
-from dgpo_core.types import Prompt
+from dgpo_core.types import ConditionMedium, Prompt
 
 
 def noise(*shape: int) -> Tensor:
@@ -162,3 +164,41 @@ def test_pictures_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "pictures").touch()
     with pytest.raises(UserError, match="cannot write"):
         write_pictures(tmp_path / "pictures" / "000000", noise(1, 3, 4, 4), [Prompt("a")])
+
+
+def medium(value: int, size: tuple[int, int] = (400, 200)) -> ConditionMedium:
+    file = BytesIO()
+    Image.new("RGB", size, (value, 0, 0)).save(file, "PNG")
+    return condition_medium(file.getvalue())
+
+
+def test_what_samples_were_drawn_from_lies_beside_them(tmp_path: Path) -> None:
+    one, two = medium(10), medium(20)
+    prompts = [Prompt("a", media=(one, two), negative="no")] * 2 + [Prompt("b")] * 2 + [Prompt("c", media=(two,))] * 2
+    write_pictures(tmp_path / "out", noise(6, 3, 8, 8), prompts, columns=2)
+    first, second = f"media-{one.digest[:12]}.png", f"media-{two.digest[:12]}.png"
+    assert {first, second, "conditions.json"} <= set(listing(tmp_path / "out"))
+    told = json.loads((tmp_path / "out" / "conditions.json").read_text())
+    assert told == [{"negative_prompt": "no", "media": first}] * 2 + [None] * 2 + [{"media": second}] * 2
+    assert json.loads((tmp_path / "out" / "prompts.json").read_text()) == list("aabbcc")
+    with Image.open(tmp_path / "out" / first) as image:
+        assert image.size == (128, 64)
+    with Image.open(tmp_path / "out" / "grid.png") as grid, Image.open(tmp_path / "out" / "02.png") as third:
+        assert grid.size == (3 * 12 - 4, 3 * 12 - 4)
+        assert [grid.getpixel((4, 12 * row + 4)) for row in range(3)] == [(10, 0, 0), (255, 255, 255), (20, 0, 0)]
+        assert (pixels(grid)[12:20, 12:20] == pixels(third)).all()
+    write_pictures(tmp_path / "out", noise(3, 3, 8, 8), prompts[::2])
+    with Image.open(tmp_path / "out" / "grid.png") as grid, Image.open(tmp_path / "out" / "00.png") as zeroth:
+        assert grid.getpixel((4, 4)) == (10, 0, 0)
+        assert (pixels(grid)[:8, 12:20] == pixels(zeroth)).all()
+    write_pictures(tmp_path / "out", noise(1, 2, 3, 8, 8), prompts[:1])
+    with Image.open(tmp_path / "out" / "grid.png") as grid:
+        assert grid.getpixel((1, grid.height // 2)) == (10, 0, 0)
+
+
+def test_a_medium_that_is_gone_costs_no_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gone = ConditionMedium("image", "0" * 64, str(tmp_path / "gone.png"))
+    write_pictures(tmp_path / "out", noise(1, 3, 8, 8), [Prompt("a", media=(gone,))])
+    assert listing(tmp_path / "out") == ["00.png", "conditions.json", "grid.png", "prompts.json"]
+    assert json.loads((tmp_path / "out" / "conditions.json").read_text()) == [None]
+    assert "gone.png: there is no such file" in caplog.text

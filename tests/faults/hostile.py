@@ -13,7 +13,7 @@ from PIL import Image
 
 from dgpo_core.placement.messages import LENGTH, score_request
 from dgpo_core.types import Prompt
-from dgpo_schemas.service import SAFETENSORS
+from dgpo_schemas.service import PROTOCOL, SAFETENSORS
 from tests.faults.serving import post
 
 __all__ = [
@@ -60,7 +60,7 @@ def many_prompts(count: int = 1_000_000) -> bytes:
 
 def long_header(count: int = 1_000_000) -> bytes:
     """Tensors whose JSON header has a million prompts."""
-    said = '{"protocol":1,"prompts":[' + ",".join(['{"text":"x"}'] * count) + "]}"
+    said = f'{{"protocol":{PROTOCOL},"prompts":[' + ",".join(['{"text":"x"}'] * count) + "]}"
     head = {"__metadata__": {"dgpo": said}, "media": {"dtype": "U8", "shape": [1, 3, 1, 1], "data_offsets": [0, 3]}}
     text = json.dumps(head).encode()
     return post("/v1/score", SAFETENSORS, len(text).to_bytes(LENGTH, "little") + text + b"\0\0\0")
@@ -145,7 +145,7 @@ def broken_tensors() -> list[bytes]:
         '["1",3,1,1]',
         "[true,3,1,1]",
     ):
-        said = json.dumps(json.dumps({"protocol": 1, "prompts": [{"text": "x"}]}))
+        said = json.dumps(json.dumps({"protocol": PROTOCOL, "prompts": [{"text": "x"}]}))
         text = (
             f'{{"__metadata__":{{"dgpo":{said}}},"media":{{"dtype":"F32","shape":{shape},"data_offsets":[0,12]}}}}'
         ).encode()

@@ -57,6 +57,7 @@ OCR: list[dict[str, Any]] = [
     {"prompt": 'a sign that says "OPEN"'},
     {"prompt": "a poster with the words “GRAND HOTEL”", "target": "GRAND HOTEL"},
     {"prompt": "ein Schild mit „Heute zu“", "id": 7, "source": "drawn by hand"},
+    {"prompt": 'a sign that says "SNOW"', "negative_prompt": "people", "size": [64, 32.0], "media": []},
 ]  # fmt: skip
 ODD_TEXT = [
     "\ud83d", "a \udcff b", "\ufeff", "\u200b", "\x00", "a\x00b", "\u202eabc", "\x1b[31mred", "\r", "\x0c",
@@ -68,7 +69,7 @@ KEYS = [
     "text", "caption", "Prompt", "PROMPT", "promt", "instruction", "tag", "Tag", "include", "includes", "exclude",
     "target",
     "class", "count", "color", "colour", "position", "file", "id", "meta", "", "\ud83d", "__class__", "file_name",
-    "url",
+    "url", "media", "size", "negative_prompt", "negative", "Media", "Size", "neg_prompt", "image", "height",
 ]  # fmt: skip
 ENDINGS = [".txt", ".jsonl", ".TXT", ".JSONL", ".json", ".csv", ".yaml", "", ".txt.gz", ".jsonl ", ".Txt", ".parquet"]
 PLACE = re.compile(r"(case|p\.d)[^\s:]*(:\d+)?|prompts\.train|-p\b|--prompts?")

@@ -7,6 +7,7 @@ does what a prompt's text says. With {"once": path} among its metadata it does s
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import signal
 import sys
@@ -16,9 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
+from dgpo_core.conditions import condition_medium
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
@@ -127,6 +130,38 @@ class Moody(Conv):
         return scores
 
 
+class Edit(RewardModel):
+    """How near samples are to the picture that they were drawn from; tells what it knows of each prompt."""
+
+    range = (0.0, 1.0)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            if not prompt.media:
+                raise UserError("the prompt has no media")
+
+    def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        values = [1 - (one - prompt.media[0].read()).abs().mean() for one, prompt in zip(media, prompts, strict=True)]
+        told = tuple(
+            {
+                "negative": p.negative,
+                "size": p.size,
+                "source": p.source,
+                "fps": p.fps,
+                "media": [m.kind for m in p.media],
+            }
+            for p in prompts
+        )
+        return Scores(torch.stack(values), torch.zeros(len(prompts), dtype=torch.bool), told)
+
+    def examples(self) -> Sequence[Example]:
+        made = io.BytesIO()
+        Image.new("RGB", (8, 8), (51, 102, 153)).save(made, "PNG")
+        medium = condition_medium(made.getvalue())
+        prompt = Prompt("keep it", media=(medium,), negative="no", size=(8, 8))
+        return [Example("kept", prompt, medium.read(), True), Example("lost", prompt, 1 - medium.read(), False)]
+
+
 class Odd(BaseException):
     """No Exception."""
 
@@ -172,8 +207,9 @@ def _die_in_turn() -> None:
 
 @hookimpl
 def dgpo_rewards() -> Sequence[Part]:
-    """Both."""
+    """All of them."""
     return [
         Part("conv", "A small network", "dgpo_placement_parts:Conv", ConvOptions),
         Part("moody", "A network with moods", "dgpo_placement_parts:Moody", ConvOptions),
+        Part("edit", "Compares with the picture to edit", "dgpo_placement_parts:Edit", Options),
     ]

@@ -128,7 +128,7 @@ MEDIA = {"media": torch.zeros(1, 3, 2, 2)}
 @pytest.mark.parametrize(
     ("header", "tensors", "error", "message"),
     [
-        (HEADER | {"protocol": 99}, MEDIA, OtherProtocol, "speaks version 99 .* this dgpo speaks version 1"),
+        (HEADER | {"protocol": 99}, MEDIA, OtherProtocol, f"speaks version 99 .* this dgpo speaks version {PROTOCOL}"),
         ({"prompts": []}, MEDIA, OtherProtocol, "speaks version None"),
         (HEADER | {"prompts": None}, MEDIA, Malformed, "prompts: must be a list"),
         (HEADER | {"prompts": [{"txt": "x"}]}, MEDIA, Malformed, r"prompts\.0\.text: is missing"),
