@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 
-import torch
 from torch import Tensor
 
 from dgpo_core.lora import Pairs
+from dgpo_diffusers.fused import side_by_side, swapped
 
 __all__ = ["comfyui_pairs", "original_pairs"]
 
@@ -54,7 +54,7 @@ def original_pairs(pairs: Pairs) -> Pairs:
     for name, (down, up) in pairs.items():
         block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", name)
         if block is None:
-            found[OUTSIDE[name]] = (down, _swapped(up) if name == "norm_out.linear" else up)
+            found[OUTSIDE[name]] = (down, swapped(up) if name == "norm_out.linear" else up)
             continue
         prefix, inner = f"joint_blocks.{block[1]}", block[2]
         if inner in QKV:
@@ -63,28 +63,13 @@ def original_pairs(pairs: Pairs) -> Pairs:
         else:
             # The text stream ends in the last block: its norm has a scale and a shift alone, as norm_out has.
             ends = inner == "norm1_context.linear" and len(up) == 2 * down.shape[1]
-            found[f"{prefix}.{IN_BLOCK[inner]}"] = (down, _swapped(up) if ends else up)
-    return found | {name: _side_by_side(parts) for name, parts in fused.items()}
+            found[f"{prefix}.{IN_BLOCK[inner]}"] = (down, swapped(up) if ends else up)
+    for name, parts in fused.items():
+        outputs = len(next(iter(parts.values()))[1])
+        found[name] = side_by_side(parts, [outputs] * 3)
+    return found
 
 
 def comfyui_pairs(pairs: Pairs) -> Pairs:
     """ComfyUI knows SD3's layers by diffusers' names too (`mmdit_to_diffusers`), and finds their place by itself."""
     return {f"transformer.{name}": pair for name, pair in pairs.items()}
-
-
-def _swapped(up: Tensor) -> Tensor:
-    """Scale and shift in the other order."""
-    scale, shift = up.chunk(2)
-    return torch.cat([shift, scale])
-
-
-def _side_by_side(parts: dict[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """One pair for a layer of three parts: each writes its own outputs, and parts that are not adapted get zeros."""
-    outputs = len(next(iter(parts.values()))[1])
-    downs = torch.cat([down for down, _ in parts.values()])
-    ups = torch.zeros(3 * outputs, len(downs))
-    column = 0
-    for place, (down, up) in parts.items():
-        ups[place * outputs : (place + 1) * outputs, column : column + len(down)] = up
-        column += len(down)
-    return downs, ups
