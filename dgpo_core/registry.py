@@ -75,6 +75,7 @@ BUNDLED = {
     ("prompts", "miniature"): "dgpo-miniature",
     ("prompts", "miniature-signs"): "dgpo-miniature",
     ("backbone", "wan"): "dgpo-wan",
+    ("backbone", "flux"): "dgpo-diffusers",
     ("reward", "frames"): "dgpo-video",
     ("reward", "motion"): "dgpo-video",
     ("reward", "miniature-motion"): "dgpo-video",

@@ -20,6 +20,7 @@ from dgpo_core.registry import BUNDLED, Registry, get_registry
 from dgpo_core.testing import Given, NeedsInput
 from dgpo_core.testing.contracts import check_light, check_reward, part_checks
 from dgpo_core.types import Prompt
+from dgpo_diffusers.flux_testing import make_tiny_flux
 from dgpo_geneval.testing import make_tiny_mask2former
 from dgpo_miniature.captions import TASKS, all_captions, metadata, scene_content, text
 from dgpo_miniature.world import random_scenes, render
@@ -68,9 +69,15 @@ def wan(directory: Path) -> Given:
     return Given({"frames": 5, "text_length": 24}, section={"checkpoint": str(checkpoint)}, size=(32, 48))
 
 
+def flux(directory: Path) -> Given:
+    checkpoint = make_tiny_flux(directory / "flux")
+    return Given({"text_length": 16}, section={"checkpoint": str(checkpoint)}, size=(32, 48))
+
+
 GIVEN: dict[Key, Callable[[Path], Given]] = {
     ("backbone", "sd3"): sd3,
     ("backbone", "wan"): wan,
+    ("backbone", "flux"): flux,
     ("reward", "frames"): frames,
     ("reward", "geneval"): geneval,
     ("reward", "geneval-official"): geneval,

@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxPipeline
 from torch import Tensor
 
 from dgpo_core.flow import guided_velocity
 from dgpo_core.testing.contracts import check_backbone
 from dgpo_core.types import Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
+from dgpo_diffusers.flux import FluxBackbone
+from dgpo_diffusers.flux_options import FluxOptions
+from dgpo_diffusers.flux_testing import make_tiny_flux
 from dgpo_diffusers.testing import randomise
 from dgpo_schemas.run import BackboneSection
 from dgpo_sd3.backbone import SD3Backbone
@@ -52,7 +56,9 @@ class Family:
     directory; call: arguments of the pipeline in every call; cases: kinds of guidance by name; packed, unpacked: the
     backbone's latents [B, ...] to those that the pipeline takes, and those that it gives back, with the shape that
     they have here; sigmas: the pipeline's scheduler, after a call, to its sigmas as dgpo counts them, 0 at the end;
-    impossible: a size that it cannot draw; load: arguments of `load_lora_weights`; tolerance: of pictures.
+    impossible: a size that it cannot draw; load: arguments of `load_lora_weights`; tolerance: of pictures; quick:
+    values of options with which it is quicker, where pictures do not matter; traps: mistakes that raise nothing, as
+    changes of what the network is given.
     """
 
     kind: type[DiffusersBackbone]
@@ -67,6 +73,8 @@ class Family:
     impossible: tuple[int, int] = (32, 45)
     load: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float = 1e-5
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    traps: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
 
 
 CFG = {"plain": Case(pipeline={"guidance_scale": 1.0}), "cfg": Case(pipeline={"guidance_scale": 4.5}, guidance=4.5)}
@@ -78,6 +86,14 @@ WAN: dict[str, Any] = {
     "call": {"num_frames": 9, "max_sequence_length": 24},
     "tolerance": 5e-4,  # sums of convolutions depend on batch and processor
 }
+FLUX: dict[str, Any] = {
+    "kind": FluxBackbone,
+    "options": FluxOptions,
+    "packed": lambda latents: FluxPipeline._pack_latents(latents, *latents.shape),
+    "unpacked": lambda tokens, shape: FluxPipeline._unpack_latents(tokens, *shape[1:], vae_scale_factor=1),
+    "quick": {"text_length": 16},
+}
+TRUE = {"true_cfg_scale": 3.0}
 
 FAMILIES = {
     "sd3": Family(
@@ -94,6 +110,42 @@ FAMILIES = {
         cases={"cfg": CFG["cfg"]},
         **WAN | {"values": WAN["values"] | {"expert": "low"}},
         load={"load_into_transformer_2": True},
+    ),
+    # Prompts as long as the checkpoints' own, which the pipeline has to be told of schnell alone.
+    "flux": Family(
+        make=make_tiny_flux,
+        values={},
+        call={},
+        cases={
+            "plain": Case(),
+            "embedded": Case(pipeline={"guidance_scale": 1.5}, options={"embedded_guidance": 1.5}),
+            "empty": Case(pipeline=TRUE | {"negative_prompt": ""}, guidance=3.0),
+            "negative": Case(pipeline=TRUE | {"negative_prompt": "blur"}, guidance=3.0, negative="blur"),
+        },
+        traps={
+            "fewer text tokens": lambda given: {
+                "encoder_hidden_states": given["encoder_hidden_states"][:, :256],
+                "txt_ids": given["txt_ids"][:256],
+            },
+            "a guidance of 3500": lambda given: {"guidance": 1000 * given["guidance"]},
+            "times up to 1000": lambda given: {"timestep": 1000 * given["timestep"]},
+            "rows as columns": lambda given: {"img_ids": given["img_ids"][:, [0, 2, 1]]},
+            "text has places too": lambda given: {"txt_ids": torch.arange(512.0)[:, None].expand(-1, 3)},
+            "channels inside": lambda given: {
+                "hidden_states": given["hidden_states"].unflatten(2, (-1, 4)).transpose(2, 3).flatten(2)
+            },
+        },
+        **FLUX,
+    ),
+    "flux, schnell": Family(
+        make=lambda directory: make_tiny_flux(directory, schnell=True),
+        values={},
+        call={"max_sequence_length": 256},
+        cases={
+            "plain": Case(pipeline={"guidance_scale": 0.0}),
+            "negative": Case(pipeline=TRUE | {"negative_prompt": "blur"}, guidance=3.0, negative="blur"),
+        },
+        **FLUX,
     ),
 }
 CASES = [(family, case) for family, found in FAMILIES.items() for case in found.cases]
@@ -182,6 +234,32 @@ def test_latents_and_pictures_are_the_pipelines(
         assert (pictures[0] - pictures[1]).abs().max() > 0.1, "the comparison means nothing if all are alike"
 
 
+class Spoilt(torch.nn.Module):
+    """A network that is given something else."""
+
+    def __init__(self, network: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        super().__init__()
+        self.network, self.config, self.change = network, network.config, change
+
+    def forward(self, **given: Any) -> Any:
+        return self.network(**given | self.change(given))
+
+
+@pytest.mark.parametrize("name, trap", [(name, trap) for name, family in FAMILIES.items() for trap in family.traps])
+def test_a_mistake_that_raises_nothing_is_another_picture(
+    checkpoint: Callable[[str], Path], name: str, trap: str
+) -> None:
+    """So that the comparison with the pipeline would show it."""
+    family = FAMILIES[name]
+    case = next(iter(family.cases.values()))
+    backbone, sigmas = build(family, checkpoint(name)), torch.tensor([1.0, 0.5, 0.0])
+    noise = noise_of(backbone, SIZES[0], 1)
+    right = by_backbone(backbone, case, noise, SIZES[0], sigmas)
+    backbone.network = Spoilt(backbone.network, family.traps[trap])
+    wrong = by_backbone(backbone, case, noise, SIZES[0], sigmas)
+    assert float((wrong - right).abs().max() / right.abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_saved_adapter_draws_the_same_in_a_fresh_pipeline(
     checkpoint: Callable[[str], Path], name: str, tmp_path: Path
@@ -204,7 +282,7 @@ def test_a_saved_adapter_draws_the_same_in_a_fresh_pipeline(
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_contract(checkpoint: Callable[[str], Path], name: str, train: str) -> None:
     family, directory = FAMILIES[name], checkpoint(name)
-    check_backbone(lambda: build(family, directory, train=train), SIZES[0], impossible=family.impossible)
+    check_backbone(lambda: build(family, directory, family.quick, train=train), SIZES[0], impossible=family.impossible)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -230,7 +308,7 @@ def shapes(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, tuple[torch.Size,
 @pytest.mark.parametrize("name", FAMILIES)
 def test_text_encoders_may_wait_in_host_memory(checkpoint: Callable[[str], Path], name: str) -> None:
     family, directory = FAMILIES[name], checkpoint(name)
-    here, away = (build(family, directory, {"offload_text": offload}) for offload in (False, True))
+    here, away = (build(family, directory, {**family.quick, "offload_text": away}) for away in (False, True))
     assert set(here.parts()) - set(away.parts()) == {"text encoders"}
     assert not here.visitors()
     assert set(away.visitors()) == {"text encoders"}

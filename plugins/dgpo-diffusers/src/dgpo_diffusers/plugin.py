@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
+from dgpo_diffusers.flux_options import FluxOptions
 
 __all__ = ["dgpo_backbones"]
 
@@ -15,4 +16,11 @@ dgpo_contract = 2
 @hookimpl
 def dgpo_backbones() -> Sequence[Part]:
     """The families that need no distribution of their own."""
-    return []
+    return [
+        Part(
+            name="flux",
+            summary="FLUX.1 (dev and schnell) through diffusers, LoRA through peft",
+            implementation="dgpo_diffusers.flux:FluxBackbone",
+            options=FluxOptions,
+        )
+    ]
