@@ -16,8 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from dgpo_core.builtin.timesteps import SamplerSteps
+from dgpo_core.config import load_run_config
+from dgpo_core.contracts import TimestepContext
 from dgpo_core.errors import UserError
+from dgpo_core.planning.plan import make_plan, measure_model
 from dgpo_core.planning.simulate import operations
+from dgpo_core.registry import Registry
+from dgpo_core.schedules import sigmas as sampler_times
 from dgpo_core.types import Prompt
 from dgpo_diffusers.flux import FluxBackbone
 from dgpo_diffusers.flux_options import FluxOptions
@@ -28,6 +34,7 @@ from dgpo_schemas.run import BackboneSection
 
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
 SIZE = (32, 48)
+EXAMPLE = Path(__file__).parents[3] / "examples" / "flux1-dev-pickscore.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +122,11 @@ def test_bfloat16_rounds_times(checkpoint: Path, how: str) -> None:
 
 
 # -- the model without its weights -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry()
 
 
 @pytest.fixture(scope="module")
@@ -226,3 +238,30 @@ def test_every_linear_layer_has_a_place_in_each_format(checkpoint: Path, tmp_pat
     assert {n.split(".lora_")[0] for n in backbone.trainable()} == set(linear)
     for format in backbone.adapter.formats:
         backbone.adapter.save(tmp_path / format, format)
+
+
+# -- the example -------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_holds_the_published_settings(sketches: Callable[[str], Any], registry: Registry) -> None:
+    config = load_run_config(EXAMPLE, registry=registry)
+    options = FluxOptions.model_validate(config.backbone.options)
+    assert (options.embedded_guidance, config.rollout.guidance, config.objective.kl_cfg) == (3.5, 1.0, 1.0)
+    assert (config.backbone.lora.rank, config.backbone.lora.alpha, config.optimiser.learning_rate) == (64, 128, 3e-4)
+    assert (config.rollout.group_size, config.rollout.groups, config.rollout.steps) == (16, 48, 10)
+    schedule = sketches(DEV).schedule(*config.rollout.height_width, config.rollout.steps)
+    assert (round(schedule.shift, 3), schedule.grid) == (1.878, "even")
+    sigmas = sampler_times(config.rollout.steps, schedule)
+    t_min, t_max = config.training_range(schedule.shift)
+    assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i < 7 for i in range(11)], "the first 0.7 of the steps"
+    context = TimestepContext(sigmas, t_min, t_max, schedule.shift, 1, config.run.iterations)
+    SamplerSteps(None).check(context, config.timesteps.count)
+
+
+@pytest.mark.slow
+def test_the_example_can_be_planned(registry: Registry) -> None:
+    """11.9 thousand million parameters in two bytes, and 57 blocks of them."""
+    config = load_run_config(EXAMPLE, registry=registry)
+    plan = make_plan(config, measure_model(config, registry), registry)
+    assert plan.held["transformer"] == pytest.approx(23.8e9, rel=0.01)
+    assert "1.878" in plan.shift
