@@ -17,6 +17,7 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
+from dgpo_core import schedules
 from dgpo_core.flow import guided_velocity
 from dgpo_core.testing.contracts import check_backbone
 from dgpo_core.types import Prompt
@@ -223,6 +224,8 @@ def test_latents_and_pictures_are_the_pipelines(
     noise = noise_of(backbone, size, batch)
     expected = by_pipeline(family, pipeline, how, noise, size, "latent")
     sigmas = family.sigmas(pipeline.scheduler)
+    times = schedules.sigmas(STEPS, backbone.schedule(*size, STEPS))
+    torch.testing.assert_close(times.float(), sigmas, atol=1e-6, rtol=0)
     latents = by_backbone(backbone, how, noise, size, sigmas)
     assert latents.shape == expected.shape
     assert float((latents - expected).abs().max() / expected.abs().max()) < 1e-5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,21 @@ def test_possible_sides(checkpoint: Path) -> None:
 
 
 # -- times -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shift"),
+    [(DEV, (512, 512), 1.878), (DEV, (1024, 1024), 3.158), (DEV, (2048, 1024), 6.317), (SCHNELL, (1024, 1024), 1.0)],
+)
+def test_times_of_published_models(
+    sketches: Callable[[str], Any], name: str, size: tuple[int, int], shift: float
+) -> None:
+    """mu goes from 0.5 at 256 tokens to 1.15 at 4096 and on; another grid would be another picture."""
+    schedule = sketches(name).schedule(*size, 4)
+    assert (schedule.grid, schedule.terminal, schedule.first) == ("even", None, 1.0)
+    assert schedule.shift == pytest.approx(shift, abs=1e-3)
+    right, wrong = (sampler_times(4, replace(schedule, grid=grid)) for grid in ("even", "scheduler"))
+    assert (right - wrong).abs().max() > 0.1
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -213,6 +229,7 @@ def test_files_hold_the_whole_change(checkpoint: Path, targets: list[str] | None
     backbone = build(checkpoint, lora={"rank": 3, "alpha": 5, "targets": targets})
     randomise(backbone)
     wanted = added_weights(backbone)
+    assert backbone.adapter is not None
     for format in ("comfyui", "kohya"):
         backbone.adapter.save(tmp_path / format, format)
     (file,) = (load_file(path) for path in (tmp_path / "comfyui").iterdir())
@@ -236,6 +253,8 @@ def test_every_linear_layer_has_a_place_in_each_format(checkpoint: Path, tmp_pat
     linear = [name for name, layer in base.named_modules() if isinstance(layer, nn.Linear)]
     backbone = build(checkpoint, lora={"rank": 2, "alpha": 2, "targets": linear})
     assert {n.split(".lora_")[0] for n in backbone.trainable()} == set(linear)
+    assert backbone.adapter is not None
+    assert backbone.adapter.formats == ("diffusers", "peft", "kohya", "comfyui")
     for format in backbone.adapter.formats:
         backbone.adapter.save(tmp_path / format, format)
 
