@@ -14,6 +14,8 @@ __all__ = ["ALLOWED"]
 
 ONE_BASE = "DiffusersBackbone: one base for diffusers models; sd3 and wan are a layout and what only they do"
 
+SCHEDULES = "A model says how its times are spaced, where its noise begins and what its errors weigh"
+
 ALLOWED: tuple[Allowed, ...] = (
     Allowed("*/config.yaml", "backbone.options", f"Options of every diffusers model come first: {ONE_BASE}"),
     *(
@@ -26,4 +28,6 @@ ALLOWED: tuple[Allowed, ...] = (
         "`save_weights` writes it, as peft and transformers do: A contract of adapters, and a backbone that has one",
         run="third-party-full",
     ),
+    Allowed("*/config.yaml", "timesteps.t_max", f"1.0 became null, the largest time that the model knows: {SCHEDULES}"),
+    Allowed("*/run.json", "times*", f"A run says which times it uses, a new field: {SCHEDULES}"),
 )
