@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import KINDS
@@ -202,8 +202,8 @@ def _given_by(path: Path, registry: Registry) -> dict[Key, Given]:
     backbone = config.backbone
     section = backbone.model_dump(exclude={"use", "options"})
     found["backbone", backbone.use] = Given(backbone.options, section=section, size=config.rollout.height_width)
-    for block in (config.prompts.train, config.prompts.heldout):
-        if block is not None and block.use is not None:
+    for block in [*config.prompts.blocks("train"), *config.prompts.blocks("heldout")]:
+        if block.use is not None:
             found["prompts", block.use] = Given(block.options)
     for reward in rewards:
         found["reward", reward.use] = Given(reward.options, prompts=prompts)
@@ -215,10 +215,7 @@ def _given_by(path: Path, registry: Registry) -> dict[Key, Given]:
 
 
 def _some_prompts(config: RunConfig, registry: Registry) -> list[Any]:
-    from dgpo_core.prompts import load_prompts, some_of
+    from dgpo_core.prompts import load_sources, some_of_each
 
-    heldout = config.prompts.heldout
-    found = (
-        load_prompts(heldout, "heldout", registry) if heldout else load_prompts(config.prompts.train, "train", registry)
-    )
-    return some_of(found, PROMPTS)
+    split: Literal["train", "heldout"] = "heldout" if config.prompts.heldout else "train"
+    return some_of_each(load_sources(config.prompts, split, registry), PROMPTS)

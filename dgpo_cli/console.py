@@ -66,7 +66,7 @@ def statistics_line(records: Sequence[EvaluationRecord]) -> str:
 
 
 def _table(records: Sequence[EvaluationRecord]) -> Table:
-    """One column of scores with their intervals per reward, one row per task and one for all."""
+    """One column of scores with their intervals per reward, one row per task and per source, and one for all."""
     table = Table()
     table.add_column("task")
     for record in records:
@@ -79,7 +79,14 @@ def _table(records: Sequence[EvaluationRecord]) -> Table:
             group = record.groups.get(name)
             row += [number(group.value), f"{group.low:.3f} to {group.high:.3f}"] if group else ["-", ""]
         table.add_row(*row)
-    if names:
+    sources = dict.fromkeys(name for record in records for name in record.sources)
+    for name in sources:
+        row = [f"source {name}"]
+        for record in records:
+            one = record.sources.get(name)
+            row += [number(one.value), f"{one.low:.3f} to {one.high:.3f}"] if one else ["-", ""]
+        table.add_row(*row)
+    if names or sources:
         table.add_section()
     row = ["mean" if names else "all"]
     for record in records:

@@ -82,7 +82,7 @@ def evaluate(
     longer = longer_than_read(chosen, engine.backbone)
     for note in (notes(chosen) if prompts else []) + ([longer] if longer else []):
         typer.echo(f"note: {note}", err=True)
-    scorer = engine.make_evaluation_scorer(chosen)
+    scorer = engine.make_evaluation_scorer(chosen, members)
     try:
         result = run_evaluation(
             engine.evaluation_roller(steps=steps, guidance=guidance),

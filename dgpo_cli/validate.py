@@ -11,6 +11,7 @@ import typer
 from dgpo_cli.options import Preset
 
 if TYPE_CHECKING:
+    from dgpo_core.sources import Source
     from dgpo_core.types import Prompt
     from dgpo_schemas.run import PromptsBlock, RunConfig
 
@@ -47,7 +48,7 @@ def validate(
         dgpo validate run.yaml --set optimiser.learning_rate=1e-4
     """
     from dgpo_core.config import load_run_config
-    from dgpo_core.prompts import guided, load_prompts, notes, overlap, unheard
+    from dgpo_core.prompts import guided, load_sources, notes, overlap, some_of_each, unheard
     from dgpo_core.registry import get_registry
     from dgpo_core.sections import asks_for_more, check_section
     from dgpo_core.weights import resolve_checkpoint
@@ -60,18 +61,20 @@ def validate(
     if asks_for_more(config.backbone):  # only then is the backbone's class needed, which may take seconds to import
         check_section(registry.implementation(registry.find("backbone", config.backbone.use)), config.backbone)
     # Everything is read before saying that all is well.
-    train = load_prompts(config.prompts.train, "train", registry)
-    heldout = load_prompts(config.prompts.heldout, "heldout", registry) if config.prompts.heldout else []
-    warning = overlap(train, heldout, config.evaluation.prompts)
+    train = load_sources(config.prompts, "train", registry)
+    heldout = load_sources(config.prompts, "heldout", registry)
+    evaluated = heldout[0].prompts if len(heldout) == 1 else some_of_each(heldout, config.evaluation.prompts)
+    learnt, held = (_flat(sources) for sources in (train, heldout))
+    warning = overlap(learnt, evaluated, config.evaluation.prompts)
     typer.echo(f"{file}: valid")
     for line in _summary(config, train, heldout):
         typer.echo(f"  {line}")
-    unread = unheard([*train, *heldout], guided(config))
-    for told in [*filter(None, [warning]), *notes(train), *notes(heldout), *filter(None, [unread])]:
+    unread = unheard([*learnt, *held], guided(config))
+    for told in [*filter(None, [warning]), *notes(learnt), *notes(held), *filter(None, [unread])]:
         typer.echo(f"  warning: {told}")
 
 
-def _summary(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Iterator[str]:
+def _summary(config: RunConfig, train: Sequence[Source], heldout: Sequence[Source]) -> Iterator[str]:
     """What the run will do, in numbers that people compare."""
     from dgpo_core.sizes import different, named
 
@@ -84,7 +87,7 @@ def _summary(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Promp
     trained = f"LoRA of rank {backbone.lora.rank}" if backbone.train == "lora" else "every weight"
     yield f"backbone: {backbone.use} from {backbone.checkpoint}, {trained}"
     guidance = f"guidance {rollout.guidance:g}" if rollout.guidance > 1 else "no guidance"
-    sampler, sizes = rollout.sampler.use, named(different([*train, *heldout], rollout.height_width))
+    sampler, sizes = rollout.sampler.use, named(different([*_flat(train), *_flat(heldout)], rollout.height_width))
     shift = "the model's own shift" if rollout.shift == "auto" else f"shift {rollout.shift:g}"
     yield f"rollout: {sampler}, {rollout.steps} steps, {shift}, {guidance}, {sizes}"
     yield "rewards: " + ", ".join(f"{reward.weight:g} x {reward.label}" for reward in config.rewards)
@@ -93,13 +96,17 @@ def _summary(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Promp
         f"loss: {config.objective.use} at {config.timesteps.count} times with sigma in {_times(config)}, "
         f"{updates} {'update' if updates == 1 else 'updates'} an iteration"
     )
-    yield f"prompts: {_prompts(config.prompts.train, train)} to train on"
+    yield f"prompts: {_prompts(config.prompts.blocks('train'), train)} to train on"
     if config.prompts.heldout is None:
         yield "evaluation: none, there are no held-out prompts"
     else:
         every = config.evaluation.every
         when = f"every {every} iterations" if every else "when the run ends"
-        yield f"evaluation: {when}, on {_prompts(config.prompts.heldout, heldout)}"
+        yield f"evaluation: {when}, on {_prompts(config.prompts.blocks('heldout'), heldout)}"
+
+
+def _flat(sources: Sequence[Source]) -> list[Prompt]:
+    return [prompt for source in sources for prompt in source.prompts]
 
 
 def _times(config: RunConfig) -> str:
@@ -111,8 +118,22 @@ def _times(config: RunConfig) -> str:
     return "[" + ", ".join(end if isinstance(end, str) else f"{end:.4g}" for end in (low, high)) + "]"
 
 
-def _prompts(block: PromptsBlock, found: Sequence[Prompt]) -> str:
-    """The block in words."""
+def _prompts(blocks: Sequence[PromptsBlock], sources: Sequence[Source]) -> str:
+    """The blocks in words, several with their names, shares and rewards."""
+    from dgpo_schemas.run import SourceBlock
+
+    total = sum(source.weight for source in sources)
+    told = []
+    for block, source in zip(blocks, sources, strict=True):
+        words = _block(block, source.prompts)
+        if isinstance(block, SourceBlock):
+            rewards = "all rewards" if block.rewards is None else ", ".join(block.rewards)
+            words = f"{block.source} ({source.weight / total:.0%}; {words}; {rewards})"
+        told.append(words)
+    return ", ".join(told)
+
+
+def _block(block: PromptsBlock, found: Sequence[Prompt]) -> str:
     if block.file is not None:
         return f"{len(found)} of {block.file}{_more(found)}"
     return f"those of {block.use}" + (f", the first {block.limit}" if block.limit else "") + _more(found)

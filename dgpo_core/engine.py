@@ -16,9 +16,9 @@ from dgpo_core.bases import base_record
 from dgpo_core.checkpoint import Checkpoint
 from dgpo_core.contracts import (
     AdvantageWeighting,
+    AnyReward,
     Backbone,
     Objective,
-    RewardModel,
     Sampler,
     TimestepContext,
     TimestepPolicy,
@@ -32,10 +32,11 @@ from dgpo_core.placement import place
 from dgpo_core.placement.hub import prepare_hub
 from dgpo_core.policy import ConditioningCache, Policy, check_adapter
 from dgpo_core.probe import PolicyProbe
-from dgpo_core.prompts import check_prompts, guided, load_prompts, notes, overlap, some_of, unheard
+from dgpo_core.prompts import check_prompts, guided, load_sources, notes, overlap, some_of_each, unheard
 from dgpo_core.rollout import Roller
 from dgpo_core.scoring import Reward, Scorer
 from dgpo_core.sizes import Size, bucket, check_sizes, different, named
+from dgpo_core.sources import Source
 from dgpo_core.surroundings import Guard
 from dgpo_core.times import Times
 from dgpo_core.types import Conditioning, Prompt
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from dgpo_core.policy import View
     from dgpo_core.registry import Registry
     from dgpo_schemas.origin import BaseRecord
-    from dgpo_schemas.run import PromptsBlock, RewardBlock, RunConfig
+    from dgpo_schemas.run import RewardBlock, RunConfig
 
 __all__ = ["Engine"]
 
@@ -60,7 +61,7 @@ class Engine:
         self.runtime = Runtime(config, directory)
         self.draws = Draws(config.run.seed)
         self.guard = Guard()
-        self._rewards: list[tuple[RewardBlock, RewardModel]] = []
+        self._rewards: list[tuple[RewardBlock, AnyReward]] = []
         self._scorers: list[Scorer] = []
 
     def _create(self, kind: str, block: Any, **arguments: Any) -> Any:
@@ -219,47 +220,60 @@ class Engine:
 
     @cached_property
     def train_prompts(self) -> list[Prompt]:
-        """Prompts to train on."""
-        return self._load_prompts(self.config.prompts.train, "train")
+        """Prompts to train on, source by source."""
+        return [prompt for source in self.sources for prompt in source.prompts]
 
-    def _load_prompts(self, block: PromptsBlock, split: Literal["train", "heldout"]) -> list[Prompt]:
+    @cached_property
+    def sources(self) -> list[Source]:
+        """Prompts to train on by source; one without a name where the run has one list."""
+        return self._load_sources("train")
+
+    def _load_sources(self, split: Literal["train", "heldout"]) -> list[Source]:
         with self.guard.around(f"prompts.{split}"):
-            return load_prompts(block, split, self.registry)
+            return load_sources(self.config.prompts, split, self.registry)
 
     @cached_property
     def heldout_prompts(self) -> list[Prompt]:
         """Prompts for evaluation, cut to the configured number."""
-        block = self.config.prompts.heldout
-        if block is None:
-            return []
-        return some_of(self._load_prompts(block, "heldout"), self.config.evaluation.prompts)
+        sources = self._load_sources("heldout")
+        return some_of_each(sources, self.config.evaluation.prompts) if sources else []
 
     def sized(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """Prompts with the size that they are drawn in, their own or the run's. Raises UserError, with the prompt's
-        place, for one that the backbone cannot draw."""
+        """Prompts with the size that they are drawn in, their own or the run's, and their frames a second. Raises
+        UserError, with the prompt's place, for one that the backbone cannot draw."""
         size = self.config.rollout.height_width
         check_sizes(self.backbone, prompts, size)
-        return [prompt.sized(size) for prompt in prompts]
+        return [prompt.sized(size, self.backbone.fps) for prompt in prompts]
 
     @cached_property
     def scorer(self) -> Scorer:
         """The rewards trained on."""
-        return self._made(self._make_rewards("rewards", self.config.rewards, self.train_prompts))
+        return self._made(self._make_rewards("rewards", self.config.rewards, self.train_prompts, "train"))
 
     @cached_property
     def evaluation_scorer(self) -> Scorer:
         """The rewards evaluated with; those trained on unless others are named."""
         return self.make_evaluation_scorer(self.heldout_prompts)
 
-    def make_evaluation_scorer(self, prompts: Sequence[Prompt]) -> Scorer:
-        """The rewards evaluated with, and the guards, for any prompts."""
+    def make_evaluation_scorer(self, prompts: Sequence[Prompt], members: int | None = None) -> Scorer:
+        """The rewards evaluated with, and the guards, for any prompts; members: samples of each, by default as
+        configured. Raises UserError for a reward that compares samples where there is one of each prompt."""
         section = self.config.evaluation
         if section.rewards is None:
-            targets = self._make_rewards("rewards", self.config.rewards, prompts)
+            targets = self._make_rewards("rewards", self.config.rewards, prompts, "heldout")
         else:
-            targets = self._make_rewards("evaluation.rewards", section.rewards, prompts)
+            targets = self._make_rewards("evaluation.rewards", section.rewards, prompts, "heldout")
         guards = self._make_rewards("evaluation.guards.rewards", section.guards.rewards, prompts, guard=True)
-        return self._made([*targets, *guards])
+        rewards = [*targets, *guards]
+        if (members or section.samples_per_prompt) < 2:
+            for reward in rewards:
+                if reward.compares:
+                    raise UserError(
+                        f"evaluation.samples_per_prompt: the reward {reward.label} compares the samples of a prompt "
+                        "with each other, and there is 1; set it to 2 or more, or name other rewards in "
+                        "evaluation.rewards"
+                    )
+        return self._made(rewards)
 
     def _made(self, rewards: Sequence[Reward]) -> Scorer:
         scorer = Scorer(rewards, self.guard, self.config.scoring.in_flight)
@@ -267,21 +281,31 @@ class Engine:
         return scorer
 
     def _make_rewards(
-        self, key: str, blocks: Sequence[RewardBlock], prompts: Sequence[Prompt], *, guard: bool = False
+        self,
+        key: str,
+        blocks: Sequence[RewardBlock],
+        prompts: Sequence[Prompt],
+        split: Literal["train", "heldout"] | None = None,
+        *,
+        guard: bool = False,
     ) -> list[Reward]:
-        """Reward models for what the backbone makes and for prompts, which each of them checks first; `key` is the
-        blocks' place in the run file."""
+        """Reward models for what the backbone makes and for prompts, of which each of them checks those that it is
+        asked for first; `key` is the blocks' place in the run file, split: whose sources say what they ask for."""
         rewards = []
-        prompts = [prompt.sized(self.config.rollout.height_width) for prompt in prompts]
+        size, fps = self.config.rollout.height_width, self.backbone.fps
+        prompts = [prompt.sized(size, fps) for prompt in prompts]
+        sources = [] if split is None else self.config.prompts.sources(split)
         for i, block in enumerate(blocks):
             model = self._reward(block, f"{key}.{i}")
             check_reward(model, block, f"{key}.{i}", self.config.backbone, self.registry)
             with self.guard.around(f"reward {block.label}, when it checked the prompts,"):
-                check_prompts(model, prompts)
-            rewards.append(Reward(block.label, block.weight, model, guard))
+                asked = [one.source for one in sources if one.rewards is None or block.label in one.rewards]
+                reward = Reward(block.label, block.weight, model, guard, None if not sources else frozenset(asked))
+                check_prompts(model, [prompt for prompt in prompts if reward.asks(prompt)])
+            rewards.append(reward)
         return rewards
 
-    def _reward(self, block: RewardBlock, place_in_file: str) -> RewardModel:
+    def _reward(self, block: RewardBlock, place_in_file: str) -> AnyReward:
         """Same reward, options and place: one model."""
         where = block.model_copy(update={"name": None, "weight": 1.0})  # a name and a weight make no other model
         for known, model in self._rewards:

@@ -6,20 +6,24 @@ Legend: p prompts, K samples of each.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dgpo_core.comparing import Layout
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
+from dgpo_core.groups import by_source
 from dgpo_core.guards import step_statistics
 from dgpo_core.memory import decoded
 from dgpo_core.processes import Processes, cut
+from dgpo_core.scores import part_values
 from dgpo_core.scoring import diversity, merged, not_finite
 from dgpo_core.sizes import runs
 from dgpo_core.types import Prompt
@@ -121,14 +125,16 @@ def evaluate(
     shown = _spread(len(prompts), pictures)
     solved_twice = _spread(len(prompts), finer.prompts if finer else 0)
     try:
+        scorer.expect(Layout(members, draws, samples, processes.rank))
         with processes.together():
             for rollout in roller.roll_out(prompts, members, draws, view, samples=own):
                 interrupt()
                 media = decoded(roller.policy.backbone.decode, rollout.x0)
-                scorer.submit(media, rollout.prompts, interrupt)
+                scorer.submit(media, rollout.prompts, interrupt, rollout.samples)
                 kept += _first_members(media, rollout.samples, shown, members)
                 compared += _first_members(media, rollout.samples, solved_twice, members)
                 progress(rollout.samples[-1] + 1 - own[0], len(own))
+        scorer.complete(processes, interrupt)
         with processes.together():
             found_here = scorer.collect(interrupt) if own else None
         scored = merged(found_here, processes, samples)
@@ -138,14 +144,20 @@ def evaluate(
     record = partial(_record, prompts=prompts, draws=draws, iteration=iteration, view=view)
     records = []
     for reward in scorer.rewards:
-        values = scored.values[reward.label].view(len(prompts), members)
+        rows = [i for i, prompt in enumerate(prompts) if reward.asks(prompt)]
+        if not rows:
+            continue
+        values = scored.values[reward.label].view(len(prompts), members)[rows]
         if bool(values.isnan().all()):
             if not_finite([reward], scored):
-                raise NotFiniteError(f"evaluation: the media of all {total} samples are not finite")
+                raise NotFiniteError(f"evaluation: the media of all {values.numel()} samples are not finite")
             why = scorer.failure_of(reward.label) or "see the diagnostics of its samples"
-            raise UserError(f"evaluation: {reward.label} scored none of {total} samples: {why}")
+            raise UserError(f"evaluation: {reward.label} scored none of {values.numel()} samples: {why}")
         role: Role = "guard" if reward.guard else "target"
-        records.append(record(reward.label, role, values, group_by=reward.model.group_by))
+        named = part_values(scored.diagnostics[reward.label], scored.values[reward.label])
+        shaped = {name: one.view(len(prompts), members)[rows] for name, one in named.items()}
+        asked = [prompts[i] for i in rows]
+        records.append(record(reward.label, role, values, prompts=asked, group_by=reward.model.group_by, parts=shaped))
     if members > 1:
         spread = diversity(scored.thumbnails, len(prompts)).double().cpu()
         records.append(record("diversity", "statistic", spread[:, None]))
@@ -168,6 +180,7 @@ def evaluate(
         {
             "prompt": prompts[i // members].text,
             "member": i % members,
+            **({"source": prompts[i // members].source} if prompts[i // members].source else {}),
             **{
                 label: {**scored.diagnostics[label][i], "value": None if value != value else value}
                 for label, value in ((label, float(v[i])) for label, v in scored.values.items())
@@ -209,14 +222,12 @@ def _record(
     iteration: int,
     view: str,
     group_by: str | None = None,
+    parts: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> EvaluationRecord:
-    """Statistics of one reward, or of one statistic of the media; values float64 [p, K], nan where missing."""
-    per_prompt = values.nanmean(1).numpy()
+    """Statistics of one reward, or of one statistic of the media; values, and the parts by name, float64 [p, K], nan
+    where missing."""
     names = [str(p.metadata.get(group_by, "other")) if group_by else "all" for p in prompts]
-    strata = {
-        name: np.array([v for v, n in zip(per_prompt, names, strict=True) if n == name and v == v])
-        for name in dict.fromkeys(names)
-    }
+    strata = _strata(values, names)
     absent = [name for name, found in strata.items() if not len(found)]
     if absent:
         log.warning("evaluation: no sample of %s could be scored; the mean is over the others", ", ".join(absent))
@@ -241,4 +252,31 @@ def _record(
         n=int(sum(group.n for group in groups.values())),
         missing=int(values.isnan().sum()),
         groups=groups if group_by else {},
+        sources={
+            source: _of_source(values[rows], [names[i] for i in rows], generator(f"source {source}"))
+            for source, rows in by_source(prompts).items()
+            if source and not bool(values[rows].isnan().all())
+        },
+        parts={
+            name: float(np.mean([found.mean() for found in _strata(part, names).values() if len(found)]))
+            for name, part in parts.items()
+            if not bool(part.isnan().all())
+        },
     )
+
+
+def _of_source(values: Tensor, names: Sequence[str], generator: np.random.Generator) -> GroupScore:
+    """The score over the prompts of one source: the unweighted mean of its tasks."""
+    strata = [found for found in _strata(values, names).values() if len(found)]
+    low, high = interval(strata, generator)
+    mean = float(np.mean([found.mean() for found in strata]))
+    return GroupScore(value=mean, low=low, high=high, n=sum(len(found) for found in strata))
+
+
+def _strata(values: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Values float64 [p, K] as means of the prompts that have any, by the task that each belongs to."""
+    per_prompt = values.nanmean(1).numpy()
+    return {
+        name: np.array([v for v, n in zip(per_prompt, names, strict=True) if n == name and v == v])
+        for name in dict.fromkeys(names)
+    }

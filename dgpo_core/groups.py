@@ -13,13 +13,22 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import PluginError
-from dgpo_core.types import ScoredGroups, TrainingBatch
+from dgpo_core.types import Prompt, ScoredGroups, TrainingBatch
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import AdvantageWeighting
     from dgpo_schemas.run import AdvantagesSection
 
-__all__ = ["LARGEST", "advantages", "aggregate", "informative", "mean_pairwise_distance", "signed_weights", "weigh"]
+__all__ = [
+    "LARGEST",
+    "advantages",
+    "aggregate",
+    "by_source",
+    "informative",
+    "mean_pairwise_distance",
+    "signed_weights",
+    "weigh",
+]
 
 LARGEST = 1e100
 """Size up to which a number is taken for a score: weighted, squared and summed it is far from float64's limit."""
@@ -112,9 +121,19 @@ def _balanced(weights: Tensor, better: Tensor) -> Tensor:
     return weights * torch.where(better, sides.mean() / sides[0], sides.mean() / sides[1])
 
 
+def by_source(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
+    """The numbers of the groups [g] of each source, by its name. Nothing is compared between sources."""
+    found: dict[str, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        found.setdefault(prompt.source, []).append(number)
+    return found
+
+
 def weigh(groups: ScoredGroups, section: AdvantagesSection, weighting: AdvantageWeighting) -> TrainingBatch:
     """The verb: scored groups to a training batch, with the residual |sum_i c_i| of each group."""
-    advantage = advantages(groups.rewards, groups.scored, section)
+    advantage = torch.zeros_like(groups.rewards)
+    for rows in by_source(groups.prompts).values():
+        advantage[rows] = advantages(groups.rewards[rows], groups.scored[rows], section)
     signed = signed_weights(advantage, groups.rewards, groups.scored, weighting, balance=section.balance)
     return TrainingBatch(
         prompts=groups.prompts,

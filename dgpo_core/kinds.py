@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from dgpo_core.errors import PluginError, UserError
 
 if TYPE_CHECKING:
-    from dgpo_core.contracts import RewardModel
+    from dgpo_core.contracts import RewardBase
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import BackboneSection, RewardBlock
 
@@ -34,7 +34,7 @@ def shows_frames(registry: Registry) -> bool:
     return ADAPTER in registry.parts("reward")
 
 
-def check_range(reward: RewardModel, use: str, where: str) -> None:
+def check_range(reward: RewardBase, use: str, where: str) -> None:
     """Raise PluginError, naming the place in the run file, unless a reward declares a range that values can lie in."""
     declared = getattr(reward, "range", None)
     try:
@@ -50,7 +50,7 @@ def check_range(reward: RewardModel, use: str, where: str) -> None:
 
 
 def check_reward(
-    reward: RewardModel, block: RewardBlock, where: str, backbone: BackboneSection, registry: Registry
+    reward: RewardBase, block: RewardBlock, where: str, backbone: BackboneSection, registry: Registry
 ) -> None:
     """Raise UserError, naming the key and the way out, unless a reward scores what the backbone makes.
 
@@ -71,7 +71,7 @@ def check_reward(
     )
 
 
-def _check_declarations(reward: RewardModel, block: RewardBlock, where: str) -> None:
+def _check_declarations(reward: RewardBase, block: RewardBlock, where: str) -> None:
     """Raise PluginError unless what a reward says of itself is of the types of its contract."""
     check_range(reward, block.use, where)
     media = reward.media

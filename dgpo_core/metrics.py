@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from dgpo_core.groups import by_source
 from dgpo_core.types import ScoredGroups, TrainingBatch
 from dgpo_schemas.metrics import (
     EvaluationRecord,
@@ -15,6 +16,7 @@ from dgpo_schemas.metrics import (
     PromptScores,
     RewardScores,
     RewardStatistics,
+    SourceStatistics,
     TimingRecord,
     VerbTiming,
 )
@@ -32,13 +34,17 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or value != value or value in (float("inf"), float("-inf")) else value
 
 
-def _statistics(values: Tensor) -> RewardStatistics:
-    """Of float64 values with nan where missing."""
+def _statistics(values: Tensor, parts: Mapping[str, Tensor] | None = None) -> RewardStatistics:
+    """Of float64 values with nan where missing, and of the parts that they are made of."""
     present = values[~values.isnan()]
     if not present.numel():
         return RewardStatistics(mean=None, std=None, missing=values.numel())
+    means = {name: _finite(float(one.nanmean())) for name, one in (parts or {}).items()}
     return RewardStatistics(
-        mean=float(present.mean()), std=float(present.std(correction=0)), missing=values.numel() - present.numel()
+        mean=float(present.mean()),
+        std=float(present.std(correction=0)),
+        missing=values.numel() - present.numel(),
+        parts={name: mean for name, mean in means.items() if mean is not None},
     )
 
 
@@ -64,7 +70,12 @@ def metrics_record(
         iteration=iteration,
         updates=updates,
         reward=_statistics(groups.summed),  # normalised rewards have a mean of 0 whatever is learnt
-        rewards={label: _statistics(values) for label, values in groups.per_reward.items()},
+        rewards={
+            label: _statistics(
+                values[groups.asked[label]] if label in groups.asked else values, groups.parts.get(label)
+            )
+            for label, values in groups.per_reward.items()
+        },
         zero_variance_groups=int((~informative).sum()),
         missing_rewards=int((~groups.scored).sum()),
         residual=float(useful.mean()) if len(useful) else None,
@@ -85,7 +96,23 @@ def metrics_record(
         t_min=sigma_range[0],
         t_max=sigma_range[1],
         timesteps={name: value for name, value in timesteps.items() if _finite(value) is not None},
+        sources=_sources(groups, informative),
     )
+
+
+def _sources(groups: ScoredGroups, informative: Tensor) -> dict[str, SourceStatistics]:
+    found = {}
+    for name, rows in by_source(groups.prompts).items():
+        if name:
+            one = _statistics(groups.summed[rows])
+            found[name] = SourceStatistics(
+                groups=len(rows),
+                mean=one.mean,
+                std=one.std,
+                missing=one.missing,
+                zero_variance_groups=int((~informative[rows]).sum()),
+            )
+    return found
 
 
 def timing_record(

@@ -198,6 +198,17 @@ class Processes:
             return list(found)
         return [row[: math.prod(shape)].view(shape) for row, shape in zip(found, shapes, strict=True)]
 
+    def send(self, tensor: Tensor, rank: int) -> None:
+        """Give a tensor to one process, which calls `receive` for it; exact to the bit, through the CPU."""
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        self._with_others(dist.send, data, rank, group=self._host)
+
+    def receive(self, rank: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """What process `rank` sends, on the CPU."""
+        made = torch.empty(*shape, dtype=dtype)
+        self._with_others(dist.recv, made.flatten().view(torch.uint8), rank, group=self._host)
+        return made
+
     def add(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The sums over all processes of tensors of one dtype and device, in a single reduction."""
         if self.count == 1:

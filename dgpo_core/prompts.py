@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.isolation import ctrl_c, no_exit, told
+from dgpo_core.sources import Source, cut_to_shares, whole_weights
 from dgpo_core.types import ConditionMedium, Prompt
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.decoding import half_character
@@ -28,10 +30,10 @@ from dgpo_schemas.rules import LONGEST_SIDE
 from dgpo_schemas.text import clean, error_text
 
 if TYPE_CHECKING:
-    from dgpo_core.contracts import Backbone, PromptSource, RewardModel
+    from dgpo_core.contracts import Backbone, PromptSource, RewardBase
     from dgpo_core.draws import Draws
     from dgpo_core.registry import Registry
-    from dgpo_schemas.run import PromptsBlock, RunConfig
+    from dgpo_schemas.run import PromptsBlock, PromptsSection, RunConfig
 
 __all__ = [
     "check_prompts",
@@ -41,11 +43,13 @@ __all__ = [
     "guided",
     "load_file",
     "load_prompts",
+    "load_sources",
     "longer_than_read",
     "notes",
     "of_iteration",
     "overlap",
     "some_of",
+    "some_of_each",
     "typed",
     "unheard",
 ]
@@ -119,7 +123,7 @@ def typed(texts: Sequence[str], negative: str | None, media: Sequence[Path]) -> 
     ]
 
 
-def check_prompts(model: RewardModel | Backbone, prompts: Sequence[Prompt]) -> None:
+def check_prompts(model: RewardBase | Backbone, prompts: Sequence[Prompt]) -> None:
     """Have a reward, or the backbone, check its prompts. Raises its UserError, with file and line of the first prompt
     that it refuses.
 
@@ -143,7 +147,7 @@ def check_prompts(model: RewardModel | Backbone, prompts: Sequence[Prompt]) -> N
     raise UserError(f"{origin}: {told}" if origin and not told.startswith(f"{origin}: ") else told) from refused
 
 
-def _ask(model: RewardModel | Backbone, prompts: Sequence[Prompt]) -> None:
+def _ask(model: RewardBase | Backbone, prompts: Sequence[Prompt]) -> None:
     """Raises UserError also where the reward fails at it."""
     with ctrl_c() as pressed, no_exit():
         try:
@@ -156,20 +160,49 @@ def _ask(model: RewardModel | Backbone, prompts: Sequence[Prompt]) -> None:
             raise UserError(f"{type(model).__name__} failed at checking the prompts: {told(error)}") from error
 
 
-def load_prompts(block: PromptsBlock, split: Literal["train", "heldout"], registry: Registry) -> list[Prompt]:
-    """The prompts a block names. Raises UserError for a file that cannot be read or a source that yields nothing."""
+def load_sources(section: PromptsSection, split: Literal["train", "heldout"], registry: Registry) -> list[Source]:
+    """The prompts of a split by source, of which there is one, without a name, where the split is no list. Raises
+    UserError like `load_prompts`."""
+    blocks = section.sources(split)
+    if not blocks:
+        loaded = [load_prompts(block, split, registry) for block in section.blocks(split)]
+        return [Source("", 1, [replace(one, source="") if one.source else one for one in found]) for found in loaded]
+    return [
+        Source(
+            block.source,
+            weight,
+            [replace(one, source=block.source) for one in load_prompts(block, split, registry, f"prompts.{split}.{i}")],
+        )
+        for i, (block, weight) in enumerate(zip(blocks, whole_weights(blocks), strict=True))
+    ]
+
+
+def load_prompts(
+    block: PromptsBlock, split: Literal["train", "heldout"], registry: Registry, where: str | None = None
+) -> list[Prompt]:
+    """The prompts a block names; where: its place in the run file. Raises UserError for a file that cannot be read or a
+    source that yields nothing."""
+    where = where or f"prompts.{split}"
     if block.file is not None:
         try:
             found = load_file(block.file, block.limit)
         except UserError as error:
-            raise UserError(f"prompts.{split}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
     else:
         assert block.use is not None
         source = registry.create("prompts", UseBlock(use=block.use, options=block.options))
-        found = _made(source, split, f"prompts.{split}: {block.use}")
+        found = _made(source, split, f"{where}: {block.use}")
     if not found:
-        raise UserError(f"prompts.{split}: {block.use or block.file} yields no prompts")
+        raise UserError(f"{where}: {block.use or block.file} yields no prompts")
     return found[: block.limit]
+
+
+def some_of_each(sources: Sequence[Source], count: int) -> list[Prompt]:
+    """At most `count` prompts for an evaluation, of several sources by their weights, drawn as `some_of` draws."""
+    if len(sources) == 1:
+        return some_of(sources[0].prompts, count)
+    shares = cut_to_shares(sources, count)
+    return [prompt for one, share in zip(sources, shares, strict=True) for prompt in some_of(one.prompts, share)]
 
 
 def _made(source: PromptSource, split: Literal["train", "heldout"], where: str) -> list[Prompt]:

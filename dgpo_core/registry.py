@@ -35,15 +35,16 @@ __all__ = ["BUNDLED", "BrokenPlugin", "NoOptions", "RegisteredPart", "Registry",
 
 log = logging.getLogger(__name__)
 
-CONTRACTS = {
-    "backbone": "Backbone",
-    "sampler": "Sampler",
-    "reward": "RewardModel",
-    "weighting": "AdvantageWeighting",
-    "timesteps": "TimestepPolicy",
-    "objective": "Objective",
-    "prompts": "PromptSource",
+CONTRACTS: dict[str, tuple[str, ...]] = {
+    "backbone": ("Backbone",),
+    "sampler": ("Sampler",),
+    "reward": ("RewardModel", "GroupReward"),
+    "weighting": ("AdvantageWeighting",),
+    "timesteps": ("TimestepPolicy",),
+    "objective": ("Objective",),
+    "prompts": ("PromptSource",),
 }
+"""Kind to the classes in `contracts` of which an implementation derives from one."""
 NOUNS = {"timesteps": "timestep policy", "prompts": "prompt source"}
 """What messages call a kind, where its key in a run file reads badly."""
 
@@ -268,13 +269,13 @@ class Registry:
         it was made for another version of that."""
         _check_declared(registered)
         implementation = self._import(registered, registered.part.implementation)
-        contract = CONTRACTS.get(registered.kind)
-        if contract is not None:
+        names = CONTRACTS.get(registered.kind)
+        if names is not None:
             contracts = importlib.import_module("dgpo_core.contracts")
-            base = getattr(contracts, contract)
-            if not (inspect.isclass(implementation) and issubclass(implementation, base)):
-                raise PluginError(f"{_owner(registered)}: {registered.part.implementation} is no {contract}")
-            changes = tuple(contract_version.changes_in(registered.kind, implementation, base))
+            bases = tuple(getattr(contracts, name) for name in names)
+            if not (inspect.isclass(implementation) and issubclass(implementation, bases)):
+                raise PluginError(f"{_owner(registered)}: {registered.part.implementation} is no {' or '.join(names)}")
+            changes = tuple(contract_version.changes_in(registered.kind, implementation, bases[0]))
             if changes:  # before what is abstract: that is so because the contract has changed
                 why = contract_version.why_not(contract_version.VERSION - 1, changes)
                 raise ContractError(f"{_owner(registered)}: {why}")

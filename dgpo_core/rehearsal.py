@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from dgpo_core.comparing import Layout
 from dgpo_core.errors import DgpoError, UserError
-from dgpo_core.groups import weigh
+from dgpo_core.groups import by_source, weigh
 from dgpo_core.memory import TooLittleMemoryError, decoded, is_out_of_memory
 from dgpo_core.processes import shares
 from dgpo_core.prompts import of_iteration
@@ -62,16 +63,26 @@ def rehearse(trainer: Trainer) -> dict[str, Any]:
 def _score_one(trainer: Trainer, prompts: Sequence[Prompt], scorer: Scorer) -> tuple[Prompt, dict[str, list[float]]]:
     """One group's scores by label, a group of the largest size."""
     draws = trainer.engine.draws
-    chosen = of_iteration(_largest(trainer, prompts), 0, 1, draws.at("prompt order"))
+    chosen = [
+        prompt
+        for rows in by_source(prompts).values()  # one of each source, which has rewards of its own
+        for prompt in of_iteration(_largest(trainer, [prompts[i] for i in rows]), 0, 1, draws.at("prompt order"))
+    ]
+    scorer.expect(Layout(MEMBERS, draws.at("dry run"), [range(MEMBERS * len(chosen))]))
     with trainer.processes.together():
-        rollout = next(trainer.roller.roll_out(chosen, MEMBERS, draws.at("dry run"), "policy"))
-    scorer.submit(trainer.engine.backbone.decode(rollout.x0), rollout.prompts)
+        for rollout in trainer.roller.roll_out(chosen, MEMBERS, draws.at("dry run"), "policy"):
+            scorer.submit(trainer.engine.backbone.decode(rollout.x0), rollout.prompts, samples=rollout.samples)
     scored = scorer.collect()
-    for label, values in scored.values.items():
-        if bool(values.isnan().all()):
+    found = {}
+    for reward in scorer.rewards:
+        label = reward.label
+        asked = torch.tensor([reward.asks(prompt) for prompt in chosen for _ in range(MEMBERS)])
+        values = scored.values[label][asked]
+        found[label] = values.tolist()
+        if len(values) and bool(values.isnan().all()):
             why = scorer.failure_of(label) or f"see its diagnostics: {scored.diagnostics[label]}"
             raise UserError(f"dry run: reward {label} scored none of {len(values)} samples: {why}")
-    return chosen[0], {label: values.tolist() for label, values in scored.values.items()}
+    return chosen[0], found
 
 
 def _largest(trainer: Trainer, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
@@ -100,11 +111,7 @@ def rehearse_training(trainer: Trainer) -> dict[str, str]:
             rollout = _roll_out(trainer)
             said.append(f"{len(rollout.samples)} samples at once")
         with measured("scoring") as said:
-            media = decoded(trainer.engine.backbone.decode, rollout.x0)
-            trainer.engine.scorer.submit(media, rollout.prompts)
-            trainer.engine.scorer.collect()
-            said.append(f"{len(media)} samples at once")
-            del media
+            said.append(f"{_score(trainer, rollout)} samples at once")
         with measured("update") as said:
             said.append(f"micro-batches of {_update(trainer, rollout)}")
     return found
@@ -133,6 +140,23 @@ def _roll_out(trainer: Trainer) -> Rollout:
             f"dry run: rollout.micro_batch: there is no memory for {size} samples at once; set "
             f"`rollout.micro_batch: {max(1, size // 2)}` or less"
         ) from error
+
+
+def _score(trainer: Trainer, rollout: Rollout) -> int:
+    """Score the samples of a roll-out; the number of them. Where a reward compares, some are shown again, in
+    micro-batches of no larger size, until the group is whole in which they end."""
+    engine, scorer, members = trainer.engine, trainer.engine.scorer, trainer.config.rollout.group_size
+    media = decoded(engine.backbone.decode, rollout.x0)
+    count = total = len(media)
+    if any(reward.compares for reward in scorer.rewards):
+        total = -(-count // members) * members
+    scorer.expect(Layout(members, engine.draws.at("dry run"), [range(total)]))
+    for start in range(0, total, count):
+        samples = range(start, min(start + count, total))
+        prompts = [rollout.prompts[sample // members * members] for sample in samples]
+        scorer.submit(media[: len(samples)], prompts, samples=samples)
+    scorer.collect()
+    return count
 
 
 def _update(trainer: Trainer, rollout: Rollout) -> int:

@@ -78,7 +78,7 @@ class Roller:
         here = list(dict.fromkeys(i // members for i in chosen))  # the groups that some of the samples belong to
         if not here:
             return
-        prompts = [prompt.sized(self.resolution) for prompt in prompts]
+        prompts = [prompt.sized(self.resolution, self.policy.backbone.fps) for prompt in prompts]
         asked = [prompts[g] for g in here]
         rows = dict(zip(here, self.conditioning.rows(asked), strict=True))
         opposite = None

@@ -42,7 +42,7 @@ from dgpo_core.locations import located, started_in
 from dgpo_core.locking import HeldError, Lock
 from dgpo_core.logs import LOGS
 from dgpo_core.reading import LARGEST_LOG, kind_of, parse_json, read_file, why
-from dgpo_schemas.changes import summary
+from dgpo_schemas.changes import generic, summary
 from dgpo_schemas.metrics import OutcomeRecord
 from dgpo_schemas.problems import ConfigError
 from dgpo_schemas.run import RunConfig
@@ -68,6 +68,8 @@ MOVED = {
     "backbone.revision": "base",
     "prompts.train.file": "prompts",
     "prompts.heldout.file": "prompts",
+    "prompts.train.N.file": "prompts",
+    "prompts.heldout.N.file": "prompts",
 }
 """Settings that say where something is, and what in run.json has the digest of it: if that is the same, so is the
 run."""
@@ -170,8 +172,8 @@ class RunDirectory:
             ),
             key=lambda some: (sum(change.effect == "fixed" for change in some), len(some)),
         )
-        record = read_record(self.path) if any(change.key in MOVED for change in found) else {}
-        found = [change for change in found if not record.get(MOVED.get(change.key, ""))]
+        record = read_record(self.path) if any(generic(change.key) in MOVED for change in found) else {}
+        found = [change for change in found if not record.get(MOVED.get(generic(change.key), ""))]
         refused = [str(change) for change in found if change.effect == "fixed"]
         if refused:
             raise UserError(
@@ -180,7 +182,7 @@ class RunDirectory:
                 + f"\nput back what the run began with (it is in {self.config_path}), or give another run.name for a "
                 f"new run. What a resume may change: {summary()} (docs/resume.md)"
             )
-        self._changed = [change for change in found if change.key not in ("run.name", "run.output", *MOVED)]
+        self._changed = [change for change in found if generic(change.key) not in ("run.name", "run.output", *MOVED)]
 
     def check_writable(self) -> None:
         """Raise UserError if the directory cannot be made or written. Writes nothing."""

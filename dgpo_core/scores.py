@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from dgpo_core.types import Scores
+from dgpo_schemas.diagnostics import MOST_PARTS, PART
 from dgpo_schemas.text import lone_surrogate
 
-__all__ = ["MOST", "TooMuch", "check_scores", "joined", "plain", "plain_diagnostics"]
+__all__ = ["MOST", "TooMuch", "check_scores", "joined", "part_values", "plain", "plain_diagnostics", "sound_parts"]
 
 MOST = 2**20
 """Values and characters of the diagnostics of one sample that are kept; a mask of 1024 x 1024 is not far below."""
@@ -154,3 +156,47 @@ def joined(parts: Sequence[Scores]) -> Scores:
         torch.cat([one.missing for one in parts]),
         tuple(said for one in parts for said in one.diagnostics),
     )
+
+
+def sound_parts(scores: Scores) -> tuple[Scores, str | None]:
+    """Checked scores without `parts` that are none, and what is wrong with the first of those; None if nothing is.
+
+    Parts are finite numbers under names (`dgpo_schemas.diagnostics`).
+    """
+    kept: list[Mapping[str, Any]] = []
+    wrong: str | None = None
+    for said in scores.diagnostics:
+        reason = None if "parts" not in said else _why_no_parts(said["parts"])
+        kept.append(said if reason is None else {key: value for key, value in said.items() if key != "parts"})
+        wrong = wrong or reason
+    return (scores, None) if wrong is None else (Scores(scores.values, scores.missing, tuple(kept)), wrong)
+
+
+def _why_no_parts(parts: Any) -> str | None:
+    if not isinstance(parts, Mapping):
+        return f"its `parts` are {type(parts).__name__}, not numbers under names"
+    if len(parts) > MOST_PARTS:
+        return f"it has {len(parts)} `parts`, more than {MOST_PARTS}"
+    for name, value in parts.items():
+        if re.match(PART, name) is None:
+            return f"the name {name[:100]!r} in its `parts` is not of letters, digits, dots, dashes and underscores"
+        if isinstance(value, bool) or not isinstance(value, int | float):  # what was not finite is null by now
+            return f"the value of {name!r} in its `parts` is no finite number"
+    return None
+
+
+def part_values(diagnostics: Sequence[Mapping[str, Any]], values: Tensor) -> dict[str, Tensor]:
+    """Each part that a reward names of N samples, in the order of their names: float64 [N], nan where the sample has no
+    such part, or no value [N]."""
+    missing = values.isnan().tolist()
+    names = sorted({name for said in diagnostics for name in said.get("parts") or ()})
+    return {
+        name: torch.tensor(
+            [
+                math.nan if lost else float((said.get("parts") or {}).get(name, math.nan))
+                for said, lost in zip(diagnostics, missing, strict=True)
+            ],
+            dtype=torch.float64,
+        )
+        for name in names
+    }

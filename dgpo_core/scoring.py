@@ -20,22 +20,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgpo_core.comparing import NOT_FINITE, Layout, Members, WholeGroup, compared
+from dgpo_core.contracts import AnyReward, GroupReward, RewardModel
 from dgpo_core.errors import DgpoError
-from dgpo_core.groups import LARGEST, aggregate, mean_pairwise_distance
+from dgpo_core.groups import LARGEST, aggregate, by_source, mean_pairwise_distance
 from dgpo_core.guards import media_statistics
 from dgpo_core.isolation import ctrl_c, no_exit
 from dgpo_core.memory import OutOfMemory, free, in_halves, is_out_of_memory
 from dgpo_core.processes import Processes, in_order
+from dgpo_core.scores import check_scores, part_values, sound_parts
 from dgpo_core.sizes import runs
 from dgpo_core.surroundings import Guard
-from dgpo_core.types import Prompt, Rollout, ScoredGroups, Scores
+from dgpo_core.types import Prompt, Rollout, SampleKey, ScoredGroups, Scores
 from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
-    from dgpo_core.contracts import RewardModel
     from dgpo_schemas.run import ScoringSection
 
-__all__ = ["Reward", "ScoredSamples", "Scorer", "checked_score", "diversity", "merged", "missing_beyond", "not_finite"]
+__all__ = [
+    "Reward",
+    "ScoredSamples",
+    "Scorer",
+    "checked_group",
+    "checked_score",
+    "diversity",
+    "merged",
+    "missing_beyond",
+    "not_finite",
+]
 
 log = logging.getLogger(__name__)
 THUMBNAIL = 32
@@ -44,10 +56,13 @@ PATIENCE = 1.0
 """Seconds that closing gives to a reward which is at work; one that takes longer is left behind."""
 ROUNDING = 1e-4
 """Share of a bound's size by which a value may pass its declared range: rounding, not a mistake."""
-NOT_FINITE = "the media are not finite"
 LOOK = 0.1
 """Seconds between two looks at whether the run was asked to stop, while it waits for a reward to make room."""
 _TELLING = threading.Lock()
+NOT_ASKED: Mapping[str, Any] = {"asked": False}
+"""Diagnostics of a sample whose source does not ask for the reward: it has no value, and none is missing."""
+_NOTHING: tuple[float, Mapping[str, Any]] = (float("nan"), {})
+"""Of a sample that another process has compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +71,10 @@ class Reward:
 
     label: str
     weight: float
-    model: RewardModel
+    model: AnyReward
     guard: bool = False
+    sources: frozenset[str] | None = None
+    """Names of the sources whose samples it is asked to score; None: of all."""
     halved: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
     """Set once it has been told that its batches are scored in halves."""
 
@@ -66,6 +83,19 @@ class Reward:
         """For messages about what it does besides scoring."""
         return f"reward {self.label}"
 
+    def asks(self, prompt: Prompt) -> bool:
+        """Whether it is asked to score samples of this prompt; those of no source it always is."""
+        return self.sources is None or not prompt.source or prompt.source in self.sources
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is shown whole groups."""
+        return isinstance(self.model, GroupReward)
+
+
+Said = tuple[float, Mapping[str, Any]]
+"""A sample's value, nan if it is missing, and diagnostics."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredSamples:
@@ -73,7 +103,8 @@ class ScoredSamples:
 
     values: label to float64 [N] (nan where missing); diagnostics: label to one mapping a sample; thumbnails: N of [D],
     where D may differ from group to group; statistics: name to float64 [N], of the media themselves (`guards`);
-    seconds: label to time spent in the reward.
+    seconds: label to time spent in the reward; others: label to number to what a reward that compares says of samples
+    of other processes, which it has compared here (theirs have no value there).
     """
 
     values: Mapping[str, Tensor]
@@ -81,6 +112,7 @@ class ScoredSamples:
     thumbnails: Sequence[Tensor]
     statistics: Mapping[str, Tensor]
     seconds: Mapping[str, float]
+    others: Mapping[str, Mapping[int, Said]] = field(default_factory=dict)
 
 
 class Scorer:
@@ -88,12 +120,13 @@ class Scorer:
 
     Each reward model works on its own threads, as many as its `concurrency`. A reward that raises, or returns something
     that is not one number per sample, leaves its micro-batch missing, with the reason in the log and in `failures`; it
-    never becomes 0. Nor does a sample whose media are not finite.
+    never becomes 0. Nor does a sample whose media are not finite. Rewards that compare are shown whole groups, which
+    micro-batches may cut anywhere: `expect` says beforehand what makes a group.
     """
 
     def __init__(self, rewards: Sequence[Reward], guard: Guard | None = None, in_flight: int | None = None) -> None:
-        """guard: keeps what the rewards share with the run as it is. in_flight: micro-batches that may wait for each
-        reward beside those it is at work on; any number if None."""
+        """guard: keeps what the rewards share with the run as it is. in_flight: micro-batches (or groups, of a reward
+        that compares) that may wait for each reward beside those it is at work on; any number if None."""
         self.rewards = rewards
         self.guard = guard or Guard()
         self.failures: list[str] = []
@@ -106,21 +139,61 @@ class Scorer:
             for key, model in models.items()
         }
         self._pending: list[_Submitted] = []
+        self._members: Members | None = None
+        self._compared: dict[str, list[tuple[int, Future[tuple[Scores, float]]]]] = {}
 
-    def submit(self, media: Tensor, prompts: Sequence[Prompt], interrupt: Callable[[], None] = lambda: None) -> None:
+    def expect(self, layout: Layout) -> None:
+        """Say which samples make a group, before the first of them is submitted; only rewards that compare need it."""
+        self._compared = {reward.label: [] for reward in self.rewards if reward.compares}
+        self._members = Members(layout) if self._compared else None
+
+    def submit(
+        self,
+        media: Tensor,
+        prompts: Sequence[Prompt],
+        interrupt: Callable[[], None] = lambda: None,
+        samples: Sequence[int] = (),
+    ) -> None:
         """Queue media [B, 3, H, W] or [B, F, 3, H, W] with the prompt of each sample, and wait until no more than
-        `in_flight` micro-batches wait for any reward. `interrupt` is called while it waits, and may raise."""
+        `in_flight` micro-batches wait for any reward. `interrupt` is called while it waits, and may raise. samples:
+        their numbers in flat order, for rewards that compare."""
         prompts = tuple(prompts)
         broken = ~media.flatten(1).isfinite().all(1)
-        scores = {
-            r.label: self._lanes[id(r.model)].submit(partial(self._score, r, media, prompts, broken))
-            for r in self.rewards
-        }
-        # On the media's own device and without waiting for it; moved to the CPU when collected.
-        self._pending.append(_Submitted(scores, _thumbnails(media), media_statistics(media)))
+        scores = {}
         for reward in self.rewards:
-            if self.guard.disturbs(reward.name):
+            rows = [i for i, prompt in enumerate(prompts) if reward.asks(prompt)]
+            if not reward.compares and rows:
+                part = (media, prompts, broken)
+                if len(rows) < len(prompts):
+                    part = (media[rows], tuple(prompts[i] for i in rows), broken[rows])
+                scores[reward.label] = self._lanes[id(reward.model)].submit(partial(self._score, reward, *part))
+        # On the media's own device and without waiting for it; moved to the CPU when collected.
+        self._pending.append(_Submitted(scores, prompts, _thumbnails(media), tuple(samples), media_statistics(media)))
+        for reward in self.rewards:
+            if reward.label in scores and self.guard.disturbs(reward.name):
                 _wait(scores[reward.label], interrupt)  # nothing is drawn while it is at work
+        if self._members is not None:
+            self._compare(self._members.take(media, prompts, samples), interrupt)
+        self._wait_for_room(interrupt)
+
+    def complete(self, processes: Processes, interrupt: Callable[[], None] = lambda: None) -> None:
+        """Bring the members of groups that processes share together. To be called by all processes when everything is
+        submitted."""
+        if self._members is not None:
+            self._compare(self._members.exchange(processes), interrupt)
+            self._wait_for_room(interrupt)
+
+    def _compare(self, groups: Iterable[WholeGroup], interrupt: Callable[[], None]) -> None:
+        for group in groups:
+            for reward in self.rewards:
+                if reward.compares and reward.asks(group.prompt):
+                    call = partial(self._score_group, reward, group)
+                    future = self._lanes[id(reward.model)].submit(call)
+                    self._compared[reward.label].append((group.number, future))
+                    if self.guard.disturbs(reward.name):
+                        _wait(future, interrupt)
+
+    def _wait_for_room(self, interrupt: Callable[[], None]) -> None:
         started = time.perf_counter()
         for lane in self._lanes.values():
             lane.wait_for_room(interrupt)
@@ -129,21 +202,60 @@ class Scorer:
     def collect(self, interrupt: Callable[[], None] = lambda: None) -> ScoredSamples:
         """Wait for everything that was submitted since the last call. `interrupt` is called while it waits, and may
         raise; `discard` then drops what is left."""
-        values, diagnostics, seconds = {}, {}, {}
+        values, diagnostics, seconds, others = {}, {}, {}, {}
         for batch in self._pending:
             for future in batch.scores.values():
                 _wait(future, interrupt)
+        for calls in self._compared.values():
+            for _, future in calls:
+                _wait(future, interrupt)
+        own = [sample for batch in self._pending for sample in batch.samples]
+        prompts = [prompt for batch in self._pending for prompt in batch.prompts]
         for reward in self.rewards:
-            done = [batch.scores[reward.label].result() for batch in self._pending]
-            values[reward.label] = torch.cat([s.values.double().masked_fill(s.missing, torch.nan) for s, _ in done])
-            diagnostics[reward.label] = tuple(d for s, _ in done for d in s.diagnostics)
+            if reward.compares:
+                said, seconds[reward.label] = self._said(reward.label)
+                values[reward.label] = torch.tensor([said.get(i, _NOTHING)[0] for i in own], dtype=torch.float64)
+                diagnostics[reward.label] = tuple(
+                    said.pop(i, _NOTHING)[1] if reward.asks(prompt) else NOT_ASKED
+                    for i, prompt in zip(own, prompts, strict=True)
+                )
+                others[reward.label] = said
+                continue
+            done = [batch.scores[reward.label].result() for batch in self._pending if reward.label in batch.scores]
+            scored = [s.values.double().masked_fill(s.missing, torch.nan) for s, _ in done]
+            asked = [reward.asks(prompt) for prompt in prompts]
+            told = [d for s, _ in done for d in s.diagnostics]
             seconds[reward.label] = sum(spent for _, spent in done)
+            if all(asked):
+                values[reward.label], diagnostics[reward.label] = torch.cat(scored), tuple(told)
+                continue
+            values[reward.label] = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
+            if scored:
+                values[reward.label][torch.tensor(asked)] = torch.cat(scored)
+            rest = iter(told)
+            diagnostics[reward.label] = tuple(next(rest) if one else NOT_ASKED for one in asked)
         thumbnails = [row for batch in self._pending for row in batch.thumbnails]
         names = self._pending[0].statistics
         statistics = {n: torch.cat([b.statistics[n] for b in self._pending]).double().cpu() for n in names}
+        self._forget()
+        return ScoredSamples(values, diagnostics, thumbnails, statistics, seconds, others)
+
+    def _said(self, label: str) -> tuple[dict[int, Said], float]:
+        """What a reward that compares says of samples by their numbers, and the time that it took."""
+        assert self._members is not None, "rewards that compare are told what makes a group"
+        said, seconds, members = {}, 0.0, self._members.layout.members
+        for number, future in self._compared[label]:
+            scores, spent = future.result()
+            values = scores.values.double().masked_fill(scores.missing, torch.nan).tolist()
+            for place, one in enumerate(zip(values, scores.diagnostics, strict=True)):
+                said[number * members + place] = one
+            seconds += spent
+        return said, seconds
+
+    def _forget(self) -> None:
         self._pending.clear()
+        self._members, self._compared = None, {}
         self.waited = 0.0
-        return ScoredSamples(values, diagnostics, thumbnails, statistics, seconds)
 
     def failure_of(self, label: str) -> str | None:
         """The last failure of a reward; None if it never failed."""
@@ -153,8 +265,7 @@ class Scorer:
         """Drop what was submitted (the iteration was abandoned), without waiting for the reward at work."""
         for lane in self._lanes.values():
             lane.discard()
-        self._pending.clear()
-        self.waited = 0.0
+        self._forget()
 
     def close(self) -> None:
         """Stop the threads."""
@@ -177,6 +288,11 @@ class Scorer:
             scores = Scores(scores.values, scores.missing | broken, diagnostics)
         return scores, time.perf_counter() - started
 
+    def _score_group(self, reward: Reward, group: WholeGroup) -> tuple[Scores, float]:
+        started = time.perf_counter()
+        scores = checked_group(reward, group.media, group.prompt, group.keys, self.failures, self.guard)
+        return scores, time.perf_counter() - started
+
     def groups(
         self,
         samples: ScoredSamples,
@@ -188,11 +304,15 @@ class Scorer:
         """Flat samples as groups [g, G], their rewards made one number as `section` says; `rollouts` are this
         process's, `samples` all."""
         shape = (len(prompts), -1)
-        counted = [reward for reward in self.rewards if reward.weight]
-        values = torch.stack([samples.values[reward.label].view(shape) for reward in counted])
-        weights = [reward.weight for reward in counted]
-        total, scored = aggregate(values, weights, section.aggregation, epsilon)
-        summed, _ = aggregate(values, weights, "weighted-sum", epsilon)
+        each = {label: v.view(shape) for label, v in samples.values.items()}
+        total = torch.zeros_like(next(iter(each.values())))
+        summed, scored = total.clone(), torch.zeros(total.shape, dtype=torch.bool)
+        for rows in by_source(prompts).values():
+            counted = [reward for reward in self.rewards if reward.weight and reward.asks(prompts[rows[0]])]
+            values = torch.stack([each[reward.label][rows] for reward in counted])
+            weights = [reward.weight for reward in counted]
+            total[rows], scored[rows] = aggregate(values, weights, section.aggregation, epsilon)
+            summed[rows], _ = aggregate(values, weights, "weighted-sum", epsilon)
         return ScoredGroups(
             prompts=tuple(prompts),
             x0=tuple(x0 for r in rollouts for x0 in r.x0),
@@ -200,7 +320,9 @@ class Scorer:
             rewards=total,
             summed=summed.masked_fill(~scored, torch.nan),
             scored=scored,
-            per_reward={label: v.view(shape) for label, v in samples.values.items()},
+            per_reward=each,
+            asked={r.label: torch.tensor([r.asks(prompt) for prompt in prompts]) for r in self.rewards},
+            parts={label: part_values(samples.diagnostics[label], v) for label, v in samples.values.items()},
             diversity=diversity(samples.thumbnails, len(prompts)).cpu(),
             statistics={name: v.view(shape) for name, v in samples.statistics.items()},
             paths=tuple(r.path for r in rollouts if r.path is not None),
@@ -223,6 +345,7 @@ def merged(own: ScoredSamples | None, processes: Processes, samples: Sequence[Se
             "diagnostics": own.diagnostics,
             "statistics": {name: v.tolist() for name, v in own.statistics.items()},
             "seconds": own.seconds,
+            "others": {label: [[i, *one] for i, one in said.items()] for label, said in own.others.items()},
         }
     )
     thumbnails = processes.gather_each(() if own is None else own.thumbnails)
@@ -233,9 +356,14 @@ def merged(own: ScoredSamples | None, processes: Processes, samples: Sequence[Se
             name: in_order([value for part in parts for value in part[kind][name]], samples) for name in parts[0][kind]
         }
 
+    values, diagnostics = joined("values"), joined("diagnostics")
+    for part in parts:
+        for label, others in part["others"].items():
+            for i, *one in others:
+                values[label][i], diagnostics[label][i] = one
     return ScoredSamples(
-        values={label: torch.tensor(v, dtype=torch.float64) for label, v in joined("values").items()},
-        diagnostics=joined("diagnostics"),
+        values={label: torch.tensor(v, dtype=torch.float64) for label, v in values.items()},
+        diagnostics=diagnostics,
         thumbnails=in_order(thumbnails, samples),
         statistics={name: torch.tensor(v, dtype=torch.float64) for name, v in joined("statistics").items()},
         seconds={label: sum(part["seconds"][label] for part in parts) for label in parts[0]["seconds"]},
@@ -258,10 +386,12 @@ def checked_score(
     diagnostics; a reason that is new is logged and appended to `failures`.
     """
     failures = [] if failures is None else failures
+    model = reward.model
+    assert isinstance(model, RewardModel)
 
     def score(part: Tensor, shown: Sequence[Prompt]) -> Scores:
         try:
-            return reward.model.score(part, shown)
+            return model.score(part, shown)
         except Exception as error:
             if len(shown) != 1 or not is_out_of_memory(error):
                 raise
@@ -270,16 +400,56 @@ def checked_score(
         free()
         return _missing(1, str(alone))
 
+    def ask() -> Scores:
+        return in_halves(score, media, prompts, partial(_tell_of_halves, reward))
+
+    return _asked(reward, ask, len(prompts), failures, guard)
+
+
+def checked_group(
+    reward: Reward,
+    media: Tensor,
+    prompt: Prompt,
+    keys: Sequence[SampleKey],
+    failures: list[str] | None = None,
+    guard: Guard | None = None,
+) -> Scores:
+    """Ask a reward that compares about a whole group, with the promises of `checked_score`.
+
+    It is shown the members whose media are finite; the others are missing, and all are if fewer than two are left.
+    There is no halving: a group that does not fit into memory is missing.
+    """
+    model = reward.model
+    assert isinstance(model, GroupReward)
+
+    def call(shown: Tensor, named: Sequence[SampleKey]) -> Scores:
+        try:
+            return check_scores(model.score_group(shown, prompt, named), len(named))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            why = OutOfMemory(f"out of memory, with a group of {len(named)}: {_reason(error)}")
+        free()  # outside of the `except`, which keeps the group's tensors alive
+        raise why
+
+    def ask(shown: Tensor, named: Sequence[SampleKey]) -> Scores:
+        return _asked(reward, partial(call, shown, named), len(named), [] if failures is None else failures, guard)
+
+    return compared(media, keys, ask)
+
+
+def _asked(reward: Reward, ask: Callable[[], Scores], count: int, failures: list[str], guard: Guard | None) -> Scores:
+    """What `ask` gives, checked, or `count` samples that are missing because it failed."""
     with ctrl_c() as pressed:
         try:
             with _guarded(reward, guard), no_exit(), torch.no_grad():
-                return _in_range(reward, in_halves(score, media, prompts, partial(_tell_of_halves, reward)), failures)
+                return _with_sound_parts(reward, _in_range(reward, ask(), failures), failures)
         except BaseException as error:  # some libraries exit where others raise
             if pressed():
                 raise
             reason = _reason(error)
-            _remember(failures, reward.label, reason, len(prompts), error)
-    return _missing(len(prompts), reason)
+            _remember(failures, reward.label, reason, count, error)
+    return _missing(count, reason)
 
 
 def _missing(count: int, reason: str) -> Scores:
@@ -339,7 +509,7 @@ def not_finite(rewards: Iterable[Reward], samples: ScoredSamples) -> bool:
         for value, diagnostics in zip(
             samples.values[reward.label].tolist(), samples.diagnostics[reward.label], strict=True
         )
-        if value != value
+        if value != value and diagnostics != NOT_ASKED
     }
     return reasons == {NOT_FINITE}
 
@@ -363,13 +533,24 @@ def _in_range(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
     return Scores(scores.values, scores.missing | wrong, tuple(diagnostics))
 
 
+def _with_sound_parts(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
+    """A score whose parts are none keeps its value."""
+    scores, wrong = sound_parts(scores)
+    if wrong is not None:
+        _remember(failures, reward.label, wrong, 0, None)
+    return scores
+
+
 def _remember(failures: list[str], label: str, what: str, count: int, error: BaseException | None) -> None:
     reason = f"{label}: {what}"
     with _TELLING:  # several threads may fail at the same time
         if reason in failures:
             return
         failures.append(reason)
-    log.warning("reward failed, %d samples are missing: %s", count, reason, exc_info=_shown(error))
+    if count:
+        log.warning("reward failed, %d samples are missing: %s", count, reason, exc_info=_shown(error))
+    else:
+        log.warning("reward %s; they are left out", reason)
 
 
 def _shown(error: BaseException | None) -> BaseException | None:
@@ -407,7 +588,9 @@ class _Submitted:
     """One micro-batch under way."""
 
     scores: Mapping[str, Future[tuple[Scores, float]]]
+    prompts: tuple[Prompt, ...]
     thumbnails: Tensor
+    samples: tuple[int, ...]
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from dgpo_core.changes import last_measured_otherwise
+from dgpo_core.comparing import Layout
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.description import summary
 from dgpo_core.engine import Engine
@@ -26,9 +27,10 @@ from dgpo_core.optimise import Optimiser, UpdateResult
 from dgpo_core.pictures import write_pictures
 from dgpo_core.processes import shares
 from dgpo_core.progress import Progress, Silent
-from dgpo_core.prompts import longer_than_read, of_iteration
+from dgpo_core.prompts import longer_than_read
 from dgpo_core.run_directory import RunDirectory
 from dgpo_core.scoring import merged, missing_beyond, not_finite
+from dgpo_core.sources import of_sources
 from dgpo_core.spoilt import Standing
 from dgpo_core.stopping import Interrupted, Limit, StopRequest, limit_reached
 from dgpo_core.types import ScoredGroups, TrainingBatch
@@ -294,9 +296,9 @@ class Trainer:
         """Draw the groups of this iteration; each micro-batch is scored while the next one is drawn."""
         rollout = self.config.rollout
         prompts = [
-            prompt.sized(rollout.height_width)
-            for prompt in of_iteration(
-                self.engine.train_prompts, self.iteration, rollout.groups, self.engine.draws.at("prompt order")
+            prompt.sized(rollout.height_width, self.engine.backbone.fps)
+            for prompt in of_sources(
+                self.engine.sources, self.iteration, rollout.groups, self.engine.draws.at("prompt order")
             )
         ]
         draws = self.engine.draws.at("iteration", self.iteration, "rollout")
@@ -307,6 +309,7 @@ class Trainer:
         rollouts = []
         scorer = self.engine.scorer
         try:
+            scorer.expect(Layout(rollout.group_size, draws, samples, self.processes.rank))
             with self._timed("roll_out"), self.processes.together():
                 keep_path = self.engine.objective.needs_path
                 for sampled in self.roller.roll_out(
@@ -314,7 +317,7 @@ class Trainer:
                 ):
                     self.stop.check()
                     media = decoded(self.engine.backbone.decode, sampled.x0)
-                    scorer.submit(media, sampled.prompts, self.stop.check)
+                    scorer.submit(media, sampled.prompts, self.stop.check, sampled.samples)
                     del media  # it lives no longer than it waits for its scores
                     rollouts.append(sampled)
                     self.progress.phase("roll out", sum(len(r.samples) for r in rollouts), len(own))
@@ -323,6 +326,7 @@ class Trainer:
             self.seconds["wait_for_scores"] += waited
             with self._timed("wait_for_scores"):
                 self.progress.phase("score", 0, len(own))
+                scorer.complete(self.processes, self.stop.check)
                 with self.processes.together():
                     mine = scorer.collect(self.stop.check) if own else None
                 scored = merged(mine, self.processes, samples)

@@ -24,6 +24,7 @@ __all__ = [
     "Predictions",
     "Prompt",
     "Rollout",
+    "SampleKey",
     "SampleResult",
     "Schedule",
     "ScoredGroups",
@@ -32,6 +33,10 @@ __all__ = [
     "mean_square",
     "weighted",
 ]
+
+
+SampleKey = tuple[int | str, ...]
+"""Names a sample: the key that its noise is drawn from (`draws.Draws.key`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +92,11 @@ class Prompt:
         """What its conditioning depends on: text, digests of the media, size."""
         return self.text, tuple(medium.digest for medium in self.media), self.size
 
-    def sized(self, size: tuple[int, int]) -> Prompt:
-        """The same, with this size unless it has its own."""
-        return self if self.size is not None else replace(self, size=size)
+    def sized(self, size: tuple[int, int], fps: float | None = None) -> Prompt:
+        """The same, with this size and these frames a second unless it has its own."""
+        size = size if self.size is None else self.size
+        fps = fps if self.fps is None else self.fps
+        return self if (size, fps) == (self.size, self.fps) else replace(self, size=size, fps=fps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +264,9 @@ class ScoredGroups:
     is of all samples, whoever drew them.
     rewards float64 [g, G], all rewards as one, which is what the advantages are made of; summed float64 [g, G],
     their weighted sum, for people to read (nan where not scored; the same unless each reward is normalised first);
-    scored bool [g, G]; per_reward: label to float64 [g, G] (nan where missing); diversity [g]: mean pairwise
+    scored bool [g, G]; per_reward: label to float64 [g, G] (nan where missing); parts: label to name to float64
+    [g * G], what each is made of (nan where missing); asked: label to bool [g], whether the group's source asks for the
+    reward (all do where there is none of the label); diversity [g]: mean pairwise
     distance of the members' media; statistics: name to float64 [g, G], of the media (`guards.media_statistics`).
     """
 
@@ -271,6 +280,8 @@ class ScoredGroups:
     diversity: Tensor
     statistics: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
     paths: tuple[Path, ...] = ()
+    parts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=lambda: MappingProxyType({}))
+    asked: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)

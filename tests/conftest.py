@@ -69,6 +69,7 @@ class Film(ToyBackbone):
     """Five frames in which the toy's picture wanders to the right."""
 
     media = "video"
+    fps = 12.5
 
     def decode(self, x0: Tensor) -> Tensor:
         picture = super().decode(x0)

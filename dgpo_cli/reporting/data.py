@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -40,7 +40,7 @@ MOST = 10**9
 """Iterations of a run; a log that tells of more is damaged."""
 LARGEST = 1e100
 """Of a number in a log; with larger ones nothing can be reckoned or drawn."""
-METRICS = {"reward": 1, "rewards": 2, "extra": 1, "statistics": 1, "timesteps": 1}
+METRICS = {"reward": 1, "rewards": 2, "extra": 1, "statistics": 1, "timesteps": 1, "sources": 2}
 TIMINGS = {"verbs": 2, "rewards": 1}
 """Sections of a log's records, and how many levels of names are above their numbers."""
 
@@ -67,6 +67,8 @@ class Evaluation:
     score: Score
     groups: Mapping[str, Score]
     missing: int
+    sources: Mapping[str, Score] = field(default_factory=dict)
+    """Scores over the prompts of each source, where there are several."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,10 @@ def _section(value: Any, levels: int) -> dict[str, Any]:
         raise TypeError("no section")
     if levels > 1:
         return {name: _section(inner, levels - 1) for name, inner in value.items() if inner is not None}
-    return {name: one for name, inner in value.items() if (one := _number(inner, None)) is not None}
+    found: dict[str, Any] = {name: one for name, inner in value.items() if (one := _number(inner, None)) is not None}
+    if isinstance(parts := value.get("parts"), Mapping):  # of a reward
+        found["parts"] = _section(parts, 1)
+    return found
 
 
 def _evaluation(line: Any) -> Evaluation:
@@ -254,6 +259,7 @@ def _evaluation(line: Any) -> Evaluation:
         score=_score(line),
         groups={str(name): _score(group) for name, group in (line.get("groups") or {}).items()},
         missing=int(line.get("missing") or 0),
+        sources={str(name): _score(one) for name, one in (line.get("sources") or {}).items()},
     )
 
 

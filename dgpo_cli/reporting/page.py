@@ -146,6 +146,7 @@ def render(run: RunData) -> str:
         reward_curves=_reward_curves(run, axes),
         evaluation_curves=_evaluation_curves(run, axes),
         reward_panels=_reward_panels(run, axes[0]),
+        part_panels=[*_source_panels(run, axes[0]), *_part_panels(run, axes[0])],
         times=summary.times(run),
         diagnostics=[_diagnostic(run, d, axes[0], f"d{i}") for i, d in enumerate(_wanted(run))],
         points_each=figures.points_each(len(run.metrics)),
@@ -238,6 +239,46 @@ def _reward_panels(run: RunData, axis: Axis) -> list[Panel]:
             said = f"Training reward {label}, {_ends(mean)}."
             svg = figures.curve(run.iterations, {label: mean}, axis, f"p{index}", said, band=std, unit="mean ± std")
             panels.append(Panel(label, "before weighting", svg))
+    return panels
+
+
+def _source_panels(run: RunData, axis: Axis) -> list[Panel]:
+    """The reward of each source of prompts, where there are several."""
+    panels = []
+    found = [m.get("sources") or {} for m in run.metrics]
+    for index, name in enumerate(dict.fromkeys(name for one in found for name in one)):
+        mean, std = (
+            np.array([(one.get(name) or {}).get(part, np.nan) for one in found], dtype=np.float64)
+            for part in ("mean", "std")
+        )
+        if np.count_nonzero(~np.isnan(mean)) > 1:
+            said = f"Training reward of source {name}, {_ends(mean)}."
+            svg = figures.curve(run.iterations, {name: mean}, axis, f"o{index}", said, band=std, unit="mean ± std")
+            panels.append(Panel(f"source {name}", "weighted sum of its rewards", svg))
+    return panels
+
+
+def _part_panels(run: RunData, axis: Axis) -> list[Panel]:
+    """What each reward is made of, where it says so."""
+    panels = []
+    labels = dict.fromkeys(name for m in run.metrics if isinstance(m.get("rewards"), Mapping) for name in m["rewards"])
+    for index, label in enumerate(labels):
+        found = [((m.get("rewards") or {}).get(label) or {}).get("parts") or {} for m in run.metrics]
+        columns = {
+            name: np.array([one.get(name, np.nan) for one in found], dtype=np.float64)
+            for name in dict.fromkeys(name for one in found for name in one)
+        }
+        columns = {name: column for name, column in columns.items() if np.count_nonzero(~np.isnan(column)) > 1}
+        for place, (name, column) in enumerate(columns.items()):
+            svg = figures.curve(
+                run.iterations,
+                {name: column},
+                axis,
+                f"q{index}-{place}",
+                f"{label}, {name}: {_ends(column)}",
+                unit="mean",
+            )
+            panels.append(Panel(f"{label}: {name}", "part of the reward", svg))
     return panels
 
 

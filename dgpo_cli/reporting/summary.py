@@ -230,11 +230,14 @@ def _group(score: Score) -> GroupScore:
 
 
 def task_rows(evaluations: Sequence[Evaluation]) -> list[TaskRow]:
-    """Tasks in the order of the log, then their mean. With one evaluation, `after` is None throughout."""
+    """Tasks in the order of the log, sources of prompts, then the mean of the tasks. With one evaluation, `after` is
+    None throughout."""
     first, last = evaluations[0], evaluations[-1]
     single = first is last
     names = dict.fromkeys([*first.groups, *last.groups])
     rows = [TaskRow(n, first.groups.get(n), None if single else last.groups.get(n)) for n in names]
+    sources = dict.fromkeys([*first.sources, *last.sources])
+    rows += [TaskRow(f"source {n}", first.sources.get(n), None if single else last.sources.get(n)) for n in sources]
     title = "mean of tasks" if names else "all prompts"
     return [*rows, TaskRow(title, first.score, None if single else last.score, is_mean=True)]
 

@@ -5,6 +5,7 @@ No more is held in memory than batches that wait to be full, so that a directory
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,16 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgpo_core.comparing import OTHER_SIZES
+from dgpo_core.errors import UserError
 from dgpo_core.kinds import Kind, one_of, plural
 from dgpo_core.media import MediaError, Medium
-from dgpo_core.scoring import Reward, checked_score
+from dgpo_core.scoring import Reward, checked_group, checked_score
 from dgpo_core.surroundings import Guard
-from dgpo_core.types import Prompt
+from dgpo_core.types import Prompt, Scores
+from dgpo_schemas.text import clean
 
 __all__ = ["Result", "Sample", "score_samples"]
 
 MOST_WAITING = 2**28
 """Numbers (1 GiB as float32) that may wait for their batch to be full: files of all different sizes never fill one."""
+
+
+SHOWN = 60
+"""Characters of a prompt in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +69,50 @@ def score_samples(
     done: Done = lambda *_: None,
     note: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
-    """One result per sample, in their order. `note` is told what reading has changed in a file."""
+    """One result per sample, in their order. `note` is told what reading has changed in a file.
+
+    A reward that compares is shown the samples of a prompt together. Raises UserError for one that is alone with its
+    prompt.
+    """
     scoring = _Scoring(reward, samples, device, done)
-    for index, sample in enumerate(samples):
+
+    def read(index: int) -> Tensor | None:
         try:
-            medium = sample.load()
+            medium = samples[index].load()
         except MediaError as error:
             scoring.missing(index, error.reason, None)
-            continue
+            return None
         for text in medium.notes:
-            note(f"{sample.name}: {text}")
-        scoring.add(index, medium.tensor, batch)
-    scoring.finish()
+            note(f"{samples[index].name}: {text}")
+        return medium.tensor if scoring.takes(index, medium.tensor) else None
+
+    if reward.compares:
+        for group in groups_of(reward, samples):
+            scoring.compare([(index, media) for index in group if (media := read(index)) is not None])
+    else:
+        for index in range(len(samples)):
+            if (media := read(index)) is not None:
+                scoring.add(index, media, batch)
+        scoring.finish()
     return [scoring.results[index] for index in range(len(samples))]
+
+
+def groups_of(reward: Reward, samples: Sequence[Sample]) -> list[list[int]]:
+    """The numbers of the samples of each prompt. Raises UserError for a prompt of which there is one."""
+    groups: list[tuple[Prompt, list[int]]] = []
+    for index, sample in enumerate(samples):
+        known = next((group for prompt, group in groups if prompt == sample.prompt), None)
+        if known is None:
+            groups.append((sample.prompt, known := []))
+        known.append(index)
+    for prompt, group in groups:
+        if len(group) < 2:
+            shown = textwrap.shorten(clean(prompt.text), SHOWN, placeholder=" ...")
+            raise UserError(
+                f"{samples[group[0]].name}: {reward.label} compares the files of one prompt with each other, and no "
+                f"other file has the prompt {shown!r}; give it at least two"
+            )
+    return [group for _, group in groups]
 
 
 @dataclass
@@ -90,12 +129,29 @@ class _Scoring:
     failures: list[str] = field(default_factory=list)
     guard: Guard = field(default_factory=Guard)
 
-    def add(self, index: int, media: Tensor, batch: int) -> None:
+    def takes(self, index: int, media: Tensor) -> bool:
+        """Whether the reward scores such media; the sample is missing if it does not."""
         kind: Kind = "image" if media.dim() == 3 else "video"
         takes = self.reward.model.media
         if kind not in takes:
             self.missing(index, f"is {one_of(kind)}; the reward takes {plural(takes)}", media)
+        return kind in takes
+
+    def compare(self, members: Sequence[tuple[int, Tensor]]) -> None:
+        """Score a group, whose members are named by their files."""
+        if len({one.shape for _, one in members}) > 1:
+            for index, one in members:
+                self.missing(index, OTHER_SIZES, one)
             return
+        if not members:
+            return
+        names = [self.samples[index].name for index, _ in members]
+        keys = [(name, names[:i].count(name)) for i, name in enumerate(names)]
+        media = torch.stack([one for _, one in members]).to(self.device)
+        prompt = self.samples[members[0][0]].prompt
+        self._keep_all(members, checked_group(self.reward, media, prompt, keys, self.failures, self.guard))
+
+    def add(self, index: int, media: Tensor, batch: int) -> None:
         shape = tuple(media.shape)
         self.waiting.setdefault(shape, []).append((index, media))
         self.held += media.numel()
@@ -116,7 +172,9 @@ class _Scoring:
         self.held -= sum(one.numel() for _, one in members)
         prompts = [self.samples[index].prompt for index, _ in members]
         media = torch.stack([one for _, one in members]).to(self.device)
-        scores = checked_score(self.reward, media, prompts, self.failures, self.guard)
+        self._keep_all(members, checked_score(self.reward, media, prompts, self.failures, self.guard))
+
+    def _keep_all(self, members: Sequence[tuple[int, Tensor]], scores: Scores) -> None:
         for (index, one), value, missing, diagnostics in zip(
             members, scores.values.tolist(), scores.missing.tolist(), scores.diagnostics, strict=True
         ):

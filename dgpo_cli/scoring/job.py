@@ -26,7 +26,7 @@ from dgpo_core.scoring import Reward
 from dgpo_core.types import Example, Prompt
 
 if TYPE_CHECKING:
-    from dgpo_core.contracts import RewardModel
+    from dgpo_core.contracts import RewardBase
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import RewardBlock
 
@@ -55,7 +55,7 @@ def of_files(paths: Sequence[Path], text: str | None, metadata: str | None, sour
     return [Sample(str(file), prompt, partial(read_media, file)) for file, prompt in zip(files, prompts, strict=True)]
 
 
-def check_kinds(model: RewardModel, block: RewardBlock, samples: Sequence[Sample], registry: Registry) -> None:
+def check_kinds(model: RewardBase, block: RewardBlock, samples: Sequence[Sample], registry: Registry) -> None:
     """Raise UserError if the reward scores none of the files, because all of them are of the other kind."""
     if not samples:
         return

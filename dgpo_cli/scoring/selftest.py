@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dgpo_cli.scoring.batches import Result
-from dgpo_core.contracts import RewardModel
+from dgpo_core.contracts import RewardBase
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.types import Example
 
 __all__ = ["examples_of", "failures"]
 
 
-def examples_of(model: RewardModel, label: str) -> list[Example]:
+def examples_of(model: RewardBase, label: str) -> list[Example]:
     """A reward's examples. Raises UserError if it has none, PluginError if it fails to make them."""
     try:
         found = list(model.examples())

@@ -11,7 +11,7 @@ from dgpo_core.contracts.adapter import Adapter
 from dgpo_core.contracts.backbone import Backbone
 from dgpo_core.contracts.objective import MemberLoss, Objective
 from dgpo_core.contracts.prompts import PromptSource
-from dgpo_core.contracts.reward import RewardModel
+from dgpo_core.contracts.reward import AnyReward, GroupReward, RewardBase, RewardModel
 from dgpo_core.contracts.sampler import Sampler, VelocityFn
 from dgpo_core.contracts.timesteps import Probe, TimestepContext, TimestepPolicy
 from dgpo_core.contracts.version import VERSION
@@ -21,11 +21,14 @@ __all__ = [
     "VERSION",
     "Adapter",
     "AdvantageWeighting",
+    "AnyReward",
     "Backbone",
+    "GroupReward",
     "MemberLoss",
     "Objective",
     "Probe",
     "PromptSource",
+    "RewardBase",
     "RewardModel",
     "Sampler",
     "TimestepContext",

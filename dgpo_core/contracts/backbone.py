@@ -35,6 +35,9 @@ class Backbone(ABC):
 
     media: ClassVar[Literal["image", "video"]] = "image"
     """What `decode` gives. A run with a reward that does not score it is refused before the first sample."""
+    fps: float | None = None
+    """Frames a second of its videos, as it was trained on; None for images. Rewards are told (`Prompt.fps`). A property
+    where the checkpoint decides."""
     adapter: Adapter | None = None
     """What is trained with `train: lora`: set when the model is built, `self.adapter = LoraAdapter(...)`. None with
     `train: full`, and where a model offers no other way: every weight is trained, and the engine keeps its own copy of

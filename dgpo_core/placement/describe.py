@@ -9,18 +9,19 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
 
 from dgpo_core import __version__
+from dgpo_core.contracts import GroupReward
 from dgpo_core.errors import PluginError
 from dgpo_core.placement.messages import plain
 from dgpo_schemas.service import PROTOCOL, RewardDescription, ServiceLimits
 from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
-    from dgpo_core.contracts import RewardModel
+    from dgpo_core.contracts import RewardBase
 
 __all__ = ["describe"]
 
 
-def describe(use: str, reward: RewardModel, limits: ServiceLimits | None = None) -> RewardDescription:
+def describe(use: str, reward: RewardBase, limits: ServiceLimits | None = None) -> RewardDescription:
     """A reward that was built."""
     low, high = (float(bound) if math.isfinite(bound) else None for bound in reward.range)
     return RewardDescription(
@@ -30,13 +31,14 @@ def describe(use: str, reward: RewardModel, limits: ServiceLimits | None = None)
         options=_options(use, reward),
         range=(low, high),
         media=sorted(reward.media),
+        compares="group" if isinstance(reward, GroupReward) else "sample",
         group_by=reward.group_by,
         concurrency=reward.concurrency,
         limits=limits,
     )
 
 
-def _options(use: str, reward: RewardModel) -> Any:
+def _options(use: str, reward: RewardBase) -> Any:
     """As JSON can hold them. Raises PluginError for what has no end."""
     options = reward.options
     try:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dgpo_core.conditions import content_of
 from dgpo_core.scores import plain
-from dgpo_core.types import ConditionMedium, Example, Prompt, Scores
+from dgpo_core.types import ConditionMedium, Example, Prompt, SampleKey, Scores
 from dgpo_schemas.problems import dotted, explain
 from dgpo_schemas.service import PROTOCOL, PromptMessage, ScoreHeader
 from dgpo_schemas.text import clean, error_text
@@ -270,15 +270,19 @@ def stretches(prompts: Sequence[Prompt], most: int) -> Iterator[slice]:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """Media as the reward is to see them, and the prompt of each sample."""
+    """Media as the reward is to see them, and the prompt of each sample; keys: of the members, if it is a group."""
 
     media: Tensor
     prompts: list[Prompt]
     alone: bool
+    keys: list[SampleKey] | None = None
 
 
-def score_request(media: Tensor, prompts: Sequence[Prompt], *, alone: bool = True) -> bytes:
-    """Media [B, 3, H, W] or [B, F, 3, H, W] with the prompt of each sample, to be scored by themselves.
+def score_request(
+    media: Tensor, prompts: Sequence[Prompt], *, alone: bool = True, keys: Sequence[SampleKey] | None = None
+) -> bytes:
+    """Media [B, 3, H, W] or [B, F, 3, H, W] with the prompt of each sample, to be scored by themselves. keys: of the
+    members, if it is a group for a reward that compares.
 
     Raises Unfit for media that are neither float32, float16, bfloat16 nor uint8, and UserError for a condition medium
     whose file has changed.
@@ -286,6 +290,8 @@ def score_request(media: Tensor, prompts: Sequence[Prompt], *, alone: bool = Tru
     if media.dtype not in MEDIA_DTYPES.values():
         raise Unfit(f"media are {media.dtype}; what travels is float32, float16, bfloat16 or uint8")
     header: dict[str, Any] = {"protocol": PROTOCOL, "prompts": prompts_as_json(prompts), "alone": alone}
+    if keys is not None:
+        header["keys"] = [list(key) for key in keys]
     files = _files(prompts)
     # Sums over memory in another order have other last bits, so a permuted tensor arrives as one.
     strides = media.stride()
@@ -305,7 +311,8 @@ def read_score_request(blob: Blob) -> ScoreRequest:
         media = media.permute([header.order.index(dimension) for dimension in range(len(shape))])
     if media.dtype == torch.uint8:
         media = media.float() / 255
-    return ScoreRequest(media, prompts_of(header.prompts, _contents(blob, header.prompts)), header.alone)
+    keys = None if header.keys is None else [tuple(key) for key in header.keys]
+    return ScoreRequest(media, prompts_of(header.prompts, _contents(blob, header.prompts)), header.alone, keys)
 
 
 def read_score_header(blob: Blob) -> ScoreHeader:
@@ -336,7 +343,19 @@ def media_shape(blob: Blob, header: ScoreHeader) -> tuple[int, ...]:
         raise Unfit(f"`media` has the shape {list(shape)}; it must be {' or '.join(FRAMES.values())}")
     if shape[0] != len(header.prompts):
         raise Unfit(f"`media` has {shape[0]} samples for {len(header.prompts)} prompts")
+    if header.keys is not None:
+        _check_group(header, header.keys)
     return shape
+
+
+def _check_group(header: ScoreHeader, keys: Sequence[Sequence[int | str]]) -> None:
+    """Raise Unfit unless a request with keys is one group."""
+    if len(keys) != len(header.prompts):
+        raise Unfit(f"there are {len(keys)} `keys` for {len(header.prompts)} samples")
+    if len({tuple(key) for key in keys}) != len(keys):
+        raise Unfit("two samples have the same key in `keys`")
+    if any(prompt != header.prompts[0] for prompt in header.prompts[1:]):
+        raise Unfit("the samples of a request with `keys` are one group, and must have one prompt")
 
 
 def check_protocol(header: Mapping[str, Any]) -> None:

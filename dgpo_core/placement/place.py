@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from dgpo_core.contracts import RewardModel
+    from dgpo_core.contracts import AnyReward
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import RewardBlock
 
 __all__ = ["place"]
 
 
-def place(block: RewardBlock, registry: Registry, *, device: torch.device, where: str | None = None) -> RewardModel:
+def place(block: RewardBlock, registry: Registry, *, device: torch.device, where: str | None = None) -> AnyReward:
     """The reward that a block names, ready to score: here, in its `worker`, or behind its `service`.
 
     `where` is the block's place in its file, such as `rewards.0`, for messages. Whoever asked for the reward closes it.
@@ -25,13 +25,13 @@ def place(block: RewardBlock, registry: Registry, *, device: torch.device, where
     if block.worker is not None:
         from dgpo_core.placement.workers import WorkerReward
 
-        return WorkerReward(block, block.worker, device=device, where=where)
+        return WorkerReward(block, block.worker, device=device, where=where).face
     if block.service is not None:
         from dgpo_core.placement.service import ServiceReward
 
-        return ServiceReward(block, block.service, device=device, where=where)
+        return ServiceReward(block, block.service, device=device, where=where).face
     from dgpo_core.placement.hub import prepare_hub
 
     prepare_hub()
-    made: RewardModel = registry.create("reward", block, device=device)
+    made: AnyReward = registry.create("reward", block, device=device)
     return made

@@ -34,7 +34,7 @@ from dgpo_core.placement.splitting import TooMuch, halves, score_in_parts
 from dgpo_core.placement.waiting import seconds, so_far
 from dgpo_core.scores import check_scores
 from dgpo_core.stopping import check_signals
-from dgpo_core.types import Example, Prompt, Scores
+from dgpo_core.types import Example, Prompt, SampleKey, Scores
 from dgpo_schemas.addresses import EXAMPLE, service_address, shown_address
 from dgpo_schemas.service import SAFETENSORS, CheckAnswer, RewardDescription, ServiceLimits
 from dgpo_schemas.text import clean
@@ -126,9 +126,13 @@ class ServiceReward(RemoteReward):
         parts = list(self._parts(prompts)) if len(media) == len(prompts) else []
         return score_in_parts(self._score, media, prompts, parts)
 
-    def _score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+    def score_group(self, media: Tensor, prompt: Prompt, keys: Sequence[SampleKey]) -> Scores:
+        """The same of a whole group, in one request: one that the servers do not take is lost."""
+        return self._score(media, [prompt] * len(keys), keys)
+
+    def _score(self, media: Tensor, prompts: Sequence[Prompt], keys: Sequence[SampleKey] | None = None) -> Scores:
         try:
-            body = score_request(media, prompts)
+            body = score_request(media, prompts, keys=keys)
         except Unfit as error:
             raise RewardLost(str(error)) from error
         headers = {"Content-Type": SAFETENSORS, "Accept": SAFETENSORS}
@@ -320,7 +324,9 @@ class ServiceReward(RemoteReward):
 
 
 def _sameness(description: RewardDescription) -> tuple[Any, ...]:
-    return description.options, description.range, set(description.media), description.group_by
+    return (
+        description.options, description.range, set(description.media), description.group_by, description.compares
+    )  # fmt: skip
 
 
 def _differences(wanted: Any, served: Any, key: str = "options") -> list[tuple[str, Any, Any]]:

@@ -24,7 +24,7 @@ from dgpo_schemas.service import PROTOCOL, WORKERS
 from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
-    from dgpo_core.contracts import RewardModel
+    from dgpo_core.contracts import AnyReward
 
 __all__ = ["main"]
 
@@ -71,7 +71,7 @@ class Host:
     """The reward, and answers to what is asked of it."""
 
     def __init__(self) -> None:
-        self.reward: RewardModel | None = None
+        self.reward: AnyReward | None = None
         self.stopped = False
 
     def safely(self, call: Any) -> bytes:
@@ -108,7 +108,7 @@ class Host:
         registry = get_registry()
         prepare_hub()
         with self.guard.around("the reward, when it was made,"):
-            reward: RewardModel = registry.create("reward", block, device=_device(start["device"]))
+            reward: AnyReward = registry.create("reward", block, device=_device(start["device"]))
         self.reward = reward
         return pack(describe(block.use, reward).model_dump(mode="json"))
 
@@ -116,6 +116,7 @@ class Host:
         """One request, one answer."""
         import torch
 
+        from dgpo_core.contracts import GroupReward
         from dgpo_core.placement.messages import Blob, example_blob, pack, prompts_of, read_score_request, score_answer
         from dgpo_core.scores import check_scores
         from dgpo_schemas.service import CheckRequest
@@ -136,7 +137,12 @@ class Host:
         request = read_score_request(blob)
         media = request.media.to(self.reward.device)
         with self.guard.around("the reward"), torch.no_grad():
-            return score_answer(check_scores(self.reward.score(media, request.prompts), len(request.prompts)))
+            if isinstance(self.reward, GroupReward):
+                assert request.keys is not None, "whole groups are sent"
+                scores = self.reward.score_group(media, request.prompts[0], request.keys)
+            else:
+                scores = self.reward.score(media, request.prompts)
+            return score_answer(check_scores(scores, len(request.prompts)))
 
 
 def _described(error: BaseException) -> dict[str, str]:

@@ -26,7 +26,7 @@ from dgpo_core.placement.messages import (
 )
 from dgpo_core.placement.process import Lost, Recipe, WorkerProcess, resolve
 from dgpo_core.placement.remote import RemoteReward, RewardLost, RewardRaised
-from dgpo_core.types import Example, Prompt, Scores
+from dgpo_core.types import Example, Prompt, SampleKey, Scores
 from dgpo_schemas.service import PROTOCOL
 
 if TYPE_CHECKING:
@@ -153,8 +153,15 @@ class WorkerReward(RemoteReward):
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         """The reward's scores. Raises RewardLost after all retries, RewardRaised with the reward's own message, and
         OutOfMemory: whoever asks halves the batch, as with a reward in its own process."""
+        return self._score(media, prompts)
+
+    def score_group(self, media: Tensor, prompt: Prompt, keys: Sequence[SampleKey]) -> Scores:
+        """The same of a whole group."""
+        return self._score(media, [prompt] * len(keys), keys)
+
+    def _score(self, media: Tensor, prompts: Sequence[Prompt], keys: Sequence[SampleKey] | None = None) -> Scores:
         try:
-            return read_score_answer(self._ask(score_request(media, prompts)))
+            return read_score_answer(self._ask(score_request(media, prompts, keys=keys)))
         except UserError as error:
             raise RewardRaised(str(error)) from error
         except (Malformed, Unfit) as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dgpo_core.errors import UserError
 from dgpo_core.planning.plan import Plan
-from dgpo_core.prompts import load_prompts
+from dgpo_core.prompts import load_sources
 from dgpo_core.sizes import largest
 from dgpo_core.types import Prompt
 from dgpo_schemas.run import RunConfig
@@ -55,9 +55,8 @@ def at_largest_size(config: RunConfig, registry: Registry) -> RunConfig:
     prompts: list[Prompt] = []
     splits: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")
     for split in splits:
-        block = getattr(config.prompts, split)
         with suppress(UserError):
-            prompts += load_prompts(block, split, registry) if block is not None else []
+            prompts += [prompt for source in load_sources(config.prompts, split, registry) for prompt in source.prompts]
     size = largest(prompts, config.rollout.height_width)
     return config if size == config.rollout.height_width else changed(config, {"rollout.resolution": list(size)})
 

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dgpo_core.contracts import RewardModel
+from dgpo_core.contracts import AnyReward, GroupReward
 from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.kinds import Kind, plural
 from dgpo_core.memory import OutOfMemory, is_out_of_memory
@@ -29,7 +29,7 @@ from dgpo_core.placement.messages import example_blob, score_answer
 from dgpo_core.serving.answers import as_text, said
 from dgpo_core.serving.aside import Aside
 from dgpo_core.serving.batcher import Batcher
-from dgpo_core.serving.bodies import Samples, read_pictures, read_tensors, with_media
+from dgpo_core.serving.bodies import Samples, in_groups, read_pictures, read_tensors, with_media
 from dgpo_core.serving.budget import Budget, Share, current_share
 from dgpo_core.serving.counters import Counters
 from dgpo_core.serving.descriptors import connections_that_fit
@@ -156,7 +156,7 @@ class Service:
 
     async def _scored(self, request: Request, body: bytes) -> Response:
         samples = self._fitting(await self._samples(request, body))
-        futures = [self.batcher.score(b.media, b.prompts, alone=b.alone) for b in samples.batches]
+        futures = [self.batcher.score(b.media, b.prompts, alone=b.alone, keys=b.keys) for b in samples.batches]
         try:
             scores = [await _result(future) for future in futures]
         finally:
@@ -180,7 +180,12 @@ class Service:
             lost |= dict.fromkeys(batch.places, why)
         if samples.batches and not fitting:
             raise Refusal(422, "request", why)
-        return Samples(fitting, samples.count, lost, samples.notes)
+        fits = Samples(fitting, samples.count, lost, samples.notes)
+        if isinstance(reward, GroupReward):
+            return in_groups(fits)
+        if any(batch.keys is not None for batch in fitting):
+            raise Refusal(422, "request", f"{self.config.reward.use} scores each sample by itself; leave out `keys`")
+        return fits
 
     @staticmethod
     def _kind(request: Request) -> str | None:
@@ -207,7 +212,7 @@ class Service:
 
     # -- who may come in --------------------------------------------------------------------------------------------
 
-    def _loaded(self) -> RewardModel:
+    def _loaded(self) -> AnyReward:
         """The reward. Raises Refusal while there is none, or soon will be none."""
         reward = self.batcher.reward
         if reward is None or self.draining:

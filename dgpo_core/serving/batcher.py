@@ -9,20 +9,23 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dgpo_core.contracts import RewardModel
+from dgpo_core.comparing import NOT_FINITE, compared
+from dgpo_core.contracts import AnyReward, GroupReward, RewardModel
 from dgpo_core.errors import DgpoError
 from dgpo_core.memory import OutOfMemory, in_halves, is_out_of_memory
-from dgpo_core.placement.remote import RemoteReward, RewardRaised
+from dgpo_core.placement.remote import RewardRaised
+from dgpo_core.scores import check_scores
 from dgpo_core.serving.answers import said
 from dgpo_core.serving.budget import current_share
 from dgpo_core.serving.counters import Counters
 from dgpo_core.surroundings import Guard
-from dgpo_core.types import Prompt, Scores
+from dgpo_core.types import Prompt, SampleKey, Scores
 from dgpo_schemas.serve import BatchingSection
 from dgpo_schemas.text import error_text
 
@@ -32,7 +35,6 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 0.5
 """Seconds that closing gives to a reward which is at work, and to its own closing."""
-NOT_FINITE = "the media are not finite"
 
 
 @dataclass(eq=False)
@@ -43,7 +45,8 @@ class Job:
     media: Tensor | None = None
     prompts: Sequence[Prompt] = ()
     alone: bool = True
-    call: Callable[[RewardModel], Any] | None = None
+    keys: Sequence[SampleKey] | None = None
+    call: Callable[[AnyReward], Any] | None = None
     since: float = field(default_factory=time.monotonic)
 
     def joins(self, other: Job) -> bool:
@@ -56,8 +59,8 @@ class Job:
 class Batcher:
     """Loads a reward on a thread and scores on that one, and on as many as the reward says it can be called from."""
 
-    def __init__(self, load: Callable[[], RewardModel], section: BatchingSection, counters: Counters) -> None:
-        self.reward: RewardModel | None = None
+    def __init__(self, load: Callable[[], AnyReward], section: BatchingSection, counters: Counters) -> None:
+        self.reward: AnyReward | None = None
         self.failure: BaseException | None = None
         self._load = load
         self._guard = Guard()  # as in a run: the scores are the same bits
@@ -82,11 +85,15 @@ class Batcher:
         now = time.monotonic()
         return any(now - since > seconds for since in list(self._at_work.values()))
 
-    def score(self, media: Tensor, prompts: Sequence[Prompt], *, alone: bool) -> Future[Scores]:
-        """Scores of media [B, (F,) 3, H, W] on the CPU, in the future. Its errors are DgpoErrors."""
-        return self._submit(Job(Future(), media, prompts, alone or len(prompts) >= self._section.max_batch))
+    def score(
+        self, media: Tensor, prompts: Sequence[Prompt], *, alone: bool, keys: Sequence[SampleKey] | None = None
+    ) -> Future[Scores]:
+        """Scores of media [B, (F,) 3, H, W] on the CPU, in the future; keys: of the members, for a reward that
+        compares: they are a whole group. Its errors are DgpoErrors."""
+        alone = alone or keys is not None or len(prompts) >= self._section.max_batch
+        return self._submit(Job(Future(), media, prompts, alone, keys))
 
-    def call(self, function: Callable[[RewardModel], Any]) -> Future[Any]:
+    def call(self, function: Callable[[AnyReward], Any]) -> Future[Any]:
         """What a function of the reward returns, in the future."""
         return self._submit(Job(Future(), call=function))
 
@@ -132,7 +139,7 @@ class Batcher:
             closing.join(PATIENCE)
 
     @staticmethod
-    def _close_reward(reward: RewardModel) -> None:
+    def _close_reward(reward: AnyReward) -> None:
         try:
             reward.close()
         except BaseException as error:
@@ -218,7 +225,10 @@ class Batcher:
         prompts = [prompt for job in jobs for prompt in job.prompts]
         started = time.perf_counter()
         together = media[0] if len(media) == 1 else torch.cat(media)
-        scores = _without_broken(in_halves(self._score, together, prompts), together)
+        if jobs[0].keys is None:
+            scores = _without_broken(in_halves(self._score, together, prompts), together)
+        else:
+            scores = compared(together, jobs[0].keys, partial(self._score_group, prompts[0]))
         self._counters.batch_seconds.observe(time.perf_counter() - started)
         self._counters.batch.observe(len(prompts))
         self._counters.samples.inc(len(prompts))
@@ -227,10 +237,17 @@ class Batcher:
 
     def _score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         reward = self.reward
-        assert reward is not None
+        assert isinstance(reward, RewardModel)
         with self._guard.around("the reward"), torch.no_grad():
             # A worker's media travel from the CPU.
-            return reward.score(media if isinstance(reward, RemoteReward) else media.to(reward.device), prompts)
+            return reward.score(media if reward.elsewhere else media.to(reward.device), prompts)
+
+    def _score_group(self, prompt: Prompt, media: Tensor, keys: Sequence[SampleKey]) -> Scores:
+        reward = self.reward
+        assert isinstance(reward, GroupReward)
+        with self._guard.around("the reward"), torch.no_grad():
+            media = media if reward.elsewhere else media.to(reward.device)
+            return check_scores(reward.score_group(media, prompt, keys), len(keys))
 
 
 def _known(error: BaseException, samples: int) -> DgpoError:

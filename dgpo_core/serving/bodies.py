@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dgpo_core.comparing import OTHER_SIZES
 from dgpo_core.kinds import Kind, one_of
 from dgpo_core.placement.messages import (
     Blob,
@@ -22,20 +23,21 @@ from dgpo_core.placement.messages import (
 from dgpo_core.serving.readers import Readers, Reading
 from dgpo_core.serving.refusal import Refusal
 from dgpo_core.serving.uploads import files_body
-from dgpo_core.types import Prompt
+from dgpo_core.types import Prompt, SampleKey
 from dgpo_schemas.service import ServiceLimits
 
-__all__ = ["Batch", "Samples", "read_pictures", "read_tensors", "with_media"]
+__all__ = ["Batch", "Samples", "in_groups", "read_pictures", "read_tensors", "with_media"]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples of one shape; `places` are their numbers in the request."""
+    """Samples of one shape; `places` are their numbers in the request; keys: of the members, if they are a group."""
 
     media: Tensor
     prompts: list[Prompt]
     places: list[int]
     alone: bool = False
+    keys: list[SampleKey] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def read_tensors(body: bytes, limits: ServiceLimits) -> Samples:
     except Unfit as error:
         raise Refusal(422, "request", str(error)) from None
     count = len(request.prompts)
-    return Samples([Batch(request.media, request.prompts, list(range(count)), request.alone)], count)
+    return Samples([Batch(request.media, request.prompts, list(range(count)), request.alone, request.keys)], count)
 
 
 def _check_size(samples: int, frames: int, height: int, width: int, limits: ServiceLimits) -> None:
@@ -147,3 +149,32 @@ def _samples(found: Reading) -> Samples:
         batches.append(Batch(media, [found.prompts[i] for i in chosen], chosen))
     lost = {i: str(refusal) for i, refusal in found.lost.items()}
     return Samples(batches, len(found.prompts), lost, notes)
+
+
+# -- groups -------------------------------------------------------------------------------------------------------
+
+
+def in_groups(samples: Samples) -> Samples:
+    """The same for a reward that compares: each batch one group. Without keys those of one prompt are one, named by
+    their places in the request; if they are of several sizes they are lost."""
+    groups: list[tuple[Prompt, list[tuple[Batch, list[int]]]]] = []
+    batches = [batch for batch in samples.batches if batch.keys is not None]
+    for batch in samples.batches:
+        if batch.keys is not None:
+            continue
+        for row, prompt in enumerate(batch.prompts):
+            parts = next((parts for known, parts in groups if known == prompt), None)
+            if parts is None:
+                groups.append((prompt, parts := []))
+            if not parts or parts[-1][0] is not batch:
+                parts.append((batch, []))
+            parts[-1][1].append(row)
+    lost = dict(samples.lost)
+    for prompt, parts in groups:
+        if len(parts) > 1:
+            lost |= {batch.places[row]: OTHER_SIZES for batch, rows in parts for row in rows}
+            continue
+        ((batch, rows),) = parts
+        places = [batch.places[row] for row in rows]
+        batches.append(Batch(batch.media[rows], [prompt] * len(rows), places, True, [(place,) for place in places]))
+    return Samples(batches, samples.count, lost, samples.notes)

@@ -34,7 +34,7 @@ from dgpo_schemas.run import RewardBlock
 from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
-    from dgpo_core.contracts import RewardModel
+    from dgpo_core.contracts import AnyReward
     from dgpo_core.registry import Registry
     from dgpo_schemas.serve import ServeConfig
 
@@ -77,10 +77,10 @@ def _settle() -> None:
     sys.setswitchinterval(0.001)
 
 
-def load(config: ServeConfig, registry: Registry, device: torch.device) -> Callable[[], RewardModel]:
+def load(config: ServeConfig, registry: Registry, device: torch.device) -> Callable[[], AnyReward]:
     """Builds the reward when it is called."""
 
-    def build() -> RewardModel:
+    def build() -> AnyReward:
         reward = config.reward
         block = RewardBlock(use=reward.use, options=reward.options, worker=reward.worker)
         return place(block, registry, device=device, where="reward")
@@ -145,7 +145,7 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         config: ServeConfig,
-        load: Callable[[], RewardModel],
+        load: Callable[[], AnyReward],
         token: str | None,
         listening: socket.socket,
         say: Callable[[str], None],

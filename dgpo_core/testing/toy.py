@@ -17,11 +17,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dgpo_core.contracts import Adapter, Backbone, PromptSource, RewardModel
+from dgpo_core.contracts import Adapter, Backbone, GroupReward, PromptSource, RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.types import Conditioning, Prompt, Scores
-from dgpo_schemas.base import Float, Options
+from dgpo_core.types import Conditioning, Example, Prompt, SampleKey, Scores
+from dgpo_schemas.base import Float, Int, Options
 from dgpo_schemas.run import BackboneSection
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "ToyBackbone",
     "ToyPlugin",
     "ToyPrompts",
+    "WinRate",
     "plugin",
     "run_data",
     "sizes_plugin",
@@ -203,6 +204,41 @@ class BrightnessReward(RewardModel):
         return Scores(values, missing, tuple({"brightness": float(v)} for v in values))
 
 
+class WinRateOptions(Options):
+    """Options of the win rate."""
+
+    opponents: Int | None = Field(default=None, ge=1, description="Members that each is compared with; all if null.")
+    fail: bool = Field(default=False, description="Fail always, for tests.")
+
+
+class WinRate(GroupReward):
+    """Share of the others of its group that a picture is brighter than; a tie counts half."""
+
+    range = (0.0, 1.0)
+    options: WinRateOptions
+
+    def score_group(self, media: Tensor, prompt: Prompt, keys: Sequence[SampleKey]) -> Scores:
+        """With `opponents`, in a ring whose order comes from the keys, against those that follow."""
+        if self.options.fail:
+            raise RuntimeError("the judge is asleep")
+        count = len(media)
+        if count < 2:
+            return Scores(torch.zeros(count), torch.ones(count, dtype=torch.bool))
+        bright = [float(one.double().mean()) for one in media]
+        ring = sorted(range(count), key=lambda i: hashlib.sha256(repr(keys[i]).encode()).digest())
+        asked = min(self.options.opponents or count - 1, count - 1)
+        values = torch.zeros(count)
+        for place, i in enumerate(ring):
+            others = [ring[(place + step) % count] for step in range(1, asked + 1)]
+            values[i] = sum(0.5 * ((bright[i] > bright[j]) + (bright[i] >= bright[j])) for j in others) / asked
+        return Scores(values, torch.zeros(count, dtype=torch.bool), tuple({"parts": {"brightness": b}} for b in bright))
+
+    def examples(self) -> Sequence[Example]:
+        """A bright picture and a dark one."""
+        pictures = {"light": torch.full((3, 8, 8), 0.9), "dark": torch.full((3, 8, 8), 0.1)}
+        return [Example(name, Prompt("a lamp"), media, name == "light") for name, media in pictures.items()]
+
+
 class ToyPrompts(PromptSource):
     """`count` prompts of two kinds."""
 
@@ -232,6 +268,9 @@ class SizedPromptsOptions(ToyPromptsOptions):
     sizes: list[tuple[int, int]] = Field(default=[(8, 8), (16, 8)], min_length=1, description="Their sizes, in turn.")
 
 
+WIN_RATE = Part("win-rate", "Share of its group that is darker", "dgpo_core.testing.toy:WinRate", WinRateOptions)
+
+
 class ToyPlugin:
     """The toy parts as a plugin. reward: the name of its reward, which another plugin may want for itself."""
 
@@ -245,8 +284,11 @@ class ToyPlugin:
 
     @hookimpl
     def dgpo_rewards(self) -> list[Part]:
-        """The toy reward."""
-        return [Part(self.reward, "Mean pixel value", "dgpo_core.testing.toy:BrightnessReward", BrightnessOptions)]
+        """The toy rewards."""
+        return [
+            Part(self.reward, "Mean pixel value", "dgpo_core.testing.toy:BrightnessReward", BrightnessOptions),
+            *([] if self.reward != "brightness" else [WIN_RATE]),
+        ]
 
     @hookimpl
     def dgpo_prompt_sources(self) -> list[Part]:

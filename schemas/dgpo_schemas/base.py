@@ -13,6 +13,7 @@ __all__ = [
     "ANYTIME",
     "FROM_THERE_ON",
     "AnyFloat",
+    "AnyOf",
     "Float",
     "Int",
     "Options",
@@ -97,6 +98,16 @@ class ShortForm:
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Either the section or a text."""
         return {"anyOf": [handler(schema), {"type": "string", "minLength": 1, "description": self.description}]}
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """Says `anyOf` in JSON Schemas where pydantic says `oneOf` of a union that is told apart by a function."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """All of its branches beside each other."""
+        found = handler(schema)
+        return {"anyOf": [inner for branch in found["oneOf"] for inner in branch.get("anyOf", [branch])]}
 
 
 def _name_to_block(value: Any) -> Any:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, RESUME, StrictModel
 from dgpo_schemas.run import RunConfig
 
-__all__ = ["ITEM", "ChangeRecord", "Effect", "changeable", "declared", "effect_of", "summary"]
+__all__ = ["ITEM", "ChangeRecord", "Effect", "changeable", "declared", "effect_of", "generic", "summary"]
 
 Effect = Literal["fixed", "from there on", "any time"]
 ITEM = "N"
@@ -50,10 +50,15 @@ def effect_of(key: str, options: Mapping[str, Effect] | None = None) -> Effect:
 
     options: what plugins declare of their options, by dotted keys of the run file.
     """
-    parts, exact = re.sub(r"(?<=\.)\d+(?=\.|$)", ITEM, key).split("."), key.split(".")
+    parts, exact = generic(key).split("."), key.split(".")
     known, more = changeable(), options or {}
     found = (more.get(".".join(exact[:end]), known.get(".".join(parts[:end]))) for end in range(len(parts), 0, -1))
     return next((effect for effect in found if effect is not None), "fixed")
+
+
+def generic(key: str) -> str:
+    """A dotted key with ITEM for the numbers of items."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", ITEM, key)
 
 
 def summary() -> str:

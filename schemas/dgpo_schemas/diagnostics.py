@@ -6,12 +6,17 @@ Diagnostics are JSON-able mappings with whatever keys a reward likes. The keys o
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import ConfigDict, Field, model_validator
 
-from dgpo_schemas.base import AnyFloat, Int, StrictModel
+from dgpo_schemas.base import AnyFloat, Float, Int, StrictModel
 
-__all__ = ["Clause", "Diagnostics", "Mark"]
+__all__ = ["MOST_PARTS", "PART", "Clause", "Diagnostics", "Mark"]
 
+PART = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""Names of the parts of a score."""
+MOST_PARTS = 100
 Point = tuple[AnyFloat, AnyFloat]
 
 
@@ -45,4 +50,10 @@ class Diagnostics(StrictModel):
 
     reason: str | None = Field(default=None, description="Why the sample could not be scored.")
     marks: list[Mark] = Field(default_factory=list, description="What was seen, and where.")
+    parts: dict[Annotated[str, Field(pattern=PART)], Float] = Field(
+        default_factory=dict,
+        max_length=MOST_PARTS,
+        description="What the score is made of, by names of letters, digits, dot, dash and underscore. Their means are "
+        "logged beside the reward's.",
+    )
     clauses: list[Clause] = Field(default_factory=list, description="Demands of the prompt, one by one.")

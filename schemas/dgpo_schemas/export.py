@@ -46,6 +46,7 @@ CHOOSERS = {
     "BackboneSection": "backbone",
     "ObjectiveSection": "objective",
     "PromptsBlock": "prompts",
+    "SourceBlock": "prompts",
     "RewardBlock": "reward",
     "ServedReward": "reward",
     "TimestepsSection": "timesteps",

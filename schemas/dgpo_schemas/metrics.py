@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from dgpo_schemas.base import StrictModel
 
@@ -16,20 +16,45 @@ __all__ = [
     "PromptScores",
     "RewardScores",
     "RewardStatistics",
+    "SourceStatistics",
     "TimingRecord",
     "VerbTiming",
 ]
 
 
-class RewardStatistics(StrictModel):
-    """One reward over an iteration's samples."""
+class Sparse(StrictModel):
+    """A record that is written without `parts` and `sources` where there are none."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = dump(self)
+        return {key: value for key, value in data.items() if key not in ("parts", "sources") or value}
+
+
+class RewardStatistics(Sparse):
+    """One reward over an iteration's samples, those of sources that ask for it."""
 
     mean: float | None = Field(description="Mean of the scored samples.")
     std: float | None = Field(description="Population standard deviation of the scored samples.")
     missing: int = Field(description="Samples that could not be scored.")
+    parts: dict[str, float] = Field(
+        default_factory=dict,
+        description="Means of the parts that the reward names in its diagnostics, over the scored samples that have "
+        "them; absent if there are none.",
+    )
 
 
-class MetricsRecord(StrictModel):
+class SourceStatistics(StrictModel):
+    """The reward of the groups of one source of prompts in an iteration."""
+
+    groups: int = Field(description="Groups.")
+    mean: float | None = Field(description="Mean of the weighted sum of its rewards over the scored samples.")
+    std: float | None = Field(description="Population standard deviation of it.")
+    missing: int = Field(description="Samples with a missing reward.")
+    zero_variance_groups: int = Field(description="Groups whose scored rewards are all equal (or fewer than two).")
+
+
+class MetricsRecord(Sparse):
     """One iteration in metrics.jsonl. Nothing here depends on clocks, so a resumed run writes the same lines.
 
     Averages of the objective are means over the optimised members and timesteps; null where there are none.
@@ -63,6 +88,11 @@ class MetricsRecord(StrictModel):
     timesteps: dict[str, float] = Field(
         default_factory=dict, description="The timestep policy: t_min and t_max it could draw from, and its own values."
     )
+    sources: dict[str, SourceStatistics] = Field(
+        default_factory=dict,
+        description="Each source of prompts that has groups in the iteration; absent where the run has one list of "
+        "prompts.",
+    )
 
 
 class VerbTiming(StrictModel):
@@ -94,7 +124,7 @@ class GroupScore(StrictModel):
     n: int = Field(description="Prompts.")
 
 
-class EvaluationRecord(GroupScore):
+class EvaluationRecord(Sparse, GroupScore):
     """One reward, or one statistic of the media, of one evaluation in evaluations.jsonl; the first is the target."""
 
     iteration: int = Field(description="Iterations finished; 0 is the base model.")
@@ -105,6 +135,16 @@ class EvaluationRecord(GroupScore):
     )
     missing: int = Field(description="Samples that could not be scored.")
     groups: dict[str, GroupScore] = Field(description="Scores of the tasks; `value` is their unweighted mean.")
+    sources: dict[str, GroupScore] = Field(
+        default_factory=dict,
+        description="Scores of the sources of prompts that ask for the reward, each like `value` over its own prompts; "
+        "absent where there are none.",
+    )
+    parts: dict[str, float] = Field(
+        default_factory=dict,
+        description="Means of the parts that the reward names in its diagnostics, weighed like `value`; absent if it "
+        "names none.",
+    )
 
 
 class RewardScores(StrictModel):

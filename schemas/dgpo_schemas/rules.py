@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic_core import PydanticCustomError
 
+from dgpo_schemas.problems import nearest
 from dgpo_schemas.sigma import AUTO, resolve_sigma
 
 if TYPE_CHECKING:
-    from dgpo_schemas.run import RunConfig
+    from dgpo_schemas.run import RewardBlock, RunConfig
 
 __all__ = ["check_run", "violations"]
 
@@ -38,6 +39,7 @@ def violations(config: RunConfig) -> list[tuple[str, str]]:
         *_times(config),
         *_guidance(config),
         *_rewards(config),
+        *_sources(config),
         *_stop(config),
         *_settings_in_vain(config),
     ]
@@ -158,6 +160,40 @@ def _rewards(config: RunConfig) -> list[tuple[str, str]]:
             found.append(("evaluation.finer", "nothing is evaluated without prompts.heldout; set it"))
         if config.evaluation.rewards:
             found.append(("evaluation.rewards", "nothing is evaluated without prompts.heldout; set it or remove these"))
+    return found
+
+
+def _sources(config: RunConfig) -> list[tuple[str, str]]:
+    """Names of sources and of their rewards."""
+    found: list[tuple[str, str]] = []
+    evaluated = config.evaluation.rewards or config.rewards
+    splits: tuple[tuple[Literal["train", "heldout"], list[RewardBlock], str], ...] = (
+        ("train", config.rewards, "rewards"),
+        ("heldout", evaluated, "evaluation.rewards" if config.evaluation.rewards else "rewards"),
+    )
+    for split, blocks, key in splits:
+        sources = config.prompts.sources(split)
+        names, labels = [one.source for one in sources], [block.label for block in blocks]
+        known = ", ".join(labels)
+        for i, one in enumerate(sources):
+            here = f"prompts.{split}.{i}"
+            if one.source in names[:i]:
+                found.append((f"{here}.source", f"two sources are called {one.source!r}; give one another name"))
+            asked = labels if one.rewards is None else one.rewards
+            for j, label in enumerate(asked):
+                if label not in labels:
+                    near = nearest(label, labels)
+                    message = f"there is no reward {label!r} in {key}{near or f'; there is {known}'}"
+                    found.append((f"{here}.rewards.{j}", message))
+                elif label in asked[:j]:
+                    found.append((f"{here}.rewards.{j}", f"{label!r} is there twice"))
+            weights = [block.weight for block in blocks if block.label in asked]
+            if split == "train" and weights and not any(weights):
+                found.append((f"{here}.rewards", "each has the weight 0: there is nothing to learn from this source"))
+        for i, label in enumerate(labels):
+            if sources and not any(one.rewards is None or label in one.rewards for one in sources):
+                message = f"no source of prompts.{split} asks for {label!r}; add it to the `rewards` of one"
+                found.append((f"{key}.{i}", message))
     return found
 
 

@@ -11,21 +11,24 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
+    Tag,
     model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from dgpo_schemas.addresses import service_address
-from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Float, Int, ShortForm, StrictModel, Use, UseBlock
+from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, AnyOf, Float, Int, ShortForm, StrictModel, Use, UseBlock
 from dgpo_schemas.places import PathOrName, PathText, Program
 from dgpo_schemas.rules import check_run
 from dgpo_schemas.sigma import Shift, SigmaExpression, resolve_sigma
 
 __all__ = [
     "NAME",
+    "STEP",
     "AdvantagesSection",
     "BackboneSection",
     "CheckpointsSection",
@@ -48,6 +51,7 @@ __all__ = [
     "ScoringSection",
     "ServiceSection",
     "SlowEmaSection",
+    "SourceBlock",
     "StopSection",
     "TimestepsSection",
     "WorkerSection",
@@ -191,11 +195,64 @@ def _prompts_shorthand(value: Any) -> Any:
 Prompts = Annotated[PromptsBlock, BeforeValidator(_prompts_shorthand), ShortForm("A .txt or .jsonl file.")]
 
 
-class PromptsSection(StrictModel):
-    """Prompts to train on and prompts held out for evaluation."""
+STEP = 1000
+"""Weights of sources are whole numbers of 1 / STEP: shares of groups are then exact, however long a run is."""
 
-    train: Prompts = Field(description="Prompts to train on.")
-    heldout: Prompts | None = Field(default=None, description="Prompts for evaluation, never trained on.")
+
+def _in_steps(weight: float) -> float:
+    if abs(weight * STEP - round(weight * STEP)) > 1e-6:
+        raise ValueError(f"must be in steps of {1 / STEP:g}; the nearest is {round(weight * STEP) / STEP:g}")
+    return weight
+
+
+class SourceBlock(PromptsBlock):
+    """One of several sources of prompts, each with rewards of its own."""
+
+    source: str = Field(
+        pattern=NAME,
+        max_length=100,
+        description="Name in logs and reports: letters, digits, dot, dash, underscore.",
+    )
+    weight: Annotated[Float, AfterValidator(_in_steps)] = Field(
+        default=1.0,
+        ge=1 / STEP,
+        le=1000,
+        description="Its share of an iteration's groups, or of the prompts of an evaluation, among those of all "
+        "sources.",
+    )
+    rewards: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Labels of the rewards that its samples are scored with; by default all. Guards score all sources.",
+    )
+
+
+def _one_or_several(value: Any) -> str:
+    return "several" if isinstance(value, list) else "one"
+
+
+PromptsOrSources = Annotated[
+    Annotated[Prompts, Tag("one")] | Annotated[Annotated[list[SourceBlock], Field(min_length=1)], Tag("several")],
+    Discriminator(_one_or_several),
+    AnyOf(),
+]
+
+
+class PromptsSection(StrictModel):
+    """Prompts to train on and prompts held out for evaluation: a file or a generator, or a list of them, called
+    sources, each with a name."""
+
+    train: PromptsOrSources = Field(description="Prompts to train on.")
+    heldout: PromptsOrSources | None = Field(default=None, description="Prompts for evaluation, never trained on.")
+
+    def blocks(self, split: Literal["train", "heldout"]) -> list[PromptsBlock] | list[SourceBlock]:
+        """Those of a split; of several sources a SourceBlock each."""
+        found = self.train if split == "train" else self.heldout
+        return found if isinstance(found, list) else [] if found is None else [found]
+
+    def sources(self, split: Literal["train", "heldout"]) -> list[SourceBlock]:
+        """Those of a split; none where it is no list."""
+        return [block for block in self.blocks(split) if isinstance(block, SourceBlock)]
 
 
 class RolloutSection(StrictModel):

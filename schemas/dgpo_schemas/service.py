@@ -40,6 +40,8 @@ WORKERS = 3
 """Version of what a run and its worker processes say to each other: the messages, and how they are numbered."""
 REQUEST = "Dgpo-Request"
 """Header of a request to a service that the answer repeats, so that it is never taken for another request's."""
+MOST_PARTS = 16
+"""Numbers and texts in the key of a sample."""
 SAFETENSORS = "application/vnd.dgpo.safetensors"
 """Media type of a message with tensors; `application/x-safetensors` is understood as well."""
 
@@ -97,6 +99,15 @@ def _first_nine(value: Any) -> Any:
     return value[:9] if isinstance(value, list) else value
 
 
+def _first_parts(value: Any) -> Any:
+    """A key has a handful of parts; one of more is none, whatever else it holds."""
+    return value[: MOST_PARTS + 1] if isinstance(value, list) else value
+
+
+KeyPart = Int | Annotated[str, Field(max_length=200)]
+Key = Annotated[list[KeyPart], Field(min_length=1, max_length=MOST_PARTS), BeforeValidator(_first_parts)]
+
+
 class ScoreHeader(Message):
     """The JSON of a request for scores, whose tensor `media` is [B, 3, H, W] or [B, F, 3, H, W]. Beside it lie the
     files that the prompts' media are."""
@@ -110,6 +121,11 @@ class ScoreHeader(Message):
     )
     order: Annotated[list[Int], BeforeValidator(_first_nine)] | None = Field(
         default=None, description="Order of the media's dimensions in memory, where they do not lie in their own."
+    )
+    keys: Annotated[list[Key], Field(fail_fast=True)] | None = Field(
+        default=None,
+        description="For rewards that compare the samples of a prompt: what names each sample, all different. The "
+        "request is then one group, whose prompts are all the same.",
     )
 
 
@@ -127,7 +143,9 @@ class Picture(Message):
 class ScorePictures(Message):
     """A request for scores of pictures, as JSON; `multipart/form-data` says the same with files."""
 
-    samples: Annotated[list[Picture], FailFast()] = Field(description="Pictures, of any sizes.")
+    samples: Annotated[list[Picture], FailFast()] = Field(
+        description="Pictures, of any sizes. A reward that compares takes those of one prompt for a group."
+    )
 
 
 class ScoreAnswer(Answer):
@@ -200,6 +218,10 @@ class RewardDescription(Answer):
     options: dict[str, Any] = Field(description="Its options, with the defaults filled in.")
     range: tuple[AnyFloat | None, AnyFloat | None] = Field(description="Smallest and largest value; null: no bound.")
     media: list[Literal["image", "video"]] = Field(description="What it scores.")
+    compares: Literal["sample", "group"] = Field(
+        default="sample",
+        description="Whether it scores each sample by itself, or the samples of one prompt by comparing them.",
+    )
     group_by: str | None = Field(default=None, description="Metadata key by which evaluation splits its table.")
     concurrency: Int = Field(default=1, ge=1, description="Batches that may be scored at the same time.")
     limits: ServiceLimits | None = Field(default=None, description="Limits of a request to a service.")

@@ -65,7 +65,7 @@ def test_the_list_is_a_table(dgpo: Run) -> None:
 
 def test_one_kind(dgpo: Run) -> None:
     rows = dgpo("plugins", "list", "--kind", "reward").out.splitlines()[1:]
-    assert [row.split()[1] for row in rows] == ["brightness"]
+    assert [row.split()[1] for row in rows] == ["brightness", "win-rate"]
     done = dgpo("plugins", "list", "--kind", "rewrad")
     assert done.code == 2
     assert "--kind rewrad: there is no such kind; did you mean reward? (kinds: backbone, sampler" in done.err

@@ -219,7 +219,7 @@ def test_parts_as_a_run_file_uses_them(dgpo: Run, known: Registry, tmp_path: Pat
             ["--distribution", "toi"],
             "--distribution toi: no installed distribution 'toi' has plugins; did",
         ),
-        (["uniform", "--distribution", "toy"], "toy has no part 'uniform' (it has: brightness, toy)"),
+        (["uniform", "--distribution", "toy"], "toy has no part 'uniform' (it has: brightness, toy, win-rate)"),
         (["uniform", "--option", "a=1"], "--option: belongs to one part, and 2 are to be checked (weighting uniform, "),
         (["brightness", "--option", "{"], "--option {: is no JSON: "),
         (["brightness", "--option", "{" * 9999], f"--option {'{' * 9999}: is no JSON: "),

@@ -469,6 +469,33 @@ def test_several_rewards_each_have_their_place(tmp_path: Path, show: Callable[[P
     assert "guard.v2 before weighting" in text
 
 
+def test_parts_of_a_reward_are_drawn(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+    run = write_run(tmp_path / "run", iterations=2)
+    lines = [metrics_line(i, 2) for i in (1, 2)]
+    for i, line in enumerate(lines):
+        line["rewards"]["brightness"]["parts"] = {"red.er": 0.25 + i, "rare": 1.0} if i else {"red.er": 0.25}
+    write_lines(run, "metrics.jsonl", lines)
+    titles = panels(show(run))
+    assert "brightness, red.er" in titles
+    assert "brightness, rare" not in titles, "one point is no curve"
+
+
+def test_sources_of_an_evaluation_are_rows() -> None:
+    two = {"signs": score(0.25), "scenes": score(0.5)}
+    moments = [Evaluation(i, "slow", "r", "target", score(0.4), {}, 0, two) for i in (0, 5)]
+    assert [row.name for row in summary.task_rows(moments)] == ["source signs", "source scenes", "all prompts"]
+    assert [row.is_mean for row in summary.task_rows(moments)] == [False, False, True]
+
+
+def test_sources_are_drawn(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+    run = write_run(tmp_path / "run", iterations=2)
+    lines = [metrics_line(i, 2) for i in (1, 2)]
+    for i, line in enumerate(lines):
+        line["sources"] = {"a.b": {"groups": 2, "mean": 0.5 + i, "std": 0.1, "missing": 0, "zero_variance_groups": 0}}
+    write_lines(run, "metrics.jsonl", lines)
+    assert any(title.startswith("Training reward of source a.b") for title in panels(show(run)))
+
+
 def test_colours_have_contrast_in_both_themes() -> None:
     css = (Path(page.__file__).parent / "page.css").read_text()
 

@@ -34,7 +34,7 @@ def test_schemas_are_written_and_compared(dgpo: Run, tmp_path: Path) -> None:
     assert dgpo("schema", "--output", out).out == f"0 files changed in {out}\n"
 
     run = json.loads((out / "run.schema.json").read_text())
-    assert run["$defs"]["RewardBlock"]["properties"]["use"]["examples"] == ["brightness"]
+    assert run["$defs"]["RewardBlock"]["properties"]["use"]["examples"] == ["brightness", "win-rate"]
 
 
 def test_places_that_cannot_be_written(dgpo: Run, tmp_path: Path) -> None:

@@ -549,6 +549,43 @@ def test_pictures_beside_the_originals_leave_these_alone(dgpo: Run) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["x.annotated.png", "x.png"]
 
 
+# -- rewards that compare -----------------------------------------------------------------------------------------
+
+
+def test_files_of_one_prompt_are_compared(dgpo: Run) -> None:
+    """Whatever comes between them, and whatever size those of another prompt have."""
+    files = [picture("a.png", 0.2), picture("b.png", 0.9, (9, 9)), picture("c.png", 0.8), picture("d.png", 0.1, (9, 9)),
+             picture("e.png", 0.5)]  # fmt: skip
+    Path("prompts.txt").write_text("one\ntwo\none\ntwo\none\n")
+    done = dgpo("score", "win-rate", *map(str, files), "--prompts", "prompts.txt", "--json", "--batch", "1")
+    assert done.code == 0, done.err
+    assert [one["value"] for one in json.loads(done.out)] == [0.0, 1.0, 1.0, 0.0, 0.5]
+
+
+def test_files_that_cannot_be_compared(dgpo: Run) -> None:
+    files = [str(picture("a.png", 0.2)), str(picture("b.png", 0.4)), str(picture("c.png", 0.8))]
+    Path("prompts.txt").write_text("one\ntwo\none\n")
+    done = dgpo("score", "win-rate", *files, "--prompts", "prompts.txt")
+    assert done.code == 2
+    assert "b.png: win-rate compares the files of one prompt with each other, and no other file has the" in done.err
+    picture("b.png", 0.4, (9, 9))
+    Path("a.png").write_bytes(b"nonsense")
+    done = dgpo("score", "win-rate", *files, "--prompt", "one", "--json")
+    assert done.code == 1
+    reasons = [one["diagnostics"]["reason"] for one in json.loads(done.out)]
+    assert "several sizes" in reasons[1]
+    assert reasons[1] == reasons[2] != reasons[0]
+    picture("b.png", 0.4)
+    done = dgpo("score", "win-rate", *files[:2], "--prompt", "one", "--json")
+    assert "nothing to compare it with" in json.loads(done.out)[1]["diagnostics"]["reason"]
+
+
+def test_a_reward_that_compares_tests_itself(dgpo: Run) -> None:
+    done = dgpo("score", "--self-test", "win-rate")
+    assert done.code == 0, done.out + done.err
+    assert "passed: every good example has at least 1, every bad one at most 0" in done.out
+
+
 # -- self-test ----------------------------------------------------------------------------------------------------
 
 
@@ -625,7 +662,8 @@ def test_the_examples_can_be_looked_at(dgpo: Run) -> None:
         (["a.png"], "a.png: is a file; the reward comes first: dgpo score REWARD a.png"),
         (["./a.png", "a.png"], "./a.png: is a file; the reward comes first: dgpo score REWARD ./a.png"),
         (["stubb", "a.png"],
-         "reward stubb: use: unknown reward 'stubb'; did you mean stub? (installed: brightness, pictures-only, stub)"),
+         "reward stubb: use: unknown reward 'stubb'; did you mean stub? (installed: brightness, pictures-only, stub, "
+         "win-rate)"),
         (["empty", "a.png"], "empty: neither a reward nor a run directory (it has no config.yaml)"),
         (["no.yaml", "a.png"], "no.yaml: there is no such file"),
         (["stub", "a.png", "--reward", "x"], "--reward x: chooses a reward of a run; stub is the name of a reward"),

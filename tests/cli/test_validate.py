@@ -66,12 +66,34 @@ def test_no_heldout_prompts(dgpo: Run, file: Path) -> None:
     assert "evaluation: none, there are no held-out prompts" in done.out
 
 
+def test_sources_are_summarised(dgpo: Run, file: Path, tmp_path: Path) -> None:
+    """Each with its share, its prompts and its rewards; a mistake in one has its line."""
+    data = yaml.safe_load(file.read_text())
+    (tmp_path / "p.txt").write_text("a\nb\nc\n")
+    data["rewards"] = [{"use": "brightness"}, {"use": "win-rate", "name": "wins"}]
+    data["prompts"] = {"train": [
+        {"source": "signs", "file": str(tmp_path / "p.txt"), "weight": 3},
+        {"source": "scenes", "use": "toy", "rewards": ["brightness"]},
+    ]}  # fmt: skip
+    data["evaluation"] = {"every": 0}
+    file.write_text(yaml.safe_dump(data))
+    done = dgpo("validate", file)
+    assert done.err == ""
+    assert (
+        f"prompts: signs (75%; 3 of {tmp_path}/p.txt; all rewards), scenes (25%; those of toy; brightness) to train on"
+    ) in done.out
+    data["prompts"]["train"][1] = {"source": "scenes", "file": str(tmp_path / "q.txt")}
+    file.write_text(yaml.safe_dump(data))
+    assert dgpo("validate", file).err.startswith("prompts.train.1: ")
+
+
 def test_mistakes_are_printed_one_a_line(dgpo: Run, file: Path) -> None:
     done = dgpo("validate", file, "--set", "rollout.steps=0", "--set", "rewards.0.use=brihgtness")
     assert (done.code, done.out) == (2, "")
     assert done.err.splitlines() == [
         "--set rollout.steps=0: must be at least 1, not 0",
-        "--set rewards.0.use=brihgtness: unknown reward 'brihgtness'; did you mean brightness? (installed: brightness)",
+        "--set rewards.0.use=brihgtness: unknown reward 'brihgtness'; did you mean brightness? (installed: brightness, "
+        "win-rate)",
     ]
 
 

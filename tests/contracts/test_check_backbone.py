@@ -219,6 +219,13 @@ def backbones() -> list[tuple[str, Check]]:
     class Sings(ToyBackbone):
         media = "audio"  # type: ignore[assignment]
 
+    class Flickers(ToyBackbone):
+        fps = 16.0
+
+    class StandsStill(Moves):
+        media = "video"
+        fps = 0.0
+
     class SavesNothing(ToyAdapter):
         def save(self, directory: Path, format: str) -> None:
             directory.mkdir(exist_ok=True)
@@ -299,6 +306,8 @@ def backbones() -> list[tuple[str, Check]]:
         (Grey, "media have three channels"),
         (SaysVideo, "`media` says what `decode` gives: it gives image and says video"),
         (Moves, "`media` says what `decode` gives: it gives video and says image"),
+        (Flickers, "`fps` is of videos; images have none"),
+        (StandsStill, "`fps` is a number, not 0.0"),
         (Sings, "`media` is image or video, not 'audio'"),
         (SavesNothing, "the adapter's `save` writes something"),
         (NoFormat, "an adapter has a format"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.memory import TooLittleMemoryError
 from dgpo_core.registry import Registry
 from dgpo_core.rehearsal import rehearse, rehearse_training
-from dgpo_core.testing.toy import ToyBackbone
+from dgpo_core.testing.toy import ToyBackbone, WinRate
 from dgpo_core.trainer import Trainer
-from dgpo_core.types import Conditioning, Predictions
+from dgpo_core.types import Conditioning, Predictions, Prompt, SampleKey, Scores
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]
@@ -212,3 +212,31 @@ def test_a_roll_out_that_does_not_fit(make_config: Make, registry: Registry, mon
     monkeypatch.setattr(trainer.roller, "_micro_batch", full)
     with pytest.raises(TooLittleMemoryError, match=r"rollout\.micro_batch: there is no memory for 6 samples at once"):
         rehearse_training(trainer)
+
+
+def test_rewards_that_compare_are_shown_whole_groups(
+    make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the micro-batch that is rolled out ends inside of one."""
+    shown: list[tuple[int, int]] = []
+    ask = WinRate.score_group
+
+    def score_group(self: WinRate, media: Tensor, prompt: Prompt, keys: Sequence[SampleKey]) -> Scores:
+        shown.append((len(media), len(set(keys))))
+        return ask(self, media, prompt, keys)
+
+    monkeypatch.setattr(WinRate, "score_group", score_group)
+    members = make_config().rollout.group_size
+    for micro_batch, groups in ((members - 1, 1), (members + 1, 2), (2 * members, 2)):
+        config = make_config(
+            rewards=[{"use": "win-rate"}],
+            rollout={"micro_batch": micro_batch},
+            evaluation={"samples_per_prompt": 2},
+        )
+        trainer = Trainer(config, registry)
+        trainer.build()
+        shown.clear()
+        found = rehearse_training(trainer)
+        assert shown == [(members, members)] * groups
+        assert found["peak memory, scoring"].endswith(f" GiB on cpu, {micro_batch} samples at once")
+        trainer.engine.close()

@@ -15,6 +15,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.policy import View
 from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import ToyAdapter
+from dgpo_core.types import Prompt
 from dgpo_schemas.run import RunConfig
 
 VIEWS: tuple[View, ...] = ("base", "policy", "old")
@@ -81,3 +82,22 @@ def test_a_backbone_that_cannot_merge(make_config: Make, registry: Registry, mon
 def test_nothing_to_merge(make_config: Make) -> None:
     with pytest.raises(ValueError, match=r"there is no adapter while backbone\.train is full"):
         make_config(rollout={"merge_adapter": True}, backbone={"use": "toy", "train": "full", "lora": {}})
+
+
+# -- what rewards are told --------------------------------------------------------------------------------------------
+
+
+def test_prompts_of_samples_have_the_size_and_the_frames_a_second(
+    make_config: Make, registry: Registry, film: object
+) -> None:
+    registry.register(film, distribution="film")
+    for backbone, fps in (("toy", None), ("film", 12.5)):
+        engine = Engine(make_config(backbone={"use": backbone}), registry)
+        (rollout,) = engine.roller().roll_out(engine.train_prompts[:2], 1, Draws(0), "policy")
+        assert [(prompt.size, prompt.fps) for prompt in rollout.prompts] == [((8, 8), fps)] * 2
+        assert [prompt.fps for prompt in engine.sized(engine.train_prompts[:2])] == [fps] * 2
+    own = Prompt("x", size=(4, 8), fps=30.0)
+    assert own.sized((8, 8), 12.5) is own
+    assert (Prompt("x", fps=30.0).sized((8, 8), 12.5).fps, Prompt("x", size=(4, 8)).sized((8, 8), 1.0).size) == (
+        30.0, (4, 8),
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Hashable, Sequence
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dgpo_core.conditions import condition_medium
 from dgpo_core.contracts import PromptSource
 from dgpo_core.draws import Draws
 from dgpo_core.engine import Engine
@@ -29,7 +31,7 @@ from dgpo_core.scoring import diversity
 from dgpo_core.sizes import check_sizes, different, largest, named, runs
 from dgpo_core.testing.toy import ToyBackbone, ToyOptions, sizes_plugin
 from dgpo_core.trainer import Trainer, run_path
-from dgpo_core.types import Conditioning, ConditionMedium, Prompt
+from dgpo_core.types import Conditioning, Prompt
 from dgpo_core.types import Path as SamplerPath
 from dgpo_schemas.base import Options
 from dgpo_schemas.run import RunConfig
@@ -142,8 +144,11 @@ class Edited(ToyBackbone):
     def bucket(self, prompt: Prompt) -> Hashable:
         return len(prompt.media)
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Any media will do."""
+
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
-        media = [[float(int(m.digest, 16)) for m in prompt.media] for prompt in prompts]
+        media = [[round(255 * float(m.read().mean()), 3) for m in prompt.media] for prompt in prompts]
         return Conditioning({**super().encode(prompts).tensors, "media": torch.tensor(media, dtype=self.dtype)})
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
@@ -155,11 +160,17 @@ class Edited(ToyBackbone):
 seen: set[tuple[torch.Size, torch.Size]] = set()
 
 
+def picture(level: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2), (level, level, level)).save(file, "PNG")
+    return file.getvalue()
+
+
 class Media(PromptSource):
     """Prompts of two sizes, with none, one or two media."""
 
     def prompts(self, split: Literal["train", "heldout"]) -> Sequence[Prompt]:
-        media = [ConditionMedium("image", digest) for digest in "12"]
+        media = [condition_medium(picture(level)) for level in (1, 2)]
         counts, sizes = [0, 1, 1, 2, 2, 0], [None, None, None, None, (16, 8), (16, 8)]
         return [Prompt(f"{split} {i}", media=tuple(media[:n]), size=sizes[i]) for i, n in enumerate(counts)]
 
@@ -288,7 +299,7 @@ def test_a_dry_run_tries_the_largest(make_config: Make, registry: Registry, monk
     decode = ToyBackbone.decode
     monkeypatch.setattr(ToyBackbone, "decode", lambda self, x0: decoded.append(x0.shape[2:]) or decode(self, x0))
     found = rehearse(Trainer(make_config(**SEVERAL), registry))
-    assert decoded == [(4, 12), (4, 12)]
+    assert decoded == [(4, 12)] * 3, "a group of each split and a micro-batch"
     assert found["sizes"] == "8x8, 16x8, 8x24"
     assert "sizes" not in rehearse(Trainer(make_config(), registry))
 

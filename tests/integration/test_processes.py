@@ -212,6 +212,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "missing scores": {
         "rewards": [{"use": "brightness", "options": {"fail": "dark"}}], "scoring": {"max_missing": 0.99},
     },
+    "rewards that compare": {
+        "rollout": {"group_size": 5, "groups": 3, "micro_batch": 2},
+        "rewards": [{"use": "win-rate", "options": {"opponents": 2}}, {"use": "brightness", "weight": 0.5}],
+    },
+    "sources": {
+        "rollout": {"group_size": 5, "groups": 4, "micro_batch": 3},
+        "optimiser": {"updates": 2, "micro_batch": 3, "learning_rate": 0.01},
+        "advantages": {"std": "batch"},
+        "prompts": {split: [
+            {"source": "many", "use": "toy", "weight": 2},
+            {"source": "few", "use": "toy", "options": {"count": 2}, "rewards": ["brightness"]},
+        ] for split in ("train", "heldout")},
+        "rewards": [{"use": "brightness"}, {"use": "win-rate"}],
+    },
     "paths": {
         "rollout": {"sampler": "flow-sde", "steps": 4, "group_size": 5, "groups": 3},
         "timesteps": {"use": "sampler-steps", "count": 2, "t_min": 0.1},
@@ -225,7 +239,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-QUICK = ("groups of five", "two updates", "missing scores", "paths", "several sizes")
+QUICK = ("groups of five", "rewards that compare", "two updates", "missing scores", "paths", "several sizes")
 """What `make test` tries, with three processes alone."""
 
 
@@ -342,6 +356,18 @@ def test_several_sizes_and_a_lost_process(driver: Driver, tmp_path: Path) -> Non
     whole, run = Run(tmp_path, "whole", **SIZES), Run(tmp_path, "run", **SIZES)
     assert_all_well(driver.train(whole, 2))
     ended = driver.train(run, 2, at=("velocity", 60), rank=1)
+    assert ended[1]["status"] == KILLED
+    assert_all_well(driver.train(run, 2, "--resume"))
+    assert run.files() == whole.files()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["rewards that compare", "sources"])
+def test_groups_that_travel_are_the_same_after_a_kill(setting: str, driver: Driver, tmp_path: Path) -> None:
+    changes = SETTINGS[setting]
+    whole, run = Run(tmp_path, "whole", **changes), Run(tmp_path, "run", **changes)
+    assert_all_well(driver.train(whole, 2))
+    ended = driver.train(run, 2, at=("velocity", 40), rank=1)
     assert ended[1]["status"] == KILLED
     assert_all_well(driver.train(run, 2, "--resume"))
     assert run.files() == whole.files()

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from dgpo_core.builtin import plugin as builtin
-from dgpo_core.contracts import RewardModel
+from dgpo_core.contracts import AnyReward
 from dgpo_core.placement import place
-from dgpo_core.placement.remote import RemoteReward
 from dgpo_core.registry import Registry
 from dgpo_core.serving.server import Server, bind, load
 from dgpo_core.testing.toy import plugin as toy
@@ -74,15 +73,15 @@ def rewards(parts: ModuleType) -> Registry:
     return made
 
 
-Make = Callable[..., RewardModel]
+Make = Callable[..., AnyReward]
 
 
 @pytest.fixture(scope="module")
 def make(rewards: Registry, installed: Path) -> Iterator[Make]:
     """`make("conv", worker={...})`: a reward in a place, closed at the end of the module."""
-    made: list[RewardModel] = []
+    made: list[AnyReward] = []
 
-    def make_reward(use: str, *, where: str | None = "rewards.0", **block: Any) -> RewardModel:
+    def make_reward(use: str, *, where: str | None = "rewards.0", **block: Any) -> AnyReward:
         if block.get("worker") is not None:
             environment = {"PYTHONPATH": path_with(installed)} | block["worker"].get("environment", {})
             block["worker"] = block["worker"] | {"environment": environment}
@@ -91,7 +90,7 @@ def make(rewards: Registry, installed: Path) -> Iterator[Make]:
 
     yield make_reward
     for reward in made:
-        if isinstance(reward, RemoteReward):
+        if reward.elsewhere:
             reward.close()
 
 

@@ -123,6 +123,8 @@ def test_float64_media_do_not_travel() -> None:
 
 HEADER = {"protocol": PROTOCOL, "prompts": [{"text": "x"}]}
 MEDIA = {"media": torch.zeros(1, 3, 2, 2)}
+TWO = HEADER | {"prompts": [{"text": "x"}] * 2}
+PAIR = {"media": torch.zeros(2, 3, 2, 2)}
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,13 @@ MEDIA = {"media": torch.zeros(1, 3, 2, 2)}
         (HEADER, {"media": torch.zeros(3, 2, 2)}, Unfit, r"the shape \[3, 2, 2\]"),
         (HEADER, {"media": torch.zeros(1, 2, 4, 2, 2)}, Unfit, r"images \[B, 3, H, W\] or videos"),
         (HEADER, {"media": torch.zeros(2, 3, 2, 2)}, Unfit, "has 2 samples for 1 prompts"),
+        (HEADER | {"keys": []}, MEDIA, Unfit, "there are 0 `keys` for 1 samples"),
+        (HEADER | {"keys": [1]}, MEDIA, Malformed, r"keys\.0: must be a list"),
+        (HEADER | {"keys": [[]]}, MEDIA, Malformed, r"keys\.0"),
+        (HEADER | {"keys": [[1.5]]}, MEDIA, Malformed, r"keys\.0\.0"),
+        (HEADER | {"keys": [[0] * 17]}, MEDIA, Malformed, r"keys\.0"),
+        (TWO | {"keys": [["a"], ["a"]]}, PAIR, Unfit, "two samples have the same key"),
+        (TWO | {"keys": [["a"], [1]], "prompts": [{"text": "x"}, {"text": "y"}]}, PAIR, Unfit, "must have one prompt"),
     ],
 )  # fmt: skip
 def test_requests_that_do_not_fit(header: Any, tensors: Any, error: type[Exception], message: str) -> None:

@@ -22,6 +22,7 @@ from dgpo_core.testing.contracts._declarations import (
     distribution_checks,
 )
 from dgpo_core.testing.contracts._detector import check_detector, detector_checks
+from dgpo_core.testing.contracts._group_reward import check_group_reward, group_reward_checks
 from dgpo_core.testing.contracts._objective import check_objective, objective_checks
 from dgpo_core.testing.contracts._prompts import check_prompts, prompts_checks
 from dgpo_core.testing.contracts._reward import check_reward, reward_checks
@@ -40,6 +41,7 @@ __all__ = [
     "check_backbone",
     "check_declaration",
     "check_detector",
+    "check_group_reward",
     "check_light",
     "check_objective",
     "check_prompts",
@@ -50,6 +52,7 @@ __all__ = [
     "declaration_checks",
     "detector_checks",
     "distribution_checks",
+    "group_reward_checks",
     "objective_checks",
     "part_checks",
     "parts_of",

@@ -350,6 +350,9 @@ def decode(s: _Subject) -> None:
     that(declared in ("image", "video"), f"`media` is image or video, not {declared!r}")
     found = "video" if media.dim() == 5 else "image"
     that(declared == found, f"`media` says what `decode` gives: it gives {found} and says {declared}")
+    fps = s.backbone.fps
+    that(fps is None or (isinstance(fps, int | float) and 0 < fps < math.inf), f"`fps` is a number, not {fps!r}")
+    that(fps is None or declared == "video", f"`fps` is of videos; images have none, not {fps!r}")
     that((len(media), *media.shape[-3:]) == (3, 3, *s.size), f"media have three channels of {s.size}")
     that(media.dtype == torch.float32, f"media are float32, not {media.dtype}")
     that(bool((media >= 0).all() and (media <= 1).all()), "media lie in [0, 1]")

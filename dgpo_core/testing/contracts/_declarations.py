@@ -147,6 +147,7 @@ def implementation(s: _Declared) -> None:
     path, _, attribute = s.part.implementation.partition(":")
     found = getattr(importlib.import_module(path), attribute)
     if s.kind in CONTRACTS:
-        contract = getattr(contracts, CONTRACTS[s.kind])
-        that(issubclass(found, contract), f"{s.what}: {s.part.implementation} is a {contract.__name__}")
+        names = CONTRACTS[s.kind]
+        bases = tuple(getattr(contracts, name) for name in names)
+        that(issubclass(found, bases), f"{s.what}: {s.part.implementation} is a {' or '.join(names)}")
     that(not inspect.isabstract(found), f"{s.what}: {s.part.implementation} implements all of its contract")

@@ -12,7 +12,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from dgpo_core.contracts import RewardModel
+from dgpo_core.contracts import RewardBase, RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.testing.contracts._assertions import close, equal, global_state_left_alone, that
 from dgpo_core.testing.contracts._check import Check, checks_of, run_all
@@ -62,7 +62,7 @@ def _checks(subject: Callable[[], _Subject]) -> Iterator[Check]:
     )  # fmt: skip
 
 
-def _close(reward: RewardModel, forget: Callable[[], None]) -> None:
+def _close(reward: RewardBase, forget: Callable[[], None]) -> None:
     reward.close()
     forget()  # whatever is checked afterwards gets a new one
 
@@ -93,7 +93,7 @@ class _Subject:
         return self.score(batch.media.clone(), batch.prompts)
 
 
-def _batches(reward: RewardModel, prompts: tuple[Prompt, ...]) -> tuple[Batch, ...]:
+def _batches(reward: RewardBase, prompts: tuple[Prompt, ...]) -> tuple[Batch, ...]:
     known = list(reward.examples())
     generated = not prompts and not known
     metadata = {} if reward.group_by is None else {reward.group_by: "any"}
@@ -242,34 +242,49 @@ def examples(s: _Subject) -> None:
     found = list(s.reward.examples())
     if not found:
         raise unittest.SkipTest("it has no examples")
+    check_examples(s, found, s.reward.examples(), lambda: {e.name: _score_example(s, e) for e in found})
+
+
+def check_examples(
+    s: _Subject, found: Sequence[Example], again: Sequence[Example], score: Callable[[], dict[str, float]]
+) -> None:
+    """Good and bad, different names, the same media `again`, and every good one above every bad one; `score` gives a
+    value for each name."""
     that({e.good for e in found} == {True, False}, "examples are good and bad, at least one of each, or none at all")
     that(len({e.name for e in found}) == len(found), "examples have different names")
-    values = {e.name: _score_example(s, e) for e in found}
-    for first, again in zip(found, s.reward.examples(), strict=True):
-        equal(again.media, first.media, f"example {first.name} is the same every time")
+    for example in found:
+        _check_example(s, example)
+    values = score()
+    known = {e.name: e for e in again}
+    for first in found:
+        that(first.name in known, f"example {first.name} is there every time")
+        equal(known[first.name].media, first.media, f"example {first.name} is the same every time")
     good = min((e for e in found if e.good), key=lambda e: values[e.name])
     bad = max((e for e in found if not e.good), key=lambda e: values[e.name])
     promise = f"good examples score above bad ones: {good.name} {values[good.name]:g}, {bad.name} {values[bad.name]:g}"
     that(values[good.name] > values[bad.name], promise)
 
 
-def _score_example(s: _Subject, example: Example) -> float:
+def _check_example(s: _Subject, example: Example) -> None:
     media, name = example.media, f"example {example.name}"
     taken = {"image": 3, "video": 4}
     dims = {taken[medium] for medium in s.reward.media}
     that(media.dim() in dims and media.shape[-3] == 3, f"{name} is [3, H, W] or [F, 3, H, W], as the reward takes it")
     that(media.is_floating_point(), f"{name} is float, not {media.dtype}")
     that(bool(((media >= 0) & (media <= 1)).all()), f"{name} lies in [0, 1]")
+
+
+def _score_example(s: _Subject, example: Example) -> float:
     s.reward.check_prompts([example.prompt])
-    scores = s.score(media[None].clone(), [example.prompt])
-    that(not scores.missing.any(), f"{name} is scored, not missing")
+    scores = s.score(example.media[None].clone(), [example.prompt])
+    that(not scores.missing.any(), f"example {example.name} is scored, not missing")
     return float(scores.values[0])
 
 
 # -- scores ---------------------------------------------------------------------------------------------------------
 
 
-def _check_scores(reward: RewardModel, scores: Scores, count: int) -> None:
+def _check_scores(reward: RewardBase, scores: Scores, count: int) -> None:
     values, missing = scores.values, scores.missing
     that(values.shape == (count,), f"there is one value a sample: [{count}], not {list(values.shape)}")
     that(missing.shape == (count,), f"there is one missing mark a sample: [{count}], not {list(missing.shape)}")

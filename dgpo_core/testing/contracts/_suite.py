@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from dgpo_core.contracts import Backbone, Objective
+from dgpo_core.contracts import Backbone, GroupReward, Objective
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import KINDS
 from dgpo_core.policy import check_adapter
@@ -18,6 +18,7 @@ from dgpo_core.testing.contracts._backbone import backbone_checks
 from dgpo_core.testing.contracts._check import Check
 from dgpo_core.testing.contracts._declarations import declaration_checks
 from dgpo_core.testing.contracts._detector import detector_checks
+from dgpo_core.testing.contracts._group_reward import group_reward_checks
 from dgpo_core.testing.contracts._objective import objective_checks
 from dgpo_core.testing.contracts._prompts import prompts_checks
 from dgpo_core.testing.contracts._reward import reward_checks
@@ -127,10 +128,19 @@ def _objective(build: _Builder, given: Given) -> Iterator[Check]:
     return objective_checks(make)
 
 
+def _reward(build: _Builder, given: Given) -> Iterator[Check]:
+    """By the contract that its class derives from."""
+    try:
+        compares = issubclass(build.registry.implementation(build.registry.find("reward", build.name)), GroupReward)
+    except PluginError:  # the declaration's checks tell
+        compares = False
+    return (group_reward_checks if compares else reward_checks)(build.on_device, given.prompts)
+
+
 _CHECKS: dict[str, Callable[[_Builder, Given], Iterator[Check]]] = {
     "backbone": _backbone,
     "sampler": lambda build, given: sampler_checks(build),
-    "reward": lambda build, given: reward_checks(build.on_device, given.prompts),
+    "reward": _reward,
     "weighting": lambda build, given: weighting_checks(build),
     "timesteps": lambda build, given: timesteps_checks(build),
     "objective": _objective,

@@ -47,6 +47,12 @@ class Frames(RewardModel):
         if "image" not in inner.media:
             inner.close()
             raise UserError(f"frames: the reward {options.reward.use} takes no images, so it cannot be shown frames")
+        if not isinstance(inner, RewardModel):
+            inner.close()
+            raise UserError(
+                f"frames: the reward {options.reward.use} compares the samples of a prompt, so it cannot be shown "
+                "frames; choose one that scores each picture by itself"
+            )
         self.inner: RewardModel = inner
         self.range = inner.range  # type: ignore[misc]
         self.group_by = inner.group_by  # type: ignore[misc]

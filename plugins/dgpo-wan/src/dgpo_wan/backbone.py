@@ -42,6 +42,7 @@ class WanBackbone(DiffusersBackbone):
     """
 
     media = "video"
+    fps = 16.0
     options: WanOptions
     layout = Layout(
         backbone="wan",

@@ -1,0 +1,116 @@
+"""Parts that a reward names in its diagnostics: checked, logged as means, and in evaluations."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dgpo_core.contracts import RewardModel
+from dgpo_core.draws import Draws
+from dgpo_core.evaluation import _record
+from dgpo_core.metrics import _statistics
+from dgpo_core.registry import Registry
+from dgpo_core.scores import part_values
+from dgpo_core.scoring import Reward, checked_score
+from dgpo_core.testing.toy import run_data
+from dgpo_core.trainer import Trainer
+from dgpo_core.types import Prompt, Scores
+from dgpo_schemas.metrics import EvaluationRecord, RewardStatistics
+from dgpo_schemas.run import RunConfig
+
+
+class Says(RewardModel):
+    """Gives each sample the diagnostics that it is told."""
+
+    range = (0.0, 1.0)
+
+    def __init__(self, *said: Any) -> None:
+        super().__init__(None, device=torch.device("cpu"))
+        self.said = said
+
+    def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        return Scores(torch.full((len(media),), 0.5), torch.zeros(len(media), dtype=torch.bool), self.said)
+
+
+def asked(*said: Any) -> tuple[Scores, list[str]]:
+    failures: list[str] = []
+    prompts = [Prompt("a")] * len(said)
+    return checked_score(Reward("r", 1.0, Says(*said)), torch.zeros(len(said), 3, 2, 2), prompts, failures), failures
+
+
+@pytest.mark.parametrize(
+    ("parts", "wrong"),
+    [
+        ([1, 2], "its `parts` are list, not numbers under names"),
+        ("x", "its `parts` are str"),
+        ({"a b": 1.0}, "the name 'a b' in its `parts`"),
+        ({"": 1.0}, "the name '' in its `parts`"),
+        ({"a": "1"}, "the value of 'a' in its `parts` is no finite number"),
+        ({"a": True}, "the value of 'a'"),
+        ({"a": math.nan}, "the value of 'a'"),
+        ({"a": -math.inf}, "the value of 'a'"),
+        ({"a": {"b": 1}}, "the value of 'a'"),
+        ({f"p{i}": 1.0 for i in range(101)}, "it has 101 `parts`, more than 100"),
+    ],
+)
+def test_what_are_no_parts_is_left_out_and_the_score_stays(parts: Any, wrong: str) -> None:
+    scores, failures = asked({"parts": parts, "seen": 1}, {"parts": {"a": 2, "b.c-d_E": torch.tensor(0.5)}})
+    assert not scores.missing.any()
+    assert scores.diagnostics == ({"seen": 1}, {"parts": {"a": 2, "b.c-d_E": 0.5}})
+    assert len(failures) == 1
+    assert wrong in failures[0]
+
+
+def test_means_are_over_scored_samples_that_have_the_part() -> None:
+    values = torch.tensor([0.5, math.nan, 0.25, 1.0, 0.0], dtype=torch.float64)
+    said = ({"parts": {"b": 1, "a": 0.25}}, {"parts": {"a": 100.0}}, {}, {"parts": {"a": 0.5}}, {"parts": None})
+    parts = part_values(said, values)
+    assert list(parts) == ["a", "b"]
+    found = _statistics(values, parts)
+    assert found.parts == {"a": (0.25 + 0.5) / 2, "b": 1.0}
+    assert json.loads(found.model_dump_json())["parts"] == found.parts
+    assert _statistics(values, part_values(({},) * 5, values)).parts == {}
+
+
+def test_without_parts_a_line_is_what_it_was() -> None:
+    bare = RewardStatistics(mean=0.5, std=0.0, missing=0)
+    assert bare.model_dump_json() == '{"mean":0.5,"std":0.0,"missing":0}'
+    assert RewardStatistics.model_validate_json(bare.model_dump_json()) == bare
+
+
+def test_evaluations_weigh_parts_as_they_weigh_scores() -> None:
+    """The unweighted mean of the tasks' means over prompts."""
+    values = torch.tensor([[0.0, 1.0], [0.5, math.nan], [1.0, 1.0]], dtype=torch.float64)
+    part = torch.tensor([[2.0, 4.0], [6.0, math.nan], [math.nan, math.nan]], dtype=torch.float64)
+    prompts = [Prompt("a", {"tag": "x"}), Prompt("b", {"tag": "x"}), Prompt("c", {"tag": "y"})]
+    common: Any = {"prompts": prompts, "draws": Draws(0), "iteration": 0, "view": "slow", "group_by": "tag"}
+    found = _record("r", "target", values, parts={"p": part, "q": 10 * values, "none": part * math.nan}, **common)
+    assert found.value == pytest.approx(((0.5 + 0.5) / 2 + 1.0) / 2)
+    assert found.parts == {"p": pytest.approx((3.0 + 6.0) / 2), "q": pytest.approx(10 * found.value)}
+    assert "parts" not in _record("r", "target", values, **common).model_dump()
+    assert EvaluationRecord.model_validate(found.model_dump()) == found
+
+
+def test_a_run_logs_them(tmp_path: Path, registry: Registry) -> None:
+    data = run_data(tmp_path, rewards=[{"use": "brightness"}, {"use": "win-rate", "name": "wins"}])
+    data["evaluation"] |= {"samples_per_prompt": 2, "prompts": 2}
+    data["run"]["iterations"] = 1
+    Trainer(RunConfig.model_validate(data), registry).train()
+    line = json.loads((tmp_path / "toy" / "metrics.jsonl").read_text())
+    assert "parts" not in line["rewards"]["brightness"]
+    assert line["rewards"]["wins"]["parts"]["brightness"] == pytest.approx(line["rewards"]["brightness"]["mean"])
+    records = [json.loads(text) for text in (tmp_path / "toy" / "evaluations.jsonl").read_text().splitlines()]
+    for iteration in (0, 1):
+        mean, wins = (
+            next(one for one in records if (one["iteration"], one["reward"]) == (iteration, label))
+            for label in ("brightness", "wins")
+        )
+        plain = sum(group["value"] * group["n"] for group in mean["groups"].values()) / mean["n"]
+        assert wins["parts"]["brightness"] == pytest.approx(plain)
