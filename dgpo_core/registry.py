@@ -53,6 +53,7 @@ WITH_SECTION = ("backbone", "objective")
 
 BUNDLED = {
     ("backbone", "sd3"): "dgpo-sd3",
+    ("backbone", "sdxl"): "dgpo-diffusers",
     ("timesteps", "scheduled-t-min"): "dgpo-adaptive-tmin",
     ("timesteps", "disagreement-t-min"): "dgpo-adaptive-tmin",
     ("timesteps", "dsm-gap-t-min"): "dgpo-adaptive-tmin",

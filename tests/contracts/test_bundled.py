@@ -21,6 +21,7 @@ from dgpo_core.testing import Given, NeedsInput
 from dgpo_core.testing.contracts import check_light, check_reward, part_checks
 from dgpo_core.types import Prompt
 from dgpo_diffusers.flux_testing import make_tiny_flux
+from dgpo_diffusers.sdxl_testing import make_tiny_sdxl
 from dgpo_geneval.testing import make_tiny_mask2former
 from dgpo_miniature.captions import TASKS, all_captions, metadata, scene_content, text
 from dgpo_miniature.world import random_scenes, render
@@ -64,6 +65,11 @@ def aesthetic(directory: Path) -> Given:
     return Given({"model": str(clip), "head": str(head)})
 
 
+def sdxl(directory: Path) -> Given:
+    checkpoint = make_tiny_sdxl(directory / "sdxl")
+    return Given({"decode_chunk": 2}, section={"checkpoint": str(checkpoint)}, size=(32, 48))
+
+
 def wan(directory: Path) -> Given:
     checkpoint = make_tiny_wan(directory / "wan")
     return Given({"frames": 5, "text_length": 24}, section={"checkpoint": str(checkpoint)}, size=(32, 48))
@@ -76,6 +82,7 @@ def flux(directory: Path) -> Given:
 
 GIVEN: dict[Key, Callable[[Path], Given]] = {
     ("backbone", "sd3"): sd3,
+    ("backbone", "sdxl"): sdxl,
     ("backbone", "wan"): wan,
     ("backbone", "flux"): flux,
     ("reward", "frames"): frames,

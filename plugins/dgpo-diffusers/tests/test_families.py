@@ -25,6 +25,9 @@ from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.flux import FluxBackbone
 from dgpo_diffusers.flux_options import FluxOptions
 from dgpo_diffusers.flux_testing import make_tiny_flux
+from dgpo_diffusers.options import DiffusersOptions
+from dgpo_diffusers.sdxl import SDXLBackbone
+from dgpo_diffusers.sdxl_testing import make_tiny_sdxl
 from dgpo_diffusers.testing import randomise
 from dgpo_schemas.run import BackboneSection
 from dgpo_sd3.backbone import SD3Backbone
@@ -80,6 +83,7 @@ class Family:
 
 CFG = {"plain": Case(pipeline={"guidance_scale": 1.0}), "cfg": Case(pipeline={"guidance_scale": 4.5}, guidance=4.5)}
 NEGATIVE = Case(pipeline={"guidance_scale": 3.0, "negative_prompt": "blur"}, guidance=3.0, negative="blur")
+EMPTY = Case(pipeline={"guidance_scale": 3.0, "negative_prompt": ""}, guidance=3.0, negative="")
 WAN: dict[str, Any] = {
     "kind": WanBackbone,
     "options": WanOptions,
@@ -104,6 +108,16 @@ FAMILIES = {
         values={"text_length": 16},
         call={"max_sequence_length": 16},
         cases=CFG | {"negative": NEGATIVE},
+    ),
+    "sdxl": Family(
+        kind=SDXLBackbone,
+        options=DiffusersOptions,
+        make=make_tiny_sdxl,
+        values={},
+        call={},
+        cases=CFG | {"negative": NEGATIVE, "empty": EMPTY},
+        sigmas=lambda scheduler: scheduler.sigmas / (1 + scheduler.sigmas),
+        tolerance=1e-4,  # latents of about 12, of which the autoencoder sees what is left after its norms
     ),
     "wan": Family(make=make_tiny_wan, cases=CFG | {"negative": NEGATIVE}, **WAN),
     "wan, two experts": Family(

@@ -16,18 +16,20 @@ from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import plugin
 from dgpo_core.trainer import Trainer
 from dgpo_diffusers.flux_testing import make_tiny_flux
+from dgpo_diffusers.sdxl_testing import make_tiny_sdxl
 from dgpo_schemas.run import RunConfig
 from tests.integration.test_processes import KILLED, PATIENT, Driver, Run, assert_all_well, difference
 
 FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "flux": (make_tiny_flux, {"text_length": 16}),
+    "sdxl": (make_tiny_sdxl, {}),
 }
 """What writes a family's tiny checkpoint, and options with which it is quick."""
 
 IMPORTED = (
     "dgpo_core.sharding", "dgpo_core.lora", "dgpo_diffusers.backbone", "diffusers:AutoencoderKL",
-    "diffusers:FluxPipeline", "diffusers:FluxTransformer2DModel", "transformers:CLIPTextModel",
-    "transformers:T5EncoderModel",
+    "diffusers:FluxPipeline", "diffusers:FluxTransformer2DModel", "diffusers:StableDiffusionXLPipeline",
+    "diffusers:UNet2DConditionModel", "transformers:CLIPTextModel", "transformers:T5EncoderModel",
 )  # fmt: skip
 """By the driver, once for all runs."""
 

@@ -31,7 +31,12 @@ __all__ = ["CHECKPOINT", "INDEX", "Index", "check_models", "check_tokenizers", "
 CHECKPOINT = "backbone.checkpoint"
 """How messages begin."""
 INDEX = "model_index.json"
-KNOWN = {"StableDiffusion3Pipeline": "sd3", "WanPipeline": "wan", "FluxPipeline": "flux"}
+KNOWN = {
+    "StableDiffusion3Pipeline": "sd3",
+    "WanPipeline": "wan",
+    "FluxPipeline": "flux",
+    "StableDiffusionXLPipeline": "sdxl",
+}
 """Pipelines and their backbones, to point from one to the other."""
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 

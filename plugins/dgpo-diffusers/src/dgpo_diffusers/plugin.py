@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
 from dgpo_diffusers.flux_options import FluxOptions
+from dgpo_diffusers.options import DiffusersOptions
 
 __all__ = ["dgpo_backbones"]
 
@@ -22,5 +23,11 @@ def dgpo_backbones() -> Sequence[Part]:
             summary="FLUX.1 (dev and schnell) through diffusers, LoRA through peft",
             implementation="dgpo_diffusers.flux:FluxBackbone",
             options=FluxOptions,
-        )
+        ),
+        Part(
+            name="sdxl",
+            summary="Stable Diffusion XL through diffusers, LoRA through peft",
+            implementation="dgpo_diffusers.sdxl:SDXLBackbone",
+            options=DiffusersOptions,
+        ),
     ]
