@@ -162,12 +162,13 @@ class Registry:
     def register(self, plugin: object, *, distribution: str, version: str = "0") -> None:
         """Add a module or object of hook implementations. Raises PluginError, leaving nothing of it registered."""
         name = f"{distribution}:{getattr(plugin, '__name__', type(plugin).__name__)}"
-        contract = _declared_contract(plugin)
         if self._manager.has_plugin(name) or self._manager.is_registered(plugin):
             raise PluginError(f"{name} is registered already; declare it under one entry point only")
         pressed: Callable[[], bool] = bool
+        contract = None
         try:
             with isolated(f"plugin {name}", "declared its parts") as pressed:
+                contract = _declared_contract(plugin)
                 self._manager.register(plugin, name=name)
                 self._manager.check_pending()
                 check_hooks(plugin)

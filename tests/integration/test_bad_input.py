@@ -381,7 +381,7 @@ def test_a_class_that_is_no_reward(world: World) -> None:
     refused(
         world,
         ["train", "run.yaml"],
-        "reward lamp of dgpo_lamp 1.5: dgpo_core.testing.toy:ToyPrompts is no RewardModel",
+        "reward lamp of dgpo_lamp 1.5: dgpo_core.testing.toy:ToyPrompts is no RewardModel or GroupReward",
     )
 
 
@@ -626,8 +626,7 @@ def test_a_checkpoint_of_another_architecture(world: World, arguments: list[str]
         world,
         arguments,
         f"backbone.checkpoint: {world.path}/models/sdxl holds a StableDiffusionXLPipeline; the backbone sd3 allows "
-        "StableDiffusion3Pipeline alone (Stable Diffusion 3 and 3.5); pipelines that are known: "
-        "StableDiffusion3Pipeline (sd3), WanPipeline (wan)",
+        "StableDiffusion3Pipeline alone (Stable Diffusion 3 and 3.5); for this one write use: sdxl",
     )
 
 
