@@ -28,7 +28,7 @@ from dgpo_core.schedules import sigmas as sampler_times
 from dgpo_core.types import Prompt
 from dgpo_diffusers.flux import FluxBackbone
 from dgpo_diffusers.flux_options import FluxOptions
-from dgpo_diffusers.flux_original import original_pairs
+from dgpo_diffusers.flux_original import NAMES
 from dgpo_diffusers.flux_testing import make_tiny_flux
 from dgpo_diffusers.testing import added_weights, randomise
 from dgpo_schemas.run import BackboneSection
@@ -210,7 +210,7 @@ def test_kohyas_names_are_those_that_diffusers_reads(tmp_path: Path) -> None:
         for name, m in layers.items()
     }
     file: dict[str, Tensor] = {}
-    for name, (down, up) in original_pairs(pairs).items():  # type: ignore[arg-type]
+    for name, (down, up) in NAMES.original_pairs(pairs).items():  # type: ignore[arg-type]
         key = "lora_unet_" + name.replace(".", "_")
         file |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
         file[f"{key}.alpha"] = torch.tensor(float(len(down)))

@@ -36,7 +36,7 @@ from dgpo_diffusers.checkpoint_check import Index
 from dgpo_diffusers.meta import _published
 from dgpo_diffusers.options import DiffusersOptions
 from dgpo_diffusers.sdxl import SDXLBackbone
-from dgpo_diffusers.sdxl_original import original_name
+from dgpo_diffusers.sdxl_original import NAMES
 from dgpo_diffusers.sdxl_testing import NOISE_LEVELS, make_tiny_sdxl
 from dgpo_diffusers.testing import added_weights, changed_weights, randomise
 from dgpo_schemas.run import BackboneSection, RunConfig
@@ -411,6 +411,11 @@ def test_comfyui_finds_the_same_layers_below_its_own_prefix(everywhere: SDXLBack
 
     assert all(name.startswith("diffusion_model.") for name in comfyui)
     assert {flat(name): tensor.sum() for name, tensor in comfyui.items()} == {n: t.sum() for n, t in kohya.items()}
+
+
+def original_name(name: str) -> str:
+    (found,) = NAMES.original_pairs({name: (torch.empty(1, 1), torch.empty(1, 1))})
+    return found
 
 
 def test_the_published_models_layers_are_found_by_their_original_names() -> None:

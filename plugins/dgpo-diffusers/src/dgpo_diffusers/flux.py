@@ -16,7 +16,7 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
-from dgpo_diffusers.flux_original import comfyui_pairs, original_pairs
+from dgpo_diffusers.flux_original import NAMES
 from dgpo_diffusers.layout import CLIP_VOCABULARY, T5_VOCABULARY, Layout
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class FluxBackbone(DiffusersBackbone):
             *("to_q", "to_k", "to_v", "to_out.0"),
             *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         ),
-        original=original_pairs,
-        comfyui=comfyui_pairs,
+        original=NAMES.original_pairs,
+        comfyui=NAMES.comfyui_pairs,
     )
 
     @property

@@ -18,7 +18,7 @@ from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.layout import CLIP_VOCABULARY, Layout
 from dgpo_diffusers.parametrisation import EpsilonPrediction, VPrediction
-from dgpo_diffusers.sdxl_original import comfyui_pairs, original_pairs
+from dgpo_diffusers.sdxl_original import NAMES
 from dgpo_schemas.problems import show
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class SDXLBackbone(DiffusersBackbone):
         alike="StableDiffusionXLPAGPipeline",
         numbers={"unet": ("in_channels",), "vae": ("scaling_factor",)},
         lora_targets=("to_q", "to_k", "to_v", "to_out.0"),  # of attn1 and attn2 in every transformer block
-        original=original_pairs,
-        comfyui=comfyui_pairs,
+        original=NAMES.original_pairs,
+        comfyui=NAMES.comfyui_pairs,
     )
 
     def settings(self, index: Index) -> Mapping[str, Any]:

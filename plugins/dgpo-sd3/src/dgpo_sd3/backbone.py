@@ -14,7 +14,7 @@ from torch import Tensor
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.layout import CLIP_VOCABULARY, T5_VOCABULARY, Layout
-from dgpo_sd3.original import comfyui_pairs, original_pairs
+from dgpo_sd3.original import NAMES
 
 if TYPE_CHECKING:
     from dgpo_diffusers.checkpoint_check import Index
@@ -60,8 +60,8 @@ class SD3Backbone(DiffusersBackbone):
             *("to_q", "to_k", "to_v", "to_out.0"),
             *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         ),
-        original=original_pairs,
-        comfyui=comfyui_pairs,
+        original=NAMES.original_pairs,
+        comfyui=NAMES.comfyui_pairs,
     )
 
     def components(self, index: Index) -> Sequence[str]:

@@ -20,7 +20,7 @@ from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.layout import T5_VOCABULARY, Layout
 from dgpo_wan.checks import check_wan
 from dgpo_wan.options import COMPRESSION
-from dgpo_wan.original import comfyui_pairs, original_pairs
+from dgpo_wan.original import NAMES
 
 if TYPE_CHECKING:
     from dgpo_diffusers.checkpoint_check import Index
@@ -60,8 +60,8 @@ class WanBackbone(DiffusersBackbone):
         tied={"text_encoder": ["encoder.embed_tokens.weight"]},
         alike="WanVideoToVideoPipeline",
         lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
-        original=original_pairs,
-        comfyui=comfyui_pairs,
+        original=NAMES.original_pairs,
+        comfyui=NAMES.comfyui_pairs,
     )
 
     def components(self, index: Index) -> Sequence[str]:
