@@ -28,7 +28,6 @@ from dgpo_diffusers.flux_testing import make_tiny_flux
 from dgpo_diffusers.options import DiffusersOptions
 from dgpo_diffusers.sdxl import SDXLBackbone
 from dgpo_diffusers.sdxl_testing import make_tiny_sdxl
-from dgpo_diffusers.testing import randomise
 from dgpo_schemas.run import BackboneSection
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.options import SD3Options
@@ -36,6 +35,7 @@ from dgpo_sd3.testing import make_tiny_checkpoint as make_tiny_sd3
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.options import WanOptions
 from dgpo_wan.testing import make_tiny_checkpoint as make_tiny_wan
+from tests.trained import randomise
 
 TEXTS = ["a red circle", "two blue squares, left", "green"]
 SIZES = [(32, 48), (64, 32)]

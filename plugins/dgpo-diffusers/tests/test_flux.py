@@ -30,8 +30,8 @@ from dgpo_diffusers.flux import FluxBackbone
 from dgpo_diffusers.flux_options import FluxOptions
 from dgpo_diffusers.flux_original import NAMES
 from dgpo_diffusers.flux_testing import make_tiny_flux
-from dgpo_diffusers.testing import added_weights, randomise
 from dgpo_schemas.run import BackboneSection
+from tests.trained import added_weights, randomise
 
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
 SIZE = (32, 48)

@@ -38,8 +38,8 @@ from dgpo_diffusers.options import DiffusersOptions
 from dgpo_diffusers.sdxl import SDXLBackbone
 from dgpo_diffusers.sdxl_original import NAMES
 from dgpo_diffusers.sdxl_testing import NOISE_LEVELS, make_tiny_sdxl
-from dgpo_diffusers.testing import added_weights, changed_weights, randomise
 from dgpo_schemas.run import BackboneSection, RunConfig
+from tests.trained import added_weights, changed_weights, randomise
 
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 SIZE = (32, 48)

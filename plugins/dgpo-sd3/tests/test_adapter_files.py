@@ -24,8 +24,8 @@ from torch.testing import assert_close
 
 from dgpo_core.testing.given import prompts_of
 from dgpo_diffusers.adapter_files import DiffusersAdapter
-from dgpo_diffusers.testing import added_weights, changed_weights, randomise
 from dgpo_sd3.backbone import SD3Backbone
+from tests.trained import added_weights, changed_weights, randomise
 
 Build = Callable[..., SD3Backbone]
 Reference = Callable[..., Any]

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_diffusers.adapter_files import DiffusersAdapter
-from dgpo_diffusers.testing import added_weights, changed_weights, randomise
 from dgpo_wan.backbone import WanBackbone
+from tests.trained import added_weights, changed_weights, randomise
 
 Build = Callable[..., WanBackbone]
 Reference = Callable[[Path], Any]

@@ -1,16 +1,14 @@
-"""Help for tests: small random parts of checkpoints, made offline, and what a LoRA adds to each weight, by its
-definition."""
+"""Help for tests: small random parts of checkpoints, made offline."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from string import ascii_lowercase, digits, punctuation
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -21,13 +19,9 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from dgpo_core.contracts import Backbone
 from dgpo_diffusers.libraries import quiet
 
 __all__ = [
-    "added_weights",
-    "changed_weights",
-    "randomise",
     "save_seeded",
     "tiny_autoencoder",
     "tiny_clip",
@@ -99,28 +93,3 @@ def tiny_t5(width: int, config: Any = T5Config, kind: Any = T5EncoderModel, **mo
 def _pieces() -> list[tuple[str, float]]:
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     return [*special, *((piece, -2.0) for piece in ("▁", *CHARACTERS))]
-
-
-def randomise(backbone: Backbone) -> None:
-    """Trained weights that are not zero anywhere, the same each time."""
-    with torch.no_grad():
-        for i, parameter in enumerate(backbone.trainable().values()):
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
-
-
-def added_weights(backbone: Backbone) -> dict[str, Tensor]:
-    """alpha / rank * B A of every layer in float64, from the trained parameters of a LoRA; by the names of weights."""
-    scale = backbone.section.lora.alpha / backbone.section.lora.rank
-    parameters = {name: p.detach().double() for name, p in backbone.trainable().items()}
-    return {
-        name.replace("lora_A.default.", ""): scale * parameters[name.replace("lora_A", "lora_B")] @ down
-        for name, down in parameters.items()
-        if "lora_A" in name
-    }
-
-
-def changed_weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What was added to every weight that is not as before, in float64."""
-    assert before.keys() == after.keys()
-    found = {name: after[name].double() - before[name].double() for name in before}
-    return {name: change for name, change in found.items() if bool(change.any())}
