@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
 from dgpo_diffusers.libraries import library_class
-from dgpo_diffusers.testing import save_seeded, tiny_autoencoder, tiny_clip
+from dgpo_diffusers.testing import save_seeded, text_parts, tiny_autoencoder, tiny_clip
 
 __all__ = ["NOISE_LEVELS", "make_tiny_sdxl"]
 
@@ -16,25 +16,15 @@ NOISE_LEVELS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scal
 """Stable Diffusion's."""
 
 
-def make_tiny_sdxl(
-    directory: str | Path,
-    *,
-    scheduler: Any = None,
-    zeros: bool = True,
-    text_tokens: int = 32,
-    seed: int = 0,
-    unet: dict[str, Any] | None = None,
-    vae: dict[str, Any] | None = None,
-) -> Path:
+def make_tiny_sdxl(directory: str | Path, *, seed: int = 0, unet: dict[str, Any] | None = None) -> Path:
     """Write a random SDXL pipeline: a UNet of two levels (8 and 16 channels, transformers on the second), an
     autoencoder of factor 4, CLIPs of the widths 8 and 16 that read letter by letter.
 
-    scheduler: of diffusers, by default SDXL's; zeros: `force_zeros_for_empty_prompt`; unet, vae: more settings. The
-    same arguments give the same weights, and the global random state is left alone. Returns the directory as a Path.
+    unet: more settings of it. The same arguments give the same weights, and the global random state is left alone.
+    Returns the directory as a Path.
     """
 
     def make() -> Any:
-        first, second = tiny_clip(8, text_tokens, projection=False), tiny_clip(16, text_tokens)
         settings: dict[str, Any] = {
             "sample_size": 16,
             "block_out_channels": (8, 16),
@@ -49,14 +39,10 @@ def make_tiny_sdxl(
             "projection_class_embeddings_input_dim": 16 + 6 * 8,
         }
         return library_class("StableDiffusionXLPipeline")(
+            **text_parts(tiny_clip(8, projection=False), tiny_clip(16)),
             unet=UNet2DConditionModel(**settings | (unet or {})).eval(),
-            scheduler=scheduler or EulerDiscreteScheduler(**NOISE_LEVELS, timestep_spacing="leading", steps_offset=1),
-            vae=tiny_autoencoder(4, 4, 64, scaling_factor=0.1303, force_upcast=True, **(vae or {})),
-            text_encoder=first[0],
-            tokenizer=first[1],
-            text_encoder_2=second[0],
-            tokenizer_2=second[1],
-            force_zeros_for_empty_prompt=zeros,
+            vae=tiny_autoencoder(scaling_factor=0.1303, force_upcast=True, quant=True),
+            scheduler=EulerDiscreteScheduler(**NOISE_LEVELS, timestep_spacing="leading", steps_offset=1),
             add_watermarker=False,
         )
 

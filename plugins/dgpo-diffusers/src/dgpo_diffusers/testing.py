@@ -23,10 +23,10 @@ from dgpo_diffusers.libraries import quiet
 
 __all__ = [
     "save_seeded",
+    "text_parts",
     "tiny_autoencoder",
     "tiny_clip",
     "tiny_t5",
-    "tiny_t5_tokenizer",
 ]
 
 CHARACTERS = ascii_lowercase + digits + punctuation
@@ -41,9 +41,22 @@ def save_seeded(directory: str | Path, seed: int, make: Callable[[], Any]) -> Pa
     return directory
 
 
-def tiny_autoencoder(channels: int, factor: int, sample_size: int, **config: Any) -> AutoencoderKL:
-    """One level for each halving, `factor` a power of two; the usual width is 8. config: settings of AutoencoderKL, of
-    which scaling_factor and shift_factor should be of no special kind, so that mixing them up shows."""
+def text_parts(*readers: tuple[Any, Any]) -> dict[str, Any]:
+    """Text encoders and their tokenizers as parts of a pipeline: text_encoder, tokenizer, text_encoder_2, ..."""
+    ends = ("", *(f"_{i + 2}" for i in range(len(readers))))
+    return {
+        name + end: part
+        for end, pair in zip(ends, readers, strict=False)
+        for name, part in zip(("text_encoder", "tokenizer"), pair, strict=True)
+    }
+
+
+def tiny_autoencoder(
+    channels: int = 4, factor: int = 4, sample_size: int = 64, *, quant: bool = False, **config: Any
+) -> AutoencoderKL:
+    """One level for each halving, `factor` a power of two; the usual width is 8. quant: with the two convolutions about
+    the latents that older models have; config: settings of AutoencoderKL, of which scaling_factor and shift_factor
+    should be of no special kind, so that mixing them up shows."""
     levels = factor.bit_length()
     return AutoencoderKL(
         block_out_channels=(8,) * levels,
@@ -53,11 +66,13 @@ def tiny_autoencoder(channels: int, factor: int, sample_size: int, **config: Any
         layers_per_block=1,
         norm_num_groups=4,
         sample_size=sample_size,
+        use_quant_conv=quant,
+        use_post_quant_conv=quant,
         **config,
     ).eval()
 
 
-def tiny_clip(width: int, tokens: int, *, projection: bool = True) -> tuple[CLIPTextModel, CLIPTokenizer]:
+def tiny_clip(width: int, tokens: int = 32, *, projection: bool = True) -> tuple[CLIPTextModel, CLIPTokenizer]:
     """A text encoder, and its tokenizer, which reads letter by letter."""
     names = ["<|startoftext|>", "<|endoftext|>", *CHARACTERS, *(f"{c}</w>" for c in CHARACTERS)]
     tokenizer = CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[], model_max_length=tokens)
@@ -78,18 +93,9 @@ def tiny_clip(width: int, tokens: int, *, projection: bool = True) -> tuple[CLIP
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval(), tokenizer
 
 
-def tiny_t5_tokenizer() -> T5TokenizerFast:
-    """It reads letter by letter."""
-    return T5TokenizerFast(vocab=_pieces(), extra_ids=0)
-
-
-def tiny_t5(width: int, config: Any = T5Config, kind: Any = T5EncoderModel, **more: Any) -> Any:
-    """A text encoder of one layer, for `tiny_t5_tokenizer`."""
-    return kind(
-        config(vocab_size=len(_pieces()), d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=2, **more)
-    ).eval()
-
-
-def _pieces() -> list[tuple[str, float]]:
+def tiny_t5(width: int, config: Any = T5Config, kind: Any = T5EncoderModel, **more: Any) -> tuple[Any, T5TokenizerFast]:
+    """A text encoder of one layer, and its tokenizer, which reads letter by letter."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    return [*special, *((piece, -2.0) for piece in ("▁", *CHARACTERS))]
+    pieces = [*special, *((piece, -2.0) for piece in ("▁", *CHARACTERS))]
+    sizes = {"d_model": width, "d_kv": 8, "d_ff": 2 * width, "num_layers": 1, "num_heads": 2}
+    return kind(config(vocab_size=len(pieces), **sizes, **more)).eval(), T5TokenizerFast(vocab=pieces, extra_ids=0)

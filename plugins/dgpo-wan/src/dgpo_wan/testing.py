@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTran
 from transformers import UMT5Config, UMT5EncoderModel
 
 from dgpo_diffusers.libraries import library_class
-from dgpo_diffusers.testing import save_seeded, tiny_t5, tiny_t5_tokenizer
+from dgpo_diffusers.testing import save_seeded, text_parts, tiny_t5
 
 __all__ = ["make_tiny_checkpoint"]
 
@@ -18,9 +18,6 @@ def make_tiny_checkpoint(
     directory: str | Path,
     *,
     layers: int = 2,
-    width: int = 24,
-    latent_channels: int = 4,
-    text_width: int = 16,
     boundary: float | None = None,
     expand_timesteps: bool = False,
     tied: bool = True,
@@ -29,55 +26,48 @@ def make_tiny_checkpoint(
 ) -> Path:
     """Write a random Wan pipeline with the parts of Wan 2.1, for videos of up to 512 pixels a side.
 
-    The transformer has `layers` blocks of `width` (two heads, so a multiple of 12) on patches of 1x2x2 latents; the
-    autoencoder makes latents of a pixel in eight and a frame in four. Prompts are read letter by letter. boundary: with
-    two transformers, as Wan 2.2 A14B; expand_timesteps: the mark of Wan 2.2 5B; tied: False for a text encoder written
-    as the published ones are. The same arguments give the same weights, and the global random state is left alone.
-    Returns the directory as a Path.
+    The transformer has `layers` blocks of the width 24 on patches of 1x2x2 latents; the autoencoder makes latents of a
+    pixel in eight and a frame in four. Prompts are read letter by letter. boundary: with two transformers, as Wan 2.2
+    A14B; expand_timesteps: the mark of Wan 2.2 5B; tied: False for a text encoder written as the published ones are.
+    The same arguments give the same weights, and the global random state is left alone. Returns the directory as a
+    Path.
     """
 
+    def transformer() -> WanTransformer3DModel:
+        return WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=16,
+            freq_dim=16,
+            ffn_dim=48,
+            num_layers=layers,
+            rope_max_seq_len=32,
+        ).eval()
+
     def make() -> Any:
-        first = _transformer(layers, width, latent_channels, text_width)
-        encoder = tiny_t5(text_width, UMT5Config, UMT5EncoderModel, tie_word_embeddings=tied)
+        first, (encoder, tokenizer) = transformer(), tiny_t5(16, UMT5Config, UMT5EncoderModel, tie_word_embeddings=tied)
         encoder.set_input_embeddings(encoder.get_input_embeddings())
         return library_class("WanPipeline")(
-            tokenizer=tiny_t5_tokenizer(),
-            text_encoder=encoder,
-            vae=_autoencoder(latent_channels),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
             transformer=first,
-            transformer_2=None if boundary is None else _transformer(layers, width, latent_channels, text_width),
+            **text_parts((encoder, tokenizer)),
+            # Statistics of no special kind, so that leaving them out, or mixing them up, shows.
+            vae=AutoencoderKLWan(
+                base_dim=4,
+                z_dim=4,
+                dim_mult=[1, 1, 1, 1],
+                num_res_blocks=1,
+                attn_scales=[],
+                temperal_downsample=[False, True, True],
+                latents_mean=[0.1 * (i - 1) for i in range(4)],
+                latents_std=[1.0 + 0.2 * i for i in range(4)],
+            ).eval(),
+            transformer_2=None if boundary is None else transformer(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
             boundary_ratio=boundary,
             expand_timesteps=expand_timesteps,
         )
 
     return save_seeded(directory, seed, make)
-
-
-def _transformer(layers: int, width: int, latent_channels: int, text_width: int) -> WanTransformer3DModel:
-    return WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=width // 2,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        text_dim=text_width,
-        freq_dim=16,
-        ffn_dim=2 * width,
-        num_layers=layers,
-        rope_max_seq_len=32,
-    ).eval()
-
-
-def _autoencoder(latent_channels: int) -> AutoencoderKLWan:
-    # Statistics of no special kind, so that leaving them out, or mixing them up, shows.
-    return AutoencoderKLWan(
-        base_dim=4,
-        z_dim=latent_channels,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        attn_scales=[],
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.1 * (i - 1) for i in range(latent_channels)],
-        latents_std=[1.0 + 0.2 * i for i in range(latent_channels)],
-    ).eval()
