@@ -21,7 +21,7 @@ from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_diffusers.adapter_files import DiffusersAdapter
-from dgpo_diffusers.geometry import nearest_size, shift_of
+from dgpo_diffusers.geometry import multiples, nearest_size, shift_of
 from dgpo_diffusers.libraries import quiet, unread
 from dgpo_diffusers.loading import load
 from dgpo_diffusers.meta import load_meta
@@ -87,11 +87,10 @@ class DiffusersBackbone(Backbone):
         return pixels
 
     def sides(self) -> tuple[range, range]:
-        """Heights and widths in pixels that are possible, as range(step, largest + 1, step): by default multiples of
-        the autoencoder's factor times the patch size."""
+        """Heights and widths in pixels that are possible, as `multiples`: by default of the autoencoder's factor times
+        the patch size."""
         step = self.pipeline.vae_scale_factor * (getattr(self.network.config, "patch_size", None) or 1)
-        possible = range(step, 16_384 + 1, step)
-        return possible, possible
+        return multiples(step), multiples(step)
 
     def latents(self, height: int, width: int) -> tuple[int, ...]:
         """Shape of one latent for a possible size in pixels: by default (C, h, w)."""

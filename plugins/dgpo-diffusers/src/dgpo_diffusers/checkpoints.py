@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,20 +124,17 @@ def load_model(opened: Opened, name: str, dtype: torch.dtype, *, tied: Sequence[
     """
     kind, directory = opened.layout.kind_of(name), opened.directory
     where = f"{CHECKPOINT}: {directory / name}"
-    try:
-        # What is missing is said below, what is tied is not missing. Some classes draw weights before they are read.
-        with quiet(), torch.random.fork_rng(devices=[]):
-            model, info = kind.from_pretrained(
-                directory,
-                subfolder=name,
-                torch_dtype=dtype,
-                use_safetensors=True,
-                variant=opened.variants[name],
-                output_loading_info=True,
-                local_files_only=True,
-            )
-    except Exception as error:  # libraries raise what they like for a file that is not as they think
-        raise UserError(f"{where} cannot be loaded as {kind.__name__}: {_reason(error)}") from error
+    # What is missing is said below, what is tied is not missing. Some classes draw weights before they are read.
+    with _loading(directory / name, f" as {kind.__name__}"), torch.random.fork_rng(devices=[]):
+        model, info = kind.from_pretrained(
+            directory,
+            subfolder=name,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            variant=opened.variants[name],
+            output_loading_info=True,
+            local_files_only=True,
+        )
     missing = sorted(set(info["missing_keys"]) - set(tied))
     if missing:
         raise UserError(f"{where} lacks {len(missing)} of the weights of {kind.__name__}, among them {missing[0]}")
@@ -160,49 +158,41 @@ def load_pipeline(opened: Opened, models: Mapping[str, torch.nn.Module], **setti
     parts: dict[str, Any] = dict.fromkeys(opened.layout.models) | dict(models)
     for name in opened.layout.vocabularies:
         parts[name] = None if name in opened.left_out else _tokenizer(opened, name, parts[_encoder(name)])
-    parts["scheduler"] = _scheduler(opened)
+    # Samplers bring their own times, so that the scheduler's class matters to nobody but users of the pipeline.
+    parts["scheduler"] = _named(opened, "scheduler", diffusers, diffusers.FlowMatchEulerDiscreteScheduler)
     kind = opened.layout.kind
     known = inspect.signature(kind.__init__).parameters
-    try:
-        with quiet():
-            pipeline = kind(**parts, **{k: v for k, v in settings.items() if k in known})
-            pipeline.register_to_config(_name_or_path=str(opened.directory))
-    except Exception as error:
-        raise UserError(f"{CHECKPOINT}: {opened.directory} cannot be loaded: {_reason(error)}") from error
+    with _loading(opened.directory):
+        pipeline = kind(**parts, **{k: v for k, v in settings.items() if k in known})
+        pipeline.register_to_config(_name_or_path=str(opened.directory))
     return pipeline
 
 
 def _tokenizer(opened: Opened, name: str, encoder: Any) -> Any:
-    directory = opened.directory / name
-    _, named = opened.index.part(name) or ("", "")
-    kind = getattr(transformers, named, None) if named.endswith(("Tokenizer", "TokenizerFast")) else None
-    try:
-        with quiet():
-            tokenizer: Any = (kind or transformers.AutoTokenizer).from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
-            )
-    except Exception as error:  # the tokenizers library raises plain ones
-        raise UserError(f"{CHECKPOINT}: {directory} cannot be loaded: {_reason(error)}") from error
+    tokenizer = _named(opened, name, transformers, transformers.AutoTokenizer, trust_remote_code=False)
     if len(tokenizer) > encoder.config.vocab_size:
         raise UserError(
-            f"{CHECKPOINT}: {directory} knows {len(tokenizer)} tokens, but {_encoder(name)} "
+            f"{CHECKPOINT}: {opened.directory / name} knows {len(tokenizer)} tokens, but {_encoder(name)} "
             f"{encoder.config.vocab_size}: they do not belong together"
         )
     return tokenizer
 
 
-def _scheduler(opened: Opened) -> Any:
-    """The checkpoint's own; samplers bring theirs, so that its class matters to nobody but users of the pipeline."""
-    directory = opened.directory / "scheduler"
-    _, named = opened.index.part("scheduler") or ("", "")
-    kind = getattr(diffusers, named, None) if named.endswith("Scheduler") else None
+def _named(opened: Opened, name: str, library: Any, default: Any, **settings: Any) -> Any:
+    """A scheduler or tokenizer, of the class that the index names if the library has it."""
+    _, named = opened.index.part(name) or ("", "")
+    kind = getattr(library, named, None) if named.endswith(("Scheduler", "Tokenizer", "TokenizerFast")) else None
+    with _loading(opened.directory / name):
+        return (kind or default).from_pretrained(opened.directory / name, local_files_only=True, **settings)
+
+
+@contextmanager
+def _loading(what: Path, kind: str = "") -> Iterator[None]:
+    """Libraries raise what they like for a file that is not as they think: inside, it is one UserError."""
     try:
         with quiet():
-            return (kind or diffusers.FlowMatchEulerDiscreteScheduler).from_pretrained(directory, local_files_only=True)
+            yield
     except Exception as error:
-        raise UserError(f"{CHECKPOINT}: {directory} cannot be loaded: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    said = error_text(error).removeprefix(f"{type(error).__name__}: ")
-    return next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+        said = error_text(error).removeprefix(f"{type(error).__name__}: ")
+        reason = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{CHECKPOINT}: {what} cannot be loaded{kind}: {reason}") from error

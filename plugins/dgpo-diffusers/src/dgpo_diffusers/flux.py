@@ -17,7 +17,8 @@ from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.flux_original import NAMES
-from dgpo_diffusers.layout import CLIP_VOCABULARY, T5_VOCABULARY, Layout
+from dgpo_diffusers.geometry import multiples
+from dgpo_diffusers.layout import CLIP_VOCABULARY, JOINT_ATTENTION, T5_VOCABULARY, Layout
 
 if TYPE_CHECKING:
     from dgpo_diffusers.flux_options import FluxOptions
@@ -55,10 +56,7 @@ class FluxBackbone(DiffusersBackbone):
         grid="even",
         # The attention of both kinds of blocks; single ones have queries, keys and values alone. Their `proj_out` is no
         # attention's and, as an ending, also the layer that gives the velocity.
-        lora_targets=(
-            *("to_q", "to_k", "to_v", "to_out.0"),
-            *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-        ),
+        lora_targets=JOINT_ATTENTION,
         original=NAMES.original_pairs,
         comfyui=NAMES.comfyui_pairs,
     )
@@ -109,8 +107,7 @@ class FluxBackbone(DiffusersBackbone):
 
     def sides(self) -> tuple[range, range]:
         """Multiples of twice the autoencoder's factor: 16 pixels are one token."""
-        step = 2 * self.pipeline.vae_scale_factor
-        possible = range(step, 16_384 + 1, step)
+        possible = multiples(2 * self.pipeline.vae_scale_factor)
         return possible, possible
 
     def latents(self, height: int, width: int) -> tuple[int, ...]:

@@ -8,11 +8,16 @@ from typing import Any
 
 from dgpo_core.schedules import exponential_shift
 
-__all__ = ["nearest_size", "shift_of"]
+__all__ = ["multiples", "nearest_size", "shift_of"]
+
+
+def multiples(step: int, largest: int = 16_384) -> range:
+    """Possible sides in pixels, from one step to the largest."""
+    return range(step, largest + 1, step)
 
 
 def nearest_size(size: tuple[int, int], possible: Sequence[range]) -> tuple[int, int]:
-    """The possible (height, width) nearest to one in pixels; possible: range(step, largest + 1, step) of each side."""
+    """The possible (height, width) nearest to one in pixels; possible: `multiples` of each side."""
     height, width = (
         min(max(side.start, round(given / side.step) * side.step), side[-1])
         for given, side in zip(size, possible, strict=True)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from dgpo_core.lora import Pairs
 
-__all__ = ["CLIP_VOCABULARY", "T5_VOCABULARY", "Layout"]
+__all__ = ["CLIP_VOCABULARY", "JOINT_ATTENTION", "T5_VOCABULARY", "Layout"]
 
 CLIP_VOCABULARY = ("tokenizer.json", "vocab.json")
 T5_VOCABULARY = ("tokenizer.json", "spiece.model")
+JOINT_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""Of images, and of the texts that they attend to as to themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)

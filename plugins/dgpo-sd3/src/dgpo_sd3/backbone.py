@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
-from dgpo_diffusers.layout import CLIP_VOCABULARY, T5_VOCABULARY, Layout
+from dgpo_diffusers.geometry import multiples
+from dgpo_diffusers.layout import CLIP_VOCABULARY, JOINT_ATTENTION, T5_VOCABULARY, Layout
 from dgpo_sd3.original import NAMES
 
 if TYPE_CHECKING:
@@ -56,10 +57,7 @@ class SD3Backbone(DiffusersBackbone):
         },
         # As endings these also match SD3.5's second attention of a block (`attn2`), which has an image stream alone.
         # DGPO's authors adapt less: the same endings after `attn.`.
-        lora_targets=(
-            *("to_q", "to_k", "to_v", "to_out.0"),
-            *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-        ),
+        lora_targets=JOINT_ATTENTION,
         original=NAMES.original_pairs,
         comfyui=NAMES.comfyui_pairs,
     )
@@ -89,15 +87,14 @@ class SD3Backbone(DiffusersBackbone):
         return {"prompt_embeds": (tokens, config.joint_attention_dim), "pooled": (config.pooled_projection_dim,)}
 
     def readers(self) -> Sequence[tuple[Any, int]]:
-        """The CLIP tokenizers and, if there is one, T5's."""
-        p = self.pipeline
-        readers = [(tokenizer, p.tokenizer_max_length) for tokenizer in (p.tokenizer, p.tokenizer_2)]
-        return readers + ([(p.tokenizer_3, self.options.text_length)] if p.text_encoder_3 is not None else [])
+        """The CLIP tokenizers and T5's."""
+        p, clip = self.pipeline, self.pipeline.tokenizer_max_length
+        return [(p.tokenizer, clip), (p.tokenizer_2, clip), (p.tokenizer_3, self.options.text_length)]
 
     def sides(self) -> tuple[range, range]:
         """Multiples of the autoencoder's factor times the patch size, as far as the position embeddings reach."""
         step = self.pipeline.vae_scale_factor * self.pipeline.patch_size
-        possible = range(step, step * self.network.config.pos_embed_max_size + 1, step)
+        possible = multiples(step, step * self.network.config.pos_embed_max_size)
         return possible, possible
 
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
