@@ -197,16 +197,13 @@ class DiffusersBackbone(Backbone):
     @contextmanager
     def encoding(self) -> Iterator[None]:
         """The text encoders are on the device inside, wherever they are kept."""
-        if not self.options.offload_text:
-            yield
-            return
         try:
-            for encoder in self._encoders():
-                encoder.to(self.device)
+            for visitor in self.visitors().values():
+                visitor.to(self.device)
             yield
         finally:
-            for encoder in self._encoders():
-                encoder.to("cpu")
+            for visitor in self.visitors().values():
+                visitor.to("cpu")
 
     @property
     def module(self) -> nn.Module:

@@ -72,28 +72,29 @@ def open_checkpoint(
     preferred where a model has several. Raises UserError for a checkpoint that is missing, cannot be fetched, is of
     another architecture, incomplete, damaged or quantised.
     """
-    source = resolve_checkpoint(section.checkpoint)
-    revision = section.revision
-    if Path(source).is_dir():
-        if revision is not None:
-            raise UserError(
-                f"backbone.revision: {revision} is set, but {source} is a directory; a revision is for a Hub "
-                "repository: leave it out"
-            )
-        directory = Path(source)
-        index = read_index(index_in(directory, layout, section.checkpoint), source, layout)
-        names = list(wanted(index))
-    else:
-        # The index first: it is a few lines, and tells whether the rest is wanted.
-        index = read_index(_fetched(section, lambda: hf_hub_download(source, INDEX, revision=revision)), source, layout)
-        names = list(wanted(index))
-        arguments: dict[str, Any] = dict.fromkeys(_left_out(layout, names) & layout.optional.keys())
+    source, revision = resolve_checkpoint(section.checkpoint), section.revision
+    here = Path(source).is_dir()
+    if here and revision is not None:
+        raise UserError(
+            f"backbone.revision: {revision} is set, but {source} is a directory; a revision is for a Hub repository: "
+            "leave it out"
+        )
+    # The index first: it is a few lines, and tells whether the rest is wanted.
+    path = (
+        index_in(Path(source), layout, section.checkpoint)
+        if here
+        else _fetched(section, lambda: hf_hub_download(source, INDEX, revision=revision))
+    )
+    index = read_index(path, source, layout)
+    names = list(wanted(index))
+    left_out, directory = _left_out(layout, names), Path(source)
+    if not here:
+        arguments: dict[str, Any] = dict.fromkeys(left_out & layout.optional.keys())
         if variant is not None:
             arguments["variant"] = variant
         directory = _fetched(
             section, lambda: layout.kind.download(source, revision=revision, use_safetensors=True, **arguments)
         )
-    left_out = _left_out(layout, names)
     variants = check_models(directory, layout, names, variant=variant)
     check_tokenizers(directory, layout, left_out)
     return Opened(directory, index, layout, left_out, variants)

@@ -20,7 +20,8 @@ __all__ = ["load"]
 
 CLIP = ("max_position_embeddings", "eos_token_id")
 """Numbers of CLIP's text encoders that prompts are read with."""
-FACTORS = ("scaling_factor", "shift_factor")
+FACTORS = {"scaling_factor": "a number above 0", "shift_factor": "a number"}
+"""What is allowed for numbers that count nothing."""
 SHORTEST = 3
 """Tokens: a start, an end, and one between."""
 
@@ -67,9 +68,7 @@ def _check_numbers(directory: Path, pipeline: Any, layout: Layout) -> None:
                 )
             real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not real or (key != "shift_factor" and value <= 0) or (key not in FACTORS and value != int(value)):
-                allowed = "a number" if key == "shift_factor" else "a number above 0"
-                allowed = allowed if key in FACTORS else "1, 2, 3, ..."
-                raise UserError(f"{where}: {key} is {show(value)}; allowed is {allowed}")
+                raise UserError(f"{where}: {key} is {show(value)}; allowed is {FACTORS.get(key, '1, 2, 3, ...')}")
 
 
 def _clips(pipeline: Any, layout: Layout) -> list[str]:
@@ -87,7 +86,5 @@ def _limit_tokens(pipeline: Any, layout: Layout) -> None:
     for name in clips:
         tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"))
         length = tokenizer.model_max_length
-        if not SHORTEST <= length <= longest:
-            tokenizer.model_max_length = longest
-        tokenizer.model_max_length = int(tokenizer.model_max_length)
+        tokenizer.model_max_length = int(length if SHORTEST <= length <= longest else longest)
     pipeline.tokenizer_max_length = pipeline.tokenizer.model_max_length

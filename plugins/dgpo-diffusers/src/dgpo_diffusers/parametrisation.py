@@ -97,7 +97,7 @@ class EpsilonPrediction(FlowPrediction):
 
     def state(self, x_sigma: Tensor, sigma: Tensor) -> Tensor:
         """x_vp."""
-        return x_sigma * _over(x_sigma, _square(sigma).rsqrt())
+        return x_sigma * _square(sigma).rsqrt().to(x_sigma.dtype).reshape(-1, *(1,) * (x_sigma.ndim - 1))
 
     def time(self, sigma: Tensor) -> Tensor:
         """The place t [B] in the table, in [0, places - 1], float32, not rounded: linear in log alpha^2 between whole
@@ -143,11 +143,6 @@ class VPrediction(EpsilonPrediction):
 def _square(sigma: Tensor) -> Tensor:
     """1 / (alpha + s)^2."""
     return (1 - sigma).square() + sigma.square()
-
-
-def _over(like: Tensor, factor: Tensor) -> Tensor:
-    """factor [B] or 0-d as [B, 1, ...] in the dtype of `like`."""
-    return factor.to(like.dtype).reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:

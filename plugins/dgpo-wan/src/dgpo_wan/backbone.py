@@ -17,6 +17,7 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
+from dgpo_diffusers.geometry import multiples
 from dgpo_diffusers.layout import T5_VOCABULARY, Layout
 from dgpo_wan.checks import check_wan
 from dgpo_wan.options import COMPRESSION
@@ -114,10 +115,9 @@ class WanBackbone(DiffusersBackbone):
         """Multiples of the autoencoder's factor times the patch size and of 16, as far as the position embeddings
         reach."""
         config, factor = self.network.config, self.pipeline.vae_scale_factor_spatial
-        steps = [math.lcm(factor * patch, PIPELINE_STEP) for patch in config.patch_size[1:]]
         height, width = (
-            range(step, factor * patch * config.rope_max_seq_len + 1, step)
-            for step, patch in zip(steps, config.patch_size[1:], strict=True)
+            multiples(math.lcm(factor * patch, PIPELINE_STEP), factor * patch * config.rope_max_seq_len)
+            for patch in config.patch_size[1:]
         )
         return height, width
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,27 @@ __all__ = ["check_wan"]
 
 def check_wan(pipeline: Any, directory: Path) -> None:
     """Raise UserError for parts that do not fit each other, or text-to-video."""
+    for wrong in _misfits(pipeline):
+        raise UserError(f"backbone.checkpoint: {directory}/{wrong}")
+
+
+def _misfits(pipeline: Any) -> Iterator[str]:
     vae = pipeline.vae.config
     for name in ("transformer", "transformer_2"):
-        transformer = getattr(pipeline, name)
-        if transformer is None:
+        if (transformer := getattr(pipeline, name)) is None:
             continue
         config = transformer.config
         if config.in_channels != vae.z_dim or config.image_dim is not None:
-            raise UserError(
-                f"backbone.checkpoint: {directory}/{name} takes {config.in_channels} channels"
-                f"{' and an image' if config.image_dim is not None else ''}, the autoencoder gives {vae.z_dim}: it is "
-                "not text-to-video"
+            image = "" if config.image_dim is None else " and an image"
+            yield (
+                f"{name} takes {config.in_channels} channels{image}, the autoencoder gives {vae.z_dim}: it is not "
+                "text-to-video"
             )
         if config.patch_size[0] != 1:
-            raise UserError(
-                f"backbone.checkpoint: {directory}/{name} joins {config.patch_size[0]} latent frames into one patch; "
-                "the backbone wan knows patches of one frame"
-            )
-    if vae.scale_factor_temporal != COMPRESSION:
-        raise UserError(
-            f"backbone.checkpoint: {directory}/vae makes one latent frame of {vae.scale_factor_temporal}; the backbone "
-            f"wan knows {COMPRESSION}"
-        )
-    if not len(vae.latents_mean) == len(vae.latents_std) == vae.z_dim:
-        raise UserError(
-            f"backbone.checkpoint: {directory}/vae/config.json has {len(vae.latents_mean)} latents_mean and "
-            f"{len(vae.latents_std)} latents_std for {vae.z_dim} channels"
-        )
+            joined = config.patch_size[0]
+            yield f"{name} joins {joined} latent frames into one patch; the backbone wan knows patches of one frame"
+    if (frames := vae.scale_factor_temporal) != COMPRESSION:
+        yield f"vae makes one latent frame of {frames}; the backbone wan knows {COMPRESSION}"
+    means, deviations = len(vae.latents_mean), len(vae.latents_std)
+    if not means == deviations == vae.z_dim:
+        yield f"vae/config.json has {means} latents_mean and {deviations} latents_std for {vae.z_dim} channels"
