@@ -3,9 +3,3 @@
 Importing this package imports nothing heavy; take what you need from its modules: `backbone` for the base class,
 `layout` for what a checkpoint consists of, `testing` for tiny random checkpoints.
 """
-
-from __future__ import annotations
-
-__all__ = ["__version__"]
-
-__version__ = "0.1.0"

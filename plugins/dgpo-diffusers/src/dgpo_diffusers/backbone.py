@@ -88,14 +88,17 @@ class DiffusersBackbone(Backbone):
 
     def sides(self) -> tuple[range, range]:
         """Heights and widths in pixels that are possible, as `multiples`: by default of the autoencoder's factor times
-        the patch size."""
-        step = self.pipeline.vae_scale_factor * (getattr(self.network.config, "patch_size", None) or 1)
-        return multiples(step), multiples(step)
+        the patch size, as far as the position embeddings reach."""
+        config = self.network.config
+        step = self.pipeline.vae_scale_factor * (getattr(config, "patch_size", None) or 1)
+        reach = getattr(config, "pos_embed_max_size", None)
+        possible = multiples(step, step * reach) if reach else multiples(step)
+        return possible, possible
 
     def latents(self, height: int, width: int) -> tuple[int, ...]:
-        """Shape of one latent for a possible size in pixels: by default (C, h, w)."""
+        """Shape of one latent for a possible size in pixels: by default (C, h, w) of the autoencoder."""
         factor = self.pipeline.vae_scale_factor
-        return self.network.config.in_channels, height // factor, width // factor
+        return self.vae.config.latent_channels, height // factor, width // factor
 
     def readers(self) -> Sequence[tuple[Any, int]]:
         """Tokenizers, some of which may be None, with how many of their tokens are read: for `unread`."""

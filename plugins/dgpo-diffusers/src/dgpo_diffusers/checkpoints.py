@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +117,8 @@ def _fetched(section: BackboneSection, fetch: Callable[[], str | Path]) -> Path:
         raise unreachable(CHECKPOINT, section.checkpoint, section.revision, error) from error
 
 
-def load_model(opened: Opened, name: str, dtype: torch.dtype, *, tied: Sequence[str] = ()) -> torch.nn.Module:
-    """One model of a checkpoint on the CPU. tied: weights that are another name for one which is there.
+def load_model(opened: Opened, name: str, dtype: torch.dtype) -> torch.nn.Module:
+    """One model of a checkpoint on the CPU.
 
     Raises UserError if it is damaged, lacks a weight, which the libraries would fill with random numbers, or has more
     layers than its configuration, which they would leave out.
@@ -136,7 +136,8 @@ def load_model(opened: Opened, name: str, dtype: torch.dtype, *, tied: Sequence[
             output_loading_info=True,
             local_files_only=True,
         )
-    missing = sorted(set(info["missing_keys"]) - set(tied))
+    tied = set(opened.layout.tied.get(name, ()))
+    missing = sorted(set(info["missing_keys"]) - tied)
     if missing:
         raise UserError(f"{where} lacks {len(missing)} of the weights of {kind.__name__}, among them {missing[0]}")
     lists = {name for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
@@ -146,6 +147,8 @@ def load_model(opened: Opened, name: str, dtype: torch.dtype, *, tied: Sequence[
             f"{where} holds {len(over)} weights of layers that its config.json does not have, among them {over[0]}: "
             "the two are of different models"
         )
+    if tied:
+        model.set_input_embeddings(model.get_input_embeddings())  # the encoder's own become the shared ones
     assert isinstance(model, torch.nn.Module)
     return model
 

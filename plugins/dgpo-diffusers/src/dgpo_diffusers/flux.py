@@ -110,11 +110,6 @@ class FluxBackbone(DiffusersBackbone):
         possible = multiples(2 * self.pipeline.vae_scale_factor)
         return possible, possible
 
-    def latents(self, height: int, width: int) -> tuple[int, ...]:
-        """(C, h, w)."""
-        factor = self.pipeline.vae_scale_factor
-        return self.network.config.in_channels // 4, height // factor, width // factor
-
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         """FLUX.1 was trained on v = noise - x0; the transformer is given sigma and the guidance itself, and multiplies
         both by 1000. x [B, C, h, w]."""

@@ -1,10 +1,12 @@
-"""What checkpoints of a family consist of, in names alone: no library of models is imported before one is asked for."""
+"""What checkpoints of a family consist of, in names alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from dgpo_diffusers.libraries import library_class
 
 if TYPE_CHECKING:
     from dgpo_core.lora import Pairs
@@ -53,11 +55,11 @@ class Layout:
     @property
     def kind(self) -> Any:
         """diffusers' class of the pipeline."""
-        return self._class(self.pipeline)
+        return library_class(self.pipeline)
 
     def kind_of(self, model: str) -> Any:
         """The class of a model."""
-        return self._class(self.models[model])
+        return library_class(self.models[model])
 
     @property
     def networks(self) -> Sequence[str]:
@@ -68,9 +70,3 @@ class Layout:
     def encoders(self) -> Sequence[str]:
         """Subdirectories of what reads prompts."""
         return [name for name in self.models if name != "vae" and name not in self.networks]
-
-    @staticmethod
-    def _class(name: str) -> Any:
-        from dgpo_diffusers.libraries import library_class
-
-        return library_class(name)

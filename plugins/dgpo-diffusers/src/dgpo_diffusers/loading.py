@@ -36,13 +36,8 @@ def load(backbone: DiffusersBackbone) -> Any:
     section, layout = backbone.section, backbone.layout
     opened = open_checkpoint(section, layout, wanted=backbone.components, variant=backbone.options.variant)
     exact = {"vae", backbone.trained(opened.variants)} if section.train == "full" else {"vae"}
-    models = {}
-    for name in opened.variants:
-        dtype = torch.float32 if name in exact else getattr(torch, section.dtype)
-        model: Any = load_model(opened, name, dtype, tied=layout.tied.get(name, ()))
-        if name in layout.tied:
-            model.set_input_embeddings(model.get_input_embeddings())  # the encoder's own become the shared ones
-        models[name] = model
+    dtypes = {name: torch.float32 if name in exact else getattr(torch, section.dtype) for name in opened.variants}
+    models = {name: load_model(opened, name, dtype) for name, dtype in dtypes.items()}
     pipeline = load_pipeline(opened, models, **backbone.settings(opened.index))
     _check_numbers(opened.directory, pipeline, layout)
     _limit_tokens(pipeline, layout)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
-from dgpo_diffusers.geometry import multiples
 from dgpo_diffusers.layout import CLIP_VOCABULARY, JOINT_ATTENTION, T5_VOCABULARY, Layout
 from dgpo_sd3.original import NAMES
 
@@ -90,12 +89,6 @@ class SD3Backbone(DiffusersBackbone):
         """The CLIP tokenizers and T5's."""
         p, clip = self.pipeline, self.pipeline.tokenizer_max_length
         return [(p.tokenizer, clip), (p.tokenizer_2, clip), (p.tokenizer_3, self.options.text_length)]
-
-    def sides(self) -> tuple[range, range]:
-        """Multiples of the autoencoder's factor times the patch size, as far as the position embeddings reach."""
-        step = self.pipeline.vae_scale_factor * self.pipeline.patch_size
-        possible = multiples(step, step * self.network.config.pos_embed_max_size)
-        return possible, possible
 
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         """SD3 was trained on v = noise - x0 at timestep 1000 * sigma, so nothing is converted. x [B, C, H, W]."""
