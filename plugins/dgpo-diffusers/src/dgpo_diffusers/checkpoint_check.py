@@ -12,15 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_core.errors import UserError
-from dgpo_core.weights import (
-    check_file,
-    check_weights,
-    fetch_again,
-    read_json,
-    refuse_quantised,
-    shapes,
-    where_instead,
-)
+from dgpo_core.weights import check_file, check_weights, fetch_again, read_json, refuse_quantised, shapes, where_instead
 from dgpo_diffusers.layout import Layout
 from dgpo_diffusers.sizes import check_sizes
 from dgpo_schemas.problems import show

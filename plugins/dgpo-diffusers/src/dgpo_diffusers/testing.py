@@ -21,13 +21,7 @@ from transformers import (
 
 from dgpo_diffusers.libraries import quiet
 
-__all__ = [
-    "save_seeded",
-    "text_parts",
-    "tiny_autoencoder",
-    "tiny_clip",
-    "tiny_t5",
-]
+__all__ = ["save_seeded", "text_parts", "tiny_autoencoder", "tiny_clip", "tiny_t5"]
 
 CHARACTERS = ascii_lowercase + digits + punctuation
 
@@ -43,12 +37,11 @@ def save_seeded(directory: str | Path, seed: int, make: Callable[[], Any]) -> Pa
 
 def text_parts(*readers: tuple[Any, Any]) -> dict[str, Any]:
     """Text encoders and their tokenizers as parts of a pipeline: text_encoder, tokenizer, text_encoder_2, ..."""
-    ends = ("", *(f"_{i + 2}" for i in range(len(readers))))
-    return {
-        name + end: part
-        for end, pair in zip(ends, readers, strict=False)
-        for name, part in zip(("text_encoder", "tokenizer"), pair, strict=True)
-    }
+    found = {}
+    for i, (encoder, tokenizer) in enumerate(readers):
+        end = f"_{i + 1}" if i else ""
+        found |= {f"text_encoder{end}": encoder, f"tokenizer{end}": tokenizer}
+    return found
 
 
 def tiny_autoencoder(

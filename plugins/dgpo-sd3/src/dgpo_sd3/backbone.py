@@ -43,11 +43,7 @@ class SD3Backbone(DiffusersBackbone):
             "text_encoder_2": "CLIPTextModelWithProjection",
             "text_encoder_3": "T5EncoderModel",
         },
-        vocabularies={
-            "tokenizer": CLIP_VOCABULARY,
-            "tokenizer_2": CLIP_VOCABULARY,
-            "tokenizer_3": T5_VOCABULARY,
-        },
+        vocabularies={"tokenizer": CLIP_VOCABULARY, "tokenizer_2": CLIP_VOCABULARY, "tokenizer_3": T5_VOCABULARY},
         optional={"text_encoder_3": WITHOUT_T5, "tokenizer_3": WITHOUT_T5},
         alike=r"StableDiffusion3(Img2Img|Inpaint|PAG|PAGImg2Img)Pipeline",
         numbers={
