@@ -243,8 +243,8 @@ def test_times_between_two_places_are_not_rounded(backbone: SDXLBackbone) -> Non
 # -- conditioning ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("zeros", [True, False])
-def test_without_a_negative_text_the_text_is_zeros_where_the_checkpoint_says_so(zeros: bool, copy: Copy) -> None:
+@pytest.mark.parametrize("zeros", [True, False, None])
+def test_without_a_negative_text_the_text_is_zeros_where_the_checkpoint_says_so(zeros: bool | None, copy: Copy) -> None:
     backbone = build(copy(index={"force_zeros_for_empty_prompt": zeros}))
     mixed = [Prompt("a", size=SIZE), Prompt("b", size=SIZE, negative=""), Prompt("c", size=SIZE, negative="blur")]
     found = backbone.unconditional(mixed).tensors

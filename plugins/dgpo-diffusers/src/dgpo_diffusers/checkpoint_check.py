@@ -62,9 +62,9 @@ class Index:
             raise UserError(f"{CHECKPOINT}: {self.path}: {name} is {show(value)}; allowed is a number from 0 to 1")
         return float(value)
 
-    def flag(self, name: str) -> bool:
-        """A setting that is true or false, by default false. Raises UserError for anything else."""
-        value = self.data.get(name)
+    def flag(self, name: str, default: bool = False) -> bool:
+        """A setting that is true or false; null is false, as in diffusers. Raises UserError for anything else."""
+        value = self.data.get(name, default)
         if value is not None and not isinstance(value, bool):
             raise UserError(f"{CHECKPOINT}: {self.path}: {name} is {show(value)}; allowed is true or false")
         return bool(value)

@@ -56,12 +56,7 @@ class SDXLBackbone(DiffusersBackbone):
 
     def settings(self, index: Index) -> Mapping[str, Any]:
         """Whether no negative text is zeros; and no watermark, which diffusers adds where its package is installed."""
-        zeros = index.data.get("force_zeros_for_empty_prompt", True)
-        if not isinstance(zeros, bool):
-            raise UserError(
-                f"backbone.checkpoint: {index.path}: force_zeros_for_empty_prompt is {show(zeros)}; allowed is true or "
-                "false"
-            )
+        zeros = index.flag("force_zeros_for_empty_prompt", default=True)
         return {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
 
     def check(self, pipeline: Any, directory: Path) -> None:
