@@ -1,6 +1,6 @@
 """Whether a checkpoint in diffusers' format is what a backbone can load: looked at before any weight is read.
 
-No library of models is imported. Whatever is wrong is a UserError of one line that names file and key, and the way on.
+Whatever is wrong is a UserError of one line that names file and key, and the way on.
 """
 
 from __future__ import annotations

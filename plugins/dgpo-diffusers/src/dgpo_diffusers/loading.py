@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,10 @@ def load(backbone: DiffusersBackbone) -> Any:
     dtypes = {name: torch.float32 if name in exact else getattr(torch, section.dtype) for name in opened.variants}
     models = {name: load_model(opened, name, dtype) for name, dtype in dtypes.items()}
     pipeline = load_pipeline(opened, models, **backbone.settings(opened.index))
-    _check_numbers(opened.directory, pipeline, layout)
-    _limit_tokens(pipeline, layout)
+    clips = [name for name in layout.encoders if name in models and layout.models[name].startswith("CLIPText")]
+    _check_numbers(opened.directory, pipeline, layout, clips)
+    if clips:
+        _limit_tokens(pipeline, clips)
     try:
         backbone.check(pipeline, opened.directory)
     except (TypeError, AttributeError, IndexError, KeyError) as error:
@@ -51,9 +54,9 @@ def load(backbone: DiffusersBackbone) -> Any:
     return pipeline
 
 
-def _check_numbers(directory: Path, pipeline: Any, layout: Layout) -> None:
+def _check_numbers(directory: Path, pipeline: Any, layout: Layout, clips: Sequence[str]) -> None:
     """Raise UserError for values that the libraries take as they are, and that stop the first picture."""
-    for name, keys in [*layout.numbers.items(), *((name, CLIP) for name in _clips(pipeline, layout))]:
+    for name, keys in [*layout.numbers.items(), *((name, CLIP) for name in clips)]:
         for key in keys:
             value: Any = getattr(getattr(pipeline, name).config, key, None)
             where = f"backbone.checkpoint: {directory}/{name}/config.json"
@@ -66,17 +69,9 @@ def _check_numbers(directory: Path, pipeline: Any, layout: Layout) -> None:
                 raise UserError(f"{where}: {key} is {show(value)}; allowed is {FACTORS.get(key, '1, 2, 3, ...')}")
 
 
-def _clips(pipeline: Any, layout: Layout) -> list[str]:
-    """Subdirectories of CLIP's text encoders."""
-    return [n for n in layout.encoders if layout.models[n].startswith("CLIPText") and getattr(pipeline, n) is not None]
-
-
-def _limit_tokens(pipeline: Any, layout: Layout) -> None:
+def _limit_tokens(pipeline: Any, clips: Sequence[str]) -> None:
     """CLIP's tokenizers cut prompts where their text encoders end reading, whatever length they were saved with: one
     without `model_max_length` has 1e30, which no tokenizer can hold."""
-    clips = _clips(pipeline, layout)
-    if not clips:
-        return
     longest = min(getattr(pipeline, name).config.max_position_embeddings for name in clips)
     for name in clips:
         tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"))

@@ -37,7 +37,7 @@ def save_seeded(directory: str | Path, seed: int, make: Callable[[], Any]) -> Pa
 
 def text_parts(*readers: tuple[Any, Any]) -> dict[str, Any]:
     """Text encoders and their tokenizers as parts of a pipeline: text_encoder, tokenizer, text_encoder_2, ..."""
-    found = {}
+    found: dict[str, Any] = {}
     for i, (encoder, tokenizer) in enumerate(readers):
         end = f"_{i + 1}" if i else ""
         found |= {f"text_encoder{end}": encoder, f"tokenizer{end}": tokenizer}
