@@ -9,7 +9,6 @@ scaled, swapped, renamed or reshaped tensor is seen. What changes fewer than all
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dgpo_core.errors import UserError
+from dgpo_core.headers import read_header
 from dgpo_schemas.origin import BaseFile, BaseRecord
 
 __all__ = ["base_record", "differences"]
@@ -30,8 +30,6 @@ KINDS = (WEIGHTS, ".json", ".model", ".txt")
 INDEX = "model_index.json"
 """Names a pipeline's parts, which lie in directories of their own: then nothing else at the top is read."""
 DEEPEST = 4
-HEADER_LIMIT = 100_000_000
-"""Bytes; safetensors' own limit."""
 SNAPSHOT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -106,19 +104,15 @@ def _regions(handle: BinaryIO, size: int) -> list[tuple[int, int]] | None:
     no safetensors file."""
     if size <= WHOLE:
         return None
-    length = int.from_bytes(handle.read(8), "little")
-    if not 0 < length <= min(HEADER_LIMIT, size - 8):
-        handle.seek(0)
-        return None
     try:
-        header = json.loads(handle.read(length))
-        spans = sorted(tuple(entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__")
-        if not all(0 <= begin <= end <= size - 8 - length for begin, end in spans):
+        header, first = read_header(handle, size)
+        spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+        if not all(0 <= begin <= end for begin, end in spans):
             raise ValueError("tensors outside of the file")
-        regions = [(0, 8 + length)]
+        regions = [(0, first)]
         for begin, end in spans:
-            regions += [(8 + length + start, count) for start, count in _blocks(int(begin), int(end))]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            regions += [(first + start, count) for start, count in _blocks(int(begin), int(end))]
+    except (ValueError, TypeError):
         handle.seek(0)
         return None
     handle.seek(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dgpo_core.errors import UserError
+from dgpo_core.headers import BadHeader, read_header
 from dgpo_core.weights.configurations import is_pointer, quantised, read_json
 from dgpo_core.weights.elsewhere import fetch_again, hub_repository, unfinished
 from dgpo_schemas.text import clean
@@ -17,8 +17,8 @@ from dgpo_schemas.text import clean
 __all__ = ["check_file", "check_weights", "shapes"]
 
 SAFETENSORS, INDEX = ".safetensors", ".safetensors.index.json"
-HEADER_LIMIT = 100_000_000
-"""Bytes; safetensors' own limit."""
+LARGEST = 10**16
+"""A side of a tensor."""
 SMALL = re.compile(r"F[468](_.*)?|I8|U8")
 """Types of which no weights are, unless they are quantised."""
 SCALES = re.compile(
@@ -66,11 +66,10 @@ def shapes(directory: Path, stem: str, where: str, *, variant: str | None) -> di
         with path.open("rb") as file:
             header = _header(file, os.fstat(file.fileno()).st_size, path, where)
         for tensor, entry in header.items():
-            shape = entry.get("shape") if tensor != "__metadata__" else []
-            if not isinstance(shape, list) or not all(isinstance(n, int) and 0 <= n <= HEADER_LIMIT**2 for n in shape):
+            shape = entry.get("shape")
+            if not isinstance(shape, list) or not all(isinstance(n, int) and 0 <= n <= LARGEST for n in shape):
                 raise UserError(f"{where}: {path}: the shape of {clean(tensor, 150)} is none; download it again")
-            if tensor != "__metadata__":
-                found[tensor] = shape
+            found[tensor] = shape
     return found
 
 
@@ -177,31 +176,19 @@ def _again(directory: Path) -> str:
 
 
 def _header(file: BinaryIO, size: int, path: Path, where: str) -> Mapping[str, Any]:
-    damaged = f"{where}: {path} is no whole safetensors file"
-    length = int.from_bytes(file.read(8), "little")
-    if size < 10 or length > HEADER_LIMIT:
-        raise UserError(f"{damaged}: its {size} bytes do not begin with a header; download it again")
-    if length > size - 8:
-        raise UserError(f"{damaged}: it ends within its header, after {size} bytes: the download is incomplete")
     try:
-        header = json.loads(file.read(length))
-        spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-        end = 8 + length + max((int(stop) for _, stop in spans), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{damaged}: its header cannot be read; download it again") from error
-    if size < end:
-        raise UserError(f"{damaged}: it has {size} bytes of {end}: the download is incomplete{_again(path.parent)}")
-    if not spans:
+        header, _ = read_header(file, size)
+    except BadHeader as error:
+        way_on = f": the download is incomplete{_again(path.parent)}" if error.incomplete else "; download it again"
+        raise UserError(f"{where}: {path} is no whole safetensors file: {error}{way_on}") from error
+    if not header:
         raise UserError(f"{where}: {path} holds no tensors")
-    assert isinstance(header, dict)
     return header
 
 
 def _check_header(header: Mapping[str, Any], path: Path, where: str) -> None:
     """Raise UserError for quantised tensors, and for the names of another program."""
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         shown, kind, shape = clean(name, 150), str(entry.get("dtype")), entry.get("shape") or ()
         if SCALES.search(name):
             raise quantised(f"{where}: {path} has {shown}, as quantised weights have")
