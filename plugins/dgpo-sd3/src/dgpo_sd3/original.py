@@ -8,6 +8,9 @@ from dgpo_diffusers.original import Names
 __all__ = ["NAMES"]
 
 NAMES = Names(
+    comfyui="transformer",
+    # The text stream ends in the last block: its norm has a scale and a shift alone, as norm_out has.
+    swapped=("norm_out.linear", "norm1_context.linear"),
     blocks={
         "transformer_blocks.*": (
             "joint_blocks.*",
@@ -36,7 +39,4 @@ NAMES = Names(
         "norm_out.linear": "final_layer.adaLN_modulation.1",
         "proj_out": "final_layer.linear",
     },
-    # The text stream ends in the last block: its norm has a scale and a shift alone, as norm_out has.
-    swapped=("norm_out.linear", "norm1_context.linear"),
-    comfyui="transformer",
 )

@@ -15,7 +15,7 @@ dgpo_contract = 2
 
 @hookimpl
 def dgpo_backbones() -> Sequence[Part]:
-    """The one backbone."""
+    """From texts to pictures."""
     return [
         Part(
             name="sd3",
