@@ -90,7 +90,8 @@ def test_an_index_with_a_byte_order_mark(build: Build, copy: Path) -> None:
         ("WanPipeline", "for this one write use: wan"),
         ("StableDiffusion3Img2ImgPipeline", "write StableDiffusion3Pipeline as _class_name"),
         ("StableDiffusionPipeline", "pipelines that are known: StableDiffusion3Pipeline (sd3)"),
-        ("FluxPipeline", "pipelines that are known: StableDiffusion3Pipeline (sd3), WanPipeline (wan)"),
+        ("FluxPipeline", "for this one write use: flux"),
+        ("PixArtSigmaPipeline", "pipelines that are known: StableDiffusion3Pipeline (sd3), WanPipeline (wan)"),
         ("Evil\x1b[31m", r"holds a Evil\x1b[31m;"),
     ],
 )
