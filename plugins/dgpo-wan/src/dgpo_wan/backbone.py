@@ -115,10 +115,8 @@ class WanBackbone(DiffusersBackbone):
         """Multiples of the autoencoder's factor times the patch size and of 16, as far as the position embeddings
         reach."""
         config, factor = self.network.config, self.pipeline.vae_scale_factor_spatial
-        height, width = (
-            multiples(math.lcm(factor * patch, PIPELINE_STEP), factor * patch * config.rope_max_seq_len)
-            for patch in config.patch_size[1:]
-        )
+        steps = [factor * patch for patch in config.patch_size[1:]]
+        height, width = (multiples(math.lcm(step, PIPELINE_STEP), step * config.rope_max_seq_len) for step in steps)
         return height, width
 
     def latents(self, height: int, width: int) -> tuple[int, ...]:
