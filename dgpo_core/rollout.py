@@ -12,9 +12,10 @@ from torch import Tensor
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import PluginError
 from dgpo_core.memory import halving
-from dgpo_core.schedules import Shift, of_model
+from dgpo_core.schedules import of_model
 from dgpo_core.sizes import Size, bucket, runs
 from dgpo_core.types import Conditioning, Prompt, Rollout, SampleResult, Schedule
+from dgpo_schemas.sigma import Shift
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Sampler
@@ -50,7 +51,7 @@ class Roller:
         self.device = policy.backbone.device
         self.steps = steps
         self.shift: Shift = shift
-        self._starts: dict[tuple[int, int], tuple[Schedule, float]] = {}
+        self._starts: dict[Size, tuple[Schedule, float]] = {}
         self.guidance = guidance
         self.micro_batch = micro_batch
         self.autocast = autocast
@@ -150,7 +151,7 @@ class Roller:
             )
         return Rollout(samples, tuple(prompts), result.x0, result.path)
 
-    def _start(self, size: tuple[int, int]) -> tuple[Schedule, float]:
+    def _start(self, size: Size) -> tuple[Schedule, float]:
         """The schedule of samples of this size, and the scale of the noise that they begin with."""
         if size not in self._starts:
             backbone = self.policy.backbone

@@ -11,22 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.flow import shift_sigma
+from dgpo_core.sizes import Size
 from dgpo_core.types import Schedule
+from dgpo_schemas.sigma import AUTO, Shift
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
 
 __all__ = [
     "SIGMA_STEP",
-    "Shift",
-    "Size",
     "check",
     "exponential_shift",
     "finish",
@@ -37,17 +37,12 @@ __all__ = [
     "stretched",
 ]
 
-Shift = float | Literal["auto"]
-"""`rollout.shift`: a number, or the model's own."""
-Size = tuple[int, int]
-"""(height, width) in pixels."""
-
 SIGMA_STEP = 1 / 1000
 """The smallest time of models trained with 1000 discrete timesteps."""
 
 
 def of_model(backbone: Backbone, size: Size, steps: int, shift: Shift) -> Schedule:
-    """The model's schedule for samples of this size (height, width), with this shift unless it is "auto".
+    """The model's schedule for samples of this size (height, width), with this shift unless it is `auto`.
 
     Raises PluginError for one that breaks the contract.
     """
@@ -61,7 +56,7 @@ def of_model(backbone: Backbone, size: Size, steps: int, shift: Shift) -> Schedu
         check(steps, found)
     except ValueError as error:
         raise PluginError(f"{who}: {error}") from error
-    return found if shift == "auto" else replace(found, shift=shift)
+    return found if shift == AUTO else replace(found, shift=shift)
 
 
 def only_one(schedules: Mapping[Size, Schedule], objective: str) -> None:

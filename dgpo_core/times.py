@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dgpo_core.errors import UserError
-from dgpo_core.schedules import Size, of_model, only_one
+from dgpo_core.schedules import of_model, only_one
+from dgpo_core.sizes import Size
 from dgpo_core.types import Schedule
 
 if TYPE_CHECKING:
