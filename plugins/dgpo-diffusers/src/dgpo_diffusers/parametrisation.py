@@ -76,6 +76,7 @@ class EpsilonPrediction(FlowPrediction):
             table[-1] = SMALLEST
         self._ratios = np.sqrt((1 - table) / table)  # S = s / alpha, ascending
         self._log_alphas = np.log(table)  # of alpha^2, descending
+        self._known = torch.from_numpy(-self._log_alphas)  # ascending, as a search wants it
         low, high = (float(s / (1 + s)) for s in (self._ratios[0], self._ratios[-1]))
         self.sigma_range = (low, 1.0 if self._zero_end and self.known_at_one else high)
 
@@ -104,8 +105,7 @@ class EpsilonPrediction(FlowPrediction):
         places (within 7e-4 of held-out ones)."""
         ratio = sigma.double() / (1 - sigma.double())
         wanted = -torch.log1p(ratio.square())
-        # Ascending, as a search wants it.
-        known = torch.as_tensor(-self._log_alphas, device=sigma.device)
+        known = self._known = self._known.to(sigma.device)  # copied there once, not at every step
         after = torch.searchsorted(known, -wanted).clamp(1, len(known) - 1)
         low, high = known[after - 1], known[after]
         t = (after - 1 + ((-wanted - low) / (high - low))).clamp(0, len(known) - 1)
