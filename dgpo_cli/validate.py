@@ -141,8 +141,7 @@ def _block(block: PromptsBlock, found: Sequence[Prompt]) -> str:
 
 def _more(found: Sequence[Prompt]) -> str:
     """What else they are drawn from."""
-    words = {"media": "with media", "negative_texts": "with a negative text", "sizes": "with a size of their own"}
-    from dgpo_core.prompts import counts
+    from dgpo_core.prompts import counted, counts
 
-    told = [f"{count} {words[key]}" for key, count in counts(found).items() if key in words]
+    told = counted(counts(found))
     return f" ({', '.join(told)})" if told else ""

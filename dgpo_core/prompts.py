@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_prompts",
+    "counted",
     "counts",
     "digest",
     "given",
@@ -374,6 +375,12 @@ def counts(prompts: Sequence[Prompt]) -> dict[str, Any]:
         "sources": dict(Counter(prompt.source for prompt in prompts if prompt.source)),
     }
     return {key: value for key, value in found.items() if value}
+
+
+def counted(found: Mapping[str, Any]) -> list[str]:
+    """What `counts` has found, or run.json says of the prompts of a split, in words, without the sources."""
+    words = {"media": "with media", "negative_texts": "with a negative text", "sizes": "with a size of their own"}
+    return [f"{found[key]} {said}" for key, said in words.items() if found.get(key)]
 
 
 def notes(prompts: Sequence[Prompt]) -> list[str]:

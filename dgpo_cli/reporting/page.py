@@ -15,6 +15,7 @@ from dgpo_cli.reporting.data import Evaluation, RunData, Score
 from dgpo_cli.reporting.figures import STACKED, Axis
 from dgpo_core.changes import history
 from dgpo_core.guards import PIXELWISE, STATISTICS
+from dgpo_core.prompts import counted
 
 __all__ = ["render"]
 
@@ -116,8 +117,6 @@ DIAGNOSTICS = (
     ),
     Diagnostic("Learning rate", "of the last update", {"rate": "learning_rate"}, ""),
 )
-MORE = {"media": "with media", "negative_texts": "with a negative text", "sizes": "with a size of their own"}
-"""What run.json may count of the prompts of a split, in words."""
 VERBS = ("measure", "roll_out", "score", "wait_for_scores", "weigh", "optimise", "evaluate", "checkpoint")
 
 
@@ -405,8 +404,7 @@ def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     prompts = record.get("prompts")
     for split, found in prompts.items() if isinstance(prompts, Mapping) else ():
         if isinstance(found, Mapping):
-            more = [f"{found[key]} {words}" for key, words in MORE.items() if found.get(key)]
-            said = ", ".join([f"{found.get('count')}", *more])
+            said = ", ".join([f"{found.get('count')}", *counted(found)])
             rows.append((f"{split} prompts", f"{said}, SHA-256 {found.get('sha256')}"))
     return rows
 

@@ -90,7 +90,7 @@ def why_not(declared: int | None, changes: Sequence[Change] = ()) -> str:
     if declared is not None and declared > VERSION:
         way = "install a newer dgpo"
     else:
-        way = "install a newer version of the plugin, or a dgpo from before version 2 of the contract"
+        way = f"install a newer version of the plugin, or a dgpo from before version {VERSION} of the contract"
     lines = [f"made for version {declared} of dgpo's plugin contract, and this dgpo has version {VERSION}: {way}"]
     lines += [f"{change.was} became {change.now}" for change in changes]
     return "\n  ".join([*lines, f"how to change a plugin: {GUIDE}"])

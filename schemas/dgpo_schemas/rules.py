@@ -12,7 +12,7 @@ from dgpo_schemas.sigma import AUTO, resolve_sigma
 if TYPE_CHECKING:
     from dgpo_schemas.run import RewardBlock, RunConfig
 
-__all__ = ["check_run", "violations"]
+__all__ = ["LONGEST_SIDE", "check_run", "violations"]
 
 MOST_SAMPLES = 10_000_000
 """Of an iteration: all of them are kept until it is optimised."""

@@ -40,7 +40,7 @@ WORKERS = 3
 """Version of what a run and its worker processes say to each other: the messages, and how they are numbered."""
 REQUEST = "Dgpo-Request"
 """Header of a request to a service that the answer repeats, so that it is never taken for another request's."""
-MOST_PARTS = 16
+LONGEST_KEY = 16
 """Numbers and texts in the key of a sample."""
 SAFETENSORS = "application/vnd.dgpo.safetensors"
 """Media type of a message with tensors; `application/x-safetensors` is understood as well."""
@@ -101,11 +101,11 @@ def _first_nine(value: Any) -> Any:
 
 def _first_parts(value: Any) -> Any:
     """A key has a handful of parts; one of more is none, whatever else it holds."""
-    return value[: MOST_PARTS + 1] if isinstance(value, list) else value
+    return value[: LONGEST_KEY + 1] if isinstance(value, list) else value
 
 
 KeyPart = Int | Annotated[str, Field(max_length=200)]
-Key = Annotated[list[KeyPart], Field(min_length=1, max_length=MOST_PARTS), BeforeValidator(_first_parts)]
+Key = Annotated[list[KeyPart], Field(min_length=1, max_length=LONGEST_KEY), BeforeValidator(_first_parts)]
 
 
 class ScoreHeader(Message):
