@@ -107,7 +107,7 @@ class Engine:
 
     @cached_property
     def _blank(self) -> tuple[Tensor, Conditioning]:
-        """A latent and the embeddings of an empty prompt."""
+        """A latent and the conditioning of a prompt that the model can draw."""
         size = self.config.rollout.height_width
         shape = self.backbone.latent_shape(*size)
         return torch.zeros(1, *shape, device=self.runtime.device), self.conditioning([self.backbone.example(size)])

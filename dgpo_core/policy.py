@@ -134,7 +134,7 @@ class Policy:
         unconditional: Conditioning | None = None,
         guidance: float = 1.0,
     ) -> Tensor:
-        """Velocity [B, ...] of the view in place, with classifier-free guidance in one batch if the scale is not 1."""
+        """Velocity [B, ...] of the view in place; if the scale is not 1 the model's `guide` of two, in one batch."""
         with self._passing():
             return guided_velocity(self.backbone, x_sigma, sigma, conditioning, unconditional, guidance)
 

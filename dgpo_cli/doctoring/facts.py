@@ -38,10 +38,10 @@ PATH_OBJECTIVES = ("flow-grpo",)
 class Parts:
     """What the run's plugins declare.
 
-    times: those the rollouts visit, descending, the last 0; None where run.json does not say them and the sampler is
-    not installed here. random: whether
-    the sampler is; needs_path: whether the objective learns from its path. declared: whether the plugins said so, or
-    only their names. ranges: smallest and largest value of each reward that declares them.
+    times: those the rollouts visit, descending, the last 0; None where run.json does not say them and they cannot be
+    had from the sampler here. random: whether the sampler is; needs_path: whether the objective learns from its path.
+    declared: whether the plugins said so, or only their names. ranges: smallest and largest value of each reward that
+    declares them.
     """
 
     times: Sequence[float] | None

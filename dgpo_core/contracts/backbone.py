@@ -31,7 +31,7 @@ SECTION_KEYS = frozenset({
 
 
 class Backbone(ABC):
-    """A diffusion or flow model: text in, velocity, media out."""
+    """A diffusion or flow model: prompts in, velocity, media out."""
 
     media: ClassVar[Literal["image", "video"]] = "image"
     """What `decode` gives. A run with a reward that does not score it is refused before the first sample."""

@@ -17,6 +17,9 @@ import transformers.utils.logging as transformers_logging
 
 __all__ = ["library_class", "quiet", "unread"]
 
+LIBRARIES = (diffusers_logging, transformers_logging)
+"""What the two are told by how much to say."""
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -46,9 +49,6 @@ def unread(texts: Sequence[str], readers: Sequence[tuple[Any, int]]) -> tuple[Se
                 found = tokenizer([texts[i] for i in left]).input_ids
             left = [i for i, tokens in zip(left, found, strict=True) if len(tokens) > limit]
     return (left, max(limit for _, limit in readers)) if readers else ((), 0)
-
-
-LIBRARIES = (diffusers_logging, transformers_logging)
 
 
 def library_class(name: str) -> Any:

@@ -36,10 +36,9 @@ PIPELINE_STEP = 16
 class WanBackbone(DiffusersBackbone):
     """diffusers' Wan transformer, autoencoder and text encoder; trains a peft LoRA, or the whole transformer.
 
-    Wan 2.2's two experts: one is trained (`options.expert`), the other is frozen and draws its part of the way, as in
-    WanPipeline. Training both would take twice the memory for optimiser and gradients, and a time belongs to one of
-    them alone: with `timesteps.t_min` at the boundary or above it, the default, high-noise one is trained at every
-    step and settles content and motion, which is what rewards ask for.
+    Of Wan 2.2's two experts one is trained (`options.expert`), the other is frozen and draws its part of the way, as in
+    WanPipeline: both would take twice the memory. A time belongs to one of them alone: with `timesteps.t_min` at the
+    boundary or above, the default one, of high noise, is trained at every step and settles content and motion.
     """
 
     media = "video"
