@@ -292,8 +292,7 @@ class Engine:
         """Reward models for what the backbone makes and for prompts, of which each of them checks those that it is
         asked for first; `key` is the blocks' place in the run file, split: whose sources say what they ask for."""
         rewards = []
-        size, fps = self.config.rollout.height_width, self.backbone.fps
-        prompts = [prompt.sized(size, fps) for prompt in prompts]
+        prompts = self.sized(prompts)
         sources = [] if split is None else self.config.prompts.sources(split)
         for i, block in enumerate(blocks):
             model = self._reward(block, f"{key}.{i}")

@@ -295,12 +295,8 @@ class Trainer:
     def _roll_out_and_score(self) -> ScoredGroups:
         """Draw the groups of this iteration; each micro-batch is scored while the next one is drawn."""
         rollout = self.config.rollout
-        prompts = [
-            prompt.sized(rollout.height_width, self.engine.backbone.fps)
-            for prompt in of_sources(
-                self.engine.sources, self.iteration, rollout.groups, self.engine.draws.at("prompt order")
-            )
-        ]
+        order = self.engine.draws.at("prompt order")
+        prompts = self.engine.sized(of_sources(self.engine.sources, self.iteration, rollout.groups, order))
         draws = self.engine.draws.at("iteration", self.iteration, "rollout")
         view = self._rollout_view()
         total = rollout.groups * rollout.group_size
