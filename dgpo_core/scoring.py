@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +26,7 @@ from dgpo_core.errors import DgpoError
 from dgpo_core.groups import LARGEST, aggregate, by_source, mean_pairwise_distance
 from dgpo_core.guards import media_statistics
 from dgpo_core.isolation import ctrl_c, no_exit
+from dgpo_core.lanes import Lane, wait_for
 from dgpo_core.memory import OutOfMemory, free, in_halves, is_out_of_memory
 from dgpo_core.processes import Processes, in_order
 from dgpo_core.scores import check_scores, part_values, sound_parts
@@ -52,12 +53,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 THUMBNAIL = 32
 """Side in pixels to which media are averaged before the diversity of a group is measured."""
-PATIENCE = 1.0
-"""Seconds that closing gives to a reward which is at work; one that takes longer is left behind."""
 ROUNDING = 1e-4
 """Share of a bound's size by which a value may pass its declared range: rounding, not a mistake."""
-LOOK = 0.1
-"""Seconds between two looks at whether the run was asked to stop, while it waits for a reward to make room."""
 _TELLING = threading.Lock()
 NOT_ASKED: Mapping[str, Any] = {"asked": False}
 """Diagnostics of a sample whose source does not ask for the reward: it has no value, and none is missing."""
@@ -135,7 +132,7 @@ class Scorer:
         models = {id(reward.model): reward.model for reward in rewards}  # one model may bear several labels
         labels = Counter(id(reward.model) for reward in rewards)
         self._lanes = {
-            key: _Lane(max(1, model.concurrency), None if in_flight is None else (in_flight + 1) * labels[key] - 1)
+            key: Lane(max(1, model.concurrency), None if in_flight is None else (in_flight + 1) * labels[key] - 1)
             for key, model in models.items()
         }
         self._pending: list[_Submitted] = []
@@ -171,7 +168,7 @@ class Scorer:
         self._pending.append(_Submitted(scores, prompts, _thumbnails(media), tuple(samples), media_statistics(media)))
         for reward in self.rewards:
             if reward.label in scores and self.guard.disturbs(reward.name):
-                _wait(scores[reward.label], interrupt)  # nothing is drawn while it is at work
+                wait_for(scores[reward.label], interrupt)  # nothing is drawn while it is at work
         if self._members is not None:
             self._compare(self._members.take(media, prompts, samples), interrupt)
         self._wait_for_room(interrupt)
@@ -191,7 +188,7 @@ class Scorer:
                     future = self._lanes[id(reward.model)].submit(call)
                     self._compared[reward.label].append((group.number, future))
                     if self.guard.disturbs(reward.name):
-                        _wait(future, interrupt)
+                        wait_for(future, interrupt)
 
     def _wait_for_room(self, interrupt: Callable[[], None]) -> None:
         started = time.perf_counter()
@@ -205,10 +202,10 @@ class Scorer:
         values, diagnostics, seconds, others = {}, {}, {}, {}
         for batch in self._pending:
             for future in batch.scores.values():
-                _wait(future, interrupt)
+                wait_for(future, interrupt)
         for calls in self._compared.values():
             for _, future in calls:
-                _wait(future, interrupt)
+                wait_for(future, interrupt)
         own = [sample for batch in self._pending for sample in batch.samples]
         prompts = [prompt for batch in self._pending for prompt in batch.prompts]
         for reward in self.rewards:
@@ -592,80 +589,3 @@ class _Submitted:
     thumbnails: Tensor
     samples: tuple[int, ...]
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def _wait(future: Future[Any], interrupt: Callable[[], None]) -> None:
-    """Until a call has ended, one way or another."""
-    while not wait([future], timeout=LOOK).done:
-        interrupt()
-
-
-class _Lane:
-    """Threads that take calls in the order of their coming. Unlike an executor's, they keep no process alive whose
-    reward hangs."""
-
-    def __init__(self, threads: int, most: int | None = None) -> None:
-        """most: calls that may wait when `wait_for_room` returns."""
-        self._most = most
-        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._threads = [threading.Thread(target=self._work, name="reward", daemon=True) for _ in range(threads)]
-        for thread in self._threads:
-            thread.start()
-
-    def submit(self, call: Callable[[], Any]) -> Future[Any]:
-        """Queue a call; the future has what it returns or raises."""
-        future: Future[Any] = Future()
-        with self._changed:
-            if self._closed:
-                raise RuntimeError("the rewards are closed")
-            self._calls.append((future, call))
-            self._changed.notify_all()
-        return future
-
-    def wait_for_room(self, interrupt: Callable[[], None]) -> None:
-        """Until at most `most` calls wait; `interrupt` is called now and then."""
-        if self._most is None:
-            return
-        with self._changed:
-            while len(self._calls) > self._most and not self._closed:
-                if not self._changed.wait(LOOK):
-                    interrupt()
-
-    def discard(self) -> None:
-        """Forget the calls that wait, and the media that they hold."""
-        with self._changed:
-            dropped = list(self._calls)
-            self._calls.clear()
-            self._changed.notify_all()
-        for future, _ in dropped:
-            future.cancel()
-
-    def close(self) -> None:
-        """End the threads once they have made every call."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        until = time.monotonic() + PATIENCE
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
-
-    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
-        with self._changed:
-            while not self._calls:
-                if self._closed:
-                    return None
-                self._changed.wait()
-            self._changed.notify_all()
-            return self._calls.popleft()
-
-    def _work(self) -> None:
-        while (item := self._next()) is not None:
-            future, call = item
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(call())
-                except BaseException as error:
-                    future.set_exception(error)
-            del item, future, call  # media must not outlive their scores

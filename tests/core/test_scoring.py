@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import dgpo_core.scoring as scoring
+from dgpo_core import lanes
 from dgpo_core.contracts import RewardModel
 from dgpo_core.scoring import Reward, ScoredSamples, Scorer, checked_score
 from dgpo_core.types import Path, Prompt, Rollout, ScoredGroups, Scores
@@ -162,7 +162,7 @@ def test_discarding_drops_what_was_submitted_without_waiting(make: Make) -> None
 
 
 def test_closing_leaves_a_reward_behind_that_hangs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "PATIENCE", 0.01)
+    monkeypatch.setattr(lanes, "PATIENCE", 0.01)
     started, go = threading.Event(), threading.Event()
     threads: list[threading.Thread] = []
 

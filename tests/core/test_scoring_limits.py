@@ -197,7 +197,7 @@ def test_a_run_that_is_stopped_does_not_wait_for_the_last_scores(
     """The reward answers no more once it is asked for the second iteration, or for the evaluation after it."""
     config = make_config(run={"iterations": 4}, evaluation={"every": 2, "at_start": False}, checkpoints={"every": 100})
     whole, go, lines = BrightnessReward.score, threading.Event(), run_path(config) / "metrics.jsonl"
-    monkeypatch.setattr("dgpo_core.scoring.PATIENCE", 0.01)
+    monkeypatch.setattr("dgpo_core.lanes.PATIENCE", 0.01)
     for iterations in (1, 2):
         stop = StopRequest()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import dgpo_core.scoring as scoring
+from dgpo_core import lanes
 from dgpo_core.contracts import RewardModel
 from dgpo_core.scoring import Reward, Scorer, checked_score
 from dgpo_core.types import Prompt, Scores
@@ -273,7 +273,7 @@ def test_closing_ends_every_thread(make: Make) -> None:
 
 
 def test_closing_does_not_wait_for_a_reward_that_hangs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "PATIENCE", 0.2)
+    monkeypatch.setattr(lanes, "PATIENCE", 0.2)
     started, go = threading.Event(), threading.Event()
     before = running()
 

@@ -30,8 +30,8 @@ from typing import IO, Any, NoReturn
 import torch
 
 import dgpo_core.checkpoint
+import dgpo_core.lanes
 import dgpo_core.run_directory
-import dgpo_core.scoring
 import dgpo_core.trainer
 from dgpo_cli.main import main
 from dgpo_core.processes import Processes
@@ -137,7 +137,7 @@ def live(request: dict[str, Any], output: IO[bytes], counts: IO[bytes], ready: i
     os.environ.update(request.get("environment", {}))
     at = request.get("at")
     moments = Moments((at[0], at[1]) if at else None, request.get("do", "kill"), ready)
-    dgpo_core.scoring.PATIENCE = 0.1
+    dgpo_core.lanes.PATIENCE = 0.1
     moments.before(ToyBackbone, "velocity", "velocity")
     moments.before(dgpo_core.trainer, "evaluate", "evaluate")
     moments.before(BrightnessReward, "score", "score")
