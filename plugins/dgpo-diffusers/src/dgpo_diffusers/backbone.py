@@ -26,7 +26,6 @@ from dgpo_diffusers.libraries import quiet, unread
 from dgpo_diffusers.loading import load
 from dgpo_diffusers.meta import load_meta
 from dgpo_diffusers.parametrisation import EpsilonPrediction, FlowPrediction
-from dgpo_schemas.rules import LONGEST_SIDE
 
 if TYPE_CHECKING:
     from dgpo_diffusers.checkpoint_check import Index

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dgpo_core.schedules import exponential_shift
+from dgpo_schemas.rules import LONGEST_SIDE
 
 __all__ = ["multiples", "nearest_size", "shift_of"]
 
 
-def multiples(step: int, largest: int = 16_384) -> range:
+def multiples(step: int, largest: int = LONGEST_SIDE) -> range:
     """Possible sides in pixels, from one step to the largest."""
     return range(step, largest + 1, step)
 
