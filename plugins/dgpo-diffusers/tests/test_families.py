@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from dgpo_core import schedules
-from dgpo_core.flow import guided_velocity
 from dgpo_core.testing.contracts import check_backbone
+from dgpo_core.testing.drawing import draw
 from dgpo_core.types import Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.flux import FluxBackbone
@@ -211,19 +210,12 @@ def by_pipeline(family: Family, pipeline: Any, case: Case, noise: Tensor, size: 
     return family.unpacked(media, tuple(noise.shape[1:])) if output == "latent" else media
 
 
-@torch.no_grad()
 def by_backbone(
     backbone: DiffusersBackbone, case: Case, noise: Tensor, size: tuple[int, int], sigmas: Tensor
 ) -> Tensor:
     """Latents by Euler steps."""
     prompts = [Prompt(text, negative=case.negative, size=size) for text in TEXTS[: len(noise)]]
-    with backbone.encoding():
-        conditioning = backbone.encode(prompts)
-        unconditional = backbone.unconditional(prompts) if case.guidance != 1 else None
-    x = noise * backbone.start(float(sigmas[0]))
-    for sigma, following in pairwise(sigmas):
-        x = x + (following - sigma) * guided_velocity(backbone, x, sigma, conditioning, unconditional, case.guidance)
-    return x
+    return draw(backbone, prompts, noise, sigmas, case.guidance)
 
 
 @pytest.mark.parametrize("size, batch", [(SIZES[0], 3), (SIZES[1], 1)], ids=["three", "one"])
