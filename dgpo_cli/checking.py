@@ -42,6 +42,7 @@ def choose(
     options: Sequence[str],
     config: Path | None,
     prompts: Path | None,
+    checkpoint: str | None = None,
 ) -> list[Target]:
     """What is to be checked: each distribution, followed by its chosen parts. Raises UserError for what cannot be."""
     if not (names or kind or distribution or config):
@@ -54,6 +55,7 @@ def choose(
     given = {(part.kind, part.part.name): run.get((part.kind, part.part.name), Given()) for part in parts}
     _add_options(given, options)
     _add_prompts(given, prompts)
+    _add_checkpoint(given, checkpoint)
     owners = [p.distribution for p in parts] or ([_named(registry, distribution)] if distribution else [])
     return list(_targets(registry, parts, given, dict.fromkeys([*unloaded.values(), *owners])))
 
@@ -184,6 +186,16 @@ def _add_prompts(given: dict[Key, Given], path: Path | None) -> None:
     found = load_file(path)
     for key in rewards:
         given[key] = replace(given[key], prompts=found)
+
+
+def _add_checkpoint(given: dict[Key, Given], checkpoint: str | None) -> None:
+    if checkpoint is None:
+        return
+    backbones = [key for key in given if key[0] == "backbone"]
+    if not backbones:
+        raise UserError(f"--checkpoint {checkpoint}: only backbones load one, and none is to be checked")
+    for key in backbones:
+        given[key] = replace(given[key], section={**given[key].section, "checkpoint": checkpoint})
 
 
 def _given_by(path: Path, registry: Registry) -> dict[Key, Given]:

@@ -42,6 +42,10 @@ def check_plugins(
     prompts: Annotated[
         Path | None, typer.Option(help="A .txt or .jsonl file of prompts for a reward that has no examples.")
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", help="What a backbone loads: `backbone.checkpoint` of a run file."),
+    ] = None,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where a check failed.")] = False,
 ) -> None:
     """Check that plugin parts keep every promise of their contract.
@@ -57,6 +61,8 @@ def check_plugins(
 
         dgpo plugins check geneval --option detector=shapes
 
+        dgpo plugins check sd3 --checkpoint models/tiny
+
         dgpo plugins check --distribution dgpo-brightness
 
         dgpo plugins check --config run.yaml
@@ -66,7 +72,7 @@ def check_plugins(
 
     targets = choose(
         get_registry(), names or [], kind=kind, distribution=distribution, options=options or [], config=config,
-        prompts=prompts,
+        prompts=prompts, checkpoint=checkpoint,
     )  # fmt: skip
     found = _run(targets, traceback=traceback)
     typer.echo(

@@ -16,6 +16,9 @@ __all__ = ["new_plugin"]
 def new_plugin(
     kind: Annotated[str, typer.Argument(help="Kind of part, such as reward or sampler.", metavar="KIND")],
     name: Annotated[str, typer.Argument(help="What a run file will write after `use`.", metavar="NAME")],
+    over: Annotated[
+        str, typer.Option("--over", help="What a backbone stands on: diffusers, by dgpo-diffusers.", metavar="BASE")
+    ] = "",
     output: Annotated[Path, typer.Option("--output", help="Directory in which dgpo-NAME/ is made.")] = Path(),
 ) -> None:
     """Write a new plugin: a distribution dgpo-NAME with a small working part, its tests and a README.
@@ -27,16 +30,22 @@ def new_plugin(
         dgpo plugins new reward brightness
 
         dgpo plugins new sampler my-heun --output ../plugins
+
+        dgpo plugins new backbone my-flux --over diffusers
     """
-    from dgpo_cli.scaffold import Scaffold, check_name, render, write
+    from dgpo_cli.scaffold import BASES, Scaffold, check_name, render, write
     from dgpo_core.errors import UserError
     from dgpo_core.hookspecs import KINDS
     from dgpo_schemas.problems import nearest
 
     if kind not in KINDS:
         raise UserError(f"KIND {kind}: there is no such kind{nearest(kind, KINDS)} (kinds: {', '.join(KINDS)})")
+    if over and over not in BASES:
+        raise UserError(f"--over {over}: there is no such base{nearest(over, BASES)} (bases: {', '.join(BASES)})")
+    if over and BASES[over] != kind:
+        raise UserError(f"--over {over}: a {kind} does not stand on it, only a {BASES[over]} does; leave --over out")
     check_name(name)
-    scaffold = Scaffold(kind, name)
+    scaffold = Scaffold(kind, name, over)
     _check_free(scaffold)
     directory = output / scaffold.distribution
     if directory.exists() or directory.is_symlink():
@@ -50,7 +59,9 @@ def new_plugin(
         typer.echo(f"  {path}")
     typer.echo("next:")
     typer.echo(f"  pip install -e '{directory}[test]'")
-    typer.echo(f"  dgpo plugins check {name} --kind {kind}")
+    if over:
+        typer.echo(f"  python -m {scaffold.package}.testing tiny")
+    typer.echo(f"  dgpo plugins check {name} --kind {kind}{' --checkpoint tiny' if over else ''}")
     typer.echo(f"  python -m pytest {directory}")
 
 

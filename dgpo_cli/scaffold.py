@@ -12,7 +12,7 @@ from typing import Any
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import KINDS
 
-__all__ = ["LONGEST_NAME", "Scaffold", "check_name", "render", "write"]
+__all__ = ["BASES", "LONGEST_NAME", "Scaffold", "check_name", "render", "write"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*\Z")
@@ -39,6 +39,10 @@ _KINDS = {
         "model to train", "Backbone", "Backbone", "A network of a few thousand weights that trains in milliseconds",
         extra="[lora]",
     ),
+    "backbone-diffusers": _Kind(
+        "model to train", "Backbone", "Backbone", "FLUX.1 through diffusers, to be made another family of models",
+        ("dgpo-diffusers>=0.1", "torch>=2.7"),
+    ),
     "sampler": _Kind("sampler", "Sampler", "Sampler", "Runge-Kutta steps of second order, two velocities each"),
     "reward": _Kind("reward", "Reward", "RewardModel", "Brightness near a target, in [0, 1]"),
     "weighting": _Kind("weighting", "Weighting", "AdvantageWeighting", "w = |A| ** exponent"),
@@ -51,14 +55,24 @@ _KINDS = {
         "detector for GenEval", "Detector", "Detector", "Finds what is bright", ("dgpo-geneval>=0.1", "torch>=2.7")
     ),
 }  # fmt: skip
+"""By the directory of their templates."""
+
+BASES = {"diffusers": "backbone"}
+"""What a part may stand on beside its contract, to the kind of that part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scaffold:
-    """A distribution to be written: one part of a kind."""
+    """A distribution to be written: one part of a kind, over one of `BASES` if that is not empty."""
 
     kind: str
     name: str
+    over: str = ""
+
+    @property
+    def template(self) -> str:
+        """The directory of its templates."""
+        return f"{self.kind}-{self.over}" if self.over else self.kind
 
     @property
     def distribution(self) -> str:
@@ -72,7 +86,7 @@ class Scaffold:
 
     def context(self) -> dict[str, Any]:
         """What the templates are told."""
-        kind = _KINDS[self.kind]
+        kind = _KINDS[self.template]
         base = "".join(word.capitalize() for word in self.name.split("-"))
         return {
             "base": base,
@@ -86,6 +100,7 @@ class Scaffold:
             "kind": self.kind,
             "name": self.name,
             "noun": kind.noun,
+            "over": self.over,
             "package": self.package,
             "summary": kind.summary,
         }
@@ -121,13 +136,14 @@ def render(scaffold: Scaffold) -> dict[PurePosixPath, str]:
         trim_blocks=True, lstrip_blocks=True, autoescape=False,
     )  # fmt: skip
     context = scaffold.context()
-    context["usage"] = environment.get_template(f"{scaffold.kind}/usage.md.jinja").render(context).strip()
-    places = {_place(template, scaffold): template for template in _templates(scaffold.kind)}
+    context["usage"] = environment.get_template(f"{scaffold.template}/usage.md.jinja").render(context).strip()
+    places = {_place(template, scaffold): template for template in _templates(scaffold.template)}
     return {place: environment.get_template(str(places[place])).render(context) for place in sorted(places)}
 
 
-def _templates(kind: str) -> Iterator[PurePosixPath]:
-    for directory in ("common", kind):
+def _templates(own: str) -> Iterator[PurePosixPath]:
+    """Those of every distribution, then its own, which may take their place."""
+    for directory in ("common", own):
         for path in sorted((TEMPLATES / directory).rglob("*.jinja")):
             if path.name != "usage.md.jinja":
                 yield PurePosixPath(path.relative_to(TEMPLATES).as_posix())

@@ -158,6 +158,14 @@ def test_prompts_that_are_missing_are_asked_for(dgpo: Run, plugin: Registry, tmp
     assert dgpo("plugins", "check", "tagged", "--prompts", tmp_path / "prompts.jsonl").code == 0
 
 
+def test_a_backbone_is_checked_with_a_checkpoint(dgpo: Run) -> None:
+    done = dgpo("plugins", "check", "toy", "--kind", "backbone", "--checkpoint", "missing")
+    assert done.code == 2
+    assert rows(done)["backbone toy", "lora-builds"].endswith(
+        "backbone.checkpoint: missing: there is no such directory"
+    )
+
+
 def test_by_kind_and_by_distribution(dgpo: Run, plugin: Registry) -> None:
     found = rows(dgpo("plugins", "check", "--kind", "timesteps"))
     assert {part for part, _ in found} == {"dgpo", "timesteps sampler-steps", "timesteps uniform"}
@@ -228,6 +236,7 @@ def test_parts_as_a_run_file_uses_them(dgpo: Run, known: Registry, tmp_path: Pat
             '--option {"scale": "\\ud800"}: `scale` holds half of a char',
         ),
         (["brightness", "--option", "scale"], "--option scale: "),
+        (["dgpo", "--checkpoint", "tiny"], "--checkpoint tiny: only backbones load one, and none is to be checked"),
         (["dgpo", "--prompts", "x.txt"], "--prompts x.txt: only rewards are shown prompts, and none is to be checked"),
         (["brightness", "--prompts", "x.txt"], "x.txt: "),
         (["--config", "no.yaml"], "no.yaml: "),

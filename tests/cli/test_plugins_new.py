@@ -34,6 +34,22 @@ def test_a_whole_distribution_is_written(dgpo: Run, kind: str, tmp_path: Path) -
     ]
 
 
+def test_a_backbone_over_dgpo_diffusers(dgpo: Run, tmp_path: Path) -> None:
+    """It depends on it, and has a checkpoint to be checked with."""
+    done = dgpo("plugins", "new", "backbone", "my-flux", "--over", "diffusers", "--output", tmp_path)
+    assert (done.code, done.err) == (0, "")
+    directory = tmp_path / "dgpo-my-flux"
+    assert '"dgpo-diffusers>=0.1"' in (directory / "pyproject.toml").read_text()
+    assert "(DiffusersBackbone)" in (directory / "src/dgpo_my_flux/backbone.py").read_text()
+    assert "check my-flux --checkpoint tiny" in (directory / "README.md").read_text()
+    assert done.out.splitlines()[-4:] == [
+        f"  pip install -e '{directory}[test]'",
+        "  python -m dgpo_my_flux.testing tiny",
+        "  dgpo plugins check my-flux --kind backbone --checkpoint tiny",
+        f"  python -m pytest {directory}",
+    ]
+
+
 def test_the_working_directory_is_where_it_goes(dgpo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert dgpo("plugins", "new", "reward", "light").code == 0
@@ -69,6 +85,14 @@ def test_a_name_that_makes_no_package(dgpo: Run, name: str, nearest: str, tmp_pa
     ("arguments", "expected"),
     [
         (["rewards", "x"], "KIND rewards: there is no such kind; did you mean reward? (kinds: backbone, sampler, "),
+        (
+            ["backbone", "x", "--over", "diffuser"],
+            "--over diffuser: there is no such base; did you mean diffusers? (bases: diffusers)\n",
+        ),
+        (
+            ["reward", "x", "--over", "diffusers"],
+            "--over diffusers: a reward does not stand on it, only a backbone does; leave --over out\n",
+        ),
         (["reward", "???"], "NAME '???': lower-case letters, digits"),
         (["reward", "toy"], "NAME toy: the test kit uses it for its own parts; choose another, such as my-toy"),
         (["reward", "brightness"], "NAME brightness: toy declares the reward brightness already"),

@@ -6,7 +6,7 @@ A family is added by one `Family`. What is particular to it is tested beside.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from dgpo_core import schedules
+from dgpo_core.errors import UserError
 from dgpo_core.testing.contracts import check_backbone
 from dgpo_core.testing.drawing import draw
 from dgpo_core.types import Prompt
@@ -308,6 +309,14 @@ def test_without_weights_it_has_the_same_shapes(checkpoint: Callable[[str], Path
     for rows in ("encode", "unconditional"):
         found, wanted = (getattr(backbone, rows)(prompts).tensors for backbone in (meta, real))
         assert shapes(iter(found.items())) == shapes(iter(wanted.items()))
+
+
+def test_a_family_that_names_no_published_models_asks_for_a_directory() -> None:
+    layout = replace(FluxBackbone.layout, backbone="mine")
+    mine = type("MineBackbone", (FluxBackbone,), {"layout": layout, "__module__": FluxBackbone.__module__})
+    section = BackboneSection(use="mine", checkpoint="some/model")
+    with pytest.raises(UserError, match=r"some/model is no directory here, .* is not known: give a directory$"):
+        mine.sketch(section, FluxOptions())
 
 
 def shapes(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, tuple[torch.Size, torch.dtype]]:

@@ -72,9 +72,9 @@ def _described(backbone: DiffusersBackbone) -> tuple[Index, Configurations]:
     known = _published(type(backbone), layout.backbone)
     published = [name for name in known if "/" in name]
     if checkpoint not in published:
+        known_are = f"; known are {', '.join(published)}" if published else ": give a directory"
         raise UserError(
-            f"{CHECKPOINT}: {checkpoint} is no directory here, and what it looks like is not known; known are "
-            f"{', '.join(published)}"
+            f"{CHECKPOINT}: {checkpoint} is no directory here, and what it looks like is not known{known_are}"
         )
     configs = {name: config for name, config in known.items() if "/" not in name} | known[checkpoint]
     return _index(configs), configs
@@ -83,7 +83,8 @@ def _described(backbone: DiffusersBackbone) -> tuple[Index, Configurations]:
 def _published(kind: type, name: str) -> Configurations:
     """`NAME.json` beside the family's file: configurations that its models have in common, and each one's own."""
     home = next(k for k in kind.__mro__ if "layout" in vars(k)).__module__.rpartition(".")[0]
-    known: Configurations = json.loads(files(home).joinpath(f"{name}.json").read_text(encoding="utf-8"))
+    file = files(home).joinpath(f"{name}.json")
+    known: Configurations = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return known
 
 
