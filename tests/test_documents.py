@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -79,6 +80,23 @@ def test_the_files_that_the_page_shows_are_those_that_are_written() -> None:
     assert set(shown) <= set(written.values())
     (entry_points,) = blocks(page, "toml")
     assert entry_points in written[PurePosixPath("pyproject.toml")]
+
+
+def test_the_page_shows_a_backbone_that_is_trained() -> None:
+    """By tests/integration/test_third_party.py."""
+    page = (ROOT / "docs/plugins.md").read_text()
+    _, _, rest = page.partition("### A backbone\n")
+    section = rest.partition("\n### ")[0]
+    files = sorted((ROOT / "tests/integration/third_party/packed").glob("*.py"))
+    texts = {path.name: path.read_text() for path in files}
+    shown = blocks(section, "text")
+    assert len(shown) == 4
+    for block in shown:
+        places = [textwrap.indent(block, " " * depth) for depth in (4, 8)]
+        assert any(place in text for place in places for text in texts.values()), block
+    over = render(Scaffold("backbone", "x", "diffusers"))[PurePosixPath("src/dgpo_x/backbone.py")]
+    assert f"{over.count(chr(10))} lines beside its options" in section
+    assert f"is {texts['backbone.py'].count(chr(10))} lines" in section
 
 
 @pytest.mark.slow

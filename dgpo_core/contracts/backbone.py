@@ -200,7 +200,8 @@ class Backbone(ABC):
         raise NotImplementedError(f"{cls.__name__} does not say what it looks like without its weights")
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
-        """Everything that stays on the device, by names for people. By default the module alone."""
+        """Everything that has weights and stays on the device, by names for people. By default the module alone; a
+        model with a `sketch` names its text encoders and its decoder too, which run there as well."""
         return {"model": self.module}
 
     def blocks(self) -> Sequence[torch.nn.Module]:
