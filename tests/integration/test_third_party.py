@@ -1,4 +1,4 @@
-"""Somebody else's reward, backbone and prompts, from templates to a training run, as author and users would do it.
+"""Somebody else's reward, backbones and prompts, from templates to a training run, as author and users would do it.
 
 The environment is a real one: they and dgpo itself are built as wheels and installed into it by pip. Only what is
 large and not ours (torch and the like) comes from the environment of the tests.
@@ -22,6 +22,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent.parent
+PACKED = Path(__file__).parent / "third_party" / "packed"
+"""A packed transformer of one's own, with embedded guidance, shifted times and a LoRA: what its author put in place of
+the template's files."""
 PLUGINS = {"reward": "brightness", "backbone": "tiny", "prompts": "things"}
 RUN = {
     "run": {"name": "third-party", "iterations": 2, "device": "cpu", "threads": 1},
@@ -160,3 +163,145 @@ def test_its_adapter_is_exported(environment: Environment) -> None:
     assert {p.name for p in written.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "dgpo.json"}
     config = json.loads((written / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 2, ["0", "2"])
+
+
+# -- models with packed latents, embedded guidance and shifted times ---------------------------------------------------
+
+COMMANDS = """
+import json, os, signal, sys
+import dgpo_core.lora, dgpo_core.run_directory, dgpo_core.trainer, peft
+from dgpo_cli.main import main
+
+def kill_before(line):
+    append, lines = dgpo_core.run_directory.append_json, []
+    def watched(*arguments):
+        lines.append(arguments)
+        if len(lines) == line:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return append(*arguments)
+    dgpo_core.run_directory.append_json = watched
+
+for arguments, line in json.loads(sys.argv[3]):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        kill_before(line)
+        try:
+            main(arguments)
+        except SystemExit as end:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code or 0)
+    ended = os.waitstatus_to_exitcode(os.wait()[1])
+    assert ended == (-signal.SIGKILL if line else 0), (arguments, ended)
+"""
+"""Each in a process of its own in which all is imported, as tests/integration/driver.py does; with a number, killed
+before it writes so many lines of logs."""
+WRITE_PACKED = """
+import json, sys, torch
+from pathlib import Path
+from dgpo_packed.network import Model
+from safetensors.torch import save_file
+torch.manual_seed(0)
+directory = Path(sys.argv[1])
+directory.mkdir()
+save_file(Model(width=32, layers=2).state_dict(), directory / "model.safetensors")
+(directory / "config.json").write_text(json.dumps({"width": 32, "layers": 2}))
+"""
+LOAD_PACKED = """
+import sys, torch
+from dgpo_packed.network import Model
+from peft import PeftModel
+from safetensors.torch import load_file
+checkpoint, adapter = sys.argv[1:3]
+base, added = (Model.load(checkpoint, torch.device("cpu")).network for _ in range(2))
+pairs = load_file(adapter + "/adapter_model.safetensors")
+for name, down in pairs.items():
+    if name.endswith(".lora_A.weight"):
+        layer = added.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
+        layer.weight += pairs[name.replace("lora_A", "lora_B")] @ down
+given = torch.randn(2, 4, 16), torch.randn(4, 2), torch.randn(2, 8, 32), torch.rand(2), torch.ones(2)
+with torch.no_grad():
+    before, wanted = base(*given), added(*given)
+    found = PeftModel.from_pretrained(base, adapter)(*given)
+torch.testing.assert_close(found, wanted)
+assert (wanted - before).abs().max() > 1e-3, "nothing was trained"
+"""
+"""peft adds what the file holds, and that is something."""
+LOAD_FLUX = """
+import sys, torch
+from diffusers import FluxPipeline
+checkpoint, adapter = sys.argv[1:3]
+pipeline = FluxPipeline.from_pretrained(checkpoint)
+def draw():
+    noise = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(0))
+    return pipeline("red", height=32, width=32, num_inference_steps=2, latents=noise, max_sequence_length=16,
+                    output_type="latent")[0]
+before = draw()
+pipeline.load_lora_weights(adapter)
+assert pipeline.get_list_adapters()["transformer"]
+assert (draw() - before).abs().max() > 1e-3, "nothing was trained"
+"""
+MODELS = {"packed": ((), LOAD_PACKED, {}), "fluxlike": (("--over", "diffusers"), LOAD_FLUX, {"text_length": 16})}
+"""Name to what is said to `dgpo plugins new`, how an exported adapter is loaded, and options."""
+
+
+@pytest.fixture(scope="module")
+def models(environment: Environment) -> Environment:
+    """With dgpo-diffusers, both models and their checkpoints."""
+    directory = environment.source.parent
+    wheels = [build_wheel(ROOT / "plugins/dgpo-diffusers", directory / "wheels/diffusers")]
+    for name, (said, _, _) in MODELS.items():
+        environment.dgpo("plugins", "new", "backbone", name, *said)
+        if not said:
+            shutil.copytree(PACKED, directory / f"dgpo-{name}/src/dgpo_{name}", dirs_exist_ok=True)
+        wheels.append(build_wheel(directory / f"dgpo-{name}", directory / "wheels" / name))
+    install = [sys.executable, "-m", "pip", "--python", environment.python, "install", "--quiet", "--no-deps"]
+    subprocess.run([*install, "--no-index", *wheels], check=True, capture_output=True)
+    environment.run("-c", WRITE_PACKED, "checkpoint-packed")
+    environment.run("-m", "dgpo_fluxlike.testing", "checkpoint-fluxlike")
+    return environment
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_ones_own_is_planned_trained_resumed_and_exported(models: Environment, name: str) -> None:
+    directory = models.source.parent
+    _, loading, options = MODELS[name]
+    checkpoint, lora = f"checkpoint-{name}", {"rank": 2, "alpha": 4}
+    for run in ("whole", "killed"):
+        sections = RUN | {
+            "run": {"name": f"{name}-{run}", "iterations": 2, "device": "cpu", "threads": 1},
+            "backbone": {"use": name, "checkpoint": checkpoint, "lora": lora, "options": options},
+            "rollout": {"steps": 2, "group_size": 3, "groups": 2, "resolution": 32, "guidance": 1.5, "shift": "auto"},
+            "optimiser": {"learning_rate": 0.01},
+            "evaluation": {"every": 2, "prompts": 2, "samples_per_prompt": 1},
+        }
+        (directory / f"{name}-{run}.yaml").write_text(yaml.safe_dump(sections))
+    whole, killed = f"{name}-whole.yaml", f"{name}-killed.yaml"
+    commands = [
+        (["plan", whole], None),
+        (["train", whole], None),
+        (["train", killed], 4),
+        (["train", killed, "--resume"], None),
+        (["export", f"runs/{name}-whole", "--output", f"adapter-{name}"], None),
+    ]
+    given = [checkpoint, f"adapter-{name}", json.dumps(commands)]
+    done = models.run("-c", COMMANDS + loading, *given, check=False)
+    assert (done.returncode, "the model's own" in done.stdout) == (0, True), done.stderr
+    found, wanted = (what_is_left(directory / "runs" / f"{name}-{run}") for run in ("killed", "whole"))
+    assert found == wanted
+    assert len(wanted["metrics.jsonl"].splitlines()) == 2
+
+
+def what_is_left(run: Path) -> dict[str, bytes]:
+    """Of a run, byte for byte, but for its times."""
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    files = [run / "metrics.jsonl", run / "evaluations.jsonl", *newest.iterdir()]
+    return {str(file.relative_to(run)): file.read_bytes() for file in files if file.name != "clock.json"}
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_keeps_its_contract(models: Environment) -> None:
+    done = models.dgpo("plugins", "check", "packed", "--checkpoint", "checkpoint-packed", check=False)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1] == "6 skipped, 44 passed"
