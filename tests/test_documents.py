@@ -65,7 +65,8 @@ class Desk:
         return self._run("-m", "pip", "install", *options, *wheels, cwd=self.directory)
 
     def _run(self, *arguments: str, cwd: Path) -> str:
-        environment = os.environ | {"PYTHONPATH": str(self.site)}
+        paths = os.pathsep.join(filter(None, [str(self.site), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": paths}
         done = subprocess.run(
             [sys.executable, *arguments], cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, timeout=300
         )

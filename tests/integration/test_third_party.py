@@ -288,6 +288,7 @@ def test_a_model_of_ones_own_is_planned_trained_resumed_and_exported(models: Env
     given = [checkpoint, f"adapter-{name}", json.dumps(commands)]
     done = models.run("-c", COMMANDS + loading, *given, check=False)
     assert (done.returncode, "the model's own" in done.stdout) == (0, True), done.stderr
+    assert f"resuming after iteration 1 of runs/{name}-killed" in done.stdout + done.stderr
     found, wanted = (what_is_left(directory / "runs" / f"{name}-{run}") for run in ("killed", "whole"))
     assert found == wanted
     assert len(wanted["metrics.jsonl"].splitlines()) == 2
