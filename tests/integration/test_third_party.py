@@ -273,6 +273,7 @@ def test_a_model_of_ones_own_is_planned_trained_resumed_and_exported(models: Env
             "run": {"name": f"{name}-{run}", "iterations": 2, "device": "cpu", "threads": 1},
             "backbone": {"use": name, "checkpoint": checkpoint, "lora": lora, "options": options},
             "rollout": {"steps": 2, "group_size": 3, "groups": 2, "resolution": 32, "guidance": 1.5, "shift": "auto"},
+            "checkpoints": {"every": 1},
             "optimiser": {"learning_rate": 0.01},
             "evaluation": {"every": 2, "prompts": 2, "samples_per_prompt": 1},
         }
