@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dgpo_core.draws import Draws
     from dgpo_schemas.run import SourceBlock
 
-__all__ = ["Source", "cut_to_shares", "of_sources", "order", "whole_weights"]
+__all__ = ["Source", "cut_to_shares", "of_sources", "turns", "whole_weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,36 +42,57 @@ def whole_weights(blocks: Sequence[SourceBlock]) -> list[int]:
     return [step // common for step in steps]
 
 
-@lru_cache(maxsize=8)
-def order(weights: tuple[int, ...]) -> tuple[int, ...]:
-    """The sources of groups 0, 1, ..., as numbers, up to where they repeat: sum(weights) of them."""
-    total, behind, found = sum(weights), [0] * len(weights), []
-    for _ in range(total):
-        behind = [lag + weight for lag, weight in zip(behind, weights, strict=True)]
-        chosen = max(range(len(weights)), key=behind.__getitem__)
-        behind[chosen] -= total
-        found.append(chosen)
-    return tuple(found)
+class _Walk:
+    """The turns of sources, group by group. It goes on from where it was, for iterations follow each other."""
+
+    def __init__(self, weights: tuple[int, ...]) -> None:
+        self.weights, self.total = weights, sum(weights)
+        self.group, self.behind = 0, [0] * len(weights)
+
+    def to(self, group: int) -> list[int]:
+        """Stand before this group, less than `total`; how many groups each source has had by then."""
+        if group < self.group:
+            self.group, self.behind = 0, [0] * len(self.weights)
+        while self.group < group:
+            self.step()
+        return [(group * w - lag) // self.total for w, lag in zip(self.weights, self.behind, strict=True)]
+
+    def step(self) -> int:
+        """The source of the next group."""
+        behind = [lag + weight for lag, weight in zip(self.behind, self.weights, strict=True)]
+        chosen = max(range(len(behind)), key=behind.__getitem__)
+        behind[chosen] -= self.total
+        self.group, self.behind = (self.group + 1) % self.total, behind  # which is 0 everywhere when they repeat
+        return chosen
+
+
+_walk = lru_cache(maxsize=8)(_Walk)
+
+
+def turns(weights: tuple[int, ...], start: int, count: int) -> tuple[list[int], list[int]]:
+    """How many groups before group `start` each source has had, and the sources, as numbers, of the `count` groups from
+    there on. They repeat after sum(weights), which may be millions: no more are looked at than have been asked for."""
+    walk = _walk(weights)
+    passes, place = divmod(start, walk.total)
+    taken = [passes * weight + had for weight, had in zip(weights, walk.to(place), strict=True)]
+    return taken, [walk.step() for _ in range(count)]
 
 
 def of_sources(sources: Sequence[Source], iteration: int, groups: int, draws: Draws) -> list[Prompt]:
     """The prompts of an iteration (from 0). Each source passes through its own prompts in an order that is keyed by its
     name and the pass; a single source has the order of a run without any."""
-    repeating = order(tuple(source.weight for source in sources))
-    passes, start = divmod(iteration * groups, len(repeating))
-    taken = [passes * source.weight + repeating[:start].count(i) for i, source in enumerate(sources)]
+    taken, chosen = turns(tuple(source.weight for source in sources), iteration * groups, groups)
     keys = [draws] if len(sources) == 1 else [draws.at("source", source.name) for source in sources]
     orders: dict[tuple[int, int], list[int]] = {}
-    chosen = []
-    for group in range(start, start + groups):
-        i = repeating[group % len(repeating)]
+    found = []
+    for i in chosen:
         prompts = sources[i].prompts
         epoch, place = divmod(taken[i], len(prompts))
         taken[i] += 1
         if (i, epoch) not in orders:
             orders[i, epoch] = keys[i].at(epoch).permutation(len(prompts)).tolist()
-        chosen.append(prompts[orders[i, epoch][place]])
-    return chosen
+        found.append(prompts[orders[i, epoch][place]])
+    return found
 
 
 def cut_to_shares(sources: Sequence[Source], count: int) -> list[int]:

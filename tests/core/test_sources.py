@@ -29,7 +29,8 @@ from dgpo_core.prompts import digest, of_iteration, some_of_each
 from dgpo_core.registry import Registry
 from dgpo_core.rehearsal import rehearse
 from dgpo_core.scoring import NOT_FINITE, Reward, Scorer, missing_beyond, not_finite
-from dgpo_core.sources import Source, cut_to_shares, of_sources, order, whole_weights
+from dgpo_core.sources import Source, cut_to_shares, of_sources, whole_weights
+from dgpo_core.sources import turns as turns_of
 from dgpo_core.testing.toy import WinRate, WinRateOptions, run_data
 from dgpo_core.trainer import Trainer
 from dgpo_core.types import Prompt, ScoredGroups, Scores
@@ -65,7 +66,7 @@ def sources_of(weights: Sequence[int], sizes: Sequence[int] = (3, 5, 7, 2)) -> l
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_turns_are_those_of_the_source_furthest_behind(weights: tuple[int, ...]) -> None:
-    repeating = order(weights)
+    _, repeating = turns_of(weights, 0, sum(weights))
     assert Counter(repeating) == dict(enumerate(weights)), "each has its share exactly"
     count = 2 * len(repeating) + 1
     assert [repeating[i % len(repeating)] for i in range(count)] == turns(weights, count)
@@ -99,6 +100,14 @@ def test_a_far_iteration_costs_no_more() -> None:
     start = (10**12 * 4) % 10
     names = [prompt.source for prompt in of_sources(sources, 10**12, 4, DRAWS)]
     assert names == [f"s{i}" for i in turns((5, 3, 2), 20)[start : start + 4]]
+
+
+def test_weights_of_steps_cost_no_more_than_the_groups_that_are_asked_for() -> None:
+    weights = (1, 10**6, *range(999_000, 999_100))  # whose turns repeat after a hundred million groups
+    taken, chosen = turns_of(weights, 40, 4)
+    assert taken == [Counter(turns(weights, 40))[i] for i in range(len(weights))]
+    assert chosen == turns(weights, 44)[40:]
+    assert turns_of(weights, sum(weights) + 40, 4) == ([w + had for w, had in zip(weights, taken, strict=True)], chosen)
 
 
 def test_one_source_has_the_order_of_a_run_without_any() -> None:
