@@ -24,7 +24,7 @@ from dgpo_core.guards import step_statistics
 from dgpo_core.memory import decoded
 from dgpo_core.processes import Processes, cut
 from dgpo_core.scores import part_values
-from dgpo_core.scoring import diversity, merged, not_finite
+from dgpo_core.scoring import diversity, merged, not_finite, reasons_of
 from dgpo_core.sizes import runs
 from dgpo_core.types import Prompt
 from dgpo_schemas.metrics import EvaluationRecord, GroupScore
@@ -151,7 +151,9 @@ def evaluate(
         if bool(values.isnan().all()):
             if not_finite([reward], scored):
                 raise NotFiniteError(f"evaluation: the media of all {values.numel()} samples are not finite")
-            why = scorer.failure_of(reward.label) or "see the diagnostics of its samples"
+            why = (
+                scorer.failure_of(reward.label) or reasons_of([reward], scored) or "see the diagnostics of its samples"
+            )
             raise UserError(f"evaluation: {reward.label} scored none of {values.numel()} samples: {why}")
         role: Role = "guard" if reward.guard else "target"
         named = part_values(scored.diagnostics[reward.label], scored.values[reward.label])

@@ -19,7 +19,7 @@ from dgpo_core.groups import by_source, weigh
 from dgpo_core.memory import TooLittleMemoryError, decoded, is_out_of_memory
 from dgpo_core.processes import shares
 from dgpo_core.prompts import of_iteration
-from dgpo_core.scoring import Scorer
+from dgpo_core.scoring import Scorer, reasons_of
 from dgpo_core.sizes import largest
 from dgpo_core.trainer import Trainer
 from dgpo_core.types import Path, Prompt, Rollout, ScoredGroups, TrainingBatch
@@ -80,7 +80,8 @@ def _score_one(trainer: Trainer, prompts: Sequence[Prompt], scorer: Scorer) -> t
         values = scored.values[label][asked]
         found[label] = values.tolist()
         if len(values) and bool(values.isnan().all()):
-            why = scorer.failure_of(label) or f"see its diagnostics: {scored.diagnostics[label]}"
+            said = scorer.failure_of(label) or reasons_of([reward], scored)
+            why = said or f"see its diagnostics: {clean(str(scored.diagnostics[label]), 1000)}"
             raise UserError(f"dry run: reward {label} scored none of {len(values)} samples: {why}")
     return chosen[0], found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence, Set
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from dgpo_core.types import Scores
-from dgpo_schemas.diagnostics import MOST_PARTS, PART
+from dgpo_schemas.diagnostics import LARGEST_PART, MOST_PARTS, PART
 from dgpo_schemas.text import lone_surrogate
 
 __all__ = ["MOST", "TooMuch", "check_scores", "joined", "part_values", "plain", "plain_diagnostics", "sound_parts"]
+
+log = logging.getLogger(__name__)
 
 MOST = 2**20
 """Values and characters of the diagnostics of one sample that are kept; a mask of 1024 x 1024 is not far below."""
@@ -178,18 +181,25 @@ def _why_no_parts(parts: Any) -> str | None:
     if len(parts) > MOST_PARTS:
         return f"it has {len(parts)} `parts`, more than {MOST_PARTS}"
     for name, value in parts.items():
-        if re.match(PART, name) is None:
+        if re.fullmatch(PART, name) is None:
             return f"the name {name[:100]!r} in its `parts` is not of letters, digits, dots, dashes and underscores"
         if isinstance(value, bool) or not isinstance(value, int | float):  # what was not finite is null by now
             return f"the value of {name!r} in its `parts` is no finite number"
+        if abs(value) > LARGEST_PART:
+            return f"the value of {name!r} in its `parts` is beyond {LARGEST_PART:g}"
     return None
 
 
 def part_values(diagnostics: Sequence[Mapping[str, Any]], values: Tensor) -> dict[str, Tensor]:
     """Each part that a reward names of N samples, in the order of their names: float64 [N], nan where the sample has no
-    such part, or no value [N]."""
+    such part, or no value [N]. Of more than MOST_PARTS names the first are kept, with a warning: names are a handful,
+    not one a sample."""
     missing = values.isnan().tolist()
     names = sorted({name for said in diagnostics for name in said.get("parts") or ()})
+    if len(names) > MOST_PARTS:
+        log.warning(
+            "a reward names %d different `parts`, %s and so on: the first %d are kept", len(names), names[0], MOST_PARTS
+        )
     return {
         name: torch.tensor(
             [
@@ -198,5 +208,5 @@ def part_values(diagnostics: Sequence[Mapping[str, Any]], values: Tensor) -> dic
             ],
             dtype=torch.float64,
         )
-        for name in names
+        for name in names[:MOST_PARTS]
     }

@@ -33,7 +33,7 @@ from dgpo_core.scores import check_scores, part_values, sound_parts
 from dgpo_core.sizes import runs
 from dgpo_core.surroundings import Guard
 from dgpo_core.types import Prompt, Rollout, SampleKey, ScoredGroups, Scores
-from dgpo_schemas.text import error_text
+from dgpo_schemas.text import clean, error_text
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import ScoringSection
@@ -48,6 +48,7 @@ __all__ = [
     "merged",
     "missing_beyond",
     "not_finite",
+    "reasons_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ THUMBNAIL = 32
 """Side in pixels to which media are averaged before the diversity of a group is measured."""
 ROUNDING = 1e-4
 """Share of a bound's size by which a value may pass its declared range: rounding, not a mistake."""
+REASON = 300
+"""Characters of a reward's reason in a message."""
 _TELLING = threading.Lock()
 NOT_ASKED: Mapping[str, Any] = {"asked": False}
 """Diagnostics of a sample whose source does not ask for the reward: it has no value, and none is missing."""
@@ -487,14 +490,19 @@ def missing_beyond(
     missing = int((~scored).sum()) / scored.numel()
     if missing <= limit and missing < 1:
         return None
+    why = reasons_of([reward for reward in rewards if reward.weight], samples)  # the others may fail
+    return missing, why or "the rewards gave no reason"
+
+
+def reasons_of(rewards: Iterable[Reward], samples: ScoredSamples) -> str:
+    """In words, the first few reasons that rewards give for samples that are missing; empty if they give none."""
     reasons = dict.fromkeys(
-        f"{reward.label}: {diagnostics['reason']}"
+        f"{reward.label}: {clean(str(diagnostics['reason']), REASON)}"
         for reward in rewards
-        if reward.weight  # the others may fail
         for diagnostics in samples.diagnostics[reward.label]
         if diagnostics.get("reason")
     )
-    return missing, "; ".join(list(reasons)[:3]) or "the rewards gave no reason"
+    return "; ".join(list(reasons)[:3])
 
 
 def not_finite(rewards: Iterable[Reward], samples: ScoredSamples) -> bool:

@@ -12,11 +12,13 @@ from pydantic import ConfigDict, Field, model_validator
 
 from dgpo_schemas.base import AnyFloat, Float, Int, StrictModel
 
-__all__ = ["MOST_PARTS", "PART", "Clause", "Diagnostics", "Mark"]
+__all__ = ["LARGEST_PART", "MOST_PARTS", "PART", "Clause", "Diagnostics", "Mark"]
 
 PART = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Names of the parts of a score."""
 MOST_PARTS = 100
+LARGEST_PART = 1e100
+"""Size of a part's value, as of a score: means of such numbers are numbers."""
 Point = tuple[AnyFloat, AnyFloat]
 
 

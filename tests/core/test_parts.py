@@ -18,7 +18,7 @@ from dgpo_core.evaluation import _record
 from dgpo_core.metrics import _statistics
 from dgpo_core.registry import Registry
 from dgpo_core.scores import part_values
-from dgpo_core.scoring import Reward, checked_score
+from dgpo_core.scoring import Reward, ScoredSamples, checked_score, reasons_of
 from dgpo_core.testing.toy import run_data
 from dgpo_core.trainer import Trainer
 from dgpo_core.types import Prompt, Scores
@@ -57,6 +57,9 @@ def asked(*said: Any) -> tuple[Scores, list[str]]:
         ({"a": math.nan}, "the value of 'a'"),
         ({"a": -math.inf}, "the value of 'a'"),
         ({"a": {"b": 1}}, "the value of 'a'"),
+        ({"a": 2**1024 - 1}, "the value of 'a' in its `parts` is beyond 1e+100"),
+        ({"a": 1e308}, "the value of 'a' in its `parts` is beyond 1e+100"),
+        ({"a\n": 1.0}, "the name 'a\\n' in its `parts`"),
         ({f"p{i}": 1.0 for i in range(101)}, "it has 101 `parts`, more than 100"),
     ],
 )
@@ -77,6 +80,12 @@ def test_means_are_over_scored_samples_that_have_the_part() -> None:
     assert found.parts == {"a": (0.25 + 0.5) / 2, "b": 1.0}
     assert json.loads(found.model_dump_json())["parts"] == found.parts
     assert _statistics(values, part_values(({},) * 5, values)).parts == {}
+
+
+def test_a_name_for_each_sample_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    parts = part_values([{"parts": {f"p{i:03}": 1.0}} for i in range(150)], torch.zeros(150))
+    assert list(parts) == [f"p{i:03}" for i in range(100)]
+    assert "150 different `parts`, p000 and so on: the first 100 are kept" in caplog.text
 
 
 def test_without_parts_a_line_is_what_it_was() -> None:
@@ -114,3 +123,11 @@ def test_a_run_logs_them(tmp_path: Path, registry: Registry) -> None:
         )
         plain = sum(group["value"] * group["n"] for group in mean["groups"].values()) / mean["n"]
         assert wins["parts"]["brightness"] == pytest.approx(plain)
+
+
+def test_the_reason_of_a_reward_is_told_where_nothing_was_scored() -> None:
+    said = {"reason": "no \x1b[31mface\n" * 100}
+    scored = ScoredSamples({"r": torch.tensor([math.nan])}, {"r": [said]}, [], {}, {})
+    told = reasons_of([Reward("r", 1.0, Says())], scored)
+    assert told.startswith(r"r: no \x1b[31mface\n")
+    assert len(told) < 500
