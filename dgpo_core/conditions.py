@@ -150,7 +150,8 @@ def _near(path: Path) -> str:
             names = [entry.name for entry in islice(entries, NEIGHBOURS)]
     except (OSError, ValueError):
         return ""
-    found = get_close_matches(path.name, names, 1, 0.8)
+    found = [name for name in names if name.casefold() == path.name.casefold()]
+    found = found or get_close_matches(path.name, names, 1, 0.8)
     return f"; there is {clean(found[0], 200)}" if found else ""
 
 

@@ -165,6 +165,7 @@ def check_prompts(path: Path, prompts: Mapping[str, Any], *, mend: str = "") -> 
                 f"gave {before.get('count')} when it started and gives {found['count']} now"
                 if before.get("count") != found["count"]
                 else f"has another content than when it started (SHA-256 in {RECORD})"
+                + (", or the media that it names have" if found.get("media") and before.get("media") else "")
             )
             raise UserError(
                 f"{path}: other prompts than those of the run: prompts.{split} {differs}; put them back{mend}"

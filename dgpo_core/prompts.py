@@ -400,7 +400,8 @@ def notes(prompts: Sequence[Prompt]) -> list[str]:
             if medium.digest not in told:
                 from dgpo_core.conditions import notes_of
 
-                told[medium.digest] = f"{medium.path}: {'; '.join(why)}" if (why := notes_of(medium)) else ""
+                name = clean(medium.path, 300)
+                told[medium.digest] = f"{name}: {'; '.join(why)}" if (why := notes_of(medium)) else ""
     for (key, meant), prompt in first.items():
         where = f" (the first is {prompt.origin})" if prompt.origin else ""
         found.append(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt, Schedule
+from dgpo_schemas.text import clean
 
 if TYPE_CHECKING:
     from pathlib import Path as FilePath
@@ -144,7 +145,7 @@ class Backbone(ABC):
         which kind and in which sizes (they have been looked at, and can be read)."""
         for prompt in prompts:
             if prompt.media:
-                path = f" ({prompt.media[0].path})" if prompt.media[0].path else ""
+                path = f" ({clean(prompt.media[0].path, 300)})" if prompt.media[0].path else ""
                 raise UserError(
                     f"{f'{prompt.origin}: ' if prompt.origin else ''}the prompt has media{path}, but the backbone "
                     f"{self.section.use} takes text alone: leave `media` out, or choose a model that edits or animates"

@@ -70,6 +70,7 @@ def test_each_distinct_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.
     ("name", "expected"),
     [
         ("a.pmg", "there is no such file; there is a.png"),
+        ("A.PNG", "there is no such file; there is a.png"),
         ("nowhere/a.png", "there is no such file; there is no directory"),
         ("a.png/b.png", "cannot be read: Not a directory"),
         (".", "is a directory, not a file"),
@@ -144,6 +145,18 @@ def test_digests_of_prompts(tmp_path: Path) -> None:
     assert counts(others) == {"media": 3, "negative_texts": 2, "sizes": 2, "sources": {"s": 1}}
     assert overlap([others[5]], [others[6]], 1) is None  # another picture is another task
     assert overlap([others[5]], [others[5]], 1) is not None
+
+
+def test_names_of_media_are_shown_without_what_terminals_obey(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[31m\n.png"
+    Image.new("LA", (4, 4)).save(path)
+    (prompt,) = load_file(prompt_file(tmp_path, {"media": path.name}))
+    (note,) = notes([prompt])
+    assert r"a\x1b[31m\n.png: what is transparent" in note
+    section = BackboneSection.model_validate({"use": "toy", "checkpoint": "toy"})
+    with pytest.raises(UserError) as caught:
+        toy.ToyBackbone(section, toy.ToyOptions(), device=torch.device("cpu")).check_prompts([prompt])
+    assert r"a\x1b[31m\n.png), but the backbone toy takes text alone" in str(caught.value)
 
 
 def test_notes() -> None:
