@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from dgpo_core.draws import Draws
     from dgpo_core.processes import Processes
 
-__all__ = ["NOTHING_TO_COMPARE", "NOT_FINITE", "OTHER_SIZES", "Layout", "Members", "WholeGroup", "compared"]
+__all__ = [
+    "NOTHING_TO_COMPARE",
+    "NOT_FINITE",
+    "OTHER_SIZES",
+    "Layout",
+    "Members",
+    "WholeGroup",
+    "by_prompt",
+    "compared",
+]
 
 NOT_FINITE = "the media are not finite"
 NOTHING_TO_COMPARE = "fewer than two members of its group can be shown: there is nothing to compare it with"
@@ -119,6 +128,20 @@ class Members:
     def _joined(parts: list[tuple[int, Tensor]]) -> Tensor:
         rows = [part for _, part in sorted(parts, key=lambda one: one[0])]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def by_prompt(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """The places of equal prompts together, in the order of the first of each."""
+    found: list[list[int]] = []
+    of_text: dict[str, list[list[int]]] = {}  # prompts cannot be hashed for their metadata
+    for place, prompt in enumerate(prompts):
+        alike = of_text.setdefault(prompt.text, [])
+        group = next((group for group in alike if prompts[group[0]] == prompt), None)
+        if group is None:
+            alike.append(group := [])
+            found.append(group)
+        group.append(place)
+    return found
 
 
 def compared(media: Tensor, keys: Sequence[SampleKey], ask: Callable[[Tensor, Sequence[SampleKey]], Scores]) -> Scores:

@@ -5,6 +5,7 @@ No more is held in memory than batches that wait to be full, so that a directory
 
 from __future__ import annotations
 
+import hashlib
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgpo_core.comparing import OTHER_SIZES
+from dgpo_core.comparing import OTHER_SIZES, by_prompt
 from dgpo_core.errors import UserError
 from dgpo_core.kinds import Kind, one_of, plural
 from dgpo_core.media import MediaError, Medium
 from dgpo_core.scoring import Reward, checked_group, checked_score
 from dgpo_core.surroundings import Guard
 from dgpo_core.types import Prompt, Scores
-from dgpo_schemas.text import clean
+from dgpo_schemas.service import LONGEST_PART
+from dgpo_schemas.text import clean, lone_surrogate
 
 __all__ = ["Result", "Sample", "score_samples"]
 
@@ -99,20 +101,23 @@ def score_samples(
 
 def groups_of(reward: Reward, samples: Sequence[Sample]) -> list[list[int]]:
     """The numbers of the samples of each prompt. Raises UserError for a prompt of which there is one."""
-    groups: list[tuple[Prompt, list[int]]] = []
-    for index, sample in enumerate(samples):
-        known = next((group for prompt, group in groups if prompt == sample.prompt), None)
-        if known is None:
-            groups.append((sample.prompt, known := []))
-        known.append(index)
-    for prompt, group in groups:
+    groups = by_prompt([sample.prompt for sample in samples])
+    for group in groups:
         if len(group) < 2:
-            shown = textwrap.shorten(clean(prompt.text), SHOWN, placeholder=" ...")
+            alone = samples[group[0]]
+            shown = textwrap.shorten(clean(alone.prompt.text), SHOWN, placeholder=" ...")
             raise UserError(
-                f"{samples[group[0]].name}: {reward.label} compares the files of one prompt with each other, and no "
+                f"{alone.name}: {reward.label} compares the files of one prompt with each other, and no "
                 f"other file has the prompt {shown!r}; give it at least two"
             )
-    return [group for _, group in groups]
+    return groups
+
+
+def _named(name: str) -> str:
+    """A file's name as a part of a key, which is a text of few characters."""
+    if len(name) <= LONGEST_PART and lone_surrogate(name) is None:
+        return name
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass
@@ -145,7 +150,7 @@ class _Scoring:
             return
         if not members:
             return
-        names = [self.samples[index].name for index, _ in members]
+        names = [_named(self.samples[index].name) for index, _ in members]
         keys = [(name, names[:i].count(name)) for i, name in enumerate(names)]
         media = torch.stack([one for _, one in members]).to(self.device)
         prompt = self.samples[members[0][0]].prompt

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dgpo_core.comparing import OTHER_SIZES
+from dgpo_core.comparing import OTHER_SIZES, by_prompt
 from dgpo_core.kinds import Kind, one_of
 from dgpo_core.placement.messages import (
     Blob,
@@ -91,9 +91,13 @@ async def with_media(
 ) -> Samples:
     """The same samples, the files of whose prompts' media have been decoded by a reader, each distinct one once. Raises
     Refusal, also if only one of them cannot be read: its samples would be scored without what they were drawn from."""
-    media = {m.digest: m for batch in samples.batches for prompt in batch.prompts for m in prompt.media}
-    if not media:
+    named = [medium for batch in samples.batches for prompt in batch.prompts for medium in prompt.media]
+    if not named:
         return samples
+    media = {medium.digest: medium for medium in named}
+    kinds: dict[str, set[Kind]] = {}
+    for medium in named:
+        kinds.setdefault(medium.digest, set()).add(medium.kind)
     contents = [medium.content or b"" for medium in media.values()]
     reserve(2 * sum(map(len, contents)))
     names = [f"the prompts' medium sha256:{digest[:12]}" for digest in media]
@@ -106,8 +110,8 @@ async def with_media(
     for name, (digest, medium), pixels in zip(names, media.items(), found.pixels, strict=True):
         assert pixels is not None  # for it is not lost
         kind: Kind = "image" if pixels.values.ndim == 3 else "video"
-        if kind != medium.kind:
-            raise Refusal(422, "request", f"{name}: is {one_of(kind)}, not {one_of(medium.kind)}")
+        if other := next((one for one in kinds[digest] if one != kind), None):
+            raise Refusal(422, "request", f"{name}: is {one_of(kind)}, not {one_of(other)}")
         decoded[digest] = replace(medium, pixels=pixels)
 
     def known(prompt: Prompt) -> Prompt:
@@ -157,24 +161,15 @@ def _samples(found: Reading) -> Samples:
 def in_groups(samples: Samples) -> Samples:
     """The same for a reward that compares: each batch one group. Without keys those of one prompt are one, named by
     their places in the request; if they are of several sizes they are lost."""
-    groups: list[tuple[Prompt, list[tuple[Batch, list[int]]]]] = []
     batches = [batch for batch in samples.batches if batch.keys is not None]
-    for batch in samples.batches:
-        if batch.keys is not None:
-            continue
-        for row, prompt in enumerate(batch.prompts):
-            parts = next((parts for known, parts in groups if known == prompt), None)
-            if parts is None:
-                groups.append((prompt, parts := []))
-            if not parts or parts[-1][0] is not batch:
-                parts.append((batch, []))
-            parts[-1][1].append(row)
+    rows = [(batch, row) for batch in samples.batches if batch.keys is None for row in range(len(batch.prompts))]
     lost = dict(samples.lost)
-    for prompt, parts in groups:
-        if len(parts) > 1:
-            lost |= {batch.places[row]: OTHER_SIZES for batch, rows in parts for row in rows}
+    for group in by_prompt([batch.prompts[row] for batch, row in rows]):
+        members = [rows[place] for place in group]
+        (batch, first), places = members[0], [batch.places[row] for batch, row in members]
+        if any(other is not batch for other, _ in members):
+            lost |= dict.fromkeys(places, OTHER_SIZES)
             continue
-        ((batch, rows),) = parts
-        places = [batch.places[row] for row in rows]
-        batches.append(Batch(batch.media[rows], [prompt] * len(rows), places, True, [(place,) for place in places]))
+        media, prompt = batch.media[[row for _, row in members]], batch.prompts[first]
+        batches.append(Batch(media, [prompt] * len(members), places, True, [(place,) for place in places]))
     return Samples(batches, samples.count, lost, samples.notes)

@@ -15,6 +15,7 @@ from dgpo_schemas.prompt_keys import MOST_MEDIA
 from dgpo_schemas.rules import LONGEST_SIDE
 
 __all__ = [
+    "LONGEST_PART",
     "PROTOCOL",
     "REQUEST",
     "SAFETENSORS",
@@ -42,6 +43,8 @@ REQUEST = "Dgpo-Request"
 """Header of a request to a service that the answer repeats, so that it is never taken for another request's."""
 LONGEST_KEY = 16
 """Numbers and texts in the key of a sample."""
+LONGEST_PART = 200
+"""Characters of a text in it."""
 SAFETENSORS = "application/vnd.dgpo.safetensors"
 """Media type of a message with tensors; `application/x-safetensors` is understood as well."""
 
@@ -104,7 +107,7 @@ def _first_parts(value: Any) -> Any:
     return value[: LONGEST_KEY + 1] if isinstance(value, list) else value
 
 
-KeyPart = Int | Annotated[str, Field(max_length=200)]
+KeyPart = Int | Annotated[str, Field(max_length=LONGEST_PART)]
 Key = Annotated[list[KeyPart], Field(min_length=1, max_length=LONGEST_KEY), BeforeValidator(_first_parts)]
 
 

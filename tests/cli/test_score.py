@@ -23,9 +23,12 @@ from dgpo_core.annotation import GREEN, MARGIN, RED
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.placement.messages import Blob, read_score_request, score_request
 from dgpo_core.registry import Registry
+from dgpo_core.testing.toy import WinRate
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_schemas.base import Int, Options
+from dgpo_schemas.text import lone_surrogate
 
 Run = Callable[..., Any]
 
@@ -578,6 +581,27 @@ def test_files_that_cannot_be_compared(dgpo: Run) -> None:
     picture("b.png", 0.4)
     done = dgpo("score", "win-rate", *files[:2], "--prompt", "one", "--json")
     assert "nothing to compare it with" in json.loads(done.out)[1]["diagnostics"]["reason"]
+
+
+def test_names_of_files_are_keys_that_can_travel(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long ones, and those that are no UTF-8, as digests."""
+    asked: list[Any] = []
+    score_group = WinRate.score_group
+
+    def scored(self: WinRate, media: Any, prompt: Any, keys: Any) -> Any:
+        asked.append((media, prompt, keys))
+        return score_group(self, media, prompt, keys)
+
+    monkeypatch.setattr(WinRate, "score_group", scored)
+    deep = Path("d" * 100, "e" * 100)
+    deep.mkdir(parents=True)
+    files = [str(picture(str(deep / name), 0.2)) for name in ("a.png", "b.png")] + [str(picture("c.png", 0.4))] * 2
+    assert dgpo("score", "win-rate", *files, "--json").code == 0
+    ((media, prompt, keys),) = asked
+    request = read_score_request(Blob(score_request(media, [prompt] * 4, keys=keys)))
+    assert request.keys == keys
+    assert keys[2:] == [("c.png", 0), ("c.png", 1)]
+    assert lone_surrogate(batches_module._named("\udcff.png")) is None
 
 
 def test_a_reward_that_compares_tests_itself(dgpo: Run) -> None:

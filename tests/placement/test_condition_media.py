@@ -164,6 +164,15 @@ def test_a_service_reads_media_with_its_limits(
     assert narrow.service.budget.used == 0
 
 
+def test_one_file_is_not_of_two_kinds(narrow: Any) -> None:
+    medium = condition_medium(encoded(20))
+    prompt = Prompt("x", media=(replace(medium, kind="video"), medium))
+    body = score_request(torch.zeros(1, 3, 8, 8), [prompt])
+    answer = httpx.post(f"{narrow.url}/v1/score", content=body, headers={"Content-Type": SAFETENSORS})
+    assert answer.status_code == 422
+    assert "is an image, not a video" in answer.json()["error"]["message"]
+
+
 def test_media_count_against_a_service_s_memory(serve: Serve) -> None:
     served = serve("edit", memory_mib=64, limits={"max_body_mib": 16})
     body = score_request(torch.zeros(1, 3, 8, 8), [Prompt("x", media=(condition_medium(encoded(1, (2048, 2048))),))])
