@@ -57,6 +57,8 @@ __all__ = [
 
 MOST = 10_000_000
 """Prompts that a source may yield; a generator that never ends would be no list."""
+FASTEST = 1_000_000
+"""Frames a second."""
 SHOWN = 60
 """Characters of a prompt in a message."""
 
@@ -231,7 +233,8 @@ def _made(source: PromptSource, split: Literal["train", "heldout"], where: str) 
             json.dumps(dict(prompt.metadata), default=str, skipkeys=True)  # nothing that contains itself
         except Exception as error:
             raise UserError(f"{where}: the metadata of its prompt {number}: {error_text(error)}") from error
-        if prompt.negative is not None or prompt.media != () or prompt.size is not None:
+        plain = prompt.negative is None and prompt.size is None and prompt.fps is None
+        if not plain or prompt.media != ():
             _check_drawn_from(prompt, f"{where}: its prompt {number}", looked_at)
     return found
 
@@ -244,6 +247,9 @@ def _check_drawn_from(prompt: Prompt, where: str, looked_at: set[str]) -> None:
     fits = isinstance(size, tuple) and len(size) == 2 and all(type(n) is int and 1 <= n <= LONGEST_SIDE for n in size)
     if size is not None and not fits:
         raise UserError(f"{where}: `size` must be (height, width) in pixels or None, not {_shown(repr(size))}")
+    fps = prompt.fps
+    if fps is not None and not (type(fps) in (int, float) and 0 < fps <= FASTEST):
+        raise UserError(f"{where}: `fps` must be a number of frames a second or None, not {_shown(repr(fps))}")
     if not isinstance(media, tuple) or not all(isinstance(medium, ConditionMedium) for medium in media):
         raise UserError(f"{where}: `media` must be a tuple of ConditionMedium, not {_shown(repr(media))}")
     for medium in media:

@@ -352,6 +352,8 @@ def _check_group(header: ScoreHeader, keys: Sequence[Sequence[int | str]]) -> No
     """Raise Unfit unless a request with keys is one group."""
     if len(keys) != len(header.prompts):
         raise Unfit(f"there are {len(keys)} `keys` for {len(header.prompts)} samples")
+    if not keys:
+        raise Unfit("a request with `keys` is one group, and this one has no samples")
     if len({tuple(key) for key in keys}) != len(keys):
         raise Unfit("two samples have the same key in `keys`")
     if any(prompt != header.prompts[0] for prompt in header.prompts[1:]):
@@ -361,7 +363,8 @@ def _check_group(header: ScoreHeader, keys: Sequence[Sequence[int | str]]) -> No
 def check_protocol(header: Mapping[str, Any]) -> None:
     """Raises OtherProtocol."""
     if header.get("protocol") != PROTOCOL:
-        theirs = clean(str(header.get("protocol")), 40)
+        protocol = header.get("protocol")
+        theirs = clean(repr(protocol) if isinstance(protocol, str) else str(protocol), 40)
         raise OtherProtocol(
             f"speaks version {theirs} of the protocol, this dgpo speaks version {PROTOCOL}; "
             "install the same version of dgpo on both sides"

@@ -132,6 +132,8 @@ PAIR = {"media": torch.zeros(2, 3, 2, 2)}
     [
         (HEADER | {"protocol": 99}, MEDIA, OtherProtocol, f"speaks version 99 .* this dgpo speaks version {PROTOCOL}"),
         ({"prompts": []}, MEDIA, OtherProtocol, "speaks version None"),
+        (HEADER | {"protocol": str(PROTOCOL)}, MEDIA, OtherProtocol, f"speaks version '{PROTOCOL}'"),
+        (HEADER | {"prompts": [], "keys": []}, {"media": torch.zeros(0, 3, 2, 2)}, Unfit, "this one has no samples"),
         (HEADER | {"prompts": None}, MEDIA, Malformed, "prompts: must be a list"),
         (HEADER | {"prompts": [{"txt": "x"}]}, MEDIA, Malformed, r"prompts\.0\.text: is missing"),
         (HEADER | {"lonely": True}, MEDIA, Malformed, "lonely: unknown key; did you mean alone"),
