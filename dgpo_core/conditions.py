@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 
     from dgpo_core.pixels import Pixels, Source
 
-__all__ = ["MAX_BYTES", "check_medium", "condition_medium", "content_of", "notes_of", "pixels_of", "tensor_of"]
+__all__ = [
+    "MAX_BYTES",
+    "check_medium",
+    "condition_medium",
+    "content_of",
+    "measured",
+    "name_of",
+    "notes_of",
+    "pixels_of",
+    "tensor_of",
+]
 
 MAX_BYTES = 256 << 20
 """Of one file, as of a request to a reward service. What it unpacks to is bounded by `pixels.MAX_PIXELS`."""
@@ -70,23 +80,34 @@ def check_medium(medium: ConditionMedium) -> None:
     if found.digest != medium.digest:
         raise _changed(medium)
     if found.kind != medium.kind:
-        raise UserError(f"{_name(medium)}: holds {one_of(found.kind)}, not {one_of(medium.kind)}")
+        raise UserError(f"{name_of(medium)}: holds {one_of(found.kind)}, not {one_of(medium.kind)}")
 
 
 def content_of(medium: ConditionMedium) -> bytes:
     """Its bytes, which have its digest. Raises UserError, naming the file."""
     if medium.content is None and not medium.path:
-        raise UserError(f"{_name(medium)} cannot be read here: a check of prompts sends digests alone")
+        raise UserError(f"{name_of(medium)} cannot be read here: a check of prompts sends digests alone")
     content = _content(Path(medium.path)) if medium.content is None else medium.content
     if hashlib.sha256(content).hexdigest() != medium.digest:
         raise _changed(medium)
     return content
 
 
+def measured(medium: ConditionMedium, most_frames: int) -> tuple[int, int, int]:
+    """Its frames, of which one more than `most_frames` are counted at most, height and width, by the headers of its
+    file. Raises UserError, naming the file."""
+    from dgpo_core.pixels import Unreadable, measure
+
+    try:
+        return measure(content_of(medium), most_frames)
+    except (Unreadable, NotInstalled) as error:
+        raise UserError(f"{name_of(medium)}: {clean(str(error), 500)}") from error
+
+
 def pixels_of(medium: ConditionMedium) -> Pixels:
     """What it shows. Raises UserError, naming the file."""
     known: Pixels | None = medium.pixels
-    return _decoded(content_of(medium), _name(medium)) if known is None else known
+    return _decoded(content_of(medium), name_of(medium)) if known is None else known
 
 
 def tensor_of(medium: ConditionMedium) -> Tensor:
@@ -155,12 +176,13 @@ def _near(path: Path) -> str:
     return f"; there is {clean(found[0], 200)}" if found else ""
 
 
-def _name(medium: ConditionMedium) -> str:
+def name_of(medium: ConditionMedium) -> str:
+    """What it is called in messages."""
     return clean(medium.path, 300) or f"the {medium.kind} sha256:{clean(medium.digest, 12)}"
 
 
 def _changed(medium: ConditionMedium) -> UserError:
     return UserError(
-        f"{_name(medium)}: has another content than when the prompts were read (SHA-256 was "
+        f"{name_of(medium)}: has another content than when the prompts were read (SHA-256 was "
         f"{clean(medium.digest, 12)}…); put it back"
     )

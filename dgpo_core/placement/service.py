@@ -12,6 +12,7 @@ import httpx
 from pydantic import ValidationError
 from torch import Tensor
 
+from dgpo_core.conditions import measured, name_of
 from dgpo_core.errors import UserError
 from dgpo_core.memory import OutOfMemory
 from dgpo_core.placement.http import Busy, Client, Down, Nonsense, Refused, Stranger, TooLarge
@@ -75,6 +76,7 @@ class ServiceReward(RemoteReward):
         connections = len(urls) * section.concurrency
         self._servers = Servers(urls, section.concurrency, self._where)
         self._under_way = threading.local()
+        self._fit: set[str] = set()  # media of which is known that the servers read them, by digest
         self._client = Client(where, section.token_variable, connections + 1, urls, self._look)
         self._known: RewardDescription | None = None
         try:
@@ -86,9 +88,24 @@ class ServiceReward(RemoteReward):
     # -- the reward's face ------------------------------------------------------------------------------------------
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Let the reward check them. Raises UserError, also if the reward or its servers fail at it."""
+        """Let the reward check them. Raises UserError, also if the reward or its servers fail at it, and for media that
+        the servers would not read."""
+        self._check_media(prompts)
         for part in self._parts(prompts):
             self._check(prompts[part])
+
+    def _check_media(self, prompts: Sequence[Prompt]) -> None:
+        limits = None if self._known is None else self._known.limits
+        for medium in {m.digest: m for p in prompts for m in p.media if m.digest not in self._fit}.values():
+            if limits is not None and (medium.path or medium.content is not None):
+                frames, *sides = measured(medium, limits.max_frames)
+                if max(sides) > limits.max_side or frames > limits.max_frames:
+                    what = f"a side of {max(sides)} pixels" if frames <= limits.max_frames else "too many frames"
+                    raise UserError(
+                        f"media: {name_of(medium)}: has {what}; the servers of {self._where} take {limits.max_side} "
+                        f"pixels (limits.max_side) and {limits.max_frames} frames (limits.max_frames)"
+                    )
+            self._fit.add(medium.digest)
 
     def _check(self, prompts: Sequence[Prompt]) -> None:
         data = {"prompts": prompts_as_json(prompts)}

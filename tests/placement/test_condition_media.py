@@ -30,6 +30,7 @@ from dgpo_core.placement.messages import (
     read_score_request,
     score_request,
 )
+from dgpo_core.prompts import check_prompts
 from dgpo_core.types import ConditionMedium, Example, Prompt
 from dgpo_schemas.service import PROTOCOL, SAFETENSORS
 
@@ -162,6 +163,17 @@ def test_a_service_reads_media_with_its_limits(
     assert message in answer.json()["error"]["message"]
     assert f"the prompts' medium sha256:{medium.digest[:12]}: " in answer.json()["error"]["message"]
     assert narrow.service.budget.used == 0
+
+
+def test_media_that_a_service_would_not_read_are_refused_before_the_run(narrow: Any, make: Any) -> None:
+    there = make("edit", service={"urls": [narrow.url]})
+    fine, wide = condition_medium(encoded(20)), condition_medium(encoded(10, (70, 8)))
+    prompts = [Prompt("x", origin="p:1", media=(fine,)), Prompt("y", origin="p:2", media=(fine, wide))]
+    there.check_prompts(prompts[:1])
+    told = r"^p:2: media: the image sha256:\w+…: has a side of 70 pixels; .*limits.max_side"
+    with pytest.raises(UserError, match=told) as caught:
+        check_prompts(there, prompts)
+    assert "rewards.0.service take 64 pixels" in str(caught.value)
 
 
 def test_one_file_is_not_of_two_kinds(narrow: Any) -> None:
