@@ -320,8 +320,16 @@ def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> s
 
 
 def longer_than_read(prompts: Sequence[Prompt], backbone: Backbone) -> str | None:
-    """A warning with the number of prompts whose end the backbone's text encoders do not see; None if there are
-    none."""
+    """A warning with the number of prompts, and of negative texts, whose end the backbone's text encoders do not see;
+    None if there are none."""
+    told = [_longer(prompts, backbone, "prompts", "the model does not see what follows")]
+    negative = [replace(prompt, text=prompt.negative) for prompt in prompts if prompt.negative]
+    if negative and backbone.guidable:
+        told.append(_longer(negative, backbone, "negative texts", "nothing is led away from what follows"))
+    return "; ".join(filter(None, told)) or None
+
+
+def _longer(prompts: Sequence[Prompt], backbone: Backbone, what: str, so: str) -> str | None:
     different = list({prompt.key: prompt for prompt in prompts}.values())
     unread, limit = backbone.unread(different)
     if not unread:
@@ -332,8 +340,8 @@ def longer_than_read(prompts: Sequence[Prompt], backbone: Backbone) -> str | Non
     where = f"{first.origin}, " if first.origin else ""
     are = "is" if len(found) == 1 else "are"
     return (
-        f"{len(found)} of {len(prompts)} prompts {are} longer than the text encoders read ({limit} tokens), the first "
-        f"is {where}{_shown(first.text)}: the model does not see what follows"
+        f"{len(found)} of {len(prompts)} {what} {are} longer than the text encoders read ({limit} tokens), the first "
+        f"is {where}{_shown(first.text)}: {so}"
     )
 
 

@@ -251,6 +251,21 @@ def test_prompts_whose_end_is_not_read_are_counted_together() -> None:
     assert len(alone) < 300
 
 
+def test_negative_texts_whose_end_is_not_read_are_counted_too() -> None:
+    prompts = [
+        Prompt("a", origin=f"p:{i}", negative=text) for i, text in enumerate((None, "", "x", "x " * 13, "x " * 13))
+    ]
+    found = longer_than_read(prompts, Reads())
+    assert found is not None
+    assert found.startswith(
+        "2 of 3 negative texts are longer than the text encoders read (12 tokens), the first is p:3, "
+    )
+    both = longer_than_read([Prompt("y " * 13), *prompts], Reads())
+    assert both is not None
+    assert both.startswith("1 of 6 prompts is longer ")
+    assert f"; {found}" in both
+
+
 def test_a_text_that_is_none_is_refused_wherever_it_comes_from(registry: Registry) -> None:
     assert given("ein grüner Kreis 😀", "--prompt 1") == "ein grüner Kreis 😀"
     with pytest.raises(UserError, match=r"--prompt 2: holds the byte 0xFF at character 3, which is not UTF-8"):
