@@ -50,15 +50,21 @@ def size_of(value: Any) -> tuple[int, int] | None:
     sides = [found, found] if not isinstance(found, list) else found
     if len(sides) == 2 and all(_is_side(side) for side in sides):
         return int(sides[0]), int(sides[1])
+    large = (
+        f"; a side has {LONGEST_SIDE} at most" if any(_is_number(one) and one > LONGEST_SIDE for one in sides) else ""
+    )
     raise ValueError(
         f"`size` must be a side in pixels or [height, width], such as 512 or [480, 832], not {_shown(value)}"
-        f"{_size_meant(value)}; metadata needs another key"
+        f"{_size_meant(value)}{large}; metadata needs another key"
     )
 
 
 def _is_side(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 1 <= value <= LONGEST_SIDE and value == int(value)
+    return _is_number(value) and 1 <= value <= LONGEST_SIDE and value == int(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _size_meant(value: Any) -> str:

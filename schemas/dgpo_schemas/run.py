@@ -574,7 +574,12 @@ class EvaluationSection(StrictModel):
         default=0, ge=0, le=10**9, description="Iterations between evaluations; 0: only when the run ends."
     )
     at_start: bool = Field(default=True, description="Also evaluate the base model before training.")
-    prompts: Int = Field(default=300, ge=1, le=10**9, description="Held-out prompts to use, at most.")
+    prompts: Int = Field(
+        default=300,
+        ge=1,
+        le=10**9,
+        description="Held-out prompts to use, at most; of several sources one each at least.",
+    )
     samples_per_prompt: Int = Field(default=1, ge=1, le=10_000, description="Samples of each prompt.")
     steps: Int | None = Field(default=None, ge=1, le=1000, description="Solver steps; by default the rollouts'.")
     guidance: Float | None = Field(

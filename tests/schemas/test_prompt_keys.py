@@ -57,6 +57,7 @@ def test_also_as_tables_write_it(tmp_path: Path, key: str, given: Any, expected:
         ({"size": True}, "not true"),
         ({"size": 0}, "not 0"),
         ({"size": 512.5}, "not 512.5"),
+        ({"size": [8, 99999]}, "not [8, 99999]; a side has 16384 at most"),
         ({"size": 10**400}, "(401 characters)"),
         ({"size": [1, 2, 3]}, "not [1, 2, 3]"),
         ({"size": "[Infinity, 1]"}, "not '[Infinity, 1]'"),
