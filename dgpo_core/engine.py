@@ -268,10 +268,14 @@ class Engine:
         if (members or section.samples_per_prompt) < 2:
             for reward in rewards:
                 if reward.compares:
+                    way = (
+                        "take it out of evaluation.guards.rewards"
+                        if reward.guard
+                        else "name others in evaluation.rewards"
+                    )
                     raise UserError(
                         f"evaluation.samples_per_prompt: the reward {reward.label} compares the samples of a prompt "
-                        "with each other, and there is 1; set it to 2 or more, or name other rewards in "
-                        "evaluation.rewards"
+                        f"with each other, and there is 1; set it to 2 or more, or {way}"
                     )
         return self._made(rewards)
 

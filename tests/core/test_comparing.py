@@ -300,6 +300,10 @@ def config(directory: Path, **changes: Any) -> RunConfig:
 def test_one_sample_of_a_prompt_is_refused_when_the_run_is_built(tmp_path: Path, registry: Registry) -> None:
     with pytest.raises(UserError, match=r"evaluation\.samples_per_prompt: the reward win-rate compares"):
         Trainer(config(tmp_path), registry).train()
+    guards = {"guards": {"rewards": [{"use": "win-rate"}]}}
+    guarded = RunConfig.model_validate(run_data(tmp_path, evaluation=guards))
+    with pytest.raises(UserError, match=r"or take it out of evaluation\.guards\.rewards"):
+        Trainer(guarded, registry).train()
     assert not (tmp_path / "toy").exists()
 
 
