@@ -80,7 +80,7 @@ def test_samples_begin_at_the_models_start(own: Any, make_config: Make, registry
     def first(scale: float) -> torch.Tensor:
         own(start=lambda sigma: scale * sigma)
         engine = Engine(make_config(), registry)
-        drawn = next(engine.roller().roll_out(prompts_of(["a"]), 2, Draws(0), "base", keep_path=True))
+        drawn = next(engine.roller().roll_out(prompts_of(["a"], (8, 8)), 2, Draws(0), "base", keep_path=True))
         assert drawn.path is not None
         return drawn.path.states[0]
 
