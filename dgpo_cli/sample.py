@@ -94,6 +94,7 @@ def sample(
     engine = opened.engine
     from dgpo_core import clips
     from dgpo_core.draws import Draws
+    from dgpo_core.memory import decoded_media
     from dgpo_core.pictures import write_pictures
     from dgpo_core.sizes import check_sizes
 
@@ -120,7 +121,7 @@ def sample(
     media = [
         one
         for r in roller.roll_out(chosen, count, Draws(seed).at("sample"), opened.view)
-        for one in engine.backbone.decode(r.x0).cpu()
+        for one in decoded_media(engine.backbone, r).cpu()
     ]
     repeated = [prompt for prompt in chosen for _ in range(count)]
     write_pictures(output, media, repeated, columns=count, fps=fps)

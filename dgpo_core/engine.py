@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from dgpo_core import clips
+from dgpo_core import clips, promises
 from dgpo_core.bases import base_record
 from dgpo_core.checkpoint import Checkpoint
 from dgpo_core.contracts import (
@@ -76,6 +76,7 @@ class Engine:
         runtime, block = self.runtime, self.config.backbone
         if not runtime.sharded:
             made: Backbone = self._create("backbone", block, device=runtime.device)
+            promises.built(made)
             check_adapter(made)
             return made
         if block.compile:
@@ -83,6 +84,7 @@ class Engine:
         from dgpo_core.sharding import shard
 
         made = self._create("backbone", block, device=torch.device("cpu"))
+        promises.built(made)
         check_adapter(made)
         shard(made, runtime.device, runtime.processes)
         return made
@@ -109,7 +111,7 @@ class Engine:
     def _blank(self) -> tuple[Tensor, Conditioning]:
         """A latent and the conditioning of a prompt that the model can draw."""
         size = self.config.rollout.height_width
-        shape = self.backbone.latent_shape(*size)
+        shape = promises.latent_shape(self.backbone, size)
         return torch.zeros(1, *shape, device=self.runtime.device), self.conditioning([self.backbone.example(size)])
 
     @cached_property

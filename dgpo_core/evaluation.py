@@ -21,7 +21,7 @@ from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.groups import by_source
 from dgpo_core.guards import step_statistics
-from dgpo_core.memory import decoded
+from dgpo_core.memory import decoded_media
 from dgpo_core.processes import Processes, cut
 from dgpo_core.scores import part_values
 from dgpo_core.scoring import diversity, merged, not_finite, reasons_of
@@ -129,7 +129,7 @@ def evaluate(
         with processes.together():
             for rollout in roller.roll_out(prompts, members, draws, view, samples=own):
                 interrupt()
-                media = decoded(roller.policy.backbone.decode, rollout.x0)
+                media = decoded_media(roller.policy.backbone, rollout)
                 scorer.submit(media, rollout.prompts, interrupt, rollout.samples)
                 kept += _first_members(media, rollout.samples, shown, members)
                 compared += _first_members(media, rollout.samples, solved_twice, members)
@@ -172,7 +172,7 @@ def evaluate(
             mine = [i for i in solved_twice if i * members in own]
             for rollout in finer.roller.roll_out([prompts[i] for i in mine], 1, draws, view, places=mine):
                 interrupt()
-                parts += decoded(finer.roller.policy.backbone.decode, rollout.x0).cpu()
+                parts += decoded_media(finer.roller.policy.backbone, rollout).cpu()
         found = _step_statistics(compared, parts)
         said = processes.everyone({name: statistic.double().tolist() for name, statistic in found.items()})
         for name in next(part for part in said if part):

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from dgpo_core import promises
 from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.scores import check_scores, joined
-from dgpo_core.types import Prompt, Scores
+from dgpo_core.types import Prompt, Rollout, Scores
 from dgpo_schemas.text import error_text
 
-__all__ = ["OutOfMemory", "TooLittleMemoryError", "decoded", "free", "halving", "in_halves", "is_out_of_memory"]
+if TYPE_CHECKING:
+    from dgpo_core.contracts import Backbone
+
+__all__ = [
+    "OutOfMemory",
+    "TooLittleMemoryError",
+    "decoded",
+    "decoded_media",
+    "free",
+    "halving",
+    "in_halves",
+    "is_out_of_memory",
+]
 
 T = TypeVar("T")
 ALONE = "out of memory, with 1 sample"
@@ -85,6 +98,11 @@ def halving(
             f"out of memory: micro-batches are of {size} from here on, with the same result; `{key}: {size}` would "
             "have saved the attempt"
         )
+
+
+def decoded_media(backbone: Backbone, rollout: Rollout) -> Tensor:
+    """What samples show, `decoded` by their backbone."""
+    return promises.media(backbone, decoded(backbone.decode, rollout.x0), rollout.prompts)
 
 
 def decoded(decode: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:

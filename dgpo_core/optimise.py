@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dgpo_core import promises
 from dgpo_core.adamw import make_adamw, restore, state_of
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
@@ -204,6 +205,8 @@ class Optimiser:
         loss = torch.zeros((), device=self.policy.backbone.device)
         for b in batches:
             predictions = b.predictions(self._velocity(b))
+            if not predictions.velocity.requires_grad:
+                raise promises.broken(self.policy.backbone, "`velocity` has no gradient, so nothing would be learnt")
             s = None
             if self.objective.needs_statistic:
                 if statistic is not None:
@@ -227,7 +230,7 @@ class Optimiser:
     def _at(self, update: Update, members: Members, t: int, *, statistic_only: bool = False) -> MicroBatch:
         """The members at one timestep, with the other models' predictions, or those that the statistic needs."""
         b = update.at(members, t)
-        b.loss_weight = self.policy.backbone.loss_weight(b.sigma)
+        b.loss_weight = promises.loss_weight(self.policy.backbone, b.sigma)
         self._add_predictions(b, statistic_only=statistic_only)
         return b
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from dgpo_core import promises
 from dgpo_core.errors import UserError
 from dgpo_core.flow import guided_velocity
-from dgpo_core.types import Conditioning, Prompt
+from dgpo_core.sizes import bucket
+from dgpo_core.types import Conditioning, Prompt, same_places
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
@@ -50,6 +52,7 @@ class Policy:
 
     def __init__(self, backbone: Backbone, ema: EmaSection) -> None:
         self.backbone = backbone
+        self._network = promises.Checked(backbone)
         self.ema = ema
         self._adapter = backbone.adapter
         self.parameters = dict(backbone.trainable())
@@ -76,7 +79,9 @@ class Policy:
         into them if asked for. Views are not nested."""
         name = self.available(name)
         if merged and name != "base" and self._adapter is not None:
-            with self.view(name), self._adapter.merged() or nullcontext():
+            merging = self._adapter.merged()
+            made = nullcontext() if merging is None else promises.entered(self.backbone, merging, "adapter.merged")
+            with self.view(name), made:
                 yield
             return
         if name == "policy":
@@ -91,7 +96,7 @@ class Policy:
                 yield
             else:
                 assert self._adapter is not None
-                with self._adapter.off():
+                with promises.entered(self.backbone, self._adapter.off(), "adapter.off"):
                     yield
         finally:
             self._view = "policy"
@@ -136,7 +141,7 @@ class Policy:
     ) -> Tensor:
         """Velocity [B, ...] of the view in place; if the scale is not 1 the model's `guide` of two, in one batch."""
         with self._passing():
-            return guided_velocity(self.backbone, x_sigma, sigma, conditioning, unconditional, guidance)
+            return guided_velocity(self._network, x_sigma, sigma, conditioning, unconditional, guidance)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss [] to the trained weights'."""
@@ -224,6 +229,8 @@ class ConditioningCache:
         self._limit = limit_bytes
         self._bytes = 0
         self._rows: OrderedDict[Hashable, Conditioning] = OrderedDict()
+        self._first: dict[Hashable, Conditioning] = {}
+        """Of each bucket a row without values, which every other one has to fit."""
 
     def __call__(self, prompts: Sequence[Prompt]) -> Conditioning:
         """One row per prompt of one bucket, in order. Every prompt has a size."""
@@ -235,26 +242,31 @@ class ConditioningCache:
 
     def rows(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         """The same of prompts of any buckets, whose rows need not have one shape and are not joined."""
-        return self._found(prompts, lambda p: ("prompt", p.key), self._backbone.encode)
+        return self._found(prompts, lambda p: ("prompt", p.key), self._backbone.encode, "encode")
 
     def unconditional_rows(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         """What guidance leads away from, likewise."""
         # Not by the text that it may stand for: an unconditional "" is another thing than a prompt "" to some models.
-        return self._found(prompts, lambda p: ("negative", p.negative, p.key[1:]), self._backbone.unconditional)
+        return self._found(
+            prompts, lambda p: ("negative", p.negative, p.key[1:]), self._backbone.unconditional, "unconditional"
+        )
 
     def _found(
         self,
         prompts: Sequence[Prompt],
         key: Callable[[Prompt], Hashable],
         encode: Callable[[list[Prompt]], Conditioning],
+        what: str,
     ) -> list[Conditioning]:
         keys = [key(prompt) for prompt in prompts]
         wanted = dict(zip(keys, prompts, strict=True))
         found = {k: self._rows[k] for k in wanted if k in self._rows}
         absent = [k for k in wanted if k not in found]
-        with self._backbone.encoding() if absent else nullcontext():
+        with promises.entered(self._backbone, self._backbone.encoding(), "encoding") if absent else nullcontext():
             for k in absent:
-                found[k] = self._rows[k] = row = encode([wanted[k]])
+                row = encode([wanted[k]])
+                self._check(row, wanted[k], what)
+                found[k] = self._rows[k] = row
                 self._bytes += _bytes(row)
         for k in wanted:
             if k in self._rows:
@@ -262,6 +274,12 @@ class ConditioningCache:
         while self._bytes > self._limit and len(self._rows) > 1:
             self._bytes -= _bytes(self._rows.popitem(last=False)[1])
         return [found[k] for k in keys]
+
+    def _check(self, row: Conditioning, prompt: Prompt, what: str) -> None:
+        promises.conditioning(self._backbone, row, what)
+        first = self._first.setdefault(bucket(self._backbone, prompt), row.to(torch.device("meta")))
+        if (difference := same_places(first, row)) is not None:
+            raise promises.broken(self._backbone, f"`{what}`: {difference}")
 
 
 def _bytes(row: Conditioning) -> int:

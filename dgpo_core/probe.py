@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dgpo_core import promises
 from dgpo_core.contracts import Probe
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow import interpolate, velocity_target
@@ -72,7 +73,7 @@ class PolicyProbe(Probe):
                     at = x0.new_full((len(x0[part]),), sigma)
                     velocity = self.policy.velocity(interpolate(x0[part], noise[part], at), at, rows.rows(part))
                     error = mean_square(velocity - target[part])
-                    found.append(weighted(error, self.policy.backbone.loss_weight(at)))
+                    found.append(weighted(error, promises.loss_weight(self.policy.backbone, at)))
         return torch.cat(found).view(len(sigmas), len(x0)).double().cpu()
 
     def _prompts(self, count: int) -> list[Prompt]:

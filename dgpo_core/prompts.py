@@ -330,8 +330,10 @@ def longer_than_read(prompts: Sequence[Prompt], backbone: Backbone) -> str | Non
 
 
 def _longer(prompts: Sequence[Prompt], backbone: Backbone, what: str, so: str) -> str | None:
+    from dgpo_core import promises  # with torch, which takes a while to import
+
     different = list({prompt.key: prompt for prompt in prompts}.values())
-    unread, limit = backbone.unread(different)
+    unread, limit = promises.unread(backbone, different)
     if not unread:
         return None
     long = {different[i].key for i in unread}

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from dgpo_core import hookspecs
 from dgpo_core.contracts import version as contract_version
+from dgpo_core.contracts.signatures import misfits
 from dgpo_core.discovery import check_hooks, check_part, entry_points
 from dgpo_core.errors import ContractError, DgpoError, PluginError, UserError
 from dgpo_core.hookspecs import KINDS, Part
@@ -284,6 +285,9 @@ class Registry:
             if inspect.isabstract(implementation):
                 missing = ", ".join(sorted(getattr(implementation, "__abstractmethods__", ())))
                 raise PluginError(f"{_owner(registered)}: {registered.part.implementation} lacks {missing}")
+            base = next(one for one in bases if issubclass(implementation, one))
+            if (misfit := next(misfits(implementation, base), None)) is not None:
+                raise PluginError(f"{_owner(registered)}: {registered.part.implementation}: {misfit}")
         return implementation
 
     def check_contract(self, registered: RegisteredPart) -> None:

@@ -16,7 +16,7 @@ import torch
 from dgpo_core.comparing import Layout
 from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.groups import by_source, weigh
-from dgpo_core.memory import TooLittleMemoryError, decoded, is_out_of_memory
+from dgpo_core.memory import TooLittleMemoryError, decoded_media, is_out_of_memory
 from dgpo_core.processes import shares
 from dgpo_core.prompts import of_iteration
 from dgpo_core.scoring import Scorer, reasons_of
@@ -71,7 +71,7 @@ def _score_one(trainer: Trainer, prompts: Sequence[Prompt], scorer: Scorer) -> t
     scorer.expect(Layout(MEMBERS, draws.at("dry run"), [range(MEMBERS * len(chosen))]))
     with trainer.processes.together():
         for rollout in trainer.roller.roll_out(chosen, MEMBERS, draws.at("dry run"), "policy"):
-            scorer.submit(trainer.engine.backbone.decode(rollout.x0), rollout.prompts, samples=rollout.samples)
+            scorer.submit(decoded_media(trainer.engine.backbone, rollout), rollout.prompts, samples=rollout.samples)
     scored = scorer.collect()
     found = {}
     for reward in scorer.rewards:
@@ -147,7 +147,7 @@ def _score(trainer: Trainer, rollout: Rollout) -> int:
     """Score the samples of a roll-out; the number of them. Where a reward compares, some are shown again, in
     micro-batches of no larger size, until the group is whole in which they end."""
     engine, scorer, members = trainer.engine, trainer.engine.scorer, trainer.config.rollout.group_size
-    media = decoded(engine.backbone.decode, rollout.x0)
+    media = decoded_media(engine.backbone, rollout)
     count = total = len(media)
     if any(reward.compares for reward in scorer.rewards):
         total = -(-count // members) * members

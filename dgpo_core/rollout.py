@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dgpo_core import promises
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import PluginError
 from dgpo_core.memory import halving
@@ -46,7 +47,7 @@ class Roller:
         self.sampler = sampler
         self.conditioning = conditioning
         self.resolution = resolution
-        self.shape = policy.backbone.latent_shape(*resolution)
+        self.shape = promises.latent_shape(policy.backbone, resolution)
         self._shapes = {resolution: self.shape}
         self.device = policy.backbone.device
         self.steps = steps
@@ -116,7 +117,7 @@ class Roller:
         """Of a latent of this prompt."""
         assert prompt.size is not None
         if prompt.size not in self._shapes:
-            self._shapes[prompt.size] = self.policy.backbone.latent_shape(*prompt.size)
+            self._shapes[prompt.size] = promises.latent_shape(self.policy.backbone, prompt.size)
         return self._shapes[prompt.size]
 
     @torch.no_grad()
@@ -156,7 +157,7 @@ class Roller:
         if size not in self._starts:
             backbone = self.policy.backbone
             schedule = of_model(backbone, size, self.steps, self.shift)
-            self._starts[size] = schedule, backbone.start(float(self.sampler.sigmas(self.steps, schedule)[0]))
+            self._starts[size] = schedule, promises.start(backbone, float(self.sampler.sigmas(self.steps, schedule)[0]))
         return self._starts[size]
 
 

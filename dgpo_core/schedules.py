@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,7 @@ from dgpo_core.flow import shift_sigma
 from dgpo_core.sizes import Size
 from dgpo_core.types import Schedule
 from dgpo_schemas.sigma import AUTO, Shift
+from dgpo_schemas.text import clean
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
@@ -50,6 +52,15 @@ def of_model(backbone: Backbone, size: Size, steps: int, shift: Shift) -> Schedu
     who = f"backbone: {type(backbone).__name__}'s schedule for {size[0]}x{size[1]} in {steps} steps"
     if not isinstance(found, Schedule):
         raise PluginError(f"{who} is {type(found).__name__}, not a Schedule")
+    numbers: tuple[object, ...] = (
+        found.shift,
+        found.first,
+        0.5 if found.terminal is None else found.terminal,
+        *(found.grid if isinstance(found.grid, tuple) else ()),
+    )
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, Real):
+            raise PluginError(f"{who} is of plain numbers, not {clean(repr(number), 100)}")
     if not 0 < found.shift < math.inf:
         raise PluginError(f"{who} has the shift {found.shift:g}, which must be a positive number")
     try:
@@ -70,7 +81,7 @@ def only_one(schedules: Mapping[Size, Schedule], objective: str) -> None:
             cure = "set rollout.shift to a number, or " if replace(differing, shift=schedule.shift) == schedule else ""
             raise UserError(
                 f"objective: {objective} learns from the steps of the samples' paths, but samples of {what} have other "
-                f"times by the model's schedule: {cure}give all prompts one size"
+                f"times by the model's schedule: {cure}give all prompts one size, that of rollout.resolution"
             )
 
 

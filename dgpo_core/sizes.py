@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
-from dgpo_core.errors import UserError
+from dgpo_core.errors import PluginError, UserError
 from dgpo_core.types import Prompt
 from dgpo_schemas.text import clean
 
@@ -26,7 +26,9 @@ SHOWN = 60
 
 def bucket(backbone: Backbone, prompt: Prompt) -> Hashable:
     """What samples have in common that may share a micro-batch: the size, and whatever `Backbone.bucket` says."""
-    return prompt.size, backbone.bucket(prompt)
+    from dgpo_core import promises  # with torch, which takes a while to import
+
+    return prompt.size, promises.bucket(backbone, prompt)
 
 
 def runs(values: Sequence[Hashable]) -> list[slice]:
@@ -66,7 +68,11 @@ def check_sizes(
 
 
 def _ask(backbone: Backbone, size: Size, where: str) -> None:
+    from dgpo_core import promises
+
     try:
-        backbone.latent_shape(*size)
+        promises.latent_shape(backbone, size)
+    except PluginError:
+        raise
     except UserError as error:
         raise UserError(f"{where}{str(error).removeprefix(KEY)}") from error

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from dgpo_core import promises
 from dgpo_core.errors import UserError
 from dgpo_core.schedules import of_model, only_one
 from dgpo_core.sizes import Size
@@ -83,16 +84,18 @@ class Times:
                 f"timesteps.t_min: {section.t_min} (sigma {low:.4g}) must be below t_max = {shown}; 1 is noise and 0 "
                 "is data"
             )
+        promises.weights_of_errors(self.backbone, low, high)
 
     def check_sizes(self, sizes: Iterable[Size], sampler: Sampler, objective: Objective) -> None:
         """Raise UserError where samples of these sizes cannot all be drawn at times that the model knows, and where an
         objective learns from paths whose times would differ."""
         steps = self.config.rollout.steps
         found = {size: self._schedule(size, steps) for size in sorted(sizes)}
-        for size in found:
+        for size, schedule in found.items():
             self.check_sampler("rollout.steps", sampler, steps, size)
-        if objective.needs_path:
-            only_one(found, self.config.objective.use)
+            promises.start(self.backbone, float(sampler.sigmas(steps, schedule)[0]))
+        if objective.needs_path:  # training times are drawn for the run's own size, which no prompt need have
+            only_one({self.config.rollout.height_width: self.schedule} | found, self.config.objective.use)
 
     def check_sampler(self, key: str, sampler: Sampler, steps: int, size: Size) -> None:
         """Raise UserError, about a setting `key`, if samples in so many steps visit times that the model does not

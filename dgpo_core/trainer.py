@@ -21,7 +21,7 @@ from dgpo_core.groups import informative, weigh
 from dgpo_core.guards import alarms
 from dgpo_core.hookspecs import RunInfo
 from dgpo_core.locations import without_places
-from dgpo_core.memory import TooLittleMemoryError, decoded
+from dgpo_core.memory import TooLittleMemoryError, decoded_media
 from dgpo_core.metrics import evaluation_values, flat, metrics_record, prompt_scores, timing_record
 from dgpo_core.optimise import Optimiser, UpdateResult
 from dgpo_core.pictures import write_pictures
@@ -312,7 +312,7 @@ class Trainer:
                     prompts, rollout.group_size, draws, view, samples=own, keep_path=keep_path
                 ):
                     self.stop.check()
-                    media = decoded(self.engine.backbone.decode, sampled.x0)
+                    media = decoded_media(self.engine.backbone, sampled)
                     scorer.submit(media, sampled.prompts, self.stop.check, sampled.samples)
                     del media  # it lives no longer than it waits for its scores
                     rollouts.append(sampled)

@@ -31,6 +31,7 @@ __all__ = [
     "Scores",
     "TrainingBatch",
     "mean_square",
+    "same_places",
     "weighted",
 ]
 
@@ -164,6 +165,28 @@ class Conditioning:
             longest = max(t.shape[1] for t in tensors) if name in first.lengths else 0
             joined[name] = torch.cat([_filled(t, longest) if name in first.lengths else t for t in tensors])
         return Conditioning(joined, {n: tuple(i for part in parts for i in part.lengths[n]) for n in first.lengths})
+
+
+def same_places(row: Conditioning, other: Conditioning) -> str | None:
+    """What keeps two batches of conditioning from being joined, in words: other tensors, `lengths`, shapes or dtypes.
+    None if they fit."""
+    if row.tensors.keys() != other.tensors.keys():
+        return f"one prompt has the tensors {', '.join(row.tensors)}, another {', '.join(other.tensors)}"
+    if row.lengths.keys() != other.lengths.keys():
+        return f"one prompt has lengths of {', '.join(row.lengths) or 'no tensor'}, another of " + (
+            ", ".join(other.lengths) or "no tensor"
+        )
+    for name, tensor in row.tensors.items():
+        skipped = 2 if name in row.lengths else 1
+        mine, theirs = tensor.shape[skipped:], other.tensors[name].shape[skipped:]
+        if mine != theirs or tensor.dim() != other.tensors[name].dim():
+            return (
+                f"{name} of one prompt is {tuple(tensor.shape)}, of another in its bucket "
+                f"{tuple(other.tensors[name].shape)}: rows that differ in length say so in `Conditioning.lengths`"
+            )
+        if tensor.dtype != other.tensors[name].dtype:
+            return f"{name} of one prompt is {tensor.dtype}, of another {other.tensors[name].dtype}"
+    return None
 
 
 def _filled(tensor: Tensor, length: int) -> Tensor:

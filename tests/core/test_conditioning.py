@@ -45,6 +45,11 @@ def test_rows_are_as_long_as_the_longest_of_them() -> None:
 class Model:
     """Counts what it encodes."""
 
+    device = torch.device("cpu")
+
+    def bucket(self, prompt: Prompt) -> object:
+        return prompt.size
+
     def __init__(self) -> None:
         self.asked: list[tuple[str, Prompt]] = []
 

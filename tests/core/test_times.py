@@ -174,7 +174,7 @@ def test_sizes_whose_paths_have_other_times() -> None:
     assert str(caught.value) == (
         "objective: flow-grpo learns from the steps of the samples' paths, but samples of 8x8 (shift 1.5) and 8x16 "
         "(shift 2.5) have other times by the model's schedule: set rollout.shift to a number, or give all prompts one "
-        "size"
+        "size, that of rollout.resolution"
     )
     with pytest.raises(UserError, match="schedule: give all prompts one size"):
         only_one({(8, 8): one, (8, 16): Schedule(1.5, "scheduler")}, "flow-grpo")

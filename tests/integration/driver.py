@@ -37,6 +37,7 @@ from dgpo_cli.main import main
 from dgpo_core.processes import Processes
 from dgpo_core.registry import get_registry
 from dgpo_core.stopping import StopRequest
+from dgpo_core.testing.hard_toy import hard_plugin
 from dgpo_core.testing.toy import BrightnessReward, ToyBackbone, plugin, run_data, sizes_plugin
 from dgpo_core.trainer import Trainer
 from dgpo_schemas.run import RunConfig
@@ -239,6 +240,7 @@ def warm_up() -> None:
 if __name__ == "__main__":
     get_registry().register(plugin, distribution="toy")
     get_registry().register(sizes_plugin, distribution="toy-sizes")
+    get_registry().register(hard_plugin, distribution="hard-toy")
     for name in sys.argv[1:]:
         pkgutil.resolve_name(name)
     warm_up()

@@ -199,6 +199,7 @@ def test_one_process_needs_no_group() -> None:
 
 # -- the same numbers -------------------------------------------------------------------------------------------------
 
+_HARD = {"use": "hard-toy", "options": {"count": 5, "sizes": [[8, 8], [16, 8]]}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole groups": {},
     "small micro-batches": {"rollout": {"micro_batch": 1}, "optimiser": {"micro_batch": 1, "learning_rate": 0.01}},
@@ -233,13 +234,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "evaluation": {"sampler": "flow-euler"},
     },
     "several sizes": SIZES | {"rollout": {"group_size": 5, "groups": 3, "micro_batch": 4}},
+    "ragged rows of a model that predicts noise": {
+        "backbone": DOUBLE["backbone"] | {"use": "hard-toy"},
+        "prompts": {"train": _HARD, "heldout": _HARD},
+        "rollout": {"group_size": 5, "groups": 3, "micro_batch": 4, "shift": "auto", "guidance": 2.5},
+        "timesteps": {"count": 2, "t_min": 0.1},
+    },
     "a t_min that is measured": {
         "timesteps": {"use": "disagreement-t-min", "t_min": 0.1, "count": 2, "options": {"every": 2, "samples": 3}},
     },
 }  # fmt: skip
 
 
-QUICK = ("groups of five", "rewards that compare", "two updates", "missing scores", "paths", "several sizes")
+QUICK = (
+    "groups of five",
+    "rewards that compare",
+    "two updates",
+    "missing scores",
+    "paths",
+    "several sizes",
+    "ragged rows of a model that predicts noise",
+)
 """What `make test` tries, with three processes alone."""
 
 

@@ -15,13 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dgpo_core import promises
 from dgpo_core.contracts import Adapter, Backbone
 from dgpo_core.errors import UserError
+from dgpo_core.flow import guided_velocity
 from dgpo_core.schedules import sigmas as sampler_times
 from dgpo_core.testing.contracts._assertions import close, equal, global_state_left_alone, normal, that
 from dgpo_core.testing.contracts._check import Check, checks_of, run_all
 from dgpo_core.testing.given import NeedsInput
-from dgpo_core.types import Conditioning, Prompt, Schedule
+from dgpo_core.types import Conditioning, Prompt, Schedule, same_places
 from dgpo_core.weights import resolve_checkpoint
 
 __all__ = ["backbone_checks", "check_backbone"]
@@ -65,7 +67,8 @@ def backbone_checks(
         return _Subject(make, backbone, size or _possible(backbone), impossible, texts, tolerance)
 
     return checks_of(
-        subject, trainable, latent_shape, times, encode, unconditional, velocity, batch_invariance, gradient, weights,
+        subject, trainable, latent_shape, times, prompts, encode, unconditional, velocity, batch_invariance, guide,
+        gradient, weights,
         adapter, merged, save_adapter, formats, save_weights, decode, reproducible, random_state, dtype,
         gradient_checkpointing, package,
     )  # fmt: skip
@@ -179,6 +182,22 @@ def times(s: _Subject) -> None:
         return
     that(weight.shape == sigma.shape, f"`loss_weight` is one number a sample, not {tuple(weight.shape)}")
     that(bool((weight.isfinite() & (weight >= 0)).all()), "`loss_weight` is finite and not negative")
+    that(weight.dtype == sigma.dtype, f"`loss_weight` is of sigma's dtype {sigma.dtype}, not {weight.dtype}")
+    that(not weight.requires_grad, "`loss_weight` has no gradient")
+
+
+def prompts(s: _Subject) -> None:
+    """Its own example is one that it can draw; a prompt's bucket is one value; `unread` names some of the prompts."""
+    example = s.backbone.example(s.size)
+    that(isinstance(example, Prompt), f"`example` gives a Prompt, not {type(example).__name__}")
+    that(example.size == s.size, f"`example` has the size that it was asked for, not {example.size}")
+    try:
+        s.backbone.check_prompts(s.prompts)
+    except UserError as error:
+        raise AssertionError(f"`check_prompts` takes the model's own example: {error}") from error
+    for prompt in s.prompts:
+        promises.bucket(s.backbone, prompt)
+    promises.unread(s.backbone, s.prompts)
 
 
 def encode(s: _Subject) -> None:
@@ -245,6 +264,25 @@ def batch_invariance(s: _Subject) -> None:
         with torch.no_grad():
             alone = s.backbone.velocity(x_sigma[row], sigma[row], conditioning.rows(row))
         close(alone, together[row], "velocity of a sample does not depend on the others", s.tolerance)
+
+
+def guide(s: _Subject) -> None:
+    """Both velocities are of one batch; what they become has their shape, and does not depend on other samples."""
+    if not s.backbone.guidable:
+        raise unittest.SkipTest("the model has no unconditional prediction")
+    x_sigma, sigma, conditioning = s.arguments()
+    free = s.backbone.unconditional(s.prompts)
+    difference = same_places(conditioning, free)
+    that(difference is None, f"`unconditional` gives rows like those of `encode`: {difference}")
+    network = promises.Checked(s.backbone)
+    with torch.no_grad():
+        found = guided_velocity(network, x_sigma, sigma, conditioning, free, 2.5)
+        for i in range(len(s.texts)):
+            row = slice(i, i + 1)
+            alone = guided_velocity(network, x_sigma[row], sigma[row], conditioning.rows(row), free.rows(row), 2.5)
+            close(alone, found[row], "a guided velocity does not depend on the other samples", s.tolerance)
+    that(found.dtype == torch.float32, f"`guide` gives float32, not {found.dtype}")
+    that(found.isfinite().all(), "a guided velocity is finite")
 
 
 def gradient(s: _Subject) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from dgpo_diffusers.geometry import nearest_size, shift_of
+from dgpo_core.errors import UserError
+from dgpo_diffusers.geometry import check_flow, nearest_size, shift_of
 
 EVEN = [1.0, 0.75, 0.5, 0.25]
 
@@ -43,3 +45,30 @@ def test_published_shifts(side: int, k: float) -> None:
     """FLUX.1's."""
     config = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
     assert shift_of(config, (side // 16) ** 2) == pytest.approx(k, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"prediction_type": "epsilon"}, "prediction_type is 'epsilon'; allowed is flow_prediction"),
+        ({"use_karras_sigmas": True}, "use_karras_sigmas is true; allowed is false"),
+        ({"invert_sigmas": True}, "invert_sigmas is true"),
+        ({"shift": 0}, "shift is 0; allowed is a number above 0"),
+        ({"flow_shift": "3"}, "flow_shift is '3'; allowed is a number"),
+        ({"base_shift": None}, "base_shift is null"),
+        (
+            {"use_dynamic_shifting": True, "max_image_seq_len": 256},
+            "base_image_seq_len and max_image_seq_len are both 256: there is no line",
+        ),
+        ({"shift_terminal": 2}, "shift_terminal is 2"),
+    ],
+)
+def test_times_that_are_not_known(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"there: {message}")):
+        check_flow(config, "there")
+
+
+def test_usual_schedulers_are_known() -> None:
+    check_flow({}, "there")
+    check_flow(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02).config, "there")
+    check_flow(UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True).config, "there")

@@ -168,6 +168,18 @@ def test_a_zero_terminal_snr() -> None:
     assert EpsilonPrediction(reference.config).sigma_range[1] == pytest.approx(4096 / 4097)
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize("ends", [{}, {"sigma_min": 0.1, "sigma_max": 8.0}])
+def test_the_times_of_karras(spacing: str, ends: dict[str, float]) -> None:
+    reference = scheduler("epsilon", spacing, use_karras_sigmas=True, **ends)
+    reference.set_timesteps(9)
+    p = EpsilonPrediction(reference.config)
+    sigmas = FlowEuler(None).sigmas(9, p.schedule(9))
+    torch.testing.assert_close(sigmas / (1 - sigmas), reference.sigmas.double(), rtol=2e-5, atol=2e-6)
+    # That scheduler rounds the places, and reads them off log S instead of log alpha^2.
+    torch.testing.assert_close(p.time(sigmas[:-1]), reference.timesteps.float(), rtol=0, atol=0.6)
+
+
 def test_more_steps_than_places() -> None:
     p = EpsilonPrediction(SDXL | {"num_train_timesteps": 20})
     with pytest.raises(UserError, match=r"rollout\.steps: 21 given, this model has 20 times; at most 20"):
@@ -176,7 +188,20 @@ def test_more_steps_than_places() -> None:
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"beta_schedule": "sigmoid"}, "not 'sigmoid'"), ({"timestep_spacing": "random"}, "not 'random'")],
+    [
+        ({"beta_schedule": "sigmoid"}, "not 'sigmoid'"),
+        ({"timestep_spacing": "random"}, "not 'random'"),
+        ({"trained_betas": []}, "two or more"),
+        ({"trained_betas": [0.1, math.nan]}, "from 0 to 1"),
+        ({"beta_end": 2}, "from 0 to 1"),
+        ({"trained_betas": [0.1, 0.0, 0.1]}, "grows from place to place"),
+        ({"num_train_timesteps": 0}, "two or more"),
+        ({"num_train_timesteps": 100_000}, "grows from place to place"),
+        ({"num_train_timesteps": "many"}, "num_train_timesteps is 'many'; allowed is a whole number"),
+        ({"steps_offset": None}, "steps_offset is None"),
+        ({"use_beta_sigmas": True}, "use_beta_sigmas is True; allowed is false"),
+        ({"use_karras_sigmas": True, "sigma_min": -1}, "numbers above 0"),
+    ],
 )
 def test_tables_that_are_not_known(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

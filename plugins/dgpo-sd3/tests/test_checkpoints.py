@@ -308,3 +308,28 @@ def test_sizes_that_the_weights_do_not_have(
     text = message(build, copy)
     assert f"{copy}/{part}" in text
     assert re.search(expected, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("latents_std", "q"), ("latents_std", [0.0] * 4), ("latents_mean", [None]), ("latents_mean", [])],
+)
+def test_scales_of_the_autoencoder_that_are_none(build: Build, copy: Path, name: str, value: Any) -> None:
+    edit(copy / "vae" / "config.json", **{name: value})
+    assert f"{copy}/vae/config.json: {name} is " in message(build, copy)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (
+            {"use_dynamic_shifting": True, "base_image_seq_len": 4096},
+            "base_image_seq_len and max_image_seq_len are both",
+        ),
+        ({"use_karras_sigmas": True}, "use_karras_sigmas is true"),
+        ({"shift": 0}, "shift is 0; allowed is a number above 0"),
+    ],
+)
+def test_times_that_are_not_known(build: Build, copy: Path, setting: dict[str, Any], said: str) -> None:
+    edit(copy / "scheduler" / "scheduler_config.json", **setting)
+    assert f"{copy}/scheduler: {said}" in message(build, copy)

@@ -21,7 +21,7 @@ from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_diffusers.adapter_files import DiffusersAdapter
-from dgpo_diffusers.geometry import multiples, nearest_size, shift_of
+from dgpo_diffusers.geometry import check_flow, multiples, nearest_size, shift_of
 from dgpo_diffusers.libraries import quiet, unread
 from dgpo_diffusers.loading import load
 from dgpo_diffusers.meta import load_meta
@@ -114,7 +114,9 @@ class DiffusersBackbone(Backbone):
         return Schedule(shift=shift, grid=self.layout.grid, terminal=terminal)
 
     def parametrise(self) -> FlowPrediction:
-        """What the network gives, by what the checkpoint's scheduler says: by default the velocity."""
+        """What the network gives, by what the checkpoint's scheduler says: by default the velocity. Raises UserError
+        for a scheduler whose times are not known."""
+        check_flow(self.pipeline.scheduler.config, f"backbone.checkpoint: {self.section.checkpoint}/scheduler")
         return FlowPrediction()
 
     def tokens(self, height: int, width: int) -> int:

@@ -67,6 +67,21 @@ def _check_numbers(directory: Path, pipeline: Any, layout: Layout, clips: Sequen
             real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not real or (key != "shift_factor" and value <= 0) or (key not in FACTORS and value != int(value)):
                 raise UserError(f"{where}: {key} is {show(value)}; allowed is {FACTORS.get(key, '1, 2, 3, ...')}")
+    _check_scales(f"backbone.checkpoint: {directory}/vae/config.json", pipeline.vae.config)
+
+
+def _check_scales(where: str, config: Any) -> None:
+    """Raise UserError for an autoencoder's means and standard deviations that pictures cannot be made with, where it
+    has some: a number for all channels, or a list of one for each."""
+    for name in ("latents_mean", "latents_std", *FACTORS):
+        value: Any = getattr(config, name, None)
+        if value is None:
+            continue
+        numbers = list(value) if isinstance(value, list | tuple) else [value]
+        real = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+        if not numbers or not real or (name in ("latents_std", "scaling_factor") and min(numbers) <= 0):
+            above = " above 0" if name in ("latents_std", "scaling_factor") else ""
+            raise UserError(f"{where}: {name} is {show(value)}; allowed are numbers{above}, or null")
 
 
 def _limit_tokens(pipeline: Any, clips: Sequence[str]) -> None:

@@ -24,6 +24,9 @@ __all__ = ["EpsilonPrediction", "FlowPrediction", "VPrediction"]
 
 SMALLEST = 2.0**-24
 """alpha^2 that stands for 0 where its logarithm is taken, as in EulerDiscreteScheduler: S = s / alpha is then 4096."""
+OTHER_GRIDS = ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
+RHO = 7
+"""By which Karras et al. space the ratios S."""
 SNAP = 2e-3
 """A time so near to a whole one is that one. Samplers hand times over in float32, whose rounding, grown by 1 / (1 -
 sigma), moves t by about 1e-4; networks read whole times better than that."""
@@ -58,8 +61,9 @@ class FlowPrediction:
 class EpsilonPrediction(FlowPrediction):
     """The noise of a VP model. config: of its diffusers scheduler, EulerDiscrete's, DDIM's or another's of its kind.
 
-    The schedule is EulerDiscreteScheduler's for the config's `timestep_spacing`, whose steps are Euler steps in flow
-    time. Raises ValueError for a table of noise levels that is not known.
+    The schedule is EulerDiscreteScheduler's for the config's `timestep_spacing`, or its `use_karras_sigmas` (Karras et
+    al., arXiv 2206.00364, eq. 5), whose steps are Euler steps in flow time. Raises ValueError for a table of noise
+    levels, or a spacing, that is not known.
     """
 
     known_at_one = False
@@ -69,11 +73,15 @@ class EpsilonPrediction(FlowPrediction):
         self.spacing = str(config.get("timestep_spacing", "leading"))
         if self.spacing not in ("leading", "trailing", "linspace"):
             raise ValueError(f"timestep_spacing is leading, trailing or linspace, not {self.spacing!r}")
-        self.offset = int(config.get("steps_offset", 0))
+        self.offset = _whole(config, "steps_offset", 0)
+        for name in OTHER_GRIDS:
+            if config.get(name):
+                raise ValueError(f"{name} is {config[name]!r}; allowed is false: its times are not known")
+        self._karras = _ends(config) if config.get("use_karras_sigmas") else None
         table = _alphas_cumprod(config)
         self._zero_end = bool(table[-1] == 0)
         if self._zero_end:
-            table[-1] = SMALLEST
+            table[-1] = min(SMALLEST, table[-2] / 2)
         self._ratios = np.sqrt((1 - table) / table)  # S = s / alpha, ascending
         self._log_alphas = np.log(table)  # of alpha^2, descending
         self._known = torch.from_numpy(-self._log_alphas)  # ascending, as a search wants it
@@ -93,6 +101,10 @@ class EpsilonPrediction(FlowPrediction):
         else:
             t = np.linspace(0, count - 1, steps)[::-1]
         ratios = np.interp(t, np.arange(count), self._ratios)
+        if self._karras is not None:
+            high, low = (given or known for given, known in zip(self._karras, (ratios[0], ratios[-1]), strict=True))
+            ends = high ** (1 / RHO), low ** (1 / RHO)
+            ratios = np.linspace(*ends, steps) ** RHO
         grid = tuple(float(s / (1 + s)) for s in ratios)
         return Schedule(grid=grid, first=grid[0])
 
@@ -147,7 +159,7 @@ def _square(sigma: Tensor) -> Tensor:
 
 def _alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """alpha^2 at each place of a scheduler's table, descending, float64."""
-    count = int(config.get("num_train_timesteps", 1000))
+    count = _whole(config, "num_train_timesteps", 1000)
     first, last = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))
     kind = config.get("beta_schedule", "linear")
     if config.get("trained_betas") is not None:
@@ -161,10 +173,30 @@ def _alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.fl
         betas = np.minimum(1 - level[1:] / level[:-1], 0.999)
     else:
         raise ValueError(f"beta_schedule is linear, scaled_linear or squaredcos_cap_v2, not {kind!r}")
+    if betas.ndim != 1 or len(betas) < 2 or not bool(((betas >= 0) & (betas < 1)).all()) or not betas.any():
+        raise ValueError("the betas are numbers from 0 to 1, two or more of them; these are not")
     table = np.cumprod(1 - betas)
     c = float(config.get("snr_shift_scale", 1.0))
     table = table / (c + (1 - c) * table)
     if config.get("rescale_betas_zero_snr"):
         root = np.sqrt(table)
         table = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    if not bool((np.diff(table) < 0).all()) or not bool((table[:-1] > 0).all()):
+        raise ValueError("the noise of a table of betas grows from place to place, and this one's does not")
     return np.asarray(table, dtype=np.float64)
+
+
+def _whole(config: Mapping[str, Any], name: str, default: int) -> int:
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} is {value!r}; allowed is a whole number, 0 or more")
+    return value
+
+
+def _ends(config: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """sigma_max and sigma_min, ratios S, of Karras's times; None where the table's own are meant."""
+    found = config.get("sigma_max"), config.get("sigma_min")
+    for value in found:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            raise ValueError(f"sigma_min and sigma_max are numbers above 0, or null, not {value!r}")
+    return found

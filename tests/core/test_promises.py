@@ -1,0 +1,194 @@
+"""What a backbone gives that it must not: one message with the backbone and the promise, before a run is written where
+that can be known, and never a run that learns something else."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dgpo_core.contracts import Backbone, Sampler
+from dgpo_core.contracts.signatures import misfits
+from dgpo_core.errors import PluginError
+from dgpo_core.registry import Registry
+from dgpo_core.rehearsal import rehearse
+from dgpo_core.testing.toy import ToyAdapter, ToyBackbone
+from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.types import Conditioning, Schedule
+from dgpo_schemas.run import RunConfig
+
+Make = Callable[..., RunConfig]
+Says = dict[str, Any]
+encode = ToyBackbone.encode
+velocity = ToyBackbone.velocity
+
+
+def rows(change: Callable[[Tensor], Conditioning]) -> Says:
+    return {"encode": lambda self, prompts: change(encode(self, prompts).tensors["c"])}
+
+
+def times(schedule: Any) -> Says:
+    return {"schedule": lambda self, height, width, steps: schedule(steps)}
+
+
+def weight(change: Callable[[Tensor], Any]) -> Says:
+    return {"loss_weight": lambda self, sigma: change(sigma)}
+
+
+def drawn(change: Callable[[Tensor], Any]) -> Says:
+    return {"velocity": lambda self, x, sigma, conditioning: change(velocity(self, x, sigma, conditioning))}
+
+
+def shown(change: Callable[[Tensor], Any]) -> Says:
+    return {"decode": lambda self, x0: change(torch.zeros(len(x0), 3, 8, 8))}
+
+
+def trained(change: Callable[[Any], Any]) -> Says:
+    return {"trainable": lambda self: change(Backbone.trainable(self))}
+
+
+def adapter(**says: Any) -> Says:
+    return {"kind": type("Adapter", (ToyAdapter,), says)}
+
+
+BEFORE: dict[str, tuple[Says, str]] = {
+    "shift is text": (times(lambda n: Schedule(shift="3")), "plain numbers, not '3'"),  # type: ignore[arg-type]
+    "terminal is text": (times(lambda n: Schedule(terminal="0")), "plain numbers"),  # type: ignore[arg-type]
+    "grid of text": (times(lambda n: Schedule(grid=("1",) * n)), "plain numbers"),
+    "no first": (times(lambda n: Schedule(first=None)), "plain numbers, not None"),  # type: ignore[arg-type]
+    "range upside down": ({"sigma_range": (1.0, 0.0)}, "0 <= low < high <= 1, not (1.0, 0.0)"),
+    "range of three": ({"sigma_range": (0.0, 0.5, 1.0)}, "`sigma_range` is two numbers"),
+    "range beyond": ({"sigma_range": (-1.0, 2.0)}, "`sigma_range` is two numbers"),
+    "start 0": ({"start": lambda self, sigma: 0}, "`start` at sigma 1 is a number above 0, not 0"),
+    "start nan": ({"start": lambda self, sigma: math.nan}, "`start` at sigma 1"),
+    "start of rows": ({"start": lambda self, sigma: torch.ones(3)}, "not a tensor (3,) of float32 on cpu"),
+    "weight negative": (weight(torch.neg), "`loss_weight` is finite, not negative"),
+    "weight nan": (weight(lambda s: s * math.nan), "`loss_weight` is finite"),
+    "weight 0": (weight(torch.zeros_like), "not 0 at every time"),
+    "weight of one": (weight(torch.mean), "`loss_weight` is None, or a tensor like its sigma"),
+    "weight a number": (weight(lambda s: 2.0), "not 2.0 (float)"),
+    "weight float64": (weight(Tensor.double), "of float64 on cpu"),
+    "weight elsewhere": (weight(lambda s: s.to("meta")), "of float32 on meta"),
+    "weight with gradient": (weight(lambda s: s.clone().requires_grad_()), "with a gradient"),
+    "fps 0": ({"fps": 0}, "`fps` is a number of frames a second above 0"),
+    "media": ({"media": "images"}, "`media` is 'image' or 'video', not 'images'"),
+    "shape a list": ({"latent_shape": lambda self, h, w: [2, 4, 4]}, "`latent_shape` of 8x8 is a tuple"),
+    "shape of fractions": ({"latent_shape": lambda self, h, w: (2, 4.0, 4)}, "`latent_shape` of 8x8"),
+    "nothing trained": (trained(lambda found: {}), "nothing is trained"),
+    "trained a list": (trained(list), "`trainable` gives parameters by their names"),
+    "trained frozen": (
+        trained(lambda found: {n: p.requires_grad_(False) for n, p in found.items()}),
+        "requires no gradient",
+    ),
+    "trained strangers": (
+        trained(lambda found: {n: torch.nn.Parameter(p.clone()) for n, p in found.items()}),
+        "is no parameter of `module`",
+    ),
+    "trained in half": (
+        trained(lambda found: {n: torch.nn.Parameter(p.half()) for n, p in found.items()}),
+        "trained weights are float32",
+    ),
+    "formats": (adapter(formats="toy"), "`adapter.formats` is a tuple of words"),
+    "unread": ({"unread": lambda self, prompts: ([10**6], 4)}, "`unread` gives places of some of the"),
+}
+"""What is seen when a run is built."""
+DURING: dict[str, tuple[Says, str]] = {
+    "bucket a list": ({"bucket": lambda self, prompt: []}, "can be hashed and compared, not [] (list)"),
+    "bucket random": ({"bucket": lambda self, prompt: random.random()}, "`bucket` of one prompt is"),
+    "lengths too long": (rows(lambda c: Conditioning({"c": c}, {"c": (9,)})), "`lengths` of c is (4,)"),
+    "lengths too many": (rows(lambda c: Conditioning({"c": c}, {"c": (4, 4)})), "`lengths` of c is (4,)"),
+    "lengths of nothing": (rows(lambda c: Conditioning({"c": c}, {"d": (4,)})), "there is no such tensor"),
+    "no tensors": (rows(lambda c: Conditioning({})), "`encode` gives a Conditioning of tensors"),
+    "a dictionary": (rows(lambda c: {"c": c}), "`encode` gives a Conditioning"),  # type: ignore[arg-type,return-value]
+    "two rows a prompt": (rows(lambda c: Conditioning({"c": c.repeat(2, 1)})), "c has one row a prompt"),
+    "rows with gradient": (rows(lambda c: Conditioning({"c": c.requires_grad_()})), "c has no gradient"),
+    "rows elsewhere": (rows(lambda c: Conditioning({"c": c.to("meta")})), "on the model's device cpu"),
+    "ragged in secret": (
+        rows(lambda c: Conditioning({"c": c, "x": torch.ones(1, int(100 * float(c[0, 0].abs())))})),
+        "rows that differ in length say so",
+    ),
+    "unconditional of other tensors": (
+        {"unconditional": lambda self, prompts: Conditioning({"d": torch.ones(len(prompts), 4)})},
+        "`unconditional`: one prompt has the tensors c, another d",
+    ),
+    "guide of other shape": (
+        {"guide": lambda self, c, u, scale, *, x_sigma, sigma: c[:1]},
+        "`guide` gives float32 (2, 2, 4, 4), as its x_sigma, not a tensor (1, 2, 4, 4)",
+    ),
+    "velocity broadcasts": (drawn(lambda v: v.mean(0, keepdim=True)), "`velocity` gives float32"),
+    "velocity in bfloat16": (drawn(Tensor.bfloat16), "of bfloat16 on cpu"),
+    "velocity without gradient": (drawn(Tensor.detach), "nothing would be learnt"),
+    "media of another size": (shown(lambda m: m[..., :2]), "`decode` gives images [B, 3, H, W] with B, H, W = 2, 8, 8"),
+    "media with alpha": (shown(lambda m: m[:, [0, 1, 2, 2]]), "`decode` gives images"),
+    "media of one": (shown(lambda m: m[:1]), "`decode` gives images"),
+    "media are bytes": (shown(Tensor.byte), "of uint8 on cpu"),
+    "off is nothing": (adapter(off=lambda self: None), "`adapter.off` gives a context to enter"),
+    "encoding is nothing": ({"encoding": lambda self: None}, "`encoding` gives a context to enter"),
+}
+"""What is seen when it is first asked."""
+
+
+@pytest.mark.parametrize("case", [*BEFORE, *DURING])
+def test_a_broken_promise_is_named(
+    case: str, make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says, message = (BEFORE | DURING)[case]
+    for name, value in says.items():
+        monkeypatch.setattr(ToyBackbone, name, value)
+    config = make_config(rollout={"shift": "auto", "guidance": 2.0})
+    trainer = Trainer(config, registry)
+    with pytest.raises(PluginError, match=re.escape(message)) as caught:
+        trainer.build() if case in BEFORE else rehearse(trainer)
+    assert "ToyBackbone" in str(caught.value)
+    assert not run_path(config).exists()
+
+
+def test_a_sound_one_is_left_in_peace(make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToyBackbone, "fps", 0.5)
+    monkeypatch.setattr(ToyBackbone, "bucket", lambda self, prompt: ("a", prompt.size))
+    monkeypatch.setattr(ToyBackbone, "start", lambda self, sigma: 1)
+    monkeypatch.setattr(ToyBackbone, "loss_weight", lambda self, sigma: (1 - sigma) ** 2)
+    rehearse(Trainer(make_config(rollout={"shift": "auto", "guidance": 2.0}), registry))
+
+
+def test_methods_that_cannot_be_called_as_the_contracts_are_named() -> None:
+    def fits(**says: Any) -> list[str]:
+        return list(misfits(type("Own", (ToyBackbone,), says), Backbone))
+
+    assert not fits()
+    assert not fits(schedule=lambda self, *args: Schedule())
+    assert not fits(guide=lambda self, a, b, c, **named: a)
+    assert not fits(sketch=classmethod(lambda cls, section, options: None), guidable=False, fps=property(lambda s: 1))
+    (found,) = fits(schedule=lambda self, height, width: Schedule())
+    assert found == "schedule(self, height, width) cannot be called as schedule(self, height, width, steps)"
+    (found,) = fits(guide=lambda self, c, u, s: c)
+    assert "cannot be called as guide(self, conditional, unconditional, guidance, *, x_sigma, sigma)" in found
+    (found,) = fits(guidable=lambda self: False)
+    assert found == "guidable is an attribute or a property, and here it is a method: write @property above it"
+    (found,) = fits(bucket=(8, 8))
+    assert found == "bucket is a method, and here it is tuple"
+    (found,) = misfits(type("Old", (Sampler,), {"sample": lambda self, velocity, noise, *, steps: None}), Sampler)
+    assert found.startswith("sample(self, velocity, noise, *, steps) cannot be called")
+
+
+def test_an_unconditional_row_may_have_another_length(
+    make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ragged(self: ToyBackbone, prompts: Any) -> Conditioning:
+        return Conditioning.cat([
+            Conditioning({**encode(self, [p]).tensors, "x": torch.ones(1, 1 + len(p.text))}, {"x": (1 + len(p.text),)})
+            for p in prompts
+        ])  # fmt: skip
+
+    monkeypatch.setattr(ToyBackbone, "encode", ragged)
+    monkeypatch.setattr(ToyBackbone, "unconditional", lambda self, prompts: ragged(
+        self, [replace(p, text="") for p in prompts]
+    ))  # fmt: skip
+    rehearse(Trainer(make_config(rollout={"guidance": 2.0}), registry))
