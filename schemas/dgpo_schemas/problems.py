@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-__all__ = ["ConfigError", "KeyPath", "Problem", "dotted", "explain", "nearest", "show"]
+__all__ = ["ConfigError", "KeyPath", "Problem", "dotted", "explain", "is_number", "nearest", "show"]
 
 KeyPath = tuple[str | int, ...]
 
@@ -52,6 +53,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if not close and len(name) > 2:
         close = [other for other in known if name in other][:1]
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value out of a file is a number: true and false are none, nor is what is not finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def show(value: Any) -> str:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from dgpo_schemas.decoding import half_character
-from dgpo_schemas.problems import show
+from dgpo_schemas.problems import is_number, show
 from dgpo_schemas.rules import LONGEST_SIDE
 from dgpo_schemas.text import clean, is_visible
 
@@ -51,7 +51,7 @@ def size_of(value: Any) -> tuple[int, int] | None:
     if len(sides) == 2 and all(_is_side(side) for side in sides):
         return int(sides[0]), int(sides[1])
     large = (
-        f"; a side has {LONGEST_SIDE} at most" if any(_is_number(one) and one > LONGEST_SIDE for one in sides) else ""
+        f"; a side has {LONGEST_SIDE} at most" if any(is_number(one) and one > LONGEST_SIDE for one in sides) else ""
     )
     raise ValueError(
         f"`size` must be a side in pixels or [height, width], such as 512 or [480, 832], not {_shown(value)}"
@@ -60,11 +60,7 @@ def size_of(value: Any) -> tuple[int, int] | None:
 
 
 def _is_side(value: Any) -> bool:
-    return _is_number(value) and 1 <= value <= LONGEST_SIDE and value == int(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number(value) and 1 <= value <= LONGEST_SIDE and value == int(value)
 
 
 def _size_meant(value: Any) -> str:

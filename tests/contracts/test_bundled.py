@@ -20,8 +20,7 @@ from dgpo_core.registry import BUNDLED, Registry, get_registry
 from dgpo_core.testing import Given, NeedsInput
 from dgpo_core.testing.contracts import check_light, check_reward, part_checks
 from dgpo_core.types import Prompt
-from dgpo_diffusers.flux_testing import make_tiny_flux
-from dgpo_diffusers.sdxl_testing import make_tiny_sdxl
+from dgpo_diffusers.tiny import make_tiny_flux, make_tiny_sdxl
 from dgpo_geneval.testing import make_tiny_mask2former
 from dgpo_miniature.captions import TASKS, all_captions, metadata, scene_content, text
 from dgpo_miniature.world import random_scenes, render

@@ -24,10 +24,9 @@ from dgpo_core.types import Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.flux import FluxBackbone
 from dgpo_diffusers.flux_options import FluxOptions
-from dgpo_diffusers.flux_testing import make_tiny_flux
 from dgpo_diffusers.options import DiffusersOptions
 from dgpo_diffusers.sdxl import SDXLBackbone
-from dgpo_diffusers.sdxl_testing import make_tiny_sdxl
+from dgpo_diffusers.tiny import make_tiny_flux, make_tiny_sdxl
 from dgpo_schemas.run import BackboneSection
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.options import SD3Options

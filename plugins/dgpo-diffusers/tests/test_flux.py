@@ -29,7 +29,7 @@ from dgpo_core.types import Prompt
 from dgpo_diffusers.flux import FluxBackbone
 from dgpo_diffusers.flux_options import FluxOptions
 from dgpo_diffusers.flux_original import NAMES
-from dgpo_diffusers.flux_testing import make_tiny_flux
+from dgpo_diffusers.tiny import make_tiny_flux
 from dgpo_schemas.run import BackboneSection
 from tests.trained import added_weights, randomise
 

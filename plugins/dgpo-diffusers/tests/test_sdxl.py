@@ -37,7 +37,7 @@ from dgpo_diffusers.meta import _published
 from dgpo_diffusers.options import DiffusersOptions
 from dgpo_diffusers.sdxl import SDXLBackbone
 from dgpo_diffusers.sdxl_original import NAMES
-from dgpo_diffusers.sdxl_testing import NOISE_LEVELS, make_tiny_sdxl
+from dgpo_diffusers.tiny import NOISE_LEVELS, make_tiny_sdxl
 from dgpo_schemas.run import BackboneSection, RunConfig
 from tests.trained import added_weights, changed_weights, randomise
 

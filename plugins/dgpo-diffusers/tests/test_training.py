@@ -15,8 +15,7 @@ from dgpo_core.progress import Silent
 from dgpo_core.registry import Registry
 from dgpo_core.testing.toy import plugin
 from dgpo_core.trainer import Trainer
-from dgpo_diffusers.flux_testing import make_tiny_flux
-from dgpo_diffusers.sdxl_testing import make_tiny_sdxl
+from dgpo_diffusers.tiny import make_tiny_flux, make_tiny_sdxl
 from dgpo_schemas.run import RunConfig
 from tests.integration.test_processes import KILLED, PATIENT, Driver, Run, assert_all_well, difference
 

@@ -15,7 +15,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.weights import check_file, check_weights, fetch_again, read_json, refuse_quantised, shapes, where_instead
 from dgpo_diffusers.layout import Layout
 from dgpo_diffusers.sizes import check_sizes
-from dgpo_schemas.problems import show
+from dgpo_schemas.problems import is_number, show
 from dgpo_schemas.text import clean
 
 __all__ = ["CHECKPOINT", "INDEX", "Index", "check_models", "check_tokenizers", "index_in", "read_index"]
@@ -58,7 +58,7 @@ class Index:
         value = self.data.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        if not is_number(value) or not 0 <= value <= 1:
             raise UserError(f"{CHECKPOINT}: {self.path}: {name} is {show(value)}; allowed is a number from 0 to 1")
         return float(value)
 

@@ -8,17 +8,15 @@ from typing import Any
 
 from dgpo_core.errors import UserError
 from dgpo_core.schedules import exponential_shift
-from dgpo_schemas.problems import show
+from dgpo_schemas.problems import is_number, show
 from dgpo_schemas.rules import LONGEST_SIDE
 
 __all__ = ["check_flow", "multiples", "nearest_size", "shift_of"]
 
 OTHER_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
 """Of FlowMatchEulerDiscreteScheduler: times that are not the grid's."""
-SHIFTS = {
-    "shift": 1.0, "flow_shift": 1.0, "base_shift": 0.5, "max_shift": 1.15,
-    "base_image_seq_len": 256, "max_image_seq_len": 4096,
-}  # fmt: skip
+SHIFTS = {"shift": 1.0, "flow_shift": 1.0, "base_shift": 0.5, "max_shift": 1.15}
+SHIFTS |= {"base_image_seq_len": 256, "max_image_seq_len": 4096}
 
 
 def check_flow(scheduler: Mapping[str, Any], where: str) -> None:
@@ -32,14 +30,13 @@ def check_flow(scheduler: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where}: {name} is {show(scheduler[name])}; allowed is false: its times are not known")
     for name, default in SHIFTS.items():
         value = scheduler.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{where}: {name} is {show(value)}; allowed is a number")
-        if value <= 0 and name in ("shift", "flow_shift"):
-            raise UserError(f"{where}: {name} is {show(value)}; allowed is a number above 0")
-    lengths = [scheduler.get(f"{end}_image_seq_len", SHIFTS[f"{end}_image_seq_len"]) for end in ("base", "max")]
-    if scheduler.get("use_dynamic_shifting") and lengths[0] == lengths[1]:
+        above = " above 0" if name in ("shift", "flow_shift") else ""
+        if not is_number(value) or (above and value <= 0):
+            raise UserError(f"{where}: {name} is {show(value)}; allowed is a number{above}")
+    base, most = (scheduler.get(name, SHIFTS[name]) for name in ("base_image_seq_len", "max_image_seq_len"))
+    if scheduler.get("use_dynamic_shifting") and base == most:
         raise UserError(
-            f"{where}: base_image_seq_len and max_image_seq_len are both {lengths[0]}: there is no line through two "
+            f"{where}: base_image_seq_len and max_image_seq_len are both {base}: there is no line through two "
             "shifts at one number of tokens; allowed are two numbers"
         )
     terminal = scheduler.get("shift_terminal")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import torch
 
 from dgpo_core.errors import UserError
 from dgpo_diffusers.checkpoints import load_model, load_pipeline, open_checkpoint
-from dgpo_schemas.problems import show
+from dgpo_schemas.problems import is_number, show
 
 if TYPE_CHECKING:
     from dgpo_diffusers.backbone import DiffusersBackbone
@@ -21,8 +20,8 @@ __all__ = ["load"]
 
 CLIP = ("max_position_embeddings", "eos_token_id")
 """Numbers of CLIP's text encoders that prompts are read with."""
-FACTORS = {"scaling_factor": "a number above 0", "shift_factor": "a number"}
-"""What is allowed for numbers that count nothing."""
+FACTORS = ("scaling_factor", "shift_factor")
+"""Numbers that count nothing."""
 SHORTEST = 3
 """Tokens: a start, an end, and one between."""
 
@@ -56,32 +55,26 @@ def load(backbone: DiffusersBackbone) -> Any:
 
 def _check_numbers(directory: Path, pipeline: Any, layout: Layout, clips: Sequence[str]) -> None:
     """Raise UserError for values that the libraries take as they are, and that stop the first picture."""
+    value: Any
     for name, keys in [*layout.numbers.items(), *((name, CLIP) for name in clips)]:
+        config, where = getattr(pipeline, name).config, f"backbone.checkpoint: {directory}/{name}/config.json"
         for key in keys:
-            value: Any = getattr(getattr(pipeline, name).config, key, None)
-            where = f"backbone.checkpoint: {directory}/{name}/config.json"
+            value = getattr(config, key, None)
             if value is None and key == "shift_factor":
                 raise UserError(
                     f"{where} has no shift_factor, which {layout.family}'s latents are defined with; give it a number"
                 )
-            real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not real or (key != "shift_factor" and value <= 0) or (key not in FACTORS and value != int(value)):
-                raise UserError(f"{where}: {key} is {show(value)}; allowed is {FACTORS.get(key, '1, 2, 3, ...')}")
-    _check_scales(f"backbone.checkpoint: {directory}/vae/config.json", pipeline.vae.config)
-
-
-def _check_scales(where: str, config: Any) -> None:
-    """Raise UserError for an autoencoder's means and standard deviations that pictures cannot be made with, where it
-    has some: a number for all channels, or a list of one for each."""
-    for name in ("latents_mean", "latents_std", *FACTORS):
-        value: Any = getattr(config, name, None)
-        if value is None:
-            continue
+            if key not in FACTORS and not (is_number(value) and value > 0 and value == int(value)):
+                raise UserError(f"{where}: {key} is {show(value)}; allowed is 1, 2, 3, ...")
+    # The autoencoder's means and deviations, of all channels or of each, where they are needed or it has some.
+    for key in ("latents_mean", "latents_std", *FACTORS):
+        value = getattr(pipeline.vae.config, key, None)
         numbers = list(value) if isinstance(value, list | tuple) else [value]
-        real = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
-        if not numbers or not real or (name in ("latents_std", "scaling_factor") and min(numbers) <= 0):
-            above = " above 0" if name in ("latents_std", "scaling_factor") else ""
-            raise UserError(f"{where}: {name} is {show(value)}; allowed are numbers{above}, or null")
+        above = " above 0" if key in ("latents_std", "scaling_factor") else ""
+        sound = bool(numbers) and all(is_number(n) and (n > 0 or not above) for n in numbers)
+        if not sound and (value is not None or key in layout.numbers.get("vae", ())):
+            where = f"backbone.checkpoint: {directory}/vae/config.json"
+            raise UserError(f"{where}: {key} is {show(value)}; allowed is a number{above}")
 
 
 def _limit_tokens(pipeline: Any, clips: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.flow import velocity_from_epsilon, velocity_from_vp_velocity
 from dgpo_core.types import Schedule
+from dgpo_schemas.problems import is_number
 
 __all__ = ["EpsilonPrediction", "FlowPrediction", "VPrediction"]
 
@@ -197,6 +198,6 @@ def _ends(config: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """sigma_max and sigma_min, ratios S, of Karras's times; None where the table's own are meant."""
     found = config.get("sigma_max"), config.get("sigma_min")
     for value in found:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+        if value is not None and not (is_number(value) and value > 0):
             raise ValueError(f"sigma_min and sigma_max are numbers above 0, or null, not {value!r}")
     return found
