@@ -22,8 +22,8 @@ SHIFTS |= {"base_image_seq_len": 256, "max_image_seq_len": 4096}
 def check_flow(scheduler: Mapping[str, Any], where: str) -> None:
     """Raise UserError for a flow model's scheduler that is another kind of model's, that spaces times in a way that is
     not known, or whose shift is none. where: its place, for the message."""
-    kind = scheduler.get("prediction_type", "flow_prediction")
-    if kind != "flow_prediction":
+    kind, defaults = scheduler.get("prediction_type"), scheduler.get("_use_default_values", ())  # diffusers' note
+    if kind not in (None, "flow_prediction") and "prediction_type" not in defaults:
         raise UserError(f"{where}: prediction_type is {show(kind)}; allowed is flow_prediction, or nothing")
     for name in OTHER_GRIDS:
         if scheduler.get(name):
