@@ -1,20 +1,12 @@
-"""Backbones as if they had been trained, and what a LoRA adds to each weight, by its definition."""
+"""What a LoRA adds to each weight, by its definition."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from dgpo_core.contracts import Backbone
-
-
-def randomise(backbone: Backbone) -> None:
-    """Trained weights that are not zero anywhere, the same each time."""
-    with torch.no_grad():
-        for i, parameter in enumerate(backbone.trainable().values()):
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
 
 
 def added_weights(backbone: Backbone) -> dict[str, Tensor]:

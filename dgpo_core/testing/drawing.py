@@ -1,4 +1,4 @@
-"""Samples of a backbone without an engine, to compare them with another program's."""
+"""Backbones without an engine: their samples, to compare them with another program's, and weights as if trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
     from dgpo_core.types import Prompt
 
-__all__ = ["draw"]
+__all__ = ["draw", "randomise"]
 
 
 @torch.no_grad()
@@ -33,3 +33,10 @@ def draw(backbone: Backbone, prompts: Sequence[Prompt], noise: Tensor, sigmas: T
     for sigma, following in pairwise(sigmas):
         x = x + (following - sigma) * guided_velocity(backbone, x, sigma, conditioning, unconditional, guidance)
     return x
+
+
+@torch.no_grad()
+def randomise(backbone: Backbone) -> None:
+    """Give it trained weights that are not zero anywhere, the same each time; a new adapter's change nothing."""
+    for i, parameter in enumerate(backbone.trainable().values()):
+        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))

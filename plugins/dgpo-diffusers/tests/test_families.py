@@ -19,7 +19,7 @@ from torch import Tensor
 from dgpo_core import schedules
 from dgpo_core.errors import UserError
 from dgpo_core.testing.contracts import check_backbone
-from dgpo_core.testing.drawing import draw
+from dgpo_core.testing.drawing import draw, randomise
 from dgpo_core.types import Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.flux import FluxBackbone
@@ -34,7 +34,6 @@ from dgpo_sd3.testing import make_tiny_checkpoint as make_tiny_sd3
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.options import WanOptions
 from dgpo_wan.testing import make_tiny_checkpoint as make_tiny_wan
-from tests.trained import randomise
 
 TEXTS = ["a red circle", "two blue squares, left", "green"]
 SIZES = [(32, 48), (64, 32)]

@@ -25,13 +25,14 @@ from dgpo_core.planning.plan import make_plan, measure_model
 from dgpo_core.planning.simulate import operations
 from dgpo_core.registry import Registry
 from dgpo_core.schedules import sigmas as sampler_times
+from dgpo_core.testing.drawing import randomise
 from dgpo_core.types import Prompt
 from dgpo_diffusers.flux import FluxBackbone
 from dgpo_diffusers.flux_options import FluxOptions
 from dgpo_diffusers.flux_original import NAMES
 from dgpo_diffusers.tiny import make_tiny_flux
 from dgpo_schemas.run import BackboneSection
-from tests.trained import added_weights, randomise
+from tests.trained import added_weights
 
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
 SIZE = (32, 48)

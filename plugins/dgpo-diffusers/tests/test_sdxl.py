@@ -29,6 +29,7 @@ from dgpo_core.flow import guided_velocity, interpolate, velocity_target
 from dgpo_core.planning.plan import make_plan, measure_model
 from dgpo_core.planning.simulate import operations
 from dgpo_core.registry import get_registry
+from dgpo_core.testing.drawing import randomise
 from dgpo_core.times import Times
 from dgpo_core.types import Predictions, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
@@ -39,7 +40,7 @@ from dgpo_diffusers.sdxl import SDXLBackbone
 from dgpo_diffusers.sdxl_original import NAMES
 from dgpo_diffusers.tiny import NOISE_LEVELS, make_tiny_sdxl
 from dgpo_schemas.run import BackboneSection, RunConfig
-from tests.trained import added_weights, changed_weights, randomise
+from tests.trained import added_weights, changed_weights
 
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 SIZE = (32, 48)

@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from dgpo_core.testing.drawing import randomise
 from dgpo_core.testing.given import prompts_of
 from dgpo_diffusers.adapter_files import DiffusersAdapter
 from dgpo_sd3.backbone import SD3Backbone
-from tests.trained import added_weights, changed_weights, randomise
+from tests.trained import added_weights, changed_weights
 
 Build = Callable[..., SD3Backbone]
 Reference = Callable[..., Any]
