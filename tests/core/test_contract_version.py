@@ -176,21 +176,11 @@ def test_the_new_name_with_the_old_type_is_old() -> None:
     assert found("backbone", type("Typed", (Today,), {"encode": encode}), Today) == ["encode"]
 
 
-PENDING = {
-    *(("backbone", name) for name in ("without_adapter", "merged", "save_adapter", "save_adapter_as", "formats")),
-    ("sampler", "sigmas"), ("sampler", "sample"),
-}  # fmt: skip
-"""Rows that the contract is about to make true."""
-
-
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: f"{change.kind}-{change.method}")
 def test_a_row_says_what_the_contract_has_now(change: Change) -> None:
     contract = getattr(contracts, CONTRACTS[change.kind][0])
     method: Any = getattr(contract, change.method, None)
-    gone = method is None if change.parameter is None else change.parameter not in inspect.signature(method).parameters
-    if not gone and (change.kind, change.method) in PENDING:
-        pytest.skip("not yet so")
-    assert gone
+    assert method is None if change.parameter is None else change.parameter not in inspect.signature(method).parameters
     there = dir(contract) if change.parameter is None else inspect.signature(method).parameters
     assert change.instead in there
     assert change.method in change.was
