@@ -31,7 +31,6 @@ from dgpo_schemas.text import clean, error_text
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone, PromptSource, RewardBase
-    from dgpo_core.draws import Draws
     from dgpo_core.registry import Registry
     from dgpo_schemas.run import PromptsBlock, PromptsSection, RunConfig
 
@@ -47,7 +46,6 @@ __all__ = [
     "load_sources",
     "longer_than_read",
     "notes",
-    "of_iteration",
     "overlap",
     "some_of",
     "some_of_each",
@@ -270,18 +268,6 @@ def _check_drawn_from(prompt: Prompt, where: str, looked_at: set[str]) -> None:
         except UserError as error:
             raise UserError(f"{where}: media: {error}") from error
         looked_at.add(key)
-
-
-def of_iteration(prompts: Sequence[Prompt], iteration: int, groups: int, draws: Draws) -> list[Prompt]:
-    """The prompts of an iteration (from 0): every prompt once per pass, in an order keyed by the pass."""
-    orders: dict[int, list[int]] = {}
-    chosen = []
-    for position in range(iteration * groups, (iteration + 1) * groups):
-        epoch, place = divmod(position, len(prompts))
-        if epoch not in orders:
-            orders[epoch] = draws.at(epoch).permutation(len(prompts)).tolist()
-        chosen.append(prompts[orders[epoch][place]])
-    return chosen
 
 
 def some_of(prompts: Sequence[Prompt], count: int) -> list[Prompt]:

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from dgpo_core.comparing import Layout
+from dgpo_core.draws import Draws
 from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.groups import by_source, weigh
 from dgpo_core.memory import TooLittleMemoryError, decoded_media, is_out_of_memory
 from dgpo_core.processes import shares
-from dgpo_core.prompts import of_iteration
 from dgpo_core.scoring import Scorer, reasons_of
 from dgpo_core.sizes import largest
+from dgpo_core.sources import Source, of_sources
 from dgpo_core.trainer import Trainer
 from dgpo_core.types import Path, Prompt, Rollout, ScoredGroups, TrainingBatch
 from dgpo_schemas.text import clean
@@ -66,7 +67,7 @@ def _score_one(trainer: Trainer, prompts: Sequence[Prompt], scorer: Scorer) -> t
     chosen = [
         prompt
         for rows in by_source(prompts).values()  # one of each source, which has rewards of its own
-        for prompt in of_iteration(_largest(trainer, [prompts[i] for i in rows]), 0, 1, draws.at("prompt order"))
+        for prompt in _first(_largest(trainer, [prompts[i] for i in rows]), 1, draws)
     ]
     scorer.expect(Layout(MEMBERS, draws.at("dry run"), [range(MEMBERS * len(chosen))]))
     with trainer.processes.together():
@@ -84,6 +85,11 @@ def _score_one(trainer: Trainer, prompts: Sequence[Prompt], scorer: Scorer) -> t
             why = said or f"see its diagnostics: {clean(str(scored.diagnostics[label]), 1000)}"
             raise UserError(f"dry run: reward {label} scored none of {len(values)} samples: {why}")
     return chosen[0], found
+
+
+def _first(prompts: Sequence[Prompt], groups: int, draws: Draws) -> list[Prompt]:
+    """Those of so many groups, in the order of a run on these prompts alone."""
+    return of_sources([Source("", 1, prompts)], 0, groups, draws.at("prompt order"))
 
 
 def _largest(trainer: Trainer, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
@@ -124,7 +130,7 @@ def _roll_out(trainer: Trainer) -> Rollout:
     own = -(-section.groups * section.group_size // trainer.processes.count)
     size = min(trainer.roller.micro_batch or own, own, MOST)
     some = _largest(trainer, engine.train_prompts)
-    prompts = of_iteration(some, 0, -(-size // section.group_size), draws.at("prompt order"))
+    prompts = _first(some, -(-size // section.group_size), draws)
     drawn = trainer.roller.roll_out(
         prompts, section.group_size, draws.at("dry run"), "policy",
         samples=range(size), keep_path=engine.objective.needs_path,

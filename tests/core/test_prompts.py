@@ -26,11 +26,11 @@ from dgpo_core.prompts import (
     load_file,
     load_prompts,
     longer_than_read,
-    of_iteration,
     overlap,
     some_of,
 )
 from dgpo_core.registry import Registry
+from dgpo_core.sources import Source, of_sources
 from dgpo_core.testing.toy import ToyBackbone
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.run import PromptsBlock
@@ -41,7 +41,9 @@ def numbered(count: int) -> list[Prompt]:
 
 
 def order(prompts: list[Prompt], iterations: int, groups: int, seed: int = 0) -> list[int]:
-    return [int(p.text) for i in range(iterations) for p in of_iteration(prompts, i, groups, Draws(seed))]
+    return [
+        int(p.text) for i in range(iterations) for p in of_sources([Source("", 1, prompts)], i, groups, Draws(seed))
+    ]
 
 
 @given_by(count=st.integers(1, 12), groups=st.integers(1, 9), iterations=st.integers(1, 9), seed=st.integers(0, 99))
@@ -66,7 +68,9 @@ def test_an_iteration_needs_no_other() -> None:
     prompts = numbered(7)
     together = order(prompts, 6, 3)
     for i in range(6):
-        assert [int(p.text) for p in of_iteration(prompts, i, 3, Draws(0))] == together[3 * i : 3 * i + 3]
+        assert [int(p.text) for p in of_sources([Source("", 1, prompts)], i, 3, Draws(0))] == together[
+            3 * i : 3 * i + 3
+        ]
 
 
 def test_files(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.evaluation import _record
 from dgpo_core.groups import advantages, weigh
 from dgpo_core.processes import Processes
-from dgpo_core.prompts import digest, of_iteration, some_of_each
+from dgpo_core.prompts import digest, some_of_each
 from dgpo_core.registry import Registry
 from dgpo_core.rehearsal import rehearse
 from dgpo_core.scoring import NOT_FINITE, Reward, Scorer, missing_beyond, not_finite
@@ -40,6 +40,18 @@ from dgpo_schemas.run import AdvantagesSection, RunConfig, ScoringSection, Sourc
 CPU = torch.device("cpu")
 WEIGHTS = [(1,), (1, 1), (2, 1), (1, 2), (5, 3, 2), (1, 10, 1), (90, *[1] * 10), (1, 1, 1, 1), (333, 667), (7, 7, 1)]
 DRAWS = Draws(3).at("prompt order")
+
+
+def of_iteration(prompts: Sequence[Prompt], iteration: int, groups: int, draws: Draws) -> list[Prompt]:
+    """By its definition: the prompts of an iteration, every prompt once per pass, in an order keyed by the pass."""
+    orders: dict[int, list[int]] = {}
+    chosen = []
+    for position in range(iteration * groups, (iteration + 1) * groups):
+        epoch, place = divmod(position, len(prompts))
+        if epoch not in orders:
+            orders[epoch] = draws.at(epoch).permutation(len(prompts)).tolist()
+        chosen.append(prompts[orders[epoch][place]])
+    return chosen
 
 
 def turns(weights: Sequence[int], count: int) -> list[int]:

@@ -206,9 +206,11 @@ def test_a_run_that_learns_nothing_compares_nothing(tmp_path: Path) -> None:
     assert not learnt_nothing(tmp_path)
 
 
-def test_a_file_that_cannot_be_read(sides: tuple[Path, Path]) -> None:
-    (sides[1] / RUN / "00.png").write_bytes(b"no picture")
-    assert "00.png: other bytes, which cannot be compared: " in said(sides)
+@pytest.mark.parametrize("file", ["00.png", "checkpoints/000001/weights.safetensors"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_file_that_cannot_be_read(file: str, side: int, sides: tuple[Path, Path]) -> None:
+    (sides[side] / RUN / file).write_bytes(b"no picture")
+    assert f"{Path(file).name}: other bytes, which cannot be compared: " in said(sides)
 
 
 def test_an_expected_difference_is_counted(sides: tuple[Path, Path]) -> None:
