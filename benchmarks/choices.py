@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from benchmarks.measuring import configuration, in_turns
 from benchmarks.parts import registry_with_parts
-from dgpo_core.planning.plan import Model, make_plan, measure_model
-from dgpo_core.registry import Registry
+from dgpo_core.plugins.registry import Registry
+from dgpo_lab.planning.plan import Model, make_plan, measure_model
 from dgpo_schemas.run import RunConfig
 
 __all__ = ["CHOICES", "Choice", "Outcome", "measure"]

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgpo_core.config import load_run_config
-from dgpo_core.planning.cards import CARDS
-from dgpo_core.planning.plan import make_plan, measure_model
-from dgpo_core.registry import Registry
+from dgpo_core.config.resolve import load_run_config
+from dgpo_core.plugins.registry import Registry
+from dgpo_lab.planning.cards import CARDS
+from dgpo_lab.planning.plan import make_plan, measure_model
 
 __all__ = ["CASES", "Floor", "measure"]
 

@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dgpo_core.config import load_run_config
-from dgpo_core.progress import Silent
-from dgpo_core.registry import Registry
-from dgpo_core.trainer import Trainer
+from dgpo_core.config.resolve import load_run_config
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.progress import Silent
+from dgpo_core.training.trainer import Trainer
 from dgpo_schemas.metrics import MetricsRecord, TimingRecord
 from dgpo_schemas.run import RunConfig
 

@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 
-from dgpo_core.config import load_run_config
-from dgpo_core.registry import get_registry
-from dgpo_core.scoring import Scorer
-from dgpo_core.trainer import Trainer
+from dgpo_core.config.resolve import load_run_config
+from dgpo_core.plugins.registry import get_registry
+from dgpo_core.training.scoring import Scorer
+from dgpo_core.training.trainer import Trainer
 
 ENGINE = "engine"
 UPDATE = "optimiser update"

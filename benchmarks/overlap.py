@@ -23,13 +23,13 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
-from dgpo_core.config import load_run_config
+from dgpo_core.config.resolve import load_run_config
 from dgpo_core.contracts import RewardModel
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.progress import Silent
-from dgpo_core.registry import Registry
-from dgpo_core.scoring import Scorer
-from dgpo_core.trainer import Trainer
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.progress import Silent
+from dgpo_core.training.scoring import Scorer
+from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Prompt, ScoredGroups, Scores
 from dgpo_schemas.metrics import MetricsRecord, TimingRecord
 

@@ -11,7 +11,7 @@ from benchmarks.floor import CARD
 from benchmarks.gpu import TARGETS
 from benchmarks.overhead import ENGINE, UPDATE
 from benchmarks.scaling import SERIES, VERBS
-from dgpo_core.planning.cards import CARDS
+from dgpo_lab.planning.cards import CARDS
 
 __all__ = ["write_page"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dgpo_core.contracts import PromptSource, RewardModel
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.registry import Registry
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt, Scores
 from dgpo_sd3.options import SD3Options
 from dgpo_wan.options import WanOptions

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from benchmarks.measuring import configuration, in_turns
 from benchmarks.parts import registry_with_parts
-from dgpo_core.registry import Registry
+from dgpo_core.plugins.registry import Registry
 
 __all__ = ["SERIES", "Point", "Series", "measure"]
 

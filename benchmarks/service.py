@@ -23,7 +23,7 @@ import httpx
 import torch
 from torch import Tensor
 
-from dgpo_core.placement.messages import Blob, read_examples, read_score_answer, score_request
+from dgpo_core.rewards.messages import Blob, read_examples, read_score_answer, score_request
 from dgpo_core.types import Prompt
 from dgpo_schemas.service import SAFETENSORS
 

@@ -59,15 +59,15 @@ def evaluate(
 
     if output is not None:
         check_file(output)
-    from dgpo_core.prompts import load_file, longer_than_read, notes, some_of
+    from dgpo_core.data.prompts import load_file, longer_than_read, notes, some_of
 
     chosen = load_file(prompts) if prompts else []  # before the model is loaded, which takes longer
     opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
     engine = opened.engine
-    from dgpo_core.draws import Draws
-    from dgpo_core.evaluation import Finer
-    from dgpo_core.evaluation import evaluate as run_evaluation
-    from dgpo_core.files import write_text
+    from dgpo_core.flow.draws import Draws
+    from dgpo_core.storage.files import write_text
+    from dgpo_core.training.evaluation import Finer
+    from dgpo_core.training.evaluation import evaluate as run_evaluation
 
     section = engine.config.evaluation
     members = samples or section.samples_per_prompt

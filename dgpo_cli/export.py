@@ -56,7 +56,7 @@ def export(
     if format is not None and (run / "config.yaml").is_file():
         _check_sketch(run, format)
     opened = open_target(run, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
-    from dgpo_core.files import new_directory
+    from dgpo_core.storage.files import new_directory
 
     backbone = opened.engine.backbone
     if format is not None:
@@ -73,8 +73,8 @@ def export(
 
 def _check_sketch(run: Path, format: str) -> None:
     """Raise UserError for a format that this run cannot be written in, if the backbone says so before it is loaded."""
-    from dgpo_core.config import load_run_config
-    from dgpo_core.registry import get_registry
+    from dgpo_core.config.resolve import load_run_config
+    from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()
     section = load_run_config(run / "config.yaml", registry=registry).backbone

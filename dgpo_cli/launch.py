@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import IO
 
-from dgpo_core.stopping import stops_a_run
+from dgpo_core.system.stopping import stops_a_run
 
 __all__ = ["Layout", "check", "launch"]
 

@@ -22,8 +22,8 @@ from dgpo_cli.log import OneLine
 from dgpo_cli.paths import with_home
 from dgpo_cli.streams import guarded_errors, guarded_output
 from dgpo_core.errors import UserError
-from dgpo_core.openmp import spin_briefly
-from dgpo_core.reading import why
+from dgpo_core.system.openmp import spin_briefly
+from dgpo_core.system.reading import why
 from dgpo_schemas.text import clean
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -33,14 +33,14 @@ COMMANDS = {
     "sample": "dgpo_cli.sample:sample",
     "evaluate": "dgpo_cli.evaluate:evaluate",
     "score": "dgpo_cli.score:score",
-    "report": "dgpo_cli.report:report",
-    "doctor": "dgpo_cli.doctor:doctor",
-    "ablate": "dgpo_cli.ablate:ablate",
+    "report": "dgpo_lab.commands.report:report",
+    "doctor": "dgpo_lab.commands.doctor:doctor",
+    "ablate": "dgpo_lab.commands.ablate:ablate",
     "export": "dgpo_cli.export:export",
     "serve": "dgpo_cli.serve:serve",
     "validate": "dgpo_cli.validate:validate",
-    "plan": "dgpo_cli.plan:plan",
-    "bench": "dgpo_cli.bench:bench",
+    "plan": "dgpo_lab.commands.plan:plan",
+    "bench": "dgpo_lab.commands.bench:bench",
     "plugins": "dgpo_cli.plugins:plugins",
     "schema": "dgpo_cli.schema:schema",
 }
@@ -165,9 +165,9 @@ def guarded(program: Callable[[], object]) -> None:
 
 def _blame(error: BaseException) -> str | None:
     """What a plugin has thrown, even if that was the end of the program."""
-    if "dgpo_core.registry" not in sys.modules:
+    if "dgpo_core.plugins.registry" not in sys.modules:
         return None
-    from dgpo_core.registry import get_registry
+    from dgpo_core.plugins.registry import get_registry
 
     return get_registry().blame(error)
 

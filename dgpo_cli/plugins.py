@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.plugins_check import check_plugins
-from dgpo_cli.plugins_new import new_plugin
+from dgpo_kit.commands.check import check_plugins
+from dgpo_kit.commands.new import new_plugin
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from dgpo_core.registry import RegisteredPart, Registry
+    from dgpo_core.plugins.registry import RegisteredPart, Registry
 
 __all__ = ["plugins", "raise_unknown"]
 
@@ -38,7 +38,7 @@ def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
 
         dgpo plugins list --kind reward --json
     """
-    from dgpo_core.registry import get_registry
+    from dgpo_core.plugins.registry import get_registry
     from dgpo_schemas.text import clean
 
     registry = get_registry()
@@ -73,7 +73,7 @@ def show_part(
 
         dgpo plugins show uniform --kind timesteps
     """
-    from dgpo_core.registry import get_registry
+    from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()
     found = [registry.parts(one)[name] for one in _kinds(kind) if name in registry.parts(one)]
@@ -122,7 +122,7 @@ def _refused(registry: Registry, found: Sequence[RegisteredPart]) -> Iterator[tu
 def raise_unknown(registry: Registry, kind: str | None, name: str) -> None:
     """Raise PluginError: as the registry would for the kind, or over all kinds."""
     from dgpo_core.errors import PluginError
-    from dgpo_core.registry import BUNDLED
+    from dgpo_core.plugins.registry import BUNDLED
     from dgpo_schemas.problems import nearest
 
     claimed = [one for one in _kinds(kind) if (one, name) in registry.conflicts() or (one, name) in BUNDLED]

@@ -82,7 +82,7 @@ def sample(
     if not prompts and (negative is not None or pictures):
         option, key = ("--media", "media") if pictures else ("--negative", "negative_prompt")
         raise UserError(f"{option} belongs to --prompt; prompts of a file have their own, by the key `{key}`")
-    from dgpo_core.prompts import load_file, longer_than_read, notes, typed, unheard
+    from dgpo_core.data.prompts import load_file, longer_than_read, notes, typed, unheard
 
     # Before the model is loaded, which takes longer.
     sides = _sides(size)
@@ -92,11 +92,11 @@ def sample(
     check_directory(output, force=force, target=target)
     opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
     engine = opened.engine
-    from dgpo_core import clips
-    from dgpo_core.draws import Draws
-    from dgpo_core.memory import decoded_media
-    from dgpo_core.pictures import write_pictures
-    from dgpo_core.sizes import check_sizes
+    from dgpo_core.flow.draws import Draws
+    from dgpo_core.flow.sizes import check_sizes
+    from dgpo_core.media import clips
+    from dgpo_core.media.pictures import write_pictures
+    from dgpo_core.training.memory import decoded_media
 
     if not chosen:
         chosen = (opened.prompts("heldout") or opened.prompts("train"))[:limit]

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from dgpo_core.registry import Registry
+    from dgpo_core.plugins.registry import Registry
 
 __all__ = ["schema"]
 
@@ -34,7 +34,7 @@ def schema(
         dgpo schema --check
     """
     from dgpo_core.errors import UserError
-    from dgpo_core.registry import get_registry
+    from dgpo_core.plugins.registry import get_registry
     from dgpo_schemas.export import stale_schemas, write_schemas
 
     if output.exists() and not output.is_dir():

@@ -81,7 +81,7 @@ def score(
         dgpo score --self-test geneval --option detector=shapes
     """
     from dgpo_cli.scoring.block import reward_block
-    from dgpo_core.registry import get_registry
+    from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()
     block = reward_block(
@@ -96,10 +96,10 @@ def score(
     from dgpo_cli.scoring.job import Annotator, check_kinds, choose_device, of_examples, of_files, run
     from dgpo_cli.scoring.output import print_results, print_self_test
     from dgpo_cli.scoring.selftest import examples_of, failures
-    from dgpo_core.isolation import printing_aside
-    from dgpo_core.placement import place
-    from dgpo_core.scoring import Reward
-    from dgpo_core.surroundings import Guard
+    from dgpo_core.plugins.isolation import printing_aside
+    from dgpo_core.plugins.surroundings import Guard
+    from dgpo_core.rewards import place
+    from dgpo_core.training.scoring import Reward
 
     samples = [] if self_test else of_files(files or [], prompt, metadata, prompts)
     computes = choose_device(device)
@@ -129,7 +129,7 @@ def _check(given: Mapping[str, object], *, self_test: bool, output: Path | None,
     """Raise UserError for what does not go together, and for places that cannot be written: before the work begins."""
     from dgpo_cli.output import check_file
     from dgpo_core.errors import UserError
-    from dgpo_core.files import why_not_writable
+    from dgpo_core.storage.files import why_not_writable
 
     surplus = [name for name, value in given.items() if value]
     if self_test and surplus:

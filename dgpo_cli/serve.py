@@ -40,11 +40,11 @@ def serve(
 
         dgpo serve examples/reward-service.yaml --set port=8501
     """
-    from dgpo_core.config import load_serve_config
-    from dgpo_core.registry import get_registry
+    from dgpo_core.config.resolve import load_serve_config
+    from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()
     config = load_serve_config(file, overrides or (), registry)
-    from dgpo_core.serving import serve as serve_reward
+    from dgpo_core.rewards.server import serve as serve_reward
 
     serve_reward(config, registry, lambda line: typer.echo(line, err=True))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
 from dgpo_core.errors import UserError
-from dgpo_core.reading import why
+from dgpo_core.system.reading import why
 
 __all__ = ["GONE", "guarded_errors", "guarded_output", "unheeded_output"]
 

@@ -12,8 +12,8 @@ import typer
 from dgpo_core.errors import UserError
 
 if TYPE_CHECKING:
-    from dgpo_core.engine import Engine
-    from dgpo_core.policy import View
+    from dgpo_core.training.engine import Engine
+    from dgpo_core.training.policy import View
     from dgpo_core.types import Prompt
 
 __all__ = ["Target", "open_target"]
@@ -38,7 +38,7 @@ class Target:
         """The target's own; empty if there are no held-out ones. Raises UserError if a run began with others."""
         found = self.engine.heldout_prompts if split == "heldout" else self.engine.train_prompts
         if self.run is not None:
-            from dgpo_core.description import check_prompts, summary
+            from dgpo_core.storage.description import check_prompts, summary
 
             check_prompts(self.run, {split: summary(found)}, mend=", or name the file that you mean with --prompts")
         return found
@@ -77,27 +77,27 @@ def open_target(
         raise UserError(f"{path}: there is no such run directory or run file")
     if not path.is_dir() and view not in (None, "base"):
         raise UserError(f"--view {view}: {path} is a run file, which has only its base model; name a run directory")
-    from dgpo_core.config import load_run_config
-    from dgpo_core.registry import get_registry
+    from dgpo_core.config.resolve import load_run_config
+    from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()
     if not path.is_dir():
-        from dgpo_core.engine import Engine
+        from dgpo_core.training.engine import Engine
 
         config = load_run_config(path, overrides, registry=registry)
         return Target(Engine(config, registry), "base", 0, f"base model of {path}")
-    from dgpo_core.description import CONFIG, read_config
-    from dgpo_core.locations import located
-    from dgpo_core.logs import damages
+    from dgpo_core.config.locations import located
+    from dgpo_core.storage.description import CONFIG, read_config
+    from dgpo_core.storage.logs import damages
 
     config = read_config(path, registry)
     if overrides:
         changed = load_run_config(path / CONFIG, overrides, registry=registry).backbone
         place = {"checkpoint": changed.checkpoint, "revision": changed.revision}
         config = located(config.model_copy(update={"backbone": config.backbone.model_copy(update=place)}), registry)
-    from dgpo_core.checkpoint import Checkpoints
-    from dgpo_core.description import check_base, recorded_base
-    from dgpo_core.engine import Engine
+    from dgpo_core.storage.checkpoint import Checkpoints
+    from dgpo_core.storage.description import check_base, recorded_base
+    from dgpo_core.training.engine import Engine
 
     found = Checkpoints(path / "checkpoints").find(checkpoint)
     base = recorded_base(path)

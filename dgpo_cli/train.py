@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from dgpo_cli.options import Accept, Preset, Resume
 
 if TYPE_CHECKING:
-    from dgpo_core.registry import Registry
+    from dgpo_core.plugins.registry import Registry
     from dgpo_schemas.run import RunConfig
 
 __all__ = ["app", "train"]
@@ -99,9 +99,9 @@ def train(
 
     Any number of processes computes the same up to rounding, and a run can be resumed with another number of them.
     """
-    from dgpo_core.config import load_run_config
+    from dgpo_core.config.resolve import load_run_config
     from dgpo_core.errors import UserError
-    from dgpo_core.registry import get_registry
+    from dgpo_core.plugins.registry import get_registry
 
     if accept and not resume:
         raise UserError("--accept: belongs to --resume; a new run begins with what there is")
@@ -126,13 +126,13 @@ def train(
 
     from dgpo_cli.console import make_progress
     from dgpo_cli.streams import unheeded_output
-    from dgpo_core.stopping import StopRequest
-    from dgpo_core.trainer import Trainer, run_path
+    from dgpo_core.system.stopping import StopRequest
+    from dgpo_core.training.trainer import Trainer, run_path
     from dgpo_schemas.text import shell_word
 
     progress = make_progress(quiet=quiet or not config.logging.console or int(os.environ.get("RANK", "0")) > 0)
     if dry_run:
-        from dgpo_core.rehearsal import rehearse
+        from dgpo_core.training.rehearsal import rehearse
 
         trainer = Trainer(config, registry, progress=progress)
         found = rehearse(trainer)
@@ -179,9 +179,9 @@ def _places_then(file: Path, config: RunConfig, overrides: Sequence[str], regist
     """Settings for relative paths that mean nothing from here: where they led when the run began."""
     import json
 
-    from dgpo_core.description import read_config
-    from dgpo_core.locations import recalled
-    from dgpo_core.trainer import run_path
+    from dgpo_core.config.locations import recalled
+    from dgpo_core.storage.description import read_config
+    from dgpo_core.training.trainer import run_path
 
     directory = run_path(config)
     if not (directory / "config.yaml").is_file():

@@ -11,7 +11,7 @@ import typer
 from dgpo_cli.options import Preset
 
 if TYPE_CHECKING:
-    from dgpo_core.sources import Source
+    from dgpo_core.data.sources import Source
     from dgpo_core.types import Prompt
     from dgpo_schemas.run import PromptsBlock, RunConfig
 
@@ -47,10 +47,10 @@ def validate(
 
         dgpo validate run.yaml --set optimiser.learning_rate=1e-4
     """
-    from dgpo_core.config import load_run_config
-    from dgpo_core.prompts import guided, load_sources, notes, overlap, some_of_each, unheard
-    from dgpo_core.registry import get_registry
-    from dgpo_core.sections import asks_for_more, check_section
+    from dgpo_core.config.resolve import load_run_config
+    from dgpo_core.data.prompts import guided, load_sources, notes, overlap, some_of_each, unheard
+    from dgpo_core.plugins.registry import get_registry
+    from dgpo_core.plugins.sections import asks_for_more, check_section
     from dgpo_core.weights import resolve_checkpoint
     from dgpo_core.weights.packages import PACKAGE
 
@@ -76,7 +76,7 @@ def validate(
 
 def _summary(config: RunConfig, train: Sequence[Source], heldout: Sequence[Source]) -> Iterator[str]:
     """What the run will do, in numbers that people compare."""
-    from dgpo_core.sizes import different, named
+    from dgpo_core.flow.sizes import different, named
 
     run, rollout, backbone = config.run, config.rollout, config.backbone
     samples = rollout.groups * rollout.group_size
@@ -141,7 +141,7 @@ def _block(block: PromptsBlock, found: Sequence[Prompt]) -> str:
 
 def _more(found: Sequence[Prompt]) -> str:
     """What else they are drawn from."""
-    from dgpo_core.prompts import counted, counts
+    from dgpo_core.data.prompts import counted, counts
 
     told = counted(counts(found))
     return f" ({', '.join(told)})" if told else ""

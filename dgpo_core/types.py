@@ -61,7 +61,7 @@ class ConditionMedium:
 
         Raises UserError, naming the file, if it is not there any more or has other bytes than its digest says.
         """
-        from dgpo_core.conditions import tensor_of
+        from dgpo_core.media.conditions import tensor_of
 
         return tensor_of(self)
 
@@ -202,7 +202,7 @@ def _filled(tensor: Tensor, length: int) -> Tensor:
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """How a model wants the times of its samples spaced. A sampler's times are a grid that descends from `first`, then
-    shifted, then stretched to `terminal`, then a final 0 (`dgpo_core.schedules`).
+    shifted, then stretched to `terminal`, then a final 0 (`dgpo_core.flow.schedules`).
 
     shift k > 0: sigma becomes k * sigma / (1 + (k - 1) * sigma).
     grid: "even" goes in even steps from `first` down to first / steps; "scheduler" from `first` down to 1/1000 shifted,

@@ -10,12 +10,12 @@ from typing import Any
 import typer
 import yaml
 
-from dgpo_cli.ablate import ablate
-from dgpo_cli.ablation.directory import read_plan, saved_directory
-from dgpo_cli.ablation.plan import Plan
-from dgpo_cli.ablation.results import Results, results_of
 from dgpo_core.errors import UserError
-from dgpo_core.files import write_text
+from dgpo_core.storage.files import write_text
+from dgpo_lab.ablation.directory import read_plan, saved_directory
+from dgpo_lab.ablation.plan import Plan
+from dgpo_lab.ablation.results import Results, results_of
+from dgpo_lab.commands.ablate import ablate
 from experiments.catalogue import HERE, Experiment
 
 __all__ = ["QUICK", "best_rates", "derived", "run_ablation", "run_experiment"]

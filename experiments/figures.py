@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dgpo_cli.ablation.figures import band
-from dgpo_cli.ablation.results import Results
+from dgpo_lab.ablation.figures import band
+from dgpo_lab.ablation.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from dgpo_cli.ablation import words
-from dgpo_cli.ablation.results import Difference, Results, VariantResult, compare
-from dgpo_cli.ablation.statistics import Interval, t_interval
 from dgpo_cli.console import seconds
+from dgpo_lab.ablation import words
+from dgpo_lab.ablation.results import Difference, Results, VariantResult, compare
+from dgpo_lab.ablation.statistics import Interval, t_interval
 from experiments.record import Record
 
 __all__ = ["Findings", "Ratio"]

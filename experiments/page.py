@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dgpo_cli.ablation import tables, words
+from dgpo_lab.ablation import tables, words
 from experiments.catalogue import EXPERIMENTS, HERE, Experiment
 from experiments.findings import Findings
 from experiments.record import load

@@ -10,12 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.ablation import words
-from dgpo_cli.ablation.directory import State
-from dgpo_cli.ablation.plan import Plan, label_of
-from dgpo_cli.ablation.results import Results, compare, results_of
-from dgpo_cli.ablation.traces import Guard, Trace
 from dgpo_core.errors import UserError
+from dgpo_lab.ablation import words
+from dgpo_lab.ablation.directory import State
+from dgpo_lab.ablation.plan import Plan, label_of
+from dgpo_lab.ablation.results import Results, compare, results_of
+from dgpo_lab.ablation.traces import Guard, Trace
 from dgpo_schemas.ablation import AblationConfig
 from dgpo_schemas.metrics import PromptScores, RewardScores
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from dgpo_cli.ablation.plan import Plan
-from dgpo_core.pictures import contact_sheet, to_image
+from dgpo_core.media.pictures import contact_sheet, to_image
+from dgpo_lab.ablation.plan import Plan
 
 __all__ = ["draw_sheet"]
 
@@ -60,7 +60,7 @@ def _pictures(run: Path, *, base: bool) -> Column:
 
 def _sampled(run: Path, steps: int, *, base: bool) -> Column:
     from dgpo_cli.target import open_target
-    from dgpo_core.draws import Draws
+    from dgpo_core.flow.draws import Draws
 
     opened = open_target(run, view="base" if base else None, checkpoint="newest")
     engine = opened.engine

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import dgpo_core.registry as registry_module
+import dgpo_core.plugins.registry as registry_module
 from dgpo_cli.main import main
 from dgpo_core.builtin import plugin as builtin
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import BrightnessOptions, BrightnessReward, ToyBackbone, ToyOptions, plugin, run_data
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt, Scores
+from dgpo_kit.toy import BrightnessOptions, BrightnessReward, ToyBackbone, ToyOptions, plugin, run_data
 from dgpo_schemas.run import RunConfig
 
 

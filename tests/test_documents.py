@@ -13,13 +13,13 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from dgpo_cli.ablation.plan import make_plan
 from dgpo_cli.main import COMMANDS
-from dgpo_cli.scaffold import Scaffold, render
 from dgpo_core import contracts
-from dgpo_core.config import load_run_config, load_serve_config
+from dgpo_core.config.resolve import load_run_config, load_serve_config
 from dgpo_core.contracts.version import CHANGES, changes_in
-from dgpo_core.registry import get_registry
+from dgpo_core.plugins.registry import get_registry
+from dgpo_kit.scaffold import Scaffold, render
+from dgpo_lab.ablation.plan import make_plan
 from dgpo_schemas.serve import ServeConfig
 
 ROOT = Path(__file__).parent.parent

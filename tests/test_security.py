@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dgpo_cli.main import main
-from dgpo_core.testing.toy import run_data
+from dgpo_kit.toy import run_data
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
@@ -67,7 +67,7 @@ def test_no_remote_code_and_no_shell() -> None:
         assert keyword(call, "allow_pickle") is not True, place
 
 
-@pytest.mark.parametrize("name", ["os:system", "dgpo_core.testing.toy:plugin", "./plugin.py", "evil", "../evil", "toy"])
+@pytest.mark.parametrize("name", ["os:system", "dgpo_kit.toy:plugin", "./plugin.py", "evil", "../evil", "toy"])
 @pytest.mark.parametrize("section", ["backbone", "rewards", "weighting", "objective"])
 def test_a_run_file_names_installed_parts_and_nothing_else(
     section: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

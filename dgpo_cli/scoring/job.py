@@ -16,18 +16,18 @@ from torch import Tensor
 
 from dgpo_cli.scoring.batches import Done, Result, Sample, score_samples
 from dgpo_cli.scoring.prompts import prompts_for
-from dgpo_core.annotation import annotate, understood
+from dgpo_core.data.prompts import check_prompts
 from dgpo_core.errors import UserError
-from dgpo_core.kinds import one_of, plural, shows_frames
-from dgpo_core.listing import expand
-from dgpo_core.media import Medium, check_files, kind_of, read_media
-from dgpo_core.prompts import check_prompts
-from dgpo_core.scoring import Reward
+from dgpo_core.media.annotation import annotate, understood
+from dgpo_core.media.files import Medium, check_files, kind_of, read_media
+from dgpo_core.media.kinds import one_of, plural, shows_frames
+from dgpo_core.media.listing import expand
+from dgpo_core.training.scoring import Reward
 from dgpo_core.types import Example, Prompt
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardBase
-    from dgpo_core.registry import Registry
+    from dgpo_core.plugins.registry import Registry
     from dgpo_schemas.run import RewardBlock
 
 __all__ = ["Annotator", "check_kinds", "choose_device", "of_examples", "of_files", "run"]

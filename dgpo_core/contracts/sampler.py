@@ -11,7 +11,7 @@ from dgpo_core.types import SampleResult, Schedule
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dgpo_core.draws import Draws
+    from dgpo_core.flow.draws import Draws
 
 __all__ = ["Sampler", "VelocityFn"]
 
@@ -31,9 +31,9 @@ class Sampler(ABC):
     def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
         """Times visited: float64 [steps + 1] on the CPU, descending, the first at most 1, the last 0.
 
-        `dgpo_core.schedules.sigmas` honours all that a schedule says. A sampler with a grid of its own starts it no
-        higher than `schedule.first`, and gives it to `schedules.finish` to be shifted and stretched. Raises UserError
-        for what gives no such times.
+        `dgpo_core.flow.schedules.sigmas` honours all that a schedule says. A sampler with a grid of its own starts
+        it no higher than `schedule.first`, and gives it to `schedules.finish` to be shifted and stretched. Raises
+        UserError for what gives no such times.
         """
 
     @abstractmethod

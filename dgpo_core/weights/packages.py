@@ -10,8 +10,8 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from dgpo_core.discovery import entry_points
 from dgpo_core.errors import UserError
+from dgpo_core.plugins.discovery import entry_points
 from dgpo_schemas.problems import nearest
 from dgpo_schemas.text import clean
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import plugin, run_data
-from dgpo_core.trainer import Trainer
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.trainer import Trainer
+from dgpo_kit.toy import plugin, run_data
 from dgpo_schemas.run import RunConfig
 
 WriteRun = Callable[..., Path]

@@ -22,17 +22,17 @@ import torch
 import yaml
 from torch import Tensor
 
-from dgpo_cli.ablation import runner
-from dgpo_cli.ablation.directory import AblationDirectory, State, read_plan
-from dgpo_cli.ablation.plan import make_plan
-from dgpo_cli.ablation.progress import Watcher
-from dgpo_cli.ablation.runner import Resources, choose_resources, run_cells
 from dgpo_cli.main import main
-from dgpo_core.engine import Engine
 from dgpo_core.errors import UserError
-from dgpo_core.registry import Registry
-from dgpo_core.stopping import StopRequest
-from dgpo_core.testing.toy import BrightnessReward, run_data
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.system.stopping import StopRequest
+from dgpo_core.training.engine import Engine
+from dgpo_kit.toy import BrightnessReward, run_data
+from dgpo_lab.ablation import runner
+from dgpo_lab.ablation.directory import AblationDirectory, State, read_plan
+from dgpo_lab.ablation.plan import make_plan
+from dgpo_lab.ablation.progress import Watcher
+from dgpo_lab.ablation.runner import Resources, choose_resources, run_cells
 
 Run = Callable[..., Any]
 Write = Callable[..., Path]
@@ -489,7 +489,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subp
     metadata = tmp_path / "site/toy-1.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
-    (metadata / "entry_points.txt").write_text("[dgpo]\ntoy = dgpo_core.testing.toy:plugin\n")
+    (metadata / "entry_points.txt").write_text("[dgpo]\ntoy = dgpo_kit.toy:plugin\n")
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -563,7 +563,7 @@ def test_a_terminal_shows_a_bar(known: Registry, ablation: Run, started: list[An
 
     from rich.console import Console
 
-    from dgpo_cli.ablation.progress import BarWatcher
+    from dgpo_lab.ablation.progress import BarWatcher
 
     plan, screen = make_plan(ablation(), known), io.StringIO()
     directory = AblationDirectory(plan)

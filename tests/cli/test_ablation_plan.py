@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dgpo_cli.ablation.pairing import unpaired
-from dgpo_cli.ablation.plan import Plan, make_plan
-from dgpo_core.registry import Registry
+from dgpo_core.plugins.registry import Registry
+from dgpo_lab.ablation.pairing import unpaired
+from dgpo_lab.ablation.plan import Plan, make_plan
 from dgpo_schemas.problems import ConfigError
 
 Write = Callable[..., Path]

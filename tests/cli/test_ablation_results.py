@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dgpo_cli.ablation import figures, tables, words
-from dgpo_cli.ablation.directory import State
-from dgpo_cli.ablation.plan import Plan, Variant
-from dgpo_cli.ablation.results import Reached, Results, compare
-from dgpo_cli.ablation.traces import Guard, Trace
-from dgpo_core.testing.toy import run_data
+from dgpo_kit.toy import run_data
+from dgpo_lab.ablation import figures, tables, words
+from dgpo_lab.ablation.directory import State
+from dgpo_lab.ablation.plan import Plan, Variant
+from dgpo_lab.ablation.results import Reached, Results, compare
+from dgpo_lab.ablation.traces import Guard, Trace
 from dgpo_schemas.ablation import AblationConfig
 from dgpo_schemas.metrics import PromptScores, RewardScores
 from dgpo_schemas.run import RunConfig

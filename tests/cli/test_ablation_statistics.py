@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dgpo_cli.ablation import statistics as module
-from dgpo_cli.ablation.statistics import (
+from dgpo_lab.ablation import statistics as module
+from dgpo_lab.ablation.statistics import (
     holm,
     pairs_for,
     sign_flip_test,

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dgpo_core.testing.toy import ToyBackbone
 from dgpo_core.types import Conditioning, Prompt
+from dgpo_kit.toy import ToyBackbone
 
 Run = Callable[..., Any]
 WriteRun = Callable[..., Path]

@@ -17,17 +17,17 @@ import pytest
 import yaml
 from scipy.stats import kendalltau
 
-from dgpo_cli.doctoring import telling
-from dgpo_cli.doctoring.diagnosis import Diagnosis, diagnose
-from dgpo_cli.doctoring.facts import read_facts
-from dgpo_cli.doctoring.findings import Change, Finding, percent, written
-from dgpo_cli.doctoring.outputs import resolved_sigma
-from dgpo_cli.doctoring.trends import Series
 from dgpo_core.builtin.samplers import FlowDPMSolverPP, FlowEuler
-from dgpo_core.config import load_run_config
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import run_data
+from dgpo_core.config.resolve import load_run_config
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Schedule
+from dgpo_kit.toy import run_data
+from dgpo_lab.doctoring import telling
+from dgpo_lab.doctoring.diagnosis import Diagnosis, diagnose
+from dgpo_lab.doctoring.facts import read_facts
+from dgpo_lab.doctoring.findings import Change, Finding, percent, written
+from dgpo_lab.doctoring.outputs import resolved_sigma
+from dgpo_lab.doctoring.trends import Series
 from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, OutcomeRecord, TimingRecord
 from dgpo_schemas.run import RunConfig
 
@@ -714,7 +714,7 @@ def test_refuses_what_is_no_run_in_one_line(dgpo: Run, tmp_path: Path) -> None:
 
 def test_command_is_light_to_import() -> None:
     heavy = ("torch", "rich", "numpy", "yaml")
-    code = f"import sys, dgpo_cli.doctor; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, dgpo_lab.commands.doctor; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

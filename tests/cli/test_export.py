@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from dgpo_core.testing.toy import ToyAdapter, ToyBackbone, ToyOptions
+from dgpo_kit.toy import ToyAdapter, ToyBackbone, ToyOptions
 from dgpo_schemas.manifest import sealed_json
 from dgpo_schemas.run import BackboneSection
 

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from dgpo_cli.console import print_evaluation
 from dgpo_core.errors import UserError
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import BrightnessReward
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.toy import BrightnessReward
 from dgpo_schemas.metrics import EvaluationRecord
 
 Run = Callable[..., Any]

@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from dgpo_cli.ablation.directory import AblationDirectory, State, saved_directory
-from dgpo_cli.ablation.plan import Plan, make_plan
-from dgpo_cli.doctoring.diagnosis import diagnose
-from dgpo_cli.doctoring.facts import read_facts
-from dgpo_cli.reporting.data import read_run
-from dgpo_core.checkpoint import Checkpoints
 from dgpo_core.errors import UserError
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import run_data
-from dgpo_core.trainer import Trainer
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.storage.checkpoint import Checkpoints
+from dgpo_core.training.trainer import Trainer
+from dgpo_kit.toy import run_data
+from dgpo_lab.ablation.directory import AblationDirectory, State, saved_directory
+from dgpo_lab.ablation.plan import Plan, make_plan
+from dgpo_lab.doctoring.diagnosis import diagnose
+from dgpo_lab.doctoring.facts import read_facts
+from dgpo_lab.reporting.data import read_run
 from dgpo_schemas.loading import dump_yaml
 from dgpo_schemas.problems import ConfigError
 from dgpo_schemas.run import RunConfig
@@ -218,7 +218,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_a_run(
     make_config: Callable[..., RunConfig], registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     """As on NFS, where files that are still open keep their directory from going."""
-    import dgpo_core.checkpoint as module
+    import dgpo_core.storage.checkpoint as module
 
     def busy(path: Path) -> None:
         raise UserError(f"cannot remove {path}: Device or resource busy")

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import ToyBackbone, ToyOptions, run_data
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.toy import ToyBackbone, ToyOptions, run_data
 
 Run = Callable[..., Any]
 

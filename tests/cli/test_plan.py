@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-import dgpo_core.planning.plan
-import dgpo_core.registry as registry_module
-from dgpo_cli.bench import _miniature
+import dgpo_core.plugins.registry as registry_module
+import dgpo_lab.planning.plan
 from dgpo_cli.main import main
-from dgpo_core.planning.plan import Plan
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import run_data, sizes_plugin
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.toy import run_data, sizes_plugin
+from dgpo_lab.commands.bench import _miniature
+from dgpo_lab.planning.plan import Plan
 from dgpo_schemas.run import RunConfig
 
 Run = Callable[..., "Outcome"]
@@ -44,7 +44,7 @@ def run(
     """The command line with everything that is installed, and the toy parts."""
     monkeypatch.setattr(registry_module, "get_registry", lambda: registry)
 
-    measure = dgpo_core.planning.plan.measure_model
+    measure = dgpo_lab.planning.plan.measure_model
 
     def once(config: RunConfig, registry: Registry) -> Any:
         kind = config.backbone.gradient_checkpointing
@@ -52,7 +52,7 @@ def run(
             models[kind] = measure(config, registry)
         return models[kind]
 
-    monkeypatch.setattr(dgpo_core.planning.plan, "measure_model", once)
+    monkeypatch.setattr(dgpo_lab.planning.plan, "measure_model", once)
 
     def call(*arguments: str) -> Outcome:
         with pytest.raises(SystemExit) as caught:
@@ -105,9 +105,9 @@ def test_the_largest_size_of_the_prompts_is_planned(
     run: Run, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.register(sizes_plugin, distribution="toy-sizes")
-    monkeypatch.setattr(dgpo_core.planning.plan, "measure_model", lambda config, _: config.rollout.height_width)
+    monkeypatch.setattr(dgpo_lab.planning.plan, "measure_model", lambda config, _: config.rollout.height_width)
     plan = Plan(1, {}, {"optimise": 1.0}, {"roll out": 1.0, "optimise": 1.0}, 0.0)
-    monkeypatch.setattr(dgpo_core.planning.plan, "make_plan", lambda one, model, *_: planned.append(model) or plan)
+    monkeypatch.setattr(dgpo_lab.planning.plan, "make_plan", lambda one, model, *_: planned.append(model) or plan)
     planned: list[tuple[int, int]] = []
     file = tmp_path / "run.yaml"
 
@@ -138,8 +138,8 @@ def test_proposals_are_settings_that_the_run_file_can_have(
         size = 2.0**30 * (one.optimiser.micro_batch or 8)
         return Plan(1, {}, {"optimise": size}, {"roll out": 1.0, "optimise": 1.0}, 0.0)
 
-    monkeypatch.setattr(dgpo_core.planning.plan, "measure_model", lambda *_: print("noise"))  # noqa: T201
-    monkeypatch.setattr(dgpo_core.planning.plan, "make_plan", planned)
+    monkeypatch.setattr(dgpo_lab.planning.plan, "measure_model", lambda *_: print("noise"))  # noqa: T201
+    monkeypatch.setattr(dgpo_lab.planning.plan, "make_plan", planned)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(run_data(tmp_path, rollout={"groups": 2, "group_size": 8})))
     changes = json.loads(run("plan", str(file), "--fit", "2", "--json").out)["changes"]

@@ -11,7 +11,7 @@ from pydantic import Field
 
 import dgpo_cli.plugins as plugins_module
 from dgpo_core.hookspecs import KINDS, Part, hookimpl
-from dgpo_core.registry import BrokenPlugin, Registry
+from dgpo_core.plugins.registry import BrokenPlugin, Registry
 from dgpo_schemas.base import Float, Int, Options, Use
 
 Run = Callable[..., Any]
@@ -119,7 +119,7 @@ def test_a_name_of_two_kinds(dgpo: Run) -> None:
 
 def test_json_gives_the_options_schema(dgpo: Run) -> None:
     (part,) = json.loads(dgpo("plugins", "show", "brightness", "--json").out)["parts"]
-    assert part["implementation"] == "dgpo_core.testing.toy:BrightnessReward"
+    assert part["implementation"] == "dgpo_kit.toy:BrightnessReward"
     assert part["options"]["properties"]["fail"]["enum"] == ["never", "raise", "dark"]
 
 

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from dgpo_core.contracts import AdvantageWeighting
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.registry import BrokenPlugin, Registry
-from dgpo_core.testing.toy import BrightnessOptions, BrightnessReward, run_data
+from dgpo_core.plugins.registry import BrokenPlugin, Registry
 from dgpo_core.types import Prompt
+from dgpo_kit.toy import BrightnessOptions, BrightnessReward, run_data
 from dgpo_schemas.base import Float, Options
 
 Run = Callable[..., Any]
@@ -80,7 +80,7 @@ class Plugin:
     @hookimpl
     def dgpo_rewards(self) -> Sequence[Part]:
         return [
-            Part("needy", "Needy", "dgpo_core.testing.toy:BrightnessReward", Needy),
+            Part("needy", "Needy", "dgpo_kit.toy:BrightnessReward", Needy),
             Part("tagged", "Tagged", f"{HERE}:Tagged", BrightnessOptions),
         ]
 

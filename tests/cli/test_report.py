@@ -23,15 +23,15 @@ from PIL import Image
 from scipy.optimize import isotonic_regression
 from typer.testing import CliRunner
 
-from dgpo_cli.report import report
-from dgpo_cli.reporting import figures, page, summary
-from dgpo_cli.reporting.data import Evaluation, RunData, Score, read_run, reward_range
-from dgpo_cli.reporting.images import read_pictures
-from dgpo_cli.reporting.svg import canvas, spread, to_svg
 from dgpo_core.errors import UserError
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import plugin, run_data
-from dgpo_core.trainer import Trainer
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.trainer import Trainer
+from dgpo_kit.toy import plugin, run_data
+from dgpo_lab.commands.report import report
+from dgpo_lab.reporting import figures, page, summary
+from dgpo_lab.reporting.data import Evaluation, RunData, Score, read_run, reward_range
+from dgpo_lab.reporting.images import read_pictures
+from dgpo_lab.reporting.svg import canvas, spread, to_svg
 from dgpo_schemas.metrics import EvaluationRecord, GroupScore, MetricsRecord, RewardStatistics, TimingRecord, VerbTiming
 from dgpo_schemas.problems import ConfigError
 from dgpo_schemas.run import RewardBlock, RunConfig
@@ -265,7 +265,7 @@ def test_command_refuses_outputs_it_cannot_write(tmp_path: Path, output: str, me
 
 def test_command_is_light_to_import() -> None:
     heavy = ("torch", "matplotlib", "jinja2", "numpy")
-    code = f"import sys, dgpo_cli.report; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, dgpo_lab.commands.report; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import dgpo_cli.launch as launching
-from dgpo_core.run_directory import RunDirectory
+from dgpo_core.storage.run_directory import RunDirectory
 from dgpo_schemas.sealing import sealed_text
 
 Run = Callable[..., Any]

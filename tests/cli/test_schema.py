@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dgpo_core.registry import BUNDLED, Registry
+from dgpo_core.plugins.registry import BUNDLED, Registry
 from dgpo_schemas.export import stale_schemas
 
 Run = Callable[..., Any]

@@ -19,14 +19,14 @@ from pydantic import Field
 from torch import Tensor
 
 import dgpo_cli.scoring.batches as batches_module
-from dgpo_core.annotation import GREEN, MARGIN, RED
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.placement.messages import Blob, read_score_request, score_request
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import WinRate
+from dgpo_core.media.annotation import GREEN, MARGIN, RED
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.rewards.messages import Blob, read_score_request, score_request
 from dgpo_core.types import Example, Prompt, Scores
+from dgpo_kit.toy import WinRate
 from dgpo_schemas.base import Int, Options
 from dgpo_schemas.text import lone_surrogate
 
@@ -512,7 +512,7 @@ def test_the_reward_is_placed_where_the_command_line_says(
         seen.append((block.worker, block.service, block.use, device.type))
         return Stub(StubOptions(), device=device)
 
-    monkeypatch.setattr("dgpo_core.placement.place", place)
+    monkeypatch.setattr("dgpo_core.rewards.place", place)
     Path("reward.yaml").write_text(
         "use: elsewhere\n" + ("service: {urls: [x]}\n" if "python9" in flags else "worker: {count: 3}\n")
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import dgpo_core.serving as serving
+import dgpo_core.rewards.server as serving
 
 Run = Callable[..., Any]
 

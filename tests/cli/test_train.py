@@ -25,7 +25,7 @@ import yaml
 from rich.console import Console
 
 from dgpo_cli.console import RichProgress
-from dgpo_core.testing.toy import BrightnessReward, ToyBackbone
+from dgpo_kit.toy import BrightnessReward, ToyBackbone
 from dgpo_schemas.metrics import MetricsRecord, RewardStatistics, TimingRecord, VerbTiming
 
 Run = Callable[..., Any]
@@ -527,8 +527,8 @@ def test_a_narrow_terminal_keeps_what_matters_most(width: int, missing: int, kep
 TYPED = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # what is typed there becomes signals here
-from dgpo_core.registry import get_registry
-from dgpo_core.testing.toy import plugin
+from dgpo_core.plugins.registry import get_registry
+from dgpo_kit.toy import plugin
 get_registry().register(plugin, distribution="toy")
 from dgpo_cli.main import main
 main(sys.argv[1:])

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import run_data, sizes_plugin
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.toy import run_data, sizes_plugin
 
 Run = Callable[..., Any]
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core.discovery import entry_points
 from dgpo_core.hookspecs import KINDS
-from dgpo_core.registry import BUNDLED, Registry, get_registry
-from dgpo_core.testing import Given, NeedsInput
-from dgpo_core.testing.contracts import check_light, check_reward, part_checks
+from dgpo_core.plugins.discovery import entry_points
+from dgpo_core.plugins.registry import BUNDLED, Registry, get_registry
 from dgpo_core.types import Prompt
 from dgpo_diffusers.tiny import make_tiny_flux, make_tiny_sdxl
 from dgpo_geneval.testing import make_tiny_mask2former
+from dgpo_kit import Given, NeedsInput
+from dgpo_kit.contracts import check_light, check_reward, part_checks
 from dgpo_miniature.captions import TASKS, all_captions, metadata, scene_content, text
 from dgpo_miniature.world import random_scenes, render
 from dgpo_pickscore.testing import make_tiny_clip, make_tiny_head, make_tiny_open_clip

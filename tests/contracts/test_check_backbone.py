@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgpo_core.testing.contracts import check_backbone
-from dgpo_core.testing.contracts._backbone import backbone_checks
-from dgpo_core.testing.toy import ToyAdapter, ToyBackbone, ToyOptions
 from dgpo_core.types import Conditioning, Prompt, Schedule
+from dgpo_kit.contracts import check_backbone
+from dgpo_kit.contracts._backbone import backbone_checks
+from dgpo_kit.toy import ToyAdapter, ToyBackbone, ToyOptions
 from dgpo_schemas.run import BackboneSection
 
 Check = Callable[[], None]

@@ -11,10 +11,10 @@ from pydantic import ConfigDict, Field
 from dgpo_core.contracts import PromptSource
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.registry import Registry
-from dgpo_core.testing.contracts import check_declaration, check_light, check_prompts
-from dgpo_core.testing.toy import BrightnessOptions, ToyPrompts, ToyPromptsOptions
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
+from dgpo_kit.contracts import check_declaration, check_light, check_prompts
+from dgpo_kit.toy import BrightnessOptions, ToyPrompts, ToyPromptsOptions
 from dgpo_schemas.base import Options
 
 Check = Callable[[], None]
@@ -61,7 +61,7 @@ def declared(part: Part) -> Registry:
     return registry
 
 
-BRIGHTNESS = "dgpo_core.testing.toy:BrightnessReward"
+BRIGHTNESS = "dgpo_kit.toy:BrightnessReward"
 
 
 class Lax(Options):
@@ -96,7 +96,7 @@ def test_a_sound_declaration_passes() -> None:
         ("an unknown option is a UserError", lambda: check(Part("r", "A reward", BRIGHTNESS, Lax))),
         ("option size has a description", lambda: check(Part("r", "A reward", BRIGHTNESS, Silent))),
         ("written options can be read again", lambda: check(Part("r", "A reward", BRIGHTNESS, Narrow))),
-        ("is a RewardModel", lambda: check(Part("r", "A reward", "dgpo_core.testing.toy:ToyPrompts"))),
+        ("is a RewardModel", lambda: check(Part("r", "A reward", "dgpo_kit.toy:ToyPrompts"))),
         ("implements all of its contract", lambda: check(Part("r", "A reward", "dgpo_core.contracts:RewardModel"))),
     ],
 )
@@ -110,7 +110,7 @@ def check(part: Part) -> None:
 
 def test_options_that_are_no_options() -> None:
     with pytest.raises(PluginError, match="its options must be a pydantic model"):
-        check(Part("r", "A reward", BRIGHTNESS, "dgpo_core.testing.toy:BrightnessReward"))
+        check(Part("r", "A reward", BRIGHTNESS, "dgpo_kit.toy:BrightnessReward"))
     with pytest.raises(UserError, match="unknown reward 's'"):
         check_declaration(declared(Part("r", "A reward", BRIGHTNESS)), "reward", "s")
 
@@ -118,7 +118,7 @@ def test_options_that_are_no_options() -> None:
 @pytest.mark.parametrize(
     ("promise", "check"),
     [
-        ("does not import .*torch", lambda: check_light("dgpo_core.testing.toy")),
+        ("does not import .*torch", lambda: check_light("dgpo_kit.toy")),
         ("can be imported: .*No module named", lambda: check_light("dgpo_core.no_such_module")),
     ],
 )

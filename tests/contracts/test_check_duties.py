@@ -14,12 +14,12 @@ from dgpo_core.contracts import Backbone
 from dgpo_core.contracts.backbone import SECTION_KEYS
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.registry import Registry
-from dgpo_core.sections import asks_for_more, check_section
-from dgpo_core.testing.contracts import check_backbone
-from dgpo_core.testing.toy import ToyBackbone, ToyOptions
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.plugins.sections import asks_for_more, check_section
 from dgpo_core.types import Conditioning
 from dgpo_core.weights import resolve_checkpoint
+from dgpo_kit.contracts import check_backbone
+from dgpo_kit.toy import ToyBackbone, ToyOptions
 from dgpo_schemas.run import BackboneSection, LoraSection
 
 CPU = torch.device("cpu")
@@ -178,7 +178,7 @@ class Dull(ToyBackbone):
 def write_toy(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     import yaml
 
-    from dgpo_core.testing.toy import run_data
+    from dgpo_kit.toy import run_data
 
     monkeypatch.chdir(tmp_path)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core.registry import Registry
-from dgpo_core.testing.contracts import check_group_reward, group_reward_checks, part_checks, run_all
-from dgpo_core.testing.toy import WinRate, WinRateOptions
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Example, Prompt, SampleKey, Scores
+from dgpo_kit.contracts import check_group_reward, group_reward_checks, part_checks, run_all
+from dgpo_kit.toy import WinRate, WinRateOptions
 
 CPU = torch.device("cpu")
 MEDIA = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))

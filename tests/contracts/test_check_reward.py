@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
-from dgpo_core.testing.contracts import check_detector, check_reward
-from dgpo_core.testing.toy import BrightnessOptions, BrightnessReward
 from dgpo_core.types import Prompt, Scores
+from dgpo_kit.contracts import check_detector, check_reward
+from dgpo_kit.toy import BrightnessOptions, BrightnessReward
 
 Check = Callable[[], None]
 Found = Callable[[str, Check], None]

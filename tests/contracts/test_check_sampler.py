@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import Sampler
-from dgpo_core.draws import Draws
-from dgpo_core.flow import gaussian_log_prob
-from dgpo_core.schedules import finish
-from dgpo_core.testing.contracts import check_sampler
+from dgpo_core.flow.draws import Draws
+from dgpo_core.flow.schedules import finish
+from dgpo_core.flow.velocity import gaussian_log_prob
 from dgpo_core.types import Path, SampleResult, Schedule
+from dgpo_kit.contracts import check_sampler
 
 Check = Callable[[], None]
 Found = Callable[[str, Check], None]

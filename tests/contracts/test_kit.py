@@ -1,4 +1,4 @@
-"""The kit as a plugin's author has it: `pytest_plugins = ["dgpo_core.testing"]`, `contract_tests`, `toy_run`."""
+"""The kit as a plugin's author has it: `pytest_plugins = ["dgpo_kit"]`, `contract_tests`, `toy_run`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import pytest
 
 from dgpo_core.errors import UserError
-from dgpo_core.registry import Registry
-from dgpo_core.testing import Given, contract_tests
-from dgpo_core.testing.collecting import suite
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit import Given, contract_tests
+from dgpo_kit.collecting import suite
 
 PLUGIN = """
 import numpy
@@ -81,7 +81,7 @@ class Forgets(TimestepPolicy):
         return low + (context.t_max - low) * draws.uniform(count)
 """
 TESTS = """
-from dgpo_core.testing import Given, contract_tests
+from dgpo_kit import Given, contract_tests
 
 names = ("sound", "global", "batch", "range", "nomissing", "copies")
 test_contract = contract_tests("dgpo-odd", {name: Given({"level": 0.0}) for name in names})
@@ -127,7 +127,7 @@ def pytester(tmp_path_factory: pytest.TempPathFactory) -> Pytester:
 
     def run(tests: str) -> Report:
         directory = tmp_path_factory.mktemp("author")
-        (directory / "conftest.py").write_text('pytest_plugins = ["dgpo_core.testing"]\n')
+        (directory / "conftest.py").write_text('pytest_plugins = ["dgpo_kit"]\n')
         (directory / "test_odd.py").write_text(tests)
         (directory / "pytest.ini").write_text("[pytest]\n")
         done = subprocess.run(

@@ -14,14 +14,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-import dgpo_core.testing.contracts as kit
+import dgpo_kit.contracts as kit
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import KINDS, Part, hookimpl
-from dgpo_core.registry import Registry
-from dgpo_core.testing.contracts import Check, Given, NeedsInput, part_checks, reward_checks
-from dgpo_core.testing.toy import ToyBackbone, ToyOptions
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Example, Prompt, Scores
+from dgpo_kit.contracts import Check, Given, NeedsInput, part_checks, reward_checks
+from dgpo_kit.toy import ToyBackbone, ToyOptions
 from dgpo_schemas.base import Options
 from dgpo_schemas.run import BackboneSection
 
@@ -271,7 +271,7 @@ def run(checks: Sequence[Check], name: str) -> None:
 
 
 def test_required_options_are_asked_for() -> None:
-    registry = of_reward("dgpo_core.testing.toy:BrightnessReward", Labelled)
+    registry = of_reward("dgpo_kit.toy:BrightnessReward", Labelled)
     checks = list(part_checks(registry, "reward", "made"))
     with pytest.raises(NeedsInput, match=r"options: label is missing \(What it is called\)"):
         run(checks, "builds")

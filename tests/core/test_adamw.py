@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgpo_core.adamw import make_adamw, restore, state_of
 from dgpo_core.errors import UserError
-from dgpo_core.planning.plan import _held
-from dgpo_core.registry import Registry
-from dgpo_core.trainer import Trainer
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.adamw import make_adamw, restore, state_of
+from dgpo_core.training.trainer import Trainer
+from dgpo_lab.planning.plan import _held
 from dgpo_schemas.run import OptimiserSection, RunConfig
 from dgpo_sd3.testing import make_tiny_checkpoint
 

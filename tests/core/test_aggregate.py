@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dgpo_core.groups import advantages, aggregate
+from dgpo_core.flow.groups import advantages, aggregate
 from dgpo_schemas.run import AdvantagesSection
 
 NAN = math.nan

@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageFont
 from torch import Tensor
 
-import dgpo_core.annotation as annotation
-from dgpo_core.annotation import GREEN, GREY, MARGIN, RED, annotate, understood
+import dgpo_core.media.annotation as annotation
+from dgpo_core.media.annotation import GREEN, GREY, MARGIN, RED, annotate, understood
 from dgpo_schemas.diagnostics import Diagnostics
 
 Pixels = np.ndarray[Any, Any]

@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dgpo_core import bases
-from dgpo_core.bases import base_record, differences
 from dgpo_core.errors import UserError
+from dgpo_core.storage import bases
+from dgpo_core.storage.bases import base_record, differences
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 

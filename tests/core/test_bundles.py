@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgpo_core.microbatches import bundles
-from dgpo_core.sizes import runs
+from dgpo_core.flow.sizes import runs
+from dgpo_core.training.microbatches import bundles
 
 
 @given(st.lists(st.integers(0, 30), max_size=8), st.integers(1, 40), st.integers(0, 5))

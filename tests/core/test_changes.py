@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from dgpo_core.changes import Change, changes, history, last_measured_otherwise, measures, recorded, told
-from dgpo_core.description import read_config, read_record
+from dgpo_core.config.changes import Change, changes, history, last_measured_otherwise, measures, recorded, told
 from dgpo_core.errors import UserError
-from dgpo_core.registry import Registry
-from dgpo_core.run_directory import RunDirectory
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.storage.description import read_config, read_record
+from dgpo_core.storage.run_directory import RunDirectory
+from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]
@@ -94,7 +94,7 @@ def test_changes_are_told_once_and_back_again(make_config: Make, registry: Regis
 def test_a_process_that_is_killed_between_the_two_files_leaves_nothing_untold(
     make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dgpo_core.description as module
+    import dgpo_core.storage.description as module
 
     Trainer(make_config(), registry).train(max_iterations=1)
     write = module.write_text

@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from dgpo_core.checkpoint import Checkpoint, Checkpoints, Clock, load, load_manifest
 from dgpo_core.errors import UserError
+from dgpo_core.storage.checkpoint import Checkpoint, Checkpoints, Clock, load, load_manifest
 from dgpo_schemas.manifest import FileEntry, sealed_json
 
 ENTRY = FileEntry(sha256=hashlib.sha256(b"line\n").hexdigest(), bytes=5)

@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from dgpo_core import clips
-from dgpo_core.clips import encode, frame_rate, why_not
+from dgpo_core.media import clips
+from dgpo_core.media.clips import encode, frame_rate, why_not
 
 Frames = np.ndarray[Any, Any]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from dgpo_core.policy import ConditioningCache
-from dgpo_core.testing.given import prompts_of
+from dgpo_core.training.policy import ConditioningCache
 from dgpo_core.types import Conditioning, Prompt
+from dgpo_kit.given import prompts_of
 
 LENGTHS = (3, 1, 2)
 

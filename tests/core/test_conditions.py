@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dgpo_core import conditions, pixels
-from dgpo_core.conditions import condition_medium, content_of
 from dgpo_core.contracts import PromptSource
+from dgpo_core.data.prompts import _made, check_prompts, counts, digest, load_file, notes, overlap, unheard
 from dgpo_core.errors import UserError
-from dgpo_core.prompts import _made, check_prompts, counts, digest, load_file, notes, overlap, unheard
-from dgpo_core.testing import toy
+from dgpo_core.media import conditions, pixels
+from dgpo_core.media.conditions import condition_medium, content_of
 from dgpo_core.types import ConditionMedium, Prompt
+from dgpo_kit import toy
 from dgpo_schemas.run import BackboneSection
 
 

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
-from dgpo_core.changes import differing_keys
-from dgpo_core.config import ConfigError, load_run_config
+from dgpo_core.config.changes import differing_keys
+from dgpo_core.config.resolve import ConfigError, load_run_config
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import plugin, run_data
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.toy import plugin, run_data
 from dgpo_schemas.base import Int, Options, Use
 from dgpo_schemas.problems import Problem
 from dgpo_schemas.run import RunConfig

@@ -13,7 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dgpo_core.distributed import KERNELS, Runtime, choose_device
+from dgpo_core.distributed.runtime import KERNELS, Runtime, choose_device
 from dgpo_core.errors import UserError
 from dgpo_schemas.run import RunConfig
 
@@ -162,7 +162,7 @@ def test_a_tracker_that_raises_is_told_of_once(
     for step in (1, 2):
         runtime.track({"x": 1.0}, step)
     runtime.close()
-    told = [record.getMessage() for record in caplog.records if record.name == "dgpo_core.distributed"]
+    told = [record.getMessage() for record in caplog.records if record.name == "dgpo_core.distributed.runtime"]
     assert told == [
         "logging.trackers: tensorboard failed and is switched off, the run goes on: ConnectionError: the server is gone"
     ]

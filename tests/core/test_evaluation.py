@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
-from dgpo_core.draws import Draws
-from dgpo_core.engine import Engine
 from dgpo_core.errors import UserError
-from dgpo_core.evaluation import Evaluation, Finer, evaluate, interval
-from dgpo_core.registry import Registry
-from dgpo_core.rollout import Roller
-from dgpo_core.scoring import Reward, Scorer
-from dgpo_core.testing.given import prompts_of
+from dgpo_core.flow.draws import Draws
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.engine import Engine
+from dgpo_core.training.evaluation import Evaluation, Finer, evaluate, interval
+from dgpo_core.training.rollout import Roller
+from dgpo_core.training.scoring import Reward, Scorer
 from dgpo_core.types import Prompt, Rollout, Schedule, Scores
+from dgpo_kit.given import prompts_of
 from dgpo_schemas.metrics import EvaluationRecord
 from dgpo_schemas.run import RunConfig
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dgpo_core.flow import (
+from dgpo_core.flow.velocity import (
     denoised,
     flow_from_vp,
     gaussian_log_prob,

@@ -10,7 +10,7 @@ from torch import Tensor
 from dgpo_core.builtin.weightings import AbsAdvantage, Uniform
 from dgpo_core.contracts import AdvantageWeighting
 from dgpo_core.errors import PluginError
-from dgpo_core.groups import advantages, informative, mean_pairwise_distance, signed_weights
+from dgpo_core.flow.groups import advantages, informative, mean_pairwise_distance, signed_weights
 from dgpo_schemas.base import Options
 from dgpo_schemas.run import AdvantagesSection
 

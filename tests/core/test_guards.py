@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dgpo_core.guards import PIXELWISE, STATISTICS, alarms, band_of, has_left, media_statistics, step_statistics
+from dgpo_core.training.guards import (
+    PIXELWISE,
+    STATISTICS,
+    alarms,
+    band_of,
+    has_left,
+    media_statistics,
+    step_statistics,
+)
 from dgpo_schemas import rules
 from dgpo_schemas.metrics import EvaluationRecord, GroupScore
 

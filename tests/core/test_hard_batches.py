@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core.checkpoint import load
 from dgpo_core.errors import UserError
-from dgpo_core.registry import Registry, get_registry
-from dgpo_core.rehearsal import rehearse
-from dgpo_core.testing.contracts import check_backbone
-from dgpo_core.testing.hard_toy import HardToy, hard_plugin
-from dgpo_core.testing.toy import ToyOptions, plugin, run_data
-from dgpo_core.trainer import Trainer
+from dgpo_core.plugins.registry import Registry, get_registry
+from dgpo_core.storage.checkpoint import load
+from dgpo_core.training.rehearsal import rehearse
+from dgpo_core.training.trainer import Trainer
+from dgpo_kit.contracts import check_backbone
+from dgpo_kit.hard_toy import HardToy, hard_plugin
+from dgpo_kit.toy import ToyOptions, plugin, run_data
 from dgpo_schemas.run import BackboneSection, RunConfig
 
 SETTINGS: dict[str, dict[str, Any]] = {

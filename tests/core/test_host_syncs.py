@@ -15,17 +15,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import dgpo_core.microbatches
-import dgpo_core.rollout
+import dgpo_core.training.microbatches
+import dgpo_core.training.rollout
 from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.contracts import Backbone
-from dgpo_core.draws import Draws
-from dgpo_core.guards import media_statistics
-from dgpo_core.optimise import Optimiser
-from dgpo_core.policy import ConditioningCache, Policy
-from dgpo_core.registry import Registry
-from dgpo_core.rollout import Roller
-from dgpo_core.scoring import _thumbnails
+from dgpo_core.flow.draws import Draws
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.guards import media_statistics
+from dgpo_core.training.optimise import Optimiser
+from dgpo_core.training.policy import ConditioningCache, Policy
+from dgpo_core.training.rollout import Roller
+from dgpo_core.training.scoring import _thumbnails
 from dgpo_core.types import Prompt, TrainingBatch
 from dgpo_schemas.base import Options, UseBlock
 from dgpo_schemas.run import RunConfig
@@ -50,7 +50,7 @@ def _noise_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     def rows(keys: Sequence[Draws], shape: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.empty((len(keys), *shape), device=device)
 
-    for module in (dgpo_core.rollout, dgpo_core.microbatches):
+    for module in (dgpo_core.training.rollout, dgpo_core.training.microbatches):
         monkeypatch.setattr(module, "normal_rows", rows)
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **keywords: nullcontext())  # nor autocast
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from dgpo_core.errors import PluginError, UserError
-from dgpo_core.isolation import ctrl_c, isolated
-from dgpo_core.registry import Registry
+from dgpo_core.plugins.isolation import ctrl_c, isolated
+from dgpo_core.plugins.registry import Registry
 
 HEAD = "from dgpo_core.hookspecs import Part, hookimpl\n"
 SOUND = """
@@ -168,9 +168,9 @@ def test_only_the_key_counts_as_ctrl_c() -> None:
 def test_an_import_that_takes_long_is_named(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    monkeypatch.setattr("dgpo_core.isolation.SLOW", 0.01)
+    monkeypatch.setattr("dgpo_core.plugins.isolation.SLOW", 0.01)
     told = threading.Event()
-    monkeypatch.setattr("dgpo_core.isolation.log.warning", lambda *_: told.set())
+    monkeypatch.setattr("dgpo_core.plugins.isolation.log.warning", lambda *_: told.set())
     with isolated("plugin x of y 1"):
         assert told.wait(10)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dgpo_core.errors import PluginError, UserError
-from dgpo_core.kinds import check_range, check_reward
-from dgpo_core.registry import Registry
+from dgpo_core.media.kinds import check_range, check_reward
+from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.run import BackboneSection, RewardBlock
 
 Media = set[str]

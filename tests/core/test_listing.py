@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from dgpo_core.errors import UserError
-from dgpo_core.listing import FORMATS, expand, natural_order, picture_endings
-from dgpo_core.media import read_media
+from dgpo_core.media.files import read_media
+from dgpo_core.media.listing import FORMATS, expand, natural_order, picture_endings
 
 
 def touch(directory: Path, *names: str) -> None:

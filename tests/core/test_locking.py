@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from dgpo_core import locking
 from dgpo_core.errors import UserError
-from dgpo_core.locking import in_use
-from dgpo_core.run_directory import RunDirectory
+from dgpo_core.storage import locking
+from dgpo_core.storage.locking import in_use
+from dgpo_core.storage.run_directory import RunDirectory
 
 HERE = "-".join(socket.gethostname().split())
 

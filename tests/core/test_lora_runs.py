@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dgpo_core.contracts import Adapter
-from dgpo_core.engine import Engine
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.lora import LoraAdapter
-from dgpo_core.registry import Registry
-from dgpo_core.testing.contracts import check_backbone
-from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.engine import Engine
+from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Conditioning
+from dgpo_kit.contracts import check_backbone
+from dgpo_kit.toy import SHAPE, ToyBackbone, ToyOptions, run_data
 from dgpo_schemas.run import BackboneSection, RunConfig
 
 Make = Callable[..., RunConfig]

@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-import dgpo_core.pixels as pixels_module
+import dgpo_core.media.pixels as pixels_module
 from dgpo_core.errors import UserError
-from dgpo_core.media import MediaError, check_files, kind_of, read_media
-from dgpo_core.pixels import MAX_PIXELS
+from dgpo_core.media.files import MediaError, check_files, kind_of, read_media
+from dgpo_core.media.pixels import MAX_PIXELS
 
 Pixels = np.ndarray[Any, Any]
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core.checkpoint import load
 from dgpo_core.errors import UserError
-from dgpo_core.memory import TooLittleMemoryError, decoded, halving
-from dgpo_core.progress import Silent
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import ToyBackbone
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.storage.checkpoint import load
+from dgpo_core.training.memory import TooLittleMemoryError, decoded, halving
+from dgpo_core.training.progress import Silent
+from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Conditioning
+from dgpo_kit.toy import ToyBackbone
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]

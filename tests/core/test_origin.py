@@ -12,15 +12,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from dgpo_core.checkpoint import Checkpoint, load
-from dgpo_core.description import read_config, read_record
+from dgpo_core.config.locations import located, without_places
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.locations import located, without_places
-from dgpo_core.progress import Silent
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import ToyBackbone, ToyOptions, run_data
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.storage.checkpoint import Checkpoint, load
+from dgpo_core.storage.description import read_config, read_record
+from dgpo_core.training.progress import Silent
+from dgpo_core.training.trainer import Trainer, run_path
+from dgpo_kit.toy import ToyBackbone, ToyOptions, run_data
 from dgpo_schemas.base import Options
 from dgpo_schemas.places import PathText
 from dgpo_schemas.run import RunConfig
@@ -50,7 +50,7 @@ class _Plugin:
 
     @hookimpl
     def dgpo_prompt_sources(self) -> list[Part]:
-        return [Part("of-file", "Toy prompts", "dgpo_core.testing.toy:ToyPrompts", FileOptions)]
+        return [Part("of-file", "Toy prompts", "dgpo_kit.toy:ToyPrompts", FileOptions)]
 
 
 class Notes(Silent):
@@ -287,7 +287,7 @@ def test_an_evaluation_that_failed_after_its_checkpoint_is_vouched_for_once_it_i
         raise UserError("the lamp is broken")
 
     with monkeypatch.context() as patched:
-        patched.setattr("dgpo_core.trainer.evaluate", broken)
+        patched.setattr("dgpo_core.training.trainer.evaluate", broken)
         with pytest.raises(UserError, match="lamp"):
             train(logged, registry, resume=True)
     newest = run_path(logged) / "checkpoints" / "000004"

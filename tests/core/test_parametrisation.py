@@ -11,12 +11,18 @@ import torch
 from torch import Tensor
 
 from dgpo_core.builtin.objective import DirectGroupPreference
-from dgpo_core.draws import Draws, normal_rows
-from dgpo_core.flow import interpolate, velocity_from_epsilon, velocity_from_vp_velocity, velocity_target, vp_from_flow
-from dgpo_core.optimise import Optimiser
-from dgpo_core.policy import ConditioningCache, Policy
-from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
+from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.flow.velocity import (
+    interpolate,
+    velocity_from_epsilon,
+    velocity_from_vp_velocity,
+    velocity_target,
+    vp_from_flow,
+)
+from dgpo_core.training.optimise import Optimiser
+from dgpo_core.training.policy import ConditioningCache, Policy
 from dgpo_core.types import Conditioning, Predictions, Prompt, TrainingBatch
+from dgpo_kit.toy import SHAPE, ToyBackbone, ToyOptions, run_data
 from dgpo_schemas.base import Options
 from dgpo_schemas.run import RunConfig
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
-from dgpo_core.draws import Draws
-from dgpo_core.evaluation import _record
-from dgpo_core.metrics import _statistics
-from dgpo_core.registry import Registry
-from dgpo_core.scores import part_values
-from dgpo_core.scoring import Reward, ScoredSamples, checked_score, reasons_of
-from dgpo_core.testing.toy import run_data
-from dgpo_core.trainer import Trainer
+from dgpo_core.flow.draws import Draws
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.evaluation import _record
+from dgpo_core.training.metrics import _statistics
+from dgpo_core.training.scores import part_values
+from dgpo_core.training.scoring import Reward, ScoredSamples, checked_score, reasons_of
+from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Prompt, Scores
+from dgpo_kit.toy import run_data
 from dgpo_schemas.metrics import EvaluationRecord, RewardStatistics
 from dgpo_schemas.run import RunConfig
 

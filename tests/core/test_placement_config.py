@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from dgpo_core.changes import differing_keys
-from dgpo_core.config import ConfigError, load_run_config
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import run_data
+from dgpo_core.config.changes import differing_keys
+from dgpo_core.config.resolve import ConfigError, load_run_config
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.toy import run_data
 from dgpo_schemas.run import RewardBlock, RunConfig
 
 SERVICE = {"urls": ["http://127.0.0.1:8500"]}

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgpo_core.config import load_run_config
+from dgpo_core.config.resolve import load_run_config
 from dgpo_core.errors import UserError
-from dgpo_core.planning.fit import changed, fitting
-from dgpo_core.planning.plan import Model, Plan, _gathered, _spread, _Steps, make_plan, measure_model
-from dgpo_core.planning.simulate import Cost, cost, faked, operations
-from dgpo_core.registry import Registry
-from dgpo_core.testing.given import prompts_of
-from dgpo_core.testing.toy import run_data
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.given import prompts_of
+from dgpo_kit.toy import run_data
+from dgpo_lab.planning.fit import changed, fitting
+from dgpo_lab.planning.plan import Model, Plan, _gathered, _spread, _Steps, make_plan, measure_model
+from dgpo_lab.planning.simulate import Cost, cost, faked, operations
 from dgpo_schemas.run import BackboneSection, RunConfig
 from dgpo_sd3.testing import make_tiny_checkpoint
 
@@ -147,7 +147,7 @@ def test_peaks_are_linear(miniature: RunConfig, everything: Registry) -> None:
         steps = _Steps(
             backbone, everything.create("objective", miniature.objective), miniature, backbone.latent_shape(64, 64)
         )
-        from dgpo_core.planning.simulate import peak_bytes
+        from dgpo_lab.planning.simulate import peak_bytes
 
         found = cost(steps.learn, backbone.module)
         assert found.bytes(7) == pytest.approx(peak_bytes(lambda: steps.learn(7), backbone.module), rel=1e-2)
@@ -167,7 +167,7 @@ def test_what_is_held(sketched: Model, real: _Steps) -> None:
 
 def plan_of(data: dict[str, Any], processes: int = 1, spread: frozenset[str] = frozenset()) -> Plan:
     registry = Registry()
-    from dgpo_core.testing.toy import plugin
+    from dgpo_kit.toy import plugin
 
     registry.register(plugin, distribution="toy")
     model = Model(

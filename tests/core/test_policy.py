@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core.policy import ConditioningCache, Policy
-from dgpo_core.testing.given import prompts_of
-from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
+from dgpo_core.training.policy import ConditioningCache, Policy
 from dgpo_core.types import Conditioning, Prompt
+from dgpo_kit.given import prompts_of
+from dgpo_kit.toy import SHAPE, ToyBackbone, ToyOptions, run_data
 from dgpo_schemas.run import RunConfig
 
 

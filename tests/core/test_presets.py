@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from dgpo_cli.main import main
-from dgpo_core.config import load_run_config
+from dgpo_core.config.presets import presets_of
+from dgpo_core.config.resolve import load_run_config
 from dgpo_core.errors import UserError
-from dgpo_core.planning.plan import Model, _held, make_plan, measure_model
-from dgpo_core.presets import presets_of
-from dgpo_core.registry import Registry
+from dgpo_core.plugins.registry import Registry
+from dgpo_lab.planning.plan import Model, _held, make_plan, measure_model
 from dgpo_schemas.problems import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sd35-geneval.yaml"

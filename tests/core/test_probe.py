@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core.draws import Draws
-from dgpo_core.engine import Engine
-from dgpo_core.policy import View
-from dgpo_core.probe import PolicyProbe
-from dgpo_core.registry import Registry
-from dgpo_core.testing.given import prompts_of
-from dgpo_core.testing.toy import SHAPE
+from dgpo_core.flow.draws import Draws
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.engine import Engine
+from dgpo_core.training.policy import View
+from dgpo_core.training.probe import PolicyProbe
 from dgpo_core.types import Schedule
+from dgpo_kit.given import prompts_of
+from dgpo_kit.toy import SHAPE
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]

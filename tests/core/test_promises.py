@@ -17,11 +17,11 @@ from torch import Tensor
 from dgpo_core.contracts import Backbone, Sampler
 from dgpo_core.contracts.signatures import misfits
 from dgpo_core.errors import PluginError
-from dgpo_core.registry import Registry
-from dgpo_core.rehearsal import rehearse
-from dgpo_core.testing.toy import ToyAdapter, ToyBackbone
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.rehearsal import rehearse
+from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Conditioning, Schedule
+from dgpo_kit.toy import ToyAdapter, ToyBackbone
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]

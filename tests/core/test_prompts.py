@@ -17,9 +17,7 @@ from hypothesis import given as given_by
 from hypothesis import strategies as st
 
 from dgpo_core.contracts import RewardModel
-from dgpo_core.draws import Draws
-from dgpo_core.errors import UserError
-from dgpo_core.prompts import (
+from dgpo_core.data.prompts import (
     check_prompts,
     digest,
     given,
@@ -29,10 +27,12 @@ from dgpo_core.prompts import (
     overlap,
     some_of,
 )
-from dgpo_core.registry import Registry
-from dgpo_core.sources import Source, of_sources
-from dgpo_core.testing.toy import ToyBackbone
+from dgpo_core.data.sources import Source, of_sources
+from dgpo_core.errors import UserError
+from dgpo_core.flow.draws import Draws
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt, Scores
+from dgpo_kit.toy import ToyBackbone
 from dgpo_schemas.run import PromptsBlock
 
 
@@ -225,7 +225,7 @@ def test_none_and_all_are_said_of_none_and_all_only(shared: int, of: int, share:
 def test_prompts_are_read_without_torch() -> None:
     """`dgpo validate` reads them and has to be quick."""
     code = (
-        "import sys; from dgpo_core.prompts import load_file, overlap; from dgpo_core.types import Prompt; "
+        "import sys; from dgpo_core.data.prompts import load_file, overlap; from dgpo_core.types import Prompt; "
         "overlap([Prompt('a')], [Prompt('b')], 1); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

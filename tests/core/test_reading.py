@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_core.reading import DEEPEST, parse_json, read_file, read_json, split_lines
+from dgpo_core.system.reading import DEEPEST, parse_json, read_file, read_json, split_lines
 
 
 @pytest.mark.parametrize("text", ["{}", "[1, 2.5, null, true]", '"\\ud83d"', '{"a": [{"b": "ä"}]}'])

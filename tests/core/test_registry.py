@@ -19,7 +19,7 @@ from pydantic import Field
 from dgpo_core.contracts import AdvantageWeighting
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import KINDS, Part, hookimpl
-from dgpo_core.registry import BUNDLED, NoOptions, Registry, get_registry
+from dgpo_core.plugins.registry import BUNDLED, NoOptions, Registry, get_registry
 from dgpo_schemas.base import Int, Options, UseBlock
 from dgpo_schemas.run import BackboneSection
 
@@ -394,7 +394,8 @@ def test_the_registry_is_made_once() -> None:
 
 def test_discovery_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from dgpo_core.registry import get_registry; import dgpo_core.config, dgpo_core.contracts; "
+        "import sys; from dgpo_core.plugins.registry import get_registry; "
+        "import dgpo_core.config.resolve, dgpo_core.contracts; "
         "get_registry().options_models(); "
         "print([m for m in ('torch', 'diffusers', 'transformers', 'numpy', 'PIL') if m in sys.modules])"
     )

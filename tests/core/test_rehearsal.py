@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core.adamw import make_adamw
 from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.contracts import MemberLoss
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.memory import TooLittleMemoryError
-from dgpo_core.registry import Registry
-from dgpo_core.rehearsal import rehearse, rehearse_training
-from dgpo_core.testing.toy import ToyBackbone, WinRate
-from dgpo_core.trainer import Trainer
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.adamw import make_adamw
+from dgpo_core.training.memory import TooLittleMemoryError
+from dgpo_core.training.rehearsal import rehearse, rehearse_training
+from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Conditioning, Predictions, Prompt, SampleKey, Scores
+from dgpo_kit.toy import ToyBackbone, WinRate
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]
@@ -196,7 +196,7 @@ def test_moments_that_do_not_fit(make_config: Make, registry: Registry, monkeypa
         monkeypatch.setattr(made, "step", step)
         return made
 
-    monkeypatch.setattr("dgpo_core.optimise.make_adamw", full)
+    monkeypatch.setattr("dgpo_core.training.optimise.make_adamw", full)
     with pytest.raises(TooLittleMemoryError, match=r"with micro-batches of 4; set `optimiser\.micro_batch: 2` or less"):
         rehearse(Trainer(make_config(), registry))
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import Adapter
-from dgpo_core.draws import Draws, normal_rows
-from dgpo_core.engine import Engine
 from dgpo_core.errors import UserError
-from dgpo_core.policy import View
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import ToyAdapter
+from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.engine import Engine
+from dgpo_core.training.policy import View
 from dgpo_core.types import Prompt
+from dgpo_kit.toy import ToyAdapter
 from dgpo_schemas.run import RunConfig
 
 VIEWS: tuple[View, ...] = ("base", "policy", "old")

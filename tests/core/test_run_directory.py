@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from dgpo_core.description import read_config
 from dgpo_core.errors import UserError
-from dgpo_core.registry import Registry
-from dgpo_core.run_directory import RunDirectory
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.storage.description import read_config
+from dgpo_core.storage.run_directory import RunDirectory
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]

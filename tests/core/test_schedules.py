@@ -17,9 +17,9 @@ from torch import Tensor
 
 from dgpo_core.builtin.samplers import FlowDPMSolverPP, FlowEuler
 from dgpo_core.errors import PluginError, UserError
-from dgpo_core.schedules import exponential_shift, flux2_shift, of_model, sigmas, stretched
-from dgpo_core.testing.toy import ToyBackbone, ToyOptions
+from dgpo_core.flow.schedules import exponential_shift, flux2_shift, of_model, sigmas, stretched
 from dgpo_core.types import Schedule
+from dgpo_kit.toy import ToyBackbone, ToyOptions
 from dgpo_schemas.run import BackboneSection
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dgpo_core.scores import MOST, TooMuch, check_scores, plain, plain_diagnostics
+from dgpo_core.training.scores import MOST, TooMuch, check_scores, plain, plain_diagnostics
 from dgpo_core.types import Scores
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core import lanes
 from dgpo_core.contracts import RewardModel
-from dgpo_core.scoring import Reward, ScoredSamples, Scorer, checked_score
+from dgpo_core.training import lanes
+from dgpo_core.training.scoring import Reward, ScoredSamples, Scorer, checked_score
 from dgpo_core.types import Path, Prompt, Rollout, ScoredGroups, Scores
 from dgpo_schemas.run import ScoringSection
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-import dgpo_core.memory as memory
+import dgpo_core.training.memory as memory
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.memory import OutOfMemory
-from dgpo_core.registry import Registry
-from dgpo_core.scoring import Reward, Scorer, checked_score
-from dgpo_core.stopping import Interrupted, StopRequest
-from dgpo_core.testing.toy import BrightnessReward
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.system.stopping import Interrupted, StopRequest
+from dgpo_core.training.memory import OutOfMemory
+from dgpo_core.training.scoring import Reward, Scorer, checked_score
+from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Prompt, Scores
+from dgpo_kit.toy import BrightnessReward
 from dgpo_schemas.run import RunConfig
 
 LONG = 10.0
@@ -197,7 +197,7 @@ def test_a_run_that_is_stopped_does_not_wait_for_the_last_scores(
     """The reward answers no more once it is asked for the second iteration, or for the evaluation after it."""
     config = make_config(run={"iterations": 4}, evaluation={"every": 2, "at_start": False}, checkpoints={"every": 100})
     whole, go, lines = BrightnessReward.score, threading.Event(), run_path(config) / "metrics.jsonl"
-    monkeypatch.setattr("dgpo_core.lanes.PATIENCE", 0.01)
+    monkeypatch.setattr("dgpo_core.training.lanes.PATIENCE", 0.01)
     for iterations in (1, 2):
         stop = StopRequest()
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core import lanes
 from dgpo_core.contracts import RewardModel
-from dgpo_core.scoring import Reward, Scorer, checked_score
+from dgpo_core.training import lanes
+from dgpo_core.training.scoring import Reward, Scorer, checked_score
 from dgpo_core.types import Prompt, Scores
 
 PROMPTS = [Prompt(f"picture {i}") for i in range(24)]

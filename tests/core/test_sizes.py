@@ -15,24 +15,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dgpo_core.conditions import condition_medium
 from dgpo_core.contracts import PromptSource
-from dgpo_core.draws import Draws
-from dgpo_core.engine import Engine
+from dgpo_core.distributed.processes import Processes
 from dgpo_core.errors import UserError
-from dgpo_core.groups import mean_pairwise_distance
+from dgpo_core.flow.draws import Draws
+from dgpo_core.flow.groups import mean_pairwise_distance
+from dgpo_core.flow.paths import PathSteps
+from dgpo_core.flow.sizes import check_sizes, different, largest, named, runs
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.paths import PathSteps
-from dgpo_core.pictures import contact_sheet
-from dgpo_core.processes import Processes
-from dgpo_core.registry import Registry
-from dgpo_core.rehearsal import rehearse
-from dgpo_core.scoring import diversity
-from dgpo_core.sizes import check_sizes, different, largest, named, runs
-from dgpo_core.testing.toy import ToyBackbone, ToyOptions, sizes_plugin
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.media.conditions import condition_medium
+from dgpo_core.media.pictures import contact_sheet
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.engine import Engine
+from dgpo_core.training.rehearsal import rehearse
+from dgpo_core.training.scoring import diversity
+from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_core.types import Path as SamplerPath
+from dgpo_kit.toy import ToyBackbone, ToyOptions, sizes_plugin
 from dgpo_schemas.base import Options
 from dgpo_schemas.run import RunConfig
 

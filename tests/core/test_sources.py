@@ -17,23 +17,23 @@ from rich.console import Console
 from torch import Tensor
 
 from dgpo_cli.console import print_evaluation
-from dgpo_core.comparing import Layout
 from dgpo_core.contracts import RewardModel
-from dgpo_core.draws import Draws
-from dgpo_core.engine import Engine
+from dgpo_core.data.prompts import digest, some_of_each
+from dgpo_core.data.sources import Source, cut_to_shares, of_sources, whole_weights
+from dgpo_core.data.sources import turns as turns_of
+from dgpo_core.distributed.comparing import Layout
+from dgpo_core.distributed.processes import Processes
 from dgpo_core.errors import UserError
-from dgpo_core.evaluation import _record
-from dgpo_core.groups import advantages, weigh
-from dgpo_core.processes import Processes
-from dgpo_core.prompts import digest, some_of_each
-from dgpo_core.registry import Registry
-from dgpo_core.rehearsal import rehearse
-from dgpo_core.scoring import NOT_FINITE, Reward, Scorer, missing_beyond, not_finite
-from dgpo_core.sources import Source, cut_to_shares, of_sources, whole_weights
-from dgpo_core.sources import turns as turns_of
-from dgpo_core.testing.toy import WinRate, WinRateOptions, run_data
-from dgpo_core.trainer import Trainer
+from dgpo_core.flow.draws import Draws
+from dgpo_core.flow.groups import advantages, weigh
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.engine import Engine
+from dgpo_core.training.evaluation import _record
+from dgpo_core.training.rehearsal import rehearse
+from dgpo_core.training.scoring import NOT_FINITE, Reward, Scorer, missing_beyond, not_finite
+from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Prompt, ScoredGroups, Scores
+from dgpo_kit.toy import WinRate, WinRateOptions, run_data
 from dgpo_schemas.problems import explain
 from dgpo_schemas.run import AdvantagesSection, RunConfig, ScoringSection, SourceBlock
 

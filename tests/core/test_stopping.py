@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dgpo_core.stopping import Interrupted, StopRequest
+from dgpo_core.system.stopping import Interrupted, StopRequest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.registry import Registry
-from dgpo_core.scoring import Reward, Scorer
-from dgpo_core.surroundings import RESTORE, Guard, changes, process_state, put_back, thread_state
-from dgpo_core.testing.toy import BrightnessOptions, BrightnessReward
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.plugins.surroundings import RESTORE, Guard, changes, process_state, put_back, thread_state
+from dgpo_core.training.scoring import Reward, Scorer
+from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Prompt, Scores
+from dgpo_kit.toy import BrightnessOptions, BrightnessReward
 from dgpo_schemas.run import RunConfig
 
 LONG = 20.0

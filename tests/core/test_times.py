@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from dgpo_core.changes import changes
-from dgpo_core.draws import Draws, normal_rows
-from dgpo_core.engine import Engine
+from dgpo_core.config.changes import changes
 from dgpo_core.errors import UserError
-from dgpo_core.registry import Registry
-from dgpo_core.schedules import only_one
-from dgpo_core.testing.given import prompts_of
-from dgpo_core.testing.toy import SHAPE, ToyBackbone
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.flow.schedules import only_one
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.engine import Engine
+from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Schedule
+from dgpo_kit.given import prompts_of
+from dgpo_kit.toy import SHAPE, ToyBackbone
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]

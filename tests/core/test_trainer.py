@@ -12,17 +12,17 @@ import pytest
 import safetensors.torch
 import torch
 
-import dgpo_core.trainer as module
+import dgpo_core.training.trainer as module
 from dgpo_core.builtin.timesteps import UniformTimesteps
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.hookspecs import RunInfo, hookimpl
-from dgpo_core.optimise import Optimiser
-from dgpo_core.registry import Registry
-from dgpo_core.rehearsal import rehearse
-from dgpo_core.run_directory import RunDirectory
-from dgpo_core.stopping import StopRequest
-from dgpo_core.testing.toy import ToyBackbone
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.storage.run_directory import RunDirectory
+from dgpo_core.system.stopping import StopRequest
+from dgpo_core.training.optimise import Optimiser
+from dgpo_core.training.rehearsal import rehearse
+from dgpo_core.training.trainer import Trainer, run_path
+from dgpo_kit.toy import ToyBackbone
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]
@@ -232,8 +232,8 @@ def test_weights_of_another_architecture_are_refused(make_config: Make, registry
     Trainer(config, registry).train(max_iterations=1)
     newest = sorted((run_path(config) / "checkpoints").iterdir())[-1]
     other = make_config(backbone={"lora": {"rank": 2, "alpha": 2}}, run={"name": "other"})
-    from dgpo_core.checkpoint import load
-    from dgpo_core.engine import Engine
+    from dgpo_core.storage.checkpoint import load
+    from dgpo_core.training.engine import Engine
 
     with pytest.raises(UserError, match=r"made by another model or adapter: .* weights differ, the first is old/"):
         Engine(other, registry).load_weights(load(newest))
@@ -396,7 +396,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
 ) -> None:
     config = make_config()
     Trainer(config, registry).train(max_iterations=2)
-    import dgpo_core.checkpoint as module
+    import dgpo_core.storage.checkpoint as module
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-import dgpo_core.trainer as module
+import dgpo_core.training.trainer as module
 from dgpo_core.errors import RunStopped, UserError
-from dgpo_core.guards import media_statistics
-from dgpo_core.progress import Silent
-from dgpo_core.registry import Registry
-from dgpo_core.run_directory import RunDirectory
-from dgpo_core.stopping import Interrupted
-from dgpo_core.testing.toy import BrightnessReward, ToyBackbone
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.storage.run_directory import RunDirectory
+from dgpo_core.system.stopping import Interrupted
+from dgpo_core.training.guards import media_statistics
+from dgpo_core.training.progress import Silent
+from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Prompt, ScoredGroups, Scores
+from dgpo_kit.toy import BrightnessReward, ToyBackbone
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import Probe, TimestepContext, TimestepPolicy
-from dgpo_core.draws import Draws
 from dgpo_core.errors import RunStopped
+from dgpo_core.flow.draws import Draws
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.registry import Registry
-from dgpo_core.rollout import Roller
-from dgpo_core.stopping import StopRequest
-from dgpo_core.testing.toy import BrightnessReward, ToyBackbone
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.system.stopping import StopRequest
+from dgpo_core.training.rollout import Roller
+from dgpo_core.training.trainer import Trainer, run_path
+from dgpo_kit.toy import BrightnessReward, ToyBackbone
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]

@@ -11,14 +11,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from dgpo_core.checkpoint import Checkpoints
 from dgpo_core.errors import RunStopped, UserError
-from dgpo_core.files import file_entry
-from dgpo_core.optimise import Optimiser
-from dgpo_core.policy import LARGEST, STORED, Policy
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import ToyBackbone, ToyOptions
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.storage.checkpoint import Checkpoints
+from dgpo_core.storage.files import file_entry
+from dgpo_core.training.optimise import Optimiser
+from dgpo_core.training.policy import LARGEST, STORED, Policy
+from dgpo_core.training.trainer import Trainer, run_path
+from dgpo_kit.toy import ToyBackbone, ToyOptions
 from dgpo_schemas.manifest import sealed_json
 from dgpo_schemas.run import BackboneSection, EmaSection, RunConfig
 

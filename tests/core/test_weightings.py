@@ -24,7 +24,7 @@ from dgpo_core.builtin.weightings import (
     Uniform,
 )
 from dgpo_core.contracts import AdvantageWeighting
-from dgpo_core.groups import signed_weights
+from dgpo_core.flow.groups import signed_weights
 
 WEIGHTINGS: list[type[AdvantageWeighting]] = [
     AbsAdvantage,

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from scipy import stats
 
-from dgpo_cli.ablation.directory import State
-from dgpo_cli.ablation.plan import Plan, make_plan
-from dgpo_cli.ablation.results import compare
-from dgpo_cli.ablation.traces import Guard, Trace
-from dgpo_core.registry import get_registry
+from dgpo_core.plugins.registry import get_registry
+from dgpo_lab.ablation.directory import State
+from dgpo_lab.ablation.plan import Plan, make_plan
+from dgpo_lab.ablation.results import compare
+from dgpo_lab.ablation.traces import Guard, Trace
 from experiments.catalogue import EXPERIMENTS, HERE, Experiment
 from experiments.conduct import QUICK, derived
 from experiments.findings import Findings

@@ -13,13 +13,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from dgpo_cli.ablation import runner
-from dgpo_cli.ablation.results import results_of
-from dgpo_cli.ablation.runner import run_cells
 from dgpo_cli.main import main as dgpo
 from dgpo_core.errors import UserError
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import run_data
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.toy import run_data
+from dgpo_lab.ablation import runner
+from dgpo_lab.ablation.results import results_of
+from dgpo_lab.ablation.runner import run_cells
 from experiments import sheets
 from experiments.__main__ import main
 from experiments.conduct import best_rates, run_ablation

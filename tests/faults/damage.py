@@ -21,17 +21,17 @@ from unittest.mock import patch
 
 import torch
 
-import dgpo_core.registry
-from dgpo_cli.reporting.data import read_run
+import dgpo_core.plugins.registry
 from dgpo_cli.target import open_target
-from dgpo_core.checkpoint import Checkpoint, load
-from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.progress import Silent
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import plugin, run_data
-from dgpo_core.trainer import Accepted, Trainer
+from dgpo_core.flow.draws import Draws
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.storage.checkpoint import Checkpoint, load
+from dgpo_core.training.progress import Silent
+from dgpo_core.training.trainer import Accepted, Trainer
 from dgpo_core.types import Prompt
+from dgpo_kit.toy import plugin, run_data
+from dgpo_lab.reporting.data import read_run
 from dgpo_schemas.problems import ConfigError
 from dgpo_schemas.run import RunConfig
 
@@ -195,7 +195,10 @@ def damage_at_random(hows: Sequence[How], seed: int, directory: Path) -> Iterato
     """One damage after the other, spread evenly over the files; findings grow with each."""
     half, found, rng = Half(directory), Findings(), random.Random(seed)
     files = half.files()
-    with patch.object(dgpo_core.registry, "get_registry", lambda: half.registry), torch.random.fork_rng(devices=[]):
+    with (
+        patch.object(dgpo_core.plugins.registry, "get_registry", lambda: half.registry),
+        torch.random.fork_rng(devices=[]),
+    ):
         wanted: dict[str, Any] = {}
         for number, how in enumerate(hows):
             file = files[number % len(files)]

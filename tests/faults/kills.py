@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from dgpo_core.testing.toy import run_data
+from dgpo_kit.toy import run_data
 
 __all__ = ["Findings", "kill_at_random"]
 

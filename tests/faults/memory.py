@@ -6,10 +6,10 @@ from pathlib import Path
 
 import psutil
 
-from dgpo_core.progress import Silent
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import plugin, run_data
-from dgpo_core.trainer import Trainer
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.progress import Silent
+from dgpo_core.training.trainer import Trainer
+from dgpo_kit.toy import plugin, run_data
 from dgpo_schemas.metrics import MetricsRecord, TimingRecord
 from dgpo_schemas.run import RunConfig
 

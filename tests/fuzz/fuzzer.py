@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-import dgpo_core.registry as registry_module
+import dgpo_core.plugins.registry as registry_module
 from dgpo_cli.main import main
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import plugin
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.toy import plugin
 
 __all__ = ["GOOD", "ROOT", "Case", "Findings", "Subject", "asked", "run", "toy_installed", "workplace"]
 

@@ -15,7 +15,7 @@ Random = random.Random
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**64), 10**400, 0.0, -0.0, 1e-320, 1e308, float("inf"), float("nan"),
     "", " ", "x" * 5000, "\u202e\u0000"[:1], "é", "💥", "../../etc/passwd", "/", "~", "no", "1e5", "0x1f", "shift(0.3)",
-    "shift(nan)", "shift(-1)", "shift(", "os:system", "dgpo_core.testing.toy:plugin", "__import__('os')", "{}", "[]",
+    "shift(nan)", "shift(-1)", "shift(", "os:system", "dgpo_kit.toy:plugin", "__import__('os')", "{}", "[]",
     [], {}, [[]], [None], {"": None}, {"use": "dgpo"}, {"use": None}, {"use": ["a"]}, [1, "a", None, {}], {1: 2},
 ]  # fmt: skip
 LINES = [

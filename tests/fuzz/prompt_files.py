@@ -19,10 +19,10 @@ import torch
 import yaml
 
 from dgpo_core.contracts import RewardModel
+from dgpo_core.data.prompts import check_prompts, load_file
 from dgpo_core.errors import UserError
-from dgpo_core.prompts import check_prompts, load_file
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import run_data
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.toy import run_data
 from dgpo_schemas.base import UseBlock
 from tests.fuzz.fuzzer import LONGEST, Case, Hangs, Subject, asked, time_limit, toy_installed, workplace
 from tests.fuzz.mutations import TEXT, VALUES

@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import run_data
-from dgpo_core.trainer import Trainer
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.trainer import Trainer
+from dgpo_kit.toy import run_data
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.sealing import SEAL, sealed, sealed_text
 from tests.fuzz.fuzzer import Case, Subject, asked, toy_installed, workplace

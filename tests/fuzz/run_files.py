@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from dgpo_core.testing.toy import run_data
+from dgpo_kit.toy import run_data
 from tests.fuzz.fuzzer import ROOT, Case, Subject, asked, toy_installed, workplace
 from tests.fuzz.mutations import mutated
 

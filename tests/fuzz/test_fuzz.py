@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dgpo_cli.main import main
-from dgpo_core.testing.toy import run_data
+from dgpo_kit.toy import run_data
 from tests.fuzz.fuzzer import run
 from tests.fuzz.subjects import SUBJECTS
 

@@ -8,7 +8,9 @@ and with "kill" process 0 is ended by SIGKILL before its n-th backward pass. The
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 import json
 import os
 import pkgutil
@@ -93,8 +95,9 @@ def serve(answers: IO[str]) -> None:
     first = json.loads(sys.stdin.readline())
     import torch
 
-    import dgpo_core.trainer  # noqa: F401 - runs find it imported
-
+    for trainer in ("dgpo_core.trainer", "dgpo_core.training.trainer"):  # runs find it imported
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(trainer)
     torch.set_num_threads(1)
     for maker, directory, options in first["checkpoints"]:
         pkgutil.resolve_name(maker)(directory, **options)

@@ -176,7 +176,7 @@ def test_the_same_pixels_in_other_bytes(sides: tuple[Path, Path]) -> None:
 
 def test_a_film_of_other_frames(sides: tuple[Path, Path]) -> None:
     """Small differences are the encoder's own."""
-    clips = pytest.importorskip("dgpo_core.clips")
+    clips = pytest.importorskip("dgpo_core.media.clips")
     if clips.why_not():
         pytest.skip(clips.why_not())
     frames = np.zeros((5, 64, 64, 3), np.uint8)

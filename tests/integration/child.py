@@ -13,9 +13,9 @@ from typing import Any
 
 from dgpo_cli import child
 from dgpo_cli.main import main
-from dgpo_core.optimise import Optimiser
-from dgpo_core.registry import get_registry
-from dgpo_core.testing.toy import plugin
+from dgpo_core.plugins.registry import get_registry
+from dgpo_core.training.optimise import Optimiser
+from dgpo_kit.toy import plugin
 
 get_registry().register(plugin, distribution="toy")
 rank, iteration, deed = os.environ.get("DGPO_TEST_END", "-1 0 none").split()

@@ -29,17 +29,17 @@ from typing import IO, Any, NoReturn
 
 import torch
 
-import dgpo_core.checkpoint
-import dgpo_core.lanes
-import dgpo_core.run_directory
-import dgpo_core.trainer
+import dgpo_core.storage.checkpoint
+import dgpo_core.storage.run_directory
+import dgpo_core.training.lanes
+import dgpo_core.training.trainer
 from dgpo_cli.main import main
-from dgpo_core.processes import Processes
-from dgpo_core.registry import get_registry
-from dgpo_core.stopping import StopRequest
-from dgpo_core.testing.hard_toy import hard_plugin
-from dgpo_core.testing.toy import BrightnessReward, ToyBackbone, plugin, run_data, sizes_plugin
-from dgpo_core.trainer import Trainer
+from dgpo_core.distributed.processes import Processes
+from dgpo_core.plugins.registry import get_registry
+from dgpo_core.system.stopping import StopRequest
+from dgpo_core.training.trainer import Trainer
+from dgpo_kit.hard_toy import hard_plugin
+from dgpo_kit.toy import BrightnessReward, ToyBackbone, plugin, run_data, sizes_plugin
 from dgpo_schemas.run import RunConfig
 
 LONGEST = 180
@@ -138,22 +138,22 @@ def live(request: dict[str, Any], output: IO[bytes], counts: IO[bytes], ready: i
     os.environ.update(request.get("environment", {}))
     at = request.get("at")
     moments = Moments((at[0], at[1]) if at else None, request.get("do", "kill"), ready)
-    dgpo_core.lanes.PATIENCE = 0.1
+    dgpo_core.training.lanes.PATIENCE = 0.1
     moments.before(ToyBackbone, "velocity", "velocity")
-    moments.before(dgpo_core.trainer, "evaluate", "evaluate")
+    moments.before(dgpo_core.training.trainer, "evaluate", "evaluate")
     moments.before(BrightnessReward, "score", "score")
     vars(os)["fsync"] = lambda handle: None  # what the kernel has survives the process; a disk would only cost time
     for name in ("fsync", "rename", "replace", "unlink"):
         moments.before(os, name, name)
-    moments.before(dgpo_core.run_directory, "append_json", "append")
+    moments.before(dgpo_core.storage.run_directory, "append_json", "append")
     moments.before(Processes, "_with_others", "host")
     moments.before(Processes, "add", "all_reduce on the device")
     if at is not None and at[0] == "clock":  # milliseconds
         killer = threading.Timer(at[1] / 1000, os.kill, (os.getpid(), signal.SIGKILL))
         killer.daemon = True
         killer.start()
-    moments.half(dgpo_core.run_directory, "append_json", "half a line")
-    moments.half(dgpo_core.checkpoint, "_save_tensors", "half a tensor file")
+    moments.half(dgpo_core.storage.run_directory, "append_json", "half a line")
+    moments.half(dgpo_core.storage.checkpoint, "_save_tensors", "half a tensor file")
     try:
         main(request["arguments"])
     except SystemExit as end:

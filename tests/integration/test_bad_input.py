@@ -25,10 +25,10 @@ import safetensors.torch
 import torch
 import yaml
 
-import dgpo_core.registry as registry_module
+import dgpo_core.plugins.registry as registry_module
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import plugin
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.toy import plugin
 from dgpo_schemas.changes import summary
 
 Run = Callable[..., Any]
@@ -376,12 +376,12 @@ def test_a_reward_whose_options_do_not_import(world: World) -> None:
 
 
 def test_a_class_that_is_no_reward(world: World) -> None:
-    world.install("dgpo_lamp", dgpo_lamp=LAMP.format(implementation="dgpo_core.testing.toy:ToyPrompts", options=None))
+    world.install("dgpo_lamp", dgpo_lamp=LAMP.format(implementation="dgpo_kit.toy:ToyPrompts", options=None))
     world.edit("use: brightness", "use: lamp")
     refused(
         world,
         ["train", "run.yaml"],
-        "reward lamp of dgpo_lamp 1.5: dgpo_core.testing.toy:ToyPrompts is no RewardModel or GroupReward",
+        "reward lamp of dgpo_lamp 1.5: dgpo_kit.toy:ToyPrompts is no RewardModel or GroupReward",
     )
 
 
@@ -390,7 +390,7 @@ class Impostor:
 
     @hookimpl
     def dgpo_rewards(self) -> Sequence[Part]:
-        return [Part("brightness", "Another one.", "dgpo_core.testing.toy:BrightnessReward")]
+        return [Part("brightness", "Another one.", "dgpo_kit.toy:BrightnessReward")]
 
 
 def test_two_plugins_that_claim_one_name(world: World) -> None:
@@ -860,7 +860,7 @@ def test_all_rewards_missing(world: World) -> None:
     world.edit("evaluation: {prompts: 4", "evaluation: {at_start: false, prompts: 4")
     world.train("--max-iterations", "1")
     before = world.tree()
-    world.monkeypatch.setattr("dgpo_core.testing.toy.BrightnessReward.score", lambda *_: 1 / 0)
+    world.monkeypatch.setattr("dgpo_kit.toy.BrightnessReward.score", lambda *_: 1 / 0)
     done = world.dgpo("train", "run.yaml", "--resume", "--quiet")
     assert (done.code, done.out) == (1, "")
     assert done.err == (
@@ -878,8 +878,8 @@ def test_all_rewards_missing_in_a_process_of_its_own(world: World) -> None:
     """What a person sees: the reason with its place, no traceback."""
     world.edit("  - use: brightness\n", "  - {use: brightness, options: {fail: raise}}\n")
     program = (
-        "from dgpo_core.registry import get_registry\n"
-        "from dgpo_core.testing.toy import plugin\n"
+        "from dgpo_core.plugins.registry import get_registry\n"
+        "from dgpo_kit.toy import plugin\n"
         "get_registry().register(plugin, distribution='toy')\n"
         "from dgpo_cli.main import main\n"
         "main(['train', 'run.yaml', '--quiet', '--set', 'evaluation.at_start=false'])\n"

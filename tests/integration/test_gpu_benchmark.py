@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.__main__ import PARTS
 from benchmarks.gpu import run
-from dgpo_core.registry import Registry
+from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.run import RunConfig
 from dgpo_sd3.testing import make_tiny_checkpoint
 from dgpo_wan.testing import make_tiny_checkpoint as make_tiny_wan

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dgpo_core.checkpoint import load
-from dgpo_core.testing.toy import run_data
+from dgpo_core.storage.checkpoint import load
+from dgpo_kit.toy import run_data
 
 DRIVER = Path(__file__).with_name("driver.py")
 KILLED = -signal.SIGKILL

@@ -20,12 +20,12 @@ import yaml
 import dgpo_cli.launch
 from dgpo_cli.launch import Layout, check
 from dgpo_cli.main import main
-from dgpo_core.checkpoint import load
-from dgpo_core.config import load_run_config
+from dgpo_core.config.resolve import load_run_config
 from dgpo_core.errors import UserError
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import plugin, run_data
-from dgpo_core.trainer import Trainer
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.storage.checkpoint import load
+from dgpo_core.training.trainer import Trainer
+from dgpo_kit.toy import plugin, run_data
 
 Launcher = Callable[[Path], subprocess.CompletedProcess[str]]
 CHILD = str(Path(__file__).with_name("child.py"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dgpo_core.config import load_run_config
-from dgpo_core.registry import get_registry
-from dgpo_core.trainer import Trainer
+from dgpo_core.config.resolve import load_run_config
+from dgpo_core.plugins.registry import get_registry
+from dgpo_core.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

@@ -18,9 +18,9 @@ import torch
 import yaml
 from PIL import Image
 
-from dgpo_core.checkpoint import load
-from dgpo_core.processes import Processes, cut, in_order, shares
-from dgpo_core.testing.toy import run_data
+from dgpo_core.distributed.processes import Processes, cut, in_order, shares
+from dgpo_core.storage.checkpoint import load
+from dgpo_kit.toy import run_data
 
 DRIVER = Path(__file__).with_name("driver.py")
 KILLED = -signal.SIGKILL

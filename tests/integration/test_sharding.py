@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from dgpo_core.processes import Processes
-from dgpo_core.registry import get_registry
-from dgpo_core.sharding import shard
+from dgpo_core.distributed.processes import Processes
+from dgpo_core.distributed.sharding import shard
+from dgpo_core.plugins.registry import get_registry
 from dgpo_schemas.run import BackboneSection
 from dgpo_sd3.testing import make_tiny_checkpoint
 from tests.integration.test_processes import DOUBLE, PATIENT, SIZES, Driver, Run, assert_all_well, difference, few
@@ -45,7 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Driver]:
     made = Driver(
-        "dgpo_core.sharding", "dgpo_sd3.backbone", "dgpo_core.lora", "diffusers:StableDiffusion3Pipeline",
+        "dgpo_core.distributed.sharding", "dgpo_sd3.backbone", "dgpo_core.lora", "diffusers:StableDiffusion3Pipeline",
         "diffusers:SD3Transformer2DModel", "diffusers:AutoencoderKL", "diffusers:FlowMatchEulerDiscreteScheduler",
         "transformers:CLIPTextModelWithProjection", "transformers:CLIPTokenizer", "peft:LoraConfig",
     )  # fmt: skip

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_cli.scaffold import BASES, LONGEST_NAME, Scaffold, render, write
 from dgpo_core.hookspecs import KINDS
+from dgpo_kit.scaffold import BASES, LONGEST_NAME, Scaffold, render, write
 
 
 @dataclass(frozen=True)

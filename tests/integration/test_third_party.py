@@ -169,17 +169,17 @@ def test_its_adapter_is_exported(environment: Environment) -> None:
 
 COMMANDS = """
 import json, os, signal, sys
-import dgpo_core.lora, dgpo_core.run_directory, dgpo_core.trainer, peft
+import dgpo_core.lora, dgpo_core.storage.run_directory, dgpo_core.training.trainer, peft
 from dgpo_cli.main import main
 
 def kill_before(line):
-    append, lines = dgpo_core.run_directory.append_json, []
+    append, lines = dgpo_core.storage.run_directory.append_json, []
     def watched(*arguments):
         lines.append(arguments)
         if len(lines) == line:
             os.kill(os.getpid(), signal.SIGKILL)
         return append(*arguments)
-    dgpo_core.run_directory.append_json = watched
+    dgpo_core.storage.run_directory.append_json = watched
 
 for arguments, line in json.loads(sys.argv[3]):
     sys.stdout.flush()

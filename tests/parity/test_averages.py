@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from dgpo_core.policy import Policy
-from dgpo_core.testing.toy import ToyBackbone, ToyOptions, run_data
-from dgpo_core.trainer import Trainer
+from dgpo_core.training.policy import Policy
+from dgpo_core.training.trainer import Trainer
+from dgpo_kit.toy import ToyBackbone, ToyOptions, run_data
 from dgpo_schemas.run import RunConfig
 from tests.parity.published import Averages
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.builtin.weightings import AbsAdvantage
-from dgpo_core.draws import Draws, normal_rows
-from dgpo_core.groups import weigh
-from dgpo_core.optimise import Optimiser
-from dgpo_core.policy import ConditioningCache, Policy
-from dgpo_core.testing.given import prompts_of
-from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
+from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.flow.groups import weigh
+from dgpo_core.training.optimise import Optimiser
+from dgpo_core.training.policy import ConditioningCache, Policy
 from dgpo_core.types import Prompt, ScoredGroups
+from dgpo_kit.given import prompts_of
+from dgpo_kit.toy import SHAPE, ToyBackbone, ToyOptions, run_data
 from dgpo_schemas.base import Options
 from dgpo_schemas.run import RunConfig
 from tests.parity import published

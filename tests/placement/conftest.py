@@ -21,11 +21,11 @@ from torch import Tensor
 
 from dgpo_core.builtin import plugin as builtin
 from dgpo_core.contracts import AnyReward
-from dgpo_core.placement import place
-from dgpo_core.registry import Registry
-from dgpo_core.serving.server import Server, bind, load
-from dgpo_core.testing.toy import plugin as toy
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.rewards import place
+from dgpo_core.rewards.server.server import Server, bind, load
 from dgpo_core.types import Prompt
+from dgpo_kit.toy import plugin as toy
 from dgpo_schemas.run import RewardBlock
 from dgpo_schemas.serve import ServeConfig
 
@@ -46,7 +46,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metadata = directory / f"{NAME}-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.0\n")
-    entry_points = f"[dgpo]\nparts = {NAME}\ntoy = dgpo_core.testing.toy:plugin\n"
+    entry_points = f"[dgpo]\nparts = {NAME}\ntoy = dgpo_kit.toy:plugin\n"
     (metadata / "entry_points.txt").write_text(entry_points)
     return directory
 

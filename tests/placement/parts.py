@@ -21,10 +21,10 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from dgpo_core.conditions import condition_medium
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.media.conditions import condition_medium
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_schemas.base import Float, Int, Options
 

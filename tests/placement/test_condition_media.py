@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dgpo_core.conditions import condition_medium
 from dgpo_core.contracts import RewardModel
+from dgpo_core.data.prompts import check_prompts
 from dgpo_core.errors import UserError
-from dgpo_core.placement.messages import (
+from dgpo_core.media.conditions import condition_medium
+from dgpo_core.rewards.messages import (
     FILE,
     Blob,
     Malformed,
@@ -30,7 +31,6 @@ from dgpo_core.placement.messages import (
     read_score_request,
     score_request,
 )
-from dgpo_core.prompts import check_prompts
 from dgpo_core.types import ConditionMedium, Example, Prompt
 from dgpo_schemas.service import PROTOCOL, SAFETENSORS
 

@@ -18,17 +18,17 @@ import httpx
 import pytest
 import torch
 
-import dgpo_core.serving.app as app
-import dgpo_core.serving.connections as connections
-import dgpo_core.serving.descriptors as descriptors
-import dgpo_core.serving.pool as pool_module
-import dgpo_core.serving.server as serving
+import dgpo_core.rewards.server.app as app
+import dgpo_core.rewards.server.connections as connections
+import dgpo_core.rewards.server.descriptors as descriptors
+import dgpo_core.rewards.server.pool as pool_module
+import dgpo_core.rewards.server.server as serving
 from dgpo_core.errors import UserError
-from dgpo_core.placement.messages import Blob, read_score_answer, score_request
-from dgpo_core.serving.budget import Budget
-from dgpo_core.serving.intake import read_prompts
-from dgpo_core.serving.refusal import Refusal
-from dgpo_core.serving.server import read_token
+from dgpo_core.rewards.messages import Blob, read_score_answer, score_request
+from dgpo_core.rewards.server.budget import Budget
+from dgpo_core.rewards.server.intake import read_prompts
+from dgpo_core.rewards.server.refusal import Refusal
+from dgpo_core.rewards.server.server import read_token
 from dgpo_core.types import Prompt
 from dgpo_schemas.serve import ServeConfig
 from dgpo_schemas.service import SAFETENSORS, ErrorAnswer, ServiceLimits

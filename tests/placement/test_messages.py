@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import dgpo_core.placement
-import dgpo_core.serving
-from dgpo_core.placement.messages import (
+import dgpo_core.rewards
+import dgpo_core.rewards.server
+from dgpo_core.rewards.messages import (
     Blob,
     Malformed,
     OtherProtocol,
@@ -211,7 +211,9 @@ def test_a_damaged_message_never_surprises(data: st.DataObject) -> None:
 
 def test_nothing_knows_how_to_unpickle() -> None:
     """Neither by itself, nor through libraries whose reading or sending means it."""
-    sources = [p for m in (dgpo_core.placement, dgpo_core.serving) for p in Path(str(m.__file__)).parent.rglob("*.py")]
+    sources = [
+        p for m in (dgpo_core.rewards, dgpo_core.rewards.server) for p in Path(str(m.__file__)).parent.rglob("*.py")
+    ]
     assert len(sources) > 10
     forbidden = re.compile(r"(import|from) (pickle|marshal|shelve|multiprocessing)|(?<!safetensors\.)torch\.load\(")
     for path in sources:

@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
-import dgpo_core.placement.hub as hub_module
+import dgpo_core.rewards.hub as hub_module
 from dgpo_core.errors import UserError
-from dgpo_core.placement.http import Client, Down, Refused
-from dgpo_core.placement.proxies import UnusableProxy, route
-from dgpo_core.placement.transport import Routed, certificates
+from dgpo_core.rewards.http import Client, Down, Refused
+from dgpo_core.rewards.proxies import UnusableProxy, route
+from dgpo_core.rewards.transport import Routed, certificates
 
 PROXY = {"HTTP_PROXY": "http://name:secret@proxy:3128"}
 NAMES = [name for low in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for name in (low, low.upper())]

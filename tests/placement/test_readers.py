@@ -24,13 +24,13 @@ import pytest
 import torch
 from PIL import Image, features
 
-from dgpo_core.media import read_media
-from dgpo_core.serving.base64s import from_base64
-from dgpo_core.serving.bodies import Samples, read_pictures
-from dgpo_core.serving.reader_main import MOST_SCANS
-from dgpo_core.serving.readers import Readers, Reading
-from dgpo_core.serving.refusal import Refusal
-from dgpo_core.serving.uploads import read_form
+from dgpo_core.media.files import read_media
+from dgpo_core.rewards.server.base64s import from_base64
+from dgpo_core.rewards.server.bodies import Samples, read_pictures
+from dgpo_core.rewards.server.reader_main import MOST_SCANS
+from dgpo_core.rewards.server.readers import Readers, Reading
+from dgpo_core.rewards.server.refusal import Refusal
+from dgpo_core.rewards.server.uploads import read_form
 from dgpo_schemas.service import ServiceLimits
 
 T = TypeVar("T")
@@ -568,7 +568,8 @@ def test_the_end_of_a_service_is_not_put_off(serve: Serve) -> None:
 def test_readers_end_with_their_service(tmp_path: Path) -> None:
     """Even if it is killed."""
     code = (
-        "import time; from dgpo_core.serving.readers import Readers; from dgpo_schemas.service import ServiceLimits\n"
+        "import time; from dgpo_core.rewards.server.readers import Readers\n"
+        "from dgpo_schemas.service import ServiceLimits\n"
         "made = Readers(1, ServiceLimits()); made.start(); print(made.processes()[0], flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as service:
@@ -587,19 +588,19 @@ def test_readers_end_with_their_service(tmp_path: Path) -> None:
 
 
 def test_a_reader_sees_no_secrets_and_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dgpo_core.serving.reader_process import _environment
+    from dgpo_core.rewards.server.reader_process import _environment
 
     monkeypatch.setenv("REWARD_TOKEN", "secret")
     assert "REWARD_TOKEN" not in _environment()
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, dgpo_core.serving.reader_main; print('torch' in sys.modules)"],
+        [sys.executable, "-c", "import sys, dgpo_core.rewards.server.reader_main; print('torch' in sys.modules)"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "False\n"
 
 
 def test_a_reader_that_cannot_start(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("dgpo_core.serving.reader_process.MODULE", "dgpo_core.there_is_no_such_module")
+    monkeypatch.setattr("dgpo_core.rewards.server.reader_process.MODULE", "dgpo_core.there_is_no_such_module")
     made = Readers(1, LIMITS)
     try:
         error = refused(made, coded(png()))

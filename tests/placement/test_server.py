@@ -24,8 +24,8 @@ from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.placement.messages import Blob, pack, read_examples, read_score_answer, score_request
-from dgpo_core.serving.server import bind, read_token
+from dgpo_core.rewards.messages import Blob, pack, read_examples, read_score_answer, score_request
+from dgpo_core.rewards.server.server import bind, read_token
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.service import PROTOCOL, REQUEST, SAFETENSORS, RewardDescription, ServiceLimits
 

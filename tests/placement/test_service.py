@@ -18,15 +18,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-import dgpo_core.placement.http as http_module
-import dgpo_core.placement.servers as servers_module
-import dgpo_core.placement.service as service_module
+import dgpo_core.rewards.http as http_module
+import dgpo_core.rewards.servers as servers_module
+import dgpo_core.rewards.service as service_module
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.placement.http import _pause
-from dgpo_core.placement.messages import score_answer, score_request
-from dgpo_core.placement.remote import RewardLost, RewardRaised
-from dgpo_core.placement.service import ServiceReward
+from dgpo_core.rewards.http import _pause
+from dgpo_core.rewards.messages import score_answer, score_request
+from dgpo_core.rewards.remote import RewardLost, RewardRaised
+from dgpo_core.rewards.service import ServiceReward
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.run import RewardBlock
 from dgpo_schemas.service import PROTOCOL, REQUEST, SAFETENSORS

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
-import dgpo_core.placement.workers as workers
+import dgpo_core.rewards.workers as workers
 from dgpo_core.builtin import plugin as builtin
-from dgpo_core.config import load_run_config
+from dgpo_core.config.resolve import load_run_config
 from dgpo_core.errors import RunStopped, UserError
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import plugin as toy
-from dgpo_core.testing.toy import run_data
-from dgpo_core.trainer import Trainer
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.trainer import Trainer
+from dgpo_kit.toy import plugin as toy
+from dgpo_kit.toy import run_data
 from dgpo_schemas.run import RunConfig
 
 Train = Callable[..., Path]

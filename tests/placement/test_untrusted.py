@@ -15,10 +15,9 @@ import torch
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.memory import OutOfMemory
-from dgpo_core.placement.channel import HEAD, MAGIC, Channel
-from dgpo_core.placement.http import Busy, Client, Down, Nonsense, Refused, Stranger, TooLarge
-from dgpo_core.placement.messages import (
+from dgpo_core.rewards.channel import HEAD, MAGIC, Channel
+from dgpo_core.rewards.http import Busy, Client, Down, Nonsense, Refused, Stranger, TooLarge
+from dgpo_core.rewards.messages import (
     HEADER,
     LARGEST,
     Blob,
@@ -29,8 +28,9 @@ from dgpo_core.placement.messages import (
     read_score_answer,
     stretches,
 )
-from dgpo_core.placement.process import _error
-from dgpo_core.placement.remote import RewardLost, RewardRaised
+from dgpo_core.rewards.process import _error
+from dgpo_core.rewards.remote import RewardLost, RewardRaised
+from dgpo_core.training.memory import OutOfMemory
 from dgpo_core.types import Prompt
 from dgpo_schemas.service import PROTOCOL
 

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-import dgpo_core.placement.servers as servers_module
-import dgpo_core.placement.service as service_module
-import dgpo_core.placement.waiting as waiting_module
+import dgpo_core.rewards.servers as servers_module
+import dgpo_core.rewards.service as service_module
+import dgpo_core.rewards.waiting as waiting_module
 from dgpo_core.contracts import RewardModel
-from dgpo_core.placement.remote import RewardLost
-from dgpo_core.placement.waiting import Waiting
-from dgpo_core.stopping import StopRequest
+from dgpo_core.rewards.remote import RewardLost
+from dgpo_core.rewards.waiting import Waiting
+from dgpo_core.system.stopping import StopRequest
 from dgpo_core.types import Prompt
 
 Make = Callable[..., RewardModel]

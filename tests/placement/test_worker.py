@@ -24,19 +24,19 @@ import pytest
 import torch
 from torch import Tensor
 
-import dgpo_core.placement.interpreter as interpreter
-import dgpo_core.placement.process as process_module
-import dgpo_core.placement.worker_main as worker_main
-import dgpo_core.placement.workers as workers
+import dgpo_core.rewards.interpreter as interpreter
+import dgpo_core.rewards.process as process_module
+import dgpo_core.rewards.worker_main as worker_main
+import dgpo_core.rewards.workers as workers
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.memory import OutOfMemory, in_halves
-from dgpo_core.placement.channel import HEAD, LONGEST, MAGIC, Channel
-from dgpo_core.placement.messages import Blob, pack
-from dgpo_core.placement.process import Recipe
-from dgpo_core.placement.remote import RewardLost, RewardRaised
-from dgpo_core.placement.workers import WorkerReward
-from dgpo_core.scoring import Reward, checked_score
+from dgpo_core.rewards.channel import HEAD, LONGEST, MAGIC, Channel
+from dgpo_core.rewards.messages import Blob, pack
+from dgpo_core.rewards.process import Recipe
+from dgpo_core.rewards.remote import RewardLost, RewardRaised
+from dgpo_core.rewards.workers import WorkerReward
+from dgpo_core.training.memory import OutOfMemory, in_halves
+from dgpo_core.training.scoring import Reward, checked_score
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.service import PROTOCOL
 
@@ -338,8 +338,8 @@ def test_a_worker_ends_when_its_run_has_ended(moody: RewardModel, tmp_path: Path
     """Even at work; and with it what it has started."""
     program = f"""
 import os, threading, torch
-from dgpo_core.placement import place
-from dgpo_core.registry import Registry
+from dgpo_core.rewards import place
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
 from dgpo_schemas.run import RewardBlock
 environment = {{"PYTHONPATH": {moody._seats[0].recipe.environment["PYTHONPATH"]!r}}}
@@ -456,7 +456,7 @@ def test_a_worker_whose_description_is_none(make: Make, samples: Samples, monkey
 
 STRAY = """
 import sys
-from dgpo_core.placement import channel, worker_main
+from dgpo_core.rewards import channel, worker_main
 
 send, kept = channel.Channel.send, []
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from dgpo_core.registry import Registry
+from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.ablation import AblationConfig
 from dgpo_schemas.base import Float
 from dgpo_schemas.run import RunConfig

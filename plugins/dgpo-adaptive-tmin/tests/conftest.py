@@ -7,8 +7,8 @@ import torch
 
 from dgpo_adaptive_tmin import plugin as adaptive
 from dgpo_core.builtin import plugin as builtin
-from dgpo_core.registry import Registry
-from dgpo_core.testing import toy
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit import toy
 
 
 @pytest.fixture(autouse=True)

@@ -16,12 +16,12 @@ from torch import Tensor
 from dgpo_adaptive_tmin.disagreement import DisagreementTmin, hidden_from
 from dgpo_adaptive_tmin.options import DisagreementOptions
 from dgpo_core.contracts import Probe, TimestepContext
-from dgpo_core.draws import Draws
-from dgpo_core.engine import Engine
+from dgpo_core.flow.draws import Draws
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import SHAPE, ToyBackbone, ToyOptions, run_data
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.engine import Engine
 from dgpo_core.types import Conditioning, Schedule
+from dgpo_kit.toy import SHAPE, ToyBackbone, ToyOptions, run_data
 from dgpo_schemas.run import RunConfig
 
 CONTEXT = TimestepContext(torch.linspace(1, 0, 9, dtype=torch.float64), 0.0, 1.0, 1.0, 0, 10)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dgpo_core.registry import Registry
-from dgpo_core.testing.contracts import check_declaration, check_light, check_timesteps, part_checks
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.contracts import check_declaration, check_light, check_timesteps, part_checks
 from dgpo_schemas.base import UseBlock
 
 POLICIES = ["scheduled-t-min", "disagreement-t-min", "dsm-gap-t-min"]

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-import dgpo_core.registry as registry_module
+import dgpo_core.plugins.registry as registry_module
 from dgpo_cli.main import main
 from dgpo_core.errors import UserError
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import run_data
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.trainer import Trainer, run_path
+from dgpo_kit.toy import run_data
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]

@@ -7,8 +7,8 @@ import torch
 
 from dgpo_baselines import plugin as baselines
 from dgpo_core.builtin import plugin as builtin
-from dgpo_core.registry import Registry
-from dgpo_core.testing import toy
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit import toy
 
 
 @pytest.fixture(autouse=True)

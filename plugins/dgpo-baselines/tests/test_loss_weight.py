@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core.flow import gaussian_log_prob
-from dgpo_core.registry import Registry
+from dgpo_core.flow.velocity import gaussian_log_prob
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import PathStep, Predictions
 from dgpo_schemas.run import ObjectiveSection
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core.draws import Draws, normal_rows
-from dgpo_core.groups import advantages, signed_weights
-from dgpo_core.optimise import Optimiser
-from dgpo_core.policy import ConditioningCache, Policy
-from dgpo_core.registry import Registry
-from dgpo_core.rollout import Roller
-from dgpo_core.testing.given import prompts_of
-from dgpo_core.testing.toy import SHAPE, run_data
+from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.flow.groups import advantages, signed_weights
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.optimise import Optimiser
+from dgpo_core.training.policy import ConditioningCache, Policy
+from dgpo_core.training.rollout import Roller
 from dgpo_core.types import Path as SamplerPath
 from dgpo_core.types import Prompt, TrainingBatch
+from dgpo_kit.given import prompts_of
+from dgpo_kit.toy import SHAPE, run_data
 from dgpo_schemas.run import RunConfig
 
 GROUPS, MEMBERS = 3, 6

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from dgpo_core.errors import UserError
-from dgpo_core.progress import Silent
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import run_data
-from dgpo_core.trainer import Trainer, run_path
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.progress import Silent
+from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Schedule
+from dgpo_kit.toy import run_data
 from dgpo_schemas.run import RunConfig
 
 SDE = {"sampler": "flow-sde", "steps": 5}

@@ -16,10 +16,8 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from dgpo_core import schedules
 from dgpo_core.errors import UserError
-from dgpo_core.testing.contracts import check_backbone
-from dgpo_core.testing.drawing import draw, randomise
+from dgpo_core.flow import schedules
 from dgpo_core.types import Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.flux import FluxBackbone
@@ -27,6 +25,8 @@ from dgpo_diffusers.flux_options import FluxOptions
 from dgpo_diffusers.options import DiffusersOptions
 from dgpo_diffusers.sdxl import SDXLBackbone
 from dgpo_diffusers.tiny import make_tiny_flux, make_tiny_sdxl
+from dgpo_kit.contracts import check_backbone
+from dgpo_kit.drawing import draw, randomise
 from dgpo_schemas.run import BackboneSection
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.options import SD3Options

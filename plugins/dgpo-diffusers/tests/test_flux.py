@@ -18,19 +18,19 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_core.builtin.timesteps import SamplerSteps
-from dgpo_core.config import load_run_config
+from dgpo_core.config.resolve import load_run_config
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.errors import UserError
-from dgpo_core.planning.plan import make_plan, measure_model
-from dgpo_core.planning.simulate import operations
-from dgpo_core.registry import Registry
-from dgpo_core.schedules import sigmas as sampler_times
-from dgpo_core.testing.drawing import randomise
+from dgpo_core.flow.schedules import sigmas as sampler_times
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
 from dgpo_diffusers.flux import FluxBackbone
 from dgpo_diffusers.flux_options import FluxOptions
 from dgpo_diffusers.flux_original import NAMES
 from dgpo_diffusers.tiny import make_tiny_flux
+from dgpo_kit.drawing import randomise
+from dgpo_lab.planning.plan import make_plan, measure_model
+from dgpo_lab.planning.simulate import operations
 from dgpo_schemas.run import BackboneSection
 from tests.trained import added_weights
 

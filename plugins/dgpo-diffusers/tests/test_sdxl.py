@@ -20,17 +20,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dgpo_core import schedules
 from dgpo_core.builtin.samplers import FlowDPMSolverPP, FlowEuler
-from dgpo_core.config import load_run_config
-from dgpo_core.draws import Draws
+from dgpo_core.config.resolve import load_run_config
 from dgpo_core.errors import UserError
-from dgpo_core.flow import guided_velocity, interpolate, velocity_target
-from dgpo_core.planning.plan import make_plan, measure_model
-from dgpo_core.planning.simulate import operations
-from dgpo_core.registry import get_registry
-from dgpo_core.testing.drawing import randomise
-from dgpo_core.times import Times
+from dgpo_core.flow import schedules
+from dgpo_core.flow.draws import Draws
+from dgpo_core.flow.times import Times
+from dgpo_core.flow.velocity import guided_velocity, interpolate, velocity_target
+from dgpo_core.plugins.registry import get_registry
 from dgpo_core.types import Predictions, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.checkpoint_check import Index
@@ -39,6 +36,9 @@ from dgpo_diffusers.options import DiffusersOptions
 from dgpo_diffusers.sdxl import SDXLBackbone
 from dgpo_diffusers.sdxl_original import NAMES
 from dgpo_diffusers.tiny import NOISE_LEVELS, make_tiny_sdxl
+from dgpo_kit.drawing import randomise
+from dgpo_lab.planning.plan import make_plan, measure_model
+from dgpo_lab.planning.simulate import operations
 from dgpo_schemas.run import BackboneSection, RunConfig
 from tests.trained import added_weights, changed_weights
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from dgpo_core.planning.plan import make_plan, measure_model
-from dgpo_core.progress import Silent
-from dgpo_core.registry import Registry
-from dgpo_core.testing.toy import plugin
-from dgpo_core.trainer import Trainer
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.progress import Silent
+from dgpo_core.training.trainer import Trainer
 from dgpo_diffusers.tiny import make_tiny_flux, make_tiny_sdxl
+from dgpo_kit.toy import plugin
+from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_schemas.run import RunConfig
 from tests.integration.test_processes import KILLED, PATIENT, Driver, Run, assert_all_well, difference
 
@@ -26,7 +26,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
 """What writes a family's tiny checkpoint, and options with which it is quick."""
 
 IMPORTED = (
-    "dgpo_core.sharding", "dgpo_core.lora", "dgpo_diffusers.backbone", "diffusers:AutoencoderKL",
+    "dgpo_core.distributed.sharding", "dgpo_core.lora", "dgpo_diffusers.backbone", "diffusers:AutoencoderKL",
     "diffusers:FluxPipeline", "diffusers:FluxTransformer2DModel", "diffusers:StableDiffusionXLPipeline",
     "diffusers:UNet2DConditionModel", "transformers:CLIPTextModel", "transformers:T5EncoderModel",
 )  # fmt: skip

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from dgpo_core.data.prompts import check_prompts, load_file
 from dgpo_core.errors import UserError
-from dgpo_core.prompts import check_prompts, load_file
 from dgpo_core.types import Prompt
 from dgpo_geneval.classes import CLASSES
 from dgpo_geneval.detector import Detection, Detector, Thresholds

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_core.registry import Registry
-from dgpo_core.testing.contracts import check_declaration, check_light
+from dgpo_core.plugins.registry import Registry
 from dgpo_geneval import plugin
 from dgpo_geneval.plugin import dgpo_rewards
 from dgpo_geneval.reward import GenEvalReward
 from dgpo_geneval.variants import VARIANTS
+from dgpo_kit.contracts import check_declaration, check_light
 
 PARTS = {part.name: part for part in dgpo_rewards()}
 README = Path(__file__).parents[1] / "README.md"

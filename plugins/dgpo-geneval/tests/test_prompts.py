@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from dgpo_core.data.prompts import digest, load_file
 from dgpo_core.errors import UserError
-from dgpo_core.prompts import digest, load_file
-from dgpo_core.testing.contracts import check_prompts
 from dgpo_core.types import Prompt
 from dgpo_geneval import suite
 from dgpo_geneval.classes import CLASSES
@@ -24,6 +23,7 @@ from dgpo_geneval.detector import Thresholds
 from dgpo_geneval.metadata import COLORS, RELATIONS, TASKS, check_against, parse
 from dgpo_geneval.options import GenEvalPromptsOptions
 from dgpo_geneval.prompts import GenEvalPrompts, lap, schedule
+from dgpo_kit.contracts import check_prompts
 
 PUBLISHED = """
 a photo of a bench|a photo of a scissors|a photo of an umbrella|a photo of a tv remote

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from dgpo_core.prompts import load_file
+from dgpo_core.data.prompts import load_file
 from dgpo_geneval.metadata import TASKS, parse
 
 

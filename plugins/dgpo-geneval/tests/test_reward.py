@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import dgpo_core.registry as registry_module
+import dgpo_core.plugins.registry as registry_module
 from dgpo_core import hookimpl
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part
-from dgpo_core.registry import Registry
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Example, Prompt
 from dgpo_geneval import plugin
 from dgpo_geneval.detector import Detection, Detector, Thresholds

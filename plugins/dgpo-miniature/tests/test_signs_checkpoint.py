@@ -11,8 +11,8 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from dgpo_core.registry import get_registry
-from dgpo_core.testing.given import prompts_of
+from dgpo_core.plugins.registry import get_registry
+from dgpo_kit.given import prompts_of
 from dgpo_miniature import checkpoint_path
 from dgpo_miniature.signs.data import random_pictures, random_words
 from dgpo_miniature.signs.prompts import prompts

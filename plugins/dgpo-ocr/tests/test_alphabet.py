@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dgpo_core.data.prompts import check_prompts, load_file
 from dgpo_core.errors import UserError
-from dgpo_core.prompts import check_prompts, load_file
 from dgpo_core.types import Prompt
 from dgpo_ocr.alphabet import check_readable, readable
 from dgpo_ocr.engine import Line

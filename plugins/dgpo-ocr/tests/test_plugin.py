@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dgpo_core.registry import Registry
-from dgpo_core.testing.contracts import HEAVY, check_declaration, check_light
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.contracts import HEAVY, check_declaration, check_light
 from dgpo_ocr import plugin
 from dgpo_ocr.options import OcrOptions
 

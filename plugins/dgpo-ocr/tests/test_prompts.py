@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dgpo_core.errors import UserError
-from dgpo_core.testing.contracts import check_prompts
+from dgpo_kit.contracts import check_prompts
 from dgpo_ocr.options import OcrPromptsOptions
 from dgpo_ocr.prompts import HELDOUT_SHARE, OcrPrompts, Split, split_entries
 from dgpo_ocr.target import quoted, target_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dgpo_core.prompts import load_file
+from dgpo_core.data.prompts import load_file
 from dgpo_ocr.target import target_of
 
 

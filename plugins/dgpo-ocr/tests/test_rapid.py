@@ -15,10 +15,10 @@ import rapidocr
 import torch
 from torch import Tensor
 
+from dgpo_core.data.prompts import load_file
 from dgpo_core.errors import UserError
-from dgpo_core.prompts import load_file
-from dgpo_core.testing.contracts import check_reward
 from dgpo_core.types import Prompt, Scores
+from dgpo_kit.contracts import check_reward
 from dgpo_ocr.examples import draw, drawn_examples
 from dgpo_ocr.options import OcrOptions
 from dgpo_ocr.rapid import RapidEngine

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dgpo_core.data.prompts import check_prompts, load_file
 from dgpo_core.errors import UserError
-from dgpo_core.prompts import check_prompts, load_file
 from dgpo_core.types import Prompt, Scores
 from dgpo_ocr.engine import Line
 from dgpo_ocr.options import OcrOptions

@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
+from dgpo_core.data.prompts import load_file
 from dgpo_core.errors import UserError
-from dgpo_core.prompts import load_file
 from dgpo_core.types import Prompt
 from dgpo_ocr.target import check_target, quoted, target_of
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
-from dgpo_core.testing.contracts import check_reward
 from dgpo_core.types import Prompt
+from dgpo_kit.contracts import check_reward
 from dgpo_pickscore.options import AestheticOptions, PickScoreOptions
 from dgpo_pickscore.rewards import AestheticReward, PickScoreReward
 from dgpo_pickscore.testing import make_tiny_clip, make_tiny_head

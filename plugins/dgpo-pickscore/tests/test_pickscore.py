@@ -14,9 +14,9 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from dgpo_core.errors import UserError
-from dgpo_core.registry import Registry
-from dgpo_core.testing.contracts import check_reward
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
+from dgpo_kit.contracts import check_reward
 from dgpo_pickscore import plugin
 from dgpo_pickscore.rewards import PickScoreReward
 from dgpo_pickscore.testing import make_tiny_clip

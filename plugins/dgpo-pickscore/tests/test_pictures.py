@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import dgpo_pickscore.pictures as pictures_module
-from dgpo_core.pictures import to_image
+from dgpo_core.media.pictures import to_image
 from dgpo_pickscore.examples import photograph
 from dgpo_pickscore.pictures import Preprocessing, frames_of, unreadable
 from dgpo_pickscore.testing import MEAN, STD

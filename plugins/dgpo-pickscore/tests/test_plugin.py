@@ -13,8 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from dgpo_core.errors import UserError
-from dgpo_core.registry import BUNDLED, Registry
-from dgpo_core.testing.contracts import check_declaration, check_light
+from dgpo_core.plugins.registry import BUNDLED, Registry
+from dgpo_kit.contracts import check_declaration, check_light
 from dgpo_pickscore import plugin
 from dgpo_pickscore.options import AestheticOptions, ClipScoreOptions, PickScoreOptions
 from dgpo_pickscore.rewards import ClipScoreReward

@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dgpo_core.testing.drawing import randomise
-from dgpo_core.testing.given import prompts_of
 from dgpo_diffusers.adapter_files import DiffusersAdapter
+from dgpo_kit.drawing import randomise
+from dgpo_kit.given import prompts_of
 from dgpo_sd3.backbone import SD3Backbone
 from tests.trained import added_weights, changed_weights
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_core.errors import UserError
-from dgpo_core.flow import guided_velocity
-from dgpo_core.testing.given import prompts_of
+from dgpo_core.flow.velocity import guided_velocity
 from dgpo_core.types import Conditioning
+from dgpo_kit.given import prompts_of
 from dgpo_sd3.backbone import SD3Backbone
 
 Build = Callable[..., SD3Backbone]

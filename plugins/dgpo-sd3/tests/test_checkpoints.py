@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dgpo_core.errors import UserError
-from dgpo_core.testing.given import prompts_of
+from dgpo_kit.given import prompts_of
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import make_tiny_checkpoint
 

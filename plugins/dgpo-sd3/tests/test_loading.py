@@ -15,8 +15,8 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 
 from dgpo_core.errors import UserError
-from dgpo_core.testing.given import prompts_of
 from dgpo_diffusers import checkpoints
+from dgpo_kit.given import prompts_of
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import make_tiny_checkpoint
 

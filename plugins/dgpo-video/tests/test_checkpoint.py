@@ -12,7 +12,7 @@ import torch
 import yaml
 from diffusers import WanPipeline
 
-from dgpo_core.testing.contracts import check_backbone
+from dgpo_kit.contracts import check_backbone
 from dgpo_schemas.run import BackboneSection, RunConfig
 from dgpo_video import checkpoint_path
 from dgpo_video.miniature.detector import find_motion

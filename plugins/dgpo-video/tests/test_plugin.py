@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_core.registry import Registry
-from dgpo_core.testing.contracts import check_declaration, check_light
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.contracts import check_declaration, check_light
 from dgpo_video import plugin
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from dgpo_core.testing.contracts import check_prompts
+from dgpo_kit.contracts import check_prompts
 from dgpo_video.miniature.prompts import MiniatureVideoPrompts, captions, prompts
 from dgpo_video.options import MiniatureVideoPromptsOptions
 

@@ -10,11 +10,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from dgpo_core import registry
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.testing.contracts import check_reward, reward_checks, run_all
+from dgpo_core.plugins import registry
 from dgpo_core.types import Example, Prompt, Scores
+from dgpo_kit.contracts import check_reward, reward_checks, run_all
 from dgpo_schemas.base import Options
 from dgpo_video import plugin
 from dgpo_video.frames import Frames, chosen_frames

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dgpo_core.testing.drawing import randomise
 from dgpo_diffusers.adapter_files import DiffusersAdapter
+from dgpo_kit.drawing import randomise
 from dgpo_wan.backbone import WanBackbone
 from tests.trained import added_weights, changed_weights
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_core.builtin.samplers import FlowEuler
-from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import UserError
-from dgpo_core.policy import ConditioningCache, Policy
-from dgpo_core.rollout import Roller
-from dgpo_core.testing.contracts import check_backbone
-from dgpo_core.testing.given import prompts_of
+from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.training.policy import ConditioningCache, Policy
+from dgpo_core.training.rollout import Roller
 from dgpo_core.types import Conditioning, Prompt
+from dgpo_kit.contracts import check_backbone
+from dgpo_kit.given import prompts_of
 from dgpo_schemas.run import EmaSection
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.testing import make_tiny_checkpoint

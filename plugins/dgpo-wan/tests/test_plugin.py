@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from dgpo_core.contracts import Backbone
-from dgpo_core.registry import Registry
-from dgpo_core.testing.contracts import check_declaration, check_light
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.contracts import check_declaration, check_light
 from dgpo_wan import plugin
 from dgpo_wan.options import WanOptions
 from dgpo_wan.testing import make_tiny_checkpoint

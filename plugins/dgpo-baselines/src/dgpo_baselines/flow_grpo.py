@@ -9,7 +9,7 @@ from torch import Tensor
 from dgpo_baselines.terms import clipped_gain, refuse_in_vain, velocity_kl
 from dgpo_core.contracts import MemberLoss, Objective
 from dgpo_core.errors import UserError
-from dgpo_core.flow import gaussian_log_prob
+from dgpo_core.flow.velocity import gaussian_log_prob
 from dgpo_core.types import Predictions, mean_square
 
 if TYPE_CHECKING:

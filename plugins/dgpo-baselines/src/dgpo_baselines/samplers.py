@@ -1,7 +1,7 @@
 """Random samplers of a flow: every step draws the next state from a Gaussian, whose density objectives can take.
 
-Times, x_sigma and velocities as in `dgpo_core.flow`: sigma = 1 is noise, dsigma < 0. Coefficients are Python floats
-computed in float64.
+Times, x_sigma and velocities as in `dgpo_core.flow.velocity`: sigma = 1 is noise, dsigma < 0. Coefficients are Python
+floats computed in float64.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dgpo_core import schedules
 from dgpo_core.contracts import Sampler, VelocityFn
-from dgpo_core.draws import Draws, normal_rows
-from dgpo_core.flow import gaussian_log_prob
+from dgpo_core.flow import schedules
+from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.flow.velocity import gaussian_log_prob
 from dgpo_core.types import Path, SampleResult, Schedule
 
 __all__ = ["FlowCps", "FlowSde"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dgpo_core.errors import UserError
-from dgpo_core.schedules import exponential_shift
+from dgpo_core.flow.schedules import exponential_shift
 from dgpo_schemas.problems import is_number, show
 from dgpo_schemas.rules import LONGEST_SIDE
 

@@ -2,8 +2,8 @@
 
 Flow models give it as it is. Variance-preserving (VP) models know x_vp = alpha * x0 + s * noise, alpha^2 + s^2 = 1, at
 places t of a table of noise levels; in flow coordinates that is sigma = s / (alpha + s) and x = x_vp / (alpha + s), of
-equal signal-to-noise ratio (`dgpo_core.flow`). A table ends short of sigma 0 and, unless it has a zero terminal SNR,
-short of 1: outside there is no time.
+equal signal-to-noise ratio (`dgpo_core.flow.velocity`). A table ends short of sigma 0 and, unless it has a zero
+terminal SNR, short of 1: outside there is no time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.flow import velocity_from_epsilon, velocity_from_vp_velocity
+from dgpo_core.flow.velocity import velocity_from_epsilon, velocity_from_vp_velocity
 from dgpo_core.types import Schedule
 from dgpo_schemas.problems import is_number
 

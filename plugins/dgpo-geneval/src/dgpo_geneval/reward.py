@@ -247,7 +247,7 @@ def _build_color_classifier(options: GenEvalOptions, device: torch.device) -> Co
 
 def _build(options: GenEvalOptions, name: str, device: torch.device) -> Detector:
     """The detector that the options name. Raises UserError if they name none, or if it is not a Detector."""
-    from dgpo_core.registry import get_registry
+    from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()
     if options.detector is None:

@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.registry import get_registry
-from dgpo_core.testing.contracts import check_reward
+from dgpo_core.plugins.registry import get_registry
 from dgpo_core.types import Prompt
 from dgpo_geneval.colors import OpenClipColors
 from dgpo_geneval.detector import Detection
 from dgpo_geneval.metadata import COLORS
 from dgpo_geneval.options import ColorOptions
+from dgpo_kit.contracts import check_reward
 from dgpo_schemas.base import UseBlock
 
 CPU = torch.device("cpu")

@@ -82,7 +82,7 @@ class Preprocessing:
         every device; normalised they are rounded to float32 once. Non-square pictures keep their ratio and lose both
         ends of the longer side; small ones are enlarged; a crop larger than the picture has a black rim.
         """
-        levels = (images * 255).round().clamp(0, 255).double()  # as `dgpo_core.pictures` rounds, in the images' dtype
+        levels = (images * 255).round().clamp(0, 255).double()  # as `media.pictures` rounds, in the images' dtype
         before = (images.shape[-2], images.shape[-1])
         height, width = self._resized(*before)
         if _columns_first(before, (height, width)):

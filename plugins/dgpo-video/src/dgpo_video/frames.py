@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.registry import get_registry
+from dgpo_core.plugins.registry import get_registry
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_video.options import FramesOptions
 

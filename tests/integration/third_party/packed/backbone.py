@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
+from dgpo_core.flow.schedules import exponential_shift
 from dgpo_core.lora import LoraAdapter
-from dgpo_core.schedules import exponential_shift
 from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_core.weights import resolve_checkpoint
 from dgpo_schemas.run import BackboneSection

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from dgpo_core.registry import get_registry
+from dgpo_core.plugins.registry import get_registry
 from dgpo_core.types import Prompt
 from dgpo_miniature.signs.world import HEIGHT, WIDTH
 from dgpo_miniature.training.score import sample

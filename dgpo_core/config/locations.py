@@ -1,0 +1,137 @@
+"""Where a run's files are, whatever directory it is looked at from: its paths made absolute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dgpo_core.config.resolve import PLACES, blocks_at
+from dgpo_core.errors import PluginError
+from dgpo_core.hookspecs import KINDS
+from dgpo_schemas.places import Place, absolute, places
+from dgpo_schemas.run import RunConfig
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from dgpo_core.plugins.registry import Registry
+    from dgpo_schemas.problems import KeyPath
+
+__all__ = ["chosen", "located", "moved_along", "recalled", "started_in", "without_places"]
+
+
+def located(config: RunConfig, registry: Registry | None = None, start: Path | None = None) -> RunConfig:
+    """The same with absolute paths, as they are from `start`, by default the working directory; those in plugins'
+    options too, with a registry. Names of Hub repositories and of packages stay."""
+    data = config.model_dump(mode="json")
+    for path, place in list(_all_places(data, registry)):
+        holder = _holder(data, path)
+        holder[path[-1]] = absolute(holder[path[-1]], place, start)
+    return RunConfig.model_validate(data)
+
+
+def started_in(config: RunConfig, directory: Path) -> Path | None:
+    """Where a run of an older version, whose paths are relative, was started: seen from there, `directory` is its
+    output. None if its paths are absolute, or if it was moved since."""
+    output, here = Path(config.run.output, config.run.name), directory.resolve()
+    if output.is_absolute() or here.parts[-len(output.parts) :] != output.parts:
+        return None
+    return Path(*here.parts[: -len(output.parts)])
+
+
+def moved_along(config: RunConfig, directory: Path, registry: Registry | None = None) -> RunConfig:
+    """The configuration of a run that was moved to `directory` together with what lay beside it, such as a whole
+    project that was renamed: paths that are gone lead to where they are now, if they are there. Digests tell whether it
+    is the same that is found."""
+    before, now = list(Path(config.run.output).parts), list(directory.resolve().parent.parts)
+    alike = 0
+    while alike < min(len(before), len(now)) and before[-1 - alike] == now[-1 - alike]:
+        alike += 1
+    if before == now or alike == 0 or not Path(config.run.output).is_absolute():
+        return config
+    old, new = Path(*before[:-alike]), Path(*now[:-alike])
+    data = config.model_dump(mode="json")
+    for path, place in list(_all_places(data, registry)):
+        holder = _holder(data, path)
+        text = Path(holder[path[-1]])
+        if place.known_by != "scheme" and text.is_relative_to(old) and not text.exists():
+            there = new / text.relative_to(old)
+            if there.exists():
+                holder[path[-1]] = str(there)
+    return RunConfig.model_validate(data)
+
+
+def recalled(config: RunConfig, saved: RunConfig, registry: Registry, *, own: bool) -> dict[str, str]:
+    """Keys of paths that mean nothing here, to what they were when the run began.
+
+    saved: the run's configuration, with absolute paths. own: `config` is that of the run's directory, so all its paths
+    are as the run has them. A path in a run file is one that leads nowhere from the working directory, and is how the
+    recorded one ends.
+    """
+    now, before, found = config.model_dump(mode="json"), saved.model_dump(mode="json"), {}
+    for path, _ in _all_places(now, registry):
+        if any(isinstance(part, int) for part in path):
+            continue  # no key of a setting
+        text = _holder(now, path)[path[-1]]
+        try:
+            was = _holder(before, path)[path[-1]]
+        except (KeyError, TypeError):
+            continue
+        if was != text and (own or _leads_nowhere(text, was)):
+            found[".".join(map(str, path))] = was
+    return found
+
+
+def _leads_nowhere(text: str, was: Any) -> bool:
+    """Whether a path is a relative one, not there, and how the absolute path `was` ends."""
+    if Path(text).is_absolute() or Path(text).exists() or not isinstance(was, str) or not Path(was).is_absolute():
+        return False
+    ending = tuple(part for part in Path(text).parts if part != "..")
+    return ending != () and Path(was).parts[-len(ending) :] == ending
+
+
+def without_places(config: RunConfig, registry: Registry | None = None) -> dict[str, Any]:
+    """Its settings without those that say where something is, which differ between machines."""
+    data = config.model_dump(mode="json")
+    for path, _ in list(_all_places(data, registry)):
+        _holder(data, path)[path[-1]] = ""
+    return data
+
+
+def _all_places(data: dict[str, Any], registry: Registry | None) -> Iterator[tuple[KeyPath, Place]]:
+    yield from places(RunConfig, data)
+    if registry is not None:
+        for where, model, options in chosen(data, registry):
+            yield from (((*where, *path), place) for path, place in places(model, options))
+
+
+def chosen(data: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPath, type[BaseModel], dict[str, Any]]]:
+    """The options of every part that a run file's data choose, which are not empty: where they stand, their model, and
+    what they are."""
+    for place, kind in PLACES.items():
+        for where, block in blocks_at(data, place):
+            yield from _in_options(registry, kind, where, block)
+
+
+def _in_options(
+    registry: Registry, kind: str, where: KeyPath, block: Any
+) -> Iterator[tuple[KeyPath, type[BaseModel], dict[str, Any]]]:
+    """Of a block, and of the parts that its options choose in turn."""
+    options = block.get("options") if isinstance(block, dict) else None
+    if not options or not isinstance(block.get("use"), str):
+        return
+    try:
+        model = registry.options_model(registry.find(kind, block["use"]))
+    except PluginError:  # it may be installed only where the reward runs
+        return
+    yield (*where, "options"), model, options
+    for inner in KINDS:
+        if inner in options:
+            yield from _in_options(registry, inner, (*where, "options", inner), options[inner])
+
+
+def _holder(data: Any, path: KeyPath) -> Any:
+    for part in path[:-1]:
+        data = data[part]
+    return data

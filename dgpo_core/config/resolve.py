@@ -1,0 +1,242 @@
+"""From a run file to a `RunConfig`, and from a reward file to a `ServeConfig`, whose plugins exist and accept their
+options.
+
+Paths in a run file (`prompts.train.file`, `backbone.checkpoint`, `run.output`, and those in plugins' options) are
+relative to the working directory, like paths on a command line, not to the run file; `~` is the home directory. A run's
+own config.yaml has them absolute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from dgpo_core.config.presets import with_preset
+from dgpo_core.errors import PluginError
+from dgpo_core.hookspecs import KINDS
+from dgpo_schemas.base import UseBlock
+from dgpo_schemas.files import check_kind
+from dgpo_schemas.loading import Document, apply_overrides, load_yaml
+from dgpo_schemas.problems import ConfigError, KeyPath, Problem, dotted, explain
+from dgpo_schemas.run import RewardBlock, RunConfig
+from dgpo_schemas.sealing import text_seal
+from dgpo_schemas.serve import ServeConfig
+from dgpo_schemas.text import error_text
+
+if TYPE_CHECKING:
+    from dgpo_core.plugins.registry import Registry
+
+__all__ = [
+    "PLACES",
+    "ConfigError",
+    "blocks_at",
+    "load_run_config",
+    "load_serve_config",
+    "reward_block_of",
+    "run_config_of",
+]
+
+M = TypeVar("M", bound=BaseModel)
+
+PLACES: dict[KeyPath, str] = {
+    ("backbone",): "backbone",
+    ("prompts", "train"): "prompts",
+    ("prompts", "heldout"): "prompts",
+    ("rollout", "sampler"): "sampler",
+    ("rewards",): "reward",
+    ("weighting",): "weighting",
+    ("objective",): "objective",
+    ("timesteps",): "timesteps",
+    ("evaluation", "sampler"): "sampler",
+    ("evaluation", "rewards"): "reward",
+    ("evaluation", "guards", "rewards"): "reward",
+}
+"""Where a run file chooses plugins, and of which kind."""
+
+_SERVED: dict[KeyPath, str] = {("reward",): "reward"}
+"""The same of a reward file."""
+
+_WAS_ACCEPTED = (
+    "the run wrote this file with other versions of dgpo or its plugins, which accepted that: go on with those, or "
+    "correct it there and delete the file's first line (its SHA-256), which says that the change was meant"
+)
+"""Told of a run's own config.yaml. Bounds of numbers, for instance, came with later versions."""
+_SHORT_FORM_IS_FILE = "prompts"
+"""Kind whose short form, a text, is a file and not a name."""
+
+
+def load_run_config(
+    path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None, *, preset: str | None = None
+) -> RunConfig:
+    """Read a run file, lay a preset over it, apply `KEY=VALUE` overrides, and check it all at once.
+
+    With a registry every plugin that the file names must exist and accept its options, whose defaults are then filled
+    in. Without one plugins are left unchecked: a run directory can be read where its plugins are not installed.
+    Raises ConfigError with every problem, in the file's order.
+    """
+    document = load_yaml(path)
+    check_kind(document, "run")
+    if preset is not None:
+        assert registry is not None, "presets belong to plugins"
+        document = with_preset(document, preset, registry)
+    try:
+        return run_config_of(apply_overrides(document, overrides), registry)
+    except ConfigError as error:
+        own = any(problem.where.startswith(f"{path}:") for problem in error.problems)
+        if not own or text_seal(Path(path).read_bytes()) != "whole":
+            raise
+        raise ConfigError([*error.problems, Problem(str(path), "", _WAS_ACCEPTED)]) from None
+
+
+def run_config_of(document: Document, registry: Registry | None = None) -> RunConfig:
+    """A run file that was read already, checked like `load_run_config`."""
+    return _resolve(RunConfig, PLACES, document, registry)
+
+
+def load_serve_config(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> ServeConfig:
+    """Read a reward file for `dgpo serve`, checked like a run file."""
+    document = load_yaml(path)
+    check_kind(document, "service")
+    return _resolve(ServeConfig, _SERVED, apply_overrides(document, overrides), registry)
+
+
+def reward_block_of(document: Document, registry: Registry) -> RewardBlock:
+    """One reward that was read already, checked like those of a run file."""
+    return _resolve(RewardBlock, {(): "reward"}, document, registry)
+
+
+def _resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, registry: Registry | None) -> M:
+    mistakes: list[tuple[KeyPath, str]] = []
+    config = None
+    try:
+        config = model.model_validate(document.data)
+    except ValidationError as error:
+        mistakes += explain(model, document.data, error)
+    resolved = deepcopy(document.data)
+    if registry is not None:
+        for place, kind in places.items():
+            for where, block in blocks_at(document.data, place):
+                options = _check_block(registry, kind, where, block, mistakes)
+                if options is not None:
+                    _put(resolved, where, options)
+    if mistakes or config is None:
+        raise document.error(_known_places(document, mistakes))
+    return config if registry is None else model.model_validate(resolved)
+
+
+def blocks_at(data: Mapping[str, Any], place: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    """(path, value) of the block at a place, or of each block in the list there."""
+    here: Any = data
+    for part in place:
+        here = here.get(part) if isinstance(here, dict) else None
+    if isinstance(here, list):
+        yield from (((*place, i), block) for i, block in enumerate(here))
+    elif here is not None:
+        yield place, here
+
+
+def _check_block(
+    registry: Registry,
+    kind: str,
+    where: KeyPath,
+    block: Any,
+    mistakes: list[tuple[KeyPath, str]],
+    *,
+    elsewhere: bool = False,
+) -> dict[str, Any] | None:
+    """The block's options with their defaults; None, with the reason among the mistakes, if they cannot be had.
+
+    What runs elsewhere may be installed only there: if it is not known here, it is checked when it starts.
+    """
+    short = isinstance(block, str)
+    if short and kind == _SHORT_FORM_IS_FILE:
+        return None
+    field = RunConfig.model_fields.get(str(where[0])) if len(where) == 1 else None
+    default = field.annotation if field is not None else None
+    name = block if short else _get(block, "use", _default_use(default))
+    options = {} if short else _get(block, "options", {})
+    if not isinstance(name, str) or not name or not isinstance(options, dict):
+        return None  # the run file's own model has said what is wrong
+    if not short and kind == "reward" and _get(block, "service", None) is not None and not options:
+        return None  # the service's own options hold, whatever they are
+    elsewhere = elsewhere or any(_get(block, key, None) is not None for key in ("worker", "service"))
+    try:
+        registered = registry.find(kind, name)
+        registry.check_contract(registered)
+        model = registry.options_model(registered)
+    except PluginError as error:
+        if not elsewhere:
+            mistakes.append((where if short else (*where, "use"), str(error)))
+        return None
+    return _check_options(registry, model, (*where, "options"), options, mistakes, elsewhere=elsewhere)
+
+
+def _check_options(
+    registry: Registry,
+    model: type[BaseModel],
+    where: KeyPath,
+    options: dict[str, Any],
+    mistakes: list[tuple[KeyPath, str]],
+    *,
+    elsewhere: bool,
+) -> dict[str, Any] | None:
+    """Options as the plugin's model understands them, and those of the parts that they choose in turn."""
+    try:
+        accepted = model.model_validate(options)
+    except ValidationError as error:
+        mistakes += [((*where, *path), message) for path, message in explain(model, options, error)]
+        return None
+    except Exception as error:
+        mistakes.append((where, f"the plugin's own check failed with {error_text(error)}"))
+        return None
+    for kind in KINDS:
+        # An option that is called after a kind and holds a `use` block chooses a part of that kind.
+        chosen = getattr(accepted, kind, None)
+        if isinstance(chosen, UseBlock):
+            inner = options.get(kind) or chosen.model_dump()
+            _check_block(registry, kind, (*where, kind), inner, mistakes, elsewhere=elsewhere)
+    try:
+        full: dict[str, Any] = accepted.model_dump(mode="json", warnings=False)
+        same = bool(model.model_validate(full) == accepted)
+    except Exception:  # of a model with fields that JSON has no word for
+        same = False
+    return full if same else options  # a model that does not survive being written keeps what was written
+
+
+def _get(block: Any, key: str, default: Any) -> Any:
+    return block.get(key, default) if isinstance(block, dict) else None
+
+
+def _default_use(section: Any) -> Any:
+    fields = getattr(section, "model_fields", {})
+    return fields["use"].default if "use" in fields and not fields["use"].is_required() else None
+
+
+def _put(data: dict[str, Any], where: KeyPath, options: dict[str, Any]) -> None:
+    if not where:  # the whole document is the block
+        data["options"] = options
+        return
+    here: Any = data
+    for part in where[:-1]:
+        here = here[part]
+    block = here[where[-1]]
+    here[where[-1]] = {"use": block, "options": options} if isinstance(block, str) else block | {"options": options}
+
+
+def _known_places(document: Document, mistakes: list[tuple[KeyPath, str]]) -> list[tuple[KeyPath, str]]:
+    """Mistakes inside a short form are shown at the key that holds it."""
+    out = []
+    for path, message in mistakes:
+        here: Any = document.data
+        for end, part in enumerate(path):
+            if isinstance(here, str):
+                path, message = path[:end], f"{dotted(path[end:])}: {message}"
+                break
+            inside = isinstance(here, dict) and part in here
+            here = here[part] if inside or (isinstance(here, list) and part in range(len(here))) else None
+        out.append((path, message))
+    return list(dict.fromkeys(out))

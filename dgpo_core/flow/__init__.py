@@ -1,0 +1,1 @@
+"""Tensors alone: flow-matching mathematics, keyed draws, groups, schedules."""

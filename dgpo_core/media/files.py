@@ -1,0 +1,77 @@
+"""Picture and video files as the media that rewards take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dgpo_core.errors import UserError
+from dgpo_core.media import video
+from dgpo_core.media.kinds import Kind
+from dgpo_core.media.pixels import Unreadable, moves, read_pixels
+
+__all__ = ["MediaError", "Medium", "check_files", "kind_of", "read_media"]
+
+
+class MediaError(UserError):
+    """A file that cannot be read as a picture or a video; `reason` is the message without the file's name."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{path}: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """What a file holds: float32 in [0, 1], RGB, [3, H, W] of a picture or [F, 3, H, W] of a video.
+
+    notes: what reading has changed or left out, in words.
+    """
+
+    tensor: Tensor
+    notes: tuple[str, ...] = ()
+
+
+def kind_of(path: Path) -> Kind | None:
+    """What a file holds, from as little of it as tells; None if it cannot be read, which `read_media` explains."""
+    try:
+        return "video" if moves(path) else "image"
+    except Exception:  # whatever comes, as in `read_media`
+        return None
+
+
+def check_files(files: Sequence[Path]) -> None:
+    """Raise UserError if one of them is a video and what reads videos is not installed. Reads first bytes only."""
+    for path in files:
+        try:
+            with path.open("rb") as handle:
+                kind = video.container(handle.read(video.HEAD))
+        except OSError:
+            continue  # `read_media` says it
+        if kind is not None and not video.is_installed():
+            raise UserError(f"{path}: {video.NotInstalled()}")
+
+
+def read_media(path: Path) -> Medium:
+    """Read a picture (PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF, JPEG 2000, QOI) or a video (those of them that move,
+    mp4, mov, webm, mkv, avi).
+
+    A picture is turned as its EXIF orientation says; what is transparent is shown on white, with a note. Pictures of 16
+    bits a channel keep them if they are PNG, grey or RGB(A) TIFF, or grey PGM; of others, and of those that move, the
+    upper 8 are read. See `depth.deep_pixels` for fewer bits in 16. Raises MediaError for a file that is empty, no
+    picture or video, cut off, or larger than pixels.MAX_PIXELS once unpacked, and for pixels of which nobody says what
+    is white: floats, and integers that are signed or have 32 bits. Raises UserError for a video if PyAV is not there.
+    """
+    try:
+        pixels = read_pixels(path)
+    except video.NotInstalled as error:
+        raise UserError(f"{path}: {error}") from None
+    except Unreadable as error:
+        raise MediaError(path, str(error)) from error
+    except MemoryError as error:
+        raise MediaError(path, f"not a picture that can be read: MemoryError: {error}") from error
+    return Medium(torch.from_numpy(pixels.floats()), pixels.notes)

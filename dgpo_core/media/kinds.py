@@ -1,0 +1,87 @@
+"""Images or videos: whether a reward scores what there is to score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Set
+from typing import TYPE_CHECKING, Literal
+
+from dgpo_core.errors import PluginError, UserError
+
+if TYPE_CHECKING:
+    from dgpo_core.contracts import RewardBase
+    from dgpo_core.plugins.registry import Registry
+    from dgpo_schemas.run import BackboneSection, RewardBlock
+
+__all__ = ["Kind", "check_range", "check_reward", "one_of", "plural", "shows_frames"]
+
+Kind = Literal["image", "video"]
+ADAPTER = "frames"
+"""The reward that shows an image reward frames of a video, where it is installed."""
+
+
+def plural(kinds: Iterable[Kind]) -> str:
+    """Kinds in words: images, videos, or both."""
+    return " and ".join(f"{kind}s" for kind in sorted(kinds))
+
+
+def one_of(kind: Kind) -> str:
+    """A kind in words: an image or a video."""
+    return "an image" if kind == "image" else "a video"
+
+
+def shows_frames(registry: Registry) -> bool:
+    """Whether an image reward can be shown frames of a video here."""
+    return ADAPTER in registry.parts("reward")
+
+
+def check_range(reward: RewardBase, use: str, where: str) -> None:
+    """Raise PluginError, naming the place in the run file, unless a reward declares a range that values can lie in."""
+    declared = getattr(reward, "range", None)
+    try:
+        low, high = (float(bound) for bound in declared or ())
+        sound = low < high  # a comparison with nan is false
+    except (TypeError, ValueError, OverflowError):
+        sound = False
+    if not sound:
+        raise PluginError(
+            f"{where}.use: the reward {use} declares the range {declared!r}; a range is its smallest and its largest "
+            "value, two numbers of which the first is less (infinities where there is no bound)"
+        )
+
+
+def check_reward(
+    reward: RewardBase, block: RewardBlock, where: str, backbone: BackboneSection, registry: Registry
+) -> None:
+    """Raise UserError, naming the key and the way out, unless a reward scores what the backbone makes.
+
+    `where` is the block's place in the run file, such as `rewards.0`. The backbone's class says what it makes, so its
+    weights need not be loaded.
+    """
+    _check_declarations(reward, block, where)
+    made: Kind = registry.implementation(registry.find("backbone", backbone.use)).media
+    if made in reward.media:
+        return
+    advice = f"choose a reward that scores {made}s"
+    if made == "video" and shows_frames(registry):
+        wrapped = f"{{use: {ADAPTER}, options: {{reward: {{use: {block.use}, ...}}}}}}"
+        advice = f"show it single frames: {wrapped}" + (", in its service's file too" if block.service else "")
+    raise UserError(
+        f"{where}.use: {block.use} scores {plural(reward.media)}, but the backbone {backbone.use} makes {made}s; "
+        f"{advice}"
+    )
+
+
+def _check_declarations(reward: RewardBase, block: RewardBlock, where: str) -> None:
+    """Raise PluginError unless what a reward says of itself is of the types of its contract."""
+    check_range(reward, block.use, where)
+    media = reward.media
+    sound = {
+        f"media = {media!r}; it must be a set of 'image' and 'video'": isinstance(media, Set | Sequence)
+        and bool(media)
+        and all(one in ("image", "video") for one in media),
+        f"concurrency = {reward.concurrency!r}; it must be a whole number": isinstance(reward.concurrency, int),
+        f"group_by = {reward.group_by!r}; it must be a metadata key or None": isinstance(reward.group_by, str | None),
+    }
+    for what, fine in sound.items():
+        if not fine:
+            raise PluginError(f"{where}.use: the reward {block.use} declares {what}")

@@ -1,0 +1,1 @@
+"""How plugins are found, built and held to what they declare."""

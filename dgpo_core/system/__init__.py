@@ -1,0 +1,1 @@
+"""The system below: files that may be anything, signals, threads of OpenMP."""

@@ -1,0 +1,152 @@
+"""A device that runs out of memory: the work is done in halves, which gives the same result, and that is told."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from dgpo_core.errors import DgpoError, UserError
+from dgpo_core.plugins import promises
+from dgpo_core.training.scores import check_scores, joined
+from dgpo_core.types import Prompt, Rollout, Scores
+from dgpo_schemas.text import error_text
+
+if TYPE_CHECKING:
+    from dgpo_core.contracts import Backbone
+
+__all__ = [
+    "OutOfMemory",
+    "TooLittleMemoryError",
+    "decoded",
+    "decoded_media",
+    "free",
+    "halving",
+    "in_halves",
+    "is_out_of_memory",
+]
+
+T = TypeVar("T")
+ALONE = "out of memory, with 1 sample"
+SIGNS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What a RuntimeError says that means memory: of torch's allocator for the CPU (Linux, Windows), of the driver, and of
+libraries that allocate by themselves."""
+
+
+class TooLittleMemoryError(UserError):
+    """Not even a single sample fits."""
+
+
+class OutOfMemory(DgpoError):
+    """A batch of a reward does not fit into the memory of its place; half of it may."""
+
+    @staticmethod
+    def alone(error: BaseException) -> OutOfMemory:
+        """That a single sample does not fit, as `error` says."""
+        text = str(error) if isinstance(error, OutOfMemory) else error_text(error)
+        return OutOfMemory(f"{ALONE}: {text.removeprefix(f'{ALONE}: ')}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a card or in the process."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemory):
+        return True
+    try:
+        text = str(error) if isinstance(error, RuntimeError) else ""
+    except BaseException:  # the exceptions of others may raise when they are asked for their text
+        return False
+    return any(sign in text for sign in SIGNS)
+
+
+def halving(
+    work: Callable[[int], T], size: int, key: str, tell: Callable[[str], None], *, again: bool = True
+) -> tuple[T, int]:
+    """(work(size), size), with half the size whenever the device runs out of memory.
+
+    `work` must leave nothing behind when it raises, or begin anew. key: the setting of the run file that `size` stands
+    for; tell: hears of it; again: whether the work may be begun anew. Raises TooLittleMemoryError if it may not, or if
+    a size of 1 does not fit.
+    """
+    while True:
+        try:
+            return work(size), size
+        except torch.OutOfMemoryError as error:
+            if not again:
+                raise TooLittleMemoryError(
+                    f"{key}: the device runs out of memory with {size} samples, and a model that is spread over the "
+                    f"processes cannot begin anew; set `{key}: {max(1, size // 2)}`"
+                ) from error
+            if size <= 1:
+                raise TooLittleMemoryError(
+                    f"{key}: the device runs out of memory with a single sample; lower rollout.resolution, set "
+                    "backbone.gradient_checkpointing: true or backbone.dtype: bfloat16, or take a smaller model "
+                    "(`dgpo plan RUN.yaml --fit GIB` tells what fits)"
+                ) from error
+        size = max(1, size // 2)
+        free()
+        tell(
+            f"out of memory: micro-batches are of {size} from here on, with the same result; `{key}: {size}` would "
+            "have saved the attempt"
+        )
+
+
+def decoded_media(backbone: Backbone, rollout: Rollout) -> Tensor:
+    """What samples show, `decoded` by their backbone."""
+    return promises.media(backbone, decoded(backbone.decode, rollout.x0), rollout.prompts)
+
+
+def decoded(decode: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
+    """decode(x0), in halves if the device runs out of memory. Raises TooLittleMemoryError for a single latent."""
+    try:
+        return decode(x0)
+    except torch.OutOfMemoryError as error:
+        if len(x0) < 2:
+            raise TooLittleMemoryError(
+                "decoding: the device runs out of memory with a single sample; lower rollout.resolution, or the "
+                "backbone's option decode_chunk if it has one"
+            ) from error
+    free()
+    return torch.cat([decoded(decode, half) for half in torch.split(x0, -(-len(x0) // 2))])
+
+
+def in_halves(
+    score: Callable[[Tensor, Sequence[Prompt]], Scores],
+    media: Tensor,
+    prompts: Sequence[Prompt],
+    note: Callable[[BaseException], None] = lambda error: None,
+) -> Scores:
+    """`score(media, prompts)`, in two halves where memory runs out, and in halves of those: the scores that the reward
+    gives for the halves, whose last bits may be others than those of the whole.
+
+    note: told before each halving. Raises OutOfMemory where one sample alone does not fit. What fits is tried anew for
+    each batch, so that scores depend on the batch alone and not on those before it.
+    """
+    try:
+        return check_scores(score(media, prompts), len(prompts))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(prompts) <= 1:
+            raise OutOfMemory.alone(error) from error
+        note(error)
+    free()
+    middle = (len(prompts) + 1) // 2
+    first = in_halves(score, media[:middle], prompts[:middle], note)
+    return joined([first, in_halves(score, media[middle:], prompts[middle:], note)])
+
+
+def free() -> None:
+    """Give back what the failed attempt held; outside of its `except`, which keeps its tensors alive."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

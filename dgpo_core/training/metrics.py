@@ -1,0 +1,194 @@
+"""Numbers of an iteration as records of the log. What was computed and what it cost are kept apart: the first is the
+same after a resume, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from dgpo_core.flow.groups import by_source
+from dgpo_core.types import ScoredGroups, TrainingBatch
+from dgpo_schemas.metrics import (
+    EvaluationRecord,
+    MetricsRecord,
+    PromptScores,
+    RewardScores,
+    RewardStatistics,
+    SourceStatistics,
+    TimingRecord,
+    VerbTiming,
+)
+
+if TYPE_CHECKING:
+    from dgpo_core.training.optimise import UpdateResult
+    from dgpo_core.training.scoring import Reward
+    from dgpo_core.types import Prompt
+
+__all__ = ["evaluation_values", "flat", "metrics_record", "prompt_scores", "timing_record"]
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON knows no nan."""
+    return None if value is None or value != value or value in (float("inf"), float("-inf")) else value
+
+
+def _statistics(values: Tensor, parts: Mapping[str, Tensor] | None = None) -> RewardStatistics:
+    """Of float64 values with nan where missing, and of the parts that they are made of."""
+    present = values[~values.isnan()]
+    if not present.numel():
+        return RewardStatistics(mean=None, std=None, missing=values.numel())
+    means = {name: _finite(float(one.nanmean())) for name, one in (parts or {}).items()}
+    return RewardStatistics(
+        mean=float(present.mean()),
+        std=float(present.std(correction=0)),
+        missing=values.numel() - present.numel(),
+        parts={name: mean for name, mean in means.items() if mean is not None},
+    )
+
+
+def metrics_record(
+    *,
+    iteration: int,
+    updates: int,
+    groups: ScoredGroups,
+    batch: TrainingBatch,
+    informative: Tensor,
+    results: Sequence[UpdateResult],
+    averages: Mapping[str, float | None],
+    members: tuple[int, int],
+    skipped_updates: int,
+    change_norm: float,
+    sigma_range: tuple[float, float],
+    timesteps: Mapping[str, float],
+) -> MetricsRecord:
+    """One line of metrics.jsonl."""
+    known = {"sigmoid", "clip_fraction", "dsm", "dsm_reference", "kl"}
+    useful = batch.residual[informative]
+    return MetricsRecord(
+        iteration=iteration,
+        updates=updates,
+        reward=_statistics(groups.summed),  # normalised rewards have a mean of 0 whatever is learnt
+        rewards={
+            label: _statistics(
+                values[groups.asked[label]] if label in groups.asked else values, groups.parts.get(label)
+            )
+            for label, values in groups.per_reward.items()
+        },
+        zero_variance_groups=int((~informative).sum()),
+        missing_rewards=int((~groups.scored).sum()),
+        residual=float(useful.mean()) if len(useful) else None,
+        sigmoid=_finite(averages.get("sigmoid")),
+        clip_fraction=_finite(averages.get("clip_fraction")),
+        dsm=_finite(averages.get("dsm")),
+        dsm_reference=_finite(averages.get("dsm_reference")),
+        kl=_finite(averages.get("kl")),
+        extra={name: value for name, value in averages.items() if name not in known and _finite(value) is not None},
+        grad_norm=_finite(sum(r.grad_norm for r in results) / len(results)),
+        learning_rate=results[-1].learning_rate,
+        skipped_updates=skipped_updates,
+        optimised_members=members[0],
+        skipped_members=members[1],
+        change_norm=_finite(change_norm),
+        diversity=float(groups.diversity.mean()),
+        statistics={name: float(values.mean()) for name, values in groups.statistics.items()},
+        t_min=sigma_range[0],
+        t_max=sigma_range[1],
+        timesteps={name: value for name, value in timesteps.items() if _finite(value) is not None},
+        sources=_sources(groups, informative),
+    )
+
+
+def _sources(groups: ScoredGroups, informative: Tensor) -> dict[str, SourceStatistics]:
+    found = {}
+    for name, rows in by_source(groups.prompts).items():
+        if name:
+            one = _statistics(groups.summed[rows])
+            found[name] = SourceStatistics(
+                groups=len(rows),
+                mean=one.mean,
+                std=one.std,
+                missing=one.missing,
+                zero_variance_groups=int((~informative[rows]).sum()),
+            )
+    return found
+
+
+def timing_record(
+    iteration: int,
+    total: float,
+    seconds: Mapping[str, float],
+    samples: Mapping[str, int],
+    rewards: Mapping[str, float],
+    peak_memory: int,
+) -> TimingRecord:
+    """One line of timings.jsonl."""
+    return TimingRecord(
+        iteration=iteration,
+        seconds=total,
+        verbs={
+            verb: VerbTiming(
+                seconds=spent,
+                samples_per_second=samples[verb] / spent if samples.get(verb) and spent > 0 else None,
+            )
+            for verb, spent in seconds.items()
+        },
+        rewards=dict(rewards),
+        peak_memory_bytes=peak_memory,
+    )
+
+
+def flat(record: MetricsRecord | TimingRecord) -> dict[str, float]:
+    """Numbers of a record under dotted keys."""
+    flat: dict[str, float] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[prefix] = value
+
+    walk("", record.model_dump(mode="json"))
+    return flat
+
+
+def evaluation_values(records: Sequence[EvaluationRecord]) -> dict[str, float]:
+    """Scores of an evaluation, and of its tasks, under dotted keys."""
+    values = {f"evaluation.{r.reward}": r.value for r in records}
+    for r in records:
+        values |= {f"evaluation.{r.reward}.{name}": group.value for name, group in r.groups.items()}
+    return values
+
+
+def prompt_scores(
+    samples: Sequence[Mapping[str, Any]],
+    prompts: Sequence[Prompt],
+    rewards: Sequence[Reward],
+    iteration: int,
+    view: str,
+) -> PromptScores:
+    """Scores of an evaluation prompt by prompt; `samples` are those of `Evaluation`, prompt after prompt."""
+    members = len(samples) // len(prompts)
+
+    def mean(label: str, prompt: int) -> float | None:
+        of_prompt = samples[prompt * members : (prompt + 1) * members]
+        values = [sample[label]["value"] for sample in of_prompt if sample[label]["value"] is not None]
+        return sum(values) / len(values) if values else None
+
+    return PromptScores(
+        iteration=iteration,
+        view=view,
+        prompts=[prompt.text for prompt in prompts],
+        rewards={
+            reward.label: RewardScores(
+                tasks=[
+                    str(p.metadata.get(reward.model.group_by, "other")) if reward.model.group_by else "all"
+                    for p in prompts
+                ],
+                values=[mean(reward.label, i) for i in range(len(prompts))],
+            )
+            for reward in rewards
+        },
+    )

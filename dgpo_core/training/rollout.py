@@ -1,0 +1,168 @@
+"""The verb *roll out*: groups of samples per prompt, drawn with a sampler from keyed noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dgpo_core.errors import PluginError
+from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.flow.schedules import of_model
+from dgpo_core.flow.sizes import Size, bucket, runs
+from dgpo_core.plugins import promises
+from dgpo_core.training.memory import halving
+from dgpo_core.types import Conditioning, Prompt, Rollout, SampleResult, Schedule
+from dgpo_schemas.sigma import Shift
+
+if TYPE_CHECKING:
+    from dgpo_core.contracts import Sampler
+    from dgpo_core.training.policy import ConditioningCache, Policy, View
+
+__all__ = ["Roller"]
+
+
+class Roller:
+    """Draws samples. The noise of each is keyed by its place, so micro-batches of any size give the same samples."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        sampler: Sampler,
+        conditioning: ConditioningCache,
+        *,
+        resolution: Size,
+        steps: int,
+        shift: Shift,
+        guidance: float,
+        micro_batch: int | None,
+        autocast: Callable[[], AbstractContextManager[object]],
+        merge_adapter: bool = False,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.policy = policy
+        self.sampler = sampler
+        self.conditioning = conditioning
+        self.resolution = resolution
+        self.shape = promises.latent_shape(policy.backbone, resolution)
+        self._shapes = {resolution: self.shape}
+        self.device = policy.backbone.device
+        self.steps = steps
+        self.shift: Shift = shift
+        self._starts: dict[Size, tuple[Schedule, float]] = {}
+        self.guidance = guidance
+        self.micro_batch = micro_batch
+        self.autocast = autocast
+        self.merge_adapter = merge_adapter
+        self.tell = tell
+
+    def roll_out(
+        self,
+        prompts: Sequence[Prompt],
+        members: int,
+        draws: Draws,
+        view: View,
+        *,
+        places: Sequence[int] | None = None,
+        samples: Sequence[int] | None = None,
+        keep_path: bool = False,
+    ) -> Iterator[Rollout]:
+        """`members` samples of each prompt, group by group, in micro-batches; of all of them only `samples`, if given.
+
+        Sample i of the flat, group-major order belongs to prompt i // members and is drawn from the key
+        `draws.at(group, member)`; `places` are the numbers of the groups, by default 0, 1, ... A group has its prompt's
+        size, or the run's; a micro-batch ends where the bucket changes.
+        """
+        chosen = range(len(prompts) * members) if samples is None else samples
+        here = list(dict.fromkeys(i // members for i in chosen))  # the groups that some of the samples belong to
+        if not here:
+            return
+        prompts = [prompt.sized(self.resolution, self.policy.backbone.fps) for prompt in prompts]
+        asked = [prompts[g] for g in here]
+        rows = dict(zip(here, self.conditioning.rows(asked), strict=True))
+        opposite = None
+        if self.guidance != 1.0:
+            opposite = dict(zip(here, self.conditioning.unconditional_rows(asked), strict=True))
+        buckets = {g: bucket(self.policy.backbone, prompts[g]) for g in here}
+        start, size = 0, self.micro_batch or len(chosen)
+
+        def draw(count: int) -> Rollout:
+            flat = chosen[start : start + count]
+            groups = [i // members for i in flat]
+            keys = [draws.at(places[i // members] if places else i // members, i % members) for i in flat]
+            return self._micro_batch(
+                _of_groups(rows, groups),
+                None if opposite is None else _of_groups(opposite, groups),
+                keys,
+                [prompts[i // members] for i in flat],
+                flat,
+                view,
+                keep_path,
+            )
+
+        for run in runs([buckets[i // members] for i in chosen]):
+            while start < run.stop:
+                drawn, fits = halving(
+                    draw, min(size, run.stop - start), "rollout.micro_batch", self.tell, again=not self.policy.sharded
+                )
+                if fits < min(size, run.stop - start):
+                    self.micro_batch = size = fits
+                start += len(drawn.samples)
+                yield drawn
+
+    def _shape(self, prompt: Prompt) -> tuple[int, ...]:
+        """Of a latent of this prompt."""
+        assert prompt.size is not None
+        if prompt.size not in self._shapes:
+            self._shapes[prompt.size] = promises.latent_shape(self.policy.backbone, prompt.size)
+        return self._shapes[prompt.size]
+
+    @torch.no_grad()
+    def _micro_batch(
+        self,
+        rows: Conditioning,
+        unconditional: Conditioning | None,
+        keys: list[Draws],
+        prompts: list[Prompt],
+        samples: Sequence[int],
+        view: View,
+        keep_path: bool,
+    ) -> Rollout:
+        noise = normal_rows([key.at("noise") for key in keys], self._shape(prompts[0]), self.device)
+        schedule, scale = self._start(prompts[0].size or self.resolution)
+        if scale != 1:
+            noise = noise * scale
+
+        def velocity(x_sigma: Tensor, sigma: Tensor) -> Tensor:
+            return self.policy.velocity(x_sigma, sigma.expand(len(x_sigma)), rows, unconditional, self.guidance)
+
+        # The view is set for one micro-batch at a time: between two of them, others may use the policy.
+        with self.policy.view(view, merged=self.merge_adapter), self.autocast():
+            result = self.sampler.sample(
+                velocity, noise, steps=self.steps, schedule=schedule, draws=keys, keep_path=keep_path
+            )
+        if not isinstance(result, SampleResult) or result.x0.shape != noise.shape:
+            what = tuple(result.x0.shape) if isinstance(result, SampleResult) else type(result).__name__
+            raise PluginError(
+                f"rollout.sampler: {type(self.sampler).__name__} returned {what}, not a SampleResult with x0 of "
+                f"{tuple(noise.shape)}"
+            )
+        return Rollout(samples, tuple(prompts), result.x0, result.path)
+
+    def _start(self, size: Size) -> tuple[Schedule, float]:
+        """The schedule of samples of this size, and the scale of the noise that they begin with."""
+        if size not in self._starts:
+            backbone = self.policy.backbone
+            schedule = of_model(backbone, size, self.steps, self.shift)
+            self._starts[size] = schedule, promises.start(backbone, float(self.sampler.sigmas(self.steps, schedule)[0]))
+        return self._starts[size]
+
+
+def _of_groups(rows: Mapping[int, Conditioning], groups: Sequence[int]) -> Conditioning:
+    """The groups' rows, one for each number in `groups`, which may have a group several times."""
+    here = list(dict.fromkeys(groups))
+    place = {g: k for k, g in enumerate(here)}
+    return Conditioning.cat([rows[g] for g in here]).rows([place[g] for g in groups])

@@ -1,0 +1,233 @@
+"""Which parts `dgpo plugins check` checks, and with what options, prompts and checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dgpo_core.errors import UserError
+from dgpo_core.hookspecs import KINDS
+from dgpo_kit import Given
+from dgpo_schemas.problems import nearest
+
+if TYPE_CHECKING:
+    from dgpo_core.plugins.registry import RegisteredPart, Registry
+    from dgpo_kit.contracts import Check
+    from dgpo_schemas.run import RunConfig
+
+__all__ = ["Target", "choose"]
+
+Key = tuple[str, str]
+"""Kind and name of a part."""
+PROMPTS = 4
+"""Prompts of a run that its rewards are checked with; they may be slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A distribution, or a part as "KIND NAME", with its checks."""
+
+    what: str
+    checks: list[Check]
+
+
+def choose(
+    registry: Registry,
+    names: Sequence[str],
+    *,
+    kind: str | None,
+    distribution: str | None,
+    options: Sequence[str],
+    config: Path | None,
+    prompts: Path | None,
+    checkpoint: str | None = None,
+) -> list[Target]:
+    """What is to be checked: each distribution, followed by its chosen parts. Raises UserError for what cannot be."""
+    if not (names or kind or distribution or config):
+        raise UserError("name the parts to check, or give --kind, --distribution or --config")
+    run = {} if config is None else _given_by(config, registry)
+    unloaded = _unloaded(registry, names, distribution)
+    rest = [name for name in names if name not in unloaded]
+    keys = set(run) if config and not names else None
+    parts = [] if names and not rest else list(_select(registry, rest, kind, distribution, keys))
+    given = {(part.kind, part.part.name): run.get((part.kind, part.part.name), Given()) for part in parts}
+    _add_options(given, options)
+    _add_prompts(given, prompts)
+    _add_checkpoint(given, checkpoint)
+    owners = [p.distribution for p in parts] or ([_named(registry, distribution)] if distribution else [])
+    return list(_targets(registry, parts, given, dict.fromkeys([*unloaded.values(), *owners])))
+
+
+def _unloaded(registry: Registry, names: Sequence[str], distribution: str | None) -> dict[str, str]:
+    """Names that no usable part has and that a plugin which could not be loaded bears, to its distribution, whose own
+    check says why: a part is mostly called like its plugin."""
+    from dgpo_kit.collecting import normal
+
+    found = {}
+    for name in names:
+        if any(name in registry.parts(one) for one in KINDS):
+            continue
+        for broken in registry.broken:
+            called = {normal(one) for one in (broken.entry_point, broken.distribution)}
+            if called & {normal(name), normal(f"dgpo-{name}")} and distribution in (None, broken.distribution):
+                found[name] = broken.distribution
+    return found
+
+
+def _targets(
+    registry: Registry, parts: Sequence[RegisteredPart], given: Mapping[Key, Given], owners: Mapping[str, Any]
+) -> Iterator[Target]:
+    from dgpo_kit.contracts import distribution_checks, part_checks
+
+    for owner in owners:
+        yield Target(owner, list(distribution_checks(registry, owner)))
+        for part in parts:
+            if part.distribution == owner:
+                kind, name = part.kind, part.part.name
+                yield Target(f"{kind} {name}", list(part_checks(registry, kind, name, given[kind, name])))
+
+
+# -- which parts ----------------------------------------------------------------------------------------------------
+
+
+def _select(
+    registry: Registry, names: Sequence[str], kind: str | None, distribution: str | None, keys: set[Key] | None
+) -> Iterator[RegisteredPart]:
+    """Parts that all conditions allow, by kind and name."""
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"--kind {kind}: there is no such kind{nearest(kind, KINDS)} (kinds: {', '.join(KINDS)})")
+    owner = None if distribution is None else _named(registry, distribution)
+    found = [
+        part
+        for one in ([kind] if kind else KINDS)
+        for part in registry.parts(one).values()
+        if owner in (None, part.distribution)
+        and (keys is None or (one, part.part.name) in keys)
+        and (not names or part.part.name in names)
+    ]
+    for name in names:
+        if not any(part.part.name == name for part in found):
+            _unknown(registry, name, kind, owner)
+    for part in found:  # made for another version, it would break every promise
+        registry.check_contract(part)
+    yield from found
+
+
+def _named(registry: Registry, distribution: str) -> str:
+    from dgpo_kit.collecting import distribution_named
+
+    try:
+        return distribution_named(registry, distribution)
+    except UserError as error:
+        raise UserError(f"--distribution {distribution}: {error}") from error
+
+
+def _unknown(registry: Registry, name: str, kind: str | None, owner: str | None) -> None:
+    """Raise UserError for a name that no chosen part has."""
+    from dgpo_cli.plugins import raise_unknown
+
+    if owner is None:
+        raise_unknown(registry, kind, name)
+    known = {p.part.name for one in KINDS for p in registry.parts(one).values() if p.distribution == owner}
+    raise UserError(
+        f"{owner} has no part {name!r}{nearest(name, known)} (it has: {', '.join(sorted(known)) or 'none'})"
+    )
+
+
+# -- with what ------------------------------------------------------------------------------------------------------
+
+
+def _add_options(given: dict[Key, Given], options: Sequence[str]) -> None:
+    if not options:
+        return
+    if len(given) != 1:
+        what = ", ".join(" ".join(key) for key in given)
+        raise UserError(f"--option: belongs to one part, and {len(given)} are to be checked ({what}); name it alone")
+    ((key, before),) = given.items()
+    given[key] = replace(before, options={**before.options, **_parse(options)})
+
+
+def _parse(options: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` settings and JSON objects as one mapping."""
+    from dgpo_schemas.loading import Document, apply_overrides
+    from dgpo_schemas.prompts import loads, unreadable
+
+    found: dict[str, Any] = {}
+    settings = []
+    for option in options:
+        if not option.lstrip().startswith("{"):
+            settings.append(option)
+            continue
+        try:
+            given = loads(option)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"--option {option}: is no JSON: {error}") from error
+        reason = unreadable(given)
+        if reason:
+            raise UserError(f"--option {option}: {reason}")
+        found |= given
+    document = apply_overrides(
+        Document("--option", {"options": found}, {}), settings, flag="--option", under="options."
+    )  # fmt: skip
+    parsed: dict[str, Any] = document.data["options"]
+    return parsed
+
+
+def _add_prompts(given: dict[Key, Given], path: Path | None) -> None:
+    if path is None:
+        return
+    from dgpo_core.data.prompts import load_file
+
+    rewards = [key for key in given if key[0] == "reward"]
+    if not rewards:
+        raise UserError(f"--prompts {path}: only rewards are shown prompts, and none is to be checked")
+    found = load_file(path)
+    for key in rewards:
+        given[key] = replace(given[key], prompts=found)
+
+
+def _add_checkpoint(given: dict[Key, Given], checkpoint: str | None) -> None:
+    if checkpoint is None:
+        return
+    backbones = [key for key in given if key[0] == "backbone"]
+    if not backbones:
+        raise UserError(f"--checkpoint {checkpoint}: only backbones load one, and none is to be checked")
+    for key in backbones:
+        given[key] = replace(given[key], section={**given[key].section, "checkpoint": checkpoint})
+
+
+def _given_by(path: Path, registry: Registry) -> dict[Key, Given]:
+    """Every part that a run file uses, as it uses it."""
+    from dgpo_core.config.resolve import load_run_config
+
+    config = load_run_config(path, registry=registry)
+    rewards = [*config.rewards, *(config.evaluation.rewards or ())]
+    prompts = _some_prompts(config, registry)
+    found: dict[Key, Given] = {
+        ("sampler", config.rollout.sampler.use): Given(config.rollout.sampler.options),
+        ("weighting", config.weighting.use): Given(config.weighting.options),
+        ("timesteps", config.timesteps.use): Given(config.timesteps.options),
+        ("objective", config.objective.use): Given(config.objective.options),
+    }
+    backbone = config.backbone
+    section = backbone.model_dump(exclude={"use", "options"})
+    found["backbone", backbone.use] = Given(backbone.options, section=section, size=config.rollout.height_width)
+    for block in [*config.prompts.blocks("train"), *config.prompts.blocks("heldout")]:
+        if block.use is not None:
+            found["prompts", block.use] = Given(block.options)
+    for reward in rewards:
+        found["reward", reward.use] = Given(reward.options, prompts=prompts)
+        for kind in KINDS:
+            chosen = reward.options.get(kind)  # an option called after a kind chooses a part of it
+            if isinstance(chosen, dict) and "use" in chosen:
+                found[kind, chosen["use"]] = Given(chosen.get("options", {}))
+    return found
+
+
+def _some_prompts(config: RunConfig, registry: Registry) -> list[Any]:
+    from dgpo_core.data.prompts import load_sources, some_of_each
+
+    split: Literal["train", "heldout"] = "heldout" if config.prompts.heldout else "train"
+    return some_of_each(load_sources(config.prompts, split, registry), PROMPTS)

@@ -1,0 +1,88 @@
+"""`dgpo plugins new`: a distribution to start from, that already works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from dgpo_kit.scaffold import Scaffold
+
+__all__ = ["new_plugin"]
+
+
+def new_plugin(
+    kind: Annotated[str, typer.Argument(help="Kind of part, such as reward or sampler.", metavar="KIND")],
+    name: Annotated[str, typer.Argument(help="What a run file will write after `use`.", metavar="NAME")],
+    over: Annotated[
+        str, typer.Option("--over", help="What a backbone stands on: diffusers, by dgpo-diffusers.", metavar="BASE")
+    ] = "",
+    output: Annotated[Path, typer.Option("--output", help="Directory in which dgpo-NAME/ is made.")] = Path(),
+) -> None:
+    """Write a new plugin: a distribution dgpo-NAME with a small working part, its tests and a README.
+
+    KIND is one of backbone, sampler, reward, weighting, timesteps, objective, prompts, detector.
+
+    Examples:
+
+        dgpo plugins new reward brightness
+
+        dgpo plugins new sampler my-heun --output ../plugins
+
+        dgpo plugins new backbone my-flux --over diffusers
+    """
+    from dgpo_core.errors import UserError
+    from dgpo_core.hookspecs import KINDS
+    from dgpo_kit.scaffold import BASES, Scaffold, check_name, render, write
+    from dgpo_schemas.problems import nearest
+
+    if kind not in KINDS:
+        raise UserError(f"KIND {kind}: there is no such kind{nearest(kind, KINDS)} (kinds: {', '.join(KINDS)})")
+    if over and over not in BASES:
+        raise UserError(f"--over {over}: there is no such base{nearest(over, BASES)} (bases: {', '.join(BASES)})")
+    if over and BASES[over] != kind:
+        raise UserError(f"--over {over}: a {kind} does not stand on it, only a {BASES[over]} does; leave --over out")
+    check_name(name)
+    scaffold = Scaffold(kind, name, over)
+    _check_free(scaffold)
+    directory = output / scaffold.distribution
+    if directory.exists() or directory.is_symlink():
+        raise UserError(f"{directory}: exists already; nothing was written. Choose another NAME or --output")
+    if not output.is_dir():
+        raise UserError(f"--output {output}: there is no such directory")
+    files = render(scaffold)
+    write(files, directory)
+    typer.echo(f"wrote {directory}/")
+    for path in files:
+        typer.echo(f"  {path}")
+    typer.echo("next:")
+    typer.echo(f"  pip install -e '{directory}[test]'")
+    if over:
+        typer.echo(f"  python -m {scaffold.package}.testing tiny")
+    typer.echo(f"  dgpo plugins check {name} --kind {kind}{' --checkpoint tiny' if over else ''}")
+    typer.echo(f"  python -m pytest {directory}")
+
+
+def _check_free(scaffold: Scaffold) -> None:
+    """Raise UserError if an installed or bundled part, distribution or package has one of the names already."""
+    import importlib.util
+
+    from dgpo_core.errors import UserError
+    from dgpo_core.plugins.registry import BUNDLED, get_registry
+
+    registry, kind, name = get_registry(), scaffold.kind, scaffold.name
+    owner = registry.parts(kind)[name].distribution if name in registry.parts(kind) else BUNDLED.get((kind, name))
+    owner = owner or " and ".join(registry.conflicts().get((kind, name), []))
+    if owner:
+        raise UserError(
+            f"NAME {name}: {owner} declares the {kind} {name} already, and one of two with the same name could not be "
+            f"used; choose another, such as my-{name}"
+        )
+    taken = scaffold.distribution in registry.distributions() or scaffold.distribution in BUNDLED.values()
+    if taken or importlib.util.find_spec(scaffold.package) is not None:
+        raise UserError(
+            f"NAME {name}: {scaffold.distribution} (package {scaffold.package}) exists already; choose another, such "
+            f"as my-{name}"
+        )

@@ -1,0 +1,65 @@
+"""Checks that a part keeps its contract (`dgpo_core.contracts`), for anybody's plugin. None needs pytest.
+
+`part_checks` gives everything that an installed part promises as named checks; `dgpo plugins check` and
+`dgpo_kit.contract_tests` run those. The functions `check_...` take a built part, or what builds one, and raise
+AssertionError at the first promise that is broken:
+
+    def test_my_reward() -> None:
+        check_reward(MyReward(MyOptions(), device=torch.device("cpu")), media, prompts)
+
+Legend: B samples, G members of a group.
+"""
+
+from __future__ import annotations
+
+from dgpo_kit.contracts._backbone import backbone_checks, check_backbone
+from dgpo_kit.contracts._check import Check, run_all
+from dgpo_kit.contracts._declarations import (
+    HEAVY,
+    check_declaration,
+    check_light,
+    declaration_checks,
+    distribution_checks,
+)
+from dgpo_kit.contracts._detector import check_detector, detector_checks
+from dgpo_kit.contracts._group_reward import check_group_reward, group_reward_checks
+from dgpo_kit.contracts._objective import check_objective, objective_checks
+from dgpo_kit.contracts._prompts import check_prompts, prompts_checks
+from dgpo_kit.contracts._reward import check_reward, reward_checks
+from dgpo_kit.contracts._sampler import check_sampler, sampler_checks
+from dgpo_kit.contracts._suite import part_checks, parts_of
+from dgpo_kit.contracts._timesteps import check_timesteps, timesteps_checks
+from dgpo_kit.contracts._weighting import check_weighting, weighting_checks
+from dgpo_kit.given import Given, NeedsInput
+
+__all__ = [
+    "HEAVY",
+    "Check",
+    "Given",
+    "NeedsInput",
+    "backbone_checks",
+    "check_backbone",
+    "check_declaration",
+    "check_detector",
+    "check_group_reward",
+    "check_light",
+    "check_objective",
+    "check_prompts",
+    "check_reward",
+    "check_sampler",
+    "check_timesteps",
+    "check_weighting",
+    "declaration_checks",
+    "detector_checks",
+    "distribution_checks",
+    "group_reward_checks",
+    "objective_checks",
+    "part_checks",
+    "parts_of",
+    "prompts_checks",
+    "reward_checks",
+    "run_all",
+    "sampler_checks",
+    "timesteps_checks",
+    "weighting_checks",
+]

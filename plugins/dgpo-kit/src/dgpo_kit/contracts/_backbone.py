@@ -1,0 +1,485 @@
+"""Backbones: shapes, ranges, rows apart from each other, and weights that the engine can exchange."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import tempfile
+import unittest
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dgpo_core.contracts import Adapter, Backbone
+from dgpo_core.errors import UserError
+from dgpo_core.flow.schedules import sigmas as sampler_times
+from dgpo_core.flow.velocity import guided_velocity
+from dgpo_core.plugins import promises
+from dgpo_core.types import Conditioning, Prompt, Schedule, same_places
+from dgpo_core.weights import resolve_checkpoint
+from dgpo_kit.contracts._assertions import close, equal, global_state_left_alone, normal, that
+from dgpo_kit.contracts._check import Check, checks_of, run_all
+from dgpo_kit.given import NeedsInput
+
+__all__ = ["backbone_checks", "check_backbone"]
+
+TEXTS = ("a red circle", "two blue squares on the left of a very long fence", "")
+SIZES = ((64, 64), (32, 32), (16, 16), (8, 8), (128, 128), (256, 256), (512, 512))
+"""Tried in this order where no size is given."""
+SIDES = (45, 13, 7, 1)
+"""Widths that few models can draw, tried where no impossible size is given."""
+
+
+def check_backbone(
+    make: Callable[[], Backbone],
+    size: tuple[int, int],
+    *,
+    impossible: tuple[int, int] | None = None,
+    texts: Sequence[str] = TEXTS,
+    tolerance: float = 1e-4,
+) -> None:
+    """Shapes, dtypes and ranges; rows independent of their batch; views of the weights; nothing random.
+
+    make: builds the backbone on the CPU, the same every time; size: (height, width) that it can draw; impossible: one
+    that it cannot; tolerance: of one sample against the same in a batch.
+    """
+    run_all(backbone_checks(make, size, impossible=impossible, texts=texts, tolerance=tolerance))
+
+
+def backbone_checks(
+    make: Callable[[], Backbone],
+    size: tuple[int, int] | None = None,
+    *,
+    impossible: tuple[int, int] | None = None,
+    texts: Sequence[str] = TEXTS,
+    tolerance: float = 1e-4,
+) -> Iterator[Check]:
+    """What a backbone promises; arguments as for `check_backbone`, without a size the first usual one is taken."""
+
+    @cache
+    def subject() -> _Subject:
+        backbone = make()
+        return _Subject(make, backbone, size or _possible(backbone), impossible, texts, tolerance)
+
+    return checks_of(
+        subject, trainable, latent_shape, times, prompts, encode, unconditional, velocity, batch_invariance, guide,
+        gradient, weights,
+        adapter, merged, save_adapter, formats, save_weights, decode, reproducible, random_state, dtype,
+        gradient_checkpointing, package,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Subject:
+    make: Callable[[], Backbone]
+    backbone: Backbone
+    size: tuple[int, int]
+    impossible: tuple[int, int] | None
+    texts: Sequence[str]
+    tolerance: float
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [replace(self.backbone.example(self.size), text=text) for text in self.texts]
+
+    def arguments(self) -> tuple[Tensor, Tensor, Conditioning]:
+        """Of `velocity`: one row a text, sigma from the highest time that the model knows to the lowest."""
+        count = len(self.texts)
+        x_sigma = normal(count, *self.backbone.latent_shape(*self.size))
+        low, high = self.backbone.sigma_range
+        return x_sigma, torch.linspace(high, low, count), self.backbone.encode(self.prompts)
+
+    @torch.no_grad()
+    def velocity(self) -> Tensor:
+        return self.backbone.velocity(*self.arguments())
+
+    @property
+    def adapter(self) -> Adapter:
+        """SkipTest where there is none."""
+        if self.backbone.adapter is None:
+            raise unittest.SkipTest("every weight is trained, there is no adapter")
+        return self.backbone.adapter
+
+    def base_velocity(self) -> Tensor:
+        """Without the adapter."""
+        with self.adapter.off():
+            return self.velocity()
+
+    @contextlib.contextmanager
+    def moved_weights(self) -> Iterator[None]:
+        """The engine points the trained parameters at other tensors, and back."""
+        parameters = list(self.backbone.trainable().values())
+        start = [parameter.data for parameter in parameters]
+        for i, parameter in enumerate(parameters):
+            parameter.data = start[i] + 0.1 * normal(*parameter.shape, seed=i)
+        try:
+            yield
+        finally:
+            for parameter, tensor in zip(parameters, start, strict=True):
+                parameter.data = tensor
+
+
+def _possible(backbone: Backbone) -> tuple[int, int]:
+    for size in SIZES:
+        with contextlib.suppress(UserError):
+            backbone.latent_shape(*size)
+            return size
+    raise NeedsInput(f"a size in pixels: it can draw none of {', '.join(f'{h}x{w}' for h, w in SIZES)}")
+
+
+def trainable(s: _Subject) -> None:
+    """Float32 parameters of `module` with a gradient; everything else is frozen."""
+    found = s.backbone.trainable()
+    inside = {id(parameter) for parameter in s.backbone.module.parameters()}
+    that(found, "something is trained")
+    for name, parameter in found.items():
+        that(parameter.dtype == torch.float32, f"{name} is float32")
+        that(parameter.requires_grad, f"{name} requires a gradient")
+        that(id(parameter) in inside, f"{name} is a parameter of `module`")
+    trained = {id(parameter) for parameter in found.values()}
+    for name, parameter in s.backbone.module.named_parameters():
+        that(not parameter.requires_grad or id(parameter) in trained, f"{name} is frozen or in `trainable`")
+
+
+def latent_shape(s: _Subject) -> None:
+    """Whole numbers; a size that cannot be drawn is a UserError."""
+    shape = s.backbone.latent_shape(*s.size)
+    that(shape and all(type(n) is int and n > 0 for n in shape), "a latent's shape is a tuple of whole numbers")
+    sizes = [s.impossible] if s.impossible else [(s.size[0], width) for width in SIDES]
+    for size in sizes:
+        try:
+            s.backbone.latent_shape(*size)
+        except UserError:
+            return
+        except Exception as error:
+            raise AssertionError(f"a size of {size} is a UserError, not {type(error).__name__}: {error}") from error
+    that(s.impossible is None, f"a size of {s.impossible} is a UserError")
+
+
+def times(s: _Subject) -> None:
+    """Schedules, the range of times, the start and the weight of errors are what samples and losses can be made of."""
+    low, high = s.backbone.sigma_range
+    that(0 <= low < high <= 1, f"`sigma_range` goes up, within [0, 1]: not from {low} to {high}")
+    for steps in (1, 2, 10):
+        schedule = s.backbone.schedule(*s.size, steps)
+        that(isinstance(schedule, Schedule), f"`schedule` gives a Schedule, not {type(schedule).__name__}")
+        try:
+            sigmas = sampler_times(steps, schedule)
+        except (ValueError, UserError) as error:
+            raise AssertionError(f"the schedule for {steps} steps gives times: {error}") from error
+        inside = all(low - 1e-9 <= sigma <= high + 1e-9 for sigma in sigmas[:-1].tolist())
+        that(inside, f"the times of {steps} steps, but for the final 0, lie in `sigma_range`")
+        start = s.backbone.start(float(sigmas[0]))
+        that(isinstance(start, float | int) and 0 < start < math.inf, f"`start` is a number above 0, not {start}")
+    sigma = torch.linspace(high, low, 3)
+    weight = s.backbone.loss_weight(sigma)
+    if weight is None:
+        return
+    that(weight.shape == sigma.shape, f"`loss_weight` is one number a sample, not {tuple(weight.shape)}")
+    that(bool((weight.isfinite() & (weight >= 0)).all()), "`loss_weight` is finite and not negative")
+    that(weight.dtype == sigma.dtype, f"`loss_weight` is of sigma's dtype {sigma.dtype}, not {weight.dtype}")
+    that(not weight.requires_grad, "`loss_weight` has no gradient")
+
+
+def prompts(s: _Subject) -> None:
+    """Its own example is one that it can draw; a prompt's bucket is one value; `unread` names some of the prompts."""
+    example = s.backbone.example(s.size)
+    that(isinstance(example, Prompt), f"`example` gives a Prompt, not {type(example).__name__}")
+    that(example.size == s.size, f"`example` has the size that it was asked for, not {example.size}")
+    try:
+        s.backbone.check_prompts(s.prompts)
+    except UserError as error:
+        raise AssertionError(f"`check_prompts` takes the model's own example: {error}") from error
+    for prompt in s.prompts:
+        promises.bucket(s.backbone, prompt)
+    promises.unread(s.backbone, s.prompts)
+
+
+def encode(s: _Subject) -> None:
+    """One row a prompt, whatever the other prompts are; no gradient."""
+    _rows(s, s.backbone.encode, "prompt")
+
+
+def unconditional(s: _Subject) -> None:
+    """Likewise what guidance leads away from; it depends on the negative text, and not on the text."""
+    if not s.backbone.guidable:
+        raise unittest.SkipTest("the model has no unconditional prediction")
+    _rows(s, s.backbone.unconditional, "unconditional prompt")
+    named = [replace(prompt, negative="a blurred photograph") for prompt in s.prompts]
+    for prompts, what in ((s.prompts, "without a negative text"), (named, "with one")):
+        first, *others = [s.backbone.unconditional([prompt]) for prompt in prompts]
+        for other in others:
+            for name, tensor in first.tensors.items():
+                equal(other.tensors[name], tensor, f"unconditional {name} {what} ignores the text")
+
+
+def _rows(s: _Subject, encode: Callable[[Sequence[Prompt]], Conditioning], what: str) -> None:
+    encoded, again = encode(s.prompts), encode(s.prompts)
+    that(encoded.tensors, "there is conditioning")
+    that(encoded.lengths.keys() <= encoded.tensors.keys(), "`lengths` are those of tensors")
+    for name, tensor in encoded.tensors.items():
+        that(len(tensor) == len(s.texts), f"{name} has one row a {what}")
+        that(not tensor.requires_grad, f"{name} has no gradient")
+        equal(again.tensors[name], tensor, f"{name} is the same every time")
+        if name in encoded.lengths:
+            lengths = encoded.lengths[name]
+            that(len(lengths) == len(tensor), f"{name} has one length a {what}")
+            that(max(lengths) == tensor.shape[1], f"{name} is as long as the longest of its rows")
+            beyond = [row[length:] for row, length in zip(tensor, lengths, strict=True)]
+            that(not any(bool(rest.any()) for rest in beyond), f"{name} is zero beyond the length of a row")
+    for i, prompt in enumerate(s.prompts):
+        alone = encode([prompt])
+        that(alone.tensors.keys() == encoded.tensors.keys(), f"conditioning has the same tensors for every {what}")
+        that(alone.lengths.keys() == encoded.lengths.keys(), f"`lengths` name the same tensors for every {what}")
+        for name, tensor in alone.tensors.items():
+            row = encoded.rows([i]).tensors[name]
+            that(tensor.shape == row.shape, f"{name} of a {what} is as long alone as among others")
+            close(tensor, row, f"{name} of a {what} does not depend on others", s.tolerance)
+
+
+def velocity(s: _Subject) -> None:
+    """Float32 like the latents, finite from noise to data, the same every time."""
+    x_sigma, sigma, conditioning = s.arguments()
+    kept = x_sigma.clone()
+    with torch.no_grad():
+        found = s.backbone.velocity(x_sigma, sigma, conditioning)
+    that(found.shape == x_sigma.shape, f"velocity has the latents' shape, not {tuple(found.shape)}")
+    that(found.dtype == torch.float32, f"velocity is float32, not {found.dtype}")
+    that(found.isfinite().all(), "velocity is finite for sigma in [0, 1], both ends included")
+    equal(x_sigma, kept, "velocity leaves its argument alone")
+    equal(s.velocity(), found, "velocity is the same every time")
+
+
+def batch_invariance(s: _Subject) -> None:
+    """Any micro-batch gives the same velocities."""
+    x_sigma, sigma, conditioning = s.arguments()
+    together = s.velocity()
+    for i in range(len(s.texts)):
+        row = slice(i, i + 1)
+        with torch.no_grad():
+            alone = s.backbone.velocity(x_sigma[row], sigma[row], conditioning.rows(row))
+        close(alone, together[row], "velocity of a sample does not depend on the others", s.tolerance)
+
+
+def guide(s: _Subject) -> None:
+    """Both velocities are of one batch; what they become has their shape, and does not depend on other samples."""
+    if not s.backbone.guidable:
+        raise unittest.SkipTest("the model has no unconditional prediction")
+    x_sigma, sigma, conditioning = s.arguments()
+    free = s.backbone.unconditional(s.prompts)
+    difference = same_places(conditioning, free)
+    that(difference is None, f"`unconditional` gives rows like those of `encode`: {difference}")
+    network = promises.Checked(s.backbone)
+    with torch.no_grad():
+        found = guided_velocity(network, x_sigma, sigma, conditioning, free, 2.5)
+        for i in range(len(s.texts)):
+            row = slice(i, i + 1)
+            alone = guided_velocity(network, x_sigma[row], sigma[row], conditioning.rows(row), free.rows(row), 2.5)
+            close(alone, found[row], "a guided velocity does not depend on the other samples", s.tolerance)
+    that(found.dtype == torch.float32, f"`guide` gives float32, not {found.dtype}")
+    that(found.isfinite().all(), "a guided velocity is finite")
+
+
+def gradient(s: _Subject) -> None:
+    """The trained parameters get one, the others none."""
+    s.backbone.velocity(*s.arguments()).square().sum().backward()  # type: ignore[no-untyped-call]
+    parameters = s.backbone.trainable().values()
+    trained = {id(parameter) for parameter in parameters}
+    for name, parameter in s.backbone.module.named_parameters():
+        that(parameter.grad is None or id(parameter) in trained, f"{name} is not trained and gets no gradient")
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    that(any(gradient.any() for gradient in gradients), "the trained parameters get a gradient")
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def weights(s: _Subject) -> None:
+    """The engine exchanges them through `parameter.data`."""
+    before = s.velocity()
+    with s.moved_weights():
+        moved = s.velocity()
+        that(not torch.equal(moved, before), "velocity follows the trained weights where `parameter.data` is replaced")
+    equal(s.velocity(), before, "velocity is as before with the weights from before")
+
+
+def adapter(s: _Subject) -> None:
+    """What is trained is its own; it can be switched off, which shows the base, and is back afterwards."""
+    back = "the adapter is back after `off`, also after an error"
+    own, trained = s.adapter.parameters(), s.backbone.trainable()
+    that({id(p) for p in own.values()} == {id(p) for p in trained.values()}, "`trainable` are the adapter's parameters")
+    that(list(own) == list(s.adapter.parameters()), "the names of the adapter's parameters are always the same")
+    with s.moved_weights():
+        moved = s.velocity()
+        base = s.base_velocity()
+        equal(s.velocity(), moved, back)
+        with contextlib.suppress(KeyError), s.adapter.off():
+            raise KeyError
+        equal(s.velocity(), moved, back)
+        with s.adapter.off():
+            s.base_velocity()
+            equal(s.velocity(), base, "the adapter is still off after another `off` inside")
+    equal(s.base_velocity(), base, "without its adapter the model does not depend on the trained weights")
+    that(not torch.equal(base, moved), "without its adapter the model is another one")
+    close(s.velocity(), base, "a new adapter changes nothing", s.tolerance)
+
+
+def merged(s: _Subject) -> None:
+    """Merged, the adapter gives the same velocities; afterwards no weight has changed."""
+    with s.moved_weights():
+        context = s.adapter.merged()
+        if context is None:
+            raise unittest.SkipTest("its adapter cannot be merged")
+        kept = [(parameter, parameter.data.clone()) for parameter in s.backbone.module.parameters()]
+        before = s.velocity()
+        with context:
+            inside = s.velocity()
+        close(inside, before, "velocity with the adapter merged is velocity with the adapter", s.tolerance)
+        with contextlib.suppress(KeyError), s.adapter.merged() or contextlib.nullcontext():
+            raise KeyError
+        for parameter, data in kept:
+            equal(parameter.data, data, "weights are bit for bit as before `merged`, also after an error")
+        equal(s.velocity(), before, "the adapter is back after `merged`, also after an error")
+
+
+def save_adapter(s: _Subject) -> None:
+    """In its usual format; nothing else changes."""
+    that(s.adapter.formats, "an adapter has a format")
+    _saved(s, "the adapter's `save`", partial(s.adapter.save, format=s.adapter.formats[0]))
+
+
+def formats(s: _Subject) -> None:
+    """The others are written likewise."""
+    names = s.adapter.formats
+    that(len(set(names)) == len(names), f"formats are named once: {', '.join(names)}")
+    for name in names:
+        that(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name), f"a format's name is of a-z, 0-9 and dashes, not {name!r}")
+    for name in names[1:]:
+        _saved(s, f"the adapter's `save` as {name}", partial(s.adapter.save, format=name))
+
+
+def save_weights(s: _Subject) -> None:
+    """Without an adapter all weights are written, and nothing else changes."""
+    if s.backbone.adapter is not None:
+        raise unittest.SkipTest("the adapter alone is trained")
+    _saved(s, "`save_weights`", s.backbone.save_weights)
+
+
+def _saved(s: _Subject, what: str, save: Callable[[Path], None]) -> None:
+    before = s.velocity()
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory) / "new"
+        for _ in range(2):  # the second time it is there already
+            save(place)
+            that(any(file.is_file() for file in place.rglob("*")), f"{what} writes something")
+    equal(s.velocity(), before, f"{what} changes nothing")
+
+
+def decode(s: _Subject) -> None:
+    """Media of the declared kind, float32 in [0, 1], of the size that was asked for, the same in any batch."""
+    x0 = normal(3, *s.backbone.latent_shape(*s.size), seed=1)
+    media = s.backbone.decode(x0)
+    that(media.dim() in (4, 5), f"media are [B, 3, H, W] or [B, F, 3, H, W], not {tuple(media.shape)}")
+    declared = s.backbone.media
+    that(declared in ("image", "video"), f"`media` is image or video, not {declared!r}")
+    found = "video" if media.dim() == 5 else "image"
+    that(declared == found, f"`media` says what `decode` gives: it gives {found} and says {declared}")
+    fps = s.backbone.fps
+    that(fps is None or (isinstance(fps, int | float) and 0 < fps < math.inf), f"`fps` is a number, not {fps!r}")
+    that(fps is None or declared == "video", f"`fps` is of videos; images have none, not {fps!r}")
+    that((len(media), *media.shape[-3:]) == (3, 3, *s.size), f"media have three channels of {s.size}")
+    that(media.dtype == torch.float32, f"media are float32, not {media.dtype}")
+    that(bool((media >= 0).all() and (media <= 1).all()), "media lie in [0, 1]")
+    that(not media.requires_grad, "media have no gradient")
+    equal(s.backbone.decode(x0), media, "media are the same every time")
+    for i in range(len(x0)):
+        close(s.backbone.decode(x0[i : i + 1])[0], media[i], "media do not depend on the others", s.tolerance)
+
+
+def reproducible(s: _Subject) -> None:
+    """Built twice, it is the same twice: names and weights."""
+    first, again = s.make(), s.make()
+    that(list(again.trainable()) == list(first.trainable()), "the names of trained parameters are always the same")
+    for name, parameter in again.trainable().items():
+        equal(parameter, first.trainable()[name], f"{name} starts the same every time")
+
+
+def random_state(s: _Subject) -> None:
+    """Neither loading nor computing draws from a global generator."""
+    with global_state_left_alone("a backbone"):
+        s.make()
+        s.velocity()
+        s.backbone.decode(normal(1, *s.backbone.latent_shape(*s.size)))
+
+
+# -- what the class says that it uses of its section ----------------------------------------------------------------
+
+
+def dtype(s: _Subject) -> None:
+    """`backbone.dtype` is the type of frozen weights; velocities and what is trained stay float32."""
+    other = "bfloat16" if s.backbone.section.dtype == "float32" else "float32"
+    made = _with(s, "dtype", dtype=other)
+    trained = {id(parameter) for parameter in made.trainable().values()}
+    frozen = [p for p in made.module.parameters() if id(p) not in trained and p.is_floating_point()]
+    if not frozen:
+        raise unittest.SkipTest("every weight is trained")
+    # Some models keep a few of them in float32, whatever is asked for.
+    that(any(p.dtype == getattr(torch, other) for p in frozen), f"with `dtype: {other}` frozen weights are {other}")
+    for name, parameter in made.trainable().items():
+        that(parameter.dtype == torch.float32, f"{name} is float32, also with `dtype: {other}`")
+
+
+def gradient_checkpointing(s: _Subject) -> None:
+    """With `backbone.gradient_checkpointing` activations are computed again, and the gradients are the same."""
+    found = {}
+    for on in (False, True):
+        made = _with(s, "gradient_checkpointing", gradient_checkpointing=on)
+        calls = _Calls(made.module)
+        made.velocity(*s.arguments()).square().sum().backward()  # type: ignore[no-untyped-call]
+        found[on] = calls.count, {name: p.grad for name, p in made.trainable().items()}
+    again = "with `gradient_checkpointing: true` modules of the network are called again for the backward pass"
+    that(found[True][0] > found[False][0], again)
+    for name, gradient in found[True][1].items():
+        plain = found[False][1][name]
+        that((gradient is None) == (plain is None), f"{name} has a gradient with gradient_checkpointing if without it")
+        if gradient is not None and plain is not None:
+            close(gradient, plain, f"the gradient of {name} is the same with gradient_checkpointing", s.tolerance)
+
+
+class _Calls:
+    """Counts the calls of a network's modules."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.count = 0
+        for module in network.modules():
+            module.register_forward_pre_hook(self._note)
+
+    def _note(self, *_: object) -> None:
+        self.count += 1
+
+
+def package(s: _Subject) -> None:
+    """`checkpoint: package:NAME/path` is looked up among the files of installed plugins."""
+    wanted = "package:dgpo_no_such_package/model"
+    try:
+        resolve_checkpoint(wanted)
+    except UserError as error:
+        said = str(error)
+    try:
+        _with(s, "checkpoint", checkpoint=wanted)
+    except UserError as error:
+        that(said in str(error), f"a checkpoint {wanted} is resolved by dgpo_core.weights, which says: {said}")
+    else:
+        that(False, f"a checkpoint {wanted} is a UserError, or `uses` has no checkpoint")
+
+
+def _with(s: _Subject, key: str, **settings: object) -> Backbone:
+    """The same backbone with other settings of its section. SkipTest if it does not use that key."""
+    backbone = s.backbone
+    if key not in backbone.uses:
+        raise unittest.SkipTest(f"it does not use backbone.{key}")
+    return type(backbone)(backbone.section.model_copy(update=settings), backbone.options, device=backbone.device)

@@ -1,0 +1,149 @@
+"""The suite: from a part's name to everything it promises, each as a check of its own."""
+
+from __future__ import annotations
+
+import unittest
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from dgpo_core.contracts import Backbone, GroupReward, Objective
+from dgpo_core.errors import PluginError, UserError
+from dgpo_core.hookspecs import KINDS
+from dgpo_core.plugins.registry import RegisteredPart, Registry
+from dgpo_core.training.policy import check_adapter
+from dgpo_kit.contracts._backbone import backbone_checks
+from dgpo_kit.contracts._check import Check
+from dgpo_kit.contracts._declarations import declaration_checks
+from dgpo_kit.contracts._detector import detector_checks
+from dgpo_kit.contracts._group_reward import group_reward_checks
+from dgpo_kit.contracts._objective import objective_checks
+from dgpo_kit.contracts._prompts import prompts_checks
+from dgpo_kit.contracts._reward import reward_checks
+from dgpo_kit.contracts._sampler import sampler_checks
+from dgpo_kit.contracts._timesteps import timesteps_checks
+from dgpo_kit.contracts._weighting import weighting_checks
+from dgpo_kit.given import Given, NeedsInput
+from dgpo_schemas.base import UseBlock
+from dgpo_schemas.problems import explain
+from dgpo_schemas.run import BackboneSection, ObjectiveSection
+
+__all__ = ["part_checks", "parts_of"]
+
+CPU = torch.device("cpu")
+NO_CHECKPOINT = "none"
+"""What a backbone is asked to load where nothing is given; one that makes its own weights does not look at it."""
+OBJECTIVE_SETTINGS: tuple[dict[str, Any], ...] = (
+    {}, {"kl": 0.0}, {"clip": None}, {"clip": None, "kl": 0.0}, {"clip_kl": True, "kl": 1.0}, {"reference": "ema"},
+)  # fmt: skip
+
+
+def parts_of(registry: Registry, distribution: str) -> list[RegisteredPart]:
+    """A distribution's usable parts, by kind and name."""
+    return [p for kind in KINDS for p in registry.parts(kind).values() if p.distribution == distribution]
+
+
+def part_checks(registry: Registry, kind: str, name: str, given: Given | None = None) -> Iterator[Check]:
+    """Everything that a part promises: its declaration, then its contract (nothing is built before a check runs).
+
+    A check raises NeedsInput if the part cannot be built with what is given, or without it.
+    """
+    given = given or Given()
+    yield from declaration_checks(registry, kind, name, given.options)
+    yield from _CHECKS[kind](_Builder(registry, kind, name, given), given)
+
+
+class _Builder:
+    """Builds a part as a run would."""
+
+    def __init__(self, registry: Registry, kind: str, name: str, given: Given) -> None:
+        self.registry, self.kind, self.name, self.given = registry, kind, name, given
+
+    def __call__(self, section: type[UseBlock] = UseBlock, settings: Mapping[str, Any] | None = None, **kw: Any) -> Any:
+        """The part, its section with `settings` in it. Raises NeedsInput for what only a person can give."""
+        self._check_options()
+        data = {"use": self.name, "options": dict(self.given.options), **(settings or {}), **self.given.section}
+        try:
+            return self.registry.create(self.kind, section.model_validate(data), **kw)
+        except PluginError:
+            raise
+        except UserError as error:
+            raise NeedsInput(f"other input: {error}") from error
+
+    def on_device(self) -> Any:
+        return self(device=CPU)
+
+    def _check_options(self) -> None:
+        """Raise NeedsInput for options that are required and not given, or given and refused."""
+        model = self.registry.options_model(self.registry.find(self.kind, self.name))
+        options = dict(self.given.options)
+        try:
+            model.model_validate(options)
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, path))} {message}" for path, message in explain(model, options, error)]
+            raise NeedsInput(f"options: {'; '.join(wrong)}") from error
+
+
+def _backbone(build: _Builder, given: Given) -> Iterator[Check]:
+    """Both ways of training it, of which it may offer one."""
+    modes = [given.section["train"]] if "train" in given.section else ["lora", "full"]
+    for mode in modes:
+        other = [one for one in modes if one != mode]
+
+        def make(mode: str = mode, other: list[str] = other) -> Backbone:
+            return _made_for(build, mode, other)
+
+        yield from (Check(f"{mode}-{check.name}", check.run) for check in backbone_checks(make, given.size))
+
+
+def _made_for(build: _Builder, mode: str, other: list[str]) -> Backbone:
+    """The backbone, trained in this way. SkipTest if it only offers the other."""
+
+    def made(way: str) -> Backbone:
+        settings: dict[str, Any] = {"checkpoint": NO_CHECKPOINT, "train": way}
+        if way == "lora":
+            settings["lora"] = {"rank": 2, "alpha": 4}
+        found: Backbone = build(BackboneSection, settings, device=CPU)
+        try:
+            check_adapter(found)
+        except UserError as error:
+            raise NeedsInput(f"other input: {error}") from error
+        return found
+
+    try:
+        return made(mode)
+    except NeedsInput as error:
+        for way in other:
+            made(way)
+            raise unittest.SkipTest(f"it offers `train: {way}` alone: {error.__cause__}") from error
+        raise
+
+
+def _objective(build: _Builder, given: Given) -> Iterator[Check]:
+    def make() -> list[Objective]:
+        return [build(ObjectiveSection, settings) for settings in OBJECTIVE_SETTINGS]
+
+    return objective_checks(make)
+
+
+def _reward(build: _Builder, given: Given) -> Iterator[Check]:
+    """By the contract that its class derives from."""
+    try:
+        compares = issubclass(build.registry.implementation(build.registry.find("reward", build.name)), GroupReward)
+    except PluginError:  # the declaration's checks tell
+        compares = False
+    return (group_reward_checks if compares else reward_checks)(build.on_device, given.prompts)
+
+
+_CHECKS: dict[str, Callable[[_Builder, Given], Iterator[Check]]] = {
+    "backbone": _backbone,
+    "sampler": lambda build, given: sampler_checks(build),
+    "reward": _reward,
+    "weighting": lambda build, given: weighting_checks(build),
+    "timesteps": lambda build, given: timesteps_checks(build),
+    "objective": _objective,
+    "prompts": lambda build, given: prompts_checks(build),
+    "detector": lambda build, given: detector_checks(build.on_device),
+}

@@ -1,0 +1,327 @@
+"""A toy world: a two-layer velocity network on 4x4 tiles of latents, a brightness reward, a handful of prompts.
+
+`plugin` is a module-like object for `Registry.register`, so that a whole run works without any other package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import safetensors.torch
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dgpo_core.contracts import Adapter, Backbone, GroupReward, PromptSource, RewardModel
+from dgpo_core.errors import UserError
+from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.types import Conditioning, Example, Prompt, SampleKey, Scores
+from dgpo_schemas.base import Float, Int, Options
+from dgpo_schemas.run import BackboneSection
+
+__all__ = [
+    "BrightnessReward",
+    "ToyAdapter",
+    "ToyBackbone",
+    "ToyPlugin",
+    "ToyPrompts",
+    "WinRate",
+    "plugin",
+    "run_data",
+    "sizes_plugin",
+]
+
+SHAPE = (2, 4, 4)
+TILE = 8
+WIDTH = 48
+CONDITION = 4
+
+
+class ToyOptions(Options):
+    """Options of the toy backbone."""
+
+    double: bool = Field(default=False, description="Compute in float64, for proofs.")
+
+
+class _Layer(nn.Module):
+    """A linear layer with a low-rank adapter that can be switched off."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.base = nn.Linear(inputs, outputs)
+        self.down = nn.Linear(inputs, rank, bias=False)
+        self.up = nn.Linear(rank, outputs, bias=False)
+        nn.init.zeros_(self.up.weight)
+        self.scale = alpha / rank
+        self.adapted = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x)
+        return out + self.scale * self.up(self.down(x)) if self.adapted else out
+
+
+def _layers(network: nn.Module) -> list[_Layer]:
+    return [module for module in network.children() if isinstance(module, _Layer)]
+
+
+class ToyAdapter(Adapter):
+    """The low-rank parts of the toy's layers."""
+
+    formats = ("toy",)
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.layers = _layers(network)
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Two matrices a layer, by their names in the network."""
+        return {name: p for name, p in self.network.named_parameters() if "base" not in name}
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The base layers alone."""
+        before = [layer.adapted for layer in self.layers]
+        try:
+            for layer in self.layers:
+                layer.adapted = False
+            yield
+        finally:
+            for layer, adapted in zip(self.layers, before, strict=True):
+                layer.adapted = adapted
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """The matrices' products in the base layers."""
+        before = [layer.base.weight.data for layer in self.layers]
+        try:
+            for layer in self.layers:
+                adapter = layer.scale * layer.up.weight.data @ layer.down.weight.data
+                layer.base.weight.data = layer.base.weight.data + adapter
+            with self.off():
+                yield
+        finally:
+            for layer, data in zip(self.layers, before, strict=True):
+                layer.base.weight.data = data
+
+    def save(self, directory: Path, format: str) -> None:
+        """One safetensors file."""
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {name: p.detach().contiguous() for name, p in self.parameters().items()}
+        safetensors.torch.save_file(tensors, directory / "toy.safetensors")
+
+
+class ToyBackbone(Backbone):
+    """v = MLP([x, sigma, c]); weights from a fixed seed whatever the checkpoint is called."""
+
+    kind: ClassVar[type[ToyAdapter]] = ToyAdapter
+    uses = frozenset({"train: lora", "train: full", "lora.rank", "lora.alpha"})
+
+    def __init__(self, section: BackboneSection, options: ToyOptions, *, device: torch.device) -> None:
+        super().__init__(section, options, device=device)
+        if section.checkpoint == "missing":
+            raise UserError("backbone.checkpoint: missing: there is no such directory")
+        size = SHAPE[0] * SHAPE[1] * SHAPE[2]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            lora = section.lora
+            self._network = nn.Sequential(
+                _Layer(size + 1 + CONDITION, WIDTH, lora.rank, lora.alpha),
+                nn.Tanh(),
+                _Layer(WIDTH, size, lora.rank, lora.alpha),
+            )
+        self.dtype = torch.float64 if options.double else torch.float32
+        self._network.to(device, self.dtype)
+        for name, parameter in self._network.named_parameters():
+            parameter.requires_grad_(section.train == "full" if "base" in name else section.train == "lora")
+        if section.train == "lora":
+            self.adapter = self.kind(self._network)
+        for layer in _layers(self._network):
+            layer.adapted = section.train == "lora"
+
+    def base_directory(self) -> None:
+        """Its weights are drawn, not read."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network."""
+        return self._network
+
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """A few numbers in [-1, 1] hashed from the text."""
+        rows = [[b / 127.5 - 1 for b in hashlib.sha256(p.text.encode()).digest()[:CONDITION]] for p in prompts]
+        return Conditioning({"c": torch.tensor(rows, device=self.device, dtype=self.dtype)})
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Pictures of whole 8x8 tiles."""
+        if height % TILE or width % TILE:
+            nearest = "x".join(str(max(1, round(side / TILE)) * TILE) for side in (height, width))
+            raise UserError(f"rollout.resolution: {height}x{width} is not possible; the nearest is {nearest}")
+        return SHAPE[0], height // 2, width // 2
+
+    def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's output, tile by tile."""
+        batch, channels, height, width = x_sigma.shape
+        rows, columns = height // SHAPE[1], width // SHAPE[2]
+        tiles = x_sigma.reshape(batch, channels, rows, SHAPE[1], columns, SHAPE[2]).permute(0, 2, 4, 1, 3, 5)
+        beside = torch.cat([sigma[:, None], conditioning.tensors["c"]], 1)
+        flat = torch.cat([tiles.flatten(3).flatten(0, 2), beside.repeat_interleave(rows * columns, 0)], 1)
+        out: Tensor = self._network(flat.to(self.dtype)).view(tiles.shape).permute(0, 3, 1, 4, 2, 5).reshape_as(x_sigma)
+        return out if self.dtype == torch.float64 else out.float()
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """First channel as red, second as green, their mean as blue, twice as large."""
+        x = torch.sigmoid(x0.float().detach())
+        rgb = torch.stack([x[:, 0], x[:, 1], x.mean(1)], 1)
+        return rgb.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+class BrightnessOptions(Options):
+    """Options of the brightness reward."""
+
+    scale: Float = Field(default=1.0, description="Factor of the brightness.")
+    fail: Literal["never", "raise", "dark"] = Field(
+        default="never", description="Fail always, or leave pictures darker than half missing, for tests."
+    )
+
+
+class BrightnessReward(RewardModel):
+    """Mean pixel value, times the scale."""
+
+    range = (0.0, 1.0)
+    group_by = "tag"
+
+    def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        """Mean over the picture."""
+        if self.options.fail == "raise":
+            raise RuntimeError("the lamp is broken")
+        values = media.float().mean((1, 2, 3)) * self.options.scale
+        missing = values < 0.5 if self.options.fail == "dark" else torch.zeros(len(values), dtype=torch.bool)
+        return Scores(values, missing, tuple({"brightness": float(v)} for v in values))
+
+
+class WinRateOptions(Options):
+    """Options of the win rate."""
+
+    opponents: Int | None = Field(default=None, ge=1, description="Members that each is compared with; all if null.")
+    fail: bool = Field(default=False, description="Fail always, for tests.")
+
+
+class WinRate(GroupReward):
+    """Share of the others of its group that a picture is brighter than; a tie counts half."""
+
+    range = (0.0, 1.0)
+    options: WinRateOptions
+
+    def score_group(self, media: Tensor, prompt: Prompt, keys: Sequence[SampleKey]) -> Scores:
+        """With `opponents`, in a ring whose order comes from the keys, against those that follow."""
+        if self.options.fail:
+            raise RuntimeError("the judge is asleep")
+        count = len(media)
+        if count < 2:
+            return Scores(torch.zeros(count), torch.ones(count, dtype=torch.bool))
+        bright = [float(one.double().mean()) for one in media]
+        ring = sorted(range(count), key=lambda i: hashlib.sha256(repr(keys[i]).encode()).digest())
+        asked = min(self.options.opponents or count - 1, count - 1)
+        values = torch.zeros(count)
+        for place, i in enumerate(ring):
+            others = [ring[(place + step) % count] for step in range(1, asked + 1)]
+            values[i] = sum(0.5 * ((bright[i] > bright[j]) + (bright[i] >= bright[j])) for j in others) / asked
+        return Scores(values, torch.zeros(count, dtype=torch.bool), tuple({"parts": {"brightness": b}} for b in bright))
+
+    def examples(self) -> Sequence[Example]:
+        """A bright picture and a dark one."""
+        pictures = {"light": torch.full((3, 8, 8), 0.9), "dark": torch.full((3, 8, 8), 0.1)}
+        return [Example(name, Prompt("a lamp"), media, name == "light") for name, media in pictures.items()]
+
+
+class ToyPrompts(PromptSource):
+    """`count` prompts of two kinds."""
+
+    def prompts(self, split: Literal["train", "heldout"]) -> Sequence[Prompt]:
+        """Numbered texts."""
+        return [Prompt(f"{split} picture {i}", {"tag": ("even", "odd")[i % 2]}) for i in range(self.options.count)]
+
+
+class SizedPrompts(ToyPrompts):
+    """The same with sizes of their own."""
+
+    def prompts(self, split: Literal["train", "heldout"]) -> Sequence[Prompt]:
+        """Sizes in turn."""
+        sizes = self.options.sizes
+        return [replace(prompt, size=sizes[i % len(sizes)]) for i, prompt in enumerate(super().prompts(split))]
+
+
+class ToyPromptsOptions(Options):
+    """Options of the toy prompts."""
+
+    count: int = Field(default=6, ge=0, description="Prompts of each split.")
+
+
+class SizedPromptsOptions(ToyPromptsOptions):
+    """Options of the toy prompts with sizes."""
+
+    sizes: list[tuple[int, int]] = Field(default=[(8, 8), (16, 8)], min_length=1, description="Their sizes, in turn.")
+
+
+WIN_RATE = Part("win-rate", "Share of its group that is darker", "dgpo_kit.toy:WinRate", WinRateOptions)
+
+
+class ToyPlugin:
+    """The toy parts as a plugin. reward: the name of its reward, which another plugin may want for itself."""
+
+    def __init__(self, reward: str = "brightness") -> None:
+        self.reward = reward
+
+    @hookimpl
+    def dgpo_backbones(self) -> list[Part]:
+        """The toy model."""
+        return [Part("toy", "Toy velocity network", "dgpo_kit.toy:ToyBackbone", ToyOptions)]
+
+    @hookimpl
+    def dgpo_rewards(self) -> list[Part]:
+        """The toy rewards."""
+        return [
+            Part(self.reward, "Mean pixel value", "dgpo_kit.toy:BrightnessReward", BrightnessOptions),
+            *([] if self.reward != "brightness" else [WIN_RATE]),
+        ]
+
+    @hookimpl
+    def dgpo_prompt_sources(self) -> list[Part]:
+        """The toy prompts."""
+        return [Part("toy", "Numbered prompts", "dgpo_kit.toy:ToyPrompts", ToyPromptsOptions)]
+
+
+class SizesPlugin:
+    """Prompts of several sizes for the toy model."""
+
+    @hookimpl
+    def dgpo_prompt_sources(self) -> list[Part]:
+        """The toy prompts with sizes."""
+        return [Part("toy-sizes", "With sizes", "dgpo_kit.toy:SizedPrompts", SizedPromptsOptions)]
+
+
+plugin = ToyPlugin()
+sizes_plugin = SizesPlugin()
+
+
+def run_data(output: str | Path, **changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A small toy run as run-file data; `changes` are merged section by section."""
+    data: dict[str, Any] = {
+        "run": {"name": "toy", "output": str(output), "iterations": 4, "seed": 3, "device": "cpu", "threads": 1},
+        "backbone": {"use": "toy", "checkpoint": "toy", "lora": {"rank": 4, "alpha": 4}},
+        "prompts": {"train": {"use": "toy"}, "heldout": {"use": "toy"}},
+        "rollout": {"steps": 3, "shift": 1.0, "group_size": 4, "groups": 4, "resolution": 8, "sampler": "flow-euler"},
+        "rewards": [{"use": "brightness"}],
+        "timesteps": {"count": 2, "t_min": 0.3},
+        "optimiser": {"learning_rate": 0.01},
+        "evaluation": {"every": 2, "prompts": 4, "pictures": 2},
+        "checkpoints": {"every": 1},
+    }
+    for section, values in changes.items():
+        data[section] = data[section] | values if isinstance(data.get(section), dict) else values
+    return data

@@ -1,0 +1,1 @@
+"""Analysis of runs: report, doctor, ablations, plans, measurements."""

@@ -1,0 +1,239 @@
+"""Traces compared: what each variant reached, and how it differs from the baseline. Pure, but for `results_of`."""
+
+from __future__ import annotations
+
+import statistics as plain
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgpo_cli.console import seconds
+from dgpo_lab.ablation.directory import saved_directory
+from dgpo_lab.ablation.plan import Plan
+from dgpo_lab.ablation.statistics import Interval, SignFlip, holm, sign_flip_test, t_interval, two_way_interval
+from dgpo_lab.ablation.traces import Guard, Trace, read_trace
+
+__all__ = ["Difference", "GuardMean", "Reached", "Results", "VariantResult", "compare", "results_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """When the finished seeds first reached the target: seconds and samples of those that did, and what the others had
+    spent without reaching it."""
+
+    seconds: Sequence[float]
+    samples: Sequence[int]
+    censored_seconds: Sequence[float]
+    censored_samples: Sequence[int]
+
+    @property
+    def n(self) -> int:
+        """Seeds that count."""
+        return len(self.seconds) + len(self.censored_seconds)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every seed reached it: only then is there a number to give."""
+        return self.n > 0 and not self.censored_seconds
+
+    def text(self, what: str) -> str:
+        """`median 31.0s (28.0s to 40.2s)`, or how many did not reach it: never a number that leaves those out."""
+        found: Sequence[float] = self.seconds if what == "seconds" else self.samples
+        spent: Sequence[float] = self.censored_seconds if what == "seconds" else self.censored_samples
+
+        def shown(value: float) -> str:
+            return seconds(value) if what == "seconds" else f"{value:,.0f}"
+
+        if not self.n:
+            return "–"
+        if self.complete:
+            middle = shown(plain.median(found))
+            return middle if self.n == 1 else f"median {middle} ({shown(min(found))} to {shown(max(found))})"
+        within = shown(min(spent)) if min(spent) == max(spent) else f"{shown(min(spent))} to {shown(max(spent))}"
+        return f"not reached in {len(spent)} of {self.n} (within {within})"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A variant minus the baseline over the `seeds` that both have finished."""
+
+    seeds: Sequence[int]
+    values: Sequence[float]
+    over_seeds: Interval
+    over_both: Interval | None
+    """Over seeds and held-out prompts, where prompts were kept and are the same."""
+    test: SignFlip
+    corrected: float
+    """p of the test after Holm's correction over all variants."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardMean:
+    """A guard: means over seeds of its last value and of its change since the first evaluation; in how many of n seeds
+    it left its band."""
+
+    last: float
+    change: float
+    left: int
+    n: int
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """One variant; `traces` of every seed, `finished` of those that count."""
+
+    name: str
+    axes: Mapping[str, str]
+    traces: Sequence[Trace]
+    score: Interval | None
+    reached: Reached | None
+    guards: Mapping[str, GuardMean]
+    others: Mapping[str, float]
+    difference: Difference | None = None
+
+    @property
+    def finished(self) -> Sequence[Trace]:
+        """Traces that count."""
+        return [trace for trace in self.traces if trace.finished]
+
+
+@dataclass(frozen=True)
+class Results:
+    """An ablation's outcome. `base_model`: score before training, over seeds; `paired`: whether that is the same for
+    every variant, seed by seed (None where there are no two to compare)."""
+
+    reward: str
+    baseline: str
+    target: float | None
+    variants: Sequence[VariantResult]
+    base_model: Interval | None
+    paired: bool | None
+
+    @property
+    def traces(self) -> Sequence[Trace]:
+        """Of all cells."""
+        return [trace for variant in self.variants for trace in variant.traces]
+
+
+def results_of(plan: Plan) -> Results:
+    """Results of an ablation from its cells' logs. Raises UserError for a log that cannot be read."""
+    directory = saved_directory(plan)
+    traces = [read_trace(cell, directory, plan.reward) for cell in plan.cells()]
+    named = {variant.name: variant.axes for variant in plan.variants}
+    return compare(named, traces, reward=plan.reward, baseline=plan.baseline, target=plan.target)
+
+
+def compare(
+    named: Mapping[str, Mapping[str, str]], traces: Sequence[Trace], *, reward: str, baseline: str, target: float | None
+) -> Results:
+    """Results of an ablation; `named` are its variants and their axes. Only finished cells count."""
+    variants = [
+        _variant(name, axes, [trace for trace in traces if trace.variant == name], reward, target)
+        for name, axes in named.items()
+    ]
+    against = next(variant for variant in variants if variant.name == baseline)
+    differences = {
+        variant.name: found
+        for variant in variants
+        if variant.name != baseline and (found := _difference(variant, against, reward)) is not None
+    }
+    corrected = dict(zip(differences, holm([found.test.p for found in differences.values()]), strict=True))
+    variants = [
+        replace(variant, difference=replace(found, corrected=corrected[variant.name]))
+        if (found := differences.get(variant.name)) is not None
+        else variant
+        for variant in variants
+    ]
+    return Results(reward, baseline, target, variants, _base_model(traces), _paired(traces))
+
+
+def _variant(
+    name: str, axes: Mapping[str, str], traces: Sequence[Trace], reward: str, target: float | None
+) -> VariantResult:
+    finished = [trace for trace in traces if trace.finished]
+    score = None
+    if finished:
+        found = _by_prompt(finished, reward)
+        score = t_interval([trace.score for trace in finished]) if found is None else two_way_interval(*found)
+    guards = {
+        guard: _guard_mean([trace.guards[guard] for trace in finished if guard in trace.guards])
+        for guard in dict.fromkeys(guard for trace in finished for guard in trace.guards)
+    }
+    others = {
+        other: plain.fmean(trace.others[other] for trace in finished if other in trace.others)
+        for other in dict.fromkeys(other for trace in finished for other in trace.others)
+    }
+    reached = None if target is None else _reached(finished, target)
+    return VariantResult(name, axes, traces, score, reached, guards, others)
+
+
+def _guard_mean(guards: Sequence[Guard]) -> GuardMean:
+    return GuardMean(
+        last=plain.fmean(guard.last for guard in guards),
+        change=plain.fmean(guard.last - guard.first for guard in guards),
+        left=sum(guard.left_band for guard in guards),
+        n=len(guards),
+    )
+
+
+def _reached(finished: Sequence[Trace], target: float) -> Reached:
+    places = [(trace, trace.reached(target)) for trace in finished]
+    return Reached(
+        seconds=[trace.seconds[place] for trace, place in places if place is not None],
+        samples=[trace.samples[place] for trace, place in places if place is not None],
+        censored_seconds=[trace.seconds[-1] for trace, place in places if place is None],
+        censored_samples=[trace.samples[-1] for trace, place in places if place is None],
+    )
+
+
+def _by_prompt(traces: Sequence[Trace], reward: str) -> tuple[NDArray[np.float64], Sequence[str]] | None:
+    """Last scores [S, P] and tasks [P]; None unless every seed kept them, of the same prompts."""
+    found = [trace.prompts for trace in traces]
+    if any(one is None or reward not in one.rewards for one in found):
+        return None
+    kept = [one for one in found if one is not None]
+    first = kept[0].rewards[reward]
+    if any(one.prompts != kept[0].prompts or one.rewards[reward].tasks != first.tasks for one in kept):
+        return None
+    values = [[np.nan if v is None else v for v in one.rewards[reward].values] for one in kept]
+    return np.array(values, dtype=np.float64), first.tasks
+
+
+def _difference(variant: VariantResult, against: VariantResult, reward: str) -> Difference | None:
+    """Seed by seed; None if no seed has finished in both."""
+    theirs = {trace.seed: trace for trace in against.finished}
+    pairs = [(trace, theirs[trace.seed]) for trace in variant.finished if trace.seed in theirs]
+    if not pairs:
+        return None
+    values = [one.score - other.score for one, other in pairs]
+    both = None
+    mine, base = (_by_prompt([pair[side] for pair in pairs], reward) for side in (0, 1))
+    same_prompts = all(
+        one.prompts is not None and other.prompts is not None and one.prompts.prompts == other.prompts.prompts
+        for one, other in pairs
+    )
+    if mine is not None and base is not None and same_prompts and mine[1] == base[1]:
+        both = two_way_interval(mine[0] - base[0], mine[1])
+    test = sign_flip_test(values)
+    return Difference([one.seed for one, _ in pairs], values, t_interval(values), both, test, test.p)
+
+
+def _base_model(traces: Sequence[Trace]) -> Interval | None:
+    """The base model's score: one a seed, that of the first variant which has it."""
+    found: dict[int, float] = {}
+    for trace in traces:
+        if trace.iterations and trace.iterations[0] == 0:
+            found.setdefault(trace.seed, trace.scores[0])
+    return t_interval(list(found.values())) if found else None
+
+
+def _paired(traces: Sequence[Trace]) -> bool | None:
+    """Whether the base model scores the same in every variant, seed by seed: same prompts, same noise."""
+    seen: dict[int, list[float]] = {}
+    for trace in traces:
+        if trace.iterations and trace.iterations[0] == 0:
+            seen.setdefault(trace.seed, []).append(trace.scores[0])
+    several = [scores for scores in seen.values() if len(scores) > 1]
+    return all(score == scores[0] for scores in several for score in scores) if several else None

@@ -1,0 +1,143 @@
+"""What a cell's logs say, read once."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from dgpo_core.errors import UserError
+from dgpo_core.storage.checkpoint import whole_manifests
+from dgpo_core.storage.logs import damages
+from dgpo_core.storage.run_directory import RunDirectory
+from dgpo_core.system.reading import read_json
+from dgpo_core.training.guards import band_of, has_left
+from dgpo_lab.ablation.directory import AblationDirectory, State, outcome_of
+from dgpo_lab.ablation.plan import Cell
+from dgpo_schemas.metrics import EvaluationRecord, PromptScores
+from dgpo_schemas.text import clean
+
+__all__ = ["Guard", "Trace", "read_trace"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A reward that only guards or a statistic of the media, at the first and the last evaluation."""
+
+    first: float
+    last: float
+    left_band: bool
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One cell. `scores` of the deciding reward at evaluations after `iterations` (0: the base model), `seconds` of
+    training and `samples` rolled out by then; `prompts`: the last evaluation prompt by prompt, if it was kept."""
+
+    variant: str
+    seed: int
+    state: State
+    ended_by: str | None = None
+    iterations: Sequence[int] = ()
+    scores: Sequence[float] = ()
+    seconds: Sequence[float] = ()
+    samples: Sequence[int] = ()
+    others: Mapping[str, float] = field(default_factory=dict)
+    """Last values of the other rewards evaluated."""
+    guards: Mapping[str, Guard] = field(default_factory=dict)
+    prompts: PromptScores | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it counts: it came to its end and has a score."""
+        return self.state.status == "finished" and len(self.scores) > 0
+
+    @property
+    def score(self) -> float:
+        """Of the last evaluation."""
+        return self.scores[-1]
+
+    def reached(self, target: float) -> int | None:
+        """Place of the first evaluation at or above a target; None if there was none."""
+        return next((i for i, score in enumerate(self.scores) if score >= target), None)
+
+
+def read_trace(cell: Cell, directory: AblationDirectory, reward: str) -> Trace:
+    """Read a cell's run directory; a cell that has not begun has nothing but its state. Raises UserError for a log that
+    cannot be read."""
+    state, run = directory.state(cell), RunDirectory(cell.path)
+    try:
+        damaged = damages(cell.path, list(whole_manifests(cell.path / "checkpoints")))
+        if damaged:
+            raise UserError("\n".join(map(str, damaged)) + "\nput the log back from a copy, or train the cell anew")
+        records = [EvaluationRecord.model_validate(line) for line in _lines(run, "evaluations.jsonl")]
+        timings = {
+            line["iteration"]: float(line["seconds"]) for line in run.sound("timings.jsonl") if line["iteration"] > 0
+        }
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UserError(f"{cell.path / 'evaluations.jsonl'}: cannot be read: {clean(what)}") from error
+    latest: dict[str, dict[int, EvaluationRecord]] = {}
+    for record in records:
+        latest.setdefault(record.reward, {})[record.iteration] = record
+    series = [record for _, record in sorted(latest.get(reward, {}).items())]
+    outcome = outcome_of(cell)
+    iterations = [record.iteration for record in series]
+    rollout = cell.config.rollout
+    return Trace(
+        variant=cell.variant,
+        seed=cell.seed,
+        state=state,
+        ended_by=outcome.ended_by if outcome else None,
+        iterations=iterations,
+        scores=[record.value for record in series],
+        seconds=_clock(timings, iterations),
+        samples=[i * rollout.groups * rollout.group_size for i in iterations],
+        others={
+            name: found[max(found)].value
+            for name, found in latest.items()
+            if name != reward and found[max(found)].role == "target"
+        },
+        guards=_guards(latest, cell.config.evaluation.guards.bands),
+        prompts=_prompts(cell, iterations[-1]) if iterations else None,
+    )
+
+
+def _lines(run: RunDirectory, log: str) -> list[Any]:
+    """Raises UserError for a line that says nothing."""
+    found = run.read(log)
+    if None in found:
+        raise UserError(f"{run.path / log}: line {found.index(None) + 1} cannot be read; train the cell anew")
+    return found
+
+
+def _clock(timings: Mapping[int, float], iterations: Sequence[int]) -> list[float]:
+    """Training seconds until the end of each iteration. One that a kill left without a timing took the median."""
+    usual = float(np.median(list(timings.values()))) if timings else 0.0
+    timed = sorted(timings)
+    spent = list(accumulate((timings[i] for i in timed), initial=0.0))
+    known = [bisect_right(timed, iteration) for iteration in iterations]
+    return [spent[n] + usual * (iteration - n) for n, iteration in zip(known, iterations, strict=True)]
+
+
+def _guards(latest: Mapping[str, Mapping[int, EvaluationRecord]], bands: Mapping[str, float]) -> dict[str, Guard]:
+    found = {}
+    for name, by_iteration in latest.items():
+        first, last = by_iteration[min(by_iteration)], by_iteration[max(by_iteration)]
+        if first.role != "target":
+            left = has_left(name, first, last, band_of(name, first.role, first.value, bands))
+            found[name] = Guard(first.value, last.value, left)
+    return found
+
+
+def _prompts(cell: Cell, iteration: int) -> PromptScores | None:
+    try:
+        return PromptScores.model_validate(read_json(cell.path / "scores" / f"{iteration:06d}.json"))
+    except (OSError, ValueError):
+        return None

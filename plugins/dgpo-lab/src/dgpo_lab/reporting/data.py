@@ -1,0 +1,301 @@
+"""What a run directory says, read once into plain frozen records.
+
+Logs of unfinished and of older runs are read too: a value that is not there is None (nan in columns), a line that
+makes no sense is left out and mentioned in `problems`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgpo_core.config.resolve import load_run_config
+from dgpo_core.errors import UserError
+from dgpo_core.storage.checkpoint import whole_manifests
+from dgpo_core.storage.description import changed_config
+from dgpo_core.storage.logs import damages
+from dgpo_core.storage.run_directory import RunDirectory, read_outcome
+from dgpo_core.system.reading import read_file, read_json, why
+from dgpo_lab.reporting.images import Pictures, read_pictures
+from dgpo_schemas.run import RewardBlock, RunConfig
+from dgpo_schemas.sealing import seal_of
+
+if TYPE_CHECKING:
+    from dgpo_core.plugins.registry import Registry
+
+__all__ = ["Evaluation", "RunData", "Score", "read_run", "reward_range"]
+
+T = TypeVar("T")
+
+MOST = 10**9
+"""Iterations of a run; a log that tells of more is damaged."""
+LARGEST = 1e100
+"""Of a number in a log; with larger ones nothing can be reckoned or drawn."""
+METRICS = {"reward": 1, "rewards": 2, "extra": 1, "statistics": 1, "timesteps": 1, "sources": 2}
+TIMINGS = {"verbs": 2, "rewards": 1}
+"""Sections of a log's records, and how many levels of names are above their numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A mean over `n` prompts with its 95 % interval (None where the log has none)."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One reward, or one statistic of the media, at one time; iteration 0 is the base model. `groups` are tasks by
+    name; `role` is that of the log's record."""
+
+    iteration: int
+    view: str
+    reward: str
+    role: str
+    score: Score
+    groups: Mapping[str, Score]
+    missing: int
+    sources: Mapping[str, Score] = field(default_factory=dict)
+    """Scores over the prompts of each source, where there are several."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run directory. `metrics` and `timings` hold one nested record an iteration, in order; `evaluations` are those
+    of rewards by label, `statistics` those of the media by name."""
+
+    path: Path
+    config: RunConfig
+    config_text: str
+    record: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    timings: Mapping[int, Mapping[str, Any]]
+    evaluations: Mapping[str, Sequence[Evaluation]]
+    statistics: Mapping[str, Sequence[Evaluation]]
+    pictures: Pictures
+    ranges: Mapping[str, tuple[float, float]]
+    problems: Sequence[str]
+    ended_by: str | None = None
+    """The end that the run has reached, as outcome.json says; None if it has not ended, or no such file is there."""
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return self.config.run.name
+
+    @property
+    def done(self) -> int:
+        """Iterations finished."""
+        logged = [record["iteration"] for record in self.metrics]
+        return max([*logged, *(e.iteration for found in self.evaluations.values() for e in found)], default=0)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has come to its end: the last iteration, or a limit in `stop`."""
+        return self.ended_by is not None or self.done >= self.config.run.iterations
+
+    @property
+    def samples_per_iteration(self) -> int:
+        """Samples rolled out an iteration."""
+        return self.config.rollout.groups * self.config.rollout.group_size
+
+    def column(self, key: str) -> NDArray[np.float64]:
+        """A metric by its dotted key, one value an iteration, nan where there is none."""
+        return np.array([_number(_dig(record, key), math.nan) for record in self.metrics], dtype=np.float64)
+
+    @cached_property
+    def iterations(self) -> NDArray[np.float64]:
+        """Iterations of `metrics`."""
+        return self.column("iteration")
+
+    @cached_property
+    def _clock(self) -> tuple[list[int], list[float]]:
+        """Iterations with a timing, and the seconds until the end of each of them, from 0."""
+        timed = sorted(self.timings)
+        return timed, list(accumulate((_number(self.timings[i].get("seconds"), 0.0) for i in timed), initial=0.0))
+
+    def seconds_at(self, iteration: float) -> float:
+        """Seconds of training until the end of an iteration, without evaluations and checkpoints; those without a
+        timing took none."""
+        timed, spent = self._clock
+        return spent[bisect_right(timed, iteration)]
+
+    def samples_at(self, iteration: float) -> float:
+        """Samples rolled out until the end of an iteration."""
+        return float(iteration * self.samples_per_iteration)
+
+
+def read_run(path: Path, registry: Registry) -> RunData:
+    """Read a run directory.
+
+    Raises UserError if it is none, if nothing was logged yet, or if a file of it cannot be read.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such run directory")
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path}: not a run directory (it has no config.yaml)")
+    config = load_run_config(path / "config.yaml")
+    problems = _changed(path)
+    metrics = _read_log(path, "metrics.jsonl", lambda line: _numbers(line, METRICS), problems)
+    timings = _read_log(path, "timings.jsonl", lambda line: _numbers(line, TIMINGS), problems)
+    found = _read_log(path, "evaluations.jsonl", _evaluation, problems)
+    if not metrics and not found:
+        raise UserError(f"{path}: nothing is logged yet: no iteration and no evaluation has finished")
+    statistics = _by_label(e for e in found if e.role == "statistic")
+    evaluations = _by_label(e for e in found if e.role != "statistic")
+    blocks = [*(config.evaluation.rewards or ()), *config.rewards, *config.evaluation.guards.rewards]
+    ranges = {label: reward_range(label, blocks, registry) for label in evaluations}
+    return RunData(
+        path=path,
+        config=config,
+        config_text=_read_text(path / "config.yaml"),
+        record=_read_record(path / "run.json", problems),
+        metrics=[m for _, m in sorted({m["iteration"]: m for m in metrics}.items())],
+        timings={t["iteration"]: t for t in timings},
+        evaluations=evaluations,
+        statistics=statistics,
+        pictures=read_pictures(path / "pictures", problems),
+        ranges={label: limits for label, limits in ranges.items() if limits is not None},
+        problems=problems,
+        ended_by=None if (outcome := read_outcome(path)) is None else outcome.ended_by,
+    )
+
+
+def _by_label(found: Iterable[Evaluation]) -> dict[str, list[Evaluation]]:
+    """In the order of the log, each label's by iteration; the last of an iteration counts."""
+    latest: dict[str, dict[int, Evaluation]] = {}
+    for evaluation in found:
+        latest.setdefault(evaluation.reward, {})[evaluation.iteration] = evaluation
+    return {label: [e for _, e in sorted(one.items())] for label, one in latest.items()}
+
+
+def reward_range(label: str, blocks: Sequence[RewardBlock], registry: Registry) -> tuple[float, float] | None:
+    """Smallest and largest value that a reward declares; None if its plugin is not installed here or says nothing."""
+    block = next((block for block in blocks if block.label == label), None)
+    if block is None:
+        return None
+    try:
+        low, high = (float(end) for end in registry.implementation(registry.find("reward", block.use)).range)
+    except Exception:  # somebody else's code; a report must not depend on it
+        return None
+    return (low, high) if low < high else None
+
+
+def _changed(path: Path) -> list[str]:
+    """What is not as the run wrote it: its configuration, and logs that its newest checkpoint vouches for."""
+    changed = changed_config(path)
+    damaged = damages(path, list(whole_manifests(path / "checkpoints")))
+    return [f"{text}." for text in ([changed] if changed else []) + [str(damage) for damage in damaged]]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return read_file(path).decode()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {why(error)}") from error
+
+
+def _read_log(path: Path, log: str, parse: Callable[[Any], T], problems: list[str]) -> list[T]:
+    lines = RunDirectory(path).read(log)
+    records = []
+    for line in lines:
+        try:
+            records.append(parse(line))
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
+            continue
+    if len(records) < len(lines):
+        problems.append(f"{len(lines) - len(records)} of {len(lines)} lines of {log} could not be understood.")
+    return records
+
+
+def _iteration(line: Any, least: int) -> int:
+    found = line["iteration"]
+    if not isinstance(found, int) or isinstance(found, bool) or not least <= found <= MOST:
+        raise ValueError("no iteration")
+    return found
+
+
+def _numbers(line: Any, sections: Mapping[str, int]) -> Mapping[str, Any]:
+    """A record of numbers, and of sections of them by name; whatever else is in it is left out. Raises TypeError for a
+    section that is none."""
+    found: dict[str, Any] = {"iteration": _iteration(line, 1)}
+    for key, value in line.items():
+        if key in sections and value is not None:
+            found[key] = _section(value, sections[key])
+        elif key not in sections and key not in found and (one := _number(value, None)) is not None:
+            found[key] = one
+    return found
+
+
+def _section(value: Any, levels: int) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError("no section")
+    if levels > 1:
+        return {name: _section(inner, levels - 1) for name, inner in value.items() if inner is not None}
+    found: dict[str, Any] = {name: one for name, inner in value.items() if (one := _number(inner, None)) is not None}
+    if isinstance(parts := value.get("parts"), Mapping):  # of a reward
+        found["parts"] = _section(parts, 1)
+    return found
+
+
+def _evaluation(line: Any) -> Evaluation:
+    return Evaluation(
+        iteration=_iteration(line, 0),
+        view=str(line.get("view", "")),
+        reward=str(line["reward"]),
+        role=str(line.get("role", "target")),
+        score=_score(line),
+        groups={str(name): _score(group) for name, group in (line.get("groups") or {}).items()},
+        missing=int(line.get("missing") or 0),
+        sources={str(name): _score(one) for name, one in (line.get("sources") or {}).items()},
+    )
+
+
+def _score(data: Mapping[str, Any]) -> Score:
+    value = _number(data["value"], None)
+    if value is None:
+        raise ValueError("no value")
+    n = data.get("n")
+    whole = n if isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= MOST else None
+    return Score(value, _number(data.get("low"), None), _number(data.get("high"), None), whole)
+
+
+def _read_record(path: Path, problems: list[str]) -> Mapping[str, Any]:
+    """run.json, which explains a run but is not needed to show it."""
+    try:
+        record = read_json(path)
+    except FileNotFoundError:
+        problems.append("There is no run.json: versions, git state and prompt digests are unknown.")
+        return {}
+    except (OSError, ValueError):
+        record = None
+    if not isinstance(record, dict) or seal_of(record) == "broken":
+        problems.append("run.json could not be understood: versions, git state and prompt digests are unknown.")
+        return {}
+    return record
+
+
+def _dig(record: Mapping[str, Any], key: str) -> Any:
+    value: Any = record
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _number(value: Any, otherwise: Any) -> Any:
+    """A number as float, if it is finite and not beyond all reckoning."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST:
+        return float(value)
+    return otherwise

@@ -1,0 +1,288 @@
+"""A run in words: how it went, and what a reader might miss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgpo_cli.console import number, seconds
+from dgpo_core.training.guards import STATISTICS, band_of, has_left
+from dgpo_lab.reporting.data import Evaluation, RunData, Score
+from dgpo_schemas.metrics import GroupScore
+
+__all__ = [
+    "Diversity",
+    "Fact",
+    "GuardRow",
+    "TaskRow",
+    "best",
+    "digits_for",
+    "diversity",
+    "facts",
+    "guard_rows",
+    "moment",
+    "moves",
+    "outcome",
+    "reward_outcome",
+    "scored",
+    "task_rows",
+    "times",
+    "what_is_missing",
+    "whose",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A number worth a place at the top."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A task's scores at the first and the last evaluation."""
+
+    name: str
+    before: Score | None
+    after: Score | None
+    is_mean: bool = False
+
+    @property
+    def change(self) -> float | None:
+        """After minus before."""
+        return None if self.before is None or self.after is None else self.after.value - self.before.value
+
+
+@dataclass(frozen=True, slots=True)
+class Diversity:
+    """Diversity before and after, and where the numbers come from."""
+
+    before: float
+    after: float | None
+    source: str
+
+
+def digits_for(scores: Iterable[Score]) -> int:
+    """Decimals that the widest interval warrants: the first significant one of its width, but 2 to 4 of them."""
+    widths = [s.high - s.low for s in scores if s.low is not None and s.high is not None and s.high > s.low]
+    return min(4, max(2, -math.floor(math.log10(max(widths))))) if widths else 3
+
+
+def scored(score: Score, digits: int) -> str:
+    """A score as 0.48 [0.44, 0.52]."""
+    value = number(score.value, digits)
+    if score.low is None or score.high is None:
+        return value
+    return f"{value} [{number(score.low, digits)}, {number(score.high, digits)}]"
+
+
+def moment(iteration: int) -> str:
+    """An evaluation's place in the run."""
+    return "base model" if iteration == 0 else f"iteration {iteration:,}"
+
+
+def whose(iteration: int) -> str:
+    """An evaluation's place, within a sentence."""
+    return "of the base model" if iteration == 0 else f"after iteration {iteration:,}"
+
+
+def outcome(run: RunData) -> str:
+    """One sentence on the reward that decides: the first one evaluated, or the training reward."""
+    if not run.evaluations:
+        return _training_outcome(run)
+    return reward_outcome(run, next(iter(run.evaluations)))
+
+
+def reward_outcome(run: RunData, label: str) -> str:
+    """One sentence on one evaluated reward."""
+    evaluations = run.evaluations[label]
+    first, last = evaluations[0], evaluations[-1]
+    digits = digits_for([first.score, last.score])
+    before, after = scored(first.score, digits), scored(last.score, digits)
+    if len(evaluations) == 1:
+        return f"{label} {whose(first.iteration)} is {before}; there is no later evaluation to compare with yet."
+    if number(first.score.value, digits) == number(last.score.value, digits):
+        return f"{label} did not change: {before} before, {after} after."
+    rose = last.score.value > first.score.value
+    sentence = f"{label} {'rose' if rose else 'fell'} from {before} to {after}"
+    distance = _distance(first.score.value, last.score.value, run.ranges.get(label))
+    if distance:
+        sentence += f": {distance}"
+    if _overlap(first.score, last.score):
+        sentence += "; the intervals overlap"
+    return sentence + "."
+
+
+def best(evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    """The best evaluation where it is not the last one."""
+    found = max(evaluations, key=lambda e: e.score.value)
+    return found if found.score.value > evaluations[-1].score.value else None
+
+
+def _distance(before: float, after: float, limits: tuple[float, float] | None) -> str:
+    """How much of the way to the reward's upper end was covered, if it rose and has one."""
+    if limits is None or not math.isfinite(limits[1]) or not before < after <= limits[1]:
+        return ""
+    top = limits[1]
+    return f"{(after - before) / (top - before):.0%} of the distance to {top:.1f}".replace("%", " %")
+
+
+def _overlap(one: Score, other: Score) -> bool:
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.low <= other.high and other.low <= one.high
+
+
+def _training_outcome(run: RunData) -> str:
+    means = run.column("reward.mean")
+    known = np.flatnonzero(~np.isnan(means))
+    if not len(known):
+        return "No sample has been scored yet."
+    first, last = known[0], known[-1]
+    begin, end = moment(int(run.iterations[first])), moment(int(run.iterations[last]))
+    if first == last:
+        return f"The training reward of {begin} is {means[first]:.3f}; nothing is evaluated on held-out prompts yet."
+    return (
+        f"The training reward went from {means[first]:.3f} ({begin}) to {means[last]:.3f} ({end}); "
+        "nothing is evaluated on held-out prompts yet."
+    )
+
+
+def times(run: RunData) -> str | None:
+    """One sentence on where the loss is taken and who chose it; None for logs that do not tell."""
+    low, high = run.column("timesteps.t_min"), run.column("timesteps.t_max")
+    if np.isnan(low).all() or np.isnan(high).all():
+        return None
+    return f"Training times come from {run.config.timesteps.use}: {_end('t_min', low)}, {_end('t_max', high)}."
+
+
+def moves(values: NDArray[np.float64]) -> bool:
+    """Whether a column has more than one value."""
+    return len(np.unique(values[~np.isnan(values)])) > 1
+
+
+def _end(name: str, values: NDArray[np.float64]) -> str:
+    known = values[~np.isnan(values)]
+    return f"{name} went from {known[0]:.3f} to {known[-1]:.3f}" if moves(values) else f"{name} is {known[-1]:.3f}"
+
+
+def diversity(run: RunData) -> Diversity | None:
+    """From evaluations with several samples of a prompt; otherwise from the groups of the first and last iterations."""
+    evaluated = run.statistics.get("diversity", ())
+    if evaluated:
+        first, last = evaluated[0], evaluated[-1]
+        after = None if first is last else last.score.value
+        return Diversity(first.score.value, after, "between samples of one held-out prompt")
+    values = run.column("diversity")
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return None
+    if len(values) == 1:
+        return Diversity(float(values[0]), None, "within the groups of the only iteration")
+    share = max(1, len(values) // 10)
+    which = "iteration" if share == 1 else f"{share} iterations"
+    source = f"within training groups, first and last {which}"
+    return Diversity(float(values[:share].mean()), float(values[-share:].mean()), source)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardRow:
+    """A guard at the first and the last evaluation, and whether it left its band in between."""
+
+    name: str
+    meaning: str
+    before: Score
+    after: Score | None
+    band: float
+    left: bool
+
+    @property
+    def change(self) -> float | None:
+        """After minus before."""
+        return None if self.after is None else self.after.value - self.before.value
+
+
+def guard_rows(run: RunData) -> list[GuardRow]:
+    """Rewards that only guard, then statistics of the media."""
+    guards = [found for found in run.evaluations.values() if found[0].role == "guard"]
+    rows = []
+    for found in [*guards, *run.statistics.values()]:
+        first, last = found[0], found[-1]
+        name, role = first.reward, first.role
+        band = band_of(name, role, first.score.value, run.config.evaluation.guards.bands)
+        left = first is not last and has_left(name, _group(first.score), _group(last.score), band)
+        meaning = STATISTICS[name].summary if name in STATISTICS else "a reward that is not trained on"
+        rows.append(GuardRow(name, meaning, first.score, None if first is last else last.score, band, left))
+    return rows
+
+
+def _group(score: Score) -> GroupScore:
+    """Without an interval in the log, the value is its own."""
+    low = score.value if score.low is None else score.low
+    return GroupScore(value=score.value, low=low, high=score.value if score.high is None else score.high, n=0)
+
+
+def task_rows(evaluations: Sequence[Evaluation]) -> list[TaskRow]:
+    """Tasks in the order of the log, sources of prompts, then the mean of the tasks. With one evaluation, `after` is
+    None throughout."""
+    first, last = evaluations[0], evaluations[-1]
+    single = first is last
+    names = dict.fromkeys([*first.groups, *last.groups])
+    rows = [TaskRow(n, first.groups.get(n), None if single else last.groups.get(n)) for n in names]
+    sources = dict.fromkeys([*first.sources, *last.sources])
+    rows += [TaskRow(f"source {n}", first.sources.get(n), None if single else last.sources.get(n)) for n in sources]
+    title = "mean of tasks" if names else "all prompts"
+    return [*rows, TaskRow(title, first.score, None if single else last.score, is_mean=True)]
+
+
+def facts(run: RunData) -> list[Fact]:
+    """What goes into the strip below the sentence."""
+    total = run.config.run.iterations
+    state = "complete" if run.complete else "so far"
+    if run.ended_by not in (None, "iterations"):
+        state = f"ended by stop.{run.ended_by}"
+    found = [Fact("iterations", f"{run.done:,}" if run.complete else f"{run.done:,} of {total:,}", state)]
+    samples = int(run.samples_at(len(run.metrics)))
+    shape = f"{run.config.rollout.groups} groups of {run.config.rollout.group_size}"
+    found.append(Fact("training samples", f"{samples:,}", f"{shape} an iteration"))
+    if run.timings:
+        spent = run.seconds_at(run.done)
+        rate = len(run.timings) * run.samples_per_iteration / spent if spent > 0 else 0.0
+        note = f"{rate:,.1f} samples a second" if rate else ""
+        found.append(Fact("training time", seconds(spent), note))
+    return found
+
+
+def what_is_missing(run: RunData) -> list[str]:
+    """What a reader would look for and not find, and why."""
+    section, total, missing = run.config.evaluation, run.config.run.iterations, []
+    if not run.complete:
+        missing.append(f"The run is not finished: {run.done} of {total} iterations are logged.")
+    if not run.evaluations:
+        why = " (prompts.heldout is not set)" if run.config.prompts.heldout is None else ""
+        missing.append(f"No evaluation has been made yet{why}: there are no scores by task.")
+    elif all(len(evaluations) == 1 for evaluations in run.evaluations.values()):
+        missing.append("There is only one evaluation: nothing to compare it with yet.")
+    if not run.metrics:
+        missing.append("No iteration has finished: there are no training curves.")
+    elif len(run.metrics) == 1:
+        missing.append("Only one iteration has finished: there are no curves yet.")
+    if run.pictures.first is None:
+        why = " (evaluation.pictures is 0)" if section.pictures == 0 else ""
+        missing.append(f"There are no pictures{why}.")
+    elif run.pictures.last is None:
+        missing.append("There are pictures of one evaluation only.")
+    elif not run.pictures.pairs:
+        missing.append("The pictures of the first and the last evaluation show different prompts: none can be paired.")
+    untimed = sum(record["iteration"] not in run.timings for record in run.metrics)
+    if untimed:
+        counted = f"{untimed} of {len(run.metrics)} iterations"
+        missing.append(f"{counted} have no timing; clock times count them as 0 seconds.")
+    return [*missing, *run.problems]

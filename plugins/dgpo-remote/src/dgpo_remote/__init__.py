@@ -1,0 +1,1 @@
+"""Rewards elsewhere: in processes of their own, and on other machines."""
