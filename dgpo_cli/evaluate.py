@@ -64,8 +64,8 @@ def evaluate(
     chosen = load_file(prompts) if prompts else []  # before the model is loaded, which takes longer
     opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
     engine = opened.engine
-    from dgpo_core.flow.draws import Draws
-    from dgpo_core.storage.files import write_text
+    from dgpo_core.draws import Draws
+    from dgpo_core.system.files import write_text
     from dgpo_core.training.evaluation import Finer
     from dgpo_core.training.evaluation import evaluate as run_evaluation
 

@@ -56,7 +56,7 @@ def export(
     if format is not None and (run / "config.yaml").is_file():
         _check_sketch(run, format)
     opened = open_target(run, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
-    from dgpo_core.storage.files import new_directory
+    from dgpo_core.system.files import new_directory
 
     backbone = opened.engine.backbone
     if format is not None:

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 from dgpo_core.errors import UserError
-from dgpo_core.storage.files import is_stream
+from dgpo_core.system.files import is_stream
 from dgpo_core.system.reading import why
 from dgpo_schemas.text import lone_surrogate
 
@@ -67,6 +67,6 @@ def _is_run(directory: Path) -> bool:
 
 
 def _why_not(directory: Path) -> str | None:
-    from dgpo_core.storage.files import why_not_writable
+    from dgpo_core.system.files import why_not_writable
 
     return why_not_writable(directory)

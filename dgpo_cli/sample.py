@@ -92,7 +92,7 @@ def sample(
     check_directory(output, force=force, target=target)
     opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
     engine = opened.engine
-    from dgpo_core.flow.draws import Draws
+    from dgpo_core.draws import Draws
     from dgpo_core.flow.sizes import check_sizes
     from dgpo_core.media import clips
     from dgpo_core.media.pictures import write_pictures

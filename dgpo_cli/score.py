@@ -129,7 +129,7 @@ def _check(given: Mapping[str, object], *, self_test: bool, output: Path | None,
     """Raise UserError for what does not go together, and for places that cannot be written: before the work begins."""
     from dgpo_cli.output import check_file
     from dgpo_core.errors import UserError
-    from dgpo_core.storage.files import why_not_writable
+    from dgpo_core.system.files import why_not_writable
 
     surplus = [name for name, value in given.items() if value]
     if self_test and surplus:

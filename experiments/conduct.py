@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from dgpo_core.errors import UserError
-from dgpo_core.storage.files import write_text
+from dgpo_core.system.files import write_text
 from dgpo_lab.ablation.directory import read_plan, saved_directory
 from dgpo_lab.ablation.plan import Plan
 from dgpo_lab.ablation.results import Results, results_of

@@ -60,7 +60,7 @@ def _pictures(run: Path, *, base: bool) -> Column:
 
 def _sampled(run: Path, steps: int, *, base: bool) -> Column:
     from dgpo_cli.target import open_target
-    from dgpo_core.flow.draws import Draws
+    from dgpo_core.draws import Draws
 
     opened = open_target(run, view="base" if base else None, checkpoint="newest")
     engine = opened.engine

@@ -13,7 +13,7 @@ import typer
 
 from dgpo_cli.scoring.batches import Result
 from dgpo_cli.scoring.table import Row, details, record, table, value_text
-from dgpo_core.storage.files import write_text
+from dgpo_core.system.files import write_text
 from dgpo_core.types import Example
 
 __all__ = ["print_results", "print_self_test"]

@@ -7,8 +7,8 @@ import math
 from torch import Tensor
 
 from dgpo_core.contracts import TimestepContext, TimestepPolicy
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 
 __all__ = ["SamplerSteps", "UniformTimesteps"]
 

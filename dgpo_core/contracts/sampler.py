@@ -11,7 +11,7 @@ from dgpo_core.types import SampleResult, Schedule
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dgpo_core.flow.draws import Draws
+    from dgpo_core.draws import Draws
 
 __all__ = ["Sampler", "VelocityFn"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dgpo_core.flow.draws import Draws
+    from dgpo_core.draws import Draws
 
 __all__ = ["Probe", "TimestepContext", "TimestepPolicy"]
 

@@ -276,7 +276,7 @@ def some_of(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     the same ones, so that runs of any seed can be compared."""
     if len(prompts) <= count:
         return list(prompts)
-    from dgpo_core.flow.draws import Draws
+    from dgpo_core.draws import Draws
 
     chosen = Draws(0).at("some of", len(prompts)).permutation(len(prompts))[:count]
     return [prompts[i] for i in chosen.sort().values.tolist()]

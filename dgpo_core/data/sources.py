@@ -19,7 +19,7 @@ from dgpo_core.types import Prompt
 from dgpo_schemas.run import STEP
 
 if TYPE_CHECKING:
-    from dgpo_core.flow.draws import Draws
+    from dgpo_core.draws import Draws
     from dgpo_schemas.run import SourceBlock
 
 __all__ = ["Source", "cut_to_shares", "of_sources", "turns", "whole_weights"]

@@ -19,7 +19,7 @@ from dgpo_core.types import Prompt, SampleKey, Scores
 
 if TYPE_CHECKING:
     from dgpo_core.distributed.processes import Processes
-    from dgpo_core.flow.draws import Draws
+    from dgpo_core.draws import Draws
 
 __all__ = [
     "NOTHING_TO_COMPARE",

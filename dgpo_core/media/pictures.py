@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dgpo_core.media import clips
 from dgpo_core.media.beside import between, thumbnails, write_conditions
-from dgpo_core.storage.files import new_directory
+from dgpo_core.system.files import new_directory
 from dgpo_core.types import Prompt
 
 __all__ = ["contact_sheet", "film_strip", "to_image", "write_pictures"]

@@ -15,7 +15,7 @@ PROBE = """
 import importlib.util, json, os, sys
 sys.path = [path for path in sys.path if path]
 found = importlib.util.find_spec("dgpo_core")
-worker = found and os.path.exists(os.path.join(os.path.dirname(found.origin), "placement"))
+worker = found and os.path.exists(os.path.join(os.path.dirname(found.origin), "rewards"))
 print(json.dumps({"python": list(sys.version_info[:2]), "dgpo": bool(found), "worker": bool(worker)}))
 """
 OLDEST = [3, 11]

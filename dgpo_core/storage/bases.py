@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dgpo_core.errors import UserError
-from dgpo_core.storage.headers import read_header
+from dgpo_core.system.headers import read_header
 from dgpo_schemas.origin import BaseFile, BaseRecord
 
 __all__ = ["base_record", "differences"]

@@ -22,7 +22,7 @@ from dgpo_core.config.resolve import load_run_config
 from dgpo_core.data.prompts import counts, digest
 from dgpo_core.errors import UserError
 from dgpo_core.storage.bases import differences
-from dgpo_core.storage.files import write_text
+from dgpo_core.system.files import write_text
 from dgpo_core.system.reading import read_file, read_json, why
 from dgpo_schemas.loading import dump_yaml
 from dgpo_schemas.origin import BaseRecord

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dgpo_core.errors import UserError
 from dgpo_core.storage.checkpoint import Clock
-from dgpo_core.storage.files import file_entry, keep_json_lines, read_json_lines, write_bytes
+from dgpo_core.system.files import file_entry, keep_json_lines, read_json_lines, write_bytes
 from dgpo_core.system.reading import LARGEST_LOG, read_file, why
 from dgpo_schemas.manifest import CheckpointClock, CheckpointManifest, FileEntry
 

@@ -38,9 +38,9 @@ from dgpo_core.storage.description import (
     read_record,
     write_record,
 )
-from dgpo_core.storage.files import append_json, fsync_directory, read_json_lines, recover, why_not_writable, write_text
 from dgpo_core.storage.locking import HeldError, Lock
 from dgpo_core.storage.logs import LOGS
+from dgpo_core.system.files import append_json, fsync_directory, read_json_lines, recover, why_not_writable, write_text
 from dgpo_core.system.reading import LARGEST_LOG, kind_of, parse_json, read_file, why
 from dgpo_schemas.changes import generic, summary
 from dgpo_schemas.metrics import OutcomeRecord

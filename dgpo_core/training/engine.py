@@ -23,8 +23,8 @@ from dgpo_core.contracts import (
 from dgpo_core.data.prompts import check_prompts, guided, load_sources, notes, overlap, some_of_each, unheard
 from dgpo_core.data.sources import Source
 from dgpo_core.distributed.runtime import Runtime
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_core.flow.paths import has_distribution, random_times, step_at
 from dgpo_core.flow.sizes import Size, bucket, check_sizes, different, named
 from dgpo_core.flow.times import Times

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from dgpo_core.distributed.comparing import Layout
 from dgpo_core.distributed.processes import Processes, cut
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_core.flow.groups import by_source
 from dgpo_core.flow.sizes import runs
 from dgpo_core.training.guards import step_statistics

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow.paths import PathSteps
 from dgpo_core.flow.velocity import interpolate, velocity_from_x0, velocity_target
 from dgpo_core.types import Conditioning, PathStep, Predictions, Prompt, TrainingBatch

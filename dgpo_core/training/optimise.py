@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from dgpo_core.distributed.processes import Processes, shares
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_core.flow.paths import PathSteps
 from dgpo_core.flow.sizes import bucket
 from dgpo_core.plugins import promises

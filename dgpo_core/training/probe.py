@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import Probe
-from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow.velocity import interpolate, velocity_target
 from dgpo_core.plugins import promises
 from dgpo_core.types import Conditioning, Prompt, mean_square, weighted

@@ -16,8 +16,8 @@ import torch
 from dgpo_core.data.sources import Source, of_sources
 from dgpo_core.distributed.comparing import Layout
 from dgpo_core.distributed.processes import shares
+from dgpo_core.draws import Draws
 from dgpo_core.errors import DgpoError, UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_core.flow.groups import by_source, weigh
 from dgpo_core.flow.sizes import largest
 from dgpo_core.training.memory import TooLittleMemoryError, decoded_media, is_out_of_memory

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import PluginError
-from dgpo_core.flow.draws import Draws, normal_rows
 from dgpo_core.flow.schedules import of_model
 from dgpo_core.flow.sizes import Size, bucket, runs
 from dgpo_core.plugins import promises

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dgpo_core.errors import UserError
-from dgpo_core.storage.headers import BadHeader, read_header
+from dgpo_core.system.headers import BadHeader, read_header
 from dgpo_core.weights.configurations import is_pointer, quantised, read_json
 from dgpo_core.weights.elsewhere import fetch_again, hub_repository, unfinished
 from dgpo_schemas.text import clean

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import Sampler
-from dgpo_core.flow.draws import Draws
+from dgpo_core.draws import Draws
 from dgpo_core.flow.schedules import finish
 from dgpo_core.flow.velocity import gaussian_log_prob
 from dgpo_core.types import Path, SampleResult, Schedule

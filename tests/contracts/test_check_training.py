@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import AdvantageWeighting, MemberLoss, Objective, Probe, TimestepContext, TimestepPolicy
-from dgpo_core.flow.draws import Draws
+from dgpo_core.draws import Draws
 from dgpo_core.types import Predictions
 from dgpo_kit.contracts import check_objective, check_timesteps, check_weighting, timesteps_checks
 from dgpo_schemas.run import ObjectiveSection

@@ -15,8 +15,8 @@ from torch import Tensor
 from dgpo_core.contracts import GroupReward, RewardModel
 from dgpo_core.distributed.comparing import NOT_FINITE, NOTHING_TO_COMPARE, Layout, Members, WholeGroup
 from dgpo_core.distributed.processes import Processes, shares
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.scoring import Reward, Scorer, checked_group, merged
 from dgpo_core.training.trainer import Trainer

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.draws import Draws, normal_rows
 
 
 def test_a_key_repeats_itself_whatever_happened_before() -> None:

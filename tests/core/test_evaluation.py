@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import Engine
 from dgpo_core.training.evaluation import Evaluation, Finer, evaluate, interval

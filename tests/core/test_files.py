@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dgpo_core.errors import UserError
-from dgpo_core.storage.files import (
+from dgpo_core.system.files import (
     append_json,
     is_stream,
     keep_json_lines,

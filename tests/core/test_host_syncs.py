@@ -19,7 +19,7 @@ import dgpo_core.training.microbatches
 import dgpo_core.training.rollout
 from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.contracts import Backbone
-from dgpo_core.flow.draws import Draws
+from dgpo_core.draws import Draws
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.guards import media_statistics
 from dgpo_core.training.optimise import Optimiser

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.builtin.weightings import AbsAdvantage, BestVersusWorst, Uniform
-from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow.groups import advantages, signed_weights
 from dgpo_core.training.microbatches import Update
 from dgpo_core.training.optimise import Optimiser

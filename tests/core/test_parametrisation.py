@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.builtin.objective import DirectGroupPreference
-from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow.velocity import (
     interpolate,
     velocity_from_epsilon,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
-from dgpo_core.flow.draws import Draws
+from dgpo_core.draws import Draws
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.evaluation import _record
 from dgpo_core.training.metrics import _statistics

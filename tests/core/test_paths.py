@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dgpo_core.builtin.samplers import FlowEuler
 from dgpo_core.contracts import Sampler, VelocityFn
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_core.flow.paths import PathSteps, has_distribution, random_times, step_at
 from dgpo_core.types import Path, SampleResult, Schedule
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core.flow.draws import Draws
+from dgpo_core.draws import Draws
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import Engine
 from dgpo_core.training.policy import View

@@ -28,8 +28,8 @@ from dgpo_core.data.prompts import (
     some_of,
 )
 from dgpo_core.data.sources import Source, of_sources
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt, Scores
 from dgpo_kit.toy import ToyBackbone

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import Adapter
+from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws, normal_rows
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import Engine
 from dgpo_core.training.policy import View

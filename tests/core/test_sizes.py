@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dgpo_core.contracts import PromptSource
 from dgpo_core.distributed.processes import Processes
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_core.flow.groups import mean_pairwise_distance
 from dgpo_core.flow.paths import PathSteps
 from dgpo_core.flow.sizes import check_sizes, different, largest, named, runs

@@ -23,8 +23,8 @@ from dgpo_core.data.sources import Source, cut_to_shares, of_sources, whole_weig
 from dgpo_core.data.sources import turns as turns_of
 from dgpo_core.distributed.comparing import Layout
 from dgpo_core.distributed.processes import Processes
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_core.flow.groups import advantages, weigh
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import Engine

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dgpo_core.config.changes import changes
+from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws, normal_rows
 from dgpo_core.flow.schedules import only_one
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import Engine

@@ -14,8 +14,8 @@ from scipy import stats
 from dgpo_core.builtin.samplers import FlowDPMSolverPP, FlowEuler
 from dgpo_core.builtin.timesteps import SamplerSteps, UniformTimesteps
 from dgpo_core.contracts import TimestepContext, TimestepPolicy
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_core.types import Schedule
 
 POLICIES: list[type[TimestepPolicy]] = [UniformTimesteps, SamplerSteps]

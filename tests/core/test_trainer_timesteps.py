@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import Probe, TimestepContext, TimestepPolicy
+from dgpo_core.draws import Draws
 from dgpo_core.errors import RunStopped
-from dgpo_core.flow.draws import Draws
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.system.stopping import StopRequest

@@ -14,7 +14,7 @@ import torch
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.checkpoint import Checkpoints
-from dgpo_core.storage.files import file_entry
+from dgpo_core.system.files import file_entry
 from dgpo_core.training.optimise import Optimiser
 from dgpo_core.training.policy import LARGEST, STORED, Policy
 from dgpo_core.training.trainer import Trainer, run_path

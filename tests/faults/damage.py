@@ -23,8 +23,8 @@ import torch
 
 import dgpo_core.plugins.registry
 from dgpo_cli.target import open_target
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.checkpoint import Checkpoint, load
 from dgpo_core.training.progress import Silent

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.builtin.weightings import AbsAdvantage
-from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow.groups import weigh
 from dgpo_core.training.optimise import Optimiser
 from dgpo_core.training.policy import ConditioningCache, Policy

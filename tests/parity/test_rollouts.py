@@ -10,7 +10,7 @@ from torch import Tensor
 from dgpo_core.builtin.samplers import FlowDPMSolverPP
 from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.contracts import TimestepContext
-from dgpo_core.flow.draws import Draws
+from dgpo_core.draws import Draws
 from dgpo_core.types import Schedule
 from dgpo_schemas.base import Options
 

@@ -403,13 +403,13 @@ def test_interpreters_that_lack_something(make: Make, tmp_path: Path) -> None:
     (fake / "dgpo_core" / "__init__.py").touch()
     old = {"environment": {"PYTHONPATH": str(fake)}}
     assert "has a dgpo that knows no workers; install the run's version there" in refused(make, worker=old)
-    (fake / "dgpo_core" / "placement").mkdir()
+    (fake / "dgpo_core" / "rewards").mkdir()
     hello = 'import socket, struct, sys\ns = b\'{"protocol": 99, "dgpo": "9.9"}\'\n'
     hello += "socket.socket(fileno=int(sys.argv[1])).sendall(struct.pack('<4sQ', b'DGPO', len(s)) + s)\n"
-    (fake / "dgpo_core" / "placement" / "worker_main.py").write_text(hello)
+    (fake / "dgpo_core" / "rewards" / "worker_main.py").write_text(hello)
     message = refused(make, worker=old)
     assert f"{sys.executable} has dgpo 9.9, whose workers speak version 99 of the protocol; this run speaks" in message
-    (fake / "dgpo_core" / "placement" / "worker_main.py").write_text("raise ImportError('no libnothing.so')")
+    (fake / "dgpo_core" / "rewards" / "worker_main.py").write_text("raise ImportError('no libnothing.so')")
     assert f"the worker in {sys.executable} did not start: ImportError: no libnothing.so" in refused(make, worker=old)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from dgpo_adaptive_tmin.disagreement import DisagreementTmin, hidden_from
 from dgpo_adaptive_tmin.options import DisagreementOptions
 from dgpo_core.contracts import Probe, TimestepContext
-from dgpo_core.flow.draws import Draws
+from dgpo_core.draws import Draws
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import Engine

@@ -13,8 +13,8 @@ from dgpo_adaptive_tmin.bounds import MeasuringPolicy
 from dgpo_adaptive_tmin.disagreement import DisagreementTmin
 from dgpo_adaptive_tmin.options import DisagreementOptions
 from dgpo_core.contracts import Probe, TimestepContext
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 
 NAN, INF = float("nan"), float("inf")
 NO_PROBE: Any = None

@@ -13,8 +13,8 @@ from dgpo_adaptive_tmin.options import ScheduledOptions
 from dgpo_adaptive_tmin.scheduled import ScheduledTmin
 from dgpo_core.builtin.samplers import FlowDPMSolverPP
 from dgpo_core.contracts import TimestepContext
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_core.types import Schedule
 
 DPM = FlowDPMSolverPP(None).sigmas(10, Schedule(3.0))

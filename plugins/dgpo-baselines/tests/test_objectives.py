@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core.flow.draws import Draws, normal_rows
+from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow.groups import advantages, signed_weights
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.optimise import Optimiser

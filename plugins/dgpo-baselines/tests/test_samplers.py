@@ -14,7 +14,7 @@ from torch import Tensor
 from dgpo_baselines.options import FlowCpsOptions, FlowSdeOptions
 from dgpo_baselines.samplers import FlowCps, FlowSde, RandomSampler
 from dgpo_core.builtin.samplers import FlowEuler
-from dgpo_core.flow.draws import Draws
+from dgpo_core.draws import Draws
 from dgpo_core.types import Schedule
 from dgpo_kit.contracts import check_sampler
 

@@ -22,9 +22,9 @@ from torch.testing import assert_close
 
 from dgpo_core.builtin.samplers import FlowDPMSolverPP, FlowEuler
 from dgpo_core.config.resolve import load_run_config
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.flow import schedules
-from dgpo_core.flow.draws import Draws
 from dgpo_core.flow.times import Times
 from dgpo_core.flow.velocity import guided_velocity, interpolate, velocity_target
 from dgpo_core.plugins.registry import get_registry

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_core.builtin.samplers import FlowEuler
+from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws, normal_rows
 from dgpo_core.training.policy import ConditioningCache, Policy
 from dgpo_core.training.rollout import Roller
 from dgpo_core.types import Conditioning, Prompt

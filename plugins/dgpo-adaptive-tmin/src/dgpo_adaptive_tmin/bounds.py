@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dgpo_core.builtin.timesteps import SamplerSteps, UniformTimesteps
 from dgpo_core.contracts import Probe, TimestepContext, TimestepPolicy
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_schemas.sigma import resolve_sigma
 
 __all__ = ["MeasuringPolicy", "MovingBounds"]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import Sampler, VelocityFn
+from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow import schedules
-from dgpo_core.flow.draws import Draws, normal_rows
 from dgpo_core.flow.velocity import gaussian_log_prob
 from dgpo_core.types import Path, SampleResult, Schedule
 

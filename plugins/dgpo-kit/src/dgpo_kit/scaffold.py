@@ -158,7 +158,7 @@ def _place(template: PurePosixPath, scaffold: Scaffold) -> PurePosixPath:
 
 def write(files: dict[PurePosixPath, str], directory: Path) -> None:
     """Write files into a directory that is not there yet; all of them or none. Raises UserError if it cannot."""
-    from dgpo_core.storage.files import new_directory
+    from dgpo_core.system.files import new_directory
 
     with new_directory(directory) as aside:
         for name, text in files.items():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import Sampler, VelocityFn
-from dgpo_core.flow.draws import Draws
+from dgpo_core.draws import Draws
 from dgpo_core.flow.paths import has_distribution
 from dgpo_core.flow.schedules import finish
 from dgpo_core.flow.velocity import gaussian_log_prob

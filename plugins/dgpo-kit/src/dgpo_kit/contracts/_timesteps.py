@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import Probe, TimestepContext, TimestepPolicy
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.draws import Draws
 from dgpo_kit.contracts._assertions import equal, global_state_left_alone, normal, that
 from dgpo_kit.contracts._check import Check, checks_of, run_all
 

@@ -22,8 +22,8 @@ from pydantic import ValidationError
 from dgpo_core.config.changes import differing_keys
 from dgpo_core.errors import UserError
 from dgpo_core.storage.description import config_text
-from dgpo_core.storage.files import new_directory, why_not_writable, write_text
 from dgpo_core.storage.run_directory import RunDirectory, read_outcome
+from dgpo_core.system.files import new_directory, why_not_writable, write_text
 from dgpo_core.system.reading import read_json, why
 from dgpo_lab.ablation.plan import Cell, Plan, Variant
 from dgpo_schemas.ablation import AblationConfig

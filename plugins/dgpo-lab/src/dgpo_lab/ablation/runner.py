@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dgpo_core.errors import UserError
-from dgpo_core.storage.files import open_to_append
+from dgpo_core.system.files import open_to_append
 from dgpo_core.system.reading import LARGEST_LOG, open_file, why
 from dgpo_core.system.stopping import StopRequest
 from dgpo_lab.ablation.directory import AblationDirectory, State, held, outcome_of

@@ -122,7 +122,7 @@ def _list(plan: Plan) -> None:
 
 def _write(plan: Plan) -> None:
     """Results from the cells' logs."""
-    from dgpo_core.storage.files import write_text
+    from dgpo_core.system.files import write_text
     from dgpo_lab.ablation import tables, words
     from dgpo_lab.ablation.page import render
     from dgpo_lab.ablation.results import results_of

@@ -29,7 +29,7 @@ def report(
     """
     from dgpo_core.errors import UserError
     from dgpo_core.plugins.registry import get_registry
-    from dgpo_core.storage.files import write_text
+    from dgpo_core.system.files import write_text
     from dgpo_lab.reporting.data import read_run
     from dgpo_lab.reporting.page import render
     from dgpo_lab.reporting.summary import outcome
