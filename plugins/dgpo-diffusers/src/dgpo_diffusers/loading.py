@@ -13,7 +13,7 @@ from dgpo_diffusers.checkpoints import load_model, load_pipeline, open_checkpoin
 from dgpo_schemas.problems import is_number, show
 
 if TYPE_CHECKING:
-    from dgpo_diffusers.backbone import DiffusersBackbone
+    from dgpo_diffusers.family import Family
     from dgpo_diffusers.layout import Layout
 
 __all__ = ["load"]
@@ -26,25 +26,25 @@ SHORTEST = 3
 """Tokens: a start, an end, and one between."""
 
 
-def load(backbone: DiffusersBackbone) -> Any:
+def load(family: Family) -> Any:
     """The pipeline on the CPU: denoisers and text encoders in `section.dtype`, the autoencoder in float32, and the
     trained denoiser in float32 too if all of it is trained; None in the place of what is left out.
 
     Only safetensors are read, never pickles. Raises UserError for a checkpoint that is missing, cannot be fetched, is
     of another architecture, damaged or quantised, and for parts that do not fit each other.
     """
-    section, layout = backbone.section, backbone.layout
-    opened = open_checkpoint(section, layout, wanted=backbone.components, variant=backbone.options.variant)
-    exact = {"vae", backbone.trained(opened.variants)} if section.train == "full" else {"vae"}
+    section, layout = family.section, family.layout
+    opened = open_checkpoint(section, layout, wanted=family.components, variant=family.options.variant)
+    exact = {"vae", family.trained(opened.variants)} if section.train == "full" else {"vae"}
     dtypes = {name: torch.float32 if name in exact else getattr(torch, section.dtype) for name in opened.variants}
     models = {name: load_model(opened, name, dtype) for name, dtype in dtypes.items()}
-    pipeline = load_pipeline(opened, models, **backbone.settings(opened.index))
+    pipeline = load_pipeline(opened, models, **family.settings(opened.index))
     clips = [name for name in layout.encoders if name in models and layout.models[name].startswith("CLIPText")]
     _check_numbers(opened.directory, pipeline, layout, clips)
     if clips:
         _limit_tokens(pipeline, clips)
     try:
-        backbone.check(pipeline, opened.directory)
+        family.check(pipeline, opened.directory)
     except (TypeError, AttributeError, IndexError, KeyError) as error:
         raise UserError(
             f"backbone.checkpoint: a config.json in {opened.directory} has a value of another kind than those of "

@@ -16,32 +16,32 @@ from dgpo_diffusers.libraries import library_class, quiet
 from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
-    from dgpo_diffusers.backbone import DiffusersBackbone
+    from dgpo_diffusers.family import Family
 
 __all__ = ["load_meta"]
 
 Configurations = dict[str, dict[str, Any]]
 
 
-def load_meta(backbone: DiffusersBackbone) -> Any:
+def load_meta(family: Family) -> Any:
     """The pipeline that `loading.load` gives, on the backbone's device, of the checkpoint's configurations alone: no
     tokenizers, and on another device than meta random weights. Raises UserError where there are none to be had."""
-    index, configs = _described(backbone)
+    index, configs = _described(family)
     try:
-        return _made_of(backbone, index, configs)
+        return _made_of(family, index, configs)
     except Exception as error:  # the libraries raise what they like for a value that they do not expect
         said = error_text(error, 300).replace("\n", " ")
         raise UserError(
-            f"{CHECKPOINT}: no model can be made of the config.json files of {backbone.section.checkpoint}: {said}"
+            f"{CHECKPOINT}: no model can be made of the config.json files of {family.section.checkpoint}: {said}"
         ) from error
 
 
-def _made_of(backbone: DiffusersBackbone, index: Index, configs: Configurations) -> Any:
-    section, layout = backbone.section, backbone.layout
-    names = [name for name in backbone.components(index) if name in configs]
-    exact = {"vae", backbone.trained(names)} if section.train == "full" else {"vae"}
+def _made_of(family: Family, index: Index, configs: Configurations) -> Any:
+    section, layout = family.section, family.layout
+    names = [name for name in family.components(index) if name in configs]
+    exact = {"vae", family.trained(names)} if section.train == "full" else {"vae"}
     parts: dict[str, Any] = dict.fromkeys((*layout.models, *layout.vocabularies))
-    with backbone.device, quiet():
+    with family.device, quiet():
         for name in names:
             kind = layout.kind_of(name)
             config = getattr(kind, "config_class", None)  # of transformers
@@ -50,12 +50,12 @@ def _made_of(backbone: DiffusersBackbone, index: Index, configs: Configurations)
     with quiet():
         found = configs.get("scheduler", {})
         kind = library_class(found.get("_class_name", "FlowMatchEulerDiscreteScheduler"))
-        return layout.kind(**parts, scheduler=kind.from_config(found), **backbone.settings(index))
+        return layout.kind(**parts, scheduler=kind.from_config(found), **family.settings(index))
 
 
-def _described(backbone: DiffusersBackbone) -> tuple[Index, Configurations]:
+def _described(family: Family) -> tuple[Index, Configurations]:
     """Part to configuration: those of a directory, or of a published model that the family knows by name."""
-    checkpoint, layout = backbone.section.checkpoint, backbone.layout
+    checkpoint, layout = family.section.checkpoint, family.layout
     directory = Path(resolve_checkpoint(checkpoint))
     if directory.is_dir():
         found = {p.parent.name: read_json(p, CHECKPOINT) for p in sorted(directory.glob("*/config.json"))}
@@ -64,12 +64,12 @@ def _described(backbone: DiffusersBackbone) -> tuple[Index, Configurations]:
         scheduler = directory / "scheduler" / "scheduler_config.json"
         if scheduler.is_file():
             found["scheduler"] = read_json(scheduler, CHECKPOINT)
-        missing = [n for n in backbone.components(index) if n not in found and n not in layout.optional]
+        missing = [n for n in family.components(index) if n not in found and n not in layout.optional]
         if missing:
             instead = where_instead(directory, INDEX)
             raise UserError(f"{CHECKPOINT}: {directory}/{missing[0]} has no config.json{instead}")
         return index, found
-    known = _published(type(backbone), layout.backbone)
+    known = _published(type(family), layout.backbone)
     published = [name for name in known if "/" in name]
     if checkpoint not in published:
         known_are = f"; known are {', '.join(published)}" if published else ": give a directory"

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dgpo_ocr.options import OcrOptions
-
-__all__ = ["Engine", "Line", "Point", "Readers", "make_engine"]
+__all__ = ["Engine", "Line", "Point", "Readers"]
 
 Point = tuple[float, float]
 """x to the right, y downwards, in pixels."""
@@ -42,17 +40,6 @@ class Engine(Protocol):
     def alphabet(self) -> frozenset[str] | None:
         """Every character that it can give back; None where that is not known."""
         ...
-
-
-def make_engine(options: OcrOptions) -> Engine:
-    """The engine that the options name. Raises UserError saying what to install, or which file is missing."""
-    if options.engine == "paddleocr":
-        from dgpo_ocr.paddle import PaddleEngine
-
-        return PaddleEngine(options)
-    from dgpo_ocr.rapid import RapidEngine
-
-    return RapidEngine(options)
 
 
 class Readers:

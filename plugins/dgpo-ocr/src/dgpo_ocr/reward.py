@@ -15,7 +15,8 @@ from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_ocr.alphabet import check_readable, readable
-from dgpo_ocr.engine import Engine, Line, Readers, make_engine
+from dgpo_ocr.engine import Engine, Line, Readers
+from dgpo_ocr.engines import make_engine
 from dgpo_ocr.examples import drawn_examples
 from dgpo_ocr.order import readings
 from dgpo_ocr.pictures import to_pictures
