@@ -55,8 +55,9 @@ lint: $(VENV)/.installed  ## Linter, types, import floors
 bench: $(VENV)/.installed  ## Measure speed as ratios and write docs/performance.md (half an hour)
 	$(BIN)/python -m benchmarks
 
-schemas: $(VENV)/.installed  ## Write schemas/json anew
+schemas: $(VENV)/.installed  ## Write schemas/json and CONTRIBUTING's floors anew
 	$(BIN)/dgpo schema
+	$(BIN)/python -m tests.floors
 
 clean:  ## Remove the environment and caches (never runs/)
 	rm -rf $(VENV) .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
