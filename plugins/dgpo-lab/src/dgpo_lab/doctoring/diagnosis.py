@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dgpo_lab.doctoring import convergence, drift, ending, hacking, outputs, preference, rewards, updates
 from dgpo_lab.doctoring.facts import Facts
 from dgpo_lab.doctoring.findings import SEVERITIES, Examination, Finding, Severity
 from dgpo_lab.doctoring.remedies import possible
+from dgpo_lab.doctoring.rules import Subject
 
-__all__ = ["EXAMINATIONS", "Diagnosis", "diagnose"]
+__all__ = ["SUBJECTS", "Diagnosis", "diagnose"]
 
-EXAMINATIONS: Sequence[Callable[[Facts], Examination]] = (
-    ending.ending,
-    ending.logs,
-    rewards.missing,
-    rewards.constant,
-    outputs.times,
-    updates.skipped_updates,
-    updates.weights,
-    preference.sigmoid,
-    convergence.zero_variance,
-    convergence.group_size,
-    convergence.sampler,
-    preference.clipping,
-    rewards.dominating,
-    drift.drift,
-    hacking.guards,
-    hacking.heldout,
-    hacking.diversity,
-    outputs.disagreement,
-    outputs.detail,
-    convergence.reward_trend,
-    updates.gradients,
-    preference.residual,
-    convergence.zero_weights,
-    rewards.saturated,
-    rewards.waiting,
-)
+SUBJECTS: Sequence[Subject] = (
+    ending.ENDING, ending.LOGS,
+    rewards.MISSING, rewards.CONSTANT,
+    outputs.T_MIN,
+    updates.SKIPPED, updates.WEIGHTS,
+    preference.SIGMOID,
+    convergence.EQUAL, convergence.GROUP_SIZE, convergence.SAMPLER,
+    preference.CLIP,
+    rewards.DOMINATING,
+    drift.DRIFT,
+    hacking.GUARDS, hacking.HELDOUT, hacking.DIVERSITY,
+    outputs.DISAGREEMENT, outputs.DETAIL,
+    convergence.TREND,
+    updates.GRADIENTS,
+    preference.RESIDUAL,
+    convergence.ZERO_WEIGHTS,
+    rewards.RANGE, rewards.WAITING,
+)  # fmt: skip
 """Causes before what they cause: of two findings of one severity the earlier one is mended first."""
 
 
@@ -62,7 +54,7 @@ class Diagnosis:
 
 def diagnose(run: Facts) -> Diagnosis:
     """Every examination, with those of the suggested changes that the run file allows."""
-    return Diagnosis(run, [_with_possible_changes(run, examine(run)) for examine in EXAMINATIONS])
+    return Diagnosis(run, [_with_possible_changes(run, subject.examine(run)) for subject in SUBJECTS])
 
 
 def _with_possible_changes(run: Facts, examination: Examination) -> Examination:

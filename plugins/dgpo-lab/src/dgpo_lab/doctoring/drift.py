@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from dgpo_lab.doctoring.facts import Facts
-from dgpo_lab.doctoring.findings import Examination, Finding, figure, percent
-from dgpo_lab.doctoring.remedies import lower_rate, more_kl
+from dgpo_lab.doctoring.findings import figure, percent
+from dgpo_lab.doctoring.remedies import held
+from dgpo_lab.doctoring.rules import Rule, Subject, Values
 from dgpo_lab.doctoring.trends import CLEAR
 
-__all__ = ["drift"]
+__all__ = ["DRIFT"]
 
 FAR = 0.5
 """kl over the reference's denoising error from which a policy is far from its reference. The miniatures that are
@@ -23,48 +26,61 @@ WORSE = 1.5
 denoising good ones. The miniatures stay below 1.25."""
 
 
-def drift(run: Facts) -> Examination:
+def _drift(run: Facts) -> Values | str:
     """Whether the policy has left the base model."""
     section = run.config.objective
     distance = run.series("kl").over(run.series("dsm_reference"))
     if not distance.known:
-        return Examination("drift", fine=f"{section.use} measures no distance from the base model here")
+        return Values(
+            now=0.0, worse=False, unchecked=False, fine=f"{section.use} measures no distance from the base model here"
+        )
     if not distance.enough:
-        return Examination("drift", open=run.too_few())
+        return run.too_few()
     # A guided base is away from the start; what counts is what comes on top.
     start = float(distance.whole.values[0]) if section.kl_cfg > 1 else 0.0
     now, before = distance.late.median - start, distance.middle.median - start
-    line = distance.late.said("kl over dsm_reference: median")
     error = run.series("dsm").over(run.series("dsm_reference"))
-    worse = error.enough and error.late.median > WORSE
+    trend = run.series("reward.mean").trend()
     growing = before > 0 and now / before > DOUBLED
-    falling = run.series("reward.mean").trend() <= -CLEAR
-    unchecked = now > UNBOUND and (section.kl == 0 or growing)
-    if not (now > FAR or unchecked or worse):
-        return Examination("drift", fine=distance.late.brief("kl over dsm_reference", percent))
-    seen = [line, distance.middle.said("before that")]
+    seen = [distance.late.said("kl over dsm_reference: median"), distance.middle.said("before that")]
     if error.known:
         seen.append(error.late.said("dsm over dsm_reference: median"))
-    if falling:
-        seen.append(f"the training reward falls, trend z {run.series('reward.mean').trend():+.1f}")
+    if trend <= -CLEAR:
+        seen.append(f"the training reward falls, trend z {trend:+.1f}")
     if run.heldout_fell:
+        best, last = run.best, run.target[-1]
         seen.append(
-            f"{run.best.reward} was {figure(run.best.score.value)} and is {figure(run.target[-1].score.value)} "
-            f"(evaluations.jsonl, iterations {run.best.iteration} and {run.target[-1].iteration})"
+            f"{best.reward} was {figure(best.score.value)} and is {figure(last.score.value)} "
+            f"(evaluations.jsonl, iterations {best.iteration} and {last.iteration})"
         )
-    seen.append(f"objective.kl is {section.kl:g} (config.yaml)")
-    title = (
-        "The policy denoises worse than its reference, on its own samples."
-        if worse and now <= FAR
-        else f"The policy drifts from its reference: kl is {percent(now)} of the reference's denoising error."
+    return Values(
+        now=now,
+        worse=error.enough and error.late.median > WORSE,
+        unchecked=now > UNBOUND and (section.kl == 0 or growing),
+        costs=trend <= -CLEAR or run.heldout_fell,
+        fine=distance.late.brief("kl over dsm_reference", percent),
+        seen=[*seen, f"objective.kl is {section.kl:g} (config.yaml)"],
     )
-    finding = Finding(
-        "reference-drift",
-        "problem" if now >= AS_LARGE or (now > FAR and (falling or run.heldout_fell)) else "warning",
-        title,
-        seen,
-        "Only the KL term holds the policy to the base, and the reward may rise while what it does not look at decays; "
-        "the DGPO authors' code has weights of 1e-3 for PickScore and 0.02 for GenEval and OCR.",
-        (more_kl(run), lower_rate(run)),
-    )
-    return Examination("drift", (finding,))
+
+
+def _severity(v: Values) -> Literal["problem", "warning"]:
+    return "problem" if v.now >= AS_LARGE or (v.now > FAR and v.costs) else "warning"
+
+
+WHY = (
+    "Only the KL term holds the policy to the base, and the reward may rise while what it does not look at decays; "
+    "the DGPO authors' code has weights of 1e-3 for PickScore and 0.02 for GenEval and OCR."
+)
+
+DRIFT = Subject("drift", _drift, "{fine}", (
+    Rule(
+        "reference-drift", _severity,
+        "The policy denoises worse than its reference, on its own samples.", WHY,
+        lambda v: v.worse and v.now <= FAR, held,
+    ),
+    Rule(
+        "reference-drift", _severity,
+        "The policy drifts from its reference: kl is {now:%} of the reference's denoising error.", WHY,
+        lambda v: v.now > FAR or v.worse or v.unchecked, held,
+    ),
+))  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -28,26 +29,19 @@ __all__ = ["Facts", "Parts", "State", "below", "read_facts"]
 State = Literal["complete", "running", "interrupted", "failed", "paused", "killed"]
 """paused: its last process did as many iterations as it was asked for; killed: it ended without a word."""
 
-RANDOM_SAMPLERS = ("flow-sde", "flow-cps")
-"""Samplers known to be random, for a run whose plugins are not installed here."""
-PATH_OBJECTIVES = ("flow-grpo",)
-"""Objectives known to learn from a sampler's path, likewise."""
-
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the run's plugins declare.
 
     times: those the rollouts visit, descending, the last 0; None where run.json does not say them and they cannot be
-    had from the sampler here. random: whether the sampler is; needs_path: whether the objective learns from its path.
-    declared: whether the plugins said so, or only their names. ranges: smallest and largest value of each reward that
-    declares them.
+    had from the sampler here. random: whether the sampler is; needs_path: whether the objective learns from its path;
+    None where the plugin is not installed here. ranges: smallest and largest value of each reward that declares them.
     """
 
     times: Sequence[float] | None
-    random: bool
-    needs_path: bool
-    declared: bool
+    random: bool | None
+    needs_path: bool | None
     ranges: Mapping[str, tuple[float, float]]
 
 
@@ -189,18 +183,15 @@ def _recorded(data: RunData) -> Sequence[float] | None:
 
 
 def _parts(data: RunData, registry: Registry) -> Parts:
-    config = data.config
-    sampler, objective, declared = config.rollout.sampler, config.objective.use, True
-    times = _recorded(data)
-    random, needs_path = sampler.use in RANDOM_SAMPLERS, objective in PATH_OBJECTIVES
-    try:
-        made: Any = registry.create("sampler", sampler)
+    config, times = data.config, _recorded(data)
+    random = needs_path = None
+    with suppress(Exception):  # somebody else's code, or not installed here; a run must be readable without it
+        needs_path = registry.implementation(registry.find("objective", config.objective.use)).needs_path
+    with suppress(Exception):
+        made: Any = registry.create("sampler", config.rollout.sampler)
+        random = not made.deterministic
         if times is None and config.rollout.shift != "auto":  # a directory of an older version
             times = tuple(made.sigmas(config.rollout.steps, Schedule(config.rollout.shift)).tolist())
-        random = not made.deterministic
-        needs_path = registry.implementation(registry.find("objective", objective)).needs_path
-    except Exception:  # somebody else's code, or not installed here; a run must be readable without it
-        declared = False
     ranges = {block.label: reward_range(block.label, config.rewards, registry) for block in config.rewards}
     known = {label: found for label, found in ranges.items() if found is not None}
-    return Parts(times, random, needs_path, declared, known)
+    return Parts(times, random, needs_path, known)

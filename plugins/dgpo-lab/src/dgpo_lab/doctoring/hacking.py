@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from dgpo_core.training.guards import STATISTICS
 from dgpo_lab.doctoring.facts import Facts
-from dgpo_lab.doctoring.findings import Change, Examination, Finding, figure, percent
-from dgpo_lab.doctoring.outputs import OF_DETAIL
-from dgpo_lab.doctoring.remedies import lower_rate, more_kl
+from dgpo_lab.doctoring.findings import Change, figure
+from dgpo_lab.doctoring.outputs import OF_DETAIL, evaluated
+from dgpo_lab.doctoring.remedies import held, more_kl
+from dgpo_lab.doctoring.rules import Rule, Subject, Values
 from dgpo_lab.doctoring.trends import CLEAR
-from dgpo_lab.reporting.data import Evaluation
 from dgpo_lab.reporting.summary import GuardRow, guard_rows, scored
 from dgpo_schemas.text import shell_word
 
-__all__ = ["diversity", "guards", "heldout"]
+__all__ = ["DIVERSITY", "GUARDS", "HELDOUT"]
 
 WHY = (
     "Reward up while what is not rewarded gets worse is reward hacking: the policy finds what the reward overlooks "
@@ -22,6 +23,8 @@ WHY = (
 )
 KEPT = 1 - STATISTICS["diversity"].band
 """Share of the first diversity that must be left: the guards' default band, for runs whose evaluations measure none."""
+
+NO_REWARD = "; no reward among them"
 
 ELSEWHERE = ("diversity", "step_disagreement", *OF_DETAIL)
 """Guards that have examinations of their own."""
@@ -46,103 +49,87 @@ def _line(row: GuardRow, last: int) -> str:
     )
 
 
-def _target_line(found: list[Evaluation]) -> str:
-    first, last = found[0], found[-1]
-    return (
-        f"{first.reward} went from {scored(first.score, 3)} to {scored(last.score, 3)} (evaluations.jsonl, iterations "
-        f"{first.iteration} and {last.iteration})"
-    )
-
-
-def guards(run: Facts) -> Examination:
-    """Whether a guard left its band, and whether the target rose meanwhile."""
-    if len(run.target) < 2:
-        return Examination("guards", open="" if run.config.prompts.heldout is None else "it needs two evaluations")
-    rows = [row for row in _rows(run) if row.name not in ELSEWHERE]
-    left = [row for row in rows if row.left]
-    if not left:
-        named = ", ".join(row.name for row in rows)
-        rewards = run.config.evaluation.guards.rewards
-        also = "" if rewards else "; no reward among them"
-        return Examination("guards", fine=f"within their bands: {named}{also}" if rows else f"none is logged{also}")
-    last = run.target[-1].iteration
-    rose, alarm = _rose(run), run.config.evaluation.guards.alarm
-    finding = Finding(
-        "reward-hacking" if rose else "guard-left-its-band",
-        "problem" if rose else "warning",
-        f"{_names(left)} left {'its band' if len(left) == 1 else 'their bands'}"
-        + (" while the target rose: a sign of reward hacking." if rose else ", and the target has not even risen."),
-        (_target_line(list(run.target)), *(_line(row, last) for row in left)),
-        WHY,
-        (
-            more_kl(run),
-            *([Change("evaluation.guards.alarm", alarm, "stop")] if alarm != "stop" else []),
-        ),
-        (
-            f"look at the pictures: dgpo report {shell_word(str(run.data.path))}",
-            "or reward what it lost: put the guard among the rewards, with a small weight",
-        ),
-    )
-    return Examination("guards", (finding,))
-
-
 def _names(rows: list[GuardRow]) -> str:
     names = [row.name for row in rows]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def diversity(run: Facts) -> Examination:
+def _guards(run: Facts) -> Values | str:
+    """Whether a guard left its band, and whether the target rose meanwhile."""
+    if len(run.target) < 2:
+        return "" if run.config.prompts.heldout is None else "it needs two evaluations"
+    rows = [row for row in _rows(run) if row.name not in ELSEWHERE]
+    left = [row for row in rows if row.left]
+    named, also = ", ".join(row.name for row in rows), "" if run.config.evaluation.guards.rewards else NO_REWARD
+    if not left:
+        return Values(left=0, fine=f"within their bands: {named}{also}" if rows else f"none is logged{also}")
+    lines = [_line(row, run.target[-1].iteration) for row in left]
+    return Values(
+        left=len(left), rose=_rose(run), names=_names(left), bands="its band" if len(left) == 1 else "their bands",
+        run=shell_word(str(run.data.path)), seen=[evaluated(run.target), *lines],
+    )  # fmt: skip
+
+
+def _stopped(run: Facts, _: Values) -> Iterable[Change]:
+    yield more_kl(run)
+    if (alarm := run.config.evaluation.guards.alarm) != "stop":
+        yield Change("evaluation.guards.alarm", alarm, "stop")
+
+
+LOOK = (
+    "look at the pictures: dgpo report {run}",
+    "or reward what it lost: put the guard among the rewards, with a small weight",
+)
+
+GUARDS = Subject("guards", _guards, "{fine}", (
+    Rule(
+        "reward-hacking", "problem",
+        "{names} left {bands} while the target rose: a sign of reward hacking.", WHY,
+        lambda v: v.left and v.rose, _stopped, LOOK,
+    ),
+    Rule(
+        "guard-left-its-band", "warning",
+        "{names} left {bands}, and the target has not even risen.", WHY, lambda v: bool(v.left), _stopped, LOOK,
+    ),
+))  # fmt: skip
+
+
+def _diversity(run: Facts) -> Values | str:
     """Whether samples of one prompt become alike."""
     row = next((row for row in _rows(run) if row.name == "diversity" and row.after is not None), None)
     if row is not None:
-        lost = row.left
         assert row.after is not None
-        before, after = row.before.value, row.after.value
+        before, after, lost = row.before.value, row.after.value, row.left
         line = _line(row, run.data.statistics["diversity"][-1].iteration)
     else:
         series = run.series("diversity")
         if not series.enough:
-            return Examination("diversity", open=run.too_few())
+            return run.too_few()
         before, after = series.early.median, series.late.median
         lost = after < KEPT * before
         line = f"{series.early.said('within training groups: median')}; {series.late.said('later')}"
-    if not lost:
-        return Examination("diversity", fine=f"{figure(before)} to {figure(after)}")
-    finding = Finding(
-        "diversity-collapse",
-        "problem",
-        f"Samples of one prompt become alike: {percent(1 - after / before)} of their distance is gone.",
-        (line,),
+    gone = 1 - after / before if before else 0.0
+    return Values(lost=lost, before=before, after=after, gone=gone, seen=[line])
+
+
+DIVERSITY = Subject("diversity", _diversity, "{before} to {after}", (
+    Rule(
+        "diversity-collapse", "problem",
+        "Samples of one prompt become alike: {gone:%} of their distance is gone.",
         "Groups of equal members have no preference, and a model that draws one picture a prompt is hacked or drifted.",
-        (more_kl(run),),
+        lambda v: v.lost, lambda run, _: (more_kl(run),),
         ("or stop earlier; rollout.guidance above 1 also narrows what is drawn",),
-    )
-    return Examination("diversity", (finding,))
+    ),
+))  # fmt: skip
 
 
-def heldout(run: Facts) -> Examination:
+def _heldout(run: Facts) -> Values | str:
     """Whether the held-out score falls, and whether training goes on rising meanwhile."""
     if run.config.prompts.heldout is None:
-        finding = Finding(
-            "nothing-held-out",
-            "note",
-            "Nothing is evaluated: there are no held-out prompts.",
-            ("prompts.heldout is null (config.yaml)",),
-            "Reward hacking and prompts learnt by heart show only on prompts that are not trained on.",
-            advice=("set prompts.heldout to a file, and evaluation.every",),
-        )
-        return Examination("held-out score", (finding,))
+        return Values(none=True, seen=["prompts.heldout is null (config.yaml)"])
     if len(run.target) < 2:
-        return Examination("held-out score", open="it needs two evaluations")
-    best, last = run.best, run.target[-1]
-    if not run.heldout_fell:
-        first = run.target[0]
-        return Examination(
-            "held-out score", fine=f"{first.reward} {figure(first.score.value)} to {figure(last.score.value)}"
-        )
-    series = run.series("reward.mean")
-    rising = series.enough and series.trend() >= CLEAR
-    kept = run.config.checkpoints.best
+        return "it needs two evaluations"
+    best, first, last, series = run.best, run.target[0], run.target[-1], run.series("reward.mean")
     seen = [
         f"{best.reward} was {scored(best.score, 3)} and is {scored(last.score, 3)} (evaluations.jsonl, iterations "
         f"{best.iteration} and {last.iteration})"
@@ -152,20 +139,31 @@ def heldout(run: Facts) -> Examination:
             f"{series.early.said('the training reward: median')}; {series.late.said('later')}; "
             f"trend z {series.trend():+.1f}"
         )
-    finding = Finding(
-        "overfitting" if rising else "held-out-falling",
-        "problem",
-        "The held-out score falls while the training reward rises."
-        if rising
-        else "The held-out score has fallen from its best.",
-        seen,
-        "What is learnt holds for the training prompts, or for the training reward, only."
-        if rising
-        else "Updates undo what was learnt: steps too large, or a policy that left its reference.",
-        (more_kl(run), lower_rate(run)),
-        (
-            *([f"the best checkpoint is kept: dgpo export {run.data.path} --checkpoint best"] if kept else []),
-            *(["more prompts in prompts.train"] if rising else []),
-        ),
-    )
-    return Examination("held-out score", (finding,))
+    kept = f"the best checkpoint is kept: dgpo export {shell_word(str(run.data.path))} --checkpoint best"
+    return Values(
+        none=False, fell=run.heldout_fell, rising=series.enough and series.trend() >= CLEAR,
+        kept=kept if run.config.checkpoints.best else "",
+        fine=f"{first.reward} {figure(first.score.value)} to {figure(last.score.value)}", seen=seen,
+    )  # fmt: skip
+
+
+HELDOUT = Subject("held-out score", _heldout, "{fine}", (
+    Rule(
+        "nothing-held-out", "note",
+        "Nothing is evaluated: there are no held-out prompts.",
+        "Reward hacking and prompts learnt by heart show only on prompts that are not trained on.",
+        lambda v: v.none, advice=("set prompts.heldout to a file, and evaluation.every",),
+    ),
+    Rule(
+        "overfitting", "problem",
+        "The held-out score falls while the training reward rises.",
+        "What is learnt holds for the training prompts, or for the training reward, only.",
+        lambda v: v.fell and v.rising, held, ("{kept}", "more prompts in prompts.train"),
+    ),
+    Rule(
+        "held-out-falling", "problem",
+        "The held-out score has fallen from its best.",
+        "Updates undo what was learnt: steps too large, or a policy that left its reference.",
+        lambda v: v.fell, held, ("{kept}",),
+    ),
+))  # fmt: skip

@@ -7,28 +7,29 @@ what it compares; the paper reports that the model then learns the artefacts, an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dgpo_lab.doctoring.facts import Facts, below
-from dgpo_lab.doctoring.findings import Change, Examination, Finding, figure, percent
+from dgpo_lab.doctoring.findings import Change, figure, percent
+from dgpo_lab.doctoring.rules import Rule, Subject, Values
 from dgpo_lab.reporting.data import Evaluation
 from dgpo_lab.reporting.summary import scored
 from dgpo_schemas.sigma import resolve_sigma
 from dgpo_schemas.text import shell_word
 
-__all__ = ["OF_DETAIL", "detail", "disagreement", "later_t_min", "resolved_sigma", "times"]
+__all__ = ["DETAIL", "DISAGREEMENT", "OF_DETAIL", "T_MIN", "evaluated", "later_t_min", "resolved_sigma"]
 
 UNCLIPPED = 0.05
 """A t_min up to here leaves the times unclipped: so close to the data only the finest detail is noised. The paper's
 run without a clip has t_min 0; every published setting lies at 0.56 or above."""
 SHARE_BELOW = 0.1
 """Share of the training times below what the sampler resolves that is more than a margin of rounding."""
-DETAIL = 0.25
+CHANGED = 0.25
 """Relative change of a statistic of detail that is worth a look: runs that learnt to draw better moved theirs by
 up to 0.2."""
-DETAIL_LOST = 0.5
+LOST = 0.5
 """The default band of the guards: beyond it the media are other media."""
-DISAGREEMENT = 0.25
+APART = 0.25
 """Relative rise of the distance between samples in few and in many steps that is more than a model that moves: the
 distance is that of the base model at the start, and a model that only gets better keeps it."""
 OF_DETAIL = ("finer_sharpness", "sharpness", "edge_density")
@@ -65,7 +66,7 @@ def later_t_min(run: Facts, at_least: float) -> Change | None:
     return None
 
 
-def _raised(run: Facts) -> tuple[Change, ...]:
+def _raised(run: Facts, _: object = None) -> tuple[Change, ...]:
     """t_min a tenth later on the unshifted scale, and with `sampler-steps` no more times than are left above it."""
     if run.times is None:
         return ()
@@ -82,26 +83,23 @@ def _raised(run: Facts) -> tuple[Change, ...]:
     return (change, Change("timesteps.count", section.count, left)) if 0 < left < section.count else (change,)
 
 
-def times(run: Facts) -> Examination:
+def _times(run: Facts) -> Values | str:
     """Whether the loss is taken where the sampler's samples can be trusted."""
     if run.parts.needs_path:
-        return Examination("t_min", fine=f"{run.config.objective.use} learns from the sampler's own steps")
+        return Values(trusted=True, fine=f"{run.config.objective.use} learns from the sampler's own steps")
+    if run.parts.needs_path is None:
+        return f"{run.config.objective.use} is not installed here"
     if run.times is None:
-        why = "run.json does not say which shift the model has, and rollout.shift: auto leaves it to the model"
-        return Examination("t_min", open=why)
-    t_min, t_max = run.times.t_min, run.times.t_max
-    where = "config.yaml"
-    drawn = run.series("timesteps.t_min")
+        return "run.json does not say which shift the model has, and rollout.shift: auto leaves it to the model"
+    t_min, t_max, where = run.times.t_min, run.times.t_max, "config.yaml"
+    drawn, smallest = run.series("timesteps.t_min"), run.series("t_min")
     if drawn.known:  # an adaptive policy draws above the configured bound
         t_min, where = drawn.late.median, drawn.late.where
     seen = [f"times are drawn from sigma {figure(t_min)} on ({where})"]
-    smallest = run.series("t_min")
     if smallest.known:
-        seen.append(
-            f"the smallest that was drawn: {figure(float(smallest.whole.values.min()))} ({smallest.whole.where})"
-        )
-    times, rollout = run.parts.times, run.config.rollout
-    resolved, below = 0.0, 0.0
+        least = figure(float(smallest.whole.values.min()))
+        seen.append(f"the smallest that was drawn: {least} ({smallest.whole.where})")
+    times, rollout, resolved, share = run.parts.times, run.config.rollout, 0.0, 0.0
     if times is not None:
         resolved = resolved_sigma(times)
         seen.append(
@@ -110,27 +108,35 @@ def times(run: Facts) -> Examination:
         )
         if run.config.timesteps.use == "sampler-steps":
             inside = [time for time in times if time > 0 and t_min <= time <= t_max]
-            below = sum(time < resolved for time in inside) / max(1, len(inside))
+            share = sum(time < resolved for time in inside) / max(1, len(inside))
         else:
-            below = min(1.0, max(0.0, (resolved - t_min) / (t_max - t_min)))
-        seen.append(f"share of the training times below it: {percent(below)}")
-    if t_min > UNCLIPPED and not below:
-        said = f"; {rollout.steps} steps resolve {figure(resolved)}" if resolved else ""
-        return Examination("t_min", fine=f"times from sigma {figure(t_min)} on{said}")
-    unclipped = t_min <= UNCLIPPED
-    change = later_t_min(run, resolved)
-    finding = Finding(
-        "t-min-too-low",
-        "problem" if unclipped else "warning" if below >= SHARE_BELOW else "note",
-        "The training times are not clipped from below."
-        if unclipped
-        else "Part of the training times lies below what the sampler resolves.",
-        seen,
-        WHY,
-        () if change is None else (change,),
-        ("or more rollout.steps, which resolve smaller times",) if not unclipped else (),
-    )
-    return Examination("t_min", (finding,))
+            share = min(1.0, max(0.0, (resolved - t_min) / (t_max - t_min)))
+        seen.append(f"share of the training times below it: {percent(share)}")
+    said = f"; {rollout.steps} steps resolve {figure(resolved)}" if resolved else ""
+    return Values(
+        trusted=False, t_min=t_min, resolved=resolved, share=share, seen=seen,
+        fine=f"times from sigma {figure(t_min)} on{said}",
+    )  # fmt: skip
+
+
+def _clipped(run: Facts, v: Values) -> Iterable[Change]:
+    change = later_t_min(run, v.resolved)
+    return () if change is None else (change,)
+
+
+T_MIN = Subject("t_min", _times, "{fine}", (
+    Rule(
+        "t-min-too-low", "problem",
+        "The training times are not clipped from below.", WHY,
+        lambda v: not v.trusted and v.t_min <= UNCLIPPED, _clipped,
+    ),
+    Rule(
+        "t-min-too-low", lambda v: "warning" if v.share >= SHARE_BELOW else "note",
+        "Part of the training times lies below what the sampler resolves.", WHY,
+        lambda v: not v.trusted and v.share > 0, _clipped,
+        ("or more rollout.steps, which resolve smaller times",),
+    ),
+))  # fmt: skip
 
 
 def _moved(found: Sequence[Evaluation]) -> float:
@@ -144,64 +150,64 @@ def _went(found: Sequence[Evaluation]) -> str:
     return f"{figure(found[0].score.value)} to {figure(found[-1].score.value)}"
 
 
-def _evaluated(found: Sequence[Evaluation]) -> str:
+def evaluated(found: Sequence[Evaluation]) -> str:
+    """What the reward was and is, with its place."""
     return (
         f"{found[0].reward} went from {scored(found[0].score, 3)} to {scored(found[-1].score, 3)} "
         f"(evaluations.jsonl, iterations {found[0].iteration} and {found[-1].iteration})"
     )
 
 
-def detail(run: Facts) -> Examination:
+def _detail(run: Facts) -> Values | str:
     """Whether the media lose their detail, or gain what looks like it: in evaluations, else in the rollouts."""
     found = [run.data.statistics[name] for name in OF_DETAIL if len(run.data.statistics.get(name, ())) > 1]
     if found:
         most = max(found, key=lambda each: abs(_moved(each)))
-        move, seen, fine = _moved(most), [_evaluated(each) for each in found], f"{most[0].reward} {_went(most)}"
+        move, seen, fine = _moved(most), [evaluated(each) for each in found], f"{most[0].reward} {_went(most)}"
     else:
         series = run.series("statistics.edge_density")
         if not series.enough:
-            return Examination("detail", open="it needs two evaluations, or nine iterations")
+            return "it needs two evaluations, or nine iterations"
         early, late = series.early, series.late
         # Rollouts are of other prompts every time, so only a change beyond the guards' band counts.
         move = late.median / early.median - 1 if early.median else 0.0
-        move = move if abs(move) > DETAIL_LOST else 0.0
+        move = move if abs(move) > LOST else 0.0
         seen = [early.said("edge_density of the rollouts: median"), late.said("later")]
         fine = f"edge_density of the rollouts {figure(early.median)} to {figure(late.median)}"
-    if abs(move) <= DETAIL:
-        return Examination("detail", fine=fine)
-    finer = run.config.evaluation.finer
-    finding = Finding(
-        "blurred-outputs" if move < 0 else "artefacts",
-        "problem" if abs(move) > DETAIL_LOST and found else "warning",
-        f"The media lose {percent(-move)} of their detail: they blur, or become empty."
-        if move < 0
-        else f"The media gain {percent(move)} of detail: artefacts, unless more is drawn.",
-        seen,
-        WHY,
-        _raised(run),
-        (
-            "look at the pictures of the first and the last evaluation, side by side: dgpo report "
-            f"{shell_word(str(run.data.path))}",
-            *([FINER] if finer is None else []),
-        ),
-    )
-    return Examination("detail", (finding,))
+    return Values(
+        move=move, size=abs(move), sure=abs(move) > LOST and bool(found), run=shell_word(str(run.data.path)),
+        finer=FINER if run.config.evaluation.finer is None else "", fine=fine, seen=seen,
+    )  # fmt: skip
 
 
-def disagreement(run: Facts) -> Examination:
+LOOK = ("look at the pictures of the first and the last evaluation, side by side: dgpo report {run}", "{finer}")
+
+DETAIL = Subject("detail", _detail, "{fine}", (
+    Rule(
+        "blurred-outputs", lambda v: "problem" if v.sure else "warning",
+        "The media lose {size:%} of their detail: they blur, or become empty.", WHY,
+        lambda v: v.move < -CHANGED, _raised, LOOK,
+    ),
+    Rule(
+        "artefacts", lambda v: "problem" if v.sure else "warning",
+        "The media gain {size:%} of detail: artefacts, unless more is drawn.", WHY,
+        lambda v: v.move > CHANGED, _raised, LOOK,
+    ),
+))  # fmt: skip
+
+
+def _disagreement(run: Facts) -> Values | str:
     """Whether samples in the rollouts' steps move away from samples in many steps of the same noise."""
     found = run.data.statistics.get("step_disagreement", ())
     if len(found) < 2:
-        return Examination("step disagreement", open="it needs two evaluations" if found else "")
-    move, line = _moved(found), _evaluated(found)
-    if move <= DISAGREEMENT:
-        return Examination("step disagreement", fine=_went(found))
-    finding = Finding(
-        "few-step-artefacts",
-        "problem",
-        "Samples in few steps move away from samples in many: artefacts of the steps are learnt.",
-        (line,),
-        WHY,
-        _raised(run),
-    )
-    return Examination("step disagreement", (finding,))
+        return "it needs two evaluations" if found else ""
+    return Values(move=_moved(found), fine=_went(found), seen=[evaluated(found)])
+
+
+DISAGREEMENT = Subject("step disagreement", _disagreement, "{fine}", (
+    Rule(
+        "few-step-artefacts", "problem",
+        "Samples in few steps move away from samples in many: artefacts of the steps are learnt.", WHY,
+        lambda v: v.move > APART, _raised,
+    ),
+))  # fmt: skip

@@ -6,16 +6,19 @@ reference; near 0 where the group's preference is satisfied, near 1 where it is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from dgpo_lab.doctoring.facts import Facts
-from dgpo_lab.doctoring.findings import Change, Examination, Finding, figure, percent
-from dgpo_lab.doctoring.remedies import lower_rate, more_kl, paper_weighting
+from dgpo_lab.doctoring.findings import Change, figure, percent
+from dgpo_lab.doctoring.remedies import lower_rate, paper_weighting, slower
+from dgpo_lab.doctoring.rules import Rule, Subject, Values
 from dgpo_lab.doctoring.trends import MIN_ITERATIONS, MIN_TREND, Series
 from dgpo_lab.doctoring.updates import still
 
-__all__ = ["clipping", "residual", "sigmoid"]
+__all__ = ["CLIP", "RESIDUAL", "SIGMOID"]
 
 PUBLISHED_BETA = "The DGPO authors' code recommends 10 to 100 with a frozen reference, 2000 to 5000 with a dynamic one."
 SATURATED = 0.05
@@ -34,71 +37,33 @@ NEARLY_ALL_CLIPPED = 0.9
 """Share from which hardly anything is left to learn from."""
 WIDEST = 0.5
 """Clip up to which a wider one is suggested: beyond it a ratio of 1.5, or of 0.5, is let through."""
-RESIDUAL = 0.1
+LEFT = 0.1
 """|sum c| over G from which Z is left in the preference: sum |c| is about G, so a tenth of it does not cancel."""
 
 
-def sigmoid(run: Facts) -> Examination:
+def _sigmoid(run: Facts) -> Values | str | None:
     """Whether sigmoid(S_g) still tells groups apart."""
     series = run.series("sigmoid")
     if not series.known:
-        return Examination("sigmoid")
+        return None
     if not series.enough:
-        return Examination("sigmoid", open=run.too_few())
-    late = series.late
-    line = late.said("mean sigmoid(S_g): median")
-    beta = run.config.objective.beta
-    smaller = (Change("objective.beta", beta, _smaller_beta(run)),)
-    whole = _all_or_nothing(run, series)
-    if late.median < SATURATED:
-        finding = Finding(
-            "sigmoid-near-zero",
-            "problem" if late.median < GONE else "warning",
-            "sigmoid(S_g), the weight of every gradient, is near 0: little is learnt.",
-            (line, f"objective.beta is {beta:g} (config.yaml)"),
-            f"The groups' preferences count as satisfied, because beta scales them up. {PUBLISHED_BETA}",
-            smaller,
-        )
-    elif late.median > VIOLATED:
-        finding = Finding(
-            "sigmoid-near-one",
-            "warning",
-            "sigmoid(S_g) is near 1: nearly every group's preference is violated.",
-            (line, f"objective.beta is {beta:g} (config.yaml)"),
-            "The policy has become worse than its reference at telling good from bad: it has drifted, or the steps are "
-            "too large.",
-            (
-                lower_rate(run),
-                more_kl(run),
-            ),
-        )
-    elif whole:
-        finding = Finding(
-            "sigmoid-all-or-nothing",
-            "warning",
-            "sigmoid(S_g) is 0 or 1 for every single group: beta is too large.",
-            (line, whole, f"objective.beta is {beta:g} (config.yaml)"),
-            f"Satisfied groups are switched off and all others count alike. {PUBLISHED_BETA}",
-            smaller,
-        )
-    elif series.known >= MIN_TREND and _idle(series) and not still(run):
-        finding = Finding(
-            "sigmoid-idle",
-            "note",
-            "sigmoid(S_g) stays at 1/2: the group preference never saturates.",
-            (line, f"objective.beta is {beta:g} (config.yaml)"),
-            f"The loss is then a plain advantage-weighted one, without its brake. {PUBLISHED_BETA}",
-            (Change("objective.beta", beta, 10 * beta),),
-        )
-    else:
-        return Examination("sigmoid", fine=late.brief("mean sigmoid(S_g)"))
-    return Examination("sigmoid", (finding,))
+        return run.too_few()
+    return Values(
+        late=series.late.median,
+        whole=_all_or_nothing(run, series),
+        idle=series.known >= MIN_TREND and _idle(series) and not still(run),
+        beta=f"objective.beta is {run.config.objective.beta:g} (config.yaml)",
+        seen=[series.late.said("mean sigmoid(S_g): median")],
+    )
 
 
-def _smaller_beta(run: Facts) -> float:
-    largest = 5000.0 if run.config.objective.reference == "ema" else 100.0
-    beta = run.config.objective.beta
-    return largest if beta > largest else beta / 10
+def _smaller_beta(run: Facts, _: Values) -> Iterable[Change]:
+    beta, largest = run.config.objective.beta, 5000.0 if run.config.objective.reference == "ema" else 100.0
+    yield Change("objective.beta", beta, largest if beta > largest else beta / 10)
+
+
+def _larger_beta(run: Facts, _: Values) -> Iterable[Change]:
+    yield Change("objective.beta", run.config.objective.beta, 10 * run.config.objective.beta)
 
 
 def _idle(series: Series) -> bool:
@@ -132,47 +97,83 @@ def _all_or_nothing(run: Facts, series: Series) -> str:
     )
 
 
-def clipping(run: Facts) -> Examination:
+SIGMOID = Subject("sigmoid", _sigmoid, "mean sigmoid(S_g) {late}", (
+    Rule(
+        "sigmoid-near-zero", lambda v: "problem" if v.late < GONE else "warning",
+        "sigmoid(S_g), the weight of every gradient, is near 0: little is learnt.",
+        f"The groups' preferences count as satisfied, because beta scales them up. {PUBLISHED_BETA}",
+        lambda v: v.late < SATURATED, _smaller_beta, seen=("{beta}",),
+    ),
+    Rule(
+        "sigmoid-near-one", "warning",
+        "sigmoid(S_g) is near 1: nearly every group's preference is violated.",
+        "The policy has become worse than its reference at telling good from bad: it has drifted, or the steps are "
+        "too large.",
+        lambda v: v.late > VIOLATED, slower, seen=("{beta}",),
+    ),
+    Rule(
+        "sigmoid-all-or-nothing", "warning",
+        "sigmoid(S_g) is 0 or 1 for every single group: beta is too large.",
+        f"Satisfied groups are switched off and all others count alike. {PUBLISHED_BETA}",
+        lambda v: bool(v.whole), _smaller_beta, seen=("{whole}", "{beta}"),
+    ),
+    Rule(
+        "sigmoid-idle", "note",
+        "sigmoid(S_g) stays at 1/2: the group preference never saturates.",
+        f"The loss is then a plain advantage-weighted one, without its brake. {PUBLISHED_BETA}",
+        lambda v: v.idle, _larger_beta, seen=("{beta}",),
+    ),
+))  # fmt: skip
+
+
+def _clip(run: Facts) -> Values | str | None:
     """Whether the PPO-style clip takes away what there is to learn."""
     series = run.series("clip_fraction")
     if not series.known:
-        return Examination("clip")
+        return None
     if not series.enough:
-        return Examination("clip", open=run.too_few())
-    late = series.late
-    line = late.said("clip_fraction: median", percent)
-    if late.median <= MANY_CLIPPED:
-        return Examination("clip", fine=late.brief("members clipped:", percent))
+        return run.too_few()
     clip = run.config.objective.clip
-    wider = () if clip is None or clip >= WIDEST else (Change("objective.clip", clip, min(10 * clip, WIDEST)),)
-    finding = Finding(
-        "clip-fraction-high",
-        "problem" if late.median > NEARLY_ALL_CLIPPED else "warning",
+    shown = "the objective's own" if clip is None else f"{clip:g}"
+    seen = [series.late.said("clip_fraction: median", percent), f"objective.clip is {shown} (config.yaml)"]
+    return Values(late=series.late.median, seen=seen)
+
+
+def _wider_clip(run: Facts, _: Values) -> Iterable[Change]:
+    clip = run.config.objective.clip
+    if clip is not None and clip < WIDEST:
+        yield Change("objective.clip", clip, min(10 * clip, WIDEST))
+    yield lower_rate(run)
+
+
+CLIP = Subject("clip", _clip, "members clipped: {late:%}", (
+    Rule(
+        "clip-fraction-high", lambda v: "problem" if v.late > NEARLY_ALL_CLIPPED else "warning",
         "The clip takes the gradient of most members away.",
-        (line, "objective.clip is " + ("the objective's own" if clip is None else f"{clip:g}") + " (config.yaml)"),
-        "A clipped member counts in S_g but gives no gradient. The DGPO authors' code recommends "
-        "1e-3 to 1e-2 with guided rollouts, 1e-5 to 1e-4 without.",
-        (*wider, lower_rate(run)),
-    )
-    return Examination("clip", (finding,))
+        "A clipped member counts in S_g but gives no gradient. The DGPO authors' code recommends 1e-3 to 1e-2 with "
+        "guided rollouts, 1e-5 to 1e-4 without.",
+        lambda v: v.late > MANY_CLIPPED, _wider_clip,
+    ),
+))  # fmt: skip
 
 
-def residual(run: Facts) -> Examination:
+def _residual(run: Facts) -> Values | None:
     """Whether the partition function cancels: it does where a group's signed weights sum to 0."""
-    size = run.config.rollout.group_size
-    share = run.series("residual").map(lambda values: values / size)
+    share = run.series("residual").map(lambda values: values / run.config.rollout.group_size)
     if run.config.objective.use != "dgpo" or not share.known:
-        return Examination("residual")
-    line = share.late.said("|sum c| over G: median")
-    if share.late.median <= RESIDUAL or run.config.advantages.balance:
-        return Examination("residual", fine=share.late.brief("|sum c| over G", lambda value: f"{value:.2f}"))
-    finding = Finding(
-        "residual-large",
-        "warning",
+        return None
+    weighting = f"weighting is {run.config.weighting.use} (config.yaml); sum |c| is about G"
+    seen = [share.late.said("|sum c| over G: median"), weighting]
+    return Values(late=share.late.median, balanced=run.config.advantages.balance, seen=seen)
+
+
+RESIDUAL = Subject("residual", _residual, "|sum c| over G {late:.2f}", (
+    Rule(
+        "residual-large", "warning",
         "The signed weights of a group do not sum to 0: the partition function does not cancel.",
-        (line, f"weighting is {run.config.weighting.use} (config.yaml); sum |c| is about G"),
         "The group preference is free of log Z only where the weights of both sides are equal, as |A| makes them "
         "(arXiv 2510.08425).",
-        (Change("advantages.balance", False, True), *paper_weighting(run)),
-    )
-    return Examination("residual", (finding,))
+        lambda v: v.late > LEFT and not v.balanced,
+        lambda run, _: (Change("advantages.balance", False, True), *paper_weighting(run)),
+    ),
+))  # fmt: skip

@@ -13,12 +13,14 @@ from dgpo_schemas.run import RunConfig
 __all__ = [
     "FEWEST_GROUPS",
     "PUBLISHED_RATE",
+    "held",
     "higher_rate",
     "lower_rate",
     "more_kl",
     "paper_weighting",
     "possible",
     "rounded",
+    "slower",
 ]
 
 FEWEST_GROUPS = 2
@@ -71,6 +73,16 @@ def more_kl(run: Facts) -> Change:
     """The next published KL weight, or twice one that is above them."""
     kl = run.config.objective.kl
     return Change("objective.kl", kl, next((known for known in PUBLISHED_KL if known > kl), 2 * kl))
+
+
+def slower(run: Facts, _: object = None) -> tuple[Change, ...]:
+    """Smaller steps, then a stronger hold on the reference."""
+    return lower_rate(run), more_kl(run)
+
+
+def held(run: Facts, _: object = None) -> tuple[Change, ...]:
+    """A stronger hold on the reference, then smaller steps."""
+    return more_kl(run), lower_rate(run)
 
 
 def paper_weighting(run: Facts) -> tuple[Change, ...]:

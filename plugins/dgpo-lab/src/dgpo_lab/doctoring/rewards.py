@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 from dgpo_lab.doctoring.convergence import at_end
 from dgpo_lab.doctoring.facts import Facts
-from dgpo_lab.doctoring.findings import Change, Examination, Finding, figure, percent
+from dgpo_lab.doctoring.findings import Change, figure, percent
 from dgpo_lab.doctoring.remedies import rounded
+from dgpo_lab.doctoring.rules import Rule, Subject, Values
 from dgpo_lab.doctoring.trends import Series
 from dgpo_schemas.run import RewardBlock
 
-__all__ = ["constant", "dominating", "missing", "saturated", "waiting"]
+__all__ = ["CONSTANT", "DOMINATING", "MISSING", "RANGE", "WAITING"]
 
 SOME_MISSING = 0.02
 """Share of samples without a score up to which a crash that was retried in vain explains them."""
@@ -19,11 +22,11 @@ MANY_MISSING = 0.1
 """Share from which groups are no longer those that were rolled out; the default limit that stops a run is 0.2."""
 FEW = 3
 """Iterations in which a reward must have told samples apart once."""
-CONSTANT = 1e-9
+ROUNDING = 1e-9
 """Standard deviation of a reward, in units of its size, that is rounding."""
 DOMINATES = 0.9
 """Share of the summed spread that one reward has when the others hardly count."""
-WAITING = 0.25
+LONG = 0.25
 """Share of an iteration spent waiting for scores that a second worker would save."""
 MOST = 64
 """Workers, and requests under way, that a run file may have."""
@@ -31,62 +34,61 @@ A_SECOND = 1.0
 """Seconds of waiting in an iteration below which nobody waits."""
 
 
-def missing(run: Facts) -> Examination:
+def _missing(run: Facts) -> Values | None:
     """Whether samples go without a score."""
     series = run.series("missing_rewards")
     if not series.known:
-        return Examination("missing scores")
-    total = int(series.whole.values.sum())
-    if not total:
-        return Examination("missing scores", fine="every sample was scored")
-    share, late = total / (series.known * run.samples), series.late
+        return None
+    total, of, late = int(series.whole.values.sum()), series.known * run.samples, series.late
     seen = [
-        f"{total} of {series.known * run.samples} samples have no score, {percent(share)} ({series.whole.where})",
+        f"{total} of {of} samples have no score, {percent(total / of)} ({series.whole.where})",
         late.said("of an iteration's lately: median", lambda value: percent(value / run.samples)),
     ]
     for block in run.config.rewards:
         own = run.reward(block.label, "missing")
         if own.known and own.whole.values.sum():
             seen.append(f"{block.label} is missing for {int(own.whole.values.sum())} of them")
-    share = max(share, late.median / run.samples)
-    limit = run.config.scoring.max_missing
-    finding = Finding(
+    return Values(total=total, share=total / of, most=max(total / of, late.median / run.samples), seen=seen)
+
+
+def _fewer_missing(run: Facts, _: Values) -> Iterable[Change]:
+    if (limit := run.config.scoring.max_missing) > 0.05:
+        yield Change("scoring.max_missing", limit, 0.05)
+
+
+MISSING = Subject("missing scores", _missing, "every sample was scored", (
+    Rule(
         "scores-missing",
-        "problem" if share > MANY_MISSING else "warning" if share > SOME_MISSING else "note",
-        f"{percent(total / (series.known * run.samples))} of the samples could not be scored.",
-        seen,
+        lambda v: "problem" if v.most > MANY_MISSING else "warning" if v.most > SOME_MISSING else "note",
+        "{share:%} of the samples could not be scored.",
         "A sample without a score leaves its group; where scores are missing for a reason (empty, dark, unreadable "
         "media), what remains is a biased choice.",
-        (Change("scoring.max_missing", limit, 0.05),) if limit > 0.05 else (),
+        lambda v: v.total > 0, _fewer_missing,
         ("dgpo score --self-test NAME tells whether the reward works here; the run's messages name the reason",),
-    )
-    return Examination("missing scores", (finding,))
+    ),
+))  # fmt: skip
 
 
-def constant(run: Facts) -> Examination:
+def _constant(run: Facts) -> Values | Sequence[Values] | str:
     """Whether every reward that counts tells samples apart."""
     if run.iterations < FEW:
-        return Examination("constant rewards", open=run.too_few(FEW))
+        return run.too_few(FEW)
     silent = [block for block in run.weighed if _is_constant(run, block)]
-    if not silent:
-        return Examination("constant rewards", fine="every reward tells samples apart")
-    findings = []
-    for block in silent:
-        std, mean = run.reward(block.label, "std"), run.reward(block.label, "mean")
-        index = run.config.rewards.index(block)
-        alone = len(silent) == len(run.weighed)
-        findings.append(
-            Finding(
-                "reward-constant",
-                "problem" if alone else "warning",
-                f"{block.label} gives every sample the same value.",
-                (std.late.said(f"std of {block.label}: median"), mean.late.said("its mean: median")),
-                "Equal rewards make no preference: nothing is learnt from this reward.",
-                () if alone else (Change(f"rewards.{index}.weight", block.weight, 0.0),),
-                (f"dgpo score --self-test {block.use} tells whether it can tell good from bad, here and now",),
-            )
+    return [
+        Values(
+            silent=True, alone=len(silent) == len(run.weighed), block=block, label=block.label, use=block.use,
+            seen=[
+                run.reward(block.label, "std").late.said(f"std of {block.label}: median"),
+                run.reward(block.label, "mean").late.said("its mean: median"),
+            ],
         )
-    return Examination("constant rewards", findings)
+        for block in silent
+    ] or Values(silent=False)  # fmt: skip
+
+
+def _without(run: Facts, v: Values) -> Iterable[Change]:
+    if not v.alone:
+        yield Change(f"rewards.{run.config.rewards.index(v.block)}.weight", v.block.weight, 0.0)
 
 
 def _is_constant(run: Facts, block: RewardBlock) -> bool:
@@ -94,115 +96,126 @@ def _is_constant(run: Facts, block: RewardBlock) -> bool:
     if not std.known:
         return False
     size = max(1e-12, float(np.abs(mean.late.values).max())) if mean.known else 1.0
-    return bool(std.late.values.max() <= CONSTANT * size)
+    return bool(std.late.values.max() <= ROUNDING * size)
 
 
-def dominating(run: Facts) -> Examination:
+CONSTANT = Subject("constant rewards", _constant, "every reward tells samples apart", (
+    Rule(
+        "reward-constant", lambda v: "problem" if v.alone else "warning",
+        "{label} gives every sample the same value.",
+        "Equal rewards make no preference: nothing is learnt from this reward.",
+        lambda v: v.silent, _without,
+        ("dgpo score --self-test {use} tells whether it can tell good from bad, here and now",),
+    ),
+))  # fmt: skip
+
+
+def _dominating(run: Facts) -> Values | str | None:
     """Whether one of several summed rewards decides alone."""
     blocks = [block for block in run.weighed if run.reward(block.label, "std").known]
     if len(blocks) < 2 or run.config.scoring.aggregation != "weighted-sum":
-        alone = len(run.weighed) < 2
-        return Examination("several rewards", fine="" if alone else "they are normalised within groups")
+        return None if len(run.weighed) < 2 else Values(share=0.0, fine="they are normalised within groups")
     spread = {b.label: run.reward(b.label, "std").map(lambda v, w=b.weight: abs(w) * v) for b in blocks}  # type: ignore[misc]
     total = Series(run.data.iterations, np.sum([s.values for s in spread.values()], axis=0))
     if not total.known or not total.late.median:
-        return Examination("several rewards", fine="none of them varies")
+        return Values(share=0.0, fine="none of them varies")
     share = {label: series.over(total).late for label, series in spread.items()}
-    first = max(blocks, key=lambda block: share[block.label].median)
-    line = share[first.label].said(
-        f"{first.label} has of the rewards' weighted spread (|weight| * std): median", percent
-    )
-    if share[first.label].median <= DOMINATES:
-        return Examination(
-            "several rewards", fine=share[first.label].brief(f"{first.label} has of the spread", percent)
-        )
-    others = [block for block in blocks if block is not first]
-    seen = [line]
-    changes = [
-        Change("scoring.aggregation", "weighted-sum", "group-normalised"),
-        *([Change("advantages.std", "group", "batch")] if run.config.advantages.std == "group" else []),
-    ]
+    first = max(blocks, key=lambda block: share[block.label].median).label
+    seen = [share[first].said(f"{first} has of the rewards' weighted spread (|weight| * std): median", percent)]
     advice = []
-    for block in others:
+    for block in blocks:
         std = run.reward(block.label, "std").late
-        seen.append(std.said(f"std of {block.label} (weight {block.weight:g}): median"))
-        if std.median and not _is_constant(run, block):
-            equal = rounded(block.weight * spread[first.label].late.median / spread[block.label].late.median, 2)
-            advice.append(
-                f"or weigh it up: rewards.{run.config.rewards.index(block)}.weight: {block.weight:g} -> {equal:g}"
-            )
-    finding = Finding(
-        "one-reward-dominates",
-        "warning",
-        f"{first.label} decides alone; the other rewards hardly count.",
-        seen,
+        if block.label != first:
+            seen.append(std.said(f"std of {block.label} (weight {block.weight:g}): median"))
+            if std.median and not _is_constant(run, block):
+                equal = rounded(block.weight * spread[first].late.median / spread[block.label].late.median, 2)
+                place = f"rewards.{run.config.rewards.index(block)}.weight"
+                advice.append(f"or weigh it up: {place}: {block.weight:g} -> {equal:g}")
+    fine = share[first].brief(f"{first} has of the spread", percent)
+    return Values(share=share[first].median, first=first, advice=advice, fine=fine, seen=seen)
+
+
+def _normalised(run: Facts, _: Values) -> Iterable[Change]:
+    yield Change("scoring.aggregation", "weighted-sum", "group-normalised")
+    if run.config.advantages.std == "group":
+        yield Change("advantages.std", "group", "batch")
+
+
+DOMINATING = Subject("several rewards", _dominating, "{fine}", (
+    Rule(
+        "one-reward-dominates", "warning",
+        "{first} decides alone; the other rewards hardly count.",
         "In a weighted sum the reward with the largest spread is worth the most, whatever the weights say; normalised "
         "within groups they are worth their weights (GDPO, arXiv 2601.05242).",
-        changes,
-        advice,
-    )
-    return Examination("several rewards", (finding,))
+        lambda v: v.share > DOMINATES, _normalised, lambda v: v.advice,
+    ),
+))  # fmt: skip
 
 
-def saturated(run: Facts) -> Examination:
+def _range(run: Facts) -> Values | str | None:
     """Whether the training reward lies at an end of its range."""
-    ends, where = run.reward_range, at_end(run)
+    ends, series = run.reward_range, run.series("reward.mean")
     if ends is None:
-        return Examination("range")
-    if not run.series("reward.mean").enough:
-        return Examination("range", open=run.too_few())
-    late = run.series("reward.mean").late
-    line = f"{late.said('the training reward: median')}, in a range from {figure(ends[0])} to {figure(ends[1])}"
-    if not where:
-        return Examination("range", fine=f"reward {figure(late.median)} of {figure(ends[0])} to {figure(ends[1])}")
-    top = where > 0
-    finding = Finding(
-        "reward-at-its-top" if top else "reward-at-its-bottom",
-        "note" if top else "warning",
-        "The training reward has reached the end of its range."
-        if top
-        else "The training reward lies at the bottom of its range.",
-        (line,),
-        "What scores as high as can be has no better to prefer: the run is done, or the reward too easy."
-        if top
-        else "Where nearly everything fails alike, groups have no preference.",
-        advice=("stop here, or go on with harder prompts.train",)
-        if top
-        else ("easier prompts, a larger rollout.group_size, or a reward with steps in between",),
-    )
-    return Examination("range", (finding,))
+        return None
+    if not series.enough:
+        return run.too_few()
+    span = f"{figure(ends[0])} to {figure(ends[1])}"
+    line = f"{series.late.said('the training reward: median')}, in a range from {span}"
+    return Values(end=at_end(run), late=series.late.median, span=span, seen=[line])
 
 
-def waiting(run: Facts) -> Examination:
+RANGE = Subject("range", _range, "reward {late} of {span}", (
+    Rule(
+        "reward-at-its-top", "note",
+        "The training reward has reached the end of its range.",
+        "What scores as high as can be has no better to prefer: the run is done, or the reward too easy.",
+        lambda v: v.end > 0, advice=("stop here, or go on with harder prompts.train",),
+    ),
+    Rule(
+        "reward-at-its-bottom", "warning",
+        "The training reward lies at the bottom of its range.",
+        "Where nearly everything fails alike, groups have no preference.",
+        lambda v: v.end < 0,
+        advice=("easier prompts, a larger rollout.group_size, or a reward with steps in between",),
+    ),
+))  # fmt: skip
+
+
+def _waiting(run: Facts) -> Values | str:
     """Whether iterations wait for scores."""
-    share = run.timing("wait_for_scores").over(run.timing())
+    seconds = run.timing("wait_for_scores")
+    share = seconds.over(run.timing())
     if not share.known:
-        return Examination("time", open="no timings are logged")
-    late = share.late
-    line = late.said("waiting for scores, of an iteration's time: median", percent)
-    if late.median <= WAITING or run.timing("wait_for_scores").late.median < A_SECOND:
-        return Examination("time", fine=late.brief("waiting for scores:", percent))
+        return "no timings are logged"
     spent: dict[str, float] = {}
     for record in run.data.timings.values():
-        for label, seconds in (record.get("rewards") or {}).items():
-            spent[label] = spent.get(label, 0.0) + float(seconds)
+        for label, one in (record.get("rewards") or {}).items():
+            spent[label] = spent.get(label, 0.0) + float(one)
     slowest = max(spent, key=lambda label: spent[label], default=None)
-    block = next((b for b in run.config.rewards if b.label == slowest), run.config.rewards[0])
+    seen = [share.late.said("waiting for scores, of an iteration's time: median", percent)]
+    if slowest:
+        seen.append(f"the slowest reward is {slowest} (timings.jsonl)")
+    return Values(late=share.late.median, seconds=seconds.late.median, slowest=slowest, seen=seen)
+
+
+def _more_scorers(run: Facts, v: Values) -> Iterable[Change]:
+    block = next((b for b in run.config.rewards if b.label == v.slowest), run.config.rewards[0])
     key = f"rewards.{run.config.rewards.index(block)}"
     if block.worker is not None:
-        change = Change(f"{key}.worker.count", block.worker.count, min(MOST, 2 * block.worker.count))
+        yield Change(f"{key}.worker.count", block.worker.count, min(MOST, 2 * block.worker.count))
     elif block.service is not None:
         most = min(MOST, 2 * block.service.concurrency)
-        change = Change(f"{key}.service.concurrency", block.service.concurrency, most)
+        yield Change(f"{key}.service.concurrency", block.service.concurrency, most)
     else:
-        change = Change(f"{key}.worker", None, {"count": 2})
-    finding = Finding(
-        "waiting-for-scores",
-        "note",
+        yield Change(f"{key}.worker", None, {"count": 2})
+
+
+WAITING = Subject("time", _waiting, "waiting for scores: {late:%}", (
+    Rule(
+        "waiting-for-scores", "note",
         "Much of the time goes into waiting for scores.",
-        (line, *([f"the slowest reward is {slowest} (timings.jsonl)"] if slowest else [])),
         "Scoring runs beside the rollout; what it takes longer is waited for.",
-        (change,),
+        lambda v: v.late > LONG and v.seconds >= A_SECOND, _more_scorers,
         ("or a smaller rollout.micro_batch, so that scoring begins earlier",),
-    )
-    return Examination("time", (finding,))
+    ),
+))  # fmt: skip

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from dgpo_lab.doctoring.facts import Facts
-from dgpo_lab.doctoring.findings import Change, Examination, Finding
-from dgpo_lab.doctoring.remedies import higher_rate, lower_rate, more_kl, rounded
+from dgpo_lab.doctoring.findings import Change
+from dgpo_lab.doctoring.remedies import higher_rate, lower_rate, rounded, slower
+from dgpo_lab.doctoring.rules import Rule, Subject, Values
 from dgpo_lab.doctoring.trends import MIN_ITERATIONS, Series
 
-__all__ = ["gradients", "skipped_updates", "still", "weights"]
+__all__ = ["GRADIENTS", "SKIPPED", "WEIGHTS", "still"]
 
 STILL_NORM = 1e-3
 """Change of change_norm over the run that is none, if the velocity has not moved either. AdamW moves n weights by about
@@ -51,93 +53,99 @@ def _span(norm: Series) -> float:
     return float(values.max() - values.min())
 
 
-def weights(run: Facts) -> Examination:
+def _weights(run: Facts) -> Values | str:
     """Whether training changes the model."""
     if run.iterations < MIN_ITERATIONS:
-        return Examination("weights", open=run.too_few())
-    norm, updates = run.series("change_norm"), run.series("updates")
+        return run.too_few()
+    norm, updates, moved = run.series("change_norm"), run.series("updates"), _velocity_moved(run)
     if updates.known and not updates.whole.values.max():
-        finding = Finding(
-            "no-updates",
-            "problem",
-            "Not one update was made.",
-            (f"updates stays 0 ({updates.whole.where})",),
-            "Updates are left out for non-finite values, and where no group has a preference and there is no KL term.",
-        )
-        return Examination("weights", (finding,))
-    lines = []
+        return Values(none=True, seen=[f"updates stays 0 ({updates.whole.where})"])
+    stands = still(run)
+    if stands and run.config.optimiser.warmup > updates.whole.values.max():
+        return f"the warm-up of {run.config.optimiser.warmup} updates is not over"
+    seen, travelled = [], ""
     if norm.known:
         first, last = norm.whole.values[0], norm.whole.values[-1]
-        lines.append(f"change_norm went from {first:.5g} to {last:.5g} ({norm.whole.where})")
-    moved = _velocity_moved(run)
+        seen.append(f"change_norm went from {first:.5g} to {last:.5g} ({norm.whole.where})")
+        travelled = f"moved by {first:.4g} to {last:.4g}"
     if moved.known:
-        lines.append(moved.late.said("mean squared change of the velocity over dsm_reference: median"))
-    if not still(run):
-        return Examination("weights", fine=_travelled(norm) if norm.known else "")
-    if run.config.optimiser.warmup > updates.whole.values.max():
-        return Examination("weights", open=f"the warm-up of {run.config.optimiser.warmup} updates is not over")
-    finding = Finding(
-        "weights-not-moving",
-        "problem",
+        seen.append(moved.late.said("mean squared change of the velocity over dsm_reference: median"))
+    if stands:
+        seen.append(run.series("learning_rate").late.said("learning_rate: median"))
+    return Values(none=False, still=stands, travelled=travelled, seen=seen)
+
+
+WEIGHTS = Subject("weights", _weights, "{travelled}", (
+    Rule(
+        "no-updates", "problem",
+        "Not one update was made.",
+        "Updates are left out for non-finite values, and where no group has a preference and there is no KL term.",
+        lambda v: v.none,
+    ),
+    Rule(
+        "weights-not-moving", "problem",
         "The weights do not move.",
-        (*lines, run.series("learning_rate").late.said("learning_rate: median")),
         "A LoRA that stays where it began has learnt nothing; the published learning rate is 3e-4 (arXiv 2510.08425).",
-        (higher_rate(run),),
-    )
-    return Examination("weights", (finding,))
+        lambda v: v.still, lambda run, _: (higher_rate(run),),
+    ),
+))  # fmt: skip
 
 
-def _travelled(norm: Series) -> str:
-    return f"moved by {norm.whole.values[0]:.4g} to {norm.whole.values[-1]:.4g}"
-
-
-def gradients(run: Facts) -> Examination:
+def _gradients(run: Facts) -> Values | str:
     """Whether gradients explode, or are always cut."""
     series, limit = run.series("grad_norm"), run.config.optimiser.max_grad_norm
     if not series.enough:
-        return Examination("gradients", open=run.too_few())
+        return run.too_few()
     early, late = series.early, series.late
-    if early.median > 0 and late.median / early.median > GROWN:
-        finding = Finding(
-            "gradient-growing",
-            "warning",
-            f"The gradient's norm has grown {late.median / early.median:.0f}-fold.",
-            (early.said("grad_norm: median"), late.said("later")),
-            "It precedes divergence: the loss grows without bound where bad samples are pushed away for ever.",
-            (lower_rate(run), more_kl(run)),
-        )
-        return Examination("gradients", (finding,))
-    share = 0.0 if limit is None else float((late.values > limit).mean())
-    if share > ALWAYS_CLIPPED:
-        finding = Finding(
-            "gradient-always-clipped",
-            "note",
-            "The gradient is longer than max_grad_norm in nearly every update.",
-            (late.said("grad_norm: median"), f"optimiser.max_grad_norm is {limit:g} (config.yaml)"),
-            "AdamW hardly minds a constant factor, but then the limit protects from nothing: it is below the usual.",
-            (Change("optimiser.max_grad_norm", limit, rounded(3 * late.median)),),
-        )
-        return Examination("gradients", (finding,))
-    return Examination("gradients", fine=late.brief("norm"))
+    return Values(
+        grown=late.median / early.median if early.median > 0 else 0.0,
+        clipped=0.0 if limit is None else float((late.values > limit).mean()),
+        limit="" if limit is None else f"optimiser.max_grad_norm is {limit:g} (config.yaml)",
+        late=late.median, first=early.said("grad_norm: median"), then=late.said("later"),
+        last=late.said("grad_norm: median"), seen=(),
+    )  # fmt: skip
 
 
-def skipped_updates(run: Facts) -> Examination:
+GRADIENTS = Subject("gradients", _gradients, "norm {late}", (
+    Rule(
+        "gradient-growing", "warning",
+        "The gradient's norm has grown {grown:.0f}-fold.",
+        "It precedes divergence: the loss grows without bound where bad samples are pushed away for ever.",
+        lambda v: v.grown > GROWN, slower, seen=("{first}", "{then}"),
+    ),
+    Rule(
+        "gradient-always-clipped", "note",
+        "The gradient is longer than max_grad_norm in nearly every update.",
+        "AdamW hardly minds a constant factor, but then the limit protects from nothing: it is below the usual.",
+        lambda v: v.clipped > ALWAYS_CLIPPED,
+        lambda run, v: (Change("optimiser.max_grad_norm", run.config.optimiser.max_grad_norm, rounded(3 * v.late)),),
+        seen=("{last}", "{limit}"),
+    ),
+))  # fmt: skip
+
+
+def _skipped(run: Facts) -> Values:
     """Whether updates are lost to non-finite values."""
-    series = run.series("skipped_updates")
+    series, updates = run.series("skipped_updates"), run.series("updates")
     if not series.known or not series.whole.values[-1]:
-        return Examination("skipped updates", fine="no update was skipped")
+        return Values(skipped=0)
     skipped = int(series.whole.values[-1])
-    total = skipped + int(run.series("updates").whole.values[-1]) if run.series("updates").known else skipped
-    autocast = run.config.precision.autocast
-    finding = Finding(
-        "updates-skipped",
-        "problem" if skipped / total > MANY_SKIPPED else "warning",
-        f"{skipped} of {total} updates were skipped for non-finite losses or gradients.",
-        (f"skipped_updates is {skipped} (metrics.jsonl, iteration {int(run.data.iterations[-1])})",),
+    total = skipped + (int(updates.whole.values[-1]) if updates.known else 0)
+    seen = [f"skipped_updates is {skipped} (metrics.jsonl, iteration {int(run.data.iterations[-1])})"]
+    return Values(skipped=skipped, total=total, seen=seen)
+
+
+def _more_precise(run: Facts, _: Values) -> Iterable[Change]:
+    yield lower_rate(run)
+    if run.config.precision.autocast == "bf16":
+        yield Change("precision.autocast", "bf16", "no")
+
+
+SKIPPED = Subject("skipped updates", _skipped, "no update was skipped", (
+    Rule(
+        "updates-skipped", lambda v: "problem" if v.skipped / v.total > MANY_SKIPPED else "warning",
+        "{skipped} of {total} updates were skipped for non-finite losses or gradients.",
         "Half precision overflows, or the weights have left the range in which the model works.",
-        (
-            lower_rate(run),
-            *([Change("precision.autocast", "bf16", "no")] if autocast == "bf16" else []),
-        ),
-    )
-    return Examination("skipped updates", (finding,))
+        lambda v: v.skipped > 0, _more_precise,
+    ),
+))  # fmt: skip
