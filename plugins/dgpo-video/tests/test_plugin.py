@@ -14,7 +14,7 @@ from dgpo_video import plugin
 
 @pytest.mark.parametrize(
     "kind, name",
-    [("reward", "frames"), ("reward", "motion"), ("reward", "miniature-motion"), ("prompts", "miniature-video")],
+    [("reward", "frames"), ("reward", "motion")],
 )
 def test_declarations(kind: str, name: str) -> None:
     registry = Registry(discover=False)

@@ -6,7 +6,10 @@ from pydantic import Field
 
 from dgpo_schemas.base import Int, Options
 
-__all__ = ["MiniaturePromptsOptions", "ShapesOptions", "SignPromptsOptions"]
+__all__ = [
+    "MiniatureMotionOptions", "MiniaturePromptsOptions", "MiniatureVideoPromptsOptions", "ShapesOptions",
+    "SignPromptsOptions",
+]  # fmt: skip
 
 
 class MiniaturePromptsOptions(Options):
@@ -35,3 +38,24 @@ class SignPromptsOptions(Options):
 
 class ShapesOptions(Options):
     """The detector of shapes has no options."""
+
+
+class MiniatureVideoPromptsOptions(Options):
+    """How many prompts each split has, and in which order."""
+
+    train_count: Int = Field(
+        default=720, ge=1, le=10**7, description="Training prompts; of 72 texts, which then repeat."
+    )
+    heldout_count: Int = Field(
+        default=240, ge=1, le=10**7, description="Held-out prompts; of 24 texts, which then repeat."
+    )
+    seed: Int = Field(default=0, description="Chooses the order; never which split.")
+
+
+class MiniatureMotionOptions(Options):
+    """How a clip is scored."""
+
+    strict: bool = Field(
+        default=True,
+        description="1 if shape, colour and direction are all as asked, else 0; if false, the share of the three.",
+    )

@@ -6,14 +6,20 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
-from dgpo_miniature.options import MiniaturePromptsOptions, ShapesOptions, SignPromptsOptions
+from dgpo_miniature.options import (
+    MiniatureMotionOptions,
+    MiniaturePromptsOptions,
+    MiniatureVideoPromptsOptions,
+    ShapesOptions,
+    SignPromptsOptions,
+)
 
-__all__ = ["dgpo_detectors", "dgpo_prompt_sources"]
+__all__ = ["dgpo_detectors", "dgpo_prompt_sources", "dgpo_rewards"]
 
 
 @hookimpl
 def dgpo_prompt_sources() -> Sequence[Part]:
-    """The prompts of the world of shapes and of the world of signs."""
+    """The prompts of each world."""
     return [
         Part(
             name="miniature",
@@ -27,6 +33,12 @@ def dgpo_prompt_sources() -> Sequence[Part]:
             implementation="dgpo_miniature.signs.prompts:SignPrompts",
             options=SignPromptsOptions,
         ),
+        Part(
+            name="miniature-video",
+            summary='Prompts about moving shapes ("a red circle moving left"), disjoint train and held-out splits',
+            implementation="dgpo_miniature.moving.prompts:MiniatureVideoPrompts",
+            options=MiniatureVideoPromptsOptions,
+        ),
     ]
 
 
@@ -39,5 +51,18 @@ def dgpo_detectors() -> Sequence[Part]:
             summary="Rule-based detector of the miniature's coloured shapes, for GenEval's evaluator",
             implementation="dgpo_miniature.detector:ShapeDetector",
             options=ShapesOptions,
+        )
+    ]
+
+
+@hookimpl
+def dgpo_rewards() -> Sequence[Part]:
+    """Of the world of moving shapes; the others are judged by rewards for any picture."""
+    return [
+        Part(
+            name="miniature-motion",
+            summary="Whether a clip of the video miniature shows the shape, colour and direction that were asked for",
+            implementation="dgpo_miniature.moving.motion:MiniatureMotion",
+            options=MiniatureMotionOptions,
         )
     ]

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dgpo_schemas.base import Float, Int, Options, Use
 
-__all__ = ["FramesOptions", "MiniatureMotionOptions", "MiniatureVideoPromptsOptions", "MotionOptions"]
+__all__ = ["FramesOptions", "MotionOptions"]
 
 
 class FramesOptions(Options):
@@ -33,25 +33,4 @@ class MotionOptions(Options):
         gt=0,
         description="Motion, in pixels a frame, from which more is worth no more: the value is then the share of it, "
         "in [0, 1]. By default the motion itself.",
-    )
-
-
-class MiniatureVideoPromptsOptions(Options):
-    """How many prompts each split has, and in which order."""
-
-    train_count: Int = Field(
-        default=720, ge=1, le=10**7, description="Training prompts; of 72 texts, which then repeat."
-    )
-    heldout_count: Int = Field(
-        default=240, ge=1, le=10**7, description="Held-out prompts; of 24 texts, which then repeat."
-    )
-    seed: Int = Field(default=0, description="Chooses the order; never which split.")
-
-
-class MiniatureMotionOptions(Options):
-    """How a clip is scored."""
-
-    strict: bool = Field(
-        default=True,
-        description="1 if shape, colour and direction are all as asked, else 0; if false, the share of the three.",
     )

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
-from dgpo_video.options import FramesOptions, MiniatureMotionOptions, MiniatureVideoPromptsOptions, MotionOptions
+from dgpo_video.options import FramesOptions, MotionOptions
 
-__all__ = ["dgpo_prompt_sources", "dgpo_rewards"]
+__all__ = ["dgpo_rewards"]
 
 
 @hookimpl
 def dgpo_rewards() -> Sequence[Part]:
-    """Two for any video, one for the miniature."""
+    """For any video."""
     return [
         Part(
             name="frames",
@@ -27,23 +27,4 @@ def dgpo_rewards() -> Sequence[Part]:
             implementation="dgpo_video.motion:Motion",
             options=MotionOptions,
         ),
-        Part(
-            name="miniature-motion",
-            summary="Whether a clip of the video miniature shows the shape, colour and direction that were asked for",
-            implementation="dgpo_video.miniature.motion:MiniatureMotion",
-            options=MiniatureMotionOptions,
-        ),
-    ]
-
-
-@hookimpl
-def dgpo_prompt_sources() -> Sequence[Part]:
-    """The prompts of the world of moving shapes."""
-    return [
-        Part(
-            name="miniature-video",
-            summary='Prompts about moving shapes ("a red circle moving left"), disjoint train and held-out splits',
-            implementation="dgpo_video.miniature.prompts:MiniatureVideoPrompts",
-            options=MiniatureVideoPromptsOptions,
-        )
     ]

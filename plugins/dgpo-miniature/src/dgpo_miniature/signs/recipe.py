@@ -12,9 +12,10 @@ from pathlib import Path
 from dgpo_miniature.signs.data import Faults, build_bank, random_pictures, sign_tokenizer
 from dgpo_miniature.signs.prompts import prompts
 from dgpo_miniature.signs.score import score
-from dgpo_miniature.training.autoencoder import AutoencoderSettings, Progress, latent_statistics, train_autoencoder
+from dgpo_miniature.training.autoencoder import AutoencoderSettings, latent_statistics, train_autoencoder
 from dgpo_miniature.training.checkpoint import assemble, save
-from dgpo_miniature.training.transformer import Cycle, Phase, TransformerSettings, new_trainer, train_phase
+from dgpo_miniature.training.flow import Cycle, FlowSettings, Progress, new_trainer, train_phase
+from dgpo_miniature.training.transformer import TextToImage, captioned
 
 __all__ = ["TINY", "Recipe", "run"]
 
@@ -26,7 +27,7 @@ class Recipe:
     autoencoder: AutoencoderSettings = field(
         default_factory=lambda: AutoencoderSettings(cell_steps=0, picture_steps=1600, batch=32)
     )
-    transformer: TransformerSettings = field(default_factory=lambda: TransformerSettings(layers=4))
+    transformer: FlowSettings = field(default_factory=lambda: FlowSettings(layers=4))
     true_pictures: int = 20_000
     faulty_pictures: int = 20_000
     true: Cycle = field(default_factory=lambda: Cycle(1000, warmup=100))
@@ -38,7 +39,7 @@ class Recipe:
 
 TINY = Recipe(
     autoencoder=AutoencoderSettings(cell_steps=0, picture_steps=2, batch=8),
-    transformer=replace(TransformerSettings(), layers=2, heads=2, batch=8),
+    transformer=replace(FlowSettings(), layers=2, heads=2, batch=8),
     true_pictures=64,
     faulty_pictures=64,
     true=Cycle(2, warmup=1),
@@ -53,12 +54,12 @@ def run(recipe: Recipe, out: Path, seed: int, progress: Progress) -> dict[str, f
     autoencoder = train_autoencoder(recipe.autoencoder, seed, progress, random_pictures)
     shift, scale = latent_statistics(autoencoder, seed, draw=random_pictures)
     autoencoder.register_to_config(shift_factor=shift, scaling_factor=scale)
-    tokenizer = sign_tokenizer()
-    trainer = new_trainer(tokenizer, recipe.transformer, seed)
+    tokenizer, flow = sign_tokenizer(), recipe.transformer
+    trainer = new_trainer(lambda: TextToImage(tokenizer, flow), flow, seed)
     true = build_bank(recipe.true_pictures, Faults(), autoencoder, tokenizer, seed)
-    train_phase(trainer, Phase("true captions", true, recipe.true), progress)
+    train_phase(trainer, "true captions", recipe.true, captioned(true, flow), progress, half=True)
     faulty = build_bank(recipe.faulty_pictures, recipe.faults, autoencoder, tokenizer, seed + 1)
-    train_phase(trainer, Phase("faulty captions", faulty, recipe.faulty), progress)
+    train_phase(trainer, "faulty captions", recipe.faulty, captioned(faulty, flow), progress, half=True)
     pipeline = assemble(trainer.average, autoencoder, tokenizer)
     save(pipeline, out)
     return score(pipeline, prompts("heldout", recipe.scored))

@@ -14,12 +14,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from dgpo_miniature.training.flow import Progress
 from dgpo_miniature.world import CELL, CLASSES, COLORS, EMPTY, random_scenes, render
 
 __all__ = ["AutoencoderSettings", "build_autoencoder", "latent_statistics", "random_pictures", "train_autoencoder"]
 
-Progress = Callable[[str, int, int, float], None]
-"""(phase, step, steps, loss)"""
 Draw = Callable[[int, np.random.Generator], Tensor]
 """(count, rng) -> pictures float32 [count, 3, H, W] in [-1, 1]"""
 

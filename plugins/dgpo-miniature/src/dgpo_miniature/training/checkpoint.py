@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from transformers import CLIPTokenizer
 
+from dgpo_diffusers.libraries import quiet
 from dgpo_miniature.training.transformer import TextToImage
 
 __all__ = ["SAMPLING_SHIFT", "assemble", "save"]
@@ -31,11 +32,12 @@ def assemble(model: TextToImage, autoencoder: AutoencoderKL, tokenizer: CLIPToke
     )
 
 
-def save(pipeline: StableDiffusion3Pipeline, directory: Path) -> None:
+def save(pipeline: DiffusionPipeline, directory: Path) -> None:
     """Write safetensors: the transformer, by far the largest part, in half precision, the rest in single.
 
-    The pipeline is left in half precision where it was rounded, so that what is scored next is what was written.
+    The pipeline is left rounded where it was written rounded, so that what is scored next is what was written.
     """
-    pipeline.transformer.to(torch.float16)
-    pipeline.save_pretrained(directory, safe_serialization=True)
-    pipeline.transformer.to(torch.float32)
+    with quiet():  # which would warn that norms should stay in single precision, for computing
+        pipeline.transformer.to(torch.float16)
+        pipeline.save_pretrained(directory, safe_serialization=True)
+        pipeline.transformer.to(torch.float32)

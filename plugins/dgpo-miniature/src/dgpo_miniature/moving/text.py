@@ -6,8 +6,8 @@ from string import ascii_lowercase
 
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
-from dgpo_video.miniature.captions import HELDOUT_TEMPLATES, TRAIN_TEMPLATES
-from dgpo_video.miniature.names import COLORS, DIRECTIONS, SHAPES
+from dgpo_miniature.moving.captions import HELDOUT_TEMPLATES, TRAIN_TEMPLATES
+from dgpo_miniature.moving.names import COLORS, DIRECTIONS, SHAPES
 
 __all__ = ["TOKENS", "WIDTH", "build_text_encoder", "build_tokenizer", "words"]
 

@@ -7,10 +7,10 @@ from random import Random
 import numpy as np
 import pytest
 
-from dgpo_video.miniature.captions import all_captions, corrupt
-from dgpo_video.miniature.detector import find_motion
-from dgpo_video.miniature.names import COLORS, DIRECTIONS, SHAPES
-from dgpo_video.miniature.world import FRAMES, RGB, SIZE, STEPS, Clips, random_clips, render
+from dgpo_miniature.moving.captions import all_captions, corrupt
+from dgpo_miniature.moving.detector import find_motion
+from dgpo_miniature.moving.names import COLORS, DIRECTIONS, SHAPES
+from dgpo_miniature.moving.world import FRAMES, RGB, SIZE, STEPS, Clips, random_clips, render
 
 
 def every_content(seed: int = 0, times: int = 1) -> Clips:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from random import Random
 
-from dgpo_video.miniature.names import COLORS, DIRECTIONS, SHAPES
+from dgpo_miniature.moving.names import COLORS, DIRECTIONS, SHAPES
 
 __all__ = ["HELDOUT_TEMPLATES", "TRAIN_TEMPLATES", "Caption", "all_captions", "corrupt", "text"]
 

@@ -13,16 +13,16 @@ import yaml
 from diffusers import WanPipeline
 
 from dgpo_kit.contracts import check_backbone
+from dgpo_miniature.moving.autoencoder import random_videos
+from dgpo_miniature.moving.data import normalised
+from dgpo_miniature.moving.detector import find_motion
+from dgpo_miniature.moving.prompts import prompts
+from dgpo_miniature.moving.score import sample, score
+from dgpo_miniature.moving.text import TOKENS, build_tokenizer, words
+from dgpo_miniature.moving.world import FRAMES, SIZE
+from dgpo_miniature.train import main
 from dgpo_schemas.run import BackboneSection, RunConfig
 from dgpo_video import checkpoint_path
-from dgpo_video.miniature.detector import find_motion
-from dgpo_video.miniature.prompts import prompts
-from dgpo_video.miniature.train import main
-from dgpo_video.miniature.training.autoencoder import random_videos
-from dgpo_video.miniature.training.data import normalised
-from dgpo_video.miniature.training.score import sample, score
-from dgpo_video.miniature.training.text import TOKENS, build_tokenizer, words
-from dgpo_video.miniature.world import FRAMES, SIZE
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.options import WanOptions
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.types import Example, Prompt, Scores
-from dgpo_video.miniature.captions import TRAIN_TEMPLATES, Caption, all_captions, corrupt, text
-from dgpo_video.miniature.detector import Seen, find_motion
-from dgpo_video.miniature.names import COLORS, DIRECTIONS, SHAPES
-from dgpo_video.miniature.world import random_clips, render
-from dgpo_video.options import MiniatureMotionOptions
+from dgpo_miniature.moving.captions import TRAIN_TEMPLATES, Caption, all_captions, corrupt, text
+from dgpo_miniature.moving.detector import Seen, find_motion
+from dgpo_miniature.moving.names import COLORS, DIRECTIONS, SHAPES
+from dgpo_miniature.moving.world import random_clips, render
+from dgpo_miniature.options import MiniatureMotionOptions
 
 __all__ = ["MiniatureMotion"]
 

@@ -11,10 +11,10 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from transformers import T5TokenizerFast
 
-from dgpo_video.miniature.captions import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, all_captions, corrupt, text
-from dgpo_video.miniature.names import COLORS, DIRECTIONS, SHAPES
-from dgpo_video.miniature.training.text import TOKENS
-from dgpo_video.miniature.world import random_clips, render
+from dgpo_miniature.moving.captions import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, all_captions, corrupt, text
+from dgpo_miniature.moving.names import COLORS, DIRECTIONS, SHAPES
+from dgpo_miniature.moving.text import TOKENS
+from dgpo_miniature.moving.world import random_clips, render
 
 __all__ = ["Bank", "Captioner", "build_bank", "normalised"]
 

@@ -16,13 +16,12 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from dgpo_video.miniature.names import COLORS, DIRECTIONS, SHAPES
-from dgpo_video.miniature.world import random_clips, render
+from dgpo_miniature.moving.names import COLORS, DIRECTIONS, SHAPES
+from dgpo_miniature.moving.world import random_clips, render
+from dgpo_miniature.training.flow import Progress
 
 __all__ = ["CHANNELS", "AutoencoderSettings", "Stage", "build_autoencoder", "random_videos", "train_autoencoder"]
 
-Progress = Callable[[str, int, int, float], None]
-"""(phase, step, steps, loss)"""
 CHANNELS = 4
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from dgpo_kit.contracts import check_prompts
-from dgpo_video.miniature.prompts import MiniatureVideoPrompts, captions, prompts
-from dgpo_video.options import MiniatureVideoPromptsOptions
+from dgpo_miniature.moving.prompts import MiniatureVideoPrompts, captions, prompts
+from dgpo_miniature.options import MiniatureVideoPromptsOptions
 
 
 def test_the_contract() -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dgpo_core.types import Prompt
-from dgpo_video.miniature.detector import Seen, find_motion
-from dgpo_video.miniature.training.text import TOKENS
-from dgpo_video.miniature.world import FRAMES, SIZE
+from dgpo_miniature.moving.detector import Seen, find_motion
+from dgpo_miniature.moving.text import TOKENS
+from dgpo_miniature.moving.world import FRAMES, SIZE
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline

@@ -14,9 +14,9 @@ from typing import Literal
 
 from dgpo_core.contracts import PromptSource
 from dgpo_core.types import Prompt
-from dgpo_video.miniature.captions import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, Caption, all_captions, text
-from dgpo_video.miniature.names import COLORS, DIRECTIONS, SHAPES
-from dgpo_video.options import MiniatureVideoPromptsOptions
+from dgpo_miniature.moving.captions import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, Caption, all_captions, text
+from dgpo_miniature.moving.names import COLORS, DIRECTIONS, SHAPES
+from dgpo_miniature.options import MiniatureVideoPromptsOptions
 
 __all__ = ["MiniatureVideoPrompts", "Split", "captions", "prompts"]
 

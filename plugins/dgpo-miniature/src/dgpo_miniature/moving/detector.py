@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dgpo_video.miniature.names import COLORS, DIRECTIONS, SHAPES
-from dgpo_video.miniature.world import RGB, STEPS, signed_distance
+from dgpo_miniature.moving.names import COLORS, DIRECTIONS, SHAPES
+from dgpo_miniature.moving.world import RGB, STEPS, signed_distance
 
 __all__ = ["Seen", "find_motion"]
 

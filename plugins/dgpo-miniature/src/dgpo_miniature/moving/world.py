@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dgpo_video.miniature.names import SHAPES
+from dgpo_miniature.moving.names import SHAPES
 
 __all__ = ["FRAMES", "RGB", "SIZE", "STEPS", "Clips", "random_clips", "render", "signed_distance"]
 

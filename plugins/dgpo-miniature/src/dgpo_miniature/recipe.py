@@ -1,0 +1,69 @@
+"""How the shipped checkpoint of shapes is made; `python -m dgpo_miniature.train` runs it.
+
+Autoencoder, then captioned latents, then the transformer with its text encoders, first on true captions, then on
+captions part of which are wrong. One seed decides everything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dgpo_miniature.prompts import prompts
+from dgpo_miniature.training.autoencoder import AutoencoderSettings, latent_statistics, train_autoencoder
+from dgpo_miniature.training.checkpoint import assemble, save
+from dgpo_miniature.training.data import FAULT_RATES, build_bank
+from dgpo_miniature.training.flow import Cycle, FlowSettings, Progress, new_trainer, train_phase
+from dgpo_miniature.training.score import score
+from dgpo_miniature.training.text import build_tokenizer
+from dgpo_miniature.training.transformer import TextToImage, captioned
+
+__all__ = ["TINY", "Recipe", "run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that makes the checkpoint what it is, apart from the seed."""
+
+    autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
+    transformer: FlowSettings = field(default_factory=FlowSettings)
+    true_pictures: int = 40_000
+    faulty_pictures: int = 60_000
+    true: Cycle = field(default_factory=lambda: Cycle(2400, warmup=100))
+    faulty: tuple[Cycle, ...] = field(
+        default_factory=lambda: (Cycle(950, decay=0.75), Cycle(900, warmup=30, decay=0.57, lr_scale=0.8))
+    )
+    mismatched_share: float = 0.02
+    """Share of captions, in the second phase, that belong to another picture altogether."""
+    scored: int = 600
+    """Held-out prompts on which the result is scored."""
+
+
+TINY = Recipe(
+    autoencoder=replace(AutoencoderSettings(), cell_steps=2, picture_steps=1, batch=8),
+    transformer=replace(FlowSettings(), layers=2, heads=2, batch=8),
+    true_pictures=64,
+    faulty_pictures=64,
+    true=Cycle(2, warmup=1),
+    faulty=(Cycle(2, decay=0.5),),
+    scored=6,
+)
+"""The same path in seconds, to see that it runs."""
+
+
+def run(recipe: Recipe, out: Path, seed: int, progress: Progress) -> dict[str, float]:
+    """Train, write the pipeline to `out`, and return its task means on held-out prompts."""
+    autoencoder = train_autoencoder(recipe.autoencoder, seed, progress)
+    shift, scale = latent_statistics(autoencoder, seed)
+    autoencoder.register_to_config(shift_factor=shift, scaling_factor=scale)
+    tokenizer, flow = build_tokenizer(), recipe.transformer
+    trainer = new_trainer(lambda: TextToImage(tokenizer, flow), flow, seed)
+    true = build_bank(recipe.true_pictures, {}, autoencoder, tokenizer, seed)
+    train_phase(trainer, "true captions", recipe.true, captioned(true, flow), progress, half=True)
+    faulty = build_bank(recipe.faulty_pictures, FAULT_RATES, autoencoder, tokenizer, seed + 1)
+    for cycle in recipe.faulty:
+        draw = captioned(faulty, flow, recipe.mismatched_share)
+        train_phase(trainer, "faulty captions", cycle, draw, progress, half=True)
+    pipeline = assemble(trainer.average, autoencoder, tokenizer)
+    save(pipeline, out)
+    return score(pipeline, prompts("heldout", recipe.scored))
