@@ -221,7 +221,7 @@ def _made(source: PromptSource, split: Literal["train", "heldout"], where: str) 
             raise UserError(f"{where} failed with {told(error)}") from error
     if len(found) > MOST:
         raise UserError(f"{where} yields more than {MOST:,} prompts")
-    looked_at: set[str] = set()
+    looked_at: dict[str, ConditionMedium] = {}
     for number, prompt in enumerate(found):
         if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
             raise UserError(f"{where}: its prompt {number} is {type(prompt).__name__}, not a Prompt with a text")
@@ -233,12 +233,15 @@ def _made(source: PromptSource, split: Literal["train", "heldout"], where: str) 
             raise UserError(f"{where}: the metadata of its prompt {number}: {error_text(error)}") from error
         plain = prompt.negative is None and prompt.size is None and prompt.fps is None
         if not plain or prompt.media != ():
-            _check_drawn_from(prompt, f"{where}: its prompt {number}", looked_at)
+            media = _check_drawn_from(prompt, f"{where}: its prompt {number}", looked_at)
+            if any(medium.reader is None for medium in prompt.media):
+                found[number] = replace(prompt, media=media)
     return found
 
 
-def _check_drawn_from(prompt: Prompt, where: str, looked_at: set[str]) -> None:
-    """Raise UserError for what a source says that a sample is drawn from beside the text, if it cannot be."""
+def _check_drawn_from(prompt: Prompt, where: str, looked_at: dict[str, ConditionMedium]) -> tuple[ConditionMedium, ...]:
+    """Raise UserError for what a source says that a sample is drawn from beside the text, if it cannot be. Returns the
+    media, which can be read."""
     negative, size, media = prompt.negative, prompt.size, prompt.media
     if negative is not None and (not isinstance(negative, str) or "\0" in negative or half_character(negative)):
         raise UserError(f"{where}: `negative` must be a text or None, not {_shown(repr(negative))}")
@@ -262,13 +265,13 @@ def _check_drawn_from(prompt: Prompt, where: str, looked_at: set[str]) -> None:
         key = f"{medium.kind} {medium.digest} {medium.path}"
         if key in looked_at:
             continue
-        from dgpo_core.media.conditions import check_medium
+        from dgpo_core.media.conditions import checked_medium
 
         try:
-            check_medium(medium)
+            looked_at[key] = checked_medium(medium)
         except UserError as error:
             raise UserError(f"{where}: media: {error}") from error
-        looked_at.add(key)
+    return tuple(looked_at[f"{medium.kind} {medium.digest} {medium.path}"] for medium in media)
 
 
 def some_of(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
