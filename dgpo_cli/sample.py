@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dgpo_cli.options import AcceptBase
-from dgpo_schemas.rules import LONGEST_SIDE
+from dgpo_schemas.base import LONGEST_SIDE
 
 __all__ = ["sample"]
 

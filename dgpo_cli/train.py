@@ -205,7 +205,7 @@ def _place_of(file: Path) -> list[str]:
     import re
 
     from dgpo_core.errors import UserError
-    from dgpo_schemas.run import NAME
+    from dgpo_schemas.base import NAME
 
     if not re.match(NAME, directory.name):
         raise UserError(

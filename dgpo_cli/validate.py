@@ -13,7 +13,8 @@ from dgpo_cli.options import Preset
 if TYPE_CHECKING:
     from dgpo_core.data.sources import Source
     from dgpo_core.types import Prompt
-    from dgpo_schemas.run import PromptsBlock, RunConfig
+    from dgpo_schemas.run import RunConfig
+    from dgpo_schemas.sections.prompts import PromptsBlock
 
 __all__ = ["validate"]
 
@@ -120,7 +121,7 @@ def _times(config: RunConfig) -> str:
 
 def _prompts(blocks: Sequence[PromptsBlock], sources: Sequence[Source]) -> str:
     """The blocks in words, several with their names, shares and rewards."""
-    from dgpo_schemas.run import SourceBlock
+    from dgpo_schemas.sections.prompts import SourceBlock
 
     total = sum(source.weight for source in sources)
     told = []

@@ -13,7 +13,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.storage.description import changed_config
 from dgpo_schemas.loading import Document, Position, apply_overrides, load_yaml
 from dgpo_schemas.problems import KeyPath, dotted, nearest, show
-from dgpo_schemas.run import RewardBlock
+from dgpo_schemas.sections.rewards import RewardBlock
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry

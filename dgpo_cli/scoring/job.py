@@ -28,7 +28,7 @@ from dgpo_core.types import Example, Prompt
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardBase
     from dgpo_core.plugins.registry import Registry
-    from dgpo_schemas.run import RewardBlock
+    from dgpo_schemas.sections.rewards import RewardBlock
 
 __all__ = ["Annotator", "check_kinds", "choose_device", "of_examples", "of_files", "run"]
 

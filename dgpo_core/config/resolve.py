@@ -22,8 +22,9 @@ from dgpo_schemas.base import UseBlock
 from dgpo_schemas.files import check_kind
 from dgpo_schemas.loading import Document, apply_overrides, load_yaml
 from dgpo_schemas.problems import ConfigError, KeyPath, Problem, dotted, explain
-from dgpo_schemas.run import RewardBlock, RunConfig
+from dgpo_schemas.run import RunConfig
 from dgpo_schemas.sealing import text_seal
+from dgpo_schemas.sections.rewards import RewardBlock
 from dgpo_schemas.serve import ServeConfig
 from dgpo_schemas.text import error_text
 

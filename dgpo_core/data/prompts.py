@@ -22,17 +22,17 @@ from dgpo_core.data.sources import Source, cut_to_shares, whole_weights
 from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.plugins.isolation import ctrl_c, no_exit, told
 from dgpo_core.types import ConditionMedium, Prompt
-from dgpo_schemas.base import UseBlock
+from dgpo_schemas.base import LONGEST_SIDE, UseBlock
 from dgpo_schemas.decoding import half_character
 from dgpo_schemas.prompt_keys import doubtful
 from dgpo_schemas.prompts import read_prompts
-from dgpo_schemas.rules import LONGEST_SIDE
 from dgpo_schemas.text import clean, error_text
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone, PromptSource, RewardBase
     from dgpo_core.plugins.registry import Registry
-    from dgpo_schemas.run import PromptsBlock, PromptsSection, RunConfig
+    from dgpo_schemas.run import RunConfig
+    from dgpo_schemas.sections.prompts import PromptsBlock, PromptsSection
 
 __all__ = [
     "check_prompts",

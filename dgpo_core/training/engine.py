@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
     from dgpo_core.training.policy import View
     from dgpo_schemas.origin import BaseRecord
-    from dgpo_schemas.run import RewardBlock, RunConfig
+    from dgpo_schemas.run import RunConfig
+    from dgpo_schemas.sections.rewards import RewardBlock
 
 __all__ = ["Engine"]
 

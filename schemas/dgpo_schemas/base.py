@@ -12,6 +12,8 @@ from pydantic_core import CoreSchema
 __all__ = [
     "ANYTIME",
     "FROM_THERE_ON",
+    "LONGEST_SIDE",
+    "NAME",
     "AnyFloat",
     "AnyOf",
     "Float",
@@ -23,6 +25,10 @@ __all__ = [
     "UseBlock",
 ]
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Of runs, and of rewards in logs."""
+LONGEST_SIDE = 16384
+"""Pixels of a side."""
 RESUME = "x-resume"
 """Key of a field in a JSON Schema that says what a resumed run may do with it; fields without it stay as they were."""
 ANYTIME: dict[str, JsonValue] = {RESUME: "may change at any time"}

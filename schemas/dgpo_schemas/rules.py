@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic_core import PydanticCustomError
 
+from dgpo_schemas.base import LONGEST_SIDE
 from dgpo_schemas.problems import nearest
+from dgpo_schemas.sections.backbone import BackboneSection
+from dgpo_schemas.sections.evaluation import EvaluationSection
+from dgpo_schemas.sections.prompts import PromptsSection
+from dgpo_schemas.sections.rewards import RewardBlock
+from dgpo_schemas.sections.rollout import RolloutSection
+from dgpo_schemas.sections.training import ObjectiveSection, OptimiserSection, TimestepsSection
+from dgpo_schemas.sections.whole import StopSection
 from dgpo_schemas.sigma import AUTO, resolve_sigma
 
-if TYPE_CHECKING:
-    from dgpo_schemas.run import RewardBlock, RunConfig
+__all__ = ["Violations", "geometry", "guidance", "raise_all", "rewards", "settings_in_vain", "sources", "stop", "times"]
 
-__all__ = ["LONGEST_SIDE", "check_run", "violations"]
-
+Violations = list[tuple[str, str]]
+"""(key, message) of each rule that is broken."""
 MOST_SAMPLES = 10_000_000
 """Of an iteration: all of them are kept until it is optimised."""
-LONGEST_SIDE = 16384
 STATISTICS = ("diversity", "saturation", "edge_density", "dark_pixels", "step_disagreement", "finer_sharpness")
 """Statistics of the media, which are evaluated beside the rewards and share their names' space."""
 OF_STEPS = STATISTICS[-2:]
 """Those that compare few solver steps with many."""
 
 
-def check_run(config: RunConfig) -> None:
-    """Raise one error that carries every violation."""
-    found = violations(config)
+def raise_all(found: Violations) -> None:
+    """Raise one error that carries every violation, if there are any."""
     if found:
         # pydantic gives a validator of the whole model one error; the loader takes the list apart again.
         lines = [f"{key}: {message}" for key, message in found]
         raise PydanticCustomError("run_rules", "{text}", {"text": "; ".join(lines), "violations": found})
 
 
-def violations(config: RunConfig) -> list[tuple[str, str]]:
-    """(key, message) of every rule that is broken."""
-    return [
-        *_geometry(config),
-        *_times(config),
-        *_guidance(config),
-        *_rewards(config),
-        *_sources(config),
-        *_stop(config),
-        *_settings_in_vain(config),
-    ]
-
-
-def _geometry(config: RunConfig) -> list[tuple[str, str]]:
+def geometry(rollout: RolloutSection, optimiser: OptimiserSection) -> Violations:
+    """Sizes of groups and of samples, and updates that divide the groups."""
     found = []
-    rollout, updates = config.rollout, config.optimiser.updates
+    updates = optimiser.updates
     if rollout.group_size < 2:
         size = rollout.group_size
         found.append(("rollout.group_size", f"a group of {size} has nothing to compare with; the smallest is 2"))
@@ -77,8 +70,8 @@ def _geometry(config: RunConfig) -> list[tuple[str, str]]:
     return found
 
 
-def _times(config: RunConfig) -> list[tuple[str, str]]:
-    shift, section = config.rollout.shift, config.timesteps
+def times(shift: float | Literal["auto"], section: TimestepsSection) -> Violations:
+    """Training times in their order."""
     t_min, t_max = section.t_min, 1.0 if section.t_max is None else section.t_max
     if shift == AUTO and isinstance(t_min, str) != isinstance(t_max, str) and not {t_min, t_max} & {0.0, 1.0}:
         return []  # which is larger is known with the model
@@ -95,9 +88,8 @@ def _times(config: RunConfig) -> list[tuple[str, str]]:
     ]
 
 
-def _guidance(config: RunConfig) -> list[tuple[str, str]]:
+def guidance(guidance: float, objective: ObjectiveSection) -> Violations:
     """The three published modes, and the combinations that none of them uses."""
-    guidance, objective = config.rollout.guidance, config.objective
     found = []
     if guidance > 1 and objective.kl_cfg > 1:
         found.append(
@@ -126,11 +118,11 @@ def _guidance(config: RunConfig) -> list[tuple[str, str]]:
     return found
 
 
-def _rewards(config: RunConfig) -> list[tuple[str, str]]:
+def rewards(blocks: list[RewardBlock], evaluation: EvaluationSection, prompts: PromptsSection) -> Violations:
+    """Names of rewards and guards, and what nothing would be evaluated with."""
     found = []
-    evaluated = config.evaluation.rewards
-    guards = [block.label for block in config.evaluation.guards.rewards]
-    trained, shown = ([block.label for block in blocks] for blocks in (config.rewards, evaluated or []))
+    guards = [block.label for block in evaluation.guards.rewards]
+    trained, shown = ([block.label for block in some] for some in (blocks, evaluation.rewards or []))
     for key, labels, taken in (
         ("rewards", trained, STATISTICS),
         ("evaluation.rewards", shown, STATISTICS),
@@ -142,37 +134,36 @@ def _rewards(config: RunConfig) -> list[tuple[str, str]]:
                 if label in STATISTICS:
                     what, which = ("a statistic of the media and a reward", "the reward")
                 found.append((f"{key}.{i}", f"{what} are called {label!r}; give {which} another `name`"))
-    for label in config.evaluation.guards.bands:
+    for label in evaluation.guards.bands:
         if label not in (*guards, *STATISTICS):
             known = ", ".join([*guards, *STATISTICS])
             found.append((f"evaluation.guards.bands.{label}", f"there is no guard {label!r}; the guards are {known}"))
-        elif label in OF_STEPS and config.evaluation.finer is None:
+        elif label in OF_STEPS and evaluation.finer is None:
             found.append((f"evaluation.guards.bands.{label}", "is only measured where evaluation.finer is set"))
-    if all(block.weight == 0 for block in config.rewards):
+    if all(block.weight == 0 for block in blocks):
         found.append(("rewards", "every weight is 0, so there is nothing to learn; give one a weight, such as 1"))
-    if config.prompts.heldout is None:
+    if prompts.heldout is None:
         # `at_start` and the evaluation at the end are defaults: without held-out prompts they fall away silently.
-        if config.evaluation.every:
+        if evaluation.every:
             found.append(("evaluation.every", "evaluation needs held-out prompts: set prompts.heldout, or every to 0"))
         if guards:
             found.append(("evaluation.guards.rewards", "nothing is evaluated without prompts.heldout; set it"))
-        if config.evaluation.finer is not None:
+        if evaluation.finer is not None:
             found.append(("evaluation.finer", "nothing is evaluated without prompts.heldout; set it"))
-        if config.evaluation.rewards:
+        if evaluation.rewards:
             found.append(("evaluation.rewards", "nothing is evaluated without prompts.heldout; set it or remove these"))
     return found
 
 
-def _sources(config: RunConfig) -> list[tuple[str, str]]:
+def sources(prompts: PromptsSection, rewards: list[RewardBlock], evaluation: EvaluationSection) -> Violations:
     """Names of sources and of their rewards."""
-    found: list[tuple[str, str]] = []
-    evaluated = config.evaluation.rewards or config.rewards
+    found: Violations = []
     splits: tuple[tuple[Literal["train", "heldout"], list[RewardBlock], str], ...] = (
-        ("train", config.rewards, "rewards"),
-        ("heldout", evaluated, "evaluation.rewards" if config.evaluation.rewards else "rewards"),
+        ("train", rewards, "rewards"),
+        ("heldout", evaluation.rewards or rewards, "evaluation.rewards" if evaluation.rewards else "rewards"),
     )
     for split, blocks, key in splits:
-        sources = config.prompts.sources(split)
+        sources = prompts.sources(split)
         names, labels = [one.source for one in sources], [block.label for block in blocks]
         known = ", ".join(labels)
         for i, one in enumerate(sources):
@@ -197,32 +188,33 @@ def _sources(config: RunConfig) -> list[tuple[str, str]]:
     return found
 
 
-def _stop(config: RunConfig) -> list[tuple[str, str]]:
-    stop, evaluation = config.stop, config.evaluation
+def stop(
+    stop: StopSection, prompts: PromptsSection, rewards: list[RewardBlock], evaluation: EvaluationSection
+) -> Violations:
+    """A target that is looked at."""
     if stop.target is None:
         why = "there is no stop.target that it could be about; set one, or leave it out"
         return [] if stop.reward is None else [("stop.reward", why)]
-    if config.prompts.heldout is None:
+    if prompts.heldout is None:
         return [("stop.target", "a held-out score needs held-out prompts: set prompts.heldout, or leave it out")]
     found = []
     if not evaluation.every:
         found.append(("stop.target", "it is looked at when evaluating: set evaluation.every, which is 0"))
-    labels = [block.label for block in evaluation.rewards or config.rewards]
+    labels = [block.label for block in evaluation.rewards or rewards]
     if stop.reward is not None and stop.reward not in labels:
         found.append(("stop.reward", f"nothing evaluated is called {stop.reward!r}; there is {', '.join(labels)}"))
     return found
 
 
-def _settings_in_vain(config: RunConfig) -> list[tuple[str, str]]:
+def settings_in_vain(objective: ObjectiveSection, backbone: BackboneSection, rollout: RolloutSection) -> Violations:
     """Settings that would change nothing: whoever wrote them expects something else."""
     found = []
-    objective = config.objective
     if objective.clip_kl and objective.kl == 0:
         found.append(("objective.clip_kl", "there is no KL term to clip while objective.kl is 0; set false"))
     if objective.clip_kl and objective.clip is None:
         found.append(("objective.clip_kl", "nothing is clipped while objective.clip is null; set false"))
-    if config.backbone.train == "full" and "lora" in config.backbone.model_fields_set:
+    if backbone.train == "full" and "lora" in backbone.model_fields_set:
         found.append(("backbone.lora", "there is no LoRA while backbone.train is full; remove one of the two"))
-    if config.backbone.train == "full" and config.rollout.merge_adapter:
+    if backbone.train == "full" and rollout.merge_adapter:
         found.append(("rollout.merge_adapter", "there is no adapter while backbone.train is full; leave it out"))
     return found

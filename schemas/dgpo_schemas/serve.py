@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from dgpo_schemas.base import Float, Int, ShortForm, StrictModel, UseBlock
-from dgpo_schemas.run import WorkerSection
+from dgpo_schemas.sections.rewards import WorkerSection
 from dgpo_schemas.service import ServiceLimits
 
 __all__ = ["BatchingSection", "ConnectionsSection", "ServeConfig", "ServedReward", "is_loopback"]

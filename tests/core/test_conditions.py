@@ -21,7 +21,7 @@ from dgpo_core.media import conditions, pixels
 from dgpo_core.media.conditions import condition_medium, content_of
 from dgpo_core.types import ConditionMedium, Prompt
 from dgpo_kit import toy
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 
 
 def picture(path: Path, value: int = 7, frames: int = 1) -> Path:

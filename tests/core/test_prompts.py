@@ -33,7 +33,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt, Scores
 from dgpo_kit.toy import ToyBackbone
-from dgpo_schemas.run import PromptsBlock
+from dgpo_schemas.sections.prompts import PromptsBlock
 
 
 def numbered(count: int) -> list[Prompt]:

@@ -21,7 +21,7 @@ from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import KINDS, Part, hookimpl
 from dgpo_core.plugins.registry import BUNDLED, NoOptions, Registry, get_registry
 from dgpo_schemas.base import Int, Options, UseBlock
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 
 HEAD = "from dgpo_core.hookspecs import Part, hookimpl\n"
 Install = Callable[..., Registry]

@@ -16,7 +16,8 @@ from dgpo_core.plugins.registry import Registry
 from dgpo_core.system.stopping import StopRequest, limit_reached
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_schemas.metrics import OutcomeRecord, PromptScores
-from dgpo_schemas.run import RunConfig, StopSection
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.whole import StopSection
 
 Make = Callable[..., RunConfig]
 

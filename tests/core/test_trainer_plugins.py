@@ -18,7 +18,8 @@ from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Prompt
 from dgpo_kit.toy import BrightnessOptions, BrightnessReward
-from dgpo_schemas.run import PromptsBlock, RunConfig
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.prompts import PromptsBlock
 
 SOURCE = """
 import itertools, json, sys

@@ -31,7 +31,7 @@ from dgpo_diffusers.tiny import make_tiny_flux
 from dgpo_kit.drawing import randomise
 from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_lab.planning.simulate import operations
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 from tests.trained import added_weights
 
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"

@@ -13,7 +13,8 @@ import yaml
 from diffusers import WanPipeline
 
 from dgpo_kit.contracts import check_backbone
-from dgpo_schemas.run import BackboneSection, RunConfig
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.backbone import BackboneSection
 from dgpo_video import checkpoint_path
 from dgpo_video.miniature.detector import find_motion
 from dgpo_video.miniature.prompts import prompts

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dgpo_diffusers.checkpoint_check import Index
     from dgpo_diffusers.layout import Layout
     from dgpo_diffusers.options import DiffusersOptions
-    from dgpo_schemas.run import BackboneSection
+    from dgpo_schemas.sections.backbone import BackboneSection
 
 __all__ = ["DiffusersBackbone"]
 

@@ -9,7 +9,7 @@ from dgpo_lab.doctoring.facts import Facts
 from dgpo_lab.doctoring.findings import Change, Examination, Finding, figure, percent
 from dgpo_lab.doctoring.remedies import rounded
 from dgpo_lab.doctoring.trends import Series
-from dgpo_schemas.run import RewardBlock
+from dgpo_schemas.sections.rewards import RewardBlock
 
 __all__ = ["constant", "dominating", "missing", "saturated", "waiting"]
 

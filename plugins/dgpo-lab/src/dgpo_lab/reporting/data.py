@@ -26,8 +26,9 @@ from dgpo_core.storage.logs import damages
 from dgpo_core.storage.run_directory import RunDirectory, read_outcome
 from dgpo_core.system.reading import read_file, read_json, why
 from dgpo_lab.reporting.images import Pictures, read_pictures
-from dgpo_schemas.run import RewardBlock, RunConfig
+from dgpo_schemas.run import RunConfig
 from dgpo_schemas.sealing import seal_of
+from dgpo_schemas.sections.rewards import RewardBlock
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
