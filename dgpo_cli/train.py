@@ -99,7 +99,7 @@ def train(
 
     Any number of processes computes the same up to rounding, and a run can be resumed with another number of them.
     """
-    from dgpo_core.config.resolve import load_run_config
+    from dgpo_core.config.pipeline import load_run_config
     from dgpo_core.errors import UserError
     from dgpo_core.plugins.registry import get_registry
 

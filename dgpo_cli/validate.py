@@ -48,7 +48,7 @@ def validate(
 
         dgpo validate run.yaml --set optimiser.learning_rate=1e-4
     """
-    from dgpo_core.config.resolve import load_run_config
+    from dgpo_core.config.pipeline import load_run_config
     from dgpo_core.data.prompts import guided, load_sources, notes, overlap, some_of_each, unheard
     from dgpo_core.plugins.registry import get_registry
     from dgpo_core.plugins.sections import asks_for_more, check_section

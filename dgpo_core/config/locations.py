@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgpo_core.config.resolve import PLACES, blocks_at
-from dgpo_core.errors import PluginError
-from dgpo_core.hookspecs import KINDS
+from dgpo_core.config.parts import chosen
 from dgpo_schemas.places import Place, absolute, places
 from dgpo_schemas.run import RunConfig
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from dgpo_core.plugins.registry import Registry
     from dgpo_schemas.problems import KeyPath
 
-__all__ = ["chosen", "located", "moved_along", "recalled", "started_in", "without_places"]
+__all__ = ["located", "moved_along", "recalled", "started_in", "without_places"]
 
 
 def located(config: RunConfig, registry: Registry | None = None, start: Path | None = None) -> RunConfig:
@@ -104,31 +100,6 @@ def _all_places(data: dict[str, Any], registry: Registry | None) -> Iterator[tup
     if registry is not None:
         for where, model, options in chosen(data, registry):
             yield from (((*where, *path), place) for path, place in places(model, options))
-
-
-def chosen(data: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPath, type[BaseModel], dict[str, Any]]]:
-    """The options of every part that a run file's data choose, which are not empty: where they stand, their model, and
-    what they are."""
-    for place, kind in PLACES.items():
-        for where, block in blocks_at(data, place):
-            yield from _in_options(registry, kind, where, block)
-
-
-def _in_options(
-    registry: Registry, kind: str, where: KeyPath, block: Any
-) -> Iterator[tuple[KeyPath, type[BaseModel], dict[str, Any]]]:
-    """Of a block, and of the parts that its options choose in turn."""
-    options = block.get("options") if isinstance(block, dict) else None
-    if not options or not isinstance(block.get("use"), str):
-        return
-    try:
-        model = registry.options_model(registry.find(kind, block["use"]))
-    except PluginError:  # it may be installed only where the reward runs
-        return
-    yield (*where, "options"), model, options
-    for inner in KINDS:
-        if inner in options:
-            yield from _in_options(registry, inner, (*where, "options", inner), options[inner])
 
 
 def _holder(data: Any, path: KeyPath) -> Any:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.given import prompts_of

@@ -395,7 +395,7 @@ def test_the_registry_is_made_once() -> None:
 def test_discovery_imports_nothing_heavy() -> None:
     code = (
         "import sys; from dgpo_core.plugins.registry import get_registry; "
-        "import dgpo_core.config.resolve, dgpo_core.contracts; "
+        "import dgpo_core.config.pipeline, dgpo_core.contracts; "
         "get_registry().options_models(); "
         "print([m for m in ('torch', 'diffusers', 'transformers', 'numpy', 'PIL') if m in sys.modules])"
     )

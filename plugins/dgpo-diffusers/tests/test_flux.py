@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_core.builtin.timesteps import SamplerSteps
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import sigmas as sampler_times

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_core.builtin.samplers import FlowDPMSolverPP, FlowEuler
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.flow import schedules

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.storage.checkpoint import whole_manifests
 from dgpo_core.storage.description import changed_config
