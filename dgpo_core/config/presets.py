@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgpo_core.config.overrides import apply_settings
+from dgpo_core.config.settings import apply_settings
 from dgpo_core.errors import UserError
 from dgpo_schemas.loading import Document, Position, load_yaml
 from dgpo_schemas.places import expand_home

@@ -10,9 +10,9 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgpo_core.config.overrides import apply_settings
 from dgpo_core.config.pipeline import run_config_of
 from dgpo_core.config.reading import read
+from dgpo_core.config.settings import apply_settings
 from dgpo_schemas.ablation import RESERVED, AblationConfig
 from dgpo_schemas.loading import Document, Position, load_yaml, validate
 from dgpo_schemas.problems import ConfigError, KeyPath, Problem, nearest
