@@ -108,7 +108,8 @@ def train(
 
     if accept and not resume:
         raise UserError("--accept: belongs to --resume; a new run begins with what there is")
-    registry, accepted = get_registry(), [one.value for one in accept or []]
+    registry = get_registry()
+    accepted: list[Accepted] = [one.value for one in accept or []]
     config, settings = _read(file, overrides or [], preset, registry, resume=resume is not None)
     if processes * machines > 1:
         command = _command(file, resume, settings, preset, accepted, max_iterations)

@@ -49,7 +49,8 @@ def validate(
         dgpo validate run.yaml --set optimiser.learning_rate=1e-4
     """
     from dgpo_core.config.pipeline import load_run_config
-    from dgpo_core.data.prompts import guided, load_sources, notes, overlap, some_of_each, unheard
+    from dgpo_core.data.notes import guided, notes, overlap, unheard
+    from dgpo_core.data.prompts import load_sources, some_of_each
     from dgpo_core.plugins.registry import get_registry
     from dgpo_core.plugins.sections import asks_for_more, check_section
     from dgpo_core.weights import resolve_checkpoint
@@ -142,7 +143,8 @@ def _block(block: PromptsBlock, found: Sequence[Prompt]) -> str:
 
 def _more(found: Sequence[Prompt]) -> str:
     """What else they are drawn from."""
-    from dgpo_core.data.prompts import counted, counts
+    from dgpo_core.data.notes import counted
+    from dgpo_core.data.prompts import counts
 
     told = counted(counts(found))
     return f" ({', '.join(told)})" if told else ""

@@ -20,7 +20,9 @@ from dgpo_core.contracts import (
     TimestepContext,
     TimestepPolicy,
 )
-from dgpo_core.data.prompts import check_prompts, guided, load_sources, notes, overlap, some_of_each, unheard
+from dgpo_core.data.checks import check_prompts
+from dgpo_core.data.notes import guided, notes, overlap, unheard
+from dgpo_core.data.prompts import load_sources, some_of_each
 from dgpo_core.data.sources import Source
 from dgpo_core.distributed.runtime import Runtime
 from dgpo_core.draws import Draws
