@@ -67,8 +67,8 @@ class RunConfig(StrictModel):
         )
 
 
-def violations(config: RunConfig) -> rules.Violations:
-    """Every rule between sections that is broken."""
+def violations(config: RunConfig) -> list[tuple[str, str]]:
+    """(key, message) of every rule between sections that is broken."""
     rollout, rewards, prompts, evaluation = config.rollout, config.rewards, config.prompts, config.evaluation
     return [
         *rules.geometry(rollout, config.optimiser),
