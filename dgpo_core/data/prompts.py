@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -55,22 +55,22 @@ def load_file(path: str | Path, limit: int | None = None) -> list[Prompt]:
             MappingProxyType(dict(record.metadata)),
             where,
             negative=record.negative_prompt,
-            media=_media(record.media, beside, where) if record.media else (),
+            media=_media((beside / os.path.expanduser(text) for text in record.media), f"{where}: media"),
             size=record.size,
         )
         for where, record in islice(records.items(), limit)
     ]
 
 
-def _media(paths: Sequence[str], beside: Path, where: str) -> tuple[ConditionMedium, ...]:
-    from dgpo_core.media.conditions import condition_medium
-
+def _media(paths: Iterable[Path], where: str) -> tuple[ConditionMedium, ...]:
     found = []
-    for text in paths:
+    for path in paths:
+        from dgpo_core.media.conditions import condition_medium
+
         try:
-            found.append(condition_medium(beside / os.path.expanduser(text)))
+            found.append(condition_medium(path))
         except UserError as error:
-            raise UserError(f"{where}: media: {error}") from error
+            raise UserError(f"{where}: {error}") from error
     return tuple(found)
 
 
@@ -78,17 +78,9 @@ def typed(texts: Sequence[str], negative: str | None, media: Sequence[Path]) -> 
     """Prompts of a command line, each with the negative text and the media. Raises UserError naming the option."""
     if negative is not None:
         negative = given(negative, "--negative")
-    found = []
-    if media:
-        from dgpo_core.media.conditions import condition_medium
-
-        for path in media:
-            try:
-                found.append(condition_medium(path))
-            except UserError as error:
-                raise UserError(f"--media: {error}") from error
+    found = _media(media, "--media")
     return [
-        Prompt(given(text, f"--prompt {number}"), origin="--prompt", negative=negative, media=tuple(found))
+        Prompt(given(text, f"--prompt {number}"), origin="--prompt", negative=negative, media=found)
         for number, text in enumerate(texts, 1)
     ]
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dgpo_schemas.decoding import EncodingError, decode, half_character
+from dgpo_schemas.decoding import EncodingError, decode, half_character, read_bytes
 from dgpo_schemas.odd import in_file, in_plain_text
 from dgpo_schemas.problems import ConfigError, KeyPath, Problem, dotted, explain, show
 from dgpo_schemas.yaml_text import MAX_DEPTH, MAX_VALUES, TAG, compose, line_of, one_problem
@@ -89,20 +89,13 @@ def load_yaml(path: str | Path) -> Document:
 
 def _read(path: Path, source: str) -> str:
     try:
-        with path.open("rb") as handle:
-            raw = handle.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise one_problem(source, "there is no such file") from None
-    except IsADirectoryError:
-        raise one_problem(source, "is a directory, not a file") from None
-    except (OSError, ValueError) as error:
-        raise one_problem(source, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(raw) > MAX_BYTES:
-        raise one_problem(source, f"is larger than {MAX_BYTES // 1024} KiB: that is no run file")
-    try:
+        raw = read_bytes(path, MAX_BYTES, "file")
+        if len(raw) > MAX_BYTES:
+            raise ValueError(f"is larger than {MAX_BYTES // 1024} KiB: that is no run file")
         return decode(raw)
-    except EncodingError as error:
-        raise one_problem(f"{source}:{error.line}" if error.line else source, str(error)) from None
+    except ValueError as error:
+        line = error.line if isinstance(error, EncodingError) else 0
+        raise one_problem(f"{source}:{line}" if line else source, str(error)) from None
 
 
 def _is_json(text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from dgpo_schemas.base import NAME, AnyOf, Float, Int, ShortForm, StrictModel
 from dgpo_schemas.places import PathText
@@ -31,12 +31,7 @@ class PromptsBlock(StrictModel):
         return self
 
 
-def _prompts_shorthand(value: Any) -> Any:
-    """Accept the short form `train: prompts.txt`."""
-    return {"file": value} if isinstance(value, str) else value
-
-
-Prompts = Annotated[PromptsBlock, BeforeValidator(_prompts_shorthand), ShortForm("A .txt or .jsonl file.")]
+Prompts = Annotated[PromptsBlock, ShortForm("file", "A .txt or .jsonl file.")]
 
 
 STEP = 1000
