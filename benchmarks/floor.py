@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.plugins.registry import Registry
 from dgpo_lab.planning.cards import CARDS
 from dgpo_lab.planning.plan import make_plan, measure_model

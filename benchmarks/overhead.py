@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.plugins.registry import get_registry
 from dgpo_core.training.scoring import Scorer
 from dgpo_core.training.trainer import Trainer

@@ -23,7 +23,7 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.contracts import RewardModel
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.plugins.registry import Registry

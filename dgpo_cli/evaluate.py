@@ -59,7 +59,8 @@ def evaluate(
 
     if output is not None:
         check_file(output)
-    from dgpo_core.data.prompts import load_file, longer_than_read, notes, some_of
+    from dgpo_core.data.notes import longer_than_read, notes
+    from dgpo_core.data.prompts import load_file, some_of
 
     chosen = load_file(prompts) if prompts else []  # before the model is loaded, which takes longer
     opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())

@@ -73,7 +73,7 @@ def export(
 
 def _check_sketch(run: Path, format: str) -> None:
     """Raise UserError for a format that this run cannot be written in, if the backbone says so before it is loaded."""
-    from dgpo_core.config.resolve import load_run_config
+    from dgpo_core.config.pipeline import load_run_config
     from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()

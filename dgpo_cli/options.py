@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["Accept", "AcceptBase", "Preset", "Resume"]
+__all__ = ["Accept", "AcceptBase", "Overrides", "Preset", "Resume", "RunFile"]
+
+RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", metavar="RUN.yaml")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a setting: --set rollout.group_size=12.", metavar="KEY=VALUE"),
+]
 
 Preset = Annotated[
     str | None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dgpo_cli.options import AcceptBase
-from dgpo_schemas.rules import LONGEST_SIDE
+from dgpo_schemas.base import LONGEST_SIDE
 
 __all__ = ["sample"]
 
@@ -82,7 +82,8 @@ def sample(
     if not prompts and (negative is not None or pictures):
         option, key = ("--media", "media") if pictures else ("--negative", "negative_prompt")
         raise UserError(f"{option} belongs to --prompt; prompts of a file have their own, by the key `{key}`")
-    from dgpo_core.data.prompts import load_file, longer_than_read, notes, typed, unheard
+    from dgpo_core.data.notes import longer_than_read, notes, unheard
+    from dgpo_core.data.prompts import load_file, typed
 
     # Before the model is loaded, which takes longer.
     sides = _sides(size)

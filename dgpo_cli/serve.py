@@ -40,7 +40,7 @@ def serve(
 
         dgpo serve examples/reward-service.yaml --set port=8501
     """
-    from dgpo_core.config.resolve import load_serve_config
+    from dgpo_core.config.pipeline import load_serve_config
     from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()

@@ -77,7 +77,7 @@ def open_target(
         raise UserError(f"{path}: there is no such run directory or run file")
     if not path.is_dir() and view not in (None, "base"):
         raise UserError(f"--view {view}: {path} is a run file, which has only its base model; name a run directory")
-    from dgpo_core.config.resolve import load_run_config
+    from dgpo_core.config.pipeline import load_run_config
     from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
-from dgpo_cli.options import Accept, Preset, Resume
+from dgpo_cli.options import Accept, Overrides, Preset, Resume, RunFile
+from dgpo_core.errors import UserError
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
+    from dgpo_core.training.progress import Progress
+    from dgpo_core.training.trainer import Accepted
     from dgpo_schemas.run import RunConfig
 
 __all__ = ["app", "train"]
 
+ResumeHow = Annotated[
+    Resume | None,
+    typer.Option(
+        "--resume",
+        metavar="[auto]",
+        help="Continue from the newest checkpoint, bit for bit. --resume auto: begin the run if it has none, for jobs "
+        "that are queued again with the same command.",
+    ),
+]
+MaxIterations = Annotated[int | None, typer.Option(min=1, help="Stop after so many iterations (they can be resumed).")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Load everything, draw, score and train one micro-batch, write nothing.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes on this machine, one a card (or one a few CPU cores).")]
+Machines = Annotated[
+    int, typer.Option(min=1, help="Machines; start the same command on each, with its --machine-rank.")
+]
+MachineRank = Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")]
+Address = Annotated[
+    str | None, typer.Option(help="Where the machines meet: machine 0 and a free port of it.", metavar="HOST:PORT")
+]
 
 MUST = f"--resume={Resume.MUST}"
 
@@ -43,39 +69,18 @@ class Train(TyperCommand):
 
 
 def train(
-    file: Annotated[Path, typer.Argument(help="The run file (YAML).", metavar="RUN.yaml")],
-    resume: Annotated[
-        Resume | None,
-        typer.Option(
-            "--resume",
-            metavar="[auto]",
-            help="Continue from the newest checkpoint, bit for bit. --resume auto: begin the run if it has none, for "
-            "jobs that are queued again with the same command.",
-        ),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a setting: --set optimiser.learning_rate=1e-4.", metavar="KEY=VALUE"),
-    ] = None,
+    file: RunFile,
+    resume: ResumeHow = None,
+    overrides: Overrides = None,
     preset: Preset = None,
     accept: Accept = None,
-    max_iterations: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many iterations (they can be resumed).")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Load everything, draw, score and train one micro-batch, write nothing.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")] = False,
-    processes: Annotated[
-        int, typer.Option(min=1, help="Processes on this machine, one a card (or one a few CPU cores).")
-    ] = 1,
-    machines: Annotated[
-        int, typer.Option(min=1, help="Machines; start the same command on each, with its --machine-rank.")
-    ] = 1,
-    machine_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
-    address: Annotated[
-        str | None, typer.Option(help="Where the machines meet: machine 0 and a free port of it.", metavar="HOST:PORT")
-    ] = None,
+    max_iterations: MaxIterations = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    processes: Processes = 1,
+    machines: Machines = 1,
+    machine_rank: MachineRank = 0,
+    address: Address = None,
 ) -> None:
     """Train a model with Direct Group Preference Optimization.
 
@@ -99,57 +104,111 @@ def train(
 
     Any number of processes computes the same up to rounding, and a run can be resumed with another number of them.
     """
-    from dgpo_core.config.resolve import load_run_config
-    from dgpo_core.errors import UserError
     from dgpo_core.plugins.registry import get_registry
 
     if accept and not resume:
         raise UserError("--accept: belongs to --resume; a new run begins with what there is")
-    overrides = [*_place_of(file), *(overrides or [])] if resume else overrides
     registry = get_registry()
-    config = load_run_config(file, overrides or [], registry, preset=preset)
-    if resume and (more := _places_then(file, config, overrides or [], registry)):
-        overrides = [*more, *(overrides or [])]
-        config = load_run_config(file, overrides, registry, preset=preset)
-
+    accepted: list[Accepted] = [one.value for one in accept or []]
+    config, settings = _read(file, overrides or [], preset, registry, resume=resume is not None)
     if processes * machines > 1:
-        from dgpo_cli.launch import Layout, check, launch
+        command = _command(file, resume, settings, preset, accepted, max_iterations)
+        command += [*(["--dry-run"] if dry_run else []), *(["--quiet"] if quiet else [])]
+        raise typer.Exit(_launched(command, processes, machines, machine_rank, address))
+    if dry_run:
+        _rehearse(config, registry, quiet=quiet)
+    else:
+        _train(config, registry, resume, accepted, max_iterations, quiet=quiet)
 
-        check(layout := Layout(processes, machines, machine_rank, address))
-        command = ["train", str(file), *([f"--resume={resume}"] if resume else []), *(["--quiet"] if quiet else [])]
-        command += ["--dry-run"] if dry_run else []
-        command += [word for one in accept or [] for word in ("--accept", one.value)]
-        command += [] if preset is None else ["--preset", preset]
-        command += [word for override in overrides or [] for word in ("--set", override)]
-        command += [] if max_iterations is None else ["--max-iterations", str(max_iterations)]
-        raise typer.Exit(launch(layout, command))
 
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app.command("train", cls=Train)(train)
+
+
+def _read(
+    file: Path, overrides: Sequence[str], preset: str | None, registry: Registry, *, resume: bool
+) -> tuple[RunConfig, list[str]]:
+    """The configuration, and the settings that make it of the run file. To go on with a run: where that is, and with
+    paths that mean nothing from here leading to where they led when it began."""
+    from dgpo_core.config.pipeline import load_run_config
+
+    settings = [*(_place_of(file) if resume else []), *overrides]
+    config = load_run_config(file, settings, registry, preset=preset)
+    found = _paths_then(file, config, settings, registry) if resume else {}
+    if not found:
+        return config, settings
+    from dgpo_core.config.locations import with_paths
+
+    more = [f"{key}={json.dumps(path)}" for key, path in found.items()]
+    return with_paths(config, found, registry), [*more, *settings]
+
+
+def _command(
+    file: Path,
+    resume: Resume | None,
+    settings: Sequence[str],
+    preset: str | None,
+    accept: Sequence[str],
+    max_iterations: int | None,
+) -> list[str]:
+    """What each process is started with."""
+    return [
+        *("train", str(file)),
+        *([f"--resume={resume}"] if resume else []),
+        *(word for one in accept for word in ("--accept", one)),
+        *(["--preset", preset] if preset is not None else []),
+        *(word for setting in settings for word in ("--set", setting)),
+        *(["--max-iterations", str(max_iterations)] if max_iterations is not None else []),
+    ]
+
+
+def _launched(command: Sequence[str], processes: int, machines: int, rank: int, address: str | None) -> int:
+    from dgpo_cli.launch import Layout, check, launch
+
+    layout = Layout(processes, machines, rank, address)
+    check(layout)
+    return launch(layout, command)
+
+
+def _progress(config: RunConfig, *, quiet: bool) -> Progress:
     from dgpo_cli.console import make_progress
+
+    return make_progress(quiet=quiet or not config.logging.console or int(os.environ.get("RANK", "0")) > 0)
+
+
+def _rehearse(config: RunConfig, registry: Registry, *, quiet: bool) -> None:
+    from dgpo_core.training.rehearsal import rehearse
+    from dgpo_core.training.trainer import Trainer
+
+    trainer = Trainer(config, registry, progress=_progress(config, quiet=quiet))
+    found = rehearse(trainer)
+    if trainer.processes.main:
+        for name, value in found.items():
+            for line in _lines(f"{name}: {value}"):
+                typer.echo(line)
+        typer.echo("dry run passed; nothing was written")
+
+
+def _train(
+    config: RunConfig,
+    registry: Registry,
+    resume: Resume | None,
+    accept: Sequence[Accepted],
+    max_iterations: int | None,
+    *,
+    quiet: bool,
+) -> None:
     from dgpo_cli.streams import unheeded_output
     from dgpo_core.system.stopping import StopRequest
     from dgpo_core.training.trainer import Trainer, run_path
     from dgpo_schemas.text import shell_word
 
-    progress = make_progress(quiet=quiet or not config.logging.console or int(os.environ.get("RANK", "0")) > 0)
-    if dry_run:
-        from dgpo_core.training.rehearsal import rehearse
-
-        trainer = Trainer(config, registry, progress=progress)
-        found = rehearse(trainer)
-        if trainer.processes.main:
-            for name, value in found.items():
-                for line in _lines(f"{name}: {value}"):
-                    typer.echo(line)
-            typer.echo("dry run passed; nothing was written")
-        return
+    progress = _progress(config, quiet=quiet)
     stop = StopRequest()
     with unheeded_output(), stop.on_signals(progress.note):
         trainer = Trainer(config, registry, progress=progress, stop=stop)
-        outcome = trainer.train(
-            resume="auto" if resume is Resume.AUTO else resume is not None,
-            max_iterations=max_iterations,
-            accept=[one.value for one in accept or []],
-        )
+        how: bool | Literal["auto"] = "auto" if resume is Resume.AUTO else resume is not None
+        outcome = trainer.train(resume=how, max_iterations=max_iterations, accept=accept)
     if outcome == "finished":
         if trainer.had_ended:
             progress.note(f"the run had ended after iteration {trainer.iteration} already; nothing was left to train")
@@ -158,10 +217,6 @@ def train(
         elif trainer.ended_by != "iterations":
             progress.note(f"stop.{trainer.ended_by} is reached after {trainer.iteration} iterations")
         progress.note(f"look at it: dgpo report {shell_word(str(run_path(config)))}")
-
-
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
-app.command("train", cls=Train)(train)
 
 
 def _lines(text: str) -> list[str]:
@@ -175,25 +230,19 @@ def _lines(text: str) -> list[str]:
     return textwrap.wrap(text, shutil.get_terminal_size().columns, subsequent_indent="  ")
 
 
-def _places_then(file: Path, config: RunConfig, overrides: Sequence[str], registry: Registry) -> list[str]:
-    """Settings for relative paths that mean nothing from here: where they led when the run began."""
-    import json
-
+def _paths_then(file: Path, config: RunConfig, overrides: Sequence[str], registry: Registry) -> dict[str, str]:
+    """Keys of relative paths that mean nothing from here, to where they led when the run began."""
     from dgpo_core.config.locations import recalled
     from dgpo_core.storage.description import read_config
     from dgpo_core.training.trainer import run_path
 
     directory = run_path(config)
     if not (directory / "config.yaml").is_file():
-        return []
+        return {}
     own = (directory / "config.yaml").samefile(file)
     found = recalled(config, read_config(directory, registry), registry, own=own)
     given = [override.partition("=")[0].strip() for override in overrides]
-    return [
-        f"{key}={json.dumps(was)}"
-        for key, was in found.items()
-        if not any(key == one or key.startswith(f"{one}.") for one in given)
-    ]
+    return {k: was for k, was in found.items() if not any(k == one or k.startswith(f"{one}.") for one in given)}
 
 
 def _place_of(file: Path) -> list[str]:
@@ -201,11 +250,9 @@ def _place_of(file: Path) -> list[str]:
     directory = file.absolute().parent
     if file.name != "config.yaml" or not (directory / "checkpoints").is_dir():
         return []
-    import json
     import re
 
-    from dgpo_core.errors import UserError
-    from dgpo_schemas.run import NAME
+    from dgpo_schemas.base import NAME
 
     if not re.match(NAME, directory.name):
         raise UserError(

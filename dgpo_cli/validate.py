@@ -13,7 +13,8 @@ from dgpo_cli.options import Preset
 if TYPE_CHECKING:
     from dgpo_core.data.sources import Source
     from dgpo_core.types import Prompt
-    from dgpo_schemas.run import PromptsBlock, RunConfig
+    from dgpo_schemas.run import RunConfig
+    from dgpo_schemas.sections.prompts import PromptsBlock
 
 __all__ = ["validate"]
 
@@ -47,8 +48,9 @@ def validate(
 
         dgpo validate run.yaml --set optimiser.learning_rate=1e-4
     """
-    from dgpo_core.config.resolve import load_run_config
-    from dgpo_core.data.prompts import guided, load_sources, notes, overlap, some_of_each, unheard
+    from dgpo_core.config.pipeline import load_run_config
+    from dgpo_core.data.notes import guided, notes, overlap, unheard
+    from dgpo_core.data.prompts import load_sources, some_of_each
     from dgpo_core.plugins.registry import get_registry
     from dgpo_core.plugins.sections import asks_for_more, check_section
     from dgpo_core.weights import resolve_checkpoint
@@ -120,7 +122,7 @@ def _times(config: RunConfig) -> str:
 
 def _prompts(blocks: Sequence[PromptsBlock], sources: Sequence[Source]) -> str:
     """The blocks in words, several with their names, shares and rewards."""
-    from dgpo_schemas.run import SourceBlock
+    from dgpo_schemas.sections.prompts import SourceBlock
 
     total = sum(source.weight for source in sources)
     told = []
@@ -141,7 +143,8 @@ def _block(block: PromptsBlock, found: Sequence[Prompt]) -> str:
 
 def _more(found: Sequence[Prompt]) -> str:
     """What else they are drawn from."""
-    from dgpo_core.data.prompts import counted, counts
+    from dgpo_core.data.notes import counted
+    from dgpo_core.data.prompts import counts
 
     told = counted(counts(found))
     return f" ({', '.join(told)})" if told else ""

@@ -25,7 +25,7 @@ from dgpo_core.errors import UserError
 from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
-    from dgpo_schemas.run import LoraSection
+    from dgpo_schemas.sections.backbone import LoraSection
 
 __all__ = ["LoraAdapter", "Pairs", "named", "select_targets"]
 

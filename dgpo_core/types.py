@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from dgpo_core.errors import UserError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -46,7 +48,8 @@ class ConditionMedium:
 
     digest: SHA-256 of the file's bytes, as hexadecimal digits, by which two of them are the same.
     path: where it lies, or lay on the machine that it comes from; content: its bytes, where it is not read from there;
-    pixels: what it shows (`pixels.Pixels`), where that is known already. `conditions.condition_medium` makes one.
+    pixels: what it shows (`pixels.Pixels`), where that is known already; reader: what `read` calls with it. One that
+    can be read is made by `dgpo_core.media.conditions.condition_medium`.
     """
 
     kind: Literal["image", "video"]
@@ -54,6 +57,7 @@ class ConditionMedium:
     path: str = field(default="", compare=False)
     content: bytes | None = field(default=None, compare=False, repr=False)
     pixels: Any = field(default=None, compare=False, repr=False)
+    reader: Callable[[ConditionMedium], Tensor] | None = field(default=None, compare=False, repr=False)
 
     def read(self) -> Tensor:
         """What it shows, float32 in [0, 1], RGB, on the CPU: [3, H, W] of a picture, [F, 3, H, W] of a video; read and
@@ -61,9 +65,9 @@ class ConditionMedium:
 
         Raises UserError, naming the file, if it is not there any more or has other bytes than its digest says.
         """
-        from dgpo_core.media.conditions import tensor_of
-
-        return tensor_of(self)
+        if self.reader is None:
+            raise UserError(f"{self.path or self.digest}: was made without a reader; condition_medium gives it one")
+        return self.reader(self)
 
 
 @dataclass(frozen=True, slots=True)

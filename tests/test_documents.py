@@ -15,7 +15,7 @@ import pytest
 
 from dgpo_cli.main import COMMANDS
 from dgpo_core import contracts
-from dgpo_core.config.resolve import load_run_config, load_serve_config
+from dgpo_core.config.pipeline import load_run_config, load_serve_config
 from dgpo_core.contracts.version import CHANGES, changes_in
 from dgpo_core.plugins.registry import get_registry
 from dgpo_kit.scaffold import Scaffold, render

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.paths import at_home
-from dgpo_core.config.resolve import reward_block_of
+from dgpo_core.config.overrides import apply_overrides
+from dgpo_core.config.pipeline import reward_block_of
 from dgpo_core.errors import UserError
 from dgpo_core.storage.description import changed_config
-from dgpo_schemas.loading import Document, Position, apply_overrides, load_yaml
+from dgpo_schemas.loading import Document, Position, load_yaml
 from dgpo_schemas.problems import KeyPath, dotted, nearest, show
-from dgpo_schemas.run import RewardBlock
+from dgpo_schemas.sections.rewards import RewardBlock
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dgpo_cli.scoring.batches import Done, Result, Sample, score_samples
 from dgpo_cli.scoring.prompts import prompts_for
-from dgpo_core.data.prompts import check_prompts
+from dgpo_core.data.checks import check_prompts
 from dgpo_core.errors import UserError
 from dgpo_core.media.annotation import annotate, understood
 from dgpo_core.media.files import Medium, check_files, kind_of, read_media
@@ -28,7 +28,7 @@ from dgpo_core.types import Example, Prompt
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardBase
     from dgpo_core.plugins.registry import Registry
-    from dgpo_schemas.run import RewardBlock
+    from dgpo_schemas.sections.rewards import RewardBlock
 
 __all__ = ["Annotator", "check_kinds", "choose_device", "of_examples", "of_files", "run"]
 

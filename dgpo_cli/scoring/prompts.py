@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.paths import at_home
-from dgpo_core.data.prompts import given, load_file
+from dgpo_core.data.checks import given
+from dgpo_core.data.prompts import load_file
 from dgpo_core.errors import UserError
 from dgpo_core.media.listing import natural_order
 from dgpo_core.types import Prompt

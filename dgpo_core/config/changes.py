@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dgpo_core.config.locations import chosen
+from dgpo_core.config.parts import chosen
 from dgpo_schemas.changes import ChangeRecord, Effect, declared, effect_of
 from dgpo_schemas.problems import show
 from dgpo_schemas.run import RunConfig

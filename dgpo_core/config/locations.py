@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgpo_core.config.resolve import PLACES, blocks_at
-from dgpo_core.errors import PluginError
-from dgpo_core.hookspecs import KINDS
+from dgpo_core.config.parts import chosen
 from dgpo_schemas.places import Place, absolute, places
+from dgpo_schemas.problems import KeyPath, dotted
 from dgpo_schemas.run import RunConfig
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from dgpo_core.plugins.registry import Registry
-    from dgpo_schemas.problems import KeyPath
 
-__all__ = ["chosen", "located", "moved_along", "recalled", "started_in", "without_places"]
+__all__ = ["located", "moved_along", "recalled", "started_in", "with_paths", "without_places"]
 
 
 def located(config: RunConfig, registry: Registry | None = None, start: Path | None = None) -> RunConfig:
     """The same with absolute paths, as they are from `start`, by default the working directory; those in plugins'
     options too, with a registry. Names of Hub repositories and of packages stay."""
-    data = config.model_dump(mode="json")
-    for path, place in list(_all_places(data, registry)):
-        holder = _holder(data, path)
-        holder[path[-1]] = absolute(holder[path[-1]], place, start)
-    return RunConfig.model_validate(data)
+    found = _replaced(config, registry, lambda _, text, place: absolute(text, place, start))
+    return RunConfig.model_validate(found)
 
 
 def started_in(config: RunConfig, directory: Path) -> Path | None:
@@ -51,15 +44,15 @@ def moved_along(config: RunConfig, directory: Path, registry: Registry | None = 
     if before == now or alike == 0 or not Path(config.run.output).is_absolute():
         return config
     old, new = Path(*before[:-alike]), Path(*now[:-alike])
-    data = config.model_dump(mode="json")
-    for path, place in list(_all_places(data, registry)):
-        holder = _holder(data, path)
-        text = Path(holder[path[-1]])
-        if place.known_by != "scheme" and text.is_relative_to(old) and not text.exists():
-            there = new / text.relative_to(old)
-            if there.exists():
-                holder[path[-1]] = str(there)
-    return RunConfig.model_validate(data)
+
+    def moved(_: KeyPath, text: str, place: Place) -> str:
+        path = Path(text)
+        if place.known_by == "scheme" or not path.is_relative_to(old) or path.exists():
+            return text
+        there = new / path.relative_to(old)
+        return str(there) if there.exists() else text
+
+    return RunConfig.model_validate(_replaced(config, registry, moved))
 
 
 def recalled(config: RunConfig, saved: RunConfig, registry: Registry, *, own: bool) -> dict[str, str]:
@@ -79,7 +72,7 @@ def recalled(config: RunConfig, saved: RunConfig, registry: Registry, *, own: bo
         except (KeyError, TypeError):
             continue
         if was != text and (own or _leads_nowhere(text, was)):
-            found[".".join(map(str, path))] = was
+            found[dotted(path)] = was
     return found
 
 
@@ -91,11 +84,25 @@ def _leads_nowhere(text: str, was: Any) -> bool:
     return ending != () and Path(was).parts[-len(ending) :] == ending
 
 
+def with_paths(config: RunConfig, paths: Mapping[str, str], registry: Registry) -> RunConfig:
+    """The same with what `recalled` has found."""
+    found = _replaced(config, registry, lambda path, text, _: paths.get(dotted(path), text))
+    return RunConfig.model_validate(found)
+
+
 def without_places(config: RunConfig, registry: Registry | None = None) -> dict[str, Any]:
     """Its settings without those that say where something is, which differ between machines."""
+    return _replaced(config, registry, lambda _, text, place: "")
+
+
+def _replaced(
+    config: RunConfig, registry: Registry | None, new: Callable[[KeyPath, str, Place], str]
+) -> dict[str, Any]:
+    """Its settings, with what `new` says in the place of each path."""
     data = config.model_dump(mode="json")
-    for path, _ in list(_all_places(data, registry)):
-        _holder(data, path)[path[-1]] = ""
+    for path, place in list(_all_places(data, registry)):
+        holder = _holder(data, path)
+        holder[path[-1]] = new(path, holder[path[-1]], place)
     return data
 
 
@@ -104,31 +111,6 @@ def _all_places(data: dict[str, Any], registry: Registry | None) -> Iterator[tup
     if registry is not None:
         for where, model, options in chosen(data, registry):
             yield from (((*where, *path), place) for path, place in places(model, options))
-
-
-def chosen(data: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPath, type[BaseModel], dict[str, Any]]]:
-    """The options of every part that a run file's data choose, which are not empty: where they stand, their model, and
-    what they are."""
-    for place, kind in PLACES.items():
-        for where, block in blocks_at(data, place):
-            yield from _in_options(registry, kind, where, block)
-
-
-def _in_options(
-    registry: Registry, kind: str, where: KeyPath, block: Any
-) -> Iterator[tuple[KeyPath, type[BaseModel], dict[str, Any]]]:
-    """Of a block, and of the parts that its options choose in turn."""
-    options = block.get("options") if isinstance(block, dict) else None
-    if not options or not isinstance(block.get("use"), str):
-        return
-    try:
-        model = registry.options_model(registry.find(kind, block["use"]))
-    except PluginError:  # it may be installed only where the reward runs
-        return
-    yield (*where, "options"), model, options
-    for inner in KINDS:
-        if inner in options:
-            yield from _in_options(registry, inner, (*where, "options", inner), options[inner])
 
 
 def _holder(data: Any, path: KeyPath) -> Any:

@@ -10,8 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dgpo_core.config.settings import apply_settings
 from dgpo_core.errors import UserError
-from dgpo_schemas.loading import Document, Position, apply_settings, load_yaml
+from dgpo_schemas.loading import Document, Position, load_yaml
 from dgpo_schemas.places import expand_home
 from dgpo_schemas.problems import KeyPath, dotted, nearest
 

@@ -1,115 +1,37 @@
-"""From a run file to a `RunConfig`, and from a reward file to a `ServeConfig`, whose plugins exist and accept their
-options.
-
-Paths in a run file (`prompts.train.file`, `backbone.checkpoint`, `run.output`, and those in plugins' options) are
-relative to the working directory, like paths on a command line, not to the run file; `~` is the home directory. A run's
-own config.yaml has them absolute.
-"""
+"""Resolving: a document becomes a configuration whose plugins exist and accept their options, defaults filled in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from dgpo_core.config.presets import with_preset
+from dgpo_core.config.parts import blocks_at
 from dgpo_core.errors import PluginError
 from dgpo_core.hookspecs import KINDS
+from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.base import UseBlock
-from dgpo_schemas.files import check_kind
-from dgpo_schemas.loading import Document, apply_overrides, load_yaml
-from dgpo_schemas.problems import ConfigError, KeyPath, Problem, dotted, explain
-from dgpo_schemas.run import RewardBlock, RunConfig
-from dgpo_schemas.sealing import text_seal
-from dgpo_schemas.serve import ServeConfig
+from dgpo_schemas.loading import Document
+from dgpo_schemas.problems import KeyPath, dotted, explain
+from dgpo_schemas.run import RunConfig
 from dgpo_schemas.text import error_text
 
-if TYPE_CHECKING:
-    from dgpo_core.plugins.registry import Registry
-
-__all__ = [
-    "PLACES",
-    "ConfigError",
-    "blocks_at",
-    "load_run_config",
-    "load_serve_config",
-    "reward_block_of",
-    "run_config_of",
-]
+__all__ = ["resolve"]
 
 M = TypeVar("M", bound=BaseModel)
 
-PLACES: dict[KeyPath, str] = {
-    ("backbone",): "backbone",
-    ("prompts", "train"): "prompts",
-    ("prompts", "heldout"): "prompts",
-    ("rollout", "sampler"): "sampler",
-    ("rewards",): "reward",
-    ("weighting",): "weighting",
-    ("objective",): "objective",
-    ("timesteps",): "timesteps",
-    ("evaluation", "sampler"): "sampler",
-    ("evaluation", "rewards"): "reward",
-    ("evaluation", "guards", "rewards"): "reward",
-}
-"""Where a run file chooses plugins, and of which kind."""
-
-_SERVED: dict[KeyPath, str] = {("reward",): "reward"}
-"""The same of a reward file."""
-
-_WAS_ACCEPTED = (
-    "the run wrote this file with other versions of dgpo or its plugins, which accepted that: go on with those, or "
-    "correct it there and delete the file's first line (its SHA-256), which says that the change was meant"
-)
-"""Told of a run's own config.yaml. Bounds of numbers, for instance, came with later versions."""
 _SHORT_FORM_IS_FILE = "prompts"
 """Kind whose short form, a text, is a file and not a name."""
 
 
-def load_run_config(
-    path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None, *, preset: str | None = None
-) -> RunConfig:
-    """Read a run file, lay a preset over it, apply `KEY=VALUE` overrides, and check it all at once.
+def resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, registry: Registry | None) -> M:
+    """The document as a model; places: where it chooses parts, and of which kind.
 
-    With a registry every plugin that the file names must exist and accept its options, whose defaults are then filled
-    in. Without one plugins are left unchecked: a run directory can be read where its plugins are not installed.
-    Raises ConfigError with every problem, in the file's order.
+    With a registry every part must exist and accept its options. Raises ConfigError with every mistake, in the file's
+    order.
     """
-    document = load_yaml(path)
-    check_kind(document, "run")
-    if preset is not None:
-        assert registry is not None, "presets belong to plugins"
-        document = with_preset(document, preset, registry)
-    try:
-        return run_config_of(apply_overrides(document, overrides), registry)
-    except ConfigError as error:
-        own = any(problem.where.startswith(f"{path}:") for problem in error.problems)
-        if not own or text_seal(Path(path).read_bytes()) != "whole":
-            raise
-        raise ConfigError([*error.problems, Problem(str(path), "", _WAS_ACCEPTED)]) from None
-
-
-def run_config_of(document: Document, registry: Registry | None = None) -> RunConfig:
-    """A run file that was read already, checked like `load_run_config`."""
-    return _resolve(RunConfig, PLACES, document, registry)
-
-
-def load_serve_config(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> ServeConfig:
-    """Read a reward file for `dgpo serve`, checked like a run file."""
-    document = load_yaml(path)
-    check_kind(document, "service")
-    return _resolve(ServeConfig, _SERVED, apply_overrides(document, overrides), registry)
-
-
-def reward_block_of(document: Document, registry: Registry) -> RewardBlock:
-    """One reward that was read already, checked like those of a run file."""
-    return _resolve(RewardBlock, {(): "reward"}, document, registry)
-
-
-def _resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, registry: Registry | None) -> M:
     mistakes: list[tuple[KeyPath, str]] = []
     config = None
     try:
@@ -126,17 +48,6 @@ def _resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, 
     if mistakes or config is None:
         raise document.error(_known_places(document, mistakes))
     return config if registry is None else model.model_validate(resolved)
-
-
-def blocks_at(data: Mapping[str, Any], place: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
-    """(path, value) of the block at a place, or of each block in the list there."""
-    here: Any = data
-    for part in place:
-        here = here.get(part) if isinstance(here, dict) else None
-    if isinstance(here, list):
-        yield from (((*place, i), block) for i, block in enumerate(here))
-    elif here is not None:
-        yield place, here
 
 
 def _check_block(

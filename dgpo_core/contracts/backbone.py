@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dgpo_core.contracts.adapter import Adapter
-    from dgpo_schemas.run import BackboneSection
+    from dgpo_schemas.sections.backbone import BackboneSection
 
 __all__ = ["SECTION_KEYS", "Backbone"]
 

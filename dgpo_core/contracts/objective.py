@@ -12,7 +12,8 @@ from dgpo_core.types import Predictions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dgpo_schemas.run import ObjectiveSection, RunConfig
+    from dgpo_schemas.run import RunConfig
+    from dgpo_schemas.sections.training import ObjectiveSection
 
 __all__ = ["MemberLoss", "Objective"]
 

@@ -16,11 +16,11 @@ from math import gcd
 from typing import TYPE_CHECKING
 
 from dgpo_core.types import Prompt
-from dgpo_schemas.run import STEP
+from dgpo_schemas.sections.prompts import STEP
 
 if TYPE_CHECKING:
     from dgpo_core.draws import Draws
-    from dgpo_schemas.run import SourceBlock
+    from dgpo_schemas.sections.prompts import SourceBlock
 
 __all__ = ["Source", "cut_to_shares", "of_sources", "turns", "whole_weights"]
 

@@ -24,7 +24,7 @@ from dgpo_core.types import Conditioning
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
     from dgpo_core.distributed.processes import Processes
-    from dgpo_schemas.run import EmaSection
+    from dgpo_schemas.sections.training import EmaSection
 
 __all__ = ["ShardedPolicy", "shard"]
 

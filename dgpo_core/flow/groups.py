@@ -17,7 +17,7 @@ from dgpo_core.types import Prompt, ScoredGroups, TrainingBatch
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import AdvantageWeighting
-    from dgpo_schemas.run import AdvantagesSection
+    from dgpo_schemas.sections.rewards import AdvantagesSection
 
 __all__ = [
     "LARGEST",

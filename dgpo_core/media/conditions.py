@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_BYTES",
-    "check_medium",
+    "checked_medium",
     "condition_medium",
     "content_of",
     "measured",
@@ -63,9 +63,9 @@ def condition_medium(source: Path | bytes) -> ConditionMedium:
     """
     if isinstance(source, bytes):
         known = _examined(source, "")
-        return ConditionMedium(known.kind, known.digest, content=source)
+        return ConditionMedium(known.kind, known.digest, content=source, reader=tensor_of)
     known = _examined_file(source)
-    return ConditionMedium(known.kind, known.digest, str(source))
+    return ConditionMedium(known.kind, known.digest, str(source), reader=tensor_of)
 
 
 def notes_of(medium: ConditionMedium) -> tuple[str, ...]:
@@ -73,14 +73,15 @@ def notes_of(medium: ConditionMedium) -> tuple[str, ...]:
     return _examined_file(Path(medium.path)).notes if medium.content is None else ()
 
 
-def check_medium(medium: ConditionMedium) -> None:
-    """Raise UserError if a medium is not what it says it is: its bytes are not there, or others than its digest, or no
-    such picture or video."""
+def checked_medium(medium: ConditionMedium) -> ConditionMedium:
+    """The medium with a reader. Raises UserError if it is not what it says it is: its bytes are not there, or others
+    than its digest, or no such picture or video."""
     found = condition_medium(Path(medium.path) if medium.content is None else medium.content)
     if found.digest != medium.digest:
         raise _changed(medium)
     if found.kind != medium.kind:
         raise UserError(f"{name_of(medium)}: holds {one_of(found.kind)}, not {one_of(medium.kind)}")
+    return replace(medium, reader=tensor_of)
 
 
 def content_of(medium: ConditionMedium) -> bytes:

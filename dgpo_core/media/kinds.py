@@ -10,7 +10,8 @@ from dgpo_core.errors import PluginError, UserError
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardBase
     from dgpo_core.plugins.registry import Registry
-    from dgpo_schemas.run import BackboneSection, RewardBlock
+    from dgpo_schemas.sections.backbone import BackboneSection
+    from dgpo_schemas.sections.rewards import RewardBlock
 
 __all__ = ["Kind", "check_range", "check_reward", "one_of", "plural", "shows_frames"]
 

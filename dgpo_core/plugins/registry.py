@@ -342,7 +342,7 @@ class Registry:
         from dgpo_core.plugins.sections import (
             check_section,  # it knows the whole run file, which takes a while to import
         )
-        from dgpo_schemas.run import BackboneSection
+        from dgpo_schemas.sections.backbone import BackboneSection
 
         if isinstance(block, BackboneSection):
             check_section(implementation, block)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dgpo_core.contracts.backbone import SECTION_KEYS
 from dgpo_core.errors import PluginError, UserError
 from dgpo_schemas.problems import nearest
-from dgpo_schemas.run import BackboneSection, LoraSection
+from dgpo_schemas.sections.backbone import BackboneSection, LoraSection
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone

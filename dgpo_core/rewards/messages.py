@@ -21,7 +21,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from dgpo_core.media.conditions import content_of
+from dgpo_core.media.conditions import content_of, tensor_of
 from dgpo_core.training.scores import plain
 from dgpo_core.types import ConditionMedium, Example, Prompt, SampleKey, Scores
 from dgpo_schemas.problems import dotted, explain
@@ -207,7 +207,7 @@ def prompts_of(messages: Sequence[PromptMessage], contents: Mapping[str, bytes] 
             message.metadata,
             negative=message.negative,
             media=tuple(
-                ConditionMedium(medium.kind, medium.digest, content=contents.get(medium.digest))
+                ConditionMedium(medium.kind, medium.digest, content=contents.get(medium.digest), reader=tensor_of)
                 for medium in message.media
             ),
             size=None if message.size is None else (message.size[0], message.size[1]),

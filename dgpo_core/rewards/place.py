@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from dgpo_core.contracts import AnyReward
     from dgpo_core.plugins.registry import Registry
-    from dgpo_schemas.run import RewardBlock
+    from dgpo_schemas.sections.rewards import RewardBlock
 
 __all__ = ["place"]
 

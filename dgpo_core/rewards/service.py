@@ -43,7 +43,7 @@ from dgpo_schemas.text import clean
 if TYPE_CHECKING:
     import torch
 
-    from dgpo_schemas.run import RewardBlock, ServiceSection
+    from dgpo_schemas.sections.rewards import RewardBlock, ServiceSection
 
 __all__ = ["ServiceReward"]
 

@@ -32,7 +32,7 @@ from dgpo_schemas.service import PROTOCOL
 if TYPE_CHECKING:
     import torch
 
-    from dgpo_schemas.run import RewardBlock, WorkerSection
+    from dgpo_schemas.sections.rewards import RewardBlock, WorkerSection
 
 __all__ = ["WorkerReward"]
 

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from dgpo_core.config.locations import located, moved_along, started_in
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.data.prompts import counts, digest
 from dgpo_core.errors import UserError
 from dgpo_core.storage.bases import differences
 from dgpo_core.system.files import write_text
 from dgpo_core.system.reading import read_file, read_json, why
-from dgpo_schemas.loading import dump_yaml
 from dgpo_schemas.origin import BaseRecord
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.sealing import seal_of, sealed, sealed_text, text_seal
+from dgpo_schemas.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from dgpo_schemas.run import StopSection
+    from dgpo_schemas.sections.whole import StopSection
 
 __all__ = ["Interrupted", "Limit", "StopRequest", "check_signals", "limit_reached", "stops_a_run"]
 

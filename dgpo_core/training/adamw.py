@@ -11,7 +11,7 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 
 if TYPE_CHECKING:
-    from dgpo_schemas.run import OptimiserSection
+    from dgpo_schemas.sections.training import OptimiserSection
 
 __all__ = ["make_adamw", "restore", "state_of"]
 

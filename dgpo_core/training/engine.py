@@ -20,7 +20,9 @@ from dgpo_core.contracts import (
     TimestepContext,
     TimestepPolicy,
 )
-from dgpo_core.data.prompts import check_prompts, guided, load_sources, notes, overlap, some_of_each, unheard
+from dgpo_core.data.checks import check_prompts
+from dgpo_core.data.notes import guided, notes, overlap, unheard
+from dgpo_core.data.prompts import load_sources, some_of_each
 from dgpo_core.data.sources import Source
 from dgpo_core.distributed.runtime import Runtime
 from dgpo_core.draws import Draws
@@ -48,7 +50,8 @@ if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
     from dgpo_core.training.policy import View
     from dgpo_schemas.origin import BaseRecord
-    from dgpo_schemas.run import RewardBlock, RunConfig
+    from dgpo_schemas.run import RunConfig
+    from dgpo_schemas.sections.rewards import RewardBlock
 
 __all__ = ["Engine"]
 

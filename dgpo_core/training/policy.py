@@ -18,7 +18,7 @@ from dgpo_core.types import Conditioning, Prompt, same_places
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
-    from dgpo_schemas.run import EmaSection
+    from dgpo_schemas.sections.training import EmaSection
 
 __all__ = ["ConditioningCache", "Policy", "View", "check_adapter"]
 

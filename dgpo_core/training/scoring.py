@@ -36,7 +36,7 @@ from dgpo_core.types import Prompt, Rollout, SampleKey, ScoredGroups, Scores
 from dgpo_schemas.text import clean, error_text
 
 if TYPE_CHECKING:
-    from dgpo_schemas.run import ScoringSection
+    from dgpo_schemas.sections.rewards import ScoringSection
 
 __all__ = [
     "Reward",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from dgpo_core.config.changes import last_measured_otherwise
 from dgpo_core.config.locations import without_places
 from dgpo_core.contracts import TimestepContext
-from dgpo_core.data.prompts import longer_than_read
+from dgpo_core.data.notes import longer_than_read
 from dgpo_core.data.sources import of_sources
 from dgpo_core.distributed.comparing import Layout
 from dgpo_core.distributed.processes import shares

@@ -11,12 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
-from dgpo_schemas.base import Float, Int, StrictModel
+from dgpo_schemas.base import NAME, Float, Int, StrictModel
 from dgpo_schemas.places import PathText
 
 __all__ = ["RESERVED", "AblationConfig", "AxisSection", "EndSection"]
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*\Z")
 RESERVED = {
     "run.name": "it is the cell's own",

@@ -51,7 +51,7 @@ def _problem(text: str) -> str | None:
         return "it must begin with http:// or https://"
     try:
         parts = urlsplit(text)
-        host, problem = parts.hostname or "", _port_problem(parts)
+        host = parts.hostname or ""
     except ValueError:
         return "its brackets hold no IPv6 address" if "[" in text or "]" in text else "its host is none"
     authority = parts.netloc.rpartition("@")[2]
@@ -59,39 +59,30 @@ def _problem(text: str) -> str | None:
         return "an IPv6 address stands in brackets"
     if "@" in text and "@" not in parts.netloc:
         return "a slash, ? or # in a password is written %2F, %3F or %23"
-    if problem is not None:
-        return problem
+    if not _is_port(parts):
+        return "a port is a number from 1 to 65535"
     if not host:
         return "it has no host"
     if parts.query or parts.fragment or text.endswith(("?", "#")):
         return "it goes on after the path: no ? and no #"
     if authority.startswith("["):
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError:
-            return "its brackets hold no IPv6 address"
-        return None
-    return _host_problem(host)
+        return None if _is_ipv6(host) else "its brackets hold no IPv6 address"
+    return None if _is_host(host) else "its host is none"
 
 
-def _host_problem(host: str) -> str | None:
-    if not HOST.fullmatch(host) or host.startswith(".") or ".." in host:
-        return "its host is none"
+def _is_host(host: str) -> bool:
     try:
         host.encode("idna")
     except UnicodeError:
-        return "its host is none"
-    return None
+        return False
+    return bool(HOST.fullmatch(host)) and not host.startswith(".") and ".." not in host
 
 
-def _port_problem(parts: SplitResult) -> str | None:
+def _is_port(parts: SplitResult) -> bool:
     try:
-        port = parts.port
+        return parts.port != 0
     except ValueError:
-        return "a port is a number from 1 to 65535"
-    if port == 0:
-        return "a port is a number from 1 to 65535"
-    return None
+        return False
 
 
 def _proposal(text: str) -> str:

@@ -5,13 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, JsonValue
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    JsonValue,
+)
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, core_schema
 
 __all__ = [
     "ANYTIME",
     "FROM_THERE_ON",
+    "LONGEST_SIDE",
+    "NAME",
     "AnyFloat",
     "AnyOf",
     "Float",
@@ -23,6 +34,10 @@ __all__ = [
     "UseBlock",
 ]
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Of runs, and of rewards in logs."""
+LONGEST_SIDE = 16384
+"""Pixels of a side."""
 RESUME = "x-resume"
 """Key of a field in a JSON Schema that says what a resumed run may do with it; fields without it stay as they were."""
 ANYTIME: dict[str, JsonValue] = {RESUME: "may change at any time"}
@@ -91,9 +106,17 @@ class UseBlock(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class ShortForm:
-    """Tells JSON Schemas that a text may stand for a section."""
+    """Accepts a text for a section that has it at `key`: `sampler: flow-euler` for `sampler: {use: flow-euler}`."""
 
+    key: str
     description: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The section, or a text in its place."""
+        return core_schema.no_info_before_validator_function(self._section, handler(source))
+
+    def _section(self, value: Any) -> Any:
+        return {self.key: value} if isinstance(value, str) else value
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Either the section or a text."""
@@ -110,11 +133,6 @@ class AnyOf:
         return {"anyOf": [inner for branch in found["oneOf"] for inner in branch.get("anyOf", [branch])]}
 
 
-def _name_to_block(value: Any) -> Any:
-    """Accept the short form `sampler: flow-euler` for `sampler: {use: flow-euler}`."""
-    return {"use": value} if isinstance(value, str) else value
-
-
-Use = Annotated[UseBlock, BeforeValidator(_name_to_block), ShortForm("Name of the part.")]
+Use = Annotated[UseBlock, ShortForm("use", "Name of the part.")]
 """A part: its name, or `use` with `options`. In a plugin's own options, call the field after the kind of part
 (`detector: Use`), and its name and options are checked when the run file is read."""

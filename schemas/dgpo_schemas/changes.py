@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from dgpo_schemas.annotations import items_of, models_of
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, RESUME, StrictModel
 from dgpo_schemas.run import RunConfig
 
@@ -83,13 +84,8 @@ def _declared(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[s
         effect = _EFFECTS.get(extra.get(RESUME)) if isinstance(extra, dict) else None
         if effect is not None:
             yield ".".join(here), effect
-        for inner, items in _models(field.annotation):
-            yield from _declared(inner, (*here, ITEM) if items else here)
-
-
-def _models(annotation: Any, *, items: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
-    """Models in an annotation, and whether they are items of a list there."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation, items
-    for inner in get_args(annotation):
-        yield from _models(inner, items=items or getattr(annotation, "__origin__", None) is list)
+        for inner in models_of(field.annotation):
+            yield from _declared(inner, here)
+        for item in items_of(field.annotation):
+            for inner in models_of(item):
+                yield from _declared(inner, (*here, ITEM))

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import codecs
 import re
+from pathlib import Path
 from typing import Any
 
 from dgpo_schemas.text import clean, lone_surrogate
 
-__all__ = ["EncodingError", "decode", "half_character", "unique_keys"]
+__all__ = ["EncodingError", "decode", "half_character", "read_bytes", "unique_keys"]
 
 SHOWN = 40
 """Characters of a line that a message shows."""
@@ -49,6 +50,20 @@ class EncodingError(ValueError):
     def at(self, source: object) -> str:
         """The message with its place."""
         return f"{source}:{self.line}: {self}" if self.line else f"{source}: {self}"
+
+
+def read_bytes(path: Path, most: int, what: str) -> bytes:
+    """The bytes of a file, of which one more than `most` are read at most. Raises ValueError in words that follow the
+    file's name; what: what it is called there."""
+    try:
+        with path.open("rb") as handle:
+            return handle.read(most + 1)
+    except FileNotFoundError:
+        raise ValueError(f"there is no such {what}") from None
+    except IsADirectoryError:
+        raise ValueError(f"is a directory, not a {what}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def decode(raw: bytes) -> str:

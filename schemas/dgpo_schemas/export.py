@@ -16,12 +16,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from dgpo_schemas.ablation import AblationConfig
-from dgpo_schemas.base import UseBlock
+from dgpo_schemas.base import LONGEST_SIDE, UseBlock
 from dgpo_schemas.manifest import CheckpointClock, CheckpointManifest
 from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, OutcomeRecord, PromptScores, TimingRecord
 from dgpo_schemas.prompt_keys import KEYS, MOST_MEDIA
 from dgpo_schemas.prompts import PromptRecord
-from dgpo_schemas.rules import LONGEST_SIDE
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.serve import ServeConfig
 from dgpo_schemas.service import ServiceMessages

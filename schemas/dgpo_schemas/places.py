@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel
 
+from dgpo_schemas.annotations import items_of, models_of, plain
 from dgpo_schemas.problems import KeyPath
 
 __all__ = [
@@ -110,41 +112,12 @@ def places(model: BaseModel | type[BaseModel], data: Mapping[str, Any]) -> Itera
 
 def _within(annotations: list[Any], value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Place]]:
     if isinstance(value, str):
-        mark = next(_marks(annotations), None)
-        if mark is not None:
-            yield path, mark
+        marks = (one for annotation in annotations for one in plain(annotation) if isinstance(one, Place))
+        yield from ((path, mark) for mark in islice(marks, 1))
     elif isinstance(value, dict):
-        for model in _models(annotations):
+        for model in (one for annotation in annotations for one in models_of(annotation)):
             yield from ((path + inner, mark) for inner, mark in places(model, value))
     elif isinstance(value, list):
-        items = [inner for one in annotations for inner in _members(one)]
+        items = [one for annotation in annotations for one in items_of(annotation)]
         for number, item in enumerate(value):
             yield from _within(items, item, (*path, number))
-
-
-def _flat(annotation: Any) -> Iterator[Any]:
-    """An annotation and the members of unions and `Annotated` in it, not those of containers."""
-    yield annotation
-    origin = getattr(annotation, "__origin__", None)
-    if hasattr(annotation, "__metadata__"):
-        yield from annotation.__metadata__
-        yield from _flat(origin)
-    elif origin not in (list, dict, tuple, set):
-        for inner in get_args(annotation):
-            yield from _flat(inner)
-
-
-def _marks(annotations: list[Any]) -> Iterator[Place]:
-    return (one for outer in annotations for one in _flat(outer) if isinstance(one, Place))
-
-
-def _models(annotations: list[Any]) -> Iterator[type[BaseModel]]:
-    found = (one for outer in annotations for one in _flat(outer))
-    return (one for one in found if isinstance(one, type) and issubclass(one, BaseModel))
-
-
-def _members(annotation: Any) -> Iterator[Any]:
-    """What a list of this annotation holds."""
-    for one in _flat(annotation):
-        if getattr(one, "__origin__", None) is list:
-            yield from get_args(one)

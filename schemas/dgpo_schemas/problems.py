@@ -7,11 +7,12 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+
+from dgpo_schemas.annotations import models_of, plain
 
 __all__ = ["ConfigError", "KeyPath", "Problem", "dotted", "explain", "is_number", "nearest", "show"]
 
@@ -139,10 +140,10 @@ def _merge_branches(found: list[_Mistake]) -> list[tuple[KeyPath, str]]:
 
 
 _LIMITS = {
-    "greater_than_equal": ("must be at least {ge}", ""),
-    "greater_than": ("must be greater than {gt}", ""),
-    "less_than_equal": ("must be at most {le}", ""),
-    "less_than": ("must be less than {lt}", ""),
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be greater than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
 }
 _KINDS = {
     "int_parsing": "must be a whole number",
@@ -178,7 +179,7 @@ def _words(model: type[BaseModel], path: KeyPath, detail: Any, here: Any) -> tup
     if kind in _LIMITS and detail["input"] != detail["input"]:  # nan, which no bound holds
         return _KINDS["finite_number"], value
     if kind in _LIMITS:
-        return _LIMITS[kind][0].format(**{name: _limit(limit) for name, limit in context.items()}), value
+        return _LIMITS[kind].format(**{name: _limit(limit) for name, limit in context.items()}), value
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
         near = nearest(str(detail["input"]), allowed)
@@ -231,32 +232,16 @@ def _unknown_key(model: type[BaseModel], path: KeyPath) -> str:
 # -- walking through a model's annotations ------------------------------------------------------------------------
 
 
-def _plain(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation allows, without Annotated, Optional and unions."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        yield from _plain(get_args(annotation)[0])
-    elif origin in (Union, UnionType):
-        for branch in get_args(annotation):
-            yield from _plain(branch)
-    else:
-        yield annotation
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
 def _inside(annotation: Any, part: str | int) -> Iterator[Any]:
     """Annotations of a key or an entry."""
-    for plain in _plain(annotation):
-        arguments = get_args(plain)
-        if _is_model(plain):
-            if part in plain.model_fields:
-                yield plain.model_fields[part].annotation
-        elif isinstance(part, int) and arguments and get_origin(plain) is not dict:
+    for one in plain(annotation):
+        arguments = get_args(one)
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            if part in one.model_fields:
+                yield one.model_fields[part].annotation
+        elif isinstance(part, int) and arguments and get_origin(one) is not dict:
             yield arguments[0]
-        elif get_origin(plain) is dict:
+        elif get_origin(one) is dict:
             yield arguments[1]
 
 
@@ -265,7 +250,7 @@ def _models(model: type[BaseModel], path: KeyPath) -> list[type[BaseModel]]:
     annotations: list[Any] = [model]
     for part in path:
         annotations = [inner for annotation in annotations for inner in _inside(annotation, part)]
-    return [plain for annotation in annotations for plain in _plain(annotation) if _is_model(plain)]
+    return [found for annotation in annotations for found in models_of(annotation)]
 
 
 def _field(model: type[BaseModel], path: KeyPath) -> FieldInfo | None:
@@ -278,6 +263,6 @@ def _field(model: type[BaseModel], path: KeyPath) -> FieldInfo | None:
 def _all_keys(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[KeyPath]:
     for name, field in model.model_fields.items():
         yield (*prefix, name)
-        for plain in _plain(field.annotation):
-            if _is_model(plain) and len(prefix) < 8:  # models may contain themselves
-                yield from _all_keys(plain, (*prefix, name))
+        for inner in models_of(field.annotation):
+            if len(prefix) < 8:  # models may contain themselves
+                yield from _all_keys(inner, (*prefix, name))

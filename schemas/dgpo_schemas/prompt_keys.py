@@ -9,9 +9,9 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any
 
+from dgpo_schemas.base import LONGEST_SIDE
 from dgpo_schemas.decoding import half_character
 from dgpo_schemas.problems import is_number, show
-from dgpo_schemas.rules import LONGEST_SIDE
 from dgpo_schemas.text import clean, is_visible
 
 __all__ = ["KEYS", "MOST_MEDIA", "doubtful", "media_of", "misspelt", "negative_of", "size_of"]

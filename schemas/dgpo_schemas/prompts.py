@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from dgpo_schemas.base import StrictModel
-from dgpo_schemas.decoding import EncodingError, decode, half_character, unique_keys
+from dgpo_schemas.decoding import EncodingError, decode, half_character, read_bytes, unique_keys
 from dgpo_schemas.problems import show
 from dgpo_schemas.prompt_keys import KEYS, media_of, misspelt, negative_of, size_of
 from dgpo_schemas.text import clean, is_visible
@@ -111,14 +111,9 @@ def _kind(path: Path) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as handle:
-            raw = handle.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such prompt file") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path}: is a directory, not a prompt file") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raw = read_bytes(path, MAX_BYTES, "prompt file")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if len(raw) > MAX_BYTES:
         raise ValueError(f"{path}: is larger than {MAX_BYTES >> 20} MiB: give a sample of its prompts")
     return raw

@@ -2,135 +2,108 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 from pydantic_core import PydanticCustomError
 
+from dgpo_schemas.base import LONGEST_SIDE
 from dgpo_schemas.problems import nearest
+from dgpo_schemas.sections.backbone import BackboneSection
+from dgpo_schemas.sections.evaluation import EvaluationSection
+from dgpo_schemas.sections.prompts import PromptsSection
+from dgpo_schemas.sections.rewards import RewardBlock
+from dgpo_schemas.sections.rollout import RolloutSection
+from dgpo_schemas.sections.training import ObjectiveSection, OptimiserSection, TimestepsSection
+from dgpo_schemas.sections.whole import StopSection
 from dgpo_schemas.sigma import AUTO, resolve_sigma
 
-if TYPE_CHECKING:
-    from dgpo_schemas.run import RewardBlock, RunConfig
+__all__ = ["Violations", "geometry", "guidance", "raise_all", "rewards", "settings_in_vain", "sources", "stop", "times"]
 
-__all__ = ["LONGEST_SIDE", "check_run", "violations"]
-
+Violations = Iterator[tuple[str, str]]
+"""(key, message) of each rule that is broken."""
 MOST_SAMPLES = 10_000_000
 """Of an iteration: all of them are kept until it is optimised."""
-LONGEST_SIDE = 16384
 STATISTICS = ("diversity", "saturation", "edge_density", "dark_pixels", "step_disagreement", "finer_sharpness")
 """Statistics of the media, which are evaluated beside the rewards and share their names' space."""
 OF_STEPS = STATISTICS[-2:]
 """Those that compare few solver steps with many."""
 
 
-def check_run(config: RunConfig) -> None:
-    """Raise one error that carries every violation."""
-    found = violations(config)
+def raise_all(found: list[tuple[str, str]]) -> None:
+    """Raise one error that carries every violation, if there are any."""
     if found:
         # pydantic gives a validator of the whole model one error; the loader takes the list apart again.
         lines = [f"{key}: {message}" for key, message in found]
         raise PydanticCustomError("run_rules", "{text}", {"text": "; ".join(lines), "violations": found})
 
 
-def violations(config: RunConfig) -> list[tuple[str, str]]:
-    """(key, message) of every rule that is broken."""
-    return [
-        *_geometry(config),
-        *_times(config),
-        *_guidance(config),
-        *_rewards(config),
-        *_sources(config),
-        *_stop(config),
-        *_settings_in_vain(config),
-    ]
-
-
-def _geometry(config: RunConfig) -> list[tuple[str, str]]:
-    found = []
-    rollout, updates = config.rollout, config.optimiser.updates
+def geometry(rollout: RolloutSection, optimiser: OptimiserSection) -> Violations:
+    """Sizes of groups and of samples, and updates that divide the groups."""
+    updates = optimiser.updates
     if rollout.group_size < 2:
         size = rollout.group_size
-        found.append(("rollout.group_size", f"a group of {size} has nothing to compare with; the smallest is 2"))
+        yield "rollout.group_size", f"a group of {size} has nothing to compare with; the smallest is 2"
     if rollout.groups % updates:
         divisors = [n for n in range(1, rollout.groups + 1) if rollout.groups % n == 0]
         near = sorted(divisors, key=lambda n: abs(n - updates))[:2]
-        found.append(
-            (
-                "optimiser.updates",
-                f"{updates} does not divide rollout.groups = {rollout.groups}; the nearest that do are "
-                + " and ".join(map(str, sorted(near))),
-            )
+        yield (
+            "optimiser.updates",
+            f"{updates} does not divide rollout.groups = {rollout.groups}; the nearest that do are "
+            + " and ".join(map(str, sorted(near))),
         )
     if rollout.groups * rollout.group_size > MOST_SAMPLES:
-        found.append(
-            (
-                "rollout.groups",
-                f"{rollout.groups} groups of {rollout.group_size} are more than {MOST_SAMPLES} samples an iteration; "
-                f"at most {MOST_SAMPLES // rollout.group_size} such groups are possible",
-            )
+        yield (
+            "rollout.groups",
+            f"{rollout.groups} groups of {rollout.group_size} are more than {MOST_SAMPLES} samples an iteration; "
+            f"at most {MOST_SAMPLES // rollout.group_size} such groups are possible",
         )
     for side in sorted(set(rollout.height_width)):
         if side < 1:
-            found.append(("rollout.resolution", f"{side} is no size in pixels; it must be at least 1"))
+            yield "rollout.resolution", f"{side} is no size in pixels; it must be at least 1"
         if side > LONGEST_SIDE:
-            found.append(("rollout.resolution", f"{side} pixels are too many; a side has at most {LONGEST_SIDE}"))
-    return found
+            yield "rollout.resolution", f"{side} pixels are too many; a side has at most {LONGEST_SIDE}"
 
 
-def _times(config: RunConfig) -> list[tuple[str, str]]:
-    shift, section = config.rollout.shift, config.timesteps
+def times(shift: float | Literal["auto"], section: TimestepsSection) -> Violations:
+    """Training times in their order."""
     t_min, t_max = section.t_min, 1.0 if section.t_max is None else section.t_max
     if shift == AUTO and isinstance(t_min, str) != isinstance(t_max, str) and not {t_min, t_max} & {0.0, 1.0}:
-        return []  # which is larger is known with the model
+        return  # which is larger is known with the model
     # A shift keeps the order of times, and both ends.
     low, high = (resolve_sigma(t, 1.0 if shift == AUTO else shift) for t in (t_min, t_max))
     if low < high:
-        return []
+        return
     first, second = ("", "") if shift == AUTO else (f" (sigma {low:.4g})", f" (sigma {high:.4g})")
-    return [
-        (
-            "timesteps.t_min",
-            f"{t_min}{first} must be below t_max = {t_max}{second}; 1 is noise and 0 is data",
-        )
-    ]
+    yield "timesteps.t_min", f"{t_min}{first} must be below t_max = {t_max}{second}; 1 is noise and 0 is data"
 
 
-def _guidance(config: RunConfig) -> list[tuple[str, str]]:
+def guidance(scale: float, objective: ObjectiveSection) -> Violations:
     """The three published modes, and the combinations that none of them uses."""
-    guidance, objective = config.rollout.guidance, config.objective
-    found = []
-    if guidance > 1 and objective.kl_cfg > 1:
-        found.append(
-            (
-                "objective.kl_cfg",
-                f"{objective.kl_cfg:g} together with rollout.guidance = {guidance:g}: guided rollouts go with a plain "
-                "reference (mode 1: kl_cfg 1), a guided reference with plain rollouts (mode 2a: rollout.guidance 1)",
-            )
+    if scale > 1 and objective.kl_cfg > 1:
+        yield (
+            "objective.kl_cfg",
+            f"{objective.kl_cfg:g} together with rollout.guidance = {scale:g}: guided rollouts go with a plain "
+            "reference (mode 1: kl_cfg 1), a guided reference with plain rollouts (mode 2a: rollout.guidance 1)",
         )
     if objective.reference == "ema" and objective.kl_cfg > 1 and objective.kl == 0:
-        found.append(
-            (
-                "objective.kl_cfg",
-                f"{objective.kl_cfg:g} guides the frozen base, with which nothing is compared here: the reference is "
-                "the fast EMA and objective.kl is 0. Set kl above 0, reference: frozen (mode 2a), or leave kl_cfg out",
-            )
+        yield (
+            "objective.kl_cfg",
+            f"{objective.kl_cfg:g} guides the frozen base, with which nothing is compared here: the reference is "
+            "the fast EMA and objective.kl is 0. Set kl above 0, reference: frozen (mode 2a), or leave kl_cfg out",
         )
-    if objective.reference == "ema" and guidance > 1:
-        found.append(
-            (
-                "rollout.guidance",
-                f"{guidance:g} with objective.reference = ema: a dynamic reference goes with plain rollouts "
-                "(mode 2b: rollout.guidance 1), guided rollouts with a frozen reference (mode 1: reference frozen)",
-            )
+    if objective.reference == "ema" and scale > 1:
+        yield (
+            "rollout.guidance",
+            f"{scale:g} with objective.reference = ema: a dynamic reference goes with plain rollouts "
+            "(mode 2b: rollout.guidance 1), guided rollouts with a frozen reference (mode 1: reference frozen)",
         )
-    return found
 
 
-def _rewards(config: RunConfig) -> list[tuple[str, str]]:
-    found = []
-    evaluated = config.evaluation.rewards
-    guards = [block.label for block in config.evaluation.guards.rewards]
-    trained, shown = ([block.label for block in blocks] for blocks in (config.rewards, evaluated or []))
+def rewards(blocks: list[RewardBlock], evaluation: EvaluationSection, prompts: PromptsSection) -> Violations:
+    """Names of rewards and guards, and what nothing would be evaluated with."""
+    guards = [block.label for block in evaluation.guards.rewards]
+    trained, shown = ([block.label for block in some] for some in (blocks, evaluation.rewards or []))
     for key, labels, taken in (
         ("rewards", trained, STATISTICS),
         ("evaluation.rewards", shown, STATISTICS),
@@ -141,88 +114,83 @@ def _rewards(config: RunConfig) -> list[tuple[str, str]]:
                 what, which = ("two rewards", "one of them")
                 if label in STATISTICS:
                     what, which = ("a statistic of the media and a reward", "the reward")
-                found.append((f"{key}.{i}", f"{what} are called {label!r}; give {which} another `name`"))
-    for label in config.evaluation.guards.bands:
+                yield f"{key}.{i}", f"{what} are called {label!r}; give {which} another `name`"
+    for label in evaluation.guards.bands:
         if label not in (*guards, *STATISTICS):
             known = ", ".join([*guards, *STATISTICS])
-            found.append((f"evaluation.guards.bands.{label}", f"there is no guard {label!r}; the guards are {known}"))
-        elif label in OF_STEPS and config.evaluation.finer is None:
-            found.append((f"evaluation.guards.bands.{label}", "is only measured where evaluation.finer is set"))
-    if all(block.weight == 0 for block in config.rewards):
-        found.append(("rewards", "every weight is 0, so there is nothing to learn; give one a weight, such as 1"))
-    if config.prompts.heldout is None:
+            yield f"evaluation.guards.bands.{label}", f"there is no guard {label!r}; the guards are {known}"
+        elif label in OF_STEPS and evaluation.finer is None:
+            yield f"evaluation.guards.bands.{label}", "is only measured where evaluation.finer is set"
+    if all(block.weight == 0 for block in blocks):
+        yield "rewards", "every weight is 0, so there is nothing to learn; give one a weight, such as 1"
+    if prompts.heldout is None:
         # `at_start` and the evaluation at the end are defaults: without held-out prompts they fall away silently.
-        if config.evaluation.every:
-            found.append(("evaluation.every", "evaluation needs held-out prompts: set prompts.heldout, or every to 0"))
+        if evaluation.every:
+            yield "evaluation.every", "evaluation needs held-out prompts: set prompts.heldout, or every to 0"
         if guards:
-            found.append(("evaluation.guards.rewards", "nothing is evaluated without prompts.heldout; set it"))
-        if config.evaluation.finer is not None:
-            found.append(("evaluation.finer", "nothing is evaluated without prompts.heldout; set it"))
-        if config.evaluation.rewards:
-            found.append(("evaluation.rewards", "nothing is evaluated without prompts.heldout; set it or remove these"))
-    return found
+            yield "evaluation.guards.rewards", "nothing is evaluated without prompts.heldout; set it"
+        if evaluation.finer is not None:
+            yield "evaluation.finer", "nothing is evaluated without prompts.heldout; set it"
+        if evaluation.rewards:
+            yield "evaluation.rewards", "nothing is evaluated without prompts.heldout; set it or remove these"
 
 
-def _sources(config: RunConfig) -> list[tuple[str, str]]:
+def sources(prompts: PromptsSection, rewards: list[RewardBlock], evaluation: EvaluationSection) -> Violations:
     """Names of sources and of their rewards."""
-    found: list[tuple[str, str]] = []
-    evaluated = config.evaluation.rewards or config.rewards
     splits: tuple[tuple[Literal["train", "heldout"], list[RewardBlock], str], ...] = (
-        ("train", config.rewards, "rewards"),
-        ("heldout", evaluated, "evaluation.rewards" if config.evaluation.rewards else "rewards"),
+        ("train", rewards, "rewards"),
+        ("heldout", evaluation.rewards or rewards, "evaluation.rewards" if evaluation.rewards else "rewards"),
     )
     for split, blocks, key in splits:
-        sources = config.prompts.sources(split)
+        sources = prompts.sources(split)
         names, labels = [one.source for one in sources], [block.label for block in blocks]
         known = ", ".join(labels)
         for i, one in enumerate(sources):
             here = f"prompts.{split}.{i}"
             if one.source in names[:i]:
-                found.append((f"{here}.source", f"two sources are called {one.source!r}; give one another name"))
+                yield f"{here}.source", f"two sources are called {one.source!r}; give one another name"
             asked = labels if one.rewards is None else one.rewards
             for j, label in enumerate(asked):
                 if label not in labels:
                     near = nearest(label, labels)
                     message = f"there is no reward {label!r} in {key}{near or f'; there is {known}'}"
-                    found.append((f"{here}.rewards.{j}", message))
+                    yield f"{here}.rewards.{j}", message
                 elif label in asked[:j]:
-                    found.append((f"{here}.rewards.{j}", f"{label!r} is there twice"))
+                    yield f"{here}.rewards.{j}", f"{label!r} is there twice"
             weights = [block.weight for block in blocks if block.label in asked]
             if split == "train" and weights and not any(weights):
-                found.append((f"{here}.rewards", "each has the weight 0: there is nothing to learn from this source"))
+                yield f"{here}.rewards", "each has the weight 0: there is nothing to learn from this source"
         for i, label in enumerate(labels):
             if sources and not any(one.rewards is None or label in one.rewards for one in sources):
                 message = f"no source of prompts.{split} asks for {label!r}; add it to the `rewards` of one"
-                found.append((f"{key}.{i}", message))
-    return found
+                yield f"{key}.{i}", message
 
 
-def _stop(config: RunConfig) -> list[tuple[str, str]]:
-    stop, evaluation = config.stop, config.evaluation
-    if stop.target is None:
-        why = "there is no stop.target that it could be about; set one, or leave it out"
-        return [] if stop.reward is None else [("stop.reward", why)]
-    if config.prompts.heldout is None:
-        return [("stop.target", "a held-out score needs held-out prompts: set prompts.heldout, or leave it out")]
-    found = []
+def stop(
+    section: StopSection, prompts: PromptsSection, rewards: list[RewardBlock], evaluation: EvaluationSection
+) -> Violations:
+    """A target that is looked at."""
+    if section.target is None:
+        if section.reward is not None:
+            yield "stop.reward", "there is no stop.target that it could be about; set one, or leave it out"
+        return
+    if prompts.heldout is None:
+        yield "stop.target", "a held-out score needs held-out prompts: set prompts.heldout, or leave it out"
+        return
     if not evaluation.every:
-        found.append(("stop.target", "it is looked at when evaluating: set evaluation.every, which is 0"))
-    labels = [block.label for block in evaluation.rewards or config.rewards]
-    if stop.reward is not None and stop.reward not in labels:
-        found.append(("stop.reward", f"nothing evaluated is called {stop.reward!r}; there is {', '.join(labels)}"))
-    return found
+        yield "stop.target", "it is looked at when evaluating: set evaluation.every, which is 0"
+    labels = [block.label for block in evaluation.rewards or rewards]
+    if section.reward is not None and section.reward not in labels:
+        yield "stop.reward", f"nothing evaluated is called {section.reward!r}; there is {', '.join(labels)}"
 
 
-def _settings_in_vain(config: RunConfig) -> list[tuple[str, str]]:
+def settings_in_vain(objective: ObjectiveSection, backbone: BackboneSection, rollout: RolloutSection) -> Violations:
     """Settings that would change nothing: whoever wrote them expects something else."""
-    found = []
-    objective = config.objective
     if objective.clip_kl and objective.kl == 0:
-        found.append(("objective.clip_kl", "there is no KL term to clip while objective.kl is 0; set false"))
+        yield "objective.clip_kl", "there is no KL term to clip while objective.kl is 0; set false"
     if objective.clip_kl and objective.clip is None:
-        found.append(("objective.clip_kl", "nothing is clipped while objective.clip is null; set false"))
-    if config.backbone.train == "full" and "lora" in config.backbone.model_fields_set:
-        found.append(("backbone.lora", "there is no LoRA while backbone.train is full; remove one of the two"))
-    if config.backbone.train == "full" and config.rollout.merge_adapter:
-        found.append(("rollout.merge_adapter", "there is no adapter while backbone.train is full; leave it out"))
-    return found
+        yield "objective.clip_kl", "nothing is clipped while objective.clip is null; set false"
+    if backbone.train == "full" and "lora" in backbone.model_fields_set:
+        yield "backbone.lora", "there is no LoRA while backbone.train is full; remove one of the two"
+    if backbone.train == "full" and rollout.merge_adapter:
+        yield "rollout.merge_adapter", "there is no adapter while backbone.train is full; leave it out"

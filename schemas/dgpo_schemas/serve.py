@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from dgpo_schemas.base import Float, Int, ShortForm, StrictModel, UseBlock
-from dgpo_schemas.run import WorkerSection
+from dgpo_schemas.sections.rewards import WorkerSection
 from dgpo_schemas.service import ServiceLimits
 
 __all__ = ["BatchingSection", "ConnectionsSection", "ServeConfig", "ServedReward", "is_loopback"]
@@ -76,15 +76,10 @@ class ConnectionsSection(StrictModel):
     )
 
 
-def _name_to_block(value: Any) -> Any:
-    """Accept the short form `reward: geneval`."""
-    return {"use": value} if isinstance(value, str) else value
-
-
 class ServeConfig(StrictModel):
     """A reward file."""
 
-    reward: Annotated[ServedReward, BeforeValidator(_name_to_block), ShortForm("Name of the reward.")] = Field(
+    reward: Annotated[ServedReward, ShortForm("use", "Name of the reward.")] = Field(
         description="What is served: a name, or `use` with `options`."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(

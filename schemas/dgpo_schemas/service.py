@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
-from dgpo_schemas.base import AnyFloat, Float, Int, StrictModel
+from dgpo_schemas.base import LONGEST_SIDE, AnyFloat, Float, Int, StrictModel
 from dgpo_schemas.prompt_keys import MOST_MEDIA
-from dgpo_schemas.rules import LONGEST_SIDE
 
 __all__ = [
     "LONGEST_PART",

@@ -19,7 +19,7 @@ from scipy.stats import kendalltau
 
 from dgpo_baselines import plugin as baselines
 from dgpo_core.builtin.samplers import FlowDPMSolverPP, FlowEuler
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Schedule
 from dgpo_kit.toy import run_data

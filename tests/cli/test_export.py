@@ -17,7 +17,7 @@ import yaml
 
 from dgpo_kit.toy import ToyAdapter, ToyBackbone, ToyOptions
 from dgpo_schemas.manifest import sealed_json
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 
 Run = Callable[..., Any]
 

@@ -25,9 +25,9 @@ from dgpo_lab.ablation.plan import Plan, make_plan
 from dgpo_lab.doctoring.diagnosis import diagnose
 from dgpo_lab.doctoring.facts import read_facts
 from dgpo_lab.reporting.data import read_run
-from dgpo_schemas.loading import dump_yaml
 from dgpo_schemas.problems import ConfigError
 from dgpo_schemas.run import RunConfig
+from dgpo_schemas.yaml_text import dump_yaml
 
 Run = Callable[..., Any]
 

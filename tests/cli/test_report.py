@@ -34,7 +34,8 @@ from dgpo_lab.reporting.images import read_pictures
 from dgpo_lab.reporting.svg import canvas, spread, to_svg
 from dgpo_schemas.metrics import EvaluationRecord, GroupScore, MetricsRecord, RewardStatistics, TimingRecord, VerbTiming
 from dgpo_schemas.problems import ConfigError
-from dgpo_schemas.run import RewardBlock, RunConfig
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.rewards import RewardBlock
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 BEFORE = (0.81, 0.52, 0.41, 0.62, 0.24, 0.28)

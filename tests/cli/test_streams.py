@@ -229,7 +229,7 @@ def test_what_the_system_refuses_is_a_sentence(
         raise BrokenPipeError(32, "Broken pipe")
 
     monkeypatch.setattr("dgpo_schemas.loading.load_yaml", lost)
-    monkeypatch.setattr("dgpo_core.config.resolve.load_yaml", lost)
+    monkeypatch.setattr("dgpo_core.config.reading.load_yaml", lost)
     assert ended("validate", str(write_run())) == 2
     assert capsys.readouterr().err.startswith("Broken pipe (BrokenPipeError at ")
 

@@ -16,7 +16,7 @@ from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_kit.contracts import check_backbone
 from dgpo_kit.contracts._backbone import backbone_checks
 from dgpo_kit.toy import ToyAdapter, ToyBackbone, ToyOptions
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 
 Check = Callable[[], None]
 Found = Callable[[str, Check], None]

@@ -20,7 +20,7 @@ from dgpo_core.types import Conditioning
 from dgpo_core.weights import resolve_checkpoint
 from dgpo_kit.contracts import check_backbone
 from dgpo_kit.toy import ToyBackbone, ToyOptions
-from dgpo_schemas.run import BackboneSection, LoraSection
+from dgpo_schemas.sections.backbone import BackboneSection, LoraSection
 
 CPU = torch.device("cpu")
 

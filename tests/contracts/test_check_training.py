@@ -14,7 +14,7 @@ from dgpo_core.contracts import AdvantageWeighting, MemberLoss, Objective, Probe
 from dgpo_core.draws import Draws
 from dgpo_core.types import Predictions
 from dgpo_kit.contracts import check_objective, check_timesteps, check_weighting, timesteps_checks
-from dgpo_schemas.run import ObjectiveSection
+from dgpo_schemas.sections.training import ObjectiveSection
 
 Check = Callable[[], None]
 Found = Callable[[str, Check], None]

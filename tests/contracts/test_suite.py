@@ -23,7 +23,7 @@ from dgpo_core.types import Example, Prompt, Scores
 from dgpo_kit.contracts import Check, Given, NeedsInput, part_checks, reward_checks
 from dgpo_kit.toy import ToyBackbone, ToyOptions
 from dgpo_schemas.base import Options
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 
 CPU = torch.device("cpu")
 

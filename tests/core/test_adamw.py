@@ -16,7 +16,8 @@ from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.adamw import make_adamw, restore, state_of
 from dgpo_core.training.trainer import Trainer
 from dgpo_lab.planning.plan import _held
-from dgpo_schemas.run import OptimiserSection, RunConfig
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.training import OptimiserSection
 from dgpo_sd3.testing import make_tiny_checkpoint
 
 SECTION: dict[str, Any] = {"learning_rate": 1e-2, "betas": [0.8, 0.95], "epsilon": 1e-6, "weight_decay": 0.02}

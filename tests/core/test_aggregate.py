@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dgpo_core.flow.groups import advantages, aggregate
-from dgpo_schemas.run import AdvantagesSection
+from dgpo_schemas.sections.rewards import AdvantagesSection
 
 NAN = math.nan
 EPSILON = 1e-4

@@ -15,13 +15,15 @@ import torch
 from PIL import Image
 
 from dgpo_core.contracts import PromptSource
-from dgpo_core.data.prompts import _made, check_prompts, counts, digest, load_file, notes, overlap, unheard
+from dgpo_core.data.checks import check_prompts, made
+from dgpo_core.data.notes import notes, overlap, unheard
+from dgpo_core.data.prompts import counts, digest, load_file
 from dgpo_core.errors import UserError
 from dgpo_core.media import conditions, pixels
 from dgpo_core.media.conditions import condition_medium, content_of
 from dgpo_core.types import ConditionMedium, Prompt
 from dgpo_kit import toy
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 
 
 def picture(path: Path, value: int = 7, frames: int = 1) -> Path:
@@ -202,7 +204,7 @@ def test_what_a_source_yields_is_checked(fields: dict[str, Any], expected: str) 
             return [Prompt("good"), replace(Prompt("p"), **fields)]
 
     with pytest.raises(UserError, match="here: its prompt 1") as caught:
-        _made(Source(None), "train", "here")
+        made(Source(None), "train", "here")
     assert expected in str(caught.value)
 
 
@@ -214,10 +216,10 @@ def test_a_source_may_draw_media(tmp_path: Path) -> None:
         def prompts(self, split: Any) -> list[Prompt]:
             return [Prompt("p", media=(medium,), size=(4, 4), negative="n") for medium in media]
 
-    assert len(_made(Source(None), "train", "here")) == 2
+    assert len(made(Source(None), "train", "here")) == 2
     media[0] = replace(media[0], kind="video")
     with pytest.raises(UserError, match=r"a\.png: holds an image, not a video"):
-        _made(Source(None), "train", "here")
+        made(Source(None), "train", "here")
 
 
 def test_a_model_of_text_refuses_media_with_their_place(tmp_path: Path) -> None:

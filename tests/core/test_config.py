@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
 from dgpo_core.config.changes import differing_keys
-from dgpo_core.config.resolve import ConfigError, load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import plugin, run_data
 from dgpo_schemas.base import Int, Options, Use
-from dgpo_schemas.problems import Problem
+from dgpo_schemas.problems import ConfigError, Problem
 from dgpo_schemas.run import RunConfig
 
 RUN = """\

@@ -12,7 +12,7 @@ from dgpo_core.contracts import AdvantageWeighting
 from dgpo_core.errors import PluginError
 from dgpo_core.flow.groups import advantages, informative, mean_pairwise_distance, signed_weights
 from dgpo_schemas.base import Options
-from dgpo_schemas.run import AdvantagesSection
+from dgpo_schemas.sections.rewards import AdvantagesSection
 
 
 def scored_like(rewards: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import pytest
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.media.kinds import check_range, check_reward
 from dgpo_core.plugins.registry import Registry
-from dgpo_schemas.run import BackboneSection, RewardBlock
+from dgpo_schemas.sections.backbone import BackboneSection
+from dgpo_schemas.sections.rewards import RewardBlock
 
 Media = set[str]
 SERVICE = {"urls": ["http://gpu-7:8500"]}

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 from dgpo_core.errors import UserError
 from dgpo_core.lora import LoraAdapter
-from dgpo_schemas.run import LoraSection
+from dgpo_schemas.sections.backbone import LoraSection
 
 TARGETS = ("attn.q", "attn.out.0", "nowhere")
 

@@ -20,7 +20,8 @@ from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Conditioning
 from dgpo_kit.contracts import check_backbone
 from dgpo_kit.toy import SHAPE, ToyBackbone, ToyOptions, run_data
-from dgpo_schemas.run import BackboneSection, RunConfig
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.backbone import BackboneSection
 
 Make = Callable[..., RunConfig]
 PLAIN = {"use": "plain", "checkpoint": "theirs", "lora": {"rank": 2, "alpha": 3}}

@@ -197,7 +197,9 @@ def test_what_samples_were_drawn_from_lies_beside_them(tmp_path: Path) -> None:
 
 
 def test_a_medium_that_is_gone_costs_no_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    gone = ConditionMedium("image", "0" * 64, str(tmp_path / "gone.png"))
+    (tmp_path / "gone.png").write_bytes(medium(3).content or b"")
+    gone = condition_medium(tmp_path / "gone.png")
+    (tmp_path / "gone.png").unlink()
     write_pictures(tmp_path / "out", noise(1, 3, 8, 8), [Prompt("a", media=(gone,))])
     assert listing(tmp_path / "out") == ["00.png", "conditions.json", "grid.png", "prompts.json"]
     assert json.loads((tmp_path / "out" / "conditions.json").read_text()) == [None]

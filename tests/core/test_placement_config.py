@@ -9,10 +9,12 @@ import pytest
 import yaml
 
 from dgpo_core.config.changes import differing_keys
-from dgpo_core.config.resolve import ConfigError, load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import run_data
-from dgpo_schemas.run import RewardBlock, RunConfig
+from dgpo_schemas.problems import ConfigError
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.rewards import RewardBlock
 
 SERVICE = {"urls": ["http://127.0.0.1:8500"]}
 PLACES = (("rewards",), ("evaluation", "rewards"), ("evaluation", "guards", "rewards"))

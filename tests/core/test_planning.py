@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.given import prompts_of
@@ -18,7 +18,8 @@ from dgpo_kit.toy import run_data
 from dgpo_lab.planning.fit import changed, fitting
 from dgpo_lab.planning.plan import Model, Plan, _gathered, _spread, _Steps, make_plan, measure_model
 from dgpo_lab.planning.simulate import Cost, cost, faked, operations
-from dgpo_schemas.run import BackboneSection, RunConfig
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.backbone import BackboneSection
 from dgpo_sd3.testing import make_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dgpo_cli.main import main
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.config.presets import presets_of
-from dgpo_core.config.resolve import load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_lab.planning.plan import Model, _held, make_plan, measure_model

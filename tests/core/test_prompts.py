@@ -17,23 +17,16 @@ from hypothesis import given as given_by
 from hypothesis import strategies as st
 
 from dgpo_core.contracts import RewardModel
-from dgpo_core.data.prompts import (
-    check_prompts,
-    digest,
-    given,
-    load_file,
-    load_prompts,
-    longer_than_read,
-    overlap,
-    some_of,
-)
+from dgpo_core.data.checks import check_prompts, given
+from dgpo_core.data.notes import longer_than_read, overlap
+from dgpo_core.data.prompts import digest, load_file, load_prompts, some_of
 from dgpo_core.data.sources import Source, of_sources
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt, Scores
 from dgpo_kit.toy import ToyBackbone
-from dgpo_schemas.run import PromptsBlock
+from dgpo_schemas.sections.prompts import PromptsBlock
 
 
 def numbered(count: int) -> list[Prompt]:
@@ -225,7 +218,8 @@ def test_none_and_all_are_said_of_none_and_all_only(shared: int, of: int, share:
 def test_prompts_are_read_without_torch() -> None:
     """`dgpo validate` reads them and has to be quick."""
     code = (
-        "import sys; from dgpo_core.data.prompts import load_file, overlap; from dgpo_core.types import Prompt; "
+        "import sys; from dgpo_core.data.notes import overlap; from dgpo_core.data.prompts import load_file; "
+        "from dgpo_core.types import Prompt; "
         "overlap([Prompt('a')], [Prompt('b')], 1); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

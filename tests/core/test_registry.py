@@ -21,7 +21,7 @@ from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import KINDS, Part, hookimpl
 from dgpo_core.plugins.registry import BUNDLED, NoOptions, Registry, get_registry
 from dgpo_schemas.base import Int, Options, UseBlock
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 
 HEAD = "from dgpo_core.hookspecs import Part, hookimpl\n"
 Install = Callable[..., Registry]
@@ -395,7 +395,7 @@ def test_the_registry_is_made_once() -> None:
 def test_discovery_imports_nothing_heavy() -> None:
     code = (
         "import sys; from dgpo_core.plugins.registry import get_registry; "
-        "import dgpo_core.config.resolve, dgpo_core.contracts; "
+        "import dgpo_core.config.pipeline, dgpo_core.contracts; "
         "get_registry().options_models(); "
         "print([m for m in ('torch', 'diffusers', 'transformers', 'numpy', 'PIL') if m in sys.modules])"
     )

@@ -20,7 +20,7 @@ from dgpo_core.errors import PluginError, UserError
 from dgpo_core.flow.schedules import exponential_shift, flux2_shift, of_model, sigmas, stretched
 from dgpo_core.types import Schedule
 from dgpo_kit.toy import ToyBackbone, ToyOptions
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 
 
 def of_scheduler(config: Mapping[str, Any], steps: int, **given: Any) -> Tensor:

@@ -17,7 +17,7 @@ from dgpo_core.contracts import RewardModel
 from dgpo_core.training import lanes
 from dgpo_core.training.scoring import Reward, ScoredSamples, Scorer, checked_score
 from dgpo_core.types import Path, Prompt, Rollout, ScoredGroups, Scores
-from dgpo_schemas.run import ScoringSection
+from dgpo_schemas.sections.rewards import ScoringSection
 
 Score = Callable[[Tensor, Sequence[Prompt]], Any]
 PROMPTS = [Prompt(f"picture {i}") for i in range(8)]

@@ -35,7 +35,9 @@ from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Prompt, ScoredGroups, Scores
 from dgpo_kit.toy import WinRate, WinRateOptions, run_data
 from dgpo_schemas.problems import explain
-from dgpo_schemas.run import AdvantagesSection, RunConfig, ScoringSection, SourceBlock
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.prompts import SourceBlock
+from dgpo_schemas.sections.rewards import AdvantagesSection, ScoringSection
 
 CPU = torch.device("cpu")
 WEIGHTS = [(1,), (1, 1), (2, 1), (1, 2), (5, 3, 2), (1, 10, 1), (90, *[1] * 10), (1, 1, 1, 1), (333, 667), (7, 7, 1)]

@@ -16,7 +16,8 @@ from dgpo_core.plugins.registry import Registry
 from dgpo_core.system.stopping import StopRequest, limit_reached
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_schemas.metrics import OutcomeRecord, PromptScores
-from dgpo_schemas.run import RunConfig, StopSection
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.whole import StopSection
 
 Make = Callable[..., RunConfig]
 
@@ -164,8 +165,8 @@ def test_scores_by_prompt_make_up_the_records(make_config: Make, registry: Regis
 
 def test_an_option_that_a_plugin_has_got_since_is_no_other_configuration(make_config: Make, registry: Registry) -> None:
     """Its default is what the run has had all along; another value is not."""
-    from dgpo_core.config.resolve import load_run_config
-    from dgpo_schemas.loading import dump_yaml
+    from dgpo_core.config.pipeline import load_run_config
+    from dgpo_schemas.yaml_text import dump_yaml
 
     first = Trainer(make_config(), registry)
     first.train(max_iterations=1)

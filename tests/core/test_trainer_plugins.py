@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from dgpo_core.data.prompts import check_prompts, load_prompts
+from dgpo_core.data.checks import check_prompts
+from dgpo_core.data.prompts import load_prompts
 from dgpo_core.errors import PluginError, RunStopped, UserError
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Prompt
 from dgpo_kit.toy import BrightnessOptions, BrightnessReward
-from dgpo_schemas.run import PromptsBlock, RunConfig
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.prompts import PromptsBlock
 
 SOURCE = """
 import itertools, json, sys
@@ -123,7 +125,7 @@ def test_a_sampler_that_returns_something_else(
 def test_a_source_of_prompts_that_throws_or_yields_none(
     odd: Callable[[str], Registry], monkeypatch: pytest.MonkeyPatch, deed: str, reason: str
 ) -> None:
-    monkeypatch.setattr("dgpo_core.data.prompts.MOST", 3)
+    monkeypatch.setattr("dgpo_core.data.checks.MOST", 3)
     with pytest.raises(UserError, match=r"prompts\.train: throws") as caught:
         load_prompts(PromptsBlock(use="throws"), "train", odd(deed))
     assert reason in str(caught.value)

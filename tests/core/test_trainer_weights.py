@@ -20,7 +20,9 @@ from dgpo_core.training.policy import LARGEST, STORED, Policy
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_kit.toy import ToyBackbone, ToyOptions
 from dgpo_schemas.manifest import sealed_json
-from dgpo_schemas.run import BackboneSection, EmaSection, RunConfig
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.backbone import BackboneSection
+from dgpo_schemas.sections.training import EmaSection
 
 Make = Callable[..., RunConfig]
 OFTEN: dict[str, Any] = {"evaluation": {"every": 0}, "checkpoints": {"every": 1}}

@@ -19,7 +19,8 @@ import torch
 import yaml
 
 from dgpo_core.contracts import RewardModel
-from dgpo_core.data.prompts import check_prompts, load_file
+from dgpo_core.data.checks import check_prompts
+from dgpo_core.data.prompts import load_file
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import run_data

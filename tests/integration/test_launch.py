@@ -20,7 +20,7 @@ import yaml
 import dgpo_cli.launch
 from dgpo_cli.launch import Layout, check
 from dgpo_cli.main import main
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.checkpoint import load

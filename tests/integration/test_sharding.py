@@ -15,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from dgpo_core.distributed.processes import Processes
 from dgpo_core.distributed.sharding import shard
 from dgpo_core.plugins.registry import get_registry
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 from dgpo_sd3.testing import make_tiny_checkpoint
 from tests.integration.test_processes import DOUBLE, PATIENT, SIZES, Driver, Run, assert_all_well, difference, few
 

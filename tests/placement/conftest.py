@@ -26,7 +26,7 @@ from dgpo_core.rewards import place
 from dgpo_core.rewards.server.server import Server, bind, load
 from dgpo_core.types import Prompt
 from dgpo_kit.toy import plugin as toy
-from dgpo_schemas.run import RewardBlock
+from dgpo_schemas.sections.rewards import RewardBlock
 from dgpo_schemas.serve import ServeConfig
 
 NAME = "dgpo_placement_parts"

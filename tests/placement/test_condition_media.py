@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
-from dgpo_core.data.prompts import check_prompts
+from dgpo_core.data.checks import check_prompts
 from dgpo_core.errors import UserError
 from dgpo_core.media.conditions import condition_medium
 from dgpo_core.rewards.messages import (

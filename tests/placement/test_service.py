@@ -28,7 +28,7 @@ from dgpo_core.rewards.messages import score_answer, score_request
 from dgpo_core.rewards.remote import RewardLost, RewardRaised
 from dgpo_core.rewards.service import ServiceReward
 from dgpo_core.types import Prompt, Scores
-from dgpo_schemas.run import RewardBlock
+from dgpo_schemas.sections.rewards import RewardBlock
 from dgpo_schemas.service import PROTOCOL, REQUEST, SAFETENSORS
 
 Serve = Callable[..., Any]

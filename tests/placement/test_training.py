@@ -15,7 +15,7 @@ import yaml
 
 import dgpo_core.rewards.workers as workers
 from dgpo_core.builtin import plugin as builtin
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.trainer import Trainer

@@ -341,7 +341,7 @@ import os, threading, torch
 from dgpo_core.rewards import place
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
-from dgpo_schemas.run import RewardBlock
+from dgpo_schemas.sections.rewards import RewardBlock
 environment = {{"PYTHONPATH": {moody._seats[0].recipe.environment["PYTHONPATH"]!r}}}
 block = RewardBlock(use="moody", worker={{"environment": environment}})
 reward = place(block, Registry(discover=False), device=torch.device("cpu"))

@@ -13,9 +13,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field
 
+from dgpo_core.config.overrides import apply_overrides
 from dgpo_schemas.base import Int, StrictModel
-from dgpo_schemas.loading import MAX_BYTES, Document, apply_overrides, dump_yaml, load_yaml, validate
+from dgpo_schemas.loading import MAX_BYTES, Document, load_yaml, validate
 from dgpo_schemas.problems import ConfigError
+from dgpo_schemas.yaml_text import dump_yaml
 
 
 def load(tmp_path: Path, text: str | bytes) -> Document:

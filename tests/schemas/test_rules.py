@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dgpo_schemas.rules import violations
-from dgpo_schemas.run import RunConfig
+from dgpo_schemas.run import RunConfig, violations
 
 
 def data(**changes: Any) -> dict[str, Any]:

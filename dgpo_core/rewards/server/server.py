@@ -30,7 +30,7 @@ from dgpo_core.rewards.server.connections import Connection
 from dgpo_core.rewards.server.counters import Counters
 from dgpo_core.rewards.server.descriptors import ACCEPTED
 from dgpo_core.rewards.server.listening import Listening
-from dgpo_schemas.run import RewardBlock
+from dgpo_schemas.sections.rewards import RewardBlock
 from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:

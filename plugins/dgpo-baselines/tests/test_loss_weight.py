@@ -12,7 +12,7 @@ from torch import Tensor
 from dgpo_core.flow.velocity import gaussian_log_prob
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import PathStep, Predictions
-from dgpo_schemas.run import ObjectiveSection
+from dgpo_schemas.sections.training import ObjectiveSection
 
 WEIGHT = torch.tensor([0.3, 1.7, 4.0, 0.9], dtype=torch.float64)
 

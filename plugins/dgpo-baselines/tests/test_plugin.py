@@ -10,7 +10,7 @@ import pytest
 
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.contracts import check_declaration, check_light, check_objective, part_checks
-from dgpo_schemas.run import ObjectiveSection
+from dgpo_schemas.sections.training import ObjectiveSection
 
 SAMPLERS = ["flow-sde", "flow-cps"]
 OBJECTIVES = ["flow-grpo", "diffusion-dpo", "diffusion-nft", "awm"]

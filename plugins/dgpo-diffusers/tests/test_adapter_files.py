@@ -16,7 +16,7 @@ from torch import nn
 from dgpo_core.lora import Pairs
 from dgpo_diffusers.adapter_files import DiffusersAdapter
 from dgpo_diffusers.layout import Layout
-from dgpo_schemas.run import LoraSection
+from dgpo_schemas.sections.backbone import LoraSection
 
 
 def prefixed(pairs: Pairs) -> Pairs:

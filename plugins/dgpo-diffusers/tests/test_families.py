@@ -27,7 +27,7 @@ from dgpo_diffusers.sdxl import SDXLBackbone
 from dgpo_diffusers.tiny import make_tiny_flux, make_tiny_sdxl
 from dgpo_kit.contracts import check_backbone
 from dgpo_kit.drawing import draw, randomise
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.options import SD3Options
 from dgpo_sd3.testing import make_tiny_checkpoint as make_tiny_sd3

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_core.builtin.timesteps import SamplerSteps
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import sigmas as sampler_times
@@ -31,7 +31,7 @@ from dgpo_diffusers.tiny import make_tiny_flux
 from dgpo_kit.drawing import randomise
 from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_lab.planning.simulate import operations
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 from tests.trained import added_weights
 
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_core.builtin.samplers import FlowDPMSolverPP, FlowEuler
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.flow import schedules
@@ -39,7 +39,8 @@ from dgpo_diffusers.tiny import NOISE_LEVELS, make_tiny_sdxl
 from dgpo_kit.drawing import randomise
 from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_lab.planning.simulate import operations
-from dgpo_schemas.run import BackboneSection, RunConfig
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.backbone import BackboneSection
 from tests.trained import added_weights, changed_weights
 
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from dgpo_core.data.prompts import check_prompts, load_file
+from dgpo_core.data.checks import check_prompts
+from dgpo_core.data.prompts import load_file
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
 from dgpo_geneval.classes import CLASSES

@@ -21,7 +21,8 @@ from dgpo_miniature.moving.score import sample, score
 from dgpo_miniature.moving.text import TOKENS, build_tokenizer, words
 from dgpo_miniature.moving.world import FRAMES, SIZE
 from dgpo_miniature.train import main
-from dgpo_schemas.run import BackboneSection, RunConfig
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.backbone import BackboneSection
 from dgpo_video import checkpoint_path
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.options import WanOptions

@@ -19,7 +19,7 @@ from dgpo_miniature.signs.prompts import prompts
 from dgpo_miniature.signs.score import read, sample_signs, score
 from dgpo_miniature.signs.world import random_signs, render
 from dgpo_miniature.train import main
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 
 pytest.importorskip("dgpo_ocr")
 pytest.importorskip("rapidocr")

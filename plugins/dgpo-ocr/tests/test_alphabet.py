@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgpo_core.data.prompts import check_prompts, load_file
+from dgpo_core.data.checks import check_prompts
+from dgpo_core.data.prompts import load_file
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
 from dgpo_ocr.alphabet import check_readable, readable

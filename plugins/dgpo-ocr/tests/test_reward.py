@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dgpo_core.data.prompts import check_prompts, load_file
+from dgpo_core.data.checks import check_prompts
+from dgpo_core.data.prompts import load_file
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt, Scores
 from dgpo_ocr.engine import Line

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dgpo_core.config.changes import changes
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.plugins.registry import get_registry
 from dgpo_schemas.run import RunConfig
 

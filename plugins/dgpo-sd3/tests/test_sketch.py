@@ -12,7 +12,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import of_model
 from dgpo_core.types import Schedule
 from dgpo_kit.given import prompts_of
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.options import SD3Options
 from dgpo_sd3.testing import make_tiny_checkpoint

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.options import WanOptions
 from dgpo_wan.testing import make_tiny_checkpoint

@@ -22,7 +22,7 @@ from dgpo_core.training.rollout import Roller
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_kit.contracts import check_backbone
 from dgpo_kit.given import prompts_of
-from dgpo_schemas.run import EmaSection
+from dgpo_schemas.sections.training import EmaSection
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.testing import make_tiny_checkpoint
 

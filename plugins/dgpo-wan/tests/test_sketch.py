@@ -12,7 +12,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import of_model
 from dgpo_core.types import Schedule
 from dgpo_kit.given import prompts_of
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.options import WanOptions
 from dgpo_wan.testing import make_tiny_checkpoint

@@ -12,7 +12,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.types import Predictions
 
 if TYPE_CHECKING:
-    from dgpo_schemas.run import ObjectiveSection
+    from dgpo_schemas.sections.training import ObjectiveSection
 
 __all__ = ["Clipped", "clipped_gain", "refuse_in_vain", "velocity_kl"]
 

@@ -21,7 +21,7 @@ from dgpo_core.lora import LoraAdapter, Pairs, named
 
 if TYPE_CHECKING:
     from dgpo_diffusers.layout import Layout
-    from dgpo_schemas.run import LoraSection
+    from dgpo_schemas.sections.backbone import LoraSection
 
 __all__ = ["DiffusersAdapter"]
 

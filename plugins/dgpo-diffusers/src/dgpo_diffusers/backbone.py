@@ -27,7 +27,7 @@ from dgpo_diffusers.meta import load_meta
 
 if TYPE_CHECKING:
     from dgpo_diffusers.options import DiffusersOptions
-    from dgpo_schemas.run import BackboneSection
+    from dgpo_schemas.sections.backbone import BackboneSection
 
 __all__ = ["DiffusersBackbone"]
 

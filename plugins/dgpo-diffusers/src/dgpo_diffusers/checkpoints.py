@@ -35,7 +35,7 @@ from dgpo_diffusers.libraries import quiet
 from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
-    from dgpo_schemas.run import BackboneSection
+    from dgpo_schemas.sections.backbone import BackboneSection
 
 __all__ = ["Opened", "load_model", "load_pipeline", "open_checkpoint"]
 

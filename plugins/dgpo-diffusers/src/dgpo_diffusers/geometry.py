@@ -8,8 +8,8 @@ from typing import Any
 
 from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import exponential_shift
+from dgpo_schemas.base import LONGEST_SIDE
 from dgpo_schemas.problems import is_number, show
-from dgpo_schemas.rules import LONGEST_SIDE
 
 __all__ = ["check_flow", "multiples", "nearest_size", "shift_of"]
 

@@ -151,7 +151,8 @@ def _add_options(given: dict[Key, Given], options: Sequence[str]) -> None:
 
 def _parse(options: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` settings and JSON objects as one mapping."""
-    from dgpo_schemas.loading import Document, apply_overrides
+    from dgpo_core.config.overrides import apply_overrides
+    from dgpo_schemas.loading import Document
     from dgpo_schemas.prompts import loads, unreadable
 
     found: dict[str, Any] = {}
@@ -200,7 +201,7 @@ def _add_checkpoint(given: dict[Key, Given], checkpoint: str | None) -> None:
 
 def _given_by(path: Path, registry: Registry) -> dict[Key, Given]:
     """Every part that a run file uses, as it uses it."""
-    from dgpo_core.config.resolve import load_run_config
+    from dgpo_core.config.pipeline import load_run_config
 
     config = load_run_config(path, registry=registry)
     rewards = [*config.rewards, *(config.evaluation.rewards or ())]

@@ -22,7 +22,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.types import Conditioning, Example, Prompt, SampleKey, Scores
 from dgpo_schemas.base import Float, Int, Options
-from dgpo_schemas.run import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection
 
 __all__ = [
     "BrightnessReward",

@@ -28,7 +28,8 @@ from dgpo_kit.contracts._weighting import weighting_checks
 from dgpo_kit.given import Given, NeedsInput
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.problems import explain
-from dgpo_schemas.run import BackboneSection, ObjectiveSection
+from dgpo_schemas.sections.backbone import BackboneSection
+from dgpo_schemas.sections.training import ObjectiveSection
 
 __all__ = ["part_checks", "parts_of"]
 

@@ -27,10 +27,10 @@ from dgpo_core.system.files import new_directory, why_not_writable, write_text
 from dgpo_core.system.reading import read_json, why
 from dgpo_lab.ablation.plan import Cell, Plan, Variant
 from dgpo_schemas.ablation import AblationConfig
-from dgpo_schemas.loading import dump_yaml
 from dgpo_schemas.metrics import OutcomeRecord
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.text import clean
+from dgpo_schemas.yaml_text import dump_yaml
 
 __all__ = ["AblationDirectory", "State", "outcome_of", "read_plan"]
 

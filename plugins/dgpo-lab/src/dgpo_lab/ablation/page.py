@@ -10,7 +10,7 @@ from dgpo_lab.ablation import figures, tables, words
 from dgpo_lab.ablation.plan import Cell, Plan
 from dgpo_lab.ablation.results import Results
 from dgpo_lab.reporting.images import Picture, read_pictures
-from dgpo_schemas.loading import dump_yaml
+from dgpo_schemas.yaml_text import dump_yaml
 
 __all__ = ["render"]
 

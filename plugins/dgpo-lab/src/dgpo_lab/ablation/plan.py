@@ -10,10 +10,11 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgpo_core.config.resolve import run_config_of
+from dgpo_core.config.pipeline import run_config_of
+from dgpo_core.config.reading import read
+from dgpo_core.config.settings import apply_settings
 from dgpo_schemas.ablation import RESERVED, AblationConfig
-from dgpo_schemas.files import check_kind
-from dgpo_schemas.loading import Document, Position, apply_settings, load_yaml, validate
+from dgpo_schemas.loading import Document, Position, load_yaml, validate
 from dgpo_schemas.problems import ConfigError, KeyPath, Problem, nearest
 from dgpo_schemas.run import RunConfig
 
@@ -109,8 +110,7 @@ def make_plan(file: str | Path, registry: Registry) -> Plan:
     Raises ConfigError with every mistake: in the file's own keys, in the base, and in each axis value, with the line of
     the ablation file, the axis, the value and the key.
     """
-    document = load_yaml(file)
-    check_kind(document, "ablation")
+    document = read(file, "ablation")
     ablation = validate(AblationConfig, document)
     choices = _choices(ablation, document)
     named = _named(ablation, document, choices)

@@ -46,7 +46,7 @@ def bench(
     import json
     import tempfile
 
-    from dgpo_core.config.resolve import load_run_config
+    from dgpo_core.config.pipeline import load_run_config
     from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()
@@ -74,7 +74,7 @@ def bench(
 
 def _miniature(directory: Path) -> Path:
     """A run file for what every installation has."""
-    from dgpo_schemas.loading import dump_yaml
+    from dgpo_schemas.yaml_text import dump_yaml
 
     data: dict[str, Any] = {
         "run": {"name": "bench", "iterations": 1, "threads": 1},

@@ -55,7 +55,7 @@ def plan(
     """
     import json
 
-    from dgpo_core.config.resolve import load_run_config
+    from dgpo_core.config.pipeline import load_run_config
     from dgpo_core.errors import UserError
     from dgpo_core.flow.sizes import named
     from dgpo_core.plugins.isolation import printing_aside
@@ -209,7 +209,7 @@ def _lines(
 
 def _yaml(changes: dict[str, Any]) -> str:
     """The changes as a piece of a run file."""
-    from dgpo_schemas.loading import dump_yaml
+    from dgpo_schemas.yaml_text import dump_yaml
 
     nested: dict[str, Any] = {}
     for key, value in changes.items():

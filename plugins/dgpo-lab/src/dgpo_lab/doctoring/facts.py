@@ -18,7 +18,8 @@ from dgpo_core.storage.run_directory import read_outcome
 from dgpo_core.types import Schedule
 from dgpo_lab.doctoring.trends import MIN_ITERATIONS, Series
 from dgpo_lab.reporting.data import Evaluation, RunData, Score, read_run, reward_range
-from dgpo_schemas.run import RewardBlock, RunConfig
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sections.rewards import RewardBlock
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dgpo_core.config.overrides import apply_overrides
 from dgpo_lab.doctoring.facts import Facts
 from dgpo_lab.doctoring.findings import Change
-from dgpo_schemas.loading import Document, apply_overrides
+from dgpo_schemas.loading import Document
 from dgpo_schemas.problems import ConfigError
 from dgpo_schemas.run import RunConfig
 

@@ -12,7 +12,7 @@ from dgpo_lab.doctoring.findings import Change, figure, percent
 from dgpo_lab.doctoring.remedies import rounded
 from dgpo_lab.doctoring.rules import Rule, Subject, Values
 from dgpo_lab.doctoring.trends import Series
-from dgpo_schemas.run import RewardBlock
+from dgpo_schemas.sections.rewards import RewardBlock
 
 __all__ = ["CONSTANT", "DOMINATING", "MISSING", "RANGE", "WAITING"]
 

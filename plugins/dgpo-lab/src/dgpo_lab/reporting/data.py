@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dgpo_core.config.resolve import load_run_config
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.storage.checkpoint import whole_manifests
 from dgpo_core.storage.description import changed_config
@@ -26,8 +26,9 @@ from dgpo_core.storage.logs import damages
 from dgpo_core.storage.run_directory import RunDirectory, read_outcome
 from dgpo_core.system.reading import read_file, read_json, why
 from dgpo_lab.reporting.images import Pictures, read_pictures
-from dgpo_schemas.run import RewardBlock, RunConfig
+from dgpo_schemas.run import RunConfig
 from dgpo_schemas.sealing import seal_of
+from dgpo_schemas.sections.rewards import RewardBlock
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry

@@ -1,0 +1,69 @@
+"""Where files choose parts of plugins, and the options that they give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from dgpo_core.errors import PluginError
+from dgpo_core.hookspecs import KINDS
+from dgpo_core.plugins.registry import Registry
+from dgpo_schemas.problems import KeyPath
+
+__all__ = ["PLACES", "SERVED", "blocks_at", "chosen"]
+
+PLACES: dict[KeyPath, str] = {
+    ("backbone",): "backbone",
+    ("prompts", "train"): "prompts",
+    ("prompts", "heldout"): "prompts",
+    ("rollout", "sampler"): "sampler",
+    ("rewards",): "reward",
+    ("weighting",): "weighting",
+    ("objective",): "objective",
+    ("timesteps",): "timesteps",
+    ("evaluation", "sampler"): "sampler",
+    ("evaluation", "rewards"): "reward",
+    ("evaluation", "guards", "rewards"): "reward",
+}
+"""Where a run file chooses plugins, and of which kind."""
+
+SERVED: dict[KeyPath, str] = {("reward",): "reward"}
+"""The same of a reward file."""
+
+
+def blocks_at(data: Mapping[str, Any], place: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    """(path, value) of the block at a place, or of each block in the list there."""
+    here: Any = data
+    for part in place:
+        here = here.get(part) if isinstance(here, dict) else None
+    if isinstance(here, list):
+        yield from (((*place, i), block) for i, block in enumerate(here))
+    elif here is not None:
+        yield place, here
+
+
+def chosen(data: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPath, type[BaseModel], dict[str, Any]]]:
+    """The options of every part that a run file's data choose, which are not empty: where they stand, their model, and
+    what they are."""
+    for place, kind in PLACES.items():
+        for where, block in blocks_at(data, place):
+            yield from _in_options(registry, kind, where, block)
+
+
+def _in_options(
+    registry: Registry, kind: str, where: KeyPath, block: Any
+) -> Iterator[tuple[KeyPath, type[BaseModel], dict[str, Any]]]:
+    """Of a block, and of the parts that its options choose in turn."""
+    options = block.get("options") if isinstance(block, dict) else None
+    if not options or not isinstance(block.get("use"), str):
+        return
+    try:
+        model = registry.options_model(registry.find(kind, block["use"]))
+    except PluginError:  # it may be installed only where the reward runs
+        return
+    yield (*where, "options"), model, options
+    for inner in KINDS:
+        if inner in options:
+            yield from _in_options(registry, inner, (*where, "options", inner), options[inner])

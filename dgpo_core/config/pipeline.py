@@ -1,0 +1,69 @@
+"""From files that people write to configurations, in one direction: read, overlay, override, resolve.
+
+Paths in a run file (`prompts.train.file`, `backbone.checkpoint`, `run.output`, and those in plugins' options) are
+relative to the working directory, like paths on a command line, not to the run file; `~` is the home directory. A run's
+own config.yaml has them absolute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dgpo_core.config.overrides import apply_overrides
+from dgpo_core.config.parts import PLACES, SERVED
+from dgpo_core.config.presets import with_preset
+from dgpo_core.config.reading import read
+from dgpo_core.config.resolve import resolve
+from dgpo_core.plugins.registry import Registry
+from dgpo_schemas.loading import Document
+from dgpo_schemas.problems import ConfigError, Problem
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.sealing import text_seal
+from dgpo_schemas.sections.rewards import RewardBlock
+from dgpo_schemas.serve import ServeConfig
+
+__all__ = ["load_run_config", "load_serve_config", "reward_block_of", "run_config_of"]
+
+_WAS_ACCEPTED = (
+    "the run wrote this file with other versions of dgpo or its plugins, which accepted that: go on with those, or "
+    "correct it there and delete the file's first line (its SHA-256), which says that the change was meant"
+)
+"""Told of a run's own config.yaml. Bounds of numbers, for instance, came with later versions."""
+
+
+def load_run_config(
+    path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None, *, preset: str | None = None
+) -> RunConfig:
+    """Read a run file, lay a preset over it, apply `KEY=VALUE` overrides, and check it all at once.
+
+    With a registry every plugin that the file names must exist and accept its options, whose defaults are then filled
+    in. Without one plugins are left unchecked: a run directory can be read where its plugins are not installed.
+    Raises ConfigError with every problem, in the file's order.
+    """
+    document = read(path, "run")
+    if preset is not None:
+        assert registry is not None, "presets belong to plugins"
+        document = with_preset(document, preset, registry)
+    try:
+        return run_config_of(apply_overrides(document, overrides), registry)
+    except ConfigError as error:
+        own = any(problem.where.startswith(f"{path}:") for problem in error.problems)
+        if not own or text_seal(Path(path).read_bytes()) != "whole":
+            raise
+        raise ConfigError([*error.problems, Problem(str(path), "", _WAS_ACCEPTED)]) from None
+
+
+def run_config_of(document: Document, registry: Registry | None = None) -> RunConfig:
+    """A run file that was read already, checked like `load_run_config`."""
+    return resolve(RunConfig, PLACES, document, registry)
+
+
+def load_serve_config(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> ServeConfig:
+    """Read a reward file for `dgpo serve`, checked like a run file."""
+    return resolve(ServeConfig, SERVED, apply_overrides(read(path, "service"), overrides), registry)
+
+
+def reward_block_of(document: Document, registry: Registry) -> RewardBlock:
+    """One reward that was read already, checked like those of a run file."""
+    return resolve(RewardBlock, {(): "reward"}, document, registry)

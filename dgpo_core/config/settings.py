@@ -1,0 +1,76 @@
+"""Settings: values at dotted keys of a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from typing import Any
+
+from dgpo_schemas.loading import Document, Position
+from dgpo_schemas.problems import ConfigError, KeyPath, Problem, dotted, show
+
+__all__ = ["apply_settings", "put"]
+
+_SHORT_FORMS = {"use": "use", "options": "use", "file": "file", "limit": "file"}
+"""Key to be set inside a text -> what the text stands for: `sampler: flow-euler` is `sampler: {use: flow-euler}`."""
+
+
+def apply_settings(document: Document, settings: Sequence[tuple[str, Any, Position]]) -> Document:
+    """The document with values at dotted keys; mistakes in them are shown at the position given with each.
+
+    Raises ConfigError for every key that has no place.
+    """
+    changed = Document(document.source, deepcopy(document.data), dict(document.positions))
+    problems: list[Problem] = []
+    for key, value, position in settings:
+        try:
+            put(changed, key, deepcopy(value), [()], position)
+        except ValueError as error:
+            problems.append(Problem(position.text, key, str(error)))
+    if problems:
+        raise ConfigError(problems)
+    return changed
+
+
+def put(document: Document, key: str, value: Any, inner: Iterable[KeyPath], position: Position) -> None:
+    """Set a dotted key of the document itself; `inner` are the paths within the value, (), ("use",) and so on. Raises
+    ValueError for a key that has no place."""
+    names = key.split(".")
+    if not all(names):
+        raise ValueError("must be a dotted key, such as optimiser.learning_rate")
+    here: Any = document.data
+    path: KeyPath = ()
+    for i, name in enumerate(names):
+        part = _part(here, name, path)
+        path = (*path, part)
+        if i == len(names) - 1:
+            break
+        if isinstance(here, dict) and here.get(name) is None:
+            here[name] = {}
+            document.positions[path] = position
+        elif isinstance(here, list) and part == len(here):
+            here.append({})
+            document.positions[path] = position
+        elif isinstance(here[part], str) and names[i + 1] in _SHORT_FORMS:
+            here[part] = {_SHORT_FORMS[names[i + 1]]: here[part]}
+        here = here[part]
+    if isinstance(here, list) and path[-1] == len(here):
+        here.append(value)
+    else:
+        here[path[-1]] = value
+    for old in [known for known in document.positions if known[: len(path)] == path]:
+        del document.positions[old]
+    for known in inner:
+        document.positions[path + known] = position
+
+
+def _part(here: Any, name: str, path: KeyPath) -> str | int:
+    """The name as a key of a mapping or as an index of a list."""
+    if isinstance(here, dict):
+        return name
+    if not isinstance(here, list):
+        raise ValueError(f"{dotted(path)} is {show(here)}, it has no {name!r} inside")
+    if not name.isascii() or not name.isdigit() or int(name) > len(here):
+        entries = f"0 to {len(here) - 1}" if here else "none"
+        raise ValueError(f"{dotted(path)} is a list: {name!r} is none of its entries ({entries}; {len(here)} appends)")
+    return int(name)
