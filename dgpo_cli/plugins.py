@@ -13,7 +13,8 @@ from dgpo_kit.commands.new import new_plugin
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from dgpo_core.plugins.registry import RegisteredPart, Registry
+    from dgpo_core.plugins.declared import RegisteredPart
+    from dgpo_core.plugins.registry import Registry
 
 __all__ = ["plugins", "raise_unknown"]
 

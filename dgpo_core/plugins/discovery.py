@@ -12,7 +12,6 @@ from dgpo_core import hookspecs
 from dgpo_core.contracts.version import ATTRIBUTE
 from dgpo_core.errors import PluginError
 from dgpo_core.hookspecs import ENTRY_POINT_GROUP, Part
-from dgpo_schemas.problems import nearest
 from dgpo_schemas.text import error_text
 
 __all__ = ["check_hooks", "check_part", "entry_points"]
@@ -65,6 +64,8 @@ def check_hooks(plugin: object) -> None:
             continue
         marker = getattr(getattr(plugin, name), "dgpo_impl", None)
         if name not in HOOKS and not (marker and (marker.get("optionalhook") or marker.get("specname"))):
+            from dgpo_schemas.problems import nearest
+
             raise PluginError(f"there is no hook {name}{nearest(name, HOOKS)}")
         if marker is None:
             raise PluginError(f"{name} lacks the @hookimpl marker (from dgpo_core import hookimpl)")

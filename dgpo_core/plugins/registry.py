@@ -8,49 +8,32 @@ fails. Implementations are imported when a run uses them.
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.metadata
-import inspect
 import itertools
 import logging
-import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
-from pydantic import BaseModel, ValidationError
 
 from dgpo_core import hookspecs
 from dgpo_core.contracts import version as contract_version
-from dgpo_core.contracts.signatures import misfits
-from dgpo_core.errors import ContractError, DgpoError, PluginError, UserError
+from dgpo_core.errors import ContractError, PluginError
 from dgpo_core.hookspecs import KINDS, Part
+from dgpo_core.plugins.blame import blamed
+from dgpo_core.plugins.declared import BrokenPlugin, RegisteredPart, check_declared, noun_of
 from dgpo_core.plugins.discovery import check_hooks, check_part, entry_points
 from dgpo_core.plugins.isolation import ctrl_c, isolated, no_exit, told
-from dgpo_schemas.base import Options, UseBlock
-from dgpo_schemas.problems import dotted, explain, nearest
 from dgpo_schemas.text import clean, error_text
 
-__all__ = ["BUNDLED", "BrokenPlugin", "NoOptions", "RegisteredPart", "Registry", "get_registry"]
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from dgpo_schemas.base import UseBlock
+
+__all__ = ["BUNDLED", "Registry", "get_registry"]
 
 log = logging.getLogger(__name__)
-
-CONTRACTS: dict[str, tuple[str, ...]] = {
-    "backbone": ("Backbone",),
-    "sampler": ("Sampler",),
-    "reward": ("RewardModel", "GroupReward"),
-    "weighting": ("AdvantageWeighting",),
-    "timesteps": ("TimestepPolicy",),
-    "objective": ("Objective",),
-    "prompts": ("PromptSource",),
-}
-"""Kind to the classes in `contracts` of which an implementation derives from one."""
-NOUNS = {"timesteps": "timestep policy", "prompts": "prompt source"}
-"""What messages call a kind, where its key in a run file reads badly."""
-
-WITH_SECTION = ("backbone", "objective")
-"""Kinds whose implementation is given its whole section of the run file, not only its options."""
 
 BUNDLED = {
     ("backbone", "sd3"): "dgpo-sd3",
@@ -87,36 +70,8 @@ BUNDLED = {
 """Parts of the project's own plugins: an unknown one of these names says what to install."""
 
 
-class NoOptions(Options):
-    """For parts without options."""
-
-
-OURS = ("dgpo_core", "dgpo_cli", "dgpo_schemas")
 MOST_PARTS = 1000
 """Parts of a kind that one plugin may declare: a generator that never ends would be no list."""
-
-
-@dataclass(frozen=True, slots=True)
-class RegisteredPart:
-    """A declared part and where it came from. contract: the version of the contract that its plugin declares."""
-
-    part: Part
-    kind: str
-    distribution: str
-    version: str
-    contract: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BrokenPlugin:
-    """A plugin that was set aside, and why."""
-
-    distribution: str
-    entry_point: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.distribution} (entry point {self.entry_point}): {self.reason}"
 
 
 class Registry:
@@ -234,18 +189,20 @@ class Registry:
     def find(self, kind: str, name: str) -> RegisteredPart:
         """A part by name. Raises PluginError saying what there is, what is near, and what to install, or that the part
         says it was made for another version of the contract."""
-        noun = NOUNS.get(kind, kind)
+        noun = noun_of(kind)
         if (kind, name) in self._claimed_twice:
             owners = " and ".join(sorted(self._claimed_twice[kind, name]))
             raise PluginError(f"{noun} {name!r} is claimed by {owners}: uninstall one of them")
         found = self._parts[kind].get(name)
         if found is not None:
-            _check_declared(found)
+            check_declared(found)
             return found
         message = f"unknown {noun} {name!r}"
         if (kind, name) in BUNDLED:
             message += f"; it comes with {BUNDLED[kind, name]}: pip install {BUNDLED[kind, name]}"
         else:
+            from dgpo_schemas.problems import nearest
+
             message += nearest(name, self._parts[kind])
             message += f" (installed: {', '.join(self.parts(kind)) or 'none'})"
         for broken in self.broken:
@@ -254,14 +211,9 @@ class Registry:
 
     def options_model(self, registered: RegisteredPart) -> type[BaseModel]:
         """The model of a part's options. Raises PluginError if its dotted path leads nowhere."""
-        declared = registered.part.options
-        if declared is None:
-            return NoOptions
-        if isinstance(declared, str):
-            declared = self._import(registered, declared)
-        if not (inspect.isclass(declared) and issubclass(declared, BaseModel)):
-            raise PluginError(f"{_owner(registered)}: its options must be a pydantic model, not {declared!r}")
-        return declared
+        from dgpo_core.plugins import building
+
+        return building.options_model(registered)
 
     def options_models(self) -> dict[str, dict[str, type[BaseModel]]]:
         """Kind to name to options model, of every usable part."""
@@ -270,25 +222,9 @@ class Registry:
     def implementation(self, registered: RegisteredPart) -> Any:
         """A part's class, imported. Raises PluginError if it cannot be or does not keep its contract; ContractError if
         it was made for another version of that."""
-        _check_declared(registered)
-        implementation = self._import(registered, registered.part.implementation)
-        names = CONTRACTS.get(registered.kind)
-        if names is not None:
-            contracts = importlib.import_module("dgpo_core.contracts")
-            bases = tuple(getattr(contracts, name) for name in names)
-            if not (inspect.isclass(implementation) and issubclass(implementation, bases)):
-                raise PluginError(f"{_owner(registered)}: {registered.part.implementation} is no {' or '.join(names)}")
-            changes = tuple(contract_version.changes_in(registered.kind, implementation, bases[0]))
-            if changes:  # before what is abstract: that is so because the contract has changed
-                why = contract_version.why_not(contract_version.VERSION - 1, changes)
-                raise ContractError(f"{_owner(registered)}: {why}")
-            if inspect.isabstract(implementation):
-                missing = ", ".join(sorted(getattr(implementation, "__abstractmethods__", ())))
-                raise PluginError(f"{_owner(registered)}: {registered.part.implementation} lacks {missing}")
-            base = next(one for one in bases if issubclass(implementation, one))
-            if (misfit := next(misfits(implementation, base), None)) is not None:
-                raise PluginError(f"{_owner(registered)}: {registered.part.implementation}: {misfit}")
-        return implementation
+        from dgpo_core.plugins import building
+
+        return building.implementation(registered)
 
     def check_contract(self, registered: RegisteredPart) -> None:
         """Raise ContractError for a part that was made for another version of the contract.
@@ -296,85 +232,27 @@ class Registry:
         Where its plugin declares no version, the class of a kind that has changed is imported to see; one that cannot
         be imported is refused when it is used.
         """
-        _check_declared(registered)
-        ours = registered.part.implementation.partition(".")[0] in OURS
-        if registered.contract is None and registered.kind in contract_version.CHANGED and not ours:
-            try:
-                self.implementation(registered)
-            except ContractError:
-                raise
-            except PluginError:
-                return
+        from dgpo_core.plugins import building
+
+        building.check_contract(registered)
 
     def create(self, kind: str, block: UseBlock | str, **keywords: Any) -> Any:
         """Import a part's class, validate its options and build it.
 
         Raises PluginError for what the plugin does wrong and UserError for what its options or files do.
         """
-        block = UseBlock(use=block) if isinstance(block, str) else block
-        registered = self.find(kind, block.use)
-        model = self.options_model(registered)
-        owner = _owner(registered)
-        try:
-            options = model.model_validate(block.options)
-        except ValidationError as error:
-            found = explain(model, block.options, error)
-            lines = [f"{kind} {block.use}: {dotted(('options', *path))}: {message}" for path, message in found]
-            raise UserError("\n".join(lines)) from error
-        except Exception as error:
-            raise PluginError(f"{owner}: its options cannot be checked: {told(error)}") from error
-        implementation = self.implementation(registered)
-        if kind == "backbone":
-            self._check_section(implementation, block)
-        with ctrl_c() as pressed, no_exit():
-            try:
-                if kind in WITH_SECTION:
-                    return implementation(block, options, **keywords)
-                return implementation(options, **keywords)
-            except DgpoError:
-                raise
-            except BaseException as error:  # some libraries exit where others raise
-                if pressed():
-                    raise
-                raise UserError(f"{owner}: could not be built: {told(error)}") from error
+        from dgpo_core.plugins import building
 
-    def _check_section(self, implementation: Any, block: UseBlock) -> None:
-        from dgpo_core.plugins.sections import (
-            check_section,  # it knows the whole run file, which takes a while to import
-        )
-        from dgpo_schemas.run import BackboneSection
-
-        if isinstance(block, BackboneSection):
-            check_section(implementation, block)
-
-    def _import(self, registered: RegisteredPart, path: str) -> Any:
-        owner = _owner(registered)
-        module, _, name = path.partition(":")
-        pressed: Callable[[], bool] = bool
-        try:
-            with isolated(owner) as pressed:
-                return functools.reduce(getattr, name.split("."), importlib.import_module(module))
-        except BaseException as error:
-            if pressed():
-                log.warning("stopped while %s was imported", owner)
-                raise
-            raise PluginError(f"{owner}: cannot import {path}: {told(error)}") from error
+        return building.create(self, kind, block, **keywords)
 
     def blame(self, error: BaseException) -> str | None:
-        """What a plugin has thrown, with its distribution and place; None if it was not a plugin: of the frames that
-        are dgpo's or a plugin's, the innermost counts."""
+        """What a plugin has thrown, with its distribution and place; None if it was not a plugin."""
         owners = {
-            p.part.implementation.partition(":")[0].partition(".")[0]: p for k in KINDS for p in self.parts(k).values()
+            p.part.implementation.partition(":")[0].partition(".")[0]: f"{p.distribution} {p.version}"
+            for k in KINDS
+            for p in self.parts(k).values()
         }
-        for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-            package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-            if package in OURS:
-                return None
-            if package in owners:
-                part = owners[package]
-                where = f"{frame.f_code.co_filename}:{line}"
-                return f"plugin {part.distribution} {part.version} failed with {error_text(error)} (at {where})"
-        return None
+        return blamed(error, owners)
 
     # -- observers ----------------------------------------------------------------------------------------------
 
@@ -404,11 +282,6 @@ def get_registry() -> Registry:
     return Registry()
 
 
-def _owner(registered: RegisteredPart) -> str:
-    noun = NOUNS.get(registered.kind, registered.kind)
-    return f"{noun} {registered.part.name} of {registered.distribution} {registered.version}"
-
-
 def _declared_contract(plugin: object) -> int | None:
     """The version of the contract that a plugin says it was made for. Raises PluginError if that is no number."""
     declared = getattr(plugin, contract_version.ATTRIBUTE, None)
@@ -418,8 +291,3 @@ def _declared_contract(plugin: object) -> int | None:
         f"{contract_version.ATTRIBUTE} = {clean(repr(declared), 100)}: it is the version of the contract as a number, "
         f"such as {contract_version.VERSION}"
     )
-
-
-def _check_declared(registered: RegisteredPart) -> None:
-    if registered.contract not in (None, contract_version.VERSION):
-        raise ContractError(f"{_owner(registered)}: {contract_version.why_not(registered.contract)}")

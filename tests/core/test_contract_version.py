@@ -20,7 +20,8 @@ from dgpo_core.contracts import VERSION, Backbone, RewardModel, Sampler
 from dgpo_core.contracts.version import CHANGES, GUIDE, Change, changes_in
 from dgpo_core.errors import ContractError, PluginError
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.plugins.registry import CONTRACTS, Registry
+from dgpo_core.plugins.building import CONTRACTS
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Conditioning, Prompt, SampleResult, Scores
 from dgpo_kit.toy import ToyBackbone, run_data
 

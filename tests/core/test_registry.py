@@ -19,7 +19,8 @@ from pydantic import Field
 from dgpo_core.contracts import AdvantageWeighting
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import KINDS, Part, hookimpl
-from dgpo_core.plugins.registry import BUNDLED, NoOptions, Registry, get_registry
+from dgpo_core.plugins.building import NoOptions
+from dgpo_core.plugins.registry import BUNDLED, Registry, get_registry
 from dgpo_schemas.base import Int, Options, UseBlock
 from dgpo_schemas.run import BackboneSection
 

@@ -13,7 +13,8 @@ from dgpo_kit import Given
 from dgpo_schemas.problems import nearest
 
 if TYPE_CHECKING:
-    from dgpo_core.plugins.registry import RegisteredPart, Registry
+    from dgpo_core.plugins.declared import RegisteredPart
+    from dgpo_core.plugins.registry import Registry
     from dgpo_kit.contracts import Check
     from dgpo_schemas.run import RunConfig
 

@@ -10,7 +10,8 @@ from dgpo_kit.given import Given, NeedsInput
 from dgpo_schemas.problems import nearest
 
 if TYPE_CHECKING:
-    from dgpo_core.plugins.registry import RegisteredPart, Registry
+    from dgpo_core.plugins.declared import RegisteredPart
+    from dgpo_core.plugins.registry import Registry
     from dgpo_kit.contracts import Check
 
 __all__ = ["contract_tests", "distribution_named", "normal", "suite"]

@@ -18,8 +18,9 @@ from pydantic import BaseModel, ValidationError
 from dgpo_core import contracts
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import Part
+from dgpo_core.plugins.building import CONTRACTS
 from dgpo_core.plugins.discovery import entry_points
-from dgpo_core.plugins.registry import CONTRACTS, Registry
+from dgpo_core.plugins.registry import Registry
 from dgpo_kit.contracts._assertions import that
 from dgpo_kit.contracts._check import Check, checks_of, run_all
 from dgpo_schemas.base import Options, UseBlock

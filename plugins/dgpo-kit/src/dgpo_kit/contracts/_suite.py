@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from dgpo_core.contracts import Backbone, GroupReward, Objective
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import KINDS
-from dgpo_core.plugins.registry import RegisteredPart, Registry
+from dgpo_core.plugins.declared import RegisteredPart
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.policy import check_adapter
 from dgpo_kit.contracts._backbone import backbone_checks
 from dgpo_kit.contracts._check import Check
