@@ -7,29 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_kit.commands.check import check_plugins
-from dgpo_kit.commands.new import new_plugin
-
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from dgpo_core.plugins.declared import RegisteredPart
     from dgpo_core.plugins.registry import Registry
 
-__all__ = ["plugins", "raise_unknown"]
+__all__ = ["list_parts", "raise_unknown", "show"]
 
-plugins = typer.Typer(
-    help="Show, check and write plugins.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    add_completion=False,
-)
-
+show = typer.Typer(rich_markup_mode=None, add_completion=False)
 Kind = Annotated[str | None, typer.Option("--kind", help="Only parts of this kind, such as reward or sampler.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@plugins.command("list")
 def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
     """List every part that a run file may use, and plugins that could not be loaded.
 
@@ -60,7 +50,7 @@ def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
         typer.echo(f"broken: {broken}", err=True)
 
 
-@plugins.command("show", no_args_is_help=True)
+@show.command(no_args_is_help=True)
 def show_part(
     name: Annotated[str, typer.Argument(help="Name of a part, as in `use: NAME`.")],
     kind: Kind = None,
@@ -92,10 +82,6 @@ def show_part(
             typer.echo(line)
 
 
-plugins.command("check")(check_plugins)
-plugins.command("new", no_args_is_help=True)(new_plugin)
-
-
 def _kinds(kind: str | None) -> Sequence[str]:
     """All kinds, or the one that is asked for. Raises UserError for an unknown one."""
     from dgpo_core.errors import UserError
@@ -123,10 +109,10 @@ def _refused(registry: Registry, found: Sequence[RegisteredPart]) -> Iterator[tu
 def raise_unknown(registry: Registry, kind: str | None, name: str) -> None:
     """Raise PluginError: as the registry would for the kind, or over all kinds."""
     from dgpo_core.errors import PluginError
-    from dgpo_core.plugins.registry import BUNDLED
+    from dgpo_core.plugins.installable import how_to_install
     from dgpo_schemas.problems import nearest
 
-    claimed = [one for one in _kinds(kind) if (one, name) in registry.conflicts() or (one, name) in BUNDLED]
+    claimed = [one for one in _kinds(kind) if (one, name) in registry.conflicts() or how_to_install(one, name)]
     if kind is not None or claimed:
         registry.find(claimed[0] if claimed else str(kind), name)
     known = {other for one in _kinds(None) for other in registry.parts(one)}

@@ -1,7 +1,8 @@
 """How plugins are found: hook specifications and the light declarations they return.
 
 A distribution names a module under the entry-point group `dgpo`; the module holds `@hookimpl` functions that
-return `Part`s. Nothing heavy may be imported there: a part names its class by dotted path, imported when a run uses it.
+return `Part`s and `Command`s. Nothing heavy may be imported there: a part names its class by dotted path, imported when
+a run uses it, and a command its function, imported when it is called.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from dgpo_schemas.base import Options
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["ENTRY_POINT_GROUP", "KINDS", "Part", "RunInfo", "hookimpl", "hookspec"]
+__all__ = ["ENTRY_POINT_GROUP", "KINDS", "Command", "Part", "RunInfo", "hookimpl", "hookspec"]
 
 ENTRY_POINT_GROUP = "dgpo"
 hookspec = pluggy.HookspecMarker("dgpo")
@@ -37,6 +38,21 @@ class Part:
     summary: str
     implementation: str
     options: type[Options] | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A plugin's declaration of a command of `dgpo`.
+
+    name: a word, or two for a command of a family, such as "plugins list"; summary: one line for `dgpo --help`;
+    target: "package.module:attribute", a function with Typer's annotations or a Typer application, imported when the
+    command is called, or nothing for the family itself; order: smaller ones are listed first.
+    """
+
+    name: str
+    summary: str
+    target: str = ""
+    order: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +114,11 @@ def dgpo_prompt_sources() -> Sequence[Part]:  # type: ignore[empty-body]
 @hookspec
 def dgpo_detectors() -> Sequence[Part]:  # type: ignore[empty-body]
     """Declare object detectors for rewards that look for objects (see dgpo-geneval's `Detector`)."""
+
+
+@hookspec
+def dgpo_commands() -> Sequence[Command]:  # type: ignore[empty-body]
+    """Declare commands of the command line."""
 
 
 @hookspec

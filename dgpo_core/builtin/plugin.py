@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dgpo_core.builtin.options import ClippedOptions, SoftmaxOptions, TopKOptions
 from dgpo_core.hookspecs import Part, hookimpl
 
 __all__ = ["dgpo_objectives", "dgpo_samplers", "dgpo_timestep_policies", "dgpo_weightings"]
@@ -55,7 +54,7 @@ def dgpo_weightings() -> Sequence[Part]:
             "softmax",
             "w = G/2 softmax(|A| / temperature) within each side: the partition function cancels.",
             "dgpo_core.builtin.weightings:Softmax",
-            SoftmaxOptions,
+            "dgpo_core.builtin.options:SoftmaxOptions",
         ),
         Part(
             "binary",
@@ -66,13 +65,13 @@ def dgpo_weightings() -> Sequence[Part]:
             "top-k",
             "w = 1 for the k best and the k worst: the partition function cancels.",
             "dgpo_core.builtin.weightings:TopK",
-            TopKOptions,
+            "dgpo_core.builtin.options:TopKOptions",
         ),
         Part(
             "clipped",
             "w = min(|A|, limit).",
             "dgpo_core.builtin.weightings:Clipped",
-            ClippedOptions,
+            "dgpo_core.builtin.options:ClippedOptions",
         ),
     ]
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
-import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -16,7 +13,7 @@ from dgpo_core.contracts.signatures import misfits
 from dgpo_core.errors import ContractError, DgpoError, PluginError, UserError
 from dgpo_core.plugins.blame import OURS
 from dgpo_core.plugins.declared import RegisteredPart, check_declared
-from dgpo_core.plugins.isolation import ctrl_c, isolated, no_exit, told
+from dgpo_core.plugins.isolation import ctrl_c, imported, no_exit, told
 from dgpo_schemas.base import Options, UseBlock
 from dgpo_schemas.problems import dotted, explain
 
@@ -29,11 +26,8 @@ __all__ = [
     "check_contract",
     "create",
     "implementation",
-    "imported",
     "options_model",
 ]
-
-log = logging.getLogger(__name__)
 
 CONTRACTS: dict[str, tuple[str, ...]] = {
     "backbone": ("Backbone",),
@@ -59,7 +53,7 @@ def options_model(registered: RegisteredPart) -> type[BaseModel]:
     if declared is None:
         return NoOptions
     if isinstance(declared, str):
-        declared = imported(registered, declared)
+        declared = imported(str(registered), declared)
     if not (inspect.isclass(declared) and issubclass(declared, BaseModel)):
         raise PluginError(f"{registered}: its options must be a pydantic model, not {declared!r}")
     return declared
@@ -69,7 +63,7 @@ def implementation(registered: RegisteredPart) -> Any:
     """A part's class, imported. Raises PluginError if it cannot be or does not keep its contract; ContractError if
     it was made for another version of that."""
     check_declared(registered)
-    cls = imported(registered, registered.part.implementation)
+    cls = imported(str(registered), registered.part.implementation)
     names = CONTRACTS.get(registered.kind)
     if names is not None:
         contracts = importlib.import_module("dgpo_core.contracts")
@@ -145,18 +139,3 @@ def _check_section(cls: Any, block: UseBlock) -> None:
 
     if isinstance(block, BackboneSection):
         check_section(cls, block)
-
-
-def imported(registered: RegisteredPart, path: str) -> Any:
-    """What a dotted path of a declaration leads to. Raises PluginError if that cannot be imported."""
-    owner = str(registered)
-    module, _, name = path.partition(":")
-    pressed: Callable[[], bool] = bool
-    try:
-        with isolated(owner) as pressed:
-            return functools.reduce(getattr, name.split("."), importlib.import_module(module))
-    except BaseException as error:
-        if pressed():
-            log.warning("stopped while %s was imported", owner)
-            raise
-        raise PluginError(f"{owner}: cannot import {path}: {told(error)}") from error

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from dgpo_core.contracts import version as contract_version
 from dgpo_core.errors import ContractError
-from dgpo_core.hookspecs import Part
+from dgpo_core.hookspecs import Command, Part
 
-__all__ = ["BrokenPlugin", "RegisteredPart", "check_declared", "noun_of"]
+__all__ = ["BrokenPlugin", "RegisteredCommand", "RegisteredPart", "check_declared", "noun_of"]
 
 NOUNS = {"timesteps": "timestep policy", "prompts": "prompt source"}
 """What messages call a kind, where its key in a run file reads badly."""
@@ -31,6 +31,18 @@ class RegisteredPart:
 
     def __str__(self) -> str:
         return f"{noun_of(self.kind)} {self.part.name} of {self.distribution} {self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredCommand:
+    """A declared command and where it came from."""
+
+    command: Command
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"command {self.command.name} of {self.distribution} {self.version}"
 
 
 @dataclass(frozen=True, slots=True)

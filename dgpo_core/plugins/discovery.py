@@ -11,12 +11,13 @@ from typing import Any, TypeAlias
 from dgpo_core import hookspecs
 from dgpo_core.contracts.version import ATTRIBUTE
 from dgpo_core.errors import PluginError
-from dgpo_core.hookspecs import ENTRY_POINT_GROUP, Part
+from dgpo_core.hookspecs import ENTRY_POINT_GROUP, Command, Part
 from dgpo_schemas.text import error_text
 
-__all__ = ["check_hooks", "check_part", "entry_points"]
+__all__ = ["check_command", "check_hooks", "check_part", "entry_points"]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
+WORDS = re.compile(r"[a-z][a-z0-9-]*(?: [a-z][a-z0-9-]*)?\Z")
 PATH = re.compile(r"[^:\s]+:[^:\s]+\Z")
 HOOKS = frozenset(name for name in vars(hookspecs) if name.startswith("dgpo_"))
 
@@ -85,3 +86,17 @@ def check_part(hook: str, part: Any) -> None:
         raise PluginError(f"{hook}: {part.name}: options must be a model or 'package.module:Model'")
     if not isinstance(part.summary, str) or not part.summary.strip():
         raise PluginError(f"{hook}: {part.name} has no summary; one line says what it is")
+
+
+def check_command(hook: str, command: Any) -> None:
+    """Raise PluginError unless a declaration is one."""
+    if not isinstance(command, Command):
+        raise PluginError(f"{hook} must return dgpo_core.hookspecs.Command, not {type(command).__name__}")
+    if not isinstance(command.name, str) or not WORDS.match(command.name):
+        raise PluginError(f"{hook}: {command.name!r} is no name: one or two words of lower-case letters, digits and -")
+    if not isinstance(command.target, str) or not (PATH.match(command.target) or command.target == ""):
+        raise PluginError(f"{hook}: {command.name}: target must be 'package.module:function'")
+    if not isinstance(command.summary, str) or not command.summary.strip() or "\n" in command.summary:
+        raise PluginError(f"{hook}: {command.name} has no summary; one line says what it does")
+    if not isinstance(command.order, int):
+        raise PluginError(f"{hook}: {command.name}: order must be a whole number, not {command.order!r}")

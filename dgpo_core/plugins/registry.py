@@ -11,18 +11,19 @@ import functools
 import importlib.metadata
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pluggy
 
 from dgpo_core import hookspecs
 from dgpo_core.contracts import version as contract_version
 from dgpo_core.errors import ContractError, PluginError
-from dgpo_core.hookspecs import KINDS, Part
+from dgpo_core.hookspecs import KINDS
 from dgpo_core.plugins.blame import blamed
-from dgpo_core.plugins.declared import BrokenPlugin, RegisteredPart, check_declared, noun_of
-from dgpo_core.plugins.discovery import check_hooks, check_part, entry_points
+from dgpo_core.plugins.declared import BrokenPlugin, RegisteredCommand, RegisteredPart, check_declared, noun_of
+from dgpo_core.plugins.discovery import check_command, check_hooks, check_part, entry_points
+from dgpo_core.plugins.installable import how_to_install
 from dgpo_core.plugins.isolation import ctrl_c, isolated, no_exit, told
 from dgpo_schemas.text import clean, error_text
 
@@ -31,47 +32,15 @@ if TYPE_CHECKING:
 
     from dgpo_schemas.base import UseBlock
 
-__all__ = ["BUNDLED", "Registry", "get_registry"]
+__all__ = ["Registry", "get_registry"]
 
 log = logging.getLogger(__name__)
 
-BUNDLED = {
-    ("backbone", "sd3"): "dgpo-sd3",
-    ("backbone", "sdxl"): "dgpo-diffusers",
-    ("timesteps", "scheduled-t-min"): "dgpo-adaptive-tmin",
-    ("timesteps", "disagreement-t-min"): "dgpo-adaptive-tmin",
-    ("timesteps", "dsm-gap-t-min"): "dgpo-adaptive-tmin",
-    ("sampler", "flow-sde"): "dgpo-baselines",
-    ("sampler", "flow-cps"): "dgpo-baselines",
-    ("objective", "flow-grpo"): "dgpo-baselines",
-    ("objective", "diffusion-dpo"): "dgpo-baselines",
-    ("objective", "diffusion-nft"): "dgpo-baselines",
-    ("objective", "awm"): "dgpo-baselines",
-    ("reward", "geneval"): "dgpo-geneval",
-    ("reward", "geneval-official"): "dgpo-geneval",
-    ("reward", "geneval-flowgrpo"): "dgpo-geneval",
-    ("reward", "pickscore"): "dgpo-pickscore",
-    ("reward", "clipscore"): "dgpo-pickscore",
-    ("reward", "aesthetic"): "dgpo-pickscore",
-    ("reward", "ocr"): "dgpo-ocr",
-    ("prompts", "ocr"): "dgpo-ocr",
-    ("detector", "mask2former"): "dgpo-geneval",
-    ("prompts", "geneval"): "dgpo-geneval",
-    ("detector", "shapes"): "dgpo-miniature",
-    ("prompts", "miniature"): "dgpo-miniature",
-    ("prompts", "miniature-signs"): "dgpo-miniature",
-    ("backbone", "wan"): "dgpo-wan",
-    ("backbone", "flux"): "dgpo-diffusers",
-    ("reward", "frames"): "dgpo-video",
-    ("reward", "motion"): "dgpo-video",
-    ("reward", "miniature-motion"): "dgpo-video",
-    ("prompts", "miniature-video"): "dgpo-video",
-}
-"""Parts of the project's own plugins: an unknown one of these names says what to install."""
+MOST = 1000
+"""Parts of a kind, or commands, that one plugin may declare: a generator that never ends would be no list."""
 
 
-MOST_PARTS = 1000
-"""Parts of a kind that one plugin may declare: a generator that never ends would be no list."""
+R = TypeVar("R", RegisteredPart, RegisteredCommand)
 
 
 class Registry:
@@ -81,6 +50,7 @@ class Registry:
         self._manager = pluggy.PluginManager("dgpo")
         self._manager.add_hookspecs(hookspecs)
         self._parts: dict[str, dict[str, RegisteredPart]] = {kind: {} for kind in KINDS}
+        self._commands: dict[str, RegisteredCommand] = {}
         self._claimed_twice: dict[tuple[str, str], list[str]] = {}
         self._versions: dict[str, str] = {}
         self._muted: set[str] = set()
@@ -128,7 +98,8 @@ class Registry:
                 self._manager.register(plugin, name=name)
                 self._manager.check_pending()
                 check_hooks(plugin)
-                found = list(self._declared(plugin))
+                parts = [(kind, one) for kind in KINDS for one in self._declared(plugin, KINDS[kind], check_part)]
+                commands = list(self._declared(plugin, "dgpo_commands", check_command))
         except BaseException as error:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
@@ -139,38 +110,48 @@ class Registry:
             text = str(error) if isinstance(error, pluggy.PluginValidationError) else told(error)
             raise PluginError(f"{text}; see dgpo_core.hookspecs for the hooks and their arguments") from error
         self._versions[distribution] = version
-        for kind, part in found:
-            self._add(RegisteredPart(part, kind, distribution, version, contract))
+        for kind, part in parts:
+            self._add(kind, part.name, self._parts[kind], RegisteredPart(part, kind, distribution, version, contract))
+        for command in commands:
+            self._add("command", command.name, self._commands, RegisteredCommand(command, distribution, version))
+        self._refuse_below_commands()
 
-    def _declared(self, plugin: object) -> Iterator[tuple[str, Part]]:
-        for kind, hook in KINDS.items():
-            seen: set[str] = set()
-            for implementation in getattr(self._manager.hook, hook).get_hookimpls():
-                if implementation.plugin is not plugin:
-                    continue
-                try:
-                    parts = list(itertools.islice(implementation.function(), MOST_PARTS + 1))
-                except BaseException as error:
-                    raise PluginError(f"{hook} failed with {told(error)}") from error
-                if len(parts) > MOST_PARTS:
-                    raise PluginError(f"{hook} declares more than {MOST_PARTS} parts")
-                for part in parts:
-                    check_part(hook, part)
-                    if part.name in seen:
-                        raise PluginError(f"{hook}: {part.name} is declared twice; give one of them another name")
-                    seen.add(part.name)
-                    yield kind, part
+    def _declared(self, plugin: object, hook: str, check: Callable[[str, Any], None]) -> Iterator[Any]:
+        """What a plugin's implementation of a hook returns, each looked at."""
+        seen: set[str] = set()
+        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            if implementation.plugin is not plugin:
+                continue
+            try:
+                found = list(itertools.islice(implementation.function(), MOST + 1))
+            except BaseException as error:
+                raise PluginError(f"{hook} failed with {told(error)}") from error
+            if len(found) > MOST:
+                raise PluginError(f"{hook} declares more than {MOST} parts")
+            for one in found:
+                check(hook, one)
+                if one.name in seen:
+                    raise PluginError(f"{hook}: {one.name} is declared twice; give one of them another name")
+                seen.add(one.name)
+                yield one
 
-    def _add(self, registered: RegisteredPart) -> None:
-        key = (registered.kind, registered.part.name)
-        parts = self._parts[registered.kind]
-        if registered.part.name in parts or key in self._claimed_twice:
-            claims = self._claimed_twice.setdefault(key, [])
-            earlier = parts.pop(registered.part.name, None)
+    def _add(self, kind: str, name: str, known: dict[str, R], registered: R) -> None:
+        """Into the table of its kind, unless others claim the name too: then nobody has it."""
+        if name in known or (kind, name) in self._claimed_twice:
+            claims = self._claimed_twice.setdefault((kind, name), [])
+            earlier = known.pop(name, None)
             claims.extend([earlier.distribution] if earlier else [])
             claims.append(registered.distribution)
         else:
-            parts[registered.part.name] = registered
+            known[name] = registered
+
+    def _refuse_below_commands(self) -> None:
+        """`train fast` could not be told from `train` and its argument: `train` keeps its meaning."""
+        for name, registered in list(self._commands.items()):
+            above = self._commands.get(name.partition(" ")[0])
+            if above is not None and above is not registered and above.command.target:
+                del self._commands[name]
+                self._claimed_twice["command", name] = [above.distribution, registered.distribution]
 
     # -- access -------------------------------------------------------------------------------------------------
 
@@ -178,8 +159,12 @@ class Registry:
         """All usable parts of a kind, by name."""
         return dict(sorted(self._parts[kind].items()))
 
+    def commands(self) -> Mapping[str, RegisteredCommand]:
+        """All usable commands by name, in the order in which they are listed."""
+        return dict(sorted(self._commands.items(), key=lambda item: (" " in item[0], item[1].command.order, item[0])))
+
     def conflicts(self) -> Mapping[tuple[str, str], list[str]]:
-        """(kind, name) claimed by several distributions, and which."""
+        """(kind or "command", name) claimed by several distributions, and which."""
         return dict(self._claimed_twice)
 
     def distributions(self) -> dict[str, str]:
@@ -189,25 +174,32 @@ class Registry:
     def find(self, kind: str, name: str) -> RegisteredPart:
         """A part by name. Raises PluginError saying what there is, what is near, and what to install, or that the part
         says it was made for another version of the contract."""
-        noun = noun_of(kind)
-        if (kind, name) in self._claimed_twice:
-            owners = " and ".join(sorted(self._claimed_twice[kind, name]))
-            raise PluginError(f"{noun} {name!r} is claimed by {owners}: uninstall one of them")
         found = self._parts[kind].get(name)
-        if found is not None:
-            check_declared(found)
-            return found
-        message = f"unknown {noun} {name!r}"
-        if (kind, name) in BUNDLED:
-            message += f"; it comes with {BUNDLED[kind, name]}: pip install {BUNDLED[kind, name]}"
+        if found is None:
+            noun = noun_of(kind)
+            self._refuse(kind, name, noun, f"unknown {noun} {name!r}", self._parts[kind], "installed")
+        check_declared(found)
+        return found
+
+    def find_command(self, name: str) -> RegisteredCommand:
+        """A command by name. Raises PluginError saying what is near, and what to install."""
+        if name not in self._commands:
+            self._refuse("command", name, "command", f"there is no command {name!r}", self._commands)
+        return self._commands[name]
+
+    def _refuse(self, kind: str, name: str, noun: str, what: str, known: Collection[str], listed: str = "") -> NoReturn:
+        """Raise PluginError for a name that nothing has, or more than one."""
+        if owners := self._claimed_twice.get((kind, name)):
+            raise PluginError(f"{noun} {name!r} is claimed by {' and '.join(sorted(owners))}: uninstall one of them")
+        if how := how_to_install(kind, name):
+            what += f"; {how}"
         else:
             from dgpo_schemas.problems import nearest
 
-            message += nearest(name, self._parts[kind])
-            message += f" (installed: {', '.join(self.parts(kind)) or 'none'})"
+            what += nearest(name, known) + (f" ({listed}: {', '.join(sorted(known)) or 'none'})" if listed else "")
         for broken in self.broken:
-            message += f"\n  a plugin could not be loaded and may own it: {broken}"
-        raise PluginError(message)
+            what += f"\n  a plugin could not be loaded and may own it: {broken}"
+        raise PluginError(what)
 
     def options_model(self, registered: RegisteredPart) -> type[BaseModel]:
         """The model of a part's options. Raises PluginError if its dotted path leads nowhere."""
@@ -247,12 +239,10 @@ class Registry:
 
     def blame(self, error: BaseException) -> str | None:
         """What a plugin has thrown, with its distribution and place; None if it was not a plugin."""
-        owners = {
-            p.part.implementation.partition(":")[0].partition(".")[0]: f"{p.distribution} {p.version}"
-            for k in KINDS
-            for p in self.parts(k).values()
-        }
-        return blamed(error, owners)
+        parts = (part for kind in KINDS for part in self.parts(kind).values())
+        paths = {part.part.implementation: f"{part.distribution} {part.version}" for part in parts}
+        paths |= {one.command.target: f"{one.distribution} {one.version}" for one in self._commands.values()}
+        return blamed(error, {path.partition(":")[0].partition(".")[0]: owner for path, owner in paths.items()})
 
     # -- observers ----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dgpo_core.plugins.registry import BUNDLED, Registry
+from dgpo_core.plugins.installable import installable
+from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.export import stale_schemas
 
 Run = Callable[..., Any]
@@ -51,19 +52,8 @@ def installed() -> Registry:
     return Registry()
 
 
-def test_every_bundled_part_is_installed_and_known(installed: Registry) -> None:
-    ours = {"dgpo", *BUNDLED.values()}
-    found = {
-        (kind, name): part.distribution
-        for kind, models in installed.options_models().items()
-        for name in models
-        if (part := installed.find(kind, name)).distribution in ours - {"dgpo"}
-    }
-    assert found == BUNDLED
-
-
 def test_the_schemas_in_the_repository_are_current(installed: Registry) -> None:
-    ours = {"dgpo", *BUNDLED.values()}
+    ours = {"dgpo", *(owner for names in installable().values() for owner in names.values())}
     models = {
         kind: {name: model for name, model in known.items() if installed.find(kind, name).distribution in ours}
         for kind, known in installed.options_models().items()

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dgpo_core.hookspecs import KINDS
 from dgpo_core.plugins.discovery import entry_points
-from dgpo_core.plugins.registry import BUNDLED, Registry, get_registry
+from dgpo_core.plugins.installable import installable
+from dgpo_core.plugins.registry import Registry, get_registry
 from dgpo_core.types import Prompt
 from dgpo_diffusers.tiny import make_tiny_flux, make_tiny_sdxl
 from dgpo_geneval.testing import make_tiny_mask2former
@@ -120,8 +121,9 @@ def test_nothing_is_broken(installed: Registry) -> None:
 def test_what_the_project_brings_is_known_to_come_with_it(installed: Registry) -> None:
     """So that a run file which names a part that is not installed says what to install."""
     declared = {(kind, name): installed.find(kind, name).distribution for kind, name in PARTS}
+    declared |= {("command", name): one.distribution for name, one in installed.commands().items()}
     separate = {part: owner for part, owner in declared.items() if owner.startswith("dgpo-")}
-    assert separate == BUNDLED
+    assert separate == {(kind, name): owner for kind, names in installable().items() for name, owner in names.items()}
 
 
 @each("module", sorted(entry_point.value for _, _, entry_point in entry_points()))

@@ -20,7 +20,8 @@ from dgpo_core.contracts import AdvantageWeighting
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import KINDS, Part, hookimpl
 from dgpo_core.plugins.building import NoOptions
-from dgpo_core.plugins.registry import BUNDLED, Registry, get_registry
+from dgpo_core.plugins.installable import installable
+from dgpo_core.plugins.registry import Registry, get_registry
 from dgpo_schemas.base import Int, Options, UseBlock
 from dgpo_schemas.run import BackboneSection
 
@@ -219,10 +220,12 @@ def test_an_unknown_name_says_what_is_near_and_what_there_is() -> None:
         registry.find("prompts", "x")
 
 
-@pytest.mark.parametrize(("kind", "name"), list(BUNDLED))
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in installable().items() for name in names])
 def test_known_parts_that_are_not_installed_say_what_to_install(kind: str, name: str) -> None:
-    with pytest.raises(PluginError, match=f"it comes with {BUNDLED[kind, name]}: pip install {BUNDLED[kind, name]}$"):
-        Registry(discover=False).find(kind, name)
+    owner = installable()[kind][name]
+    registry = Registry(discover=False)
+    with pytest.raises(PluginError, match=f"it comes with {owner}: pip install {owner}$"):
+        registry.find_command(name) if kind == "command" else registry.find(kind, name)
 
 
 class Powered(Options):

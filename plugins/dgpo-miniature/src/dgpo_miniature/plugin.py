@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
-from dgpo_miniature.options import MiniaturePromptsOptions, ShapesOptions, SignPromptsOptions
 
 __all__ = ["dgpo_detectors", "dgpo_prompt_sources"]
 
@@ -19,13 +18,13 @@ def dgpo_prompt_sources() -> Sequence[Part]:
             name="miniature",
             summary="GenEval-format prompts about coloured shapes, six tasks, disjoint train and held-out splits",
             implementation="dgpo_miniature.prompts:MiniaturePrompts",
-            options=MiniaturePromptsOptions,
+            options="dgpo_miniature.options:MiniaturePromptsOptions",
         ),
         Part(
             name="miniature-signs",
             summary='Prompts that quote a short word (a sign that says "CAB"), disjoint train and held-out splits',
             implementation="dgpo_miniature.signs.prompts:SignPrompts",
-            options=SignPromptsOptions,
+            options="dgpo_miniature.options:SignPromptsOptions",
         ),
     ]
 
@@ -38,6 +37,6 @@ def dgpo_detectors() -> Sequence[Part]:
             name="shapes",
             summary="Rule-based detector of the miniature's coloured shapes, for GenEval's evaluator",
             implementation="dgpo_miniature.detector:ShapeDetector",
-            options=ShapesOptions,
+            options="dgpo_miniature.options:ShapesOptions",
         )
     ]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
-from dgpo_video.options import FramesOptions, MiniatureMotionOptions, MiniatureVideoPromptsOptions, MotionOptions
 
 __all__ = ["dgpo_prompt_sources", "dgpo_rewards"]
 
@@ -19,19 +18,19 @@ def dgpo_rewards() -> Sequence[Part]:
             name="frames",
             summary="An image reward on frames of a video: the first, middle, last, every n-th or all; mean or minimum",
             implementation="dgpo_video.frames:Frames",
-            options=FramesOptions,
+            options="dgpo_video.options:FramesOptions",
         ),
         Part(
             name="motion",
             summary="How much moves, in pixels a frame, without labels: a guard against videos that stand still",
             implementation="dgpo_video.motion:Motion",
-            options=MotionOptions,
+            options="dgpo_video.options:MotionOptions",
         ),
         Part(
             name="miniature-motion",
             summary="Whether a clip of the video miniature shows the shape, colour and direction that were asked for",
             implementation="dgpo_video.miniature.motion:MiniatureMotion",
-            options=MiniatureMotionOptions,
+            options="dgpo_video.options:MiniatureMotionOptions",
         ),
     ]
 
@@ -44,6 +43,6 @@ def dgpo_prompt_sources() -> Sequence[Part]:
             name="miniature-video",
             summary='Prompts about moving shapes ("a red circle moving left"), disjoint train and held-out splits',
             implementation="dgpo_video.miniature.prompts:MiniatureVideoPrompts",
-            options=MiniatureVideoPromptsOptions,
+            options="dgpo_video.options:MiniatureVideoPromptsOptions",
         )
     ]

@@ -10,9 +10,12 @@ import typer
 if TYPE_CHECKING:
     from dgpo_kit.scaffold import Scaffold
 
-__all__ = ["new_plugin"]
+__all__ = ["new"]
+
+new = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
+@new.command(no_args_is_help=True)
 def new_plugin(
     kind: Annotated[str, typer.Argument(help="Kind of part, such as reward or sampler.", metavar="KIND")],
     name: Annotated[str, typer.Argument(help="What a run file will write after `use`.", metavar="NAME")],
@@ -70,18 +73,20 @@ def _check_free(scaffold: Scaffold) -> None:
     import importlib.util
 
     from dgpo_core.errors import UserError
-    from dgpo_core.plugins.registry import BUNDLED, get_registry
+    from dgpo_core.plugins.installable import installable
+    from dgpo_core.plugins.registry import get_registry
 
     registry, kind, name = get_registry(), scaffold.kind, scaffold.name
-    owner = registry.parts(kind)[name].distribution if name in registry.parts(kind) else BUNDLED.get((kind, name))
+    ours = installable()
+    owner = registry.parts(kind)[name].distribution if name in registry.parts(kind) else ours.get(kind, {}).get(name)
     owner = owner or " and ".join(registry.conflicts().get((kind, name), []))
     if owner:
         raise UserError(
             f"NAME {name}: {owner} declares the {kind} {name} already, and one of two with the same name could not be "
             f"used; choose another, such as my-{name}"
         )
-    taken = scaffold.distribution in registry.distributions() or scaffold.distribution in BUNDLED.values()
-    if taken or importlib.util.find_spec(scaffold.package) is not None:
+    known = {*registry.distributions(), *(one for names in ours.values() for one in names.values())}
+    if scaffold.distribution in known or importlib.util.find_spec(scaffold.package) is not None:
         raise UserError(
             f"NAME {name}: {scaffold.distribution} (package {scaffold.package}) exists already; choose another, such "
             f"as my-{name}"

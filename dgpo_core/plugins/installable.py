@@ -1,0 +1,28 @@
+"""What the project's own plugins bring, installed or not: an unknown name of theirs says what to install.
+
+`dgpo schema` writes the data from what the plugins declare, in a checkout where all of them are installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["FILE", "how_to_install", "installable"]
+
+FILE = Path(__file__).with_name("installable.json")
+
+
+@functools.cache
+def installable() -> Mapping[str, Mapping[str, str]]:
+    """Kind of part, or "command", to name to distribution."""
+    found: dict[str, dict[str, str]] = json.loads(FILE.read_text(encoding="utf-8"))
+    return found
+
+
+def how_to_install(kind: str, name: str) -> str | None:
+    """Where a name comes from, in words; None for one that nobody of the project brings."""
+    distribution = installable().get(kind, {}).get(name)
+    return distribution and f"it comes with {distribution}: pip install {distribution}"
