@@ -124,9 +124,9 @@ def _blame(error: BaseException) -> str | None:
 
 def _exit_code(error: BaseException) -> int | None:
     from dgpo_core.errors import ProcessLostError, RunStopped
-    from dgpo_schemas.problems import ConfigError
 
-    if isinstance(error, UserError | ConfigError | _SystemFailure):
+    problems = sys.modules.get("dgpo_schemas.problems")  # not imported, it has raised nothing
+    if isinstance(error, (UserError, _SystemFailure, *([problems.ConfigError] if problems else []))):
         return 2
     if isinstance(error, ProcessLostError):
         return 3
