@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dgpo_core.plugins.declared import RegisteredPart
     from dgpo_core.plugins.registry import Registry
 
-__all__ = ["list_parts", "raise_unknown", "show"]
+__all__ = ["list_parts", "show"]
 
 show = typer.Typer(rich_markup_mode=None, add_completion=False)
 Kind = Annotated[str | None, typer.Option("--kind", help="Only parts of this kind, such as reward or sampler.")]
@@ -33,7 +33,8 @@ def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
     from dgpo_schemas.text import clean
 
     registry = get_registry()
-    found = [part for one in _kinds(kind) for part in registry.parts(one).values()]
+    kinds = registry.kinds if kind is None else [registry.kind(kind, "--kind").name]
+    found = [part for one in kinds for part in registry.parts(one).values()]
     refused = dict(_refused(registry, found))
     if as_json:
         _print_json(registry, found, refused=refused)
@@ -67,9 +68,7 @@ def show_part(
     from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()
-    found = [registry.parts(one)[name] for one in _kinds(kind) if name in registry.parts(one)]
-    if not found:
-        raise_unknown(registry, kind, name)
+    found = registry.named(name, registry.kind(kind, "--kind").name if kind is not None else None)
     for part in found:
         registry.check_contract(part)
     if as_json:
@@ -82,19 +81,6 @@ def show_part(
             typer.echo(line)
 
 
-def _kinds(kind: str | None) -> Sequence[str]:
-    """All kinds, or the one that is asked for. Raises UserError for an unknown one."""
-    from dgpo_core.errors import UserError
-    from dgpo_core.hookspecs import KINDS
-    from dgpo_schemas.problems import nearest
-
-    if kind is None:
-        return list(KINDS)
-    if kind not in KINDS:
-        raise UserError(f"--kind {kind}: there is no such kind{nearest(kind, KINDS)} (kinds: {', '.join(KINDS)})")
-    return [kind]
-
-
 def _refused(registry: Registry, found: Sequence[RegisteredPart]) -> Iterator[tuple[RegisteredPart, str]]:
     """Parts that were made for another version of the contract, with what is said of them."""
     from dgpo_core.errors import ContractError
@@ -104,21 +90,6 @@ def _refused(registry: Registry, found: Sequence[RegisteredPart]) -> Iterator[tu
             registry.check_contract(part)
         except ContractError as error:
             yield part, str(error)
-
-
-def raise_unknown(registry: Registry, kind: str | None, name: str) -> None:
-    """Raise PluginError: as the registry would for the kind, or over all kinds."""
-    from dgpo_core.errors import PluginError
-    from dgpo_core.plugins.installable import how_to_install
-    from dgpo_schemas.problems import nearest
-
-    claimed = [one for one in _kinds(kind) if (one, name) in registry.conflicts() or how_to_install(one, name)]
-    if kind is not None or claimed:
-        registry.find(claimed[0] if claimed else str(kind), name)
-    known = {other for one in _kinds(None) for other in registry.parts(one)}
-    lines = [f"no part is called {name!r}{nearest(name, known)} (`dgpo plugins list` shows all)"]
-    lines += [f"a plugin could not be loaded and may own it: {broken}" for broken in registry.broken]
-    raise PluginError("\n  ".join(lines))
 
 
 def _schema(registry: Registry, part: RegisteredPart) -> dict[str, Any]:

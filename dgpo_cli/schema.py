@@ -61,12 +61,11 @@ def schema(
 def _sound(registry: Registry) -> dict[str, dict[str, type[BaseModel]]]:
     """The options of every part; one whose options cannot be described is named and left out, like a broken plugin."""
     from dgpo_core.errors import PluginError
-    from dgpo_core.hookspecs import KINDS
     from dgpo_schemas.export import json_schema
     from dgpo_schemas.text import error_text
 
-    models: dict[str, dict[str, type[BaseModel]]] = {kind: {} for kind in KINDS}
-    for kind in KINDS:
+    models: dict[str, dict[str, type[BaseModel]]] = {kind: {} for kind in registry.kinds}
+    for kind in registry.kinds:
         for name, part in registry.parts(kind).items():
             try:
                 model = registry.options_model(part)

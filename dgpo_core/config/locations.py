@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from dgpo_core.config.resolve import PLACES, blocks_at
 from dgpo_core.errors import PluginError
-from dgpo_core.hookspecs import KINDS
 from dgpo_schemas.places import Place, absolute, places
 from dgpo_schemas.run import RunConfig
 
@@ -126,7 +125,7 @@ def _in_options(
     except PluginError:  # it may be installed only where the reward runs
         return
     yield (*where, "options"), model, options
-    for inner in KINDS:
+    for inner in registry.kinds:
         if inner in options:
             yield from _in_options(registry, inner, (*where, "options", inner), options[inner])
 

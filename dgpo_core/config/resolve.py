@@ -17,7 +17,6 @@ from pydantic import BaseModel, ValidationError
 
 from dgpo_core.config.presets import with_preset
 from dgpo_core.errors import PluginError
-from dgpo_core.hookspecs import KINDS
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.files import check_kind
 from dgpo_schemas.loading import Document, apply_overrides, load_yaml
@@ -193,7 +192,7 @@ def _check_options(
     except Exception as error:
         mistakes.append((where, f"the plugin's own check failed with {error_text(error)}"))
         return None
-    for kind in KINDS:
+    for kind in registry.kinds:
         # An option that is called after a kind and holds a `use` block chooses a part of that kind.
         chosen = getattr(accepted, kind, None)
         if isinstance(chosen, UseBlock):

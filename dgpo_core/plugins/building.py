@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from dgpo_core.contracts import version as contract_version
 from dgpo_core.contracts.signatures import misfits
 from dgpo_core.errors import ContractError, DgpoError, PluginError, UserError
+from dgpo_core.hookspecs import Kind
 from dgpo_core.plugins.blame import OURS
 from dgpo_core.plugins.declared import RegisteredPart, check_declared
 from dgpo_core.plugins.isolation import ctrl_c, imported, no_exit, told
@@ -21,24 +21,14 @@ if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
 
 __all__ = [
-    "CONTRACTS",
     "NoOptions",
     "check_contract",
+    "contracts_of",
     "create",
     "implementation",
     "options_model",
 ]
 
-CONTRACTS: dict[str, tuple[str, ...]] = {
-    "backbone": ("Backbone",),
-    "sampler": ("Sampler",),
-    "reward": ("RewardModel", "GroupReward"),
-    "weighting": ("AdvantageWeighting",),
-    "timesteps": ("TimestepPolicy",),
-    "objective": ("Objective",),
-    "prompts": ("PromptSource",),
-}
-"""Kind to the classes in `contracts` of which an implementation derives from one."""
 WITH_SECTION = ("backbone", "objective")
 """Kinds whose implementation is given its whole section of the run file, not only its options."""
 
@@ -59,31 +49,33 @@ def options_model(registered: RegisteredPart) -> type[BaseModel]:
     return declared
 
 
-def implementation(registered: RegisteredPart) -> Any:
-    """A part's class, imported. Raises PluginError if it cannot be or does not keep its contract; ContractError if
-    it was made for another version of that."""
+def implementation(registered: RegisteredPart, kind: Kind) -> Any:
+    """A part's class, imported. Raises PluginError if it cannot be or does not keep the contract of its kind;
+    ContractError if it was made for another version of that."""
     check_declared(registered)
-    cls = imported(str(registered), registered.part.implementation)
-    names = CONTRACTS.get(registered.kind)
-    if names is not None:
-        contracts = importlib.import_module("dgpo_core.contracts")
-        bases = tuple(getattr(contracts, name) for name in names)
-        if not (inspect.isclass(cls) and issubclass(cls, bases)):
-            raise PluginError(f"{registered}: {registered.part.implementation} is no {' or '.join(names)}")
-        changes = tuple(contract_version.changes_in(registered.kind, cls, bases[0]))
-        if changes:  # before what is abstract: that is so because the contract has changed
-            why = contract_version.why_not(contract_version.VERSION - 1, changes)
-            raise ContractError(f"{registered}: {why}")
-        if inspect.isabstract(cls):
-            missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-            raise PluginError(f"{registered}: {registered.part.implementation} lacks {missing}")
-        base = next(one for one in bases if issubclass(cls, one))
-        if (misfit := next(misfits(cls, base), None)) is not None:
-            raise PluginError(f"{registered}: {registered.part.implementation}: {misfit}")
+    path = registered.part.implementation
+    cls = imported(str(registered), path)
+    bases = contracts_of(kind)
+    if not (inspect.isclass(cls) and issubclass(cls, bases)):
+        raise PluginError(f"{registered}: {path} is no {' or '.join(base.__name__ for base in bases)}")
+    changes = tuple(contract_version.changes_in(kind.name, cls, bases[0]))
+    if changes:  # before what is abstract: that is so because the contract has changed
+        raise ContractError(f"{registered}: {contract_version.why_not(contract_version.VERSION - 1, changes)}")
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+        raise PluginError(f"{registered}: {path} lacks {missing}")
+    base = next(one for one in bases if issubclass(cls, one))
+    if (misfit := next(misfits(cls, base), None)) is not None:
+        raise PluginError(f"{registered}: {path}: {misfit}")
     return cls
 
 
-def check_contract(registered: RegisteredPart) -> None:
+def contracts_of(kind: Kind) -> tuple[type[Any], ...]:
+    """The classes of one of which an implementation derives."""
+    return tuple(imported(f"kind {kind.name}", path) for path in kind.contracts)
+
+
+def check_contract(registered: RegisteredPart, kind: Kind) -> None:
     """Raise ContractError for a part that was made for another version of the contract.
 
     Where its plugin declares no version, the class of a kind that has changed is imported to see; one that cannot
@@ -91,9 +83,9 @@ def check_contract(registered: RegisteredPart) -> None:
     """
     check_declared(registered)
     ours = registered.part.implementation.partition(".")[0] in OURS
-    if registered.contract is None and registered.kind in contract_version.CHANGED and not ours:
+    if registered.contract is None and kind.name in contract_version.CHANGED and not ours:
         try:
-            implementation(registered)
+            implementation(registered, kind)
         except ContractError:
             raise
         except PluginError:
@@ -117,7 +109,7 @@ def create(registry: Registry, kind: str, block: UseBlock | str, **keywords: Any
         raise UserError("\n".join(lines)) from error
     except Exception as error:
         raise PluginError(f"{owner}: its options cannot be checked: {told(error)}") from error
-    cls = implementation(registered)
+    cls = implementation(registered, registry.kinds[kind])
     if kind == "backbone":
         _check_section(cls, block)
     with ctrl_c() as pressed, no_exit():

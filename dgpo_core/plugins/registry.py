@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import itertools
 import logging
+import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -18,14 +18,21 @@ import pluggy
 
 from dgpo_core import hookspecs
 from dgpo_core.contracts import version as contract_version
-from dgpo_core.errors import ContractError, PluginError
-from dgpo_core.hookspecs import KINDS
+from dgpo_core.errors import ContractError, PluginError, UserError
+from dgpo_core.hookspecs import KINDS, Command, Kind, Part, hookspec
 from dgpo_core.plugins.blame import blamed
-from dgpo_core.plugins.declared import BrokenPlugin, RegisteredCommand, RegisteredPart, check_declared, noun_of
-from dgpo_core.plugins.discovery import check_command, check_hooks, check_part, entry_points
+from dgpo_core.plugins.declared import (
+    BrokenPlugin,
+    RegisteredCommand,
+    RegisteredPart,
+    check_declared,
+    contract_of,
+    declarations,
+)
+from dgpo_core.plugins.discovery import check_hooks, check_kind, entry_points
 from dgpo_core.plugins.installable import how_to_install
-from dgpo_core.plugins.isolation import ctrl_c, isolated, no_exit, told
-from dgpo_schemas.text import clean, error_text
+from dgpo_core.plugins.isolation import isolated, told
+from dgpo_core.plugins.observers import notify
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -35,11 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Registry", "get_registry"]
 
 log = logging.getLogger(__name__)
-
-MOST = 1000
-"""Parts of a kind, or commands, that one plugin may declare: a generator that never ends would be no list."""
-
-
+SHOWN = " (`dgpo plugins list` shows all)"
 R = TypeVar("R", RegisteredPart, RegisteredCommand)
 
 
@@ -49,41 +52,33 @@ class Registry:
     def __init__(self, *, discover: bool = True) -> None:
         self._manager = pluggy.PluginManager("dgpo")
         self._manager.add_hookspecs(hookspecs)
-        self._parts: dict[str, dict[str, RegisteredPart]] = {kind: {} for kind in KINDS}
+        self.kinds: dict[str, Kind] = dict(KINDS)
+        self._parts: dict[str, dict[str, RegisteredPart]] = {}
         self._commands: dict[str, RegisteredCommand] = {}
         self._claimed_twice: dict[tuple[str, str], list[str]] = {}
         self._versions: dict[str, str] = {}
         self._muted: set[str] = set()
         self.broken: list[BrokenPlugin] = []
         if discover:
-            damaged: list[tuple[str, str]] = []
-            for distribution, version, entry_point in entry_points(damaged):
-                self._load(distribution, version, entry_point)
-            for distribution, reason in damaged:
-                self._set_aside(distribution, "unknown", reason)
+            self._discover()
 
     # -- discovery ----------------------------------------------------------------------------------------------
 
-    def _load(self, distribution: str, version: str, entry_point: importlib.metadata.EntryPoint) -> None:
-        self._versions[distribution] = version
-        who = f"plugin {entry_point.name} of {distribution} {version}"
-        pressed: Callable[[], bool] = bool
-        try:
-            with isolated(who) as pressed:
-                module = entry_point.load()
-        except BaseException as error:  # a plugin may throw anything, and means itself
-            if pressed():
-                log.warning("stopped while %s was imported", who)
-                raise
-            self._set_aside(distribution, entry_point.name, f"importing {entry_point.value} failed with {told(error)}")
-            return
-        try:
-            self.register(module, distribution=distribution, version=version)
-        except PluginError as error:
-            self._set_aside(distribution, entry_point.name, str(error))
-
-    def _set_aside(self, distribution: str, entry_point: str, reason: str) -> None:
-        self.broken.append(BrokenPlugin(distribution, entry_point, reason))
+    def _discover(self) -> None:
+        damaged: list[tuple[str, str]] = []
+        loaded = []
+        for distribution, version, entry_point in entry_points(damaged):
+            self._versions[distribution] = version
+            try:
+                loaded.append((distribution, version, entry_point.name, _module(distribution, version, entry_point)))
+            except PluginError as error:
+                self.broken.append(BrokenPlugin(distribution, entry_point.name, str(error)))
+        for distribution, version, name, module in sorted(loaded, key=lambda one: "dgpo_kinds" not in dir(one[3])):
+            try:
+                self.register(module, distribution=distribution, version=version)
+            except PluginError as error:
+                self.broken.append(BrokenPlugin(distribution, name, str(error)))
+        self.broken += [BrokenPlugin(distribution, "unknown", reason) for distribution, reason in damaged]
 
     def register(self, plugin: object, *, distribution: str, version: str = "0") -> None:
         """Add a module or object of hook implementations. Raises PluginError, leaving nothing of it registered."""
@@ -94,12 +89,13 @@ class Registry:
         contract = None
         try:
             with isolated(f"plugin {name}", "declared its parts") as pressed:
-                contract = _declared_contract(plugin)
+                contract = contract_of(plugin)
                 self._manager.register(plugin, name=name)
+                kinds = self.kinds | dict(self._kinds_of(plugin))
+                check_hooks(plugin, [kind.hook for kind in kinds.values()])
                 self._manager.check_pending()
-                check_hooks(plugin)
-                parts = [(kind, one) for kind in KINDS for one in self._declared(plugin, KINDS[kind], check_part)]
-                commands = list(self._declared(plugin, "dgpo_commands", check_command))
+                parts = [(kind, one) for kind in kinds.values() for one in self._declared(plugin, kind.hook, Part)]
+                commands = list(self._declared(plugin, "dgpo_commands", Command))
         except BaseException as error:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
@@ -109,31 +105,27 @@ class Registry:
                 raise
             text = str(error) if isinstance(error, pluggy.PluginValidationError) else told(error)
             raise PluginError(f"{text}; see dgpo_core.hookspecs for the hooks and their arguments") from error
+        self.kinds = kinds
         self._versions[distribution] = version
         for kind, part in parts:
-            self._add(kind, part.name, self._parts[kind], RegisteredPart(part, kind, distribution, version, contract))
+            found = RegisteredPart(part, kind.name, distribution, version, contract, kind.noun or kind.name)
+            self._add(kind.name, part.name, self._parts.setdefault(kind.name, {}), found)
         for command in commands:
             self._add("command", command.name, self._commands, RegisteredCommand(command, distribution, version))
         self._refuse_below_commands()
 
-    def _declared(self, plugin: object, hook: str, check: Callable[[str, Any], None]) -> Iterator[Any]:
-        """What a plugin's implementation of a hook returns, each looked at."""
-        seen: set[str] = set()
-        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
-            if implementation.plugin is not plugin:
-                continue
-            try:
-                found = list(itertools.islice(implementation.function(), MOST + 1))
-            except BaseException as error:
-                raise PluginError(f"{hook} failed with {told(error)}") from error
-            if len(found) > MOST:
-                raise PluginError(f"{hook} declares more than {MOST} parts")
-            for one in found:
-                check(hook, one)
-                if one.name in seen:
-                    raise PluginError(f"{hook}: {one.name} is declared twice; give one of them another name")
-                seen.add(one.name)
-                yield one
+    def _declared(self, plugin: object, hook: str, sort: type[Any]) -> Iterator[Any]:
+        implementations = getattr(self._manager.hook, hook).get_hookimpls()
+        return declarations([one for one in implementations if one.plugin is plugin], hook, sort)
+
+    def _kinds_of(self, plugin: object) -> Iterator[tuple[str, Kind]]:
+        """The kinds that a plugin brings, whose hooks are known from now on."""
+        for kind in self._declared(plugin, "dgpo_kinds", Kind):
+            check_kind(kind, self.kinds)
+            caller = getattr(self._manager.hook, kind.hook, None)
+            if caller is None or not caller.has_spec():
+                self._manager.add_hookspecs(types.SimpleNamespace(**{kind.hook: hookspec(lambda: None)}))
+            yield kind.name, kind
 
     def _add(self, kind: str, name: str, known: dict[str, R], registered: R) -> None:
         """Into the table of its kind, unless others claim the name too: then nobody has it."""
@@ -157,7 +149,7 @@ class Registry:
 
     def parts(self, kind: str) -> Mapping[str, RegisteredPart]:
         """All usable parts of a kind, by name."""
-        return dict(sorted(self._parts[kind].items()))
+        return dict(sorted(self._parts.get(kind, {}).items()))
 
     def commands(self) -> Mapping[str, RegisteredCommand]:
         """All usable commands by name, in the order in which they are listed."""
@@ -174,12 +166,34 @@ class Registry:
     def find(self, kind: str, name: str) -> RegisteredPart:
         """A part by name. Raises PluginError saying what there is, what is near, and what to install, or that the part
         says it was made for another version of the contract."""
-        found = self._parts[kind].get(name)
+        known = self._parts.get(kind, {})
+        found = known.get(name)
         if found is None:
-            noun = noun_of(kind)
-            self._refuse(kind, name, noun, f"unknown {noun} {name!r}", self._parts[kind], "installed")
+            noun = self.kinds[kind].noun or kind if kind in self.kinds else kind
+            self._refuse(kind, name, noun, f"unknown {noun} {name!r}", known, "installed")
         check_declared(found)
         return found
+
+    def named(self, name: str, kind: str | None = None) -> list[RegisteredPart]:
+        """Every part of a name, of one kind or of all. Raises PluginError, as `find` does, if there is none."""
+        kinds = self.kinds if kind is None else (kind,)
+        found = [known[name] for one in kinds if name in (known := self.parts(one))]
+        if found:
+            return found
+        claimed = [one for one in kinds if (one, name) in self._claimed_twice or how_to_install(one, name)]
+        if kind is not None or claimed:
+            self.find(claimed[0] if claimed else str(kind), name)
+        what = f"no part is called {name!r}"
+        self._refuse("", name, "part", what, {other for one in kinds for other in self.parts(one)}, more=SHOWN)
+
+    def kind(self, name: str, where: str) -> Kind:
+        """A kind by name. Raises UserError, which says where it was asked for: "--kind"."""
+        if name in self.kinds:
+            return self.kinds[name]
+        from dgpo_schemas.problems import nearest
+
+        near = ((how := how_to_install("kind", name)) and f"; {how}") or nearest(name, self.kinds)
+        raise UserError(f"{where} {name}: there is no such kind{near} (kinds: {', '.join(self.kinds)})")
 
     def find_command(self, name: str) -> RegisteredCommand:
         """A command by name. Raises PluginError saying what is near, and what to install."""
@@ -187,7 +201,9 @@ class Registry:
             self._refuse("command", name, "command", f"there is no command {name!r}", self._commands)
         return self._commands[name]
 
-    def _refuse(self, kind: str, name: str, noun: str, what: str, known: Collection[str], listed: str = "") -> NoReturn:
+    def _refuse(
+        self, kind: str, name: str, noun: str, what: str, known: Collection[str], listed: str = "", more: str = ""
+    ) -> NoReturn:
         """Raise PluginError for a name that nothing has, or more than one."""
         if owners := self._claimed_twice.get((kind, name)):
             raise PluginError(f"{noun} {name!r} is claimed by {' and '.join(sorted(owners))}: uninstall one of them")
@@ -196,10 +212,9 @@ class Registry:
         else:
             from dgpo_schemas.problems import nearest
 
-            what += nearest(name, known) + (f" ({listed}: {', '.join(sorted(known)) or 'none'})" if listed else "")
-        for broken in self.broken:
-            what += f"\n  a plugin could not be loaded and may own it: {broken}"
-        raise PluginError(what)
+            what += nearest(name, known) + (f" ({listed}: {', '.join(sorted(known)) or 'none'})" if listed else more)
+        lines = [what, *(f"a plugin could not be loaded and may own it: {broken}" for broken in self.broken)]
+        raise PluginError("\n  ".join(lines))
 
     def options_model(self, registered: RegisteredPart) -> type[BaseModel]:
         """The model of a part's options. Raises PluginError if its dotted path leads nowhere."""
@@ -209,14 +224,14 @@ class Registry:
 
     def options_models(self) -> dict[str, dict[str, type[BaseModel]]]:
         """Kind to name to options model, of every usable part."""
-        return {kind: {n: self.options_model(p) for n, p in self.parts(kind).items()} for kind in KINDS}
+        return {kind: {n: self.options_model(p) for n, p in self.parts(kind).items()} for kind in self.kinds}
 
     def implementation(self, registered: RegisteredPart) -> Any:
         """A part's class, imported. Raises PluginError if it cannot be or does not keep its contract; ContractError if
         it was made for another version of that."""
         from dgpo_core.plugins import building
 
-        return building.implementation(registered)
+        return building.implementation(registered, self.kinds[registered.kind])
 
     def check_contract(self, registered: RegisteredPart) -> None:
         """Raise ContractError for a part that was made for another version of the contract.
@@ -226,7 +241,7 @@ class Registry:
         """
         from dgpo_core.plugins import building
 
-        building.check_contract(registered)
+        building.check_contract(registered, self.kinds[registered.kind])
 
     def create(self, kind: str, block: UseBlock | str, **keywords: Any) -> Any:
         """Import a part's class, validate its options and build it.
@@ -239,31 +254,14 @@ class Registry:
 
     def blame(self, error: BaseException) -> str | None:
         """What a plugin has thrown, with its distribution and place; None if it was not a plugin."""
-        parts = (part for kind in KINDS for part in self.parts(kind).values())
+        parts = (part for kind in self.kinds for part in self.parts(kind).values())
         paths = {part.part.implementation: f"{part.distribution} {part.version}" for part in parts}
         paths |= {one.command.target: f"{one.distribution} {one.version}" for one in self._commands.values()}
         return blamed(error, {path.partition(":")[0].partition(".")[0]: owner for path, owner in paths.items()})
 
-    # -- observers ----------------------------------------------------------------------------------------------
-
     def notify(self, hook: str, **keywords: Any) -> None:
         """Call every observer of a life-cycle hook; one that raises is named in the log, muted, and disturbs nobody."""
-        # pluggy keeps them in the reverse of the order in which it calls them.
-        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            if implementation.plugin_name in self._muted:
-                continue
-            arguments = {name: keywords[name] for name in implementation.argnames}
-            with ctrl_c() as pressed, no_exit():
-                try:
-                    implementation.function(**arguments)
-                except BaseException as error:
-                    if pressed():
-                        raise
-                    self._muted.add(implementation.plugin_name)
-                    log.warning(
-                        "observer %s failed in %s and is switched off: %s",
-                        implementation.plugin_name, hook, error_text(error),
-                    )  # fmt: skip
+        notify(self._manager, self._muted, hook, keywords)
 
 
 @functools.cache
@@ -272,12 +270,15 @@ def get_registry() -> Registry:
     return Registry()
 
 
-def _declared_contract(plugin: object) -> int | None:
-    """The version of the contract that a plugin says it was made for. Raises PluginError if that is no number."""
-    declared = getattr(plugin, contract_version.ATTRIBUTE, None)
-    if declared is None or (isinstance(declared, int) and not isinstance(declared, bool)):
-        return declared
-    raise PluginError(
-        f"{contract_version.ATTRIBUTE} = {clean(repr(declared), 100)}: it is the version of the contract as a number, "
-        f"such as {contract_version.VERSION}"
-    )
+def _module(distribution: str, version: str, entry_point: importlib.metadata.EntryPoint) -> Any:
+    """What an entry point names. Raises PluginError: a plugin may throw anything when it is imported."""
+    who = f"plugin {entry_point.name} of {distribution} {version}"
+    pressed: Callable[[], bool] = bool
+    try:
+        with isolated(who) as pressed:
+            return entry_point.load()
+    except BaseException as error:
+        if pressed():
+            log.warning("stopped while %s was imported", who)
+            raise
+        raise PluginError(f"importing {entry_point.value} failed with {told(error)}") from error

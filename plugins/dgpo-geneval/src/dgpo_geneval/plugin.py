@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dgpo_core import hookimpl
-from dgpo_core.hookspecs import Part
+from dgpo_core.hookspecs import Kind, Part
 
-__all__ = ["dgpo_detectors", "dgpo_prompt_sources", "dgpo_rewards"]
+__all__ = ["dgpo_detectors", "dgpo_kinds", "dgpo_prompt_sources", "dgpo_rewards"]
+
+
+@hookimpl
+def dgpo_kinds() -> Sequence[Kind]:
+    """Detectors are parts too: the rewards use any that is installed."""
+    return [
+        Kind(
+            name="detector",
+            hook="dgpo_detectors",
+            contracts=("dgpo_geneval.detector:Detector",),
+            checks="dgpo_geneval.contract:detector_checks",
+            template="dgpo_geneval:templates/detector",
+        )
+    ]
 
 
 @hookimpl

@@ -19,6 +19,7 @@ def dgpo_rewards() -> Sequence[Part]:
             summary="An image reward on frames of a video: the first, middle, last, every n-th or all; mean or minimum",
             implementation="dgpo_video.frames:Frames",
             options="dgpo_video.options:FramesOptions",
+            adapts=("video", "image"),
         ),
         Part(
             name="motion",

@@ -26,7 +26,7 @@ def new_plugin(
 ) -> None:
     """Write a new plugin: a distribution dgpo-NAME with a small working part, its tests and a README.
 
-    KIND is one of backbone, sampler, reward, weighting, timesteps, objective, prompts, detector.
+    KIND is one of backbone, sampler, reward, weighting, timesteps, objective, prompts, or one that a plugin brings.
 
     Examples:
 
@@ -37,18 +37,19 @@ def new_plugin(
         dgpo plugins new backbone my-flux --over diffusers
     """
     from dgpo_core.errors import UserError
-    from dgpo_core.hookspecs import KINDS
+    from dgpo_core.plugins.registry import get_registry
     from dgpo_kit.scaffold import BASES, Scaffold, check_name, render, write
     from dgpo_schemas.problems import nearest
 
-    if kind not in KINDS:
-        raise UserError(f"KIND {kind}: there is no such kind{nearest(kind, KINDS)} (kinds: {', '.join(KINDS)})")
+    found = get_registry().kind(kind, "KIND")
     if over and over not in BASES:
         raise UserError(f"--over {over}: there is no such base{nearest(over, BASES)} (bases: {', '.join(BASES)})")
     if over and BASES[over] != kind:
         raise UserError(f"--over {over}: a {kind} does not stand on it, only a {BASES[over]} does; leave --over out")
     check_name(name)
-    scaffold = Scaffold(kind, name, over)
+    scaffold = Scaffold(found, name, over)
+    if not scaffold.template.is_dir():
+        raise UserError(f"KIND {kind}: whoever brings it has no template of one")
     _check_free(scaffold)
     directory = output / scaffold.distribution
     if directory.exists() or directory.is_symlink():
@@ -76,7 +77,7 @@ def _check_free(scaffold: Scaffold) -> None:
     from dgpo_core.plugins.installable import installable
     from dgpo_core.plugins.registry import get_registry
 
-    registry, kind, name = get_registry(), scaffold.kind, scaffold.name
+    registry, kind, name = get_registry(), scaffold.kind.name, scaffold.name
     ours = installable()
     owner = registry.parts(kind)[name].distribution if name in registry.parts(kind) else ours.get(kind, {}).get(name)
     owner = owner or " and ".join(registry.conflicts().get((kind, name), []))
