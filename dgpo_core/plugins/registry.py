@@ -53,6 +53,7 @@ class Registry:
         self._manager = pluggy.PluginManager("dgpo")
         self._manager.add_hookspecs(hookspecs)
         self.kinds: dict[str, Kind] = dict(KINDS)
+        self.brought: dict[str, str] = {}  # kind of a plugin to its distribution
         self._parts: dict[str, dict[str, RegisteredPart]] = {}
         self._commands: dict[str, RegisteredCommand] = {}
         self._claimed_twice: dict[tuple[str, str], list[str]] = {}
@@ -105,6 +106,7 @@ class Registry:
                 raise
             text = str(error) if isinstance(error, pluggy.PluginValidationError) else told(error)
             raise PluginError(f"{text}; see dgpo_core.hookspecs for the hooks and their arguments") from error
+        self.brought |= {kind: distribution for kind in kinds if kind not in self.kinds}
         self.kinds = kinds
         self._versions[distribution] = version
         for kind, part in parts:

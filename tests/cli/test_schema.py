@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dgpo_core.plugins.installable import installable
+from dgpo_core.plugins.installable import FILE, installable, written
 from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.export import stale_schemas
 
@@ -44,6 +45,23 @@ def test_places_that_cannot_be_written(dgpo: Run, tmp_path: Path) -> None:
     assert (done.code, done.err) == (2, f"--output {tmp_path}/file: is a file; name a directory\n")
     done = dgpo("schema", "--output", tmp_path / "file/below")
     assert (done.code, done.err) == (2, f"--output {tmp_path}/file/below: cannot be written: Not a directory\n")
+
+
+def test_what_is_installable_is_written_from_what_is_declared(known: Registry) -> None:
+    """Of those that are not installed it stays, what is not the project's is left out."""
+    before = installable()
+    ours = {owner for names in before.values() for owner in names.values()}
+    found = json.loads(written(known, {*ours, "toy"}))
+    assert found["reward"] == {**before["reward"], "brightness": "toy", "win-rate": "toy"}
+    assert found["command"] == before["command"]
+    assert "brightness" not in json.loads(written(known, ours))["reward"]
+    assert json.loads(written(known, {"dgpo-lab"})).keys() == {"command"}
+
+
+def test_what_is_installable_is_current(installed: Registry) -> None:
+    projects = [tomllib.loads(path.read_text()) for path in ROOT.glob("plugins/*/pyproject.toml")]
+    names = {project["project"]["name"] for project in projects}
+    assert written(installed, names) == FILE.read_text(), "`dgpo schema` writes it anew"
 
 
 @pytest.fixture(scope="module")
