@@ -89,7 +89,8 @@ def declarations(implementations: Sequence[pluggy.HookImpl], hook: str, sort: ty
     seen: set[str] = set()
     for implementation in implementations:
         try:
-            found = list(itertools.islice(implementation.function(), MOST + 1))
+            returned: Any = implementation.function()
+            found = list(itertools.islice(returned, MOST + 1))
         except BaseException as error:
             raise PluginError(f"{hook} failed with {told(error)}") from error
         if len(found) > MOST:
