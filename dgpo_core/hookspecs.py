@@ -101,42 +101,8 @@ KINDS: Mapping[str, Kind] = {
         _kind("prompts", "dgpo_prompt_sources", "PromptSource", noun="prompt source"),
     )
 }
-"""The engine's own kinds; `Registry.kinds` has those of plugins too."""
-
-
-@hookspec
-def dgpo_backbones() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare models to train; implementations are `contracts.Backbone`s."""
-
-
-@hookspec
-def dgpo_samplers() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare samplers; implementations are `contracts.Sampler`s."""
-
-
-@hookspec
-def dgpo_rewards() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare reward models; implementations are `contracts.RewardModel`s."""
-
-
-@hookspec
-def dgpo_weightings() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare advantage weightings; implementations are `contracts.AdvantageWeighting`s."""
-
-
-@hookspec
-def dgpo_timestep_policies() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare timestep policies; implementations are `contracts.TimestepPolicy`s."""
-
-
-@hookspec
-def dgpo_objectives() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare losses; implementations are `contracts.Objective`s."""
-
-
-@hookspec
-def dgpo_prompt_sources() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare prompt generators; implementations are `contracts.PromptSource`s."""
+"""The engine's own kinds; `Registry.kinds` has those of plugins too. The hook of a kind takes nothing and returns a
+sequence of Parts."""
 
 
 @hookspec

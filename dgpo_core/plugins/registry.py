@@ -43,6 +43,8 @@ class Registry(Names):
         super().__init__()
         self._manager = pluggy.PluginManager("dgpo")
         self._manager.add_hookspecs(hookspecs)
+        for kind in self.kinds.values():
+            self._specify(kind)
         self._muted: set[str] = set()
         if discover:
             self._discover()
@@ -107,10 +109,14 @@ class Registry(Names):
         """The kinds that a plugin brings, whose hooks are known from now on."""
         for kind in self._declared(plugin, "dgpo_kinds", Kind):
             check_kind(kind, self.kinds)
-            caller = getattr(self._manager.hook, kind.hook, None)
-            if caller is None or not caller.has_spec():
-                self._manager.add_hookspecs(type("OfKind", (), {kind.hook: hookspec(lambda: None)}))
+            self._specify(kind)
             yield kind.name, kind
+
+    def _specify(self, kind: Kind) -> None:
+        """The hook of a kind, unless a plugin that was refused has brought it before."""
+        caller = getattr(self._manager.hook, kind.hook, None)
+        if caller is None or not caller.has_spec():
+            self._manager.add_hookspecs(type("OfKind", (), {kind.hook: hookspec(lambda: None)}))
 
     # -- building ------------------------------------------------------------------------------------------------
 
