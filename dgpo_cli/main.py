@@ -1,13 +1,7 @@
-"""`dgpo`: the entry point, and how commands are found.
-
-A command is one line in COMMANDS. Its module is imported when the command is called or listed, so it may import Typer
-and the standard library only; everything heavy belongs inside the function.
-"""
+"""`dgpo`: the entry point, and exit codes."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import logging
 import os
 import sys
@@ -16,35 +10,16 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from dgpo_cli.commands import Commands
 from dgpo_cli.log import OneLine
-from dgpo_cli.paths import with_home
 from dgpo_cli.streams import guarded_errors, guarded_output
 from dgpo_core.errors import UserError
 from dgpo_core.system.openmp import spin_briefly
 from dgpo_core.system.reading import why
 from dgpo_schemas.text import clean
 
-__all__ = ["COMMANDS", "app", "main"]
-
-COMMANDS = {
-    "train": "dgpo_cli.train:app",
-    "sample": "dgpo_cli.sample:sample",
-    "evaluate": "dgpo_cli.evaluate:evaluate",
-    "score": "dgpo_cli.score:score",
-    "report": "dgpo_lab.commands.report:report",
-    "doctor": "dgpo_lab.commands.doctor:doctor",
-    "ablate": "dgpo_lab.commands.ablate:ablate",
-    "export": "dgpo_cli.export:export",
-    "serve": "dgpo_cli.serve:serve",
-    "validate": "dgpo_cli.validate:validate",
-    "plan": "dgpo_lab.commands.plan:plan",
-    "bench": "dgpo_lab.commands.bench:bench",
-    "plugins": "dgpo_cli.plugins:plugins",
-    "schema": "dgpo_cli.schema:schema",
-}
-"""Name to the function of a command, or to the Typer application of a family of commands."""
+__all__ = ["app", "guarded", "main"]
 
 
 class _SystemFailure(Exception):
@@ -57,26 +32,8 @@ class _SystemFailure(Exception):
         super().__init__(clean(f"{what} ({type(error).__name__} at {frame.filename}:{frame.lineno})"))
 
 
-class Commands(TyperGroup):
-    """The commands, each imported when it is needed."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """In the order in which a newcomer meets them."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command by name, or None."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name].partition(":")
-        target = with_home(getattr(importlib.import_module(module), attribute))
-        if not isinstance(target, typer.Typer):
-            single = typer.Typer(rich_markup_mode=None, add_completion=False)
-            single.command(cmd_name)(target)
-            target = single
-        command = typer.main.get_command(target)
-        command.name = cmd_name
-        return command
+class Program(Commands):
+    """`dgpo` itself: what the system refuses its commands is a message."""
 
     def invoke(self, ctx: Any) -> Any:
         """Typer would end in silence for every broken pipe, whosesoever it is."""
@@ -89,16 +46,9 @@ class Commands(TyperGroup):
         except OSError as error:
             raise _SystemFailure(error) from error
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Point from a misspelt command to the nearest."""
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            ctx.fail(f"there is no command {args[0]!r}" + (f"; did you mean {close[0]}?" if close else ""))
-        return super().resolve_command(ctx, args)
-
 
 app = typer.Typer(
-    name="dgpo", cls=Commands, no_args_is_help=True, rich_markup_mode=None, add_completion=False,
+    name="dgpo", cls=Program, no_args_is_help=True, rich_markup_mode=None, add_completion=False,
     pretty_exceptions_enable=False,
 )  # fmt: skip
 
@@ -174,9 +124,9 @@ def _blame(error: BaseException) -> str | None:
 
 def _exit_code(error: BaseException) -> int | None:
     from dgpo_core.errors import ProcessLostError, RunStopped
-    from dgpo_schemas.problems import ConfigError
 
-    if isinstance(error, UserError | ConfigError | _SystemFailure):
+    problems = sys.modules.get("dgpo_schemas.problems")  # not imported, it has raised nothing
+    if isinstance(error, (UserError, _SystemFailure, *([problems.ConfigError] if problems else []))):
         return 2
     if isinstance(error, ProcessLostError):
         return 3

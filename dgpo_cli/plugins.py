@@ -7,28 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_kit.commands.check import check_plugins
-from dgpo_kit.commands.new import new_plugin
-
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from dgpo_core.plugins.registry import RegisteredPart, Registry
+    from dgpo_core.plugins.declared import RegisteredPart
+    from dgpo_core.plugins.registry import Registry
 
-__all__ = ["plugins", "raise_unknown"]
+__all__ = ["list_parts", "show"]
 
-plugins = typer.Typer(
-    help="Show, check and write plugins.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    add_completion=False,
-)
-
+show = typer.Typer(rich_markup_mode=None, add_completion=False)
 Kind = Annotated[str | None, typer.Option("--kind", help="Only parts of this kind, such as reward or sampler.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@plugins.command("list")
 def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
     """List every part that a run file may use, and plugins that could not be loaded.
 
@@ -42,7 +33,8 @@ def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
     from dgpo_schemas.text import clean
 
     registry = get_registry()
-    found = [part for one in _kinds(kind) for part in registry.parts(one).values()]
+    kinds = registry.kinds if kind is None else [registry.kind(kind, "--kind").name]
+    found = [part for one in kinds for part in registry.parts(one).values()]
     refused = dict(_refused(registry, found))
     if as_json:
         _print_json(registry, found, refused=refused)
@@ -59,7 +51,7 @@ def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
         typer.echo(f"broken: {broken}", err=True)
 
 
-@plugins.command("show", no_args_is_help=True)
+@show.command(no_args_is_help=True)
 def show_part(
     name: Annotated[str, typer.Argument(help="Name of a part, as in `use: NAME`.")],
     kind: Kind = None,
@@ -76,9 +68,7 @@ def show_part(
     from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()
-    found = [registry.parts(one)[name] for one in _kinds(kind) if name in registry.parts(one)]
-    if not found:
-        raise_unknown(registry, kind, name)
+    found = registry.named(name, registry.kind(kind, "--kind").name if kind is not None else None)
     for part in found:
         registry.check_contract(part)
     if as_json:
@@ -91,23 +81,6 @@ def show_part(
             typer.echo(line)
 
 
-plugins.command("check")(check_plugins)
-plugins.command("new", no_args_is_help=True)(new_plugin)
-
-
-def _kinds(kind: str | None) -> Sequence[str]:
-    """All kinds, or the one that is asked for. Raises UserError for an unknown one."""
-    from dgpo_core.errors import UserError
-    from dgpo_core.hookspecs import KINDS
-    from dgpo_schemas.problems import nearest
-
-    if kind is None:
-        return list(KINDS)
-    if kind not in KINDS:
-        raise UserError(f"--kind {kind}: there is no such kind{nearest(kind, KINDS)} (kinds: {', '.join(KINDS)})")
-    return [kind]
-
-
 def _refused(registry: Registry, found: Sequence[RegisteredPart]) -> Iterator[tuple[RegisteredPart, str]]:
     """Parts that were made for another version of the contract, with what is said of them."""
     from dgpo_core.errors import ContractError
@@ -117,21 +90,6 @@ def _refused(registry: Registry, found: Sequence[RegisteredPart]) -> Iterator[tu
             registry.check_contract(part)
         except ContractError as error:
             yield part, str(error)
-
-
-def raise_unknown(registry: Registry, kind: str | None, name: str) -> None:
-    """Raise PluginError: as the registry would for the kind, or over all kinds."""
-    from dgpo_core.errors import PluginError
-    from dgpo_core.plugins.registry import BUNDLED
-    from dgpo_schemas.problems import nearest
-
-    claimed = [one for one in _kinds(kind) if (one, name) in registry.conflicts() or (one, name) in BUNDLED]
-    if kind is not None or claimed:
-        registry.find(claimed[0] if claimed else str(kind), name)
-    known = {other for one in _kinds(None) for other in registry.parts(one)}
-    lines = [f"no part is called {name!r}{nearest(name, known)} (`dgpo plugins list` shows all)"]
-    lines += [f"a plugin could not be loaded and may own it: {broken}" for broken in registry.broken]
-    raise PluginError("\n  ".join(lines))
 
 
 def _schema(registry: Registry, part: RegisteredPart) -> dict[str, Any]:

@@ -39,18 +39,22 @@ def schema(
 
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; name a directory")
-    models = _sound(get_registry())
+    registry = get_registry()
+    models = _sound(registry)
+    data = _stale_data(output, registry)
     if check:
-        stale = stale_schemas(output, models)
-        for name in stale:
-            typer.echo(f"{output / name} is out of date", err=True)
+        stale = [output / name for name in stale_schemas(output, models)] + list(data)
+        for path in stale:
+            typer.echo(f"{path} is out of date", err=True)
         if stale:
             typer.echo("`dgpo schema` writes them anew", err=True)
             raise typer.Exit(1)
         typer.echo(f"{output} is up to date")
         return
     try:
-        changed = write_schemas(output, models)
+        changed = [*write_schemas(output, models), *data]
+        for path, text in data.items():
+            path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error.strerror}") from error
     for path in changed:
@@ -58,15 +62,29 @@ def schema(
     typer.echo(f"{len(changed)} {'file' if len(changed) == 1 else 'files'} changed in {output}")
 
 
+def _stale_data(output: Path, registry: Registry) -> dict[Path, str]:
+    """In a checkout of the project, whose schemas are written: what its plugins bring, if the file of it is out of
+    date."""
+    import tomllib
+
+    from dgpo_core.plugins.installable import FILE, written
+
+    root = FILE.parents[2]
+    if output.resolve() != root / "schemas" / "json":
+        return {}
+    projects = [tomllib.loads(path.read_text(encoding="utf-8")) for path in root.glob("plugins/*/pyproject.toml")]
+    text = written(registry, {project["project"]["name"] for project in projects})
+    return {} if text == FILE.read_text(encoding="utf-8") else {FILE: text}
+
+
 def _sound(registry: Registry) -> dict[str, dict[str, type[BaseModel]]]:
     """The options of every part; one whose options cannot be described is named and left out, like a broken plugin."""
     from dgpo_core.errors import PluginError
-    from dgpo_core.hookspecs import KINDS
     from dgpo_schemas.export import json_schema
     from dgpo_schemas.text import error_text
 
-    models: dict[str, dict[str, type[BaseModel]]] = {kind: {} for kind in KINDS}
-    for kind in KINDS:
+    models: dict[str, dict[str, type[BaseModel]]] = {kind: {} for kind in registry.kinds}
+    for kind in registry.kinds:
         for name, part in registry.parts(kind).items():
             try:
                 model = registry.options_model(part)

@@ -1,7 +1,8 @@
 """How plugins are found: hook specifications and the light declarations they return.
 
 A distribution names a module under the entry-point group `dgpo`; the module holds `@hookimpl` functions that
-return `Part`s. Nothing heavy may be imported there: a part names its class by dotted path, imported when a run uses it.
+return `Part`s, `Command`s and `Kind`s. Nothing heavy may be imported there: a part names its class by dotted path,
+imported when a run uses it, and a command its function, imported when it is called.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from dgpo_schemas.base import Options
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["ENTRY_POINT_GROUP", "KINDS", "Part", "RunInfo", "hookimpl", "hookspec"]
+__all__ = ["ENTRY_POINT_GROUP", "KINDS", "Command", "Kind", "Part", "RunInfo", "hookimpl", "hookspec"]
 
 ENTRY_POINT_GROUP = "dgpo"
 hookspec = pluggy.HookspecMarker("dgpo")
@@ -30,13 +31,50 @@ class Part:
     """A plugin's declaration of one part.
 
     name: what a run file writes after `use`; summary: one line; implementation: "package.module:Class";
-    options: the pydantic model of its options (a subclass of dgpo_schemas.base.Options), or its dotted path.
+    options: the pydantic model of its options (a subclass of dgpo_schemas.base.Options), or its dotted path;
+    adapts: of a reward that shows media to the reward in its option `reward`: what it is shown, and what that one is,
+    such as ("video", "image").
     """
 
     name: str
     summary: str
     implementation: str
     options: type[Options] | str | None = None
+    adapts: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A plugin's declaration of a command of `dgpo`.
+
+    name: a word, or two for a command of a family, such as "plugins list"; summary: one line for `dgpo --help`;
+    target: "package.module:attribute", a function with Typer's annotations or a Typer application, imported when the
+    command is called, or nothing for the family itself; order: smaller ones are listed first.
+    """
+
+    name: str
+    summary: str
+    target: str = ""
+    order: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of parts, of the engine or of a plugin whose own parts use them.
+
+    name: what run files and messages call it; a part's option of this name (`detector: Use`) chooses one of its parts;
+    hook: `dgpo_...`, by which plugins declare such parts; contracts: "package.module:Class", of one of which an
+    implementation derives; noun: what messages call a part of it, by default the name;
+    checks: for `dgpo plugins check`: "package.module:function", called with what builds the part (no arguments) and
+    returning `dgpo_kit.contracts.Check`s; template: for `dgpo plugins new`: "package:directory" in that package.
+    """
+
+    name: str
+    hook: str
+    contracts: tuple[str, ...]
+    noun: str = ""
+    checks: str = ""
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,57 +85,34 @@ class RunInfo:
     config: RunConfig
 
 
-KINDS: dict[str, str] = {
-    "backbone": "dgpo_backbones",
-    "sampler": "dgpo_samplers",
-    "reward": "dgpo_rewards",
-    "weighting": "dgpo_weightings",
-    "timesteps": "dgpo_timestep_policies",
-    "objective": "dgpo_objectives",
-    "prompts": "dgpo_prompt_sources",
-    "detector": "dgpo_detectors",
+def _kind(name: str, hook: str, *contracts: str, noun: str = "") -> Kind:
+    return Kind(name, hook, tuple(f"dgpo_core.contracts:{one}" for one in contracts), noun)
+
+
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        _kind("backbone", "dgpo_backbones", "Backbone"),
+        _kind("sampler", "dgpo_samplers", "Sampler"),
+        _kind("reward", "dgpo_rewards", "RewardModel", "GroupReward"),
+        _kind("weighting", "dgpo_weightings", "AdvantageWeighting"),
+        _kind("timesteps", "dgpo_timestep_policies", "TimestepPolicy", noun="timestep policy"),
+        _kind("objective", "dgpo_objectives", "Objective"),
+        _kind("prompts", "dgpo_prompt_sources", "PromptSource", noun="prompt source"),
+    )
 }
-"""Kind of part to the hook that declares it."""
+"""The engine's own kinds; `Registry.kinds` has those of plugins too. The hook of a kind takes nothing and returns a
+sequence of Parts."""
 
 
 @hookspec
-def dgpo_backbones() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare models to train; implementations are `contracts.Backbone`s."""
+def dgpo_kinds() -> Sequence[Kind]:  # type: ignore[empty-body]
+    """Declare kinds of parts of your own; plugins that do are registered before the others."""
 
 
 @hookspec
-def dgpo_samplers() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare samplers; implementations are `contracts.Sampler`s."""
-
-
-@hookspec
-def dgpo_rewards() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare reward models; implementations are `contracts.RewardModel`s."""
-
-
-@hookspec
-def dgpo_weightings() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare advantage weightings; implementations are `contracts.AdvantageWeighting`s."""
-
-
-@hookspec
-def dgpo_timestep_policies() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare timestep policies; implementations are `contracts.TimestepPolicy`s."""
-
-
-@hookspec
-def dgpo_objectives() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare losses; implementations are `contracts.Objective`s."""
-
-
-@hookspec
-def dgpo_prompt_sources() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare prompt generators; implementations are `contracts.PromptSource`s."""
-
-
-@hookspec
-def dgpo_detectors() -> Sequence[Part]:  # type: ignore[empty-body]
-    """Declare object detectors for rewards that look for objects (see dgpo-geneval's `Detector`)."""
+def dgpo_commands() -> Sequence[Command]:  # type: ignore[empty-body]
+    """Declare commands of the command line."""
 
 
 @hookspec

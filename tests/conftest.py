@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import dgpo_cli.plugin
 import dgpo_core.plugins.registry as registry_module
+import dgpo_kit.plugin
+import dgpo_lab.plugin
 from dgpo_cli.main import main
 from dgpo_core.builtin import plugin as builtin
 from dgpo_core.hookspecs import Part, hookimpl
@@ -121,6 +124,9 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Registry:
     """The engine's own parts and the toy's, in the place of what is installed."""
     made = Registry(discover=False)
     made.register(builtin, distribution="dgpo", version="1.0")
+    made.register(dgpo_cli.plugin, distribution="dgpo", version="1.0")
+    made.register(dgpo_lab.plugin, distribution="dgpo-lab")
+    made.register(dgpo_kit.plugin, distribution="dgpo-kit")
     made.register(plugin, distribution="toy", version="2.0")
     monkeypatch.setattr(registry_module, "get_registry", lambda: made)
     return made

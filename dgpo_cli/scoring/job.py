@@ -20,7 +20,7 @@ from dgpo_core.data.checks import check_prompts
 from dgpo_core.errors import UserError
 from dgpo_core.media.annotation import annotate, understood
 from dgpo_core.media.files import Medium, check_files, kind_of, read_media
-from dgpo_core.media.kinds import one_of, plural, shows_frames
+from dgpo_core.media.kinds import adapter, one_of, plural
 from dgpo_core.media.listing import expand
 from dgpo_core.training.scoring import Reward
 from dgpo_core.types import Example, Prompt
@@ -66,8 +66,8 @@ def check_kinds(model: RewardBase, block: RewardBlock, samples: Sequence[Sample]
     assert kind is not None
     others = {1: "", 2: ", as is the other file"}.get(len(samples), f", as are the other {len(samples) - 1} files")
     advice = ""
-    if kind == "video" and shows_frames(registry):
-        advice = f"; show it single frames: dgpo score frames --option reward={block.use}"
+    if shows := adapter(registry, kind, model.media):
+        advice = f"; show it single frames: dgpo score {shows} --option reward={block.use}"
     raise UserError(f"{samples[0].name}: is {one_of(kind)}{others}; {block.label} scores {plural(model.media)}{advice}")
 
 

@@ -4,103 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dgpo_core.builtin.options import ClippedOptions, SoftmaxOptions, TopKOptions
 from dgpo_core.hookspecs import Part, hookimpl
 
 __all__ = ["dgpo_objectives", "dgpo_samplers", "dgpo_timestep_policies", "dgpo_weightings"]
 
 
+def _part(name: str, summary: str, implementation: str, options: str | None = None) -> Part:
+    here = "dgpo_core.builtin."
+    return Part(name, summary, here + implementation, options and f"{here}options:{options}")
+
+
 @hookimpl
 def dgpo_samplers() -> Sequence[Part]:
     """The two deterministic solvers of the flow."""
+    second = "DPM-Solver++(2M) on flow sigmas: second order, the paper's rollout sampler."
     return [
-        Part(
-            "flow-euler",
-            "Euler steps of the flow ODE on diffusers' SD3 schedule.",
-            "dgpo_core.builtin.samplers:FlowEuler",
-        ),
-        Part(
-            "flow-dpmpp",
-            "DPM-Solver++(2M) on flow sigmas: second order, the paper's rollout sampler.",
-            "dgpo_core.builtin.samplers:FlowDPMSolverPP",
-        ),
+        _part("flow-euler", "Euler steps of the flow ODE on diffusers' SD3 schedule.", "samplers:FlowEuler"),
+        _part("flow-dpmpp", second, "samplers:FlowDPMSolverPP"),
     ]
 
 
 @hookimpl
 def dgpo_weightings() -> Sequence[Part]:
     """The paper's weighting and others to compare with."""
+    cancels = "the partition function cancels."
+    pairwise = "w = 1 for the best and the worst member, 0 elsewhere: pairwise Diffusion-DPO."
+    softmax = f"w = G/2 softmax(|A| / temperature) within each side: {cancels}"
     return [
-        Part(
-            "abs-advantage",
-            "w = |A|, the paper's choice: the partition function cancels.",
-            "dgpo_core.builtin.weightings:AbsAdvantage",
-        ),
-        Part(
-            "uniform",
-            "w = 1 for every member of a group that has a preference.",
-            "dgpo_core.builtin.weightings:Uniform",
-        ),
-        Part(
-            "best-vs-worst",
-            "w = 1 for the best and the worst member, 0 elsewhere: pairwise Diffusion-DPO.",
-            "dgpo_core.builtin.weightings:BestVersusWorst",
-        ),
-        Part(
-            "rank",
-            "w by a member's place in its group, whatever the rewards' distances.",
-            "dgpo_core.builtin.weightings:Rank",
-        ),
-        Part(
-            "softmax",
-            "w = G/2 softmax(|A| / temperature) within each side: the partition function cancels.",
-            "dgpo_core.builtin.weightings:Softmax",
-            SoftmaxOptions,
-        ),
-        Part(
-            "binary",
-            "w equal within each side, both sides the same: the partition function cancels.",
-            "dgpo_core.builtin.weightings:Binary",
-        ),
-        Part(
-            "top-k",
-            "w = 1 for the k best and the k worst: the partition function cancels.",
-            "dgpo_core.builtin.weightings:TopK",
-            TopKOptions,
-        ),
-        Part(
-            "clipped",
-            "w = min(|A|, limit).",
-            "dgpo_core.builtin.weightings:Clipped",
-            ClippedOptions,
-        ),
+        _part("abs-advantage", f"w = |A|, the paper's choice: {cancels}", "weightings:AbsAdvantage"),
+        _part("uniform", "w = 1 for every member of a group that has a preference.", "weightings:Uniform"),
+        _part("best-vs-worst", pairwise, "weightings:BestVersusWorst"),
+        _part("rank", "w by a member's place in its group, whatever the rewards' distances.", "weightings:Rank"),
+        _part("softmax", softmax, "weightings:Softmax", "SoftmaxOptions"),
+        _part("binary", f"w equal within each side, both sides the same: {cancels}", "weightings:Binary"),
+        _part("top-k", f"w = 1 for the k best and the k worst: {cancels}", "weightings:TopK", "TopKOptions"),
+        _part("clipped", "w = min(|A|, limit).", "weightings:Clipped", "ClippedOptions"),
     ]
 
 
 @hookimpl
 def dgpo_timestep_policies() -> Sequence[Part]:
     """Continuous and discrete training times."""
+    steps = "The sampler's own times in [t_min, t_max], drawn without replacement (the authors' rule)."
     return [
-        Part(
-            "uniform",
-            "Independent times, uniform in [t_min, t_max].",
-            "dgpo_core.builtin.timesteps:UniformTimesteps",
-        ),
-        Part(
-            "sampler-steps",
-            "The sampler's own times in [t_min, t_max], drawn without replacement (the authors' rule).",
-            "dgpo_core.builtin.timesteps:SamplerSteps",
-        ),
+        _part("uniform", "Independent times, uniform in [t_min, t_max].", "timesteps:UniformTimesteps"),
+        _part("sampler-steps", steps, "timesteps:SamplerSteps"),
     ]
 
 
 @hookimpl
 def dgpo_objectives() -> Sequence[Part]:
     """The paper's loss."""
-    return [
-        Part(
-            "dgpo",
-            "Direct Group Preference Optimization (arXiv 2510.08425).",
-            "dgpo_core.builtin.objective:DirectGroupPreference",
-        )
-    ]
+    summary = "Direct Group Preference Optimization (arXiv 2510.08425)."
+    return [_part("dgpo", summary, "objective:DirectGroupPreference")]

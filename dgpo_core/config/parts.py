@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from dgpo_core.errors import PluginError
-from dgpo_core.hookspecs import KINDS
 from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.problems import KeyPath
 
@@ -64,6 +63,6 @@ def _in_options(
     except PluginError:  # it may be installed only where the reward runs
         return
     yield (*where, "options"), model, options
-    for inner in KINDS:
+    for inner in registry.kinds:
         if inner in options:
             yield from _in_options(registry, inner, (*where, "options", inner), options[inner])

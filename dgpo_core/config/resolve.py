@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 
 from dgpo_core.config.parts import blocks_at
 from dgpo_core.errors import PluginError
-from dgpo_core.hookspecs import KINDS
 from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.loading import Document
@@ -104,7 +103,7 @@ def _check_options(
     except Exception as error:
         mistakes.append((where, f"the plugin's own check failed with {error_text(error)}"))
         return None
-    for kind in KINDS:
+    for kind in registry.kinds:
         # An option that is called after a kind and holds a `use` block chooses a part of that kind.
         chosen = getattr(accepted, kind, None)
         if isinstance(chosen, UseBlock):

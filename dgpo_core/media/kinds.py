@@ -13,11 +13,9 @@ if TYPE_CHECKING:
     from dgpo_schemas.sections.backbone import BackboneSection
     from dgpo_schemas.sections.rewards import RewardBlock
 
-__all__ = ["Kind", "check_range", "check_reward", "one_of", "plural", "shows_frames"]
+__all__ = ["Kind", "adapter", "check_range", "check_reward", "one_of", "plural"]
 
 Kind = Literal["image", "video"]
-ADAPTER = "frames"
-"""The reward that shows an image reward frames of a video, where it is installed."""
 
 
 def plural(kinds: Iterable[Kind]) -> str:
@@ -30,9 +28,10 @@ def one_of(kind: Kind) -> str:
     return "an image" if kind == "image" else "a video"
 
 
-def shows_frames(registry: Registry) -> bool:
-    """Whether an image reward can be shown frames of a video here."""
-    return ADAPTER in registry.parts("reward")
+def adapter(registry: Registry, made: Kind, scored: Set[Kind]) -> str | None:
+    """An installed reward that shows media of the one kind to a reward of the other, in its option `reward`."""
+    adapts = ((name, one.part.adapts) for name, one in registry.parts("reward").items() if one.part.adapts)
+    return next((name for name, (shown, inner) in adapts if shown == made and inner in scored), None)
 
 
 def check_range(reward: RewardBase, use: str, where: str) -> None:
@@ -63,8 +62,8 @@ def check_reward(
     if made in reward.media:
         return
     advice = f"choose a reward that scores {made}s"
-    if made == "video" and shows_frames(registry):
-        wrapped = f"{{use: {ADAPTER}, options: {{reward: {{use: {block.use}, ...}}}}}}"
+    if shows := adapter(registry, made, reward.media):
+        wrapped = f"{{use: {shows}, options: {{reward: {{use: {block.use}, ...}}}}}}"
         advice = f"show it single frames: {wrapped}" + (", in its service's file too" if block.service else "")
     raise UserError(
         f"{where}.use: {block.use} scores {plural(reward.media)}, but the backbone {backbone.use} makes {made}s; "

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import re
-from collections.abc import Iterator
-from typing import Any, TypeAlias
+from collections.abc import Collection, Iterator, Mapping
+from typing import TypeAlias
 
 from dgpo_core import hookspecs
 from dgpo_core.contracts.version import ATTRIBUTE
 from dgpo_core.errors import PluginError
-from dgpo_core.hookspecs import ENTRY_POINT_GROUP, Part
-from dgpo_schemas.problems import nearest
+from dgpo_core.hookspecs import ENTRY_POINT_GROUP, Kind
+from dgpo_core.plugins.installable import how_to_install
 from dgpo_schemas.text import error_text
 
-__all__ = ["check_hooks", "check_part", "entry_points"]
+__all__ = ["check_hooks", "check_kind", "entry_points"]
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
-PATH = re.compile(r"[^:\s]+:[^:\s]+\Z")
 HOOKS = frozenset(name for name in vars(hookspecs) if name.startswith("dgpo_"))
 
 
@@ -57,30 +54,31 @@ def _one_by_one(damaged: list[tuple[str, str]]) -> Iterator[importlib.metadata.E
             damaged.append((name, f"its entry_points.txt cannot be read: {error_text(error)}"))
 
 
-def check_hooks(plugin: object) -> None:
+def check_hooks(plugin: object, of_kinds: Collection[str]) -> None:
     """Raise PluginError for unknown hooks, and for functions that look like hooks but lack the marker: these would
-    silently do nothing."""
+    silently do nothing. of_kinds: the hooks by which parts are declared."""
+    hooks = {*HOOKS, *of_kinds}
     for name in dir(plugin):
         if not name.startswith("dgpo_") or name == ATTRIBUTE:
             continue
         marker = getattr(getattr(plugin, name), "dgpo_impl", None)
-        if name not in HOOKS and not (marker and (marker.get("optionalhook") or marker.get("specname"))):
-            raise PluginError(f"there is no hook {name}{nearest(name, HOOKS)}")
+        if name not in hooks and not (marker and (marker.get("optionalhook") or marker.get("specname"))):
+            raise PluginError(_no_hook(name, hooks))
         if marker is None:
             raise PluginError(f"{name} lacks the @hookimpl marker (from dgpo_core import hookimpl)")
         if marker.get("wrapper") or marker.get("hookwrapper"):
             raise PluginError(f"{name} is a wrapper; dgpo calls every plugin by itself, so there is nothing to wrap")
 
 
-def check_part(hook: str, part: Any) -> None:
-    """Raise PluginError unless a declaration is one."""
-    if not isinstance(part, Part):
-        raise PluginError(f"{hook} must return dgpo_core.hookspecs.Part, not {type(part).__name__}")
-    if not isinstance(part.name, str) or not NAME.match(part.name):
-        raise PluginError(f"{hook}: {part.name!r} is no name: lower-case letters, digits, . _ - only")
-    if not isinstance(part.implementation, str) or not PATH.match(part.implementation):
-        raise PluginError(f"{hook}: {part.name}: implementation must be 'package.module:Class'")
-    if isinstance(part.options, str) and not PATH.match(part.options):
-        raise PluginError(f"{hook}: {part.name}: options must be a model or 'package.module:Model'")
-    if not isinstance(part.summary, str) or not part.summary.strip():
-        raise PluginError(f"{hook}: {part.name} has no summary; one line says what it is")
+def _no_hook(name: str, hooks: Collection[str]) -> str:
+    if how := how_to_install("hook", name):
+        return f"{name} declares parts of a kind that another plugin brings; {how}"
+    from dgpo_schemas.problems import nearest
+
+    return f"there is no hook {name}{nearest(name, hooks)}"
+
+
+def check_kind(kind: Kind, kinds: Mapping[str, Kind]) -> None:
+    """Raise PluginError unless a plugin's kind and its hook are new."""
+    if kind.name in {*kinds, "command", "hook", "kind"} or kind.hook in {*HOOKS, *(one.hook for one in kinds.values())}:
+        raise PluginError(f"dgpo_kinds: there is a kind {kind.name}, or a hook {kind.hook}, already; choose others")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import locale
 import logging
 import os
@@ -15,9 +17,10 @@ from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 from typing import Any, NoReturn
 
+from dgpo_core.errors import PluginError
 from dgpo_schemas.text import error_text
 
-__all__ = ["READ", "RESTORE", "Exited", "ctrl_c", "isolated", "no_exit", "place_of", "printing_aside", "told"]
+__all__ = ["READ", "RESTORE", "Exited", "ctrl_c", "imported", "isolated", "no_exit", "printing_aside", "told"]
 
 log = logging.getLogger(__name__)
 SLOW = 20.0
@@ -220,6 +223,20 @@ def _what_is_put_back(before: dict[str, Any], path: list[str]) -> list[str]:
     for name in changed:
         _put_back(name, before[name])
     return [*changed, *(["the beginning of sys.path"] if _path_put_back(path) else [])]
+
+
+def imported(owner: str, path: str) -> Any:
+    """What the dotted path of a declaration leads to. Raises PluginError, naming the owner, if it leads nowhere."""
+    module, _, name = path.partition(":")
+    pressed: Callable[[], bool] = bool
+    try:
+        with isolated(owner) as pressed:
+            return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except BaseException as error:
+        if pressed():
+            log.warning("stopped while %s was imported", owner)
+            raise
+        raise PluginError(f"{owner}: cannot import {path}: {told(error)}") from error
 
 
 def place_of(error: BaseException) -> str:

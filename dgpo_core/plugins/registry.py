@@ -8,157 +8,64 @@ fails. Implementations are imported when a run uses them.
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.metadata
-import inspect
-import itertools
 import logging
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pluggy
-from pydantic import BaseModel, ValidationError
 
 from dgpo_core import hookspecs
 from dgpo_core.contracts import version as contract_version
-from dgpo_core.contracts.signatures import misfits
-from dgpo_core.errors import ContractError, DgpoError, PluginError, UserError
-from dgpo_core.hookspecs import KINDS, Part
-from dgpo_core.plugins.discovery import check_hooks, check_part, entry_points
-from dgpo_core.plugins.isolation import ctrl_c, isolated, no_exit, told
-from dgpo_schemas.base import Options, UseBlock
-from dgpo_schemas.problems import dotted, explain, nearest
-from dgpo_schemas.text import clean, error_text
+from dgpo_core.errors import ContractError, PluginError
+from dgpo_core.hookspecs import Command, Kind, Part, hookspec
+from dgpo_core.plugins.blame import blamed
+from dgpo_core.plugins.declared import BrokenPlugin, RegisteredCommand, RegisteredPart, contract_of, declarations
+from dgpo_core.plugins.discovery import check_hooks, check_kind, entry_points
+from dgpo_core.plugins.isolation import isolated, told
+from dgpo_core.plugins.names import Names
+from dgpo_core.plugins.observers import notify
 
-__all__ = ["BUNDLED", "BrokenPlugin", "NoOptions", "RegisteredPart", "Registry", "get_registry"]
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from dgpo_schemas.base import UseBlock
+
+__all__ = ["Registry", "get_registry"]
 
 log = logging.getLogger(__name__)
 
-CONTRACTS: dict[str, tuple[str, ...]] = {
-    "backbone": ("Backbone",),
-    "sampler": ("Sampler",),
-    "reward": ("RewardModel", "GroupReward"),
-    "weighting": ("AdvantageWeighting",),
-    "timesteps": ("TimestepPolicy",),
-    "objective": ("Objective",),
-    "prompts": ("PromptSource",),
-}
-"""Kind to the classes in `contracts` of which an implementation derives from one."""
-NOUNS = {"timesteps": "timestep policy", "prompts": "prompt source"}
-"""What messages call a kind, where its key in a run file reads badly."""
 
-WITH_SECTION = ("backbone", "objective")
-"""Kinds whose implementation is given its whole section of the run file, not only its options."""
-
-BUNDLED = {
-    ("backbone", "sd3"): "dgpo-sd3",
-    ("backbone", "sdxl"): "dgpo-diffusers",
-    ("timesteps", "scheduled-t-min"): "dgpo-adaptive-tmin",
-    ("timesteps", "disagreement-t-min"): "dgpo-adaptive-tmin",
-    ("timesteps", "dsm-gap-t-min"): "dgpo-adaptive-tmin",
-    ("sampler", "flow-sde"): "dgpo-baselines",
-    ("sampler", "flow-cps"): "dgpo-baselines",
-    ("objective", "flow-grpo"): "dgpo-baselines",
-    ("objective", "diffusion-dpo"): "dgpo-baselines",
-    ("objective", "diffusion-nft"): "dgpo-baselines",
-    ("objective", "awm"): "dgpo-baselines",
-    ("reward", "geneval"): "dgpo-geneval",
-    ("reward", "geneval-official"): "dgpo-geneval",
-    ("reward", "geneval-flowgrpo"): "dgpo-geneval",
-    ("reward", "pickscore"): "dgpo-pickscore",
-    ("reward", "clipscore"): "dgpo-pickscore",
-    ("reward", "aesthetic"): "dgpo-pickscore",
-    ("reward", "ocr"): "dgpo-ocr",
-    ("prompts", "ocr"): "dgpo-ocr",
-    ("detector", "mask2former"): "dgpo-geneval",
-    ("prompts", "geneval"): "dgpo-geneval",
-    ("detector", "shapes"): "dgpo-miniature",
-    ("prompts", "miniature"): "dgpo-miniature",
-    ("prompts", "miniature-signs"): "dgpo-miniature",
-    ("backbone", "wan"): "dgpo-wan",
-    ("backbone", "flux"): "dgpo-diffusers",
-    ("reward", "frames"): "dgpo-video",
-    ("reward", "motion"): "dgpo-video",
-    ("reward", "miniature-motion"): "dgpo-video",
-    ("prompts", "miniature-video"): "dgpo-video",
-}
-"""Parts of the project's own plugins: an unknown one of these names says what to install."""
-
-
-class NoOptions(Options):
-    """For parts without options."""
-
-
-OURS = ("dgpo_core", "dgpo_cli", "dgpo_schemas")
-MOST_PARTS = 1000
-"""Parts of a kind that one plugin may declare: a generator that never ends would be no list."""
-
-
-@dataclass(frozen=True, slots=True)
-class RegisteredPart:
-    """A declared part and where it came from. contract: the version of the contract that its plugin declares."""
-
-    part: Part
-    kind: str
-    distribution: str
-    version: str
-    contract: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BrokenPlugin:
-    """A plugin that was set aside, and why."""
-
-    distribution: str
-    entry_point: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.distribution} (entry point {self.entry_point}): {self.reason}"
-
-
-class Registry:
+class Registry(Names):
     """Everything that installed plugins declare."""
 
     def __init__(self, *, discover: bool = True) -> None:
+        super().__init__()
         self._manager = pluggy.PluginManager("dgpo")
         self._manager.add_hookspecs(hookspecs)
-        self._parts: dict[str, dict[str, RegisteredPart]] = {kind: {} for kind in KINDS}
-        self._claimed_twice: dict[tuple[str, str], list[str]] = {}
-        self._versions: dict[str, str] = {}
+        for kind in self.kinds.values():
+            self._specify(kind)
         self._muted: set[str] = set()
-        self.broken: list[BrokenPlugin] = []
         if discover:
-            damaged: list[tuple[str, str]] = []
-            for distribution, version, entry_point in entry_points(damaged):
-                self._load(distribution, version, entry_point)
-            for distribution, reason in damaged:
-                self._set_aside(distribution, "unknown", reason)
+            self._discover()
 
     # -- discovery ----------------------------------------------------------------------------------------------
 
-    def _load(self, distribution: str, version: str, entry_point: importlib.metadata.EntryPoint) -> None:
-        self._versions[distribution] = version
-        who = f"plugin {entry_point.name} of {distribution} {version}"
-        pressed: Callable[[], bool] = bool
-        try:
-            with isolated(who) as pressed:
-                module = entry_point.load()
-        except BaseException as error:  # a plugin may throw anything, and means itself
-            if pressed():
-                log.warning("stopped while %s was imported", who)
-                raise
-            self._set_aside(distribution, entry_point.name, f"importing {entry_point.value} failed with {told(error)}")
-            return
-        try:
-            self.register(module, distribution=distribution, version=version)
-        except PluginError as error:
-            self._set_aside(distribution, entry_point.name, str(error))
-
-    def _set_aside(self, distribution: str, entry_point: str, reason: str) -> None:
-        self.broken.append(BrokenPlugin(distribution, entry_point, reason))
+    def _discover(self) -> None:
+        damaged: list[tuple[str, str]] = []
+        loaded = []
+        for distribution, version, entry_point in entry_points(damaged):
+            self._versions[distribution] = version
+            try:
+                loaded.append((distribution, version, entry_point.name, _module(distribution, version, entry_point)))
+            except PluginError as error:
+                self.broken.append(BrokenPlugin(distribution, entry_point.name, str(error)))
+        for distribution, version, name, module in sorted(loaded, key=lambda one: "dgpo_kinds" not in dir(one[3])):
+            try:
+                self.register(module, distribution=distribution, version=version)
+            except PluginError as error:
+                self.broken.append(BrokenPlugin(distribution, name, str(error)))
+        self.broken += [BrokenPlugin(distribution, "unknown", reason) for distribution, reason in damaged]
 
     def register(self, plugin: object, *, distribution: str, version: str = "0") -> None:
         """Add a module or object of hook implementations. Raises PluginError, leaving nothing of it registered."""
@@ -169,11 +76,13 @@ class Registry:
         contract = None
         try:
             with isolated(f"plugin {name}", "declared its parts") as pressed:
-                contract = _declared_contract(plugin)
+                contract = contract_of(plugin)
                 self._manager.register(plugin, name=name)
+                kinds = self.kinds | dict(self._kinds_of(plugin))
+                check_hooks(plugin, [kind.hook for kind in kinds.values()])
                 self._manager.check_pending()
-                check_hooks(plugin)
-                found = list(self._declared(plugin))
+                parts = [(kind, one) for kind in kinds.values() for one in self._declared(plugin, kind.hook, Part)]
+                commands = list(self._declared(plugin, "dgpo_commands", Command))
         except BaseException as error:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
@@ -183,112 +92,50 @@ class Registry:
                 raise
             text = str(error) if isinstance(error, pluggy.PluginValidationError) else told(error)
             raise PluginError(f"{text}; see dgpo_core.hookspecs for the hooks and their arguments") from error
+        self.brought |= {kind: distribution for kind in kinds if kind not in self.kinds}
+        self.kinds = kinds
         self._versions[distribution] = version
-        for kind, part in found:
-            self._add(RegisteredPart(part, kind, distribution, version, contract))
+        for kind, part in parts:
+            noun = kind.noun or kind.name
+            self._add_part(RegisteredPart(part, kind.name, distribution, version, contract, noun))
+        for command in commands:
+            self._add_command(RegisteredCommand(command, distribution, version))
 
-    def _declared(self, plugin: object) -> Iterator[tuple[str, Part]]:
-        for kind, hook in KINDS.items():
-            seen: set[str] = set()
-            for implementation in getattr(self._manager.hook, hook).get_hookimpls():
-                if implementation.plugin is not plugin:
-                    continue
-                try:
-                    parts = list(itertools.islice(implementation.function(), MOST_PARTS + 1))
-                except BaseException as error:
-                    raise PluginError(f"{hook} failed with {told(error)}") from error
-                if len(parts) > MOST_PARTS:
-                    raise PluginError(f"{hook} declares more than {MOST_PARTS} parts")
-                for part in parts:
-                    check_part(hook, part)
-                    if part.name in seen:
-                        raise PluginError(f"{hook}: {part.name} is declared twice; give one of them another name")
-                    seen.add(part.name)
-                    yield kind, part
+    def _declared(self, plugin: object, hook: str, sort: type[Any]) -> Iterator[Any]:
+        implementations = getattr(self._manager.hook, hook).get_hookimpls()
+        return declarations([one for one in implementations if one.plugin is plugin], hook, sort)
 
-    def _add(self, registered: RegisteredPart) -> None:
-        key = (registered.kind, registered.part.name)
-        parts = self._parts[registered.kind]
-        if registered.part.name in parts or key in self._claimed_twice:
-            claims = self._claimed_twice.setdefault(key, [])
-            earlier = parts.pop(registered.part.name, None)
-            claims.extend([earlier.distribution] if earlier else [])
-            claims.append(registered.distribution)
-        else:
-            parts[registered.part.name] = registered
+    def _kinds_of(self, plugin: object) -> Iterator[tuple[str, Kind]]:
+        """The kinds that a plugin brings, whose hooks are known from now on."""
+        for kind in self._declared(plugin, "dgpo_kinds", Kind):
+            check_kind(kind, self.kinds)
+            self._specify(kind)
+            yield kind.name, kind
 
-    # -- access -------------------------------------------------------------------------------------------------
+    def _specify(self, kind: Kind) -> None:
+        """The hook of a kind, unless a plugin that was refused has brought it before."""
+        caller = getattr(self._manager.hook, kind.hook, None)
+        if caller is None or not caller.has_spec():
+            self._manager.add_hookspecs(type("OfKind", (), {kind.hook: hookspec(lambda: None)}))
 
-    def parts(self, kind: str) -> Mapping[str, RegisteredPart]:
-        """All usable parts of a kind, by name."""
-        return dict(sorted(self._parts[kind].items()))
-
-    def conflicts(self) -> Mapping[tuple[str, str], list[str]]:
-        """(kind, name) claimed by several distributions, and which."""
-        return dict(self._claimed_twice)
-
-    def distributions(self) -> dict[str, str]:
-        """Every distribution with plugins, and its version."""
-        return dict(sorted(self._versions.items()))
-
-    def find(self, kind: str, name: str) -> RegisteredPart:
-        """A part by name. Raises PluginError saying what there is, what is near, and what to install, or that the part
-        says it was made for another version of the contract."""
-        noun = NOUNS.get(kind, kind)
-        if (kind, name) in self._claimed_twice:
-            owners = " and ".join(sorted(self._claimed_twice[kind, name]))
-            raise PluginError(f"{noun} {name!r} is claimed by {owners}: uninstall one of them")
-        found = self._parts[kind].get(name)
-        if found is not None:
-            _check_declared(found)
-            return found
-        message = f"unknown {noun} {name!r}"
-        if (kind, name) in BUNDLED:
-            message += f"; it comes with {BUNDLED[kind, name]}: pip install {BUNDLED[kind, name]}"
-        else:
-            message += nearest(name, self._parts[kind])
-            message += f" (installed: {', '.join(self.parts(kind)) or 'none'})"
-        for broken in self.broken:
-            message += f"\n  a plugin could not be loaded and may own it: {broken}"
-        raise PluginError(message)
+    # -- building ------------------------------------------------------------------------------------------------
 
     def options_model(self, registered: RegisteredPart) -> type[BaseModel]:
         """The model of a part's options. Raises PluginError if its dotted path leads nowhere."""
-        declared = registered.part.options
-        if declared is None:
-            return NoOptions
-        if isinstance(declared, str):
-            declared = self._import(registered, declared)
-        if not (inspect.isclass(declared) and issubclass(declared, BaseModel)):
-            raise PluginError(f"{_owner(registered)}: its options must be a pydantic model, not {declared!r}")
-        return declared
+        from dgpo_core.plugins import building
+
+        return building.options_model(registered)
 
     def options_models(self) -> dict[str, dict[str, type[BaseModel]]]:
         """Kind to name to options model, of every usable part."""
-        return {kind: {n: self.options_model(p) for n, p in self.parts(kind).items()} for kind in KINDS}
+        return {kind: {n: self.options_model(p) for n, p in self.parts(kind).items()} for kind in self.kinds}
 
     def implementation(self, registered: RegisteredPart) -> Any:
         """A part's class, imported. Raises PluginError if it cannot be or does not keep its contract; ContractError if
         it was made for another version of that."""
-        _check_declared(registered)
-        implementation = self._import(registered, registered.part.implementation)
-        names = CONTRACTS.get(registered.kind)
-        if names is not None:
-            contracts = importlib.import_module("dgpo_core.contracts")
-            bases = tuple(getattr(contracts, name) for name in names)
-            if not (inspect.isclass(implementation) and issubclass(implementation, bases)):
-                raise PluginError(f"{_owner(registered)}: {registered.part.implementation} is no {' or '.join(names)}")
-            changes = tuple(contract_version.changes_in(registered.kind, implementation, bases[0]))
-            if changes:  # before what is abstract: that is so because the contract has changed
-                why = contract_version.why_not(contract_version.VERSION - 1, changes)
-                raise ContractError(f"{_owner(registered)}: {why}")
-            if inspect.isabstract(implementation):
-                missing = ", ".join(sorted(getattr(implementation, "__abstractmethods__", ())))
-                raise PluginError(f"{_owner(registered)}: {registered.part.implementation} lacks {missing}")
-            base = next(one for one in bases if issubclass(implementation, one))
-            if (misfit := next(misfits(implementation, base), None)) is not None:
-                raise PluginError(f"{_owner(registered)}: {registered.part.implementation}: {misfit}")
-        return implementation
+        from dgpo_core.plugins import building
+
+        return building.implementation(registered, self.kinds[registered.kind])
 
     def check_contract(self, registered: RegisteredPart) -> None:
         """Raise ContractError for a part that was made for another version of the contract.
@@ -296,106 +143,29 @@ class Registry:
         Where its plugin declares no version, the class of a kind that has changed is imported to see; one that cannot
         be imported is refused when it is used.
         """
-        _check_declared(registered)
-        ours = registered.part.implementation.partition(".")[0] in OURS
-        if registered.contract is None and registered.kind in contract_version.CHANGED and not ours:
-            try:
-                self.implementation(registered)
-            except ContractError:
-                raise
-            except PluginError:
-                return
+        from dgpo_core.plugins import building
+
+        building.check_contract(registered, self.kinds[registered.kind])
 
     def create(self, kind: str, block: UseBlock | str, **keywords: Any) -> Any:
         """Import a part's class, validate its options and build it.
 
         Raises PluginError for what the plugin does wrong and UserError for what its options or files do.
         """
-        block = UseBlock(use=block) if isinstance(block, str) else block
-        registered = self.find(kind, block.use)
-        model = self.options_model(registered)
-        owner = _owner(registered)
-        try:
-            options = model.model_validate(block.options)
-        except ValidationError as error:
-            found = explain(model, block.options, error)
-            lines = [f"{kind} {block.use}: {dotted(('options', *path))}: {message}" for path, message in found]
-            raise UserError("\n".join(lines)) from error
-        except Exception as error:
-            raise PluginError(f"{owner}: its options cannot be checked: {told(error)}") from error
-        implementation = self.implementation(registered)
-        if kind == "backbone":
-            self._check_section(implementation, block)
-        with ctrl_c() as pressed, no_exit():
-            try:
-                if kind in WITH_SECTION:
-                    return implementation(block, options, **keywords)
-                return implementation(options, **keywords)
-            except DgpoError:
-                raise
-            except BaseException as error:  # some libraries exit where others raise
-                if pressed():
-                    raise
-                raise UserError(f"{owner}: could not be built: {told(error)}") from error
+        from dgpo_core.plugins import building
 
-    def _check_section(self, implementation: Any, block: UseBlock) -> None:
-        from dgpo_core.plugins.sections import (
-            check_section,  # it knows the whole run file, which takes a while to import
-        )
-        from dgpo_schemas.sections.backbone import BackboneSection
-
-        if isinstance(block, BackboneSection):
-            check_section(implementation, block)
-
-    def _import(self, registered: RegisteredPart, path: str) -> Any:
-        owner = _owner(registered)
-        module, _, name = path.partition(":")
-        pressed: Callable[[], bool] = bool
-        try:
-            with isolated(owner) as pressed:
-                return functools.reduce(getattr, name.split("."), importlib.import_module(module))
-        except BaseException as error:
-            if pressed():
-                log.warning("stopped while %s was imported", owner)
-                raise
-            raise PluginError(f"{owner}: cannot import {path}: {told(error)}") from error
+        return building.create(self, kind, block, **keywords)
 
     def blame(self, error: BaseException) -> str | None:
-        """What a plugin has thrown, with its distribution and place; None if it was not a plugin: of the frames that
-        are dgpo's or a plugin's, the innermost counts."""
-        owners = {
-            p.part.implementation.partition(":")[0].partition(".")[0]: p for k in KINDS for p in self.parts(k).values()
-        }
-        for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-            package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-            if package in OURS:
-                return None
-            if package in owners:
-                part = owners[package]
-                where = f"{frame.f_code.co_filename}:{line}"
-                return f"plugin {part.distribution} {part.version} failed with {error_text(error)} (at {where})"
-        return None
-
-    # -- observers ----------------------------------------------------------------------------------------------
+        """What a plugin has thrown, with its distribution and place; None if it was not a plugin."""
+        parts = (part for kind in self.kinds for part in self.parts(kind).values())
+        paths = {part.part.implementation: f"{part.distribution} {part.version}" for part in parts}
+        paths |= {one.command.target: f"{one.distribution} {one.version}" for one in self._commands.values()}
+        return blamed(error, {path.partition(":")[0].partition(".")[0]: owner for path, owner in paths.items()})
 
     def notify(self, hook: str, **keywords: Any) -> None:
         """Call every observer of a life-cycle hook; one that raises is named in the log, muted, and disturbs nobody."""
-        # pluggy keeps them in the reverse of the order in which it calls them.
-        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            if implementation.plugin_name in self._muted:
-                continue
-            arguments = {name: keywords[name] for name in implementation.argnames}
-            with ctrl_c() as pressed, no_exit():
-                try:
-                    implementation.function(**arguments)
-                except BaseException as error:
-                    if pressed():
-                        raise
-                    self._muted.add(implementation.plugin_name)
-                    log.warning(
-                        "observer %s failed in %s and is switched off: %s",
-                        implementation.plugin_name, hook, error_text(error),
-                    )  # fmt: skip
+        notify(self._manager, self._muted, hook, keywords)
 
 
 @functools.cache
@@ -404,22 +174,15 @@ def get_registry() -> Registry:
     return Registry()
 
 
-def _owner(registered: RegisteredPart) -> str:
-    noun = NOUNS.get(registered.kind, registered.kind)
-    return f"{noun} {registered.part.name} of {registered.distribution} {registered.version}"
-
-
-def _declared_contract(plugin: object) -> int | None:
-    """The version of the contract that a plugin says it was made for. Raises PluginError if that is no number."""
-    declared = getattr(plugin, contract_version.ATTRIBUTE, None)
-    if declared is None or (isinstance(declared, int) and not isinstance(declared, bool)):
-        return declared
-    raise PluginError(
-        f"{contract_version.ATTRIBUTE} = {clean(repr(declared), 100)}: it is the version of the contract as a number, "
-        f"such as {contract_version.VERSION}"
-    )
-
-
-def _check_declared(registered: RegisteredPart) -> None:
-    if registered.contract not in (None, contract_version.VERSION):
-        raise ContractError(f"{_owner(registered)}: {contract_version.why_not(registered.contract)}")
+def _module(distribution: str, version: str, entry_point: importlib.metadata.EntryPoint) -> Any:
+    """What an entry point names. Raises PluginError: a plugin may throw anything when it is imported."""
+    who = f"plugin {entry_point.name} of {distribution} {version}"
+    pressed: Callable[[], bool] = bool
+    try:
+        with isolated(who) as pressed:
+            return entry_point.load()
+    except BaseException as error:
+        if pressed():
+            log.warning("stopped while %s was imported", who)
+            raise
+        raise PluginError(f"importing {entry_point.value} failed with {told(error)}") from error

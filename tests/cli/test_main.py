@@ -13,11 +13,17 @@ import pytest
 
 import dgpo_cli.main as main_module
 import dgpo_core
-from dgpo_cli.main import COMMANDS
+from dgpo_cli.plugin import dgpo_commands
 from dgpo_core.errors import PluginError, RunStopped, UserError
+from dgpo_core.hookspecs import Command, hookimpl
+from dgpo_core.plugins.registry import Registry
+from dgpo_kit.plugin import dgpo_commands as commands_of_the_kit
+from dgpo_lab.plugin import dgpo_commands as commands_of_the_lab
 from dgpo_schemas.problems import ConfigError, Problem
 
 Run = Callable[..., Any]
+
+COMMANDS = {one.name: one for one in [*dgpo_commands(), *commands_of_the_kit(), *commands_of_the_lab()]}
 
 HEAVY = (
     "torch",
@@ -36,20 +42,32 @@ HEAVY = (
 )
 
 
+def add(registry: Registry, *commands: Command, distribution: str = "dgpo-more", module: str = "more") -> None:
+    """Commands of a plugin."""
+
+    def declare() -> list[Command]:
+        return list(commands)
+
+    plugin = types.ModuleType(module)
+    plugin.dgpo_commands = hookimpl(declare, specname="dgpo_commands")  # type: ignore[attr-defined]
+    registry.register(plugin, distribution=distribution, version="3")
+
+
 def test_help_lists_every_command_with_examples(dgpo: Run) -> None:
     done = dgpo("--help")
     assert done.code == 0
-    for name in COMMANDS:
-        assert f"\n  {name} " in done.out
+    for name, command in COMMANDS.items():
+        assert " " in name or f"\n  {name} " in done.out
+        assert " " in name or command.summary in done.out
     assert "dgpo train examples/quickstart.yaml" in done.out
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "plugins list", "plugins show"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_teaches_by_example(dgpo: Run, command: str) -> None:
     done = dgpo(*command.split(), "--help")
     assert done.code == 0
     assert f"Usage: dgpo {command} " in done.out
-    assert command == "plugins" or f"\n      dgpo {command}" in done.out
+    assert COMMANDS[command].target == "" or f"\n      dgpo {command}" in done.out
 
 
 def test_version(dgpo: Run) -> None:
@@ -84,7 +102,9 @@ def test_usage_errors(dgpo: Run) -> None:
         (KeyboardInterrupt(), 130, ""),
     ],
 )  # fmt: skip
-def test_exit_codes(dgpo: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, text: str) -> None:
+def test_exit_codes(
+    dgpo: Run, known: Registry, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, text: str
+) -> None:
     def fail() -> None:
         """Fail."""
         raise error
@@ -92,7 +112,7 @@ def test_exit_codes(dgpo: Run, monkeypatch: pytest.MonkeyPatch, error: BaseExcep
     module = types.ModuleType("a_command_that_fails")
     module.fail = fail  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(COMMANDS, "fail", "a_command_that_fails:fail")  # adding a command is one line
+    add(known, Command("fail", "Fail.", "a_command_that_fails:fail"))
     done = dgpo("fail")
     assert (done.code, done.out, done.err) == (code, "", text)
 
@@ -105,11 +125,11 @@ def test_ctrl_c_before_a_command_runs(dgpo: Run, monkeypatch: pytest.MonkeyPatch
     assert dgpo("--version").code == 130
 
 
-def test_our_own_mistakes_keep_their_traceback(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_mistakes_keep_their_traceback(dgpo: Run, known: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("a_command_with_a_bug")
     module.bug = lambda: 1 / 0  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(COMMANDS, "bug", "a_command_with_a_bug:bug")
+    add(known, Command("bug", "A bug.", "a_command_with_a_bug:bug"), distribution="dgpo")
     with pytest.raises(ZeroDivisionError):
         dgpo("bug")
 

@@ -11,7 +11,8 @@ from pydantic import Field
 
 import dgpo_cli.plugins as plugins_module
 from dgpo_core.hookspecs import KINDS, Part, hookimpl
-from dgpo_core.plugins.registry import BrokenPlugin, Registry
+from dgpo_core.plugins.declared import BrokenPlugin
+from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.base import Float, Int, Options, Use
 
 Run = Callable[..., Any]

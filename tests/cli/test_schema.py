@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dgpo_core.plugins.registry import BUNDLED, Registry
+from dgpo_core.plugins.installable import FILE, installable, written
+from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.export import stale_schemas
 
 Run = Callable[..., Any]
@@ -45,25 +47,31 @@ def test_places_that_cannot_be_written(dgpo: Run, tmp_path: Path) -> None:
     assert (done.code, done.err) == (2, f"--output {tmp_path}/file/below: cannot be written: Not a directory\n")
 
 
+def test_what_is_installable_is_written_from_what_is_declared(known: Registry) -> None:
+    """Of those that are not installed it stays, what is not the project's is left out."""
+    before = installable()
+    ours = {owner for names in before.values() for owner in names.values()}
+    found = json.loads(written(known, {*ours, "toy"}))
+    assert found["reward"] == {**before["reward"], "brightness": "toy", "win-rate": "toy"}
+    assert found["command"] == before["command"]
+    assert "brightness" not in json.loads(written(known, ours))["reward"]
+    assert json.loads(written(known, {"dgpo-lab"})).keys() == {"command"}
+
+
+def test_what_is_installable_is_current(installed: Registry) -> None:
+    projects = [tomllib.loads(path.read_text()) for path in ROOT.glob("plugins/*/pyproject.toml")]
+    names = {project["project"]["name"] for project in projects}
+    assert written(installed, names) == FILE.read_text(), "`dgpo schema` writes it anew"
+
+
 @pytest.fixture(scope="module")
 def installed() -> Registry:
     """What is really installed."""
     return Registry()
 
 
-def test_every_bundled_part_is_installed_and_known(installed: Registry) -> None:
-    ours = {"dgpo", *BUNDLED.values()}
-    found = {
-        (kind, name): part.distribution
-        for kind, models in installed.options_models().items()
-        for name in models
-        if (part := installed.find(kind, name)).distribution in ours - {"dgpo"}
-    }
-    assert found == BUNDLED
-
-
 def test_the_schemas_in_the_repository_are_current(installed: Registry) -> None:
-    ours = {"dgpo", *BUNDLED.values()}
+    ours = {"dgpo", *(owner for names in installable().values() for owner in names.values())}
     models = {
         kind: {name: model for name, model in known.items() if installed.find(kind, name).distribution in ours}
         for kind, known in installed.options_models().items()

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from dgpo_core.config.changes import differing_keys
 from dgpo_core.config.pipeline import load_run_config
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Kind, Part, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import plugin, run_data
 from dgpo_schemas.base import Int, Options, Use
@@ -98,6 +98,10 @@ class Plugin:
     @hookimpl
     def dgpo_weightings(self) -> Sequence[Part]:
         return [Part("needy", "Needy.", "nowhere:X", NeedyOptions)]
+
+    @hookimpl
+    def dgpo_kinds(self) -> Sequence[Kind]:
+        return [Kind("detector", "dgpo_detectors", ("nowhere:X",))]
 
     @hookimpl
     def dgpo_detectors(self) -> Sequence[Part]:

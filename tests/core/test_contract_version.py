@@ -15,12 +15,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from dgpo_core import contracts
 from dgpo_core.contracts import VERSION, Backbone, RewardModel, Sampler
 from dgpo_core.contracts.version import CHANGES, GUIDE, Change, changes_in
 from dgpo_core.errors import ContractError, PluginError
-from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.plugins.registry import CONTRACTS, Registry
+from dgpo_core.hookspecs import KINDS, Part, hookimpl
+from dgpo_core.plugins.building import contracts_of
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Conditioning, Prompt, SampleResult, Scores
 from dgpo_kit.toy import ToyBackbone, run_data
 
@@ -178,7 +178,7 @@ def test_the_new_name_with_the_old_type_is_old() -> None:
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: f"{change.kind}-{change.method}")
 def test_a_row_says_what_the_contract_has_now(change: Change) -> None:
-    contract = getattr(contracts, CONTRACTS[change.kind][0])
+    contract = contracts_of(KINDS[change.kind])[0]
     method: Any = getattr(contract, change.method, None)
     assert method is None if change.parameter is None else change.parameter not in inspect.signature(method).parameters
     there = dir(contract) if change.parameter is None else inspect.signature(method).parameters

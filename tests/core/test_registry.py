@@ -18,8 +18,10 @@ from pydantic import Field
 
 from dgpo_core.contracts import AdvantageWeighting
 from dgpo_core.errors import PluginError, UserError
-from dgpo_core.hookspecs import KINDS, Part, hookimpl
-from dgpo_core.plugins.registry import BUNDLED, NoOptions, Registry, get_registry
+from dgpo_core.hookspecs import KINDS, Kind, Part, hookimpl
+from dgpo_core.plugins.building import NoOptions
+from dgpo_core.plugins.installable import installable
+from dgpo_core.plugins.registry import Registry, get_registry
 from dgpo_schemas.base import Int, Options, UseBlock
 from dgpo_schemas.sections.backbone import BackboneSection
 
@@ -83,7 +85,7 @@ def test_a_distribution_is_discovered(install: Install) -> None:
         ("raise RuntimeError('bad day')", "importing broken_plugin failed with RuntimeError: bad day"),
         ("raise SystemExit(3)", "importing broken_plugin failed with SystemExit: 3"),
         ("def (", "importing broken_plugin failed with SyntaxError"),
-        ("@hookimpl\ndef dgpo_weighting():\n    return []", r"unknown hook 'dgpo_weighting'"),
+        ("@hookimpl\ndef dgpo_weighting():\n    return []", r"no hook dgpo_weighting; did you mean dgpo_weightings"),
         ("def dgpo_weightings():\n    return []", r"dgpo_weightings lacks the @hookimpl marker"),
         ("@hookimpl(wrapper=True)\ndef dgpo_weightings():\n    yield", r"dgpo_weightings is a wrapper"),
         ("def dgpo_wieghtings():\n    return []", r"there is no hook dgpo_wieghtings; did you mean dgpo_weightings\?"),
@@ -218,10 +220,15 @@ def test_an_unknown_name_says_what_is_near_and_what_there_is() -> None:
         registry.find("prompts", "x")
 
 
-@pytest.mark.parametrize(("kind", "name"), list(BUNDLED))
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind, names in installable().items() for name in names if kind not in ("hook", "kind")],
+)
 def test_known_parts_that_are_not_installed_say_what_to_install(kind: str, name: str) -> None:
-    with pytest.raises(PluginError, match=f"it comes with {BUNDLED[kind, name]}: pip install {BUNDLED[kind, name]}$"):
-        Registry(discover=False).find(kind, name)
+    owner = installable()[kind][name]
+    registry = Registry(discover=False)
+    with pytest.raises(PluginError, match=f"it comes with {owner}: pip install {owner}$"):
+        registry.find_command(name) if kind == "command" else registry.find(kind, name)
 
 
 class Powered(Options):
@@ -331,21 +338,65 @@ def test_a_backbone_is_given_its_whole_section(registry: Registry) -> None:
 
 
 class Eye:
-    """Any class may be a detector: dgpo-geneval says what it must do."""
+    """What the kind below wants."""
 
     def __init__(self, options: Powered, *, device: str) -> None:
         self.seen = (options.power, device)
 
 
-def test_a_detector_has_no_contract_here() -> None:
-    class Eyes:
+class KindOfEyes:
+    """A plugin that brings a kind and a part of it."""
+
+    kind = Kind("eye", "dgpo_eyes", (f"{__name__}:Eye",), noun="pair of eyes")
+
+    @hookimpl
+    def dgpo_kinds(self) -> list[Kind]:
+        return [self.kind]
+
+    @hookimpl
+    def dgpo_eyes(self) -> list[Part]:
+        return [Part("sharp", "Sees.", f"{__name__}:Eye", Powered), Part("glass", "Sees not.", f"{__name__}:Power")]
+
+
+def test_a_plugin_may_bring_a_kind_of_its_own() -> None:
+    class Others:
         @hookimpl
-        def dgpo_detectors(self) -> list[Part]:
-            return [Part("eye", "Sees.", f"{__name__}:Eye", Powered)]
+        def dgpo_eyes(self) -> list[Part]:
+            return [Part("keen", "Sees.", f"{__name__}:Eye", Powered)]
 
     registry = Registry(discover=False)
-    registry.register(Eyes(), distribution="d")
-    assert registry.create("detector", UseBlock(use="eye", options={"power": 4}), device="here").seen == (4, "here")
+    with pytest.raises(PluginError, match=r"^there is no hook dgpo_eyes"):
+        registry.register(Others(), distribution="others")
+    registry.register(KindOfEyes(), distribution="d")
+    registry.register(Others(), distribution="others")
+    assert list(registry.kinds) == [*KINDS, "eye"]
+    assert list(registry.parts("eye")) == ["glass", "keen", "sharp"]
+    assert registry.create("eye", UseBlock(use="keen", options={"power": 4}), device="here").seen == (4, "here")
+    with pytest.raises(PluginError, match=r"^pair of eyes glass of d 0: .*:Power is no Eye$"):
+        registry.create("eye", "glass", device="here")
+    with pytest.raises(PluginError, match=r"^unknown pair of eyes 'shrap'; did you mean sharp\?"):
+        registry.find("eye", "shrap")
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Kind("reward", "dgpo_prizes", ("a:B",)), "a kind reward, or a hook dgpo_prizes, already"),
+        (Kind("prize", "dgpo_rewards", ("a:B",)), "a kind prize, or a hook dgpo_rewards, already"),
+        (Kind("prize", "dgpo_run_started", ("a:B",)), "a hook dgpo_run_started, already"),
+        (Kind("command", "dgpo_prizes", ("a:B",)), "a kind command"),
+        (Kind("Prize", "dgpo_prizes", ("a:B",)), "'Prize' is no name"),
+        (Kind("prize", "prizes", ("a:B",)), "hook must be a name that begins with dgpo_, not 'prizes'"),
+        (Kind("prize", "dgpo_prizes", ()), "contracts, checks and template must be"),
+        (Kind("prize", "dgpo_prizes", ("a:B",), checks="a.b"), "contracts, checks and template must be"),
+    ],
+)
+def test_what_is_no_kind_of_ones_own(kind: Kind, why: str) -> None:
+    plugin, registry = KindOfEyes(), Registry(discover=False)
+    plugin.kind = kind
+    with pytest.raises(PluginError, match=f"^dgpo_kinds: .*{why}"):
+        registry.register(plugin, distribution="d")
+    assert list(registry.kinds) == list(KINDS)
 
 
 def test_options_models_of_everything(powers: Registry) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_core.hookspecs import KINDS
+from dgpo_core.plugins.registry import get_registry
 from dgpo_kit.scaffold import BASES, LONGEST_NAME, Scaffold, render, write
+
+KINDS = get_registry().kinds
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Generated:
 
 
 def generate(kind: str, name: str, directory: Path, over: str = "") -> Path:
-    scaffold = Scaffold(kind, name, over)
+    scaffold = Scaffold(KINDS[kind], name, over)
     write(render(scaffold), directory / scaffold.distribution)
     return directory / scaffold.distribution
 

@@ -25,13 +25,14 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
 from dgpo_geneval.classes import CLASSES
+from dgpo_geneval.contract import check_detector
 from dgpo_geneval.evaluator import evaluate, keep
 from dgpo_geneval.mask2former import Mask2FormerDetector, boxes_of, find_instances, network_size
 from dgpo_geneval.metadata import parse
 from dgpo_geneval.options import GenEvalOptions, Mask2FormerOptions
 from dgpo_geneval.reward import GenEvalOfficialReward, GenEvalReward
 from dgpo_geneval.testing import COCO, make_tiny_mask2former
-from dgpo_kit.contracts import check_detector, check_reward
+from dgpo_kit.contracts import check_reward
 
 CPU = torch.device("cpu")
 SIZE = (60, 88)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dgpo_geneval.contract import check_detector
 from dgpo_geneval.metadata import COLORS as GENEVAL_COLORS
 from dgpo_geneval.metadata import TASKS
 from dgpo_geneval.options import GenEvalOptions
 from dgpo_geneval.reward import GenEvalFlowGRPOReward, GenEvalOfficialReward, GenEvalReward
-from dgpo_kit.contracts import check_detector, check_reward
+from dgpo_kit.contracts import check_reward
 from dgpo_miniature.detector import ShapeDetector
 from dgpo_miniature.options import ShapesOptions
 from dgpo_schemas.diagnostics import Diagnostics

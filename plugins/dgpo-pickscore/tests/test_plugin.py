@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from dgpo_core.errors import UserError
-from dgpo_core.plugins.registry import BUNDLED, Registry
+from dgpo_core.plugins.installable import installable
+from dgpo_core.plugins.registry import Registry
 from dgpo_kit.contracts import check_declaration, check_light
 from dgpo_pickscore import plugin
 from dgpo_pickscore.options import AestheticOptions, ClipScoreOptions, PickScoreOptions
@@ -33,7 +34,7 @@ def registry() -> Registry:
 @pytest.mark.parametrize("name", NAMES)
 def test_declarations(name: str, registry: Registry) -> None:
     check_declaration(registry, "reward", name)
-    assert BUNDLED["reward", name] == "dgpo-pickscore"
+    assert installable()["reward"][name] == "dgpo-pickscore"
 
 
 def test_it_declares_nothing_else(registry: Registry) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dgpo_adaptive_tmin.options import DisagreementOptions, DsmGapOptions, ScheduledOptions
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
 
@@ -19,18 +18,18 @@ def dgpo_timestep_policies() -> Sequence[Part]:
             "scheduled-t-min",
             "t_min (and t_max) by training progress.",
             "dgpo_adaptive_tmin.scheduled:ScheduledTmin",
-            ScheduledOptions,
+            "dgpo_adaptive_tmin.options:ScheduledOptions",
         ),
         Part(
             "disagreement-t-min",
             "t_min above the noise that hides the artefacts of few-step samples, measured on a probe batch.",
             "dgpo_adaptive_tmin.disagreement:DisagreementTmin",
-            DisagreementOptions,
+            "dgpo_adaptive_tmin.options:DisagreementOptions",
         ),
         Part(
             "dsm-gap-t-min",
             "t_min where the preference begins to be at work, by the policy's error on its own samples.",
             "dgpo_adaptive_tmin.dsm_gap:DsmGapTmin",
-            DsmGapOptions,
+            "dgpo_adaptive_tmin.options:DsmGapOptions",
         ),
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dgpo_baselines.options import AwmOptions, FlowCpsOptions, FlowGrpoOptions, FlowSdeOptions, NftOptions
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
 
@@ -21,13 +20,13 @@ def dgpo_samplers() -> Sequence[Part]:
             "flow-sde",
             "Flow-GRPO's SDE: random steps with the marginals of the flow.",
             "dgpo_baselines.samplers:FlowSde",
-            FlowSdeOptions,
+            "dgpo_baselines.options:FlowSdeOptions",
         ),
         Part(
             "flow-cps",
             "Coefficients-preserving sampling: random steps without surplus noise.",
             "dgpo_baselines.samplers:FlowCps",
-            FlowCpsOptions,
+            "dgpo_baselines.options:FlowCpsOptions",
         ),
     ]
 
@@ -40,7 +39,7 @@ def dgpo_objectives() -> Sequence[Part]:
             "flow-grpo",
             "PPO-clipped policy gradient over the random steps of the sampler (arXiv 2505.05470).",
             "dgpo_baselines.flow_grpo:FlowGrpo",
-            FlowGrpoOptions,
+            "dgpo_baselines.options:FlowGrpoOptions",
         ),
         Part(
             "diffusion-dpo",
@@ -51,12 +50,12 @@ def dgpo_objectives() -> Sequence[Part]:
             "diffusion-nft",
             "Implicit positive and negative policies around the old one (arXiv 2509.16117).",
             "dgpo_baselines.diffusion_nft:DiffusionNft",
-            NftOptions,
+            "dgpo_baselines.options:NftOptions",
         ),
         Part(
             "awm",
             "Advantage-weighted flow matching with PPO's clip (arXiv 2509.25050).",
             "dgpo_baselines.awm:AdvantageWeightedMatching",
-            AwmOptions,
+            "dgpo_baselines.options:AwmOptions",
         ),
     ]

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
-from dgpo_diffusers.flux_options import FluxOptions
-from dgpo_diffusers.options import DiffusersOptions
 
 __all__ = ["dgpo_backbones"]
 
@@ -22,12 +20,12 @@ def dgpo_backbones() -> Sequence[Part]:
             name="flux",
             summary="FLUX.1 (dev and schnell) through diffusers, LoRA through peft",
             implementation="dgpo_diffusers.flux:FluxBackbone",
-            options=FluxOptions,
+            options="dgpo_diffusers.flux_options:FluxOptions",
         ),
         Part(
             name="sdxl",
             summary="Stable Diffusion XL through diffusers, LoRA through peft",
             implementation="dgpo_diffusers.sdxl:SDXLBackbone",
-            options=DiffusersOptions,
+            options="dgpo_diffusers.options:DiffusersOptions",
         ),
     ]

@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dgpo_core import hookimpl
-from dgpo_core.hookspecs import Part
-from dgpo_geneval.options import GenEvalOptions, GenEvalPromptsOptions, Mask2FormerOptions
+from dgpo_core.hookspecs import Kind, Part
 
-__all__ = ["dgpo_detectors", "dgpo_prompt_sources", "dgpo_rewards"]
+__all__ = ["dgpo_detectors", "dgpo_kinds", "dgpo_prompt_sources", "dgpo_rewards"]
+
+
+@hookimpl
+def dgpo_kinds() -> Sequence[Kind]:
+    """Detectors are parts too: the rewards use any that is installed."""
+    return [
+        Kind(
+            name="detector",
+            hook="dgpo_detectors",
+            contracts=("dgpo_geneval.detector:Detector",),
+            checks="dgpo_geneval.contract:detector_checks",
+            template="dgpo_geneval:templates/detector",
+        )
+    ]
 
 
 @hookimpl
@@ -19,19 +32,19 @@ def dgpo_rewards() -> Sequence[Part]:
             name="geneval",
             summary="GenEval for training: share of the prompt's demands that are met, in [0, 1]",
             implementation="dgpo_geneval.reward:GenEvalReward",
-            options=GenEvalOptions,
+            options="dgpo_geneval.options:GenEvalOptions",
         ),
         Part(
             name="geneval-official",
             summary="GenEval as the benchmark scores it: 0 or 1",
             implementation="dgpo_geneval.reward:GenEvalOfficialReward",
-            options=GenEvalOptions,
+            options="dgpo_geneval.options:GenEvalOptions",
         ),
         Part(
             name="geneval-flowgrpo",
             summary="GenEval as Flow-GRPO and DGPO trained on it, known defects included, to reproduce their curves",
             implementation="dgpo_geneval.reward:GenEvalFlowGRPOReward",
-            options=GenEvalOptions,
+            options="dgpo_geneval.options:GenEvalOptions",
         ),
     ]
 
@@ -45,7 +58,7 @@ def dgpo_detectors() -> Sequence[Part]:
             summary="Mask2Former of transformers, Facebook's COCO weights, not the benchmark's of mmdet: GenEval with "
             "Mask2Former (HF), thresholds calibratable",
             implementation="dgpo_geneval.mask2former:Mask2FormerDetector",
-            options=Mask2FormerOptions,
+            options="dgpo_geneval.options:Mask2FormerOptions",
         )
     ]
 
@@ -58,6 +71,6 @@ def dgpo_prompt_sources() -> Sequence[Part]:
             name="geneval",
             summary="GenEval's prompts: generated for training, with contents or the benchmark's own 553 held out",
             implementation="dgpo_geneval.prompts:GenEvalPrompts",
-            options=GenEvalPromptsOptions,
+            options="dgpo_geneval.options:GenEvalPromptsOptions",
         )
     ]

@@ -246,7 +246,7 @@ def _build_color_classifier(options: GenEvalOptions, device: torch.device) -> Co
 
 
 def _build(options: GenEvalOptions, name: str, device: torch.device) -> Detector:
-    """The detector that the options name. Raises UserError if they name none, or if it is not a Detector."""
+    """The detector that the options name. Raises UserError if they name none."""
     from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()
@@ -255,10 +255,5 @@ def _build(options: GenEvalOptions, name: str, device: torch.device) -> Detector
         raise UserError(
             f"reward {name!r}: `detector` is missing; write `options: {{detector: NAME}}` (installed: {installed})"
         )
-    detector = registry.create("detector", options.detector, device=device)
-    if not isinstance(detector, Detector):
-        raise UserError(
-            f"reward {name!r}: detector {options.detector.use!r} is a {type(detector).__name__}, "
-            "not a dgpo_geneval.detector.Detector"
-        )
+    detector: Detector = registry.create("detector", options.detector, device=device)
     return detector

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dgpo_core.errors import UserError
-from dgpo_core.hookspecs import KINDS
 from dgpo_kit import Given
 from dgpo_schemas.problems import nearest
 
 if TYPE_CHECKING:
-    from dgpo_core.plugins.registry import RegisteredPart, Registry
+    from dgpo_core.plugins.declared import RegisteredPart
+    from dgpo_core.plugins.registry import Registry
     from dgpo_kit.contracts import Check
     from dgpo_schemas.run import RunConfig
 
@@ -67,7 +67,7 @@ def _unloaded(registry: Registry, names: Sequence[str], distribution: str | None
 
     found = {}
     for name in names:
-        if any(name in registry.parts(one) for one in KINDS):
+        if any(name in registry.parts(one) for one in registry.kinds):
             continue
         for broken in registry.broken:
             called = {normal(one) for one in (broken.entry_point, broken.distribution)}
@@ -96,12 +96,12 @@ def _select(
     registry: Registry, names: Sequence[str], kind: str | None, distribution: str | None, keys: set[Key] | None
 ) -> Iterator[RegisteredPart]:
     """Parts that all conditions allow, by kind and name."""
-    if kind is not None and kind not in KINDS:
-        raise UserError(f"--kind {kind}: there is no such kind{nearest(kind, KINDS)} (kinds: {', '.join(KINDS)})")
+    if kind is not None:
+        registry.kind(kind, "--kind")
     owner = None if distribution is None else _named(registry, distribution)
     found = [
         part
-        for one in ([kind] if kind else KINDS)
+        for one in ([kind] if kind else registry.kinds)
         for part in registry.parts(one).values()
         if owner in (None, part.distribution)
         and (keys is None or (one, part.part.name) in keys)
@@ -126,11 +126,9 @@ def _named(registry: Registry, distribution: str) -> str:
 
 def _unknown(registry: Registry, name: str, kind: str | None, owner: str | None) -> None:
     """Raise UserError for a name that no chosen part has."""
-    from dgpo_cli.plugins import raise_unknown
-
     if owner is None:
-        raise_unknown(registry, kind, name)
-    known = {p.part.name for one in KINDS for p in registry.parts(one).values() if p.distribution == owner}
+        registry.named(name, kind)
+    known = {p.part.name for one in registry.kinds for p in registry.parts(one).values() if p.distribution == owner}
     raise UserError(
         f"{owner} has no part {name!r}{nearest(name, known)} (it has: {', '.join(sorted(known)) or 'none'})"
     )
@@ -220,7 +218,7 @@ def _given_by(path: Path, registry: Registry) -> dict[Key, Given]:
             found["prompts", block.use] = Given(block.options)
     for reward in rewards:
         found["reward", reward.use] = Given(reward.options, prompts=prompts)
-        for kind in KINDS:
+        for kind in registry.kinds:
             chosen = reward.options.get(kind)  # an option called after a kind chooses a part of it
             if isinstance(chosen, dict) and "use" in chosen:
                 found[kind, chosen["use"]] = Given(chosen.get("options", {}))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from dgpo_core.errors import UserError
 from dgpo_kit.given import Given, NeedsInput
-from dgpo_schemas.problems import nearest
 
 if TYPE_CHECKING:
-    from dgpo_core.plugins.registry import RegisteredPart, Registry
+    from dgpo_core.plugins.declared import RegisteredPart
+    from dgpo_core.plugins.registry import Registry
     from dgpo_kit.contracts import Check
 
 __all__ = ["contract_tests", "distribution_named", "normal", "suite"]
@@ -67,11 +67,15 @@ def distribution_named(registry: Registry, distribution: str) -> str:
     for name in known:
         if normal(name) == normal(distribution):
             return name
+    from dgpo_schemas.problems import nearest
+
     message = f"no installed distribution {distribution!r} has plugins{nearest(distribution, known)}"
     raise UserError(f"{message} (there are: {', '.join(known)}); is it installed in this environment?")
 
 
 def _check_given(parts: list[RegisteredPart], given: Mapping[str, Any]) -> None:
+    from dgpo_schemas.problems import nearest
+
     known = {name for part in parts for name in (part.part.name, f"{part.kind} {part.part.name}")}
     for name in given:
         if name not in known:

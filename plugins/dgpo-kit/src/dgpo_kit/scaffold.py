@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import re
+import tomllib
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dgpo_core.errors import UserError
-from dgpo_core.hookspecs import KINDS
+from dgpo_core.hookspecs import Kind
 
 __all__ = ["BASES", "LONGEST_NAME", "Scaffold", "check_name", "render", "write"]
 
@@ -22,41 +23,6 @@ RESERVED = frozenset({"toy"})
 """What the toy run of the test kit calls its own parts."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """What the templates are told of a kind. suffix: of its class; dependencies: besides dgpo; extra: of dgpo's."""
-
-    noun: str
-    suffix: str
-    contract: str
-    summary: str
-    dependencies: tuple[str, ...] = ("torch>=2.7",)
-    extra: str = ""
-
-
-_KINDS = {
-    "backbone": _Kind(
-        "model to train", "Backbone", "Backbone", "A network of a few thousand weights that trains in milliseconds",
-        extra="[lora]",
-    ),
-    "backbone-diffusers": _Kind(
-        "model to train", "Backbone", "Backbone", "FLUX.1 through diffusers, to be made another family of models",
-        ("dgpo-diffusers>=0.1", "torch>=2.7"),
-    ),
-    "sampler": _Kind("sampler", "Sampler", "Sampler", "Runge-Kutta steps of second order, two velocities each"),
-    "reward": _Kind("reward", "Reward", "RewardModel", "Brightness near a target, in [0, 1]"),
-    "weighting": _Kind("weighting", "Weighting", "AdvantageWeighting", "w = |A| ** exponent"),
-    "timesteps": _Kind("timestep policy", "Timesteps", "TimestepPolicy", "Logit-normal times in [t_min, t_max]"),
-    "objective": _Kind("objective", "Objective", "Objective", "Denoising loss weighted by how much better a member is"),
-    "prompts": _Kind(
-        "prompt source", "Prompts", "PromptSource", "Templates times words, no word in both splits", ()
-    ),
-    "detector": _Kind(
-        "detector for GenEval", "Detector", "Detector", "Finds what is bright", ("dgpo-geneval>=0.1", "torch>=2.7")
-    ),
-}  # fmt: skip
-"""By the directory of their templates."""
-
 BASES = {"diffusers": "backbone"}
 """What a part may stand on beside its contract, to the kind of that part."""
 
@@ -65,14 +31,17 @@ BASES = {"diffusers": "backbone"}
 class Scaffold:
     """A distribution to be written: one part of a kind, over one of `BASES` if that is not empty."""
 
-    kind: str
+    kind: Kind
     name: str
     over: str = ""
 
     @property
-    def template(self) -> str:
-        """The directory of its templates."""
-        return f"{self.kind}-{self.over}" if self.over else self.kind
+    def template(self) -> Path:
+        """The directory of its templates, whose template.toml says what they are told of the kind."""
+        if not self.kind.template:
+            return TEMPLATES / (f"{self.kind.name}-{self.over}" if self.over else self.kind.name)
+        package, _, directory = self.kind.template.partition(":")
+        return Path(str(importlib.resources.files(package))) / directory
 
     @property
     def distribution(self) -> str:
@@ -86,23 +55,18 @@ class Scaffold:
 
     def context(self) -> dict[str, Any]:
         """What the templates are told."""
-        kind = _KINDS[self.template]
+        told = tomllib.loads((self.template / "template.toml").read_text(encoding="utf-8"))
         base = "".join(word.capitalize() for word in self.name.split("-"))
-        return {
+        return told | {
             "base": base,
-            "class": base + kind.suffix,
-            "contract": "dgpo_geneval.detector.Detector"
-            if self.kind == "detector"
-            else f"dgpo_core.contracts.{kind.contract}",
-            "dependencies": ", ".join(f'"{one}"' for one in (f"dgpo{kind.extra}>=0.1", *kind.dependencies)),
+            "class": base + told["suffix"],
+            "dependencies": ", ".join(f'"{one}"' for one in told["dependencies"]),
             "distribution": self.distribution,
-            "hook": KINDS[self.kind],
-            "kind": self.kind,
+            "hook": self.kind.hook,
+            "kind": self.kind.name,
             "name": self.name,
-            "noun": kind.noun,
             "over": self.over,
             "package": self.package,
-            "summary": kind.summary,
         }
 
 
@@ -131,27 +95,22 @@ def render(scaffold: Scaffold) -> dict[PurePosixPath, str]:
     """Path within the distribution to text, of every file."""
     import jinja2
 
+    own = scaffold.template
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
-        trim_blocks=True, lstrip_blocks=True, autoescape=False,
+        loader=jinja2.FileSystemLoader([own, TEMPLATES / "common"]), undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, autoescape=False,
     )  # fmt: skip
     context = scaffold.context()
-    context["usage"] = environment.get_template(f"{scaffold.template}/usage.md.jinja").render(context).strip()
-    places = {_place(template, scaffold): template for template in _templates(scaffold.template)}
-    return {place: environment.get_template(str(places[place])).render(context) for place in sorted(places)}
+    context["usage"] = environment.get_template("usage.md.jinja").render(context).strip()
+    # Those of every distribution, and its own, which may take their place.
+    names = {path.relative_to(top).as_posix() for top in (TEMPLATES / "common", own) for path in top.rglob("*.jinja")}
+    places = {_place(name, scaffold): name for name in names - {"usage.md.jinja"}}
+    return {place: environment.get_template(places[place]).render(context) for place in sorted(places)}
 
 
-def _templates(own: str) -> Iterator[PurePosixPath]:
-    """Those of every distribution, then its own, which may take their place."""
-    for directory in ("common", own):
-        for path in sorted((TEMPLATES / directory).rglob("*.jinja")):
-            if path.name != "usage.md.jinja":
-                yield PurePosixPath(path.relative_to(TEMPLATES).as_posix())
-
-
-def _place(template: PurePosixPath, scaffold: Scaffold) -> PurePosixPath:
-    """Where a template's text goes: without its first directory and its ending, `package` by its own name."""
-    parts = [scaffold.package if part == "package" else part for part in template.parts[1:]]
+def _place(template: str, scaffold: Scaffold) -> PurePosixPath:
+    """Where a template's text goes: without its ending, `package` by its own name."""
+    parts = [scaffold.package if part == "package" else part for part in template.split("/")]
     name = parts[-1].removesuffix(".jinja")
     return PurePosixPath(*parts[:-1], ".gitignore" if name == "gitignore" else name)
 

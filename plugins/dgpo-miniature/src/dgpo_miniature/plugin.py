@@ -6,13 +6,6 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
-from dgpo_miniature.options import (
-    MiniatureMotionOptions,
-    MiniaturePromptsOptions,
-    MiniatureVideoPromptsOptions,
-    ShapesOptions,
-    SignPromptsOptions,
-)
 
 __all__ = ["dgpo_detectors", "dgpo_prompt_sources", "dgpo_rewards"]
 
@@ -25,19 +18,19 @@ def dgpo_prompt_sources() -> Sequence[Part]:
             name="miniature",
             summary="GenEval-format prompts about coloured shapes, six tasks, disjoint train and held-out splits",
             implementation="dgpo_miniature.prompts:MiniaturePrompts",
-            options=MiniaturePromptsOptions,
+            options="dgpo_miniature.options:MiniaturePromptsOptions",
         ),
         Part(
             name="miniature-signs",
             summary='Prompts that quote a short word (a sign that says "CAB"), disjoint train and held-out splits',
             implementation="dgpo_miniature.signs.prompts:SignPrompts",
-            options=SignPromptsOptions,
+            options="dgpo_miniature.options:SignPromptsOptions",
         ),
         Part(
             name="miniature-video",
             summary='Prompts about moving shapes ("a red circle moving left"), disjoint train and held-out splits',
             implementation="dgpo_miniature.moving.prompts:MiniatureVideoPrompts",
-            options=MiniatureVideoPromptsOptions,
+            options="dgpo_miniature.options:MiniatureVideoPromptsOptions",
         ),
     ]
 
@@ -50,7 +43,7 @@ def dgpo_detectors() -> Sequence[Part]:
             name="shapes",
             summary="Rule-based detector of the miniature's coloured shapes, for GenEval's evaluator",
             implementation="dgpo_miniature.detector:ShapeDetector",
-            options=ShapesOptions,
+            options="dgpo_miniature.options:ShapesOptions",
         )
     ]
 
@@ -63,6 +56,6 @@ def dgpo_rewards() -> Sequence[Part]:
             name="miniature-motion",
             summary="Whether a clip of the video miniature shows the shape, colour and direction that were asked for",
             implementation="dgpo_miniature.moving.motion:MiniatureMotion",
-            options=MiniatureMotionOptions,
+            options="dgpo_miniature.options:MiniatureMotionOptions",
         )
     ]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
-from dgpo_ocr.options import OcrOptions, OcrPromptsOptions
 
 __all__ = ["dgpo_prompt_sources", "dgpo_rewards"]
 
@@ -19,7 +18,7 @@ def dgpo_rewards() -> Sequence[Part]:
             name="ocr",
             summary="How nearly the quoted text of the prompt is read in the picture or video, in [0, 1]",
             implementation="dgpo_ocr.reward:OcrReward",
-            options=OcrOptions,
+            options="dgpo_ocr.options:OcrOptions",
         )
     ]
 
@@ -32,6 +31,6 @@ def dgpo_prompt_sources() -> Sequence[Part]:
             name="ocr",
             summary="Pictures with a quoted text in them, train and held-out splits without a common word",
             implementation="dgpo_ocr.prompts:OcrPrompts",
-            options=OcrPromptsOptions,
+            options="dgpo_ocr.options:OcrPromptsOptions",
         )
     ]

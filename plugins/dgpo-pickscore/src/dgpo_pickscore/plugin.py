@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
-from dgpo_pickscore.options import AestheticOptions, ClipScoreOptions, PickScoreOptions
 
 __all__ = ["dgpo_rewards"]
 
@@ -19,18 +18,18 @@ def dgpo_rewards() -> Sequence[Part]:
             name="pickscore",
             summary="PickScore v1: human preference learned by a CLIP ViT-H-14",
             implementation="dgpo_pickscore.rewards:PickScoreReward",
-            options=PickScoreOptions,
+            options="dgpo_pickscore.options:PickScoreOptions",
         ),
         Part(
             name="clipscore",
             summary="CLIPScore: cosine of text and picture in any open_clip model",
             implementation="dgpo_pickscore.rewards:ClipScoreReward",
-            options=ClipScoreOptions,
+            options="dgpo_pickscore.options:ClipScoreOptions",
         ),
         Part(
             name="aesthetic",
             summary="LAION aesthetic predictor: how a picture looks, about 1 to 10, whatever the prompt says",
             implementation="dgpo_pickscore.rewards:AestheticReward",
-            options=AestheticOptions,
+            options="dgpo_pickscore.options:AestheticOptions",
         ),
     ]

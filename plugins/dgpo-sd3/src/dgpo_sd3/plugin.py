@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
-from dgpo_sd3.options import SD3Options
 
 __all__ = ["dgpo_backbones"]
 
@@ -21,6 +20,6 @@ def dgpo_backbones() -> Sequence[Part]:
             name="sd3",
             summary="Stable Diffusion 3 and 3.5 through diffusers, LoRA through peft (by default of attn2 too)",
             implementation="dgpo_sd3.backbone:SD3Backbone",
-            options=SD3Options,
+            options="dgpo_sd3.options:SD3Options",
         )
     ]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
-from dgpo_video.options import FramesOptions, MotionOptions
 
 __all__ = ["dgpo_rewards"]
 
@@ -19,12 +18,13 @@ def dgpo_rewards() -> Sequence[Part]:
             name="frames",
             summary="An image reward on frames of a video: the first, middle, last, every n-th or all; mean or minimum",
             implementation="dgpo_video.frames:Frames",
-            options=FramesOptions,
+            options="dgpo_video.options:FramesOptions",
+            adapts=("video", "image"),
         ),
         Part(
             name="motion",
             summary="How much moves, in pixels a frame, without labels: a guard against videos that stand still",
             implementation="dgpo_video.motion:Motion",
-            options=MotionOptions,
+            options="dgpo_video.options:MotionOptions",
         ),
     ]

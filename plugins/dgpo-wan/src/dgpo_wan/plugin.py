@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Part
-from dgpo_wan.options import WanOptions
 
 __all__ = ["dgpo_backbones"]
 
@@ -21,6 +20,6 @@ def dgpo_backbones() -> Sequence[Part]:
             name="wan",
             summary="Wan 2.1 and 2.2 text-to-video through diffusers, LoRA through peft",
             implementation="dgpo_wan.backbone:WanBackbone",
-            options=WanOptions,
+            options="dgpo_wan.options:WanOptions",
         )
     ]

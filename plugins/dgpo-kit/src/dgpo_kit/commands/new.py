@@ -10,9 +10,12 @@ import typer
 if TYPE_CHECKING:
     from dgpo_kit.scaffold import Scaffold
 
-__all__ = ["new_plugin"]
+__all__ = ["new"]
+
+new = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
+@new.command(no_args_is_help=True)
 def new_plugin(
     kind: Annotated[str, typer.Argument(help="Kind of part, such as reward or sampler.", metavar="KIND")],
     name: Annotated[str, typer.Argument(help="What a run file will write after `use`.", metavar="NAME")],
@@ -23,7 +26,7 @@ def new_plugin(
 ) -> None:
     """Write a new plugin: a distribution dgpo-NAME with a small working part, its tests and a README.
 
-    KIND is one of backbone, sampler, reward, weighting, timesteps, objective, prompts, detector.
+    KIND is one of backbone, sampler, reward, weighting, timesteps, objective, prompts, or one that a plugin brings.
 
     Examples:
 
@@ -34,18 +37,19 @@ def new_plugin(
         dgpo plugins new backbone my-flux --over diffusers
     """
     from dgpo_core.errors import UserError
-    from dgpo_core.hookspecs import KINDS
+    from dgpo_core.plugins.registry import get_registry
     from dgpo_kit.scaffold import BASES, Scaffold, check_name, render, write
     from dgpo_schemas.problems import nearest
 
-    if kind not in KINDS:
-        raise UserError(f"KIND {kind}: there is no such kind{nearest(kind, KINDS)} (kinds: {', '.join(KINDS)})")
+    found = get_registry().kind(kind, "KIND")
     if over and over not in BASES:
         raise UserError(f"--over {over}: there is no such base{nearest(over, BASES)} (bases: {', '.join(BASES)})")
     if over and BASES[over] != kind:
         raise UserError(f"--over {over}: a {kind} does not stand on it, only a {BASES[over]} does; leave --over out")
     check_name(name)
-    scaffold = Scaffold(kind, name, over)
+    scaffold = Scaffold(found, name, over)
+    if not scaffold.template.is_dir():
+        raise UserError(f"KIND {kind}: whoever brings it has no template of one")
     _check_free(scaffold)
     directory = output / scaffold.distribution
     if directory.exists() or directory.is_symlink():
@@ -70,18 +74,20 @@ def _check_free(scaffold: Scaffold) -> None:
     import importlib.util
 
     from dgpo_core.errors import UserError
-    from dgpo_core.plugins.registry import BUNDLED, get_registry
+    from dgpo_core.plugins.installable import installable
+    from dgpo_core.plugins.registry import get_registry
 
-    registry, kind, name = get_registry(), scaffold.kind, scaffold.name
-    owner = registry.parts(kind)[name].distribution if name in registry.parts(kind) else BUNDLED.get((kind, name))
+    registry, kind, name = get_registry(), scaffold.kind.name, scaffold.name
+    ours = installable()
+    owner = registry.parts(kind)[name].distribution if name in registry.parts(kind) else ours.get(kind, {}).get(name)
     owner = owner or " and ".join(registry.conflicts().get((kind, name), []))
     if owner:
         raise UserError(
             f"NAME {name}: {owner} declares the {kind} {name} already, and one of two with the same name could not be "
             f"used; choose another, such as my-{name}"
         )
-    taken = scaffold.distribution in registry.distributions() or scaffold.distribution in BUNDLED.values()
-    if taken or importlib.util.find_spec(scaffold.package) is not None:
+    known = {*registry.distributions(), *(one for names in ours.values() for one in names.values())}
+    if scaffold.distribution in known or importlib.util.find_spec(scaffold.package) is not None:
         raise UserError(
             f"NAME {name}: {scaffold.distribution} (package {scaffold.package}) exists already; choose another, such "
             f"as my-{name}"

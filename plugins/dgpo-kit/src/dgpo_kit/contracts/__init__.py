@@ -12,8 +12,9 @@ Legend: B samples, G members of a group.
 
 from __future__ import annotations
 
+from dgpo_kit.contracts._assertions import equal, global_state_left_alone, that
 from dgpo_kit.contracts._backbone import backbone_checks, check_backbone
-from dgpo_kit.contracts._check import Check, run_all
+from dgpo_kit.contracts._check import Check, checks_of, run_all
 from dgpo_kit.contracts._declarations import (
     HEAVY,
     check_declaration,
@@ -21,9 +22,9 @@ from dgpo_kit.contracts._declarations import (
     declaration_checks,
     distribution_checks,
 )
-from dgpo_kit.contracts._detector import check_detector, detector_checks
 from dgpo_kit.contracts._group_reward import check_group_reward, group_reward_checks
 from dgpo_kit.contracts._objective import check_objective, objective_checks
+from dgpo_kit.contracts._pictures import SIDE, SIZES, drawn, media_of_size
 from dgpo_kit.contracts._prompts import check_prompts, prompts_checks
 from dgpo_kit.contracts._reward import check_reward, reward_checks
 from dgpo_kit.contracts._sampler import check_sampler, sampler_checks
@@ -34,13 +35,14 @@ from dgpo_kit.given import Given, NeedsInput
 
 __all__ = [
     "HEAVY",
+    "SIDE",
+    "SIZES",
     "Check",
     "Given",
     "NeedsInput",
     "backbone_checks",
     "check_backbone",
     "check_declaration",
-    "check_detector",
     "check_group_reward",
     "check_light",
     "check_objective",
@@ -49,10 +51,14 @@ __all__ = [
     "check_sampler",
     "check_timesteps",
     "check_weighting",
+    "checks_of",
     "declaration_checks",
-    "detector_checks",
     "distribution_checks",
+    "drawn",
+    "equal",
+    "global_state_left_alone",
     "group_reward_checks",
+    "media_of_size",
     "objective_checks",
     "part_checks",
     "parts_of",
@@ -60,6 +66,7 @@ __all__ = [
     "reward_checks",
     "run_all",
     "sampler_checks",
+    "that",
     "timesteps_checks",
     "weighting_checks",
 ]

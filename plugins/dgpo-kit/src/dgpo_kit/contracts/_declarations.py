@@ -15,11 +15,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from dgpo_core import contracts
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import Part
+from dgpo_core.plugins.building import contracts_of
 from dgpo_core.plugins.discovery import entry_points
-from dgpo_core.plugins.registry import CONTRACTS, Registry
+from dgpo_core.plugins.registry import Registry
 from dgpo_kit.contracts._assertions import that
 from dgpo_kit.contracts._check import Check, checks_of, run_all
 from dgpo_schemas.base import Options, UseBlock
@@ -146,8 +146,7 @@ def implementation(s: _Declared) -> None:
     """The class that is named exists, and implements all of its contract."""
     path, _, attribute = s.part.implementation.partition(":")
     found = getattr(importlib.import_module(path), attribute)
-    if s.kind in CONTRACTS:
-        names = CONTRACTS[s.kind]
-        bases = tuple(getattr(contracts, name) for name in names)
-        that(issubclass(found, bases), f"{s.what}: {s.part.implementation} is a {' or '.join(names)}")
+    bases = contracts_of(s.registry.kinds[s.kind])
+    names = " or ".join(base.__name__ for base in bases)
+    that(issubclass(found, bases), f"{s.what}: {s.part.implementation} is a {names}")
     that(not inspect.isabstract(found), f"{s.what}: {s.part.implementation} implements all of its contract")

@@ -11,13 +11,13 @@ from pydantic import ValidationError
 
 from dgpo_core.contracts import Backbone, GroupReward, Objective
 from dgpo_core.errors import PluginError, UserError
-from dgpo_core.hookspecs import KINDS
-from dgpo_core.plugins.registry import RegisteredPart, Registry
+from dgpo_core.plugins.declared import RegisteredPart
+from dgpo_core.plugins.isolation import imported
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.policy import check_adapter
 from dgpo_kit.contracts._backbone import backbone_checks
 from dgpo_kit.contracts._check import Check
 from dgpo_kit.contracts._declarations import declaration_checks
-from dgpo_kit.contracts._detector import detector_checks
 from dgpo_kit.contracts._group_reward import group_reward_checks
 from dgpo_kit.contracts._objective import objective_checks
 from dgpo_kit.contracts._prompts import prompts_checks
@@ -43,7 +43,7 @@ OBJECTIVE_SETTINGS: tuple[dict[str, Any], ...] = (
 
 def parts_of(registry: Registry, distribution: str) -> list[RegisteredPart]:
     """A distribution's usable parts, by kind and name."""
-    return [p for kind in KINDS for p in registry.parts(kind).values() if p.distribution == distribution]
+    return [p for kind in registry.kinds for p in registry.parts(kind).values() if p.distribution == distribution]
 
 
 def part_checks(registry: Registry, kind: str, name: str, given: Given | None = None) -> Iterator[Check]:
@@ -53,7 +53,11 @@ def part_checks(registry: Registry, kind: str, name: str, given: Given | None = 
     """
     given = given or Given()
     yield from declaration_checks(registry, kind, name, given.options)
-    yield from _CHECKS[kind](_Builder(registry, kind, name, given), given)
+    build = _Builder(registry, kind, name, given)
+    if kind in _CHECKS:
+        yield from _CHECKS[kind](build, given)
+    elif path := registry.kinds[kind].checks:
+        yield from imported(f"kind {kind}", path)(build.on_device)
 
 
 class _Builder:
@@ -146,5 +150,5 @@ _CHECKS: dict[str, Callable[[_Builder, Given], Iterator[Check]]] = {
     "timesteps": lambda build, given: timesteps_checks(build),
     "objective": _objective,
     "prompts": lambda build, given: prompts_checks(build),
-    "detector": lambda build, given: detector_checks(build.on_device),
 }
+"""By the engine's own kinds; those of plugins bring theirs."""

@@ -1,9 +1,15 @@
+"""The command line on a known registry, as the tests of dgpo have it, and what every broken promise must do."""
+
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
 import pytest
+
+from tests.conftest import dgpo, known, registry
+
+__all__ = ["assert_found", "dgpo", "known", "registry"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Detectors, of `dgpo_geneval.detector.Detector`: boxes inside the image, one list an image whatever the batch."""
+"""The contract of detectors as checks of dgpo-kit: boxes inside the image, one list an image whatever the batch."""
 
 from __future__ import annotations
 
@@ -11,22 +11,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgpo_kit.contracts._assertions import equal, global_state_left_alone, that
-from dgpo_kit.contracts._check import Check, checks_of, run_all
-from dgpo_kit.contracts._pictures import SIDE, SIZES, drawn, media_of_size
+from dgpo_geneval.detector import Detector
+from dgpo_kit.contracts import (
+    SIDE,
+    SIZES,
+    Check,
+    checks_of,
+    drawn,
+    equal,
+    global_state_left_alone,
+    media_of_size,
+    run_all,
+    that,
+)
 
 __all__ = ["check_detector", "detector_checks"]
 
 
-def check_detector(detector: Any, images: Tensor) -> None:
+def check_detector(detector: Detector, images: Tensor) -> None:
     """Labels it declares, boxes inside the image, and detections that do not depend on the batch.
 
-    detector: of `dgpo_geneval.detector.Detector`; images [B, 3, H, W], float in [0, 1].
+    images [B, 3, H, W], float in [0, 1].
     """
     run_all(detector_checks(lambda: detector, images))
 
 
-def detector_checks(make: Callable[[], Any], images: Tensor | None = None) -> Iterator[Check]:
+def detector_checks(make: Callable[[], Detector], images: Tensor | None = None) -> Iterator[Check]:
     """What a detector promises, on `images` [B, 3, H, W] or drawn ones."""
 
     @cache
@@ -38,7 +48,7 @@ def detector_checks(make: Callable[[], Any], images: Tensor | None = None) -> It
 
 @dataclass(frozen=True)
 class _Subject:
-    detector: Any
+    detector: Detector
     images: Tensor
 
     def detect(self, images: Tensor) -> Any:

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from dgpo_core.hookspecs import KINDS
+import dgpo_geneval.plugin
+from dgpo_core.hookspecs import KINDS, Kind, hookimpl
+from dgpo_core.plugins.registry import Registry
 
 Run = Callable[..., Any]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_whole_distribution_is_written(dgpo: Run, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [*KINDS, "detector"])
+def test_a_whole_distribution_is_written(dgpo: Run, known: Registry, kind: str, tmp_path: Path) -> None:
+    known.register(dgpo_geneval.plugin, distribution="dgpo-geneval")  # it brings a kind with a template
     done = dgpo("plugins", "new", kind, "my-part", "--output", tmp_path)
     assert (done.code, done.err) == (0, "")
     directory = tmp_path / "dgpo-my-part"
@@ -32,6 +35,22 @@ def test_a_whole_distribution_is_written(dgpo: Run, kind: str, tmp_path: Path) -
         f"  dgpo plugins check my-part --kind {kind}",
         f"  python -m pytest {directory}",
     ]
+
+
+class Bare:
+    """Brings a kind without a template."""
+
+    @hookimpl
+    def dgpo_kinds(self) -> list[Kind]:
+        return [Kind("bare", "dgpo_bares", ("nowhere:X",))]
+
+
+def test_a_kind_that_is_not_installed_or_has_no_template(dgpo: Run, known: Registry) -> None:
+    done = dgpo("plugins", "new", "detector", "mine")
+    assert (done.code, done.out) == (2, "")
+    assert "there is no such kind; it comes with dgpo-geneval: pip install dgpo-geneval (kinds: backbone" in done.err
+    known.register(Bare(), distribution="bare")
+    assert dgpo("plugins", "new", "bare", "mine").err == "KIND bare: whoever brings it has no template of one\n"
 
 
 def test_a_backbone_over_dgpo_diffusers(dgpo: Run, tmp_path: Path) -> None:

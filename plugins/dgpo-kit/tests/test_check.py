@@ -21,7 +21,8 @@ from torch import Tensor
 
 from dgpo_core.contracts import AdvantageWeighting
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.plugins.registry import BrokenPlugin, Registry
+from dgpo_core.plugins.declared import BrokenPlugin
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
 from dgpo_kit.toy import BrightnessOptions, BrightnessReward, run_data
 from dgpo_schemas.base import Float, Options

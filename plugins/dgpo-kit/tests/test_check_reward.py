@@ -1,4 +1,4 @@
-"""`check_reward` and `check_detector` pass sound parts and find each broken promise."""
+"""`check_reward` passes sound parts and finds each broken promise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.types import Prompt, Scores
-from dgpo_kit.contracts import check_detector, check_reward
+from dgpo_kit.contracts import check_reward
 from dgpo_kit.toy import BrightnessOptions, BrightnessReward
 
 Check = Callable[[], None]
@@ -103,69 +103,4 @@ def rewards() -> list[tuple[str, Check]]:
 
 @pytest.mark.parametrize(("promise", "check"), rewards())
 def test_rewards(assert_found: Found, promise: str, check: Check) -> None:
-    assert_found(promise, check)
-
-
-class Spot:
-    """A detection."""
-
-    def __init__(self, label: str, box: tuple[float, float, float, float], score: float = 1.0) -> None:
-        self.label, self.box, self.score, self.mask = label, box, score, None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Spot) and (self.label, self.box, self.score) == (other.label, other.box, other.score)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class Spots:
-    """Sees one spot an image, as large as the image is bright."""
-
-    labels = ("spot",)
-
-    def detect(self, images: Tensor) -> list[list[Spot]]:
-        height, width = images.shape[2:]
-        return [[Spot("spot", (0.0, 0.0, width * float(image.mean()), float(height)))] for image in images]
-
-
-def test_a_sound_detector_passes() -> None:
-    check_detector(Spots(), MEDIA)
-
-
-def detectors() -> list[tuple[str, Check]]:
-    class Undeclared(Spots):
-        labels = ("circle",)
-
-    class Outside(Spots):
-        def detect(self, images: Tensor) -> list[list[Spot]]:
-            return [[Spot("spot", (0.0, 0.0, 9.0, 8.0))] for _ in images]
-
-    class Uncertain(Spots):
-        def detect(self, images: Tensor) -> list[list[Spot]]:
-            return [[Spot("spot", (0.0, 0.0, 1.0, 1.0), float("nan"))] for _ in images]
-
-    class Few(Spots):
-        def detect(self, images: Tensor) -> list[list[Spot]]:
-            return super().detect(images)[:1]
-
-    class Relative(Spots):
-        def detect(self, images: Tensor) -> list[list[Spot]]:
-            return super().detect(images / images.max())
-
-    expected: list[tuple[type[Spots], str]] = [
-        (Undeclared, "'spot' is one of its labels"),
-        (Outside, r"the box .* lies in the image"),
-        (Uncertain, "scores are finite"),
-        (Few, "one list of detections an image: 4, not 1"),
-        (Relative, "detections do not depend on the others"),
-    ]
-
-    def run(kind: type[Spots]) -> Check:
-        return lambda: check_detector(kind(), MEDIA)
-
-    return [(promise, run(kind)) for kind, promise in expected]
-
-
-@pytest.mark.parametrize(("promise", "check"), detectors())
-def test_detectors(assert_found: Found, promise: str, check: Check) -> None:
     assert_found(promise, check)

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_core.hookspecs import KINDS
 from dgpo_core.plugins.discovery import entry_points
-from dgpo_core.plugins.registry import BUNDLED, Registry, get_registry
+from dgpo_core.plugins.installable import installable
+from dgpo_core.plugins.registry import Registry, get_registry
 from dgpo_core.types import Prompt
 from dgpo_diffusers.tiny import make_tiny_flux, make_tiny_sdxl
 from dgpo_geneval.testing import make_tiny_mask2former
@@ -104,7 +104,7 @@ SLOW = RANDOM_WEIGHTS | {("reward", "ocr")}
 """Their distributions' own tests try their contracts too."""
 
 each = pytest.mark.parametrize
-PARTS = [(kind, name) for kind in KINDS for name in get_registry().parts(kind)]
+PARTS = [(kind, name) for kind in get_registry().kinds for name in get_registry().parts(kind)]
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +120,10 @@ def test_nothing_is_broken(installed: Registry) -> None:
 def test_what_the_project_brings_is_known_to_come_with_it(installed: Registry) -> None:
     """So that a run file which names a part that is not installed says what to install."""
     declared = {(kind, name): installed.find(kind, name).distribution for kind, name in PARTS}
+    declared |= {("command", name): one.distribution for name, one in installed.commands().items()}
+    declared |= {("kind", "detector"): "dgpo-geneval", ("hook", "dgpo_detectors"): "dgpo-geneval"}
     separate = {part: owner for part, owner in declared.items() if owner.startswith("dgpo-")}
-    assert separate == BUNDLED
+    assert separate == {(kind, name): owner for kind, names in installable().items() for name, owner in names.items()}
 
 
 @each("module", sorted(entry_point.value for _, _, entry_point in entry_points()))

@@ -1,0 +1,27 @@
+"""The commands that come with dgpo. Nothing heavy may be imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dgpo_core.hookspecs import Command, hookimpl
+
+__all__ = ["dgpo_commands"]
+
+
+@hookimpl
+def dgpo_commands() -> Sequence[Command]:
+    """What a newcomer meets first has the smallest numbers."""
+    return [
+        Command("train", "Train a model with Direct Group Preference Optimization.", "dgpo_cli.train:app", 10),
+        Command("sample", "Draw pictures or videos from a run or from a base model.", "dgpo_cli.sample:sample", 20),
+        Command("evaluate", "Score a run or a base model on prompts.", "dgpo_cli.evaluate:evaluate", 30),
+        Command("score", "Score picture and video files with any reward, and see why.", "dgpo_cli.score:score", 40),
+        Command("export", "Write a run's adapter for use without dgpo.", "dgpo_cli.export:export", 80),
+        Command("serve", "Serve a reward over HTTP, to training runs and to curl.", "dgpo_cli.serve:serve", 90),
+        Command("validate", "Check a run file without loading models.", "dgpo_cli.validate:validate", 100),
+        Command("plugins", "Show, check and write plugins.", order=130),
+        Command("plugins list", "List every part that a run file may use.", "dgpo_cli.plugins:list_parts", 10),
+        Command("plugins show", "Show what a part is, and its options.", "dgpo_cli.plugins:show", 20),
+        Command("schema", "Write JSON Schemas for editors.", "dgpo_cli.schema:schema", 140),
+    ]

@@ -1,0 +1,25 @@
+"""Whose fault an exception is."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+
+from dgpo_schemas.text import error_text
+
+__all__ = ["OURS", "blamed"]
+
+OURS = ("dgpo_core", "dgpo_cli", "dgpo_schemas")
+
+
+def blamed(error: BaseException, owners: Mapping[str, str]) -> str | None:
+    """What a plugin has thrown, with its distribution and place; None if it was not a plugin: of the frames that are
+    dgpo's or a plugin's, the innermost counts. owners: top-level package to distribution and version."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package in OURS:
+            return None
+        if package in owners:
+            where = f"{frame.f_code.co_filename}:{line}"
+            return f"plugin {owners[package]} failed with {error_text(error)} (at {where})"
+    return None

@@ -1,0 +1,133 @@
+"""From a declared part to its class, its options and an instance: what is imported when a run uses a part."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from dgpo_core.contracts import version as contract_version
+from dgpo_core.contracts.signatures import misfits
+from dgpo_core.errors import ContractError, DgpoError, PluginError, UserError
+from dgpo_core.hookspecs import Kind
+from dgpo_core.plugins.blame import OURS
+from dgpo_core.plugins.declared import RegisteredPart, check_declared
+from dgpo_core.plugins.isolation import ctrl_c, imported, no_exit, told
+from dgpo_schemas.base import Options, UseBlock
+from dgpo_schemas.problems import dotted, explain
+
+if TYPE_CHECKING:
+    from dgpo_core.plugins.registry import Registry
+
+__all__ = [
+    "NoOptions",
+    "check_contract",
+    "contracts_of",
+    "create",
+    "implementation",
+    "options_model",
+]
+
+WITH_SECTION = ("backbone", "objective")
+"""Kinds whose implementation is given its whole section of the run file, not only its options."""
+
+
+class NoOptions(Options):
+    """For parts without options."""
+
+
+def options_model(registered: RegisteredPart) -> type[BaseModel]:
+    """The model of a part's options. Raises PluginError if its dotted path leads nowhere."""
+    declared = registered.part.options
+    if declared is None:
+        return NoOptions
+    if isinstance(declared, str):
+        declared = imported(str(registered), declared)
+    if not (inspect.isclass(declared) and issubclass(declared, BaseModel)):
+        raise PluginError(f"{registered}: its options must be a pydantic model, not {declared!r}")
+    return declared
+
+
+def implementation(registered: RegisteredPart, kind: Kind) -> Any:
+    """A part's class, imported. Raises PluginError if it cannot be or does not keep the contract of its kind;
+    ContractError if it was made for another version of that."""
+    check_declared(registered)
+    path = registered.part.implementation
+    cls = imported(str(registered), path)
+    bases = contracts_of(kind)
+    if not (inspect.isclass(cls) and issubclass(cls, bases)):
+        raise PluginError(f"{registered}: {path} is no {' or '.join(base.__name__ for base in bases)}")
+    changes = tuple(contract_version.changes_in(kind.name, cls, bases[0]))
+    if changes:  # before what is abstract: that is so because the contract has changed
+        raise ContractError(f"{registered}: {contract_version.why_not(contract_version.VERSION - 1, changes)}")
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+        raise PluginError(f"{registered}: {path} lacks {missing}")
+    base = next(one for one in bases if issubclass(cls, one))
+    if (misfit := next(misfits(cls, base), None)) is not None:
+        raise PluginError(f"{registered}: {path}: {misfit}")
+    return cls
+
+
+def contracts_of(kind: Kind) -> tuple[type[Any], ...]:
+    """The classes of one of which an implementation derives."""
+    return tuple(imported(f"kind {kind.name}", path) for path in kind.contracts)
+
+
+def check_contract(registered: RegisteredPart, kind: Kind) -> None:
+    """Raise ContractError for a part that was made for another version of the contract.
+
+    Where its plugin declares no version, the class of a kind that has changed is imported to see; one that cannot
+    be imported is refused when it is used.
+    """
+    check_declared(registered)
+    ours = registered.part.implementation.partition(".")[0] in OURS
+    if registered.contract is None and kind.name in contract_version.CHANGED and not ours:
+        try:
+            implementation(registered, kind)
+        except ContractError:
+            raise
+        except PluginError:
+            return
+
+
+def create(registry: Registry, kind: str, block: UseBlock | str, **keywords: Any) -> Any:
+    """Import a part's class, validate its options and build it.
+
+    Raises PluginError for what the plugin does wrong and UserError for what its options or files do.
+    """
+    block = UseBlock(use=block) if isinstance(block, str) else block
+    registered = registry.find(kind, block.use)
+    model = options_model(registered)
+    owner = str(registered)
+    try:
+        options = model.model_validate(block.options)
+    except ValidationError as error:
+        found = explain(model, block.options, error)
+        lines = [f"{kind} {block.use}: {dotted(('options', *path))}: {message}" for path, message in found]
+        raise UserError("\n".join(lines)) from error
+    except Exception as error:
+        raise PluginError(f"{owner}: its options cannot be checked: {told(error)}") from error
+    cls = implementation(registered, registry.kinds[kind])
+    if kind == "backbone":
+        _check_section(cls, block)
+    with ctrl_c() as pressed, no_exit():
+        try:
+            if kind in WITH_SECTION:
+                return cls(block, options, **keywords)
+            return cls(options, **keywords)
+        except DgpoError:
+            raise
+        except BaseException as error:  # some libraries exit where others raise
+            if pressed():
+                raise
+            raise UserError(f"{owner}: could not be built: {told(error)}") from error
+
+
+def _check_section(cls: Any, block: UseBlock) -> None:
+    from dgpo_core.plugins.sections import check_section  # it knows the whole run file, which takes a while to import
+    from dgpo_schemas.sections.backbone import BackboneSection
+
+    if isinstance(block, BackboneSection):
+        check_section(cls, block)
