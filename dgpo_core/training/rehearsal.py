@@ -135,18 +135,8 @@ def _roll_out(trainer: Trainer) -> Rollout:
         prompts, section.group_size, draws.at("dry run"), "policy",
         samples=range(size), keep_path=engine.objective.needs_path,
     )  # fmt: skip
-    try:
-        with trainer.processes.together():
-            return next(drawn)
-    except TooLittleMemoryError:
-        raise
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TooLittleMemoryError(
-            f"dry run: rollout.micro_batch: there is no memory for {size} samples at once; set "
-            f"`rollout.micro_batch: {max(1, size // 2)}` or less"
-        ) from error
+    with trainer.processes.together():
+        return next(drawn)
 
 
 def _score(trainer: Trainer, rollout: Rollout) -> int:
