@@ -80,7 +80,7 @@ def attempt(
 ) -> list[T]:
     """[work(size)], or [] if memory ran out in it, which is then given back: half of the size may fit.
 
-    smallest: the size below which there is none to try, so that `refused` of the error is raised; note: else told of it.
+    smallest: the size below which there is none to try: `refused` of the error is raised; note: else told of the error.
     """
     try:
         return [work(size)]

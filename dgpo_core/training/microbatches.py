@@ -133,9 +133,9 @@ class Update:
         """Some of each group's members as `bundles`, each micro-batch of one bucket."""
         return bundles(members, micro_batch, self.groups.start, self.buckets)
 
-    def is_spread(self, members: Members) -> bool:
+    def is_spread(self, members: list[Member]) -> bool:
         """Whether the group of the first of them is."""
-        return self.spread[members.names[0][0] - self.groups.start]
+        return self.spread[members[0][0] - self.groups.start]
 
     @cached_property
     def _rows(self) -> dict[int, int]:

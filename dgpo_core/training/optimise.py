@@ -30,11 +30,12 @@ from dgpo_core.plugins import promises
 from dgpo_core.system.stopping import Interrupted
 from dgpo_core.training.adamw import make_adamw, restore, state_of
 from dgpo_core.training.memory import halving
-from dgpo_core.training.microbatches import Members, MicroBatch, Update
+from dgpo_core.training.microbatches import Bundle, Members, MicroBatch, Update
 from dgpo_core.types import TrainingBatch
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Objective, Sampler
+    from dgpo_core.distributed.passes import Pass
     from dgpo_core.training.policy import ConditioningCache, Policy
     from dgpo_schemas.run import RunConfig
 
@@ -173,7 +174,9 @@ class Optimiser:
         self.adamw.zero_grad(set_to_none=True)  # of an attempt that ran out of memory
         self._sums = {name: list(values) for name, values in self._sums_before.items()}
         total = torch.zeros((), device=self.policy.backbone.device)
-        for bundle in update.bundles(update.own, size):
+        bundles = list(update.bundles(update.own, size))
+        self.policy.agree(lambda: [one for bundle in bundles for one in self._passes(update, bundle)])
+        for bundle in bundles:
             parts = [update.gather(members) for members in bundle]
             for t in range(len(update.sigmas)):
                 interrupt()
@@ -197,8 +200,7 @@ class Optimiser:
         """
         terms = len(update.groups) * len(update.sigmas)
         statistic = None
-        if self.objective.needs_statistic and len(batches) > 1 and not update.is_spread(batches[0].members):
-            # Several micro-batches are of a single group.
+        if self._twice(update, [b.members.names for b in batches]):
             with torch.no_grad():
                 parts = [self.objective.statistic(b.predictions(self._velocity(b))) for b in batches]
             statistic = torch.cat(parts).sum()
@@ -226,6 +228,16 @@ class Optimiser:
             for name, values in result.metrics.items():
                 self._sums.setdefault(name, []).append(values)
         return loss
+
+    def _twice(self, update: Update, bundle: Bundle) -> bool:
+        """Whether the statistic of the single group that a bundle's several micro-batches are of has to be found."""
+        return self.objective.needs_statistic and len(bundle) > 1 and not update.is_spread(bundle[0])
+
+    def _passes(self, update: Update, bundle: Bundle) -> list[Pass]:
+        """Those of a bundle at all timesteps."""
+        count = len(bundle)
+        policy: list[Pass] = ["policy"] * (count if self._twice(update, bundle) else 0) + ["gradient"] * count
+        return (self._others(statistic_only=False) * count + policy) * len(update.sigmas)
 
     def _at(self, update: Update, members: Members, t: int, *, statistic_only: bool = False) -> MicroBatch:
         """The members at one timestep, with the other models' predictions, or those that the statistic needs."""
@@ -257,18 +269,21 @@ class Optimiser:
     def _add_predictions(self, b: MicroBatch, *, statistic_only: bool) -> None:
         """Predictions of the reference, the frozen base and the fast EMA for a micro-batch. Each model runs once,
         whatever the number of its uses: a frozen reference is the base, a dynamic one the fast EMA."""
-        objective, section = self.objective, self.config.objective
-        dynamic = section.reference == "ema"
-        needs_base = objective.needs_base and not statistic_only
-        needs_old = objective.needs_old and not statistic_only
-        if needs_old or (objective.needs_reference and dynamic):
+        others = self._others(statistic_only=statistic_only)
+        if "old" in others:
             with self.policy.view("old"):
                 b.old = self._velocity(b)
-        if needs_base or (objective.needs_reference and not dynamic):
-            with self.policy.view("base"):
-                b.base = self._guided(b, max(self.guidance, section.kl_cfg))  # at most one of them is not 1
-        if objective.needs_reference:
-            b.reference = b.old if dynamic else b.base
+        if "base" in others:
+            with self.policy.view("base"):  # at most one of the two is not 1
+                b.base = self._guided(b, max(self.guidance, self.config.objective.kl_cfg))
+        if self.objective.needs_reference:
+            b.reference = b.old if self.config.objective.reference == "ema" else b.base
+
+    def _others(self, *, statistic_only: bool) -> list[Pass]:
+        objective, dynamic = self.objective, self.config.objective.reference == "ema"
+        old = (objective.needs_old and not statistic_only) or (objective.needs_reference and dynamic)
+        base = (objective.needs_base and not statistic_only) or (objective.needs_reference and not dynamic)
+        return [*(["old"] if old else []), *(["base"] if base else [])]
 
     # -- several processes --------------------------------------------------------------------------------------
 
@@ -297,13 +312,15 @@ class Optimiser:
         @torch.no_grad()
         def statistics(size: int) -> Tensor:
             table = nothing.clone()
-            for bundle in update.bundles(some, size):
-                for part in map(update.gather, bundle):
-                    of_group = (part.group == torch.arange(len(far), device=weight.device)[:, None]).to(table.dtype)
-                    for t in range(len(table)):
-                        interrupt()
-                        b = self._at(update, part, t, statistic_only=True)
-                        table[t] += of_group @ self.objective.statistic(b.predictions(self._velocity(b))).to(table)
+            parts = [part for bundle in update.bundles(some, size) for part in bundle]
+            others: list[Pass] = [*self._others(statistic_only=True), "policy"]
+            self.policy.agree(lambda: others * (len(parts) * len(table)))
+            for part in map(update.gather, parts):
+                of_group = (part.group == torch.arange(len(far), device=weight.device)[:, None]).to(table.dtype)
+                for t in range(len(table)):
+                    interrupt()
+                    b = self._at(update, part, t, statistic_only=True)
+                    table[t] += of_group @ self.objective.statistic(b.predictions(self._velocity(b))).to(table)
             return table
 
         found = nothing
@@ -339,7 +356,7 @@ class Optimiser:
             if self.processes.count == 1:
                 raise
             asked.append(True)
-        self.processes.before_meeting()
+        self.policy.finish()
 
     # -- update -------------------------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ def _score_one(trainer: Trainer, prompts: Sequence[Prompt], scorer: Scorer) -> t
         for prompt in _first(_largest(trainer, [prompts[i] for i in rows]), 1, draws)
     ]
     scorer.expect(Layout(MEMBERS, draws.at("dry run"), [range(MEMBERS * len(chosen))]))
-    with trainer.processes.together():
+    with trainer.processes.together(trainer.engine.policy.finish):
         for rollout in trainer.roller.roll_out(chosen, MEMBERS, draws.at("dry run"), "policy"):
             scorer.submit(decoded_media(trainer.engine.backbone, rollout), rollout.prompts, samples=rollout.samples)
     scored = scorer.collect()
@@ -135,7 +135,7 @@ def _roll_out(trainer: Trainer) -> Rollout:
         prompts, section.group_size, draws.at("dry run"), "policy",
         samples=range(size), keep_path=engine.objective.needs_path,
     )  # fmt: skip
-    with trainer.processes.together():
+    with trainer.processes.together(trainer.engine.policy.finish):
         return next(drawn)
 
 

@@ -306,7 +306,7 @@ class Trainer:
         scorer = self.engine.scorer
         try:
             scorer.expect(Layout(rollout.group_size, draws, samples, self.processes.rank))
-            with self._timed("roll_out"), self.processes.together():
+            with self._timed("roll_out"), self.processes.together(self.engine.policy.finish):
                 keep_path = self.engine.objective.needs_path
                 for sampled in self.roller.roll_out(
                     prompts, rollout.group_size, draws, view, samples=own, keep_path=keep_path
