@@ -117,8 +117,12 @@ class Policy:
                     for tensor, kept in zip(found, before[view], strict=True):
                         tensor.copy_(kept)
             self._updates = updates
-            for parameter in self.parameters.values():
-                parameter.grad = None
+            self.forget_gradient()
+
+    def forget_gradient(self) -> None:
+        """Leave no gradient at the parameters."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def agree(self, passes: Callable[[], Sequence[Pass]]) -> None:
         """Begin a phase, in which this process makes these passes of the network until `finish` ends it: by all

@@ -170,7 +170,7 @@ def _update(trainer: Trainer, rollout: Rollout) -> int:
         batch = _batch(trainer, rollout, groups * config.optimiser.updates)
         draws = engine.draws.at("dry run")
         sigmas = policy.draw(config.timesteps.count, trainer.timestep_context(), draws.at("timesteps"))
-        optimiser.update(batch, range(groups), sigmas.tolist()[:TIMES], draws.at("optimise"))
+        optimiser.update(optimiser.prepare(batch, range(groups), sigmas.tolist()[:TIMES], draws.at("optimise")))
     except TooLittleMemoryError as error:
         raise TooLittleMemoryError(f"dry run: {error}; {_fitted(rollout)}") from error
     except DgpoError:
