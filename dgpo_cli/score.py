@@ -93,16 +93,17 @@ def score(
         {"a file": files, "--prompt": prompt, "--metadata": metadata, "--prompts": prompts},
         self_test=self_test, output=output, annotate=annotate,
     )  # fmt: skip
-    from dgpo_cli.scoring.job import Annotator, check_kinds, choose_device, of_examples, of_files, run
+    from dgpo_cli.scoring.job import Annotator, check_kinds, of_examples, of_files, run
     from dgpo_cli.scoring.output import print_results, print_self_test
     from dgpo_cli.scoring.selftest import examples_of, failures
     from dgpo_core.plugins.isolation import printing_aside
     from dgpo_core.plugins.surroundings import Guard
     from dgpo_core.rewards import place
+    from dgpo_core.system.device import choose_device
     from dgpo_core.training.scoring import Reward
 
     samples = [] if self_test else of_files(files or [], prompt, metadata, prompts)
-    computes = choose_device(device)
+    computes = choose_device(device, "--device")
     with printing_aside():  # what a reward prints is no result
         with Guard().around(f"reward {block.label}, when it was made,"):  # files are named from where we are
             model = place(block, registry, device=computes)

@@ -30,16 +30,7 @@ if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
     from dgpo_schemas.sections.rewards import RewardBlock
 
-__all__ = ["Annotator", "check_kinds", "choose_device", "of_examples", "of_files", "run"]
-
-
-def choose_device(name: str) -> torch.device:
-    """The device for --device. Raises UserError for an unknown one, and if CUDA is asked for and absent."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {name}: choose one of auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device cuda: torch {torch.__version__} sees no CUDA device; use auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+__all__ = ["Annotator", "check_kinds", "of_examples", "of_files", "run"]
 
 
 def of_files(paths: Sequence[Path], text: str | None, metadata: str | None, source: Path | None) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""The processes of a run: who they are, what they tell each other. The only module with collectives.
+"""The processes of a run: who they are, what they tell each other. Collectives are in this package alone.
 
 Every process computes the whole of what is small (advantages, weights, records) from what all of them have scored, so
 what a run decides is decided by all of them alike; samples, gradients and the model's work are shared.
@@ -66,7 +66,6 @@ class Processes:
         self.rank = rank
         self.count = count
         self.lost = False
-        self.before_meeting: Callable[[], None] = lambda: None  # what must be done together before anything else is
         self._host: dist.ProcessGroup | None = None
 
     @property
@@ -145,14 +144,17 @@ class Processes:
             yield name, tensor
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Work that one process may be asked to stop in: then all of them raise Interrupted at its end."""
+    def together(self, finish: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Work that one process may be asked to stop in: then all of them raise Interrupted at its end.
+
+        finish: called before that, also of work that was stopped: for what else all have to do together.
+        """
         asked: Interrupted | None = None
         try:
             yield
         except Interrupted as interrupted:
             asked = interrupted
-        self.before_meeting()
+        finish()
         if self.any(asked is not None):
             raise asked or Interrupted
 

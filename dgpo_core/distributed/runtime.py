@@ -15,25 +15,14 @@ from accelerate import Accelerator
 
 from dgpo_core.distributed.processes import Processes
 from dgpo_core.errors import UserError
+from dgpo_core.system.device import choose_device
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["Runtime", "choose_device"]
+__all__ = ["Runtime"]
 
 log = logging.getLogger(__name__)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device for `run.device`. Raises UserError if CUDA is asked for and absent."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "run.device: cuda was asked for, but torch sees no CUDA device "
-            f"(torch {torch.__version__}, built for CUDA {torch.version.cuda or 'no version'}); use auto or cpu"
-        )
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 class Runtime:

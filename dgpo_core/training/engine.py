@@ -105,7 +105,7 @@ class Engine:
         ema = self.config.objective.ema
         if not self.runtime.sharded:
             return Policy(self.backbone, ema)
-        from dgpo_core.distributed.sharding import ShardedPolicy
+        from dgpo_core.training.sharded_policy import ShardedPolicy
 
         return ShardedPolicy(
             self.backbone, ema, self.runtime.processes, blank=lambda: self._blank, autocast=self.runtime.autocast

@@ -126,7 +126,7 @@ def evaluate(
     solved_twice = _spread(len(prompts), finer.prompts if finer else 0)
     try:
         scorer.expect(Layout(members, draws, samples, processes.rank))
-        with processes.together():
+        with processes.together(roller.policy.finish):
             for rollout in roller.roll_out(prompts, members, draws, view, samples=own):
                 interrupt()
                 media = decoded_media(roller.policy.backbone, rollout)
@@ -168,7 +168,7 @@ def evaluate(
     if finer is not None:
         some = [prompts[i] for i in solved_twice]
         parts: list[Tensor] = []
-        with processes.together():
+        with processes.together(roller.policy.finish):
             mine = [i for i in solved_twice if i * members in own]
             for rollout in finer.roller.roll_out([prompts[i] for i in mine], 1, draws, view, places=mine):
                 interrupt()

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 __all__ = [
     "OutOfMemory",
     "TooLittleMemoryError",
+    "attempt",
     "decoded",
     "decoded_media",
     "free",
     "halving",
     "in_halves",
+    "in_parts",
     "is_out_of_memory",
 ]
 
@@ -68,36 +70,70 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(sign in text for sign in SIGNS)
 
 
+def attempt(
+    work: Callable[[int], T],
+    size: int,
+    refused: Callable[[BaseException], Exception],
+    note: Callable[[BaseException], None] = lambda error: None,
+    *,
+    smallest: int = 1,
+) -> list[T]:
+    """[work(size)], or [] if memory ran out in it, which is then given back: half of the size may fit.
+
+    smallest: the size below which there is none to try: `refused` of the error is raised; note: else told of the error.
+    """
+    try:
+        return [work(size)]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if size <= smallest:
+            raise refused(error) from error
+        note(error)
+    free()  # outside of the `except`, which keeps the attempt's tensors alive
+    return []
+
+
 def halving(
     work: Callable[[int], T], size: int, key: str, tell: Callable[[str], None], *, again: bool = True
 ) -> tuple[T, int]:
-    """(work(size), size), with half the size whenever the device runs out of memory.
+    """(work(size), size), with half the size whenever memory runs out.
 
     `work` must leave nothing behind when it raises, or begin anew. key: the setting of the run file that `size` stands
     for; tell: hears of it; again: whether the work may be begun anew. Raises TooLittleMemoryError if it may not, or if
     a size of 1 does not fit.
     """
-    while True:
-        try:
-            return work(size), size
-        except torch.OutOfMemoryError as error:
-            if not again:
-                raise TooLittleMemoryError(
-                    f"{key}: the device runs out of memory with {size} samples, and a model that is spread over the "
-                    f"processes cannot begin anew; set `{key}: {max(1, size // 2)}`"
-                ) from error
-            if size <= 1:
-                raise TooLittleMemoryError(
-                    f"{key}: the device runs out of memory with a single sample; lower rollout.resolution, set "
-                    "backbone.gradient_checkpointing: true or backbone.dtype: bfloat16, or take a smaller model "
-                    "(`dgpo plan RUN.yaml --fit GIB` tells what fits)"
-                ) from error
-        size = max(1, size // 2)
-        free()
+    refused = TooLittleMemoryError(
+        f"{key}: the device runs out of memory with a single sample; lower rollout.resolution, set "
+        "backbone.gradient_checkpointing: true or backbone.dtype: bfloat16, or take a smaller model "
+        "(`dgpo plan RUN.yaml --fit GIB` tells what fits)"
+        if again
+        else f"{key}: the device runs out of memory with {size} samples, and a model that is spread over the processes "
+        f"cannot begin anew; set `{key}: {max(1, size // 2)}`"
+    )
+    smallest = 1 if again else size
+    while not (done := attempt(work, size, lambda error: refused, smallest=smallest)):
+        size //= 2
         tell(
             f"out of memory: micro-batches are of {size} from here on, with the same result; `{key}: {size}` would "
             "have saved the attempt"
         )
+    return done[0], size
+
+
+def in_parts(
+    work: Callable[[slice], T],
+    start: int,
+    stop: int,
+    refused: Callable[[BaseException], Exception],
+    note: Callable[[BaseException], None] = lambda error: None,
+) -> list[T]:
+    """[work(slice(start, stop))], or of its halves where memory runs out, and of the halves of those, in order."""
+    done = attempt(lambda size: work(slice(start, stop)), stop - start, refused, note)
+    if done:
+        return done
+    middle = (start + stop + 1) // 2
+    return in_parts(work, start, middle, refused, note) + in_parts(work, middle, stop, refused, note)
 
 
 def decoded_media(backbone: Backbone, rollout: Rollout) -> Tensor:
@@ -106,17 +142,13 @@ def decoded_media(backbone: Backbone, rollout: Rollout) -> Tensor:
 
 
 def decoded(decode: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
-    """decode(x0), in halves if the device runs out of memory. Raises TooLittleMemoryError for a single latent."""
-    try:
-        return decode(x0)
-    except torch.OutOfMemoryError as error:
-        if len(x0) < 2:
-            raise TooLittleMemoryError(
-                "decoding: the device runs out of memory with a single sample; lower rollout.resolution, or the "
-                "backbone's option decode_chunk if it has one"
-            ) from error
-    free()
-    return torch.cat([decoded(decode, half) for half in torch.split(x0, -(-len(x0) // 2))])
+    """decode(x0), in halves if memory runs out. Raises TooLittleMemoryError for a single latent."""
+    refused = TooLittleMemoryError(
+        "decoding: the device runs out of memory with a single sample; lower rollout.resolution, or have the backbone "
+        "decode in smaller parts, if it has an option for that"
+    )
+    parts = in_parts(lambda part: decode(x0[part]), 0, len(x0), lambda error: refused)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def in_halves(
@@ -125,28 +157,22 @@ def in_halves(
     prompts: Sequence[Prompt],
     note: Callable[[BaseException], None] = lambda error: None,
 ) -> Scores:
-    """`score(media, prompts)`, in two halves where memory runs out, and in halves of those: the scores that the reward
-    gives for the halves, whose last bits may be others than those of the whole.
+    """`score(media, prompts)`, `in_parts` where memory runs out: the scores that the reward gives for the halves, whose
+    last bits may be others than those of the whole.
 
     note: told before each halving. Raises OutOfMemory where one sample alone does not fit. What fits is tried anew for
     each batch, so that scores depend on the batch alone and not on those before it.
     """
-    try:
-        return check_scores(score(media, prompts), len(prompts))
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(prompts) <= 1:
-            raise OutOfMemory.alone(error) from error
-        note(error)
-    free()
-    middle = (len(prompts) + 1) // 2
-    first = in_halves(score, media[:middle], prompts[:middle], note)
-    return joined([first, in_halves(score, media[middle:], prompts[middle:], note)])
+
+    def scores(part: slice) -> Scores:
+        return check_scores(score(media[part], prompts[part]), len(prompts[part]))
+
+    found = in_parts(scores, 0, len(prompts), OutOfMemory.alone, note)
+    return found[0] if len(found) == 1 else joined(found)
 
 
 def free() -> None:
-    """Give back what the failed attempt held; outside of its `except`, which keeps its tensors alive."""
+    """Give back what a failed attempt held."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -22,7 +22,7 @@ from dgpo_schemas.metrics import (
 )
 
 if TYPE_CHECKING:
-    from dgpo_core.training.optimise import UpdateResult
+    from dgpo_core.training.optimizer import UpdateResult
     from dgpo_core.training.scoring import Reward
     from dgpo_core.types import Prompt
 
@@ -57,7 +57,6 @@ def metrics_record(
     informative: Tensor,
     results: Sequence[UpdateResult],
     averages: Mapping[str, float | None],
-    members: tuple[int, int],
     skipped_updates: int,
     change_norm: float,
     sigma_range: tuple[float, float],
@@ -88,8 +87,8 @@ def metrics_record(
         grad_norm=_finite(sum(r.grad_norm for r in results) / len(results)),
         learning_rate=results[-1].learning_rate,
         skipped_updates=skipped_updates,
-        optimised_members=members[0],
-        skipped_members=members[1],
+        optimised_members=sum(r.gradient.members for r in results),
+        skipped_members=sum(r.gradient.skipped for r in results),
         change_norm=_finite(change_norm),
         diversity=float(groups.diversity.mean()),
         statistics={name: float(values.mean()) for name, values in groups.statistics.items()},

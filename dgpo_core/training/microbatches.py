@@ -13,12 +13,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from dgpo_core.distributed.processes import shares
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow.paths import PathSteps
 from dgpo_core.flow.velocity import interpolate, velocity_from_x0, velocity_target
 from dgpo_core.types import Conditioning, PathStep, Predictions, Prompt, TrainingBatch
 
-__all__ = ["Bundle", "Member", "Members", "MicroBatch", "Update", "bundles"]
+__all__ = ["Bundle", "Member", "Members", "MicroBatch", "Update", "active_members", "bundles", "shared"]
 
 Member = tuple[int, int]
 Bundle = list[list[Member]]
@@ -54,6 +55,30 @@ def bundles(
         yield [open_batch]
 
 
+def active_members(batch: TrainingBatch, groups: range, *, skip_zero_weights: bool) -> list[list[int]]:
+    """Members of each group that take part: scored ones in groups of two or more."""
+    use = batch.scored & (batch.scored.sum(1, keepdim=True) >= 2)
+    if skip_zero_weights:
+        use = use & (batch.signed_weights != 0)
+    return [row.nonzero().flatten().tolist() for row in use[groups.start : groups.stop]]
+
+
+def shared(
+    batch: TrainingBatch, groups: range, active: list[list[int]], updates: int, rank: int, count: int
+) -> tuple[list[list[int]], list[bool]]:
+    """The active members of each group that are those of process `rank` of `count`, and whether a group's belong to
+    several processes, which all of them find alike."""
+    if count == 1:
+        return active, [False] * len(active)
+    total, members = batch.scored.shape
+    owner = {sample: r for r, part in enumerate(shares(total, members, updates, count)) for sample in part}
+    owners = [[owner[g * members + m] for m in some] for g, some in zip(groups, active, strict=True)]
+    own = [
+        [m for m, r in zip(some, ranks, strict=True) if r == rank] for some, ranks in zip(active, owners, strict=True)
+    ]
+    return own, [len(set(ranks)) > 1 for ranks in owners]
+
+
 @dataclass(frozen=True, slots=True)
 class Members:
     """B members of a micro-batch, on the device, whatever the timestep.
@@ -77,7 +102,7 @@ class Members:
     noise_row: Tensor
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
     """B members at one timestep, with the other models' predictions."""
 
@@ -115,7 +140,7 @@ class Update:
     spread: for each group, whether other processes have members of it too; buckets: for each group, what those have in
     common that may share a micro-batch (`sizes.bucket`); sigmas [T]; draws: key of the noise; encode: prompts to their
     rows of conditioning; steps: the paths, for objectives that learn from them; shared_noise: one noise for
-    all members of a group.
+    all members of a group; active, skipped: members of all processes that take part, and that do not for their weight.
     """
 
     batch: TrainingBatch
@@ -128,14 +153,16 @@ class Update:
     encode: Callable[[Sequence[Prompt]], list[Conditioning]]
     steps: PathSteps | None
     shared_noise: bool
+    active: int
+    skipped: int = 0
 
     def bundles(self, members: list[list[int]], micro_batch: int) -> Iterator[Bundle]:
         """Some of each group's members as `bundles`, each micro-batch of one bucket."""
         return bundles(members, micro_batch, self.groups.start, self.buckets)
 
-    def is_spread(self, members: Members) -> bool:
+    def is_spread(self, members: list[Member]) -> bool:
         """Whether the group of the first of them is."""
-        return self.spread[members.names[0][0] - self.groups.start]
+        return self.spread[members[0][0] - self.groups.start]
 
     @cached_property
     def _rows(self) -> dict[int, int]:
@@ -150,13 +177,16 @@ class Update:
 
     def gather(self, members: list[Member]) -> Members:
         """What a micro-batch's members bring to every timestep, copied to the device once."""
+        # The host's numbers stay Python's: a tensor of them may be one without values (`dgpo plan`).
         batch = self.batch
-        g, m = torch.tensor(members).T.contiguous()
-        present, group = g.unique(return_inverse=True)
+        g, m = [list(numbers) for numbers in zip(*members, strict=True)]
+        present = sorted(set(g))
         rows = [self._rows[i * batch.scored.shape[1] + j] for i, j in members]
+        places = [present.index(i) for i in g]
+        group = torch.tensor(places)
         x0 = torch.stack([batch.x0[row] for row in rows])
         device = x0.device
-        conditioning = Conditioning.cat([self._conditioning[i] for i in present.tolist()])
+        conditioning = Conditioning.cat([self._conditioning[i] for i in present])
 
         def put(values: Tensor) -> Tensor:
             return values.to(device=device, dtype=x0.dtype)
@@ -166,13 +196,13 @@ class Update:
             prompts=[batch.prompts[i] for i, _ in members],
             rows=rows,
             x0=x0,
-            conditioning=conditioning.rows(group.tolist()),
+            conditioning=conditioning.rows(places),
             advantages=put(batch.advantages[g, m]),
             signed_weights=put(batch.signed_weights[g, m]),
             group_size=put(batch.scored.sum(1)[g]),
-            group=(g - self.groups.start).to(device),
+            group=torch.tensor([i - self.groups.start for i in g]).to(device),
             same_group=put(group[:, None] == group),
-            noise_keys=[(int(i),) for i in present] if self.shared_noise else list(members),
+            noise_keys=[(i,) for i in present] if self.shared_noise else list(members),
             noise_row=(group if self.shared_noise else torch.arange(len(members))).to(device),
         )
 

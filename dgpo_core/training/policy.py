@@ -18,6 +18,7 @@ from dgpo_core.types import Conditioning, Prompt, same_places
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
+    from dgpo_core.distributed.passes import Pass
     from dgpo_schemas.sections.training import EmaSection
 
 __all__ = ["ConditioningCache", "Policy", "View", "check_adapter"]
@@ -46,7 +47,7 @@ class Policy:
     """
 
     sharded = False
-    """Whether the network is spread over the processes, which then make every pass together (`sharding`)."""
+    """Whether the network is sharded over the processes, which then make every pass together (`ShardedPolicy`)."""
     spread = False
     """Whether the trained weights are spread too; `state` is then asked for by all processes together."""
 
@@ -116,8 +117,19 @@ class Policy:
                     for tensor, kept in zip(found, before[view], strict=True):
                         tensor.copy_(kept)
             self._updates = updates
-            for parameter in self.parameters.values():
-                parameter.grad = None
+            self.forget_gradient()
+
+    def forget_gradient(self) -> None:
+        """Leave no gradient at the parameters."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def agree(self, passes: Callable[[], Sequence[Pass]]) -> None:
+        """Begin a phase, in which this process makes these passes of the network until `finish` ends it: by all
+        processes together if the network is sharded, else there is nothing to agree on."""
+
+    def finish(self) -> None:
+        """Make what is left of the phase, if there is one, without samples of one's own."""
 
     def _local(self, tensor: Tensor) -> Tensor:
         """What this process has of a tensor that is made like a parameter."""

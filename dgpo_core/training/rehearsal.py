@@ -70,7 +70,7 @@ def _score_one(trainer: Trainer, prompts: Sequence[Prompt], scorer: Scorer) -> t
         for prompt in _first(_largest(trainer, [prompts[i] for i in rows]), 1, draws)
     ]
     scorer.expect(Layout(MEMBERS, draws.at("dry run"), [range(MEMBERS * len(chosen))]))
-    with trainer.processes.together():
+    with trainer.processes.together(trainer.engine.policy.finish):
         for rollout in trainer.roller.roll_out(chosen, MEMBERS, draws.at("dry run"), "policy"):
             scorer.submit(decoded_media(trainer.engine.backbone, rollout), rollout.prompts, samples=rollout.samples)
     scored = scorer.collect()
@@ -135,18 +135,8 @@ def _roll_out(trainer: Trainer) -> Rollout:
         prompts, section.group_size, draws.at("dry run"), "policy",
         samples=range(size), keep_path=engine.objective.needs_path,
     )  # fmt: skip
-    try:
-        with trainer.processes.together():
-            return next(drawn)
-    except TooLittleMemoryError:
-        raise
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TooLittleMemoryError(
-            f"dry run: rollout.micro_batch: there is no memory for {size} samples at once; set "
-            f"`rollout.micro_batch: {max(1, size // 2)}` or less"
-        ) from error
+    with trainer.processes.together(trainer.engine.policy.finish):
+        return next(drawn)
 
 
 def _score(trainer: Trainer, rollout: Rollout) -> int:
@@ -180,7 +170,7 @@ def _update(trainer: Trainer, rollout: Rollout) -> int:
         batch = _batch(trainer, rollout, groups * config.optimiser.updates)
         draws = engine.draws.at("dry run")
         sigmas = policy.draw(config.timesteps.count, trainer.timestep_context(), draws.at("timesteps"))
-        optimiser.update(batch, range(groups), sigmas.tolist()[:TIMES], draws.at("optimise"))
+        optimiser.update(optimiser.prepare(batch, range(groups), sigmas.tolist()[:TIMES], draws.at("optimise")))
     except TooLittleMemoryError as error:
         raise TooLittleMemoryError(f"dry run: {error}; {_fitted(rollout)}") from error
     except DgpoError:

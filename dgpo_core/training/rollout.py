@@ -20,6 +20,7 @@ from dgpo_schemas.sigma import Shift
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Sampler
+    from dgpo_core.distributed.passes import Pass
     from dgpo_core.training.policy import ConditioningCache, Policy, View
 
 __all__ = ["Roller"]
@@ -79,6 +80,8 @@ class Roller:
         chosen = range(len(prompts) * members) if samples is None else samples
         here = list(dict.fromkeys(i // members for i in chosen))  # the groups that some of the samples belong to
         if not here:
+            self.policy.agree(list)
+            self.policy.finish()
             return
         prompts = [prompt.sized(self.resolution, self.policy.backbone.fps) for prompt in prompts]
         asked = [prompts[g] for g in here]
@@ -103,7 +106,16 @@ class Roller:
                 keep_path,
             )
 
-        for run in runs([buckets[i // members] for i in chosen]):
+        stretches = runs([buckets[i // members] for i in chosen])
+
+        def passes() -> list[Pass]:
+            """Those of each stretch's micro-batches."""
+            micro_batches = [-(-(run.stop - run.start) // size) for run in stretches]
+            trials = [self._passes(prompts[chosen[run.start] // members]) for run in stretches]
+            return [view] * sum(count * each for count, each in zip(micro_batches, trials, strict=True))
+
+        self.policy.agree(passes)
+        for run in stretches:
             while start < run.stop:
                 drawn, fits = halving(
                     draw, min(size, run.stop - start), "rollout.micro_batch", self.tell, again=not self.policy.sharded
@@ -112,6 +124,21 @@ class Roller:
                     self.micro_batch = size = fits
                 start += len(drawn.samples)
                 yield drawn
+        self.policy.finish()
+
+    def _passes(self, prompt: Prompt) -> int:
+        """Passes of the network that the sampler makes for a micro-batch, as a trial without the network tells."""
+        made = 0
+
+        def velocity(x_sigma: Tensor, sigma: Tensor) -> Tensor:
+            nonlocal made
+            made += 1
+            return torch.zeros_like(x_sigma)
+
+        schedule, _ = self._start(prompt.size or self.resolution)
+        nothing = torch.zeros(1, *self._shape(prompt))
+        self.sampler.sample(velocity, nothing, steps=self.steps, schedule=schedule, draws=[Draws(0)])
+        return made
 
     def _shape(self, prompt: Prompt) -> tuple[int, ...]:
         """Of a latent of this prompt."""

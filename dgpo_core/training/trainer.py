@@ -24,12 +24,13 @@ from dgpo_core.media.pictures import write_pictures
 from dgpo_core.storage.description import summary
 from dgpo_core.storage.run_directory import RunDirectory
 from dgpo_core.system.stopping import Interrupted, Limit, StopRequest, limit_reached
+from dgpo_core.training.accumulation import metric_means
 from dgpo_core.training.engine import Engine
 from dgpo_core.training.evaluation import Finer, NotFiniteError, evaluate
 from dgpo_core.training.guards import alarms
 from dgpo_core.training.memory import TooLittleMemoryError, decoded_media
 from dgpo_core.training.metrics import evaluation_values, flat, metrics_record, prompt_scores, timing_record
-from dgpo_core.training.optimise import Optimiser, UpdateResult
+from dgpo_core.training.optimizer import Optimizer, UpdateResult
 from dgpo_core.training.progress import Progress, Silent
 from dgpo_core.training.scoring import merged, missing_beyond, not_finite
 from dgpo_core.training.spoilt import Standing
@@ -239,7 +240,7 @@ class Trainer:
             sigmas = policy.draw(self.config.timesteps.count, context, draws.at("timesteps"))
             results = self.optimiser.step(batch, sigmas, draws.at("optimise"))
             self._check_weights()
-            averages = self.optimiser.averages()
+            averages = metric_means([result.gradient for result in results], self.processes)
         self.iteration += 1
         self._updates = self.optimiser.updates
         told = {**policy.metrics(), "t_min": bounds[0], "t_max": bounds[1]}
@@ -306,7 +307,7 @@ class Trainer:
         scorer = self.engine.scorer
         try:
             scorer.expect(Layout(rollout.group_size, draws, samples, self.processes.rank))
-            with self._timed("roll_out"), self.processes.together():
+            with self._timed("roll_out"), self.processes.together(self.engine.policy.finish):
                 keep_path = self.engine.objective.needs_path
                 for sampled in self.roller.roll_out(
                     prompts, rollout.group_size, draws, view, samples=own, keep_path=keep_path
@@ -493,7 +494,6 @@ class Trainer:
             informative=informative(groups.rewards, groups.scored),
             results=results,
             averages=averages,
-            members=self.optimiser.counts(),
             skipped_updates=self.skipped_updates,
             change_norm=self.engine.policy.change_norm(),
             sigma_range=(float(sigmas.min()), float(sigmas.max())),
@@ -646,10 +646,10 @@ class Trainer:
             roller.tell = self.progress.note
         self.optimiser = self.make_optimiser()
 
-    def make_optimiser(self) -> Optimiser:
+    def make_optimiser(self) -> Optimizer:
         """One that has made no update yet, of the policy's weights."""
         engine = self.engine
-        return Optimiser(
+        return Optimizer(
             self.config,
             engine.policy,
             engine.objective,

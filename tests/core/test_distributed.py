@@ -13,8 +13,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dgpo_core.distributed.runtime import KERNELS, Runtime, choose_device
+from dgpo_core.distributed.runtime import KERNELS, Runtime
 from dgpo_core.errors import UserError
+from dgpo_core.system.device import choose_device
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]

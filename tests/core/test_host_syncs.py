@@ -22,7 +22,7 @@ from dgpo_core.contracts import Backbone
 from dgpo_core.draws import Draws
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.guards import media_statistics
-from dgpo_core.training.optimise import Optimiser
+from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.policy import ConditioningCache, Policy
 from dgpo_core.training.rollout import Roller
 from dgpo_core.training.scoring import _thumbnails
@@ -110,7 +110,7 @@ def test_the_gradient_of_an_update(objective: dict[str, Any], micro_batch: int, 
             "optimiser": config.optimiser.model_copy(update={"micro_batch": micro_batch}),
         }
     )
-    optimiser = Optimiser(
+    optimiser = Optimizer(
         config, policy, DirectGroupPreference(config.objective, Options()), ConditioningCache(policy.backbone),
         autocast=nullcontext,
     )  # fmt: skip
@@ -121,7 +121,7 @@ def test_the_gradient_of_an_update(objective: dict[str, Any], micro_batch: int, 
         prompts=tuple(PROMPTS), x0=torch.empty(count, *shape, device=META), own=range(count), advantages=weights,
         signed_weights=weights, scored=torch.ones(2, MEMBERS, dtype=torch.bool), residual=torch.zeros(2),
     )  # fmt: skip
-    optimiser._accumulate(batch, range(2), [0.8, 0.4], Draws(1), may_interrupt=True)
+    optimiser.accumulation.add(optimiser.prepare(batch, range(2), [0.8, 0.4], Draws(1)))
     assert all(p.grad is not None for p in policy.parameters.values())
     with pytest.raises((RuntimeError, NotImplementedError)):
         optimiser.step(batch, torch.tensor([0.8, 0.4]), Draws(1))  # whether the gradient is finite is asked once

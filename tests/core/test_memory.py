@@ -12,7 +12,7 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.checkpoint import load
-from dgpo_core.training.memory import TooLittleMemoryError, decoded, halving
+from dgpo_core.training.memory import OutOfMemory, TooLittleMemoryError, decoded, halving, in_parts
 from dgpo_core.training.progress import Silent
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Conditioning
@@ -120,6 +120,21 @@ def test_decoding_a_single_latent_that_does_not_fit() -> None:
 
     with pytest.raises(TooLittleMemoryError, match=r"decoding: .* with a single sample"):
         decoded(never, torch.zeros(4, 1))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory"), OutOfMemory("elsewhere")])
+def test_every_kind_of_shortage_is_halved(error: Exception) -> None:
+    tried: list[int] = []
+
+    def tight(size: int) -> int:
+        tried.append(size)
+        if size > 2:
+            raise error
+        return size
+
+    assert halving(tight, 9, "x", lambda text: None) == (2, 2)
+    assert in_parts(lambda part: tight(part.stop - part.start), 0, 7, OutOfMemory.alone) == [2, 2, 2, 1]
+    assert tried == [9, 4, 2, 7, 4, 2, 2, 3, 2, 1]
 
 
 def test_other_errors_are_not_caught() -> None:

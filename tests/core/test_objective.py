@@ -13,10 +13,12 @@ from torch import Tensor
 
 from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.builtin.weightings import AbsAdvantage, BestVersusWorst, Uniform
+from dgpo_core.distributed.processes import Processes
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow.groups import advantages, signed_weights
+from dgpo_core.training.accumulation import Accumulated, metric_means
 from dgpo_core.training.microbatches import Update
-from dgpo_core.training.optimise import Optimiser
+from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.policy import ConditioningCache, Policy
 from dgpo_core.types import Prompt, TrainingBatch
 from dgpo_kit.given import prompts_of
@@ -36,7 +38,7 @@ MODES = {
 WEIGHTINGS = {"abs-advantage": AbsAdvantage, "uniform": Uniform, "best-vs-worst": BestVersusWorst}
 
 
-def make(objective: dict[str, object], *, micro_batch: int | None, train: str = "lora") -> Optimiser:
+def make(objective: dict[str, object], *, micro_batch: int | None, train: str = "lora") -> Optimizer:
     """An optimiser on a float64 toy whose policy, old and base weights all differ."""
     data = run_data(Path("unused"), objective=objective, optimiser={"micro_batch": micro_batch})
     data["backbone"] = {"use": "toy", "checkpoint": "toy", "train": train, "options": {"double": True}}
@@ -49,7 +51,7 @@ def make(objective: dict[str, object], *, micro_batch: int | None, train: str = 
             for parameter in policy.parameters.values():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     dgpo = DirectGroupPreference(config.objective, Options())
-    return Optimiser(config, policy, dgpo, ConditioningCache(backbone), autocast=nullcontext)
+    return Optimizer(config, policy, dgpo, ConditioningCache(backbone), autocast=nullcontext)
 
 
 def make_batch(
@@ -85,7 +87,7 @@ def make_batch(
     )
 
 
-def brute_force(o: Optimiser, batch: TrainingBatch, draws: Draws, *, clip: bool, kl: bool) -> dict[str, Tensor]:
+def brute_force(o: Optimizer, batch: TrainingBatch, draws: Draws, *, clip: bool, kl: bool) -> dict[str, Tensor]:
     """Gradient of mean over groups and timesteps of L_g / beta + kl |v - v_base|^2, member by member, from the paper.
 
     L_g = -log sigmoid(-S_g), S_g = beta / G * sum c_i (dsm_i - dsm_ref_i), differentiated by autograd as it stands.
@@ -131,9 +133,16 @@ def brute_force(o: Optimiser, batch: TrainingBatch, draws: Draws, *, clip: bool,
     return dict(zip(names, gradients, strict=True))
 
 
-def engine_gradient(o: Optimiser, batch: TrainingBatch, draws: Draws) -> dict[str, Tensor]:
-    o.adamw.zero_grad(set_to_none=True)
-    o._accumulate(batch, range(GROUPS), SIGMAS, draws, may_interrupt=True)
+def added(o: Optimizer, batch: TrainingBatch, draws: Draws) -> Accumulated:
+    return o.accumulation.add(o.prepare(batch, range(GROUPS), SIGMAS, draws))
+
+
+def means(gradient: Accumulated) -> dict[str, float | None]:
+    return metric_means([gradient], Processes())
+
+
+def engine_gradient(o: Optimizer, batch: TrainingBatch, draws: Draws) -> dict[str, Tensor]:
+    added(o, batch, draws)
     return {name: p.grad.clone() for name, p in o.policy.parameters.items() if p.grad is not None}
 
 
@@ -178,8 +187,8 @@ def test_skipping_zero_weights_is_exact(micro_batch: int, weighting: str) -> Non
     active = int((batch.signed_weights != 0).sum())
     assert active < GROUPS * MEMBERS
     assert_same(engine_gradient(o, batch, draws), brute_force(o, batch, draws, clip=True, kl=False))
-    done, skipped = o.counts()
-    assert (done, skipped) == (active * 2, (GROUPS * MEMBERS - active) * 2)
+    gradient = added(o, batch, draws)
+    assert (gradient.members, gradient.skipped) == (active * 2, (GROUPS * MEMBERS - active) * 2)
 
 
 def test_missing_members_leave_their_group() -> None:
@@ -195,7 +204,7 @@ def test_clip_acts_and_clip_kl_silences_the_kl_of_clipped_members() -> None:
     for clip_kl in (False, True):
         o = make({**MODES["1: frozen"], "kl": 0.02, "clip_kl": clip_kl}, micro_batch=24)
         gradients[clip_kl] = engine_gradient(o, batch, draws)
-        fraction = o.averages()["clip_fraction"]
+        fraction = means(added(o, batch, draws))["clip_fraction"]
         assert fraction is not None
         assert 0 < fraction < 1
     assert any(not torch.equal(gradients[True][n], gradients[False][n]) for n in gradients[True])
@@ -206,8 +215,7 @@ def test_without_shared_noise_members_have_their_own(tmp_path: Path) -> None:
         o = make({**MODES["no clip"], "kl": 0.02}, micro_batch=24)
         section = o.config.timesteps.model_copy(update={"shared_noise": shared})
         o.config = o.config.model_copy(update={"timesteps": section})
-        engine_gradient(o, make_batch(AbsAdvantage), Draws(7))
-        value = o.averages()["dsm"]
+        value = means(added(o, make_batch(AbsAdvantage), Draws(7)))["dsm"]
         assert value is not None
         return value
 
@@ -217,8 +225,7 @@ def test_without_shared_noise_members_have_their_own(tmp_path: Path) -> None:
 def test_metrics_are_means_over_members() -> None:
     o = make({**MODES["1: frozen"], "kl": 0.02}, micro_batch=5)
     batch, draws = make_batch(AbsAdvantage), Draws(7)
-    engine_gradient(o, batch, draws)
-    averages = o.averages()
+    averages = means(added(o, batch, draws))
     total = 0.0
     for t, sigma in enumerate(SIGMAS):
         for g in range(GROUPS):
@@ -231,7 +238,7 @@ def test_metrics_are_means_over_members() -> None:
             total += float((v - target).square().mean()) / (GROUPS * len(SIGMAS))
     assert averages["dsm"] == pytest.approx(total, rel=1e-12)
     assert 0 <= averages["sigmoid"] <= 1  # type: ignore[operator]
-    assert o.averages() == {}
+    assert metric_means([], Processes()) == {}
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -250,15 +257,15 @@ def test_under_autocast_every_view_is_itself(train: str) -> None:
         return torch.autocast("cpu", torch.bfloat16)
 
     dgpo = DirectGroupPreference(config.objective, Options())
-    o = Optimiser(config, policy, dgpo, ConditioningCache(policy.backbone), autocast=half)
+    o = Optimizer(config, policy, dgpo, ConditioningCache(policy.backbone), autocast=half)
     batch = make_batch(AbsAdvantage)
     batch = dataclasses.replace(batch, x0=[x0.float() for x0 in batch.x0])
     own = [list(range(MEMBERS))] * GROUPS
     update = Update(
         batch, range(GROUPS), own, [False] * GROUPS, [None] * GROUPS, [0.7], Draws(7), o.conditioning.rows, None,
-        shared_noise=True,
+        shared_noise=True, active=GROUPS * MEMBERS,
     )  # fmt: skip
-    b = o._at(update, update.gather([(0, 0), (1, 3)]), 0)
+    b = o.models.at(update, update.gather([(0, 0), (1, 3)]), 0)
     for view, found in (("base", b.reference), ("old", b.old)):
         with policy.view(view), half(), torch.no_grad():  # type: ignore[arg-type]
             wanted = policy.velocity(b.x_sigma, b.sigma, b.members.conditioning)

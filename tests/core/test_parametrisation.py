@@ -19,7 +19,8 @@ from dgpo_core.flow.velocity import (
     velocity_target,
     vp_from_flow,
 )
-from dgpo_core.training.optimise import Optimiser
+from dgpo_core.training.accumulation import metric_means
+from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.policy import ConditioningCache, Policy
 from dgpo_core.types import Conditioning, Predictions, Prompt, TrainingBatch
 from dgpo_kit.toy import SHAPE, ToyBackbone, ToyOptions, run_data
@@ -63,7 +64,7 @@ class VPToy(EpsilonToy):
 KINDS = [EpsilonToy, VPToy]
 
 
-def make(kind: type[EpsilonToy], **objective: object) -> Optimiser:
+def make(kind: type[EpsilonToy], **objective: object) -> Optimizer:
     """On weights whose views all differ."""
     data = run_data(Path("unused"), objective=objective, optimiser={"micro_batch": 3})
     data["backbone"] = {"use": "toy", "checkpoint": "toy", "options": {"double": True}}
@@ -75,7 +76,7 @@ def make(kind: type[EpsilonToy], **objective: object) -> Optimiser:
         with policy.view(view), torch.no_grad():
             for parameter in policy.parameters.values():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return Optimiser(
+    return Optimizer(
         config,
         policy,
         DirectGroupPreference(config.objective, Options()),
@@ -117,7 +118,7 @@ def test_without_a_weight_nothing_is_multiplied() -> None:
     assert half.error(half.velocity, half.target).dtype == torch.float32
 
 
-def in_the_networks_space(o: Optimiser, batch: TrainingBatch, sigmas: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+def in_the_networks_space(o: Optimizer, batch: TrainingBatch, sigmas: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     """Loss and squared-error mean of DGPO over the network's own predictions, member by member, from the paper."""
     section, policy, backbone = o.config.objective, o.policy, o.policy.backbone
     assert isinstance(backbone, EpsilonToy)
@@ -169,11 +170,11 @@ def test_the_whole_loss_is_the_one_of_the_networks_prediction(kind: type[Epsilon
         residual=advantages.sum(1).abs(),
     )
     sigmas, draws = random_sigmas(3, 6), Draws(7)
-    o._accumulate(batch, range(GROUPS), sigmas.tolist(), draws, may_interrupt=True)
+    added = o.accumulation.add(o.prepare(batch, range(GROUPS), sigmas.tolist(), draws))
     loss, error = in_the_networks_space(o, batch, sigmas, draws)
     gradients = torch.autograd.grad(loss, list(o.policy.parameters.values()))
     assert max(float(g.abs().max()) for g in gradients) > 1e-4
     for parameter, gradient in zip(o.policy.parameters.values(), gradients, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
-    assert o.averages()["dsm"] == pytest.approx(float(error), rel=1e-11)
+    assert metric_means([added], o.processes)["dsm"] == pytest.approx(float(error), rel=1e-11)

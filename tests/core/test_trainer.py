@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from dgpo_core.hookspecs import RunInfo, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.run_directory import RunDirectory
 from dgpo_core.system.stopping import StopRequest
-from dgpo_core.training.optimise import Optimiser
+from dgpo_core.training.accumulation import Accumulated
+from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.rehearsal import rehearse
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_kit.toy import ToyBackbone
@@ -478,13 +480,13 @@ def test_skipped_updates_in_a_row_are_counted_update_by_update(
 ) -> None:
     """Every second update is poisoned: never two in a row, so the run goes on."""
     config = make_config(run={"iterations": 4}, optimiser={"updates": 2, "max_skipped": 1}, evaluation={"every": 0})
-    update, calls = Optimiser._update, [0]
+    update, calls = Optimizer.apply, [0]
 
-    def every_second(self: Optimiser, loss: Any) -> Any:
+    def every_second(self: Optimizer, gradient: Accumulated) -> Any:
         calls[0] += 1
-        return update(self, loss * torch.nan if calls[0] % 2 == 0 else loss)
+        return update(self, replace(gradient, loss=gradient.loss * torch.nan) if calls[0] % 2 == 0 else gradient)
 
-    monkeypatch.setattr(Optimiser, "_update", every_second)
+    monkeypatch.setattr(Optimizer, "apply", every_second)
     assert Trainer(config, registry).train() == "finished"
     assert [r["skipped_updates"] for r in logs(run_path(config))] == [1, 2, 3, 4]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.checkpoint import Checkpoints
 from dgpo_core.system.files import file_entry
-from dgpo_core.training.optimise import Optimiser
+from dgpo_core.training.accumulation import Accumulated
+from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.policy import LARGEST, STORED, Policy
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_kit.toy import ToyBackbone, ToyOptions
@@ -74,7 +76,7 @@ def test_an_update_that_destroys_the_weights_stops_the_run_and_a_lower_rate_goes
     config = make_config(**OFTEN)
     Trainer(config, registry).train(max_iterations=2)
     with monkeypatch.context() as patched:
-        patched.setattr(Optimiser, "learning_rate", lambda self, update: 1e30)
+        patched.setattr(Optimizer, "learning_rate", lambda self, update: 1e30)
         with pytest.raises(RunStopped) as caught:
             Trainer(config, registry).train(resume=True)
     message = str(caught.value)
@@ -96,16 +98,16 @@ def test_an_update_that_leaves_no_numbers_is_not_saved(
 ) -> None:
     """The third update of the run gives nan. Two updates an iteration: it is the first or the second of one."""
     config = make_config(optimiser={"updates": moment, "max_grad_norm": None}, **OFTEN)
-    update = Optimiser._update
+    update = Optimizer.apply
 
-    def third(self: Optimiser, loss: Any) -> Any:
-        result = update(self, loss)
+    def third(self: Optimizer, gradient: Accumulated) -> Any:
+        result = update(self, gradient)
         if self.updates == 3:
             next(iter(self.policy.parameters.values())).data.view(-1)[0] = torch.nan
         return result
 
     with monkeypatch.context() as patched:
-        patched.setattr(Optimiser, "_update", third)
+        patched.setattr(Optimizer, "apply", third)
         with pytest.raises(RunStopped, match=r"optimiser\.max_grad_norm, which is null"):
             Trainer(config, registry).train()
     good = 2 // moment
@@ -161,10 +163,12 @@ def test_while_updates_are_skipped_the_weights_before_the_last_one_are_kept(
         run={"iterations": 9}, optimiser={"max_skipped": 2}, evaluation={"every": 0, "at_start": False},
         checkpoints={"every": 1},
     )  # fmt: skip
-    update = Optimiser._update
-    monkeypatch.setattr(
-        Optimiser, "_update", lambda self, loss: update(self, loss * torch.nan if self.updates >= 3 else loss)
-    )
+    update = Optimizer.apply
+
+    def spoilt(self: Optimizer, gradient: Accumulated) -> Any:
+        return update(self, replace(gradient, loss=gradient.loss * torch.nan) if self.updates >= 3 else gradient)
+
+    monkeypatch.setattr(Optimizer, "apply", spoilt)
     with pytest.raises(RunStopped, match=r"the checkpoint of iteration 2 is kept too") as caught:
         Trainer(config, registry).train()
     assert "3 updates in a row" in str(caught.value)

@@ -14,22 +14,22 @@ from typing import Any
 from dgpo_cli import child
 from dgpo_cli.main import main
 from dgpo_core.plugins.registry import get_registry
-from dgpo_core.training.optimise import Optimiser
+from dgpo_core.training.optimizer import Optimizer
 from dgpo_kit.toy import plugin
 
 get_registry().register(plugin, distribution="toy")
 rank, iteration, deed = os.environ.get("DGPO_TEST_END", "-1 0 none").split()
 if os.environ.get("RANK", "0") == rank:
-    step, steps = Optimiser.step, iter(range(1000))
+    step, steps = Optimizer.step, iter(range(1000))
 
-    def ending(self: Optimiser, *arguments: Any) -> Any:
+    def ending(self: Optimizer, *arguments: Any) -> Any:
         if next(steps) == int(iteration):
             if deed == "raise":
                 raise RuntimeError("a bug of this process alone")
             os.kill(os.getpid(), signal.SIGKILL)
         return step(self, *arguments)
 
-    Optimiser.step = ending  # type: ignore[method-assign]
+    Optimizer.step = ending  # type: ignore[method-assign]
 
 if sys.argv[1].isdecimal():
     child.main(sys.argv[1:])

@@ -17,7 +17,8 @@ from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.builtin.weightings import AbsAdvantage
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow.groups import weigh
-from dgpo_core.training.optimise import Optimiser
+from dgpo_core.training.accumulation import Accumulated, metric_means
+from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.policy import ConditioningCache, Policy
 from dgpo_core.types import Prompt, ScoredGroups
 from dgpo_kit.given import prompts_of
@@ -55,7 +56,7 @@ MODES: dict[str, tuple[dict[str, Any], published.Settings]] = {
 
 def optimiser(
     objective: dict[str, Any], *, micro_batch: int, std: str = "group", clamp: float = 5.0, **adamw: float
-) -> Optimiser:
+) -> Optimizer:
     """On a float64 toy whose policy, fast EMA and base differ."""
     data = run_data(
         Path("unused"),
@@ -73,7 +74,7 @@ def optimiser(
             for parameter in policy.parameters.values():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     dgpo = DirectGroupPreference(config.objective, Options())
-    return Optimiser(config, policy, dgpo, ConditioningCache(backbone), autocast=nullcontext)
+    return Optimizer(config, policy, dgpo, ConditioningCache(backbone), autocast=nullcontext)
 
 
 def scored_groups(texts: list[str], *, equal: int | None = None) -> ScoredGroups:
@@ -94,15 +95,18 @@ def scored_groups(texts: list[str], *, equal: int | None = None) -> ScoredGroups
     )
 
 
-def engine_gradient(o: Optimiser, groups: ScoredGroups, draws: Draws) -> dict[str, Tensor]:
+def added(o: Optimizer, groups: ScoredGroups, draws: Draws) -> Accumulated:
     batch = weigh(groups, o.config.advantages, AbsAdvantage(Options()))
-    o.adamw.zero_grad(set_to_none=True)
-    o._accumulate(batch, range(GROUPS), SIGMAS, draws, may_interrupt=True)
+    return o.accumulation.add(o.prepare(batch, range(GROUPS), SIGMAS, draws))
+
+
+def engine_gradient(o: Optimizer, groups: ScoredGroups, draws: Draws) -> dict[str, Tensor]:
+    added(o, groups, draws)
     return {name: p.grad.clone() for name, p in o.policy.parameters.items() if p.grad is not None}
 
 
 def published_gradient(
-    o: Optimiser, settings: published.Settings, groups: ScoredGroups, draws: Draws, *, global_std: bool, joined: bool
+    o: Optimizer, settings: published.Settings, groups: ScoredGroups, draws: Draws, *, global_std: bool, joined: bool
 ) -> dict[str, Tensor]:
     """Of the authors' loss; `joined`: samples of one prompt count as one group, even if it was drawn twice."""
     backbone = o.policy.backbone
@@ -148,7 +152,7 @@ def test_gradient_is_that_of_the_authors_code(mode: str, micro_batch: int, std: 
     groups, draws = scored_groups(["a", "b", "c", "d"]), Draws(7)
     wanted = published_gradient(o, settings, groups, draws, global_std=std == "batch", joined=True)
     assert distance(engine_gradient(o, groups, draws), wanted) <= 1e-10
-    fraction = o.averages().get("clip_fraction")
+    fraction = metric_means([added(o, groups, draws)], o.processes).get("clip_fraction")
     if settings.clip is not None:
         assert fraction is not None
         assert 0.1 < fraction < 0.9, "the clip must matter here"

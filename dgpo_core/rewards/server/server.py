@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import uvicorn
 
-from dgpo_core.distributed.runtime import choose_device
 from dgpo_core.errors import UserError
 from dgpo_core.rewards import place
 from dgpo_core.rewards.server.app import Service
@@ -30,6 +29,7 @@ from dgpo_core.rewards.server.connections import Connection
 from dgpo_core.rewards.server.counters import Counters
 from dgpo_core.rewards.server.descriptors import ACCEPTED
 from dgpo_core.rewards.server.listening import Listening
+from dgpo_core.system.device import choose_device
 from dgpo_schemas.sections.rewards import RewardBlock
 from dgpo_schemas.text import error_text
 
@@ -54,7 +54,7 @@ GRACE = 1.7
 def run(config: ServeConfig, registry: Registry, say: Callable[[str], None]) -> None:
     """Serve in this thread until a signal ends it. Raises UserError."""
     token = read_token(config.token_variable)
-    device = _device(config.device)
+    device = choose_device(config.device, "device")
     listening = bind(config.host, config.port)
     if config.threads is not None:
         torch.set_num_threads(config.threads)  # of the threads that are started from now on, too
@@ -101,13 +101,6 @@ def read_token(variable: str | None) -> str | None:
             "use ASCII letters, digits and punctuation"
         )
     return token
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return choose_device(name)
-    except UserError as error:
-        raise UserError(str(error).removeprefix("run.")) from error
 
 
 def bind(host: str, port: int) -> socket.socket:

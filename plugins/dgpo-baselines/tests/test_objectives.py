@@ -16,7 +16,8 @@ from torch import Tensor
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow.groups import advantages, signed_weights
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.optimise import Optimiser
+from dgpo_core.training.accumulation import Accumulated, metric_means
+from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.policy import ConditioningCache, Policy
 from dgpo_core.training.rollout import Roller
 from dgpo_core.types import Path as SamplerPath
@@ -37,10 +38,17 @@ each_micro_batch = pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
 class Setting:
     """An optimiser on a float64 toy whose policy, old and base weights all differ, and what it is given."""
 
-    optimiser: Optimiser
+    optimiser: Optimizer
     batch: TrainingBatch
     sigmas: list[float]
     roller: Roller
+    added: Accumulated | None = None
+
+    @property
+    def averages(self) -> dict[str, float | None]:
+        """Of the metrics of the last gradient."""
+        assert self.added is not None
+        return metric_means([self.added], self.optimiser.processes)
 
     @property
     def policy(self) -> Policy:
@@ -49,8 +57,7 @@ class Setting:
     def gradient(self) -> dict[str, Tensor]:
         """The engine's."""
         o = self.optimiser
-        o.adamw.zero_grad(set_to_none=True)
-        o._accumulate(self.batch, range(GROUPS), self.sigmas, DRAWS, may_interrupt=True)
+        self.added = o.accumulation.add(o.prepare(self.batch, range(GROUPS), self.sigmas, DRAWS))
         return {name: p.grad.clone() for name, p in self.policy.parameters.items() if p.grad is not None}
 
     def velocity(self, view: str, x: Tensor, sigma: float, group: int, guidance: float = 1.0) -> Tensor:
@@ -135,7 +142,7 @@ def make(registry: Registry) -> Make:
             residual=c.sum(1).abs(),
             paths=tuple(r.path for r in drawn if r.path is not None),
         )
-        optimiser = Optimiser(config, policy, made, roller.conditioning, autocast=nullcontext, sampler=sampler)
+        optimiser = Optimizer(config, policy, made, roller.conditioning, autocast=nullcontext, sampler=sampler)
         return Setting(optimiser, batch, [0.8, 0.4], roller)
 
     return build
@@ -232,7 +239,7 @@ def test_flow_grpo(make: Make, micro_batch: int | None, setting: str) -> None:
     s.sigmas = [schedule[3], schedule[1]]
     wanted = flow_grpo(s, clip)
     assert_same(s.gradient(), wanted)
-    fraction = s.optimiser.averages()["clip_fraction"]
+    fraction = s.averages["clip_fraction"]
     assert fraction is not None
     assert 0 < fraction < 1
 
@@ -259,7 +266,7 @@ def test_flow_grpo_starts_at_ratio_one(make: Make) -> None:
     s = make({"use": "flow-grpo", "kl": 0.0}, move=0.0, micro_batch=4)
     s.sigmas = s.batch.paths[0].sigmas[1:4].tolist()
     found = s.gradient()
-    averages = s.optimiser.averages()
+    averages = s.averages
     assert averages["ratio_distance"] == pytest.approx(0.0, abs=1e-6)
     assert averages["clip_fraction"] == 0.0
     losses = []
@@ -283,7 +290,8 @@ def test_flow_grpo_skips_what_has_no_advantage(make: Make) -> None:
     s.batch.advantages[1] = 0.0
     s.sigmas = s.batch.paths[0].sigmas[1:3].tolist()
     assert_same(s.gradient(), flow_grpo(s, 1e-4))
-    assert s.optimiser.counts() == (2 * MEMBERS * 2, MEMBERS * 2)
+    assert s.added is not None
+    assert (s.added.members, s.added.skipped) == (2 * MEMBERS * 2, MEMBERS * 2)
 
 
 # -- Diffusion-DPO --------------------------------------------------------------------------------------------------
@@ -328,7 +336,7 @@ def test_diffusion_dpo_is_dgpo_on_pairs(make: Make, micro_batch: int | None) -> 
     dgpo = make({"use": "dgpo", "beta": beta_dgpo, "kl": 0.0, "clip": None}, micro_batch=micro_batch,
                 weighting="best-vs-worst")  # fmt: skip
     assert_same(dpo.gradient(), {name: beta_dgpo * g for name, g in dgpo.gradient().items()})
-    mine, theirs = dpo.optimiser.averages(), dgpo.optimiser.averages()
+    mine, theirs = dpo.averages, dgpo.averages
     assert mine["sigmoid"] == pytest.approx(theirs["sigmoid"], rel=1e-12)
 
 
@@ -393,6 +401,6 @@ def test_awm(make: Make, micro_batch: int | None, clip: float | None, kl: float,
              rollout={"sampler": "flow-euler"})  # fmt: skip
     assert_same(s.gradient(), awm(s, power))
     if clip is not None:
-        fraction = s.optimiser.averages()["clip_fraction"]
+        fraction = s.averages["clip_fraction"]
         assert fraction is not None
         assert 0 < fraction < 1
