@@ -39,11 +39,12 @@ def dgpo_rewards() -> Sequence[Part]:
 @hookimpl
 def dgpo_prompt_sources() -> Sequence[Part]:
     """The prompts of the world of moving shapes."""
+    summary = 'Prompts about moving shapes ("a red circle moving left"), disjoint train and held-out splits'
     return [
         Part(
-            name="miniature-video",
-            summary='Prompts about moving shapes ("a red circle moving left"), disjoint train and held-out splits',
-            implementation="dgpo_video.miniature.prompts:MiniatureVideoPrompts",
-            options="dgpo_video.options:MiniatureVideoPromptsOptions",
+            "miniature-video",
+            summary,
+            "dgpo_video.miniature.prompts:MiniatureVideoPrompts",
+            "dgpo_video.options:MiniatureVideoPromptsOptions",
         )
     ]
