@@ -38,7 +38,7 @@ class NoOptions(Options):
 
 
 def options_model(registered: RegisteredPart) -> type[BaseModel]:
-    """The model of a part's options. Raises PluginError if its dotted path leads nowhere."""
+    """`Registry.options_model`."""
     declared = registered.part.options
     if declared is None:
         return NoOptions
@@ -50,8 +50,7 @@ def options_model(registered: RegisteredPart) -> type[BaseModel]:
 
 
 def implementation(registered: RegisteredPart, kind: Kind) -> Any:
-    """A part's class, imported. Raises PluginError if it cannot be or does not keep the contract of its kind;
-    ContractError if it was made for another version of that."""
+    """`Registry.implementation`."""
     check_declared(registered)
     path = registered.part.implementation
     cls = imported(str(registered), path)
@@ -76,11 +75,7 @@ def contracts_of(kind: Kind) -> tuple[type[Any], ...]:
 
 
 def check_contract(registered: RegisteredPart, kind: Kind) -> None:
-    """Raise ContractError for a part that was made for another version of the contract.
-
-    Where its plugin declares no version, the class of a kind that has changed is imported to see; one that cannot
-    be imported is refused when it is used.
-    """
+    """`Registry.check_contract`."""
     check_declared(registered)
     ours = registered.part.implementation.partition(".")[0] in OURS
     if registered.contract is None and kind.name in contract_version.CHANGED and not ours:
@@ -93,10 +88,7 @@ def check_contract(registered: RegisteredPart, kind: Kind) -> None:
 
 
 def create(registry: Registry, kind: str, block: UseBlock | str, **keywords: Any) -> Any:
-    """Import a part's class, validate its options and build it.
-
-    Raises PluginError for what the plugin does wrong and UserError for what its options or files do.
-    """
+    """`Registry.create`."""
     block = UseBlock(use=block) if isinstance(block, str) else block
     registered = registry.find(kind, block.use)
     model = options_model(registered)

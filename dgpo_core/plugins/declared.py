@@ -114,6 +114,8 @@ def _check_part(hook: str, part: Part) -> None:
         raise PluginError(f"{hook}: {part.name}: options must be a model or 'package.module:Model'")
     if not isinstance(part.summary, str) or not part.summary.strip():
         raise PluginError(f"{hook}: {part.name} has no summary; one line says what it is")
+    if part.adapts is not None and part.adapts not in (("video", "image"), ("image", "video")):
+        raise PluginError(f"{hook}: {part.name}: adapts must be ('video', 'image') or its reverse, not {part.adapts!r}")
 
 
 def _check_command(hook: str, command: Command) -> None:

@@ -16,10 +16,10 @@ from dgpo_core.storage.checkpoint import load
 from dgpo_core.training.rehearsal import rehearse
 from dgpo_core.training.trainer import Trainer
 from dgpo_kit.contracts import check_backbone
-from dgpo_kit.hard_toy import HardToy, hard_plugin
 from dgpo_kit.toy import ToyOptions, plugin, run_data
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.sections.backbone import BackboneSection
+from tests.integration.hard_toy import HardToy, hard_plugin
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "clip and kl": {"objective": {"clip": 1e-3, "kl": 0.02, "kl_cfg": 1.7, "switch": 2}, "rollout": {"guidance": 1.0}},

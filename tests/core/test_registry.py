@@ -108,6 +108,7 @@ def test_a_distribution_is_discovered(install: Install) -> None:
         ("@hookimpl\ndef dgpo_weightings():\n    return [Part('x', 's', None)]", "implementation must be"),
         ("@hookimpl\ndef dgpo_weightings():\n    return [Part('x', 's', 'a:B', 'Opts')]", "options must be a model"),
         ("@hookimpl\ndef dgpo_weightings():\n    return [Part('x', ' ', 'a:B')]", "x has no summary"),
+        ("@hookimpl\ndef dgpo_rewards():\n    return [Part('x', 's', 'a:B', adapts='video')]", "x: adapts must be"),
         (
             "@hookimpl\ndef dgpo_weightings():\n    return [Part('x', 's', 'a:B'), Part('x', 't', 'a:C')]",
             "x is declared twice",

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import torch
+from hard_toy import hard_plugin
 
 import dgpo_core.storage.checkpoint
 import dgpo_core.storage.run_directory
@@ -38,7 +39,6 @@ from dgpo_core.distributed.processes import Processes
 from dgpo_core.plugins.registry import get_registry
 from dgpo_core.system.stopping import StopRequest
 from dgpo_core.training.trainer import Trainer
-from dgpo_kit.hard_toy import hard_plugin
 from dgpo_kit.toy import BrightnessReward, ToyBackbone, plugin, run_data, sizes_plugin
 from dgpo_schemas.run import RunConfig
 

@@ -67,9 +67,14 @@ def wheel_of_dgpo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory, wheel_of_dgpo: Path) -> Environment:
+def wheel_of_the_kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(ROOT / "plugins/dgpo-kit", tmp_path_factory.mktemp("dgpo-kit"))
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory, wheel_of_dgpo: Path, wheel_of_the_kit: Path) -> Environment:
     directory = tmp_path_factory.mktemp("third-party")
-    wheels = []
+    wheels = [wheel_of_the_kit]
     for kind, name in PLUGINS.items():
         new = [sys.executable, "-m", "dgpo_cli", "plugins", "new", kind, name, "--output", str(directory)]
         subprocess.run(new, check=True, capture_output=True)
@@ -94,11 +99,12 @@ def code_lines(path: Path) -> int:
     return len(found)
 
 
-def test_the_wheel_of_dgpo_holds_every_template(wheel_of_dgpo: Path) -> None:
-    inside = set(zipfile.ZipFile(wheel_of_dgpo).namelist())
-    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "dgpo_cli/templates").rglob("*") if path.is_file()}
+def test_the_wheels_hold_every_template_and_what_is_installable(wheel_of_dgpo: Path, wheel_of_the_kit: Path) -> None:
+    assert "dgpo_core/plugins/installable.json" in zipfile.ZipFile(wheel_of_dgpo).namelist()
+    source = ROOT / "plugins/dgpo-kit/src"
+    templates = {str(path.relative_to(source)) for path in (source / "dgpo_kit/templates").rglob("*") if path.is_file()}
     assert templates
-    assert templates <= inside
+    assert templates <= set(zipfile.ZipFile(wheel_of_the_kit).namelist())
 
 
 def test_a_whole_reward_is_fewer_than_30_lines_of_code(environment: Environment) -> None:

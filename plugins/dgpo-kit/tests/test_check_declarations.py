@@ -10,10 +10,10 @@ from pydantic import ConfigDict, Field
 
 from dgpo_core.contracts import PromptSource
 from dgpo_core.errors import PluginError, UserError
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Command, Part, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
-from dgpo_kit.contracts import check_declaration, check_light, check_prompts
+from dgpo_kit.contracts import check_declaration, check_light, check_prompts, distribution_checks
 from dgpo_kit.toy import BrightnessOptions, ToyPrompts, ToyPromptsOptions
 from dgpo_schemas.base import Options
 
@@ -124,3 +124,16 @@ def test_options_that_are_no_options() -> None:
 )
 def test_modules(assert_found: Found, promise: str, check: Check) -> None:
     assert_found(promise, check)
+
+
+def test_commands_can_be_imported() -> None:
+    class Plugin:
+        @hookimpl
+        def dgpo_commands(self) -> list[Command]:
+            return [Command("fine", "Fine.", "json:dumps"), Command("lost", "Lost.", "no_such_module:f")]
+
+    registry = Registry(discover=False)
+    registry.register(Plugin(), distribution="tools", version="1")
+    checks = {check.name: check for check in distribution_checks(registry, "tools")}
+    with pytest.raises(PluginError, match=r"^command lost of tools 1: cannot import no_such_module:f"):
+        checks["commands"].run()

@@ -52,13 +52,16 @@ def dgpo_rewards() -> Sequence[Part]:
 @hookimpl
 def dgpo_detectors() -> Sequence[Part]:
     """The detector that comes with the rewards."""
+    summary = (
+        "Mask2Former of transformers, Facebook's COCO weights, not the benchmark's of mmdet: GenEval with "
+        "Mask2Former (HF), thresholds calibratable"
+    )
     return [
         Part(
-            name="mask2former",
-            summary="Mask2Former of transformers, Facebook's COCO weights, not the benchmark's of mmdet: GenEval with "
-            "Mask2Former (HF), thresholds calibratable",
-            implementation="dgpo_geneval.mask2former:Mask2FormerDetector",
-            options="dgpo_geneval.options:Mask2FormerOptions",
+            "mask2former",
+            summary,
+            "dgpo_geneval.mask2former:Mask2FormerDetector",
+            "dgpo_geneval.options:Mask2FormerOptions",
         )
     ]
 
@@ -66,11 +69,7 @@ def dgpo_detectors() -> Sequence[Part]:
 @hookimpl
 def dgpo_prompt_sources() -> Sequence[Part]:
     """Prompts for the rewards."""
+    summary = "GenEval's prompts: generated for training, with contents or the benchmark's own 553 held out"
     return [
-        Part(
-            name="geneval",
-            summary="GenEval's prompts: generated for training, with contents or the benchmark's own 553 held out",
-            implementation="dgpo_geneval.prompts:GenEvalPrompts",
-            options="dgpo_geneval.options:GenEvalPromptsOptions",
-        )
+        Part("geneval", summary, "dgpo_geneval.prompts:GenEvalPrompts", "dgpo_geneval.options:GenEvalPromptsOptions")
     ]

@@ -38,14 +38,8 @@ def dgpo_prompt_sources() -> Sequence[Part]:
 @hookimpl
 def dgpo_detectors() -> Sequence[Part]:
     """The detector of the world of shapes."""
-    return [
-        Part(
-            name="shapes",
-            summary="Rule-based detector of the miniature's coloured shapes, for GenEval's evaluator",
-            implementation="dgpo_miniature.detector:ShapeDetector",
-            options="dgpo_miniature.options:ShapesOptions",
-        )
-    ]
+    summary = "Rule-based detector of the miniature's coloured shapes, for GenEval's evaluator"
+    return [Part("shapes", summary, "dgpo_miniature.detector:ShapeDetector", "dgpo_miniature.options:ShapesOptions")]
 
 
 @hookimpl

@@ -13,24 +13,12 @@ __all__ = ["dgpo_prompt_sources", "dgpo_rewards"]
 @hookimpl
 def dgpo_rewards() -> Sequence[Part]:
     """The reward for rendered text."""
-    return [
-        Part(
-            name="ocr",
-            summary="How nearly the quoted text of the prompt is read in the picture or video, in [0, 1]",
-            implementation="dgpo_ocr.reward:OcrReward",
-            options="dgpo_ocr.options:OcrOptions",
-        )
-    ]
+    summary = "How nearly the quoted text of the prompt is read in the picture or video, in [0, 1]"
+    return [Part("ocr", summary, "dgpo_ocr.reward:OcrReward", "dgpo_ocr.options:OcrOptions")]
 
 
 @hookimpl
 def dgpo_prompt_sources() -> Sequence[Part]:
     """Prompts that ask for a text."""
-    return [
-        Part(
-            name="ocr",
-            summary="Pictures with a quoted text in them, train and held-out splits without a common word",
-            implementation="dgpo_ocr.prompts:OcrPrompts",
-            options="dgpo_ocr.options:OcrPromptsOptions",
-        )
-    ]
+    summary = "Pictures with a quoted text in them, train and held-out splits without a common word"
+    return [Part("ocr", summary, "dgpo_ocr.prompts:OcrPrompts", "dgpo_ocr.options:OcrPromptsOptions")]

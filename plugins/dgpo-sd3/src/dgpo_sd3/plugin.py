@@ -15,11 +15,5 @@ dgpo_contract = 2
 @hookimpl
 def dgpo_backbones() -> Sequence[Part]:
     """From texts to pictures."""
-    return [
-        Part(
-            name="sd3",
-            summary="Stable Diffusion 3 and 3.5 through diffusers, LoRA through peft (by default of attn2 too)",
-            implementation="dgpo_sd3.backbone:SD3Backbone",
-            options="dgpo_sd3.options:SD3Options",
-        )
-    ]
+    summary = "Stable Diffusion 3 and 3.5 through diffusers, LoRA through peft (by default of attn2 too)"
+    return [Part("sd3", summary, "dgpo_sd3.backbone:SD3Backbone", "dgpo_sd3.options:SD3Options")]

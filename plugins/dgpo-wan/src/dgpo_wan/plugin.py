@@ -15,11 +15,5 @@ dgpo_contract = 2
 @hookimpl
 def dgpo_backbones() -> Sequence[Part]:
     """From texts to videos."""
-    return [
-        Part(
-            name="wan",
-            summary="Wan 2.1 and 2.2 text-to-video through diffusers, LoRA through peft",
-            implementation="dgpo_wan.backbone:WanBackbone",
-            options="dgpo_wan.options:WanOptions",
-        )
-    ]
+    summary = "Wan 2.1 and 2.2 text-to-video through diffusers, LoRA through peft"
+    return [Part("wan", summary, "dgpo_wan.backbone:WanBackbone", "dgpo_wan.options:WanOptions")]

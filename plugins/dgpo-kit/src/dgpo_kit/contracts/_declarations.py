@@ -19,6 +19,7 @@ from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import Part
 from dgpo_core.plugins.building import contracts_of
 from dgpo_core.plugins.discovery import entry_points
+from dgpo_core.plugins.isolation import imported
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.contracts._assertions import that
 from dgpo_kit.contracts._check import Check, checks_of, run_all
@@ -70,8 +71,16 @@ def distribution_checks(registry: Registry, distribution: str) -> Iterator[Check
         for module in modules:
             check_light(module.partition(":")[0])
 
+    def its_commands() -> None:
+        for command in commands:
+            found = imported(str(command), command.command.target)
+            that(callable(found), f"{command}: {command.command.target} is a function or a Typer application")
+
     yield Check("loads", loads)
     yield Check("own-names", own_names)
+    commands = [one for one in registry.commands().values() if one.distribution == distribution and one.command.target]
+    if commands:
+        yield Check("commands", its_commands)
     yield Check("light-import", light_import)
 
 

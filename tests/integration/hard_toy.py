@@ -74,12 +74,12 @@ class HardPlugin:
     @hookimpl
     def dgpo_backbones(self) -> list[Part]:
         """The model."""
-        return [Part("hard-toy", "Toy that is hard to batch", "dgpo_kit.hard_toy:HardToy", ToyOptions)]
+        return [Part("hard-toy", "Toy that is hard to batch", f"{__name__}:HardToy", ToyOptions)]
 
     @hookimpl
     def dgpo_prompt_sources(self) -> list[Part]:
         """The prompts."""
-        where = "dgpo_kit.hard_toy:HardPrompts"
+        where = f"{__name__}:HardPrompts"
         return [Part("hard-toy", "With sizes and negatives", where, SizedPromptsOptions)]
 
 
