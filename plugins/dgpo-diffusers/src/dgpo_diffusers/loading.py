@@ -13,7 +13,7 @@ from dgpo_diffusers.checkpoints import load_model, load_pipeline, open_checkpoin
 from dgpo_schemas.problems import is_number, show
 
 if TYPE_CHECKING:
-    from dgpo_diffusers.family import Family
+    from dgpo_diffusers.backbone import DiffusersBackbone
     from dgpo_diffusers.layout import Layout
 
 __all__ = ["load"]
@@ -26,7 +26,7 @@ SHORTEST = 3
 """Tokens: a start, an end, and one between."""
 
 
-def load(backbone: Family) -> Any:
+def load(backbone: DiffusersBackbone) -> Any:
     """The pipeline on the CPU: denoisers and text encoders in `section.dtype`, the autoencoder in float32, and the
     trained denoiser in float32 too if all of it is trained; None in the place of what is left out.
 

@@ -16,14 +16,14 @@ from dgpo_diffusers.libraries import library_class, quiet
 from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
-    from dgpo_diffusers.family import Family
+    from dgpo_diffusers.backbone import DiffusersBackbone
 
 __all__ = ["load_meta"]
 
 Configurations = dict[str, dict[str, Any]]
 
 
-def load_meta(backbone: Family) -> Any:
+def load_meta(backbone: DiffusersBackbone) -> Any:
     """The pipeline that `loading.load` gives, on the backbone's device, of the checkpoint's configurations alone: no
     tokenizers, and on another device than meta random weights. Raises UserError where there are none to be had."""
     index, configs = _described(backbone)
@@ -36,7 +36,7 @@ def load_meta(backbone: Family) -> Any:
         ) from error
 
 
-def _made_of(backbone: Family, index: Index, configs: Configurations) -> Any:
+def _made_of(backbone: DiffusersBackbone, index: Index, configs: Configurations) -> Any:
     section, layout = backbone.section, backbone.layout
     names = [name for name in backbone.components(index) if name in configs]
     exact = {"vae", backbone.trained(names)} if section.train == "full" else {"vae"}
@@ -53,7 +53,7 @@ def _made_of(backbone: Family, index: Index, configs: Configurations) -> Any:
         return layout.kind(**parts, scheduler=kind.from_config(found), **backbone.settings(index))
 
 
-def _described(backbone: Family) -> tuple[Index, Configurations]:
+def _described(backbone: DiffusersBackbone) -> tuple[Index, Configurations]:
     """Part to configuration: those of a directory, or of a published model that the family knows by name."""
     checkpoint, layout = backbone.section.checkpoint, backbone.layout
     directory = Path(resolve_checkpoint(checkpoint))
