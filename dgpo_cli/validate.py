@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from dgpo_cli.options import Preset
+from dgpo_cli.options import Overrides, Preset, RunFile
 
 if TYPE_CHECKING:
     from dgpo_core.data.sources import Source
@@ -20,19 +19,14 @@ __all__ = ["validate"]
 
 
 def validate(
-    file: Annotated[Path, typer.Argument(help="The run file (YAML).", metavar="RUN.yaml")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a setting: --set rollout.group_size=12.", metavar="KEY=VALUE"),
-    ] = None,
+    file: RunFile,
+    overrides: Overrides = None,
     preset: Preset = None,
 ) -> None:
     """Check a run file without loading models.
 
     Keys, values, plugins and their options, prompts, and weights that a plugin brings: every mistake is shown with its
-    line. Held-out prompts that
-    are trained on are counted.
-    No model is loaded; `dgpo train --dry-run` goes that far.
+    line. Held-out prompts that are trained on are counted. No model is loaded; `dgpo train --dry-run` goes that far.
 
     A run file needs four sections:
 

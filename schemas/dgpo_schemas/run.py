@@ -1,6 +1,6 @@
 """`RunConfig`: everything a `run.yaml` may say.
 
-One class per section, in `sections`; rules between them stand in `rules`.
+One class per section, in `sections`; rules between them stand in `rules`. Plugins take from here what they are given.
 Times are flow-matching times sigma in [0, 1]: 1 is pure noise, 0 is data.
 """
 
@@ -19,7 +19,7 @@ from dgpo_schemas.sections.training import ObjectiveSection, OptimiserSection, T
 from dgpo_schemas.sections.whole import CheckpointsSection, LoggingSection, RunSection, StopSection
 from dgpo_schemas.sigma import resolve_sigma
 
-__all__ = ["RunConfig", "violations"]
+__all__ = ["BackboneSection", "ObjectiveSection", "RunConfig", "violations"]
 
 
 class RunConfig(StrictModel):

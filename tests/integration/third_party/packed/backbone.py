@@ -13,7 +13,7 @@ from dgpo_core.flow.schedules import exponential_shift
 from dgpo_core.lora import LoraAdapter
 from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_core.weights import resolve_checkpoint
-from dgpo_schemas.sections.backbone import BackboneSection
+from dgpo_schemas.run import BackboneSection
 
 SIDE = 2 * FACTOR
 """Pixels to the side of a token."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning
-from dgpo_schemas.sections.backbone import BackboneSection
+from dgpo_schemas.run import BackboneSection
 
 __all__ = ["GuestBackbone"]
 
