@@ -168,7 +168,8 @@ class Processes:
         of any shapes and one dtype."""
         if self.count == 1:
             return list(tensors)
-        said = self.everyone([[list(t.shape), _name(t.dtype), t.device.type] for t in tensors])
+        mine: list[Any] = [[list(t.shape), _name(t.dtype), t.device.type] for t in tensors]
+        said = self.everyone(mine)
         kinds = [kind for theirs in said for kind in theirs]
         if not kinds:
             return []

@@ -124,8 +124,9 @@ class Accumulation:
     def _passes(self, update: Update, bundle: Bundle) -> list[Pass]:
         """Those of a bundle at all timesteps."""
         count = len(bundle)
-        first = ["policy"] * (count if twice(self.models.objective, update, bundle) else 0)
-        return [*self.models.others() * count, *first, *["gradient"] * count] * len(update.sigmas)
+        first: list[Pass] = ["policy"] * (count if twice(self.models.objective, update, bundle) else 0)
+        last: list[Pass] = ["gradient"] * count
+        return [*self.models.others() * count, *first, *last] * len(update.sigmas)
 
     def _backward(
         self, update: Update, b: MicroBatch, known: Tensor | None, metrics: dict[str, list[Tensor]]

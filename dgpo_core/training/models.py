@@ -41,9 +41,11 @@ class Models:
         """The views to run beside the policy, for the loss or for the statistic alone. Each runs once, whatever the
         number of its uses: a frozen reference is the base, a dynamic one the fast EMA."""
         objective, dynamic = self.objective, self.config.objective.reference == "ema"
-        old = (objective.needs_old and not statistic_only) or (objective.needs_reference and dynamic)
-        base = (objective.needs_base and not statistic_only) or (objective.needs_reference and not dynamic)
-        return [*(["old"] if old else []), *(["base"] if base else [])]
+        wanted: dict[View, bool] = {
+            "old": (objective.needs_old and not statistic_only) or (objective.needs_reference and dynamic),
+            "base": (objective.needs_base and not statistic_only) or (objective.needs_reference and not dynamic),
+        }
+        return [view for view, needed in wanted.items() if needed]
 
     @torch.no_grad()
     def at(self, update: Update, members: Members, t: int, *, statistic_only: bool = False) -> MicroBatch:
