@@ -20,7 +20,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from dgpo_core.errors import ProcessLostError, UserError
@@ -164,41 +163,29 @@ class Processes:
 
     # -- tensors, on the device ---------------------------------------------------------------------------------
 
-    def gather(self, rows: Tensor | None) -> Tensor | None:
-        """Rows [n, ...] of every process, one after the other, on this process's device and of any n; None of a process
-        that has no rows to show, and None if no process has any."""
-        if self.count == 1:
-            return rows
-        said: Any = None if rows is None else [list(rows.shape), _name(rows.dtype), rows.device.type]
-        kinds = self.everyone(said)
-        if not any(kinds):
-            return None
-        (_, *shape), dtype, where = next(kind for kind in kinds if kind is not None)
-        sizes = [0 if kind is None else kind[0][0] for kind in kinds]
-        device = torch.device(where) if rows is None else rows.device
-        padded = torch.zeros(max(sizes), *shape, dtype=getattr(torch, dtype), device=device)
-        if rows is not None:
-            padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in sizes]
-        group = self._host if where == "cpu" else dist.group.WORLD
-        self._with_others(dist.all_gather, parts, padded, group=group)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
     def gather_each(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors of every process, one process's after the other's, on this process's device: any number of them,
         of any shapes and one dtype."""
         if self.count == 1:
             return list(tensors)
-        shapes = [shape for part in self.everyone([list(t.shape) for t in tensors]) for shape in part]
-        alike = all(shape == shapes[0] for shape in shapes)
-        longest = max(map(math.prod, shapes), default=0)
-        rows = [t if alike else F.pad(t.flatten(), (0, longest - t.numel())) for t in tensors]
-        found = self.gather(torch.stack(rows) if rows else None)
-        if found is None:
+        mine: list[Any] = [[list(t.shape), _name(t.dtype), t.device.type] for t in tensors]
+        said = self.everyone(mine)
+        kinds = [kind for theirs in said for kind in theirs]
+        if not kinds:
             return []
-        if alike:
-            return list(found)
-        return [row[: math.prod(shape)].view(shape) for row, shape in zip(found, shapes, strict=True)]
+        _, dtype, where = kinds[0]
+        device = tensors[0].device if tensors else torch.device(where)
+        longest = max(math.prod(shape) for shape, *_ in kinds)
+        padded = torch.zeros(max(map(len, said)), longest, dtype=getattr(torch, dtype), device=device)
+        for row, tensor in zip(padded, tensors, strict=False):
+            row[: tensor.numel()] = tensor.flatten()
+        parts = [torch.empty_like(padded) for _ in said]
+        self._with_others(dist.all_gather, parts, padded, group=self._host if where == "cpu" else dist.group.WORLD)
+        return [
+            row[: math.prod(shape)].view(shape)
+            for part, theirs in zip(parts, said, strict=True)
+            for row, (shape, *_) in zip(part, theirs, strict=False)
+        ]
 
     def send(self, tensor: Tensor, rank: int) -> None:
         """Give a tensor to one process, which calls `receive` for it; exact to the bit, through the CPU."""

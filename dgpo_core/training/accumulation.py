@@ -66,6 +66,7 @@ def metric_means(results: Iterable[Accumulated], processes: Processes) -> dict[s
     return {name: sum(v * k for v, k in some) / sum(k for _, k in some) for name, some in shares.items()}
 
 
+@dataclass(slots=True)
 class Accumulation:
     """Adds the gradients of updates to the policy's parameters.
 
@@ -73,33 +74,22 @@ class Accumulation:
     members that are done.
     """
 
-    def __init__(
-        self,
-        models: Models,
-        processes: Processes,
-        micro_batch: int,
-        *,
-        tell: Callable[[str], None],
-        progress: Callable[[int], None],
-    ) -> None:
-        self.models = models
-        self.policy = models.policy
-        self.objective = models.objective
-        self.processes = processes
-        self.micro_batch = micro_batch
-        self._tell = tell
-        self._progress = progress
+    models: Models
+    processes: Processes
+    micro_batch: int
+    tell: Callable[[str], None]
+    progress: Callable[[int], None]
 
     def add(self, update: Update, interrupt: Callable[[], None] = lambda: None) -> Accumulated:
         """Make the gradient of the mean loss over an update's groups and timesteps that of the parameters.
 
         interrupt: raises Interrupted if this process was asked to stop. Raises Interrupted if any process was.
         """
-        self.policy.forget_gradient()
-        loss, metrics = torch.zeros((), device=self.policy.backbone.device), dict[str, list[Tensor]]()
+        self.models.policy.forget_gradient()
+        loss, metrics = torch.zeros((), device=self.models.policy.backbone.device), dict[str, list[Tensor]]()
         if update.active:  # else there is nothing to learn from, in any process
             complete = None
-            if self.objective.needs_statistic and any(update.spread):
+            if self.models.objective.needs_statistic and any(update.spread):
                 complete = self._complete(update, interrupt)
             (loss, metrics), stopped = self._here(
                 lambda size: self._gradient(update, complete, size, interrupt), (loss, metrics)
@@ -113,29 +103,30 @@ class Accumulation:
         self, update: Update, complete: Tensor | None, size: int, interrupt: Callable[[], None]
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """Gradients of this process's members, in micro-batches of `size`, their share of the loss, and the metrics."""
-        self.policy.forget_gradient()  # what an attempt left that ran out of memory
-        loss = torch.zeros((), device=self.policy.backbone.device)
+        self.models.policy.forget_gradient()  # what an attempt left that ran out of memory
+        loss = torch.zeros((), device=self.models.policy.backbone.device)
         metrics: dict[str, list[Tensor]] = {}
         bundles = list(update.bundles(update.own, size))
-        self.policy.agree(lambda: [one for bundle in bundles for one in self._passes(update, bundle)])
+        self.models.policy.agree(lambda: [one for bundle in bundles for one in self._passes(update, bundle)])
         for bundle in bundles:
             parts = [update.gather(members) for members in bundle]
             for t in range(len(update.sigmas)):
                 interrupt()
                 batches = [self.models.at(update, part, t) for part in parts]
                 known = None if complete is None else complete[t]
-                if twice(self.objective, update, bundle):
+                if twice(self.models.objective, update, bundle):
                     known = statistic_of_bundle(self.models, batches)
                 for b in batches:
                     loss += self._backward(update, b, known, metrics)
-                self._progress(sum(map(len, bundle)))
+                self.progress(sum(map(len, bundle)))
         return loss, metrics
 
     def _passes(self, update: Update, bundle: Bundle) -> list[Pass]:
         """Those of a bundle at all timesteps."""
         count = len(bundle)
-        policy: list[Pass] = ["policy"] * (count if twice(self.objective, update, bundle) else 0)
-        return (self.models.others() * count + policy + ["gradient"] * count) * len(update.sigmas)
+        first: list[Pass] = ["policy"] * (count if twice(self.models.objective, update, bundle) else 0)
+        last: list[Pass] = ["gradient"] * count
+        return [*self.models.others() * count, *first, *last] * len(update.sigmas)
 
     def _backward(
         self, update: Update, b: MicroBatch, known: Tensor | None, metrics: dict[str, list[Tensor]]
@@ -144,12 +135,12 @@ class Accumulation:
         metrics."""
         predictions = self.models.predictions(b)
         if not predictions.velocity.requires_grad:
-            raise promises.broken(self.policy.backbone, "`velocity` has no gradient, so nothing would be learnt")
-        result = member_loss(self.objective, predictions, b.members, known)
+            raise promises.broken(self.models.policy.backbone, "`velocity` has no gradient, so nothing would be learnt")
+        result = member_loss(self.models.objective, predictions, b.members, known)
         # Mean over a group's scored members, over the groups of this update and over the timesteps.
         scaled = (result.loss / b.members.group_size).sum() / (len(update.groups) * len(update.sigmas))
         if scaled.requires_grad:
-            self.policy.backward(scaled)
+            self.models.policy.backward(scaled)
         for name, values in result.metrics.items():
             metrics.setdefault(name, []).append(values)
         return scaled.detach()
@@ -159,18 +150,18 @@ class Accumulation:
         small; or `stopped`, and True, for then the others have to be told. A single process just stops."""
         try:
             done, self.micro_batch = halving(
-                work, self.micro_batch, "optimiser.micro_batch", self._tell, again=not self.policy.sharded
+                work, self.micro_batch, "optimiser.micro_batch", self.tell, again=not self.models.policy.sharded
             )
         except Interrupted:
             if self.processes.count == 1:
                 raise
             done = None
-        self.policy.finish()
+        self.models.policy.finish()
         return (stopped, True) if done is None else (done, False)
 
     def _complete(self, update: Update, interrupt: Callable[[], None]) -> Tensor:
         """Statistics [T, g] of the groups that are spread over processes, in one reduction; nan of the others."""
-        weight = next(iter(self.policy.parameters.values()))
+        weight = next(iter(self.models.policy.parameters.values()))
         here, stopped = self._here(
             lambda size: statistics_here(self.models, update, size, interrupt),
             weight.new_zeros(len(update.sigmas), len(update.groups)),
@@ -181,7 +172,7 @@ class Accumulation:
     def _add_gradients(self, loss: Tensor, stopped: bool) -> Tensor:
         """Give every process the sum of all processes' gradients; returns the sum of their losses."""
         # Gradients of spread weights were added by their backward passes.
-        parameters = [] if self.policy.spread else list(self.policy.parameters.values())
+        parameters = [] if self.models.policy.spread else list(self.models.policy.parameters.values())
         known = loss.new_tensor([p.grad is not None for p in parameters])
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         total, known, *sums = self._added([loss, known, *gradients], stopped)

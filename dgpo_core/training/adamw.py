@@ -1,4 +1,4 @@
-"""AdamW as configured, and its state as named tensors."""
+"""AdamW as configured: the optimizer, its learning rate, and its state as named tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dgpo_core.errors import UserError
 if TYPE_CHECKING:
     from dgpo_schemas.sections.training import OptimiserSection
 
-__all__ = ["make_adamw", "restore", "state_of"]
+__all__ = ["learning_rate", "make_adamw", "restore", "state_of"]
 
 SHARED = ("qmap1", "qmap2")
 """Tables that bitsandbytes keeps once for all parameters."""
@@ -38,6 +38,19 @@ def make_adamw(parameters: Iterable[torch.nn.Parameter], section: OptimiserSecti
         ) from error
     made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(list(parameters), **settings)
     return made
+
+
+def learning_rate(section: OptimiserSection, update: int, total: int) -> float:
+    """Learning rate of update number `update`, counted from 0, of a run that makes `total`."""
+    rate = section.learning_rate
+    if update < section.warmup:
+        return rate * (update + 1) / section.warmup
+    left = 1 - (update - section.warmup) / max(total - section.warmup, 1)
+    if section.schedule == "linear":
+        return rate * max(left, 0.0)
+    if section.schedule == "cosine":
+        return rate * 0.5 * (1 - float(torch.tensor(torch.pi * max(left, 0.0), dtype=torch.float64).cos()))
+    return rate
 
 
 def state_of(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ Legend: g groups, G members, B members in a micro-batch, T timesteps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
@@ -104,17 +104,15 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """B members at one timestep, with the other models' predictions."""
+    """B members at one timestep, with the other models' predictions by their names in `Predictions`."""
 
     members: Members
     x_sigma: Tensor
     target: Tensor
     sigma: Tensor
-    reference: Tensor | None = None
-    base: Tensor | None = None
-    old: Tensor | None = None
     step: PathStep | None = None
     loss_weight: Tensor | None = None
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
     def predictions(self, velocity: Tensor) -> Predictions:
         """What the objective sees."""
@@ -125,11 +123,9 @@ class MicroBatch:
             advantages=self.members.advantages,
             signed_weights=self.members.signed_weights,
             group_size=self.members.group_size,
-            reference=self.reference,
-            base=self.base,
-            old=self.old,
             step=self.step,
             loss_weight=self.loss_weight,
+            **self.others,
         )
 
 

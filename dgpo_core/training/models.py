@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,56 +16,50 @@ from dgpo_core.types import Predictions
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Objective
-    from dgpo_core.distributed.passes import Pass
-    from dgpo_core.training.policy import ConditioningCache, Policy
+    from dgpo_core.training.policy import ConditioningCache, Policy, View
     from dgpo_schemas.run import RunConfig
 
 __all__ = ["Models"]
 
 
+@dataclass(frozen=True)
 class Models:
     """Predictions of the views of a policy, as an objective and its section want them."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        policy: Policy,
-        objective: Objective,
-        conditioning: ConditioningCache,
-        autocast: Callable[[], AbstractContextManager[object]],
-    ) -> None:
-        self.policy = policy
-        self.objective = objective
-        self._section = config.objective
-        self._conditioning = conditioning
-        self._autocast = autocast
-        # Probabilities of a guided sampler's steps are those of its guided velocity, so that is what is trained.
-        self._guidance = config.rollout.guidance if objective.needs_path else 1.0
+    config: RunConfig
+    policy: Policy
+    objective: Objective
+    conditioning: ConditioningCache
+    autocast: Callable[[], AbstractContextManager[object]]
 
-    def others(self, *, statistic_only: bool = False) -> list[Pass]:
+    @property
+    def _guidance(self) -> float:
+        """Probabilities of a guided sampler's steps are those of its guided velocity, so that is what is trained."""
+        return self.config.rollout.guidance if self.objective.needs_path else 1.0
+
+    def others(self, *, statistic_only: bool = False) -> list[View]:
         """The views to run beside the policy, for the loss or for the statistic alone. Each runs once, whatever the
         number of its uses: a frozen reference is the base, a dynamic one the fast EMA."""
-        objective, dynamic = self.objective, self._section.reference == "ema"
-        wanted: dict[Pass, bool] = {
+        objective, dynamic = self.objective, self.config.objective.reference == "ema"
+        wanted: dict[View, bool] = {
             "old": (objective.needs_old and not statistic_only) or (objective.needs_reference and dynamic),
             "base": (objective.needs_base and not statistic_only) or (objective.needs_reference and not dynamic),
         }
-        return [name for name, needed in wanted.items() if needed]
+        return [view for view, needed in wanted.items() if needed]
 
     @torch.no_grad()
     def at(self, update: Update, members: Members, t: int, *, statistic_only: bool = False) -> MicroBatch:
         """The members at one timestep, with the other models' predictions."""
         b = update.at(members, t)
-        others, old, base = self.others(statistic_only=statistic_only), None, None
-        if "old" in others:
-            with self.policy.view("old"):
-                old = self._velocity(b, self._guidance)
-        if "base" in others:
-            with self.policy.view("base"):  # at most one of the two is not 1
-                base = self._velocity(b, max(self._guidance, self._section.kl_cfg))
-        reference = (old if self._section.reference == "ema" else base) if self.objective.needs_reference else None
-        weight = promises.loss_weight(self.policy.backbone, b.sigma)
-        return replace(b, old=old, base=base, reference=reference, loss_weight=weight)
+        found: dict[str, Tensor] = {}
+        for view in self.others(statistic_only=statistic_only):
+            # At most one of the two is not 1.
+            guidance = max(self._guidance, self.config.objective.kl_cfg) if view == "base" else self._guidance
+            with self.policy.view(view):
+                found[view] = self._velocity(b, guidance)
+        if self.objective.needs_reference:
+            found["reference"] = found["old" if self.config.objective.reference == "ema" else "base"]
+        return replace(b, others=found, loss_weight=promises.loss_weight(self.policy.backbone, b.sigma))
 
     def predictions(self, b: MicroBatch) -> Predictions:
         """What the objective sees, with the prediction of the view in place."""
@@ -74,6 +68,6 @@ class Models:
     def _velocity(self, b: MicroBatch, guidance: float) -> Tensor:
         """Autocast is entered anew for every view: it remembers its casts by the parameter, whose data are another
         view's now. Texts are encoded outside of it, as everywhere."""
-        unconditional = self._conditioning.unconditional(b.members.prompts) if guidance != 1.0 else None
-        with self._autocast():
+        unconditional = self.conditioning.unconditional(b.members.prompts) if guidance != 1.0 else None
+        with self.autocast():
             return self.policy.velocity(b.x_sigma, b.sigma, b.members.conditioning, unconditional, guidance)

@@ -16,8 +16,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.flow.paths import PathSteps
 from dgpo_core.flow.sizes import bucket
 from dgpo_core.training.accumulation import Accumulated, Accumulation
-from dgpo_core.training.adamw import make_adamw, restore, state_of
-from dgpo_core.training.learning_rate import learning_rate
+from dgpo_core.training.adamw import learning_rate, make_adamw, restore, state_of
 from dgpo_core.training.microbatches import Update, active_members, shared
 from dgpo_core.training.models import Models
 from dgpo_core.types import TrainingBatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +21,6 @@ from dgpo_schemas.sigma import Shift
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Sampler
-    from dgpo_core.distributed.passes import Pass
     from dgpo_core.training.policy import ConditioningCache, Policy, View
 
 __all__ = ["Roller"]
@@ -48,8 +48,8 @@ class Roller:
         self.sampler = sampler
         self.conditioning = conditioning
         self.resolution = resolution
-        self.shape = promises.latent_shape(policy.backbone, resolution)
-        self._shapes = {resolution: self.shape}
+        self._shape = cache(partial(promises.latent_shape, policy.backbone))
+        self.shape = self._shape(resolution)
         self.device = policy.backbone.device
         self.steps = steps
         self.shift: Shift = shift
@@ -108,13 +108,11 @@ class Roller:
 
         stretches = runs([buckets[i // members] for i in chosen])
 
-        def passes() -> list[Pass]:
-            """Those of each stretch's micro-batches."""
-            micro_batches = [-(-(run.stop - run.start) // size) for run in stretches]
-            trials = [self._passes(prompts[chosen[run.start] // members]) for run in stretches]
-            return [view] * sum(count * each for count, each in zip(micro_batches, trials, strict=True))
+        def passes(run: slice) -> int:
+            micro_batches: int = -(-(run.stop - run.start) // size)
+            return micro_batches * self._passes(prompts[chosen[run.start] // members].size or self.resolution)
 
-        self.policy.agree(passes)
+        self.policy.agree(lambda: [view] * sum(map(passes, stretches)))
         for run in stretches:
             while start < run.stop:
                 drawn, fits = halving(
@@ -126,7 +124,7 @@ class Roller:
                 yield drawn
         self.policy.finish()
 
-    def _passes(self, prompt: Prompt) -> int:
+    def _passes(self, size: Size) -> int:
         """Passes of the network that the sampler makes for a micro-batch, as a trial without the network tells."""
         made = 0
 
@@ -135,17 +133,9 @@ class Roller:
             made += 1
             return torch.zeros_like(x_sigma)
 
-        schedule, _ = self._start(prompt.size or self.resolution)
-        nothing = torch.zeros(1, *self._shape(prompt))
+        nothing, (schedule, _) = torch.zeros(1, *self._shape(size)), self._start(size)
         self.sampler.sample(velocity, nothing, steps=self.steps, schedule=schedule, draws=[Draws(0)])
         return made
-
-    def _shape(self, prompt: Prompt) -> tuple[int, ...]:
-        """Of a latent of this prompt."""
-        assert prompt.size is not None
-        if prompt.size not in self._shapes:
-            self._shapes[prompt.size] = promises.latent_shape(self.policy.backbone, prompt.size)
-        return self._shapes[prompt.size]
 
     @torch.no_grad()
     def _micro_batch(
@@ -158,8 +148,9 @@ class Roller:
         view: View,
         keep_path: bool,
     ) -> Rollout:
-        noise = normal_rows([key.at("noise") for key in keys], self._shape(prompts[0]), self.device)
-        schedule, scale = self._start(prompts[0].size or self.resolution)
+        size = prompts[0].size or self.resolution
+        noise = normal_rows([key.at("noise") for key in keys], self._shape(size), self.device)
+        schedule, scale = self._start(size)
         if scale != 1:
             noise = noise * scale
 

@@ -93,7 +93,7 @@ class Numbered:
 
     def __init__(self, micro_batch: int) -> None:
         self.micro_batch = micro_batch
-        self.policy = types.SimpleNamespace(backbone=types.SimpleNamespace(decode=self.decode))
+        self.policy = types.SimpleNamespace(backbone=types.SimpleNamespace(decode=self.decode), finish=lambda: None)
 
     @staticmethod
     def decode(x0: Tensor) -> Tensor:

@@ -125,3 +125,9 @@ def test_the_gradient_of_an_update(objective: dict[str, Any], micro_batch: int, 
     assert all(p.grad is not None for p in policy.parameters.values())
     with pytest.raises((RuntimeError, NotImplementedError)):
         optimiser.step(batch, torch.tensor([0.8, 0.4]), Draws(1))  # whether the gradient is finite is asked once
+    assert optimiser.updates == 0
+    optimiser._look = lambda values: [1.0] * len(values)  # nor is anything else asked for
+    optimiser.adamw = torch.optim.AdamW(policy.parameters.values())  # the fused one has no kernel here
+    (result,) = optimiser.step(batch, torch.tensor([0.8, 0.4]), Draws(1))
+    assert not result.skipped
+    assert optimiser.updates == 1

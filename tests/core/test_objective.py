@@ -266,8 +266,8 @@ def test_under_autocast_every_view_is_itself(train: str) -> None:
         shared_noise=True, active=GROUPS * MEMBERS,
     )  # fmt: skip
     b = o.models.at(update, update.gather([(0, 0), (1, 3)]), 0)
-    for view, found in (("base", b.reference), ("old", b.old)):
+    for view, found in (("base", b.others["reference"]), ("old", b.others["old"])):
         with policy.view(view), half(), torch.no_grad():  # type: ignore[arg-type]
             wanted = policy.velocity(b.x_sigma, b.sigma, b.members.conditioning)
         assert torch.equal(found, wanted), view  # type: ignore[arg-type]
-    assert not torch.equal(b.reference, b.old)  # type: ignore[arg-type]
+    assert not torch.equal(b.others["reference"], b.others["old"])  # type: ignore[arg-type]

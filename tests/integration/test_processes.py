@@ -191,8 +191,8 @@ def test_one_process_needs_no_group() -> None:
     assert alone.everyone({"a": 1}) == [{"a": 1}]
     assert alone.told((1, 2)) == (1, 2)
     rows = torch.ones(2, 3)
-    assert alone.gather(rows) is rows
-    assert alone.gather(None) is None
+    assert alone.gather_each([rows])[0] is rows
+    assert alone.gather_each([]) == []
     assert alone.add([rows])[0] is rows
     alone.leave()
 
