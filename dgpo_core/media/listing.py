@@ -27,7 +27,7 @@ STRANGE = (
     ".wmv", ".flv", ".mpg", ".mpeg", ".m2ts", ".ogv", ".3gp",
 )  # fmt: skip
 """Endings of pictures and videos that Pillow does not know either."""
-OURS = ("grid.png", "*.annotated.png", "prompts.json", "conditions.json", "media-????????????.png")
+OURS = ("grid.png", "*.annotated.*", "annotated.html", "prompts.json", "conditions.json", "media-????????????.png")
 """What `dgpo sample` and `dgpo score` put beside pictures; a film strip 07.png lies beside its video, 07.mp4."""
 MOST_SEARCHED = 100
 """Directories that are looked into for pictures where there are none."""
