@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dgpo_cli.console import seconds
+from dgpo_core.system.units import seconds
 from dgpo_lab.ablation import figures, tables, words
 from dgpo_lab.ablation.plan import Cell, Plan
 from dgpo_lab.ablation.results import Results

@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dgpo_cli.console import seconds
 from dgpo_core.system.reading import LARGEST_LOG, open_file
+from dgpo_core.system.units import seconds
 from dgpo_lab.ablation.directory import State
 from dgpo_lab.ablation.plan import Cell, Plan
 

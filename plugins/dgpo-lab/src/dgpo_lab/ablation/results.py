@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dgpo_cli.console import seconds
+from dgpo_core.system.units import seconds
 from dgpo_lab.ablation.directory import saved_directory
 from dgpo_lab.ablation.plan import Plan
 from dgpo_lab.ablation.statistics import Interval, SignFlip, holm, sign_flip_test, t_interval, two_way_interval

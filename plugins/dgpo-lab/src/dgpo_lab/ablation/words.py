@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dgpo_cli.console import number
+from dgpo_core.system.units import number
 from dgpo_lab.ablation.pairing import unpaired
 from dgpo_lab.ablation.plan import Plan
 from dgpo_lab.ablation.results import Difference, Results, VariantResult

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from dgpo_cli.console import number, seconds
 from dgpo_core.config.changes import history
 from dgpo_core.data.prompts import counted
+from dgpo_core.system.units import number, seconds
 from dgpo_core.training.guards import PIXELWISE, STATISTICS
 from dgpo_lab.reporting import figures, summary
 from dgpo_lab.reporting.data import Evaluation, RunData, Score

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dgpo_cli.console import number, seconds
+from dgpo_core.system.units import number, seconds
 from dgpo_core.training.guards import STATISTICS, band_of, has_left
 from dgpo_lab.reporting.data import Evaluation, RunData, Score
 from dgpo_schemas.metrics import GroupScore
