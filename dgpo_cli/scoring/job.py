@@ -15,12 +15,12 @@ from torch import Tensor
 
 from dgpo_cli.scoring.batches import Done, Result, Sample, score_samples
 from dgpo_cli.scoring.cards import Cards
+from dgpo_cli.scoring.files import Medium, check_files, kind_of, read_media
+from dgpo_cli.scoring.listing import expand
 from dgpo_cli.scoring.prompts import prompts_for
 from dgpo_core.data.prompts import check_prompts
 from dgpo_core.errors import UserError
-from dgpo_core.media.files import Medium, check_files, kind_of, read_media
 from dgpo_core.media.kinds import one_of, plural, shows_frames
-from dgpo_core.media.listing import expand
 from dgpo_core.training.scoring import Reward
 from dgpo_core.types import Example
 
