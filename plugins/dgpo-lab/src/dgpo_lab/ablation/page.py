@@ -10,6 +10,7 @@ from dgpo_lab.ablation import figures, tables, words
 from dgpo_lab.ablation.plan import Cell, Plan
 from dgpo_lab.ablation.results import Results
 from dgpo_lab.reporting.images import Picture, read_pictures
+from dgpo_lab.reporting.page import page_environment
 from dgpo_schemas.loading import dump_yaml
 
 __all__ = ["render"]
@@ -20,38 +21,31 @@ PROMPTS = 8
 
 def render(plan: Plan, results: Results) -> str:
     """The page as HTML text, complete in itself."""
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader("dgpo_lab.ablation", package_path=""), PackageLoader("dgpo_lab.reporting", package_path="")]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     header, body = tables.rows(results)
     guards = tables.guard_names(results)
     panels = _panels(results)
-    return environment.get_template("ablation.html.jinja").render(
-        plan=plan,
-        results=results,
-        headline=words.headline(results),
-        facts=_facts(results),
-        warnings=words.warnings(plan, results),
-        reading=words.how_to_read(plan, results),
-        base_model=words.interval(results.base_model) if results.base_model else None,
-        header=header,
-        body=body,
-        guards=[name.replace("_", " ") for name in guards],
-        guard_rows=[tables.guard_row(variant, guards) for variant in results.variants],
-        ranking=figures.ranking(results),
-        axes={"iterations": "iterations", "samples": "samples", "time": "time"} if panels else {},
-        panels=panels,
-        samples=_samples(plan, results),
-        variants=[(variant.name, _settings(plan, variant.config)) for variant in plan.variants],
-        ablation_text=dump_yaml(plan.ablation.model_dump(mode="json", exclude_none=True)),
+    return (
+        page_environment()
+        .get_template("ablation/ablation.html.jinja")
+        .render(
+            plan=plan,
+            results=results,
+            headline=words.headline(results),
+            facts=_facts(results),
+            warnings=words.warnings(plan, results),
+            reading=words.how_to_read(plan, results),
+            base_model=words.interval(results.base_model) if results.base_model else None,
+            header=header,
+            body=body,
+            guards=[name.replace("_", " ") for name in guards],
+            guard_rows=[tables.guard_row(variant, guards) for variant in results.variants],
+            ranking=figures.ranking(results),
+            axes={"iterations": "iterations", "samples": "samples", "time": "time"} if panels else {},
+            panels=panels,
+            samples=_samples(plan, results),
+            variants=[(variant.name, _settings(plan, variant.config)) for variant in plan.variants],
+            ablation_text=dump_yaml(plan.ablation.model_dump(mode="json", exclude_none=True)),
+        )
     )
 
 

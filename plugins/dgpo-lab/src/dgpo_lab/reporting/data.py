@@ -113,7 +113,16 @@ class RunData:
 
     def column(self, key: str) -> NDArray[np.float64]:
         """A metric by its dotted key, one value an iteration, nan where there is none."""
-        return np.array([_number(_dig(record, key), math.nan) for record in self.metrics], dtype=np.float64)
+        return self.values(*key.split("."))
+
+    def values(self, *path: str) -> NDArray[np.float64]:
+        """The same by its path: names of rewards and of sources may have dots in them."""
+        return np.array([_number(_dig(record, path), math.nan) for record in self.metrics], dtype=np.float64)
+
+    def names(self, *path: str) -> list[str]:
+        """Of what is logged in a section, in any iteration, in the order of the log."""
+        found = (_dig(record, path) for record in self.metrics)
+        return list(dict.fromkeys(name for section in found if isinstance(section, Mapping) for name in section))
 
     @cached_property
     def iterations(self) -> NDArray[np.float64]:
@@ -287,11 +296,10 @@ def _read_record(path: Path, problems: list[str]) -> Mapping[str, Any]:
     return record
 
 
-def _dig(record: Mapping[str, Any], key: str) -> Any:
-    value: Any = record
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+def _dig(record: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        record = record.get(part) if isinstance(record, Mapping) else None
+    return record
 
 
 def _number(value: Any, otherwise: Any) -> Any:

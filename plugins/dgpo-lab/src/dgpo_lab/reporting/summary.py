@@ -29,6 +29,7 @@ __all__ = [
     "outcome",
     "reward_outcome",
     "scored",
+    "signed",
     "task_rows",
     "times",
     "what_is_missing",
@@ -81,6 +82,11 @@ def scored(score: Score, digits: int) -> str:
     if score.low is None or score.high is None:
         return value
     return f"{value} [{number(score.low, digits)}, {number(score.high, digits)}]"
+
+
+def signed(value: float | None, digits: int) -> str:
+    """+0.12 or −0.12; nothing where there is none."""
+    return "" if value is None else f"{value:+.{digits}f}".replace("-", "−")
 
 
 def moment(iteration: int) -> str:
