@@ -90,9 +90,10 @@ def card(media: Tensor, diagnostics: Diagnostics, *, name: str, prompt: Prompt, 
     chosen = _frames(media, diagnostics.marks)
     sides = SIDES["one" if len(chosen) == 1 else "several"]
     shown = [_Shown.of(frame, marks, sides, index) for index, frame, marks in chosen]
-    return _template("card").render(
+    page: str = _template("card").render(
         name=name, prompt=prompt, label=label, value=value, told=diagnostics, shown=shown, video=media.dim() == 4
     )
+    return page
 
 
 @cache

@@ -19,16 +19,8 @@ from dgpo_core.media import video
 from dgpo_core.media.depth import deep_pixels
 
 __all__ = [
-    "FORMATS",
-    "MAX_PIXELS",
-    "Pixels",
-    "Source",
-    "Unreadable",
-    "measure",
-    "moves",
-    "read_pixels",
-    "readable_formats",
-]
+    "FORMATS", "MAX_PIXELS", "Pixels", "Source", "Unreadable", "measure", "moves", "read_pixels", "readable_formats",
+]  # fmt: skip
 
 Source = Path | bytes
 """A file, or what it holds."""

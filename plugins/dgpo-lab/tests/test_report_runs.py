@@ -241,7 +241,7 @@ def test_axes_turn_iterations_into_time_and_samples(tmp_path: Path, read: Callab
     "longest, unit", [(179, (1.0, "seconds")), (180, (60.0, "minutes")), (10800, (3600.0, "hours"))]
 )
 def test_time_unit(longest: float, unit: tuple[float, str]) -> None:
-    assert figures._time_unit(longest) == unit
+    assert figures.time_unit(longest) == unit
 
 
 def test_curve_is_to_scale() -> None:

@@ -24,29 +24,25 @@ def render(plan: Plan, results: Results) -> str:
     header, body = tables.rows(results)
     guards = tables.guard_names(results)
     panels = _panels(results)
-    return (
-        page_environment()
-        .get_template("ablation/ablation.html.jinja")
-        .render(
-            plan=plan,
-            results=results,
-            headline=words.headline(results),
-            facts=_facts(results),
-            warnings=words.warnings(plan, results),
-            reading=words.how_to_read(plan, results),
-            base_model=words.interval(results.base_model) if results.base_model else None,
-            header=header,
-            body=body,
-            guards=[name.replace("_", " ") for name in guards],
-            guard_rows=[tables.guard_row(variant, guards) for variant in results.variants],
-            ranking=figures.ranking(results),
-            axes={"iterations": "iterations", "samples": "samples", "time": "time"} if panels else {},
-            panels=panels,
-            samples=_samples(plan, results),
-            variants=[(variant.name, _settings(plan, variant.config)) for variant in plan.variants],
-            ablation_text=dump_yaml(plan.ablation.model_dump(mode="json", exclude_none=True)),
-        )
-    )
+    return page_environment().get_template("ablation/ablation.html.jinja").render(
+        plan=plan,
+        results=results,
+        headline=words.headline(results),
+        facts=_facts(results),
+        warnings=words.warnings(plan, results),
+        reading=words.how_to_read(plan, results),
+        base_model=words.interval(results.base_model) if results.base_model else None,
+        header=header,
+        body=body,
+        guards=[name.replace("_", " ") for name in guards],
+        guard_rows=[tables.guard_row(variant, guards) for variant in results.variants],
+        ranking=figures.ranking(results),
+        axes={"iterations": "iterations", "samples": "samples", "time": "time"} if panels else {},
+        panels=panels,
+        samples=_samples(plan, results),
+        variants=[(variant.name, _settings(plan, variant.config)) for variant in plan.variants],
+        ablation_text=dump_yaml(plan.ablation.model_dump(mode="json", exclude_none=True)),
+    )  # fmt: skip
 
 
 def _facts(results: Results) -> list[tuple[str, str, str]]:

@@ -144,7 +144,7 @@ def _next(pending: list[Cell], told: set[str], progress: Watcher) -> Cell | None
             except UserError as error:
                 if cell.label not in told:
                     told.add(cell.label)
-                    progress.note(f"{error}; waiting for its end")
+                    progress.say(f"{error}; waiting for its end")
                 continue
         pending.remove(cell)
         return cell

@@ -23,15 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "Interval",
-    "SignFlip",
-    "holm",
-    "pairs_for",
-    "sign_flip_test",
-    "t_interval",
-    "task_mean",
-    "two_way_interval",
-]
+    "Interval", "SignFlip", "holm", "pairs_for", "sign_flip_test", "t_interval", "task_mean", "two_way_interval",
+]  # fmt: skip
 
 Array = NDArray[np.float64]
 RESAMPLES = 10_000
@@ -116,9 +109,7 @@ def _members(tasks: Sequence[str], task: str) -> NDArray[np.bool_]:
 
 def _mean(values: Array, axis: int) -> Array:
     """Mean over an axis of what is there, nan where nothing is; numpy's nanmean would warn of that."""
-    known = ~np.isnan(values)
-    counts = known.sum(axis)
-    return np.where(counts > 0, np.where(known, values, 0.0).sum(axis) / np.maximum(counts, 1), np.nan)
+    return np.ma.filled(np.ma.masked_invalid(values).mean(axis), np.nan)
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,15 @@ class RunData:
         timed, spent = self._clock
         return spent[bisect_right(timed, iteration)]
 
+    @property
+    def verbs(self) -> Mapping[int, Mapping[str, Mapping[str, float]]]:
+        """What is logged of each verb, by the iterations that have a timing."""
+        return {iteration: timing.get("verbs", {}) for iteration, timing in self.timings.items()}
+
+    def verb_seconds(self, iteration: int, verb: str) -> float:
+        """Seconds of a verb in one iteration, 0 where it did not take place."""
+        return float(self.timings[iteration].get("verbs", {}).get(verb, {}).get("seconds", 0.0))
+
     def samples_at(self, iteration: float) -> float:
         """Samples rolled out until the end of an iteration."""
         return float(iteration * self.samples_per_iteration)

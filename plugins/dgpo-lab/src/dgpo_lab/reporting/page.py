@@ -70,7 +70,7 @@ def _reward_view(run: RunData, label: str, index: int) -> dict[str, Any]:
     best = summary.best(evaluations)
     words = [f"{row.name} {row.before.value:.3f}" for row in rows if row.before]
     if first is not last:
-        values = [[number(score and score.value) for score in (row.before, row.after)] for row in rows]
+        values = [[number(None if score is None else score.value) for score in (row.before, row.after)] for row in rows]
         words = [f"{row.name} {before} to {after}" for row, (before, after) in zip(rows, values, strict=True)]
     return {
         "label": label,
@@ -109,22 +109,18 @@ def _evaluation_curves(run: RunData, axes: Sequence[Axis]) -> list[dict[str, Any
 def _time_view(run: RunData, axis: Axis) -> dict[str, Any] | None:
     if not run.timings:
         return None
-    timed = [t["verbs"] for t in run.timings.values() if isinstance(t.get("verbs"), Mapping)]
+    timed = [verbs for verbs in run.verbs.values() if verbs]
     seen = dict.fromkeys(verb for verbs in timed for verb in verbs)
     names = [*(verb for verb in VERBS if verb in seen), *(verb for verb in seen if verb not in VERBS)]
-    totals = {name: sum(figures.verb_seconds(run, i, name) for i in run.timings) for name in names}
+    totals = {name: sum(run.verb_seconds(i, name) for i in run.timings) for name in names}
     whole = sum(spent for name, spent in totals.items() if name != "score")
     rows = []
     for name in names:
-        rows.append(
-            {
-                "title": name.replace("_", " "),
-                "swatch": name.replace("_", "-") if name in STACKED else "",
-                "total": seconds(totals[name]),
-                "share": None if name == "score" or not whole else totals[name] / whole,
-                "rate": _rate([verbs[name] for verbs in timed if isinstance(verbs.get(name), Mapping)]),
-            }
-        )
+        row: dict[str, Any] = {"title": name.replace("_", " "), "total": seconds(totals[name])}
+        row["swatch"] = name.replace("_", "-") if name in STACKED else ""
+        row["share"] = None if name == "score" or not whole else totals[name] / whole
+        row["rate"] = _rate([verbs[name] for verbs in timed if name in verbs])
+        rows.append(row)
     peak = max((t["peak_memory_bytes"] for t in run.timings.values() if t.get("peak_memory_bytes")), default=None)
     drawable = any(name in STACKED for name in names)
     said = "Seconds of each iteration by verb; totals: " + ", ".join(f"{row['title']} {row['total']}" for row in rows)
