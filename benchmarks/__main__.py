@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.measuring import QUICKSTART
-from dgpo_cli.main import guarded
 from dgpo_core.errors import UserError
+from dgpo_lab.program import program
 from dgpo_schemas.problems import nearest
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -107,7 +107,7 @@ def run(
 
 def main() -> None:
     """The command line; a user's mistake is one message and exit code 2."""
-    guarded(lambda: typer.run(run))
+    program(run)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from benchmarks.parts import registry_with_parts
-from dgpo_lab.commands.bench import lines, measure
+from dgpo_lab.measuring import lines, measure
 from dgpo_schemas.run import RunConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dgpo_cli.log import OneLine
+from dgpo_core.system.units import number, seconds
 from dgpo_schemas.text import clean
 
 if TYPE_CHECKING:
@@ -34,19 +35,6 @@ def make_progress(*, quiet: bool = False) -> PlainProgress:
     if not quiet and console.is_terminal:
         return RichProgress(console)
     return PlainProgress(quiet=quiet)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number, or a dash where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def seconds(value: float) -> str:
-    """Seconds as 4.1s, 3m05s or 2h10m."""
-    if value < 60:
-        return f"{value:.1f}s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
 def print_evaluation(console: Console, records: Sequence[EvaluationRecord]) -> None:

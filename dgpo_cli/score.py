@@ -24,7 +24,7 @@ def score(
         list[Path] | None,
         typer.Argument(
             help="Pictures and videos; of a directory those in it, 2.png before 10.png (without grid.png, film strips "
-            "and *.annotated.png; a note names what else is left out).",
+            "and *.annotated.html; a note names what else is left out).",
             metavar="FILE",
         ),
     ] = None,
@@ -48,7 +48,9 @@ def score(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON to a file.")] = None,
     annotate: Annotated[
         Path | None,
-        typer.Option(help="Directory for NAME.annotated.png: what the reward saw, where, and clause by clause why."),
+        typer.Option(
+            help="Directory for pages, NAME.annotated.html and a list of them: what the reward saw, where, and why."
+        ),
     ] = None,
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Score the reward's own known-good and known-bad examples instead.")
@@ -93,7 +95,8 @@ def score(
         {"a file": files, "--prompt": prompt, "--metadata": metadata, "--prompts": prompts},
         self_test=self_test, output=output, annotate=annotate,
     )  # fmt: skip
-    from dgpo_cli.scoring.job import Annotator, check_kinds, of_examples, of_files, run
+    from dgpo_cli.scoring.cards import Cards
+    from dgpo_cli.scoring.job import check_kinds, of_examples, of_files, run
     from dgpo_cli.scoring.output import print_results, print_self_test
     from dgpo_cli.scoring.selftest import examples_of, failures
     from dgpo_core.plugins.isolation import printing_aside
@@ -112,7 +115,7 @@ def score(
             examples = examples_of(model, block.label) if self_test else []
             results = run(
                 Reward(block.label, 1.0, model), samples or of_examples(examples),
-                batch=batch, device=computes, annotator=Annotator(annotate, block.label) if annotate else None,
+                batch=batch, device=computes, cards=Cards(annotate, block.label) if annotate else None,
             )  # fmt: skip
         finally:
             model.close()

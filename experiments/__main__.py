@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dgpo_cli.main import guarded
 from dgpo_core.errors import UserError
+from dgpo_lab.program import program
 from dgpo_schemas.problems import nearest
 from experiments.catalogue import EXPERIMENTS
 
@@ -72,7 +72,7 @@ def run(
 
 def main() -> None:
     """The command line; a user's mistake is one message and exit code 2."""
-    guarded(lambda: typer.run(run))
+    program(run)
 
 
 if __name__ == "__main__":

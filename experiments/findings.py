@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from dgpo_cli.console import seconds
+from dgpo_core.system.units import seconds
 from dgpo_lab.ablation import words
 from dgpo_lab.ablation.results import Difference, Results, VariantResult, compare
 from dgpo_lab.ablation.statistics import Interval, t_interval

@@ -59,15 +59,20 @@ def _pictures(run: Path, *, base: bool) -> Column:
 
 
 def _sampled(run: Path, steps: int, *, base: bool) -> Column:
-    from dgpo_cli.target import open_target
     from dgpo_core.draws import Draws
+    from dgpo_core.plugins.registry import get_registry
+    from dgpo_core.storage.checkpoint import Checkpoints
+    from dgpo_core.storage.description import read_config
+    from dgpo_core.training.engine import Engine
 
-    opened = open_target(run, view="base" if base else None, checkpoint="newest")
-    engine = opened.engine
+    registry = get_registry()
+    engine = Engine(read_config(run, registry), registry)
     try:
+        engine.load_weights(Checkpoints(run / "checkpoints").find("newest"))
+        view = "base" if base else engine.policy.available("slow")
         prompts = engine.heldout_prompts
         chosen = [prompts[i * len(prompts) // ROWS] for i in range(min(ROWS, len(prompts)))]
-        drawn = engine.evaluation_roller(steps=steps).roll_out(chosen, 1, Draws(0).at("sheet"), opened.view)
+        drawn = engine.evaluation_roller(steps=steps).roll_out(chosen, 1, Draws(0).at("sheet"), view)
         images = [to_image(one) for rollout in drawn for one in engine.backbone.decode(rollout.x0).cpu()]
         return [(prompt.text, image) for prompt, image in zip(chosen, images, strict=True)]
     finally:

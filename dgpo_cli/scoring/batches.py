@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgpo_cli.scoring.files import MediaError, Medium
 from dgpo_core.distributed.comparing import OTHER_SIZES, by_prompt
 from dgpo_core.errors import UserError
-from dgpo_core.media.files import MediaError, Medium
 from dgpo_core.media.kinds import Kind, one_of, plural
 from dgpo_core.plugins.surroundings import Guard
 from dgpo_core.training.scoring import Reward, checked_group, checked_score

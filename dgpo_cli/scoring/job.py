@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,22 +14,22 @@ import typer
 from torch import Tensor
 
 from dgpo_cli.scoring.batches import Done, Result, Sample, score_samples
+from dgpo_cli.scoring.cards import Cards
+from dgpo_cli.scoring.files import Medium, check_files, kind_of, read_media
+from dgpo_cli.scoring.listing import expand
 from dgpo_cli.scoring.prompts import prompts_for
 from dgpo_core.data.checks import check_prompts
 from dgpo_core.errors import UserError
-from dgpo_core.media.annotation import annotate, understood
-from dgpo_core.media.files import Medium, check_files, kind_of, read_media
 from dgpo_core.media.kinds import adapter, one_of, plural
-from dgpo_core.media.listing import expand
 from dgpo_core.training.scoring import Reward
-from dgpo_core.types import Example, Prompt
+from dgpo_core.types import Example
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardBase
     from dgpo_core.plugins.registry import Registry
     from dgpo_schemas.sections.rewards import RewardBlock
 
-__all__ = ["Annotator", "check_kinds", "of_examples", "of_files", "run"]
+__all__ = ["check_kinds", "of_examples", "of_files", "run"]
 
 
 def of_files(paths: Sequence[Path], text: str | None, metadata: str | None, source: Path | None) -> list[Sample]:
@@ -68,55 +67,23 @@ def of_examples(examples: Sequence[Example]) -> list[Sample]:
 
 
 def run(
-    reward: Reward, samples: Sequence[Sample], *, batch: int, device: torch.device, annotator: Annotator | None
+    reward: Reward, samples: Sequence[Sample], *, batch: int, device: torch.device, cards: Cards | None
 ) -> list[Result]:
     """One result per sample, in their order. Raises UserError for a prompt that the reward refuses."""
     check_prompts(reward.model, [sample.prompt for sample in samples])
     with _progress(len(samples)) as (advance, note):
 
         def done(index: int, result: Result, media: Tensor | None) -> None:
-            if annotator is not None and media is not None:
-                annotator.write(result, media)
+            if cards is not None and media is not None:
+                cards.write(result, media)
             advance(index, result, media)
 
-        return score_samples(
+        results = score_samples(
             reward, samples, batch=batch, device=device, done=done, note=lambda text: note(f"note: {text}")
         )
-
-
-class Annotator:
-    """Writes an annotated picture for each result into one directory, which is made when it is needed."""
-
-    def __init__(self, directory: Path, label: str) -> None:
-        self.directory = directory
-        self.label = label
-        self._taken: set[str] = set()
-
-    def write(self, result: Result, media: Tensor) -> None:
-        """NAME.annotated.png. Raises UserError if it cannot be written."""
-        image = annotate(
-            media, understood(result.diagnostics), prompt=_caption(result.prompt), label=self.label, value=result.value
-        )
-        file = self.directory / f"{self._name(result.name)}.annotated.png"
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            image.save(file)
-        except OSError as error:
-            raise UserError(f"cannot write {file}: {error.strerror or error}") from error
-
-    def _name(self, name: str) -> str:
-        """Of a/sign.png and b/sign.jpg one becomes sign, the other sign-2."""
-        stem = re.sub(r"[^\w.+-]+", "-", Path(name).stem if "/" in name or "." in name else name).strip("-") or "sample"
-        stem = stem[:150]
-        number = 1
-        while (found := stem if number == 1 else f"{stem}-{number}") in self._taken:
-            number += 1
-        self._taken.add(found)
-        return found
-
-
-def _caption(prompt: Prompt) -> str:
-    return f"{prompt.text} (not: {prompt.negative})" if prompt.negative else prompt.text
+    if cards is not None:
+        cards.finish()
+    return results
 
 
 @contextmanager

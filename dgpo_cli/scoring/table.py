@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from rich.cells import cell_len
 
 from dgpo_cli.scoring.batches import Result
-from dgpo_core.media.annotation import understood
+from dgpo_schemas.diagnostics import understood
 
 __all__ = ["details", "record", "table", "value_text"]
 

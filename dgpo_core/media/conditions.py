@@ -26,16 +26,9 @@ if TYPE_CHECKING:
     from dgpo_core.media.pixels import Pixels, Source
 
 __all__ = [
-    "MAX_BYTES",
-    "checked_medium",
-    "condition_medium",
-    "content_of",
-    "measured",
-    "name_of",
-    "notes_of",
-    "pixels_of",
+    "MAX_BYTES", "checked_medium", "condition_medium", "content_of", "measured", "name_of", "notes_of", "pixels_of",
     "tensor_of",
-]
+]  # fmt: skip
 
 MAX_BYTES = 256 << 20
 """Of one file, as of a request to a reward service. What it unpacks to is bounded by `pixels.MAX_PIXELS`."""

@@ -17,12 +17,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dgpo_core.media import video
 from dgpo_core.media.depth import deep_pixels
-from dgpo_core.media.listing import readable_formats
 
-__all__ = ["ANIMATED", "MAX_PIXELS", "Pixels", "Source", "Unreadable", "measure", "moves", "quietly", "read_pixels"]
+__all__ = [
+    "FORMATS", "MAX_PIXELS", "Pixels", "Source", "Unreadable", "measure", "moves", "read_pixels", "readable_formats",
+]  # fmt: skip
 
 Source = Path | bytes
 """A file, or what it holds."""
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
+"""What Pillow may read. Its other formats start programs (EPS), have no first bytes to tell them by (TGA), hold several
+sizes of one picture (ICO) or hardly occur: they are not worth their risks."""
 ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")
 """Formats whose further pictures are frames. A phone's JPEG may carry others, which are not."""
 MAX_PIXELS = 2**27
@@ -63,6 +67,12 @@ class Pixels:
         for channel in range(3):  # one copy, and no more: it may be 1.6 GB
             np.divide(self.values[..., channel], self.white, out=scaled[..., channel, :, :], dtype=np.float32)
         return np.minimum(scaled, 1, out=scaled)
+
+
+def readable_formats() -> list[str]:
+    """Those of FORMATS that this Pillow was built with, by its names."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 @contextmanager

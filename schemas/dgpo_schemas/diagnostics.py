@@ -6,13 +6,14 @@ Diagnostics are JSON-able mappings with whatever keys a reward likes. The keys o
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from dgpo_schemas.base import AnyFloat, Float, Int, StrictModel
 
-__all__ = ["LARGEST_PART", "MOST_PARTS", "PART", "Clause", "Diagnostics", "Mark"]
+__all__ = ["LARGEST_PART", "MOST_PARTS", "PART", "Clause", "Diagnostics", "Mark", "understood"]
 
 PART = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Names of the parts of a score."""
@@ -59,3 +60,22 @@ class Diagnostics(StrictModel):
         "logged beside the reward's.",
     )
     clauses: list[Clause] = Field(default_factory=list, description="Demands of the prompt, one by one.")
+
+
+def understood(data: Mapping[str, Any]) -> Diagnostics:
+    """What a reward's diagnostics say in the keys `marks`, `clauses` and `reason`. Entries that are not in their form
+    are left out: a reward may use these names for something of its own."""
+    found = {
+        "marks": list(_valid(Mark, data.get("marks"))),
+        "clauses": list(_valid(Clause, data.get("clauses"))),
+        "reason": reason if isinstance(reason := data.get("reason"), str) and reason.strip() else None,
+    }
+    return Diagnostics.model_validate(found)
+
+
+def _valid(model: type[StrictModel], entries: object) -> Iterator[StrictModel]:
+    for entry in entries if isinstance(entries, list | tuple) else ():
+        try:
+            yield model.model_validate(entry)
+        except ValidationError:
+            continue

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dgpo_cli.scoring.files import read_media
 from dgpo_core.builtin.samplers import FlowEuler
-from dgpo_core.media.files import read_media
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import ToyBackbone, sizes_plugin
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import io
 import json
+import re
 import shutil
 import sys
 import types
@@ -22,7 +25,6 @@ import dgpo_cli.scoring.batches as batches_module
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
-from dgpo_core.media.annotation import GREEN, MARGIN, RED
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.rewards.messages import Blob, read_score_request, score_request
 from dgpo_core.types import Example, Prompt, Scores
@@ -201,7 +203,8 @@ def test_files_of_all_different_sizes_do_not_fill_the_memory(dgpo: Run, monkeypa
 def test_a_directory_stands_for_its_pictures(dgpo: Run) -> None:
     for name in ("d/b.png", "d/a.jpg", "d/grid.png", "d/a.annotated.png"):
         picture(name)
-    Path("d/prompts.json").write_text("[]")
+    for name in ("prompts.json", "a.annotated.html", "annotated.html"):
+        Path("d", name).write_text("[]")
     done = dgpo("score", "stub", "d", "--json")
     assert [record["file"] for record in json.loads(done.out)] == ["d/a.jpg", "d/b.png"]
     assert "note" not in done.err
@@ -351,7 +354,7 @@ def test_a_file_that_cannot_be_read_is_missing_and_the_others_are_scored(
     assert first == f"b.png       -  {reason}"
     assert second.startswith("a.png  0.8000")
     assert done.err.endswith("1 of 2 files could not be scored\n")
-    assert [path.name for path in Path("seen").iterdir()] == ["a.annotated.png"]
+    assert sorted(path.name for path in Path("seen").iterdir()) == ["a.annotated.html", "annotated.html"]
 
 
 def test_media_that_the_reward_does_not_take(dgpo: Run) -> None:
@@ -528,18 +531,26 @@ def test_the_reward_is_placed_where_the_command_line_says(
 # -- annotated pictures -------------------------------------------------------------------------------------------
 
 
-def test_annotated_pictures_show_the_marks(dgpo: Run) -> None:
+def test_cards_show_the_marks_and_a_list_names_them(dgpo: Run) -> None:
     files = [picture("a/x.png", 0.8, (64, 64)), picture("b/x.jpg", 0.2), clip("v.gif", 0.2, 0.8)]
     done = dgpo("score", "stub", *files, "--prompt", "red", "--annotate", "seen/here")
     assert done.code == 0
-    names = ["v.annotated.png", "x-2.annotated.png", "x.annotated.png"]
+    names = ["annotated.html", "v.annotated.html", "x-2.annotated.html", "x.annotated.html"]
     assert sorted(path.name for path in Path("seen/here").iterdir()) == names
-    shown = np.asarray(Image.open("seen/here/x.annotated.png"))
-    green = (shown == GREEN).all(-1)[: MARGIN + 513]
-    columns, rows = np.nonzero(green.any(0))[0], np.nonzero(green.any(1))[0]
-    corner = MARGIN + 1
-    assert (columns[0], columns[-1], rows[0], rows[-1]) == (corner, corner + 255, corner, corner + 511)
-    assert tuple(shown[corner + 256, corner + 400]) == (204, 0, 0)
+    page = Path("seen/here/x.annotated.html").read_text()
+    assert '<polygon class="good" points="0,0 32,0 32,64 0,64"/>' in page
+    shown = Image.open(io.BytesIO(base64.b64decode(re.findall(r"data:image/png;base64,([^\"]+)", page)[0])))
+    assert (shown.size, shown.getpixel((40, 32))) == ((64, 64), (204, 0, 0))
+    listed = re.findall(
+        r'href="([^"]+)"><bdi>([^<]+)</bdi></a></th><td class="number">([^<]+)<',
+        Path("seen/here/annotated.html").read_text(),
+    )
+    assert [(link, name) for link, name, _ in listed] == [
+        ("x.annotated.html", "a/x.png"),
+        ("x-2.annotated.html", "b/x.jpg"),
+        ("v.annotated.html", "v.gif"),
+    ]
+    assert float(listed[0][2]) == pytest.approx(0.8, abs=0.01)
     dgpo("score", "stub", *files, "--annotate", "seen/here")  # again, over those of before
     assert sorted(path.name for path in Path("seen/here").iterdir()) == names
 
@@ -549,7 +560,7 @@ def test_pictures_beside_the_originals_leave_these_alone(dgpo: Run) -> None:
     for _ in range(2):
         assert len(json.loads(dgpo("score", "stub", ".", "--annotate", ".", "--json").out)) == 1
     assert Path("x.png").read_bytes() == before
-    assert sorted(path.name for path in Path().iterdir()) == ["x.annotated.png", "x.png"]
+    assert sorted(path.name for path in Path().iterdir()) == ["annotated.html", "x.annotated.html", "x.png"]
 
 
 # -- rewards that compare -----------------------------------------------------------------------------------------
@@ -667,7 +678,8 @@ def test_examples_that_fail(dgpo: Run) -> None:
 def test_the_examples_can_be_looked_at(dgpo: Run) -> None:
     dgpo("score", "stub", "--self-test", "--annotate", "seen", "--output", "test.json")
     assert sorted(path.name for path in Path("seen").iterdir()) == [
-        f"{n}.annotated.png" for n in ("fire", "rose", "sea")
+        "annotated.html",
+        *(f"{n}.annotated.html" for n in ("fire", "rose", "sea")),
     ]
     assert json.loads(Path("test.json").read_text())["passed"] is True
 
@@ -753,10 +765,10 @@ def test_a_disk_that_cannot_be_written(dgpo: Run, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     picture("a.png")
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr("dgpo_core.system.files._write_aside", full)
     done = dgpo("score", "stub", "a.png", "--annotate", "seen")
     assert (done.code, done.out) == (2, "")
-    assert done.err.endswith("cannot write seen/a.annotated.png: No space left on device\n")
+    assert done.err.endswith("cannot write seen/a.annotated.html: No space left on device\n")
     assert Stub.closed == 1
 
 
@@ -799,8 +811,7 @@ def test_geneval_on_miniature_pictures(dgpo: Run, known: Registry, monkeypatch: 
     assert [clause["ok"] for clause in good["diagnostics"]["clauses"]] == [True, True]
     assert [clause["ok"] for clause in bad["diagnostics"]["clauses"]] == [True, False]
     assert len(good["diagnostics"]["marks"]) == 2
-    shown = np.asarray(Image.open("seen/0.annotated.png"))
-    assert (shown == GREEN).all(-1)[: MARGIN + 513].sum() > 1000
+    assert Path("seen/0.annotated.html").read_text().count('<polygon class="good"') == 2
 
 
 @pytest.mark.parametrize(("name", "options"), [("geneval", ["--option", "detector=shapes"]), ("ocr", [])])
@@ -814,5 +825,6 @@ def test_real_rewards_pass_their_own_test(dgpo: Run, known: Registry, name: str,
     assert done.code == 0, done.err
     assert "passed: every good example has at least 1, " in done.out
     assert max(map(len, done.out.splitlines())) <= 80
-    colours = {tuple(c) for path in Path("seen").iterdir() for c in np.asarray(Image.open(path)).reshape(-1, 3)[::7]}
-    assert {GREEN, RED} <= colours
+    seen = "".join(path.read_text() for path in Path("seen").iterdir())
+    assert '<polygon class="good"' in seen
+    assert '<polygon class="bad"' in seen

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_core.media.files import read_media
+from dgpo_cli.scoring.files import read_media
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.progress import Silent
 from dgpo_core.training.trainer import Trainer

@@ -24,7 +24,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from dgpo_core.media.files import read_media
+from dgpo_cli.scoring.files import read_media
 from dgpo_core.rewards.server.base64s import from_base64
 from dgpo_core.rewards.server.bodies import Samples, read_pictures
 from dgpo_core.rewards.server.reader_main import MOST_SCANS

@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from dgpo_core.media.listing import readable_formats
-from dgpo_core.media.pixels import Unreadable, measure, read_pixels
+from dgpo_core.media.pixels import Unreadable, measure, read_pixels, readable_formats
 from dgpo_core.media.video import NotInstalled
 from dgpo_core.rewards.server.frames import BODY_COPIES, HEAD, MAGIC, OWN_MEMORY, PIXEL_BYTES, packed, unpacked
 from dgpo_core.rewards.server.refusal import Refusal

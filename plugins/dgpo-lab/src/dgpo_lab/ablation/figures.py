@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from dgpo_lab.ablation.results import Results, VariantResult
 from dgpo_lab.ablation.traces import Trace
-from dgpo_lab.reporting.svg import Ink, canvas, label_ends, to_svg
+from dgpo_lab.reporting.figures import Axis, finish, time_unit
+from dgpo_lab.reporting.svg import Ink, canvas, dot, label_ends, rows, to_svg
 
 __all__ = ["AXES", "Band", "band", "panel", "ranking", "shared_limits"]
 
@@ -84,16 +85,12 @@ def panel(
     theirs = None if variant is baseline else band(paired, axis)
     scale, unit = 1.0, ""
     if axis == "time":
-        longest = max(found.x[-1] for found in (mine, theirs) if found is not None)
-        scale, unit = (1.0, ", seconds") if longest < 180 else (60.0, ", minutes")
-        scale, unit = (scale, unit) if longest < 3 * 3600 else (3600.0, ", hours")
+        scale, unit = time_unit(max(found.x[-1] for found in (mine, theirs) if found is not None))
     ends = f"from {mine.mean[0]:.3f} to {mine.mean[-1]:.3f}"
     said = f"{variant.name}: mean held-out score over {len(variant.finished)} seeds against {AXES[axis]}, {ends}."
     with canvas(340, 210) as (figure, axes):
-        from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-
         labels = []
-        for found, colour, name in ((theirs, Ink.BEFORE, "baseline"), (mine, Ink.AFTER, "mean")):
+        for found, colour, name in ((theirs, Ink.BEFORE, "baseline"), (mine, Ink.AFTER, "variant")):
             if found is None:
                 continue
             x = found.x / scale
@@ -104,14 +101,10 @@ def panel(
         if target is not None:
             axes.axhline(target, color=Ink.MUTED, linewidth=1, linestyle=(0, (3, 3)))
         axes.set_ylim(*limits)
-        axes.set_xlabel(AXES[axis] + unit)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=axis != "time"))
-        if axis != "time":
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.set_title("held-out score", loc="left", fontsize=11, color=Ink.MUTED, pad=10)
+        name = AXES[axis] + (f", {unit}" if unit else "")
+        finish(axes, Axis(axis, AXES[axis], name, float), "held-out score", ticks=4)
         if len(labels) > 1:
-            label_ends(axes, [(value, {"mean": "variant"}.get(name, name), colour) for value, name, colour in labels])
+            label_ends(axes, labels)
         return to_svg(figure, key, said)
 
 
@@ -123,27 +116,15 @@ def ranking(results: Results) -> Markup | None:
     base = next((variant for variant in scored if variant.name == results.baseline), None)
     said = f"{results.reward}: " + "; ".join(f"{v.name} {v.score.value:.3f}" for v in scored if v.score)
     with canvas(620, 70 + 36 * len(scored)) as (figure, axes):
-        axes.grid(axis="y", visible=False)
-        axes.grid(axis="x", visible=True)
-        axes.spines["bottom"].set_visible(False)
-        axes.tick_params(axis="x", length=0)
+        label = f"{results.reward}, mean with 95 % interval; small dots are seeds"
+        rows(axes, [variant.name for variant in scored], label, room=0.6)
         if base is not None and base.score is not None:
             axes.axvline(base.score.value, color=Ink.BEFORE, linewidth=1.2)
         if results.target is not None:
             axes.axvline(results.target, color=Ink.MUTED, linewidth=1, linestyle=(0, (3, 3)))
         for y, variant in enumerate(scored):
-            assert variant.score is not None
             colour = Ink.BEFORE if variant is base else Ink.AFTER
-            if variant.score.low is not None and variant.score.high is not None:
-                axes.plot([variant.score.low, variant.score.high], [y, y], color=colour, linewidth=2.2, zorder=2)
+            dot(axes, variant.score, y, colour, hollow=variant is base, size=8, width=2.2)
             seeds = [trace.score for trace in variant.finished]
             axes.plot(seeds, [y + 0.26] * len(seeds), "o", markersize=3.5, color=colour, alpha=0.55, zorder=2)
-            axes.plot(
-                [variant.score.value], [y], "o", markersize=8, markerfacecolor=Ink.PAPER if variant is base else colour,
-                markeredgecolor=colour, markeredgewidth=1.8, zorder=3,
-            )  # fmt: skip
-        axes.set_yticks(range(len(scored)), [variant.name for variant in scored], fontsize=12)
-        axes.tick_params(axis="y", labelcolor=Ink.TEXT)
-        axes.set_ylim(len(scored) - 0.4, -0.6)
-        axes.set_xlabel(f"{results.reward}, mean with 95 % interval; small dots are seeds")
         return to_svg(figure, "ranking", said)

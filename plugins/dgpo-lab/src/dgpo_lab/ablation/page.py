@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dgpo_cli.console import seconds
+from dgpo_core.system.units import seconds
 from dgpo_lab.ablation import figures, tables, words
 from dgpo_lab.ablation.plan import Cell, Plan
 from dgpo_lab.ablation.results import Results
 from dgpo_lab.reporting.images import Picture, read_pictures
+from dgpo_lab.reporting.page import page_environment
 from dgpo_schemas.yaml_text import dump_yaml
 
 __all__ = ["render"]
@@ -20,21 +21,10 @@ PROMPTS = 8
 
 def render(plan: Plan, results: Results) -> str:
     """The page as HTML text, complete in itself."""
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader("dgpo_lab.ablation", package_path=""), PackageLoader("dgpo_lab.reporting", package_path="")]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     header, body = tables.rows(results)
     guards = tables.guard_names(results)
     panels = _panels(results)
-    return environment.get_template("ablation.html.jinja").render(
+    return page_environment().get_template("ablation/ablation.html.jinja").render(
         plan=plan,
         results=results,
         headline=words.headline(results),
@@ -52,7 +42,7 @@ def render(plan: Plan, results: Results) -> str:
         samples=_samples(plan, results),
         variants=[(variant.name, _settings(plan, variant.config)) for variant in plan.variants],
         ablation_text=dump_yaml(plan.ablation.model_dump(mode="json", exclude_none=True)),
-    )
+    )  # fmt: skip
 
 
 def _facts(results: Results) -> list[tuple[str, str, str]]:

@@ -153,15 +153,24 @@ def _choices(ablation: AblationConfig, document: Document) -> list[list[_Choice]
 
 def _reserved(ablation: AblationConfig, settings: Mapping[str, Any], where: KeyPath) -> list[tuple[KeyPath, str]]:
     """Keys that the ablation sets itself, and sections that contain them."""
-    taken = dict(RESERVED)
-    for end in ("iterations", "seconds", "samples", "target"):
-        if getattr(ablation.stop, end) is not None:
-            key = "run.iterations" if end == "iterations" else f"stop.{end}"
-            taken[key] = f"stop.{end} of the ablation sets it"
-    if ablation.threads is not None:
-        taken["run.threads"] = "`threads` of the ablation sets it"
+    told = {key: ".".join(path) for key, (path, _) in _own(ablation).items() if key != "stop.reward"}
+    taken = RESERVED | {key: f"{where} of the ablation sets it" for key, where in told.items()}
     clashes = [(key, own) for key in settings for own in taken if own == key or own.startswith(f"{key}.")]
     return [(where, f"{key} cannot be set here: {taken[own]}") for key, own in clashes]
+
+
+def _own(ablation: AblationConfig) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Settings of the run file that keys of the ablation make: the place of such a key, and the value."""
+    stop = ablation.stop
+    found: dict[str, tuple[tuple[str, ...], Any]] = {
+        "run.iterations": (("stop", "iterations"), stop.iterations),
+        "stop.seconds": (("stop", "seconds"), stop.seconds),
+        "stop.samples": (("stop", "samples"), stop.samples),
+        "stop.target": (("stop", "target"), stop.target),
+        "stop.reward": (("reward",), None if stop.target is None else ablation.reward),
+        "run.threads": (("threads",), ablation.threads),
+    }
+    return {key: (path, value) for key, (path, value) in found.items() if value is not None}
 
 
 def label_of(value: Any) -> str:
@@ -228,16 +237,7 @@ def _base(ablation: AblationConfig, document: Document) -> Document:
         return Position(f"{found.text} ({path[0]})", found.order)
 
     settings = [(key, value, at("set", key)) for key, value in ablation.set.items()]
-    stop = ablation.stop
-    own: dict[str, tuple[Any, Position]] = {
-        "run.iterations": (stop.iterations, at("stop", "iterations")),
-        "stop.seconds": (stop.seconds, at("stop", "seconds")),
-        "stop.samples": (stop.samples, at("stop", "samples")),
-        "stop.target": (stop.target, at("stop", "target")),
-        "stop.reward": (None if stop.target is None else ablation.reward, at("reward")),
-        "run.threads": (ablation.threads, at("threads")),
-    }
-    settings += [(key, value, position) for key, (value, position) in own.items() if value is not None]
+    settings += [(key, value, at(*path)) for key, (path, value) in _own(ablation).items()]
     return apply_settings(base, settings)
 
 
@@ -301,14 +301,8 @@ def _reward(ablation: AblationConfig, document: Document, variants: Sequence[Var
             continue
         reward = reward or labels[0]
         if reward not in labels:
-            known = ", ".join(labels)
-            mistakes.append(
-                (
-                    ("reward",) if ablation.reward else ("axes",),
-                    f"{reward!r} is not evaluated by variant {variant.name!r}, which has {known}"
-                    f"{nearest(reward, labels)}",
-                )
-            )
+            why = f"{reward!r} is not evaluated by variant {variant.name!r}, which has {', '.join(labels)}"
+            mistakes.append((("reward",) if ablation.reward else ("axes",), why + nearest(reward, labels)))
         if ablation.target is not None and not config.evaluation.every:
             why = "is looked for at evaluations: set evaluation.every, which is 0"
             mistakes.append((("target",), f"{why} in variant {variant.name!r}"))

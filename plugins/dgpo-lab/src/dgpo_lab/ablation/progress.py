@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dgpo_cli.console import seconds
 from dgpo_core.system.reading import LARGEST_LOG, open_file
+from dgpo_core.system.units import seconds
 from dgpo_lab.ablation.directory import State
 from dgpo_lab.ablation.plan import Cell, Plan
 
@@ -33,10 +33,6 @@ class Watcher:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)  # noqa: T201
 
-    def note(self, text: str) -> None:
-        """Something to know."""
-        self.say(text)
-
     def started(self, plan: Plan, states: Mapping[str, State]) -> None:
         """Say how much there is to do."""
         self.states, self.clock = dict(states), time.monotonic()
@@ -58,7 +54,7 @@ class Watcher:
         self.say(f"[{', '.join(filter(None, [self.summary(), self.left()]))}] {cell.label} {state.status}{detail}")
 
     def tick(self) -> None:
-        """Time passes."""
+        """Time passes: a bar moves, at most once a second, as it reads the cells' logs."""
 
     def close(self) -> None:
         """The last cell has ended."""
@@ -94,30 +90,25 @@ class BarWatcher(Watcher):
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         super().__init__()
-        self.console = console
         columns = (TextColumn("cells"), BarColumn(bar_width=24), TextColumn("{task.fields[info]}"), TimeElapsedColumn())
         self.bars = Progress(*columns, console=console, transient=True)
         self.bar = self.bars.add_task("cells", total=1.0, info="")
         self.looked = 0.0  # when the cells' logs were read
 
     def say(self, text: str) -> None:
-        """Above the bar."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, plan: Plan, states: Mapping[str, State]) -> None:
-        """Show the bar."""
         super().started(plan, states)
         self.bars.start()
 
     def tick(self) -> None:
-        """Move the bar, at most once a second: it reads the cells' logs."""
-        if time.monotonic() - self.looked < 1:
-            return
-        self.looked = time.monotonic()
-        self.bars.update(self.bar, completed=self.done(), info="  ".join(filter(None, [self.summary(), self.left()])))
+        if time.monotonic() - self.looked >= 1:
+            self.looked = time.monotonic()
+            said = "  ".join(filter(None, [self.summary(), self.left()]))
+            self.bars.update(self.bar, completed=self.done(), info=said)
 
     def close(self) -> None:
-        """Take the bar away."""
         self.bars.stop()
 
 

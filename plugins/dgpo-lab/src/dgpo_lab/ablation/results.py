@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dgpo_cli.console import seconds
+from dgpo_core.system.units import seconds
 from dgpo_lab.ablation.directory import saved_directory
 from dgpo_lab.ablation.plan import Plan
 from dgpo_lab.ablation.statistics import Interval, SignFlip, holm, sign_flip_test, t_interval, two_way_interval
@@ -129,24 +129,16 @@ def compare(
     named: Mapping[str, Mapping[str, str]], traces: Sequence[Trace], *, reward: str, baseline: str, target: float | None
 ) -> Results:
     """Results of an ablation; `named` are its variants and their axes. Only finished cells count."""
-    variants = [
-        _variant(name, axes, [trace for trace in traces if trace.variant == name], reward, target)
+    variants = {
+        name: _variant(name, axes, [trace for trace in traces if trace.variant == name], reward, target)
         for name, axes in named.items()
-    ]
-    against = next(variant for variant in variants if variant.name == baseline)
-    differences = {
-        variant.name: found
-        for variant in variants
-        if variant.name != baseline and (found := _difference(variant, against, reward)) is not None
     }
-    corrected = dict(zip(differences, holm([found.test.p for found in differences.values()]), strict=True))
-    variants = [
-        replace(variant, difference=replace(found, corrected=corrected[variant.name]))
-        if (found := differences.get(variant.name)) is not None
-        else variant
-        for variant in variants
-    ]
-    return Results(reward, baseline, target, variants, _base_model(traces), _paired(traces))
+    others = [name for name in variants if name != baseline]
+    found = {name: _difference(variants[name], variants[baseline], reward) for name in others}
+    known = {name: difference for name, difference in found.items() if difference is not None}
+    for (name, difference), p in zip(known.items(), holm([one.test.p for one in known.values()]), strict=True):
+        variants[name] = replace(variants[name], difference=replace(difference, corrected=p))
+    return Results(reward, baseline, target, list(variants.values()), _base_model(traces), _paired(traces))
 
 
 def _variant(
@@ -220,20 +212,22 @@ def _difference(variant: VariantResult, against: VariantResult, reward: str) -> 
     return Difference([one.seed for one, _ in pairs], values, t_interval(values), both, test, test.p)
 
 
-def _base_model(traces: Sequence[Trace]) -> Interval | None:
-    """The base model's score: one a seed, that of the first variant which has it."""
-    found: dict[int, float] = {}
-    for trace in traces:
-        if trace.iterations and trace.iterations[0] == 0:
-            found.setdefault(trace.seed, trace.scores[0])
-    return t_interval(list(found.values())) if found else None
-
-
-def _paired(traces: Sequence[Trace]) -> bool | None:
-    """Whether the base model scores the same in every variant, seed by seed: same prompts, same noise."""
+def _base_scores(traces: Sequence[Trace]) -> list[list[float]]:
+    """Scores of the base model, a list for each seed: those of the variants that have it."""
     seen: dict[int, list[float]] = {}
     for trace in traces:
         if trace.iterations and trace.iterations[0] == 0:
             seen.setdefault(trace.seed, []).append(trace.scores[0])
-    several = [scores for scores in seen.values() if len(scores) > 1]
+    return list(seen.values())
+
+
+def _base_model(traces: Sequence[Trace]) -> Interval | None:
+    """The base model's score: one a seed, that of the first variant which has it."""
+    found = _base_scores(traces)
+    return t_interval([scores[0] for scores in found]) if found else None
+
+
+def _paired(traces: Sequence[Trace]) -> bool | None:
+    """Whether the base model scores the same in every variant, seed by seed: same prompts, same noise."""
+    several = [scores for scores in _base_scores(traces) if len(scores) > 1]
     return all(score == scores[0] for scores in several for score in scores) if several else None

@@ -3,50 +3,26 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from dgpo_core.errors import UserError
 from dgpo_core.system.files import open_to_append
 from dgpo_core.system.reading import LARGEST_LOG, open_file, why
 from dgpo_core.system.stopping import StopRequest
+from dgpo_core.system.supervising import Child, fate
 from dgpo_lab.ablation.directory import AblationDirectory, State, held, outcome_of
 from dgpo_lab.ablation.plan import Cell, Plan
 from dgpo_lab.ablation.progress import Watcher
 
-__all__ = ["LOG", "Launch", "Process", "Resources", "choose_resources", "run_cells", "start"]
+__all__ = ["LOG", "Resources", "choose_resources", "run_cells", "start"]
 
 LOG = "train.log"
 POLL = 0.1
 """Seconds between two looks at the processes."""
-
-
-class Process(Protocol):
-    """What is needed of subprocess.Popen."""
-
-    def poll(self) -> int | None:
-        """Its exit code, or None while it runs."""
-
-    def terminate(self) -> None:
-        """Ask it to save and stop."""
-
-    def kill(self) -> None:
-        """End it at once."""
-
-    def wait(self) -> int:
-        """Its exit code, when it has ended."""
-
-
-class Launch(Protocol):
-    """Starts `dgpo train` on a run file."""
-
-    def __call__(self, file: Path, *, resume: bool, log: Path, environment: Mapping[str, str]) -> Process:
-        """`environment` is set on top of this process's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +67,16 @@ def choose_resources(plan: Plan, visible: Sequence[str]) -> Resources:
     return Resources(parallel, devices, threads)
 
 
-def start(file: Path, *, resume: bool, log: Path, environment: Mapping[str, str]) -> Process:
-    """A process in a session of its own, so that Ctrl-C reaches it once, through us, and not from the terminal too."""
+def start(file: Path, *, resume: bool, log: Path, environment: Mapping[str, str]) -> Child:
+    """`dgpo train` on a run file, with `environment` on top of this process's; Ctrl-C reaches it through us alone."""
     command = [sys.executable, "-P", "-m", "dgpo_cli.child", str(os.getpid()), "train", str(file)]
     try:
         output = os.fdopen(open_to_append(log), "ab")
     except OSError as error:
         raise UserError(f"cannot write {log}: {why(error)}") from error
     with output:
-        return subprocess.Popen(
-            [*command, *(["--resume"] if resume else [])],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            start_new_session=True,
-        )
+        resumed = ["--resume"] if resume else []
+        return Child([*command, *resumed], environment={**os.environ, **environment}, output=output)
 
 
 def run_cells(
@@ -116,7 +86,7 @@ def run_cells(
     *,
     stop: StopRequest,
     progress: Watcher,
-    launch: Launch = start,
+    launch: Callable[..., Child] = start,
 ) -> dict[str, State]:
     """Run what is not finished; what became of each cell, by its label.
 
@@ -125,7 +95,7 @@ def run_cells(
     cells = list(plan.cells())
     states = {cell.label: directory.state(cell) for cell in cells}
     pending = [cell for cell in cells if states[cell.label].status != "finished"]
-    running: dict[int, tuple[Cell, Process]] = {}
+    running: dict[int, tuple[Cell, Child]] = {}
     told: set[str] = set()
     asked = False
     progress.started(plan, states)
@@ -174,7 +144,7 @@ def _next(pending: list[Cell], told: set[str], progress: Watcher) -> Cell | None
             except UserError as error:
                 if cell.label not in told:
                     told.add(cell.label)
-                    progress.note(f"{error}; waiting for its end")
+                    progress.say(f"{error}; waiting for its end")
                 continue
         pending.remove(cell)
         return cell
@@ -187,8 +157,7 @@ def _ended(cell: Cell, code: int, *, stopping: bool) -> State:
         return State("finished")
     if stopping or (outcome is not None and outcome.outcome == "interrupted"):
         return State("unfinished")
-    why = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    return State("failed", f"{_last_line(cell.path / LOG)} ({why})")
+    return State("failed", f"{_last_line(cell.path / LOG)} ({fate(code)})")
 
 
 def _last_line(log: Path) -> str:

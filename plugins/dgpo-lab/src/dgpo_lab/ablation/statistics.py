@@ -18,27 +18,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "Interval",
-    "SignFlip",
-    "holm",
-    "pairs_for",
-    "sign_flip_test",
-    "t_interval",
-    "t_quantile",
-    "task_mean",
-    "two_way_interval",
-]
+    "Interval", "SignFlip", "holm", "pairs_for", "sign_flip_test", "t_interval", "task_mean", "two_way_interval",
+]  # fmt: skip
 
 Array = NDArray[np.float64]
 RESAMPLES = 10_000
 EXACT_UP_TO = 18
-"""Seeds up to which every sign pattern is enumerated: 2^18 of them are a moment's work."""
+"""Seeds up to which every sign pattern is enumerated: 2^18 of them take scipy a second."""
 FLIPS = 100_000
 
 
@@ -54,67 +45,15 @@ class Interval:
     over: str
 
 
-def _beta_fraction(a: float, b: float, x: float) -> float:
-    """The continued fraction of the incomplete beta function (DLMF 8.17.22), by Lentz's method."""
-    tiny = 1e-300
-    c, d = 1.0, 1 - (a + b) * x / (a + 1)
-    d = 1 / (d if abs(d) > tiny else tiny)
-    result = d
-    for m in range(1, 500):
-        for numerator in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1 + numerator * d
-            c = 1 + numerator / c
-            d = 1 / (d if abs(d) > tiny else tiny)
-            c = c if abs(c) > tiny else tiny
-            result *= d * c
-        if abs(d * c - 1) < 1e-15:
-            break
-    return result
-
-
-def _t_upper(t: float, df: float) -> float:
-    """P(T > t) for t >= 0: half the regularised incomplete beta function I_x(df/2, 1/2), x = df / (df + t^2)."""
-    a, b, x = df / 2, 0.5, df / (df + t * t)
-    if x in (0.0, 1.0):
-        return x / 2
-    log = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    if x < (a + 1) / (a + b + 2):
-        return 0.5 * math.exp(log) * _beta_fraction(a, b, x) / a
-    return 0.5 * (1 - math.exp(log) * _beta_fraction(b, a, 1 - x) / b)
-
-
-@lru_cache(maxsize=256)
-def t_quantile(p: float, df: int) -> float:
-    """Quantile of Student's t, for p in (0, 1) and df >= 1; by bisection of its distribution function.
-
-    Raises ValueError outside. Written out because the command line does not depend on scipy (the tests do).
-    """
-    if not 0 < p < 1 or df < 1:
-        raise ValueError(f"no quantile of t for p = {p}, df = {df}")
-    if p == 0.5:
-        return 0.0
-    tail = min(p, 1 - p)
-    low, high = 0.0, 1.0
-    while _t_upper(high, df) > tail:
-        low, high = high, high * 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        if not low < middle < high:
-            break
-        low, high = (middle, high) if _t_upper(middle, df) > tail else (low, middle)
-    return math.copysign((low + high) / 2, p - 0.5)
-
-
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Mean of one value a seed with Student's t interval: another training seed, the same held-out prompts."""
     found = np.asarray(values, dtype=np.float64)
     n, mean = len(found), float(found.mean())
     if n < 2:
         return Interval(mean, None, None, n, "seeds")
-    half = t_quantile((1 + level) / 2, n - 1) * float(found.std(ddof=1)) / math.sqrt(n)
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * float(found.std(ddof=1)) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n, "seeds")
 
 
@@ -170,9 +109,7 @@ def _members(tasks: Sequence[str], task: str) -> NDArray[np.bool_]:
 
 def _mean(values: Array, axis: int) -> Array:
     """Mean over an axis of what is there, nan where nothing is; numpy's nanmean would warn of that."""
-    known = ~np.isnan(values)
-    counts = known.sum(axis)
-    return np.where(counts > 0, np.where(known, values, 0.0).sum(axis) / np.maximum(counts, 1), np.nan)
+    return np.ma.filled(np.ma.masked_invalid(values).mean(axis), np.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,22 +128,24 @@ def sign_flip_test(differences: Sequence[float]) -> SignFlip:
     If they do not, each seed's difference may as well have the other sign, so all 2^n sign patterns are as likely; p is
     the share of them whose mean is at least as far from 0 as the one found (Fisher 1935). No distribution is assumed,
     but few seeds cannot give a small p: the smallest is 2 / 2^n, 0.25 for 3 seeds and 0.0625 for 5; six are needed to
-    get below 0.05. Up to 18 seeds all patterns are counted, beyond that 100,000 drawn ones and the one found.
+    get below 0.05. Up to 18 seeds all patterns are counted, beyond that 100,000 drawn ones and the one found
+    (scipy.stats.permutation_test).
     Raises ValueError for no difference at all.
     """
     found = np.asarray(differences, dtype=np.float64)
     n = len(found)
     if not n:
         raise ValueError("there is no difference to test")
-    limit = abs(float(found.sum())) * (1 - 1e-12)  # sums of the same numbers in another order may differ by a rounding
-    if n <= EXACT_UP_TO:
-        sums = np.zeros(1)
-        for value in found:
-            sums = np.concatenate([sums + value, sums - value])
-        return SignFlip(float(np.mean(np.abs(sums) >= limit)), min(1.0, 2.0 ** (1 - n)), n, True)
-    signs = np.random.default_rng(n).integers(0, 2, size=(FLIPS, n)) * 2 - 1
-    extreme = int((np.abs(signs @ found) >= limit).sum())
-    return SignFlip((extreme + 1) / (FLIPS + 1), 1 / (FLIPS + 1), n, False)
+    if n == 1:
+        return SignFlip(1.0, 1.0, 1, True)
+    from scipy.stats import permutation_test
+
+    exact = n <= EXACT_UP_TO
+    done = permutation_test(
+        (found,), np.sum, permutation_type="samples", vectorized=True, batch=4096,
+        n_resamples=np.inf if exact else FLIPS, rng=np.random.default_rng(n),
+    )  # fmt: skip
+    return SignFlip(float(done.pvalue), min(1.0, 2.0 ** (1 - n)) if exact else 2 / (FLIPS + 1), n, exact)
 
 
 def pairs_for(level: float, comparisons: int = 1) -> int:

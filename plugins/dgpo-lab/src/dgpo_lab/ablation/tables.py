@@ -12,7 +12,7 @@ from typing import Any
 
 from dgpo_lab.ablation import words
 from dgpo_lab.ablation.plan import Plan
-from dgpo_lab.ablation.results import Reached, Results, VariantResult
+from dgpo_lab.ablation.results import Results, VariantResult
 from dgpo_lab.ablation.statistics import Interval
 from dgpo_lab.ablation.traces import Trace
 
@@ -22,7 +22,7 @@ __all__ = ["as_csv", "as_json", "as_markdown", "cells_csv"]
 def as_markdown(plan: Plan, results: Results) -> str:
     """A page that reads well as plain text too."""
     lines = [f"# {plan.ablation.name}", "", words.headline(results), ""]
-    lines += _table(_header(results), [_row(results, variant) for variant in results.variants])
+    lines += _table(*rows(results))
     if results.base_model is not None:
         lines += ["", f"The base model scores {words.interval(results.base_model)} (t interval over seeds)."]
     guards = guard_names(results)
@@ -50,35 +50,24 @@ def guard_row(variant: VariantResult, names: Sequence[str]) -> list[str]:
     return [variant.name, *shown, f"{left} of {len(variant.finished)}" if variant.finished else "–"]
 
 
-def _header(results: Results) -> list[str]:
-    axes = words.columns(results)
-    several = axes if len(axes) > 1 else []
-    found = ["variant", *several, "seeds", results.reward, f"difference to {results.baseline}", "p", "p (Holm)"]
-    if results.target is not None:
-        found += [f"time to {results.target:g}", f"samples to {results.target:g}"]
-    return found
-
-
-def _row(results: Results, variant: VariantResult) -> list[str]:
-    axes = words.columns(results)
-    difference = variant.difference
-    found = [variant.name, *([variant.axes.get(axis, "") for axis in axes] if len(axes) > 1 else [])]
-    found += [words.seeds_of(variant), words.interval(variant.score)]
-    if difference is None:
-        found += ["baseline" if variant.name == results.baseline else "–", "", ""]
-    else:
-        found += [
-            words.signed(difference.over_seeds), words.p_value(difference.test.p), words.p_value(difference.corrected)
-        ]  # fmt: skip
-    if results.target is not None:
-        assert variant.reached is not None
-        found += [variant.reached.text("seconds"), variant.reached.text("samples")]
-    return found
-
-
 def rows(results: Results) -> tuple[list[str], list[list[str]]]:
     """The main table: its header and a row a variant."""
-    return _header(results), [_row(results, variant) for variant in results.variants]
+    axes = words.columns(results)
+    axes = axes if len(axes) > 1 else []
+    header = ["variant", *axes, "seeds", results.reward, f"difference to {results.baseline}", "p", "p (Holm)"]
+    if results.target is not None:
+        header += [f"time to {results.target:g}", f"samples to {results.target:g}"]
+    return header, [_row(results, variant, axes) for variant in results.variants]
+
+
+def _row(results: Results, variant: VariantResult, axes: Sequence[str]) -> list[str]:
+    found = [variant.name, *(variant.axes.get(axis, "") for axis in axes)]
+    found += [words.seeds_of(variant), words.interval(variant.score)]
+    if (difference := variant.difference) is None:
+        found += ["baseline" if variant.name == results.baseline else "–", "", ""]
+    else:
+        found += [words.signed(difference.over_seeds), *map(words.p_value, (difference.test.p, difference.corrected))]
+    return found + ([variant.reached.text(what) for what in ("seconds", "samples")] if variant.reached else [])
 
 
 def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -93,50 +82,34 @@ def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 
 def as_csv(results: Results) -> str:
     """One line a variant, plain numbers; empty where there is none (a target that was not reached by every seed)."""
-    axes, guards = words.columns(results), guard_names(results)
+    guards = guard_names(results)
     others = list(dict.fromkeys(name for variant in results.variants for name in variant.others))
     found = []
     for variant in results.variants:
         score, difference, reached = variant.score, variant.difference, variant.reached
+        whole = reached if reached is not None and reached.complete else None
+        test = difference.test if difference else None
         line: dict[str, Any] = {"variant": variant.name}
-        line |= {f"axis.{axis}": variant.axes.get(axis, "") for axis in axes}
+        line |= {f"axis.{axis}": variant.axes.get(axis) for axis in words.columns(results)}
         line |= {"seeds": len(variant.traces), "finished": len(variant.finished)}
-        line |= _interval("score", score) | {"score_interval_over": score.over if score else ""}
+        line |= _interval("score", score) | {"score_interval_over": score.over if score else None}
         line |= _interval("difference", difference.over_seeds if difference else None)
         line |= _interval("difference_with_prompts", difference.over_both if difference else None)
-        line |= {
-            "paired_seeds": difference.test.n if difference else "",
-            "p": difference.test.p if difference else "",
-            "p_holm": difference.corrected if difference else "",
-            "p_smallest": difference.test.smallest if difference else "",
-        }
-        line |= _reached(reached)
-        line |= {f"reward.{name}": variant.others.get(name, "") for name in others}
-        for name in guards:
-            guard = variant.guards.get(name)
-            line |= {
-                f"guard.{name}": guard.last if guard else "",
-                f"guard.{name}.change": guard.change if guard else "",
-            }
+        line |= {"paired_seeds": test.n if test else None, "p": test.p if test else None}
+        line |= {"p_holm": difference.corrected if difference else None, "p_smallest": test.smallest if test else None}
+        line |= {"reached": None if reached is None else len(reached.seconds)}
+        for what in ("seconds", "samples"):
+            line[f"median_{what}_to_target"] = plain.median(getattr(whole, what)) if whole else None
+        line |= {f"reward.{name}": variant.others.get(name) for name in others}
+        for name, guard in ((name, variant.guards.get(name)) for name in guards):
+            line[f"guard.{name}"] = guard.last if guard else None
+            line[f"guard.{name}.change"] = guard.change if guard else None
         found.append(line)
     return _csv(found)
 
 
-def _interval(name: str, found: Interval | None) -> dict[str, Any]:
-    parts = (None, None, None) if found is None else (found.value, found.low, found.high)
-    return {
-        key: "" if value is None else value
-        for key, value in zip((name, f"{name}_low", f"{name}_high"), parts, strict=True)
-    }
-
-
-def _reached(found: Reached | None) -> dict[str, Any]:
-    whole = found is not None and found.complete
-    return {
-        "reached": "" if found is None else len(found.seconds),
-        "median_seconds_to_target": plain.median(found.seconds) if found and whole else "",
-        "median_samples_to_target": plain.median(found.samples) if found and whole else "",
-    }
+def _interval(name: str, found: Interval | None) -> dict[str, float | None]:
+    return {f"{name}{end and f'_{end}'}": getattr(found, end or "value", None) for end in ("", "low", "high")}
 
 
 def cells_csv(results: Results) -> str:
@@ -144,20 +117,14 @@ def cells_csv(results: Results) -> str:
     found = []
     for trace in results.traces:
         place = None if results.target is None or not trace.finished else trace.reached(results.target)
-        found.append(
-            {
-                "variant": trace.variant,
-                "seed": trace.seed,
-                "status": trace.state.status,
-                "ended_by": trace.ended_by or "",
-                "iterations": trace.iterations[-1] if trace.iterations else "",
-                "samples": trace.samples[-1] if trace.iterations else "",
-                "seconds": trace.seconds[-1] if trace.iterations else "",
-                "score": trace.score if trace.scores else "",
-                "seconds_to_target": "" if place is None else trace.seconds[place],
-                "samples_to_target": "" if place is None else trace.samples[place],
-            }
-        )
+        line: dict[str, Any] = {"variant": trace.variant, "seed": trace.seed, "status": trace.state.status}
+        line["ended_by"] = trace.ended_by
+        for name in ("iterations", "samples", "seconds"):
+            line[name] = getattr(trace, name)[-1] if trace.iterations else None
+        line["score"] = trace.score if trace.scores else None
+        for name in ("seconds", "samples"):
+            line[f"{name}_to_target"] = None if place is None else getattr(trace, name)[place]
+        found.append(line)
     return _csv(found)
 
 
@@ -201,13 +168,6 @@ def _variant(variant: VariantResult) -> dict[str, Any]:
 
 
 def _cell(trace: Trace) -> dict[str, Any]:
-    return {
-        "seed": trace.seed,
-        "status": trace.state.status,
-        "message": trace.state.message,
-        "ended_by": trace.ended_by,
-        "iterations": list(trace.iterations),
-        "samples": list(trace.samples),
-        "seconds": list(trace.seconds),
-        "scores": list(trace.scores),
-    }
+    found = {"seed": trace.seed, "status": trace.state.status, "message": trace.state.message}
+    curves = {name: list(getattr(trace, name)) for name in ("iterations", "samples", "seconds", "scores")}
+    return found | {"ended_by": trace.ended_by} | curves

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dgpo_cli.console import number
 from dgpo_lab.ablation.pairing import unpaired
 from dgpo_lab.ablation.plan import Plan
 from dgpo_lab.ablation.results import Difference, Results, VariantResult
 from dgpo_lab.ablation.statistics import Interval, pairs_for
+from dgpo_lab.reporting.summary import scored
 
 __all__ = ["headline", "how_to_read", "interval", "p_value", "signed", "warnings"]
 
@@ -23,10 +23,7 @@ def interval(found: Interval | None, digits: int = 3) -> str:
     """0.481 [0.440, 0.520]."""
     if found is None:
         return "–"
-    if found.low is None or found.high is None:
-        return number(found.value, digits).replace("-", "−")
-    said = f"{number(found.value, digits)} [{number(found.low, digits)}, {number(found.high, digits)}]"
-    return said.replace("-", "−")
+    return scored(found, digits).replace("-", "−")
 
 
 def signed(found: Interval | None) -> str:

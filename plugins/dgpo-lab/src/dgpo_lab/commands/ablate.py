@@ -72,16 +72,16 @@ def ablate(
 
     resources = choose_resources(plan, _cuda_devices())
     directory, progress, stop = AblationDirectory(plan), make_watcher(quiet=quiet), StopRequest()
-    with directory.claimed(file.read_text(encoding="utf-8")), stop.on_signals(progress.note):
+    with directory.claimed(file.read_text(encoding="utf-8")), stop.on_signals(progress.say):
         adopted = sum(directory.adopt(cell, others) is not None for cell in plan.cells()) if others else 0
         if adopted:
-            progress.note(f"{adopted} finished cells copied from {', '.join(map(str, reuse or ()))}")
+            progress.say(f"{adopted} finished cells copied from {', '.join(map(str, reuse or ()))}")
         states = run_cells(plan, directory, resources, stop=stop, progress=progress)
         if any(state.status == "finished" for state in states.values()):
             _write(plan)
     failed = [label for label, state in states.items() if state.status == "failed"]
     if stop.requested:
-        progress.note("stopped; the same command goes on")
+        progress.say("stopped; the same command goes on")
     if failed:
         typer.echo(f"{len(failed)} of {len(states)} cells failed: {'; '.join(failed)}", err=True)
         raise typer.Exit(1)

@@ -114,7 +114,16 @@ class RunData:
 
     def column(self, key: str) -> NDArray[np.float64]:
         """A metric by its dotted key, one value an iteration, nan where there is none."""
-        return np.array([_number(_dig(record, key), math.nan) for record in self.metrics], dtype=np.float64)
+        return self.values(*key.split("."))
+
+    def values(self, *path: str) -> NDArray[np.float64]:
+        """The same by its path: names of rewards and of sources may have dots in them."""
+        return np.array([_number(_dig(record, path), math.nan) for record in self.metrics], dtype=np.float64)
+
+    def names(self, *path: str) -> list[str]:
+        """Of what is logged in a section, in any iteration, in the order of the log."""
+        found = (_dig(record, path) for record in self.metrics)
+        return list(dict.fromkeys(name for section in found if isinstance(section, Mapping) for name in section))
 
     @cached_property
     def iterations(self) -> NDArray[np.float64]:
@@ -132,6 +141,15 @@ class RunData:
         timing took none."""
         timed, spent = self._clock
         return spent[bisect_right(timed, iteration)]
+
+    @property
+    def verbs(self) -> Mapping[int, Mapping[str, Mapping[str, float]]]:
+        """What is logged of each verb, by the iterations that have a timing."""
+        return {iteration: timing.get("verbs", {}) for iteration, timing in self.timings.items()}
+
+    def verb_seconds(self, iteration: int, verb: str) -> float:
+        """Seconds of a verb in one iteration, 0 where it did not take place."""
+        return float(self.timings[iteration].get("verbs", {}).get(verb, {}).get("seconds", 0.0))
 
     def samples_at(self, iteration: float) -> float:
         """Samples rolled out until the end of an iteration."""
@@ -288,11 +306,10 @@ def _read_record(path: Path, problems: list[str]) -> Mapping[str, Any]:
     return record
 
 
-def _dig(record: Mapping[str, Any], key: str) -> Any:
-    value: Any = record
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+def _dig(record: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        record = record.get(part) if isinstance(record, Mapping) else None
+    return record
 
 
 def _number(value: Any, otherwise: Any) -> Any:

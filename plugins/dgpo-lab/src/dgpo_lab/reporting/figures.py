@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 
 from dgpo_lab.reporting.data import Evaluation, RunData
 from dgpo_lab.reporting.summary import TaskRow
-from dgpo_lab.reporting.svg import Ink, canvas, label_ends, to_svg
+from dgpo_lab.reporting.svg import Ink, canvas, dot, label_ends, to_svg
+from dgpo_lab.reporting.svg import rows as label_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["STACKED", "Axis", "axes_of", "curve", "dumbbell", "evaluation_curve", "points_each", "stacked_seconds"]
+__all__ = [
+    "STACKED", "Axis", "axes_of", "curve", "dumbbell", "evaluation_curve", "finish", "points_each", "stacked_seconds",
+    "time_unit",
+]  # fmt: skip
 
 Array = NDArray[np.float64]
 POINTS = 500
@@ -48,7 +52,7 @@ def axes_of(run: RunData) -> list[Axis]:
     """Iterations; clock time where it was logged; samples."""
     axes = [Axis("iterations", "iterations", "iteration", float)]
     if run.timings:
-        scale, unit = _time_unit(run.seconds_at(run.done))
+        scale, unit = time_unit(run.seconds_at(run.done))
         axes.append(Axis("time", "training time", f"training time, {unit}", lambda i: run.seconds_at(i) / scale))
     axes.append(Axis("samples", "samples", "training samples", run.samples_at))
     return axes
@@ -57,31 +61,17 @@ def axes_of(run: RunData) -> list[Axis]:
 def dumbbell(rows: Sequence[TaskRow], limits: tuple[float, float] | None, key: str, description: str) -> Markup:
     """Scores of tasks with intervals: hollow grey before, filled blue after, a line between."""
     with canvas(620, 62 + 34 * len(rows)) as (figure, axes):
-        axes.grid(axis="y", visible=False)
-        axes.grid(axis="x", visible=True)
-        axes.spines["bottom"].set_visible(False)
-        axes.tick_params(axis="x", length=0)
+        label_rows(axes, [row.name for row in rows], "score, mean over prompts, with 95 % interval")
         for y, row in enumerate(rows):
             size = 9 if row.is_mean else 7
             if row.before and row.after:
                 axes.plot([row.before.value, row.after.value], [y, y], color=Ink.RULE, linewidth=4, zorder=1)
             for score, colour, offset in ((row.before, Ink.BEFORE, 0.14), (row.after, Ink.AFTER, -0.14)):
-                if score is None:
-                    continue
-                if score.low is not None and score.high is not None:
-                    axes.plot([score.low, score.high], [y + offset] * 2, color=colour, linewidth=1.6, zorder=2)
-                fill = colour if colour == Ink.AFTER else Ink.PAPER
-                axes.plot(
-                    [score.value], [y], "o", markersize=size, markerfacecolor=fill, markeredgecolor=colour,
-                    markeredgewidth=1.8, zorder=3,
-                )  # fmt: skip
+                if score is not None:
+                    dot(axes, score, y, colour, hollow=colour == Ink.BEFORE, size=size, offset=offset)
         if len(rows) > 1:
             axes.axhline(len(rows) - 1.5, color=Ink.RULE, linewidth=1)
-        axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=12)
-        axes.tick_params(axis="y", labelcolor=Ink.TEXT)
         axes.get_yticklabels()[-1].set_fontweight("bold")
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel("score, mean over prompts, with 95 % interval")
         if limits is not None and np.isfinite(limits).all() and _spans(rows, limits):
             margin = 0.02 * (limits[1] - limits[0])
             axes.set_xlim(limits[0] - margin, limits[1] + margin)
@@ -126,7 +116,7 @@ def curve(
             )  # fmt: skip
             known = main[~np.isnan(main)]
             labels.append((float(known[-1]), name, colour))
-        _finish(axes, axis, unit, whole=whole)
+        finish(axes, axis, unit, whole=whole)
         if floor is not None:
             axes.set_ylim(bottom=floor)
         if len(lines) > 1:
@@ -149,7 +139,7 @@ def evaluation_curve(evaluations: Sequence[Evaluation], axis: Axis, key: str, de
             if e.score.low is not None and e.score.high is not None:
                 axes.plot([position] * 2, [e.score.low, e.score.high], color=Ink.AFTER, linewidth=1.6)
         axes.plot(x, values, color=Ink.AFTER, linewidth=2.2, marker="o", markersize=5)
-        _finish(axes, axis, "held-out score")
+        finish(axes, axis, "held-out score")
         if labels:
             label_ends(axes, [*labels, (values[-1], "mean", Ink.AFTER)])
         return to_svg(figure, key, description)
@@ -158,8 +148,8 @@ def evaluation_curve(evaluations: Sequence[Evaluation], axis: Axis, key: str, de
 def stacked_seconds(run: RunData, axis: Axis, key: str, description: str) -> Markup:
     """Seconds of each iteration, verb upon verb."""
     iterations = sorted(run.timings)
-    verbs = {verb: style for verb, style in STACKED.items() if any(verb in t["verbs"] for t in _with_verbs(run))}
-    seconds = {verb: _binned(np.array([verb_seconds(run, i, verb) for i in iterations])) for verb in verbs}
+    verbs = {verb: style for verb, style in STACKED.items() if any(verb in one for one in run.verbs.values())}
+    seconds = {verb: _binned(np.array([run.verb_seconds(i, verb) for i in iterations])) for verb in verbs}
     x = _binned(np.array(iterations, dtype=np.float64))
     half = 0.5 if len(x) < 2 else (x[1] - x[0]) / 2
     edges = np.append(x - half, x[-1] + half)
@@ -172,18 +162,10 @@ def stacked_seconds(run: RunData, axis: Axis, key: str, description: str) -> Mar
             if seconds[verb][-1] > 0.06 * sum(s[-1] for s in seconds.values()):
                 labels.append((float(floor[-1] + top[-1]) / 2, name, Ink.TEXT))
             floor = top
-        _finish(axes, axis, "seconds an iteration")
+        finish(axes, axis, "seconds an iteration")
         axes.set_ylim(bottom=0)
         label_ends(axes, labels)
         return to_svg(figure, key, description)
-
-
-def verb_seconds(run: RunData, iteration: int, verb: str) -> float:
-    """Seconds of a verb in one iteration, 0 where it did not take place."""
-    timed = run.timings[iteration].get("verbs")
-    entry = timed.get(verb) if isinstance(timed, Mapping) else None
-    found = entry.get("seconds") if isinstance(entry, Mapping) else None
-    return float(found) if isinstance(found, int | float) else 0.0
 
 
 def points_each(count: int) -> int:
@@ -191,18 +173,14 @@ def points_each(count: int) -> int:
     return -(-count // POINTS)
 
 
-def _with_verbs(run: RunData) -> list[Mapping[str, Mapping[str, object]]]:
-    return [t for t in run.timings.values() if isinstance(t.get("verbs"), Mapping)]
-
-
-def _finish(axes: Axes, axis: Axis, unit: str, *, whole: bool = False) -> None:
-    """Labels and ticks: `whole` numbers only for counts."""
+def finish(axes: Axes, axis: Axis, unit: str, *, whole: bool = False, ticks: int = 5) -> None:
+    """Labels and ticks, at most so many: `whole` numbers only for counts."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter, StrMethodFormatter
 
     axes.set_xlabel(axis.label)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=axis.key != "time"))
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=axis.key != "time"))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}") if axis.key != "time" else ScalarFormatter())
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=whole))
+    axes.yaxis.set_major_locator(MaxNLocator(ticks, integer=whole))
     largest = max(map(abs, axes.get_ylim()))
     if not 1e-3 <= largest < 1e6:  # a common exponent would stand in the title's place
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
@@ -216,10 +194,7 @@ def _binned(values: Array) -> Array:
     if width == 1:
         return values
     padded = np.append(values, np.full(-len(values) % width, np.nan)).reshape(-1, width)
-    known = ~np.isnan(padded)
-    counts = known.sum(1)
-    sums = np.where(known, padded, 0.0).sum(1)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return np.ma.filled(np.ma.masked_invalid(padded).mean(1), np.nan)
 
 
 def _running_mean(values: Array) -> Array | None:
@@ -240,7 +215,7 @@ def _spans(rows: Sequence[TaskRow], limits: tuple[float, float]) -> bool:
     return inside and max(values) - min(values) > 0.15 * (limits[1] - limits[0])
 
 
-def _time_unit(longest: float) -> tuple[float, str]:
+def time_unit(longest: float) -> tuple[float, str]:
     if longest < 180:
         return 1.0, "seconds"
     return (60.0, "minutes") if longest < 3 * 3600 else (3600.0, "hours")

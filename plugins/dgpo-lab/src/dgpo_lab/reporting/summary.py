@@ -5,35 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dgpo_cli.console import number, seconds
+from dgpo_core.system.units import number, seconds
 from dgpo_core.training.guards import STATISTICS, band_of, has_left
 from dgpo_lab.reporting.data import Evaluation, RunData, Score
 from dgpo_schemas.metrics import GroupScore
 
+if TYPE_CHECKING:
+    from dgpo_lab.ablation.statistics import Interval
+
 __all__ = [
-    "Diversity",
-    "Fact",
-    "GuardRow",
-    "TaskRow",
-    "best",
-    "digits_for",
-    "diversity",
-    "facts",
-    "guard_rows",
-    "moment",
-    "moves",
-    "outcome",
-    "reward_outcome",
-    "scored",
-    "task_rows",
-    "times",
-    "what_is_missing",
-    "whose",
-]
+    "Diversity", "Fact", "GuardRow", "TaskRow", "best", "digits_for", "diversity", "facts", "guard_rows", "moment",
+    "moves", "outcome", "reward_outcome", "scored", "signed", "task_rows", "times", "what_is_missing", "whose",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +63,17 @@ def digits_for(scores: Iterable[Score]) -> int:
     return min(4, max(2, -math.floor(math.log10(max(widths))))) if widths else 3
 
 
-def scored(score: Score, digits: int) -> str:
+def scored(score: Score | Interval, digits: int) -> str:
     """A score as 0.48 [0.44, 0.52]."""
     value = number(score.value, digits)
     if score.low is None or score.high is None:
         return value
     return f"{value} [{number(score.low, digits)}, {number(score.high, digits)}]"
+
+
+def signed(value: float | None, digits: int) -> str:
+    """+0.12 or −0.12; nothing where there is none."""
+    return "" if value is None else f"{value:+.{digits}f}".replace("-", "−")
 
 
 def moment(iteration: int) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Ink", "canvas", "label_ends", "spread", "to_svg"]
+__all__ = ["Ink", "canvas", "dot", "label_ends", "rows", "spread", "to_svg"]
 
 
 class Ink:
@@ -113,6 +113,30 @@ def _themed(tag: str, key: str) -> str:
     tag = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", tag)
     tag = re.sub(r'\bid="', f'id="{key}-', tag)
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{key}-", tag)
+
+
+def rows(axes: Axes, names: Sequence[str], label: str, *, room: float = 0.5) -> None:
+    """Named rows, the first at the top, over values along x with a label; `room` is left above and below them."""
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", visible=True)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="x", length=0)
+    axes.set_yticks(range(len(names)), names, fontsize=12)
+    axes.tick_params(axis="y", labelcolor=Ink.TEXT)
+    axes.set_ylim(len(names) - 1 + room, -room)
+    axes.set_xlabel(label)
+
+
+def dot(
+    axes: Axes, found: Any, y: float, colour: str, *, hollow: bool, size: float, offset: float = 0.0, width: float = 1.6
+) -> None:
+    """A value with its interval (`value`, `low`, `high`; these may be None) in a row; the interval `offset` below."""
+    if found.low is not None and found.high is not None:
+        axes.plot([found.low, found.high], [y + offset] * 2, color=colour, linewidth=width, zorder=2)
+    axes.plot(
+        [found.value], [y], "o", markersize=size, markerfacecolor=Ink.PAPER if hollow else colour,
+        markeredgecolor=colour, markeredgewidth=1.8, zorder=3,
+    )  # fmt: skip
 
 
 def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]], *, size: float = 11, **options: Any) -> None:

@@ -14,12 +14,10 @@ from typing import Any
 from PIL import Image
 
 from dgpo_core.errors import UserError
+from dgpo_core.media.pixels import readable_formats
 
-__all__ = ["FORMATS", "expand", "natural_order", "picture_endings", "readable_formats"]
+__all__ = ["expand", "natural_order", "picture_endings"]
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
-"""What Pillow may read. Its other formats start programs (EPS), have no first bytes to tell them by (TGA), hold several
-sizes of one picture (ICO) or hardly occur: they are not worth their risks."""
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 """Endings by which a directory's pictures and videos are told from its other files; those read are told by content."""
 STRANGE = (
@@ -27,7 +25,7 @@ STRANGE = (
     ".wmv", ".flv", ".mpg", ".mpeg", ".m2ts", ".ogv", ".3gp",
 )  # fmt: skip
 """Endings of pictures and videos that Pillow does not know either."""
-OURS = ("grid.png", "*.annotated.png", "prompts.json", "conditions.json", "media-????????????.png")
+OURS = ("grid.png", "*.annotated.*", "annotated.html", "prompts.json", "conditions.json", "media-????????????.png")
 """What `dgpo sample` and `dgpo score` put beside pictures; a film strip 07.png lies beside its video, 07.mp4."""
 MOST_SEARCHED = 100
 """Directories that are looked into for pictures where there are none."""
@@ -41,12 +39,6 @@ HIDDEN, DIRECTORY, UNREAD, OTHER, NOWHERE, SPECIAL = (
     "links that lead nowhere",
     "no regular files",
 )
-
-
-def readable_formats() -> list[str]:
-    """Those of FORMATS that this Pillow was built with, by its names."""
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
 
 
 @cache

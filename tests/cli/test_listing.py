@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dgpo_cli.scoring.files import read_media
+from dgpo_cli.scoring.listing import expand, natural_order, picture_endings
 from dgpo_core.errors import UserError
-from dgpo_core.media.files import read_media
-from dgpo_core.media.listing import FORMATS, expand, natural_order, picture_endings
+from dgpo_core.media.pixels import FORMATS
 
 
 def touch(directory: Path, *names: str) -> None:

@@ -1,0 +1,90 @@
+"""A short run, measured: what `dgpo bench` tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgpo_core.errors import UserError
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.storage.run_directory import RunDirectory
+from dgpo_core.training.trainer import Trainer
+from dgpo_lab.planning.ceiling import measured_tflops
+from dgpo_lab.planning.plan import make_plan, measure_model
+from dgpo_schemas.metrics import TimingRecord
+from dgpo_schemas.run import RunConfig
+
+__all__ = ["lines", "measure"]
+
+VERBS = {"roll_out": "roll out", "wait_for_scores": "score", "weigh": "weigh", "optimise": "optimise"}
+"""As timings.jsonl names them, and as people do. Scoring hides behind the roll-out: its time is what is waited for."""
+
+
+def measure(config: RunConfig, registry: Registry, iterations: int) -> dict[str, Any]:
+    """Train the run that `config` describes; means over its last iterations, from its own timings, as plain data."""
+    trainer = Trainer(config, registry)
+    device = trainer.engine.runtime.device
+    trainer.train()
+    run = RunDirectory(Path(config.run.output) / config.run.name)
+    kept = [TimingRecord.model_validate(line) for line in run.sound("timings.jsonl")][-iterations:]
+    low = config.backbone.dtype == "bfloat16" or config.precision.autocast == "bf16"
+    dtype = torch.bfloat16 if low else torch.float32
+    ceiling = measured_tflops(device, dtype)
+    total = config.rollout.groups * config.rollout.group_size
+    operations = _operations(config, registry)
+    verbs: dict[str, Any] = {}
+    for key, verb in VERBS.items():
+        seconds = sum(t.verbs[key].seconds for t in kept if key in t.verbs) / len(kept)
+        count = operations.get(verb)
+        achieved = count / seconds / 1e12 if count and seconds else None
+        verbs[verb] = {
+            "seconds": seconds,
+            "samples_per_second": total / seconds if seconds else None,
+            "tflops": achieved,
+            "fraction": achieved / ceiling if achieved else None,
+        }
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "device": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "ceiling_tflops": ceiling,
+        "samples": total,
+        "iterations": len(kept),
+        "seconds": sum(t.seconds for t in kept) / len(kept),
+        "verbs": verbs,
+        "peak_memory_bytes": max(t.peak_memory_bytes for t in kept),
+    }
+
+
+def _operations(config: RunConfig, registry: Registry) -> Mapping[str, float]:
+    """Of an iteration by verb; none for a backbone that cannot be sketched."""
+    try:
+        return make_plan(config, measure_model(config, registry), registry).operations
+    except UserError:
+        return {}
+
+
+def lines(measured: dict[str, Any]) -> list[str]:
+    """For people."""
+    said = [
+        f"{measured['device']}: {measured['samples']} samples an iteration, the mean of {measured['iterations']}",
+        f"ceiling {measured['ceiling_tflops']:.3g} x 10^12 operations a second ({measured['dtype']} matrix products)",
+        "",
+        f"{'verb':<10} {'seconds':>9} {'samples/s':>11} {'10^12 op/s':>11} {'of ceiling':>11}",
+    ]
+    for verb, row in measured["verbs"].items():
+        achieved = f"{row['tflops']:.3g}" if row["tflops"] else ""
+        share = f"{row['fraction']:.0%}" if row["fraction"] else ""
+        rate = f"{row['samples_per_second']:,.1f}" if row["samples_per_second"] and row["seconds"] > 1e-3 else ""
+        said.append(f"{verb:<10} {row['seconds']:>9.3f} {rate:>11} {achieved:>11} {share:>11}")
+    said += [
+        f"{'iteration':<10} {measured['seconds']:>9.3f} {measured['samples'] / measured['seconds']:>11,.1f}",
+        "",
+        f"peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB",
+    ]
+    if all(row["tflops"] is None for row in measured["verbs"].values()):
+        said.append("operations are not known: the backbone does not say what it looks like (Backbone.sketch)")
+    return said
