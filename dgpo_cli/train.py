@@ -112,8 +112,8 @@ def train(
     accepted: list[Accepted] = [one.value for one in accept or []]
     config, settings = _read(file, overrides or [], preset, registry, resume=resume is not None)
     if processes * machines > 1:
-        command = _command(file, resume, settings, preset, accepted, max_iterations)
-        command += [*(["--dry-run"] if dry_run else []), *(["--quiet"] if quiet else [])]
+        flags = [word for word, given in (("--quiet", quiet), ("--dry-run", dry_run)) if given]
+        command = _command(file, resume, flags, accepted, preset, settings, max_iterations)
         raise typer.Exit(_launched(command, processes, machines, machine_rank, address))
     if dry_run:
         _rehearse(config, registry, quiet=quiet)
@@ -146,15 +146,17 @@ def _read(
 def _command(
     file: Path,
     resume: Resume | None,
-    settings: Sequence[str],
-    preset: str | None,
+    flags: Sequence[str],
     accept: Sequence[str],
+    preset: str | None,
+    settings: Sequence[str],
     max_iterations: int | None,
 ) -> list[str]:
     """What each process is started with."""
     return [
         *("train", str(file)),
         *([f"--resume={resume}"] if resume else []),
+        *flags,
         *(word for one in accept for word in ("--accept", one)),
         *(["--preset", preset] if preset is not None else []),
         *(word for setting in settings for word in ("--set", setting)),
