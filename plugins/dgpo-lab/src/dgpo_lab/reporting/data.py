@@ -24,7 +24,7 @@ from dgpo_core.storage.checkpoint import whole_manifests
 from dgpo_core.storage.description import changed_config
 from dgpo_core.storage.logs import damages
 from dgpo_core.storage.run_directory import RunDirectory, read_outcome
-from dgpo_core.system.reading import read_file, read_json, why
+from dgpo_core.system.reading import read_file, read_json
 from dgpo_lab.reporting.images import Pictures, read_pictures
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.sealing import seal_of
@@ -179,7 +179,7 @@ def read_run(path: Path, registry: Registry) -> RunData:
     return RunData(
         path=path,
         config=config,
-        config_text=_read_text(path / "config.yaml"),
+        config_text=read_file(path / "config.yaml").decode(),
         record=_read_record(path / "run.json", problems),
         metrics=[m for _, m in sorted({m["iteration"]: m for m in metrics}.items())],
         timings={t["iteration"]: t for t in timings},
@@ -219,13 +219,6 @@ def _changed(path: Path) -> list[str]:
     return [f"{text}." for text in ([changed] if changed else []) + [str(damage) for damage in damaged]]
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return read_file(path).decode()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {why(error)}") from error
-
-
 def _read_log(path: Path, log: str, parse: Callable[[Any], T], problems: list[str]) -> list[T]:
     lines = RunDirectory(path).read(log)
     records = []
@@ -241,7 +234,7 @@ def _read_log(path: Path, log: str, parse: Callable[[Any], T], problems: list[st
 
 def _iteration(line: Any, least: int) -> int:
     found = line["iteration"]
-    if not isinstance(found, int) or isinstance(found, bool) or not least <= found <= MOST:
+    if type(found) is not int or not least <= found <= MOST:
         raise ValueError("no iteration")
     return found
 
@@ -287,7 +280,7 @@ def _score(data: Mapping[str, Any]) -> Score:
     if value is None:
         raise ValueError("no value")
     n = data.get("n")
-    whole = n if isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= MOST else None
+    whole = n if type(n) is int and 0 <= n <= MOST else None
     return Score(value, _number(data.get("low"), None), _number(data.get("high"), None), whole)
 
 
