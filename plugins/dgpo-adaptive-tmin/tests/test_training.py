@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import dgpo_cli.plugin
 import dgpo_core.plugins.registry as registry_module
 from dgpo_cli.main import main
 from dgpo_core.errors import UserError
@@ -144,6 +145,7 @@ def test_a_random_sampler_is_refused_in_one_line(
     from dgpo_baselines import plugin as baselines
 
     registry.register(baselines, distribution="dgpo-baselines")
+    registry.register(dgpo_cli.plugin, distribution="dgpo")
     monkeypatch.setattr(registry_module, "get_registry", lambda: registry)
     data = run_data(tmp_path, **sections(name), rollout={"sampler": "flow-sde"})
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
