@@ -22,7 +22,7 @@ from dgpo_core.media.annotation import annotate, understood
 from dgpo_core.media.files import Medium, check_files, kind_of, read_media
 from dgpo_core.media.kinds import one_of, plural, shows_frames
 from dgpo_core.media.listing import expand
-from dgpo_core.training.scoring import Reward
+from dgpo_core.training.reward_calls import Reward
 from dgpo_core.types import Example, Prompt
 
 if TYPE_CHECKING:

@@ -38,8 +38,9 @@ from dgpo_core.storage.bases import base_record
 from dgpo_core.storage.checkpoint import Checkpoint
 from dgpo_core.training.policy import ConditioningCache, Policy, check_adapter
 from dgpo_core.training.probe import PolicyProbe
+from dgpo_core.training.reward_calls import Reward
 from dgpo_core.training.rollout import Roller
-from dgpo_core.training.scoring import Reward, Scorer
+from dgpo_core.training.scoring import Scorer
 from dgpo_core.types import Conditioning, Prompt
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from dgpo_core.flow.groups import by_source
 from dgpo_core.flow.sizes import runs
 from dgpo_core.training.guards import step_statistics
 from dgpo_core.training.memory import decoded_media
+from dgpo_core.training.scored import diversity, merged, not_finite, reasons_of
 from dgpo_core.training.scores import part_values
-from dgpo_core.training.scoring import diversity, merged, not_finite, reasons_of
 from dgpo_core.types import Prompt
 from dgpo_schemas.metrics import EvaluationRecord, GroupScore
 

@@ -23,7 +23,7 @@ from dgpo_schemas.metrics import (
 
 if TYPE_CHECKING:
     from dgpo_core.training.optimise import UpdateResult
-    from dgpo_core.training.scoring import Reward
+    from dgpo_core.training.reward_calls import Reward
     from dgpo_core.types import Prompt
 
 __all__ = ["evaluation_values", "flat", "metrics_record", "prompt_scores", "timing_record"]

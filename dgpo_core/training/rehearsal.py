@@ -21,7 +21,8 @@ from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.flow.groups import by_source, weigh
 from dgpo_core.flow.sizes import largest
 from dgpo_core.training.memory import TooLittleMemoryError, decoded_media, is_out_of_memory
-from dgpo_core.training.scoring import Scorer, reasons_of
+from dgpo_core.training.scored import reasons_of
+from dgpo_core.training.scoring import Scorer
 from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Path, Prompt, Rollout, ScoredGroups, TrainingBatch
 from dgpo_schemas.text import clean

@@ -31,7 +31,7 @@ from dgpo_core.training.memory import TooLittleMemoryError, decoded_media
 from dgpo_core.training.metrics import evaluation_values, flat, metrics_record, prompt_scores, timing_record
 from dgpo_core.training.optimise import Optimiser, UpdateResult
 from dgpo_core.training.progress import Progress, Silent
-from dgpo_core.training.scoring import merged, missing_beyond, not_finite
+from dgpo_core.training.scored import merged, missing_beyond, not_finite
 from dgpo_core.training.spoilt import Standing
 from dgpo_core.types import ScoredGroups, TrainingBatch
 from dgpo_schemas.manifest import CheckpointManifest
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
     from dgpo_core.storage.checkpoint import Checkpoint
     from dgpo_core.training.policy import View
-    from dgpo_core.training.scoring import ScoredSamples
+    from dgpo_core.training.scored import ScoredSamples
     from dgpo_core.types import Prompt
     from dgpo_schemas.origin import BaseRecord
     from dgpo_schemas.run import RunConfig

@@ -18,7 +18,9 @@ from dgpo_core.distributed.processes import Processes, shares
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.scoring import Reward, Scorer, checked_group, merged
+from dgpo_core.training.reward_calls import Reward, checked_group
+from dgpo_core.training.scored import merged
+from dgpo_core.training.scoring import Scorer
 from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Prompt, SampleKey, Scores
 from dgpo_kit.toy import WinRate, WinRateOptions, run_data

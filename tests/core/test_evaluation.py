@@ -19,8 +19,9 @@ from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import Engine
 from dgpo_core.training.evaluation import Evaluation, Finer, evaluate, interval
+from dgpo_core.training.reward_calls import Reward
 from dgpo_core.training.rollout import Roller
-from dgpo_core.training.scoring import Reward, Scorer
+from dgpo_core.training.scoring import Scorer
 from dgpo_core.types import Prompt, Rollout, Schedule, Scores
 from dgpo_kit.given import prompts_of
 from dgpo_schemas.metrics import EvaluationRecord

@@ -17,8 +17,9 @@ from dgpo_core.draws import Draws
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.evaluation import _record
 from dgpo_core.training.metrics import _statistics
+from dgpo_core.training.reward_calls import Reward, checked_score
+from dgpo_core.training.scored import ScoredSamples, reasons_of
 from dgpo_core.training.scores import part_values
-from dgpo_core.training.scoring import Reward, ScoredSamples, checked_score, reasons_of
 from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Prompt, Scores
 from dgpo_kit.toy import run_data

@@ -28,7 +28,7 @@ from dgpo_core.media.pictures import contact_sheet
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import Engine
 from dgpo_core.training.rehearsal import rehearse
-from dgpo_core.training.scoring import diversity
+from dgpo_core.training.scored import diversity
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_core.types import Path as SamplerPath

@@ -21,7 +21,7 @@ from dgpo_core.contracts import RewardModel
 from dgpo_core.data.prompts import digest, some_of_each
 from dgpo_core.data.sources import Source, cut_to_shares, of_sources, whole_weights
 from dgpo_core.data.sources import turns as turns_of
-from dgpo_core.distributed.comparing import Layout
+from dgpo_core.distributed.comparing import NOT_FINITE, Layout
 from dgpo_core.distributed.processes import Processes
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
@@ -30,7 +30,9 @@ from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import Engine
 from dgpo_core.training.evaluation import _record
 from dgpo_core.training.rehearsal import rehearse
-from dgpo_core.training.scoring import NOT_FINITE, Reward, Scorer, missing_beyond, not_finite
+from dgpo_core.training.reward_calls import Reward
+from dgpo_core.training.scored import missing_beyond, not_finite
+from dgpo_core.training.scoring import Scorer
 from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Prompt, ScoredGroups, Scores
 from dgpo_kit.toy import WinRate, WinRateOptions, run_data
