@@ -25,7 +25,7 @@ from dgpo_core.storage.description import summary
 from dgpo_core.storage.run_directory import RunDirectory
 from dgpo_core.system.stopping import Interrupted, Limit, StopRequest, limit_reached
 from dgpo_core.training.engine import Engine
-from dgpo_core.training.evaluation import Finer, NotFiniteError, evaluate
+from dgpo_core.training.evaluation import Evaluator, Finer, NotFiniteError
 from dgpo_core.training.guards import alarms
 from dgpo_core.training.memory import TooLittleMemoryError, decoded_media
 from dgpo_core.training.metrics import evaluation_values, flat, metrics_record, prompt_scores, timing_record
@@ -402,17 +402,9 @@ class Trainer:
         section = self.config.evaluation
         view = self.engine.policy.available(section.view)
         with self._timed("evaluate"):
-            result = evaluate(
-                self.evaluation_roller,
-                self.engine.evaluation_scorer,
-                self.engine.heldout_prompts,
-                members=section.samples_per_prompt,
-                draws=self.engine.draws.at("evaluation"),
-                view=view,
-                iteration=self.iteration,
-                pictures=section.pictures,
-                finer=self.finer,
-                processes=self.processes,
+            result = self.evaluator.evaluate(
+                view,
+                self.iteration,
                 interrupt=self.stop.check,
                 progress=lambda done, total: self.progress.phase("evaluate", done, total),
             )
@@ -640,10 +632,15 @@ class Trainer:
         if config.prompts.heldout is not None:
             _ = engine.evaluation_scorer
         self.roller = engine.roller()
-        self.evaluation_roller = engine.evaluation_roller()
-        self.finer = Finer.of(engine)
-        for roller in (self.roller, self.evaluation_roller, *([self.finer.roller] if self.finer else [])):
-            roller.tell = self.progress.note
+        roller, finer, section = engine.evaluation_roller(), Finer.of(engine), config.evaluation
+        for one in (self.roller, roller, *([finer.roller] if finer else [])):
+            one.tell = self.progress.note
+        if config.prompts.heldout is not None:
+            self.evaluator = Evaluator(
+                roller=roller, scorer=engine.evaluation_scorer, prompts=engine.heldout_prompts,
+                members=section.samples_per_prompt, draws=engine.draws.at("evaluation"), pictures=section.pictures,
+                finer=finer, processes=self.processes,
+            )  # fmt: skip
         self.optimiser = self.make_optimiser()
 
     def make_optimiser(self) -> Optimiser:

@@ -18,7 +18,8 @@ from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import Engine
-from dgpo_core.training.evaluation import Evaluation, Finer, evaluate, interval
+from dgpo_core.training.evaluation import Evaluation, Evaluator, Finer
+from dgpo_core.training.evaluation_records import interval
 from dgpo_core.training.reward_calls import Reward
 from dgpo_core.training.rollout import Roller
 from dgpo_core.training.scoring import Scorer
@@ -115,6 +116,7 @@ def run(
     members: int = 1,
     micro_batch: int = 3,
     group_by: str | None = "tag",
+    pictures: int = 0,
     **keywords: Any,
 ) -> Evaluation:
     prompts = [Prompt(f"prompt {i}", {} if tag is None else {"tag": tag}) for i, tag in enumerate(tags)]
@@ -124,10 +126,11 @@ def run(
         else Scorer([Reward(label, 1.0, Table(values, group_by)) for label, values in tables.items()])
     )
     try:
-        return evaluate(
-            cast(Roller, Numbered(micro_batch)), scorer, prompts,
-            members=members, draws=Draws(0), view="slow", iteration=7, **keywords,
+        evaluator = Evaluator(
+            roller=cast(Roller, Numbered(micro_batch)), scorer=scorer, prompts=prompts, members=members,
+            draws=Draws(0), pictures=pictures,
         )  # fmt: skip
+        return evaluator.evaluate("slow", 7, **keywords)
     finally:
         if scorer is not tables:
             scorer.close()
@@ -309,11 +312,10 @@ def of_steps(config: RunConfig, registry: Registry, finer: bool = True) -> dict[
     """Statistics of the toy's held-out prompts, evaluated as the run file says."""
     engine = Engine(config, registry)
     try:
-        found = evaluate(
-            engine.evaluation_roller(), engine.evaluation_scorer, engine.heldout_prompts,
-            members=config.evaluation.samples_per_prompt, draws=Draws(5), view="slow", iteration=2,
-            finer=Finer.of(engine) if finer else None,
-        )  # fmt: skip
+        found = Evaluator(
+            roller=engine.evaluation_roller(), scorer=engine.evaluation_scorer, prompts=engine.heldout_prompts,
+            members=config.evaluation.samples_per_prompt, draws=Draws(5), finer=Finer.of(engine) if finer else None,
+        ).evaluate("slow", 2)  # fmt: skip
     finally:
         engine.close()
     return statistics(found)
@@ -412,8 +414,8 @@ def test_the_finer_samples_can_be_interrupted(make_config: Make, registry: Regis
             raise Stop
 
     with pytest.raises(Stop):
-        evaluate(
-            engine.evaluation_roller(), engine.evaluation_scorer, engine.heldout_prompts, members=1, draws=Draws(5),
-            view="slow", iteration=0, finer=Finer.of(engine), interrupt=interrupt,
-        )  # fmt: skip
+        Evaluator(
+            roller=engine.evaluation_roller(), scorer=engine.evaluation_scorer, prompts=engine.heldout_prompts,
+            members=1, draws=Draws(5), finer=Finer.of(engine),
+        ).evaluate("slow", 0, interrupt=interrupt)  # fmt: skip
     engine.close()

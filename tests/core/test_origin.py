@@ -287,7 +287,7 @@ def test_an_evaluation_that_failed_after_its_checkpoint_is_vouched_for_once_it_i
         raise UserError("the lamp is broken")
 
     with monkeypatch.context() as patched:
-        patched.setattr("dgpo_core.training.trainer.evaluate", broken)
+        patched.setattr("dgpo_core.training.evaluation.Evaluator.evaluate", broken)
         with pytest.raises(UserError, match="lamp"):
             train(logged, registry, resume=True)
     newest = run_path(logged) / "checkpoints" / "000004"

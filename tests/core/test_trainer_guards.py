@@ -17,6 +17,7 @@ from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.run_directory import RunDirectory
 from dgpo_core.system.stopping import Interrupted
+from dgpo_core.training.evaluation import Evaluator
 from dgpo_core.training.guards import media_statistics
 from dgpo_core.training.progress import Silent
 from dgpo_core.training.trainer import Trainer, run_path
@@ -213,15 +214,15 @@ def test_an_alarm_after_a_stop_between_an_iteration_and_its_evaluation(
 ) -> None:
     """The checkpoint is there already when the alarm is raised, and must still learn which evaluation is the best."""
     config = make_config(**LEARNS, evaluation=watched(alarm="stop"))
-    evaluate = module.evaluate
+    evaluate = Evaluator.evaluate
 
-    def interrupted(*arguments: Any, **keywords: Any) -> Any:
-        if keywords["iteration"] == 6:
+    def interrupted(self: Evaluator, view: Any, iteration: int, **keywords: Any) -> Any:
+        if iteration == 6:
             raise Interrupted
-        return evaluate(*arguments, **keywords)
+        return evaluate(self, view, iteration, **keywords)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "evaluate", interrupted)
+        patched.setattr(Evaluator, "evaluate", interrupted)
         assert Trainer(config, known).train() == "interrupted"
     checkpoints = RunDirectory(run_path(config)).checkpoints
     assert (newest(run_path(config)).name, checkpoints.newest().manifest.best_iteration) == ("000006", 3)
