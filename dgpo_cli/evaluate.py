@@ -67,6 +67,7 @@ def evaluate(
     from dgpo_core.draws import Draws
     from dgpo_core.system.files import write_text
     from dgpo_core.training.evaluation import Evaluator, Finer
+    from dgpo_core.training.reward_building import evaluation_scorer
 
     section = engine.config.evaluation
     members = samples or section.samples_per_prompt
@@ -81,7 +82,7 @@ def evaluate(
     longer = longer_than_read(chosen, engine.backbone)
     for note in (notes(chosen) if prompts else []) + ([longer] if longer else []):
         typer.echo(f"note: {note}", err=True)
-    scorer = engine.make_evaluation_scorer(chosen, members)
+    scorer = evaluation_scorer(engine, chosen, members)
     try:
         evaluator = Evaluator(
             roller=engine.evaluation_roller(steps=steps, guidance=guidance),

@@ -134,7 +134,7 @@ def train(
     if dry_run:
         from dgpo_core.training.rehearsal import rehearse
 
-        trainer = Trainer(config, registry, progress=progress)
+        trainer = Trainer(config, registry, callbacks=[progress])
         found = rehearse(trainer)
         if trainer.processes.main:
             for name, value in found.items():
@@ -143,21 +143,22 @@ def train(
             typer.echo("dry run passed; nothing was written")
         return
     stop = StopRequest()
-    with unheeded_output(), stop.on_signals(progress.note):
-        trainer = Trainer(config, registry, progress=progress, stop=stop)
+    with unheeded_output(), stop.on_signals(progress.on_message):
+        trainer = Trainer(config, registry, callbacks=[progress], stop=stop)
         outcome = trainer.train(
             resume="auto" if resume is Resume.AUTO else resume is not None,
             max_iterations=max_iterations,
             accept=[one.value for one in accept or []],
         )
     if outcome == "finished":
-        if trainer.had_ended:
-            progress.note(f"the run had ended after iteration {trainer.iteration} already; nothing was left to train")
-        elif trainer.ended_by is None:
-            progress.note(f"{config.run.iterations - trainer.iteration} iterations are left; continue with --resume")
-        elif trainer.ended_by != "iterations":
-            progress.note(f"stop.{trainer.ended_by} is reached after {trainer.iteration} iterations")
-        progress.note(f"look at it: dgpo report {shell_word(str(run_path(config)))}")
+        state, say = trainer.state, progress.on_message
+        if state.had_ended:
+            say(f"the run had ended after iteration {state.iteration} already; nothing was left to train")
+        elif state.ended_by is None:
+            say(f"{config.run.iterations - state.iteration} iterations are left; continue with --resume")
+        elif state.ended_by != "iterations":
+            say(f"stop.{state.ended_by} is reached after {state.iteration} iterations")
+        say(f"look at it: dgpo report {shell_word(str(run_path(config)))}")
 
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)

@@ -73,16 +73,6 @@ class Evaluation:
     samples: list[dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """Scores of all samples, and first samples of prompts that this process has drawn: those to be shown, and those to
-    be compared with samples in many steps."""
-
-    scored: ScoredSamples
-    shown: list[Tensor]
-    compared: list[Tensor]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
     """What is evaluated, and with what; `evaluate` does it with the weights of a view.
@@ -120,8 +110,7 @@ class Evaluator:
         process. Raises UserError if a reward scored none of the samples; NotFiniteError if that is because no media
         are finite.
         """
-        drawn = self._draw(view, interrupt, progress)
-        scored = drawn.scored
+        scored, shown, compared = self._draw(view, interrupt, progress)
 
         def record(label: str, role: Role, values: Tensor, prompts: Sequence[Prompt], **more: Any) -> EvaluationRecord:
             return evaluation_record(
@@ -139,9 +128,9 @@ class Evaluator:
             records.append(record(name, "statistic", values, self.prompts))
         if self.finer is not None:
             chosen = [self.prompts[i] for i in self._solved_twice]
-            for name, values in self._step_statistics(self.finer, drawn.compared, view, interrupt):
+            for name, values in self._step_statistics(self.finer, compared, view, interrupt):
                 records.append(record(name, "statistic", values, chosen))
-        media = self.processes.gather_each(drawn.shown)
+        media = self.processes.gather_each(shown)
         return Evaluation(records, media, [self.prompts[i] for i in self._shown], self._lines(scored))
 
     @property
@@ -159,8 +148,11 @@ class Evaluator:
         """This process's samples, as numbers of the flat order."""
         return cut(len(self.prompts) * self.members, self.processes.rank, self.processes.count)
 
-    def _draw(self, view: View, interrupt: Callable[[], None], progress: Callable[[int, int], None]) -> _Drawn:
-        """Every process draws its samples; each micro-batch is scored while the next one is drawn."""
+    def _draw(
+        self, view: View, interrupt: Callable[[], None], progress: Callable[[int, int], None]
+    ) -> tuple[ScoredSamples, list[Tensor], list[Tensor]]:
+        """Every process draws its samples; each micro-batch is scored while the next one is drawn. All scores, and the
+        first samples that this process has drawn of prompts to be shown and of prompts to be solved twice."""
         processes, scorer, own = self.processes, self.scorer, self._own
         samples = [cut(len(self.prompts) * self.members, rank, processes.count) for rank in range(processes.count)]
         shown: list[Tensor] = []
@@ -178,7 +170,7 @@ class Evaluator:
             scorer.complete(processes, interrupt)
             with processes.together():
                 found_here = scorer.collect(interrupt) if own else None
-            return _Drawn(merged(found_here, processes, samples), shown, compared)
+            return merged(found_here, processes, samples), shown, compared
         except BaseException:
             scorer.discard()
             raise

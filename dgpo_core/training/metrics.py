@@ -23,6 +23,7 @@ from dgpo_schemas.metrics import (
 
 if TYPE_CHECKING:
     from dgpo_core.training.optimise import UpdateResult
+    from dgpo_core.training.phases import Phases
     from dgpo_core.training.reward_calls import Reward
     from dgpo_core.types import Prompt
 
@@ -115,26 +116,20 @@ def _sources(groups: ScoredGroups, informative: Tensor) -> dict[str, SourceStati
     return found
 
 
-def timing_record(
-    iteration: int,
-    total: float,
-    seconds: Mapping[str, float],
-    samples: Mapping[str, int],
-    rewards: Mapping[str, float],
-    peak_memory: int,
-) -> TimingRecord:
+def timing_record(iteration: int, total: float, phases: Phases, peak_memory: int) -> TimingRecord:
     """One line of timings.jsonl."""
+    samples = phases.samples
     return TimingRecord(
         iteration=iteration,
         seconds=total,
         verbs={
-            verb: VerbTiming(
+            phase: VerbTiming(
                 seconds=spent,
-                samples_per_second=samples[verb] / spent if samples.get(verb) and spent > 0 else None,
+                samples_per_second=samples[phase] / spent if samples.get(phase) and spent > 0 else None,
             )
-            for verb, spent in seconds.items()
+            for phase, spent in phases.seconds.items()
         },
-        rewards=dict(rewards),
+        rewards=dict(phases.rewards),
         peak_memory_bytes=peak_memory,
     )
 

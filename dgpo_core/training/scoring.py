@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -123,55 +123,60 @@ class Scorer:
     def collect(self, interrupt: Callable[[], None] = lambda: None) -> ScoredSamples:
         """Wait for everything that was submitted since the last call. `interrupt` is called while it waits, and may
         raise; `discard` then drops what is left."""
-        values, diagnostics, seconds, others = {}, {}, {}, {}
-        for batch in self._pending:
-            for future in batch.scores.values():
-                wait_for(future, interrupt)
-        for calls in self._compared.values():
-            for _, future in calls:
-                wait_for(future, interrupt)
-        own = [sample for batch in self._pending for sample in batch.samples]
+        for future in self._futures():
+            wait_for(future, interrupt)
         prompts = [prompt for batch in self._pending for prompt in batch.prompts]
-        for reward in self.rewards:
-            if reward.compares:
-                said, seconds[reward.label] = self._said(reward.label)
-                values[reward.label] = torch.tensor([said.get(i, _NOTHING)[0] for i in own], dtype=torch.float64)
-                diagnostics[reward.label] = tuple(
-                    said.pop(i, _NOTHING)[1] if reward.asks(prompt) else NOT_ASKED
-                    for i, prompt in zip(own, prompts, strict=True)
-                )
-                others[reward.label] = said
-                continue
-            done = [batch.scores[reward.label].result() for batch in self._pending if reward.label in batch.scores]
-            scored = [s.values.double().masked_fill(s.missing, torch.nan) for s, _ in done]
-            asked = [reward.asks(prompt) for prompt in prompts]
-            told = [d for s, _ in done for d in s.diagnostics]
-            seconds[reward.label] = sum(spent for _, spent in done)
-            if all(asked):
-                values[reward.label], diagnostics[reward.label] = torch.cat(scored), tuple(told)
-                continue
-            values[reward.label] = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
-            if scored:
-                values[reward.label][torch.tensor(asked)] = torch.cat(scored)
-            rest = iter(told)
-            diagnostics[reward.label] = tuple(next(rest) if one else NOT_ASKED for one in asked)
-        small = [row for batch in self._pending for row in batch.thumbnails]
+        answers = {
+            reward.label: (self._of_groups if reward.compares else self._of_samples)(reward, prompts)
+            for reward in self.rewards
+        }
         names = self._pending[0].statistics
-        statistics = {n: torch.cat([b.statistics[n] for b in self._pending]).double().cpu() for n in names}
+        found = ScoredSamples(
+            values={label: answer.values for label, answer in answers.items()},
+            diagnostics={label: answer.diagnostics for label, answer in answers.items()},
+            thumbnails=[row for batch in self._pending for row in batch.thumbnails],
+            statistics={n: torch.cat([b.statistics[n] for b in self._pending]).double().cpu() for n in names},
+            seconds={label: answer.seconds for label, answer in answers.items()},
+            others={reward.label: answers[reward.label].others for reward in self.rewards if reward.compares},
+        )
         self._forget()
-        return ScoredSamples(values, diagnostics, small, statistics, seconds, others)
+        return found
 
-    def _said(self, label: str) -> tuple[dict[int, Said], float]:
-        """What a reward that compares says of samples by their numbers, and the time that it took."""
+    def _futures(self) -> Iterator[Future[tuple[Scores, float]]]:
+        """Of all calls that were submitted."""
+        for batch in self._pending:
+            yield from batch.scores.values()
+        for calls in self._compared.values():
+            yield from (future for _, future in calls)
+
+    def _of_samples(self, reward: Reward, prompts: Sequence[Prompt]) -> _Answers:
+        """What a reward that scores samples says of those with these prompts, where it was asked."""
+        done = [batch.scores[reward.label].result() for batch in self._pending if reward.label in batch.scores]
+        asked = [reward.asks(prompt) for prompt in prompts]
+        values = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
+        if done:
+            values[torch.tensor(asked)] = torch.cat([_values(scores) for scores, _ in done])
+        said = iter([one for scores, _ in done for one in scores.diagnostics])
+        diagnostics = tuple(next(said) if one else NOT_ASKED for one in asked)
+        return _Answers(values, diagnostics, sum(seconds for _, seconds in done))
+
+    def _of_groups(self, reward: Reward, prompts: Sequence[Prompt]) -> _Answers:
+        """What a reward that compares says of this process's samples, and of others' by their numbers."""
         assert self._members is not None, "rewards that compare are told what makes a group"
-        said, seconds, members = {}, 0.0, self._members.layout.members
-        for number, future in self._compared[label]:
+        said: dict[int, Said] = {}
+        seconds, members = 0.0, self._members.layout.members
+        for number, future in self._compared[reward.label]:
             scores, spent = future.result()
-            values = scores.values.double().masked_fill(scores.missing, torch.nan).tolist()
-            for place, one in enumerate(zip(values, scores.diagnostics, strict=True)):
-                said[number * members + place] = one
+            pairs = zip(_values(scores).tolist(), scores.diagnostics, strict=True)
+            said |= {number * members + place: one for place, one in enumerate(pairs)}
             seconds += spent
-        return said, seconds
+        own = [sample for batch in self._pending for sample in batch.samples]
+        mine = [said.pop(i, _NOTHING) for i in own]
+        diagnostics = tuple(
+            one if reward.asks(prompt) else NOT_ASKED for (_, one), prompt in zip(mine, prompts, strict=True)
+        )
+        values = torch.tensor([value for value, _ in mine], dtype=torch.float64)
+        return _Answers(values, diagnostics, seconds, said)
 
     def _forget(self) -> None:
         self._pending.clear()
@@ -248,6 +253,21 @@ class Scorer:
             statistics={name: v.view(shape) for name, v in samples.statistics.items()},
             paths=tuple(r.path for r in rollouts if r.path is not None),
         )
+
+
+def _values(scores: Scores) -> Tensor:
+    """float64 [B], nan where missing."""
+    return scores.values.double().masked_fill(scores.missing, torch.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What a reward says of the samples of this process, as `ScoredSamples` has it."""
+
+    values: Tensor
+    diagnostics: Sequence[Mapping[str, Any]]
+    seconds: float
+    others: Mapping[int, Said] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

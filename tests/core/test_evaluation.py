@@ -17,9 +17,10 @@ from dgpo_core.contracts import RewardModel
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.engine import Engine
+from dgpo_core.training.engine import build_engine
 from dgpo_core.training.evaluation import Evaluation, Evaluator, Finer
 from dgpo_core.training.evaluation_records import interval
+from dgpo_core.training.reward_building import evaluation_scorer
 from dgpo_core.training.reward_calls import Reward
 from dgpo_core.training.rollout import Roller
 from dgpo_core.training.scoring import Scorer
@@ -310,10 +311,11 @@ STEPS = ("step_disagreement", "finer_sharpness")
 
 def of_steps(config: RunConfig, registry: Registry, finer: bool = True) -> dict[str, EvaluationRecord]:
     """Statistics of the toy's held-out prompts, evaluated as the run file says."""
-    engine = Engine(config, registry)
+    engine = build_engine(config, registry)
+    prompts = engine.load_prompts("heldout")
     try:
         found = Evaluator(
-            roller=engine.evaluation_roller(), scorer=engine.evaluation_scorer, prompts=engine.heldout_prompts,
+            roller=engine.evaluation_roller(), scorer=evaluation_scorer(engine, prompts), prompts=prompts,
             members=config.evaluation.samples_per_prompt, draws=Draws(5), finer=Finer.of(engine) if finer else None,
         ).evaluate("slow", 2)  # fmt: skip
     finally:
@@ -323,11 +325,12 @@ def of_steps(config: RunConfig, registry: Registry, finer: bool = True) -> dict[
 
 def by_hand(config: RunConfig, registry: Registry, prompts: Sequence[int], fine: int) -> tuple[list[float], ...]:
     """(disagreement, sharpness) of the first sample of each prompt, drawn one by one; in float64."""
-    engine = Engine(config, registry)
+    engine = build_engine(config, registry)
+    heldout = engine.load_prompts("heldout")
     velocity, backbone = engine.policy.velocity, engine.backbone
     disagreements, sharpnesses = [], []
     for p in prompts:
-        rows = backbone.encode(prompts_of([engine.heldout_prompts[p].text]))
+        rows = backbone.encode(prompts_of([heldout[p].text]))
         media = []
         for steps in (config.evaluation.steps or config.rollout.steps, fine):
             x = Draws(5).at(p, 0, "noise").normal((1, 2, 4, 4))
@@ -405,7 +408,8 @@ def test_the_finer_samples_can_be_interrupted(make_config: Make, registry: Regis
         pass
 
     config = make_config(rollout={"micro_batch": 2}, evaluation={"prompts": 4, "finer": {"steps": 9}})
-    engine = Engine(config, registry)
+    engine = build_engine(config, registry)
+    prompts = engine.load_prompts("heldout")
     calls = []
 
     def interrupt() -> None:
@@ -415,7 +419,7 @@ def test_the_finer_samples_can_be_interrupted(make_config: Make, registry: Regis
 
     with pytest.raises(Stop):
         Evaluator(
-            roller=engine.evaluation_roller(), scorer=engine.evaluation_scorer, prompts=engine.heldout_prompts,
+            roller=engine.evaluation_roller(), scorer=evaluation_scorer(engine, prompts), prompts=prompts,
             members=1, draws=Draws(5), finer=Finer.of(engine),
         ).evaluate("slow", 0, interrupt=interrupt)  # fmt: skip
     engine.close()

@@ -92,18 +92,18 @@ def measure(config: RunConfig, registry: Any, iterations: int) -> dict[str, Any]
     """Everything that is told, as plain data."""
     import torch
 
-    from dgpo_core.training.progress import Silent
+    from dgpo_core.training.callbacks import Callback
     from dgpo_core.training.trainer import Trainer
     from dgpo_lab.planning.ceiling import measured_tflops
 
     timings: list[TimingRecord] = []
 
-    class Watcher(Silent):
-        def iteration(self, metrics: object, timing: TimingRecord) -> None:
+    class Watcher(Callback):
+        def on_iteration_end(self, metrics: object, timing: TimingRecord) -> None:
             timings.append(timing)
 
-    trainer = Trainer(config.model_copy(update={"prompts": config.prompts}), registry, progress=Watcher())
-    device = trainer.engine.runtime.device
+    trainer = Trainer(config.model_copy(update={"prompts": config.prompts}), registry, callbacks=[Watcher()])
+    device = trainer.runtime.device
     trainer.train()
     low = config.backbone.dtype == "bfloat16" or config.precision.autocast == "bf16"
     dtype = torch.bfloat16 if low else torch.float32
