@@ -1,8 +1,11 @@
-"""What watches a run: the methods of a callback."""
+"""What watches a run: the methods of a callback, and the clock of the phases that it hears of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +14,7 @@ if TYPE_CHECKING:  # what shows a run need not wait for torch
     from dgpo_core.training.evaluation import Evaluation
     from dgpo_schemas.metrics import MetricsRecord, OutcomeRecord, PromptScores, TimingRecord
 
-__all__ = ["Callback", "Callbacks"]
+__all__ = ["Callback", "Callbacks", "Phases"]
 
 
 class Callback:
@@ -72,3 +75,36 @@ class Callbacks(Callback):
     def _each(self, event: str, *arguments: Any) -> None:
         for callback in self._callbacks:
             getattr(callback, event)(*arguments)
+
+
+class Phases:
+    """Seconds and samples since the last `clear`, by phase (see `Callback`).
+
+    synchronise: waits for the device, so that the clock measures work and not its queueing.
+    """
+
+    def __init__(self, callbacks: Callback, synchronise: Callable[[], None]) -> None:
+        self.callbacks = callbacks
+        self.synchronise = synchronise
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.samples: dict[str, int] = defaultdict(int)
+        self.rewards: Mapping[str, float] = {}
+        """Seconds that each reward was at work, by label."""
+
+    def clear(self) -> None:
+        """An iteration begins."""
+        self.seconds.clear()
+        self.samples.clear()
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Work of a phase."""
+        self.callbacks.on_phase_start(phase)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.synchronise()
+            seconds = time.perf_counter() - started
+            self.seconds[phase] += seconds
+            self.callbacks.on_phase_end(phase, seconds)

@@ -16,6 +16,7 @@ from dgpo_core.distributed.comparing import Layout
 from dgpo_core.distributed.processes import Processes, cut
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
+from dgpo_core.flow.paths import samplers_such_that
 from dgpo_core.flow.sizes import runs
 from dgpo_core.training.evaluation_records import Role, evaluation_record
 from dgpo_core.training.guards import step_statistics
@@ -53,7 +54,8 @@ class Finer:
             used = engine.config.evaluation.sampler or engine.config.rollout.sampler
             raise UserError(
                 "evaluation.finer: compares samples in few steps with the same samples in many, but the sampler of "
-                f"evaluation, {used.use}, is random; set evaluation.sampler: flow-euler, or leave it out"
+                f"evaluation, {used.use}, is random; set evaluation.sampler to one that is not "
+                f"({samplers_such_that(engine.registry, lambda kind: kind.deterministic)}), or leave finer out"
             )
         return Finer(engine.evaluation_roller(steps=section.steps, guidance=guidance), section.prompts)
 

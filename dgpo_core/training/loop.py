@@ -14,7 +14,7 @@ from dgpo_core.distributed.comparing import Layout
 from dgpo_core.distributed.processes import shares
 from dgpo_core.draws import Draws
 from dgpo_core.errors import RunStopped, UserError
-from dgpo_core.flow.groups import informative, weigh
+from dgpo_core.flow.groups import weigh
 from dgpo_core.storage.store import RunStore
 from dgpo_core.system.stopping import Interrupted
 from dgpo_core.training.evaluation import NotFiniteError
@@ -167,15 +167,12 @@ class Loop:
         state.updates = run.optimiser.updates
         state.count_skipped(results)
         record = metrics_record(
-            iteration=state.iteration,
-            updates=state.updates,
-            groups=groups,
-            batch=batch,
-            informative=informative(groups.rewards, groups.scored),
-            results=results,
-            averages=averages,
+            state,
+            groups,
+            batch,
+            results,
+            averages,
             members=run.optimiser.counts(),
-            skipped_updates=state.skipped_updates,
             change_norm=run.policy.change_norm(),
             sigma_range=(float(sigmas.min()), float(sigmas.max())),
             timesteps={**policy.metrics(), "t_min": bounds[0], "t_max": bounds[1]},

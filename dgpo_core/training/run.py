@@ -14,7 +14,7 @@ from dgpo_core.contracts import AdvantageWeighting, Objective, TimestepContext, 
 from dgpo_core.data.prompts import guided, longer_than_read, notes, overlap, unheard
 from dgpo_core.data.sources import Source
 from dgpo_core.errors import UserError
-from dgpo_core.flow.paths import has_distribution, random_times, step_at
+from dgpo_core.flow.paths import has_distribution, random_times, samplers_such_that, step_at
 from dgpo_core.flow.sizes import bucket, different, named
 from dgpo_core.media import clips
 from dgpo_core.training.engine import Engine, build_engine
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from dgpo_core.distributed.runtime import Runtime
     from dgpo_core.plugins.registry import Registry
     from dgpo_core.system.stopping import StopRequest
-    from dgpo_core.training.callbacks import Callback
-    from dgpo_core.training.phases import Phases
+    from dgpo_core.training.callbacks import Callback, Phases
     from dgpo_core.training.policy import View
     from dgpo_core.types import Prompt
     from dgpo_schemas.run import RunConfig
@@ -58,9 +57,13 @@ class Run(Engine):
     training_roller: Roller
     evaluator: Evaluator | None
     optimiser: Optimiser
-    callbacks: Callback
     phases: Phases
     stop: StopRequest
+
+    @property
+    def callbacks(self) -> Callback:
+        """Those that watch it."""
+        return self.phases.callbacks
 
     @property
     def train_prompts(self) -> list[Prompt]:
@@ -90,7 +93,7 @@ class Run(Engine):
 
     def make_optimiser(self) -> Optimiser:
         """One like the run's that has made no update yet."""
-        return _optimiser(self, self.objective, self.callbacks, self.phases, self.stop)
+        return _optimiser(self, self.objective, self.phases, self.stop)
 
     def notes(self) -> list[str]:
         """What may be meant, but often is not."""
@@ -128,12 +131,10 @@ class Run(Engine):
         }
 
 
-def build_run(
-    config: RunConfig, registry: Registry, runtime: Runtime, *, callbacks: Callback, phases: Phases, stop: StopRequest
-) -> Run:
+def build_run(config: RunConfig, registry: Registry, runtime: Runtime, phases: Phases, stop: StopRequest) -> Run:
     """All parts of a run. Writes nothing. Raises UserError for what the user can mend; then nothing is left open."""
     with ExitStack() as closing:
-        engine = build_engine(config, registry, runtime=runtime, on_message=callbacks.on_message)
+        engine = build_engine(config, registry, runtime=runtime, on_message=phases.callbacks.on_message)
         closing.callback(engine.close)
         engine.check_guidance("objective.kl_cfg", config.objective.kl_cfg)
         engine.times.check_range()
@@ -145,7 +146,7 @@ def build_run(
         weighting = engine.create("weighting", config.weighting)
         sources, heldout = engine.load_sources("train"), engine.load_prompts("heldout")
         train = [prompt for source in sources for prompt in source.prompts]
-        _check_prompts(engine, objective, callbacks, train, heldout)
+        _check_prompts(engine, objective, phases.callbacks, train, heldout)
         scorer = training_scorer(engine, train)
         run = Run(
             **vars(engine),
@@ -159,8 +160,7 @@ def build_run(
             scorer=scorer,
             training_roller=engine.roller(),
             evaluator=None if config.prompts.heldout is None else _evaluator(engine, heldout),
-            optimiser=_optimiser(engine, objective, callbacks, phases, stop),
-            callbacks=callbacks,
+            optimiser=_optimiser(engine, objective, phases, stop),
             phases=phases,
             stop=stop,
         )
@@ -176,7 +176,8 @@ def _objective(engine: Engine) -> Objective:
         what = "is deterministic" if engine.sampler.deterministic else "does not say how its steps are distributed"
         raise UserError(
             f"objective: {config.objective.use} learns from the sampler's random path, but "
-            f"rollout.sampler: {config.rollout.sampler.use} {what}; choose a random one, such as flow-sde"
+            f"rollout.sampler: {config.rollout.sampler.use} {what}; choose a random one that does: "
+            f"{samplers_such_that(engine.registry, has_distribution)}"
         )
     made.check(config)
     return made
@@ -246,15 +247,13 @@ def _evaluator(engine: Engine, prompts: Sequence[Prompt]) -> Evaluator:
     )
 
 
-def _optimiser(
-    engine: Engine, objective: Objective, callbacks: Callback, phases: Phases, stop: StopRequest
-) -> Optimiser:
+def _optimiser(engine: Engine, objective: Objective, phases: Phases, stop: StopRequest) -> Optimiser:
     rollout, processes = engine.config.rollout, engine.runtime.processes
     total = rollout.groups * rollout.group_size * engine.config.timesteps.count // processes.count
 
     def progress(members: int) -> None:
         phases.samples["optimise"] += members
-        callbacks.on_progress("optimise", min(phases.samples["optimise"], total), total)
+        phases.callbacks.on_progress("optimise", min(phases.samples["optimise"], total), total)
 
     return Optimiser(
         engine.config,
@@ -264,7 +263,7 @@ def _optimiser(
         autocast=engine.runtime.autocast,
         sampler=engine.sampler,
         processes=processes,
-        tell=callbacks.on_message,
+        tell=phases.callbacks.on_message,
         interrupt=stop.check,
         progress=progress,
     )

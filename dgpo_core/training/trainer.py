@@ -16,10 +16,9 @@ from dgpo_core.storage.description import summary
 from dgpo_core.storage.run_directory import RunDirectory
 from dgpo_core.storage.store import RunStore
 from dgpo_core.system.stopping import StopRequest
-from dgpo_core.training.callbacks import Callback, Callbacks
+from dgpo_core.training.callbacks import Callback, Callbacks, Phases
 from dgpo_core.training.loop import Loop
 from dgpo_core.training.observers import Logs, PluginObservers, Trackers
-from dgpo_core.training.phases import Phases
 from dgpo_core.training.run import Run, build_run
 from dgpo_core.training.state import RunState
 from dgpo_schemas.manifest import CheckpointManifest
@@ -109,9 +108,7 @@ class Trainer:
         """All parts of the run; later calls return the same. Writes nothing; raises UserError for what does not fit."""
         if self._run is None:
             phases = Phases(self.callbacks, self.runtime.synchronise)
-            self._run = build_run(
-                self.config, self.registry, self.runtime, callbacks=self.callbacks, phases=phases, stop=self.stop
-            )
+            self._run = build_run(self.config, self.registry, self.runtime, phases, self.stop)
             self.closing.callback(self._run.close)
         return self._run
 

@@ -53,12 +53,17 @@ def test_a_run_is_told_in_the_order_of_its_deeds(make_config: Make, registry: Re
         for phase in ("roll_out", "wait_for_scores", "weigh", "optimise", "evaluate", "checkpoint")
     }
     assert told == [
-        ("on_start",), ("on_iteration_start",), *phases["roll_out"], *phases["wait_for_scores"], *phases["weigh"],
-        *phases["optimise"], ("on_metrics",), *phases["evaluate"], ("on_evaluation",), *phases["checkpoint"],
-        ("on_checkpoint",), ("on_iteration_end",), ("on_end",),
-    ]  # fmt: skip
+        ("on_start",),
+        *[*phases["checkpoint"], ("on_checkpoint",)],
+        ("on_iteration_start",),
+        *[*phases["roll_out"], *phases["wait_for_scores"], *phases["weigh"], *phases["optimise"], ("on_metrics",)],
+        *[*phases["evaluate"], ("on_evaluation",)],
+        *[*phases["checkpoint"], ("on_checkpoint",)],
+        ("on_iteration_end",),
+        ("on_end",),
+    ]
     assert recorder.of("on_iteration_start") == [0]
-    assert recorder.of("on_checkpoint") == [1]
+    assert recorder.of("on_checkpoint") == [0, 1]
     assert set(recorder.of("on_progress")) == {"roll_out", "score", "optimise", "evaluate"}
     assert (recorder.of("on_end")[0].outcome, recorder.of("on_end")[0].ended_by) == ("finished", "iterations")
 
@@ -108,13 +113,17 @@ def test_what_was_built_is_closed_where_building_fails(
     make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[str] = []
-    monkeypatch.setattr(BrightnessReward, "close", lambda self: closed.append("reward"))
-    close = Scorer.close
-    monkeypatch.setattr(Scorer, "close", lambda self: (closed.append("scorer"), close(self)))
+    for kind in (BrightnessReward, Scorer):
+
+        def close(self: Any, before: Callable[[Any], None] = kind.close, name: str = kind.__name__) -> None:
+            closed.append(name)
+            before(self)
+
+        monkeypatch.setattr(kind, "close", close)
     config = make_config(evaluation={"guards": {"rewards": [{"use": "win-rate"}]}})
     with pytest.raises(UserError, match=r"evaluation\.samples_per_prompt: the reward win-rate compares"):
         Trainer(config, registry).train()
-    assert closed == ["scorer", "reward"]
+    assert closed == ["Scorer", "BrightnessReward"]
 
 
 def test_a_process_that_does_not_write_has_a_store_that_keeps_nothing(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def on_flow(
 ) -> tuple[float, Run]:
     """t_min that the policy chooses for the engine's own probe."""
     registry.register(_Plugin(), distribution="flows")
-    timesteps = {"use": "disagreement-t-min", "t_min": t_min, "options": {"highest": 1.0, **options}}
+    timesteps = {"use": "disagreement-t-min", "t_min": t_min, "options": {"highest": 0.999999, **options}}
     data = run_data(directory, backbone={"use": backbone}, timesteps=timesteps, rollout={"steps": 5, "shift": 3.0})
     engine = Trainer(RunConfig.model_validate(data), registry).build()
     sigmas = engine.training_sigmas
