@@ -65,7 +65,7 @@ def _sampled(run: Path, steps: int, *, base: bool) -> Column:
     opened = open_target(run, view="base" if base else None, checkpoint="newest")
     engine = opened.engine
     try:
-        prompts = engine.heldout_prompts
+        prompts = engine.load_prompts("heldout")
         chosen = [prompts[i * len(prompts) // ROWS] for i in range(min(ROWS, len(prompts)))]
         drawn = engine.evaluation_roller(steps=steps).roll_out(chosen, 1, Draws(0).at("sheet"), opened.view)
         images = [to_image(one) for rollout in drawn for one in engine.backbone.decode(rollout.x0).cpu()]
