@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.progress import Silent
+from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer
 from dgpo_schemas.metrics import MetricsRecord, TimingRecord
 from dgpo_schemas.run import RunConfig
@@ -26,11 +26,11 @@ BARE = (
 )
 
 
-class _Watcher(Silent):
+class _Watcher(Callback):
     def __init__(self) -> None:
         self.timings: list[TimingRecord] = []
 
-    def iteration(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
+    def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
         self.timings.append(timing)
 
 
@@ -44,7 +44,7 @@ def timings(config: RunConfig, registry: Registry) -> list[TimingRecord]:
     watcher = _Watcher()
     with tempfile.TemporaryDirectory() as directory:
         run = config.run.model_copy(update={"output": directory})
-        Trainer(config.model_copy(update={"run": run}), registry, progress=watcher).train()
+        Trainer(config.model_copy(update={"run": run}), registry, callbacks=[watcher]).train()
     return watcher.timings[1:]
 
 

@@ -26,26 +26,56 @@ import torch
 
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.plugins.registry import get_registry
-from dgpo_core.training.scoring import Scorer
+from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer
+from dgpo_schemas.metrics import MetricsRecord, TimingRecord
 
 ENGINE = "engine"
 UPDATE = "optimiser update"
 TARGET = 0.03
 
 
-class Stopwatch:
-    """Exclusive seconds by label, on the thread that made it."""
+class Stopwatch(Callback):
+    """Exclusive seconds by label, on the thread that made it, of iterations after the first `warmup`."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.warmup = 0
+        self.cuda = False
         self._stack: list[str] = []
         self._since = 0.0
         self._thread = threading.get_ident()
-        self._cuda = device.type == "cuda"
+
+    def on_iteration_start(self, iteration: int) -> None:
+        """What is not of a part is the engine's."""
+        if iteration == self.warmup:
+            self.seconds.clear()
+        self._enter(ENGINE)
+
+    def on_phase_start(self, phase: str) -> None:
+        """Rewards work on their own threads: what they cost is the time for which the run waits."""
+        if phase == "wait_for_scores":
+            self._enter("waiting for rewards")
+
+    def on_phase_end(self, phase: str, seconds: float) -> None:
+        """No longer waiting."""
+        if phase == "wait_for_scores":
+            self._leave()
+
+    def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
+        """The end of an iteration."""
+        self._leave()
+
+    def _enter(self, label: str) -> None:
+        self._switch()
+        self._stack.append(label)
+
+    def _leave(self) -> None:
+        self._switch()
+        self._stack.pop()
 
     def _switch(self) -> None:
-        if self._cuda:
+        if self.cuda:
             torch.cuda.synchronize()  # the device's work belongs to whoever queued it
         now = time.perf_counter()
         if self._stack:
@@ -59,18 +89,16 @@ class Stopwatch:
         def timed(*arguments: Any, **keywords: Any) -> Any:
             if threading.get_ident() != self._thread:
                 return call(*arguments, **keywords)
-            self._switch()
-            self._stack.append(label)
+            self._enter(label)
             try:
                 return call(*arguments, **keywords)
             finally:
-                self._switch()
-                self._stack.pop()
+                self._leave()
 
         return timed
 
     def wrap(self, owner: Any, name: str, label: str) -> None:
-        """Time a method of an object or a class from now on."""
+        """Time a method of a part of the run from now on."""
         setattr(owner, name, self.time(label, getattr(owner, name)))
 
 
@@ -80,27 +108,18 @@ def measure(file: Path, iterations: int, warmup: int) -> dict[str, float]:
         settings = [f"run.output={directory}", f"run.iterations={warmup + iterations}", "prompts.heldout=null"]
         settings += ["evaluation.every=0", "evaluation.rewards=null", "checkpoints.every=1000000"]
         registry = get_registry()
-        trainer = Trainer(load_run_config(file, settings, registry=registry), registry)
-        engine = trainer.engine
-        watch = Stopwatch(engine.runtime.device)
-        watch.wrap(engine.sampler, "sample", "sampler arithmetic")
-        watch.wrap(engine.policy, "velocity", ENGINE)
-        watch.wrap(engine.backbone, "velocity", "model forward")
-        watch.wrap(engine.backbone, "decode", "autoencoder")
-        watch.wrap(torch.Tensor, "backward", "model backward")
-        watch.wrap(Scorer, "collect", "waiting for rewards")
-        watch.wrap(torch.optim.AdamW, "step", UPDATE)
-        watch.wrap(engine.policy, "update_averages", UPDATE)
-        iterate, done = trainer._iterate, 0
-
-        def counted(*arguments: Any) -> Any:
-            nonlocal done
-            if done == warmup:
-                watch.seconds.clear()
-            done += 1
-            return iterate(*arguments)
-
-        trainer._iterate = watch.time(ENGINE, counted)  # type: ignore[method-assign]
+        trainer = Trainer(
+            load_run_config(file, settings, registry=registry), registry, callbacks=[watch := Stopwatch()]
+        )
+        run = trainer.build()
+        watch.warmup, watch.cuda = warmup, run.runtime.device.type == "cuda"
+        watch.wrap(run.sampler, "sample", "sampler arithmetic")
+        watch.wrap(run.policy, "velocity", ENGINE)
+        watch.wrap(run.backbone, "velocity", "model forward")
+        watch.wrap(run.backbone, "decode", "autoencoder")
+        watch.wrap(run.policy, "backward", "model backward")
+        watch.wrap(run.optimiser.adamw, "step", UPDATE)
+        watch.wrap(run.policy, "update_averages", UPDATE)
         trainer.train()
         return {label: spent / iterations for label, spent in watch.seconds.items()}
 

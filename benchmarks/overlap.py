@@ -27,33 +27,54 @@ from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.contracts import RewardModel
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.progress import Silent
-from dgpo_core.training.scoring import Scorer
+from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer
-from dgpo_core.types import Prompt, ScoredGroups, Scores
+from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.metrics import MetricsRecord, TimingRecord
 
 PARTS = 8
 TARGET = 0.6
 
 
-class Clock:
-    """Measures how long each micro-batch takes to draw: from the start of the roll-out, or from the last submission, to
-    its own. Rewards take the durations in the order of the micro-batches."""
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of an iteration: drawing, scoring, and both together as the run waited for them."""
+
+    drawing: float
+    scoring: float
+    both: float
+
+    @property
+    def share(self) -> float:
+        """Of the sum that one after the other would take."""
+        return self.both / (self.drawing + self.scoring)
+
+
+class Clock(Callback):
+    """Measures how long each micro-batch takes to draw, and keeps what each iteration took. Rewards take the durations
+    in the order of the micro-batches."""
 
     def __init__(self) -> None:
         self.drawn: SimpleQueue[float] = SimpleQueue()
+        self.spent: list[Spent] = []
         self._since = 0.0
 
-    def start(self) -> None:
+    def on_phase_start(self, phase: str) -> None:
         """A roll-out begins."""
-        self._since = self._now()
+        if phase == "roll_out":
+            self._since = self._now()
 
-    def submitted(self) -> None:
+    def on_progress(self, phase: str, done: int, total: int) -> None:
         """A micro-batch is drawn, and its scores are asked for."""
-        now = self._now()
-        self.drawn.put(now - self._since)
-        self._since = now
+        if phase == "roll_out":
+            now = self._now()
+            self.drawn.put(now - self._since)
+            self._since = now
+
+    def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
+        """One more."""
+        drawing, waiting = (timing.verbs[verb].seconds for verb in ("roll_out", "wait_for_scores"))
+        self.spent.append(Spent(drawing, timing.rewards["slow"], drawing + waiting))
 
     @staticmethod
     def _now() -> float:
@@ -83,32 +104,6 @@ class _Plugin:
         return [Part("slow", "Brightness, after a while", f"{__name__}:SlowReward")]
 
 
-@dataclass(frozen=True)
-class Spent:
-    """Seconds of an iteration: drawing, scoring, and both together as the run waited for them."""
-
-    drawing: float
-    scoring: float
-    both: float
-
-    @property
-    def share(self) -> float:
-        """Of the sum that one after the other would take."""
-        return self.both / (self.drawing + self.scoring)
-
-
-class Timings(Silent):
-    """Keeps what each iteration took."""
-
-    def __init__(self) -> None:
-        self.spent: list[Spent] = []
-
-    def iteration(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
-        """One more."""
-        drawing, waiting = (timing.verbs[verb].seconds for verb in ("roll_out", "wait_for_scores"))
-        self.spent.append(Spent(drawing, timing.rewards["slow"], drawing + waiting))
-
-
 def measure(file: Path, iterations: int) -> list[Spent]:
     """Iterations of a run with the slow reward, without the first."""
     registry = Registry()
@@ -119,22 +114,9 @@ def measure(file: Path, iterations: int) -> list[Spent]:
         settings += ["timesteps.count=1"]  # what is optimised does not matter here
         planned = load_run_config(file, settings).rollout
         settings.append(f"rollout.micro_batch={-(-planned.groups * planned.group_size // PARTS)}")
-        timings = Timings()
-        trainer = Trainer(load_run_config(file, settings, registry=registry), registry, progress=timings)
-        roll_out, submit = trainer._roll_out_and_score, Scorer.submit
-
-        def started() -> ScoredGroups:
-            CLOCK.start()
-            return roll_out()
-
-        def submitted(scorer: Scorer, media: Tensor, prompts: Sequence[Prompt]) -> None:
-            CLOCK.submitted()
-            submit(scorer, media, prompts)
-
-        trainer._roll_out_and_score = started  # type: ignore[method-assign]
-        Scorer.submit = submitted  # type: ignore[method-assign,assignment]
-        trainer.train()
-        return timings.spent[1:]
+        CLOCK.spent.clear()
+        Trainer(load_run_config(file, settings, registry=registry), registry, callbacks=[CLOCK]).train()
+        return CLOCK.spent[1:]
 
 
 def main() -> None:

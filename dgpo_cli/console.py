@@ -17,10 +17,12 @@ from rich.table import Table
 
 from dgpo_cli.log import OneLine
 from dgpo_core.system.units import number, seconds
+from dgpo_core.training.callbacks import Callback
 from dgpo_schemas.text import clean
 
 if TYPE_CHECKING:
-    from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, TimingRecord
+    from dgpo_core.training.evaluation import Evaluation
+    from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, OutcomeRecord, PromptScores, TimingRecord
 
 __all__ = ["PlainProgress", "RichProgress", "make_progress", "print_evaluation"]
 
@@ -83,7 +85,7 @@ def _table(records: Sequence[EvaluationRecord]) -> Table:
     return table
 
 
-class PlainProgress:
+class PlainProgress(Callback):
     """One line an iteration, for logs and pipes; nothing but warnings when quiet."""
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -101,7 +103,7 @@ class PlainProgress:
         """The line itself."""
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
-    def started(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
+    def on_start(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
         """Say where and with what."""
         self.iterations, self.first, self.began = iterations, iteration, time.monotonic()
         verb = f"resuming after iteration {iteration} of" if iteration else "training"
@@ -111,10 +113,10 @@ class PlainProgress:
             f"{facts['train prompts']} prompts to train on, {facts['held-out prompts']} held out"
         )
 
-    def phase(self, verb: str, done: int, total: int) -> None:
+    def on_progress(self, phase: str, done: int, total: int) -> None:
         """Lines do not show progress within an iteration."""
 
-    def iteration(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
+    def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
         """One line with the four verbs, the reward and the time left."""
         self.say(self.line(metrics, self.parts(metrics, timing)))
 
@@ -135,8 +137,9 @@ class PlainProgress:
             **({"missing": f"missing {metrics.missing_rewards}"} if metrics.missing_rewards else {}),
         }
 
-    def evaluated(self, records: list[EvaluationRecord]) -> None:
+    def on_evaluation(self, evaluation: Evaluation, scores: PromptScores) -> None:
         """A line a reward, and one on the media."""
+        records = evaluation.records
         for r in (record for record in records if record.role != "statistic"):
             missing = f", {r.missing} samples missing" if r.missing else ""
             self.say(
@@ -145,17 +148,17 @@ class PlainProgress:
             )
         self.say(f"  {statistics_line(records)}")
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """As it is."""
         self.say(text)
 
-    def warn(self, text: str) -> None:
+    def on_warning(self, text: str) -> None:
         """As it is, also when quiet."""
         self.write(text)
 
-    def finished(self, outcome: str) -> None:
+    def on_end(self, outcome: OutcomeRecord) -> None:
         """The outcome is the last line."""
-        self.say(f"{outcome} in {seconds(time.monotonic() - self.began)}")
+        self.say(f"{outcome.outcome} in {seconds(time.monotonic() - self.began)}")
 
 
 class RichProgress(PlainProgress):
@@ -182,16 +185,16 @@ class RichProgress(PlainProgress):
         """Above the bars; a long line is left to the terminal, so that a path in it can be copied."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def started(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
+    def on_start(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
         """Show the bars."""
-        super().started(directory, iteration, iterations, facts)
+        super().on_start(directory, iteration, iterations, facts)
         self.bars.update(self.run, total=iterations, completed=iteration)
         self.bars.start()
         logging.getLogger().addHandler(self.handler)  # warnings must go above the bars, not through them
 
-    def phase(self, verb: str, done: int, total: int) -> None:
+    def on_progress(self, phase: str, done: int, total: int) -> None:
         """Move the lower bar."""
-        self.bars.update(self.verb, description=verb, completed=done, total=total, info="")
+        self.bars.update(self.verb, description=phase.replace("_", " "), completed=done, total=total, info="")
 
     def line(self, metrics: MetricsRecord, parts: Mapping[str, str]) -> str:
         """The parts that fit."""
@@ -202,21 +205,22 @@ class RichProgress(PlainProgress):
                 kept = wanted
         return super().line(metrics, kept)
 
-    def iteration(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
+    def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
         """Move the upper bar."""
-        super().iteration(metrics, timing)
+        super().on_iteration_end(metrics, timing)
         self.bars.update(self.run, completed=metrics.iteration, info=f"reward {number(metrics.reward.mean)}")
 
-    def evaluated(self, records: list[EvaluationRecord]) -> None:
+    def on_evaluation(self, evaluation: Evaluation, scores: PromptScores) -> None:
         """A table a time."""
+        records = evaluation.records
         self.say(f"evaluation after iteration {records[0].iteration}, {records[0].n} prompts")
         print_evaluation(self.console, records)
 
-    def finished(self, outcome: str) -> None:
+    def on_end(self, outcome: OutcomeRecord) -> None:
         """Take the bars away."""
         self.bars.stop()
         logging.getLogger().removeHandler(self.handler)
-        super().finished(outcome)
+        super().on_end(outcome)
 
 
 class _AboveBars(logging.Handler):

@@ -67,8 +67,8 @@ def evaluate(
     engine = opened.engine
     from dgpo_core.draws import Draws
     from dgpo_core.system.files import write_text
-    from dgpo_core.training.evaluation import Finer
-    from dgpo_core.training.evaluation import evaluate as run_evaluation
+    from dgpo_core.training.evaluation import Evaluator, Finer
+    from dgpo_core.training.reward_building import evaluation_scorer
 
     section = engine.config.evaluation
     members = samples or section.samples_per_prompt
@@ -83,18 +83,17 @@ def evaluate(
     longer = longer_than_read(chosen, engine.backbone)
     for note in (notes(chosen) if prompts else []) + ([longer] if longer else []):
         typer.echo(f"note: {note}", err=True)
-    scorer = engine.make_evaluation_scorer(chosen, members)
+    scorer = evaluation_scorer(engine, chosen, members)
     try:
-        result = run_evaluation(
-            engine.evaluation_roller(steps=steps, guidance=guidance),
-            scorer,
-            chosen,
+        evaluator = Evaluator(
+            roller=engine.evaluation_roller(steps=steps, guidance=guidance),
+            scorer=scorer,
+            prompts=chosen,
             members=members,
             draws=Draws(seed if seed is not None else engine.config.run.seed).at("evaluation"),
-            view=opened.view,
-            iteration=opened.iteration,
             finer=Finer.of(engine, guidance),
         )
+        result = evaluator.evaluate(opened.view, opened.iteration)
     finally:
         engine.close()
     records = [record.model_dump(mode="json") for record in result.records]

@@ -103,7 +103,7 @@ def score(
     from dgpo_core.plugins.surroundings import Guard
     from dgpo_core.rewards import place
     from dgpo_core.system.device import choose_device
-    from dgpo_core.training.scoring import Reward
+    from dgpo_core.training.reward_calls import Reward
 
     samples = [] if self_test else of_files(files or [], prompt, metadata, prompts)
     computes = choose_device(device, "--device")

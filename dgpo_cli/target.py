@@ -36,7 +36,7 @@ class Target:
 
     def prompts(self, split: Literal["train", "heldout"]) -> list[Prompt]:
         """The target's own; empty if there are no held-out ones. Raises UserError if a run began with others."""
-        found = self.engine.heldout_prompts if split == "heldout" else self.engine.train_prompts
+        found = self.engine.load_prompts(split)
         if self.run is not None:
             from dgpo_core.storage.description import check_prompts, summary
 
@@ -45,7 +45,7 @@ class Target:
 
     def base_files(self) -> dict[str, Any] | None:
         """Digests of the files that the base model was read from, by path; None if they are not known."""
-        base = self.engine.base
+        base = self.engine.read_base()
         return None if base is None else base.model_dump(mode="json")["files"]
 
 
@@ -82,10 +82,10 @@ def open_target(
 
     registry = get_registry()
     if not path.is_dir():
-        from dgpo_core.training.engine import Engine
+        from dgpo_core.training.engine import build_engine
 
         config = load_run_config(path, overrides, registry=registry)
-        return Target(Engine(config, registry), "base", 0, f"base model of {path}")
+        return Target(build_engine(config, registry), "base", 0, f"base model of {path}")
     from dgpo_core.config.locations import located
     from dgpo_core.storage.description import CONFIG, read_config
     from dgpo_core.storage.logs import damages
@@ -97,7 +97,7 @@ def open_target(
         config = located(config.model_copy(update={"backbone": config.backbone.model_copy(update=place)}), registry)
     from dgpo_core.storage.checkpoint import Checkpoints
     from dgpo_core.storage.description import check_base, recorded_base
-    from dgpo_core.training.engine import Engine
+    from dgpo_core.training.engine import build_engine
 
     found = Checkpoints(path / "checkpoints").find(checkpoint)
     base = recorded_base(path)
@@ -106,8 +106,8 @@ def open_target(
             f"{path}: its base model was in the directory {base.directory}, which is not there any more; if it was "
             "moved, say where it is: --set backbone.checkpoint=PATH"
         )
-    engine = Engine(config, registry)
-    note = check_base(path, engine.base, accept="base" in accept)
+    engine = build_engine(config, registry)
+    note = check_base(path, engine.read_base(), accept="base" in accept)
     if note is not None:
         tell(f"note: {note}")
     for damage in damages(path, [(found.manifest, found.clock)]):

@@ -15,8 +15,8 @@ from dgpo_cli.options import Accept, Overrides, Preset, Resume, RunFile
 from dgpo_core.errors import UserError
 
 if TYPE_CHECKING:
+    from dgpo_cli.console import PlainProgress
     from dgpo_core.plugins.registry import Registry
-    from dgpo_core.training.progress import Progress
     from dgpo_core.training.trainer import Accepted
     from dgpo_schemas.run import RunConfig
 
@@ -172,7 +172,7 @@ def _launched(command: Sequence[str], processes: int, machines: int, rank: int, 
     return launch(layout, command)
 
 
-def _progress(config: RunConfig, *, quiet: bool) -> Progress:
+def _progress(config: RunConfig, *, quiet: bool) -> PlainProgress:
     from dgpo_cli.console import make_progress
 
     return make_progress(quiet=quiet or not config.logging.console or int(os.environ.get("RANK", "0")) > 0)
@@ -182,7 +182,7 @@ def _rehearse(config: RunConfig, registry: Registry, *, quiet: bool) -> None:
     from dgpo_core.training.rehearsal import rehearse
     from dgpo_core.training.trainer import Trainer
 
-    trainer = Trainer(config, registry, progress=_progress(config, quiet=quiet))
+    trainer = Trainer(config, registry, callbacks=[_progress(config, quiet=quiet)])
     found = rehearse(trainer)
     if trainer.processes.main:
         for name, value in found.items():
@@ -207,18 +207,19 @@ def _train(
 
     progress = _progress(config, quiet=quiet)
     stop = StopRequest()
-    with unheeded_output(), stop.on_signals(progress.note):
-        trainer = Trainer(config, registry, progress=progress, stop=stop)
+    with unheeded_output(), stop.on_signals(progress.on_message):
+        trainer = Trainer(config, registry, callbacks=[progress], stop=stop)
         how: bool | Literal["auto"] = "auto" if resume is Resume.AUTO else resume is not None
         outcome = trainer.train(resume=how, max_iterations=max_iterations, accept=accept)
     if outcome == "finished":
-        if trainer.had_ended:
-            progress.note(f"the run had ended after iteration {trainer.iteration} already; nothing was left to train")
-        elif trainer.ended_by is None:
-            progress.note(f"{config.run.iterations - trainer.iteration} iterations are left; continue with --resume")
-        elif trainer.ended_by != "iterations":
-            progress.note(f"stop.{trainer.ended_by} is reached after {trainer.iteration} iterations")
-        progress.note(f"look at it: dgpo report {shell_word(str(run_path(config)))}")
+        state, say = trainer.state, progress.on_message
+        if state.had_ended:
+            say(f"the run had ended after iteration {state.iteration} already; nothing was left to train")
+        elif state.ended_by is None:
+            say(f"{config.run.iterations - state.iteration} iterations are left; continue with --resume")
+        elif state.ended_by != "iterations":
+            say(f"stop.{state.ended_by} is reached after {state.iteration} iterations")
+        say(f"look at it: dgpo report {shell_word(str(run_path(config)))}")
 
 
 def _lines(text: str) -> list[str]:

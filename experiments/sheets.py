@@ -63,14 +63,14 @@ def _sampled(run: Path, steps: int, *, base: bool) -> Column:
     from dgpo_core.plugins.registry import get_registry
     from dgpo_core.storage.checkpoint import Checkpoints
     from dgpo_core.storage.description import read_config
-    from dgpo_core.training.engine import Engine
+    from dgpo_core.training.engine import build_engine
 
     registry = get_registry()
-    engine = Engine(read_config(run, registry), registry)
+    engine = build_engine(read_config(run, registry), registry)
     try:
         engine.load_weights(Checkpoints(run / "checkpoints").find("newest"))
         view = "base" if base else engine.policy.available("slow")
-        prompts = engine.heldout_prompts
+        prompts = engine.load_prompts("heldout")
         chosen = [prompts[i * len(prompts) // ROWS] for i in range(min(ROWS, len(prompts)))]
         drawn = engine.evaluation_roller(steps=steps).roll_out(chosen, 1, Draws(0).at("sheet"), view)
         images = [to_image(one) for rollout in drawn for one in engine.backbone.decode(rollout.x0).cpu()]

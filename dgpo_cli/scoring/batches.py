@@ -19,7 +19,7 @@ from dgpo_core.distributed.comparing import OTHER_SIZES, by_prompt
 from dgpo_core.errors import UserError
 from dgpo_core.media.kinds import Kind, one_of, plural
 from dgpo_core.plugins.surroundings import Guard
-from dgpo_core.training.scoring import Reward, checked_group, checked_score
+from dgpo_core.training.reward_calls import Reward, checked_group, checked_score
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.service import LONGEST_PART
 from dgpo_schemas.text import clean, lone_surrogate

@@ -21,7 +21,7 @@ from dgpo_cli.scoring.prompts import prompts_for
 from dgpo_core.data.checks import check_prompts
 from dgpo_core.errors import UserError
 from dgpo_core.media.kinds import adapter, one_of, plural
-from dgpo_core.training.scoring import Reward
+from dgpo_core.training.reward_calls import Reward
 from dgpo_core.types import Example
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
@@ -16,14 +17,25 @@ from dgpo_core.errors import UserError
 from dgpo_core.types import PathStep
 
 if TYPE_CHECKING:
+    from dgpo_core.plugins.registry import Registry
     from dgpo_core.types import Path
 
-__all__ = ["PathSteps", "has_distribution", "random_times", "step_at"]
+__all__ = ["PathSteps", "has_distribution", "random_times", "samplers_such_that", "step_at"]
 
 
-def has_distribution(sampler: Sampler) -> bool:
+def has_distribution(sampler: Sampler | type[Sampler]) -> bool:
     """Whether its steps are random and it says how."""
-    return not sampler.deterministic and type(sampler).step_distribution is not Sampler.step_distribution
+    kind = sampler if isinstance(sampler, type) else type(sampler)
+    return not sampler.deterministic and kind.step_distribution is not Sampler.step_distribution
+
+
+def samplers_such_that(registry: Registry, suits: Callable[[type[Sampler]], bool]) -> str:
+    """Names of the installed samplers that suit, for a message; those that cannot be used are left out."""
+    found = []
+    for name, part in registry.parts("sampler").items():
+        with suppress(UserError):
+            found += [name] if suits(registry.implementation(part)) else []
+    return ", ".join(found) or "none of those installed"
 
 
 def random_times(sampler: Sampler, sigmas: Tensor) -> Tensor:

@@ -17,13 +17,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgpo_core.config.changes import Change, changes, recorded, told
+from dgpo_core.config.changes import Change, changes, last_measured_otherwise, recorded, told
 from dgpo_core.config.locations import located, started_in
 from dgpo_core.errors import UserError
 from dgpo_core.storage import logs
@@ -38,10 +36,12 @@ from dgpo_core.storage.description import (
     read_record,
     write_record,
 )
+from dgpo_core.storage.layout import OUTCOME, check_kinds
 from dgpo_core.storage.locking import HeldError, Lock
 from dgpo_core.storage.logs import LOGS
+from dgpo_core.storage.store import RunStore
 from dgpo_core.system.files import append_json, fsync_directory, read_json_lines, recover, why_not_writable, write_text
-from dgpo_core.system.reading import LARGEST_LOG, kind_of, parse_json, read_file, why
+from dgpo_core.system.reading import LARGEST_LOG, parse_json, read_file, why
 from dgpo_schemas.changes import generic, summary
 from dgpo_schemas.metrics import OutcomeRecord
 from dgpo_schemas.problems import ConfigError
@@ -50,17 +50,13 @@ from dgpo_schemas.text import lone_surrogate
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
-    from dgpo_core.storage.checkpoint import Checkpoint, Clock
-    from dgpo_schemas.manifest import FileEntry
+    from dgpo_core.storage.checkpoint import Checkpoint
     from dgpo_schemas.metrics import PromptScores
     from dgpo_schemas.origin import BaseRecord
 
-__all__ = ["OUTCOME", "RunDirectory", "read_config", "read_outcome"]
+__all__ = ["RunDirectory", "read_config", "read_outcome"]
 
 log = logging.getLogger(__name__)
-OUTCOME = "outcome.json"
-DIRECTORIES = ("checkpoints", "pictures", "scores")
-FILES = (CONFIG, RECORD, *LOGS, OUTCOME)
 ASIDE = "before"
 """What a killed run left goes to before-1, before-2, ... (`RunDirectory.set_aside`)."""
 MOVED = {
@@ -75,7 +71,7 @@ MOVED = {
 run."""
 
 
-class RunDirectory:
+class RunDirectory(RunStore):
     """One run's directory, held by one process at a time."""
 
     def __init__(self, path: Path, *, keep: int = 2) -> None:
@@ -98,7 +94,7 @@ class RunDirectory:
         options that plugins did not have yet when the run started. over: a new run may begin where one was killed
         before its first checkpoint (see `set_aside`). Raises UserError.
         """
-        self.check_kinds()
+        check_kinds(self.path)
         if resume and not self.config_path.exists():
             if self.checkpoints.paths():
                 raise UserError(
@@ -135,6 +131,25 @@ class RunDirectory:
             )
         if resume:
             self._check_same(config, registry)
+
+    def open(self, config: RunConfig, registry: Registry, *, resume: bool | None) -> tuple[bool, Checkpoint | None]:
+        """Whether the run goes on (if `resume` is None: if it can), and from what. Raises UserError like `claim`."""
+        found = self.resumable() if resume is None else resume
+        self.claim(config, resume=found, make=False, registry=registry, over=resume is None)
+        return found, self.checkpoints.newest() if found else None
+
+    def enter(
+        self, config: RunConfig, registry: Registry, prompts: Mapping[str, Any], base: BaseRecord | None, *,
+        resume: bool, over: bool, accept_base: bool,
+    ) -> list[str]:  # fmt: skip
+        """Take it for the run, and make room for the logs of a new one; notes for people. Raises UserError like `claim`
+        and `check_origin`."""
+        self.claim(config, resume=resume, make=True, registry=registry, over=over)
+        if resume:
+            return self.check_origin(prompts, base, registry, accept_base=accept_base)
+        aside = self.set_aside() if over else None
+        self.rewind(-1)
+        return [] if aside is None else [aside]
 
     def resumable(self) -> bool:
         """Whether there is a checkpoint to go on from. Locks the directory if it is there, since another process may be
@@ -195,24 +210,6 @@ class RunDirectory:
         reason = why_not_writable(self.path)
         if reason is not None:
             raise UserError(f"run.output: cannot write to {self.path}: {reason}")
-
-    def check_kinds(self) -> None:
-        """Raise UserError for a part of the directory that is of another kind than a run's: a directory in place of a
-        log, a FIFO, a link that leads nowhere. It would be found only when the run has something to lose."""
-        for name, wanted in {**dict.fromkeys(DIRECTORIES, "directory"), **dict.fromkeys(FILES, "file")}.items():
-            path = self.path / name
-            try:
-                mode = os.stat(path).st_mode
-            except NotADirectoryError:
-                return  # not even the run's directory is one, which is told of elsewhere
-            except FileNotFoundError:
-                if path.is_symlink():
-                    raise UserError(f"{path}: is a symbolic link that leads nowhere; remove it") from None
-                continue
-            except OSError as error:
-                raise UserError(f"{path}: cannot be used: {why(error)}") from error
-            if not (stat.S_ISDIR if wanted == "directory" else stat.S_ISREG)(mode):
-                raise UserError(f"{path}: is {kind_of(mode)}, and a run has a {wanted} there; move it away")
 
     def acquire(self) -> None:
         """Make the directory, lock it, and tidy up after a process that was killed; the lock goes with the process,
@@ -309,13 +306,21 @@ class RunDirectory:
         """The records of a log that have what a run needs to go on; damaged ones are left out."""
         return [record for _, record in read_json_lines(self.path / log, LOGS[log])[0]]
 
-    def log_entries(self) -> dict[str, FileEntry]:
-        """The logs that are the same after a resume, as they are now."""
-        return logs.entries(self.path)
+    def save(self, *, trained_seconds: float, **state: Any) -> None:
+        """Write a checkpoint that vouches for the logs as they are now (`Checkpoints.save`)."""
+        self.checkpoints.save(logs=logs.entries(self.path), clock=logs.clock(self.path, trained_seconds), **state)
 
-    def clock(self, trained_seconds: float) -> Clock:
-        """The time now."""
-        return logs.clock(self.path, trained_seconds)
+    def prune(self, best: tuple[int, float] | None, spare: int | None) -> None:
+        """Drop old checkpoints (`Checkpoints.prune`)."""
+        self.checkpoints.prune(best, spare)
+
+    def set_clock(self, iteration: int, trained_seconds: float) -> None:
+        """Have the checkpoint of an iteration vouch for timings.jsonl as it is now."""
+        self.checkpoints.set_clock(iteration, logs.clock(self.path, trained_seconds))
+
+    def checkpoint_paths(self) -> list[Path]:
+        """Directories of the checkpoints, oldest first."""
+        return self.checkpoints.paths()
 
     def write_scores(self, scores: PromptScores) -> None:
         """Scores of an evaluation, prompt by prompt; those of the same iteration are replaced."""
@@ -335,21 +340,32 @@ class RunDirectory:
         """Drop what the logs say of later iterations: they will be computed again."""
         logs.rewind(self.path, iteration, {})
 
-    def rewind_to(self, checkpoint: Checkpoint, *, accept_damage: bool = False) -> list[str]:
-        """Take the logs back to a checkpoint; notes for people. Raises UserError for logs that are not as they were
-        when it was saved, unless that is accepted."""
-        manifest = checkpoint.manifest
+    def recall(self, checkpoint: Checkpoint, *, accept_damage: bool) -> tuple[dict[str, Any], list[str]]:
+        """Take the logs back to a checkpoint: what they and run.json say, for `RunState.restore`, and notes for people.
+        Raises UserError for logs that are not as they were when it was saved, unless that is accepted."""
+        manifest, clock = checkpoint.manifest, checkpoint.clock
         others = [one for one in whole_manifests(self.checkpoints.directory) if one[0].iteration < manifest.iteration]
-        found = logs.damages(self.path, [(manifest, checkpoint.clock), *others])
+        found = logs.damages(self.path, [(manifest, clock), *others])
         if found and not accept_damage:
             raise UserError(
                 "\n".join(map(str, found)) + "\nput the log back from a copy, or go on with what can be read of it: "
                 "--resume --accept logs"
             )
         damaged = {damage.path.name for damage in found}
-        whole = logs.vouched(manifest, checkpoint.clock)
+        whole = logs.vouched(manifest, clock)
         logs.rewind(self.path, manifest.iteration, {n: entry for n, entry in whole.items() if n not in damaged})
-        return [f"{damage}; accepted" for damage in found]
+        notes = [f"{damage}; accepted" for damage in found]
+        timed = self.sound("timings.jsonl") if clock is None else []
+        changed = self.changes(manifest.iteration)
+        memory = {
+            "seconds": sum(record["seconds"] for record in timed) if clock is None else clock.trained_seconds,
+            "evaluations": self.sound("evaluations.jsonl"),
+            "otherwise": last_measured_otherwise(changed),
+            "guards_otherwise": last_measured_otherwise(changed, guards=True),
+        }
+        if self.checkpoints.set_aside_after(manifest.iteration):
+            notes.append(f"the newest checkpoint is damaged; continuing from iteration {manifest.iteration}")
+        return memory, notes
 
 
 def read_outcome(path: Path) -> OutcomeRecord | None:

@@ -5,14 +5,10 @@ Legend: p prompts, K samples of each.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,26 +16,25 @@ from dgpo_core.distributed.comparing import Layout
 from dgpo_core.distributed.processes import Processes, cut
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.groups import by_source
+from dgpo_core.flow.paths import samplers_such_that
 from dgpo_core.flow.sizes import runs
+from dgpo_core.training.evaluation_records import Role, evaluation_record
 from dgpo_core.training.guards import step_statistics
 from dgpo_core.training.memory import decoded_media
+from dgpo_core.training.scored import diversity, merged, not_finite, reasons_of
 from dgpo_core.training.scores import part_values
-from dgpo_core.training.scoring import diversity, merged, not_finite, reasons_of
 from dgpo_core.types import Prompt
-from dgpo_schemas.metrics import EvaluationRecord, GroupScore
+from dgpo_schemas.metrics import EvaluationRecord
 
 if TYPE_CHECKING:
     from dgpo_core.training.engine import Engine
     from dgpo_core.training.policy import View
+    from dgpo_core.training.reward_calls import Reward
     from dgpo_core.training.rollout import Roller
+    from dgpo_core.training.scored import ScoredSamples
     from dgpo_core.training.scoring import Scorer
 
-__all__ = ["Evaluation", "Finer", "NotFiniteError", "evaluate", "interval"]
-
-log = logging.getLogger(__name__)
-RESAMPLES = 2000
-Role = Literal["target", "guard", "statistic"]
+__all__ = ["Evaluation", "Evaluator", "Finer", "NotFiniteError"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +54,8 @@ class Finer:
             used = engine.config.evaluation.sampler or engine.config.rollout.sampler
             raise UserError(
                 "evaluation.finer: compares samples in few steps with the same samples in many, but the sampler of "
-                f"evaluation, {used.use}, is random; set evaluation.sampler: flow-euler, or leave it out"
+                f"evaluation, {used.use}, is random; set evaluation.sampler to one that is not "
+                f"({samplers_such_that(engine.registry, lambda kind: kind.deterministic)}), or leave finer out"
             )
         return Finer(engine.evaluation_roller(steps=section.steps, guidance=guidance), section.prompts)
 
@@ -79,118 +75,160 @@ class Evaluation:
     samples: list[dict[str, Any]]
 
 
-def interval(strata: Sequence[np.ndarray], generator: np.random.Generator, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval of the unweighted mean of the strata's means; each stratum holds one value per prompt.
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """What is evaluated, and with what; `evaluate` does it with the weights of a view.
 
-    Prompts are resampled within their stratum (samples of a prompt stay together), percentile method.
-    """
-    means = np.zeros(RESAMPLES)
-    for values in strata:
-        picks = generator.integers(0, len(values), size=(RESAMPLES, len(values)))
-        means += values[picks].mean(1) / len(strata)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def evaluate(
-    roller: Roller,
-    scorer: Scorer,
-    prompts: Sequence[Prompt],
-    *,
-    members: int,
-    draws: Draws,
-    view: View,
-    iteration: int,
-    pictures: int = 0,
-    finer: Finer | None = None,
-    processes: Processes | None = None,
-    interrupt: Callable[[], None] = lambda: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Evaluation:
-    """Sample every prompt `members` times with the view's weights and score the samples.
-
-    finer: also draw some samples in many steps, from the same noise, and compare (`guards.step_statistics`).
+    prompts: p of them; members: samples K of each; draws: key of their noise; pictures: prompts whose first sample is
+    returned; finer: also draw some samples in many steps, from the same noise, and compare (`guards.step_statistics`);
     processes: those that share the samples; each of them gets the whole evaluation.
-    Raises UserError if there are no prompts or if a reward scored none of the samples; NotFiniteError if that is
-    because no media are finite.
+    Raises UserError if there are no prompts.
     """
-    if not prompts:
-        raise UserError("there are no held-out prompts to evaluate on: set prompts.heldout")
-    total = len(prompts) * members
-    processes = processes or Processes()
-    samples = [cut(total, rank, processes.count) for rank in range(processes.count)]
-    own = samples[processes.rank]
-    kept: list[Tensor] = []
-    compared: list[Tensor] = []
-    shown = _spread(len(prompts), pictures)
-    solved_twice = _spread(len(prompts), finer.prompts if finer else 0)
-    try:
-        scorer.expect(Layout(members, draws, samples, processes.rank))
-        with processes.together(roller.policy.finish):
-            for rollout in roller.roll_out(prompts, members, draws, view, samples=own):
-                interrupt()
-                media = decoded_media(roller.policy.backbone, rollout)
-                scorer.submit(media, rollout.prompts, interrupt, rollout.samples)
-                kept += _first_members(media, rollout.samples, shown, members)
-                compared += _first_members(media, rollout.samples, solved_twice, members)
-                progress(rollout.samples[-1] + 1 - own[0], len(own))
-        scorer.complete(processes, interrupt)
-        with processes.together():
-            found_here = scorer.collect(interrupt) if own else None
-        scored = merged(found_here, processes, samples)
-    except BaseException:
-        scorer.discard()
-        raise
-    record = partial(_record, prompts=prompts, draws=draws, iteration=iteration, view=view)
-    records = []
-    for reward in scorer.rewards:
-        rows = [i for i, prompt in enumerate(prompts) if reward.asks(prompt)]
-        if not rows:
-            continue
-        values = scored.values[reward.label].view(len(prompts), members)[rows]
-        if bool(values.isnan().all()):
-            if not_finite([reward], scored):
-                raise NotFiniteError(f"evaluation: the media of all {values.numel()} samples are not finite")
-            why = (
-                scorer.failure_of(reward.label) or reasons_of([reward], scored) or "see the diagnostics of its samples"
+
+    roller: Roller
+    scorer: Scorer
+    prompts: Sequence[Prompt]
+    members: int
+    draws: Draws
+    pictures: int = 0
+    finer: Finer | None = None
+    processes: Processes = field(default_factory=Processes)
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise UserError("there are no held-out prompts to evaluate on: set prompts.heldout")
+
+    def evaluate(
+        self,
+        view: View,
+        iteration: int,
+        *,
+        interrupt: Callable[[], None] = lambda: None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Evaluation:
+        """Sample every prompt with the view's weights, score the samples and average; `iteration` is written down.
+
+        interrupt: called between micro-batches, and may raise; progress: with samples done and their number, of this
+        process. Raises UserError if a reward scored none of the samples; NotFiniteError if that is because no media
+        are finite.
+        """
+        scored, shown, compared = self._draw(view, interrupt, progress)
+
+        def record(label: str, role: Role, values: Tensor, prompts: Sequence[Prompt], **more: Any) -> EvaluationRecord:
+            return evaluation_record(
+                label, role, values, prompts=prompts, draws=self.draws, iteration=iteration, view=view, **more
             )
-            raise UserError(f"evaluation: {reward.label} scored none of {values.numel()} samples: {why}")
-        role: Role = "guard" if reward.guard else "target"
+
+        records = []
+        for reward in self.scorer.rewards:
+            if rows := [i for i, prompt in enumerate(self.prompts) if reward.asks(prompt)]:
+                values = self._values(reward, scored, rows)
+                role: Role = "guard" if reward.guard else "target"
+                more = {"group_by": reward.model.group_by, "parts": self._parts(reward, scored, rows)}
+                records.append(record(reward.label, role, values, [self.prompts[i] for i in rows], **more))
+        for name, values in self._statistics(scored):
+            records.append(record(name, "statistic", values, self.prompts))
+        if self.finer is not None:
+            chosen = [self.prompts[i] for i in self._solved_twice]
+            for name, values in self._step_statistics(self.finer, compared, view, interrupt):
+                records.append(record(name, "statistic", values, chosen))
+        media = self.processes.gather_each(shown)
+        return Evaluation(records, media, [self.prompts[i] for i in self._shown], self._lines(scored))
+
+    @property
+    def _shown(self) -> list[int]:
+        """Numbers of the prompts whose first sample is returned."""
+        return _spread(len(self.prompts), self.pictures)
+
+    @property
+    def _solved_twice(self) -> list[int]:
+        """Numbers of the prompts whose first sample is drawn in many steps too."""
+        return _spread(len(self.prompts), self.finer.prompts if self.finer else 0)
+
+    @property
+    def _own(self) -> range:
+        """This process's samples, as numbers of the flat order."""
+        return cut(len(self.prompts) * self.members, self.processes.rank, self.processes.count)
+
+    def _draw(
+        self, view: View, interrupt: Callable[[], None], progress: Callable[[int, int], None]
+    ) -> tuple[ScoredSamples, list[Tensor], list[Tensor]]:
+        """Every process draws its samples; each micro-batch is scored while the next one is drawn. All scores, and the
+        first samples that this process has drawn of prompts to be shown and of prompts to be solved twice."""
+        processes, scorer, own = self.processes, self.scorer, self._own
+        samples = [cut(len(self.prompts) * self.members, rank, processes.count) for rank in range(processes.count)]
+        shown: list[Tensor] = []
+        compared: list[Tensor] = []
+        try:
+            scorer.expect(Layout(self.members, self.draws, samples, processes.rank))
+            with processes.together(self.roller.policy.finish):
+                for rollout in self.roller.roll_out(self.prompts, self.members, self.draws, view, samples=own):
+                    interrupt()
+                    media = decoded_media(self.roller.policy.backbone, rollout)
+                    scorer.submit(media, rollout.prompts, interrupt, rollout.samples)
+                    shown += _first_members(media, rollout.samples, self._shown, self.members)
+                    compared += _first_members(media, rollout.samples, self._solved_twice, self.members)
+                    progress(rollout.samples[-1] + 1 - own[0], len(own))
+            scorer.complete(processes, interrupt)
+            with processes.together():
+                found_here = scorer.collect(interrupt) if own else None
+            return merged(found_here, processes, samples), shown, compared
+        except BaseException:
+            scorer.discard()
+            raise
+
+    def _values(self, reward: Reward, scored: ScoredSamples, rows: Sequence[int]) -> Tensor:
+        """A reward's scores [rows, K]. Raises UserError if there are none."""
+        values = scored.values[reward.label].view(len(self.prompts), self.members)[rows]
+        if not bool(values.isnan().all()):
+            return values
+        if not_finite([reward], scored):
+            raise NotFiniteError(f"evaluation: the media of all {values.numel()} samples are not finite")
+        said = self.scorer.failure_of(reward.label) or reasons_of([reward], scored)
+        why = said or "see the diagnostics of its samples"
+        raise UserError(f"evaluation: {reward.label} scored none of {values.numel()} samples: {why}")
+
+    def _parts(self, reward: Reward, scored: ScoredSamples, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The parts that a reward names, each [rows, K]."""
         named = part_values(scored.diagnostics[reward.label], scored.values[reward.label])
-        shaped = {name: one.view(len(prompts), members)[rows] for name, one in named.items()}
-        asked = [prompts[i] for i in rows]
-        records.append(record(reward.label, role, values, prompts=asked, group_by=reward.model.group_by, parts=shaped))
-    if members > 1:
-        spread = diversity(scored.thumbnails, len(prompts)).double().cpu()
-        records.append(record("diversity", "statistic", spread[:, None]))
-    for name, statistic in scored.statistics.items():
-        records.append(record(name, "statistic", statistic.view(len(prompts), members)))
-    if finer is not None:
-        some = [prompts[i] for i in solved_twice]
-        parts: list[Tensor] = []
-        with processes.together(roller.policy.finish):
-            mine = [i for i in solved_twice if i * members in own]
-            for rollout in finer.roller.roll_out([prompts[i] for i in mine], 1, draws, view, places=mine):
+        return {name: one.view(len(self.prompts), self.members)[rows] for name, one in named.items()}
+
+    def _statistics(self, scored: ScoredSamples) -> Iterator[tuple[str, Tensor]]:
+        """Statistics of the media by name, [p, 1] or [p, K]."""
+        if self.members > 1:
+            yield "diversity", diversity(scored.thumbnails, len(self.prompts)).double().cpu()[:, None]
+        for name, statistic in scored.statistics.items():
+            yield name, statistic.view(len(self.prompts), self.members)
+
+    def _step_statistics(
+        self, finer: Finer, compared: Sequence[Tensor], view: View, interrupt: Callable[[], None]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The same samples in many steps, `compared` with those in few: statistics by name, each [prompts, 1]."""
+        mine = [i for i in self._solved_twice if i * self.members in self._own]
+        media: list[Tensor] = []
+        with self.processes.together(finer.roller.policy.finish):
+            for rollout in finer.roller.roll_out([self.prompts[i] for i in mine], 1, self.draws, view, places=mine):
                 interrupt()
-                parts += decoded_media(finer.roller.policy.backbone, rollout).cpu()
-        found = _step_statistics(compared, parts)
-        said = processes.everyone({name: statistic.double().tolist() for name, statistic in found.items()})
+                media += decoded_media(finer.roller.policy.backbone, rollout).cpu()
+        found = _joined_step_statistics(compared, media)
+        said = self.processes.everyone({name: statistic.double().tolist() for name, statistic in found.items()})
         for name in next(part for part in said if part):
-            statistic = torch.tensor([v for part in said for v in part.get(name, ())], dtype=torch.float64)
-            records.append(record(name, "statistic", statistic[:, None], prompts=some))
-    scores = [
-        {
-            "prompt": prompts[i // members].text,
-            "member": i % members,
-            **({"source": prompts[i // members].source} if prompts[i // members].source else {}),
-            **{
-                label: {**scored.diagnostics[label][i], "value": None if value != value else value}
-                for label, value in ((label, float(v[i])) for label, v in scored.values.items())
-            },
-        }
-        for i in range(total)
-    ]
-    return Evaluation(records, processes.gather_each(kept), [prompts[i] for i in shown], scores)
+            values = torch.tensor([v for part in said for v in part.get(name, ())], dtype=torch.float64)
+            yield name, values[:, None]
+
+    def _lines(self, scored: ScoredSamples) -> list[dict[str, Any]]:
+        """Every sample's scores and diagnostics, prompt after prompt."""
+        values = {label: v.tolist() for label, v in scored.values.items()}
+        lines = []
+        for i in range(len(self.prompts) * self.members):
+            prompt = self.prompts[i // self.members]
+            line: dict[str, Any] = {"prompt": prompt.text, "member": i % self.members}
+            line |= {"source": prompt.source} if prompt.source else {}
+            for label, of_label in values.items():
+                value = None if of_label[i] != of_label[i] else of_label[i]
+                line[label] = {**scored.diagnostics[label][i], "value": value}
+            lines.append(line)
+        return lines
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -205,80 +243,10 @@ def _first_members(media: Tensor, samples: Sequence[int], prompts: Sequence[int]
     return list(media[here].cpu()) if here else []
 
 
-def _step_statistics(media: Sequence[Tensor], finer: Sequence[Tensor]) -> dict[str, Tensor]:
+def _joined_step_statistics(media: Sequence[Tensor], finer: Sequence[Tensor]) -> dict[str, Tensor]:
     """`guards.step_statistics` of media that may differ in size; empty if there are none."""
     found = [
         step_statistics(torch.stack(list(media[run])), torch.stack(list(finer[run])))
         for run in runs([one.shape for one in media])
     ]
     return {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else ())}
-
-
-def _record(
-    label: str,
-    role: Role,
-    values: Tensor,
-    *,
-    prompts: Sequence[Prompt],
-    draws: Draws,
-    iteration: int,
-    view: str,
-    group_by: str | None = None,
-    parts: Mapping[str, Tensor] = MappingProxyType({}),
-) -> EvaluationRecord:
-    """Statistics of one reward, or of one statistic of the media; values, and the parts by name, float64 [p, K], nan
-    where missing."""
-    names = [str(p.metadata.get(group_by, "other")) if group_by else "all" for p in prompts]
-    strata = _strata(values, names)
-    absent = [name for name, found in strata.items() if not len(found)]
-    if absent:
-        log.warning("evaluation: no sample of %s could be scored; the mean is over the others", ", ".join(absent))
-    strata = {name: found for name, found in strata.items() if len(found)}
-
-    def generator(name: str) -> np.random.Generator:
-        return np.random.default_rng(draws.at("bootstrap", label, name).generator().initial_seed())
-
-    groups = {}
-    for name, found in strata.items():
-        low, high = interval([found], generator(name))
-        groups[name] = GroupScore(value=float(found.mean()), low=low, high=high, n=len(found))
-    low, high = interval(list(strata.values()), generator("overall"))
-    return EvaluationRecord(
-        iteration=iteration,
-        view=view,
-        reward=label,
-        role=role,
-        value=float(np.mean([group.value for group in groups.values()])),
-        low=low,
-        high=high,
-        n=int(sum(group.n for group in groups.values())),
-        missing=int(values.isnan().sum()),
-        groups=groups if group_by else {},
-        sources={
-            source: _of_source(values[rows], [names[i] for i in rows], generator(f"source {source}"))
-            for source, rows in by_source(prompts).items()
-            if source and not bool(values[rows].isnan().all())
-        },
-        parts={
-            name: float(np.mean([found.mean() for found in _strata(part, names).values() if len(found)]))
-            for name, part in parts.items()
-            if not bool(part.isnan().all())
-        },
-    )
-
-
-def _of_source(values: Tensor, names: Sequence[str], generator: np.random.Generator) -> GroupScore:
-    """The score over the prompts of one source: the unweighted mean of its tasks."""
-    strata = [found for found in _strata(values, names).values() if len(found)]
-    low, high = interval(strata, generator)
-    mean = float(np.mean([found.mean() for found in strata]))
-    return GroupScore(value=mean, low=low, high=high, n=sum(len(found) for found in strata))
-
-
-def _strata(values: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Values float64 [p, K] as means of the prompts that have any, by the task that each belongs to."""
-    per_prompt = values.nanmean(1).numpy()
-    return {
-        name: np.array([v for v, n in zip(per_prompt, names, strict=True) if n == name and v == v])
-        for name in dict.fromkeys(names)
-    }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dgpo_core.flow.groups import by_source
+from dgpo_core.flow.groups import by_source, informative
 from dgpo_core.types import ScoredGroups, TrainingBatch
 from dgpo_schemas.metrics import (
     EvaluationRecord,
@@ -22,8 +22,10 @@ from dgpo_schemas.metrics import (
 )
 
 if TYPE_CHECKING:
+    from dgpo_core.training.callbacks import Phases
     from dgpo_core.training.optimizer import UpdateResult
-    from dgpo_core.training.scoring import Reward
+    from dgpo_core.training.reward_calls import Reward
+    from dgpo_core.training.state import RunState
     from dgpo_core.types import Prompt
 
 __all__ = ["evaluation_values", "flat", "metrics_record", "prompt_scores", "timing_record"]
@@ -49,25 +51,23 @@ def _statistics(values: Tensor, parts: Mapping[str, Tensor] | None = None) -> Re
 
 
 def metrics_record(
-    *,
-    iteration: int,
-    updates: int,
+    state: RunState,
     groups: ScoredGroups,
     batch: TrainingBatch,
-    informative: Tensor,
     results: Sequence[UpdateResult],
     averages: Mapping[str, float | None],
-    skipped_updates: int,
+    *,
     change_norm: float,
     sigma_range: tuple[float, float],
     timesteps: Mapping[str, float],
 ) -> MetricsRecord:
-    """One line of metrics.jsonl."""
+    """One line of metrics.jsonl, of the iteration that was finished last."""
+    useful_groups = informative(groups.rewards, groups.scored)
     known = {"sigmoid", "clip_fraction", "dsm", "dsm_reference", "kl"}
-    useful = batch.residual[informative]
+    useful = batch.residual[useful_groups]
     return MetricsRecord(
-        iteration=iteration,
-        updates=updates,
+        iteration=state.iteration,
+        updates=state.updates,
         reward=_statistics(groups.summed),  # normalised rewards have a mean of 0 whatever is learnt
         rewards={
             label: _statistics(
@@ -75,7 +75,7 @@ def metrics_record(
             )
             for label, values in groups.per_reward.items()
         },
-        zero_variance_groups=int((~informative).sum()),
+        zero_variance_groups=int((~useful_groups).sum()),
         missing_rewards=int((~groups.scored).sum()),
         residual=float(useful.mean()) if len(useful) else None,
         sigmoid=_finite(averages.get("sigmoid")),
@@ -86,7 +86,7 @@ def metrics_record(
         extra={name: value for name, value in averages.items() if name not in known and _finite(value) is not None},
         grad_norm=_finite(sum(r.grad_norm for r in results) / len(results)),
         learning_rate=results[-1].learning_rate,
-        skipped_updates=skipped_updates,
+        skipped_updates=state.skipped_updates,
         optimised_members=sum(r.gradient.members for r in results),
         skipped_members=sum(r.gradient.skipped for r in results),
         change_norm=_finite(change_norm),
@@ -95,11 +95,11 @@ def metrics_record(
         t_min=sigma_range[0],
         t_max=sigma_range[1],
         timesteps={name: value for name, value in timesteps.items() if _finite(value) is not None},
-        sources=_sources(groups, informative),
+        sources=_sources(groups, useful_groups),
     )
 
 
-def _sources(groups: ScoredGroups, informative: Tensor) -> dict[str, SourceStatistics]:
+def _sources(groups: ScoredGroups, useful_groups: Tensor) -> dict[str, SourceStatistics]:
     found = {}
     for name, rows in by_source(groups.prompts).items():
         if name:
@@ -109,31 +109,25 @@ def _sources(groups: ScoredGroups, informative: Tensor) -> dict[str, SourceStati
                 mean=one.mean,
                 std=one.std,
                 missing=one.missing,
-                zero_variance_groups=int((~informative[rows]).sum()),
+                zero_variance_groups=int((~useful_groups[rows]).sum()),
             )
     return found
 
 
-def timing_record(
-    iteration: int,
-    total: float,
-    seconds: Mapping[str, float],
-    samples: Mapping[str, int],
-    rewards: Mapping[str, float],
-    peak_memory: int,
-) -> TimingRecord:
+def timing_record(iteration: int, total: float, phases: Phases, peak_memory: int) -> TimingRecord:
     """One line of timings.jsonl."""
+    samples = phases.samples
     return TimingRecord(
         iteration=iteration,
         seconds=total,
         verbs={
-            verb: VerbTiming(
+            phase: VerbTiming(
                 seconds=spent,
-                samples_per_second=samples[verb] / spent if samples.get(verb) and spent > 0 else None,
+                samples_per_second=samples[phase] / spent if samples.get(phase) and spent > 0 else None,
             )
-            for verb, spent in seconds.items()
+            for phase, spent in phases.seconds.items()
         },
-        rewards=dict(rewards),
+        rewards=dict(phases.rewards),
         peak_memory_bytes=peak_memory,
     )
 

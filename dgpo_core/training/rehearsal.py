@@ -21,7 +21,9 @@ from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.flow.groups import by_source, weigh
 from dgpo_core.flow.sizes import largest
 from dgpo_core.training.memory import TooLittleMemoryError, decoded_media, is_out_of_memory
-from dgpo_core.training.scoring import Scorer, reasons_of
+from dgpo_core.training.run import Run
+from dgpo_core.training.scored import reasons_of
+from dgpo_core.training.scoring import Scorer
 from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Path, Prompt, Rollout, ScoredGroups, TrainingBatch
 from dgpo_schemas.text import clean
@@ -46,33 +48,30 @@ def rehearse(trainer: Trainer) -> dict[str, Any]:
     Raises UserError for what a run could not start with: a reward or guard that scores none of its samples, an
     objective that fails, a device whose memory does not hold a single sample.
     """
-    engine = trainer.engine
-    try:
-        trainer.build()
-        prompt, rewards = _score_one(trainer, engine.train_prompts, engine.scorer)
-        if engine.heldout_prompts:
-            _score_one(trainer, engine.heldout_prompts, engine.evaluation_scorer)
-        memory = rehearse_training(trainer)
-        found = {**engine.facts(), "prompt": clean(prompt.text, SHOWN), "rewards": rewards, **memory}
-        for note in engine.notes():
-            trainer.progress.warn(f"warning: {note}")
+    with trainer.closing:
+        run = trainer.build()
+        prompt, rewards = _score_one(run, run.train_prompts, run.scorer)
+        if run.evaluator is not None:
+            _score_one(run, run.heldout_prompts, run.evaluator.scorer)
+        memory = rehearse_training(run)
+        found = {**run.facts(), "prompt": clean(prompt.text, SHOWN), "rewards": rewards, **memory}
+        for note in run.notes():
+            run.callbacks.on_warning(f"warning: {note}")
         return found
-    finally:
-        engine.close()
 
 
-def _score_one(trainer: Trainer, prompts: Sequence[Prompt], scorer: Scorer) -> tuple[Prompt, dict[str, list[float]]]:
+def _score_one(run: Run, prompts: Sequence[Prompt], scorer: Scorer) -> tuple[Prompt, dict[str, list[float]]]:
     """One group's scores by label, a group of the largest size."""
-    draws = trainer.engine.draws
+    draws = run.draws
     chosen = [
         prompt
         for rows in by_source(prompts).values()  # one of each source, which has rewards of its own
-        for prompt in _first(_largest(trainer, [prompts[i] for i in rows]), 1, draws)
+        for prompt in _first(_largest(run, [prompts[i] for i in rows]), 1, draws)
     ]
     scorer.expect(Layout(MEMBERS, draws.at("dry run"), [range(MEMBERS * len(chosen))]))
-    with trainer.processes.together(trainer.engine.policy.finish):
-        for rollout in trainer.roller.roll_out(chosen, MEMBERS, draws.at("dry run"), "policy"):
-            scorer.submit(decoded_media(trainer.engine.backbone, rollout), rollout.prompts, samples=rollout.samples)
+    with run.runtime.processes.together(run.policy.finish):
+        for rollout in run.training_roller.roll_out(chosen, MEMBERS, draws.at("dry run"), "policy"):
+            scorer.submit(decoded_media(run.backbone, rollout), rollout.prompts, samples=rollout.samples)
     scored = scorer.collect()
     found = {}
     for reward in scorer.rewards:
@@ -92,17 +91,17 @@ def _first(prompts: Sequence[Prompt], groups: int, draws: Draws) -> list[Prompt]
     return of_sources([Source("", 1, prompts)], 0, groups, draws.at("prompt order"))
 
 
-def _largest(trainer: Trainer, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+def _largest(run: Run, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
     """Those of the largest size: what takes the most memory is what may not fit."""
-    resolution = trainer.roller.resolution
+    resolution = run.training_roller.resolution
     most = largest(prompts, resolution)
     return [prompt for prompt in prompts if (prompt.size or resolution) == most]
 
 
-def rehearse_training(trainer: Trainer) -> dict[str, str]:
-    """One micro-batch rolled out and scored, and one update by micro-batches of the whole size, of a trainer that was
-    built; afterwards all is bit for bit as before. Returns the peak of memory of each, the largest of all processes."""
-    runtime = trainer.engine.runtime
+def rehearse_training(run: Run) -> dict[str, str]:
+    """One micro-batch rolled out and scored, and one update by micro-batches of the whole size; afterwards all is bit
+    for bit as before. Returns the peak of memory of each, the largest of all processes."""
+    runtime = run.runtime
     found: dict[str, str] = {}
 
     @contextmanager
@@ -110,44 +109,44 @@ def rehearse_training(trainer: Trainer) -> dict[str, str]:
         said: list[str] = []
         runtime.forget_peak_memory()
         yield said
-        peak = max(trainer.processes.everyone(runtime.peak_memory()))
+        peak = max(run.runtime.processes.everyone(runtime.peak_memory()))
         found[f"peak memory, {what}"] = f"{peak / GIB:.2f} GiB on {runtime.device}, {said[0]}"
 
-    with _random_states_kept(), trainer.engine.policy.unchanged():
+    with _random_states_kept(), run.policy.unchanged():
         with measured("roll-out") as said:
-            rollout = _roll_out(trainer)
+            rollout = _roll_out(run)
             said.append(f"{len(rollout.samples)} samples at once")
         with measured("scoring") as said:
-            said.append(f"{_score(trainer, rollout)} samples at once")
+            said.append(f"{_score(run, rollout)} samples at once")
         with measured("update") as said:
-            said.append(f"micro-batches of {_update(trainer, rollout)}")
+            said.append(f"micro-batches of {_update(run, rollout)}")
     return found
 
 
-def _roll_out(trainer: Trainer) -> Rollout:
+def _roll_out(run: Run) -> Rollout:
     """The first micro-batch of an iteration, or of this process's part of it."""
-    engine, section, draws = trainer.engine, trainer.config.rollout, trainer.engine.draws
-    own = -(-section.groups * section.group_size // trainer.processes.count)
-    size = min(trainer.roller.micro_batch or own, own, MOST)
-    some = _largest(trainer, engine.train_prompts)
+    section, draws = run.config.rollout, run.draws
+    own = -(-section.groups * section.group_size // run.runtime.processes.count)
+    size = min(run.training_roller.micro_batch or own, own, MOST)
+    some = _largest(run, run.train_prompts)
     prompts = _first(some, -(-size // section.group_size), draws)
-    drawn = trainer.roller.roll_out(
+    drawn = run.training_roller.roll_out(
         prompts, section.group_size, draws.at("dry run"), "policy",
-        samples=range(size), keep_path=engine.objective.needs_path,
+        samples=range(size), keep_path=run.objective.needs_path,
     )  # fmt: skip
-    with trainer.processes.together(trainer.engine.policy.finish):
+    with run.runtime.processes.together(run.policy.finish):
         return next(drawn)
 
 
-def _score(trainer: Trainer, rollout: Rollout) -> int:
+def _score(run: Run, rollout: Rollout) -> int:
     """Score the samples of a roll-out; the number of them. Where a reward compares, some are shown again, in
     micro-batches of no larger size, until the group is whole in which they end."""
-    engine, scorer, members = trainer.engine, trainer.engine.scorer, trainer.config.rollout.group_size
-    media = decoded_media(engine.backbone, rollout)
+    scorer, members = run.scorer, run.config.rollout.group_size
+    media = decoded_media(run.backbone, rollout)
     count = total = len(media)
     if any(reward.compares for reward in scorer.rewards):
         total = -(-count // members) * members
-    scorer.expect(Layout(members, engine.draws.at("dry run"), [range(total)]))
+    scorer.expect(Layout(members, run.draws.at("dry run"), [range(total)]))
     for start in range(0, total, count):
         samples = range(start, min(start + count, total))
         prompts = [rollout.prompts[sample // members * members] for sample in samples]
@@ -156,20 +155,19 @@ def _score(trainer: Trainer, rollout: Rollout) -> int:
     return count
 
 
-def _update(trainer: Trainer, rollout: Rollout) -> int:
+def _update(run: Run, rollout: Rollout) -> int:
     """One update, by an optimiser of its own, from which only the policy's weights have to be put back; the size of its
     micro-batches. Raises UserError, with the objective's name, for what a plugin throws."""
-    engine, config = trainer.engine, trainer.config
-    optimiser = trainer.make_optimiser()
-    asked, policy = optimiser.micro_batch, engine.timesteps
+    config, optimiser = run.config, run.make_optimiser()
+    asked, policy = optimiser.micro_batch, run.timesteps
     # As many groups as fill a micro-batch of every process, up to those of an update.
-    wanted = -(-asked * trainer.processes.count // config.rollout.group_size)
+    wanted = -(-asked * run.runtime.processes.count // config.rollout.group_size)
     groups = min(wanted, config.rollout.groups // config.optimiser.updates)
     remembered = deepcopy(policy.state_dict())
     try:
-        batch = _batch(trainer, rollout, groups * config.optimiser.updates)
-        draws = engine.draws.at("dry run")
-        sigmas = policy.draw(config.timesteps.count, trainer.timestep_context(), draws.at("timesteps"))
+        batch = _batch(run, rollout, groups * config.optimiser.updates)
+        draws = run.draws.at("dry run")
+        sigmas = policy.draw(config.timesteps.count, run.timestep_context(0), draws.at("timesteps"))
         optimiser.update(optimiser.prepare(batch, range(groups), sigmas.tolist()[:TIMES], draws.at("optimise")))
     except TooLittleMemoryError as error:
         raise TooLittleMemoryError(f"dry run: {error}; {_fitted(rollout)}") from error
@@ -182,14 +180,14 @@ def _update(trainer: Trainer, rollout: Rollout) -> int:
                 f"dry run: optimiser.micro_batch: the device runs out of memory in an update with micro-batches of "
                 f"{size}; set `optimiser.micro_batch: {max(1, size // 2)}` or less; {_fitted(rollout)}"
             ) from error
-        blamed = trainer.registry.blame(error)
+        blamed = run.registry.blame(error)
         if blamed is None:
             raise
         raise UserError(f"dry run: the update with objective {config.objective.use} failed: {blamed}") from error
     finally:
         policy.load_state_dict(remembered)
     if optimiser.micro_batch < asked:
-        trainer.progress.warn(
+        run.callbacks.on_warning(
             f"warning: optimiser.micro_batch: the device's memory does not hold {asked} samples; "
             f"{optimiser.micro_batch} fitted: set `optimiser.micro_batch: {optimiser.micro_batch}`"
         )
@@ -200,10 +198,10 @@ def _fitted(rollout: Rollout) -> str:
     return f"the roll-out of {len(rollout.samples)} samples and their scores fitted"
 
 
-def _batch(trainer: Trainer, rollout: Rollout, groups: int) -> TrainingBatch:
+def _batch(run: Run, rollout: Rollout, groups: int) -> TrainingBatch:
     """Groups made of the samples of a roll-out, repeated, whose members all count: half of them as the better ones."""
-    members = trainer.config.rollout.group_size
-    own = shares(groups, members, trainer.config.optimiser.updates, trainer.processes.count)[trainer.processes.rank]
+    members = run.config.rollout.group_size
+    own = shares(groups, members, run.config.optimiser.updates, run.runtime.processes.count)[run.runtime.processes.rank]
     rows = [i % len(rollout.samples) for i in range(len(own))]
     rewards = torch.linspace(0, 1, members, dtype=torch.float64).expand(groups, members)
     scored = torch.ones(groups, members, dtype=torch.bool)
@@ -212,7 +210,7 @@ def _batch(trainer: Trainer, rollout: Rollout, groups: int) -> TrainingBatch:
         x0=tuple(rollout.x0[rows]), own=own, rewards=rewards, summed=rewards, scored=scored, per_reward={},
         diversity=torch.zeros(groups, dtype=torch.float64), paths=_rows(rollout.path, rows),
     )  # fmt: skip
-    batch = weigh(drawn, trainer.config.advantages, trainer.engine.weighting)
+    batch = weigh(drawn, run.config.advantages, run.weighting)
     side = torch.where(rewards > 0.5, 1.0, -1.0).to(batch.signed_weights)
     return replace(batch, signed_weights=torch.where(batch.signed_weights == 0, side, batch.signed_weights))
 

@@ -5,114 +5,35 @@ Legend: N samples in flat order, g groups, G members of a group, D pixels of a t
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dgpo_core.contracts import AnyReward, GroupReward, RewardModel
-from dgpo_core.distributed.comparing import NOT_FINITE, Layout, Members, WholeGroup, compared
-from dgpo_core.distributed.processes import Processes, in_order
-from dgpo_core.errors import DgpoError
-from dgpo_core.flow.groups import LARGEST, aggregate, by_source, mean_pairwise_distance
-from dgpo_core.flow.sizes import runs
-from dgpo_core.plugins.isolation import ctrl_c, no_exit
+from dgpo_core.distributed.comparing import NOT_FINITE, Layout, Members, WholeGroup
+from dgpo_core.distributed.processes import Processes
+from dgpo_core.flow.groups import aggregate, by_source
 from dgpo_core.plugins.surroundings import Guard
 from dgpo_core.training.guards import media_statistics
 from dgpo_core.training.lanes import Lane, wait_for
-from dgpo_core.training.memory import OutOfMemory, free, in_halves, is_out_of_memory
-from dgpo_core.training.scores import check_scores, part_values, sound_parts
-from dgpo_core.types import Prompt, Rollout, SampleKey, ScoredGroups, Scores
-from dgpo_schemas.text import clean, error_text
+from dgpo_core.training.reward_calls import Reward, checked_group, checked_score
+from dgpo_core.training.scored import NOT_ASKED, Said, ScoredSamples, diversity, thumbnails
+from dgpo_core.training.scores import part_values
+from dgpo_core.types import Prompt, Rollout, ScoredGroups, Scores
 
 if TYPE_CHECKING:
     from dgpo_schemas.sections.rewards import ScoringSection
 
-__all__ = [
-    "Reward",
-    "ScoredSamples",
-    "Scorer",
-    "checked_group",
-    "checked_score",
-    "diversity",
-    "merged",
-    "missing_beyond",
-    "not_finite",
-    "reasons_of",
-]
+__all__ = ["Scorer"]
 
-log = logging.getLogger(__name__)
-THUMBNAIL = 32
-"""Side in pixels to which media are averaged before the diversity of a group is measured."""
-ROUNDING = 1e-4
-"""Share of a bound's size by which a value may pass its declared range: rounding, not a mistake."""
-REASON = 300
-"""Characters of a reward's reason in a message."""
-_TELLING = threading.Lock()
-NOT_ASKED: Mapping[str, Any] = {"asked": False}
-"""Diagnostics of a sample whose source does not ask for the reward: it has no value, and none is missing."""
 _NOTHING: tuple[float, Mapping[str, Any]] = (float("nan"), {})
 """Of a sample that another process has compared."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reward:
-    """A reward model under the label of the run file, with its weight. A guard is shown and never trained on."""
-
-    label: str
-    weight: float
-    model: AnyReward
-    guard: bool = False
-    sources: frozenset[str] | None = None
-    """Names of the sources whose samples it is asked to score; None: of all."""
-    halved: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
-    """Set once it has been told that its batches are scored in halves."""
-
-    @property
-    def name(self) -> str:
-        """For messages about what it does besides scoring."""
-        return f"reward {self.label}"
-
-    def asks(self, prompt: Prompt) -> bool:
-        """Whether it is asked to score samples of this prompt; those of no source it always is."""
-        return self.sources is None or not prompt.source or prompt.source in self.sources
-
-    @property
-    def compares(self) -> bool:
-        """Whether it is shown whole groups."""
-        return isinstance(self.model, GroupReward)
-
-
-Said = tuple[float, Mapping[str, Any]]
-"""A sample's value, nan if it is missing, and diagnostics."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredSamples:
-    """Scores of N samples in flat order.
-
-    values: label to float64 [N] (nan where missing); diagnostics: label to one mapping a sample; thumbnails: N of [D],
-    where D may differ from group to group; statistics: name to float64 [N], of the media themselves (`guards`);
-    seconds: label to time spent in the reward; others: label to number to what a reward that compares says of samples
-    of other processes, which it has compared here (theirs have no value there).
-    """
-
-    values: Mapping[str, Tensor]
-    diagnostics: Mapping[str, Sequence[Mapping[str, Any]]]
-    thumbnails: Sequence[Tensor]
-    statistics: Mapping[str, Tensor]
-    seconds: Mapping[str, float]
-    others: Mapping[str, Mapping[int, Said]] = field(default_factory=dict)
 
 
 class Scorer:
@@ -168,7 +89,7 @@ class Scorer:
                     part = (media[rows], tuple(prompts[i] for i in rows), broken[rows])
                 scores[reward.label] = self._lanes[id(reward.model)].submit(partial(self._score, reward, *part))
         # On the media's own device and without waiting for it; moved to the CPU when collected.
-        self._pending.append(_Submitted(scores, prompts, _thumbnails(media), tuple(samples), media_statistics(media)))
+        self._pending.append(_Submitted(scores, prompts, thumbnails(media), tuple(samples), media_statistics(media)))
         for reward in self.rewards:
             if reward.label in scores and self.guard.disturbs(reward.name):
                 wait_for(scores[reward.label], interrupt)  # nothing is drawn while it is at work
@@ -202,55 +123,60 @@ class Scorer:
     def collect(self, interrupt: Callable[[], None] = lambda: None) -> ScoredSamples:
         """Wait for everything that was submitted since the last call. `interrupt` is called while it waits, and may
         raise; `discard` then drops what is left."""
-        values, diagnostics, seconds, others = {}, {}, {}, {}
-        for batch in self._pending:
-            for future in batch.scores.values():
-                wait_for(future, interrupt)
-        for calls in self._compared.values():
-            for _, future in calls:
-                wait_for(future, interrupt)
-        own = [sample for batch in self._pending for sample in batch.samples]
+        for future in self._futures():
+            wait_for(future, interrupt)
         prompts = [prompt for batch in self._pending for prompt in batch.prompts]
-        for reward in self.rewards:
-            if reward.compares:
-                said, seconds[reward.label] = self._said(reward.label)
-                values[reward.label] = torch.tensor([said.get(i, _NOTHING)[0] for i in own], dtype=torch.float64)
-                diagnostics[reward.label] = tuple(
-                    said.pop(i, _NOTHING)[1] if reward.asks(prompt) else NOT_ASKED
-                    for i, prompt in zip(own, prompts, strict=True)
-                )
-                others[reward.label] = said
-                continue
-            done = [batch.scores[reward.label].result() for batch in self._pending if reward.label in batch.scores]
-            scored = [s.values.double().masked_fill(s.missing, torch.nan) for s, _ in done]
-            asked = [reward.asks(prompt) for prompt in prompts]
-            told = [d for s, _ in done for d in s.diagnostics]
-            seconds[reward.label] = sum(spent for _, spent in done)
-            if all(asked):
-                values[reward.label], diagnostics[reward.label] = torch.cat(scored), tuple(told)
-                continue
-            values[reward.label] = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
-            if scored:
-                values[reward.label][torch.tensor(asked)] = torch.cat(scored)
-            rest = iter(told)
-            diagnostics[reward.label] = tuple(next(rest) if one else NOT_ASKED for one in asked)
-        thumbnails = [row for batch in self._pending for row in batch.thumbnails]
+        answers = {
+            reward.label: (self._of_groups if reward.compares else self._of_samples)(reward, prompts)
+            for reward in self.rewards
+        }
         names = self._pending[0].statistics
-        statistics = {n: torch.cat([b.statistics[n] for b in self._pending]).double().cpu() for n in names}
+        found = ScoredSamples(
+            values={label: answer.values for label, answer in answers.items()},
+            diagnostics={label: answer.diagnostics for label, answer in answers.items()},
+            thumbnails=[row for batch in self._pending for row in batch.thumbnails],
+            statistics={n: torch.cat([b.statistics[n] for b in self._pending]).double().cpu() for n in names},
+            seconds={label: answer.seconds for label, answer in answers.items()},
+            others={reward.label: answers[reward.label].others for reward in self.rewards if reward.compares},
+        )
         self._forget()
-        return ScoredSamples(values, diagnostics, thumbnails, statistics, seconds, others)
+        return found
 
-    def _said(self, label: str) -> tuple[dict[int, Said], float]:
-        """What a reward that compares says of samples by their numbers, and the time that it took."""
+    def _futures(self) -> Iterator[Future[tuple[Scores, float]]]:
+        """Of all calls that were submitted."""
+        for batch in self._pending:
+            yield from batch.scores.values()
+        for calls in self._compared.values():
+            yield from (future for _, future in calls)
+
+    def _of_samples(self, reward: Reward, prompts: Sequence[Prompt]) -> _Answers:
+        """What a reward that scores samples says of those with these prompts, where it was asked."""
+        done = [batch.scores[reward.label].result() for batch in self._pending if reward.label in batch.scores]
+        asked = [reward.asks(prompt) for prompt in prompts]
+        values = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
+        if done:
+            values[torch.tensor(asked)] = torch.cat([_values(scores) for scores, _ in done])
+        said = iter([one for scores, _ in done for one in scores.diagnostics])
+        diagnostics = tuple(next(said) if one else NOT_ASKED for one in asked)
+        return _Answers(values, diagnostics, sum(seconds for _, seconds in done))
+
+    def _of_groups(self, reward: Reward, prompts: Sequence[Prompt]) -> _Answers:
+        """What a reward that compares says of this process's samples, and of others' by their numbers."""
         assert self._members is not None, "rewards that compare are told what makes a group"
-        said, seconds, members = {}, 0.0, self._members.layout.members
-        for number, future in self._compared[label]:
+        said: dict[int, Said] = {}
+        seconds, members = 0.0, self._members.layout.members
+        for number, future in self._compared[reward.label]:
             scores, spent = future.result()
-            values = scores.values.double().masked_fill(scores.missing, torch.nan).tolist()
-            for place, one in enumerate(zip(values, scores.diagnostics, strict=True)):
-                said[number * members + place] = one
+            pairs = zip(_values(scores).tolist(), scores.diagnostics, strict=True)
+            said |= {number * members + place: one for place, one in enumerate(pairs)}
             seconds += spent
-        return said, seconds
+        own = [sample for batch in self._pending for sample in batch.samples]
+        mine = [said.pop(i, _NOTHING) for i in own]
+        diagnostics = tuple(
+            one if reward.asks(prompt) else NOT_ASKED for (_, one), prompt in zip(mine, prompts, strict=True)
+        )
+        values = torch.tensor([value for value, _ in mine], dtype=torch.float64)
+        return _Answers(values, diagnostics, seconds, said)
 
     def _forget(self) -> None:
         self._pending.clear()
@@ -329,263 +255,19 @@ class Scorer:
         )
 
 
-def merged(own: ScoredSamples | None, processes: Processes, samples: Sequence[Sequence[int]]) -> ScoredSamples:
-    """What all processes have scored, in flat order; own: this one's, None if it had nothing to score.
-
-    samples: the numbers of each process's samples, as `own` and its like have them.
-    """
-    if processes.count == 1:
-        assert own is not None
-        return own
-    said = processes.everyone(
-        None
-        if own is None
-        else {
-            "values": {label: v.tolist() for label, v in own.values.items()},
-            "diagnostics": own.diagnostics,
-            "statistics": {name: v.tolist() for name, v in own.statistics.items()},
-            "seconds": own.seconds,
-            "others": {label: [[i, *one] for i, one in said.items()] for label, said in own.others.items()},
-        }
-    )
-    thumbnails = processes.gather_each(() if own is None else own.thumbnails)
-    parts: list[dict[str, Any]] = [part for part in said if part is not None]
-
-    def joined(kind: str) -> dict[str, list[Any]]:
-        return {
-            name: in_order([value for part in parts for value in part[kind][name]], samples) for name in parts[0][kind]
-        }
-
-    values, diagnostics = joined("values"), joined("diagnostics")
-    for part in parts:
-        for label, others in part["others"].items():
-            for i, *one in others:
-                values[label][i], diagnostics[label][i] = one
-    return ScoredSamples(
-        values={label: torch.tensor(v, dtype=torch.float64) for label, v in values.items()},
-        diagnostics=diagnostics,
-        thumbnails=in_order(thumbnails, samples),
-        statistics={name: torch.tensor(v, dtype=torch.float64) for name, v in joined("statistics").items()},
-        seconds={label: sum(part["seconds"][label] for part in parts) for label in parts[0]["seconds"]},
-    )
+def _values(scores: Scores) -> Tensor:
+    """float64 [B], nan where missing."""
+    return scores.values.double().masked_fill(scores.missing, torch.nan)
 
 
-def checked_score(
-    reward: Reward,
-    media: Tensor,
-    prompts: Sequence[Prompt],
-    failures: list[str] | None = None,
-    guard: Guard | None = None,
-) -> Scores:
-    """Ask a reward and check what it says; never raises. What it leaves changed in the process is put back.
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What a reward says of the samples of this process, as `ScoredSamples` has it."""
 
-    Returns values float32 [B] and missing bool [B] on the CPU, one mapping of diagnostics per sample, which JSON can
-    hold. All samples are missing where the reward raised (whatever it was; a Ctrl-C alone is passed on) or answered in
-    another shape; those whose value is no number or lies outside the declared range are missing too. Where memory runs
-    out the batch is scored in halves, and a sample that does not even fit alone is missing. The reason stands in the
-    diagnostics; a reason that is new is logged and appended to `failures`.
-    """
-    failures = [] if failures is None else failures
-    model = reward.model
-    assert isinstance(model, RewardModel)
-
-    def score(part: Tensor, shown: Sequence[Prompt]) -> Scores:
-        try:
-            return model.score(part, shown)
-        except Exception as error:
-            if len(shown) != 1 or not is_out_of_memory(error):
-                raise
-            alone = OutOfMemory.alone(error)  # costs this sample alone
-            _remember(failures, reward.label, str(alone), 1, error)
-        free()
-        return _missing(1, str(alone))
-
-    def ask() -> Scores:
-        return in_halves(score, media, prompts, partial(_tell_of_halves, reward))
-
-    return _asked(reward, ask, len(prompts), failures, guard)
-
-
-def checked_group(
-    reward: Reward,
-    media: Tensor,
-    prompt: Prompt,
-    keys: Sequence[SampleKey],
-    failures: list[str] | None = None,
-    guard: Guard | None = None,
-) -> Scores:
-    """Ask a reward that compares about a whole group, with the promises of `checked_score`.
-
-    It is shown the members whose media are finite; the others are missing, and all are if fewer than two are left.
-    There is no halving: a group that does not fit into memory is missing.
-    """
-    model = reward.model
-    assert isinstance(model, GroupReward)
-
-    def call(shown: Tensor, named: Sequence[SampleKey]) -> Scores:
-        try:
-            return check_scores(model.score_group(shown, prompt, named), len(named))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            why = OutOfMemory(f"out of memory, with a group of {len(named)}: {_reason(error)}")
-        free()  # outside of the `except`, which keeps the group's tensors alive
-        raise why
-
-    def ask(shown: Tensor, named: Sequence[SampleKey]) -> Scores:
-        return _asked(reward, partial(call, shown, named), len(named), [] if failures is None else failures, guard)
-
-    return compared(media, keys, ask)
-
-
-def _asked(reward: Reward, ask: Callable[[], Scores], count: int, failures: list[str], guard: Guard | None) -> Scores:
-    """What `ask` gives, checked, or `count` samples that are missing because it failed."""
-    with ctrl_c() as pressed:
-        try:
-            with _guarded(reward, guard), no_exit(), torch.no_grad():
-                return _with_sound_parts(reward, _in_range(reward, ask(), failures), failures)
-        except BaseException as error:  # some libraries exit where others raise
-            if pressed():
-                raise
-            reason = _reason(error)
-            _remember(failures, reward.label, reason, count, error)
-    return _missing(count, reason)
-
-
-def _missing(count: int, reason: str) -> Scores:
-    return Scores(
-        torch.zeros(count), torch.ones(count, dtype=torch.bool), tuple({"reason": reason} for _ in range(count))
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """What a reward failed with, in the same words wherever it runs: errors of our own are messages already."""
-    text = error_text(error)
-    return text.removeprefix(f"{type(error).__name__}: ") if isinstance(error, DgpoError) else text
-
-
-def _tell_of_halves(reward: Reward, error: BaseException) -> None:
-    with _TELLING:
-        if reward.halved.is_set():
-            return
-        reward.halved.set()
-    log.warning(
-        "reward %s: out of memory; such batches are scored in halves, whose last bits may differ from those of the "
-        "whole: a smaller rollout.micro_batch would save the attempts (%s)",
-        reward.label, _reason(error),
-    )  # fmt: skip
-
-
-def _guarded(reward: Reward, guard: Guard | None) -> AbstractContextManager[None]:
-    return nullcontext() if guard is None or reward.model.elsewhere else guard.around(reward.name)
-
-
-def missing_beyond(
-    limit: float, rewards: Sequence[Reward], scored: Tensor, samples: ScoredSamples
-) -> tuple[float, str] | None:
-    """(share, reasons) if a larger share of samples than `limit` is not scored, or none is; else None.
-
-    scored bool of any shape: whether a sample has every reward that counts.
-    """
-    missing = int((~scored).sum()) / scored.numel()
-    if missing <= limit and missing < 1:
-        return None
-    why = reasons_of([reward for reward in rewards if reward.weight], samples)  # the others may fail
-    return missing, why or "the rewards gave no reason"
-
-
-def reasons_of(rewards: Iterable[Reward], samples: ScoredSamples) -> str:
-    """In words, the first few reasons that rewards give for samples that are missing; empty if they give none."""
-    reasons = dict.fromkeys(
-        f"{reward.label}: {clean(str(diagnostics['reason']), REASON)}"
-        for reward in rewards
-        for diagnostics in samples.diagnostics[reward.label]
-        if diagnostics.get("reason")
-    )
-    return "; ".join(list(reasons)[:3])
-
-
-def not_finite(rewards: Iterable[Reward], samples: ScoredSamples) -> bool:
-    """Whether scores are missing, and none for another reason than that the media are not finite."""
-    reasons = {
-        diagnostics.get("reason")
-        for reward in rewards
-        if reward.weight
-        for value, diagnostics in zip(
-            samples.values[reward.label].tolist(), samples.diagnostics[reward.label], strict=True
-        )
-        if value != value and diagnostics != NOT_ASKED
-    }
-    return reasons == {NOT_FINITE}
-
-
-def _in_range(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
-    """Values that are no number, or lie outside the declared range, as missing."""
-    low, high = max(reward.model.range[0], -LARGEST), min(reward.model.range[1], LARGEST)
-    values = scores.values.double()
-    below = values < low - ROUNDING * max(1.0, abs(low))
-    above = values > high + ROUNDING * max(1.0, abs(high))
-    wrong = (~values.isfinite() | below | above) & ~scores.missing
-    if not bool(wrong.any()):
-        return scores
-    diagnostics = list(scores.diagnostics)
-    for i in wrong.nonzero().flatten().tolist():
-        reason = f"the value {float(values[i])} is not in the declared range [{low}, {high}]"
-        diagnostics[i] = {**diagnostics[i], "reason": reason}
-    outside = bool(((below | above) & wrong).any())
-    kind = f"values outside its declared range [{low}, {high}]" if outside else "values that are no numbers"
-    _remember(failures, reward.label, f"it returned {kind}", int(wrong.sum()), None)
-    return Scores(scores.values, scores.missing | wrong, tuple(diagnostics))
-
-
-def _with_sound_parts(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
-    """A score whose parts are none keeps its value."""
-    scores, wrong = sound_parts(scores)
-    if wrong is not None:
-        _remember(failures, reward.label, wrong, 0, None)
-    return scores
-
-
-def _remember(failures: list[str], label: str, what: str, count: int, error: BaseException | None) -> None:
-    reason = f"{label}: {what}"
-    with _TELLING:  # several threads may fail at the same time
-        if reason in failures:
-            return
-        failures.append(reason)
-    if count:
-        log.warning("reward failed, %d samples are missing: %s", count, reason, exc_info=_shown(error))
-    else:
-        log.warning("reward %s; they are left out", reason)
-
-
-def _shown(error: BaseException | None) -> BaseException | None:
-    """The exception, if its traceback can be written: one whose text cannot be had cannot."""
-    try:
-        str(error)
-    except BaseException:
-        return None
-    return error
-
-
-def diversity(thumbnails: Sequence[Tensor], groups: int) -> Tensor:
-    """[groups] the mean pairwise distance of each group's members, given group by group.
-
-    The members of a group have one size, and only they are compared: other groups' sizes do not matter.
-    """
-    members = len(thumbnails) // groups
-    found = []
-    for run in runs([len(one) for one in thumbnails[::members]]):
-        some = torch.stack(list(thumbnails[run.start * members : run.stop * members]))
-        found.append(mean_pairwise_distance(some.view(run.stop - run.start, members, -1)))
-    return torch.cat(found)
-
-
-def _thumbnails(media: Tensor) -> Tensor:
-    """Media [B, (F,) 3, H, W] averaged to small pictures, [B, D]."""
-    frames = (media.flatten(0, 1) if media.dim() == 5 else media).nan_to_num(0.0, 0.0, 0.0)
-    if max(frames.shape[-2:]) > THUMBNAIL:
-        frames = F.adaptive_avg_pool2d(frames, THUMBNAIL)
-    return frames.reshape(len(media), -1)
+    values: Tensor
+    diagnostics: Sequence[Mapping[str, Any]]
+    seconds: float
+    others: Mapping[int, Said] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

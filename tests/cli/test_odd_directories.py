@@ -18,7 +18,8 @@ import pytest
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.checkpoint import Checkpoints
-from dgpo_core.training.trainer import Trainer
+from dgpo_core.storage.run_directory import RunDirectory
+from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_kit.toy import run_data
 from dgpo_lab.ablation.directory import AblationDirectory, State, saved_directory
 from dgpo_lab.ablation.plan import Plan, make_plan
@@ -173,7 +174,7 @@ def test_a_new_run_is_refused_before_there_is_something_to_lose(
 def test_a_name_that_is_not_utf8(tmp_path: Path, registry: Registry, trained: Any) -> None:
     odd = tmp_path / os.fsdecode(b"a\xff")
     with pytest.raises(UserError, match=r"run\.output: .*has bytes that are not UTF-8"):
-        Trainer(RunConfig.model_validate(run_data("x")), registry).directory.__class__(odd / "toy").check_writable()
+        RunDirectory(odd / "toy").check_writable()
     odd.mkdir()
     trained.path.rename(odd / "toy")
     assert read_run(odd / "toy", registry).done == 4
@@ -310,6 +311,5 @@ def test_a_write_that_fails_loses_nothing_that_was_saved(
         patched.setattr(os, call, failing)
         with pytest.raises(UserError, match=os.strerror(number)):
             Trainer(config, registry).train()
-    resumed = Trainer(config, registry)
-    assert resumed.train(resume=True) == "finished"
-    assert resumed.directory.checkpoints.newest().manifest.iteration == 3
+    assert Trainer(config, registry).train(resume=True) == "finished"
+    assert RunDirectory(run_path(config)).checkpoints.newest().manifest.iteration == 3

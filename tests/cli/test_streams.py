@@ -20,6 +20,7 @@ import pytest
 from dgpo_cli.console import PlainProgress, RichProgress
 from dgpo_cli.main import main
 from dgpo_cli.streams import guarded_errors, guarded_output, unheeded_output
+from dgpo_schemas.metrics import OutcomeRecord
 
 Write = Callable[..., Path]
 
@@ -140,12 +141,12 @@ def test_nothing_that_is_said_on_the_way_can_fail(kind: str, monkeypatch: pytest
     with broken(kind) as stream:
         monkeypatch.setattr(sys, "stderr", stream)
         with guarded_errors():
-            PlainProgress().note("x")
+            PlainProgress().on_message("x")
             bars = RichProgress(Console(stderr=True, force_terminal=True))
             bars.bars.start()
-            bars.phase("roll out", 1, 2)
-            bars.note("x")
-            bars.finished("finished")
+            bars.on_progress("roll_out", 1, 2)
+            bars.on_message("x")
+            bars.on_end(OutcomeRecord(outcome="finished", iteration=1, ended_by=None))
             logging.StreamHandler().emit(logging.makeLogRecord({"msg": "x"}))
             sys.stderr.writelines(["x", "y"])
             assert not sys.stderr.isatty()

@@ -518,7 +518,7 @@ def test_a_narrow_terminal_keeps_what_matters_most(width: int, missing: int, kep
         rewards={"x": 6.54},
         peak_memory_bytes=1,
     )
-    progress.iteration(metrics(999, missing), timing)
+    progress.on_iteration_end(metrics(999, missing), timing)
     line = out.getvalue().rstrip("\n")
     assert line == "[999/1000] " + "  ".join(kept)
     assert len(line) <= width

@@ -120,13 +120,15 @@ def test_a_run_with_8_bits_resumes_bit_for_bit(
         return trainer
 
     whole, parts = run("whole", None), run("parts", 1, 1, None)
-    assert any(t.dtype == torch.uint8 for t in whole.optimiser.state().values()), "there must be something to compare"
+    assert any(t.dtype == torch.uint8 for t in whole.build().optimiser.state().values()), (
+        "there must be something to compare"
+    )
     for found, wanted in (
-        (parts.engine.policy.state(), whole.engine.policy.state()),
-        (parts.optimiser.state(), whole.optimiser.state()),
+        (parts.build().policy.state(), whole.build().policy.state()),
+        (parts.build().optimiser.state(), whole.build().optimiser.state()),
     ):
         assert found.keys() == wanted.keys()
         for key, tensor in wanted.items():
             assert torch.equal(found[key], tensor), key
-    held = _held(whole.engine.backbone, whole.config)
+    held = _held(whole.build().backbone, whole.config)
     assert held["AdamW"] == pytest.approx(2 * held["trained weights"] * (1 + 4 / 256) / 4, abs=1)

@@ -15,6 +15,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.description import read_config, read_record
 from dgpo_core.storage.run_directory import RunDirectory
+from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_schemas.run import RunConfig
 
@@ -45,7 +46,9 @@ def test_the_schedule_is_that_of_the_new_settings_at_the_resumed_update(make_con
     trainer.train(resume=True)
     expected = [0.01, 0.01] + [0.002 * (1 + math.cos(math.pi * (k - 2) / 6)) for k in range(2, 8)]
     assert [line["learning_rate"] for line in logs(then)] == pytest.approx(expected, rel=1e-12)
-    assert {float(state["step"]) for state in trainer.optimiser.adamw.state.values()} == {8.0}  # moments went on
+    assert {float(state["step"]) for state in trainer.build().optimiser.adamw.state.values()} == {
+        8.0
+    }  # moments went on
     assert told_of(then) == [
         (2, "run.iterations", 6, 8),
         (2, RATE, 0.01, 0.004),
@@ -63,18 +66,15 @@ def test_a_change_holds_from_there_on_as_if_the_optimiser_had_been_told(make_con
     resumed = Trainer(then, registry)
     resumed.train(resume=True)
 
-    one = Trainer(make_config(run={"name": "one"}, evaluation={"every": 0}), registry)
-    iterate, done = one._iterate, [0]
+    class Turning(Callback):
+        def on_iteration_start(self, iteration: int) -> None:
+            if iteration == 2:
+                optimiser = one.build().optimiser
+                optimiser.section = then.optimiser
+                for group in optimiser.adamw.param_groups:
+                    group["weight_decay"] = 0.1
 
-    def turning(info: Any) -> Any:
-        if done[0] == 2:
-            one.optimiser.section = then.optimiser
-            for group in one.optimiser.adamw.param_groups:
-                group["weight_decay"] = 0.1
-        done[0] += 1
-        return iterate(info)
-
-    one._iterate = turning  # type: ignore[method-assign]
+    one = Trainer(make_config(run={"name": "one"}, evaluation={"every": 0}), registry, callbacks=[Turning()])
     one.train()
     assert [line["change_norm"] for line in logs(then)] == [line["change_norm"] for line in logs(one.config)]
 
@@ -168,16 +168,16 @@ def test_what_a_new_measure_says_is_not_compared_with_the_old_one(make_config: M
     )  # fmt: skip
     trainer = Trainer(then, registry)
     trainer.train(resume=True, max_iterations=1)
-    assert trainer.ended_by is None
-    assert trainer.best is not None
-    assert trainer.best[0] == 3
-    assert trainer.best[1] < 0.011
+    assert trainer.state.ended_by is None
+    assert trainer.state.best is not None
+    assert trainer.state.best[0] == 3
+    assert trainer.state.best[1] < 0.011
     again = Trainer(then, registry)
     again.train(resume=True)
     scores = {e["iteration"]: e["value"] for e in logs(then, "evaluations.jsonl") if e["role"] == "target"}
     best = max((i for i in scores if i > 2), key=scores.__getitem__)
-    assert again.best == (best, scores[best])
-    assert {e["iteration"] for e in again._evaluations_after(again._otherwise)} == {3, 4, 5}
+    assert again.state.best == (best, scores[best])
+    assert {e["iteration"] for e in again.state.evaluations_after(again.state.otherwise)} == {3, 4, 5}
 
 
 def test_the_best_of_the_old_measure_is_kept_until_there_is_one_of_the_new(
@@ -190,9 +190,9 @@ def test_the_best_of_the_old_measure_is_kept_until_there_is_one_of_the_new(
     )
     trainer = Trainer(config, registry)
     trainer.train(resume=True, max_iterations=1)
-    assert trainer.best is not None
+    assert trainer.state.best is not None
     kept = {int(path.name) for path in (run_path(config) / "checkpoints").iterdir()}
-    assert kept == {3, trainer.best[0]}
+    assert kept == {3, trainer.state.best[0]}
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_auto_begins_goes_on_and_ends(make_config: Make, registry: Registry) -> 
     for _ in range(3):
         trainer = Trainer(config, registry)
         assert trainer.train(resume="auto", max_iterations=2) == "finished"
-    assert trainer.had_ended
+    assert trainer.state.had_ended
     assert [line["iteration"] for line in logs(config)] == [1, 2, 3, 4]
 
 
@@ -251,9 +251,9 @@ def test_auto_sets_the_logs_of_a_run_aside_that_saved_nothing(make_config: Make,
             checkpoint.rename(path / f"{checkpoint.name}-{number}")  # it was killed before it saved
         before = (path / "metrics.jsonl").read_bytes()
         notes: list[str] = []
-        trainer = Trainer(config, registry)
-        trainer.progress.warn = notes.append  # type: ignore[method-assign]
-        trainer.train(resume="auto", max_iterations=1)
+        watcher = Callback()
+        watcher.on_warning = notes.append  # type: ignore[method-assign]
+        Trainer(config, registry, callbacks=[watcher]).train(resume="auto", max_iterations=1)
         assert [note for note in notes if "before-" in note] == [
             "the run before was killed before its first checkpoint; its logs are in "
             f"{path / f'before-{number}'}, and it starts over"

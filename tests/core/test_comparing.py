@@ -18,8 +18,10 @@ from dgpo_core.distributed.processes import Processes, shares
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.scoring import Reward, Scorer, checked_group, merged
-from dgpo_core.training.trainer import Trainer
+from dgpo_core.training.reward_calls import Reward, checked_group
+from dgpo_core.training.scored import merged
+from dgpo_core.training.scoring import Scorer
+from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Prompt, SampleKey, Scores
 from dgpo_kit.toy import WinRate, WinRateOptions, run_data
 from dgpo_schemas.run import RunConfig
@@ -318,10 +320,10 @@ def test_a_run_is_the_same_at_any_micro_batch(tmp_path: Path, registry: Registry
         )  # fmt: skip
         trainer = Trainer(made, registry)
         trainer.train()
-        records = [json.loads(line) for line in (trainer.directory.path / "metrics.jsonl").read_text().splitlines()]
-        scores = (trainer.directory.path / "scores" / "000001.json").read_text()
+        records = [json.loads(line) for line in (run_path(made) / "metrics.jsonl").read_text().splitlines()]
+        scores = (run_path(made) / "scores" / "000001.json").read_text()
         assert records[0]["rewards"]["win-rate"]["std"] > 0.1
-        found.append((records[0]["rewards"], scores, dict(trainer.engine.policy.parameters)))
+        found.append((records[0]["rewards"], scores, dict(trainer.build().policy.parameters)))
     for rewards, scores, weights in found[1:]:
         assert (rewards, scores) == found[0][:2]
         assert all((weights[name] - first).abs().max() < 1e-9 for name, first in found[0][2].items())

@@ -17,10 +17,13 @@ from dgpo_core.contracts import RewardModel
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.engine import Engine
-from dgpo_core.training.evaluation import Evaluation, Finer, evaluate, interval
+from dgpo_core.training.engine import build_engine
+from dgpo_core.training.evaluation import Evaluation, Evaluator, Finer
+from dgpo_core.training.evaluation_records import interval
+from dgpo_core.training.reward_building import evaluation_scorer
+from dgpo_core.training.reward_calls import Reward
 from dgpo_core.training.rollout import Roller
-from dgpo_core.training.scoring import Reward, Scorer
+from dgpo_core.training.scoring import Scorer
 from dgpo_core.types import Prompt, Rollout, Schedule, Scores
 from dgpo_kit.given import prompts_of
 from dgpo_schemas.metrics import EvaluationRecord
@@ -114,6 +117,7 @@ def run(
     members: int = 1,
     micro_batch: int = 3,
     group_by: str | None = "tag",
+    pictures: int = 0,
     **keywords: Any,
 ) -> Evaluation:
     prompts = [Prompt(f"prompt {i}", {} if tag is None else {"tag": tag}) for i, tag in enumerate(tags)]
@@ -123,10 +127,11 @@ def run(
         else Scorer([Reward(label, 1.0, Table(values, group_by)) for label, values in tables.items()])
     )
     try:
-        return evaluate(
-            cast(Roller, Numbered(micro_batch)), scorer, prompts,
-            members=members, draws=Draws(0), view="slow", iteration=7, **keywords,
+        evaluator = Evaluator(
+            roller=cast(Roller, Numbered(micro_batch)), scorer=scorer, prompts=prompts, members=members,
+            draws=Draws(0), pictures=pictures,
         )  # fmt: skip
+        return evaluator.evaluate("slow", 7, **keywords)
     finally:
         if scorer is not tables:
             scorer.close()
@@ -306,13 +311,13 @@ STEPS = ("step_disagreement", "finer_sharpness")
 
 def of_steps(config: RunConfig, registry: Registry, finer: bool = True) -> dict[str, EvaluationRecord]:
     """Statistics of the toy's held-out prompts, evaluated as the run file says."""
-    engine = Engine(config, registry)
+    engine = build_engine(config, registry)
+    prompts = engine.load_prompts("heldout")
     try:
-        found = evaluate(
-            engine.evaluation_roller(), engine.evaluation_scorer, engine.heldout_prompts,
-            members=config.evaluation.samples_per_prompt, draws=Draws(5), view="slow", iteration=2,
-            finer=Finer.of(engine) if finer else None,
-        )  # fmt: skip
+        found = Evaluator(
+            roller=engine.evaluation_roller(), scorer=evaluation_scorer(engine, prompts), prompts=prompts,
+            members=config.evaluation.samples_per_prompt, draws=Draws(5), finer=Finer.of(engine) if finer else None,
+        ).evaluate("slow", 2)  # fmt: skip
     finally:
         engine.close()
     return statistics(found)
@@ -320,11 +325,12 @@ def of_steps(config: RunConfig, registry: Registry, finer: bool = True) -> dict[
 
 def by_hand(config: RunConfig, registry: Registry, prompts: Sequence[int], fine: int) -> tuple[list[float], ...]:
     """(disagreement, sharpness) of the first sample of each prompt, drawn one by one; in float64."""
-    engine = Engine(config, registry)
+    engine = build_engine(config, registry)
+    heldout = engine.load_prompts("heldout")
     velocity, backbone = engine.policy.velocity, engine.backbone
     disagreements, sharpnesses = [], []
     for p in prompts:
-        rows = backbone.encode(prompts_of([engine.heldout_prompts[p].text]))
+        rows = backbone.encode(prompts_of([heldout[p].text]))
         media = []
         for steps in (config.evaluation.steps or config.rollout.steps, fine):
             x = Draws(5).at(p, 0, "noise").normal((1, 2, 4, 4))
@@ -402,7 +408,8 @@ def test_the_finer_samples_can_be_interrupted(make_config: Make, registry: Regis
         pass
 
     config = make_config(rollout={"micro_batch": 2}, evaluation={"prompts": 4, "finer": {"steps": 9}})
-    engine = Engine(config, registry)
+    engine = build_engine(config, registry)
+    prompts = engine.load_prompts("heldout")
     calls = []
 
     def interrupt() -> None:
@@ -411,8 +418,8 @@ def test_the_finer_samples_can_be_interrupted(make_config: Make, registry: Regis
             raise Stop
 
     with pytest.raises(Stop):
-        evaluate(
-            engine.evaluation_roller(), engine.evaluation_scorer, engine.heldout_prompts, members=1, draws=Draws(5),
-            view="slow", iteration=0, finer=Finer.of(engine), interrupt=interrupt,
-        )  # fmt: skip
+        Evaluator(
+            roller=engine.evaluation_roller(), scorer=evaluation_scorer(engine, prompts), prompts=prompts,
+            members=1, draws=Draws(5), finer=Finer.of(engine),
+        ).evaluate("slow", 0, interrupt=interrupt)  # fmt: skip
     engine.close()

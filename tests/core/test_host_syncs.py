@@ -25,7 +25,7 @@ from dgpo_core.training.guards import media_statistics
 from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.policy import ConditioningCache, Policy
 from dgpo_core.training.rollout import Roller
-from dgpo_core.training.scoring import _thumbnails
+from dgpo_core.training.scored import thumbnails
 from dgpo_core.types import Prompt, TrainingBatch
 from dgpo_schemas.base import Options, UseBlock
 from dgpo_schemas.run import RunConfig
@@ -92,7 +92,7 @@ def test_rolling_out_and_decoding(sampler: str, view: Any, guidance: float, sett
     for rollout in roller.roll_out(PROMPTS, MEMBERS, Draws(0), view):
         media = policy.backbone.decode(rollout.x0)
         assert media.device.type == "meta"
-        _thumbnails(media)
+        thumbnails(media)
         media_statistics(media)
         drawn += len(media)
     assert drawn == len(PROMPTS) * MEMBERS

@@ -15,7 +15,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.lora import LoraAdapter
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.engine import Engine
+from dgpo_core.training.engine import Engine, build_engine
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Conditioning
 from dgpo_kit.contracts import check_backbone
@@ -103,25 +103,25 @@ def test_a_resumed_run_is_the_run_that_was_not_killed(make_config: Make, known: 
 def test_every_view_of_it(make_config: Make, known: Registry) -> None:
     """Off it is the untouched network, bit for bit, and the run trains nothing else."""
     trainer = Trainer(make_config(backbone=PLAIN), known)
-    base = {name: p.clone() for name, p in trainer.engine.backbone.module.named_parameters() if "lora" not in name}
-    start = velocity(trainer.engine)
+    base = {name: p.clone() for name, p in trainer.build().backbone.module.named_parameters() if "lora" not in name}
+    start = velocity(trainer.build())
     trainer.train()
-    moved = velocity(trainer.engine)
+    moved = velocity(trainer.build())
     assert not torch.equal(moved, start)
-    with trainer.engine.policy.view("base"):
-        assert torch.equal(velocity(trainer.engine), start)
-    with trainer.engine.policy.view("policy", merged=True):
-        torch.testing.assert_close(velocity(trainer.engine), moved, atol=1e-6, rtol=0)
-    after = dict(trainer.engine.backbone.module.named_parameters())
+    with trainer.build().policy.view("base"):
+        assert torch.equal(velocity(trainer.build()), start)
+    with trainer.build().policy.view("policy", merged=True):
+        torch.testing.assert_close(velocity(trainer.build()), moved, atol=1e-6, rtol=0)
+    after = dict(trainer.build().backbone.module.named_parameters())
     assert all(torch.equal(after[name], p) for name, p in base.items())
 
 
 def test_every_weight_of_it(known: Registry, tmp_path: Path) -> None:
     """There is no adapter; the weights are written by their names, and their base is the engine's copy."""
     trainer = Trainer(run_of(tmp_path, "plain", "full"), known)
-    start = velocity(trainer.engine)
+    start = velocity(trainer.build())
     trainer.train()
-    backbone = trainer.engine.backbone
+    backbone = trainer.build().backbone
     assert backbone.adapter is None
     for _ in range(2):
         backbone.save_weights(tmp_path / "new" / "weights")
@@ -130,8 +130,8 @@ def test_every_weight_of_it(known: Registry, tmp_path: Path) -> None:
     assert list(backbone.trainable()) == list(trained)
     assert written.keys() == trained.keys()
     assert all(torch.equal(written[name], p) for name, p in trained.items())
-    with trainer.engine.policy.view("base"):
-        assert torch.equal(velocity(trainer.engine), start)
+    with trainer.build().policy.view("base"):
+        assert torch.equal(velocity(trainer.build()), start)
 
 
 @pytest.mark.parametrize(
@@ -153,4 +153,4 @@ def test_a_model_that_trains_something_else(
 def test_an_adapter_that_cannot_merge(make_config: Make, known: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LoraAdapter, "merged", Adapter.merged)
     with pytest.raises(UserError, match=r"rollout\.merge_adapter: backbone: plain cannot merge its adapter"):
-        Engine(make_config(backbone=PLAIN, rollout={"merge_adapter": True}), known).roller()
+        build_engine(make_config(backbone=PLAIN, rollout={"merge_adapter": True}), known).roller()

@@ -12,8 +12,8 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.checkpoint import load
+from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.memory import OutOfMemory, TooLittleMemoryError, decoded, halving, in_parts
-from dgpo_core.training.progress import Silent
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Conditioning
 from dgpo_kit.toy import ToyBackbone
@@ -23,11 +23,11 @@ Make = Callable[..., RunConfig]
 DOUBLE = {"options": {"double": True}}
 
 
-class Notes(Silent):
+class Notes(Callback):
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.told.append(text)
 
 
@@ -74,7 +74,7 @@ def test_the_same_result_in_halves(
     Trainer(whole, registry).train()
     halved, notes = make_config(run={"name": "halved"}, **sections), Notes()
     room(**limits)
-    assert Trainer(halved, registry, progress=notes).train() == "finished"
+    assert Trainer(halved, registry, callbacks=[notes]).train() == "finished"
     found, wanted = weights(halved), weights(whole)
     assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-12
     said = [line for line in notes.told if "out of memory" in line]

@@ -18,7 +18,7 @@ from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.checkpoint import Checkpoint, load
 from dgpo_core.storage.description import read_config, read_record
-from dgpo_core.training.progress import Silent
+from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_kit.toy import ToyBackbone, ToyOptions, run_data
 from dgpo_schemas.base import Options
@@ -53,11 +53,11 @@ class _Plugin:
         return [Part("of-file", "Toy prompts", "dgpo_kit.toy:ToyPrompts", FileOptions)]
 
 
-class Notes(Silent):
+class Notes(Callback):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.said.append(text)
 
 
@@ -90,7 +90,7 @@ def config(base: Path, make_config: Make) -> RunConfig:
 
 def train(config: RunConfig, registry: Registry, **keywords: Any) -> list[str]:
     progress = Notes()
-    Trainer(config, registry, progress=progress).train(**keywords)
+    Trainer(config, registry, callbacks=[progress]).train(**keywords)
     return progress.said
 
 
@@ -270,7 +270,7 @@ def test_the_seconds_trained_are_those_of_the_clock(logged: RunConfig, registry:
 
         def _restore(self, checkpoint: Checkpoint | None, *rest: Any) -> None:
             super()._restore(checkpoint, *rest)
-            self.restored = self.trained_seconds
+            self.restored = self.state.trained_seconds
 
     clock = load(run_path(logged) / "checkpoints/000003").clock
     lines = (run_path(logged) / "timings.jsonl").read_text().splitlines()
@@ -287,7 +287,7 @@ def test_an_evaluation_that_failed_after_its_checkpoint_is_vouched_for_once_it_i
         raise UserError("the lamp is broken")
 
     with monkeypatch.context() as patched:
-        patched.setattr("dgpo_core.training.trainer.evaluate", broken)
+        patched.setattr("dgpo_core.training.evaluation.Evaluator.evaluate", broken)
         with pytest.raises(UserError, match="lamp"):
             train(logged, registry, resume=True)
     newest = run_path(logged) / "checkpoints" / "000004"

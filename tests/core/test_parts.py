@@ -15,10 +15,11 @@ from torch import Tensor
 from dgpo_core.contracts import RewardModel
 from dgpo_core.draws import Draws
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.evaluation import _record
+from dgpo_core.training.evaluation_records import evaluation_record
 from dgpo_core.training.metrics import _statistics
+from dgpo_core.training.reward_calls import Reward, checked_score
+from dgpo_core.training.scored import ScoredSamples, reasons_of
 from dgpo_core.training.scores import part_values
-from dgpo_core.training.scoring import Reward, ScoredSamples, checked_score, reasons_of
 from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Prompt, Scores
 from dgpo_kit.toy import run_data
@@ -100,10 +101,12 @@ def test_evaluations_weigh_parts_as_they_weigh_scores() -> None:
     part = torch.tensor([[2.0, 4.0], [6.0, math.nan], [math.nan, math.nan]], dtype=torch.float64)
     prompts = [Prompt("a", {"tag": "x"}), Prompt("b", {"tag": "x"}), Prompt("c", {"tag": "y"})]
     common: Any = {"prompts": prompts, "draws": Draws(0), "iteration": 0, "view": "slow", "group_by": "tag"}
-    found = _record("r", "target", values, parts={"p": part, "q": 10 * values, "none": part * math.nan}, **common)
+    found = evaluation_record(
+        "r", "target", values, parts={"p": part, "q": 10 * values, "none": part * math.nan}, **common
+    )
     assert found.value == pytest.approx(((0.5 + 0.5) / 2 + 1.0) / 2)
     assert found.parts == {"p": pytest.approx((3.0 + 6.0) / 2), "q": pytest.approx(10 * found.value)}
-    assert "parts" not in _record("r", "target", values, **common).model_dump()
+    assert "parts" not in evaluation_record("r", "target", values, **common).model_dump()
     assert EvaluationRecord.model_validate(found.model_dump()) == found
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from dgpo_core.draws import Draws
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.engine import Engine
 from dgpo_core.training.policy import View
 from dgpo_core.training.probe import PolicyProbe
+from dgpo_core.training.run import Run
+from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Schedule
 from dgpo_kit.given import prompts_of
 from dgpo_kit.toy import SHAPE
@@ -27,26 +28,26 @@ SIGMAS = torch.tensor([0.05, 0.4, 1.0], dtype=torch.float64)
 
 
 @pytest.fixture
-def engine(make_config: Make, registry: Registry) -> Engine:
+def engine(make_config: Make, registry: Registry) -> Run:
     """The toy in float64, every view with weights of its own; six prompts, samples in micro-batches of 4."""
-    made = Engine(
+    made = Trainer(
         make_config(
             backbone={"options": {"double": True}},
             rollout={"guidance": 2.5, "steps": 3, "shift": 3.0, "micro_batch": 4},
         ),
         registry,
-    )
+    ).build()
     generator = torch.Generator().manual_seed(1)
     for name, tensor in made.policy.state().items():
         tensor += (1 + len(name)) * 0.02 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
     return made
 
 
-def probe(engine: Engine, view: View = "policy", micro_batch: int | None = None) -> PolicyProbe:
+def probe(engine: Run, view: View = "policy", micro_batch: int | None = None) -> PolicyProbe:
     return engine.probe(engine.roller(micro_batch=micro_batch), view)
 
 
-def velocity(engine: Engine, view: View, x: Array, sigma: float, text: str) -> Array:
+def velocity(engine: Run, view: View, x: Array, sigma: float, text: str) -> Array:
     """Of one sample: a hidden layer of tanh, each layer with its adapter unless the view is the base."""
     fixed = {name: p.detach().numpy() for name, p in engine.backbone.module.named_parameters() if "base" in name}
     trained = {name: t.numpy() for name, t in engine.policy.state().items()}
@@ -62,13 +63,13 @@ def velocity(engine: Engine, view: View, x: Array, sigma: float, text: str) -> A
     return layer(2, np.tanh(layer(0, np.concatenate([x.ravel(), [sigma], c])))).reshape(x.shape)
 
 
-def texts_of(engine: Engine) -> list[str]:
+def texts_of(engine: Run) -> list[str]:
     """Of the first six samples."""
     order = Draws(3).at("probe", "prompts").permutation(6).tolist()
     return [engine.train_prompts[i].text for i in order]
 
 
-def x0_by_hand(engine: Engine, view: View, i: int, steps: int) -> Array:
+def x0_by_hand(engine: Run, view: View, i: int, steps: int) -> Array:
     """Euler steps of the guided flow from the noise of sample i."""
     x = Draws(3).at("probe", "samples", i, 0, "noise").normal(SHAPE).double().numpy()
     sigmas = engine.sampler.sigmas(steps, Schedule(3.0)).tolist()
@@ -80,7 +81,7 @@ def x0_by_hand(engine: Engine, view: View, i: int, steps: int) -> Array:
 
 @pytest.mark.parametrize("view", ["policy", "old"])
 @pytest.mark.parametrize("refine", [1, 4])
-def test_samples_are_rollouts_of_the_same_noise_in_more_steps(engine: Engine, view: View, refine: int) -> None:
+def test_samples_are_rollouts_of_the_same_noise_in_more_steps(engine: Run, view: View, refine: int) -> None:
     found = probe(engine, view).samples(7, refine=refine)
     assert found.shape == (7, *SHAPE)
     for i in range(7):
@@ -88,7 +89,7 @@ def test_samples_are_rollouts_of_the_same_noise_in_more_steps(engine: Engine, vi
         np.testing.assert_allclose(found[i].numpy(), expected, atol=1e-6)  # the sampler's times are float32
 
 
-def test_samples_do_not_depend_on_their_number_or_the_micro_batch(engine: Engine) -> None:
+def test_samples_do_not_depend_on_their_number_or_the_micro_batch(engine: Run) -> None:
     whole = probe(engine, micro_batch=100).samples(7, refine=2)
     for micro_batch in (1, 3):
         torch.testing.assert_close(
@@ -96,7 +97,7 @@ def test_samples_do_not_depend_on_their_number_or_the_micro_batch(engine: Engine
         )
 
 
-def test_every_measurement_has_the_same_noise_and_prompts(engine: Engine) -> None:
+def test_every_measurement_has_the_same_noise_and_prompts(engine: Run) -> None:
     """Whatever was drawn before, so that what changes is the model."""
     first = probe(engine).samples(4)
     torch.manual_seed(5)
@@ -110,7 +111,7 @@ def test_every_measurement_has_the_same_noise_and_prompts(engine: Engine) -> Non
 
 @pytest.mark.parametrize("view", ["policy", "old"])
 @pytest.mark.parametrize("micro_batch", [1, 3, 100])
-def test_errors_are_those_of_a_loop_in_float64(engine: Engine, view: View, micro_batch: int) -> None:
+def test_errors_are_those_of_a_loop_in_float64(engine: Run, view: View, micro_batch: int) -> None:
     """Of the unguided model, as it is trained; one noise a sample for every time."""
     x0 = torch.randn(7, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     found = probe(engine, view, micro_batch).errors(x0, SIGMAS)
@@ -129,7 +130,7 @@ def test_errors_are_those_of_a_loop_in_float64(engine: Engine, view: View, micro
 
 
 def test_errors_of_single_precision_are_counted_in_double(make_config: Make, registry: Registry) -> None:
-    single = Engine(make_config(), registry)
+    single = Trainer(make_config(), registry).build()
     x0 = probe(single).samples(2)
     assert x0.dtype == torch.float32
     policy, base = probe(single).errors(x0, SIGMAS)
@@ -142,7 +143,7 @@ def test_prompts_are_in_an_order_of_their_own(make_config: Make, registry: Regis
     orders = []
     for seed in (3, 4):
         config = make_config(run={"seed": seed}, prompts={"train": {"use": "toy", "options": {"count": 40}}})
-        engine = Engine(config, registry)
+        engine = Trainer(config, registry).build()
         order = [prompt.text for prompt in probe(engine).prompts]
         assert sorted(order) == sorted(p.text for p in engine.train_prompts)
         assert order == [engine.train_prompts[i].text for i in Draws(seed).at("probe", "prompts").permutation(40)]
@@ -150,7 +151,7 @@ def test_prompts_are_in_an_order_of_their_own(make_config: Make, registry: Regis
     assert orders[0] != orders[1]
 
 
-def test_the_models_view_and_gradients_are_as_they_were(engine: Engine) -> None:
+def test_the_models_view_and_gradients_are_as_they_were(engine: Run) -> None:
     weights = {name: p.data_ptr() for name, p in engine.policy.parameters.items()}
     for view in ("policy", "old"):
         seen = probe(engine, view)
@@ -162,7 +163,7 @@ def test_the_models_view_and_gradients_are_as_they_were(engine: Engine) -> None:
     assert all(p.requires_grad and p.grad is None for p in engine.policy.parameters.values())
 
 
-def test_the_view_is_restored_where_the_model_fails(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_view_is_restored_where_the_model_fails(engine: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = probe(engine, "old")
     x0: Tensor = seen.samples(2)
     with monkeypatch.context() as patched:
@@ -176,7 +177,7 @@ def test_the_view_is_restored_where_the_model_fails(engine: Engine, monkeypatch:
     seen.errors(x0, SIGMAS)
 
 
-def test_errors_have_the_models_weight(engine: Engine) -> None:
+def test_errors_have_the_models_weight(engine: Run) -> None:
     x0 = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     plain = probe(engine).errors(x0, SIGMAS)
     engine.backbone.loss_weight = lambda sigma: (2 - sigma).square()  # type: ignore[method-assign]

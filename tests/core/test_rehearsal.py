@@ -19,6 +19,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.adamw import make_adamw
+from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.memory import TooLittleMemoryError
 from dgpo_core.training.rehearsal import rehearse, rehearse_training
 from dgpo_core.training.trainer import Trainer
@@ -59,8 +60,8 @@ def with_objectives(registry: Registry) -> Registry:
 
 
 def states(trainer: Trainer) -> dict[str, Tensor]:
-    found = {name: tensor.clone() for name, tensor in trainer.engine.policy.state().items()}
-    return found | {f"base/{i}": t.clone() for i, t in enumerate(trainer.engine.policy._weights.get("base", []))}
+    found = {name: tensor.clone() for name, tensor in trainer.build().policy.state().items()}
+    return found | {f"base/{i}": t.clone() for i, t in enumerate(trainer.build().policy._weights.get("base", []))}
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -81,7 +82,7 @@ def test_everything_is_as_before_and_training_gives_the_same_bits(
         trainer.build()
         if rehearsed:
             before, generators = states(trainer), (torch.get_rng_state(), random.getstate(), np.random.get_state())
-            found = rehearse_training(trainer)
+            found = rehearse_training(trainer.build())
             assert found["peak memory, roll-out"].endswith(" GiB on cpu, 5 samples at once")
             assert found["peak memory, update"].endswith(" GiB on cpu, micro-batches of 6")
             after = states(trainer)
@@ -90,9 +91,9 @@ def test_everything_is_as_before_and_training_gives_the_same_bits(
             assert torch.equal(torch.get_rng_state(), generators[0])
             assert random.getstate() == generators[1]
             assert repr(np.random.get_state()) == repr(generators[2])
-            assert trainer.optimiser.updates == trainer.engine.policy._updates == 0
-            assert not trainer.optimiser.state()
-            assert all(p.grad is None for p in trainer.engine.policy.parameters.values())
+            assert trainer.build().optimiser.updates == trainer.build().policy._updates == 0
+            assert not trainer.build().optimiser.state()
+            assert all(p.grad is None for p in trainer.build().policy.parameters.values())
         trainer.train()
         return states(trainer)
 
@@ -117,10 +118,10 @@ def test_the_update_is_one_of_training(make_config: Make, registry: Registry, mo
         moved.append(any(not torch.equal(before[n], t) for n, t in states(trainer).items()))
         return average(self, len(moved))
 
-    average = type(trainer.engine.policy).update_averages
+    average = type(trainer.build().policy).update_averages
     monkeypatch.setattr(ToyBackbone, "velocity", watched)
-    monkeypatch.setattr(type(trainer.engine.policy), "update_averages", lambda self, update: restoring(self))
-    rehearse_training(trainer)
+    monkeypatch.setattr(type(trainer.build().policy), "update_averages", lambda self, update: restoring(self))
+    rehearse_training(trainer.build())
     assert moved == [True]
     assert [size for size, gradient in sizes if gradient] == [8, 8]  # at two times
     assert max(size for size, gradient in sizes if not gradient) == 16  # the roll-out, at once
@@ -148,25 +149,22 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(ToyBackbone, "velocity", limited)
 
 
-class Told:
-    """A progress that remembers its warnings."""
+class Told(Callback):
+    """Remembers warnings."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
-    def warn(self, text: str) -> None:
+    def on_warning(self, text: str) -> None:
         self.warnings.append(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments, **keywords: None
 
 
 def test_a_micro_batch_that_does_not_fit_is_named_with_what_does(
     make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short_of_memory(monkeypatch, 3)
-    told: Any = Told()
-    found = rehearse(Trainer(make_config(optimiser={"micro_batch": 8}), registry, progress=told))
+    told = Told()
+    found = rehearse(Trainer(make_config(optimiser={"micro_batch": 8}), registry, callbacks=[told]))
     assert found["peak memory, update"].endswith("micro-batches of 2")
     assert told.warnings == [
         "warning: optimiser.micro_batch: the device's memory does not hold 8 samples; 2 fitted: set "
@@ -207,9 +205,9 @@ def test_a_roll_out_that_does_not_fit(make_config: Make, registry: Registry, mon
 
     trainer = Trainer(make_config(rollout={"micro_batch": 6}), registry)
     trainer.build()
-    monkeypatch.setattr(trainer.roller, "_micro_batch", full)
+    monkeypatch.setattr(trainer.build().training_roller, "_micro_batch", full)
     with pytest.raises(TooLittleMemoryError, match=r"rollout\.micro_batch: .* with a single sample"):
-        rehearse_training(trainer)
+        rehearse_training(trainer.build())
 
 
 def test_rewards_that_compare_are_shown_whole_groups(
@@ -234,7 +232,7 @@ def test_rewards_that_compare_are_shown_whole_groups(
         trainer = Trainer(config, registry)
         trainer.build()
         shown.clear()
-        found = rehearse_training(trainer)
+        found = rehearse_training(trainer.build())
         assert shown == [(members, members)] * groups
         assert found["peak memory, scoring"].endswith(f" GiB on cpu, {micro_batch} samples at once")
-        trainer.engine.close()
+        trainer.close()

@@ -12,7 +12,7 @@ from dgpo_core.contracts import Adapter
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.engine import Engine
+from dgpo_core.training.engine import Engine, build_engine
 from dgpo_core.training.policy import View
 from dgpo_core.types import Prompt
 from dgpo_kit.toy import ToyAdapter
@@ -24,12 +24,12 @@ Make = Callable[..., RunConfig]
 
 @pytest.fixture
 def engine(make_config: Make, registry: Registry) -> Engine:
-    return Engine(make_config(backbone={"options": {"double": True}}), registry)
+    return build_engine(make_config(backbone={"options": {"double": True}}), registry)
 
 
 def drawn(engine: Engine, prompts: list[int], members: int, micro_batch: int = 100, **places: list[int]) -> Tensor:
     """x0 of the train prompts of these numbers."""
-    chosen = [engine.train_prompts[i] for i in prompts]
+    chosen = [engine.load_prompts("train")[i] for i in prompts]
     roller = engine.roller(micro_batch=micro_batch)
     rollouts = list(roller.roll_out(chosen, members, Draws(8), "policy", **places))
     assert [r.samples[0] for r in rollouts] == list(range(0, len(prompts) * members, micro_batch))
@@ -57,13 +57,15 @@ def test_without_places_groups_are_numbered(engine: Engine) -> None:
 def test_merged_samples_are_the_same_up_to_rounding(make_config: Make, registry: Registry) -> None:
     """Of every view; the base has nothing to merge."""
     for train_more in ({}, {"rollout": {"merge_adapter": True}}):
-        engine = Engine(make_config(backbone={"options": {"double": True}}, **train_more), registry)
+        engine = build_engine(make_config(backbone={"options": {"double": True}}, **train_more), registry)
         with torch.no_grad():
             for i, (name, parameter) in enumerate(sorted(engine.policy.parameters.items())):
                 if "up" in name:
                     parameter += normal_rows([Draws(i)], tuple(parameter.shape), parameter.device)[0].double()
         found = {
-            view: torch.cat([r.x0 for r in engine.roller().roll_out(engine.train_prompts[:2], 2, Draws(8), view)])
+            view: torch.cat(
+                [r.x0 for r in engine.roller().roll_out(engine.load_prompts("train")[:2], 2, Draws(8), view)]
+            )
             for view in VIEWS
         }
         if not train_more:
@@ -76,7 +78,7 @@ def test_merged_samples_are_the_same_up_to_rounding(make_config: Make, registry:
 def test_a_backbone_that_cannot_merge(make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ToyAdapter, "merged", Adapter.merged)
     with pytest.raises(UserError, match=r"rollout\.merge_adapter: backbone: toy cannot merge its adapter"):
-        Engine(make_config(rollout={"merge_adapter": True}), registry).roller()
+        build_engine(make_config(rollout={"merge_adapter": True}), registry).roller()
 
 
 def test_nothing_to_merge(make_config: Make) -> None:
@@ -92,10 +94,10 @@ def test_prompts_of_samples_have_the_size_and_the_frames_a_second(
 ) -> None:
     registry.register(film, distribution="film")
     for backbone, fps in (("toy", None), ("film", 12.5)):
-        engine = Engine(make_config(backbone={"use": backbone}), registry)
-        (rollout,) = engine.roller().roll_out(engine.train_prompts[:2], 1, Draws(0), "policy")
+        engine = build_engine(make_config(backbone={"use": backbone}), registry)
+        (rollout,) = engine.roller().roll_out(engine.load_prompts("train")[:2], 1, Draws(0), "policy")
         assert [(prompt.size, prompt.fps) for prompt in rollout.prompts] == [((8, 8), fps)] * 2
-        assert [prompt.fps for prompt in engine.sized(engine.train_prompts[:2])] == [fps] * 2
+        assert [prompt.fps for prompt in engine.sized(engine.load_prompts("train")[:2])] == [fps] * 2
     own = Prompt("x", size=(4, 8), fps=30.0)
     assert own.sized((8, 8), 12.5) is own
     assert (Prompt("x", fps=30.0).sized((8, 8), 12.5).fps, Prompt("x", size=(4, 8)).sized((8, 8), 1.0).size) == (

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.training import lanes
-from dgpo_core.training.scoring import Reward, ScoredSamples, Scorer, checked_score
+from dgpo_core.training.reward_calls import Reward, checked_score
+from dgpo_core.training.scored import ScoredSamples
+from dgpo_core.training.scoring import Scorer
 from dgpo_core.types import Path, Prompt, Rollout, ScoredGroups, Scores
 from dgpo_schemas.sections.rewards import ScoringSection
 

@@ -19,7 +19,8 @@ from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.system.stopping import Interrupted, StopRequest
 from dgpo_core.training.memory import OutOfMemory
-from dgpo_core.training.scoring import Reward, Scorer, checked_score
+from dgpo_core.training.reward_calls import Reward, checked_score
+from dgpo_core.training.scoring import Scorer
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Prompt, Scores
 from dgpo_kit.toy import BrightnessReward

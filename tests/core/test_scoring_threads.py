@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.training import lanes
-from dgpo_core.training.scoring import Reward, Scorer, checked_score
+from dgpo_core.training.reward_calls import Reward, checked_score
+from dgpo_core.training.scoring import Scorer
 from dgpo_core.types import Prompt, Scores
 
 PROMPTS = [Prompt(f"picture {i}") for i in range(24)]

@@ -26,9 +26,9 @@ from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.media.conditions import condition_medium
 from dgpo_core.media.pictures import contact_sheet
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.engine import Engine
+from dgpo_core.training.engine import build_engine
 from dgpo_core.training.rehearsal import rehearse
-from dgpo_core.training.scoring import diversity
+from dgpo_core.training.scored import diversity
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_core.types import Path as SamplerPath
@@ -123,8 +123,9 @@ def test_a_bad_size_is_found_before_the_first_sample(make_config: Make, registry
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 100])
 def test_a_sample_is_what_it_would_be_alone(micro_batch: int, make_config: Make, registry: Registry) -> None:
     """Whatever is drawn beside it; the order stays, and a micro-batch holds one size."""
-    engine = Engine(make_config(**SEVERAL, **DOUBLE, rollout={"guidance": 2.0}), registry)
-    prompts, members = [*engine.train_prompts[:4], replace(engine.train_prompts[4], size=None)], 3
+    engine = build_engine(make_config(**SEVERAL, **DOUBLE, rollout={"guidance": 2.0}), registry)
+    loaded = engine.load_prompts("train")
+    prompts, members = [*loaded[:4], replace(loaded[4], size=None)], 3
     drawn = list(engine.roller(micro_batch=micro_batch).roll_out(prompts, members, Draws(8), "policy"))
     assert [i for r in drawn for i in r.samples] == list(range(15))
     for rollout in drawn:
@@ -305,8 +306,8 @@ def test_a_dry_run_tries_the_largest(make_config: Make, registry: Registry, monk
 
 
 def test_a_probe_is_of_the_usual_size(make_config: Make, registry: Registry) -> None:
-    engine = Engine(make_config(**SEVERAL), registry)
-    assert engine.probe(engine.roller(), "policy").samples(5).shape == (5, 2, 8, 4)
+    run = Trainer(make_config(**SEVERAL), registry).build()
+    assert run.probe(run.training_roller, "policy").samples(5).shape == (5, 2, 8, 4)
 
 
 def test_paths_of_different_times_cannot_be_mixed() -> None:

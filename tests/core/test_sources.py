@@ -21,16 +21,19 @@ from dgpo_core.contracts import RewardModel
 from dgpo_core.data.prompts import digest, some_of_each
 from dgpo_core.data.sources import Source, cut_to_shares, of_sources, whole_weights
 from dgpo_core.data.sources import turns as turns_of
-from dgpo_core.distributed.comparing import Layout
+from dgpo_core.distributed.comparing import NOT_FINITE, Layout
 from dgpo_core.distributed.processes import Processes
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.flow.groups import advantages, weigh
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.engine import Engine
-from dgpo_core.training.evaluation import _record
+from dgpo_core.training.engine import build_engine
+from dgpo_core.training.evaluation_records import evaluation_record
 from dgpo_core.training.rehearsal import rehearse
-from dgpo_core.training.scoring import NOT_FINITE, Reward, Scorer, missing_beyond, not_finite
+from dgpo_core.training.reward_building import evaluation_scorer
+from dgpo_core.training.reward_calls import Reward
+from dgpo_core.training.scored import missing_beyond, not_finite
+from dgpo_core.training.scoring import Scorer
 from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Prompt, ScoredGroups, Scores
 from dgpo_kit.toy import WinRate, WinRateOptions, run_data
@@ -259,12 +262,12 @@ def test_advantages_are_within_a_source(std: str) -> None:
 def test_evaluation_records_tell_the_sources() -> None:
     values = torch.tensor([[0.0, 1.0], [0.25, 0.25], [1.0, 1.0], [0.5, torch.nan]], dtype=torch.float64)
     common: Any = {"draws": Draws(0), "iteration": 0, "view": "slow"}
-    found = _record("r", "target", values, prompts=PROMPTS, **common)
+    found = evaluation_record("r", "target", values, prompts=PROMPTS, **common)
     assert {name: (one.value, one.n) for name, one in found.sources.items()} == {
         "x": (0.75, 2), "y": (0.25, 1), "z": (0.5, 1),
     }  # fmt: skip
     assert found.value == pytest.approx((0.5 + 0.25 + 1.0 + 0.5) / 4)
-    plain = _record("r", "target", values, prompts=[Prompt(p.text) for p in PROMPTS], **common)
+    plain = evaluation_record("r", "target", values, prompts=[Prompt(p.text) for p in PROMPTS], **common)
     assert "sources" not in plain.model_dump()
     assert (plain.low, plain.high) == (found.low, found.high)
 
@@ -375,7 +378,7 @@ def test_a_list_of_one_is_the_run_without_a_list(tmp_path: Path, registry: Regis
         made["evaluation"] |= {"every": 0, "at_start": False}
         trainer = Trainer(RunConfig.model_validate(made), registry)
         trainer.train()
-        found.append({key: value.detach().clone() for key, value in trainer.engine.policy.parameters.items()})
+        found.append({key: value.detach().clone() for key, value in trainer.build().policy.parameters.items()})
     assert all(found[0][key].equal(found[1][key]) for key in found[0])
 
 
@@ -390,8 +393,8 @@ def test_the_table_of_an_evaluation_has_a_row_for_each_source() -> None:
     values = torch.tensor([[0.0, 1.0], [0.25, 0.25], [1.0, 1.0], [0.5, torch.nan]], dtype=torch.float64)
     common: Any = {"draws": Draws(0), "iteration": 0, "view": "slow"}
     records = [
-        _record("all", "target", values, prompts=PROMPTS, **common),
-        _record("some", "target", values[:2], prompts=PROMPTS[:2], **common),
+        evaluation_record("all", "target", values, prompts=PROMPTS, **common),
+        evaluation_record("some", "target", values[:2], prompts=PROMPTS[:2], **common),
     ]
     console = Console(width=120, record=True, file=StringIO())
     print_evaluation(console, records)
@@ -404,8 +407,8 @@ def test_the_table_of_an_evaluation_has_a_row_for_each_source() -> None:
 
 def test_prompts_of_no_source_are_asked_for_all_rewards(tmp_path: Path, registry: Registry) -> None:
     """Those of `dgpo evaluate --prompts`."""
-    engine = Engine(RunConfig.model_validate(data(tmp_path)), registry)
-    scorer = engine.make_evaluation_scorer([Prompt("x", {"tag": "even"})])
+    engine = build_engine(RunConfig.model_validate(data(tmp_path)), registry)
+    scorer = evaluation_scorer(engine, [Prompt("x", {"tag": "even"})])
     assert all(reward.asks(Prompt("x")) for reward in scorer.rewards)
     assert [reward.asks(Prompt("x", source="few")) for reward in scorer.rewards] == [True, False]
     engine.close()

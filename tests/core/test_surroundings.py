@@ -20,7 +20,8 @@ from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.plugins.surroundings import RESTORE, Guard, changes, process_state, put_back, thread_state
-from dgpo_core.training.scoring import Reward, Scorer
+from dgpo_core.training.reward_calls import Reward
+from dgpo_core.training.scoring import Scorer
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Prompt, Scores
 from dgpo_kit.toy import BrightnessOptions, BrightnessReward

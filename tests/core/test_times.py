@@ -15,7 +15,7 @@ from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import only_one
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.engine import Engine
+from dgpo_core.training.engine import build_engine
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Schedule
 from dgpo_kit.given import prompts_of
@@ -56,7 +56,7 @@ def test_auto_is_the_models_shift_and_a_number_takes_its_place(own: Any, make_co
     own(schedule=lambda steps: Schedule(2.0 + steps, "even"))
     for shift, expected, shown in (("auto", 5.0, "5 (the model's own)"), (2.0, 2.0, "2")):
         config = make_config(rollout={"steps": 3, "shift": shift}, timesteps={"t_min": "shift(0.3)"})
-        engine = Engine(config, registry)
+        engine = Trainer(config, registry).build()
         sigmas = [expected * s / (1 + (expected - 1) * s) for s in (1, 2 / 3, 1 / 3)]
         assert engine.training_sigmas.tolist() == pytest.approx([*sigmas, 0.0])
         assert engine.times.training_range == pytest.approx((expected * 0.3 / (1 + (expected - 1) * 0.3), 1.0))
@@ -79,7 +79,7 @@ def test_a_run_says_which_times_it_had(own: Any, make_config: Make, registry: Re
 def test_samples_begin_at_the_models_start(own: Any, make_config: Make, registry: Registry) -> None:
     def first(scale: float) -> torch.Tensor:
         own(start=lambda sigma: scale * sigma)
-        engine = Engine(make_config(), registry)
+        engine = build_engine(make_config(), registry)
         drawn = next(engine.roller().roll_out(prompts_of(["a"], (8, 8)), 2, Draws(0), "base", keep_path=True))
         assert drawn.path is not None
         return drawn.path.states[0]
@@ -92,8 +92,8 @@ def test_samples_begin_at_the_models_start(own: Any, make_config: Make, registry
 def test_a_noise_prediction_model_trains_within_its_range(own: Any, make_config: Make, registry: Registry) -> None:
     noise_model(own)
     trainer = Trainer(make_config(rollout={"shift": "auto"}, timesteps={"t_min": 0.1}), registry)
-    assert trainer.engine.times.training_range == (0.1, HIGH)
-    assert trainer.engine.training_sigmas[0] == 0.92
+    assert trainer.build().times.training_range == (0.1, HIGH)
+    assert trainer.build().training_sigmas[0] == 0.92
     trainer.train(max_iterations=1)
     (line,) = (run_path(trainer.config) / "metrics.jsonl").read_text().splitlines()
     assert 0.1 <= json.loads(line)["t_min"] < json.loads(line)["t_max"] <= HIGH
@@ -140,12 +140,12 @@ def test_times_that_the_model_does_not_know(
 
 def test_fewer_steps_are_named_where_they_help(own: Any, make_config: Make, registry: Registry) -> None:
     own(sigma_range=(0.1, 1.0))
-    engine = Engine(make_config(rollout={"sampler": "flow-dpmpp", "steps": 12}), registry)
+    engine = build_engine(make_config(rollout={"sampler": "flow-dpmpp", "steps": 12}), registry)
     with pytest.raises(UserError, match="at most 9 stay among them"):
         engine.roller()
     own(sigma_range=(0.5, 0.6))
     with pytest.raises(UserError, match="flow-euler takes the model's own times"):
-        Engine(make_config(rollout={"sampler": "flow-dpmpp", "shift": "auto"}), registry).roller()
+        build_engine(make_config(rollout={"sampler": "flow-dpmpp", "shift": "auto"}), registry).roller()
 
 
 @pytest.mark.parametrize(

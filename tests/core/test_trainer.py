@@ -13,7 +13,6 @@ import pytest
 import safetensors.torch
 import torch
 
-import dgpo_core.training.trainer as module
 from dgpo_core.builtin.timesteps import UniformTimesteps
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.hookspecs import RunInfo, hookimpl
@@ -21,6 +20,7 @@ from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.run_directory import RunDirectory
 from dgpo_core.system.stopping import StopRequest
 from dgpo_core.training.accumulation import Accumulated
+from dgpo_core.training.evaluation import Evaluator
 from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.rehearsal import rehearse
 from dgpo_core.training.trainer import Trainer, run_path
@@ -219,13 +219,13 @@ def test_a_run_is_not_overwritten(make_config: Make, registry: Registry) -> None
 
 def test_two_processes_do_not_share_a_directory(make_config: Make, registry: Registry) -> None:
     config = make_config()
-    first = Trainer(config, registry)
-    first.directory.acquire()
+    first = RunDirectory(run_path(config))
+    first.acquire()
     try:
         with pytest.raises(UserError, match="in use by another process"):
             Trainer(config, registry).train()
     finally:
-        first.directory.release()
+        first.release()
     Trainer(config, registry).train(max_iterations=1)
 
 
@@ -235,10 +235,10 @@ def test_weights_of_another_architecture_are_refused(make_config: Make, registry
     newest = sorted((run_path(config) / "checkpoints").iterdir())[-1]
     other = make_config(backbone={"lora": {"rank": 2, "alpha": 2}}, run={"name": "other"})
     from dgpo_core.storage.checkpoint import load
-    from dgpo_core.training.engine import Engine
+    from dgpo_core.training.engine import build_engine
 
     with pytest.raises(UserError, match=r"made by another model or adapter: .* weights differ, the first is old/"):
-        Engine(other, registry).load_weights(load(newest))
+        build_engine(other, registry).load_weights(load(newest))
 
 
 def test_best_checkpoint_is_kept(make_config: Make, registry: Registry, gloom: object) -> None:
@@ -376,9 +376,8 @@ def test_learning_rate(schedule: str, expected: list[float], make_config: Make, 
         optimiser={"learning_rate": 1.0, "warmup": 2, "schedule": schedule},
         evaluation={"every": 0},
     )
-    trainer = Trainer(config, registry)
-    trainer.build()
-    assert [trainer.optimiser.learning_rate(i) for i in range(6)] == pytest.approx(expected)
+    optimiser = Trainer(config, registry).build().optimiser
+    assert [optimiser.learning_rate(i) for i in range(6)] == pytest.approx(expected)
 
 
 def test_dry_run_writes_nothing(make_config: Make, registry: Registry, tmp_path: Path) -> None:
@@ -431,7 +430,7 @@ def test_a_failing_evaluation_costs_no_iteration(
         def broken(*arguments: Any, **keywords: Any) -> Any:
             raise UserError("evaluation: brightness scored none of 4 samples: the lamp is broken")
 
-        patched.setattr(module, "evaluate", broken)
+        patched.setattr(Evaluator, "evaluate", broken)
         with pytest.raises(UserError, match="the lamp is broken"):
             Trainer(config, registry).train()
     assert (run_path(config) / "checkpoints/000002/manifest.json").is_file()

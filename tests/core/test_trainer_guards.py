@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import dgpo_core.training.trainer as module
+import dgpo_core.training.loop as module
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.run_directory import RunDirectory
 from dgpo_core.system.stopping import Interrupted
+from dgpo_core.training.callbacks import Callback
+from dgpo_core.training.evaluation import Evaluator
 from dgpo_core.training.guards import media_statistics
-from dgpo_core.training.progress import Silent
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Prompt, ScoredGroups, Scores
 from dgpo_kit.toy import BrightnessReward, ToyBackbone
@@ -36,13 +37,13 @@ LEARNS: dict[str, Any] = {
 STATISTICS = ("diversity", "saturation", "edge_density", "dark_pixels")
 
 
-class Notes(Silent):
+class Notes(Callback):
     """Keeps what is said of a run."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.notes.append(text)
 
 
@@ -141,7 +142,7 @@ def test_a_reward_trained_on_and_a_guard_of_other_options_are_two_models(
 
 def test_an_alarm_is_told_and_the_run_goes_on(make_config: Make, known: Registry) -> None:
     config, said = make_config(**LEARNS, evaluation=watched()), Notes()
-    assert Trainer(config, known, progress=said).train() == "finished"
+    assert Trainer(config, known, callbacks=[said]).train() == "finished"
     path = run_path(config)
     brightness, gloom = (evaluated(path, label) for label in ("brightness", "gloom"))
     expected = [
@@ -161,7 +162,7 @@ def test_no_alarm_without_a_guard_outside(guards: dict[str, Any], make_config: M
     statistics = {} if "alarm" in guards else dict.fromkeys(STATISTICS, 1.0)
     section = watched(**guards | {"bands": guards.get("bands", {}) | statistics})
     said = Notes()
-    Trainer(make_config(**LEARNS, evaluation=section), known, progress=said).train()
+    Trainer(make_config(**LEARNS, evaluation=section), known, callbacks=[said]).train()
     assert said.notes == []
 
 
@@ -199,11 +200,11 @@ def test_an_alarm_remembers_the_first_evaluation_over_a_resume(make_config: Make
     """Stopped before the guard falls, it is compared with the evaluation before the stop."""
     config = make_config(**LEARNS, evaluation=watched())
     whole = Notes()
-    Trainer(config, known, progress=whole).train()
+    Trainer(config, known, callbacks=[whole]).train()
     shutil.rmtree(run_path(config))
     Trainer(config, known).train(max_iterations=2)
     resumed = Notes()
-    Trainer(config, known, progress=resumed).train(resume=True)
+    Trainer(config, known, callbacks=[resumed]).train(resume=True)
     assert whole.notes
     assert resumed.notes == whole.notes
 
@@ -213,15 +214,15 @@ def test_an_alarm_after_a_stop_between_an_iteration_and_its_evaluation(
 ) -> None:
     """The checkpoint is there already when the alarm is raised, and must still learn which evaluation is the best."""
     config = make_config(**LEARNS, evaluation=watched(alarm="stop"))
-    evaluate = module.evaluate
+    evaluate = Evaluator.evaluate
 
-    def interrupted(*arguments: Any, **keywords: Any) -> Any:
-        if keywords["iteration"] == 6:
+    def interrupted(self: Evaluator, view: Any, iteration: int, **keywords: Any) -> Any:
+        if iteration == 6:
             raise Interrupted
-        return evaluate(*arguments, **keywords)
+        return evaluate(self, view, iteration, **keywords)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "evaluate", interrupted)
+        patched.setattr(Evaluator, "evaluate", interrupted)
         assert Trainer(config, known).train() == "interrupted"
     checkpoints = RunDirectory(run_path(config)).checkpoints
     assert (newest(run_path(config)).name, checkpoints.newest().manifest.best_iteration) == ("000006", 3)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import dgpo_core.training.trainer as module
+import dgpo_core.training.loop as module
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.system.stopping import StopRequest, limit_reached
+from dgpo_core.training.saving import Saver
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_schemas.metrics import OutcomeRecord, PromptScores
 from dgpo_schemas.run import RunConfig
@@ -85,18 +86,18 @@ def test_seconds_are_those_of_training_and_outlive_a_resume(
     """A clock on which every iteration takes 10 seconds; evaluations and checkpoints take 1000."""
     now = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-    weigh, save = module.weigh, Trainer._save
+    weigh, save = module.weigh, Saver.save
 
     def slow_weigh(*arguments: Any) -> Any:
         now[0] += 10
         return weigh(*arguments)
 
-    def slow_save(self: Trainer) -> None:
+    def slow_save(self: Saver) -> None:
         now[0] += 1000
         save(self)
 
     monkeypatch.setattr(module, "weigh", slow_weigh)
-    monkeypatch.setattr(Trainer, "_save", slow_save)
+    monkeypatch.setattr(Saver, "save", slow_save)
     config = make_config(run={"iterations": 99}, stop={"seconds": 45})
     Trainer(config, registry).train(max_iterations=2)
     assert outcome(run_path(config)) == OutcomeRecord(outcome="finished", iteration=2, ended_by=None)
@@ -134,9 +135,9 @@ def test_how_a_run_ended_is_told_only_when_it_has(make_config: Make, registry: R
     assert trainer.train() == "interrupted"
     assert outcome(run_path(other)) == OutcomeRecord(outcome="interrupted", iteration=0, ended_by=None)
     trainer = Trainer(other, registry)
-    trainer.directory.claim(other, resume=True, make=True)
-    trainer.directory.describe(other, registry, {}, None, {})
-    trainer.directory.release()
+    trainer.store.claim(other, resume=True, make=True)
+    trainer.store.describe(other, registry, {}, None, {})
+    trainer.store.release()
     assert not (run_path(other) / "outcome.json").exists()
 
 
@@ -170,7 +171,7 @@ def test_an_option_that_a_plugin_has_got_since_is_no_other_configuration(make_co
 
     first = Trainer(make_config(), registry)
     first.train(max_iterations=1)
-    file = first.directory.config_path
+    file = run_path(first.config) / "config.yaml"
     today = load_run_config(file, registry=registry)
     assert today.backbone.options == {"double": False}
     before = today.model_dump(mode="json")

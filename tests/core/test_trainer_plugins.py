@@ -102,7 +102,7 @@ def test_a_sampler_that_returns_something_else(
 ) -> None:
     config = make_config(checkpoints={"every": 100}, evaluation={"every": 0, "at_start": False})
     trainer = Trainer(config, registry)
-    monkeypatch.setattr(type(trainer.engine.sampler), "sample", lambda *_, **__: answer)
+    monkeypatch.setattr(type(trainer.build().sampler), "sample", lambda *_, **__: answer)
     with pytest.raises(
         PluginError, match=rf"rollout\.sampler: .* returned {what}, not a SampleResult with x0 of .* sav"
     ):

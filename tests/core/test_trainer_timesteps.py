@@ -152,7 +152,7 @@ def test_policies_know_whether_samples_can_be_compared(
     sampler: str, expected: bool, make_config: Make, registry: Registry
 ) -> None:
     trainer = Trainer(make_config(rollout={"sampler": sampler}), registry)
-    assert trainer.timestep_context().deterministic is expected
+    assert trainer.build().timestep_context(0).deterministic is expected
 
 
 def test_resume_is_bit_exact_at_every_iteration(make_config: Make, registry: Registry) -> None:

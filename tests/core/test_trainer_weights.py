@@ -50,13 +50,13 @@ def saved(config: RunConfig) -> list[int]:
 def test_one_number_anywhere_is_enough(where: str, value: float, make_config: Make, registry: Registry) -> None:
     trainer = Trainer(make_config(**OFTEN), registry)
     trainer.train(max_iterations=1)
-    assert trainer.optimiser.sound()
-    policy = trainer.engine.policy
-    moments = list(trainer.optimiser.adamw.state.values())[-1]
+    optimiser, policy = trainer.build().optimiser, trainer.build().policy
+    assert optimiser.sound()
+    moments = list(optimiser.adamw.state.values())[-1]
     place = policy._weights[where][-1] if where in STORED else moments[where]
     with torch.no_grad():
         place.view(-1)[-1] = value
-    assert trainer.optimiser.sound() == (value == 1e30 and where not in STORED)
+    assert optimiser.sound() == (value == 1e30 and where not in STORED)
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -205,7 +205,7 @@ def test_weights_that_draw_nothing_are_why_nothing_is_scored(
         decode = ToyBackbone.decode
 
         def spoilt(self: ToyBackbone, latents: torch.Tensor) -> torch.Tensor:
-            return decode(self, latents) * (torch.nan if trainer.optimiser.updates >= spoilt_at else 1)
+            return decode(self, latents) * (torch.nan if trainer.state.updates >= spoilt_at else 1)
 
         patched.setattr(ToyBackbone, "decode", spoilt)
         with pytest.raises(RunStopped) as caught:
@@ -243,7 +243,7 @@ def test_an_evaluation_of_media_that_are_not_finite(
     monkeypatch.setattr(
         ToyBackbone,
         "decode",
-        lambda self, latents: decode(self, latents) * (torch.nan if trainer.optimiser.updates == 2 else 1),
+        lambda self, latents: decode(self, latents) * (torch.nan if trainer.state.updates == 2 else 1),
     )
     with pytest.raises(RunStopped, match=r"of the evaluation of iteration 2 are not finite.*They are not saved: the "):
         trainer.train()

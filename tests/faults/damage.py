@@ -27,7 +27,7 @@ from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.checkpoint import Checkpoint, load
-from dgpo_core.training.progress import Silent
+from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Accepted, Trainer
 from dgpo_core.types import Prompt
 from dgpo_kit.toy import plugin, run_data
@@ -57,13 +57,13 @@ class Findings:
         return "\n".join(rows)
 
 
-class Notes(Silent):
+class Notes(Callback):
     """What a run tells people."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.said.append(text)
 
 
@@ -74,7 +74,8 @@ class Watched(Trainer):
 
     def _restore(self, checkpoint: Checkpoint | None, accept: Collection[Accepted]) -> None:
         super()._restore(checkpoint, accept)
-        self.restored = (self.iteration, self.trained_seconds, list(self._evaluations), self.best)
+        state = self.state
+        self.restored = (state.iteration, state.trained_seconds, list(state.evaluations), state.best)
 
 
 class Half:
@@ -110,7 +111,7 @@ class Half:
     def resumed(self, notes: list[str]) -> Any:
         """What was restored, and the end: weights, moments, manifest, logs."""
         progress = Notes()
-        trainer = Watched(self.config, self.registry, progress=progress)
+        trainer = Watched(self.config, self.registry, callbacks=[progress])
         try:
             trainer.train(resume=True)
         finally:
@@ -135,7 +136,7 @@ class Half:
         finally:
             engine.close()
         exported = [file.read_bytes() for file in sorted((self.directory / "adapter").iterdir())]
-        values = [prompt.text for prompt in engine.heldout_prompts]
+        values = [prompt.text for prompt in engine.load_prompts("heldout")]
         return target.label, drawn.x0.numpy().tobytes(), exported, values
 
     def reported(self, notes: list[str]) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.progress import Silent
+from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer
 from dgpo_kit.toy import plugin, run_data
 from dgpo_schemas.metrics import MetricsRecord, TimingRecord
@@ -16,12 +16,12 @@ from dgpo_schemas.run import RunConfig
 __all__ = ["growth"]
 
 
-class _Watcher(Silent):
+class _Watcher(Callback):
     def __init__(self) -> None:
         self.resident: list[int] = []
         self.process = psutil.Process()
 
-    def iteration(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
+    def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
         self.resident.append(self.process.memory_info().rss)
 
 
@@ -35,7 +35,7 @@ def growth(directory: Path, iterations: int) -> tuple[int, int]:
         checkpoints={"every": 20, "keep": 1},
     )  # fmt: skip
     watcher = _Watcher()
-    Trainer(RunConfig.model_validate(data), registry, progress=watcher).train()
+    Trainer(RunConfig.model_validate(data), registry, callbacks=[watcher]).train()
     tenth = max(1, iterations // 10)
     early, late = watcher.resident[tenth : 2 * tenth], watcher.resident[-tenth:]
     return sorted(early)[len(early) // 2], sorted(late)[len(late) // 2]

@@ -33,11 +33,11 @@ from hard_toy import hard_plugin
 import dgpo_core.storage.checkpoint
 import dgpo_core.storage.run_directory
 import dgpo_core.training.lanes
-import dgpo_core.training.trainer
 from dgpo_cli.main import main
 from dgpo_core.distributed.processes import Processes
 from dgpo_core.plugins.registry import get_registry
 from dgpo_core.system.stopping import StopRequest
+from dgpo_core.training.evaluation import Evaluator
 from dgpo_core.training.trainer import Trainer
 from dgpo_kit.toy import BrightnessReward, ToyBackbone, plugin, run_data, sizes_plugin
 from dgpo_schemas.run import RunConfig
@@ -140,7 +140,7 @@ def live(request: dict[str, Any], output: IO[bytes], counts: IO[bytes], ready: i
     moments = Moments((at[0], at[1]) if at else None, request.get("do", "kill"), ready)
     dgpo_core.training.lanes.PATIENCE = 0.1
     moments.before(ToyBackbone, "velocity", "velocity")
-    moments.before(dgpo_core.training.trainer, "evaluate", "evaluate")
+    moments.before(Evaluator, "evaluate", "evaluate")
     moments.before(BrightnessReward, "score", "score")
     vars(os)["fsync"] = lambda handle: None  # what the kernel has survives the process; a disk would only cost time
     for name in ("fsync", "rename", "replace", "unlink"):

@@ -496,7 +496,7 @@ def test_an_objective_that_needs_a_random_path(world: World, arguments: list[str
         world,
         arguments,
         "objective: flow-grpo learns from the sampler's random path, but rollout.sampler: flow-euler is deterministic; "
-        "choose a random one, such as flow-sde",
+        "choose a random one that does: flow-cps, flow-sde",
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dgpo_cli.scoring.files import read_media
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.progress import Silent
+from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer
 from dgpo_kit.toy import run_data
 from dgpo_schemas.run import RunConfig
@@ -17,13 +17,13 @@ from dgpo_schemas.run import RunConfig
 NOTE = "evaluation.pictures: videos are written as film strips only; mp4 files need PyAV: pip install 'dgpo[video]'"
 
 
-class Hears(Silent):
+class Hears(Callback):
     """Remembers notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.notes.append(text)
 
 
@@ -48,7 +48,7 @@ def config(directory: Path, pictures: int = 2) -> RunConfig:
 
 def train(directory: Path, registry: Registry, *, pictures: int = 2) -> Hears:
     hears = Hears()
-    assert Trainer(config(directory, pictures), registry, progress=hears).train() == "finished"
+    assert Trainer(config(directory, pictures), registry, callbacks=[hears]).train() == "finished"
     return hears
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dgpo_core.training.policy import Policy
-from dgpo_core.training.trainer import Trainer
+from dgpo_core.training.run import Run
 from dgpo_kit.toy import ToyBackbone, ToyOptions, run_data
 from dgpo_schemas.run import RunConfig
 from tests.parity.published import Averages
@@ -104,6 +104,6 @@ def test_rollouts_come_from_the_fast_average_after_the_switch(make_config: Calla
         config = make_config(objective={"switch": switch})
         theirs = Averages(np.zeros(1))
         for update in range(switch + 3):
-            trainer = SimpleNamespace(config=config, optimiser=SimpleNamespace(updates=update))
-            assert Trainer._rollout_view(trainer) == theirs.rollouts(switch)  # type: ignore[arg-type]
+            run = SimpleNamespace(config=config)
+            assert Run.rollout_view(run, update) == theirs.rollouts(switch)  # type: ignore[arg-type]
             theirs.update(np.ones(1))

@@ -16,7 +16,7 @@ from PIL import Image
 from dgpo_core.contracts import GroupReward, RewardModel
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.rewards.messages import Blob, read_score_answer, read_score_request, score_request
-from dgpo_core.training.scoring import Reward, checked_group
+from dgpo_core.training.reward_calls import Reward, checked_group
 from dgpo_core.types import Prompt, SampleKey
 from dgpo_kit.contracts import check_group_reward
 from dgpo_kit.toy import WinRate, WinRateOptions

@@ -36,7 +36,7 @@ from dgpo_core.rewards.process import Recipe
 from dgpo_core.rewards.remote import RewardLost, RewardRaised
 from dgpo_core.rewards.workers import WorkerReward
 from dgpo_core.training.memory import OutOfMemory, in_halves
-from dgpo_core.training.scoring import Reward, checked_score
+from dgpo_core.training.reward_calls import Reward, checked_score
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.service import PROTOCOL
 

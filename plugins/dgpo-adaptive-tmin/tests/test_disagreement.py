@@ -19,7 +19,8 @@ from dgpo_core.contracts import Probe, TimestepContext
 from dgpo_core.draws import Draws
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.engine import Engine
+from dgpo_core.training.run import Run
+from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Conditioning, Schedule
 from dgpo_kit.toy import SHAPE, ToyBackbone, ToyOptions, run_data
 from dgpo_schemas.run import RunConfig
@@ -133,12 +134,12 @@ class _Plugin:
 
 def on_flow(
     backbone: str, registry: Registry, directory: Path, t_min: float = 0.0, **options: Any
-) -> tuple[float, Engine]:
+) -> tuple[float, Run]:
     """t_min that the policy chooses for the engine's own probe."""
     registry.register(_Plugin(), distribution="flows")
-    timesteps = {"use": "disagreement-t-min", "t_min": t_min, "options": {"highest": 1.0, **options}}
+    timesteps = {"use": "disagreement-t-min", "t_min": t_min, "options": {"highest": 0.999999, **options}}
     data = run_data(directory, backbone={"use": backbone}, timesteps=timesteps, rollout={"steps": 5, "shift": 3.0})
-    engine = Engine(RunConfig.model_validate(data), registry)
+    engine = Trainer(RunConfig.model_validate(data), registry).build()
     sigmas = engine.training_sigmas
     context = TimestepContext(sigmas, t_min, 1.0, 3.0, 0, 10)
     engine.timesteps.measure(engine.probe(engine.roller(), "policy"), context)

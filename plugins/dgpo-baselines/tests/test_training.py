@@ -13,7 +13,8 @@ import pytest
 
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.progress import Silent
+from dgpo_core.training.callbacks import Callback
+from dgpo_core.training.loop import Loop
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Schedule
 from dgpo_kit.toy import run_data
@@ -114,14 +115,14 @@ def test_the_times_trained_are_those_of_random_steps(make: Make, registry: Regis
     """Within [t_min, t_max], and never the last step of CPS, which has no density."""
     for name, low in (("flow-grpo", 0.1), ("flow-grpo, cps", 0.1), ("flow-grpo, two random steps", 0.7)):
         config = make(name, run={"name": f"n{low}"})
-        engine = Trainer(config, registry).engine
+        engine = Trainer(config, registry).build()
         sigmas = engine.sampler.sigmas(5, Schedule(1.0)).tolist()
         Trainer(config, registry).train()
         for record in logs(config):
             assert {record["t_min"], record["t_max"]} <= set(sigmas)
             assert record["t_min"] >= low
         shutil.rmtree(run_path(config))
-    cps = Trainer(make("flow-grpo, cps", timesteps={"t_min": 0.0}), registry).engine
+    cps = Trainer(make("flow-grpo, cps", timesteps={"t_min": 0.0}), registry).build()
     assert cps.training_sigmas.tolist() == [*cps.sampler.sigmas(5, Schedule(1.0))[:4].tolist(), 0.0]
 
 
@@ -129,10 +130,9 @@ def test_other_objectives_keep_no_path(make: Make, registry: Registry, monkeypat
     kept = []
     for name in ("flow-grpo", "awm"):
         trainer = Trainer(make(name, run={"name": name, "iterations": 1}), registry)
-        trainer.build()
-        groups = trainer._roll_out_and_score()
+        groups = Loop(trainer.build(), trainer.state, trainer.store).roll_out_and_score()
         kept.append(sum(path.states.shape[1] for path in groups.paths))
-        trainer.engine.close()
+        trainer.close()
     assert kept == [16, 0]
 
 
@@ -177,11 +177,11 @@ def test_pairs_need_their_weighting(tmp_path: Path, registry: Registry) -> None:
 
 
 def test_a_random_sampler_by_accident_is_told(make: Make, registry: Registry) -> None:
-    class Hears(Silent):
+    class Hears(Callback):
         def __init__(self) -> None:
             self.notes: list[str] = []
 
-        def note(self, text: str) -> None:
+        def on_message(self, text: str) -> None:
             self.notes.append(text)
 
     for name, sampler, wanted in (("awm", "flow-sde", 1), ("awm", "flow-euler", 0), ("flow-grpo", "flow-sde", 0)):
@@ -192,7 +192,7 @@ def test_a_random_sampler_by_accident_is_told(make: Make, registry: Registry) ->
             rollout={"sampler": sampler},
             evaluation={"view": "policy"},
         )
-        Trainer(config, registry, progress=hears).train()
+        Trainer(config, registry, callbacks=[hears]).train()
         assert len(hears.notes) == wanted
         assert all("flow-sde is random, but objective: awm does not need it to be" in note for note in hears.notes)
 

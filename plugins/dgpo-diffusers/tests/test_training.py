@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.progress import Silent
+from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer
 from dgpo_diffusers.tiny import make_tiny_flux, make_tiny_sdxl
 from dgpo_kit.toy import plugin
@@ -91,7 +91,7 @@ def assert_same(found: Run, wanted: Run) -> None:
 @each
 def test_an_iteration(family: str, run: Callable[..., Run], registry: Registry) -> None:
     made = run(family, "one", iterations=1)
-    assert Trainer(config(made), registry, progress=Silent()).train() == "finished"
+    assert Trainer(config(made), registry, callbacks=[Callback()]).train() == "finished"
     (record,) = made.log("metrics")
     assert record["change_norm"] > 0
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.system.stopping import StopRequest
-from dgpo_core.training.engine import Engine
+from dgpo_core.training.engine import build_engine
 from dgpo_kit.toy import BrightnessReward
 from dgpo_lab.ablation.directory import AblationDirectory, State, read_plan
 from dgpo_lab.ablation.plan import make_plan
@@ -126,10 +126,10 @@ def test_larger_groups_share_the_noise_of_their_first_members(known: Registry, a
     file = ablation(axes=[{"key": "rollout.group_size", "values": [2, 4]}])
     rows = {}
     for variant in make_plan(file, known).variants:
-        engine = Engine(variant.config, known)
+        engine = build_engine(variant.config, known)
         draws = engine.draws.at("iteration", 0, "rollout")
         size = variant.config.rollout.group_size
-        (rollout,) = engine.roller().roll_out(engine.train_prompts[:2], size, draws, "policy")
+        (rollout,) = engine.roller().roll_out(engine.load_prompts("train")[:2], size, draws, "policy")
         rows[size] = rollout.x0.view(2, size, -1)
         engine.close()
     assert torch.equal(rows[4][:, :2], rows[2])

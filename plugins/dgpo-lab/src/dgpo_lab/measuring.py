@@ -26,7 +26,7 @@ VERBS = {"roll_out": "roll out", "wait_for_scores": "score", "weigh": "weigh", "
 def measure(config: RunConfig, registry: Registry, iterations: int) -> dict[str, Any]:
     """Train the run that `config` describes; means over its last iterations, from its own timings, as plain data."""
     trainer = Trainer(config, registry)
-    device = trainer.engine.runtime.device
+    device = trainer.runtime.device
     trainer.train()
     run = RunDirectory(Path(config.run.output) / config.run.name)
     kept = [TimingRecord.model_validate(line) for line in run.sound("timings.jsonl")][-iterations:]

@@ -1,0 +1,269 @@
+"""The training loop: roll out, score, weigh, optimise. Reads from top to bottom; parts are swapped, not subclassed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Literal
+
+from torch import Tensor
+
+from dgpo_core.data.sources import of_sources
+from dgpo_core.distributed.comparing import Layout
+from dgpo_core.distributed.processes import shares
+from dgpo_core.draws import Draws
+from dgpo_core.errors import RunStopped, UserError
+from dgpo_core.flow.groups import weigh
+from dgpo_core.storage.store import RunStore
+from dgpo_core.system.stopping import Interrupted
+from dgpo_core.training.accumulation import metric_means
+from dgpo_core.training.evaluation import NotFiniteError
+from dgpo_core.training.guards import alarms
+from dgpo_core.training.memory import decoded_media
+from dgpo_core.training.metrics import flat, metrics_record, prompt_scores, timing_record
+from dgpo_core.training.run import Run
+from dgpo_core.training.saving import Saver
+from dgpo_core.training.scored import ScoredSamples, merged, missing_beyond, not_finite
+from dgpo_core.training.state import RunState
+from dgpo_core.types import Prompt, Rollout, ScoredGroups, TrainingBatch
+from dgpo_schemas.metrics import MetricsRecord
+
+__all__ = ["Loop"]
+
+
+class Loop:
+    """Iterations of a run, from where its state is, with evaluations and checkpoints between them.
+
+    With several processes each of them has a loop, and all of these decide alike.
+    """
+
+    def __init__(self, run: Run, state: RunState, store: RunStore) -> None:
+        self.run = run
+        self.state = state
+        self.saver = Saver(run, state, store)
+        self.config = run.config
+        self.processes = run.runtime.processes
+        self.phases = run.phases
+
+    def train(self, max_iterations: int | None = None) -> Literal["finished", "interrupted"]:
+        """To the end, or `max_iterations` more. Raises RunStopped when it gives up, with what is whole saved."""
+        state, last = self.state, self.config.run.iterations
+        end = last if max_iterations is None else min(last, state.iteration + max_iterations)
+        try:
+            with self.saver.kept_on_failure():
+                self._evaluate_and_save()  # it may have been stopped between an iteration and its evaluation
+                self._check_guards()
+                while state.iteration < end and state.ended_by is None:
+                    self._iterate()
+                    self._check_guards()
+                    self._check_skipped()
+        except Interrupted:
+            self.saver.save_if_behind()
+            self.run.callbacks.on_message(f"stopped after iteration {state.iteration}; continue with --resume")
+            return "interrupted"
+        self.saver.save_if_behind()
+        return "finished"
+
+    def _iterate(self) -> None:
+        """One iteration: the four phases, then what is due at its end."""
+        started = time.perf_counter()
+        self.phases.clear()
+        self.run.callbacks.on_iteration_start(self.state.iteration)
+        with self.processes.together():
+            self.run.stop.check()
+        self._measure()
+        groups = self.roll_out_and_score()
+        self.state.drawn = self.state.iteration
+        self.saver.prune()
+        with self.phases.timed("weigh"):
+            batch = weigh(groups, self.config.advantages, self.run.weighting)
+        record = self._optimise(groups, batch)
+        self.state.trained_seconds += (seconds := self.processes.told(time.perf_counter() - started))
+        self.run.callbacks.on_metrics(record)
+        self._evaluate_and_save()
+        memory = max(self.processes.everyone(self.run.runtime.peak_memory()))
+        self.run.callbacks.on_iteration_end(record, timing_record(self.state.iteration, seconds, self.phases, memory))
+
+    # -- the phases ---------------------------------------------------------------------------------------------
+
+    def _measure(self) -> None:
+        """Have a timestep policy look at the model, if it wants to."""
+        run, policy = self.run, self.run.timesteps
+        if not policy.measures:
+            return
+        with self.phases.timed("measure"):
+            view = run.rollout_view(run.optimiser.updates)
+            policy.measure(run.probe(run.training_roller, view), run.timestep_context(self.state.iteration))
+            if self.processes.count > 1:  # the last bits of a measurement must not part the processes
+                policy.load_state_dict(self.processes.told(policy.state_dict()))
+
+    def roll_out_and_score(self) -> ScoredGroups:
+        """Draw the groups of this iteration; each micro-batch is scored while the next one is drawn."""
+        run, rollout = self.run, self.config.rollout
+        order = run.draws.at("prompt order")
+        draws = run.draws.at("iteration", self.state.iteration, "rollout")
+        samples = shares(rollout.groups, rollout.group_size, self.config.optimiser.updates, self.processes.count)
+        try:
+            prompts = run.sized(of_sources(run.sources, self.state.iteration, rollout.groups, order))
+            try:
+                run.scorer.expect(Layout(rollout.group_size, draws, samples, self.processes.rank))
+                rollouts = self._roll_out(prompts, draws, samples[self.processes.rank])
+                scored = self._score(samples)
+            except BaseException:
+                run.scorer.discard()
+                raise
+            self.phases.samples["roll_out"] = self.phases.samples["score"] = rollout.groups * rollout.group_size
+            groups = run.scorer.groups(scored, rollouts, prompts, self.config.scoring, self.config.advantages.epsilon)
+            self._check_missing(groups.scored, scored)
+        except UserError:  # a condition medium that has changed must not cost the iterations before it
+            self.saver.save_what_is_whole()
+            raise
+        return groups
+
+    def _roll_out(self, prompts: Sequence[Prompt], draws: Draws, own: Sequence[int]) -> list[Rollout]:
+        """This process's samples, handed to the rewards as they are drawn."""
+        run, rollouts, done = self.run, [], 0
+        with self.phases.timed("roll_out"), self.processes.together(run.policy.finish):
+            for sampled in run.training_roller.roll_out(
+                prompts, self.config.rollout.group_size, draws, run.rollout_view(run.optimiser.updates),
+                samples=own, keep_path=run.objective.needs_path,
+            ):  # fmt: skip
+                run.stop.check()
+                media = decoded_media(run.backbone, sampled)
+                run.scorer.submit(media, sampled.prompts, run.stop.check, sampled.samples)
+                del media  # it lives no longer than it waits for its scores
+                rollouts.append(sampled)
+                done += len(sampled.samples)
+                run.callbacks.on_progress("roll_out", done, len(own))
+        waited = run.scorer.waited  # for rewards that are behind
+        self.phases.seconds["roll_out"] -= waited
+        self.phases.seconds["wait_for_scores"] += waited
+        return rollouts
+
+    def _score(self, samples: Sequence[Sequence[int]]) -> ScoredSamples:
+        """Wait for the scores of all processes' samples."""
+        scorer, stop, own = self.run.scorer, self.run.stop, samples[self.processes.rank]
+        with self.phases.timed("wait_for_scores"):
+            self.run.callbacks.on_progress("score", 0, len(own))
+            scorer.complete(self.processes, stop.check)
+            with self.processes.together():
+                mine = scorer.collect(stop.check) if own else None
+            scored = merged(mine, self.processes, samples)
+        self.phases.seconds["score"] += sum(scored.seconds.values())
+        self.phases.rewards = scored.seconds
+        return scored
+
+    def _optimise(self, groups: ScoredGroups, batch: TrainingBatch) -> MetricsRecord:
+        """The updates of this iteration, which is then over; its record."""
+        run, state, policy = self.run, self.state, self.run.timesteps
+        draws, context = run.draws.at("iteration", state.iteration), run.timestep_context(state.iteration)
+        with self.phases.timed("optimise"):
+            bounds = policy.bounds(context)
+            sigmas = policy.draw(self.config.timesteps.count, context, draws.at("timesteps"))
+            results = run.optimiser.step(batch, sigmas, draws.at("optimise"))
+            self.saver.check_weights()
+            averages = metric_means([result.gradient for result in results], self.processes)
+        state.iteration += 1
+        state.updates = run.optimiser.updates
+        state.count_skipped(results)
+        record = metrics_record(
+            state,
+            groups,
+            batch,
+            results,
+            averages,
+            change_norm=run.policy.change_norm(),
+            sigma_range=(float(sigmas.min()), float(sigmas.max())),
+            timesteps={**policy.metrics(), "t_min": bounds[0], "t_max": bounds[1]},
+        )
+        policy.observe(flat(record))
+        state.timesteps = deepcopy(policy.state_dict())
+        return record
+
+    # -- between iterations -------------------------------------------------------------------------------------
+
+    def _evaluate_and_save(self) -> None:
+        """Evaluate and save what is due after the iterations that are finished, and not done yet."""
+        state, due = self.state, self.state.evaluation_due
+        try:
+            improved = due and self._evaluate()
+        except NotFiniteError as error:
+            if self.run.optimiser.updates == 0:
+                raise
+            what = f"the media of the evaluation of iteration {state.iteration}"
+            raise RunStopped(self.saver.standing().media(what)) from error
+        except UserError:  # a reward that fails here must not cost the iterations before it
+            self.saver.save_what_is_whole()
+            raise
+        saved = state.saved == state.iteration
+        behind = saved and due  # saved before the evaluation, which then failed: its log vouches for none
+        if (state.checkpoint_due and not saved) or (improved and self.config.checkpoints.best) or behind:
+            self.saver.save()
+
+    def _evaluate(self) -> bool:
+        """Evaluate the configured view; True if the first reward is better than ever before."""
+        run, state, evaluator = self.run, self.state, self.run.evaluator
+        assert evaluator is not None
+        view = run.policy.available(self.config.evaluation.view)
+        with self.phases.timed("evaluate"):
+            result = evaluator.evaluate(
+                view,
+                state.iteration,
+                interrupt=run.stop.check,
+                progress=lambda done, total: run.callbacks.on_progress("evaluate", done, total),
+            )
+        self.phases.samples["evaluate"] = len(result.samples)
+        scores = prompt_scores(result.samples, evaluator.prompts, evaluator.scorer.rewards, state.iteration, view)
+        run.callbacks.on_evaluation(result, scores)
+        improved = state.add_evaluation([record.model_dump(mode="json") for record in result.records])
+        if view == run.rollout_view(run.optimiser.updates) or state.ended_by is not None:
+            state.drawn = state.iteration
+        return improved
+
+    def _check_missing(self, known: Tensor, samples: ScoredSamples) -> None:
+        """Raise RunStopped, the state saved, if more scores are missing than the run file allows, or all are."""
+        limit, rewards = self.config.scoring.max_missing, self.run.scorer.rewards
+        found = missing_beyond(limit, rewards, known, samples)
+        if found is None:
+            return
+        share, why = found
+        if not_finite(rewards, samples):
+            if share < 1 and self.run.optimiser.updates:  # where nothing else comes of them, they are not saved
+                self.saver.save_if_behind()
+            what = f"{share:.0%} of the media of iteration {self.state.iteration + 1}"
+            raise RunStopped(self.saver.standing().media(what))
+        self.saver.save_if_behind()
+        raise RunStopped(
+            f"{share:.0%} of the scores of iteration {self.state.iteration + 1} are missing (limit "
+            f"scoring.max_missing = {limit:g}); the state is saved. {why}"
+        )
+
+    def _check_guards(self) -> None:
+        """Tell of guards that left their bands while the target rose; raise RunStopped, the state saved, if told to."""
+        guards = self.config.evaluation.guards
+        if guards.alarm == "off" or "evaluate" not in self.phases.seconds:  # raised once, not again by a resume
+            return
+        lines = self.state.evaluations_after(self.state.guards_otherwise)
+        found = alarms((line for line in lines if "role" in line), guards.bands)  # older logs have none
+        for alarm in found:
+            self.run.callbacks.on_warning(str(alarm))
+        if found and guards.alarm == "stop":
+            self.saver.save_if_behind()
+            raise RunStopped(
+                f"{found[0]} (evaluation.guards.alarm: stop; the state is saved, and --resume goes on to the next "
+                "evaluation)"
+            )
+
+    def _check_skipped(self) -> None:
+        """Raise RunStopped, the state saved, if too many updates in a row were skipped."""
+        skipped, limit = self.state.skipped_in_a_row, self.config.optimiser.max_skipped
+        if skipped <= limit:
+            return
+        self.saver.save_if_behind()
+        raise RunStopped(
+            f"{skipped} updates in a row had non-finite losses or gradients and were skipped (limit "
+            f"optimiser.max_skipped = {limit}); the state is saved. A resume with a lower optimiser.learning_rate or "
+            f"precision.autocast: no may help, or a new run with a smaller objective.beta"
+            f"{self.saver.standing().after_skipping()}"
+        )

@@ -1,0 +1,92 @@
+"""The callbacks that every run has: its logs, its trackers, the observers of plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dgpo_core.hookspecs import RunInfo
+from dgpo_core.media.pictures import write_pictures
+from dgpo_core.training.callbacks import Callback
+from dgpo_core.training.metrics import evaluation_values, flat
+
+if TYPE_CHECKING:
+    from dgpo_core.distributed.runtime import Runtime
+    from dgpo_core.plugins.registry import Registry
+    from dgpo_core.storage.run_directory import RunDirectory
+    from dgpo_core.training.evaluation import Evaluation
+    from dgpo_core.training.state import RunState
+    from dgpo_schemas.metrics import MetricsRecord, OutcomeRecord, PromptScores, TimingRecord
+
+__all__ = ["Logs", "PluginObservers", "Trackers"]
+
+
+class Logs(Callback):
+    """Writes what is in the run's directory besides checkpoints: logs, scores, pictures, the outcome."""
+
+    def __init__(self, directory: RunDirectory, state: RunState) -> None:
+        self.directory = directory
+        self.state = state
+
+    def on_metrics(self, metrics: MetricsRecord) -> None:
+        """A line of metrics.jsonl."""
+        self.directory.append("metrics.jsonl", metrics.model_dump(mode="json"))
+
+    def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
+        """A line of timings.jsonl, for which the checkpoint of this iteration vouches, if there is one."""
+        self.directory.append("timings.jsonl", timing.model_dump(mode="json"))
+        if self.state.saved == self.state.iteration:
+            self.directory.set_clock(self.state.iteration, self.state.trained_seconds)
+
+    def on_evaluation(self, evaluation: Evaluation, scores: PromptScores) -> None:
+        """Pictures, scores prompt by prompt, lines of evaluations.jsonl."""
+        if evaluation.media:
+            pictures = self.directory.path / "pictures" / f"{scores.iteration:06d}"
+            write_pictures(pictures, evaluation.media, evaluation.prompts)
+        self.directory.write_scores(scores)
+        self.directory.append("evaluations.jsonl", *(record.model_dump(mode="json") for record in evaluation.records))
+
+    def on_end(self, outcome: OutcomeRecord) -> None:
+        """outcome.json."""
+        self.directory.conclude(outcome)
+
+
+class Trackers(Callback):
+    """Sends numbers to the trackers of the run file."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    def on_start(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
+        """Open them: from here on they write."""
+        self.runtime.start_trackers()
+
+    def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
+        """What was computed, and what it cost."""
+        self.runtime.track(flat(metrics) | flat(timing), metrics.iteration)
+
+    def on_evaluation(self, evaluation: Evaluation, scores: PromptScores) -> None:
+        """Scores, and those of tasks."""
+        self.runtime.track(evaluation_values(evaluation.records), scores.iteration)
+
+
+class PluginObservers(Callback):
+    """Calls the life-cycle hooks of plugins (`hookspecs`)."""
+
+    def __init__(self, registry: Registry, run: RunInfo) -> None:
+        self.registry = registry
+        self.run = run
+
+    def on_start(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
+        """dgpo_run_started."""
+        self.registry.notify("dgpo_run_started", run=self.run)
+
+    def on_metrics(self, metrics: MetricsRecord) -> None:
+        """dgpo_iteration_finished."""
+        record = metrics.model_dump(mode="json")
+        self.registry.notify("dgpo_iteration_finished", run=self.run, iteration=metrics.iteration, metrics=record)
+
+    def on_end(self, outcome: OutcomeRecord) -> None:
+        """dgpo_run_finished."""
+        self.registry.notify("dgpo_run_finished", run=self.run, outcome=outcome.outcome)
