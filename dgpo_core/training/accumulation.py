@@ -24,7 +24,7 @@ from dgpo_core.plugins import promises
 from dgpo_core.system.stopping import Interrupted
 from dgpo_core.training.memory import halving
 from dgpo_core.training.microbatches import Bundle, MicroBatch, Update
-from dgpo_core.training.statistics import member_loss, statistic_of_bundle, statistics_here, twice
+from dgpo_core.training.statistics import member_loss, no_statistics, statistic_of_bundle, statistics_here, twice
 
 if TYPE_CHECKING:
     from dgpo_core.distributed.passes import Pass
@@ -161,12 +161,10 @@ class Accumulation:
 
     def _complete(self, update: Update, interrupt: Callable[[], None]) -> Tensor:
         """Statistics [T, g] of the groups that are spread over processes, in one reduction; nan of the others."""
-        weight = next(iter(self.models.policy.parameters.values()))
         here, stopped = self._here(
-            lambda size: statistics_here(self.models, update, size, interrupt),
-            weight.new_zeros(len(update.sigmas), len(update.groups)),
+            lambda size: statistics_here(self.models, update, size, interrupt), no_statistics(self.models, update)
         )
-        elsewhere = ~torch.tensor(update.spread, device=weight.device)
+        elsewhere = ~torch.tensor(update.spread, device=here.device)
         return self._added([here], stopped)[0].masked_fill(elsewhere, torch.nan)
 
     def _add_gradients(self, loss: Tensor, stopped: bool) -> Tensor:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dgpo_core.distributed.passes import Pass
     from dgpo_core.training.models import Models
 
-__all__ = ["member_loss", "statistic_of_bundle", "statistics_here", "twice"]
+__all__ = ["member_loss", "no_statistics", "statistic_of_bundle", "statistics_here", "twice"]
 
 
 def member_loss(
@@ -53,18 +53,23 @@ def statistic_of_bundle(models: Models, batches: list[MicroBatch]) -> Tensor:
     return torch.cat([models.objective.statistic(models.predictions(b)) for b in batches]).sum()
 
 
+def no_statistics(models: Models, update: Update) -> Tensor:
+    """Zeros [T, g]."""
+    weight = next(iter(models.policy.parameters.values()))
+    return torch.zeros(len(update.sigmas), len(update.groups), device=weight.device, dtype=weight.dtype)
+
+
 @torch.no_grad()
 def statistics_here(models: Models, update: Update, micro_batch: int, interrupt: Callable[[], None]) -> Tensor:
     """What this process's members add to the statistics [T, g] of the groups that are spread over processes; 0 of the
     other groups."""
-    weight = next(iter(models.policy.parameters.values()))
-    table = weight.new_zeros(len(update.sigmas), len(update.groups))
+    table = no_statistics(models, update)
     some = [members if spread else [] for members, spread in zip(update.own, update.spread, strict=True)]
     parts = [part for bundle in update.bundles(some, micro_batch) for part in bundle]
     passes: list[Pass] = [*models.others(statistic_only=True), "policy"]
     models.policy.agree(lambda: passes * (len(parts) * len(table)))
     for members in map(update.gather, parts):
-        of_group = (members.group == torch.arange(len(update.groups), device=weight.device)[:, None]).to(table.dtype)
+        of_group = (members.group == torch.arange(len(update.groups), device=table.device)[:, None]).to(table.dtype)
         for t in range(len(table)):
             interrupt()
             predictions = models.predictions(models.at(update, members, t, statistic_only=True))
