@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
-import tempfile
 import unittest
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from pathlib import Path
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,8 +18,9 @@ from dgpo_core.flow.schedules import sigmas as sampler_times
 from dgpo_core.flow.velocity import guided_velocity
 from dgpo_core.plugins import promises
 from dgpo_core.types import Conditioning, Prompt, Schedule, same_places
-from dgpo_core.weights import resolve_checkpoint
 from dgpo_kit.contracts._assertions import close, equal, global_state_left_alone, normal, that
+from dgpo_kit.contracts._backbone_section import dtype, gradient_checkpointing, package
+from dgpo_kit.contracts._backbone_weights import adapter, formats, merged, save_adapter, save_weights, weights
 from dgpo_kit.contracts._check import Check, checks_of, run_all
 from dgpo_kit.given import NeedsInput
 
@@ -62,9 +60,9 @@ def backbone_checks(
     """What a backbone promises; arguments as for `check_backbone`, without a size the first usual one is taken."""
 
     @cache
-    def subject() -> _Subject:
+    def subject() -> Subject:
         backbone = make()
-        return _Subject(make, backbone, size or _possible(backbone), impossible, texts, tolerance)
+        return Subject(make, backbone, size or _possible(backbone), impossible, texts, tolerance)
 
     return checks_of(
         subject, trainable, latent_shape, times, prompts, encode, unconditional, velocity, batch_invariance, guide,
@@ -75,7 +73,7 @@ def backbone_checks(
 
 
 @dataclass(frozen=True)
-class _Subject:
+class Subject:
     make: Callable[[], Backbone]
     backbone: Backbone
     size: tuple[int, int]
@@ -132,7 +130,7 @@ def _possible(backbone: Backbone) -> tuple[int, int]:
     raise NeedsInput(f"a size in pixels: it can draw none of {', '.join(f'{h}x{w}' for h, w in SIZES)}")
 
 
-def trainable(s: _Subject) -> None:
+def trainable(s: Subject) -> None:
     """Float32 parameters of `module` with a gradient; everything else is frozen."""
     found = s.backbone.trainable()
     inside = {id(parameter) for parameter in s.backbone.module.parameters()}
@@ -146,7 +144,7 @@ def trainable(s: _Subject) -> None:
         that(not parameter.requires_grad or id(parameter) in trained, f"{name} is frozen or in `trainable`")
 
 
-def latent_shape(s: _Subject) -> None:
+def latent_shape(s: Subject) -> None:
     """Whole numbers; a size that cannot be drawn is a UserError."""
     shape = s.backbone.latent_shape(*s.size)
     that(shape and all(type(n) is int and n > 0 for n in shape), "a latent's shape is a tuple of whole numbers")
@@ -161,7 +159,7 @@ def latent_shape(s: _Subject) -> None:
     that(s.impossible is None, f"a size of {s.impossible} is a UserError")
 
 
-def times(s: _Subject) -> None:
+def times(s: Subject) -> None:
     """Schedules, the range of times, the start and the weight of errors are what samples and losses can be made of."""
     low, high = s.backbone.sigma_range
     that(0 <= low < high <= 1, f"`sigma_range` goes up, within [0, 1]: not from {low} to {high}")
@@ -186,7 +184,7 @@ def times(s: _Subject) -> None:
     that(not weight.requires_grad, "`loss_weight` has no gradient")
 
 
-def prompts(s: _Subject) -> None:
+def prompts(s: Subject) -> None:
     """Its own example is one that it can draw; a prompt's bucket is one value; `unread` names some of the prompts."""
     example = s.backbone.example(s.size)
     that(isinstance(example, Prompt), f"`example` gives a Prompt, not {type(example).__name__}")
@@ -200,12 +198,12 @@ def prompts(s: _Subject) -> None:
     promises.unread(s.backbone, s.prompts)
 
 
-def encode(s: _Subject) -> None:
+def encode(s: Subject) -> None:
     """One row a prompt, whatever the other prompts are; no gradient."""
     _rows(s, s.backbone.encode, "prompt")
 
 
-def unconditional(s: _Subject) -> None:
+def unconditional(s: Subject) -> None:
     """Likewise what guidance leads away from; it depends on the negative text, and not on the text."""
     if not s.backbone.guidable:
         raise unittest.SkipTest("the model has no unconditional prediction")
@@ -218,7 +216,7 @@ def unconditional(s: _Subject) -> None:
                 equal(other.tensors[name], tensor, f"unconditional {name} {what} ignores the text")
 
 
-def _rows(s: _Subject, encode: Callable[[Sequence[Prompt]], Conditioning], what: str) -> None:
+def _rows(s: Subject, encode: Callable[[Sequence[Prompt]], Conditioning], what: str) -> None:
     encoded, again = encode(s.prompts), encode(s.prompts)
     that(encoded.tensors, "there is conditioning")
     that(encoded.lengths.keys() <= encoded.tensors.keys(), "`lengths` are those of tensors")
@@ -242,7 +240,7 @@ def _rows(s: _Subject, encode: Callable[[Sequence[Prompt]], Conditioning], what:
             close(tensor, row, f"{name} of a {what} does not depend on others", s.tolerance)
 
 
-def velocity(s: _Subject) -> None:
+def velocity(s: Subject) -> None:
     """Float32 like the latents, finite from noise to data, the same every time."""
     x_sigma, sigma, conditioning = s.arguments()
     kept = x_sigma.clone()
@@ -255,7 +253,7 @@ def velocity(s: _Subject) -> None:
     equal(s.velocity(), found, "velocity is the same every time")
 
 
-def batch_invariance(s: _Subject) -> None:
+def batch_invariance(s: Subject) -> None:
     """Any micro-batch gives the same velocities."""
     x_sigma, sigma, conditioning = s.arguments()
     together = s.velocity()
@@ -266,7 +264,7 @@ def batch_invariance(s: _Subject) -> None:
         close(alone, together[row], "velocity of a sample does not depend on the others", s.tolerance)
 
 
-def guide(s: _Subject) -> None:
+def guide(s: Subject) -> None:
     """Both velocities are of one batch; what they become has their shape, and does not depend on other samples."""
     if not s.backbone.guidable:
         raise unittest.SkipTest("the model has no unconditional prediction")
@@ -285,7 +283,7 @@ def guide(s: _Subject) -> None:
     that(found.isfinite().all(), "a guided velocity is finite")
 
 
-def gradient(s: _Subject) -> None:
+def gradient(s: Subject) -> None:
     """The trained parameters get one, the others none."""
     s.backbone.velocity(*s.arguments()).square().sum().backward()  # type: ignore[no-untyped-call]
     parameters = s.backbone.trainable().values()
@@ -298,88 +296,7 @@ def gradient(s: _Subject) -> None:
         parameter.grad = None
 
 
-def weights(s: _Subject) -> None:
-    """The engine exchanges them through `parameter.data`."""
-    before = s.velocity()
-    with s.moved_weights():
-        moved = s.velocity()
-        that(not torch.equal(moved, before), "velocity follows the trained weights where `parameter.data` is replaced")
-    equal(s.velocity(), before, "velocity is as before with the weights from before")
-
-
-def adapter(s: _Subject) -> None:
-    """What is trained is its own; it can be switched off, which shows the base, and is back afterwards."""
-    back = "the adapter is back after `off`, also after an error"
-    own, trained = s.adapter.parameters(), s.backbone.trainable()
-    that({id(p) for p in own.values()} == {id(p) for p in trained.values()}, "`trainable` are the adapter's parameters")
-    that(list(own) == list(s.adapter.parameters()), "the names of the adapter's parameters are always the same")
-    with s.moved_weights():
-        moved = s.velocity()
-        base = s.base_velocity()
-        equal(s.velocity(), moved, back)
-        with contextlib.suppress(KeyError), s.adapter.off():
-            raise KeyError
-        equal(s.velocity(), moved, back)
-        with s.adapter.off():
-            s.base_velocity()
-            equal(s.velocity(), base, "the adapter is still off after another `off` inside")
-    equal(s.base_velocity(), base, "without its adapter the model does not depend on the trained weights")
-    that(not torch.equal(base, moved), "without its adapter the model is another one")
-    close(s.velocity(), base, "a new adapter changes nothing", s.tolerance)
-
-
-def merged(s: _Subject) -> None:
-    """Merged, the adapter gives the same velocities; afterwards no weight has changed."""
-    with s.moved_weights():
-        context = s.adapter.merged()
-        if context is None:
-            raise unittest.SkipTest("its adapter cannot be merged")
-        kept = [(parameter, parameter.data.clone()) for parameter in s.backbone.module.parameters()]
-        before = s.velocity()
-        with context:
-            inside = s.velocity()
-        close(inside, before, "velocity with the adapter merged is velocity with the adapter", s.tolerance)
-        with contextlib.suppress(KeyError), s.adapter.merged() or contextlib.nullcontext():
-            raise KeyError
-        for parameter, data in kept:
-            equal(parameter.data, data, "weights are bit for bit as before `merged`, also after an error")
-        equal(s.velocity(), before, "the adapter is back after `merged`, also after an error")
-
-
-def save_adapter(s: _Subject) -> None:
-    """In its usual format; nothing else changes."""
-    that(s.adapter.formats, "an adapter has a format")
-    _saved(s, "the adapter's `save`", partial(s.adapter.save, format=s.adapter.formats[0]))
-
-
-def formats(s: _Subject) -> None:
-    """The others are written likewise."""
-    names = s.adapter.formats
-    that(len(set(names)) == len(names), f"formats are named once: {', '.join(names)}")
-    for name in names:
-        that(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name), f"a format's name is of a-z, 0-9 and dashes, not {name!r}")
-    for name in names[1:]:
-        _saved(s, f"the adapter's `save` as {name}", partial(s.adapter.save, format=name))
-
-
-def save_weights(s: _Subject) -> None:
-    """Without an adapter all weights are written, and nothing else changes."""
-    if s.backbone.adapter is not None:
-        raise unittest.SkipTest("the adapter alone is trained")
-    _saved(s, "`save_weights`", s.backbone.save_weights)
-
-
-def _saved(s: _Subject, what: str, save: Callable[[Path], None]) -> None:
-    before = s.velocity()
-    with tempfile.TemporaryDirectory() as directory:
-        place = Path(directory) / "new"
-        for _ in range(2):  # the second time it is there already
-            save(place)
-            that(any(file.is_file() for file in place.rglob("*")), f"{what} writes something")
-    equal(s.velocity(), before, f"{what} changes nothing")
-
-
-def decode(s: _Subject) -> None:
+def decode(s: Subject) -> None:
     """Media of the declared kind, float32 in [0, 1], of the size that was asked for, the same in any batch."""
     x0 = normal(3, *s.backbone.latent_shape(*s.size), seed=1)
     media = s.backbone.decode(x0)
@@ -400,7 +317,7 @@ def decode(s: _Subject) -> None:
         close(s.backbone.decode(x0[i : i + 1])[0], media[i], "media do not depend on the others", s.tolerance)
 
 
-def reproducible(s: _Subject) -> None:
+def reproducible(s: Subject) -> None:
     """Built twice, it is the same twice: names and weights."""
     first, again = s.make(), s.make()
     that(list(again.trainable()) == list(first.trainable()), "the names of trained parameters are always the same")
@@ -408,78 +325,9 @@ def reproducible(s: _Subject) -> None:
         equal(parameter, first.trainable()[name], f"{name} starts the same every time")
 
 
-def random_state(s: _Subject) -> None:
+def random_state(s: Subject) -> None:
     """Neither loading nor computing draws from a global generator."""
     with global_state_left_alone("a backbone"):
         s.make()
         s.velocity()
         s.backbone.decode(normal(1, *s.backbone.latent_shape(*s.size)))
-
-
-# -- what the class says that it uses of its section ----------------------------------------------------------------
-
-
-def dtype(s: _Subject) -> None:
-    """`backbone.dtype` is the type of frozen weights; velocities and what is trained stay float32."""
-    other = "bfloat16" if s.backbone.section.dtype == "float32" else "float32"
-    made = _with(s, "dtype", dtype=other)
-    trained = {id(parameter) for parameter in made.trainable().values()}
-    frozen = [p for p in made.module.parameters() if id(p) not in trained and p.is_floating_point()]
-    if not frozen:
-        raise unittest.SkipTest("every weight is trained")
-    # Some models keep a few of them in float32, whatever is asked for.
-    that(any(p.dtype == getattr(torch, other) for p in frozen), f"with `dtype: {other}` frozen weights are {other}")
-    for name, parameter in made.trainable().items():
-        that(parameter.dtype == torch.float32, f"{name} is float32, also with `dtype: {other}`")
-
-
-def gradient_checkpointing(s: _Subject) -> None:
-    """With `backbone.gradient_checkpointing` activations are computed again, and the gradients are the same."""
-    found = {}
-    for on in (False, True):
-        made = _with(s, "gradient_checkpointing", gradient_checkpointing=on)
-        calls = _Calls(made.module)
-        made.velocity(*s.arguments()).square().sum().backward()  # type: ignore[no-untyped-call]
-        found[on] = calls.count, {name: p.grad for name, p in made.trainable().items()}
-    again = "with `gradient_checkpointing: true` modules of the network are called again for the backward pass"
-    that(found[True][0] > found[False][0], again)
-    for name, gradient in found[True][1].items():
-        plain = found[False][1][name]
-        that((gradient is None) == (plain is None), f"{name} has a gradient with gradient_checkpointing if without it")
-        if gradient is not None and plain is not None:
-            close(gradient, plain, f"the gradient of {name} is the same with gradient_checkpointing", s.tolerance)
-
-
-class _Calls:
-    """Counts the calls of a network's modules."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        self.count = 0
-        for module in network.modules():
-            module.register_forward_pre_hook(self._note)
-
-    def _note(self, *_: object) -> None:
-        self.count += 1
-
-
-def package(s: _Subject) -> None:
-    """`checkpoint: package:NAME/path` is looked up among the files of installed plugins."""
-    wanted = "package:dgpo_no_such_package/model"
-    try:
-        resolve_checkpoint(wanted)
-    except UserError as error:
-        said = str(error)
-    try:
-        _with(s, "checkpoint", checkpoint=wanted)
-    except UserError as error:
-        that(said in str(error), f"a checkpoint {wanted} is resolved by dgpo_core.weights, which says: {said}")
-    else:
-        that(False, f"a checkpoint {wanted} is a UserError, or `uses` has no checkpoint")
-
-
-def _with(s: _Subject, key: str, **settings: object) -> Backbone:
-    """The same backbone with other settings of its section. SkipTest if it does not use that key."""
-    backbone = s.backbone
-    if key not in backbone.uses:
-        raise unittest.SkipTest(f"it does not use backbone.{key}")
-    return type(backbone)(backbone.section.model_copy(update=settings), backbone.options, device=backbone.device)
