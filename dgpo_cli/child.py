@@ -12,25 +12,19 @@ import contextlib
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+from dgpo_core.system.supervising import end_with_parent
+
 __all__ = ["main"]
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run a command line of `dgpo` for as long as the process PARENT lives."""
     parent, *command = arguments
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # it may write to a terminal that is another process group's
-    threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+    end_with_parent(int(parent), lambda: os.kill(os.getpid(), signal.SIGTERM))
     from dgpo_cli.main import main as dgpo
 
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:

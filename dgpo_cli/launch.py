@@ -9,17 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from types import FrameType
-from typing import IO
 
-from dgpo_core.system.stopping import stops_a_run
+from dgpo_core.system.supervising import Child, forwarding_signals, wait_for_all
 
 __all__ = ["Layout", "check", "launch"]
 
@@ -83,100 +79,36 @@ def launch(layout: Layout, command: Sequence[str], program: Sequence[str] = ("-P
     """
     if layout.address is None:
         layout = Layout(layout.processes, layout.machines, layout.machine, f"127.0.0.1:{_free_port()}")
-    with ExitStack() as files:
-        logs: list[IO[bytes] | None] = []
-        started: list[subprocess.Popen[bytes]] = []
-        try:
-            for local_rank in range(layout.processes):
-                log = None if layout.machine == 0 and local_rank == 0 else files.enter_context(tempfile.TemporaryFile())
-                logs.append(log)
-                started.append(
-                    subprocess.Popen(
-                        [sys.executable, *program, str(os.getpid()), *command],
-                        env=_threads(layout.processes) | os.environ | layout.environment(local_rank),
-                        stdout=log,
-                        stderr=None if log is None else subprocess.STDOUT,
-                        process_group=0,  # what the terminal sends to ours reaches it once: through us
-                    )
-                )
-            with _passing_on_signals(started):
-                first = _end_together(started)
-        finally:
-            for process in started:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
-        return _told(layout, first, [process.returncode for process in started], logs)
+    with ExitStack() as ending:
+        children: list[Child] = []
+        for local_rank in range(layout.processes):
+            quiet = layout.machine > 0 or local_rank > 0
+            child = Child(
+                [sys.executable, *program, str(os.getpid()), *command],
+                environment=_threads(layout.processes) | os.environ | layout.environment(local_rank),
+                output=ending.enter_context(tempfile.TemporaryFile()) if quiet else None,
+            )
+            ending.callback(lambda child=child: child.poll() is None and child.kill())
+            children.append(child)
+        with forwarding_signals(children):
+            first = wait_for_all(children, patience=SAVING, grace=ENDING, consequences=(LOST,))
+        return 0 if first is None else _failed(layout, first, children)
 
 
-def _end_together(started: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Wait for all of them; the number of the one whose end was the others' (None: all went well).
-
-    A process that waits for a lost one learns of it by itself, saves if it is the main one, and ends. One that does not
-    (its card waits) is made to.
-    """
-    first, deadline, steps = None, float("inf"), iter((signal.SIGTERM, signal.SIGKILL))
-    while any(process.poll() is None for process in started):
-        if first is None:
-            first = _culprit(started)
-            deadline = time.monotonic() + SAVING if first is not None else deadline
-        elif time.monotonic() > deadline:
-            number = next(steps, signal.SIGKILL)
-            for process in started:
-                if process.poll() is None:
-                    process.send_signal(number)
-            deadline = time.monotonic() + ENDING
-        time.sleep(0.05)
-    return _culprit(started)
-
-
-def _culprit(started: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """The process that failed, not one that failed because another one was lost, as long as there is a choice."""
-    failed = [i for i, process in enumerate(started) if process.returncode]
-    return next((i for i in failed if started[i].returncode != LOST), failed[0] if failed else None)
-
-
-def _told(layout: Layout, first: int | None, codes: Sequence[int], logs: Sequence[IO[bytes] | None]) -> int:
+def _failed(layout: Layout, first: int, children: Sequence[Child]) -> int:
     """Say which process was the reason of a failure, unless it has said so itself; the exit code."""
-    if first is None:
-        return 0
-    code = codes[first]
-    rank = layout.machine * layout.processes + first
+    codes = [child.wait() for child in children]
+    code, rank = codes[first], layout.machine * layout.processes + first
     if code < 0:
         number = signal.Signals(-code).name
         sys.stderr.write(f"process {rank} of {layout.machines * layout.processes} was ended by {number}\n")
-    log = logs[first]
     # A mistake is made in all of them, and the main process has told of it.
-    if log is not None and not (codes[0] == code == 2 and layout.machine == 0):
-        log.seek(0)
-        lines = log.read().decode(errors="replace").splitlines()[-TAIL:]
-        if lines:
-            sys.stderr.write(f"process {rank} said last:\n" + "".join(f"  {line}\n" for line in lines))
-    if any(other == 130 for other in codes):
+    lines = [] if codes[0] == code == 2 and layout.machine == 0 else children[first].last_lines(TAIL)
+    if lines:
+        sys.stderr.write(f"process {rank} said last:\n" + "".join(f"  {line}\n" for line in lines))
+    if 130 in codes:
         return 130
     return code if code > 0 else 1
-
-
-@contextmanager
-def _passing_on_signals(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """What asks for a stop, and a Ctrl-Z, is for all of them."""
-
-    def to_all(number: int, frame: FrameType | None) -> None:
-        for process in started:
-            if process.poll() is None:
-                process.send_signal(number)
-        if number == signal.SIGTSTP:
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-    passed_on = [*stops_a_run(), signal.SIGTSTP, signal.SIGCONT]
-    previous: dict[int, Callable[..., object] | int | None] = {
-        number: signal.signal(number, to_all) for number in passed_on
-    }
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _threads(processes: int) -> dict[str, str]:
