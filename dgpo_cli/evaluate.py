@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dgpo_cli.options import AcceptBase
+from dgpo_cli import options
+
+if TYPE_CHECKING:
+    from dgpo_core.training.evaluation import Evaluation
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    target: Annotated[Path, typer.Argument(help="A run directory, or a run file (its base model).", metavar="RUN")],
+    context: typer.Context,
+    target: options.TargetPath,
     prompts: Annotated[
         Path | None,
         typer.Option("--prompts", help="A .txt, .jsonl or .json file; by default the run's held-out prompts."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", "-n", min=1, help="Samples of each prompt.")] = None,
-    view: Annotated[
-        str | None, typer.Option(help="base, policy, old (fast EMA) or slow (slow EMA, the default).")
-    ] = None,
-    checkpoint: Annotated[str, typer.Option(help="newest, best, or an iteration.")] = "newest",
+    view: options.View = None,
+    checkpoint: options.Checkpoint = "newest",
     seed: Annotated[
         int | None, typer.Option(help="Seed of the noise; by default that of the run's evaluations.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; by default as configured.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=1, help="Guidance scale; by default as configured.")] = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write every sample's score and diagnostics (.json).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print records instead of a table.")] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a setting of a run file; of a run directory where its base model is."),
-    ] = None,
-    accept: AcceptBase = None,
+    overrides: options.Set = None,
+    accept: options.AcceptBase = None,
+    micro_batch: options.MicroBatch = None,
+    processes: options.Processes = 1,
 ) -> None:
     """Score a run or a base model on prompts.
 
@@ -51,10 +52,8 @@ def evaluate(
 
         dgpo evaluate run.yaml --prompts drawbench.txt --samples 4 --json
     """
-    import json
-
     from dgpo_cli.output import check_file
-    from dgpo_cli.target import open_target
+    from dgpo_cli.target import working_on
     from dgpo_core.errors import UserError
 
     if output is not None:
@@ -63,44 +62,48 @@ def evaluate(
     from dgpo_core.data.prompts import load_file, some_of
 
     chosen = load_file(prompts) if prompts else []  # before the model is loaded, which takes longer
-    opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
-    engine = opened.engine
-    from dgpo_core.draws import Draws
-    from dgpo_core.system.files import write_text
-    from dgpo_core.training.evaluation import Evaluator, Finer
-    from dgpo_core.training.reward_building import evaluation_scorer
+    with working_on(
+        context, target, view=view, checkpoint=checkpoint, overrides=overrides, accept=accept,
+        micro_batch=micro_batch, processes=processes,
+    ) as opened:  # fmt: skip
+        engine = opened.engine
+        members = samples or engine.config.evaluation.samples_per_prompt
+        chosen = chosen or opened.prompts("heldout")
+        if not chosen:
+            raise UserError(f"{target}: it has no held-out prompts; name a file with --prompts")
+        chosen = opened.checked(some_of(chosen, limit) if limit else chosen, guidance)
+        opened.note([*(notes(chosen) if prompts else ()), longer_than_read(chosen, engine.backbone)])
+        from dgpo_core.draws import Draws
+        from dgpo_core.training.evaluation import Evaluator, Finer
+        from dgpo_core.training.reward_building import evaluation_scorer
 
-    section = engine.config.evaluation
-    members = samples or section.samples_per_prompt
-    chosen = chosen or opened.prompts("heldout")
-    if not chosen:
-        raise UserError(f"{target}: it has no held-out prompts; name a file with --prompts")
-    chosen = some_of(chosen, limit) if limit else chosen
-    engine.check_prompts(chosen)
-    chosen = engine.sized(chosen)
-    if guidance is not None:
-        engine.check_guidance("--guidance", guidance)
-    longer = longer_than_read(chosen, engine.backbone)
-    for note in (notes(chosen) if prompts else []) + ([longer] if longer else []):
-        typer.echo(f"note: {note}", err=True)
-    scorer = evaluation_scorer(engine, chosen, members)
-    try:
-        evaluator = Evaluator(
-            roller=engine.evaluation_roller(steps=steps, guidance=guidance),
+        scorer = evaluation_scorer(engine, chosen, members)
+        roller = engine.evaluation_roller(steps=steps, guidance=guidance)
+        opened.share(roller, chosen, members)
+
+        result = Evaluator(
+            roller=roller,
             scorer=scorer,
             prompts=chosen,
             members=members,
-            draws=Draws(seed if seed is not None else engine.config.run.seed).at("evaluation"),
+            draws=Draws(engine.config.run.seed if seed is None else seed).at("evaluation"),
             finer=Finer.of(engine, guidance),
-        )
-        result = evaluator.evaluate(opened.view, opened.iteration)
-    finally:
-        engine.close()
+            processes=opened.processes,
+            exact=True,
+        ).evaluate(opened.view, opened.iteration)
+    if opened.processes.main:
+        _show(opened.label, result, f"{len(chosen)} prompts x {members}", as_json=as_json, output=output)
+
+
+def _show(label: str, result: Evaluation, size: str, *, as_json: bool, output: Path | None) -> None:
+    """Write and print the records."""
+    import json
+
+    from dgpo_core.system.files import write_text
+
     records = [record.model_dump(mode="json") for record in result.records]
     if output is not None:
-        write_text(
-            output, json.dumps({"target": opened.label, "records": records, "samples": result.samples}, indent=1)
-        )
+        write_text(output, json.dumps({"target": label, "records": records, "samples": result.samples}, indent=1))
     if as_json:
         typer.echo(json.dumps(records, indent=1))
         return
@@ -108,9 +111,9 @@ def evaluate(
 
     from dgpo_cli.console import print_evaluation
 
-    typer.echo(opened.label)
+    typer.echo(label)
     print_evaluation(Console(), result.records)
-    typer.echo(f"{len(chosen)} prompts x {members} {'sample' if members == 1 else 'samples'}")
+    typer.echo(f"{size} {'sample' if size.endswith(' 1') else 'samples'}")
     for record in result.records:
         if record.missing:
             typer.echo(f"{record.reward}: {record.missing} of {len(result.samples)} samples could not be scored")

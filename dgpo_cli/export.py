@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dgpo_cli.options import AcceptBase
+from dgpo_cli import options
 
 if TYPE_CHECKING:
     from dgpo_cli.target import Target
@@ -18,21 +19,25 @@ __all__ = ["export"]
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")] = Path("adapter"),
+    output: options.Output = Path("adapter"),
     view: Annotated[str, typer.Option(help="policy, old (fast EMA) or slow (slow EMA).")] = "slow",
-    checkpoint: Annotated[str, typer.Option(help="newest, best, or an iteration.")] = "newest",
+    checkpoint: options.Checkpoint = "newest",
     format: Annotated[
         str | None, typer.Option(help="diffusers (the default), peft, kohya or comfyui, as the backbone has them.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: options.Force = False,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Where the base model is now: --set backbone.checkpoint=PATH.")
     ] = None,
-    accept: AcceptBase = None,
+    accept: options.AcceptBase = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="As for other commands; nothing is computed, so one process writes the weights.")
+    ] = 1,
 ) -> None:
     """Write a run's adapter for use without dgpo, its scale (alpha / rank) in the weights.
 
-    After full fine-tuning these are all weights. For SD3 and SD3.5: pipe.load_lora_weights("adapter").
+    After full fine-tuning these are all weights; those that run.shard has spread are put together in the CPU's memory.
+    For SD3 and SD3.5: pipe.load_lora_weights("adapter").
 
     Example:
 
@@ -40,8 +45,8 @@ def export(
 
         dgpo export runs/quickstart --output comfyui --format comfyui
     """
-    import json
-
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK") != "0":  # torchrun has started others too
+        return
     from dgpo_cli.output import check_directory
     from dgpo_cli.target import open_target
     from dgpo_core.errors import UserError
@@ -55,20 +60,36 @@ def export(
     check_directory(output, force=force, target=run)
     if format is not None and (run / "config.yaml").is_file():
         _check_sketch(run, format)
-    opened = open_target(run, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
+    opened = open_target(
+        run, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or (), alone=True
+    )
+    if format is not None:
+        _check_format(run, format, opened.engine.backbone)
+    _write(opened, output, format)
+    typer.echo(f"{opened.label}: {output}")
+
+
+def _write(opened: Target, output: Path, format: str | None) -> None:
+    """The weights, and dgpo.json: what they belong to and where they come from."""
+    import json
+
     from dgpo_core.system.files import new_directory
 
-    backbone = opened.engine.backbone
-    if format is not None:
-        _check_format(run, format, backbone)
+    engine, section = opened.engine, opened.engine.config.backbone
+    origin = {
+        "base": section.checkpoint,
+        "revision": section.revision,
+        "view": opened.view,
+        "base_files": opened.base_files(),
+        "iteration": opened.iteration,
+    }
     with new_directory(output) as aside:
-        with opened.engine.policy.view(opened.view):
-            if backbone.adapter is None:
-                backbone.save_weights(aside)
+        with engine.policy.view(opened.view):
+            if engine.backbone.adapter is None:
+                engine.backbone.save_weights(aside)
             else:
-                backbone.adapter.save(aside, format or backbone.adapter.formats[0])
-        (aside / "dgpo.json").write_text(json.dumps(_origin(opened), indent=1) + "\n")
-    typer.echo(f"{opened.label}: {output}")
+                engine.backbone.adapter.save(aside, format or engine.backbone.adapter.formats[0])
+        (aside / "dgpo.json").write_text(json.dumps(origin, indent=1) + "\n")
 
 
 def _check_sketch(run: Path, format: str) -> None:
@@ -102,15 +123,3 @@ def _check_format(run: Path, format: str, backbone: Backbone | None) -> None:
     formats = backbone.adapter.formats
     if format not in formats:
         raise UserError(f"--format {format}: choose one of {', '.join(formats)}{nearest(format, formats)}")
-
-
-def _origin(opened: Target) -> dict[str, Any]:
-    """dgpo.json: what the weights belong to and where they come from."""
-    backbone = opened.engine.config.backbone
-    return {
-        "base": backbone.checkpoint,
-        "revision": backbone.revision,
-        "view": opened.view,
-        "base_files": opened.base_files(),
-        "iteration": opened.iteration,
-    }

@@ -1,4 +1,4 @@
-"""Several processes of one run: started together, ended together, one voice.
+"""Several processes of one command: started together, ended together, one voice.
 
 What torchrun does, and besides: mistakes are told once and end with exit code 2, a lost process is named with its
 reason, and Ctrl-C saves. Each process is told who it is by torchrun's own environment variables.
@@ -11,21 +11,30 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dgpo_core.system.supervising import Child, forwarding_signals, wait_for_all
 
-__all__ = ["Layout", "check", "launch"]
+if TYPE_CHECKING:
+    import typer
+
+__all__ = ["Layout", "check", "in_processes", "launch", "left_to_launcher"]
 
 SAVING = 60.0
 """Seconds that the others have to save and end after one process has ended; then they are told to, and then killed."""
 ENDING = 10.0
 LOST = 3
 """Exit code of a process that has waited in vain for another one."""
+UNTOLD = 4
+"""The same of one that leaves it to the launcher to say why."""
 TAIL = 20
 """Lines of a process's last words that are shown."""
+
+LAUNCHED = "DGPO_LAUNCHED"
+"""Variable of processes that `launch` has started: it tells of those that are lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,42 @@ def check(layout: Layout) -> None:
         raise UserError(f"--address: {layout.address!r} is not HOST:PORT, such as 10.0.0.1:29500")
 
 
+def in_processes(context: typer.Context, processes: int) -> None:
+    """Run the command of `context` in so many processes instead, and exit as they do; nothing if it is one process."""
+    if processes == 1:
+        return
+    import typer
+
+    check(layout := Layout(processes))
+    words, places = [], []
+    for parameter in context.command.params:
+        name, source = str(parameter.name), context.get_parameter_source(str(parameter.name))
+        if name == "processes" or source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[name]
+        values = value if isinstance(value, list | tuple) else [value]
+        if parameter.param_type_name == "argument":
+            places += [str(one) for one in values]
+        elif value is True:
+            words.append(parameter.opts[0])
+        else:
+            words += [f"{parameter.opts[0]}={one}" for one in values]
+    raise typer.Exit(launch(layout, [str(context.info_name), *words, "--", *places]))
+
+
+@contextmanager
+def left_to_launcher() -> Iterator[None]:
+    """A process that waited for a lost one says nothing where the launcher shows what the lost one has said."""
+    from dgpo_core.errors import ProcessLostError
+
+    try:
+        yield
+    except ProcessLostError:
+        if os.environ.get("RANK") == "0" and LAUNCHED in os.environ:
+            sys.exit(UNTOLD)
+        raise
+
+
 def launch(layout: Layout, command: Sequence[str], program: Sequence[str] = ("-P", "-m", "dgpo_cli.child")) -> int:
     """Run `dgpo COMMAND` in every process of this machine; returns the exit code of the whole.
 
@@ -85,19 +130,26 @@ def launch(layout: Layout, command: Sequence[str], program: Sequence[str] = ("-P
             quiet = layout.machine > 0 or local_rank > 0
             child = Child(
                 [sys.executable, *program, str(os.getpid()), *command],
-                environment=_threads(layout.processes) | os.environ | layout.environment(local_rank),
+                environment=_threads(layout.processes) | os.environ | layout.environment(local_rank) | {LAUNCHED: "1"},
                 output=ending.enter_context(tempfile.TemporaryFile()) if quiet else None,
             )
-            ending.callback(lambda child=child: child.poll() is None and child.kill())
+            ending.callback(_end, child)
             children.append(child)
         with forwarding_signals(children):
-            first = wait_for_all(children, patience=SAVING, grace=ENDING, consequences=(LOST,))
+            first = wait_for_all(children, patience=SAVING, grace=ENDING, consequences=(LOST, UNTOLD))
         return 0 if first is None else _failed(layout, first, children)
+
+
+def _end(child: Child) -> None:
+    if child.poll() is None:
+        child.kill()
 
 
 def _failed(layout: Layout, first: int, children: Sequence[Child]) -> int:
     """Say which process was the reason of a failure, unless it has said so itself; the exit code."""
     codes = [child.wait() for child in children]
+    if codes[first] == UNTOLD and LOST in codes:  # each has waited for another one
+        first = codes.index(LOST)
     code, rank = codes[first], layout.machine * layout.processes + first
     if code < 0:
         number = signal.Signals(-code).name

@@ -8,12 +8,39 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Accept", "AcceptBase", "Overrides", "Preset", "Resume", "RunFile"]
+__all__ = [
+    "Accept", "AcceptBase", "Checkpoint", "Force", "Guidance", "MicroBatch", "Output", "Overrides", "Preset",
+    "Processes", "Resume", "RunFile", "Set", "Steps", "TargetPath", "View",
+]  # fmt: skip
 
 RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", metavar="RUN.yaml")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting: --set rollout.group_size=12.", metavar="KEY=VALUE"),
+]
+
+TargetPath = Annotated[Path, typer.Argument(help="A run directory, or a run file (its base model).", metavar="RUN")]
+View = Annotated[str | None, typer.Option(help="base, policy, old (fast EMA) or slow (slow EMA, the default).")]
+Checkpoint = Annotated[str, typer.Option(help="newest, best, or an iteration.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps; by default as configured.")]
+Guidance = Annotated[float | None, typer.Option(min=1, help="Guidance scale; by default as configured.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a setting of a run file; of a run directory where its base model is."),
+]
+Processes = Annotated[
+    int,
+    typer.Option(min=1, help="Processes on this machine, one a card (or one a few CPU cores); the result is the same."),
+]
+MicroBatch = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Samples that are drawn at once, which processes share: by default rollout.micro_batch, or else as many "
+        "as an iteration has.",
+    ),
 ]
 
 Preset = Annotated[

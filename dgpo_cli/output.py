@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 from dgpo_core.errors import UserError
-from dgpo_core.system.files import is_stream
+from dgpo_core.system.files import is_stream, why_not_writable
 from dgpo_core.system.reading import why
 from dgpo_schemas.text import lone_surrogate
 
@@ -42,7 +42,7 @@ def check_directory(output: Path, *, force: bool, target: Path) -> None:
     for what, place in kept:
         if place.is_relative_to(whole):
             raise UserError(f"--output {output}: would replace {what}; name a directory of its own")
-    reason = _why_not(output.parent)
+    reason = why_not_writable(output.parent)
     if reason is not None:
         raise UserError(f"--output {output}: cannot be written: {reason}")
     if output.exists() and any(output.iterdir()) and not force:
@@ -57,16 +57,10 @@ def check_file(output: Path) -> None:
         return
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {output.parent}")
-    reason = _why_not(output.parent)
+    reason = why_not_writable(output.parent)
     if reason is not None:
         raise UserError(f"--output {output}: cannot be written: {reason}")
 
 
 def _is_run(directory: Path) -> bool:
     return (directory / "config.yaml").is_file() and (directory / "checkpoints").is_dir()
-
-
-def _why_not(directory: Path) -> str | None:
-    from dgpo_core.system.files import why_not_writable
-
-    return why_not_writable(directory)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dgpo_cli.options import AcceptBase
+from dgpo_cli import options
 from dgpo_schemas.base import LONGEST_SIDE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dgpo_cli.target import Target
+    from dgpo_core.training.engine import Engine
+    from dgpo_core.training.rollout import Roller
+    from dgpo_core.types import Prompt
 
 __all__ = ["sample"]
 
 
 def sample(
-    target: Annotated[Path, typer.Argument(help="A run directory, or a run file (its base model).", metavar="RUN")],
+    context: typer.Context,
+    target: options.TargetPath,
     prompts: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be repeated.")] = None,
     negative: Annotated[
         str | None, typer.Option(help="A text that guidance leads away from, for every --prompt.", metavar="TEXT")
@@ -26,17 +36,13 @@ def sample(
         ),
     ] = None,
     file: Annotated[Path | None, typer.Option("--prompts", help="A .txt, .jsonl or .json file of prompts.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the pictures.")] = Path("samples"),
+    output: options.Output = Path("samples"),
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Samples of each prompt.")] = 4,
-    view: Annotated[
-        str | None, typer.Option(help="base, policy, old (fast EMA) or slow (slow EMA, the default).")
-    ] = None,
-    checkpoint: Annotated[str, typer.Option(help="newest, best, or an iteration.")] = "newest",
+    view: options.View = None,
+    checkpoint: options.Checkpoint = "newest",
     seed: Annotated[int, typer.Option(help="Seed of the noise: the same seed gives every view the same noise.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; by default those of the rollouts.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(min=1, help="Guidance scale; by default that of the rollouts.")
-    ] = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many held-out prompts, when none are given.")] = 8,
     size: Annotated[
         str | None,
@@ -53,12 +59,11 @@ def sample(
             help="Frames a second of videos; by default 16, or fewer of a short video, so that it lasts a second.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a setting of a run file; of a run directory where its base model is."),
-    ] = None,
-    accept: AcceptBase = None,
+    force: options.Force = False,
+    overrides: options.Set = None,
+    accept: options.AcceptBase = None,
+    micro_batch: options.MicroBatch = None,
+    processes: options.Processes = 1,
 ) -> None:
     """Draw pictures or videos from a run or from a base model.
 
@@ -74,7 +79,7 @@ def sample(
         dgpo sample runs/edits -p "make it snow" --media street.png --negative "people"
     """
     from dgpo_cli.output import check_directory
-    from dgpo_cli.target import open_target
+    from dgpo_cli.target import working_on
     from dgpo_core.errors import UserError
 
     if prompts and file:
@@ -87,47 +92,58 @@ def sample(
 
     # Before the model is loaded, which takes longer.
     sides = _sides(size)
-    chosen = typed(prompts or (), negative, pictures or ())
-    if file:
-        chosen = load_file(file)
+    chosen = load_file(file) if file else typed(prompts or (), negative, pictures or ())
     check_directory(output, force=force, target=target)
-    opened = open_target(target, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or ())
-    engine = opened.engine
-    from dgpo_core.draws import Draws
-    from dgpo_core.flow.sizes import check_sizes
+    with working_on(
+        context, target, view=view, checkpoint=checkpoint, overrides=overrides, accept=accept,
+        micro_batch=micro_batch, processes=processes,
+    ) as opened:  # fmt: skip
+        engine = opened.engine
+        chosen = chosen or (opened.prompts("heldout") or opened.prompts("train"))[:limit]
+        chosen = opened.checked(chosen, guidance, sides)
+        scale = engine.config.rollout.guidance if guidance is None else guidance
+        opened.note(notes(chosen) if file or pictures else ())
+        opened.note([
+            longer_than_read(chosen, engine.backbone),
+            unheard(chosen, engine.backbone.guidable and scale != 1),
+            _check_video(engine, fps),
+        ])  # fmt: skip
+        media = _drawn(opened, engine.roller(steps=steps, guidance=guidance), chosen, count, seed)
+    if opened.processes.main:
+        from dgpo_core.media.pictures import write_pictures
+
+        write_pictures(output, media, [prompt for prompt in chosen for _ in range(count)], columns=count, fps=fps)
+        what = "video" if engine.backbone.media == "video" else "picture"
+        typer.echo(f"{len(media)} {what}{'' if len(media) == 1 else 's'} of the {opened.label}: {output}/grid.png")
+
+
+def _check_video(engine: Engine, fps: int | None) -> str | None:
+    """What keeps videos from being written as such, before the work, which may be long; no reason not to do it."""
+    from dgpo_core.errors import UserError
     from dgpo_core.media import clips
-    from dgpo_core.media.pictures import write_pictures
+
+    if engine.backbone.media == "video":
+        reason = clips.why_not()
+        return None if reason is None else f"videos are written as film strips only; {reason}"
+    if fps is not None:
+        raise UserError(f"--fps: the backbone {engine.config.backbone.use} makes images, which have no frame rate")
+    return None
+
+
+def _drawn(opened: Target, roller: Roller, prompts: Sequence[Prompt], count: int, seed: int) -> list[Tensor]:
+    """The media of all samples in order, on the CPU, in the main process; none in others."""
+    from dgpo_core.distributed.dealing import deliver
+    from dgpo_core.draws import Draws
     from dgpo_core.training.memory import decoded_media
 
-    if not chosen:
-        chosen = (opened.prompts("heldout") or opened.prompts("train"))[:limit]
-    engine.check_prompts(chosen)
-    if sides is not None:
-        check_sizes(engine.backbone, [], sides, "--size")
-        chosen = [prompt.sized(sides) for prompt in chosen]
-    chosen = engine.sized(chosen)
-    scale = engine.config.rollout.guidance if guidance is None else guidance
-    told = [longer_than_read(chosen, engine.backbone), unheard(chosen, engine.backbone.guidable and scale != 1)]
-    for note in [*(notes(chosen) if file or pictures else ()), *filter(None, told)]:
-        typer.echo(f"note: {note}", err=True)
-    video = engine.backbone.media == "video"
-    if fps is not None and not video:
-        raise UserError(f"--fps: the backbone {engine.config.backbone.use} makes images, which have no frame rate")
-    reason = clips.why_not() if video else None
-    if reason is not None:  # before the work, which may be long, but no reason not to do it
-        typer.echo(f"note: videos are written as film strips only; {reason}", err=True)
-    if guidance is not None:
-        engine.check_guidance("--guidance", guidance)
-    roller = engine.roller(steps=steps, guidance=guidance)
-    media = [
-        one
-        for r in roller.roll_out(chosen, count, Draws(seed).at("sample"), opened.view)
-        for one in decoded_media(engine.backbone, r).cpu()
-    ]
-    repeated = [prompt for prompt in chosen for _ in range(count)]
-    write_pictures(output, media, repeated, columns=count, fps=fps)
-    what = "video" if video else "picture"
-    typer.echo(f"{len(media)} {what}{'' if len(media) == 1 else 's'} of the {opened.label}: {output}/grid.png")
+    shares, processes = opened.share(roller, prompts, count), opened.processes
+    held: dict[int, Tensor] = {}
+    with processes.together():
+        own = shares[processes.rank]
+        for one in roller.roll_out(prompts, count, Draws(seed).at("sample"), opened.view, samples=own):
+            held |= zip(one.samples, decoded_media(opened.engine.backbone, one).cpu(), strict=True)
+    holders = {sample: rank for rank, share in enumerate(shares) for sample in share}
+    return list(deliver(processes, held, holders, dict.fromkeys(holders, 0)).values())
 
 
 def _sides(text: str | None) -> tuple[int, int] | None:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dgpo_cli import options as shared
+
+if TYPE_CHECKING:
+    from dgpo_schemas.sections.rewards import RewardBlock
+
 __all__ = ["score"]
+
+PATIENCE = 1800.0
+"""Seconds that a process waits for another one."""
 
 
 def score(
+    context: typer.Context,
     reward: Annotated[
         str,
         typer.Argument(
@@ -66,6 +76,7 @@ def score(
     token_variable: Annotated[
         str | None, typer.Option(help="Environment variable that holds the servers' token.", metavar="NAME")
     ] = None,
+    processes: shared.Processes = 1,
 ) -> None:
     """Score picture and video files with any reward, and see why.
 
@@ -82,66 +93,103 @@ def score(
 
         dgpo score --self-test geneval --option detector=shapes
     """
+    from dgpo_cli.launch import in_processes, left_to_launcher
     from dgpo_cli.scoring.block import reward_block
     from dgpo_core.plugins.registry import get_registry
 
-    registry = get_registry()
     block = reward_block(
-        reward, registry,
+        reward, get_registry(),
         label=label, options=options or (),
         worker_python=worker_python, urls=urls or (), token_variable=token_variable,
     )  # fmt: skip
-    _check(
-        {"a file": files, "--prompt": prompt, "--metadata": metadata, "--prompts": prompts},
-        self_test=self_test, output=output, annotate=annotate,
-    )  # fmt: skip
-    from dgpo_cli.scoring.cards import Cards
-    from dgpo_cli.scoring.job import check_kinds, of_examples, of_files, run
-    from dgpo_cli.scoring.output import print_results, print_self_test
-    from dgpo_cli.scoring.selftest import examples_of, failures
-    from dgpo_core.plugins.isolation import printing_aside
-    from dgpo_core.plugins.surroundings import Guard
-    from dgpo_core.rewards import place
-    from dgpo_core.system.device import choose_device
-    from dgpo_core.training.reward_calls import Reward
-
-    samples = [] if self_test else of_files(files or [], prompt, metadata, prompts)
-    computes = choose_device(device, "--device")
-    with printing_aside():  # what a reward prints is no result
-        with Guard().around(f"reward {block.label}, when it was made,"):  # files are named from where we are
-            model = place(block, registry, device=computes)
-        try:
-            check_kinds(model, block, samples, registry)
-            examples = examples_of(model, block.label) if self_test else []
-            results = run(
-                Reward(block.label, 1.0, model), samples or of_examples(examples),
-                batch=batch, device=computes, cards=Cards(annotate, block.label) if annotate else None,
-            )  # fmt: skip
-        finally:
-            model.close()
-    if not self_test:
-        good = print_results(results, as_json=as_json, output=output)
-    else:
-        found = failures(examples, results)
-        print_self_test(block.label, examples, results, found, as_json=as_json, output=output)
-        good = not found
+    job = Job(block, tuple(files or ()), prompt, metadata, prompts, self_test, batch, device, as_json, output, annotate)
+    job.check()
+    in_processes(context, processes)
+    with left_to_launcher():
+        good = job.run()
     if not good:
         raise typer.Exit(1)
 
 
-def _check(given: Mapping[str, object], *, self_test: bool, output: Path | None, annotate: Path | None) -> None:
-    """Raise UserError for what does not go together, and for places that cannot be written: before the work begins."""
-    from dgpo_cli.output import check_file
-    from dgpo_core.errors import UserError
-    from dgpo_core.system.files import why_not_writable
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A reward, what it is to score, and where the results go."""
 
-    surplus = [name for name, value in given.items() if value]
-    if self_test and surplus:
-        raise UserError(f"--self-test: scores the reward's own examples; leave out {' and '.join(surplus)}")
-    if not self_test and not given["a file"]:
-        raise UserError("name the files to score, or give --self-test")
-    if output is not None:
-        check_file(output)
-    reason = why_not_writable(annotate) if annotate is not None else None
-    if reason is not None:
-        raise UserError(f"--annotate {annotate}: cannot be written: {reason}")
+    block: RewardBlock
+    files: Sequence[Path]
+    prompt: str | None
+    metadata: str | None
+    prompts: Path | None
+    self_test: bool
+    batch: int
+    device: str
+    as_json: bool
+    output: Path | None
+    annotate: Path | None
+
+    def check(self) -> None:
+        """Raise UserError for what does not go together, and for places that cannot be written, before the work."""
+        from dgpo_cli.output import check_file
+        from dgpo_core.errors import UserError
+        from dgpo_core.system.files import why_not_writable
+
+        given = {
+            "a file": self.files,
+            "--prompt": self.prompt,
+            "--metadata": self.metadata,
+            "--prompts": self.prompts,
+        }
+        surplus = [name for name, value in given.items() if value]
+        if self.self_test and surplus:
+            raise UserError(f"--self-test: scores the reward's own examples; leave out {' and '.join(surplus)}")
+        if not self.self_test and not self.files:
+            raise UserError("name the files to score, or give --self-test")
+        if self.output is not None:
+            check_file(self.output)
+        reason = why_not_writable(self.annotate) if self.annotate is not None else None
+        if reason is not None:
+            raise UserError(f"--annotate {self.annotate}: cannot be written: {reason}")
+
+    def run(self) -> bool:
+        """Score and print; whether every file was scored, or the self-test passed. Only the main process prints."""
+        from dgpo_cli.scoring.cards import Cards
+        from dgpo_cli.scoring.job import check_kinds, of_examples, of_files, run
+        from dgpo_cli.scoring.output import print_results, print_self_test
+        from dgpo_cli.scoring.selftest import examples_of, failures
+        from dgpo_core.distributed.processes import Processes
+        from dgpo_core.plugins.isolation import printing_aside
+        from dgpo_core.plugins.registry import get_registry
+        from dgpo_core.plugins.surroundings import Guard
+        from dgpo_core.rewards import place
+        from dgpo_core.system.device import choose_device
+        from dgpo_core.training.reward_calls import Reward
+
+        label, registry, device = self.block.label, get_registry(), choose_device(self.device, "--device")
+        processes = Processes.join(cpu=device.type == "cpu", timeout=PATIENCE)
+
+        def note(text: str) -> None:
+            if processes.main:
+                typer.echo(f"note: {text}", err=True)
+
+        samples = of_files(self.files, self.prompt, self.metadata, self.prompts, note) if self.files else []
+        with printing_aside():  # what a reward prints is no result
+            with Guard().around(f"reward {label}, when it was made,"):  # files are named from where we are
+                model = place(self.block, registry, device=device)
+            try:
+                check_kinds(model, self.block, samples, registry)
+                examples = examples_of(model, label) if self.self_test else []
+                results = run(
+                    Reward(label, 1.0, model), samples or of_examples(examples),
+                    batch=self.batch, device=device, processes=processes,
+                    cards=Cards(self.annotate, label) if self.annotate else None,
+                )  # fmt: skip
+            finally:
+                model.close()
+        processes.leave()
+        if not processes.main:
+            return True
+        if not self.self_test:
+            return print_results(results, as_json=self.as_json, output=self.output)
+        found = failures(examples, results)
+        print_self_test(label, examples, results, found, as_json=self.as_json, output=self.output)
+        return not found

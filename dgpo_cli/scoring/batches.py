@@ -6,16 +6,19 @@ No more is held in memory than batches that wait to be full, so that a directory
 from __future__ import annotations
 
 import hashlib
+import json
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic_core import to_json
 from torch import Tensor
 
 from dgpo_cli.scoring.files import MediaError, Medium
 from dgpo_core.distributed.comparing import OTHER_SIZES, by_prompt
+from dgpo_core.distributed.processes import Processes, cut
 from dgpo_core.errors import UserError
 from dgpo_core.media.kinds import Kind, one_of, plural
 from dgpo_core.plugins.surroundings import Guard
@@ -24,7 +27,9 @@ from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.service import LONGEST_PART
 from dgpo_schemas.text import clean, lone_surrogate
 
-__all__ = ["Result", "Sample", "score_samples"]
+__all__ = ["Result", "Sample", "Scored", "score_samples"]
+
+T = TypeVar("T")
 
 MOST_WAITING = 2**28
 """Numbers (1 GiB as float32) that may wait for their batch to be full: files of all different sizes never fill one."""
@@ -58,8 +63,12 @@ class Result:
         return " ".join(str(self.diagnostics.get("reason") or "the reward gives no reason").split())
 
 
-Done = Callable[[int, Result, Tensor | None], None]
-"""Told of each result as it comes: index, result, media (None if they could not be read)."""
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A result for each sample, in their order, and notes on what reading has changed in files."""
+
+    results: list[Result]
+    notes: list[str]
 
 
 def score_samples(
@@ -68,35 +77,51 @@ def score_samples(
     *,
     batch: int,
     device: torch.device,
-    done: Done = lambda *_: None,
-    note: Callable[[str], None] = lambda _: None,
-) -> list[Result]:
-    """One result per sample, in their order. `note` is told what reading has changed in a file.
+    processes: Processes | None = None,
+    done: Callable[[], object] = lambda: None,
+) -> Scored:
+    """Score samples in batches of one shape; `done` is called after each of this process's.
 
     A reward that compares is shown the samples of a prompt together. Raises UserError for one that is alone with its
-    prompt.
+    prompt. processes: those that share the work, in the batches of a single process; to them the shapes have to be
+    known beforehand, for which every file is read once more. Each of them returns everything.
     """
+    processes = processes or Processes()
     scoring = _Scoring(reward, samples, device, done)
-
-    def read(index: int) -> Tensor | None:
-        try:
-            medium = samples[index].load()
-        except MediaError as error:
-            scoring.missing(index, error.reason, None)
-            return None
-        for text in medium.notes:
-            note(f"{samples[index].name}: {text}")
-        return medium.tensor if scoring.takes(index, medium.tensor) else None
-
     if reward.compares:
-        for group in groups_of(reward, samples):
-            scoring.compare([(index, media) for index in group if (media := read(index)) is not None])
+        groups = groups_of(reward, samples)
+        for group in _part(groups, processes):
+            scoring.compare(list(scoring.read(group)))
+    elif processes.count == 1:
+        for members in in_batches(scoring.read(range(len(samples))), batch):
+            scoring.score(members)
     else:
-        for index in range(len(samples)):
-            if (media := read(index)) is not None:
-                scoring.add(index, media, batch)
-        scoring.finish()
-    return [scoring.results[index] for index in range(len(samples))]
+        read = [[i, *media.shape] for i, media in scoring.read(_part(range(len(samples)), processes))]
+        shapes = sorted(one for part in processes.everyone(read) for one in part)
+        blank = ((i, torch.empty(shape, device="meta")) for i, *shape in shapes)
+        plan = [[i for i, _ in members] for members in in_batches(blank, batch)]
+        for numbers in _part(plan, processes):
+            scoring.score(list(scoring.read(numbers)))
+    return scoring.gathered(processes)
+
+
+def _part(units: Sequence[T], processes: Processes) -> Sequence[T]:
+    """This process's part of the work."""
+    part = cut(len(units), processes.rank, processes.count)
+    return units[part.start : part.stop]
+
+
+def in_batches(media: Iterable[tuple[int, Tensor]], batch: int) -> Iterator[list[tuple[int, Tensor]]]:
+    """Batches of one shape, as soon as they are full, or when more than MOST_WAITING numbers wait for others."""
+    waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
+    for index, one in media:
+        shape = tuple(one.shape)
+        waiting.setdefault(shape, []).append((index, one))
+        if len(waiting[shape]) == batch:
+            yield waiting.pop(shape)
+        while sum(m.numel() for members in waiting.values() for _, m in members) > MOST_WAITING:
+            yield waiting.pop(next(iter(waiting)))
+    yield from waiting.values()
 
 
 def groups_of(reward: Reward, samples: Sequence[Sample]) -> list[list[int]]:
@@ -122,31 +147,38 @@ def _named(name: str) -> str:
 
 @dataclass
 class _Scoring:
-    """Batches that fill up, one per shape."""
+    """Reads and scores, and keeps what comes of it by the samples' numbers."""
 
     reward: Reward
     samples: Sequence[Sample]
     device: torch.device
-    done: Done
+    done: Callable[[], object]
     results: dict[int, Result] = field(default_factory=dict)
-    waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = field(default_factory=dict)
-    held: int = 0
+    notes: dict[int, Sequence[str]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     guard: Guard = field(default_factory=Guard)
 
-    def takes(self, index: int, media: Tensor) -> bool:
-        """Whether the reward scores such media; the sample is missing if it does not."""
-        kind: Kind = "image" if media.dim() == 3 else "video"
+    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """The media of samples; those that cannot be read, or that the reward does not take, are missing."""
         takes = self.reward.model.media
-        if kind not in takes:
-            self.missing(index, f"is {one_of(kind)}; the reward takes {plural(takes)}", media)
-        return kind in takes
+        for index in numbers:
+            try:
+                medium = self.samples[index].load()
+            except MediaError as error:
+                self._keep(index, None, {"reason": error.reason})
+                continue
+            self.notes[index] = medium.notes
+            kind: Kind = "image" if medium.tensor.dim() == 3 else "video"
+            if kind in takes:
+                yield index, medium.tensor
+            else:
+                self._keep(index, None, {"reason": f"is {one_of(kind)}; the reward takes {plural(takes)}"})
 
     def compare(self, members: Sequence[tuple[int, Tensor]]) -> None:
         """Score a group, whose members are named by their files."""
         if len({one.shape for _, one in members}) > 1:
-            for index, one in members:
-                self.missing(index, OTHER_SIZES, one)
+            for index, _ in members:
+                self._keep(index, None, {"reason": OTHER_SIZES})
             return
         if not members:
             return
@@ -156,36 +188,33 @@ class _Scoring:
         prompt = self.samples[members[0][0]].prompt
         self._keep_all(members, checked_group(self.reward, media, prompt, keys, self.failures, self.guard))
 
-    def add(self, index: int, media: Tensor, batch: int) -> None:
-        shape = tuple(media.shape)
-        self.waiting.setdefault(shape, []).append((index, media))
-        self.held += media.numel()
-        if len(self.waiting[shape]) == batch:
-            self._score(shape)
-        while self.held > MOST_WAITING:
-            self._score(next(iter(self.waiting)))
+    def score(self, members: Sequence[tuple[int, Tensor]]) -> None:
+        """Score a batch."""
+        if members:
+            prompts = [self.samples[index].prompt for index, _ in members]
+            media = torch.stack([one for _, one in members]).to(self.device)
+            self._keep_all(members, checked_score(self.reward, media, prompts, self.failures, self.guard))
 
-    def finish(self) -> None:
-        while self.waiting:
-            self._score(next(iter(self.waiting)))
-
-    def missing(self, index: int, reason: str, media: Tensor | None) -> None:
-        self._keep(index, None, {"reason": reason}, media)
-
-    def _score(self, shape: tuple[int, ...]) -> None:
-        members = self.waiting.pop(shape)
-        self.held -= sum(one.numel() for _, one in members)
-        prompts = [self.samples[index].prompt for index, _ in members]
-        media = torch.stack([one for _, one in members]).to(self.device)
-        self._keep_all(members, checked_score(self.reward, media, prompts, self.failures, self.guard))
+    def gathered(self, processes: Processes) -> Scored:
+        """What all processes have found."""
+        if processes.count > 1:
+            mine = {i: [r.value, dict(r.diagnostics)] for i, r in self.results.items()}
+            sent = json.loads(to_json([mine, self.notes], inf_nan_mode="constants", fallback=str))
+            for results, notes in processes.everyone(sent):
+                for index, found in ((int(i), found) for i, found in results.items()):
+                    sample = self.samples[index]
+                    self.results[index] = Result(sample.name, sample.prompt, *found)
+                self.notes |= {int(i): texts for i, texts in notes.items()}
+        notes = [f"{self.samples[i].name}: {text}" for i in sorted(self.notes) for text in self.notes[i]]
+        return Scored([self.results[index] for index in range(len(self.samples))], notes)
 
     def _keep_all(self, members: Sequence[tuple[int, Tensor]], scores: Scores) -> None:
-        for (index, one), value, missing, diagnostics in zip(
+        for (index, _), value, missing, diagnostics in zip(
             members, scores.values.tolist(), scores.missing.tolist(), scores.diagnostics, strict=True
         ):
-            self._keep(index, None if missing else value, diagnostics, one)
+            self._keep(index, None if missing else value, diagnostics)
 
-    def _keep(self, index: int, value: float | None, diagnostics: Mapping[str, Any], media: Tensor | None) -> None:
+    def _keep(self, index: int, value: float | None, diagnostics: Mapping[str, Any]) -> None:
         sample = self.samples[index]
         self.results[index] = Result(sample.name, sample.prompt, value, diagnostics)
-        self.done(index, self.results[index], media)
+        self.done()

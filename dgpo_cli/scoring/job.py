@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import typer
-from torch import Tensor
 
-from dgpo_cli.scoring.batches import Done, Result, Sample, score_samples
+from dgpo_cli.scoring.batches import Result, Sample, score_samples
 from dgpo_cli.scoring.cards import Cards
-from dgpo_cli.scoring.files import Medium, check_files, kind_of, read_media
+from dgpo_cli.scoring.files import MediaError, Medium, check_files, kind_of, read_media
 from dgpo_cli.scoring.listing import expand
 from dgpo_cli.scoring.prompts import prompts_for
 from dgpo_core.data.checks import check_prompts
@@ -26,19 +25,22 @@ from dgpo_core.types import Example
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardBase
+    from dgpo_core.distributed.processes import Processes
     from dgpo_core.plugins.registry import Registry
     from dgpo_schemas.sections.rewards import RewardBlock
 
 __all__ = ["check_kinds", "of_examples", "of_files", "run"]
 
 
-def of_files(paths: Sequence[Path], text: str | None, metadata: str | None, source: Path | None) -> list[Sample]:
+def of_files(
+    paths: Sequence[Path],
+    text: str | None,
+    metadata: str | None,
+    source: Path | None,
+    note: Callable[[str], None],
+) -> list[Sample]:
     """A sample for each file with its prompt. Raises UserError for files that are not there, for prompts that do not
-    fit them, and if videos cannot be read here. Says on stderr what is left out of directories."""
-
-    def note(text: str) -> None:
-        typer.echo(f"note: {text}", err=True)
-
+    fit them, and if videos cannot be read here. `note` is told what is left out of directories."""
     files = expand(paths, note)
     check_files(files)
     prompts = prompts_for(files, text=text, metadata=metadata, source=source, note=note)
@@ -67,37 +69,39 @@ def of_examples(examples: Sequence[Example]) -> list[Sample]:
 
 
 def run(
-    reward: Reward, samples: Sequence[Sample], *, batch: int, device: torch.device, cards: Cards | None
+    reward: Reward,
+    samples: Sequence[Sample],
+    *,
+    batch: int,
+    device: torch.device,
+    processes: Processes,
+    cards: Cards | None,
 ) -> list[Result]:
     """One result per sample, in their order. Raises UserError for a prompt that the reward refuses."""
     check_prompts(reward.model, [sample.prompt for sample in samples])
-    with _progress(len(samples)) as (advance, note):
-
-        def done(index: int, result: Result, media: Tensor | None) -> None:
-            if cards is not None and media is not None:
-                cards.write(result, media)
-            advance(index, result, media)
-
-        results = score_samples(
-            reward, samples, batch=batch, device=device, done=done, note=lambda text: note(f"note: {text}")
-        )
+    with _progress(len(samples) if processes.main else 0) as done:
+        scored = score_samples(reward, samples, batch=batch, device=device, processes=processes, done=done)
+    if not processes.main:
+        return scored.results
+    for text in scored.notes:
+        typer.echo(f"note: {text}", err=True)
     if cards is not None:
+        for sample, result in zip(samples, scored.results, strict=True):
+            with suppress(MediaError):  # there is nothing to be shown
+                cards.write(result, sample.load().tensor)
         cards.finish()
-    return results
+    return scored.results
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[tuple[Done, Callable[[str], None]]]:
-    """What is called after each result, and what prints notes: both on stderr, with a bar if that is a terminal."""
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """What is called after each result: a bar on stderr, if that is a terminal."""
     if total < 2 or not sys.stderr.isatty():
-        yield lambda *_: None, lambda text: typer.echo(text, err=True)
+        yield lambda: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("scoring", total=total)
-        yield (
-            lambda *_: bar.advance(task),
-            lambda text: bar.console.print(text, highlight=False, markup=False, soft_wrap=True),
-        )
+        yield lambda: bar.advance(task)

@@ -28,17 +28,20 @@ log = logging.getLogger(__name__)
 class Runtime:
     """One process of a run: its device, its arithmetic and the trackers.
 
-    directory: of a run that trains. That may be done by several processes; anything else is refused with more than one.
+    directory: of a run that trains. join: with the processes that a launcher has started beside this one, as a run that
+    trains always does (True), or without them (False); None: they are refused.
     """
 
-    def __init__(self, config: RunConfig, directory: Path | None = None) -> None:
-        if directory is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("only `dgpo train` works with several processes: start this without torchrun")
+    def __init__(self, config: RunConfig, directory: Path | None = None, *, join: bool | None = None) -> None:
+        join = True if directory is not None else join
+        if join is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "only `dgpo train`, `evaluate`, `sample`, `score` and `export` work with several processes: start this "
+                "without torchrun"
+            )
         self.config = config
         cpu = choose_device(config.run.device).type == "cpu"
-        self.processes = (
-            Processes() if directory is None else Processes.join(cpu=cpu, timeout=config.run.process_timeout)
-        )
+        self.processes = Processes.join(cpu=cpu, timeout=config.run.process_timeout) if join else Processes()
         self.sharded = config.run.shard and self.processes.count > 1
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)

@@ -193,16 +193,17 @@ def build_engine(
     registry: Registry,
     *,
     runtime: Runtime | None = None,
+    join: bool | None = None,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> Engine:
     """The model of a run file with its checkpoint loaded, and its samplers; no rewards and no prompts.
 
-    runtime: of a run that trains, which closes it itself; by default one is made, and closed with the engine. Raises
-    UserError for what the user can mend; then nothing is left open.
+    runtime: of a run that trains, which closes it itself; by default one is made, with `join` as there, and closed with
+    the engine. Raises UserError for what the user can mend; then nothing is left open.
     """
     with ExitStack() as closing:
         if runtime is None:
-            runtime = Runtime(config)
+            runtime = Runtime(config, join=join)
             closing.callback(runtime.close)
         guard = Guard()
         backbone = _backbone(config, registry, runtime, guard)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dgpo_core.distributed.comparing import Layout
+from dgpo_core.distributed.dealing import deal, deliver
 from dgpo_core.distributed.processes import Processes, cut
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
@@ -81,7 +83,8 @@ class Evaluator:
 
     prompts: p of them; members: samples K of each; draws: key of their noise; pictures: prompts whose first sample is
     returned; finer: also draw some samples in many steps, from the same noise, and compare (`guards.step_statistics`);
-    processes: those that share the samples; each of them gets the whole evaluation.
+    processes: those that share the samples; each of them gets the whole evaluation. exact: they share whole
+    micro-batches, for numbers that are the same to the bit whatever their number; else samples, as evenly as can be.
     Raises UserError if there are no prompts.
     """
 
@@ -93,6 +96,7 @@ class Evaluator:
     pictures: int = 0
     finer: Finer | None = None
     processes: Processes = field(default_factory=Processes)
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -145,18 +149,24 @@ class Evaluator:
         """Numbers of the prompts whose first sample is drawn in many steps too."""
         return _spread(len(self.prompts), self.finer.prompts if self.finer else 0)
 
-    @property
-    def _own(self) -> range:
-        """This process's samples, as numbers of the flat order."""
-        return cut(len(self.prompts) * self.members, self.processes.rank, self.processes.count)
+    @cached_property
+    def _samples(self) -> list[Sequence[int]]:
+        """Each process's samples, as numbers of the flat order."""
+        return self._cut(self.roller, self.prompts, self.members)
+
+    def _cut(self, roller: Roller, prompts: Sequence[Prompt], members: int) -> list[Sequence[int]]:
+        count = self.processes.count
+        if self.exact:
+            return [*deal(roller.micro_batches(prompts, members), count)]
+        return [cut(len(prompts) * members, rank, count) for rank in range(count)]
 
     def _draw(
         self, view: View, interrupt: Callable[[], None], progress: Callable[[int, int], None]
     ) -> tuple[ScoredSamples, list[Tensor], list[Tensor]]:
         """Every process draws its samples; each micro-batch is scored while the next one is drawn. All scores, and the
         first samples that this process has drawn of prompts to be shown and of prompts to be solved twice."""
-        processes, scorer, own = self.processes, self.scorer, self._own
-        samples = [cut(len(self.prompts) * self.members, rank, processes.count) for rank in range(processes.count)]
+        processes, scorer, samples = self.processes, self.scorer, self._samples
+        own = samples[processes.rank]
         shown: list[Tensor] = []
         compared: list[Tensor] = []
         try:
@@ -204,7 +214,17 @@ class Evaluator:
         self, finer: Finer, compared: Sequence[Tensor], view: View, interrupt: Callable[[], None]
     ) -> Iterator[tuple[str, Tensor]]:
         """The same samples in many steps, `compared` with those in few: statistics by name, each [prompts, 1]."""
-        mine = [i for i in self._solved_twice if i * self.members in self._own]
+        drawn_by = {
+            i: rank for i in self._solved_twice for rank, own in enumerate(self._samples) if i * self.members in own
+        }
+        solved_by = drawn_by
+        if self.exact:
+            again = self._cut(finer.roller, [self.prompts[i] for i in self._solved_twice], 1)
+            solved_by = {self._solved_twice[k]: rank for rank, own in enumerate(again) for k in own}
+            here = [i for i, rank in drawn_by.items() if rank == self.processes.rank]
+            held = dict(zip(here, compared, strict=True))
+            compared = list(deliver(self.processes, held, drawn_by, solved_by).values())
+        mine = [i for i, rank in solved_by.items() if rank == self.processes.rank]
         media: list[Tensor] = []
         with self.processes.together(finer.roller.policy.finish):
             for rollout in finer.roller.roll_out([self.prompts[i] for i in mine], 1, self.draws, view, places=mine):

@@ -60,6 +60,13 @@ class Roller:
         self.merge_adapter = merge_adapter
         self.tell = tell
 
+    def micro_batches(self, prompts: Sequence[Prompt], members: int) -> list[range]:
+        """The samples of each micro-batch that `roll_out` draws, unless memory makes it draw smaller ones."""
+        prompts = [prompt.sized(self.resolution, self.policy.backbone.fps) for prompt in prompts]
+        buckets = [bucket(self.policy.backbone, prompt) for prompt in prompts for _ in range(members)]
+        size = self.micro_batch or len(buckets)
+        return [range(i, min(i + size, run.stop)) for run in runs(buckets) for i in range(run.start, run.stop, size)]
+
     def roll_out(
         self,
         prompts: Sequence[Prompt],

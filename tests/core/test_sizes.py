@@ -126,8 +126,10 @@ def test_a_sample_is_what_it_would_be_alone(micro_batch: int, make_config: Make,
     engine = build_engine(make_config(**SEVERAL, **DOUBLE, rollout={"guidance": 2.0}), registry)
     loaded = engine.load_prompts("train")
     prompts, members = [*loaded[:4], replace(loaded[4], size=None)], 3
-    drawn = list(engine.roller(micro_batch=micro_batch).roll_out(prompts, members, Draws(8), "policy"))
+    roller = engine.roller(micro_batch=micro_batch)
+    drawn = list(roller.roll_out(prompts, members, Draws(8), "policy"))
     assert [i for r in drawn for i in r.samples] == list(range(15))
+    assert [list(r.samples) for r in drawn] == [list(batch) for batch in roller.micro_batches(prompts, members)]
     for rollout in drawn:
         assert {prompt.size for prompt in rollout.prompts} == {(2 * rollout.x0.shape[2], 2 * rollout.x0.shape[3])}
     if micro_batch == 100:

@@ -684,10 +684,14 @@ def test_a_card_that_is_not_there(world: World, arguments: list[str]) -> None:
     )
 
 
-@pytest.mark.parametrize("command", [["evaluate", "run.yaml"], ["sample", "run.yaml", "--prompt", "x"]])
-def test_several_processes_for_what_one_does(world: World, command: list[str]) -> None:
+def test_processes_within_another_launcher(world: World) -> None:
     world.monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(world, command, "only `dgpo train` works with several processes: start this without torchrun")
+    expected = (
+        "--processes: torchrun or accelerate launch has started this process already; leave --processes out, or start "
+        "dgpo by itself"
+    )
+    for command in (["evaluate", "run.yaml"], ["sample", "run.yaml", "--prompt", "x"]):
+        refused(world, [*command, "--processes", "2"], expected)
 
 
 # -- the run's directory ---------------------------------------------------------------------------------------------

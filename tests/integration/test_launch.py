@@ -120,6 +120,46 @@ def test_the_options_reach_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
     assert seen[1] == (Layout(2), ["train", example, "--dry-run"])
 
 
+def test_any_command_is_run_again_in_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it was given, whatever was given."""
+    seen: list[Any] = []
+    monkeypatch.setattr(dgpo_cli.launch, "launch", lambda layout, command: seen.append((layout, command)) or 5)
+    (tmp_path / "p.txt").write_text("a circle\n")
+    words = [
+        "--processes",
+        "3",
+        "--set",
+        "a=1",
+        "run.yaml",
+        "--set=b= 2",
+        "--prompts",
+        str(tmp_path / "p.txt"),
+        "--json",
+    ]
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", *words, "--limit", "4"])
+    assert caught.value.code == 5
+    kept = [f"--prompts={tmp_path / 'p.txt'}", "--limit=4", "--json", "--set=a=1", "--set=b= 2", "--", "run.yaml"]
+    assert seen == [(Layout(3), ["evaluate", *kept])]
+
+
+@pytest.mark.slow
+def test_a_mistake_of_one_process_ends_all_and_is_told_once(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, dgpo_core.training.memory as memory; from dgpo_cli import child; from dgpo_kit.toy import *;"
+        "from dgpo_core.plugins.registry import get_registry; from dgpo_core.errors import UserError\n"
+        "def broken(*_): raise UserError('the lamp is broken')\n"
+        "if os.environ['RANK'] == '1': memory.decoded_media = broken\n"
+        "get_registry().register(plugin, distribution='toy'); child.main(sys.argv[1:])"
+    )
+    command = ["sample", str(write(tmp_path)), "--prompt", "x", "--micro-batch", "1", "--output", str(tmp_path / "out")]
+    code = f"import sys; from dgpo_cli.launch import *; sys.exit(launch(Layout(2), {command!r}, ['-c', {program!r}]))"
+    ended = run(sys.executable, "-c", code)
+    assert ended.returncode == 2
+    assert ended.stdout + ended.stderr == "process 1 said last:\n  the lamp is broken\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_mistake_in_the_run_file_is_told_before_any_process_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

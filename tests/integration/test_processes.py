@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,22 @@ class Driver:
         self, run: Run, count: int, *options: str, at: tuple[str, int] | None = None, do: str = "kill", rank: int = 0
     ) -> list[dict[str, Any]]:
         """`dgpo train` in `count` processes; something happens in the process `rank`."""
+        return self.run(["train", str(run.file), *options], count, at=at, do=do, rank=rank)
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        count: int,
+        *,
+        at: tuple[str, int] | None = None,
+        do: str = "kill",
+        rank: int = 0,
+    ) -> list[dict[str, Any]]:
+        """The same of any command."""
         port = free_port()
         requests = [
             {
-                "arguments": ["train", str(run.file), *options],
+                "arguments": list(arguments),
                 "environment": environment(i, count, port) if count > 1 else {},
                 "at": at if i == rank else None,
                 "do": do,
