@@ -55,7 +55,7 @@ def test_cuda_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_training_is_done_by_several_processes(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="only `dgpo train`, .* and `export` work with several processes"):
+    with pytest.raises(UserError, match=r"only `dgpo train`, .* and `export` work with several processes"):
         Runtime(make_config())
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert Runtime(make_config()).processes.count == 1
