@@ -1,5 +1,7 @@
 """`dgpo plan` and `dgpo bench`: what they print, as text and as JSON."""
 
+# ruff: noqa: F811 - fixtures are imported to be found
+
 from __future__ import annotations
 
 import json
@@ -19,6 +21,7 @@ from dgpo_kit.toy import run_data, sizes_plugin
 from dgpo_lab.commands.bench import _miniature
 from dgpo_lab.planning.plan import Plan
 from dgpo_schemas.run import RunConfig
+from tests.conftest import registry  # noqa: F401
 
 Run = Callable[..., "Outcome"]
 SMALL = ["--set", "rollout.groups=2", "--set", "rollout.steps=2", "--set", "rollout.group_size=2"]

@@ -1,5 +1,7 @@
 """Plans against what really happens: operations counted layer by layer, memory as the CPU's allocator sees it."""
 
+# ruff: noqa: F811 - fixtures are imported to be found
+
 from __future__ import annotations
 
 from contextlib import nullcontext
@@ -20,8 +22,9 @@ from dgpo_lab.planning.plan import Model, Plan, _gathered, _spread, _Steps, make
 from dgpo_lab.planning.simulate import Cost, cost, faked, operations
 from dgpo_schemas.run import BackboneSection, RunConfig
 from dgpo_sd3.testing import make_tiny_checkpoint
+from tests.conftest import make_config, registry  # noqa: F401
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GIB = 2**30
 
 
