@@ -49,7 +49,7 @@ def run(
 
     measure = dgpo_lab.planning.plan.measure_model
 
-    def once(config: RunConfig, registry: Registry) -> Any:
+    def once(config: RunConfig, registry: Registry, *tell: Any) -> Any:
         kind = config.backbone.gradient_checkpointing
         if config.backbone.use != "sd3" or kind not in models:
             models[kind] = measure(config, registry)
@@ -108,7 +108,7 @@ def test_the_largest_size_of_the_prompts_is_planned(
     run: Run, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.register(sizes_plugin, distribution="toy-sizes")
-    monkeypatch.setattr(dgpo_lab.planning.plan, "measure_model", lambda config, _: config.rollout.height_width)
+    monkeypatch.setattr(dgpo_lab.planning.plan, "measure_model", lambda config, *_: config.rollout.height_width)
     plan = Plan(1, {}, {"optimise": 1.0}, {"roll out": 1.0, "optimise": 1.0}, 0.0)
     monkeypatch.setattr(dgpo_lab.planning.plan, "make_plan", lambda one, model, *_: planned.append(model) or plan)
     planned: list[tuple[int, int]] = []

@@ -1,31 +1,47 @@
-"""Plans against what really happens: operations counted layer by layer, memory as the CPU's allocator sees it."""
+"""Plans against what really happens: operations as torch counts them in a real iteration and layer by layer, memory as
+the CPU's allocator sees it."""
 
 # ruff: noqa: F811 - fixtures are imported to be found
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from dgpo_core.config.resolve import load_run_config
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
+from dgpo_core.flow.groups import weigh
 from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.engine import Engine
+from dgpo_core.training.optimise import Optimiser
+from dgpo_core.types import ScoredGroups
 from dgpo_kit.given import prompts_of
 from dgpo_kit.toy import run_data
 from dgpo_lab.planning.fit import changed, fitting
-from dgpo_lab.planning.plan import Model, Plan, _gathered, _spread, _Steps, make_plan, measure_model
-from dgpo_lab.planning.simulate import Cost, cost, faked, operations
+from dgpo_lab.planning.iteration import Iteration
+from dgpo_lab.planning.plan import Held, Plan, _gathered, _spread, make_plan, measure_model, on_each
 from dgpo_schemas.run import BackboneSection, RunConfig
+from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import make_tiny_checkpoint
 from tests.conftest import make_config, registry  # noqa: F401
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30
+SMALL = (
+    "rollout.groups=2", "rollout.group_size=4", "rollout.micro_batch=3", "rollout.steps=3", "objective.kl=0.02",
+    "timesteps.count=2", "run.threads=1",
+)  # fmt: skip
+"""Micro-batches of 3, 3 and 2 samples."""
 
 
 @pytest.fixture(scope="module")
@@ -33,24 +49,127 @@ def everything() -> Registry:
     return Registry()
 
 
-@pytest.fixture(scope="module")
-def miniature(everything: Registry) -> RunConfig:
-    # A block with both streams at work, without a kl that would need other weights.
-    return load_run_config(ROOT / "examples" / "quickstart.yaml", ["objective.kl=0.02"], everything)
+def miniature(registry: Registry, *settings: str, example: str = "quickstart") -> RunConfig:
+    return load_run_config(ROOT / "examples" / f"{example}.yaml", [*SMALL, *settings], registry)
+
+
+def planned(config: RunConfig, registry: Registry, processes: int = 1) -> Iteration:
+    model = measure_model(config, registry)
+    return Iteration(config, model.backbone, registry, model.meter, {}, processes=processes)
+
+
+class Real:
+    """An iteration on the model itself, part by part, without a reward."""
+
+    def __init__(self, config: RunConfig, registry: Registry, around: Callable[[str], Any]) -> None:
+        engine = Engine(config, registry)
+        backbone, rollout = engine.backbone, config.rollout
+        prompts = [backbone.example(rollout.height_width)] * rollout.groups
+        engine.conditioning.rows(prompts)
+        engine.conditioning.unconditional_rows(prompts)
+        optimiser = Optimiser(
+            config, engine.policy, engine.objective, engine.conditioning, autocast=engine.runtime.autocast,
+            sampler=engine.sampler,
+        )  # fmt: skip
+        self.engine, self.optimiser = engine, optimiser
+        path = engine.objective.needs_path
+        draws = engine.roller().roll_out(prompts, rollout.group_size, Draws(0), "policy", keep_path=path)
+        rollouts = []
+        while True:
+            with around("roll out"):
+                sampled = next(draws, None)
+            if sampled is None:
+                break
+            rollouts.append(sampled)
+            with around("decode"):
+                backbone.decode(sampled.x0)
+        rewards = torch.randn(rollout.groups, rollout.group_size, dtype=torch.float64)
+        everyone = torch.ones_like(rewards, dtype=torch.bool)
+        groups = ScoredGroups(
+            prompts=tuple(prompts), x0=[x for r in rollouts for x in r.x0], own=range(rewards.numel()), rewards=rewards,
+            summed=rewards, scored=everyone, per_reward={}, diversity=rewards[:, 0],
+            paths=tuple(r.path for r in rollouts if r.path is not None),
+        )  # fmt: skip
+        batch = weigh(groups, config.advantages, engine.weighting)
+        sigmas = engine.training_sigmas[: config.timesteps.count]
+        with around("optimise"):
+            optimiser.step(batch, sigmas, Draws(0))
+
+
+@pytest.mark.parametrize(
+    ("example", "settings"),
+    [
+        ("quickstart", ["optimiser.micro_batch=3", "rollout.guidance=2", "objective.clip=0.01"]),
+        ("quickstart", ["weighting=best-vs-worst", "objective.kl=0", "rollout.merge_adapter=true"]),
+        pytest.param("quickstart", ["objective.reference=ema", "optimiser.updates=2"], marks=pytest.mark.slow),
+        pytest.param("quickstart", ["backbone.gradient_checkpointing=true", "optimiser.micro_batch=2"],
+                     marks=pytest.mark.slow),
+        pytest.param("quickstart", ["backbone={use: sd3, checkpoint: 'package:dgpo_miniature/checkpoint', "
+                                    "train: full, options: {text_length: 0}}"], marks=pytest.mark.slow),
+        pytest.param("miniature-flow-grpo", ["rollout.guidance=2"], marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_operations_are_those_of_a_real_iteration(example: str, settings: Sequence[str], everything: Registry) -> None:
+    config = miniature(everything, *settings, example=example)
+    counted: Counter[str] = Counter()
+
+    @contextmanager
+    def counting(phase: str) -> Iterator[None]:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            yield
+        counted[phase] += counter.get_total_flops()
+
+    Real(config, everything, counting)
+    assert planned(config, everything).operations == counted
+
+
+@pytest.mark.slow
+def test_peak_memory(everything: Registry) -> None:
+    """Largest sum of what the CPU's allocator had given out, by torch's profiler, which knows nothing of us. The second
+    iteration: buffers are made once. Convolutions lay their inputs out anew on the CPU, which is no tensor's memory."""
+    config = miniature(everything, "rollout.group_size=24", "rollout.micro_batch=24", "optimiser.micro_batch=24")
+    found: dict[str, int] = {}
+
+    @contextmanager
+    def profiled(phase: str) -> Iterator[None]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            yield
+        most = now = 0
+        for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                most = max(most, now)
+        found.setdefault(phase, most)
+
+    real = Real(config, everything, profiled)
+    gradients = sum(4 * p.numel() for p in real.engine.policy.parameters.values())
+    peaks = planned(config, everything).peaks
+    assert peaks["roll out"] == pytest.approx(found["roll out"], rel=0.02)
+    assert peaks["optimise"] + gradients == pytest.approx(found["optimise"], rel=0.02)
+    assert peaks["decode"] == pytest.approx(found["decode"], rel=0.3)
+
+
+# -- layer by layer ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def sketched(miniature: RunConfig, everything: Registry) -> Model:
-    return measure_model(miniature, everything)
+def real(everything: Registry) -> SD3Backbone:
+    made: SD3Backbone = everything.create("backbone", miniature(everything).backbone, device=torch.device("cpu"))
+    return made
 
 
-@pytest.fixture(scope="module")
-def real(miniature: RunConfig, everything: Registry) -> _Steps:
-    backbone = everything.create("backbone", miniature.backbone, device=torch.device("cpu"))
-    for parameter in backbone.trainable().values():
-        parameter.data.normal_(std=0.02)
-    objective = everything.create("objective", miniature.objective)
-    return _Steps(backbone, objective, miniature, backbone.latent_shape(64, 64))
+@torch.no_grad()
+def forward(real: SD3Backbone) -> int:
+    """Operations of a prediction: layers as hooks see them, and two products of attention in every block."""
+    prompts = [real.example((64, 64))]
+    x = torch.zeros(1, *real.latent_shape(64, 64))
+    layers = operations_of_layers(real.module, lambda: real.velocity(x, torch.full((1,), 0.5), real.encode(prompts)))
+    config: Any = real.module.config
+    tokens = (8 // config.patch_size) ** 2
+    text = real.encode(prompts_of([""])).tensors["prompt_embeds"].shape[1]
+    width = config.num_attention_heads * config.attention_head_dim
+    image = 4 * tokens**2 * width * len(config.dual_attention_layers or ())
+    return layers + config.num_layers * 4 * (tokens + text) ** 2 * width + image
 
 
 def operations_of_layers(module: nn.Module, run: Any) -> int:
@@ -74,148 +193,74 @@ def operations_of_layers(module: nn.Module, run: Any) -> int:
     return total
 
 
-def test_operations_of_a_solver_step(sketched: Model, real: _Steps) -> None:
-    """Layers as hooks see them, and two products of attention in every block."""
-    transformer = real.backbone.module
-    layers = operations_of_layers(transformer, lambda: real.draw(1))
-    config: Any = transformer.config
-    tokens = (8 // config.patch_size) ** 2
-    text = real.backbone.encode(prompts_of([""])).tensors["prompt_embeds"].shape[1]
-    width = config.num_attention_heads * config.attention_head_dim
-    joint = 4 * (tokens + text) ** 2 * width
-    image = 4 * tokens**2 * width * len(config.dual_attention_layers or ())
-    assert sketched.draw.operations == layers + config.num_layers * joint + image
-
-
-def test_operations_of_decoding(sketched: Model, real: _Steps) -> None:
-    """Convolutions, and attention over the latent's pixels in the middle."""
-    layers = operations_of_layers(real.backbone.vae.decoder, lambda: real.decode(1))  # type: ignore[attr-defined]
-    vae = real.backbone.vae.config  # type: ignore[attr-defined]
+def test_operations_of_the_layers(everything: Registry, real: SD3Backbone) -> None:
+    """Drawing; decoding: convolutions, and attention over the latent's pixels in the middle; training: forward of the
+    policy and of the reference, backward through frozen layers for their inputs alone, and nothing before the first
+    adapter."""
+    found, step = planned(miniature(everything), everything).operations, forward(real)
+    assert found["roll out"] == 8 * 3 * step
+    layers = operations_of_layers(real.vae.decoder, lambda: real.decode(torch.zeros(1, *real.latent_shape(64, 64))))
+    vae = real.vae.config
     attention = 4 * (8 * 8) ** 2 * vae.block_out_channels[-1] if vae.mid_block_add_attention else 0
-    assert sketched.decode.operations == layers + attention
+    assert found["decode"] == 8 * (layers + attention)
+    assert 2.8 * step < found["optimise"] / 16 < 3.2 * step
 
 
-def test_training_costs_a_backward_pass_more(sketched: Model) -> None:
-    """Forward of the policy and of the reference, backward through frozen layers: for their inputs alone, and nothing
-    before the first adapter."""
-    forward = sketched.reference_operations
-    assert 2.8 * forward < sketched.learn.operations < 3.2 * forward
+def test_passes_that_settings_add(everything: Registry, real: SD3Backbone) -> None:
+    """A KL term with a moving reference (mode 2b): S_g compares with the fast EMA, the KL term with the base. A group
+    that does not fit a micro-batch is looked at twice."""
 
+    def learn(*settings: str) -> int:
+        changes = ("objective.reference=ema", "objective.beta=2000", *settings)
+        return planned(miniature(everything, *changes), everything).operations["optimise"]
 
-def test_a_kl_term_with_a_moving_reference_costs_a_pass_of_the_base_more(everything: Registry, real: _Steps) -> None:
-    """Mode 2b: S_g compares with the fast EMA, the KL term with the base."""
-
-    def learn(kl: float) -> int:
-        changes = ["objective.reference=ema", f"objective.kl={kl}", "objective.beta=2000"]
-        config = load_run_config(ROOT / "examples" / "quickstart.yaml", changes, everything)
-        objective = everything.create("objective", config.objective)
-        steps = _Steps(real.backbone, objective, config, real.shape)
-        return operations(lambda: steps.learn(1), real.backbone.module)
-
-    with real.backbone.adapter.off() if real.backbone.adapter else nullcontext():
-        base = operations(lambda: real.look(1), real.backbone.module)
-    assert learn(0.02) - learn(0.0) == base
-
-
-def real_peak(step: Any) -> int:
-    """Largest sum of what the CPU's allocator had given out, by torch's profiler, which knows nothing of us."""
-    step()  # buffers that are made once
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    found = now = 0
-    for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            found = max(found, now)
-    return found
-
-
-@pytest.mark.parametrize(("step", "within"), [("draw", 0.01), ("learn", 0.02), ("decode", 0.3)])
-def test_peak_memory(step: str, within: float, sketched: Model, real: _Steps) -> None:
-    def run() -> None:
-        getattr(real, step)(24)
-        for parameter in real.backbone.module.parameters():
-            parameter.grad = None
-
-    # On the CPU, convolutions lay their inputs out anew, which is no tensor's memory.
-    assert getattr(sketched, step).bytes(24) == pytest.approx(real_peak(run), rel=within)
-
-
-def test_peaks_are_linear(miniature: RunConfig, everything: Registry) -> None:
-    kind = everything.implementation(everything.find("backbone", "sd3"))
-    options = everything.options_model(everything.find("backbone", "sd3")).model_validate(miniature.backbone.options)
-    backbone = kind.sketch(miniature.backbone, options)
-    with faked(*backbone.parts().values()):
-        backbone.device = torch.device("cpu")
-        steps = _Steps(
-            backbone, everything.create("objective", miniature.objective), miniature, backbone.latent_shape(64, 64)
-        )
-        from dgpo_lab.planning.simulate import peak_bytes
-
-        found = cost(steps.learn, backbone.module)
-        assert found.bytes(7) == pytest.approx(peak_bytes(lambda: steps.learn(7), backbone.module), rel=1e-2)
-
-
-def test_what_is_held(sketched: Model, real: _Steps) -> None:
-    trained = sum(p.numel() for p in real.backbone.trainable().values())
-    assert sketched.held["trained weights"] == 4 * trained
-    assert sketched.held["AdamW"] == 8 * trained
-    frozen = sum(p.numel() for p in real.backbone.module.parameters()) - trained
-    buffers = sum(b.numel() for b in real.backbone.module.buffers())
-    assert sketched.held["transformer"] == 4 * (frozen + buffers)
+    with real.adapter.off() if real.adapter else nullcontext():
+        base = forward(real)
+    plain = learn("objective.kl=0")
+    assert learn("objective.kl=0.02") - plain == 16 * base
+    assert learn("objective.kl=0", "optimiser.micro_batch=2") - plain == 16 * forward(real)
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def plan_of(data: dict[str, Any], processes: int = 1, spread: frozenset[str] = frozenset()) -> Plan:
-    registry = Registry()
-    from dgpo_kit.toy import plugin
-
-    registry.register(plugin, distribution="toy")
-    model = Model(
-        held={"model": 1000, "trained weights": 100, "their averages and start": 300, "gradients": 100}, spread=spread,
-        gathered=90, visitors=0, latent=10, draw=Cost(7, 50, 5),
-        decode=Cost(3, 20, 2), learn=Cost(11, 80, 30), reference_operations=5, evaluate_operations=7,
-    )  # fmt: skip
-    return make_plan(RunConfig.model_validate(data), model, registry, processes)
+def test_operations_are_linear_in_groups_and_members(everything: Registry) -> None:
+    base = planned(miniature(everything), everything).operations
+    for change in ("rollout.groups=4", "rollout.group_size=8"):
+        twice = planned(miniature(everything, change), everything).operations
+        assert twice == {phase: 2 * count for phase, count in base.items()}
 
 
-def test_operations_are_linear_in_groups_and_members() -> None:
-    base = plan_of(run_data("x", rollout={"groups": 4, "group_size": 4}))
-    assert base.operations == {"roll out": 16 * (3 * 7 + 3), "optimise": 16 * 2 * 11}
-    for groups, members in ((8, 4), (4, 8)):
-        twice = plan_of(run_data("x", rollout={"groups": groups, "group_size": members}))
-        assert twice.operations == {verb: 2 * count for verb, count in base.operations.items()}
-
-
-def test_a_group_that_does_not_fit_is_looked_at_twice() -> None:
-    small = plan_of(run_data("x", optimiser={"micro_batch": 2}))
-    assert small.operations["optimise"] == 16 * 2 * (11 + 5)
-
-
-def test_processes_share_samples_and_not_weights() -> None:
-    one, two = plan_of(run_data("x")), plan_of(run_data("x"), processes=2)
-    assert two.operations == one.operations
-    assert two.peaks["optimise"] - one.peaks["optimise"] == 200 - 80, "flat gradients come, half of the latents go"
+def test_what_is_held(everything: Registry, real: SD3Backbone) -> None:
+    config = miniature(everything)
+    model = measure_model(config, everything)
+    trained = sum(p.numel() for p in real.trainable().values())
+    assert model.held["trained weights"] == 4 * trained
+    assert model.held["AdamW"] == 8 * trained
+    frozen = sum(p.numel() for p in real.module.parameters()) - trained
+    buffers = sum(b.numel() for b in real.module.buffers())
+    assert model.held["transformer"] == 4 * (frozen + buffers)
+    one, two = (make_plan(config, model, everything, count) for count in (1, 2))
+    assert one.operations == two.operations, "samples are shared"
+    assert one.held == two.held, "and weights are not"
     assert one.seconds(1e-12, {"roll out": 1, "optimise": 1})["optimise"] == one.operations["optimise"]
     assert two.seconds(1e-12, {"roll out": 1, "optimise": 0.5})["optimise"] == one.operations["optimise"]
 
 
 def test_a_model_that_is_spread() -> None:
-    data = run_data("x", run={"shard": True})
-    assert plan_of(data).held == plan_of(run_data("x")).held, "one process has all of it"
-    adapter = plan_of(data, 4, frozenset({"model"}))
-    assert adapter.held == {
+    held = {"model": 1000, "trained weights": 100, "their averages and start": 300, "gradients": 100}
+    assert on_each(Held(held, frozenset(), 90, 0), 1, shard=True) == (held, {"optimise": 0}), (
+        "one process has all of it"
+    )
+    assert on_each(Held(held, frozenset(), 90, 0), 2, shard=False) == (held, {"optimise": 200}), "gradients, laid flat"
+    assert on_each(Held(held, frozenset({"model"}), 90, 0), 4, shard=True) == ({
         "model": 250, "trained weights": 100, "their averages and start": 300,
         "gradients": 100, "a block's weights": 90,
-    }  # fmt: skip
-    full = plan_of(data, 4, frozenset({"model", "trained weights", "their averages and start", "gradients"}))
-    assert full.held == {
+    }, {"optimise": 200})  # fmt: skip
+    full = frozenset({"model", "trained weights", "their averages and start", "gradients"})
+    assert on_each(Held(held, full, 90, 0), 4, shard=True) == ({
         "model": 250, "trained weights": 25, "their averages and start": 100, "gradients": 25, "a block's weights": 90,
-    }  # fmt: skip
-    assert adapter.peaks["optimise"] - full.peaks["optimise"] == 350 + 200, "nor are gradients laid out flat"
-    assert full.operations == plan_of(data).operations
+    }, {"optimise": 0})  # fmt: skip
 
 
 def test_what_is_gathered_at_a_time(everything: Registry, tmp_path: Path) -> None:
@@ -261,6 +306,14 @@ def test_fitting_takes_the_fewest_changes() -> None:
 def test_a_backbone_that_cannot_be_sketched(make_config: Any, registry: Registry) -> None:
     with pytest.raises(UserError, match=r"backbone\.use: toy cannot be planned: ToyBackbone does not say"):
         measure_model(make_config(), registry)
+
+
+def test_a_backbone_that_leaves_weights_out_of_its_parts(everything: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = miniature(everything)
+    parts = SD3Backbone.parts
+    monkeypatch.setattr(SD3Backbone, "parts", lambda self: {n: p for n, p in parts(self).items() if n != "autoencoder"})
+    with pytest.raises(UserError, match=r"^backbone\.use: sd3 cannot be planned: it runs a weight .* of its `parts`"):
+        planned(config, everything)
 
 
 def test_a_name_that_is_not_known(everything: Registry) -> None:

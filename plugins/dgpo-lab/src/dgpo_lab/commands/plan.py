@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,13 +78,13 @@ def plan(
     from dgpo_lab.planning.fit import at_largest_size, changed, fitting
     from dgpo_lab.planning.plan import Model, make_plan, measure_model
 
-    models: dict[bool, Model] = {}
+    models: dict[str, Model] = {}
 
     def planned(one: RunConfig) -> Plan:
-        kind = one.backbone.gradient_checkpointing
+        kind = one.backbone.model_dump_json()
         if kind not in models:
-            models[kind] = measure_model(one, registry)
-        return make_plan(one, models[kind], registry, processes)
+            models[kind] = measure_model(one, registry, tell)
+        return make_plan(one, models[kind], registry, processes, tell)
 
     def accepts(some: dict[str, Any]) -> bool:
         """Whether the run file can be changed so: a backbone need not have an option that others have."""
@@ -94,7 +96,7 @@ def plan(
         return True
 
     changes: dict[str, Any] = {}
-    with printing_aside():
+    with _progress() as tell, printing_aside():
         drawn, config = config, at_largest_size(config, registry)
         found = planned(config)
         made = None if fit is None else fitting(config, planned, fit * GIB, accepts)
@@ -119,6 +121,20 @@ def plan(
         typer.echo(line)
     if config.rollout.height_width != drawn.rollout.height_width:
         typer.echo(f"All samples are planned as {named([config.rollout.height_width])}, the prompts' largest size.")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Shows what is being done, in a line on stderr that goes away: in a terminal, and nowhere else."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status("") as status:
+        yield lambda text: status.update(Text(text))
 
 
 def _fractions(path: Path, tflops: float) -> dict[str, float]:
