@@ -19,6 +19,7 @@ from dgpo_cli.main import main
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import run_data, sizes_plugin
 from dgpo_lab.commands.bench import _miniature
+from dgpo_lab.commands.plan import _progress
 from dgpo_lab.planning.plan import Plan
 from dgpo_schemas.run import RunConfig
 from tests.conftest import registry  # noqa: F401
@@ -149,6 +150,16 @@ def test_proposals_are_settings_that_the_run_file_can_have(
     assert changes == {"rollout.micro_batch": 4, "optimiser.micro_batch": 2}
     settings = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     assert run("validate", str(file), *settings).code == 0
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress(terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
+    with _progress() as tell:
+        tell("roll out: [3] of 8 samples")
+    said = capsys.readouterr()
+    assert ("roll out: [3] of 8 samples" in said.err, said.out) == (terminal, "")
+    assert terminal or not said.err
 
 
 @pytest.mark.parametrize(

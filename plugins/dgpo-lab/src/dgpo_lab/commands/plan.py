@@ -63,6 +63,7 @@ def plan(
     from dgpo_core.plugins.isolation import printing_aside
     from dgpo_core.plugins.registry import get_registry
     from dgpo_lab.planning.cards import CARDS
+    from dgpo_schemas.loading import dump_yaml
     from dgpo_schemas.problems import ConfigError, nearest
 
     if card != "all" and card not in CARDS:
@@ -75,7 +76,7 @@ def plan(
     if measured is not None:
         fractions = _fractions(measured, CARDS[card].tflops)
 
-    from dgpo_lab.planning.fit import at_largest_size, changed, fitting
+    from dgpo_lab.planning.fit import at_largest_size, changed, fitting, nested
     from dgpo_lab.planning.plan import Model, make_plan, measure_model
 
     models: dict[str, Model] = {}
@@ -115,8 +116,8 @@ def plan(
         typer.echo(json.dumps(size | _as_data(found, cards, fractions, price, changes), indent=1))
         return
     if fit is not None:
-        typer.echo(_yaml(changes) if changes else f"{file} fits {fit:g} GiB as it is")
-        typer.echo("")
+        yaml = "# change these settings\n" + dump_yaml(nested(changes, {})).rstrip()
+        typer.echo((yaml if changes else f"{file} fits {fit:g} GiB as it is") + "\n")
     for line in _lines(config, found, cards, fractions, price, measured is not None):
         typer.echo(line)
     if config.rollout.height_width != drawn.rollout.height_width:
@@ -150,23 +151,21 @@ def _fractions(path: Path, tflops: float) -> dict[str, float]:
         raise UserError(f"--measured: {path} is not what `dgpo bench --json` writes: {error}") from error
 
 
-def _seconds(found: Plan, card: Card, fractions: dict[str, float]) -> dict[str, float]:
-    return found.seconds(card.tflops, fractions)
+def _row(found: Plan, card: Card, fractions: dict[str, float], price: float | None) -> dict[str, Any]:
+    """Of one card: whether it fits, seconds by verb, USD."""
+    seconds = found.seconds(card.tflops, fractions)
+    hour = (card.price if price is None else price) * found.processes
+    return {
+        "fits": found.peak <= card.memory * GIB,
+        "seconds": seconds,
+        "usd_per_1000_iterations": sum(seconds.values()) / 3.6 * hour,
+    }
 
 
 def _as_data(
     found: Plan, cards: dict[str, Card], fractions: dict[str, float], price: float | None, changes: dict[str, Any]
 ) -> dict[str, Any]:
     """For programs: bytes, operations, seconds, USD."""
-    rows = {}
-    for name, card in cards.items():
-        seconds = _seconds(found, card, fractions)
-        hour = (card.price if price is None else price) * found.processes
-        rows[name] = {
-            "fits": found.peak <= card.memory * GIB,
-            "seconds": seconds,
-            "usd_per_1000_iterations": sum(seconds.values()) / 3.6 * hour,
-        }
     return {
         "processes": found.processes,
         "shift": found.shift,
@@ -176,7 +175,7 @@ def _as_data(
         "evaluation_operations_per_iteration": found.evaluation,
         "fractions": fractions,
         "changes": changes,
-        "cards": rows,
+        "cards": {name: _row(found, card, fractions, price) for name, card in cards.items()},
     }
 
 
@@ -202,13 +201,11 @@ def _lines(
         lines.append(f"  {'evaluation':<18} {found.evaluation / 1e15:7.2f}   (its share of an iteration)")
     lines += ["", f"{'card':<9} {'fits':>5} {'roll out':>9} {'optimise':>9} {'iteration':>10} {'1000 iterations':>16}"]
     for name, card in cards.items():
-        seconds = _seconds(found, card, fractions)
-        hour = (card.price if price is None else price) * found.processes
-        fits = "yes" if found.peak <= card.memory * GIB else "no"
-        each = sum(seconds.values())
+        row = _row(found, card, fractions, price)
+        seconds, each = row["seconds"], sum(row["seconds"].values())
         lines.append(
-            f"{name:<9} {fits:>5} {seconds['roll out']:>8.1f}s {seconds['optimise']:>8.1f}s {each:>9.1f}s "
-            f"{each / 3.6:>8.1f} h {each / 3.6 * hour:>7,.0f} $"
+            f"{name:<9} {'yes' if row['fits'] else 'no':>5} {seconds['roll out']:>8.1f}s {seconds['optimise']:>8.1f}s "
+            f"{each:>9.1f}s {each / 3.6:>8.1f} h {row['usd_per_1000_iterations']:>7,.0f} $"
         )
     shares = " and ".join(f"{value:.0%} in {verb}" for verb, value in fractions.items())
     known = "measured" if measured else "assumed (--fraction, --measured)"
@@ -221,17 +218,3 @@ def _lines(
         "2 % of it; no card has been measured.",
     ]
     return lines
-
-
-def _yaml(changes: dict[str, Any]) -> str:
-    """The changes as a piece of a run file."""
-    from dgpo_schemas.loading import dump_yaml
-
-    nested: dict[str, Any] = {}
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        section = nested
-        for name in path:
-            section = section.setdefault(name, {})
-        section[last] = value
-    return "# change these settings\n" + dump_yaml(nested).rstrip()
