@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from benchmarks.measuring import configuration, in_turns
 from benchmarks.parts import registry_with_parts
 from dgpo_core.plugins.registry import Registry
-from dgpo_lab.planning.plan import Model, make_plan, measure_model
+from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_schemas.run import RunConfig
 
 __all__ = ["CHOICES", "Choice", "Outcome", "measure"]
@@ -45,31 +45,12 @@ class Outcome:
     measured: float
 
 
-_MODELS: dict[str, Model] = {}
-
-
-def _model(config: RunConfig, registry: Registry) -> Model:
-    key = config.model_dump_json(include={"backbone", "objective", "precision"}) + str(config.rollout.guidance)
-    if key not in _MODELS:
-        _MODELS[key] = measure_model(config, registry)
-    return _MODELS[key]
-
-
 def _operations(verb: str) -> Predict:
     def predict(config: RunConfig, without: RunConfig, registry: Registry) -> float:
-        plans = [make_plan(c, _model(c, registry), registry) for c in (config, without)]
+        plans = [make_plan(c, measure_model(c, registry), registry) for c in (config, without)]
         return plans[0].operations[verb] / plans[1].operations[verb]
 
     return predict
-
-
-def _merged(config: RunConfig, without: RunConfig, registry: Registry) -> float:
-    """Steps of the base model, which a full fine-tuning's network is, and the same decoding."""
-    backbone = config.backbone.model_dump(mode="json", exclude={"lora"}) | {"train": "full"}
-    data = without.model_dump(mode="json", exclude={"backbone"}) | {"backbone": backbone}
-    base = _model(RunConfig.model_validate(data), registry)
-    plans = [make_plan(without, model, registry) for model in (base, _model(without, registry))]
-    return plans[0].operations["roll out"] / plans[1].operations["roll out"]
 
 
 def _fixed(ratio: float) -> Predict:
@@ -78,7 +59,7 @@ def _fixed(ratio: float) -> Predict:
 
 CHOICES = (
     Choice("guidance, both predictions in one batch", "roll_out", _operations("roll out"), ("rollout.guidance=4.5",)),
-    Choice("the adapter merged into the weights", "roll_out", _merged, ("rollout.merge_adapter=true",)),
+    Choice("the adapter merged into the weights", "roll_out", _operations("roll out"), ("rollout.merge_adapter=true",)),
     Choice("the old policy's predictions, for the clip", "optimise", _operations("optimise"), ("objective.clip=0.01",)),
     Choice(
         "members of zero weight left out: best against worst, 2 of 12", "optimise", _fixed(2 / 12),

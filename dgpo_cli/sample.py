@@ -138,7 +138,7 @@ def _drawn(opened: Target, roller: Roller, prompts: Sequence[Prompt], count: int
 
     shares, processes = opened.share(roller, prompts, count), opened.processes
     held: dict[int, Tensor] = {}
-    with processes.together():
+    with processes.together(roller.policy.finish):
         own = shares[processes.rank]
         for one in roller.roll_out(prompts, count, Draws(seed).at("sample"), opened.view, samples=own):
             held |= zip(one.samples, decoded_media(opened.engine.backbone, one).cpu(), strict=True)

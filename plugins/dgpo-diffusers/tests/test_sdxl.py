@@ -18,7 +18,9 @@ from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_dif
 from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from dgpo_core.builtin.samplers import FlowDPMSolverPP, FlowEuler
 from dgpo_core.config.pipeline import load_run_config
@@ -38,9 +40,7 @@ from dgpo_diffusers.sdxl_original import NAMES
 from dgpo_diffusers.tiny import NOISE_LEVELS, make_tiny_sdxl
 from dgpo_kit.drawing import randomise
 from dgpo_lab.planning.plan import make_plan, measure_model
-from dgpo_lab.planning.simulate import operations
-from dgpo_schemas.run import RunConfig
-from dgpo_schemas.sections.backbone import BackboneSection
+from dgpo_schemas.run import BackboneSection, RunConfig
 from tests.trained import added_weights, changed_weights
 
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -469,15 +469,22 @@ def layer_operations(module: nn.Module, run: Callable[[], Any]) -> int:
     return total
 
 
-def test_operations_are_those_of_its_layers(backbone: SDXLBackbone) -> None:
-    def step(one: DiffusersBackbone) -> Callable[[], object]:
-        x, sigma = torch.zeros(2, 4, 8, 12, device=one.device), torch.full((2,), 0.5, device=one.device)
-        return lambda: one.velocity(x, sigma, one.encode(prompts_of(count=2)))
+@torch.no_grad()
+def pass_of_two(one: DiffusersBackbone, size: tuple[int, int]) -> Tensor:
+    x, sigma = torch.zeros(2, *one.latent_shape(*size), device=one.device), torch.full((2,), 0.5, device=one.device)
+    return one.velocity(x, sigma, one.encode(prompts_of(count=2)))
 
-    sketch = SDXLBackbone.sketch(backbone.section, backbone.options)
-    with torch.no_grad():
-        planned = operations(step(sketch), sketch.module)
-        assert planned == layer_operations(backbone.module, step(backbone)) > 0
+
+def sketched_operations(section: BackboneSection, options: DiffusersOptions, size: tuple[int, int]) -> int:
+    sketch = SDXLBackbone.sketch(section, options)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        pass_of_two(sketch, size)
+    return int(counter.get_total_flops())
+
+
+def test_operations_are_those_of_its_layers(backbone: SDXLBackbone) -> None:
+    found = sketched_operations(backbone.section, backbone.options, (64, 96))
+    assert found == layer_operations(backbone.module, lambda: pass_of_two(backbone, (64, 96))) > 0
 
 
 @pytest.mark.slow
@@ -521,7 +528,8 @@ def test_the_example_is_planned(checkpoint: Path) -> None:
     config = example(f"backbone.checkpoint={checkpoint}")
     model = measure_model(config, get_registry())
     plan = make_plan(config, model, get_registry())
-    assert plan.operations["roll out"] > 576 * 20 * model.draw.operations > 0
+    guided = sketched_operations(config.backbone, DiffusersOptions(), config.rollout.height_width)
+    assert plan.operations["roll out"] > 576 * 20 * guided > 0
     assert plan.operations["optimise"] > 0
     frozen = UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet").num_parameters()
     assert model.held["unet"] == 2 * frozen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,6 +64,7 @@ def plan(
     from dgpo_core.plugins.registry import get_registry
     from dgpo_lab.planning.cards import CARDS
     from dgpo_schemas.problems import ConfigError, nearest
+    from dgpo_schemas.yaml_text import dump_yaml
 
     if card != "all" and card not in CARDS:
         raise UserError(f"--card: unknown card {card!r}{nearest(card, CARDS)} (known: all, {', '.join(CARDS)})")
@@ -73,16 +76,16 @@ def plan(
     if measured is not None:
         fractions = _fractions(measured, CARDS[card].tflops)
 
-    from dgpo_lab.planning.fit import at_largest_size, changed, fitting
+    from dgpo_lab.planning.fit import at_largest_size, changed, fitting, nested
     from dgpo_lab.planning.plan import Model, make_plan, measure_model
 
-    models: dict[bool, Model] = {}
+    models: dict[str, Model] = {}
 
     def planned(one: RunConfig) -> Plan:
-        kind = one.backbone.gradient_checkpointing
+        kind = one.backbone.model_dump_json()
         if kind not in models:
-            models[kind] = measure_model(one, registry)
-        return make_plan(one, models[kind], registry, processes)
+            models[kind] = measure_model(one, registry, tell)
+        return make_plan(one, models[kind], registry, processes, tell)
 
     def accepts(some: dict[str, Any]) -> bool:
         """Whether the run file can be changed so: a backbone need not have an option that others have."""
@@ -94,7 +97,7 @@ def plan(
         return True
 
     changes: dict[str, Any] = {}
-    with printing_aside():
+    with _progress() as tell, printing_aside():
         drawn, config = config, at_largest_size(config, registry)
         found = planned(config)
         made = None if fit is None else fitting(config, planned, fit * GIB, accepts)
@@ -113,12 +116,26 @@ def plan(
         typer.echo(json.dumps(size | _as_data(found, cards, fractions, price, changes), indent=1))
         return
     if fit is not None:
-        typer.echo(_yaml(changes) if changes else f"{file} fits {fit:g} GiB as it is")
-        typer.echo("")
+        yaml = "# change these settings\n" + dump_yaml(nested(changes, {})).rstrip()
+        typer.echo((yaml if changes else f"{file} fits {fit:g} GiB as it is") + "\n")
     for line in _lines(config, found, cards, fractions, price, measured is not None):
         typer.echo(line)
     if config.rollout.height_width != drawn.rollout.height_width:
         typer.echo(f"All samples are planned as {named([config.rollout.height_width])}, the prompts' largest size.")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Shows what is being done, in a line on stderr that goes away: in a terminal, and nowhere else."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status("") as status:
+        yield lambda text: status.update(Text(text))
 
 
 def _fractions(path: Path, tflops: float) -> dict[str, float]:
@@ -134,23 +151,21 @@ def _fractions(path: Path, tflops: float) -> dict[str, float]:
         raise UserError(f"--measured: {path} is not what `dgpo bench --json` writes: {error}") from error
 
 
-def _seconds(found: Plan, card: Card, fractions: dict[str, float]) -> dict[str, float]:
-    return found.seconds(card.tflops, fractions)
+def _row(found: Plan, card: Card, fractions: dict[str, float], price: float | None) -> dict[str, Any]:
+    """Of one card: whether it fits, seconds by verb, USD."""
+    seconds = found.seconds(card.tflops, fractions)
+    hour = (card.price if price is None else price) * found.processes
+    return {
+        "fits": found.peak <= card.memory * GIB,
+        "seconds": seconds,
+        "usd_per_1000_iterations": sum(seconds.values()) / 3.6 * hour,
+    }
 
 
 def _as_data(
     found: Plan, cards: dict[str, Card], fractions: dict[str, float], price: float | None, changes: dict[str, Any]
 ) -> dict[str, Any]:
     """For programs: bytes, operations, seconds, USD."""
-    rows = {}
-    for name, card in cards.items():
-        seconds = _seconds(found, card, fractions)
-        hour = (card.price if price is None else price) * found.processes
-        rows[name] = {
-            "fits": found.peak <= card.memory * GIB,
-            "seconds": seconds,
-            "usd_per_1000_iterations": sum(seconds.values()) / 3.6 * hour,
-        }
     return {
         "processes": found.processes,
         "shift": found.shift,
@@ -160,7 +175,7 @@ def _as_data(
         "evaluation_operations_per_iteration": found.evaluation,
         "fractions": fractions,
         "changes": changes,
-        "cards": rows,
+        "cards": {name: _row(found, card, fractions, price) for name, card in cards.items()},
     }
 
 
@@ -186,13 +201,11 @@ def _lines(
         lines.append(f"  {'evaluation':<18} {found.evaluation / 1e15:7.2f}   (its share of an iteration)")
     lines += ["", f"{'card':<9} {'fits':>5} {'roll out':>9} {'optimise':>9} {'iteration':>10} {'1000 iterations':>16}"]
     for name, card in cards.items():
-        seconds = _seconds(found, card, fractions)
-        hour = (card.price if price is None else price) * found.processes
-        fits = "yes" if found.peak <= card.memory * GIB else "no"
-        each = sum(seconds.values())
+        row = _row(found, card, fractions, price)
+        seconds, each = row["seconds"], sum(row["seconds"].values())
         lines.append(
-            f"{name:<9} {fits:>5} {seconds['roll out']:>8.1f}s {seconds['optimise']:>8.1f}s {each:>9.1f}s "
-            f"{each / 3.6:>8.1f} h {each / 3.6 * hour:>7,.0f} $"
+            f"{name:<9} {'yes' if row['fits'] else 'no':>5} {seconds['roll out']:>8.1f}s {seconds['optimise']:>8.1f}s "
+            f"{each:>9.1f}s {each / 3.6:>8.1f} h {row['usd_per_1000_iterations']:>7,.0f} $"
         )
     shares = " and ".join(f"{value:.0%} in {verb}" for verb, value in fractions.items())
     known = "measured" if measured else "assumed (--fraction, --measured)"
@@ -205,17 +218,3 @@ def _lines(
         "2 % of it; no card has been measured.",
     ]
     return lines
-
-
-def _yaml(changes: dict[str, Any]) -> str:
-    """The changes as a piece of a run file."""
-    from dgpo_schemas.yaml_text import dump_yaml
-
-    nested: dict[str, Any] = {}
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        section = nested
-        for name in path:
-            section = section.setdefault(name, {})
-        section[last] = value
-    return "# change these settings\n" + dump_yaml(nested).rstrip()

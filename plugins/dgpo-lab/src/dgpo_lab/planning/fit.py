@@ -16,7 +16,7 @@ from dgpo_schemas.run import RunConfig
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
 
-__all__ = ["at_largest_size", "changed", "fitting"]
+__all__ = ["at_largest_size", "changed", "fitting", "nested"]
 
 Planned = Callable[[RunConfig], Plan]
 Accepts = Callable[[dict[str, Any]], bool]
@@ -63,14 +63,18 @@ def at_largest_size(config: RunConfig, registry: Registry) -> RunConfig:
 
 def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     """The run with other values at dotted keys."""
-    data = config.model_dump(mode="json", exclude_unset=True)
+    return RunConfig.model_validate(nested(changes, config.model_dump(mode="json", exclude_unset=True)))
+
+
+def nested(changes: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Values at dotted keys put into the sections of a run file."""
     for key, value in changes.items():
         *path, last = key.split(".")
         section = data
         for name in path:
             section = section.setdefault(name, {})
         section[last] = value
-    return RunConfig.model_validate(data)
+    return data
 
 
 def _moves(config: RunConfig, chunk: int) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """`dgpo plan` and `dgpo bench`: what they print, as text and as JSON."""
 
+# ruff: noqa: F811 - fixtures are imported to be found
+
 from __future__ import annotations
 
 import json
@@ -17,8 +19,10 @@ from dgpo_cli.main import main
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import run_data, sizes_plugin
 from dgpo_lab.commands.bench import _miniature
+from dgpo_lab.commands.plan import _progress
 from dgpo_lab.planning.plan import Plan
 from dgpo_schemas.run import RunConfig
+from tests.conftest import registry  # noqa: F401
 
 Run = Callable[..., "Outcome"]
 SMALL = ["--set", "rollout.groups=2", "--set", "rollout.steps=2", "--set", "rollout.group_size=2"]
@@ -46,7 +50,7 @@ def run(
 
     measure = dgpo_lab.planning.plan.measure_model
 
-    def once(config: RunConfig, registry: Registry) -> Any:
+    def once(config: RunConfig, registry: Registry, *tell: Any) -> Any:
         kind = config.backbone.gradient_checkpointing
         if config.backbone.use != "sd3" or kind not in models:
             models[kind] = measure(config, registry)
@@ -105,7 +109,7 @@ def test_the_largest_size_of_the_prompts_is_planned(
     run: Run, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.register(sizes_plugin, distribution="toy-sizes")
-    monkeypatch.setattr(dgpo_lab.planning.plan, "measure_model", lambda config, _: config.rollout.height_width)
+    monkeypatch.setattr(dgpo_lab.planning.plan, "measure_model", lambda config, *_: config.rollout.height_width)
     plan = Plan(1, {}, {"optimise": 1.0}, {"roll out": 1.0, "optimise": 1.0}, 0.0)
     monkeypatch.setattr(dgpo_lab.planning.plan, "make_plan", lambda one, model, *_: planned.append(model) or plan)
     planned: list[tuple[int, int]] = []
@@ -146,6 +150,16 @@ def test_proposals_are_settings_that_the_run_file_can_have(
     assert changes == {"rollout.micro_batch": 4, "optimiser.micro_batch": 2}
     settings = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     assert run("validate", str(file), *settings).code == 0
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress(terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
+    with _progress() as tell:
+        tell("roll out: [3] of 8 samples")
+    said = capsys.readouterr()
+    assert ("roll out: [3] of 8 samples" in said.err, said.out) == (terminal, "")
+    assert terminal or not said.err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,242 @@
+"""An iteration as the engine makes it, on a model without values.
+
+Roller, Policy and Optimizer are the real ones, so a change of the training step changes the plan. Only passes of the
+network, forward and backward, and decoding are made once for all micro-batches of one shape: what they took is counted
+again for the others. The loss is taken at one of the training times, and counted for all of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.contracts import Backbone, TimestepContext
+from dgpo_core.distributed.processes import Processes, shares
+from dgpo_core.draws import Draws
+from dgpo_core.flow.groups import weigh
+from dgpo_core.flow.paths import random_times
+from dgpo_core.flow.times import Times
+from dgpo_core.training.optimizer import Optimizer
+from dgpo_core.training.policy import ConditioningCache, Policy, View
+from dgpo_core.training.rollout import Roller
+from dgpo_core.types import Conditioning, Rollout, ScoredGroups
+from dgpo_lab.planning.meter import Lap, Meter
+
+if TYPE_CHECKING:
+    from dgpo_core.plugins.registry import Registry
+    from dgpo_schemas.run import RunConfig
+    from dgpo_schemas.sections.training import EmaSection
+
+__all__ = ["Iteration", "Laps"]
+
+Laps = dict[Any, tuple[Lap, torch.Size, torch.dtype]]
+"""What a pass took, and what it gave, by what it depends on."""
+
+
+class Iteration:
+    """What an iteration takes of one of `processes` that share it.
+
+    operations: of its samples, by phase; peaks: bytes, by phase, above what is held all the time (`plan`); samples: how
+    many it has; evaluated: operations of evaluating a sample.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        backbone: Backbone,
+        registry: Registry,
+        meter: Meter,
+        laps: Laps,
+        *,
+        processes: int = 1,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.operations: Counter[str] = Counter()
+        self.peaks: dict[str, int] = {}
+        self.meter = meter
+        rollout, evaluation = config.rollout, config.evaluation
+        own = shares(rollout.groups, rollout.group_size, config.optimiser.updates, processes)[0]
+        self.samples = len(own)
+        cache = ConditioningCache(backbone)
+        sampler = registry.create("sampler", rollout.sampler)
+        objective = registry.create("objective", config.objective)
+        prompts = [backbone.example(rollout.height_width)] * rollout.groups
+
+        def autocast() -> torch.autocast:
+            return torch.autocast("cpu", torch.bfloat16, enabled=config.precision.autocast == "bf16")
+
+        def roller(sampler: Any, steps: int | None, guidance: float | None) -> Roller:
+            return Roller(
+                policy, sampler, cache, resolution=rollout.height_width, steps=steps or rollout.steps,
+                shift=rollout.shift, guidance=rollout.guidance if guidance is None else guidance,
+                micro_batch=rollout.micro_batch, autocast=autocast, merge_adapter=rollout.merge_adapter,
+            )  # fmt: skip
+
+        with meter, closing(_Policy(backbone, config.objective.ema, meter, laps)) as policy:
+            optimiser = Optimizer(
+                _of_32_bits(config), policy, objective, cache, autocast=autocast, sampler=sampler,
+                processes=_First(0, processes),
+                progress=lambda done: tell(f"optimise: {done}"), look=lambda tensor: tensor.tolist(),
+            )  # fmt: skip
+            for parameter in policy.parameters.values():
+                parameter.grad = torch.zeros_like(parameter)
+            optimiser.adamw.step()  # makes its moments, which are held all the time
+            optimiser.adamw.zero_grad()
+            meter.hold()
+            rollouts: list[Rollout] = []
+            drawing = roller(sampler, None, None).roll_out(
+                prompts, rollout.group_size, Draws(0), "policy", samples=own, keep_path=objective.needs_path
+            )
+            while True:
+                tell(f"roll out: {sum(len(r.samples) for r in rollouts)} of {len(own)} samples")
+                with self._phase("roll out"):
+                    sampled = next(drawing, None)
+                if sampled is None:
+                    break
+                rollouts.append(sampled)
+                with self._phase("decode"):
+                    policy.decode(sampled.x0)
+            rewards = torch.randn(
+                rollout.groups, rollout.group_size, dtype=torch.float64, generator=Draws(0).generator()
+            )
+            groups = ScoredGroups(
+                prompts=tuple(prompts), x0=[x for r in rollouts for x in r.x0], own=own, rewards=rewards,
+                summed=rewards, scored=torch.ones_like(rewards, dtype=torch.bool), per_reward={},
+                diversity=rewards[:, 0], paths=tuple(r.path for r in rollouts if r.path is not None),
+            )  # fmt: skip
+            batch = weigh(groups, config.advantages, registry.create("weighting", config.weighting))
+            sigmas = _sigmas(config, backbone, registry, sampler, objective)
+            with self._phase("optimise"):
+                optimiser.step(batch, sigmas[:1], Draws(0))
+            self.operations["optimise"] *= len(sigmas)  # every time is like every other
+            drawn = len(rollouts[0].samples)
+            del rollouts, groups, batch
+            tell("evaluation")
+            another = sampler if evaluation.sampler is None else registry.create("sampler", evaluation.sampler)
+            with meter.lap() as lap:
+                for sampled in roller(another, evaluation.steps, evaluation.guidance).roll_out(
+                    prompts[:1] * drawn, 1, Draws(0), "policy"
+                ):
+                    policy.decode(sampled.x0)
+            self.evaluated = lap.operations / drawn
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        held = self.meter.now
+        with self.meter.lap() as lap:
+            yield
+        self.operations[name] += lap.operations
+        self.peaks[name] = max(self.peaks.get(name, 0), held + lap.peak)
+
+
+class _Policy(Policy):
+    """One that makes each pass of a shape once. A backbone with several networks is taken for one: the one of the first
+    time that a shape is seen at."""
+
+    def __init__(self, backbone: Backbone, ema: EmaSection, meter: Meter, laps: Laps) -> None:
+        super().__init__(backbone, ema)
+        self._meter, self._laps = meter, laps
+        self._merged = False
+        self._pending: tuple[Any, Tensor, Tensor] | None = None  # the key of a pass, its output, and what stands for it
+
+        def hold(parameter: Tensor) -> None:
+            """Gradients of the trained weights are held all the time."""
+            if parameter.grad is not None:
+                meter.hold(parameter.grad)
+
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(hold)  # type: ignore[no-untyped-call]
+            for p in self.parameters.values()
+        ]
+
+    def close(self) -> None:
+        """Leave the backbone as it was."""
+        for hook in self._hooks:
+            hook.remove()
+
+    @contextmanager
+    def view(self, name: View, *, merged: bool = False) -> Iterator[None]:
+        before, self._merged = self._merged, self._merged or merged
+        try:
+            with super().view(name, merged=merged):
+                yield
+        finally:
+            self._merged = before
+
+    def velocity(
+        self,
+        x_sigma: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        unconditional: Conditioning | None = None,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        self._pending = None
+        learning, adapted = torch.is_grad_enabled(), self._view in self._weights
+        rows = tuple(tensor.shape for tensor in conditioning.tensors.values())
+        key = ("pass", learning, adapted, self._merged, guidance == 1, x_sigma.shape, rows)
+        out, left = self._once(
+            key, lambda: super(_Policy, self).velocity(x_sigma, sigma, conditioning, unconditional, guidance)
+        )
+        if not learning:
+            return out
+        stands = out.detach().requires_grad_()
+        self._pending = key, left, stands
+        return stands
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The backbone's."""
+        return self._once(("decode", x0.shape), lambda: self.backbone.decode(x0))[0]
+
+    def backward(self, loss: Tensor) -> None:
+        super().backward(loss)
+        assert self._pending is not None
+        (key, out, stands), self._pending = self._pending, None
+
+        def back() -> Tensor:
+            torch.autograd.backward(out, stands.grad)
+            return loss.detach()
+
+        self._once(("backward", key), back)
+
+    def _once(self, key: Any, work: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """What work gives, and what keeps in memory what it left there."""
+        if key not in self._laps:
+            with self._meter.lap() as lap:
+                out = work()
+            self._laps[key] = lap, out.shape, out.dtype
+            return out, out
+        lap, shape, dtype = self._laps[key]
+        self._meter.again(lap)
+        out = torch.empty(tuple(shape), dtype=dtype)
+        return out, torch.empty(max(lap.left - out.nbytes, 0), dtype=torch.uint8)
+
+
+class _First(Processes):
+    """The first of several that do the same."""
+
+    def add(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return list(tensors)
+
+
+def _of_32_bits(config: RunConfig) -> RunConfig:
+    """Kernels for moments of 8 bits need values; what the moments take is known."""
+    return config.model_copy(update={"optimiser": config.optimiser.model_copy(update={"bits": 32})})
+
+
+def _sigmas(config: RunConfig, backbone: Backbone, registry: Registry, sampler: Any, objective: Any) -> Tensor:
+    """Times of training as they are drawn in the first iteration."""
+    times = Times(config, backbone)
+    sigmas = sampler.sigmas(config.rollout.steps, times.schedule)
+    t_min, t_max = times.training_range
+    context = TimestepContext(
+        sigmas=random_times(sampler, sigmas) if objective.needs_path else sigmas, t_min=t_min, t_max=t_max,
+        shift=times.schedule.shift, iteration=0, iterations=config.run.iterations, deterministic=sampler.deterministic,
+    )  # fmt: skip
+    drawn: Tensor = registry.create("timesteps", config.timesteps).draw(config.timesteps.count, context, Draws(0))
+    return drawn

@@ -1,0 +1,336 @@
+"""Plans against what really happens: operations as torch counts them in a real iteration and layer by layer, memory as
+the CPU's allocator sees it."""
+
+# ruff: noqa: F811 - fixtures are imported to be found
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dgpo_core.config.pipeline import load_run_config
+from dgpo_core.draws import Draws
+from dgpo_core.errors import UserError
+from dgpo_core.flow.groups import weigh
+from dgpo_core.flow.paths import random_times
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.engine import build_engine
+from dgpo_core.training.optimizer import Optimizer
+from dgpo_core.types import ScoredGroups
+from dgpo_kit.given import prompts_of
+from dgpo_kit.toy import run_data
+from dgpo_lab.planning.fit import changed, fitting
+from dgpo_lab.planning.iteration import Iteration
+from dgpo_lab.planning.plan import Held, Plan, _gathered, _spread, make_plan, measure_model, on_each
+from dgpo_schemas.run import BackboneSection, RunConfig
+from dgpo_sd3.backbone import SD3Backbone
+from dgpo_sd3.testing import make_tiny_checkpoint
+from tests.conftest import make_config, registry  # noqa: F401
+
+ROOT = Path(__file__).parents[3]
+GIB = 2**30
+SMALL = (
+    "rollout.groups=2", "rollout.group_size=4", "rollout.micro_batch=3", "rollout.steps=3", "objective.kl=0.02",
+    "timesteps.count=2", "run.threads=1",
+)  # fmt: skip
+"""Micro-batches of 3, 3 and 2 samples."""
+
+
+@pytest.fixture(scope="module")
+def everything() -> Registry:
+    return Registry()
+
+
+def miniature(registry: Registry, *settings: str, example: str = "quickstart") -> RunConfig:
+    return load_run_config(ROOT / "examples" / f"{example}.yaml", [*SMALL, *settings], registry)
+
+
+def planned(config: RunConfig, registry: Registry, processes: int = 1) -> Iteration:
+    model = measure_model(config, registry)
+    return Iteration(config, model.backbone, registry, model.meter, {}, processes=processes)
+
+
+class Real:
+    """An iteration on the model itself, part by part, without a reward."""
+
+    def __init__(self, config: RunConfig, registry: Registry, around: Callable[[str], Any]) -> None:
+        engine = build_engine(config, registry)
+        objective = engine.create("objective", config.objective)
+        backbone, rollout = engine.backbone, config.rollout
+        prompts = [backbone.example(rollout.height_width)] * rollout.groups
+        engine.conditioning.rows(prompts)
+        engine.conditioning.unconditional_rows(prompts)
+        optimiser = Optimizer(
+            config, engine.policy, objective, engine.conditioning, autocast=engine.runtime.autocast,
+            sampler=engine.sampler,
+        )  # fmt: skip
+        self.engine, self.optimiser = engine, optimiser
+        path = objective.needs_path
+        draws = engine.roller().roll_out(prompts, rollout.group_size, Draws(0), "policy", keep_path=path)
+        rollouts = []
+        while True:
+            with around("roll out"):
+                sampled = next(draws, None)
+            if sampled is None:
+                break
+            rollouts.append(sampled)
+            with around("decode"):
+                backbone.decode(sampled.x0)
+        rewards = torch.randn(rollout.groups, rollout.group_size, dtype=torch.float64)
+        everyone = torch.ones_like(rewards, dtype=torch.bool)
+        groups = ScoredGroups(
+            prompts=tuple(prompts), x0=[x for r in rollouts for x in r.x0], own=range(rewards.numel()), rewards=rewards,
+            summed=rewards, scored=everyone, per_reward={}, diversity=rewards[:, 0],
+            paths=tuple(r.path for r in rollouts if r.path is not None),
+        )  # fmt: skip
+        batch = weigh(groups, config.advantages, engine.create("weighting", config.weighting))
+        times = engine.sampler.sigmas(config.rollout.steps, engine.times.schedule)
+        sigmas = (random_times(engine.sampler, times) if path else times)[: config.timesteps.count]
+        with around("optimise"):
+            optimiser.step(batch, sigmas, Draws(0))
+
+
+@pytest.mark.parametrize(
+    ("example", "settings"),
+    [
+        ("quickstart", ["optimiser.micro_batch=3", "rollout.guidance=2", "objective.clip=0.01"]),
+        ("quickstart", ["weighting=best-vs-worst", "objective.kl=0", "rollout.merge_adapter=true"]),
+        pytest.param("quickstart", ["objective.reference=ema", "optimiser.updates=2"], marks=pytest.mark.slow),
+        pytest.param("quickstart", ["backbone.gradient_checkpointing=true", "optimiser.micro_batch=2"],
+                     marks=pytest.mark.slow),
+        pytest.param("quickstart", ["backbone={use: sd3, checkpoint: 'package:dgpo_miniature/checkpoint', "
+                                    "train: full, options: {text_length: 0}}"], marks=pytest.mark.slow),
+        pytest.param("miniature-flow-grpo", ["rollout.guidance=2"], marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_operations_are_those_of_a_real_iteration(example: str, settings: Sequence[str], everything: Registry) -> None:
+    config = miniature(everything, *settings, example=example)
+    counted: Counter[str] = Counter()
+
+    @contextmanager
+    def counting(phase: str) -> Iterator[None]:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            yield
+        counted[phase] += counter.get_total_flops()
+
+    Real(config, everything, counting)
+    assert planned(config, everything).operations == counted
+
+
+@pytest.mark.slow
+def test_peak_memory(everything: Registry) -> None:
+    """Largest sum of what the CPU's allocator had given out, by torch's profiler, which knows nothing of us. The second
+    iteration: buffers are made once. Convolutions lay their inputs out anew on the CPU, which is no tensor's memory."""
+    config = miniature(everything, "rollout.group_size=24", "rollout.micro_batch=24", "optimiser.micro_batch=24")
+    found: dict[str, int] = {}
+
+    @contextmanager
+    def profiled(phase: str) -> Iterator[None]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            yield
+        most = now = 0
+        for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                most = max(most, now)
+        found.setdefault(phase, most)
+
+    real = Real(config, everything, profiled)
+    gradients = sum(4 * p.numel() for p in real.engine.policy.parameters.values())
+    peaks = planned(config, everything).peaks
+    assert peaks["roll out"] == pytest.approx(found["roll out"], rel=0.02)
+    assert peaks["optimise"] + gradients == pytest.approx(found["optimise"], rel=0.02)
+    assert peaks["decode"] == pytest.approx(found["decode"], rel=0.3)
+
+
+# -- layer by layer ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(everything: Registry) -> SD3Backbone:
+    made: SD3Backbone = everything.create("backbone", miniature(everything).backbone, device=torch.device("cpu"))
+    return made
+
+
+@torch.no_grad()
+def forward(real: SD3Backbone) -> int:
+    """Operations of a prediction: layers as hooks see them, and two products of attention in every block."""
+    prompts = [real.example((64, 64))]
+    x = torch.zeros(1, *real.latent_shape(64, 64))
+    layers = operations_of_layers(real.module, lambda: real.velocity(x, torch.full((1,), 0.5), real.encode(prompts)))
+    config: Any = real.module.config
+    tokens = (8 // config.patch_size) ** 2
+    text = real.encode(prompts_of([""])).tensors["prompt_embeds"].shape[1]
+    width = config.num_attention_heads * config.attention_head_dim
+    image = 4 * tokens**2 * width * len(config.dual_attention_layers or ())
+    return layers + config.num_layers * 4 * (tokens + text) ** 2 * width + image
+
+
+def operations_of_layers(module: nn.Module, run: Any) -> int:
+    """Two for every multiplication of each linear layer and convolution, from the shapes that they see."""
+    total = 0
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        if isinstance(layer, nn.Linear):
+            total += 2 * output.numel() * layer.in_features
+        elif isinstance(layer, nn.Conv2d):
+            window = layer.kernel_size[0] * layer.kernel_size[1] * layer.in_channels // layer.groups
+            total += 2 * output.numel() * window
+
+    handles = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total
+
+
+def test_operations_of_the_layers(everything: Registry, real: SD3Backbone) -> None:
+    """Drawing; decoding: convolutions, and attention over the latent's pixels in the middle; training: forward of the
+    policy and of the reference, backward through frozen layers for their inputs alone, and nothing before the first
+    adapter."""
+    found, step = planned(miniature(everything), everything).operations, forward(real)
+    assert found["roll out"] == 8 * 3 * step
+    layers = operations_of_layers(real.vae.decoder, lambda: real.decode(torch.zeros(1, *real.latent_shape(64, 64))))
+    vae = real.vae.config
+    attention = 4 * (8 * 8) ** 2 * vae.block_out_channels[-1] if vae.mid_block_add_attention else 0
+    assert found["decode"] == 8 * (layers + attention)
+    assert 2.8 * step < found["optimise"] / 16 < 3.2 * step
+
+
+def test_passes_that_settings_add(everything: Registry, real: SD3Backbone) -> None:
+    """A KL term with a moving reference (mode 2b): S_g compares with the fast EMA, the KL term with the base. A group
+    that does not fit a micro-batch is looked at twice."""
+
+    def learn(*settings: str) -> int:
+        changes = ("objective.reference=ema", "objective.beta=2000", *settings)
+        return planned(miniature(everything, *changes), everything).operations["optimise"]
+
+    with real.adapter.off() if real.adapter else nullcontext():
+        base = forward(real)
+    plain = learn("objective.kl=0")
+    assert learn("objective.kl=0.02") - plain == 16 * base
+    assert learn("objective.kl=0", "optimiser.micro_batch=2") - plain == 16 * forward(real)
+
+
+# -- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_operations_are_linear_in_groups_and_members(everything: Registry) -> None:
+    base = planned(miniature(everything), everything).operations
+    for change in ("rollout.groups=4", "rollout.group_size=8"):
+        twice = planned(miniature(everything, change), everything).operations
+        assert twice == {phase: 2 * count for phase, count in base.items()}
+
+
+def test_what_is_held(everything: Registry, real: SD3Backbone) -> None:
+    config = miniature(everything)
+    model = measure_model(config, everything)
+    trained = sum(p.numel() for p in real.trainable().values())
+    assert model.held["trained weights"] == 4 * trained
+    assert model.held["AdamW"] == 8 * trained
+    frozen = sum(p.numel() for p in real.module.parameters()) - trained
+    buffers = sum(b.numel() for b in real.module.buffers())
+    assert model.held["transformer"] == 4 * (frozen + buffers)
+    one, two = (make_plan(config, model, everything, count) for count in (1, 2))
+    assert one.operations == two.operations, "samples are shared"
+    assert one.held == two.held, "and weights are not"
+    assert one.seconds(1e-12, {"roll out": 1, "optimise": 1})["optimise"] == one.operations["optimise"]
+    assert two.seconds(1e-12, {"roll out": 1, "optimise": 0.5})["optimise"] == one.operations["optimise"]
+
+
+def test_a_model_that_is_spread() -> None:
+    held = {"model": 1000, "trained weights": 100, "their averages and start": 300, "gradients": 100}
+    assert on_each(Held(held, frozenset(), 90, 0), 1, shard=True) == (held, {"optimise": 0}), (
+        "one process has all of it"
+    )
+    assert on_each(Held(held, frozenset(), 90, 0), 2, shard=False) == (held, {"optimise": 200}), "gradients, laid flat"
+    assert on_each(Held(held, frozenset({"model"}), 90, 0), 4, shard=True) == ({
+        "model": 250, "trained weights": 100, "their averages and start": 300,
+        "gradients": 100, "a block's weights": 90,
+    }, {"optimise": 200})  # fmt: skip
+    full = frozenset({"model", "trained weights", "their averages and start", "gradients"})
+    assert on_each(Held(held, full, 90, 0), 4, shard=True) == ({
+        "model": 250, "trained weights": 25, "their averages and start": 100, "gradients": 25, "a block's weights": 90,
+    }, {"optimise": 0})  # fmt: skip
+
+
+def test_what_is_gathered_at_a_time(everything: Registry, tmp_path: Path) -> None:
+    """The two blocks of a tiny SD3, which differ, and what is outside of them."""
+    checkpoint = make_tiny_checkpoint(tmp_path / "sd3")
+    kind = everything.implementation(everything.find("backbone", "sd3"))
+    for train in ("lora", "full"):
+        section = BackboneSection.model_validate({"use": "sd3", "checkpoint": str(checkpoint), "train": train})
+        options = everything.options_model(everything.find("backbone", "sd3"))()
+        sketch = kind.sketch(section, options)
+        named = {n: p.numel() * p.element_size() for n, p in sketch.module.named_parameters() if "lora" not in n}
+        blocks = [sum(b for n, b in named.items() if n.startswith(f"transformer_blocks.{i}.")) for i in (0, 1)]
+        assert blocks[0] > blocks[1] > 0
+        wanted = sum(named.values()) - sum(blocks) + 2 * blocks[0]
+        assert _gathered(sketch) == wanted * (1 if train == "lora" else 2)
+        assert "transformer" in _spread(sketch)
+        assert ("AdamW" in _spread(sketch)) == (train == "full")
+
+
+def test_fitting_takes_the_fewest_changes() -> None:
+    data = run_data("x", rollout={"micro_batch": 8}, optimiser={"micro_batch": 4})
+    data["backbone"] |= {"options": {"decode_chunk": 8}}
+    config = RunConfig.model_validate(data)
+
+    def plan(one: RunConfig) -> Plan:
+        size = (one.optimiser.micro_batch or 4) * (1 if one.backbone.gradient_checkpointing else 10)
+        return Plan(1, {}, {"optimise": float(size)}, {}, 0.0)
+
+    assert fitting(config, plan, 40)[0] == {}  # type: ignore[index]
+    found = fitting(config, plan, 25)
+    assert found is not None
+    assert found[0] == {
+        "rollout.micro_batch": 4, "optimiser.micro_batch": 2, "backbone.options.decode_chunk": 4,
+    }  # fmt: skip
+    assert fitting(config, plan, 5)[0] == {"backbone.gradient_checkpointing": True}  # type: ignore[index]
+    assert fitting(config, plan, 0.5) is None
+    has_no_such_option = fitting(config, plan, 25, lambda changes: "backbone.options.decode_chunk" not in changes)
+    assert has_no_such_option is not None
+    assert has_no_such_option[0] == {"rollout.micro_batch": 4, "optimiser.micro_batch": 2}
+    assert changed(config, {"optimiser.micro_batch": 2}).optimiser.micro_batch == 2
+
+
+def test_a_backbone_that_cannot_be_sketched(make_config: Any, registry: Registry) -> None:
+    with pytest.raises(UserError, match=r"backbone\.use: toy cannot be planned: ToyBackbone does not say"):
+        measure_model(make_config(), registry)
+
+
+def test_a_backbone_that_leaves_weights_out_of_its_parts(everything: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = miniature(everything)
+    parts = SD3Backbone.parts
+    monkeypatch.setattr(SD3Backbone, "parts", lambda self: {n: p for n, p in parts(self).items() if n != "autoencoder"})
+    with pytest.raises(UserError, match=r"^backbone\.use: sd3 cannot be planned: it runs a weight .* of its `parts`"):
+        planned(config, everything)
+
+
+def test_a_name_that_is_not_known(everything: Registry) -> None:
+    config = load_run_config(ROOT / "examples" / "sd35-geneval.yaml", ["backbone.checkpoint=a/b"], everything)
+    with pytest.raises(UserError, match="a/b is no directory here, and what it looks like is not known; known are"):
+        measure_model(config, everything)
+
+
+def test_sd35_medium_is_as_large_as_published(everything: Registry) -> None:
+    """The published transformer is a file of 4.94 GB in bfloat16, position embeddings included."""
+    config = load_run_config(ROOT / "examples" / "sd35-geneval.yaml", [], everything)
+    kind = everything.implementation(everything.find("backbone", "sd3"))
+    options = everything.options_model(everything.find("backbone", "sd3")).model_validate(config.backbone.options)
+    backbone = kind.sketch(config.backbone, options)
+    own = {id(p) for p in backbone.trainable().values()}
+    tensors = [t for t in (*backbone.module.parameters(), *backbone.module.buffers()) if id(t) not in own]
+    assert sum(t.numel() for t in tensors) * 2 / 1e9 == pytest.approx(4.94, abs=0.01)
