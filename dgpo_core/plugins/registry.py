@@ -83,6 +83,8 @@ BUNDLED = {
     ("reward", "motion"): "dgpo-video",
     ("reward", "miniature-motion"): "dgpo-video",
     ("prompts", "miniature-video"): "dgpo-video",
+    ("place", "worker"): "dgpo-remote",
+    ("place", "service"): "dgpo-remote",
 }
 """Parts of the project's own plugins: an unknown one of these names says what to install."""
 
@@ -258,7 +260,7 @@ class Registry:
         if declared is None:
             return NoOptions
         if isinstance(declared, str):
-            declared = self._import(registered, declared)
+            declared = self._import(_owner(registered), declared)
         if not (inspect.isclass(declared) and issubclass(declared, BaseModel)):
             raise PluginError(f"{_owner(registered)}: its options must be a pydantic model, not {declared!r}")
         return declared
@@ -271,7 +273,7 @@ class Registry:
         """A part's class, imported. Raises PluginError if it cannot be or does not keep its contract; ContractError if
         it was made for another version of that."""
         _check_declared(registered)
-        implementation = self._import(registered, registered.part.implementation)
+        implementation = self._import(_owner(registered), registered.part.implementation)
         names = CONTRACTS.get(registered.kind)
         if names is not None:
             contracts = importlib.import_module("dgpo_core.contracts")
@@ -347,8 +349,7 @@ class Registry:
         if isinstance(block, BackboneSection):
             check_section(implementation, block)
 
-    def _import(self, registered: RegisteredPart, path: str) -> Any:
-        owner = _owner(registered)
+    def _import(self, owner: str, path: str) -> Any:
         module, _, name = path.partition(":")
         pressed: Callable[[], bool] = bool
         try:
@@ -359,6 +360,22 @@ class Registry:
                 log.warning("stopped while %s was imported", owner)
                 raise
             raise PluginError(f"{owner}: cannot import {path}: {told(error)}") from error
+
+    def place(self, key: str) -> Any:
+        """The function that connects a reward to the place which this key of its block stands for, imported. Raises
+        PluginError saying what to install."""
+        for implementation in self._manager.hook.dgpo_places.get_hookimpls():
+            owner = f"plugin {implementation.plugin_name}"
+            try:
+                path = dict(implementation.function()).get(key)
+            except Exception as error:
+                raise PluginError(f"{owner}: dgpo_places failed with {told(error)}") from error
+            if path is not None:
+                return self._import(owner, path)
+        needed = BUNDLED.get(("place", key))
+        raise PluginError(
+            f"rewards with `{key}` need a plugin that is not installed" + (f": pip install {needed}" if needed else "")
+        )
 
     def blame(self, error: BaseException) -> str | None:
         """What a plugin has thrown, with its distribution and place; None if it was not a plugin: of the frames that

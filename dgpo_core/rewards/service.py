@@ -43,9 +43,10 @@ from dgpo_schemas.text import clean
 if TYPE_CHECKING:
     import torch
 
+    from dgpo_core.contracts import AnyReward
     from dgpo_schemas.run import RewardBlock, ServiceSection
 
-__all__ = ["ServiceReward"]
+__all__ = ["ServiceReward", "connect"]
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,12 @@ SLOW = 30.0
 MOST_PROMPTS = 1000
 """Prompts of a request, where a server does not say what it takes."""
 T = TypeVar("T")
+
+
+def connect(block: RewardBlock, *, device: torch.device, where: str) -> AnyReward:
+    """The reward of a block with a `service`, ready to score (`dgpo_core.rewards.Connect`)."""
+    assert block.service is not None
+    return ServiceReward(block, block.service, device=device, where=where).face
 
 
 class ServiceReward(RemoteReward):

@@ -32,9 +32,10 @@ from dgpo_schemas.service import PROTOCOL
 if TYPE_CHECKING:
     import torch
 
+    from dgpo_core.contracts import AnyReward
     from dgpo_schemas.run import RewardBlock, WorkerSection
 
-__all__ = ["WorkerReward"]
+__all__ = ["WorkerReward", "connect"]
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,12 @@ class Seat:
             process.stop()
         finally:
             self._busy.release()
+
+
+def connect(block: RewardBlock, *, device: torch.device, where: str) -> AnyReward:
+    """The reward of a block with a `worker`, ready to score (`dgpo_core.rewards.Connect`)."""
+    assert block.worker is not None
+    return WorkerReward(block, block.worker, device=device, where=where).face
 
 
 class WorkerReward(RemoteReward):

@@ -26,6 +26,7 @@ from dgpo_core.rewards import place
 from dgpo_core.rewards.server.server import Server, bind, load
 from dgpo_core.types import Prompt
 from dgpo_kit.toy import plugin as toy
+from dgpo_remote import plugin as remote
 from dgpo_schemas.run import RewardBlock
 from dgpo_schemas.serve import ServeConfig
 
@@ -70,6 +71,7 @@ def rewards(parts: ModuleType) -> Registry:
     made.register(builtin, distribution="dgpo")
     made.register(parts, distribution=NAME)
     made.register(toy, distribution="toy")
+    made.register(remote, distribution="dgpo-remote")
     return made
 
 

@@ -341,10 +341,13 @@ import os, threading, torch
 from dgpo_core.rewards import place
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
+from dgpo_remote import plugin
 from dgpo_schemas.run import RewardBlock
 environment = {{"PYTHONPATH": {moody._seats[0].recipe.environment["PYTHONPATH"]!r}}}
 block = RewardBlock(use="moody", worker={{"environment": environment}})
-reward = place(block, Registry(discover=False), device=torch.device("cpu"))
+registry = Registry(discover=False)
+registry.register(plugin, distribution="dgpo-remote")
+reward = place(block, registry, device=torch.device("cpu"))
 threading.Thread(target=reward.score, args=(torch.zeros(1, 3, 8, 8), [Prompt("hang")]), daemon=True).start()
 while not reward._seats[0]._busy.locked():
     pass
