@@ -37,7 +37,7 @@ COMMANDS = {
     "doctor": "dgpo_lab.commands.doctor:doctor",
     "ablate": "dgpo_lab.commands.ablate:ablate",
     "export": "dgpo_cli.export:export",
-    "serve": "dgpo_cli.serve:serve",
+    "serve": "dgpo_remote.commands.serve:serve",
     "validate": "dgpo_cli.validate:validate",
     "plan": "dgpo_lab.commands.plan:plan",
     "bench": "dgpo_lab.commands.bench:bench",

@@ -43,7 +43,7 @@ def place(block: RewardBlock, registry: Registry, *, device: torch.device, where
             except PluginError as error:
                 raise UserError(f"{where}.{key}: {error}") from error
             return connect(block, device=device, where=where)
-    from dgpo_core.rewards.hub import prepare_hub
+    from dgpo_core.system.hub import prepare_hub
 
     prepare_hub()
     made: AnyReward = registry.create("reward", block, device=device)

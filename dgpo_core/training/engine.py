@@ -33,9 +33,9 @@ from dgpo_core.media.kinds import check_reward
 from dgpo_core.plugins import promises
 from dgpo_core.plugins.surroundings import Guard
 from dgpo_core.rewards import place
-from dgpo_core.rewards.hub import prepare_hub
 from dgpo_core.storage.bases import base_record
 from dgpo_core.storage.checkpoint import Checkpoint
+from dgpo_core.system.hub import prepare_hub
 from dgpo_core.training.policy import ConditioningCache, Policy, check_adapter
 from dgpo_core.training.probe import PolicyProbe
 from dgpo_core.training.rollout import Roller

@@ -13,6 +13,6 @@ __all__ = ["dgpo_places"]
 def dgpo_places() -> Mapping[str, str]:
     """A process of its own, and a server."""
     return {
-        "worker": "dgpo_core.rewards.workers:connect",
-        "service": "dgpo_core.rewards.service:connect",
+        "worker": "dgpo_remote.worker.workers:connect",
+        "service": "dgpo_remote.service.service:connect",
     }
