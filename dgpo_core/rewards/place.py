@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from dgpo_core.errors import PluginError, UserError
+from dgpo_core.system.hub import prepare_hub
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +44,6 @@ def place(block: RewardBlock, registry: Registry, *, device: torch.device, where
             except PluginError as error:
                 raise UserError(f"{where}.{key}: {error}") from error
             return connect(block, device=device, where=where)
-    from dgpo_core.system.hub import prepare_hub
-
     prepare_hub()
     made: AnyReward = registry.create("reward", block, device=device)
     return made

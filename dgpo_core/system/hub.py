@@ -8,10 +8,10 @@ import os
 import threading
 from typing import Any
 
-from dgpo_core.system.proxies import VARIABLES
-from dgpo_core.system.routed import Routed
+__all__ = ["VARIABLES", "prepare_hub"]
 
-__all__ = ["prepare_hub"]
+VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+"""Those that name a proxy."""
 
 _preparing = threading.Lock()
 _prepared = False
@@ -43,6 +43,8 @@ def prepare_hub() -> None:
 
 def _client(library: Any) -> Any:
     """What huggingface_hub's own factory makes, with another transport."""
+    from dgpo_core.system.routed import Routed  # it needs httpx, which this huggingface_hub has brought
+
     http = importlib.import_module("huggingface_hub.utils._http")
     hook = getattr(http, "hf_request_event_hook", None)  # it refuses requests when offline
     hooks = {} if hook is None else {"event_hooks": {"request": [hook]}}

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 
 import httpx
 
+from dgpo_core.system.hub import VARIABLES
 from dgpo_schemas.addresses import shown_address
 
-__all__ = ["VARIABLES", "Proxy", "UnusableProxy", "route"]
+__all__ = ["Proxy", "UnusableProxy", "route"]
 
 USABLE = ("http", "https", "socks5", "socks5h")
 PORTS = {"http": 80, "https": 443}
-VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-"""Those that name a proxy."""
 SYSTEM = "the system's settings"
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

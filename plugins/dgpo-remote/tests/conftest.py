@@ -211,8 +211,8 @@ class Outcome:
 def dgpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """`dgpo("serve", path)`, in this process, with the toy's parts."""
     known = Registry(discover=False)
-    for plugin in (builtin, toy, remote):
-        known.register(plugin, distribution=plugin.__name__)
+    for name, plugin in (("dgpo", builtin), ("toy", toy), ("dgpo-remote", remote)):
+        known.register(plugin, distribution=name)
     monkeypatch.setattr(registry_module, "get_registry", lambda: known)
 
     def run(*arguments: object) -> Outcome:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-import dgpo_remote.server as serving
 
 Run = Callable[..., Any]
 
@@ -69,10 +66,3 @@ def test_a_reward_that_cannot_be_loaded_ends_with_its_message(dgpo: Run, tmp_pat
     done = dgpo("serve", tmp_path / "reward.yaml")
     assert done.code == 2
     assert done.err.splitlines()[-1].startswith("reward.worker.python: there is no interpreter /nowhere/python")
-
-
-def test_libraries_that_are_not_installed_are_named(dgpo: Run, reward: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
-    done = dgpo("serve", reward)
-    assert (done.code, done.err) == (2, "dgpo serve needs uvicorn: pip install 'dgpo[serve]'\n")

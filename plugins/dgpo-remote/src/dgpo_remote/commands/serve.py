@@ -45,6 +45,6 @@ def serve(
 
     registry = get_registry()
     config = load_serve_config(file, overrides or (), registry)
-    from dgpo_remote.server import serve as serve_reward
+    from dgpo_remote.server.server import run
 
-    serve_reward(config, registry, lambda line: typer.echo(line, err=True))
+    run(config, registry, lambda line: typer.echo(line, err=True))

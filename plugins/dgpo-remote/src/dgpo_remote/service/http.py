@@ -14,9 +14,10 @@ import httpx
 
 from dgpo_core.errors import UserError
 from dgpo_core.system.proxies import Proxy, UnusableProxy, route
-from dgpo_core.system.routed import Routed, bounded, certificates
+from dgpo_core.system.routed import Routed, certificates
 from dgpo_core.training.memory import OutOfMemory
 from dgpo_remote.remote import RewardLost, RewardRaised
+from dgpo_remote.service.bounded import Network, bounded
 from dgpo_schemas.addresses import shown_address
 from dgpo_schemas.service import REQUEST
 from dgpo_schemas.text import clean, error_text
@@ -92,7 +93,7 @@ class Client:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         self._client = httpx.Client(
             headers=headers,
-            transport=cast(httpx.BaseTransport, Routed(httpx, limits=limits)),
+            transport=cast(httpx.BaseTransport, Routed(httpx, limits=limits, network=Network())),
             trust_env=False,  # what the environment says of proxies crashes httpx where it does not understand it
         )
 
