@@ -26,6 +26,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.media.conditions import condition_medium
 from dgpo_core.types import Example, Prompt, Scores
+from dgpo_kit.toy import ToyBackbone, ToyOptions
 from dgpo_schemas.base import Float, Int, Options
 
 GATE = threading.Event()
@@ -162,6 +163,13 @@ class Edit(RewardModel):
         return [Example("kept", prompt, medium.read(), True), Example("lost", prompt, 1 - medium.read(), False)]
 
 
+class Film(ToyBackbone):
+    """The toy, said to make videos."""
+
+    media = "video"
+    fps = 12.5
+
+
 class Odd(BaseException):
     """No Exception."""
 
@@ -203,6 +211,12 @@ def _die_in_turn() -> None:
         file.write("x")
     if str(os.stat(counter).st_size) in os.environ["MOODY_DIES"].split():
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@hookimpl
+def dgpo_backbones() -> Sequence[Part]:
+    """One that makes videos."""
+    return [Part("film", "The toy, said to make videos", "dgpo_placement_parts:Film", ToyOptions)]
 
 
 @hookimpl

@@ -22,7 +22,6 @@ from dgpo_core.errors import UserError
 from dgpo_core.media.conditions import condition_medium
 from dgpo_core.types import ConditionMedium, Example, Prompt
 from dgpo_remote.messages import (
-    FILE,
     Blob,
     Malformed,
     Unfit,
@@ -32,6 +31,7 @@ from dgpo_remote.messages import (
     read_score_request,
     score_request,
 )
+from dgpo_remote.messages.prompts import FILE
 from dgpo_schemas.service import PROTOCOL, SAFETENSORS
 
 Make = Callable[..., RewardModel]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dgpo_remote
+from dgpo_core.training.scores import plain
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_remote.messages import (
     Blob,
@@ -26,7 +27,6 @@ from dgpo_remote.messages import (
     Unfit,
     example_blob,
     pack,
-    plain,
     read_examples,
     read_score_answer,
     read_score_request,

@@ -14,12 +14,10 @@ import pytest
 import yaml
 
 import dgpo_remote.worker.workers as workers
-from dgpo_core.builtin import plugin as builtin
 from dgpo_core.config.resolve import load_run_config
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.trainer import Trainer
-from dgpo_kit.toy import plugin as toy
 from dgpo_kit.toy import run_data
 from dgpo_schemas.run import RunConfig
 
@@ -118,18 +116,14 @@ def test_a_reward_served_by_the_command_gives_the_same_run(
 
 @pytest.mark.parametrize("place", ["worker", "service"])
 def test_a_reward_elsewhere_says_what_it_scores(
-    python_path: str, tmp_path: Path, serve: Callable[..., Any], film: object, place: str
+    python_path: str, tmp_path: Path, serve: Callable[..., Any], rewards: Registry, place: str
 ) -> None:
     """Its description tells, so that a run which makes videos does not start with a reward of images."""
-    made = Registry(discover=False)
-    made.register(builtin, distribution="dgpo")
-    made.register(toy, distribution="toy")
-    made.register(film, distribution="film")
     where: dict[str, Any] = {"environment": {"PYTHONPATH": python_path}}
     if place == "service":
         where = {"urls": [serve("brightness").url]}
     data = run_data(tmp_path, backbone={"use": "film"}, rewards=[{"use": "brightness", place: where}])
-    trainer = Trainer(RunConfig.model_validate(data), made)
+    trainer = Trainer(RunConfig.model_validate(data), rewards)
     with pytest.raises(UserError) as caught:
         trainer.train()
     assert str(caught.value) == (

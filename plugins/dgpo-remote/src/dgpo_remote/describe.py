@@ -11,7 +11,7 @@ from pydantic_core import PydanticSerializationError
 from dgpo_core import __version__
 from dgpo_core.contracts import GroupReward
 from dgpo_core.errors import PluginError
-from dgpo_remote.messages import plain
+from dgpo_core.training.scores import plain
 from dgpo_schemas.service import PROTOCOL, RewardDescription, ServiceLimits
 from dgpo_schemas.text import error_text
 

@@ -16,7 +16,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.media.conditions import measured, name_of
 from dgpo_core.system.stopping import check_signals
 from dgpo_core.training.memory import OutOfMemory
-from dgpo_core.training.scores import check_scores
+from dgpo_core.training.scores import check_scores, plain
 from dgpo_core.types import Example, Prompt, SampleKey, Scores
 from dgpo_remote.messages import (
     Blob,
@@ -24,7 +24,6 @@ from dgpo_remote.messages import (
     OtherProtocol,
     Unfit,
     check_protocol,
-    plain,
     prompts_as_json,
     read_examples,
     read_score_answer,
