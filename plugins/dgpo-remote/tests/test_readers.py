@@ -25,11 +25,11 @@ import torch
 from PIL import Image, features
 
 from dgpo_core.media.files import read_media
+from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.base64s import from_base64
 from dgpo_remote.server.bodies import Samples, read_pictures
 from dgpo_remote.server.reader_main import MOST_SCANS
 from dgpo_remote.server.readers import Readers, Reading
-from dgpo_remote.server.refusal import Refusal
 from dgpo_remote.server.uploads import read_form
 from dgpo_schemas.service import ServiceLimits
 

@@ -18,14 +18,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+import dgpo_remote.servers as servers_module
 import dgpo_remote.service.http as http_module
-import dgpo_remote.service.servers as servers_module
 import dgpo_remote.service.service as service_module
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt, Scores
 from dgpo_remote.messages import score_answer, score_request
-from dgpo_remote.remote import RewardLost, RewardRaised
+from dgpo_remote.reward import RewardLost, RewardRaised
 from dgpo_remote.service.http import _pause
 from dgpo_remote.service.service import ServiceReward
 from dgpo_schemas.run import RewardBlock

@@ -28,7 +28,7 @@ from dgpo_remote.messages import (
     read_score_answer,
     stretches,
 )
-from dgpo_remote.remote import RewardLost, RewardRaised
+from dgpo_remote.reward import RewardLost, RewardRaised
 from dgpo_remote.service.http import Busy, Client, Down, Nonsense, Refused, Stranger, TooLarge
 from dgpo_remote.worker.channel import HEAD, MAGIC, Channel
 from dgpo_remote.worker.process import _error

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-import dgpo_remote.service.servers as servers_module
+import dgpo_remote.servers as servers_module
 import dgpo_remote.service.service as service_module
-import dgpo_remote.service.waiting as waiting_module
+import dgpo_remote.waiting as waiting_module
 from dgpo_core.contracts import RewardModel
 from dgpo_core.system.stopping import StopRequest
 from dgpo_core.types import Prompt
-from dgpo_remote.remote import RewardLost
-from dgpo_remote.service.waiting import Waiting
+from dgpo_remote.reward import RewardLost
+from dgpo_remote.waiting import Waiting
 
 Make = Callable[..., RewardModel]
 ONE = (torch.zeros(1, 3, 8, 8), [Prompt("x")])

@@ -34,7 +34,7 @@ from dgpo_core.training.memory import OutOfMemory, in_halves
 from dgpo_core.training.scoring import Reward, checked_score
 from dgpo_core.types import Prompt, Scores
 from dgpo_remote.messages import Blob, pack
-from dgpo_remote.remote import RewardLost, RewardRaised
+from dgpo_remote.reward import RewardLost, RewardRaised
 from dgpo_remote.worker.channel import HEAD, LONGEST, MAGIC, Channel
 from dgpo_remote.worker.process import Recipe
 from dgpo_remote.worker.workers import WorkerReward

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dgpo_core.training.scores import joined
 from dgpo_core.types import Prompt, Scores
-from dgpo_remote.remote import RewardLost
+from dgpo_remote.reward import RewardLost
 
 __all__ = ["TooMuch", "halves", "score_in_parts"]
 

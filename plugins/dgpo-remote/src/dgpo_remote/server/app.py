@@ -25,9 +25,10 @@ from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.media.kinds import Kind, plural
 from dgpo_core.training.memory import OutOfMemory, is_out_of_memory
 from dgpo_core.types import Scores
+from dgpo_remote.answering import as_text, said
 from dgpo_remote.describe import describe
 from dgpo_remote.messages import example_blob, score_answer
-from dgpo_remote.server.answers import as_text, said
+from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.aside import Aside
 from dgpo_remote.server.batcher import Batcher
 from dgpo_remote.server.bodies import Samples, in_groups, read_pictures, read_tensors, with_media
@@ -38,7 +39,6 @@ from dgpo_remote.server.doors import Doors, refusal_answer
 from dgpo_remote.server.intake import Limit, read_body, read_prompts, reserve_tensors
 from dgpo_remote.server.pool import Pool
 from dgpo_remote.server.readers import Readers
-from dgpo_remote.server.refusal import Refusal
 from dgpo_schemas.serve import ServeConfig
 from dgpo_schemas.service import (
     PROTOCOL,

@@ -22,8 +22,8 @@ from dgpo_core.plugins.surroundings import Guard
 from dgpo_core.training.memory import OutOfMemory, in_halves, is_out_of_memory
 from dgpo_core.training.scores import check_scores
 from dgpo_core.types import Prompt, SampleKey, Scores
-from dgpo_remote.remote import RewardRaised
-from dgpo_remote.server.answers import said
+from dgpo_remote.answering import said
+from dgpo_remote.reward import RewardRaised
 from dgpo_remote.server.budget import current_share
 from dgpo_remote.server.counters import Counters
 from dgpo_schemas.serve import BatchingSection

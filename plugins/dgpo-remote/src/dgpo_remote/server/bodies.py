@@ -21,8 +21,8 @@ from dgpo_remote.messages import (
     read_score_header,
     read_score_request,
 )
+from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.readers import Readers, Reading
-from dgpo_remote.server.refusal import Refusal
 from dgpo_remote.server.uploads import files_body
 from dgpo_schemas.service import ServiceLimits
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextvars import ContextVar
 
-from dgpo_remote.server.refusal import Refusal
+from dgpo_remote.refusal import Refusal
 
 __all__ = ["Budget", "Share", "current_share"]
 

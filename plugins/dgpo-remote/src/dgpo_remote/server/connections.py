@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import h11
 from starlette.types import ASGIApp
 
-from dgpo_remote.server.answers import as_text, error_message
+from dgpo_remote.answering import as_text, error_message
 from dgpo_remote.server.exchange import TINY, Exchange
 from dgpo_remote.server.pool import Clock, Phase, Pool
 

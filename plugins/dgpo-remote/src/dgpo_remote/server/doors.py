@@ -14,9 +14,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dgpo_remote.server.answers import as_text, error_message
+from dgpo_remote.answering import as_text, error_message
+from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.counters import Counters
-from dgpo_remote.server.refusal import Refusal
 from dgpo_schemas.serve import ServeConfig, is_loopback
 from dgpo_schemas.service import REQUEST
 from dgpo_schemas.text import clean

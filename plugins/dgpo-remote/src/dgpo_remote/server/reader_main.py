@@ -25,8 +25,8 @@ import numpy as np
 from dgpo_core.media.listing import readable_formats
 from dgpo_core.media.pixels import Unreadable, measure, read_pixels
 from dgpo_core.media.video import NotInstalled
+from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.frames import BODY_COPIES, HEAD, MAGIC, OWN_MEMORY, PIXEL_BYTES, packed, unpacked
-from dgpo_remote.server.refusal import Refusal
 from dgpo_remote.server.uploads import Upload, read_files, read_form, read_json_samples
 from dgpo_schemas.text import clean, error_text
 

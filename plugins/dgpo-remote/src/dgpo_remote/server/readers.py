@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Callable
 
 from dgpo_core.media.pixels import MAX_PIXELS
+from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.frames import BODY_COPIES, OWN_MEMORY, PIXEL_BYTES
 from dgpo_remote.server.reader_process import ReaderProcess
 from dgpo_remote.server.reading import BodyKind, Job, Reading, Unlucky
-from dgpo_remote.server.refusal import Refusal
 from dgpo_schemas.service import ServiceLimits
 
 __all__ = ["Readers", "Reading"]

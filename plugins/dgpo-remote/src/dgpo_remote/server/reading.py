@@ -15,8 +15,8 @@ import numpy as np
 
 from dgpo_core.media.pixels import Pixels
 from dgpo_core.types import Prompt
+from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.reader_process import ReaderProcess
-from dgpo_remote.server.refusal import Refusal
 from dgpo_remote.server.uploads import MOST_TEXT
 from dgpo_schemas.service import ServiceLimits
 from dgpo_schemas.text import clean

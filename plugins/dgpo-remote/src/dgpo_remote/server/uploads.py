@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.base64s import from_base64
-from dgpo_remote.server.refusal import Refusal
 from dgpo_schemas.decoding import half_character, unique_keys
 from dgpo_schemas.text import clean
 

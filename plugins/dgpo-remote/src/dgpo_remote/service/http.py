@@ -16,7 +16,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.system.proxies import Proxy, UnusableProxy, route
 from dgpo_core.system.routed import Routed, certificates
 from dgpo_core.training.memory import OutOfMemory
-from dgpo_remote.remote import RewardLost, RewardRaised
+from dgpo_remote.reward import RewardLost, RewardRaised
 from dgpo_remote.service.bounded import Network, bounded
 from dgpo_schemas.addresses import shown_address
 from dgpo_schemas.service import REQUEST

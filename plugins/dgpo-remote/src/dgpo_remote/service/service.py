@@ -30,11 +30,11 @@ from dgpo_remote.messages import (
     score_request,
     stretches,
 )
-from dgpo_remote.remote import RemoteReward, RewardLost, RewardRaised
+from dgpo_remote.reward import RemoteReward, RewardLost, RewardRaised
+from dgpo_remote.servers import LOOK, Closed, NoServer, Server, Servers
 from dgpo_remote.service.http import Busy, Client, Down, Nonsense, Refused, Stranger, TooLarge
-from dgpo_remote.service.servers import LOOK, Closed, NoServer, Server, Servers
-from dgpo_remote.service.waiting import seconds, so_far
 from dgpo_remote.splitting import TooMuch, halves, score_in_parts
+from dgpo_remote.waiting import seconds, so_far
 from dgpo_schemas.addresses import EXAMPLE, service_address, shown_address
 from dgpo_schemas.service import SAFETENSORS, CheckAnswer, RewardDescription, ServiceLimits
 from dgpo_schemas.text import clean

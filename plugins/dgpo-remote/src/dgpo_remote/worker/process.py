@@ -28,7 +28,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.system.openmp import KNOWN
 from dgpo_core.training.memory import OutOfMemory
 from dgpo_remote.messages import Blob, Malformed, pack
-from dgpo_remote.remote import RewardRaised
+from dgpo_remote.reward import RewardRaised
 from dgpo_remote.worker.channel import LONGEST, Channel
 from dgpo_remote.worker.interpreter import why_it_did_not_greet, why_it_did_not_start
 from dgpo_schemas.service import WORKERS, RewardDescription

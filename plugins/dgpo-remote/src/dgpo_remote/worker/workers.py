@@ -25,7 +25,7 @@ from dgpo_remote.messages import (
     score_request,
     stretches,
 )
-from dgpo_remote.remote import RemoteReward, RewardLost, RewardRaised
+from dgpo_remote.reward import RemoteReward, RewardLost, RewardRaised
 from dgpo_remote.worker.process import Lost, Recipe, WorkerProcess, resolve
 from dgpo_schemas.service import PROTOCOL
 

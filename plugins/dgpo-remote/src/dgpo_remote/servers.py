@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dgpo_core.system.stopping import check_signals
-from dgpo_remote.service.waiting import Waiting, seconds, so_far
+from dgpo_remote.waiting import Waiting, seconds, so_far
 from dgpo_schemas.addresses import shown_address
 
 __all__ = ["LOOK", "Closed", "Errand", "NoServer", "Server", "Servers"]
