@@ -18,7 +18,8 @@ import dgpo_core.system.hub as hub_module
 from dgpo_core.errors import UserError
 from dgpo_core.system.proxies import UnusableProxy, route
 from dgpo_core.system.routed import Routed, certificates
-from dgpo_remote.service.http import Client, Down, Refused
+from dgpo_remote.failures import Down, Refused
+from dgpo_remote.service.http import Client
 
 PROXY = {"HTTP_PROXY": "http://name:secret@proxy:3128"}
 NAMES = [name for low in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for name in (low, low.upper())]

@@ -18,14 +18,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-import dgpo_remote.servers as servers_module
 import dgpo_remote.service.http as http_module
 import dgpo_remote.service.service as service_module
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt, Scores
+from dgpo_remote.failures import RewardLost, RewardRaised
 from dgpo_remote.messages import score_answer, score_request
-from dgpo_remote.reward import RewardLost, RewardRaised
 from dgpo_remote.service.http import _pause
 from dgpo_remote.service.service import ServiceReward
 from dgpo_schemas.run import RewardBlock
@@ -38,7 +37,7 @@ Samples = Callable[..., tuple[Tensor, list[Prompt]]]
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(service_module, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(service_module, "START", 0.3)
 
 
@@ -146,7 +145,9 @@ def service(*servers: Any, **section: Any) -> dict[str, Any]:
 def impatient(reward: RewardModel, timeout: float) -> RewardModel:
     """The same with a short time limit, which meeting its servers did not have."""
     assert isinstance(reward, ServiceReward)
-    reward._section = reward._section.model_copy(update={"timeout": timeout})
+    reward._timeout = reward._patience = timeout
+    for server in reward._servers.all:
+        server.end._timeout = timeout  # type: ignore[attr-defined]
     return reward
 
 

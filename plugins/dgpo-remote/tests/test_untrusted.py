@@ -17,6 +17,7 @@ from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.training.memory import OutOfMemory
 from dgpo_core.types import Prompt
+from dgpo_remote.failures import Busy, Down, Nonsense, Refused, RewardLost, RewardRaised, Stranger, TooLarge, told_error
 from dgpo_remote.messages import (
     HEADER,
     LARGEST,
@@ -28,10 +29,8 @@ from dgpo_remote.messages import (
     read_score_answer,
     stretches,
 )
-from dgpo_remote.reward import RewardLost, RewardRaised
-from dgpo_remote.service.http import Busy, Client, Down, Nonsense, Refused, Stranger, TooLarge
+from dgpo_remote.service.http import Client
 from dgpo_remote.worker.channel import HEAD, MAGIC, Channel
-from dgpo_remote.worker.process import _error
 from dgpo_schemas.service import PROTOCOL
 
 Raw = Callable[..., str]
@@ -253,7 +252,7 @@ def test_answers_of_the_wrong_kind() -> None:
         with pytest.raises(Malformed):
             read_examples(Blob(pack({"protocol": PROTOCOL, "examples": examples}, {"0": torch.zeros(3, 1, 1)})))
     for said in ({"error": 5}, {"error": "\x1b[1m"}, {"error": {"kind": [], "message": {}}}, {"error": [1]}):
-        kind, message = _error(Blob(pack(said))) or ("", "")
+        kind, message = told_error(json.dumps(said).encode()) or ("none", "")
         assert kind
         assert message.isprintable()
 

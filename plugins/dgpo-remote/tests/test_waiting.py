@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-import dgpo_remote.servers as servers_module
+import dgpo_remote.reward as reward_module
 import dgpo_remote.service.service as service_module
 import dgpo_remote.waiting as waiting_module
 from dgpo_core.contracts import RewardModel
 from dgpo_core.system.stopping import StopRequest
 from dgpo_core.types import Prompt
-from dgpo_remote.reward import RewardLost
+from dgpo_remote.failures import RewardLost
 from dgpo_remote.waiting import Waiting
 
 Make = Callable[..., RewardModel]
@@ -74,7 +74,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 def test_a_server_that_dies_is_waited_for_in_words(
     serve: Callable[..., Any], make: Make, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(servers_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(service_module, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(waiting_module, "SECOND", 0.05)
     server = serve("conv")
     reward = make("conv", service={"urls": [server.url], "retries": 1, "concurrency": 3})
@@ -117,11 +117,11 @@ def test_a_server_that_is_busy_is_waited_for_in_words(
 def test_a_server_that_does_not_answer_is_told(
     serve: Callable[..., Any], make: Make, warnings: Callable[[], list[str]], parts: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(service_module, "SLOW", 0.0)
+    monkeypatch.setattr(reward_module, "SLOW", 0.0)
     parts.GATE.clear()
     server = serve("moody")
     reward: Any = make("moody", service={"urls": [server.url], "retries": 2})
-    reward._section = reward._section.model_copy(update={"timeout": 0.9})
+    reward._timeout = reward._patience = reward._servers.all[0].end._timeout = 0.9
     with ThreadPoolExecutor(1) as pool:
         scores = pool.submit(reward.score, ONE[0], [Prompt("wait")])
         while not warnings():

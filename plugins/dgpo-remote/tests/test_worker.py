@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -24,6 +25,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import dgpo_remote.servers as servers
 import dgpo_remote.worker.interpreter as interpreter
 import dgpo_remote.worker.process as process_module
 import dgpo_remote.worker.worker_main as worker_main
@@ -33,8 +35,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.training.memory import OutOfMemory, in_halves
 from dgpo_core.training.scoring import Reward, checked_score
 from dgpo_core.types import Prompt, Scores
-from dgpo_remote.messages import Blob, pack
-from dgpo_remote.reward import RewardLost, RewardRaised
+from dgpo_remote.failures import RewardLost, RewardRaised
 from dgpo_remote.worker.channel import HEAD, LONGEST, MAGIC, Channel
 from dgpo_remote.worker.process import Recipe
 from dgpo_remote.worker.workers import WorkerReward
@@ -63,7 +64,7 @@ def here(make: Make) -> RewardModel:
 
 def pid_of(reward: RewardModel) -> int:
     assert isinstance(reward, WorkerReward)
-    process = reward._seats[0].process
+    process = reward._servers.all[0].end.process
     assert process is not None
     return process.pid
 
@@ -189,14 +190,14 @@ def test_a_lost_batch_is_scored_again(
     before = pid_of(moody)
     mark = str(tmp_path / "done")
     if deed == "hang":
-        process = moody._seats[0].process  # type: ignore[attr-defined]
+        process = moody._servers.all[0].end.process  # type: ignore[attr-defined]
         process.recipe = replace(process.recipe, timeout=0.3)
     scores = moody.score(media, doing(prompts, deed, once=mark))
     assert_same(scores, here.score(media, doing(prompts, deed, once=mark)))
     assert pid_of(moody) != before
     assert not psutil.pid_exists(before)
     caplog.set_level(logging.WARNING)
-    (record,) = [r for r in caplog.records if r.name == workers.__name__]
+    (record,) = [r for r in caplog.records if r.name == servers.__name__]
     assert re.search(f"^rewards.0: the worker {told}.*; it is started again$", record.getMessage())
 
 
@@ -321,9 +322,9 @@ def test_two_workers_share_the_work_and_end_when_told(make: Make, here: RewardMo
 
     thread = threading.Thread(target=wait)
     thread.start()
-    while not any(seat._busy.locked() for seat in pair._seats):
+    while not any(seat.end.busy.locked() for seat in pair._servers.all):
         time.sleep(0.01)
-    pids = [seat.process.pid for seat in pair._seats if seat.process is not None]
+    pids = [seat.end.process.pid for seat in pair._servers.all if seat.end.process is not None]
     assert len(pids) == 2
     pair.close()
     thread.join(10)
@@ -343,15 +344,15 @@ from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
 from dgpo_remote import plugin
 from dgpo_schemas.run import RewardBlock
-environment = {{"PYTHONPATH": {moody._seats[0].recipe.environment["PYTHONPATH"]!r}}}
+environment = {{"PYTHONPATH": {moody._servers.all[0].end.recipe.environment["PYTHONPATH"]!r}}}
 block = RewardBlock(use="moody", worker={{"environment": environment}})
 registry = Registry(discover=False)
 registry.register(plugin, distribution="dgpo-remote")
 reward = place(block, registry, device=torch.device("cpu"))
 threading.Thread(target=reward.score, args=(torch.zeros(1, 3, 8, 8), [Prompt("hang")]), daemon=True).start()
-while not reward._seats[0]._busy.locked():
+while not reward._servers.all[0].end.busy.locked():
     pass
-print(reward._seats[0].process.pid, flush=True)
+print(reward._servers.all[0].end.process.pid, flush=True)
 os.kill(os.getpid(), 9)
 """  # type: ignore[attr-defined]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -438,8 +439,8 @@ def test_a_worker_that_is_given_too_little_time(make: Make) -> None:
 
 @pytest.mark.usefixtures("tidy")
 def test_a_worker_whose_description_is_none(make: Make, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
-    def odd(process: Any, *arguments: Any) -> Blob:
-        return Blob(pack({"protocol": PROTOCOL}))
+    def odd(process: Any, *arguments: Any) -> tuple[str, bytes]:
+        return "200", json.dumps({"protocol": PROTOCOL}).encode()
 
     with monkeypatch.context() as patched:
         patched.setattr(process_module.WorkerProcess, "_exchange", odd)
@@ -447,7 +448,7 @@ def test_a_worker_whose_description_is_none(make: Make, samples: Samples, monkey
     assert message.startswith("rewards.0: the worker that was to load conv answered with something that is no desc")
     reward = make("conv", worker={"retries": 0})
     assert isinstance(reward, WorkerReward)
-    (seat,) = reward._seats
+    (seat,) = [server.end for server in reward._servers.all]
     for error, expected in ((UserError("odd"), RewardLost), (ZeroDivisionError("odd"), ZeroDivisionError)):
         os.kill(pid_of(reward), signal.SIGKILL)
         with pytest.raises(RewardLost, match="SIGKILL"):
@@ -467,14 +468,14 @@ from dgpo_remote.worker import channel, worker_main
 
 send, kept = channel.Channel.send, []
 
-def sent(self, blob, *, number=0, deadline=None):
+def sent(self, blob, *, number=0, about="", deadline=None):
     kept.append((blob, number))
     if number > %(after)d:
         stray = kept[%(which)s]
-        send(self, stray[0], number=%(number)s)
-    send(self, blob, number=number, deadline=deadline)
+        send(self, stray[0], number=%(number)s, about=about)
+    send(self, blob, number=number, about=about, deadline=deadline)
     if number > %(after)d and %(twice)s:
-        send(self, blob, number=number)
+        send(self, blob, number=number, about=about)
 
 channel.Channel.send = sent
 sys.exit(worker_main.main(sys.argv[1:]))

@@ -1,15 +1,47 @@
-"""The service's answers as JSON, errors above all: whatever went wrong, they have one form and are fit to be shown."""
+"""What is answered, in a worker and behind a service: the reward's own answers, and errors, which have one form and are
+fit to be shown whatever went wrong."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
+import torch
 from pydantic import BaseModel
+from torch import Tensor
 
-from dgpo_schemas.service import ErrorAnswer, ErrorDetail
+from dgpo_core.contracts import AnyReward, GroupReward
+from dgpo_core.errors import DgpoError, PluginError, UserError
+from dgpo_core.plugins.surroundings import Guard
+from dgpo_core.training.memory import is_out_of_memory
+from dgpo_core.types import Prompt, SampleKey, Scores
+from dgpo_remote.refusal import Refusal
+from dgpo_schemas.service import CheckAnswer, ErrorAnswer, ErrorDetail
 from dgpo_schemas.text import clean, error_text
 
-__all__ = ["as_text", "error_message", "said"]
+__all__ = ["as_text", "checked", "error_message", "refusal_of", "said", "scored"]
+
+
+def scored(
+    reward: AnyReward, media: Tensor, prompts: Sequence[Prompt], keys: Sequence[SampleKey] | None, guard: Guard
+) -> Scores:
+    """What the reward gives for media [B, (F,) 3, H, W] on the CPU, not checked yet; keys: of the members, for a reward
+    that compares. Raises whatever it raises."""
+    with guard.around("the reward"), torch.no_grad():
+        media = media if reward.elsewhere else media.to(reward.device)  # from the CPU it travels on
+        if isinstance(reward, GroupReward):
+            assert keys is not None, "whole groups are sent"
+            return reward.score_group(media, prompts[0], keys)
+        return reward.score(media, prompts)
+
+
+def checked(reward: AnyReward, prompts: Sequence[Prompt]) -> CheckAnswer:
+    """Whether the reward can score prompts. Raises what it raises but UserError."""
+    try:
+        reward.check_prompts(prompts)
+    except UserError as error:
+        return CheckAnswer(ok=False, message=clean(said(error), lines=True))
+    return CheckAnswer(ok=True)
 
 
 def as_text(message: BaseModel) -> str:
@@ -17,9 +49,20 @@ def as_text(message: BaseModel) -> str:
     return json.dumps(message.model_dump(mode="python"), separators=(",", ":"), default=list) + "\n"
 
 
-def error_message(kind: str, text: str) -> ErrorAnswer:
-    """An error of a kind of `ErrorDetail`; its text is bounded, in one line, and moves no terminal's cursor."""
-    return ErrorAnswer(error=ErrorDetail.model_validate({"kind": kind, "message": clean(text)}))
+def error_message(kind: str, text: str, *, lines: bool = False) -> ErrorAnswer:
+    """An error of a kind of `ErrorDetail`; its text is bounded, in one line unless it may have `lines`, and moves no
+    terminal's cursor."""
+    return ErrorAnswer(error=ErrorDetail.model_validate({"kind": kind, "message": clean(text, lines=lines)}))
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """What a caller is told of an error that the reward has raised, or that was met for it."""
+    if is_out_of_memory(error):  # 507: a caller may halve its batch. 503 would ask it to send the same again.
+        return Refusal(507, "memory", said(error) if isinstance(error, DgpoError) else error_text(error))
+    if not isinstance(error, DgpoError):
+        return Refusal(500, "reward", error_text(error))
+    kind = "plugin" if isinstance(error, PluginError) else "user" if isinstance(error, UserError) else "reward"
+    return Refusal(500, kind, said(error))
 
 
 def said(error: BaseException) -> str:

@@ -138,7 +138,7 @@ def score_answer(scores: Scores) -> bytes:
 
 
 def read_score_answer(blob: Blob) -> Scores:
-    """Raises Malformed for what is no answer, and OtherProtocol."""
+    """Scores as they came, for `check_scores` to look at. Raises Malformed for what is no answer, and OtherProtocol."""
     check_protocol(blob.header)
     diagnostics = blob.header.get("diagnostics")
     if set(blob.shapes) != {"values", "missing"} or not isinstance(diagnostics, list):

@@ -7,7 +7,6 @@ import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -21,11 +20,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dgpo_core.contracts import AnyReward, GroupReward
-from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.media.kinds import Kind, plural
-from dgpo_core.training.memory import OutOfMemory, is_out_of_memory
+from dgpo_core.training.memory import is_out_of_memory
 from dgpo_core.types import Scores
-from dgpo_remote.answering import as_text, said
+from dgpo_remote.answering import as_text, checked, said
 from dgpo_remote.describe import describe
 from dgpo_remote.messages import example_blob, score_answer
 from dgpo_remote.refusal import Refusal
@@ -44,11 +42,10 @@ from dgpo_schemas.service import (
     PROTOCOL,
     REQUEST,
     SAFETENSORS,
-    CheckAnswer,
     ScoreAnswer,
     StatusAnswer,
 )
-from dgpo_schemas.text import clean, error_text
+from dgpo_schemas.text import error_text
 
 __all__ = ["Service"]
 
@@ -127,7 +124,7 @@ class Service:
         return await self._admitted(request, self._exemplified)
 
     async def _exemplified(self, request: Request, body: bytes) -> Response:
-        blob = await _result(self.batcher.call(lambda reward: example_blob(reward.examples())))
+        blob = await asyncio.wrap_future(self.batcher.call(lambda reward: example_blob(reward.examples())))
         return Response(blob, media_type=SAFETENSORS)
 
     async def _check(self, request: Request) -> Response:
@@ -139,13 +136,7 @@ class Service:
     async def _checked(self, request: Request, body: bytes) -> Response:
         current().reserve(JSON_GROWTH * len(body))
         prompts = await self._aside(read_prompts, body, self.config.limits)
-        try:
-            await asyncio.wrap_future(self.batcher.call(lambda reward: reward.check_prompts(prompts)))
-        except UserError as error:
-            return _json(CheckAnswer(ok=False, message=clean(said(error), lines=True)))
-        except DgpoError as error:
-            raise _reward_failed(error) from error
-        return _json(CheckAnswer(ok=True))
+        return _json(await asyncio.wrap_future(self.batcher.call(lambda reward: checked(reward, prompts))))
 
     async def _score(self, request: Request) -> Response:
         if self._kind(request) is None:
@@ -158,7 +149,7 @@ class Service:
         samples = self._fitting(await self._samples(request, body))
         futures = [self.batcher.score(b.media, b.prompts, alone=b.alone, keys=b.keys) for b in samples.batches]
         try:
-            scores = [await _result(future) for future in futures]
+            scores = [await asyncio.wrap_future(future) for future in futures]
         finally:
             for future in futures:
                 future.cancel()  # of no effect on those that are done
@@ -267,20 +258,6 @@ class Service:
     async def _broken(self, request: Request, error: Exception) -> Response:
         """A mistake of ours."""
         return refusal_answer(Refusal(500, "internal", f"the service made a mistake: {error_text(error)}"))
-
-
-async def _result(future: Future[Any]) -> Any:
-    """What comes of a job. Raises Refusal for what the reward raised."""
-    try:
-        return await asyncio.wrap_future(future)
-    except DgpoError as error:
-        raise _reward_failed(error) from error
-
-
-def _reward_failed(error: DgpoError) -> Refusal:
-    # 507: a caller may halve its batch. 503 would ask it to send the same again.
-    memory = isinstance(error, OutOfMemory)
-    return Refusal(507 if memory else 500, "memory" if memory else "reward", said(error))
 
 
 def _in_order(samples: Samples, scores: Sequence[Scores]) -> Scores:

@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgpo_core.contracts import AnyReward, GroupReward, RewardModel
+from dgpo_core.contracts import AnyReward
 from dgpo_core.distributed.comparing import NOT_FINITE, compared
-from dgpo_core.errors import DgpoError
 from dgpo_core.plugins.surroundings import Guard
-from dgpo_core.training.memory import OutOfMemory, in_halves, is_out_of_memory
+from dgpo_core.training.memory import in_halves
 from dgpo_core.training.scores import check_scores
 from dgpo_core.types import Prompt, SampleKey, Scores
-from dgpo_remote.answering import said
-from dgpo_remote.reward import RewardRaised
+from dgpo_remote.answering import refusal_of, said, scored
+from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.budget import current_share
 from dgpo_remote.server.counters import Counters
 from dgpo_schemas.serve import BatchingSection
@@ -89,7 +88,7 @@ class Batcher:
         self, media: Tensor, prompts: Sequence[Prompt], *, alone: bool, keys: Sequence[SampleKey] | None = None
     ) -> Future[Scores]:
         """Scores of media [B, (F,) 3, H, W] on the CPU, in the future; keys: of the members, for a reward that
-        compares: they are a whole group. Its errors are DgpoErrors."""
+        compares: they are a whole group. Its errors are Refusals."""
         alone = alone or keys is not None or len(prompts) >= self._section.max_batch
         return self._submit(Job(Future(), media, prompts, alone, keys))
 
@@ -211,7 +210,7 @@ class Batcher:
             if job.media is not None:
                 self._counters.failures.inc()
                 log.warning("the reward failed on %d samples: %s", len(job.prompts), error_text(error))
-            job.future.set_exception(_known(error, len(job.prompts)))
+            job.future.set_exception(_refused(error, len(job.prompts)))
             return
         for job, result in zip(jobs, done, strict=True):
             job.future.set_result(result)
@@ -236,26 +235,21 @@ class Batcher:
         return _split(scores, [len(job.prompts) for job in jobs])
 
     def _score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        reward = self.reward
-        assert isinstance(reward, RewardModel)
-        with self._guard.around("the reward"), torch.no_grad():
-            # A worker's media travel from the CPU.
-            return reward.score(media if reward.elsewhere else media.to(reward.device), prompts)
+        assert self.reward is not None
+        return scored(self.reward, media, prompts, None, self._guard)
 
     def _score_group(self, prompt: Prompt, media: Tensor, keys: Sequence[SampleKey]) -> Scores:
-        reward = self.reward
-        assert isinstance(reward, GroupReward)
-        with self._guard.around("the reward"), torch.no_grad():
-            media = media if reward.elsewhere else media.to(reward.device)
-            return check_scores(reward.score_group(media, prompt, keys), len(keys))
+        assert self.reward is not None
+        return check_scores(scored(self.reward, media, [prompt] * len(keys), keys, self._guard), len(keys))
 
 
-def _known(error: BaseException, samples: int) -> DgpoError:
+def _refused(error: BaseException, samples: int) -> Refusal:
     """What a caller is told of it."""
-    if is_out_of_memory(error):
+    refusal = refusal_of(error)
+    if refusal.kind == "memory":
         what = f"with a request of {samples} samples" if samples else "when it was asked"
-        return OutOfMemory(f"the service has run out of memory {what}: {said(error)}")
-    return error if isinstance(error, DgpoError) else RewardRaised(error_text(error))
+        return Refusal(507, "memory", f"the service has run out of memory {what}: {said(error)}")
+    return refusal
 
 
 def _without_broken(scores: Scores, media: Tensor) -> Scores:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import uuid
@@ -15,14 +14,13 @@ import httpx
 from dgpo_core.errors import UserError
 from dgpo_core.system.proxies import Proxy, UnusableProxy, route
 from dgpo_core.system.routed import Routed, certificates
-from dgpo_core.training.memory import OutOfMemory
-from dgpo_remote.reward import RewardLost, RewardRaised
+from dgpo_remote.failures import Busy, Down, Nonsense, Refused, Stranger, TooLarge, as_object, raise_own, told_error
 from dgpo_remote.service.bounded import Network, bounded
 from dgpo_schemas.addresses import shown_address
 from dgpo_schemas.service import REQUEST
 from dgpo_schemas.text import clean, error_text
 
-__all__ = ["Busy", "Client", "Down", "Nonsense", "Refused", "Stranger", "TooLarge"]
+__all__ = ["Client"]
 
 CONNECT = 5.0
 """Seconds to reach a server."""
@@ -36,34 +34,6 @@ MAX_PAUSE = 30.0
 """Seconds that a server may ask us to wait."""
 KINDS = ("request", "token", "origin", "size", "type", "busy", "timeout", "reward", "memory", "user", "plugin")
 """Errors of a service that are understood here; another one is a failure of that server."""
-
-
-class Down(Exception):
-    """The server cannot be reached, broke, or answered nonsense. Another one, or a later try, may do better."""
-
-
-class Nonsense(Down):
-    """The server answered, but not as a reward service does."""
-
-
-class Busy(Exception):
-    """The server asks to come back in `seconds`."""
-
-    def __init__(self, message: str, seconds: float) -> None:
-        super().__init__(message)
-        self.seconds = seconds
-
-
-class Refused(RewardLost):
-    """The server does not want this request, and would not want it again."""
-
-
-class Stranger(Refused):
-    """The server does not know this request, and does not say so in a reward service's words."""
-
-
-class TooLarge(Refused):
-    """The server does not take so much at once; it may take a part of it."""
 
 
 class Client:
@@ -147,12 +117,11 @@ class Client:
         self._judge(response, body, proxy)
         return body
 
-    def ask_json(self, method: str, url: str, *, timeout: float, data: Any = None) -> dict[str, Any]:
+    def ask_json(self, method: str, url: str, *, timeout: float, content: bytes | None = None) -> dict[str, Any]:
         """The same for JSON, which must be an object."""
-        content = None if data is None else json.dumps(data).encode()
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         body = self.ask(method, url, timeout=timeout, content=content, headers=headers, most=MAX_JSON)
-        answer = _as_object(body)
+        answer = as_object(body)
         if answer is None:
             raise Nonsense(f"answered with something that is no JSON object: {_excerpt(body)}{self._via(url)}")
         return answer
@@ -170,10 +139,8 @@ class Client:
             if encoding != "identity":
                 raise Nonsense(f"answered in the encoding {clean(encoding, 40)}, unasked{via}")
             return
-        error = (_as_object(body) or {}).get("error")
-        told = error if isinstance(error, dict) else {}
-        kind, said = told.get("kind"), told.get("message")
-        words = clean(said, lines=True) if isinstance(said, str) and said.strip() else ""
+        told = told_error(body)
+        kind, words = told or ("", "")
         message = words or f"status {status}: {_excerpt(body)}{via}"
         if status == 407:
             raise Refused(_wants_password(proxy))
@@ -182,7 +149,7 @@ class Client:
             raise Nonsense(f"answered with a redirect (status {status}) to {to}, which is not followed{via}")
         if status in (429, 503):
             raise Busy(message, _pause(response.headers.get("Retry-After")))
-        if told and kind not in KINDS:  # it failed in a way that this version does not know of
+        if told is not None and kind not in KINDS:  # it failed in a way that this version does not know of
             raise Down(message)
         if status in (401, 403):
             raise Refused(message if kind == "origin" else f"{message} ({self._token_hint()})")
@@ -190,11 +157,7 @@ class Client:
             raise TooLarge(message)
         if 400 <= status < 500 and status != 408:
             raise Refused(message) if told else Stranger(message)
-        match kind:
-            case "reward" | "user" | "plugin":
-                raise RewardRaised(message)
-            case "memory":
-                raise OutOfMemory(message)
+        raise_own(kind, message)
         raise Down(message)
 
     def _token_hint(self) -> str:
@@ -254,14 +217,6 @@ def _read(response: httpx.Response, most: int, timeout: float) -> bytes:
         if len(body) > most:
             raise Down(f"the answer is longer than {most >> 20} MiB")
     return bytes(body)
-
-
-def _as_object(body: bytes) -> dict[str, Any] | None:
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return data if isinstance(data, dict) else None
 
 
 def _excerpt(body: bytes) -> str:

@@ -1,9 +1,9 @@
-"""Blobs over a socket between a run and its worker process.
+"""Messages over a socket between a run and its worker process: the carrier that stands where a service has HTTP.
 
-A frame is a magic word, the length and the bytes. That of a question has a number besides, and that of its answer the
-same one, so that an answer which comes late, or twice, is never taken for another question's. The greeting has none:
-versions of this protocol that do not understand each other can still tell so. Nothing is ever unpickled: the bytes are
-safetensors (see `messages`), and those of the greeting are JSON.
+A frame is a magic word, the length and the bytes. That of a question has a number and its path besides, and that of its
+answer the same number and a status, so that an answer which comes late, or twice, is never taken for another
+question's. The greeting has neither: versions of this protocol that do not understand each other can still tell so.
+Nothing is ever unpickled: the bytes are those that a service would be sent and would answer (`messages`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["LONGEST", "Channel"]
 HEAD = struct.Struct("<4sQ")
 MAGIC = b"DGPO"
 NUMBERED = b"DGPN"
-NUMBER = struct.Struct("<Q")
-"""What follows the head of a frame with a number."""
+NUMBER = struct.Struct("<Q16s")
+"""What follows the head of a frame with a number: that, and a path or a status."""
 LONGEST = 8 * 2**30
 """Most bytes of a frame: a longer one is not sent, and not believed. The memory is taken before it is read."""
 SLICE = 0.5
@@ -37,9 +37,11 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
 
-    def send(self, blob: bytes, *, number: int = 0, deadline: float | None = None) -> None:
-        """Send a frame, with the number of a question (from 1) or without (0)."""
-        head = HEAD.pack(NUMBERED if number else MAGIC, len(blob)) + (NUMBER.pack(number) if number else b"")
+    def send(self, blob: bytes, *, number: int = 0, about: str = "", deadline: float | None = None) -> None:
+        """Send a frame, with the number of a question (from 1) and its path or the status of its answer, or without
+        (0)."""
+        head = HEAD.pack(NUMBERED if number else MAGIC, len(blob))
+        head += NUMBER.pack(number, about.encode()) if number else b""
         remaining = _remaining(deadline)
         try:
             self._socket.settimeout(remaining)
@@ -50,14 +52,18 @@ class Channel:
         except OSError as error:  # a broken pipe, a reset, or an end that was closed from another thread
             raise EOFError(str(error)) from error
 
-    def receive(self, *, deadline: float | None = None, alive: Callable[[], bool] = lambda: True) -> tuple[int, bytes]:
-        """Wait for a frame: its number, 0 if it has none, and its bytes. `alive` is asked now and then: a child of the
-        other side may keep its end open."""
+    def receive(
+        self, *, deadline: float | None = None, alive: Callable[[], bool] = lambda: True
+    ) -> tuple[int, str, bytes]:
+        """Wait for a frame: its number, 0 if it has none, what it is about, and its bytes. `alive` is asked now and
+        then: a child of the other side may keep its end open."""
         magic, length = HEAD.unpack(self._read(HEAD.size, deadline, alive))
         if magic not in (MAGIC, NUMBERED) or length > LONGEST:
             raise EOFError("the other side does not speak this protocol")
-        number: int = NUMBER.unpack(self._read(NUMBER.size, deadline, alive))[0] if magic == NUMBERED else 0
-        return number, self._read(length, deadline, alive)
+        number, about = 0, b""
+        if magic == NUMBERED:
+            number, about = NUMBER.unpack(self._read(NUMBER.size, deadline, alive))
+        return number, about.rstrip(b"\0").decode("latin-1"), self._read(length, deadline, alive)
 
     def _read(self, length: int, deadline: float | None, alive: Callable[[], bool]) -> bytes:
         try:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import select
 import shutil
-import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,34 +20,25 @@ from pydantic import ValidationError
 
 from dgpo_core.errors import UserError
 from dgpo_core.system.openmp import KNOWN
+from dgpo_core.system.supervising import LAUNCHER_VARIABLES, Child, fate
 from dgpo_core.training.memory import OutOfMemory
-from dgpo_remote.messages import Blob, Malformed, pack
-from dgpo_remote.reward import RewardRaised
+from dgpo_remote.failures import Down, as_object, raise_own, told_error
 from dgpo_remote.worker.channel import LONGEST, Channel
 from dgpo_remote.worker.interpreter import why_it_did_not_greet, why_it_did_not_start
 from dgpo_schemas.service import WORKERS, RewardDescription
 from dgpo_schemas.text import clean
 
-__all__ = ["Lost", "Recipe", "WorkerProcess", "resolve"]
+__all__ = ["Recipe", "WorkerProcess", "resolve"]
 
 log = logging.getLogger(__name__)
 
 MODULE = "dgpo_remote.worker.worker_main"
-LINES = 50
-"""Lines of a worker's output that are kept for messages."""
 GRACE = 5.0
 """Seconds that an idle worker is given to end by itself."""
-OF_THE_RUN = (
-    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR", "MASTER_PORT",
-    "TORCHELASTIC_RUN_ID",
-)  # fmt: skip
-"""Variables with which a launcher makes a process one of many. A worker that had them would wait for the others."""
+WELL = "200"
+"""Status of an answer; another one is that of an `ErrorAnswer`."""
 OF_THE_INTERPRETER = ("PYTHONPATH", "PYTHONHOME")
 """Variables that lead an interpreter to the packages of another one."""
-
-
-class Lost(Exception):
-    """The process ended or hung before it answered."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +57,7 @@ class Recipe:
     @cached_property
     def variables(self) -> dict[str, str]:
         """The environment of the process."""
-        left = OF_THE_RUN if _is_ours(self.python) else (*OF_THE_RUN, *OF_THE_INTERPRETER)
+        left = LAUNCHER_VARIABLES if _is_ours(self.python) else (*LAUNCHER_VARIABLES, *OF_THE_INTERPRETER)
         if any(name in self.environment for name in KNOWN):  # it says how to wait: the run's way is no business of its
             left = (*left, *KNOWN)
         own = {name: value for name, value in os.environ.items() if name not in left}
@@ -105,14 +90,11 @@ class WorkerProcess:
         here, there = socket.socketpair()
         arguments = [recipe.python, "-u", "-P", "-X", "faulthandler", "-m", MODULE]
         try:
-            self._process = subprocess.Popen(
+            self._child = Child(
                 [*arguments, str(there.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,  # prints of the reward: they go where its errors go
-                stderr=subprocess.STDOUT,
-                env=recipe.variables,
+                environment=recipe.variables,
                 pass_fds=[there.fileno()],
-                process_group=0,  # so that what it starts ends with it
+                output=self._told,  # prints of the reward go where its errors go
             )
         except (OSError, ValueError) as error:
             here.close()
@@ -120,21 +102,21 @@ class WorkerProcess:
         finally:
             there.close()
         self._channel = Channel(here)
-        self._output = Output(self._process, recipe.where)
-        self._ending = threading.Lock()
-        self._ended = False
         self._asked = 0  # questions so far; the number of the last one
         self._strayed = False  # it has answered one of them late or twice
+
+    def _told(self, line: str) -> None:
+        log.debug("%s: worker: %s", self.recipe.where, clean(line, 1000, lines=True))
 
     @property
     def pid(self) -> int:
         """Number of the process."""
-        return self._process.pid
+        return self._child.pid
 
     @property
     def ended(self) -> bool:
         """Whether it was killed, which it is whenever it was lost."""
-        return self._ended
+        return self._child.killed
 
     def greet(self) -> RewardDescription:
         """Wait until the reward is loaded. Raises UserError for whatever keeps it from being so."""
@@ -148,15 +130,15 @@ class WorkerProcess:
                 "same version of dgpo in both environments"
             )
         try:
-            blob = self._exchange(json.dumps(recipe.orders()).encode(), deadline, "start_timeout")
-        except Lost as error:
+            status, answer = self._exchange("/load", json.dumps(recipe.orders()).encode(), deadline, "start_timeout")
+        except Down as error:
             self.kill()
             raise UserError(f"{recipe.where}: the worker that was to load {recipe.use} {error}") from error
-        if refusal := _error(blob):
+        if status != WELL:
             self.kill()
-            raise UserError(self._refusal(*refusal))
+            raise UserError(self._refusal(*_error(answer)))
         try:
-            return RewardDescription.model_validate(blob.header)
+            return RewardDescription.model_validate(as_object(answer))
         except ValidationError as error:
             self.kill()
             raise UserError(
@@ -167,15 +149,16 @@ class WorkerProcess:
     def _hello(self, deadline: float) -> dict[str, Any]:
         waited = None
         try:
-            hello = json.loads(self._channel.receive(deadline=deadline, alive=self._alive)[1])
-            if isinstance(hello, dict):
+            hello = as_object(self._channel.receive(deadline=deadline, alive=self._alive)[2])
+            if hello is not None:
                 return hello
         except TimeoutError:
             waited = self.recipe.start_timeout
-        except (EOFError, ValueError, RecursionError):
+        except EOFError:
             pass
         self.kill()
-        reason = why_it_did_not_greet(self.recipe.python, self.recipe.variables, self._output.lines, waited)
+        lines = [clean(line, 1000, lines=True) for line in self._child.last_lines(50)]
+        reason = why_it_did_not_greet(self.recipe.python, self.recipe.variables, lines, waited)
         raise UserError(f"{self.recipe.where}.worker.python: {reason}")
 
     def _refusal(self, kind: str, message: str) -> str:
@@ -187,162 +170,89 @@ class WorkerProcess:
             )
         if kind == "user":
             return f"{recipe.where}: {message}"
-        return f"{recipe.where}: the worker could not load {recipe.use}: {message}{self._output.tail()}"
+        return f"{recipe.where}: the worker could not load {recipe.use}: {message}{self._last_words()}"
 
-    def ask(self, question: bytes) -> Blob:
-        """An answer. Raises Lost, RewardRaised, OutOfMemory, and UserError if the reward refuses prompts."""
-        if len(question) > LONGEST:
-            raise OutOfMemory(f"a batch of {len(question) / 2**30:.1f} GiB is more than {LONGEST >> 30} GiB")
-        blob = self._exchange(question, time.monotonic() + self.recipe.timeout, "timeout")
-        error = _error(blob)
-        if error is None:
-            return blob
-        kind, message = error
-        match kind:
-            case "memory":
-                raise OutOfMemory(message)
-            case "user" | "plugin":
-                raise UserError(message)
-        raise RewardRaised(message)
+    def ask(self, path: str, body: bytes) -> bytes:
+        """An answer. Raises Down, and RewardRaised and OutOfMemory with the reward's own message."""
+        if len(body) > LONGEST:
+            raise OutOfMemory(f"a batch of {len(body) / 2**30:.1f} GiB is more than {LONGEST >> 30} GiB")
+        status, answer = self._exchange(path, body, time.monotonic() + self.recipe.timeout, "timeout")
+        if status == WELL:
+            return answer
+        kind, message = _error(answer)
+        raise_own(kind, message)
+        self.kill()
+        raise Down(f"answered with an error of the kind {kind}: {message}")
 
-    def _exchange(self, question: bytes, deadline: float, patience: str) -> Blob:
-        """Raises Lost. `patience` is the setting that the deadline comes from."""
+    def _exchange(self, path: str, body: bytes, deadline: float, patience: str) -> tuple[str, bytes]:
+        """(status, answer). Raises Down. `patience` is the setting that the deadline comes from."""
         try:
-            return Blob(self._answer(question, deadline))
+            return self._answer(path, body, deadline)
         except TimeoutError:
-            raise self._hung(patience) from None
-        except EOFError:
-            raise Lost(self._fate()) from None
-        except Malformed as error:
             self.kill()
-            raise Lost(f"answered nonsense: {error}") from None
-        except BaseException:  # stopped in the middle of a frame, after which nothing would be understood
+            allowed = getattr(self.recipe, patience)
+            words = f"gave no answer within {allowed:g} s (worker.{patience}) and was killed{self._last_words()}"
+            raise Down(words) from None
+        except EOFError:
+            raise Down(self._fate()) from None
+        except BaseException:  # it answers nonsense, or was stopped in the middle of a frame
             self.kill()
             raise
 
-    def _answer(self, question: bytes, deadline: float) -> bytes:
+    def _answer(self, path: str, body: bytes, deadline: float) -> tuple[str, bytes]:
         """What the process says to this question, and to no other: answers to earlier ones are dropped."""
-        where = self.recipe.where
         self._asked += 1
-        self._channel.send(question, number=self._asked, deadline=deadline)
+        self._channel.send(body, number=self._asked, about=path, deadline=deadline)
         while True:
-            number, answer = self._channel.receive(deadline=deadline, alive=self._alive)
+            number, status, answer = self._channel.receive(deadline=deadline, alive=self._alive)
             if number == self._asked:
-                return answer
+                return status, answer
             if not 0 < number < self._asked:
-                raise Malformed(f"it has answered question {number} and was asked {self._asked}")
+                raise Down(f"answered nonsense: it has answered question {number} and was asked {self._asked}")
             if not self._strayed:
                 self._strayed = True
-                log.warning("%s: the worker answers late or twice; what it says to earlier batches is dropped", where)
+                log.warning(
+                    "%s: the worker answers late or twice; what it says to earlier batches is dropped",
+                    self.recipe.where,
+                )
 
     def _alive(self) -> bool:
-        return self._process.poll() is None
-
-    def _hung(self, setting: str) -> Lost:
-        self.kill()
-        patience = getattr(self.recipe, setting)
-        return Lost(f"gave no answer within {patience:g} s (worker.{setting}) and was killed{self._output.tail()}")
+        return self._child.poll() is None
 
     def _fate(self) -> str:
         """How the process ended, in words."""
         try:
-            code = self._process.wait(GRACE)
-        except subprocess.TimeoutExpired:  # it closed its socket and lives on
-            self.kill()
-            return f"closed its connection{self._output.tail()}"
+            code = self._child.wait(GRACE)
+        except TimeoutError:  # it closed its socket and lives on
+            code = None
         self.kill()
-        if code >= 0:
-            return f"exited with status {code}{self._output.tail()}"
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        hint = ": perhaps by the system, for want of memory" if code == -signal.SIGKILL else ""
-        return f"was ended by {name}{hint}{self._output.tail()}"
+        return f"{'closed its connection' if code is None else fate(code)}{self._last_words()}"
+
+    def _last_words(self) -> str:
+        """The end of a message; nothing if nothing was printed."""
+        lines = [clean(line, 1000, lines=True) for line in self._child.last_lines(8)]
+        return "; its last words:\n" + "\n".join(f"    {line}" for line in lines) if lines else ""
 
     def stop(self) -> None:
         """End it: gently if it is idle and listens, else by force."""
         try:
             deadline = time.monotonic() + GRACE
-            self._answer(pack({"ask": "stop"}), deadline)
-            self._process.wait(max(0.1, deadline - time.monotonic()))
-        except (EOFError, TimeoutError, Malformed, subprocess.TimeoutExpired):
+            self._answer("/stop", b"", deadline)
+            self._child.wait(max(0.1, deadline - time.monotonic()))
+        except (EOFError, TimeoutError, Down):
             pass
         self.kill()
 
     def kill(self) -> None:
         """End it and all that it started, and let go of everything. May be called twice, and from any thread."""
-        with self._ending:
-            if self._ended:
-                return
-            self._ended = True
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-            self._process.wait()
-            self._channel.close()
-            self._output.close()
+        self._child.kill()
+        self._channel.close()
 
 
-class Output:
-    """Reads what a process prints, on a thread: the last lines are kept, all go to the log at level debug."""
-
-    def __init__(self, process: subprocess.Popen[bytes], where: str) -> None:
-        assert process.stdout is not None
-        self._stream = process.stdout
-        self._where = where
-        self._closed = threading.Event()
-        self._lines: deque[str] = deque(maxlen=LINES)
-        self._thread = threading.Thread(target=self._read, name=f"output of {where}", daemon=True)
-        self._thread.start()
-
-    @property
-    def lines(self) -> list[str]:
-        """The last lines."""
-        return list(self._lines)
-
-    def tail(self, count: int = 8) -> str:
-        """The last lines as the end of a message; nothing if nothing was printed."""
-        lines = [line for line in self.lines if line.strip()][-count:]
-        return "; its last words:\n" + "\n".join(f"    {line}" for line in lines) if lines else ""
-
-    def _read(self) -> None:
-        poll = select.poll()
-        poll.register(self._stream, select.POLLIN)
-        rest = b""
-        while True:
-            # Somebody that the process started may keep the pipe open for ever.
-            if not poll.poll(0 if self._closed.is_set() else 200):
-                if self._closed.is_set():
-                    break
-                continue
-            data = os.read(self._stream.fileno(), 65536)
-            if not data:
-                break
-            *whole, rest = (rest + data).split(b"\n")
-            for line in whole:
-                self._keep(line)
-            rest = rest[-65536:]
-        if rest:
-            self._keep(rest)
-
-    def _keep(self, line: bytes) -> None:
-        text = clean(line.decode(errors="replace").rstrip(), 1000, lines=True)
-        self._lines.append(text)
-        log.debug("%s: worker: %s", self._where, text)
-
-    def close(self) -> None:
-        """What was printed so far is kept."""
-        self._closed.set()
-        self._thread.join(GRACE)
-        if not self._thread.is_alive():
-            self._stream.close()
-
-
-def _error(blob: Blob) -> tuple[str, str] | None:
+def _error(answer: bytes) -> tuple[str, str]:
     """(kind, message) of an answer that tells of an error, whatever the process has written there."""
-    error = blob.header.get("error")
-    if not error:
-        return None
-    told = error if isinstance(error, dict) else {"message": error}
-    message = clean(str(told.get("message") or "it does not say why"), lines=True)
-    return clean(str(told.get("kind")), 40), message
+    kind, message = told_error(answer) or ("unknown", "")
+    return kind, message or "it does not say why"
 
 
 def _is_ours(python: str) -> bool:

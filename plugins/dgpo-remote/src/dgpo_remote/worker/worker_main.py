@@ -12,16 +12,14 @@ import os
 import signal
 import socket
 import sys
-import threading
-import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
 from dgpo_core import __version__
 from dgpo_core.system.openmp import spin_briefly
+from dgpo_core.system.supervising import end_with_parent
 from dgpo_remote.worker.channel import Channel
-from dgpo_schemas.service import PROTOCOL, WORKERS
-from dgpo_schemas.text import error_text
+from dgpo_schemas.service import WORKERS
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import AnyReward
@@ -38,26 +36,18 @@ def main(arguments: list[str]) -> int:
     spin_briefly()
     number, parent = int(arguments[0]), int(arguments[1])
     os.set_inheritable(number, False)
-    threading.Thread(target=_watch, args=(parent,), name="watch", daemon=True).start()
+    end_with_parent(parent, _end, WATCH)  # even if the reward is at work
     channel = Channel(socket.socket(fileno=number))
     channel.send(json.dumps({"protocol": WORKERS, "dgpo": __version__}).encode())
-    try:
-        asked, start = channel.receive()
-        host = Host()
-        channel.send(host.safely(lambda: host.load(json.loads(start))), number=asked)
+    host = Host()
+    with contextlib.suppress(EOFError):
         while not host.stopped:
-            asked, request = channel.receive()
-            channel.send(host.safely(lambda request=request: host.answer(request)), number=asked)
-    except EOFError:
-        _end()
-    return 0
-
-
-def _watch(parent: int) -> None:
-    """End when the run has ended, even if the reward is at work; closing its socket only tells us between batches."""
-    while os.getppid() == parent:
-        time.sleep(WATCH)
+            asked, path, body = channel.receive()
+            status, answer = host.answer(path, body)
+            channel.send(answer, number=asked, about=status)
+        return 0
     _end()
+    return 0
 
 
 def _end() -> None:
@@ -74,33 +64,32 @@ class Host:
         self.reward: AnyReward | None = None
         self.stopped = False
 
-    def safely(self, call: Any) -> bytes:
-        """What the call returns, or its error as a message, whatever it is: some libraries exit where others raise,
-        and Ctrl-C is none of ours."""
+    def answer(self, path: str, body: bytes) -> tuple[str, bytes]:
+        """(status, answer): of the reward, or its error, whatever it is. Some libraries exit where others raise, and
+        Ctrl-C is none of ours."""
         from dgpo_core.plugins.isolation import no_exit
         from dgpo_core.training.memory import free
-        from dgpo_remote.messages import pack
+        from dgpo_remote.answering import as_text, error_message, refusal_of
 
         try:
             with no_exit():
-                made: bytes = call()
-            return made
+                return "200", self._load(json.loads(body)) if path == "/load" else self._answer(path, body)
         except BaseException as error:
             with contextlib.suppress(BaseException):  # one whose text cannot be had
                 traceback.print_exc()
-            described = _described(error)
-        if described["kind"] == "memory":  # outside of the `except`, which keeps the batch's tensors alive
+            refusal = refusal_of(error)
+        if refusal.kind == "memory":  # outside of the `except`, which keeps the batch's tensors alive
             free()
-        return pack({"protocol": PROTOCOL, "error": described})
+        return str(refusal.status), as_text(error_message(refusal.kind, str(refusal), lines=True)).encode()
 
-    def load(self, start: dict[str, Any]) -> bytes:
+    def _load(self, start: dict[str, Any]) -> bytes:
         """Build the reward. Returns its description."""
         _adopt_settings(start["settings"])
         from dgpo_core.plugins.registry import get_registry
         from dgpo_core.plugins.surroundings import Guard
         from dgpo_core.system.hub import prepare_hub
+        from dgpo_remote.answering import as_text
         from dgpo_remote.describe import describe
-        from dgpo_remote.messages import pack
         from dgpo_schemas.base import UseBlock
 
         self.guard = Guard()  # as in the run's own process: the scores are the same bits
@@ -110,53 +99,30 @@ class Host:
         with self.guard.around("the reward, when it was made,"):
             reward: AnyReward = registry.create("reward", block, device=_device(start["device"]))
         self.reward = reward
-        return pack(describe(block.use, reward).model_dump(mode="json"))
+        return as_text(describe(block.use, reward)).encode()
 
-    def answer(self, data: bytes) -> bytes:
+    def _answer(self, path: str, body: bytes) -> bytes:
         """One request, one answer."""
-        import torch
-
-        from dgpo_core.contracts import GroupReward
         from dgpo_core.training.scores import check_scores
-        from dgpo_remote.messages import Blob, example_blob, pack, prompts_of, read_score_request, score_answer
+        from dgpo_remote.answering import as_text, checked, scored
+        from dgpo_remote.messages import Blob, example_blob, prompts_of, read_score_request, score_answer
         from dgpo_schemas.service import CheckRequest
 
-        blob = Blob(data)
         assert self.reward is not None
-        match blob.header.get("ask"):
-            case "check":
+        match path:
+            case "/v1/check":
+                prompts = prompts_of(CheckRequest.model_validate_json(body).prompts)
                 with self.guard.around("the reward, when it checked the prompts,"):
-                    self.reward.check_prompts(prompts_of(CheckRequest(prompts=blob.header["prompts"]).prompts))
-                return pack({"protocol": PROTOCOL})
-            case "examples":
+                    return as_text(checked(self.reward, prompts)).encode()
+            case "/v1/examples":
                 return example_blob(self.reward.examples())
-            case "stop":
+            case "/stop":
                 self.stopped = True
                 self.reward.close()
-                return pack({"protocol": PROTOCOL})
-        request = read_score_request(blob)
-        media = request.media.to(self.reward.device)
-        with self.guard.around("the reward"), torch.no_grad():
-            if isinstance(self.reward, GroupReward):
-                assert request.keys is not None, "whole groups are sent"
-                scores = self.reward.score_group(media, request.prompts[0], request.keys)
-            else:
-                scores = self.reward.score(media, request.prompts)
-            return score_answer(check_scores(scores, len(request.prompts)))
-
-
-def _described(error: BaseException) -> dict[str, str]:
-    """An error as the other side needs it."""
-    from dgpo_core.errors import PluginError, UserError
-    from dgpo_core.training.memory import is_out_of_memory
-
-    text = error_text(error)
-    if is_out_of_memory(error):
-        return {"kind": "memory", "message": text}
-    if isinstance(error, UserError):
-        kind = "plugin" if isinstance(error, PluginError) else "user"
-        return {"kind": kind, "message": text.removeprefix(f"{type(error).__name__}: ")}
-    return {"kind": "reward", "message": text}
+                return b""
+        asked = read_score_request(Blob(body))
+        scores = scored(self.reward, asked.media, asked.prompts, asked.keys, self.guard)
+        return score_answer(check_scores(scores, len(asked.prompts)))
 
 
 def _adopt_settings(settings: dict[str, Any]) -> None:
