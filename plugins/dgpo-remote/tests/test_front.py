@@ -29,7 +29,7 @@ from dgpo_remote.messages import Blob, read_score_answer, score_request
 from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.budget import Budget
 from dgpo_remote.server.intake import read_prompts
-from dgpo_remote.server.server import read_token
+from dgpo_remote.tokens import read_token
 from dgpo_schemas.serve import ServeConfig
 from dgpo_schemas.service import SAFETENSORS, ErrorAnswer, ServiceLimits
 

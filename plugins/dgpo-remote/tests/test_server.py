@@ -26,7 +26,8 @@ from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt, Scores
 from dgpo_remote.messages import Blob, pack, read_examples, read_score_answer, score_request
-from dgpo_remote.server.server import bind, read_token
+from dgpo_remote.server.server import bind
+from dgpo_remote.tokens import read_token
 from dgpo_schemas.service import PROTOCOL, REQUEST, SAFETENSORS, RewardDescription, ServiceLimits
 
 Serve = Callable[..., Any]

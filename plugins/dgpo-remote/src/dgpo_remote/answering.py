@@ -4,22 +4,27 @@ fit to be shown whatever went wrong."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
 from torch import Tensor
 
-from dgpo_core.contracts import AnyReward, GroupReward
+from dgpo_core import __version__
+from dgpo_core.contracts import AnyReward, GroupReward, RewardBase
 from dgpo_core.errors import DgpoError, PluginError, UserError
 from dgpo_core.plugins.surroundings import Guard
 from dgpo_core.training.memory import is_out_of_memory
+from dgpo_core.training.scores import plain
 from dgpo_core.types import Prompt, SampleKey, Scores
 from dgpo_remote.refusal import Refusal
-from dgpo_schemas.service import CheckAnswer, ErrorAnswer, ErrorDetail
+from dgpo_schemas.service import PROTOCOL, CheckAnswer, ErrorAnswer, ErrorDetail, RewardDescription, ServiceLimits
 from dgpo_schemas.text import clean, error_text
 
-__all__ = ["as_text", "checked", "error_message", "refusal_of", "said", "scored"]
+__all__ = ["as_text", "checked", "describe", "error_message", "refusal_of", "said", "scored"]
 
 
 def scored(
@@ -42,6 +47,37 @@ def checked(reward: AnyReward, prompts: Sequence[Prompt]) -> CheckAnswer:
     except UserError as error:
         return CheckAnswer(ok=False, message=clean(said(error), lines=True))
     return CheckAnswer(ok=True)
+
+
+def describe(use: str, reward: RewardBase, limits: ServiceLimits | None = None) -> RewardDescription:
+    """A reward that was built."""
+    low, high = (float(bound) if math.isfinite(bound) else None for bound in reward.range)
+    return RewardDescription(
+        protocol=PROTOCOL,
+        dgpo=__version__,
+        use=use,
+        options=_options(use, reward),
+        range=(low, high),
+        media=sorted(reward.media),
+        compares="group" if isinstance(reward, GroupReward) else "sample",
+        group_by=reward.group_by,
+        concurrency=reward.concurrency,
+        limits=limits,
+    )
+
+
+def _options(use: str, reward: RewardBase) -> Any:
+    """As JSON can hold them. Raises PluginError for what has no end."""
+    options = reward.options
+    try:
+        if not isinstance(options, BaseModel):
+            return plain(options or {})
+        try:
+            return plain(options.model_dump(mode="json", warnings=False))
+        except PydanticSerializationError:  # a field that pydantic cannot write, such as a dtype
+            return plain(options.model_dump(warnings=False))
+    except Exception as error:
+        raise PluginError(f"reward {use}: its options cannot be written: {error_text(error)}") from error
 
 
 def as_text(message: BaseModel) -> str:

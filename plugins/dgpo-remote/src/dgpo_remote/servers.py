@@ -175,7 +175,7 @@ class Servers:
 
     def _wait_after(self, failures: int) -> float:
         """Seconds for which one is left alone that has failed once more."""
-        return min(LONGEST_WAIT, self._first_wait * 2 ** min(failures, 20))
+        return min(LONGEST_WAIT, self._first_wait * 2.0 ** min(failures, 20))
 
     def slow(self, server: Server, errand: Errand, waited: float, timeout: float) -> None:
         """It has been at work on a request for a large part of the time that it has."""

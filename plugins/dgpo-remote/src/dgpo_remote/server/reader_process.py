@@ -37,17 +37,7 @@ class ReaderProcess:
         os.set_blocking(errors, False)  # nobody empties the pipe: what does not fit is dropped
         try:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-W",
-                    "ignore",
-                    "-m",
-                    MODULE,
-                    str(there.fileno()),
-                    str(os.getpid()),
-                    str(memory),
-                ],
+                [sys.executable, "-P", "-W", "ignore", "-m", MODULE, *map(str, (there.fileno(), os.getpid(), memory))],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,

@@ -30,6 +30,7 @@ from dgpo_remote.server.connections import Connection
 from dgpo_remote.server.counters import Counters
 from dgpo_remote.server.descriptors import ACCEPTED
 from dgpo_remote.server.listening import Listening
+from dgpo_remote.tokens import read_token
 from dgpo_schemas.run import RewardBlock
 from dgpo_schemas.text import error_text
 
@@ -86,21 +87,6 @@ def load(config: ServeConfig, registry: Registry, device: torch.device) -> Calla
         return place(block, registry, device=device, where="reward")
 
     return build
-
-
-def read_token(variable: str | None) -> str | None:
-    """The token that callers must send. Raises UserError if its variable is not set."""
-    if variable is None:
-        return None
-    token = os.environ.get(variable, "").strip()
-    if not token:
-        raise UserError(f"token_variable: the environment variable {variable} is not set; export it with a long secret")
-    if not all("!" <= letter <= "~" for letter in token):
-        raise UserError(
-            f"token_variable: the token in {variable} holds a space or a letter that no header of a request can carry; "
-            "use ASCII letters, digits and punctuation"
-        )
-    return token
 
 
 def _device(name: str) -> torch.device:

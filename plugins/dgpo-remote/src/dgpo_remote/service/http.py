@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from dgpo_core.system.proxies import Proxy, UnusableProxy, route
 from dgpo_core.system.routed import Routed, certificates
 from dgpo_remote.failures import Busy, Down, Nonsense, Refused, Stranger, TooLarge, as_object, raise_own, told_error
 from dgpo_remote.service.bounded import Network, bounded
+from dgpo_remote.tokens import read_token
 from dgpo_schemas.addresses import shown_address
 from dgpo_schemas.service import REQUEST
 from dgpo_schemas.text import clean, error_text
@@ -55,8 +55,8 @@ class Client:
         self._token_variable = token_variable
         self._look = look
         headers = {"Accept-Encoding": "identity"}
-        if token_variable is not None:
-            headers["Authorization"] = f"Bearer {_token(token_variable, where)}"
+        if (token := read_token(token_variable, f"{where}.service.")) is not None:
+            headers["Authorization"] = f"Bearer {token}"
         self._proxies = {_origin(url): _proxy(url, where) for url in urls}
         if any(httpx.URL(url).scheme == "https" for url in urls):
             certificates(True)  # that they cannot be read is told now
@@ -188,22 +188,6 @@ def _wants_password(proxy: Proxy | None) -> str:
     return (
         f"{proxy} wants a name and a password (status 407); write them into {proxy.variable}: http://NAME:PASSWORD@..."
     )
-
-
-def _token(variable: str, where: str) -> str:
-    """What a variable of the environment holds, if it can be a token. It is never shown."""
-    token = os.environ.get(variable, "").strip()
-    if not token:
-        raise UserError(
-            f"{where}.service.token_variable: the environment variable {variable} is not set; "
-            "export it with the servers' token before the run starts"
-        )
-    if not all("!" <= c <= "~" for c in token):
-        raise UserError(
-            f"{where}.service.token_variable: the environment variable {variable} holds no token: there is white space "
-            "in it, or a character beyond ASCII"
-        )
-    return token
 
 
 def _read(response: httpx.Response, most: int, timeout: float) -> bytes:

@@ -88,8 +88,7 @@ class Host:
         from dgpo_core.plugins.registry import get_registry
         from dgpo_core.plugins.surroundings import Guard
         from dgpo_core.system.hub import prepare_hub
-        from dgpo_remote.answering import as_text
-        from dgpo_remote.describe import describe
+        from dgpo_remote.answering import as_text, describe
         from dgpo_schemas.base import UseBlock
 
         self.guard = Guard()  # as in the run's own process: the scores are the same bits
