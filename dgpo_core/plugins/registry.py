@@ -367,7 +367,8 @@ class Registry:
         for implementation in self._manager.hook.dgpo_places.get_hookimpls():
             owner = f"plugin {implementation.plugin_name}"
             try:
-                path = dict(implementation.function()).get(key)
+                declared: Any = implementation.function()
+                path = declared.get(key)
             except Exception as error:
                 raise PluginError(f"{owner}: dgpo_places failed with {told(error)}") from error
             if path is not None:

@@ -26,7 +26,8 @@ from dgpo_core.media.annotation import GREEN, MARGIN, RED
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_kit.toy import WinRate
-from dgpo_remote.messages import Blob, read_score_request, score_request
+from dgpo_remote.messages.blobs import Blob
+from dgpo_remote.messages.scores import read_score_request, score_request
 from dgpo_schemas.base import Int, Options
 from dgpo_schemas.text import lone_surrogate
 

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from dgpo_core.types import Prompt
-from dgpo_remote.messages import LENGTH, score_request
+from dgpo_remote.messages.blobs import LENGTH
+from dgpo_remote.messages.scores import score_request
 from dgpo_schemas.service import SAFETENSORS
 from tests.faults.serving import Answer, exchange, post, served
 from tests.fuzz.fuzzer import Case, Subject

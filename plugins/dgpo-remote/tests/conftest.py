@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -196,6 +197,16 @@ def free_port() -> Callable[[], int]:
             return port
 
     return find
+
+
+@pytest.fixture
+def tidy() -> Iterator[None]:
+    """Whatever happens in the test, it leaves no descriptor, no thread and no process behind."""
+    me, threads = psutil.Process(), set(threading.enumerate())  # one of them may be about to end
+    before = me.num_fds(), {c.pid for c in me.children()}
+    yield
+    assert (me.num_fds(), {c.pid for c in me.children()}) == before
+    assert set(threading.enumerate()) <= threads
 
 
 @dataclass(frozen=True)

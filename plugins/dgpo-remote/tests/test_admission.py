@@ -20,7 +20,8 @@ import dgpo_remote.server.app as app
 import dgpo_remote.server.connections as connections
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
-from dgpo_remote.messages import Blob, read_score_answer, score_request
+from dgpo_remote.messages.blobs import Blob
+from dgpo_remote.messages.scores import read_score_answer, score_request
 from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.budget import Budget
 from dgpo_remote.server.intake import read_prompts

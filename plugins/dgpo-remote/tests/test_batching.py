@@ -18,7 +18,8 @@ from torch import Tensor
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt, Scores
-from dgpo_remote.messages import Blob, read_score_answer, score_request
+from dgpo_remote.messages.blobs import Blob
+from dgpo_remote.messages.scores import read_score_answer, score_request
 from dgpo_remote.server.server import bind
 from dgpo_remote.tokens import read_token
 from dgpo_schemas.service import SAFETENSORS

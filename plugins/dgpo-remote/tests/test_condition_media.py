@@ -21,17 +21,9 @@ from dgpo_core.data.prompts import check_prompts
 from dgpo_core.errors import UserError
 from dgpo_core.media.conditions import condition_medium
 from dgpo_core.types import ConditionMedium, Example, Prompt
-from dgpo_remote.messages import (
-    Blob,
-    Malformed,
-    Unfit,
-    example_blob,
-    pack,
-    read_examples,
-    read_score_request,
-    score_request,
-)
+from dgpo_remote.messages.blobs import Blob, Malformed, Unfit, pack
 from dgpo_remote.messages.prompts import FILE
+from dgpo_remote.messages.scores import example_blob, read_examples, read_score_request, score_request
 from dgpo_schemas.service import PROTOCOL, SAFETENSORS
 
 Make = Callable[..., RewardModel]

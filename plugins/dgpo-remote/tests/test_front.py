@@ -22,7 +22,7 @@ import dgpo_remote.server.descriptors as descriptors
 import dgpo_remote.server.pool as pool_module
 import dgpo_remote.server.server as serving
 from dgpo_core.types import Prompt
-from dgpo_remote.messages import score_request
+from dgpo_remote.messages.scores import score_request
 from dgpo_schemas.service import SAFETENSORS, ErrorAnswer
 
 Serve = Callable[..., Any]

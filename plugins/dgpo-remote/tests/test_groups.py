@@ -19,7 +19,8 @@ from dgpo_core.training.scoring import Reward, checked_group
 from dgpo_core.types import Prompt, SampleKey
 from dgpo_kit.contracts import check_group_reward
 from dgpo_kit.toy import WinRate, WinRateOptions
-from dgpo_remote.messages import Blob, read_score_answer, read_score_request, score_request
+from dgpo_remote.messages.blobs import Blob
+from dgpo_remote.messages.scores import read_score_answer, read_score_request, score_request
 from dgpo_schemas.service import SAFETENSORS
 
 CPU = torch.device("cpu")

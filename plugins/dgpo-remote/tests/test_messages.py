@@ -20,13 +20,9 @@ from torch import Tensor
 import dgpo_remote
 from dgpo_core.training.scores import plain
 from dgpo_core.types import Example, Prompt, Scores
-from dgpo_remote.messages import (
-    Blob,
-    Malformed,
-    OtherProtocol,
-    Unfit,
+from dgpo_remote.messages.blobs import Blob, Malformed, OtherProtocol, Unfit, pack
+from dgpo_remote.messages.scores import (
     example_blob,
-    pack,
     read_examples,
     read_score_answer,
     read_score_request,

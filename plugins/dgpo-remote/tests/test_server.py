@@ -20,7 +20,8 @@ from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.types import Prompt
-from dgpo_remote.messages import Blob, pack, read_examples, read_score_answer, score_request
+from dgpo_remote.messages.blobs import Blob, pack
+from dgpo_remote.messages.scores import read_examples, read_score_answer, score_request
 from dgpo_schemas.service import PROTOCOL, REQUEST, SAFETENSORS, RewardDescription, ServiceLimits
 
 Serve = Callable[..., Any]

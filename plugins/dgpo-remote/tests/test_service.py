@@ -23,7 +23,7 @@ from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt, Scores
 from dgpo_remote.failures import RewardLost, RewardRaised
-from dgpo_remote.messages import score_answer, score_request
+from dgpo_remote.messages.scores import score_answer, score_request
 from dgpo_remote.service.http import _pause
 from dgpo_remote.service.service import ServiceReward
 from dgpo_schemas.service import PROTOCOL, REQUEST, SAFETENSORS

@@ -19,7 +19,7 @@ import dgpo_remote.service.service as service_module
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt, Scores
-from dgpo_remote.messages import score_answer
+from dgpo_remote.messages.scores import score_answer
 from dgpo_remote.service.service import ServiceReward
 from dgpo_schemas.run import RewardBlock
 from dgpo_schemas.service import PROTOCOL, SAFETENSORS

@@ -18,17 +18,9 @@ from dgpo_core.errors import UserError
 from dgpo_core.training.memory import OutOfMemory
 from dgpo_core.types import Prompt
 from dgpo_remote.failures import Busy, Down, Nonsense, Refused, RewardLost, RewardRaised, Stranger, TooLarge, told_error
-from dgpo_remote.messages import (
-    HEADER,
-    LARGEST,
-    Blob,
-    Malformed,
-    pack,
-    prompts_as_json,
-    read_examples,
-    read_score_answer,
-    stretches,
-)
+from dgpo_remote.messages.blobs import HEADER, Blob, Malformed, pack
+from dgpo_remote.messages.prompts import LARGEST, prompts_as_json, stretches
+from dgpo_remote.messages.scores import read_examples, read_score_answer
 from dgpo_remote.service.http import Client
 from dgpo_remote.worker.channel import HEAD, MAGIC, Channel
 from dgpo_schemas.service import PROTOCOL

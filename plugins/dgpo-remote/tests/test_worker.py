@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -279,15 +279,6 @@ def test_ctrl_c_of_the_terminal_is_not_the_worker_s(moody: RewardModel, samples:
 
 
 # -- several, and the end -------------------------------------------------------------------------------------------
-@pytest.fixture
-def tidy() -> Iterator[None]:
-    """Whatever happens in the test, it leaves no descriptor, no thread and no process behind."""
-    me = psutil.Process()
-    before = me.num_fds(), threading.active_count(), {c.pid for c in me.children()}
-    yield
-    assert (me.num_fds(), threading.active_count(), {c.pid for c in me.children()}) == before
-
-
 @pytest.mark.usefixtures("tidy")
 def test_two_workers_share_the_work_and_end_when_told(make: Make, here: RewardModel, samples: Samples) -> None:
     pair = make("moody", worker={"count": 2})

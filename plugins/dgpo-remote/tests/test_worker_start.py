@@ -8,13 +8,11 @@ import signal
 import socket
 import stat
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -65,15 +63,6 @@ def assert_same(one: Scores, other: Scores) -> None:
     assert one.values.view(torch.int32).tolist() == other.values.view(torch.int32).tolist()
     assert one.missing.tolist() == other.missing.tolist()
     assert list(one.diagnostics) == list(other.diagnostics)
-
-
-@pytest.fixture
-def tidy() -> Iterator[None]:
-    """Whatever happens in the test, it leaves no descriptor, no thread and no process behind."""
-    me = psutil.Process()
-    before = me.num_fds(), threading.active_count(), {c.pid for c in me.children()}
-    yield
-    assert (me.num_fds(), threading.active_count(), {c.pid for c in me.children()}) == before
 
 
 # -- what keeps a worker from starting ------------------------------------------------------------------------------

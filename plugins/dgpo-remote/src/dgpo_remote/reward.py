@@ -18,16 +18,9 @@ from dgpo_core.training.memory import OutOfMemory
 from dgpo_core.training.scores import check_scores, joined
 from dgpo_core.types import Example, Prompt, SampleKey, Scores
 from dgpo_remote.failures import Busy, Down, Nonsense, Refused, RewardLost, RewardRaised, TooLarge
-from dgpo_remote.messages import (
-    Blob,
-    Malformed,
-    Unfit,
-    prompts_as_json,
-    read_examples,
-    read_score_answer,
-    score_request,
-    stretches,
-)
+from dgpo_remote.messages.blobs import Blob, Malformed, Unfit
+from dgpo_remote.messages.prompts import prompts_as_json, stretches
+from dgpo_remote.messages.scores import read_examples, read_score_answer, score_request
 from dgpo_remote.servers import Closed, End, NoServer, Server, Servers
 from dgpo_schemas.service import CheckAnswer
 from dgpo_schemas.text import clean

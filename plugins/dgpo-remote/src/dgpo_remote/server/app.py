@@ -24,7 +24,7 @@ from dgpo_core.media.kinds import Kind, plural
 from dgpo_core.training.memory import is_out_of_memory
 from dgpo_core.types import Scores
 from dgpo_remote.answering import as_text, checked, describe, said
-from dgpo_remote.messages import example_blob, score_answer
+from dgpo_remote.messages.scores import example_blob, score_answer
 from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.aside import Aside
 from dgpo_remote.server.batcher import Batcher

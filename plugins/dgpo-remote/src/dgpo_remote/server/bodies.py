@@ -13,14 +13,8 @@ from torch import Tensor
 from dgpo_core.distributed.comparing import OTHER_SIZES, by_prompt
 from dgpo_core.media.kinds import Kind, one_of
 from dgpo_core.types import Prompt, SampleKey
-from dgpo_remote.messages import (
-    Blob,
-    Malformed,
-    Unfit,
-    media_shape,
-    read_score_header,
-    read_score_request,
-)
+from dgpo_remote.messages.blobs import Blob, Malformed, Unfit
+from dgpo_remote.messages.scores import media_shape, read_score_header, read_score_request
 from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.readers import Readers, Reading
 from dgpo_remote.server.uploads import files_body

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from dgpo_core.system.reading import DEEPEST, is_deeper
 from dgpo_core.types import Prompt
-from dgpo_remote.messages import prompts_of
+from dgpo_remote.messages.prompts import prompts_of
 from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.budget import Share
 from dgpo_schemas.decoding import half_character

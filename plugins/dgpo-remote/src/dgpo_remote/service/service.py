@@ -18,7 +18,8 @@ from dgpo_core.training.memory import OutOfMemory
 from dgpo_core.training.scores import plain
 from dgpo_core.types import Prompt, Scores
 from dgpo_remote.failures import Busy, Down, Nonsense, Refused, RewardRaised, Stranger
-from dgpo_remote.messages import OtherProtocol, check_protocol, stretches
+from dgpo_remote.messages.blobs import OtherProtocol, check_protocol
+from dgpo_remote.messages.prompts import stretches
 from dgpo_remote.reward import RemoteReward
 from dgpo_remote.servers import LOOK, Server, Servers
 from dgpo_remote.service.http import Client

@@ -104,7 +104,9 @@ class Host:
         """One request, one answer."""
         from dgpo_core.training.scores import check_scores
         from dgpo_remote.answering import as_text, checked, scored
-        from dgpo_remote.messages import Blob, example_blob, prompts_of, read_score_request, score_answer
+        from dgpo_remote.messages.blobs import Blob
+        from dgpo_remote.messages.prompts import prompts_of
+        from dgpo_remote.messages.scores import example_blob, read_score_request, score_answer
         from dgpo_schemas.service import CheckRequest
 
         assert self.reward is not None
