@@ -83,10 +83,10 @@ BUNDLED = {
     ("reward", "motion"): "dgpo-video",
     ("reward", "miniature-motion"): "dgpo-video",
     ("prompts", "miniature-video"): "dgpo-video",
-    ("place", "worker"): "dgpo-remote",
-    ("place", "service"): "dgpo-remote",
 }
 """Parts of the project's own plugins: an unknown one of these names says what to install."""
+PLACES = {"worker": "dgpo-remote", "service": "dgpo-remote"}
+"""The same of places where rewards run."""
 
 
 class NoOptions(Options):
@@ -373,7 +373,7 @@ class Registry:
                 raise PluginError(f"{owner}: dgpo_places failed with {told(error)}") from error
             if path is not None:
                 return self._import(owner, path)
-        needed = BUNDLED.get(("place", key))
+        needed = PLACES.get(key)
         raise PluginError(
             f"rewards with `{key}` need a plugin that is not installed" + (f": pip install {needed}" if needed else "")
         )
