@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS)
 		{ echo "dgpo needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[lora,serve,tensorboard,video]' \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[lora,tensorboard,video]' \
 		$(foreach plugin,$(PLUGINS),--editable ./$(patsubst %/,%,$(dir $(plugin))))
 	touch $@
 

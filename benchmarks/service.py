@@ -23,8 +23,9 @@ import httpx
 import torch
 from torch import Tensor
 
-from dgpo_core.rewards.messages import Blob, read_examples, read_score_answer, score_request
 from dgpo_core.types import Prompt
+from dgpo_remote.messages.blobs import Blob
+from dgpo_remote.messages.scores import read_examples, read_score_answer, score_request
 from dgpo_schemas.service import SAFETENSORS
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "reward-service.yaml"

@@ -18,7 +18,6 @@ def dgpo_commands() -> Sequence[Command]:
         Command("evaluate", "Score a run or a base model on prompts.", "dgpo_cli.evaluate:evaluate", 30),
         Command("score", "Score picture and video files with any reward, and see why.", "dgpo_cli.score:score", 40),
         Command("export", "Write a run's adapter for use without dgpo.", "dgpo_cli.export:export", 80),
-        Command("serve", "Serve a reward over HTTP, to training runs and to curl.", "dgpo_cli.serve:serve", 90),
         Command("validate", "Check a run file without loading models.", "dgpo_cli.validate:validate", 100),
         Command("plugins", "Show, check and write plugins.", order=130),
         Command("plugins list", "List every part that a run file may use.", "dgpo_cli.plugins:list_parts", 10),

@@ -116,6 +116,12 @@ def dgpo_commands() -> Sequence[Command]:  # type: ignore[empty-body]
 
 
 @hookspec
+def dgpo_places() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Declare places where rewards run besides this process: the key of a reward's block, such as `worker`, to the
+    dotted path "package.module:connect" of a function that is called as `dgpo_core.rewards.Connect` says."""
+
+
+@hookspec
 def dgpo_run_started(run: RunInfo) -> None:
     """Called once when a run starts or resumes, before its first iteration."""
 

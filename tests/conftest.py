@@ -21,6 +21,7 @@ from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt, Scores
 from dgpo_kit.toy import BrightnessOptions, BrightnessReward, ToyBackbone, ToyOptions, plugin, run_data
+from dgpo_remote import plugin as places
 from dgpo_schemas.run import RunConfig
 
 
@@ -121,13 +122,14 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """The engine's own parts and the toy's, in the place of what is installed."""
+    """The engine's own parts, the toy's and the places of rewards, in the place of what is installed."""
     made = Registry(discover=False)
     made.register(builtin, distribution="dgpo", version="1.0")
     made.register(dgpo_cli.plugin, distribution="dgpo", version="1.0")
     made.register(dgpo_lab.plugin, distribution="dgpo-lab")
     made.register(dgpo_kit.plugin, distribution="dgpo-kit")
     made.register(plugin, distribution="toy", version="2.0")
+    made.register(places, distribution="dgpo-remote", version="1.0")
     monkeypatch.setattr(registry_module, "get_registry", lambda: made)
     return made
 

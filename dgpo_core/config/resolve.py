@@ -71,9 +71,15 @@ def _check_block(
     options = {} if short else _get(block, "options", {})
     if not isinstance(name, str) or not name or not isinstance(options, dict):
         return None  # the run file's own model has said what is wrong
-    if not short and kind == "reward" and _get(block, "service", None) is not None and not options:
+    places = [key for key in ("worker", "service") if kind == "reward" and _get(block, key, None) is not None]
+    for key in places:
+        try:
+            registry.place(key)
+        except PluginError as error:
+            mistakes.append(((*where, key), str(error)))
+    if "service" in places and not options:
         return None  # the service's own options hold, whatever they are
-    elsewhere = elsewhere or any(_get(block, key, None) is not None for key in ("worker", "service"))
+    elsewhere = elsewhere or bool(places)
     try:
         registered = registry.find(kind, name)
         registry.check_contract(registered)

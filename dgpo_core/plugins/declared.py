@@ -16,7 +16,15 @@ from dgpo_core.hookspecs import Command, Kind, Part
 from dgpo_core.plugins.isolation import told
 from dgpo_schemas.text import clean
 
-__all__ = ["BrokenPlugin", "RegisteredCommand", "RegisteredPart", "check_declared", "contract_of", "declarations"]
+__all__ = [
+    "BrokenPlugin",
+    "RegisteredCommand",
+    "RegisteredPart",
+    "RegisteredPlace",
+    "check_declared",
+    "contract_of",
+    "declarations",
+]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
 WORDS = re.compile(r"[a-z][a-z0-9-]*(?: [a-z][a-z0-9-]*)?\Z")
@@ -52,6 +60,19 @@ class RegisteredCommand:
 
     def __str__(self) -> str:
         return f"command {self.command.name} of {self.distribution} {self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredPlace:
+    """A declared place where rewards run, and where it came from."""
+
+    key: str
+    target: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"place {self.key} of {self.distribution} {self.version}"
 
 
 @dataclass(frozen=True, slots=True)

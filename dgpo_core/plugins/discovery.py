@@ -80,5 +80,8 @@ def _no_hook(name: str, hooks: Collection[str]) -> str:
 
 def check_kind(kind: Kind, kinds: Mapping[str, Kind]) -> None:
     """Raise PluginError unless a plugin's kind and its hook are new."""
-    if kind.name in {*kinds, "command", "hook", "kind"} or kind.hook in {*HOOKS, *(one.hook for one in kinds.values())}:
+    if kind.name in {*kinds, "command", "hook", "kind", "place"} or kind.hook in {
+        *HOOKS,
+        *(one.hook for one in kinds.values()),
+    }:
         raise PluginError(f"dgpo_kinds: there is a kind {kind.name}, or a hook {kind.hook}, already; choose others")

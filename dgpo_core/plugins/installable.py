@@ -21,7 +21,7 @@ FILE = Path(__file__).with_name("installable.json")
 
 @functools.cache
 def installable() -> Mapping[str, Mapping[str, str]]:
-    """Kind of part, "command", "kind" or "hook" (of a kind) to name to distribution."""
+    """Kind of part, "command", "place", "kind" or "hook" (of a kind) to name to distribution."""
     found: dict[str, dict[str, str]] = json.loads(FILE.read_text(encoding="utf-8"))
     return found
 
@@ -52,6 +52,7 @@ def _declared(registry: Registry) -> Iterator[tuple[tuple[str, str], str]]:
     for kind in registry.kinds:
         yield from (((kind, name), part.distribution) for name, part in registry.parts(kind).items())
     yield from ((("command", name), one.distribution) for name, one in registry.commands().items())
+    yield from ((("place", key), place.distribution) for key, place in registry.places.items())
     for name, distribution in registry.brought.items():
         yield ("kind", name), distribution
         yield ("hook", registry.kinds[name].hook), distribution

@@ -7,12 +7,12 @@ from typing import NoReturn, TypeVar
 
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import KINDS, Kind
-from dgpo_core.plugins.declared import BrokenPlugin, RegisteredCommand, RegisteredPart, check_declared
+from dgpo_core.plugins.declared import BrokenPlugin, RegisteredCommand, RegisteredPart, RegisteredPlace, check_declared
 from dgpo_core.plugins.installable import how_to_install
 
 __all__ = ["Names"]
 
-R = TypeVar("R", RegisteredPart, RegisteredCommand)
+R = TypeVar("R", RegisteredPart, RegisteredCommand, RegisteredPlace)
 SHOWN = " (`dgpo plugins list` shows all)"
 
 
@@ -26,6 +26,7 @@ class Names:
         self._versions: dict[str, str] = {}
         self._parts: dict[str, dict[str, RegisteredPart]] = {}
         self._commands: dict[str, RegisteredCommand] = {}
+        self.places: dict[str, RegisteredPlace] = {}
         self._claimed_twice: dict[tuple[str, str], list[str]] = {}
 
     def parts(self, kind: str) -> Mapping[str, RegisteredPart]:
@@ -85,6 +86,9 @@ class Names:
     def _add_part(self, part: RegisteredPart) -> None:
         self._add(part.kind, part.part.name, self._parts.setdefault(part.kind, {}), part)
 
+    def _add_place(self, place: RegisteredPlace) -> None:
+        self._add("place", place.key, self.places, place)
+
     def _add_command(self, command: RegisteredCommand) -> None:
         self._add("command", command.command.name, self._commands, command)
         self._refuse_below_commands()
@@ -106,6 +110,12 @@ class Names:
             if above is not None and above is not registered and above.command.target:
                 del self._commands[name]
                 self._claimed_twice["command", name] = [above.distribution, registered.distribution]
+
+    def find_place(self, key: str) -> RegisteredPlace:
+        """Where a reward runs whose block has this key. Raises PluginError, saying what to install."""
+        if key not in self.places:
+            self._refuse("place", key, "place", f"rewards with `{key}` need a plugin that is not installed", ())
+        return self.places[key]
 
     def _refuse(
         self, kind: str, name: str, noun: str, what: str, known: Collection[str], listed: str = "", more: str = ""

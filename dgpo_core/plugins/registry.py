@@ -20,9 +20,16 @@ from dgpo_core.contracts import version as contract_version
 from dgpo_core.errors import ContractError, PluginError
 from dgpo_core.hookspecs import Command, Kind, Part, hookspec
 from dgpo_core.plugins.blame import blamed
-from dgpo_core.plugins.declared import BrokenPlugin, RegisteredCommand, RegisteredPart, contract_of, declarations
+from dgpo_core.plugins.declared import (
+    BrokenPlugin,
+    RegisteredCommand,
+    RegisteredPart,
+    RegisteredPlace,
+    contract_of,
+    declarations,
+)
 from dgpo_core.plugins.discovery import check_hooks, check_kind, entry_points
-from dgpo_core.plugins.isolation import isolated, told
+from dgpo_core.plugins.isolation import imported, isolated, told
 from dgpo_core.plugins.names import Names
 from dgpo_core.plugins.observers import notify
 
@@ -83,6 +90,7 @@ class Registry(Names):
                 self._manager.check_pending()
                 parts = [(kind, one) for kind in kinds.values() for one in self._declared(plugin, kind.hook, Part)]
                 commands = list(self._declared(plugin, "dgpo_commands", Command))
+                places = dict(self._places_of(plugin))
         except BaseException as error:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
@@ -100,10 +108,18 @@ class Registry(Names):
             self._add_part(RegisteredPart(part, kind.name, distribution, version, contract, noun))
         for command in commands:
             self._add_command(RegisteredCommand(command, distribution, version))
+        for key, target in places.items():
+            self._add_place(RegisteredPlace(key, target, distribution, version))
 
     def _declared(self, plugin: object, hook: str, sort: type[Any]) -> Iterator[Any]:
         implementations = getattr(self._manager.hook, hook).get_hookimpls()
         return declarations([one for one in implementations if one.plugin is plugin], hook, sort)
+
+    def _places_of(self, plugin: object) -> Iterator[tuple[str, str]]:
+        for implementation in self._manager.hook.dgpo_places.get_hookimpls():
+            if implementation.plugin is plugin:
+                returned: Any = implementation.function()
+                yield from dict(returned).items()
 
     def _kinds_of(self, plugin: object) -> Iterator[tuple[str, Kind]]:
         """The kinds that a plugin brings, whose hooks are known from now on."""
@@ -155,6 +171,12 @@ class Registry(Names):
         from dgpo_core.plugins import building
 
         return building.create(self, kind, block, **keywords)
+
+    def place(self, key: str) -> Any:
+        """The function that connects a reward to the place which this key of its block stands for, imported. Raises
+        PluginError saying what to install."""
+        found = self.find_place(key)
+        return imported(str(found), found.target)
 
     def blame(self, error: BaseException) -> str | None:
         """What a plugin has thrown, with its distribution and place; None if it was not a plugin."""

@@ -6,6 +6,6 @@ loads anything.
 
 from __future__ import annotations
 
-from dgpo_core.rewards.place import place
+from dgpo_core.rewards.place import Connect, place
 
-__all__ = ["place"]
+__all__ = ["Connect", "place"]

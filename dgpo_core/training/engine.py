@@ -23,9 +23,9 @@ from dgpo_core.flow.sizes import Size, check_sizes
 from dgpo_core.flow.times import Times
 from dgpo_core.plugins import promises
 from dgpo_core.plugins.surroundings import Guard
-from dgpo_core.rewards.hub import prepare_hub
 from dgpo_core.storage.bases import base_record
 from dgpo_core.storage.checkpoint import Checkpoint
+from dgpo_core.system.hub import prepare_hub
 from dgpo_core.training.policy import ConditioningCache, Policy, check_adapter
 from dgpo_core.training.rollout import Roller
 from dgpo_core.types import Conditioning, Prompt

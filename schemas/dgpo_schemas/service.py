@@ -36,7 +36,7 @@ __all__ = [
 
 PROTOCOL = 2
 """Version of the messages. Both sides must speak the same one."""
-WORKERS = 3
+WORKERS = 4
 """Version of what a run and its worker processes say to each other: the messages, and how they are numbered."""
 REQUEST = "Dgpo-Request"
 """Header of a request to a service that the answer repeats, so that it is never taken for another request's."""

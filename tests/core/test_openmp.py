@@ -15,10 +15,11 @@ import pytest
 import torch
 import yaml
 
-from dgpo_core.rewards.process import Recipe
 from dgpo_core.system import openmp
 from dgpo_core.system.openmp import ALONE, BESIDE, KNOWN, others_at_work, spin_briefly
 from dgpo_kit.toy import run_data
+from dgpo_remote.worker.channel import Channel
+from dgpo_remote.worker.process import Recipe
 
 WATCH = """
 import json, os, runpy, sys
@@ -81,9 +82,9 @@ def test_workers_choose_before_they_load_torch(own: dict[str, str], expected: di
     here, there = socket.socketpair()
     with here, there:
         orders = json.dumps({"settings": {}}).encode()
-        here.sendall(b"DGPN" + len(orders).to_bytes(8, "little") + (1).to_bytes(8, "little") + orders)
+        Channel(here).send(orders, number=1, about="/load")
         arguments = (str(there.fileno()), str(os.getpid()))
-        found = at_torch("dgpo_core.rewards.worker_main", *arguments, own=own, pass_fds=[there.fileno()])
+        found = at_torch("dgpo_remote.worker.worker_main", *arguments, own=own, pass_fds=[there.fileno()])
     assert_chosen(found, expected)
 
 

@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from dgpo_core.builtin import plugin as builtin
 from dgpo_core.config.changes import differing_keys
 from dgpo_core.config.pipeline import load_run_config
+from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
+from dgpo_core.rewards import place
+from dgpo_kit.toy import plugin as toy
 from dgpo_kit.toy import run_data
 from dgpo_schemas.problems import ConfigError
 from dgpo_schemas.run import RunConfig
@@ -77,6 +82,23 @@ def test_mistakes_in_the_sections_are_still_found(tmp_path: Path, registry: Regi
         load(tmp_path, registry, {"use": "brightness", "service": {}})
     with pytest.raises(ConfigError, match=r"give `worker` or `service`, not both"):
         load(tmp_path, registry, {"use": "brightness", "worker": {}, "service": SERVICE})
+
+
+def test_a_place_whose_plugin_is_missing_is_told_with_what_to_install(tmp_path: Path) -> None:
+    bare = Registry(discover=False)
+    bare.register(builtin, distribution="dgpo")
+    bare.register(toy, distribution="toy")
+    for key, where in (("worker", {"worker": {}}), ("service", {"service": SERVICE})):
+        with pytest.raises(ConfigError) as caught:
+            load(tmp_path, bare, {"use": "brightness"} | where)
+        (problem,) = caught.value.problems
+        assert problem.key == f"rewards.0.{key}"
+        assert "run.yaml:" in problem.where
+        assert "pip install dgpo-remote" in problem.message
+        block = RewardBlock.model_validate({"use": "brightness"} | where)
+        with pytest.raises(UserError, match=rf"^rewards.0.{key}: .*pip install dgpo-remote"):
+            place(block, bare, device=torch.device("cpu"), where="rewards.0")
+    assert place(RewardBlock(use="brightness"), bare, device=torch.device("cpu")).elsewhere is False
 
 
 def test_a_resumed_run_may_move_its_rewards() -> None:

@@ -11,8 +11,9 @@ from io import BytesIO
 import torch
 from PIL import Image
 
-from dgpo_core.rewards.messages import LENGTH, score_request
 from dgpo_core.types import Prompt
+from dgpo_remote.messages.blobs import LENGTH
+from dgpo_remote.messages.scores import score_request
 from dgpo_schemas.service import PROTOCOL, SAFETENSORS
 from tests.faults.serving import post
 

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dgpo_core.rewards.messages import LENGTH, score_request
 from dgpo_core.types import Prompt
+from dgpo_remote.messages.blobs import LENGTH
+from dgpo_remote.messages.scores import score_request
 from dgpo_schemas.service import SAFETENSORS
 from tests.faults.serving import Answer, exchange, post, served
 from tests.fuzz.fuzzer import Case, Subject

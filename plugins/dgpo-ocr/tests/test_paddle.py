@@ -167,7 +167,7 @@ def test_without_the_library_the_error_says_what_to_do(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError) as caught:
         reward()
-    assert "pip install dgpo rapidfuzz paddleocr paddlepaddle" in str(caught.value)
+    assert "pip install dgpo-remote rapidfuzz paddleocr paddlepaddle" in str(caught.value)
     assert "worker: {python: paddle/bin/python}" in str(caught.value)
     assert module in str(caught.value).splitlines()[-1]
 

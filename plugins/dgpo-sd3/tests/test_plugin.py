@@ -22,7 +22,7 @@ def test_the_declared_part_is_a_backbone() -> None:
     (part,) = plugin.dgpo_backbones()
     module, _, name = part.implementation.partition(":")
     assert part.name == "sd3"
-    assert part.options is SD3Options
+    assert part.options == f"{SD3Options.__module__}:{SD3Options.__name__}"
     assert issubclass(getattr(import_module(module), name), Backbone)
 
 

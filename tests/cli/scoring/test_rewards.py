@@ -18,8 +18,8 @@ from PIL import Image
 import dgpo_cli.scoring.batches as batches_module
 from dgpo_core.contracts import RewardModel
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.rewards.messages import Blob, read_score_request, score_request
 from dgpo_kit.toy import WinRate
+from dgpo_remote.messages.scores import Blob, read_score_request, score_request
 from dgpo_schemas.text import lone_surrogate
 from tests.cli.scoring.parts import Run, Stub, StubOptions, clip, picture
 

@@ -30,7 +30,7 @@ __all__ = ["PaddleEngine"]
 INSTALL = """\
 engine 'paddleocr' needs PaddleOCR 3, and it wants an environment of its own, because it pins NumPy and OpenCV:
   python -m venv paddle
-  paddle/bin/pip install dgpo rapidfuzz paddleocr paddlepaddle
+  paddle/bin/pip install dgpo-remote rapidfuzz paddleocr paddlepaddle
   paddle/bin/pip install --no-deps dgpo-ocr
 and in the run file, beside `use: ocr`:
   worker: {python: paddle/bin/python}"""

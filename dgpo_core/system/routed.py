@@ -1,0 +1,105 @@
+"""How requests travel: through the proxy that `proxies` decides on for each address."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import threading
+from types import ModuleType
+from typing import Any
+
+import httpx
+
+from dgpo_core.errors import UserError
+from dgpo_core.system.proxies import Proxy, UnusableProxy, route
+from dgpo_schemas.text import error_text
+
+__all__ = ["Routed", "certificates"]
+
+log = logging.getLogger(__name__)
+
+
+def certificates(environment: bool) -> ssl.SSLContext:
+    """What https trusts: SSL_CERT_FILE or SSL_CERT_DIR where they are set, else certifi's list. Without `environment`:
+    nothing, for connections that need none. Raises UserError for a variable that leads nowhere."""
+    if not environment:
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the lists take a while to read
+    try:
+        return httpx.create_ssl_context()
+    except (OSError, ValueError) as error:
+        name = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+        raise UserError(
+            f"{name}: {os.environ.get(name, '')!r} cannot be read as certificates: {error}; name a PEM file "
+            "in SSL_CERT_FILE, or a directory of them in SSL_CERT_DIR"
+        ) from error
+
+
+class Routed:
+    """A transport for a client of httpx, or of a library with its interface, that asks `proxies.route` for each
+    request. May be used from any thread."""
+
+    def __init__(self, library: ModuleType, *, limits: Any = None, network: Any = None, tell: bool = False) -> None:
+        """network: makes the connections, as httpcore's backends do; tell: log, once, why a proxy could not be used or
+        reached."""
+        self._library = library
+        self._network = network
+        self._tell = tell
+        self._told: set[str] = set()
+        self._limits = {} if limits is None else {"limits": limits}
+        self._made: dict[tuple[str | None, bool], Any] = {}
+        self._making = threading.Lock()
+
+    def handle_request(self, request: Any) -> Any:
+        """Send a request. Raises the library's ConnectError, which names the proxy, where it is the proxy that cannot
+        be used or reached; libraries are prepared for that error, and for those of proxies they are not."""
+        url = request.url
+        try:
+            proxy = route(f"{url.scheme}://{url.netloc.decode('ascii')}")
+        except UnusableProxy as error:
+            raise self._failed(str(error), request) from error
+        transport = self._transport(proxy, url.scheme == "https")
+        if proxy is None:
+            return transport.handle_request(request)
+        try:
+            return transport.handle_request(request)
+        except (self._library.ProxyError, self._library.ConnectError) as error:
+            raise self._failed(f"{error_text(error, 300)} through {proxy}", request) from error
+
+    def _failed(self, message: str, request: Any) -> Exception:
+        if self._tell and message not in self._told:  # the library may have words of its own instead
+            self._told.add(message)
+            log.warning("%s", message)
+        made: Exception = self._library.ConnectError(message, request=request)
+        return made
+
+    def _transport(self, proxy: Proxy | None, secure: bool) -> Any:
+        key = (None if proxy is None else proxy.url, secure)
+        with self._making:
+            if key not in self._made:
+                self._made[key] = self._make(proxy, secure)
+            return self._made[key]
+
+    def _make(self, proxy: Proxy | None, secure: bool) -> Any:
+        options: dict[str, Any] = dict(self._limits, verify=certificates(secure))
+        if proxy is not None:
+            trusted = certificates(True) if proxy.url.lower().startswith("https:") else None
+            options["proxy"] = self._library.Proxy(proxy.url, ssl_context=trusted)
+        made = self._library.HTTPTransport(**options)
+        if self._network is not None:
+            made._pool._network_backend = self._network
+        return made
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._making:
+            made = list(self._made.values())
+            self._made.clear()
+        for transport in made:
+            transport.close()
+
+    def __enter__(self) -> Routed:
+        return self
+
+    def __exit__(self, *arguments: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""`dgpo serve`: a reward behind HTTP."""

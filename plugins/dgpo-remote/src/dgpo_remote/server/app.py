@@ -1,0 +1,331 @@
+"""The service's endpoints. /health, /ready and /metrics are for machines that watch and need no token."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dgpo_core.contracts import AnyReward, GroupReward
+from dgpo_core.media.kinds import Kind, plural
+from dgpo_core.training.memory import is_out_of_memory
+from dgpo_core.types import Scores
+from dgpo_remote.answering import as_text, checked, describe, said
+from dgpo_remote.messages.scores import example_blob, score_answer
+from dgpo_remote.refusal import Refusal
+from dgpo_remote.server.aside import Aside
+from dgpo_remote.server.batcher import Batcher
+from dgpo_remote.server.bodies import Samples, in_groups, read_pictures, read_tensors, with_media
+from dgpo_remote.server.budget import Budget, Share, current_share
+from dgpo_remote.server.counters import Counters
+from dgpo_remote.server.descriptors import connections_that_fit
+from dgpo_remote.server.doors import Doors, refusal_answer
+from dgpo_remote.server.intake import Limit, read_body, read_prompts, reserve_tensors
+from dgpo_remote.server.pool import Pool
+from dgpo_remote.server.readers import Readers
+from dgpo_schemas.serve import ServeConfig
+from dgpo_schemas.service import (
+    PROTOCOL,
+    REQUEST,
+    SAFETENSORS,
+    ScoreAnswer,
+    StatusAnswer,
+)
+from dgpo_schemas.text import error_text
+
+__all__ = ["Service"]
+
+log = logging.getLogger(__name__)
+
+TENSORS = (SAFETENSORS, "application/x-safetensors")
+FORM, JSON = "multipart/form-data", "application/json"
+GONE = 499
+"""Status under which a request is counted whose caller did not wait."""
+JSON_GROWTH = 8
+"""Bytes of memory for a byte of JSON, about: its texts, and the objects that are made of them."""
+
+
+class Service:
+    """The state of a service and its ASGI application, `app`."""
+
+    def __init__(self, config: ServeConfig, batcher: Batcher, counters: Counters, token: str | None) -> None:
+        self.config = config
+        self.batcher = batcher
+        self.counters = counters
+        self.readers = Readers(config.readers, config.limits)
+        self.budget = Budget(config.memory)
+        self.pool = Pool(config.connections, connections_that_fit(config.most_connections), counters)
+        self.draining = False
+        self.inside = 0
+        """Requests under way, those of watchers not counted."""
+        self._aside = Aside()
+        counters.watch(
+            batcher.waiting, lambda: self.inside, lambda: self.budget.used, lambda: len(self.pool.connections)
+        )
+        routes = [
+            Route("/health", self._health),
+            Route("/ready", self._ready),
+            Route("/metrics", self._metrics),
+            Route("/v1/reward", self._reward),
+            Route("/v1/examples", self._examples),
+            Route("/v1/check", self._check, methods=["POST"]),
+            Route("/v1/score", self._score, methods=["POST"]),
+        ]
+        handlers = {Refusal: self._refused, HTTPException: self._not_found, Exception: self._broken}
+        starlette = Starlette(routes=routes, exception_handlers=handlers)
+        starlette.router.redirect_slashes = False  # it would lead wherever `Host` says
+        methods = {route.path: ", ".join(sorted({*(route.methods or ()), "OPTIONS"})) for route in routes}
+        self.app: ASGIApp = _Counted(Doors(starlette, config, token, methods, counters), counters, set(methods))
+
+    def close(self) -> None:
+        """End its thread."""
+        self._aside.close()
+
+    # -- watching ---------------------------------------------------------------------------------------------------
+
+    async def _health(self, request: Request) -> Response:
+        return _json(StatusAnswer(status="alive"))
+
+    async def _ready(self, request: Request) -> Response:
+        if (status := self._status()) == "ready":
+            return _json(StatusAnswer(status="ready"))
+        return _json(StatusAnswer.model_validate({"status": status}), 503, {"Retry-After": "1"})
+
+    def _status(self) -> str:
+        if self.draining:
+            return "draining"
+        if self.batcher.reward is None:
+            return "loading"
+        return "stuck" if self.batcher.stuck(2 * self.config.timeout) else "ready"
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.counters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    # -- the reward -------------------------------------------------------------------------------------------------
+
+    async def _reward(self, request: Request) -> Response:
+        return _json(describe(self.config.reward.use, self._loaded(), self.config.limits))
+
+    async def _examples(self, request: Request) -> Response:
+        return await self._admitted(request, self._exemplified)
+
+    async def _exemplified(self, request: Request, body: bytes) -> Response:
+        blob = await asyncio.wrap_future(self.batcher.call(lambda reward: example_blob(reward.examples())))
+        return Response(blob, media_type=SAFETENSORS)
+
+    async def _check(self, request: Request) -> Response:
+        if self._kind(request) != JSON:
+            raise Refusal(415, "type", f"the body must be {JSON}")
+        kib = self.config.limits.max_json_kib
+        return await self._admitted(request, self._checked, Limit(kib * 1024, f"{kib} KiB (limits.max_json_kib)"))
+
+    async def _checked(self, request: Request, body: bytes) -> Response:
+        current().reserve(JSON_GROWTH * len(body))
+        prompts = await self._aside(read_prompts, body, self.config.limits)
+        return _json(await asyncio.wrap_future(self.batcher.call(lambda reward: checked(reward, prompts))))
+
+    async def _score(self, request: Request) -> Response:
+        if self._kind(request) is None:
+            raise Refusal(
+                415, "type", f"the body must be {SAFETENSORS} (tensors), {FORM} (picture files) or {JSON} (base64)"
+            )
+        return await self._admitted(request, self._scored)
+
+    async def _scored(self, request: Request, body: bytes) -> Response:
+        samples = self._fitting(await self._samples(request, body))
+        futures = [self.batcher.score(b.media, b.prompts, alone=b.alone, keys=b.keys) for b in samples.batches]
+        try:
+            scores = [await asyncio.wrap_future(future) for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()  # of no effect on those that are done
+        self.counters.samples.inc(len(samples.lost))
+        self.counters.missing.inc(len(samples.lost))
+        return await self._aside(lambda: self._answer(request, _in_order(samples, scores)))
+
+    def _fitting(self, samples: Samples) -> Samples:
+        """The samples that the reward scores; those of the other kind are missing. Raises Refusal if all are."""
+        reward = self.batcher.reward
+        assert reward is not None  # for the request was admitted; it is served even if the service ends after it
+        fitting, lost = [], dict(samples.lost)
+        for batch in samples.batches:
+            medium: Kind = "video" if batch.media.dim() == 5 else "image"
+            if medium in reward.media:
+                fitting.append(batch)
+                continue
+            why = f"{self.config.reward.use} does not score {medium}s; it scores {plural(reward.media)}"
+            lost |= dict.fromkeys(batch.places, why)
+        if samples.batches and not fitting:
+            raise Refusal(422, "request", why)
+        fits = Samples(fitting, samples.count, lost, samples.notes)
+        if isinstance(reward, GroupReward):
+            return in_groups(fits)
+        if any(batch.keys is not None for batch in fitting):
+            raise Refusal(422, "request", f"{self.config.reward.use} scores each sample by itself; leave out `keys`")
+        return fits
+
+    @staticmethod
+    def _kind(request: Request) -> str | None:
+        """What the body is, if it is something that we read."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return kind if kind in (*TENSORS, FORM, JSON) else None
+
+    async def _samples(self, request: Request, body: bytes) -> Samples:
+        """What is to be scored, if there is memory for it."""
+        limits, share = self.config.limits, current()
+        if self._kind(request) in TENSORS:
+            reserve_tensors(body, share, limits)
+            samples = await self._aside(read_tensors, body, limits)
+            return await with_media(self.readers, samples, limits, share.reserve)
+        return await read_pictures(self.readers, body, request.headers["content-type"], limits, share.reserve)
+
+    def _answer(self, request: Request, scores: Scores) -> Response:
+        """Tensors for tensors, JSON for pictures, unless `Accept` asks for the other."""
+        accept = request.headers.get("accept", "")
+        tensors = self._kind(request) in TENSORS
+        if JSON in accept or not (tensors or any(kind in accept for kind in TENSORS)):
+            return _json(_as_json(scores))
+        return Response(score_answer(scores), media_type=SAFETENSORS)
+
+    # -- who may come in --------------------------------------------------------------------------------------------
+
+    def _loaded(self) -> AnyReward:
+        """The reward. Raises Refusal while there is none, or soon will be none."""
+        reward = self.batcher.reward
+        if reward is None or self.draining:
+            raise Refusal(503, "busy", f"the service is {self._status()}", {"Retry-After": "1"})
+        return reward
+
+    async def _admitted(
+        self, request: Request, handle: Callable[[Request, bytes], Awaitable[Response]], limit: Limit | None = None
+    ) -> Response:
+        """Read the body and handle the request, if there is room for it, and in time. A caller that goes away cancels
+        this task, and so all that is done for it."""
+        self._loaded()
+        if self.inside >= self.config.queue:
+            raise Refusal(503, "busy", f"{self.inside} requests are under way (queue)", {"Retry-After": "1"})
+        mib = self.config.limits.max_body_mib
+        limit = limit or Limit(mib * 2**20, f"{mib} MiB (limits.max_body_mib)")
+        read = False
+        self.inside += 1
+        share = self.budget.share()
+        try:
+            async with asyncio.timeout(self.config.timeout) as timer:
+                body = await read_body(request, share, limit, self.config.connections.body_seconds)
+                read = True
+                return await handle(request, body)
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            late = "there was no answer" if read else "the body did not come"
+            message = f"{late} within {self.config.timeout:g} s (timeout)"
+            raise Refusal(504 if read else 408, "timeout", message) from None
+        except Exception as error:
+            if isinstance(error, Refusal) or not is_out_of_memory(error):
+                raise
+            message = f"the service has run out of memory while it read the request: {said(error)}"
+            raise Refusal(507, "memory", message) from None
+        finally:
+            self.inside -= 1
+            share.let_go()
+
+    # -- errors -----------------------------------------------------------------------------------------------------
+
+    async def _refused(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refusal)
+        self.counters.refuse(error.kind)
+        return refusal_answer(error)
+
+    async def _not_found(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {request.scope['path']}: {error.detail}"
+        return refusal_answer(Refusal(error.status_code, "request", message, dict(error.headers or {})))
+
+    async def _broken(self, request: Request, error: Exception) -> Response:
+        """A mistake of ours."""
+        return refusal_answer(Refusal(500, "internal", f"the service made a mistake: {error_text(error)}"))
+
+
+def _in_order(samples: Samples, scores: Sequence[Scores]) -> Scores:
+    """The scores in the order of the request, with what reading its files has told."""
+    if len(samples.batches) == 1 and not samples.lost and not samples.notes:
+        return scores[0]
+    values, missing = torch.zeros(samples.count), torch.ones(samples.count, dtype=torch.bool)
+    diagnostics: list[Mapping[str, Any]] = [{}] * samples.count
+    for batch, part in zip(samples.batches, scores, strict=True):
+        values[batch.places], missing[batch.places] = part.values.float(), part.missing.bool()
+        for place, told in zip(batch.places, part.diagnostics, strict=True):
+            diagnostics[place] = told
+    for place, reason in samples.lost.items():
+        diagnostics[place] = {"reason": reason}
+    for place, notes in samples.notes.items():
+        told = diagnostics[place]
+        theirs = told.get("notes", [])  # a reward may have some of its own
+        diagnostics[place] = {**told, "notes": [*notes, *(theirs if isinstance(theirs, list) else [theirs])]}
+    return Scores(values, missing, tuple(diagnostics))
+
+
+def _as_json(scores: Scores) -> ScoreAnswer:
+    missing = (scores.missing.bool() | ~scores.values.isfinite()).tolist()
+    values = [None if lost else float(value) for value, lost in zip(scores.values.tolist(), missing, strict=True)]
+    diagnostics = [dict(one) for one in scores.diagnostics]
+    return ScoreAnswer(protocol=PROTOCOL, values=values, missing=missing, diagnostics=diagnostics)
+
+
+# -- answers ------------------------------------------------------------------------------------------------------
+
+
+def _json(message: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(as_text(message), status, headers, JSON)
+
+
+def current() -> Share:
+    """The share of the request that was admitted."""
+    share = current_share()
+    assert share is not None
+    return share
+
+
+class _Counted:
+    """Counts requests by path and status, and how long they take; an answer repeats its request's number."""
+
+    def __init__(self, app: ASGIApp, counters: Counters, paths: set[str]) -> None:
+        self._app = app
+        self._counters = counters
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        number = Headers(scope=scope).get(REQUEST, "")
+        started, status = time.perf_counter(), GONE
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if 0 < len(number) <= 200:
+                    MutableHeaders(scope=message)[REQUEST] = number
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:  # it has been answered
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            log.error("%s: %s (%s, line %d)", path, error_text(error), where.filename, where.lineno)
+            self._counters.refuse("internal")
+        finally:
+            self._counters.requests.labels(path, str(status)).inc()
+            self._counters.seconds.labels(path).observe(time.perf_counter() - started)

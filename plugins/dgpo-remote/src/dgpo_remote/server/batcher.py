@@ -1,0 +1,275 @@
+"""The threads of the reward: requests wait for them, and small ones are scored together."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.contracts import AnyReward
+from dgpo_core.distributed.comparing import NOT_FINITE, compared
+from dgpo_core.plugins.surroundings import Guard
+from dgpo_core.training.memory import in_halves
+from dgpo_core.training.scores import check_scores
+from dgpo_core.types import Prompt, SampleKey, Scores
+from dgpo_remote.answering import refusal_of, said, scored
+from dgpo_remote.refusal import Refusal
+from dgpo_remote.server.budget import current_share
+from dgpo_remote.server.counters import Counters
+from dgpo_schemas.serve import BatchingSection
+from dgpo_schemas.text import error_text
+
+__all__ = ["Batcher"]
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 0.5
+"""Seconds that closing gives to a reward which is at work, and to its own closing."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Samples of one shape, or a call that wants the reward."""
+
+    future: Future[Any]
+    media: Tensor | None = None
+    prompts: Sequence[Prompt] = ()
+    alone: bool = True
+    keys: Sequence[SampleKey] | None = None
+    call: Callable[[AnyReward], Any] | None = None
+    since: float = field(default_factory=time.monotonic)
+
+    def joins(self, other: Job) -> bool:
+        """Whether both can be scored in one call."""
+        if self.media is None or other.media is None or self.alone or other.alone:
+            return False
+        return (self.media.shape[1:], self.media.dtype) == (other.media.shape[1:], other.media.dtype)
+
+
+class Batcher:
+    """Loads a reward on a thread and scores on that one, and on as many as the reward says it can be called from."""
+
+    def __init__(self, load: Callable[[], AnyReward], section: BatchingSection, counters: Counters) -> None:
+        self.reward: AnyReward | None = None
+        self.failure: BaseException | None = None
+        self._load = load
+        self._guard = Guard()  # as in a run: the scores are the same bits
+        self._section = section
+        self._counters = counters
+        self._jobs: deque[Job] = deque()
+        self._change = threading.Condition()
+        self._closing = False
+        self._at_work: dict[int, float] = {}
+        self._threads = [threading.Thread(target=self._first, name="reward", daemon=True)]
+
+    def start(self) -> None:
+        """Begin to load the reward; `reward` or `failure` tells how it went."""
+        self._threads[0].start()
+
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return len(self._jobs)
+
+    def stuck(self, seconds: float) -> bool:
+        """Whether the reward has been at one batch for so long."""
+        now = time.monotonic()
+        return any(now - since > seconds for since in list(self._at_work.values()))
+
+    def score(
+        self, media: Tensor, prompts: Sequence[Prompt], *, alone: bool, keys: Sequence[SampleKey] | None = None
+    ) -> Future[Scores]:
+        """Scores of media [B, (F,) 3, H, W] on the CPU, in the future; keys: of the members, for a reward that
+        compares: they are a whole group. Its errors are Refusals."""
+        alone = alone or keys is not None or len(prompts) >= self._section.max_batch
+        return self._submit(Job(Future(), media, prompts, alone, keys))
+
+    def call(self, function: Callable[[AnyReward], Any]) -> Future[Any]:
+        """What a function of the reward returns, in the future."""
+        return self._submit(Job(Future(), call=function))
+
+    def _submit(self, job: Job) -> Future[Any]:
+        # A job keeps its media until it is done, though its caller may have gone: only then is their memory free.
+        share = current_share()
+        if share is not None:
+            share.hold()
+
+        def done(future: Future[Any]) -> None:
+            if future.cancelled():
+                self._forget(job)
+            job.call = None  # the prompts that it holds must not wait to be collected
+            if share is not None:
+                share.let_go()
+
+        job.future.add_done_callback(done)
+        with self._change:
+            self._jobs.append(job)
+            self._change.notify_all()
+        return job.future
+
+    def _forget(self, job: Job) -> None:
+        """Let go of the media of a job that nobody waits for any more; while the reward hangs, no thread would."""
+        with self._change:
+            if job in self._jobs:
+                self._jobs.remove(job)
+            job.media, job.prompts = None, ()
+
+    def close(self) -> None:
+        """End the threads, leaving behind one whose reward is at work, and close the reward."""
+        with self._change:
+            self._closing = True
+            self._change.notify_all()
+        until = time.monotonic() + PATIENCE
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, until - time.monotonic()))
+        self._guard.close()
+        if self.reward is not None:
+            closing = threading.Thread(target=self._close_reward, args=(self.reward,), name="reward", daemon=True)
+            closing.start()
+            closing.join(PATIENCE)
+
+    @staticmethod
+    def _close_reward(reward: AnyReward) -> None:
+        try:
+            reward.close()
+        except BaseException as error:
+            log.warning("the reward could not be closed: %s", error_text(error))
+
+    # -- on the threads ---------------------------------------------------------------------------------------------
+
+    def _first(self) -> None:
+        try:
+            with self._guard.around("the reward, when it was made,"):
+                reward = self._load()
+        except BaseException as error:
+            self.failure = error
+            return
+        more = [threading.Thread(target=self._work, name="reward", daemon=True) for _ in range(reward.concurrency - 1)]
+        self._threads += more
+        self.reward = reward
+        for thread in more:
+            thread.start()
+        self._work()
+
+    def _work(self) -> None:
+        while jobs := self._take():
+            jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            if not jobs:
+                continue
+            self._at_work[threading.get_ident()] = time.monotonic()
+            try:
+                self._do(jobs)
+            finally:
+                del self._at_work[threading.get_ident()]
+            del jobs  # media must not outlive their scores
+
+    def _take(self) -> list[Job]:
+        """The next job, with others that join it; nothing when all is over."""
+        with self._change:
+            while not self._jobs:
+                if self._closing:
+                    return []
+                self._change.wait()
+            batch = [self._jobs.popleft()]
+            until = batch[0].since + self._section.max_wait_ms / 1000
+            while not batch[0].alone:
+                self._join(batch)
+                remaining = until - time.monotonic()
+                if sum(len(job.prompts) for job in batch) >= self._section.max_batch or remaining <= 0 or self._closing:
+                    break
+                self._change.wait(remaining)
+            return batch
+
+    def _join(self, batch: list[Job]) -> None:
+        count = sum(len(job.prompts) for job in batch)
+        for job in list(self._jobs):
+            if job.joins(batch[0]) and count + len(job.prompts) <= self._section.max_batch:
+                self._jobs.remove(job)
+                batch.append(job)
+                count += len(job.prompts)
+
+    def _do(self, jobs: list[Job]) -> None:
+        """Fulfil the futures. One bad request must not spoil those that it was joined with."""
+        try:
+            done = self._results(jobs)
+        except BaseException as error:  # whatever it is, the thread must live
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._do([job])
+                return
+            job = jobs[0]
+            if job.media is not None:
+                self._counters.failures.inc()
+                log.warning("the reward failed on %d samples: %s", len(job.prompts), error_text(error))
+            job.future.set_exception(_refused(error, len(job.prompts)))
+            return
+        for job, result in zip(jobs, done, strict=True):
+            job.future.set_result(result)
+
+    def _results(self, jobs: list[Job]) -> list[Any]:
+        assert self.reward is not None
+        if jobs[0].call is not None:
+            with self._guard.around("the reward"):
+                return [jobs[0].call(self.reward)]
+        media = [job.media for job in jobs if job.media is not None]
+        prompts = [prompt for job in jobs for prompt in job.prompts]
+        started = time.perf_counter()
+        together = media[0] if len(media) == 1 else torch.cat(media)
+        if jobs[0].keys is None:
+            scores = _without_broken(in_halves(self._score, together, prompts), together)
+        else:
+            scores = compared(together, jobs[0].keys, partial(self._score_group, prompts[0]))
+        self._counters.batch_seconds.observe(time.perf_counter() - started)
+        self._counters.batch.observe(len(prompts))
+        self._counters.samples.inc(len(prompts))
+        self._counters.missing.inc(int((scores.missing | ~scores.values.isfinite()).sum()))
+        return _split(scores, [len(job.prompts) for job in jobs])
+
+    def _score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        assert self.reward is not None
+        return scored(self.reward, media, prompts, None, self._guard)
+
+    def _score_group(self, prompt: Prompt, media: Tensor, keys: Sequence[SampleKey]) -> Scores:
+        assert self.reward is not None
+        return check_scores(scored(self.reward, media, [prompt] * len(keys), keys, self._guard), len(keys))
+
+
+def _refused(error: BaseException, samples: int) -> Refusal:
+    """What a caller is told of it."""
+    refusal = refusal_of(error)
+    if refusal.kind == "memory":
+        what = f"with a request of {samples} samples" if samples else "when it was asked"
+        return Refusal(507, "memory", f"the service has run out of memory {what}: {said(error)}")
+    return refusal
+
+
+def _without_broken(scores: Scores, media: Tensor) -> Scores:
+    """Samples whose media are not finite are missing, as they are in runs, whatever the reward made of them."""
+    broken = torch.tensor([not bool(one.isfinite().all()) for one in media], dtype=torch.bool)  # one by one: no copies
+    if not bool(broken.any()):
+        return scores
+    diagnostics = tuple(
+        {**one, "reason": NOT_FINITE} if bad else one
+        for one, bad in zip(scores.diagnostics, broken.tolist(), strict=True)
+    )
+    values = scores.values.to(torch.promote_types(scores.values.dtype, torch.float16)).masked_fill(broken, torch.nan)
+    return Scores(values, scores.missing | broken, diagnostics)
+
+
+def _split(scores: Scores, counts: Sequence[int]) -> list[Scores]:
+    """The scores of each job."""
+    parts, start = [], 0
+    for count in counts:
+        rows = slice(start, start + count)
+        parts.append(Scores(scores.values[rows], scores.missing[rows], scores.diagnostics[rows]))
+        start += count
+    return parts

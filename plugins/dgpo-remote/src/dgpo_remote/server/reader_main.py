@@ -1,0 +1,254 @@
+"""A reader process: `python -m dgpo_remote.server.reader_main FD PARENT MEMORY`, started by `readers`.
+
+It takes bodies of requests apart and decodes the pictures in them, one question after the other, until the other end
+of its socket closes. What it reads comes from strangers: it may be killed at any moment and leaves nothing behind,
+takes no more memory than it is given, writes no files, and is killed by its own timer where something takes too long,
+whatever C code is at work. No torch here: it starts at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from dgpo_core.media.pixels import Unreadable, measure, read_pixels, readable_formats
+from dgpo_core.media.video import NotInstalled
+from dgpo_remote.refusal import Refusal
+from dgpo_remote.server.frames import BODY_COPIES, HEAD, MAGIC, OWN_MEMORY, PIXEL_BYTES, packed, unpacked
+from dgpo_remote.server.uploads import Upload, read_files, read_form, read_json_samples
+from dgpo_schemas.text import clean, error_text
+
+__all__ = ["main"]
+
+WATCH = 0.5
+"""Seconds between two looks at whether the service still lives."""
+NICE = 5
+"""Scoring goes before reading where there are too few cores for both."""
+MOST_SCANS = 500
+"""Scans of a JPEG: programs write ten or so, and every one goes over all of its pixels."""
+REASON = 1000
+"""Characters of a reason."""
+
+
+def main(arguments: list[str]) -> int:
+    """Read until there is nobody to read for; the exit status."""
+    number, parent, memory = map(int, arguments)
+    _confine(memory)
+    threading.Thread(target=_watch, args=(parent,), name="watch", daemon=True).start()
+    os.set_inheritable(number, False)
+    link = Link(socket.socket(fileno=number))
+    readable_formats()  # imports Pillow's readers
+    with contextlib.suppress(EOFError):
+        link.send({"say": "hello"})
+        while True:
+            Reader(link).serve(*link.receive())
+    return 0
+
+
+def _confine(memory: int) -> None:
+    """Set what must not be passed, whatever is read."""
+    for ending in (signal.SIGINT, signal.SIGTERM):  # they are the service's, which finishes what is under way
+        signal.signal(ending, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+    logging.disable(logging.CRITICAL)
+    with contextlib.suppress(OSError):
+        os.nice(NICE)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # a machine whose memory is gone takes a reader's first
+    for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_AS, memory)):
+        with contextlib.suppress(ValueError, OSError):  # a lower limit is set already; macOS keeps none of memory
+            resource.setrlimit(kind, (most, most))
+    with contextlib.suppress(ImportError):
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 2  # each has pictures of its own in memory
+
+
+def _allow(memory: int) -> None:
+    """Bytes of memory from now on, besides what every reader has."""
+    with contextlib.suppress(ValueError, OSError):
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        wanted = OWN_MEMORY + memory
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH)
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """So many seconds of this process's CPUs: then SIGPROF ends it, which no code in C puts off."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+class Link:
+    """This end of the socket. Raises EOFError when the other one is gone."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+
+    def send(self, head: dict[str, Any], rest: bytes | memoryview = b"") -> None:
+        """Send a message."""
+        try:
+            self._socket.sendall(packed(head, len(rest)))
+            if len(rest):
+                self._socket.sendall(rest)
+        except OSError as error:
+            raise EOFError(str(error)) from error
+
+    def receive(self) -> tuple[dict[str, Any], bytearray]:
+        """Wait for one."""
+        magic, short, long = HEAD.unpack(self._read(HEAD.size))
+        if magic != MAGIC:
+            raise EOFError("not a message")
+        return unpacked(self._read(short)), self._read(long)
+
+    def _read(self, length: int) -> bytearray:
+        data = bytearray(length)
+        view, got = memoryview(data), 0
+        while got < length:
+            try:
+                count = self._socket.recv_into(view[got:])
+            except OSError as error:
+                raise EOFError(str(error)) from error
+            if count == 0:
+                raise EOFError("the service has closed its end")
+            got += count
+        view.release()
+        return data
+
+
+class Reader:
+    """One request, or a turn of it: what is in it, then what the service asks of each picture."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def serve(self, asked: dict[str, Any], body: bytearray) -> None:
+        """Answer until the service says that it is done with the request."""
+        self._asked = asked
+        self._held = 2 * len(body)
+        _allow(BODY_COPIES * len(body))
+        try:
+            with _within(asked["body_seconds"]):
+                upload, lines = self._taken_apart(body)
+        except Refusal as error:
+            self._link.send({"say": "refused", "status": error.status, "kind": error.kind, "message": str(error)})
+            return
+        except MemoryError:
+            message = "the body needs more memory to be read than a reader may take"
+            self._link.send({"say": "refused", "status": 413, "kind": "size", "message": message})
+            return
+        body.clear()
+        sizes = {"names": 1, "prompts": len(upload.prompts), "metadata": len(upload.metadata)}
+        self._link.send({"say": "samples", "count": len(upload.pictures), **sizes}, lines)
+        del lines
+        while True:
+            question, _ = self._link.receive()
+            if question["ask"] == "stop":
+                return
+            self._safely(question, upload)
+
+    def _taken_apart(self, body: bytearray) -> tuple[Upload, bytes]:
+        most = self._asked["max_samples"]
+        if self._asked["kind"] == "form":
+            upload = read_form(bytes(body), self._asked["type"], most)
+        elif self._asked["kind"] == "files":
+            upload = read_files(body, most)
+        else:
+            upload = read_json_samples(body, most)
+        return upload, upload.lines()
+
+    def _safely(self, question: dict[str, Any], upload: Upload) -> None:
+        """Answer what is asked of a picture, or say why it cannot be answered."""
+        picture = upload.pictures[question["at"]]
+        status, kind = 400, "request"
+        _allow(self._held + PIXEL_BYTES * question["most"])
+        try:
+            with _within(question["seconds"]):
+                data = picture.content = picture.data()
+                if question["ask"] == "measure":
+                    head, rest = self._measured(data), memoryview(b"")
+                else:
+                    head, rest = _pixels(data, question["most"])
+                    picture.content = b""  # it is asked for once
+            self._link.send(head, rest)
+            return
+        except EOFError:
+            raise
+        except Refusal as error:
+            status, kind, reason = error.status, error.kind, str(error)
+        except Unreadable as error:
+            reason = str(error)
+            if error.too_large:
+                status, kind = 413, "size"
+        except (NotInstalled, ValueError) as error:
+            reason = str(error)
+        except MemoryError:
+            status, kind, reason = 413, "size", "it needs more memory to be read than a reader may take"
+        except Exception as error:  # what nobody has thought of
+            reason = f"cannot be read: {error_text(error)}"
+        self._link.send({"say": "lost", "status": status, "kind": kind, "message": clean(reason, REASON)})
+
+    def _measured(self, data: bytes) -> dict[str, Any]:
+        """Frames, height and width. Raises Refusal and what `measure` raises."""
+        if (scans := _scans(data)) > MOST_SCANS:
+            raise Refusal(413, "size", f"it is a JPEG of {scans:,} scans, of which {MOST_SCANS} are read at most")
+        size = frames, height, width = measure(data, self._asked["max_frames"])
+        if frames > (most := self._asked["max_frames"]):
+            raise Refusal(413, "size", f"more than {most} frames (limits.max_frames)")
+        if max(height, width) > (most := self._asked["max_side"]):
+            raise Refusal(413, "size", f"{width}x{height} pixels: a side is longer than {most} (limits.max_side)")
+        if min(size) <= 0:
+            raise Refusal(422, "request", f"{frames} frames of {width}x{height} pixels show nothing")
+        return {"say": "size", "size": size}
+
+
+def _pixels(data: bytes, most: int) -> tuple[dict[str, Any], memoryview]:
+    """Pixels as they travel: [.., H, W, 3], in memory in this order."""
+    found = read_pixels(data, most)
+    values = np.ascontiguousarray(found.values)
+    notes = [clean(note, REASON) for note in found.notes][:20]
+    head = {"say": "pixels", "shape": values.shape, "dtype": values.dtype.name, "white": found.white, "notes": notes}
+    return head, values.data.cast("B")
+
+
+def _scans(data: bytes) -> int:
+    """Scans of the first picture of a JPEG file; 0 of any other, and of one that clearly has few."""
+    if not data.startswith(b"\xff\xd8\xff") or data.count(b"\xff\xda") <= MOST_SCANS:
+        return 0
+    at, scans = 2, 0
+    while 0 <= at < len(data) - 3:
+        marker = data[at + 1]
+        if data[at] != 0xFF or marker == 0xD9:  # nonsense, or the end: a phone's video may follow
+            break
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD7:
+            at += 1 if marker == 0xFF else 2
+        else:
+            scans += marker == 0xDA
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        at = data.find(b"\xff", at)  # a scan's data: 255 is followed by 0 in it, or by a restart marker
+    return scans
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

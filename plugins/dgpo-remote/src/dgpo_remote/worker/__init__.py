@@ -1,0 +1,1 @@
+"""A reward in processes of its own."""

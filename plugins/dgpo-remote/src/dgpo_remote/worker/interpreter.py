@@ -1,0 +1,60 @@
+"""Why an interpreter cannot run a worker, and what to do about it. Asked only when something has gone wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+
+__all__ = ["why_it_did_not_greet", "why_it_did_not_start"]
+
+PATIENCE = 20.0
+PROBE = """
+import importlib.util, json, sys
+sys.path = [path for path in sys.path if path]
+dgpo, worker = (bool(importlib.util.find_spec(name)) for name in ("dgpo_core", "dgpo_remote"))
+print(json.dumps({"python": list(sys.version_info[:2]), "dgpo": dgpo, "worker": worker}))
+"""
+OLDEST = [3, 11]
+
+
+def why_it_did_not_start(python: str, error: Exception) -> str:
+    """In words, from the error of starting it."""
+    number = getattr(error, "errno", None)
+    if os.path.isdir(python):
+        return f"{python} is a directory; name the interpreter in it, such as {os.path.join(python, 'bin', 'python')}"
+    if number == errno.ENOENT:
+        return f"there is no interpreter {python}; name one that has dgpo and the reward's plugin installed"
+    if number == errno.EACCES:
+        return f"{python} is not executable; name a Python interpreter"
+    if number == errno.ENOEXEC:
+        return f"{python} is no program; name a Python interpreter"
+    return f"{python} cannot be started: {error}"
+
+
+def why_it_did_not_greet(
+    python: str, variables: Mapping[str, str], lines: Sequence[str], waited: float | None = None
+) -> str:
+    """In words, of a program that started but did not become a worker: it is asked what it is. `waited`: the seconds
+    of worker.start_timeout, if they have passed."""
+    said = [line for line in lines if line.strip()]
+    last = f": {said[-1]}" if said else ""
+    try:
+        done = subprocess.run(
+            [python, "-c", PROBE], capture_output=True, text=True, timeout=PATIENCE, env=dict(variables), check=False,
+            stdin=subprocess.DEVNULL, errors="replace",
+        )  # fmt: skip
+        found = json.loads(done.stdout.splitlines()[-1])
+        version, has_dgpo, has_worker = found["python"], found["dgpo"], found["worker"]
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError, KeyError, TypeError):
+        return f"{python} is no Python interpreter{last}"
+    if version < OLDEST:
+        return f"{python} is Python {version[0]}.{version[1]}; workers need Python 3.11 or newer with dgpo installed"
+    if not has_dgpo:
+        return f"{python} lacks dgpo; install it and the reward's plugin there: {python} -m pip install dgpo-remote ..."
+    if not has_worker:
+        return f"{python} lacks dgpo-remote; install the run's version there: {python} -m pip install dgpo-remote"
+    late = "" if waited is None else f" within {waited:g} s (worker.start_timeout)"
+    return f"the worker in {python} did not start{late}{last}"

@@ -1,0 +1,161 @@
+"""A worker process: `python -m dgpo_remote.worker.worker_main FD PARENT`, started by `process`.
+
+It says which protocol it speaks before it imports anything heavy, loads the reward that it is told, and then answers
+one request after the other until the other end of its socket closes. What the reward prints goes where errors go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from dgpo_core import __version__
+from dgpo_core.system.openmp import spin_briefly
+from dgpo_core.system.supervising import end_with_parent
+from dgpo_remote.worker.channel import Channel
+from dgpo_schemas.service import WORKERS
+
+if TYPE_CHECKING:
+    from dgpo_core.contracts import AnyReward
+
+__all__ = ["main"]
+
+WATCH = 1.0
+"""Seconds between two looks at whether the run still lives."""
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until there is nobody to serve; the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C belongs to the run, which ends us in its time
+    spin_briefly()
+    number, parent = int(arguments[0]), int(arguments[1])
+    os.set_inheritable(number, False)
+    end_with_parent(parent, _end, WATCH)  # even if the reward is at work
+    channel = Channel(socket.socket(fileno=number))
+    channel.send(json.dumps({"protocol": WORKERS, "dgpo": __version__}).encode())
+    host = Host()
+    with contextlib.suppress(EOFError):
+        while not host.stopped:
+            asked, path, body = channel.receive()
+            status, answer = host.answer(path, body)
+            channel.send(answer, number=asked, about=status)
+        return 0
+    _end()
+    return 0
+
+
+def _end() -> None:
+    """At once, with every process that the reward has started."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(1)
+
+
+class Host:
+    """The reward, and answers to what is asked of it."""
+
+    def __init__(self) -> None:
+        self.reward: AnyReward | None = None
+        self.stopped = False
+
+    def answer(self, path: str, body: bytes) -> tuple[str, bytes]:
+        """(status, answer): of the reward, or its error, whatever it is. Some libraries exit where others raise, and
+        Ctrl-C is none of ours."""
+        from dgpo_core.plugins.isolation import no_exit
+        from dgpo_core.training.memory import free
+        from dgpo_remote.answering import as_text, error_message, refusal_of
+
+        try:
+            with no_exit():
+                return "200", self._load(json.loads(body)) if path == "/load" else self._answer(path, body)
+        except BaseException as error:
+            with contextlib.suppress(BaseException):  # one whose text cannot be had
+                traceback.print_exc()
+            refusal = refusal_of(error)
+        if refusal.kind == "memory":  # outside of the `except`, which keeps the batch's tensors alive
+            free()
+        return str(refusal.status), as_text(error_message(refusal.kind, str(refusal), lines=True)).encode()
+
+    def _load(self, start: dict[str, Any]) -> bytes:
+        """Build the reward. Returns its description."""
+        _adopt_settings(start["settings"])
+        from dgpo_core.plugins.registry import get_registry
+        from dgpo_core.plugins.surroundings import Guard
+        from dgpo_core.system.hub import prepare_hub
+        from dgpo_remote.answering import as_text, describe
+        from dgpo_schemas.base import UseBlock
+
+        self.guard = Guard()  # as in the run's own process: the scores are the same bits
+        block = UseBlock(use=start["use"], options=start["options"])
+        registry = get_registry()
+        prepare_hub()
+        with self.guard.around("the reward, when it was made,"):
+            reward: AnyReward = registry.create("reward", block, device=_device(start["device"]))
+        self.reward = reward
+        return as_text(describe(block.use, reward)).encode()
+
+    def _answer(self, path: str, body: bytes) -> bytes:
+        """One request, one answer."""
+        from dgpo_core.training.scores import check_scores
+        from dgpo_remote.answering import as_text, checked, scored
+        from dgpo_remote.messages.blobs import Blob
+        from dgpo_remote.messages.prompts import prompts_of
+        from dgpo_remote.messages.scores import example_blob, read_score_request, score_answer
+        from dgpo_schemas.service import CheckRequest
+
+        assert self.reward is not None
+        match path:
+            case "/v1/check":
+                prompts = prompts_of(CheckRequest.model_validate_json(body).prompts)
+                with self.guard.around("the reward, when it checked the prompts,"):
+                    return as_text(checked(self.reward, prompts)).encode()
+            case "/v1/examples":
+                return example_blob(self.reward.examples())
+            case "/stop":
+                self.stopped = True
+                self.reward.close()
+                return b""
+        asked = read_score_request(Blob(body))
+        scores = scored(self.reward, asked.media, asked.prompts, asked.keys, self.guard)
+        return score_answer(check_scores(scores, len(asked.prompts)))
+
+
+def _adopt_settings(settings: dict[str, Any]) -> None:
+    """Compute as the run computes: threads and reduced precision decide about the last bits."""
+    import torch
+
+    if settings["threads"] is not None:
+        torch.set_num_threads(settings["threads"])
+    torch.backends.cuda.matmul.allow_tf32 = settings["matmul_tf32"]
+    torch.backends.cudnn.allow_tf32 = settings["cudnn_tf32"]
+    torch.backends.cudnn.benchmark = settings["cudnn_benchmark"]
+    torch.backends.cudnn.deterministic = settings["cudnn_deterministic"]
+    if settings["deterministic"]:
+        torch.use_deterministic_algorithms(True, warn_only=settings["deterministic"] == "warn")
+
+
+def _device(name: str) -> Any:
+    """The run's device, or the one that the process's own CUDA_VISIBLE_DEVICES leaves. Raises UserError."""
+    import torch
+
+    from dgpo_core.errors import UserError
+
+    wanted = torch.device(name)
+    if wanted.type != "cuda" or torch.cuda.is_available():
+        return wanted
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return torch.device("cpu")
+    raise UserError(
+        f"the run computes on {name}, but torch {torch.__version__} in the worker sees no CUDA device; set "
+        'environment: {CUDA_VISIBLE_DEVICES: ""} to score on the CPU'
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

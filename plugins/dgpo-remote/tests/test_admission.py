@@ -1,0 +1,410 @@
+"""Requests to a service: what they may hold, who may ask, and what they are told."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+import dgpo_remote.server.app as app
+import dgpo_remote.server.connections as connections
+from dgpo_core.errors import UserError
+from dgpo_core.types import Prompt
+from dgpo_remote.messages.blobs import Blob
+from dgpo_remote.messages.scores import read_score_answer, score_request
+from dgpo_remote.refusal import Refusal
+from dgpo_remote.server.budget import Budget
+from dgpo_remote.server.intake import read_prompts
+from dgpo_remote.tokens import read_token
+from dgpo_schemas.serve import ServeConfig
+from dgpo_schemas.service import SAFETENSORS, ErrorAnswer, ServiceLimits
+
+Serve = Callable[..., Any]
+ONE = score_request(torch.zeros(1, 3, 8, 8), [Prompt("x")])
+SCORE = f"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: {SAFETENSORS}\r\n"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.005)
+    raise AssertionError("it does not come to be")
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "LINGER", 0.2)
+
+
+@pytest.fixture
+def gate(parts: ModuleType) -> Iterator[threading.Event]:
+    """What the prompt `wait` waits for."""
+    parts.GATE.clear()
+    parts.BATCHES.clear()
+    yield parts.GATE
+    parts.GATE.set()
+
+
+@pytest.fixture(scope="module")
+def server(serve_all_along: Serve) -> Any:
+    return serve_all_along("moody", origins=["https://good.example"], limits={"max_body_mib": 4})
+
+
+@contextmanager
+def connected(server: Any, sent: bytes = b"") -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=20) as made:
+        made.sendall(sent)
+        yield made
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """What comes until the other side ends."""
+    data = b""
+    try:
+        while piece := connection.recv(2**16):
+            data += piece
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def error_of(answer: bytes) -> tuple[int, str, str]:
+    """Status, kind and message of the last answer, which must be an error in JSON."""
+    head, _, body = answer[answer.rindex(b"HTTP/1.1 ") :].partition(b"\r\n\r\n")
+    assert b"application/json" in head.lower()
+    error = ErrorAnswer.model_validate_json(body).error
+    assert error.message.isprintable()
+    return status_of(head), error.kind, error.message
+
+
+def score(server: Any, body: bytes = ONE, **headers: str) -> httpx.Response:
+    return httpx.post(
+        f"{server.url}/v1/score", content=body, headers={"Content-Type": SAFETENSORS} | headers, timeout=20
+    )
+
+
+def waits(text: str = "wait") -> bytes:
+    return score_request(torch.zeros(1, 3, 8, 8), [Prompt(text)])
+
+
+# -- memory ---------------------------------------------------------------------------------------------------------
+def test_a_budget() -> None:
+    budget = Budget(100)
+    one, two = budget.share(), budget.share()
+    one.reserve(60)
+    with pytest.raises(Refusal, match="no room now") as busy:
+        two.reserve(41)
+    assert (busy.value.status, busy.value.kind, busy.value.headers) == (503, "busy", {"Retry-After": "1"})
+    with pytest.raises(Refusal, match="memory_mib") as never:
+        one.reserve(41)
+    assert (never.value.status, never.value.kind) == (413, "size")
+    two.reserve(40)
+    one.hold()  # its job
+    one.let_go()
+    assert budget.used == 100
+    one.let_go()
+    two.let_go()
+    assert budget.used == 0
+    with pytest.raises(Refusal):
+        one.reserve(1)
+    assert budget.used == 0
+
+
+def test_memory_bounds_what_is_under_way(serve: Serve, gate: threading.Event, parts: ModuleType) -> None:
+    """A promise of a body counts; so does a job whose caller has gone, until the reward is through with it."""
+    server = serve("moody", memory_mib=16, limits={"max_body_mib": 4}, timeout=5)
+    budget = server.service.budget
+    with connected(server, f"{SCORE}Content-Length: {3 * 2**20}\r\n\r\nx".encode()):
+        wait_for(lambda: budget.used == 6 * 2**20)
+        large = score_request(torch.zeros(1, 3, 512, 500), [Prompt("x")])
+        answer = score(server, large)
+        assert (answer.status_code, answer.json()["error"]["kind"], answer.headers["retry-after"]) == (503, "busy", "1")
+        assert score(server).status_code == 200
+        assert "dgpo_memory_bytes 6.291456e+06" in httpx.get(f"{server.url}/metrics").text
+    wait_for(lambda: budget.used == 0)
+    assert score(server, large).status_code == 200
+    with connected(server, f"{SCORE}Content-Length: {len(waits())}\r\n\r\n".encode() + waits()):
+        wait_for(lambda: len(parts.BATCHES) == 3)
+    wait_for(lambda: server.service.inside == 0)
+    assert budget.used > 0
+    gate.set()
+    wait_for(lambda: budget.used == 0)
+    bytes_ = score_request(torch.zeros(1, 3, 1000, 700, dtype=torch.uint8), [Prompt("x")])  # 2 MiB, 16 as floats twice
+    answer = score(server, bytes_)
+    assert (answer.status_code, "memory_mib" in answer.json()["error"]["message"]) == (413, True)
+
+
+def test_a_body_without_a_length_is_counted_as_it_comes(serve: Serve) -> None:
+    server = serve("conv", memory_mib=4, limits={"max_body_mib": 1})
+    with connected(server, SCORE.encode() + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n") as connection:
+        wait_for(lambda: server.service.budget.used == 2 * 2**20)
+        connection.sendall(b"100001\r\n" + bytes(2**20 + 1) + b"\r\n")
+        assert error_of(all_of(connection))[0] == 413
+    wait_for(lambda: server.service.budget.used == 0)
+
+
+@pytest.mark.parametrize("where", ["_scored", "read_body"])
+def test_the_service_runs_out_of_memory(server: Any, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    async def starved(*_: Any) -> Any:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 1 bytes")
+
+    monkeypatch.setattr(*((server.service, where) if where == "_scored" else (app, where)), starved)
+    answer = score(server)
+    assert (answer.status_code, answer.json()["error"]["kind"]) == (507, "memory")
+    assert answer.json()["error"]["message"].startswith("the service has run out of memory while it read the request")
+
+
+def test_the_reward_runs_out_of_memory(server: Any, parts: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def starve(*_: Any) -> None:
+        raise torch.OutOfMemoryError("16 GiB are not enough")
+
+    monkeypatch.setattr(parts.Moody, "score", starve)
+    answer = score(server, score_request(torch.zeros(3, 3, 8, 8), [Prompt("x")] * 3))
+    assert (answer.status_code, answer.json()["error"]["kind"]) == (507, "memory")
+    assert answer.json()["error"]["message"].startswith("the service has run out of memory with a request of 3 samples")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"memory_mib": 1000}, "set at least 1024, or lower limits.max_body_mib to 250"),
+        ({"memory_mib": 3}, "memory_mib"),
+        ({"connections": {"max": 32}}, "must be more than `queue`"),
+        ({"connections": {"body_seconds": 1e10}}, "body_seconds"),
+        ({"origins": ["example.org"]}, "is no origin"),
+        ({"origins": ["https://example.org/page"]}, "is no origin"),
+        ({"origins": ["*"]}, "is no origin"),
+        ({"limits": {"max_prompts": 999}}, "max_prompts"),
+        ({"limits": {"max_json_kib": 100}}, "max_json_kib"),
+    ],
+)
+def test_bounds_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="(?s)" + message.replace(".", r"\.")):
+        ServeConfig.model_validate({"reward": "conv"} | changes)
+
+
+def test_bounds_make_room_for_what_the_others_allow() -> None:
+    config = ServeConfig.model_validate({"reward": "conv"})
+    assert (config.memory, config.most_connections) == (4 * 2**30, 256)
+    config = ServeConfig.model_validate({"reward": "conv", "queue": 500, "limits": {"max_body_mib": 1024}})
+    assert (config.memory, config.most_connections) == (10 * 2**30, 1000)
+
+
+# -- prompts --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"prompts": [{"text": "x"}] * 10_001}, 413, "10,001 prompts are more than 10,000 (limits.max_prompts)"),
+        ({"prompts": [{"text": "x" * 2**20}]}, 413, "larger than 1024 KiB (limits.max_json_kib)"),
+        ({"prompts": [{"text": "x"} | {str(i): 0 for i in range(50_000)}]}, 422, "prompts.0.0: unknown key"),
+        ({"prompts": [{"text": "x"}], **{str(i): 0 for i in range(50_000)}}, 422, "unknown key"),
+        ({"prompts": {"text": "x"}}, 422, "prompts: must be a list"),
+        ({}, 422, "prompts: is missing"),
+        ([], 422, "must be a JSON object"),
+        ({"prompts": [{"text": "x"}, {"text": 5}]}, 422, "prompts.1.text"),
+        ({"prompts": [{"text": "x"}, 5]}, 422, "prompts.1"),
+        (
+            {"prompts": [{"text": "a\ud800"}]},
+            422,
+            "prompts.0.text holds half of a character (the lone surrogate U+D800, character 2)",
+        ),
+        (b'{"prompts": ' + b"[" * 100_000, 400, "not JSON"),
+        (b'{"prompts": [{"text": "", "metadata": {"a": %s}}]}' % (b"[" * 70 + b"]" * 70), 422, "nested deeper than 64"),
+        (b'{"prompts": %s}' % (b"1" * 5000), 400, "not JSON"),
+        (b"\xff\xfe\x00", 400, "not JSON"),
+        (b"", 400, "not JSON"),
+    ],
+    ids=range(15),
+)
+def test_checks_that_are_refused(server: Any, body: Any, status: int, message: str) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(f"{server.url}/v1/check", content=content, headers=headers, timeout=20)
+    found = error_of(f"HTTP/1.1 {answer.status_code} \r\ncontent-type: application/json\r\n\r\n{answer.text}".encode())
+    assert (found[0], message in found[2]) == (status, True), found
+
+
+def test_json_of_too_many_lists_is_not_taken_apart(server: Any) -> None:
+    """It would hold the interpreter's lock, and so all other callers, for long."""
+    many = b"[" + b",".join([b"[]"] * 170_000) + b"]"
+    check = b'{"prompts":[{"text":"x","metadata":{"a":' + many + b"}}]}"
+    header = b'{"__metadata__":{"dgpo":"' + many + b'"}}'
+    tensors = len(header).to_bytes(8, "little") + header
+    for path, kind, body in (("check", "application/json", check), ("score", SAFETENSORS, tensors)):
+        answer = httpx.post(f"{server.url}/v1/{path}", content=body, headers={"Content-Type": kind}, timeout=20)
+        assert answer.status_code == 413
+        assert "lists and objects; 160,000 are read" in answer.text
+
+
+def test_prompts_are_read_as_they_are() -> None:
+    given = [{"text": f"é {i}", "metadata": {"n": [i, {"deep": None}]}} for i in range(10_000)]
+    found = read_prompts(json.dumps({"prompts": given}).encode(), ServiceLimits())
+    assert [{"text": prompt.text, "metadata": prompt.metadata} for prompt in found] == given
+
+
+def test_a_check_has_its_time_as_well(serve: Serve, parts: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(parts.Conv, "check_prompts", lambda *_: over.wait(20))
+    server = serve("conv", timeout=0.2)
+    answer = httpx.post(f"{server.url}/v1/check", json={"prompts": [{"text": "x"}]}, timeout=20)
+    assert (answer.status_code, answer.json()["error"]["kind"]) == (504, "timeout")
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    over.set()
+
+
+def test_a_header_that_is_too_long_to_be_read(server: Any) -> None:
+    header = json.dumps({"__metadata__": {"dgpo": "x" * 2**21}}).encode()
+    answer = score(server, struct.pack("<Q", len(header)) + header)
+    assert (answer.status_code, "limits.max_json_kib" in answer.json()["error"]["message"]) == (413, True)
+
+
+# -- who may ask ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "multipart/form-data"])
+def test_checks_are_json(server: Any, kind: str) -> None:
+    answer = httpx.post(f"{server.url}/v1/check", content=b'{"prompts": []}', headers={"Content-Type": kind})
+    assert (answer.status_code, answer.json()["error"]["kind"]) == (415, "type")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "https://good.example.evil.example"},
+        {"Origin": "http://good.example"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Host": "evil.example"},
+        {"Host": "evil.example:8500"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "localhost@evil.example"},
+        {"Host": ""},
+    ],
+    ids=str,
+)
+def test_web_pages_may_not_ask(server: Any, headers: dict[str, str]) -> None:
+    for method, path in [("GET", "/v1/reward"), ("GET", "/v1/examples"), ("POST", "/v1/score"), ("OPTIONS", "/v1/x")]:
+        answer = httpx.request(method, f"{server.url}{path}", headers=headers)
+        assert (answer.status_code, answer.json()["error"]["kind"]) == (403, "origin")
+    assert httpx.get(f"{server.url}/health", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.1.2.3:80", "[::1]", "[::1]:8500"])
+def test_names_of_this_machine(server: Any, host: str) -> None:
+    assert httpx.get(f"{server.url}/v1/reward", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET http://localhost/v1/reward HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (b"GET http://evil.example/v1/reward HTTP/1.1\r\nHost: localhost\r\n\r\n", 403),
+        (b"GET HTTP://127.0.0.1:1?x=/ HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+        (b"GET /v1/reward HTTP/1.0\r\n\r\n", 200),
+    ],
+)
+def test_other_ways_to_say_where(server: Any, head: bytes, status: int) -> None:
+    with connected(server, head) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert status_of(all_of(connection)) == status
+
+
+def test_pages_that_are_listed_may_ask(server: Any) -> None:
+    headers = {"Origin": "https://good.example", "Sec-Fetch-Site": "cross-site"}
+    answer = httpx.get(f"{server.url}/v1/reward", headers=headers)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://good.example")
+    answer = httpx.options(f"{server.url}/v1/score", headers=headers | {"Access-Control-Request-Method": "POST"})
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (204, "https://good.example")
+    assert "content-type" in answer.headers["access-control-allow-headers"]
+    assert "access-control-allow-origin" not in httpx.get(f"{server.url}/v1/reward").headers
+
+
+def test_who_has_the_token_may_call_it_what_it_likes(serve: Serve) -> None:
+    server = serve("conv", token="secret")
+    headers = {"Host": "rewards.example", "Authorization": "Bearer secret"}
+    assert httpx.get(f"{server.url}/v1/reward", headers=headers).status_code == 200
+    assert httpx.get(f"{server.url}/v1/reward", headers=headers | {"Origin": "https://x.example"}).status_code == 403
+
+
+@pytest.mark.parametrize("token", ["two words", "schlüssel", "a\nb", "a\x1b"])
+def test_tokens_that_no_header_carries(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("REWARD_TOKEN", token)
+    with pytest.raises(UserError, match="no header of a request can carry") as caught:
+        read_token("REWARD_TOKEN")
+    assert token not in str(caught.value)
+
+
+# -- errors ---------------------------------------------------------------------------------------------------------
+def test_our_own_mistakes_are_told_in_json(
+    server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def mistaken(*_: Any) -> Any:
+        raise OverflowError("\x1b[2Jx" * 5000)
+
+    monkeypatch.setattr(server.service, "_scored", mistaken)
+    answer = score(server)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["kind"]) == (500, "internal")
+    assert error["message"].startswith(r"the service made a mistake: OverflowError: \x1b[2Jx")
+    assert len(error["message"]) <= 2000
+    wait_for(lambda: "/v1/score: OverflowError" in caplog.text)
+    assert "\x1b" not in caplog.text
+
+
+class Mute(BaseException):
+    """Has nothing to say."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    "raised", [Mute(), KeyboardInterrupt(), GeneratorExit("x"), RuntimeError("\x1b]0;x\x07" * 999)]
+)
+def test_whatever_a_reward_raises_its_thread_lives(
+    server: Any, parts: ModuleType, monkeypatch: pytest.MonkeyPatch, raised: BaseException
+) -> None:
+    def raises(*_: Any) -> None:
+        raise raised
+
+    with monkeypatch.context() as patched:
+        for name in ("score", "check_prompts"):
+            patched.setattr(parts.Moody, name, raises)
+        check = httpx.post(f"{server.url}/v1/check", json={"prompts": [{"text": "x"}]}, timeout=20)
+        for answer in (score(server), check):
+            error = answer.json()["error"]
+            assert (answer.status_code, error["kind"]) == (500, "reward")
+            assert error["message"].startswith(type(raised).__name__)
+            assert error["message"].isprintable()
+    assert score(server).status_code == 200
+
+
+# -- media ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_media_that_are_not_finite_have_no_score(server: Any, value: float, dtype: torch.dtype) -> None:
+    media = torch.rand(3, 3, 8, 8).to(dtype)
+    prompts = [Prompt("x")] * 3
+    alone = read_score_answer(Blob(score(server, score_request(media, prompts)).content))
+    media[1, 2, 7, 7] = value
+    found = read_score_answer(Blob(score(server, score_request(media, prompts)).content))
+    assert found.missing.tolist() == [False, True, False]
+    assert found.values[[0, 2]].tolist() == alone.values[[0, 2]].tolist()
+    assert found.diagnostics[1]["reason"] == "the media are not finite"
+    assert "reason" not in found.diagnostics[0]
+    answer = score(server, score_request(media, prompts), Accept="application/json").json()
+    assert answer["values"][1] is None

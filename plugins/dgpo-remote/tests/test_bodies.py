@@ -1,0 +1,410 @@
+"""Bodies that are refused, and what hostile pictures cannot do."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+from PIL import Image
+
+from dgpo_remote.refusal import Refusal
+from dgpo_remote.server.bodies import Samples, read_pictures
+from dgpo_remote.server.reader_main import MOST_SCANS
+from dgpo_remote.server.readers import Readers, Reading
+from dgpo_remote.server.uploads import read_form
+from dgpo_schemas.service import ServiceLimits
+
+T = TypeVar("T")
+Serve = Callable[..., Any]
+LIMITS = ServiceLimits()
+FORM = "multipart/form-data; boundary=X"
+
+
+@pytest.fixture(scope="module")
+def readers() -> Iterator[Readers]:
+    """Two processes."""
+    made = Readers(2, LIMITS)
+    made.start()
+    yield made
+    made.close()
+    assert made.processes() == []
+
+
+@pytest.fixture
+def one() -> Iterator[Readers]:
+    """A single process."""
+    made = Readers(1, LIMITS)
+    made.start()
+    yield made
+    made.close()
+
+
+def run(made: Coroutine[Any, Any, T]) -> T:
+    async def in_time() -> T:
+        async with asyncio.timeout(30):
+            return await made
+
+    return asyncio.run(in_time())
+
+
+def png(color: Any = (10, 200, 30), size: tuple[int, int] = (8, 6), kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, color).save(file, kind, **options)
+    return file.getvalue()
+
+
+def coded(*files: bytes | str, **more: Any) -> bytes:
+    texts = [one if isinstance(one, str) else base64.b64encode(one).decode() for one in files]
+    return json.dumps({"samples": [{"image": text} | more for text in texts]}).encode()
+
+
+def form(*parts: tuple[str, bytes], end: bytes = b"\r\n--X--\r\n") -> bytes:
+    """Each with what follows `form-data;` and its bytes."""
+    heads = [f"--X\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + data for head, data in parts]
+    return b"\r\n".join(heads) + end
+
+
+def file(data: bytes, name: str = "a.png") -> tuple[str, bytes]:
+    return f'name="image"; filename="{name}"', data
+
+
+async def read(readers: Readers, body: bytes, kind: str = "application/json", **changes: Any) -> Samples:
+    limits = LIMITS.model_copy(update=changes)
+    return await read_pictures(readers, body, kind, limits, lambda size: None)
+
+
+def refused(readers: Readers, body: bytes, kind: str = "application/json", **changes: Any) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        run(read(readers, body, kind, **changes))
+    return caught.value
+
+
+def scans(count: int, side: int) -> bytes:
+    """A progressive JPEG whose last scan comes so many times more."""
+    data = png(size=(side, side), kind="JPEG", progressive=True)
+    at = data.rindex(b"\xff\xda")
+    return data[:at] + data[at:-2] * count + data[-2:]
+
+
+SLOW = scans(MOST_SCANS - 20, 4096)
+"""Small, valid, and some five seconds of work."""
+JSON = {"Content-Type": "application/json"}
+
+
+# -- bodies that are refused ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (form(file(png()), end=b""), 400, "its last boundary, '--X--', is missing"),
+        (form(file(png()), end=b"\r\n--X"), 400, "is missing"),
+        (form(file(png())) + form(file(png())), 400, "there is more behind '--X--'"),
+        (form(file(png()), ('name="prompt"', b"a\r\n--X--b")), 400, "there is more behind '--X--'"),
+        (form(file(png())).replace(b"form-data; name", b"form-data; nom"), 400, "its part 1 has no name"),
+        (form(file(png())).replace(b"Content-Disposition", b"Content"), 400, "its part 1 has no name"),
+        (form(('name="image"\r\nContent-Type: multipart/mixed; boundary=Y', b"")), 400, "several files in one part"),
+        (form(('name="image"', png())), 422, "`image` must be a file"),
+        (form(file(png()), ('name="prompt"; filename="p.txt"', b"x")), 422, "-F 'prompt=<FILE'"),
+        (form(file(png()), ('name="prompt"', b"\xff")), 400, "`prompt` is not UTF-8"),
+        (form(file(png()), ('name="metadata"', b'{"a": 1, "a": 2}')), 400, "the key 'a' stands twice"),
+        (form(*[('name="prompt"', b"x")] * 10_000), 413, "a form of more than 3075 parts (limits.max_samples)"),
+        (b"", 400, "is missing"),
+        (b"x" + form(file(png())), 400, "a part before its first boundary"),
+        (form(file(b"x"), end=b"").replace(b"\r\n", b"\n"), 400, "its last boundary, '--X--', is missing"),
+        (form(file(b"x")).replace(b"\r\n", b"\n") * 2, 400, "there is more behind '--X--'"),
+    ],
+)
+def test_forms_that_are_refused(readers: Readers, body: bytes, status: int, message: str) -> None:
+    error = refused(readers, body, FORM)
+    assert (error.status, message in str(error)) == (status, True), error
+
+
+@pytest.mark.parametrize("before", [b"", b"\r\n", b"A form, for programs that know none.\r\n"])
+@pytest.mark.parametrize("behind", [b"", b"bye\r\n"])
+@pytest.mark.parametrize("folded", [b"", b"\r\n\t", b"\r\n "])
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+def test_forms_as_mime_has_them(before: bytes, behind: bytes, folded: bytes, end: bytes) -> None:
+    """A preamble, an epilogue, headers in several lines, and LF alone where CR LF should be."""
+    made = form(file(b"MARK"), ('name="prompt"', b"a photo")).replace(b"form-data; ", b"form-data;" + (folded or b" "))
+    made = (before + made + behind).replace(b"\r\n", end).replace(b"MARK", b"\r\n\n\r\0 \n x: y\r\n\r\n")
+    found = read_form(made, FORM, 4)
+    assert [one.content for one in found.pictures] == [b"\r\n\n\r\0 \n x: y\r\n\r\n"]
+    assert [found.pictures[0].name, found.prompts] == ["image 'a.png'", ["a photo"]]
+
+
+def test_no_form_loses_a_part() -> None:
+    """Whatever stands in them: all parts come out as they went in, or the form is refused."""
+    pieces = [
+        b"\r",
+        b"\n",
+        b"-",
+        b"--X",
+        b"\r\n--",
+        b"\r\n--X",
+        b"\r\n--X--",
+        b"\r\n--XY",
+        b"a",
+        b"\xff",
+        b" ",
+        b"\r\n",
+    ]
+    rng, seen = random.Random(0), {True: 0, False: 0}
+    for _ in range(1500):
+        parts = [b"".join(rng.choices(pieces, k=rng.randrange(8))) for _ in range(rng.randrange(1, 4))]
+        found = None
+        with contextlib.suppress(Refusal):
+            found = [picture.content for picture in read_form(form(*map(file, parts)), FORM, 8).pictures]
+        assert found == parts or (found is None and any(b"\n--X" in b"\n" + part for part in parts))
+        seen[found is None] += 1
+    assert min(seen.values()) > 100
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b'{"samples": [{"image": "x", "image": "y"}]}', 400, "the key 'image' stands twice"),
+        (b'{"samples": [{"image": "x", "metadata": {"a": ' + b"9" * 5000 + b"}}]}", 400, "a number of 5000 digits"),
+        (b'{"samples": [{"image": "x", "metadata": ' + b'{"a":' * 80 + b"1" + b"}" * 80 + b"}]}", 422, "64 levels"),
+        (b'{"samples": [{"image": "x", "metadata": {"a": [' + b"1," * 200_000 + b"1]}}]}", 413, "values"),
+        (
+            b'{"samples": [{"image": "x", "prompt": "a\\ud83d"}]}',
+            422,
+            "prompt 0 holds half of a character (the lone surrogate U+D83D, character 2)",
+        ),
+        (
+            b'{"samples": [{"image": "x", "metadata": {"\\ud83d": 1}}]}',
+            422,
+            "metadata holds half of a character (the lone surrogate U+D83D)",
+        ),
+        (b'{"samples": [{"image": "x", "promt": "y"}]}', 422, "samples.0.promt: unknown key; did you mean prompt?"),
+        (b'{"samples": [{"image": "x", "prompt": "\xff"}]}', 400, "not JSON: invalid start byte at byte"),
+        (b'{"samples": [' + b"1," * 2000 + b"1]}", 413, "2001 samples are more than 1024"),
+        (coded("x", prompt="a" * (17 * 2**20)), 413, "a request may hold 16 MiB of them"),
+        (b"[" * 100_000, 400, "too many levels"),
+        (b"[" * 500_000, 413, "the body holds 500,000 lists and objects"),
+    ],
+)
+def test_json_that_is_refused(readers: Readers, body: bytes, status: int, message: str) -> None:
+    error = refused(readers, body)
+    assert (error.status, message in str(error)) == (status, True), error
+
+
+def test_room_is_asked_for_before_anything_is_unpacked(readers: Readers) -> None:
+    asked: list[int] = []
+
+    def full(size: int) -> None:
+        asked.append(size)
+        raise Refusal(503, "busy", "there is no room")
+
+    before = readers.processes()
+    with pytest.raises(Refusal, match="no room"):
+        run(readers.read("json", "", coded(png(size=(100, 50)), b"x", SLOW), limits=LIMITS, reserve=full))
+    assert asked == [18 * (100 * 50 + 4096**2)]
+    assert readers.processes() == before  # they are good for the next one
+
+
+# -- what hostile pictures cannot do --------------------------------------------------------------------------------
+def test_a_picture_that_takes_too_long_is_missing(one: Readers) -> None:
+    before = one.processes()
+    found = run(read(one, coded(png(), SLOW, png()), picture_seconds=0.1))
+    assert found.lost == {1: "it takes more than 0.1 s (limits.picture_seconds) to be read"}
+    assert found.batches[0].places == [0, 2]
+    assert not set(before) & set(one.processes())
+    assert run(read(one, coded(png()))).lost == {}
+
+
+async def at_work(task: asyncio.Task[Any], readers: Readers) -> int:
+    """The number of the only process, once it is busy."""
+    (pid,) = readers.processes()
+    start = _seconds(pid)
+    while not task.done() and _seconds(pid) < start + 0.1:
+        await asyncio.sleep(0.02)
+    assert not task.done()
+    return pid
+
+
+def _seconds(pid: int) -> float:
+    told = subprocess.run(["ps", "-o", "cputimes=" if sys.platform == "linux" else "time=", "-p", str(pid)],
+                          capture_output=True, text=True, check=False).stdout  # fmt: skip
+    if sys.platform != "linux":
+        return float(told.strip().rpartition(":")[2] or 0)
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_reader_that_is_killed_costs_one_picture(one: Readers) -> None:
+    async def killing() -> Reading:
+        await read(one, coded(png()))
+        task = asyncio.create_task(one.read("json", "", coded(png(), SLOW, png()), limits=LIMITS))
+        os.kill(await at_work(task, one), signal.SIGKILL)
+        return await task
+
+    found = run(killing())
+    assert {place: str(why) for place, why in found.lost.items()} == {
+        1: "the process that read it was lost: it was ended by SIGKILL"
+    }
+    assert [pixels is None for pixels in found.pixels] == [False, True, False]
+
+
+def test_the_end_of_a_service_is_no_end_of_its_readers(one: Readers) -> None:
+    """Whoever ends a service sends SIGTERM to all processes of it: requests under way are still finished."""
+    run(read(one, coded(png())))
+    before = one.processes()
+    os.kill(before[0], signal.SIGTERM)
+    assert run(read(one, coded(png()))).lost == {}
+    assert one.processes() == before
+
+
+def test_a_request_given_up_while_readers_start() -> None:
+    made = Readers(1, LIMITS)
+
+    async def giving_up() -> None:
+        for pause in (0.0, 0.01, 0.1):
+            task = asyncio.create_task(read(made, coded(png())))
+            await asyncio.sleep(pause)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert (await read(made, coded(png()))).lost == {}
+
+    try:
+        run(giving_up())
+    finally:
+        made.close()
+
+
+def test_a_reader_that_dies_at_rest_is_replaced(one: Readers) -> None:
+    run(read(one, coded(png())))
+    os.kill(one.processes()[0], signal.SIGKILL)
+    assert run(read(one, coded(png()))).lost == {}
+
+
+def test_a_reading_that_nobody_waits_for_is_ended(one: Readers) -> None:
+    async def cancelling() -> int:
+        await read(one, coded(png()))
+        task = asyncio.create_task(read(one, coded(SLOW)))
+        pid = await at_work(task, one)
+        waiting = asyncio.create_task(read(one, coded(png())))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await waiting).lost == {}
+        return pid
+
+    assert run(cancelling()) not in one.processes()
+    assert run(read(one, coded(png()))).lost == {}
+
+
+def test_waiting_in_vain_takes_no_place(one: Readers) -> None:
+    """Those that were cancelled while they waited, before and after their turn came."""
+
+    async def cancelling() -> None:
+        tasks = [asyncio.create_task(read(one, coded(png()))) for _ in range(8)]
+        await asyncio.sleep(0)
+        for task in tasks[1::2]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert (await read(one, coded(png()))).lost == {}
+
+    run(cancelling())
+
+
+def test_a_long_request_lets_a_small_one_go_first(one: Readers) -> None:
+    async def both() -> list[str]:
+        ended: list[str] = []
+
+        async def ask(name: str, body: bytes) -> None:
+            assert (await read(one, body)).lost == {}
+            ended.append(name)
+
+        await ask("warm", coded(png()))
+        long = asyncio.create_task(ask("long", coded(*[scans(60, 1024)] * 5)))
+        await at_work(long, one)
+        await ask("small", coded(png()))
+        await long
+        return ended
+
+    assert run(both()) == ["warm", "small", "long"]
+
+
+def test_the_end_of_a_service_is_not_put_off(serve: Serve) -> None:
+    """By a picture that is being read when it is told to end."""
+    server = serve("conv", drain_seconds=0.2, readers=1)
+
+    def send() -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.post(f"{server.url}/v1/score", content=coded(*[SLOW] * 4), headers=JSON, timeout=20)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    while server.service.inside == 0:
+        time.sleep(0.01)
+    pids = server.service.readers.processes()
+    server.server.drain()
+    server.thread.join(20)
+    assert not server.thread.is_alive()
+    sender.join(20)
+    assert pids
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_readers_end_with_their_service(tmp_path: Path) -> None:
+    """Even if it is killed."""
+    code = (
+        "import time; from dgpo_remote.server.readers import Readers\n"
+        "from dgpo_schemas.service import ServiceLimits\n"
+        "made = Readers(1, ServiceLimits()); made.start(); print(made.processes()[0], flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdout is not None
+        pid = int(service.stdout.readline())
+        service.kill()
+    for _ in range(500):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        if sys.platform == "linux" and ") Z" in Path(f"/proc/{pid}/stat").read_text():
+            return  # nobody reaps it here
+        time.sleep(0.02)
+    raise AssertionError("it goes on")
+
+
+def test_a_reader_sees_no_secrets_and_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dgpo_remote.server.reader_process import _environment
+
+    monkeypatch.setenv("REWARD_TOKEN", "secret")
+    assert "REWARD_TOKEN" not in _environment()
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, dgpo_remote.server.reader_main; print('torch' in sys.modules)"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "False\n"
+
+
+def test_a_reader_that_cannot_start(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("dgpo_remote.server.reader_process.MODULE", "dgpo_core.there_is_no_such_module")
+    made = Readers(1, LIMITS)
+    try:
+        error = refused(made, coded(png()))
+        assert (error.status, error.kind) == (503, "busy")
+        assert "No module named dgpo_core.there_is_no_such_module" in caplog.text
+    finally:
+        made.close()
+    assert refused(made, coded(png())).status == 503

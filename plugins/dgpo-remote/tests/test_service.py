@@ -1,0 +1,385 @@
+"""Rewards behind HTTP: balanced, asked again, and never believed when they answer nonsense."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dgpo_remote.service.http as http_module
+import dgpo_remote.service.service as service_module
+from dgpo_core.contracts import RewardModel
+from dgpo_core.errors import UserError
+from dgpo_core.types import Prompt, Scores
+from dgpo_remote.failures import RewardLost, RewardRaised
+from dgpo_remote.messages.scores import score_answer, score_request
+from dgpo_remote.service.http import _pause
+from dgpo_remote.service.service import ServiceReward
+from dgpo_schemas.service import PROTOCOL, REQUEST, SAFETENSORS
+
+Serve = Callable[..., Any]
+Make = Callable[..., RewardModel]
+Samples = Callable[..., tuple[Tensor, list[Prompt]]]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(service_module, "START", 0.3)
+
+
+def assert_same(one: Scores, other: Scores) -> None:
+    assert one.values.view(torch.int32).tolist() == other.values.view(torch.int32).tolist()
+    assert one.missing.tolist() == other.missing.tolist()
+    assert list(one.diagnostics) == list(other.diagnostics)
+
+
+@pytest.fixture
+def here(make: Make) -> RewardModel:
+    return make("conv")
+
+
+DESCRIPTION = {
+    "protocol": PROTOCOL, "dgpo": "0.1.0", "use": "conv", "options": {"seed": 0, "scale": 1.0}, "range": [0, 1],
+    "media": ["image"], "group_by": None, "concurrency": 1, "something new": 1,
+}  # fmt: skip
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def as_json(data: Any, status: int = 200, **headers: str) -> Answer:
+    return status, {"Content-Type": "application/json"} | headers, json.dumps(data).encode()
+
+
+def good(count: int = 2) -> Answer:
+    blob = score_answer(Scores(torch.full((count,), 0.5), torch.zeros(count, dtype=torch.bool)))
+    return 200, {"Content-Type": SAFETENSORS}, blob
+
+
+HTML: Answer = (200, {"Content-Type": "text/html"}, b"<html><h1>Welcome to nginx!</h1></html>")
+
+
+class Scripted:
+    """A server that answers as a script says: path to answers, of which the last is given for ever."""
+
+    def __init__(self, script: dict[str, list[Any]]) -> None:
+        self.script = {"/v1/reward": [as_json(DESCRIPTION)], "/ready": [as_json({})], "/v1/score": [good()]} | script
+        self.asked: list[str] = []
+        scripted = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            wbufsize = 2**16  # else headers and body travel apart, and the second waits for the first
+
+            def do_GET(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                scripted.asked.append(self.path)
+                answers = scripted.script[self.path]
+                answer = answers.pop(0) if len(answers) > 1 else answers[0]
+                if answer is None:  # the connection breaks
+                    self.close_connection = True
+                    return
+                if callable(answer):
+                    answer = answer(self)
+                status, headers, body = answer
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_GET
+
+            def handle(self) -> None:
+                with contextlib.suppress(OSError):  # of callers that have lost their patience
+                    super().handle()
+
+            def finish(self) -> None:
+                with contextlib.suppress(OSError):
+                    super().finish()
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[..., Scripted]]:
+    made: list[Scripted] = []
+
+    def start(**paths: Any) -> Scripted:
+        names = {"reward": "/v1/reward", "score": "/v1/score", "ready": "/ready", "check": "/v1/check"}
+        made.append(Scripted({names[name]: answers for name, answers in paths.items()}))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.close()
+
+
+def service(*servers: Any, **section: Any) -> dict[str, Any]:
+    return {"urls": [server if isinstance(server, str) else server.url for server in servers]} | section
+
+
+def impatient(reward: RewardModel, timeout: float) -> RewardModel:
+    """The same with a short time limit, which meeting its servers did not have."""
+    assert isinstance(reward, ServiceReward)
+    reward._timeout = reward._patience = timeout
+    for server in reward._servers.all:
+        server.end._timeout = timeout  # type: ignore[attr-defined]
+    return reward
+
+
+# -- the same as here -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [(4, 3, 24, 20), (0, 3, 8, 8), (3, 2, 3, 9, 9), (2, 0, 3, 9, 9)])
+def test_scores_are_the_same_bits(
+    serve: Serve, make: Make, here: RewardModel, samples: Samples, shape: tuple[int, ...]
+) -> None:
+    reward = make("conv", service=service(f"{serve('conv').url}/"))
+    media, prompts = samples(*shape)
+    assert_same(reward.score(media, prompts), here.score(media, prompts))
+    permuted = media.transpose(-1, -2).contiguous().transpose(-1, -2)
+    assert_same(reward.score(permuted, prompts), here.score(permuted, prompts))
+
+
+def test_it_shows_the_face_of_its_reward(serve: Serve, make: Make, here: RewardModel) -> None:
+    reward = make("conv", service=service(serve("conv"), serve("conv"), concurrency=3))
+    assert (reward.range, reward.media, reward.group_by) == (here.range, here.media, here.group_by)
+    assert reward.concurrency == 6
+    reward.check_prompts([Prompt("good")])
+    with pytest.raises(UserError, match=r"^the prompt 'bad' is a bad one$"):
+        reward.check_prompts([Prompt("bad")])
+    with pytest.raises(UserError, match=r"^rewards.0.service: ZeroDivisionError: it is all too much$"):
+        reward.check_prompts([Prompt("break")])
+    for one, other in zip(reward.examples(), here.examples(), strict=True):
+        assert (one.name, one.prompt, one.good) == (other.name, other.prompt, other.good)
+        assert torch.equal(one.media, other.media)
+
+
+def test_the_reward_s_own_error_is_told_and_not_tried_again(
+    serve: Serve, make: Make, samples: Samples, parts: ModuleType
+) -> None:
+    reward = make("moody", service=service(serve("moody")))
+    parts.BATCHES.clear()
+    media, prompts = samples(2)
+    with pytest.raises(RewardRaised, match=r"^RuntimeError: the lamp is broken$"):
+        reward.score(media, [Prompt("raise"), prompts[1]])
+    assert parts.BATCHES == [2]
+    starving = [Prompt("starve")] * 5
+    assert reward.score(samples(5)[0], starving).values.shape == (5,)
+    assert parts.BATCHES[1:] == [5, 3, 2, 1, 2]
+
+
+def test_what_is_too_large_is_sent_in_parts(
+    serve: Serve, make: Make, samples: Samples, here: RewardModel, script: Callable[..., Scripted]
+) -> None:
+    reward = make("conv", service=service(serve("conv", limits={"max_samples": 2})))
+    media, prompts = samples(5)
+    halves = [here.score(media[i:j], prompts[i:j]).values for i, j in ((0, 2), (2, 3), (3, 5))]
+    assert reward.score(media, prompts).values.tolist() == torch.cat(halves).tolist()
+    refusal = as_json({"error": {"kind": "size", "message": "far too large"}}, 413)
+    server = script(score=[refusal], check=[refusal])
+    reward = make("conv", service=service(server))
+    with pytest.raises(RewardLost, match=r"refused the request: far too large"):  # the first sample of all
+        reward.score(media, prompts)
+    assert server.asked.count("/v1/score") == 4  # 5, 3, 2, 1 samples
+    with pytest.raises(UserError, match=r"^rewards.0.service: http://127.* refused the request: far too large$"):
+        reward.check_prompts(prompts)
+
+
+def test_a_full_server_is_waited_for(
+    serve: Serve, make: Make, samples: Samples, parts: ModuleType, here: RewardModel
+) -> None:
+    parts.GATE.set()
+    reward = make("moody", service=service(serve("moody", queue=1), concurrency=8, retries=0))
+    batches = [samples(2, seed=seed) for seed in range(8)]
+    for batch in batches:
+        batch[1][0] = Prompt("wait")
+    with ThreadPoolExecutor(8) as pool:
+        scores = list(pool.map(lambda batch: reward.score(*batch), batches))
+    for one, batch in zip(scores, batches, strict=True):
+        assert_same(one, here.score(*batch))
+
+
+# -- failing, going and coming back ---------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "failure",
+    [
+        None,
+        HTML,
+        (500, {}, b"oops"),
+        (502, {}, b"<html>bad gateway</html>"),
+        (504, {}, b""),
+        (200, {}, b""),
+        good(3),
+        (200, {"Content-Encoding": "gzip"}, good()[2]),
+        (200, {}, good()[2][:-1]),
+        as_json({"values": [1, 2]}),
+        (302, {"Location": "http://127.0.0.1:1/"}, b""),
+        as_json({"error": {"kind": "timeout", "message": "late"}}, 504),
+    ],
+)
+def test_whatever_fails_is_asked_again_until_it_is_given_up(
+    script: Callable[..., Scripted], make: Make, samples: Samples, caplog: pytest.LogCaptureFixture, failure: Any
+) -> None:
+    media, prompts = samples(2)
+    server = script(score=[failure, failure, good()])
+    reward = make("conv", service=service(server, retries=2))
+    assert reward.score(media, prompts).values.tolist() == [0.5, 0.5]
+    assert server.asked.count("/ready") == 2
+    assert "is left alone for now" in caplog.text
+    assert "is back" in caplog.text
+    server.script["/v1/score"] = [failure]
+    with pytest.raises(RewardLost, match=rf"^the request failed 3 times; the last at {server.url}: "):
+        reward.score(media, prompts)
+    server.script["/v1/score"] = [good()]
+    assert reward.score(media, prompts).missing.tolist() == [False, False]
+
+
+def test_an_answer_that_comes_twice_is_not_taken_for_the_next_request_s(
+    script: Callable[..., Scripted], make: Make, samples: Samples
+) -> None:
+    """On a connection that is used again, where the second one would be read first."""
+    media, _ = samples(1)
+
+    def twice(handler: Any) -> Answer:
+        number, length = handler.headers[REQUEST], float(handler.headers["Content-Length"])
+        found = Scores(torch.tensor([length]), torch.zeros(1, dtype=torch.bool))
+        body, headers = score_answer(found), {"Content-Type": SAFETENSORS, REQUEST: number}
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        handler.wfile.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode() + body)
+        return 200, headers, body
+
+    reward = make("conv", service=service(script(score=[twice]), retries=3))
+    for length in (1, 50, 100):
+        prompts = [Prompt("x" * length)]
+        assert reward.score(media, prompts).values.tolist() == [len(score_request(media, prompts))]
+
+
+def test_a_slow_server_is_not_waited_for_longer_than_it_is_told(
+    script: Callable[..., Scripted], make: Make, samples: Samples
+) -> None:
+    gate = threading.Event()
+
+    def slow(handler: Any) -> Answer:
+        gate.wait(10)
+        return good()
+
+    server = script(score=[slow, good()])
+    reward = impatient(make("conv", service=service(server, retries=50)), 0.2)
+    assert reward.score(*samples(2)).values.tolist() == [0.5, 0.5]
+    gate.set()
+    assert server.asked.count("/v1/score") >= 2
+
+
+def test_an_answer_that_drips_is_cut_off(script: Callable[..., Scripted], make: Make, samples: Samples) -> None:
+    """Each of its bytes comes in time, the whole does not."""
+    stopped = threading.Event()
+
+    def drip(handler: Any) -> Answer:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "100000")
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            while not stopped.wait(0.01):
+                handler.wfile.write(b"x")
+                handler.wfile.flush()
+        handler.close_connection = True
+        return 200, {}, b""
+
+    reward = impatient(make("conv", service=service(script(score=[drip]), retries=0)), 0.2)
+    with pytest.raises(RewardLost, match=r"no whole answer within 0.2 s"):
+        reward.score(*samples(2))
+    stopped.set()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_being_asked_to_wait_is_no_failure(
+    script: Callable[..., Scripted], make: Make, samples: Samples, status: int
+) -> None:
+    busy = as_json({"error": {"kind": "busy", "message": "full"}}, status, **{"Retry-After": "0.01"})
+    server = script(score=[busy] * 5 + [good()])
+    reward = make("conv", service=service(server, retries=0))
+    assert reward.score(*samples(2)).values.tolist() == [0.5, 0.5]
+    assert server.asked.count("/v1/score") == 6
+    server.script["/v1/score"] = [busy]
+    with pytest.raises(RewardLost, match=rf"no server took the request within 0.2 s: {server.url}: full"):
+        impatient(reward, 0.2).score(*samples(2))
+
+
+def test_pauses() -> None:
+    assert _pause(None) == 1
+    assert _pause("2.5") == 2.5
+    assert _pause("0") == _pause("-5") == _pause("nan") == 0.1
+    assert _pause("1e9") == http_module.MAX_PAUSE
+    assert _pause("soon") == 1
+    assert _pause("Wed, 21 Oct 2015 07:28:00 GMT") == 0.1
+    assert _pause(formatdate(4e9, usegmt=True)) == http_module.MAX_PAUSE
+
+
+def test_a_dead_server_is_taken_out_and_comes_back(
+    script: Callable[..., Scripted], make: Make, samples: Samples, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = script(), script()
+    reward = make("conv", service=service(one, two, concurrency=2))
+    media, prompts = samples(2)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: reward.score(media, prompts), range(40)))
+    assert min(one.asked.count("/v1/score"), two.asked.count("/v1/score")) >= 5
+    one.script["/v1/score"] = one.script["/v1/reward"] = one.script["/ready"] = [None]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: reward.score(media, prompts), range(40)))
+    assert f"{one.url} is left alone for now" in caplog.text
+    assert one.asked.count("/v1/score") < 40, "it is probed, but gets no work"
+    one.script["/ready"] = [as_json({"status": "ready"})]
+    one.script["/v1/reward"] = [as_json(DESCRIPTION | {"options": {"seed": 1, "scale": 1.0}})]  # it has changed
+    for _ in range(20):
+        reward.score(media, prompts)
+    before = one.asked.count("/v1/score")
+    assert f"{one.url} is back" not in caplog.text
+    assert isinstance(reward, ServiceReward)
+    reward._servers.all[0].failures = 0  # so that it need not be waited for
+    reward._servers.all[0].not_before = 0.0
+    one.script["/v1/score"], one.script["/v1/reward"] = [good()], [as_json(DESCRIPTION)]
+    for _ in range(5):
+        reward.score(media, prompts)
+    assert f"{one.url} is back" in caplog.text
+    assert one.asked.count("/v1/score") > before
+
+
+def test_one_of_two_that_is_not_there_at_the_start(
+    script: Callable[..., Scripted], make: Make, samples: Samples, caplog: pytest.LogCaptureFixture,
+    free_port: Callable[[], int],
+) -> None:  # fmt: skip
+    dead = f"http://127.0.0.1:{free_port()}"
+    reward = make("conv", service=service(dead, script()))
+    (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert record.getMessage().startswith(f"rewards.0.service: {dead} does not answer and is left alone for now: Conn")
+    for _ in range(3):
+        assert reward.score(*samples(2)).values.tolist() == [0.5, 0.5]
+
+
+def test_closing_ends_what_is_under_way(script: Callable[..., Scripted], make: Make, samples: Samples) -> None:
+    reward = make("conv", service=service(script(), retries=0))
+    reward.close()
+    with pytest.raises(RewardLost, match="the reward was closed"):
+        reward.score(*samples(2))

@@ -1,0 +1,343 @@
+"""Rewards in processes of their own: what happens to them happens to nobody else, and no score is lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import Tensor
+
+import dgpo_remote.servers as servers
+import dgpo_remote.worker.process as process_module
+import dgpo_remote.worker.worker_main as worker_main
+import dgpo_remote.worker.workers as workers
+from dgpo_core.contracts import RewardModel
+from dgpo_core.errors import UserError
+from dgpo_core.training.memory import OutOfMemory, in_halves
+from dgpo_core.training.reward_calls import Reward, checked_score
+from dgpo_core.types import Prompt, Scores
+from dgpo_remote.failures import RewardLost, RewardRaised
+from dgpo_remote.worker.process import Recipe
+from dgpo_remote.worker.workers import WorkerReward
+
+Make = Callable[..., RewardModel]
+Samples = Callable[..., tuple[Tensor, list[Prompt]]]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "FIRST_WAIT", 0.001)
+
+
+@pytest.fixture(scope="module")
+def moody(make: Make) -> RewardModel:
+    """One worker for all who need not be the first to harm it."""
+    return make("moody", worker={"retries": 1})
+
+
+@pytest.fixture(scope="module")
+def here(make: Make) -> RewardModel:
+    """The same reward in this process."""
+    return make("moody")
+
+
+def pid_of(reward: RewardModel) -> int:
+    assert isinstance(reward, WorkerReward)
+    process = reward._servers.all[0].end.process
+    assert process is not None
+    return process.pid
+
+
+def assert_same(one: Scores, other: Scores) -> None:
+    assert one.values.dtype == other.values.dtype
+    assert one.values.view(torch.int32).tolist() == other.values.view(torch.int32).tolist()
+    assert one.missing.tolist() == other.missing.tolist()
+    assert list(one.diagnostics) == list(other.diagnostics)
+
+
+def doing(prompts: list[Prompt], deed: str, **metadata: Any) -> list[Prompt]:
+    """The same prompts, the third of which is an order."""
+    return [*prompts[:2], Prompt(deed, metadata), *prompts[3:]]
+
+
+# -- the same as here -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [(4, 3, 24, 20), (1, 3, 3, 9), (0, 3, 8, 8), (3, 2, 3, 9, 9), (2, 0, 3, 9, 9)])
+def test_scores_are_the_same_bits(
+    moody: RewardModel, here: RewardModel, samples: Samples, shape: tuple[int, ...]
+) -> None:
+    media, prompts = samples(*shape)
+    assert_same(moody.score(media, prompts), here.score(media, prompts))
+
+
+def test_media_that_lie_otherwise_in_memory_score_the_same(
+    moody: RewardModel, here: RewardModel, samples: Samples
+) -> None:
+    media, prompts = samples(6, 3, 31, 33)
+    permuted = media.contiguous(memory_format=torch.channels_last)
+    assert_same(moody.score(permuted, prompts), here.score(permuted, prompts))
+
+
+def test_it_shows_the_face_of_its_reward(moody: RewardModel, here: RewardModel) -> None:
+    assert moody.range == (float("-inf"), float("inf"))
+    assert moody.media == {"image", "video"}
+    assert moody.group_by == "tag"
+    assert moody.concurrency == 1
+    moody.check_prompts([Prompt("good")])
+    with pytest.raises(UserError, match=r"^the prompt 'bad' is a bad one$"):
+        moody.check_prompts([Prompt("good"), Prompt("bad")])
+    with pytest.raises(UserError, match=r"^rewards.0: ZeroDivisionError: it is all too much$"):
+        moody.check_prompts([Prompt("break")])
+    for one, other in zip(moody.examples(), here.examples(), strict=True):
+        assert (one.name, one.prompt, one.good) == (other.name, other.prompt, other.good)
+        assert torch.equal(one.media, other.media)
+
+
+def test_a_missing_sample_is_missing(moody: RewardModel, samples: Samples) -> None:
+    media, prompts = samples(3)
+    prompts = doing(prompts, "x", missing=True)
+    assert moody.score(media, prompts).missing.tolist() == [False, False, True]
+
+
+def test_it_computes_on_the_run_s_device_unless_its_cards_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def orders(device: str, **environment: str) -> dict[str, Any]:
+        recipe = Recipe("rewards.0", sys.executable, environment, "conv", {}, torch.device(device), 1.0, 1.0)
+        return recipe.orders()
+
+    assert orders("cuda:3")["device"] == "cuda:3"
+    assert orders("cuda:3", CUDA_VISIBLE_DEVICES="5")["device"] == "cuda"
+    assert orders("cpu")["settings"]["threads"] == torch.get_num_threads()
+    assert orders("cpu", OMP_NUM_THREADS="4")["settings"]["threads"] is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert worker_main._device("cuda:3") == torch.device("cuda:3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert worker_main._device("cpu") == torch.device("cpu")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UserError, match=r"the run computes on cuda:3, but torch .* in the worker sees no CUDA device"):
+        worker_main._device("cuda:3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert worker_main._device("cuda") == torch.device("cpu")
+
+
+def test_a_launcher_s_variables_stay_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("MASTER_ADDR", "here")
+    recipe = Recipe("rewards.0", sys.executable, {"A": "b"}, "conv", {}, torch.device("cpu"), 1.0, 1.0)
+    assert not {"RANK", "MASTER_ADDR"} & recipe.variables.keys()
+    assert recipe.variables["A"] == "b"
+    assert "PATH" in recipe.variables
+
+
+def test_paths_of_the_run_s_interpreter_stay_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/of/the/run")
+    monkeypatch.setenv("PYTHONHOME", "/of/the/run")
+
+    def variables(python: str, **environment: str) -> set[str]:
+        recipe = Recipe("rewards.0", python, environment, "conv", {}, torch.device("cpu"), 1.0, 1.0)
+        return {name for name in ("PYTHONPATH", "PYTHONHOME") if name in recipe.variables}
+
+    here, other = Path(sys.executable), tmp_path / "bin" / "python"
+    other.parent.mkdir()
+    other.symlink_to(here)  # as in a virtual environment of its own
+    link = tmp_path / "link"
+    link.symlink_to(here.parent)
+    assert variables(sys.executable) == variables(str(link / here.name)) == {"PYTHONPATH", "PYTHONHOME"}
+    assert variables(str(other)) == variables("/nowhere/python") == set()
+    assert variables(str(other), PYTHONPATH="/its/own") == {"PYTHONPATH"}
+    monkeypatch.setenv("PATH", str(here.parent))
+    assert variables(here.name) == {"PYTHONPATH", "PYTHONHOME"}
+    monkeypatch.setenv("PATH", str(other.parent))
+    assert variables("python") == set()
+
+
+# -- accidents ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("deed", "told"),
+    [
+        ("crash", "was ended by SIGSEGV"),
+        ("hang", r"gave no answer within 0.3 s \(worker.timeout\) and was killed"),
+    ],
+)
+def test_a_lost_batch_is_scored_again(
+    moody: RewardModel, here: RewardModel, samples: Samples, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    deed: str, told: str,
+) -> None:  # fmt: skip
+    media, prompts = samples(4)
+    before = pid_of(moody)
+    mark = str(tmp_path / "done")
+    if deed == "hang":
+        process = moody._servers.all[0].end.process  # type: ignore[attr-defined]
+        process.recipe = replace(process.recipe, timeout=0.3)
+    scores = moody.score(media, doing(prompts, deed, once=mark))
+    assert_same(scores, here.score(media, doing(prompts, deed, once=mark)))
+    assert pid_of(moody) != before
+    assert not psutil.pid_exists(before)
+    caplog.set_level(logging.WARNING)
+    (record,) = [r for r in caplog.records if r.name == servers.__name__]
+    assert re.search(f"^rewards.0: the worker {told}.*; it is started again$", record.getMessage())
+
+
+def test_a_batch_that_is_lost_again_and_again_is_given_up(
+    moody: RewardModel, here: RewardModel, samples: Samples
+) -> None:
+    media, prompts = samples(4)
+    with pytest.raises(RewardLost, match=r"the worker was lost 2 times with this batch; the last was ended by SIGKILL"):
+        moody.score(media, doing(prompts, "kill"))
+    assert_same(moody.score(media, prompts), here.score(media, prompts))
+
+
+def test_the_reward_s_own_error_is_told_and_not_tried_again(
+    moody: RewardModel, samples: Samples, caplog: pytest.LogCaptureFixture
+) -> None:
+    media, prompts = samples(3)
+    before = pid_of(moody)
+    with pytest.raises(RewardRaised, match=r"^RuntimeError: the lamp is broken$"):
+        moody.score(media, doing(prompts, "raise"))
+    with pytest.raises(RewardRaised, match=r"^SystemExit: no licence$"):
+        moody.score(media, doing(prompts, "leave"))
+    with pytest.raises(RewardRaised, match=r"^Exited: os\._exit\(3\)"):
+        moody.score(media, doing(prompts, "exit"))
+    with pytest.raises(RewardRaised, match=r"^ValueError: returned values \(1,\) and missing \(1,\) for 3 samples$"):
+        moody.score(media, doing(prompts, "short"))
+    with pytest.raises(RewardLost, match=r"media are torch.float64"):
+        moody.score(media.double(), prompts)
+    assert pid_of(moody) == before
+    assert caplog.records == []
+
+
+def test_prints_disturb_nothing_and_are_kept(
+    moody: RewardModel, here: RewardModel, samples: Samples, caplog: pytest.LogCaptureFixture
+) -> None:
+    media, prompts = samples(3)
+    caplog.set_level(logging.DEBUG, logger=process_module.__name__)
+    before = pid_of(moody)
+    assert moody.score(media, doing(prompts, "print")).missing.tolist() == [False] * 3
+    assert_same(moody.score(media, prompts), here.score(media, prompts))
+    assert pid_of(moody) == before
+    for _ in range(2000):
+        if "from a child" in caplog.text:
+            break
+        time.sleep(0.01)
+    assert "from a child" in caplog.text
+    assert "rubbish" in caplog.text
+
+
+def test_out_of_memory_halves_the_batch(moody: RewardModel, samples: Samples) -> None:
+    media, prompts = samples(7)
+    before = pid_of(moody)
+    starving = [Prompt("starve", dict(p.metadata)) for p in prompts]
+    with pytest.raises(OutOfMemory, match="OutOfMemoryError: 7 are too many"):
+        moody.score(media, starving)
+    scores = checked_score(Reward("moody", 1.0, moody), media, starving)
+    one_by_one = [moody.score(media[i : i + 1], starving[i : i + 1]) for i in range(7)]
+    torch.testing.assert_close(scores.values, torch.cat([s.values for s in one_by_one]))
+    assert [d["seen"] for d in scores.diagnostics] == [dict(p.metadata) for p in prompts]
+    assert pid_of(moody) == before
+
+
+@pytest.mark.parametrize("deed", ["leave", "raise", "odd", "mute", "interrupt", "generator", "short", "cycle", "large"])
+def test_what_a_reward_throws_and_returns_reads_as_in_the_run_s_own_process(
+    make: Make, moody: RewardModel, samples: Samples, deed: str
+) -> None:
+    media, _ = samples(2)
+    here = make("moody")
+    found = [checked_score(Reward("moody", 1.0, model), media, [Prompt(deed)] * 2) for model in (here, moody)]
+    assert found[0].missing.tolist() == found[1].missing.tolist()
+    assert found[0].diagnostics == found[1].diagnostics
+    assert found[0].diagnostics[0].get("reason") or "left out" in str(found[0].diagnostics[0])
+
+
+def test_one_sample_that_does_not_fit_is_an_error(samples: Samples) -> None:
+    def starve(media: Tensor, prompts: Any) -> Scores:
+        raise MemoryError
+
+    with pytest.raises(OutOfMemory, match="out of memory, with 1 sample"):
+        in_halves(starve, *samples(3))
+    with pytest.raises(ZeroDivisionError):
+        in_halves(lambda media, prompts: 1 // 0, *samples(3))  # type: ignore[arg-type,return-value]
+
+
+def test_ctrl_c_of_the_terminal_is_not_the_worker_s(moody: RewardModel, samples: Samples) -> None:
+    before = pid_of(moody)
+    os.kill(before, signal.SIGINT)
+    assert os.getpgid(before) == before  # a group of its own, which the terminal does not signal
+    assert moody.score(*samples(2)).missing.tolist() == [False, False]
+    assert pid_of(moody) == before
+
+
+# -- several, and the end -------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("tidy")
+def test_two_workers_share_the_work_and_end_when_told(make: Make, here: RewardModel, samples: Samples) -> None:
+    pair = make("moody", worker={"count": 2})
+    assert isinstance(pair, WorkerReward)
+    assert pair.concurrency == 2
+    batches = [samples(3, seed=seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        scores = list(pool.map(lambda batch: pair.score(*batch), batches))
+    for one, batch in zip(scores, batches, strict=True):
+        assert_same(one, here.score(*batch))
+    # At work when it is closed: it ends all the same, and whoever waits for it hears so.
+    failed: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            pair.score(batches[0][0], doing(batches[0][1], "hang"))
+        except RewardLost as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not any(seat.end.busy.locked() for seat in pair._servers.all):
+        time.sleep(0.01)
+    pids = [seat.end.process.pid for seat in pair._servers.all if seat.end.process is not None]
+    assert len(pids) == 2
+    pair.close()
+    thread.join(10)
+    assert "closed while it was at work" in str(failed[0])
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    pair.close()
+    with pytest.raises(RewardLost, match="closed"):
+        pair.score(*batches[0])
+
+
+def test_a_worker_ends_when_its_run_has_ended(moody: RewardModel, tmp_path: Path) -> None:
+    """Even at work; and with it what it has started."""
+    program = f"""
+import os, threading, torch
+from dgpo_core.rewards import place
+from dgpo_core.plugins.registry import Registry
+from dgpo_core.types import Prompt
+from dgpo_remote import plugin
+from dgpo_schemas.sections.rewards import RewardBlock
+environment = {{"PYTHONPATH": {moody._servers.all[0].end.recipe.environment["PYTHONPATH"]!r}}}
+block = RewardBlock(use="moody", worker={{"environment": environment}})
+registry = Registry(discover=False)
+registry.register(plugin, distribution="dgpo-remote")
+reward = place(block, registry, device=torch.device("cpu"))
+threading.Thread(target=reward.score, args=(torch.zeros(1, 3, 8, 8), [Prompt("hang")]), daemon=True).start()
+while not reward._servers.all[0].end.busy.locked():
+    pass
+print(reward._servers.all[0].end.process.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""  # type: ignore[attr-defined]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pid = int(done.stdout)
+    for _ in range(1000):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.01)
+    raise AssertionError("the worker lives on")

@@ -1,0 +1,261 @@
+"""What keeps a worker from starting, and answers that belong to other questions."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from torch import Tensor
+
+import dgpo_remote.worker.interpreter as interpreter
+import dgpo_remote.worker.process as process_module
+import dgpo_remote.worker.workers as workers
+from dgpo_core.contracts import RewardModel
+from dgpo_core.errors import UserError
+from dgpo_core.training.memory import OutOfMemory
+from dgpo_core.training.scoring import Reward, checked_score
+from dgpo_core.types import Prompt, Scores
+from dgpo_remote.failures import RewardLost
+from dgpo_remote.worker.channel import HEAD, LONGEST, MAGIC, Channel
+from dgpo_remote.worker.workers import WorkerReward
+from dgpo_schemas.service import PROTOCOL
+
+Make = Callable[..., RewardModel]
+Samples = Callable[..., tuple[Tensor, list[Prompt]]]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "FIRST_WAIT", 0.001)
+
+
+@pytest.fixture(scope="module")
+def moody(make: Make) -> RewardModel:
+    """One worker for all who need not be the first to harm it."""
+    return make("moody", worker={"retries": 1})
+
+
+@pytest.fixture(scope="module")
+def here(make: Make) -> RewardModel:
+    """The same reward in this process."""
+    return make("moody")
+
+
+def pid_of(reward: RewardModel) -> int:
+    assert isinstance(reward, WorkerReward)
+    process = reward._servers.all[0].end.process
+    assert process is not None
+    return process.pid
+
+
+def assert_same(one: Scores, other: Scores) -> None:
+    assert one.values.dtype == other.values.dtype
+    assert one.values.view(torch.int32).tolist() == other.values.view(torch.int32).tolist()
+    assert one.missing.tolist() == other.missing.tolist()
+    assert list(one.diagnostics) == list(other.diagnostics)
+
+
+# -- what keeps a worker from starting ------------------------------------------------------------------------------
+def script(path: Path, text: str, mode: int = 0o755) -> str:
+    path.write_text(text)
+    path.chmod(mode)
+    return str(path)
+
+
+def refused(make: Make, use: str = "conv", **block: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        make(use, **block)
+    return str(caught.value)
+
+
+@pytest.mark.usefixtures("tidy")
+def test_interpreters_that_are_none(make: Make, tmp_path: Path) -> None:
+    where = "rewards.0.worker.python: "
+    assert refused(make, worker={"python": "/nowhere/python"}) == (
+        f"{where}there is no interpreter /nowhere/python; name one that has dgpo and the reward's plugin installed"
+    )
+    assert refused(make, worker={"python": str(tmp_path)}).startswith(f"{where}{tmp_path} is a directory; name the")
+    python = script(tmp_path / "plain", "", stat.S_IRUSR)
+    assert refused(make, worker={"python": python}) == f"{where}{python} is not executable; name a Python interpreter"
+    python = script(tmp_path / "text", "just a text")
+    assert refused(make, worker={"python": python}) == f"{where}{python} is no program; name a Python interpreter"
+    python = script(tmp_path / "other", "#!/bin/sh\necho what is this: $1\nexit 0\n")
+    assert refused(make, worker={"python": python}) == f"{where}{python} is no Python interpreter: what is this: -u"
+
+
+@pytest.mark.usefixtures("tidy")
+def test_interpreters_that_lack_something(make: Make, tmp_path: Path) -> None:
+    bare = script(tmp_path / "bare", f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
+    assert refused(make, worker={"python": bare}) == (
+        f"rewards.0.worker.python: {bare} lacks dgpo; install it and the reward's plugin there: {bare} -m pip install "
+        "dgpo-remote ..."
+    )
+    fake = tmp_path / "fake"
+    (fake / "dgpo_core").mkdir(parents=True)
+    (fake / "dgpo_core" / "__init__.py").touch()
+    old = {"environment": {"PYTHONPATH": str(fake)}}
+    alone = script(tmp_path / "alone", f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    message = refused(make, worker={"python": alone, **old})
+    assert f"{alone} lacks dgpo-remote; install the run's version there: {alone} -m pip install" in message
+    (fake / "dgpo_remote" / "worker").mkdir(parents=True)
+    for package in ("dgpo_remote", "dgpo_remote/worker"):
+        (fake / package / "__init__.py").touch()
+    hello = 'import socket, struct, sys\ns = b\'{"protocol": 99, "dgpo": "9.9"}\'\n'
+    hello += "socket.socket(fileno=int(sys.argv[1])).sendall(struct.pack('<4sQ', b'DGPO', len(s)) + s)\n"
+    (fake / "dgpo_remote" / "worker" / "worker_main.py").write_text(hello)
+    message = refused(make, worker=old)
+    assert f"{sys.executable} has dgpo 9.9, whose workers speak version 99 of the protocol; this run speaks" in message
+    (fake / "dgpo_remote" / "worker" / "worker_main.py").write_text("raise ImportError('no libnothing.so')")
+    assert f"the worker in {sys.executable} did not start: ImportError: no libnothing.so" in refused(make, worker=old)
+
+
+@pytest.mark.usefixtures("tidy")
+def test_an_interpreter_that_hangs(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreter, "PATIENCE", 0.2)
+    python = script(tmp_path / "silent", "#!/bin/sh\nexec sleep 60\n")
+    message = refused(make, worker={"python": python, "start_timeout": 0.2})
+    assert message == f"rewards.0.worker.python: {python} is no Python interpreter"
+
+
+@pytest.mark.usefixtures("tidy")
+def test_a_worker_that_is_given_too_little_time(make: Make) -> None:
+    message = refused(make, worker={"start_timeout": 0.01})
+    assert message == (
+        f"rewards.0.worker.python: the worker in {sys.executable} did not start within 0.01 s (worker.start_timeout)"
+    )
+
+
+@pytest.mark.usefixtures("tidy")
+def test_a_worker_whose_description_is_none(make: Make, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(process: Any, *arguments: Any) -> tuple[str, bytes]:
+        return "200", json.dumps({"protocol": PROTOCOL}).encode()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(process_module.WorkerProcess, "_exchange", odd)
+        message = refused(make, worker={})
+    assert message.startswith("rewards.0: the worker that was to load conv answered with something that is no desc")
+    reward = make("conv", worker={"retries": 0})
+    assert isinstance(reward, WorkerReward)
+    (seat,) = [server.end for server in reward._servers.all]
+    for error, expected in ((UserError("odd"), RewardLost), (ZeroDivisionError("odd"), ZeroDivisionError)):
+        os.kill(pid_of(reward), signal.SIGKILL)
+        with pytest.raises(RewardLost, match="SIGKILL"):
+            reward.score(*samples(2))
+        with monkeypatch.context() as patched:
+            patched.setattr(process_module.WorkerProcess, "greet", Mock(side_effect=error))
+            with pytest.raises(expected, match="odd"):
+                reward.score(*samples(2))
+        assert seat.process is None
+        assert reward.score(*samples(2)).missing.tolist() == [False, False]
+    reward.close()
+
+
+STRAY = """
+import sys
+from dgpo_remote.worker import channel, worker_main
+
+send, kept = channel.Channel.send, []
+
+def sent(self, blob, *, number=0, about="", deadline=None):
+    kept.append((blob, number))
+    if number > %(after)d:
+        stray = kept[%(which)s]
+        send(self, stray[0], number=%(number)s, about=about)
+    send(self, blob, number=number, about=about, deadline=deadline)
+    if number > %(after)d and %(twice)s:
+        send(self, blob, number=number, about=about)
+
+channel.Channel.send = sent
+sys.exit(worker_main.main(sys.argv[1:]))
+"""
+"""A worker that says something else besides its answers; number 1 is its description, 2 the first batch."""
+
+
+def straying(path: Path, **how: Any) -> str:
+    """An interpreter whose workers stray."""
+    (path / "stray.py").write_text(STRAY % ({"which": -2, "after": 2, "number": "stray[1]", "twice": False} | how))
+    return script(path / "python", f'#!/bin/sh\nshift 6\nexec {sys.executable} -u {path}/stray.py "$@"\n')
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"twice": True},  # each batch is answered after the one before it, again, and twice
+        {"which": 1, "after": 2},  # with the description
+        {"which": 1, "number": 1, "after": 1},
+    ],
+)
+def test_late_and_second_answers_are_not_taken_for_another_batch(
+    make: Make, here: RewardModel, samples: Samples, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: Any
+) -> None:
+    reward = make("conv", worker={"python": straying(tmp_path, **how), "retries": 0})
+    before = pid_of(reward)
+    for turn, count in enumerate((3, 3, 2, 3), 1):
+        media, prompts = samples(count)
+        media = media / turn
+        assert_same(reward.score(media, prompts), here.score(media, prompts))
+    assert pid_of(reward) == before
+    assert caplog.text.count("the worker answers late or twice; what it says to earlier batches is dropped") == 1
+    reward.close()
+
+
+@pytest.mark.parametrize(("number", "told"), [("number + 1", "question 3 and was asked 2"), (0, "question 0")])
+def test_answers_to_questions_that_nobody_asked_end_the_worker(
+    make: Make, samples: Samples, tmp_path: Path, number: Any, told: str
+) -> None:
+    python = straying(tmp_path, which=-1, after=1, number=number)
+    reward = make("conv", worker={"python": python, "retries": 0})
+    with pytest.raises(RewardLost, match=f"answered nonsense: it has answered {told}"):
+        reward.score(*samples(2))
+    reward.close()
+
+
+def test_a_question_that_was_stopped_leaves_no_answer_behind(
+    make: Make, here: RewardModel, samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever interrupts the wait, the next batch gets its own scores."""
+    reward = make("conv", worker={"retries": 0})
+    media, prompts = samples(3)
+    with monkeypatch.context() as patched:
+        patched.setattr(Channel, "receive", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            reward.score(1 - media, prompts)
+    assert_same(reward.score(media, prompts), here.score(media, prompts))
+    reward.close()
+
+
+def test_frames_are_bounded(moody: RewardModel, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        here.sendall(HEAD.pack(MAGIC, LONGEST + 1))
+        with pytest.raises(EOFError, match="does not speak this protocol"):
+            Channel(there).receive()
+    before = pid_of(moody)
+    media, prompts = samples(4)
+    monkeypatch.setattr(process_module, "LONGEST", media.numel() * media.element_size())
+    assert checked_score(Reward("moody", 1.0, moody), media, prompts).missing.tolist() == [False] * 4  # in halves
+    monkeypatch.setattr(process_module, "LONGEST", 100)
+    with pytest.raises(OutOfMemory, match=r"a batch of 0.0 GiB is more than"):
+        moody.score(media, prompts)
+    assert pid_of(moody) == before
+
+
+@pytest.mark.usefixtures("tidy")
+def test_rewards_that_are_not_there_or_refuse_their_options(make: Make) -> None:
+    message = refused(make, "convv", worker={})
+    assert message.startswith(
+        f"rewards.0.worker.python: {sys.executable} cannot provide convv; install its plugin there"
+    )
+    assert "unknown reward 'convv'; did you mean conv?" in message
+    assert refused(make, worker={}, options={"seed": 13}) == "rewards.0: options.seed: 13 brings bad luck"
+    assert "the worker that was to load conv was ended by SIGKILL" in refused(make, worker={}, options={"seed": 14})
