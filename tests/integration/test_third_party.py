@@ -74,7 +74,7 @@ def wheel_of_the_kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory, wheel_of_dgpo: Path, wheel_of_the_kit: Path) -> Environment:
     directory = tmp_path_factory.mktemp("third-party")
-    wheels = [wheel_of_the_kit]
+    wheels = [wheel_of_the_kit, build_wheel(ROOT / "plugins/dgpo-lab", directory / "wheels" / "lab")]
     for kind, name in PLUGINS.items():
         new = [sys.executable, "-m", "dgpo_cli", "plugins", "new", kind, name, "--output", str(directory)]
         subprocess.run(new, check=True, capture_output=True)
