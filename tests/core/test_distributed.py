@@ -53,7 +53,7 @@ def test_cuda_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device("cuda")
 
 
-def test_only_training_is_done_by_several_processes(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_are_refused_unless_asked_for(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"only `dgpo train`, .* and `export` work with several processes"):
         Runtime(make_config())
