@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
     from dgpo_core.plugins.registry import Registry
 
-__all__ = ["schema"]
+__all__ = ["schema", "written"]
 
 
 def schema(
@@ -67,7 +69,7 @@ def _stale_data(output: Path, registry: Registry) -> dict[Path, str]:
     date."""
     import tomllib
 
-    from dgpo_core.plugins.installable import FILE, written
+    from dgpo_core.plugins.installable import FILE
 
     root = FILE.parents[2]
     if output.resolve() != root / "schemas" / "json":
@@ -95,3 +97,31 @@ def _sound(registry: Registry) -> dict[str, dict[str, type[BaseModel]]]:
             else:
                 models[kind][name] = model
     return models
+
+
+def written(registry: Registry, distributions: Collection[str]) -> str:
+    """The data as what is installed of these distributions declares it; of those that are not, it stays as it is."""
+    from dgpo_core.plugins.installable import installable
+
+    sound = set(registry.distributions()) - {broken.distribution for broken in registry.broken}
+    kept = {
+        (kind, name): owner
+        for kind, names in installable().items()
+        for name, owner in names.items()
+        if owner not in sound or (kind, name) in registry.conflicts()
+    }
+    found: dict[str, dict[str, str]] = {}
+    for (kind, name), owner in sorted((kept | dict(_declared(registry))).items()):
+        if owner in distributions:
+            found.setdefault(kind, {})[name] = owner
+    return json.dumps(found, indent=2) + "\n"
+
+
+def _declared(registry: Registry) -> Iterator[tuple[tuple[str, str], str]]:
+    for kind in registry.kinds:
+        yield from (((kind, name), part.distribution) for name, part in registry.parts(kind).items())
+    yield from ((("command", name), one.distribution) for name, one in registry.commands().items())
+    yield from ((("place", key), place.distribution) for key, place in registry.places.items())
+    for name, distribution in registry.brought.items():
+        yield ("kind", name), distribution
+        yield ("hook", registry.kinds[name].hook), distribution

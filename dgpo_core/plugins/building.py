@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,9 +16,6 @@ from dgpo_core.plugins.declared import RegisteredPart, check_declared
 from dgpo_core.plugins.isolation import ctrl_c, imported, no_exit, told
 from dgpo_schemas.base import Options, UseBlock
 from dgpo_schemas.problems import dotted, explain
-
-if TYPE_CHECKING:
-    from dgpo_core.plugins.registry import Registry
 
 __all__ = [
     "NoOptions",
@@ -87,26 +84,24 @@ def check_contract(registered: RegisteredPart, kind: Kind) -> None:
             return
 
 
-def create(registry: Registry, kind: str, block: UseBlock | str, **keywords: Any) -> Any:
-    """`Registry.create`."""
-    block = UseBlock(use=block) if isinstance(block, str) else block
-    registered = registry.find(kind, block.use)
+def create(registered: RegisteredPart, kind: Kind, block: UseBlock, **keywords: Any) -> Any:
+    """A part built with the options of its block; errors as `Registry.create` says."""
     model = options_model(registered)
     owner = str(registered)
     try:
         options = model.model_validate(block.options)
     except ValidationError as error:
         found = explain(model, block.options, error)
-        lines = [f"{kind} {block.use}: {dotted(('options', *path))}: {message}" for path, message in found]
+        lines = [f"{kind.name} {block.use}: {dotted(('options', *path))}: {message}" for path, message in found]
         raise UserError("\n".join(lines)) from error
     except Exception as error:
         raise PluginError(f"{owner}: its options cannot be checked: {told(error)}") from error
-    cls = implementation(registered, registry.kinds[kind])
-    if kind == "backbone":
+    cls = implementation(registered, kind)
+    if kind.name == "backbone":
         _check_section(cls, block)
     with ctrl_c() as pressed, no_exit():
         try:
-            if kind in WITH_SECTION:
+            if kind.name in WITH_SECTION:
                 return cls(block, options, **keywords)
             return cls(options, **keywords)
         except DgpoError:

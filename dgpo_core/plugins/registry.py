@@ -169,8 +169,10 @@ class Registry(Names):
         Raises PluginError for what the plugin does wrong and UserError for what its options or files do.
         """
         from dgpo_core.plugins import building
+        from dgpo_schemas.base import UseBlock
 
-        return building.create(self, kind, block, **keywords)
+        block = UseBlock(use=block) if isinstance(block, str) else block
+        return building.create(self.find(kind, block.use), self.kinds[kind], block, **keywords)
 
     def place(self, key: str) -> Any:
         """The function that connects a reward to the place which this key of its block stands for, imported. Raises

@@ -8,10 +8,9 @@ import os
 import threading
 from typing import Any
 
-__all__ = ["VARIABLES", "prepare_hub"]
+from dgpo_core.system.variables import OF_PROXIES
 
-VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-"""Those that name a proxy."""
+__all__ = ["prepare_hub"]
 
 _preparing = threading.Lock()
 _prepared = False
@@ -27,7 +26,7 @@ def prepare_hub() -> None:
     """
     global _prepared
     with _preparing:
-        if _prepared or not any(os.environ.get(name) for name in VARIABLES):
+        if _prepared or not any(os.environ.get(name) for name in OF_PROXIES):
             return
         _prepared = True
         if importlib.util.find_spec("huggingface_hub") is None:

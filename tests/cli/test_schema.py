@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dgpo_core.plugins.installable import FILE, installable, written
+from dgpo_cli.schema import written
+from dgpo_core.plugins.installable import FILE, installable
 from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.export import stale_schemas
 

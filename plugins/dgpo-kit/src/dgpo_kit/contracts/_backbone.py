@@ -6,13 +6,12 @@ import contextlib
 import math
 import unittest
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 import torch
-from torch import Tensor
 
-from dgpo_core.contracts import Adapter, Backbone
+from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import sigmas as sampler_times
 from dgpo_core.flow.velocity import guided_velocity
@@ -20,6 +19,7 @@ from dgpo_core.plugins import promises
 from dgpo_core.types import Conditioning, Prompt, Schedule, same_places
 from dgpo_kit.contracts._assertions import close, equal, global_state_left_alone, normal, that
 from dgpo_kit.contracts._backbone_section import dtype, gradient_checkpointing, package
+from dgpo_kit.contracts._backbone_subject import Subject
 from dgpo_kit.contracts._backbone_weights import adapter, formats, merged, save_adapter, save_weights, weights
 from dgpo_kit.contracts._check import Check, checks_of, run_all
 from dgpo_kit.given import NeedsInput
@@ -70,56 +70,6 @@ def backbone_checks(
         adapter, merged, save_adapter, formats, save_weights, decode, reproducible, random_state, dtype,
         gradient_checkpointing, package,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Subject:
-    make: Callable[[], Backbone]
-    backbone: Backbone
-    size: tuple[int, int]
-    impossible: tuple[int, int] | None
-    texts: Sequence[str]
-    tolerance: float
-
-    @property
-    def prompts(self) -> list[Prompt]:
-        return [replace(self.backbone.example(self.size), text=text) for text in self.texts]
-
-    def arguments(self) -> tuple[Tensor, Tensor, Conditioning]:
-        """Of `velocity`: one row a text, sigma from the highest time that the model knows to the lowest."""
-        count = len(self.texts)
-        x_sigma = normal(count, *self.backbone.latent_shape(*self.size))
-        low, high = self.backbone.sigma_range
-        return x_sigma, torch.linspace(high, low, count), self.backbone.encode(self.prompts)
-
-    @torch.no_grad()
-    def velocity(self) -> Tensor:
-        return self.backbone.velocity(*self.arguments())
-
-    @property
-    def adapter(self) -> Adapter:
-        """SkipTest where there is none."""
-        if self.backbone.adapter is None:
-            raise unittest.SkipTest("every weight is trained, there is no adapter")
-        return self.backbone.adapter
-
-    def base_velocity(self) -> Tensor:
-        """Without the adapter."""
-        with self.adapter.off():
-            return self.velocity()
-
-    @contextlib.contextmanager
-    def moved_weights(self) -> Iterator[None]:
-        """The engine points the trained parameters at other tensors, and back."""
-        parameters = list(self.backbone.trainable().values())
-        start = [parameter.data for parameter in parameters]
-        for i, parameter in enumerate(parameters):
-            parameter.data = start[i] + 0.1 * normal(*parameter.shape, seed=i)
-        try:
-            yield
-        finally:
-            for parameter, tensor in zip(parameters, start, strict=True):
-                parameter.data = tensor
 
 
 def _possible(backbone: Backbone) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from dgpo_core.weights import resolve_checkpoint
 from dgpo_kit.contracts._assertions import close, that
 
 if TYPE_CHECKING:
-    from dgpo_kit.contracts._backbone import Subject
+    from dgpo_kit.contracts._backbone_subject import Subject
 
 __all__ = ["dtype", "gradient_checkpointing", "package"]
 

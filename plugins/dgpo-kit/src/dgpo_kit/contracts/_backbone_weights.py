@@ -16,7 +16,7 @@ import torch
 from dgpo_kit.contracts._assertions import close, equal, that
 
 if TYPE_CHECKING:
-    from dgpo_kit.contracts._backbone import Subject
+    from dgpo_kit.contracts._backbone_subject import Subject
 
 __all__ = ["adapter", "formats", "merged", "save_adapter", "save_weights", "weights"]
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import h11
+from h11 import Event
 from starlette.types import ASGIApp, Message, Scope
 
 from dgpo_schemas.text import error_text
-
-if TYPE_CHECKING:
-    from dgpo_remote.server.connections import Connection
 
 __all__ = ["TINY", "Exchange"]
 
@@ -25,10 +23,39 @@ TINY, FREE = 64, 250
 microseconds, whatever it holds."""
 
 
+class Carrier(Protocol):
+    """A connection, as an exchange knows it."""
+
+    h11: Any
+    """Its h11.Connection."""
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """Of every answer."""
+
+    def write(self, *events: Event) -> None:
+        """Send them."""
+
+    async def drained(self) -> None:
+        """Until the caller has taken enough of what was sent."""
+
+    def answered(self) -> None:
+        """The answer is whole."""
+
+    def refuse(self, status: int, kind: str, message: str, *, reason: str | None = None) -> None:
+        """Answer with an error, and end."""
+
+    def read_on(self) -> None:
+        """More of the body is wanted."""
+
+    def abort(self) -> None:
+        """End it at once."""
+
+
 class Exchange:
     """Runs the application for one request. `task` is cancelled when the caller goes away."""
 
-    def __init__(self, connection: Connection, scope: Scope) -> None:
+    def __init__(self, connection: Carrier, scope: Scope) -> None:
         self.scope = scope
         self.body = bytearray()
         """What has come and was not taken yet."""

@@ -6,13 +6,10 @@ import asyncio
 import time
 from collections import deque
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from dgpo_remote.server.counters import Counters
 from dgpo_schemas.serve import ConnectionsSection
-
-if TYPE_CHECKING:
-    from dgpo_remote.server.connections import Connection
 
 __all__ = ["Clock", "Phase", "Pool"]
 
@@ -38,6 +35,28 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
+class Connected(Protocol):
+    """A connection, as the pool knows it. since: when `phase` began."""
+
+    phase: Phase
+    since: float
+
+    def unread(self) -> int:
+        """Bytes of answers that the caller has not taken."""
+
+    def sweep(self, now: float) -> None:
+        """End it if it has waited too long."""
+
+    def go_on(self) -> None:
+        """Read on, now that it is its turn."""
+
+    def take_next(self) -> None:
+        """Take up the request that came before its turn."""
+
+    def abort(self) -> None:
+        """End it at once."""
+
+
 WITHOUT_REQUEST = (Phase.HEAD, Phase.IDLE, Phase.LINGER)
 Clock = time.monotonic
 
@@ -49,9 +68,9 @@ class Pool:
         self.section = section
         self.most = most
         self.counters = counters
-        self.connections: set[Connection] = set()
-        self._queue: deque[Connection] = deque()
-        self._early: deque[Connection] = deque()
+        self.connections: set[Connected] = set()
+        self._queue: deque[Connected] = deque()
+        self._early: deque[Connected] = deque()
         self._turn_ends = 0.0
         self._in_turn = False
 
@@ -62,11 +81,11 @@ class Pool:
             loop.call_soon(self._next_turn, loop)
         return Clock() < self._turn_ends
 
-    def wait_for_turn(self, connection: Connection) -> None:
+    def wait_for_turn(self, connection: Connected) -> None:
         """Let a connection go on reading chunks in a later round, after those that wait already."""
         self._queue.append(connection)
 
-    def wait_for_answer(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def wait_for_answer(self, connection: Connected, loop: asyncio.AbstractEventLoop) -> None:
         """Let a connection take up a request that came before its turn: one in a round of the loop, of all connections,
         for whoever sends hundreds at once must not be before those who ask once."""
         self._early.append(connection)
@@ -84,7 +103,7 @@ class Pool:
         while self._queue and self.has_time(loop):
             self._queue.popleft().go_on()
 
-    def admit(self, connection: Connection) -> bool:
+    def admit(self, connection: Connected) -> bool:
         """Take one in. Where there are as many as there may be, the one that has waited longest without a whole request
         makes room; False if there is none."""
         full = len(self.connections) >= self.most

@@ -1,0 +1,69 @@
+"""A backbone that is checked, and what the checks ask of it."""
+
+from __future__ import annotations
+
+import contextlib
+import unittest
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dgpo_core.contracts import Adapter, Backbone
+from dgpo_core.types import Conditioning, Prompt
+from dgpo_kit.contracts._assertions import normal
+
+__all__ = ["Subject"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One that `make` builds, and a size, texts and an impossible size to try it with."""
+
+    make: Callable[[], Backbone]
+    backbone: Backbone
+    size: tuple[int, int]
+    impossible: tuple[int, int] | None
+    texts: Sequence[str]
+    tolerance: float
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [replace(self.backbone.example(self.size), text=text) for text in self.texts]
+
+    def arguments(self) -> tuple[Tensor, Tensor, Conditioning]:
+        """Of `velocity`: one row a text, sigma from the highest time that the model knows to the lowest."""
+        count = len(self.texts)
+        x_sigma = normal(count, *self.backbone.latent_shape(*self.size))
+        low, high = self.backbone.sigma_range
+        return x_sigma, torch.linspace(high, low, count), self.backbone.encode(self.prompts)
+
+    @torch.no_grad()
+    def velocity(self) -> Tensor:
+        return self.backbone.velocity(*self.arguments())
+
+    @property
+    def adapter(self) -> Adapter:
+        """SkipTest where there is none."""
+        if self.backbone.adapter is None:
+            raise unittest.SkipTest("every weight is trained, there is no adapter")
+        return self.backbone.adapter
+
+    def base_velocity(self) -> Tensor:
+        """Without the adapter."""
+        with self.adapter.off():
+            return self.velocity()
+
+    @contextlib.contextmanager
+    def moved_weights(self) -> Iterator[None]:
+        """The engine points the trained parameters at other tensors, and back."""
+        parameters = list(self.backbone.trainable().values())
+        start = [parameter.data for parameter in parameters]
+        for i, parameter in enumerate(parameters):
+            parameter.data = start[i] + 0.1 * normal(*parameter.shape, seed=i)
+        try:
+            yield
+        finally:
+            for parameter, tensor in zip(parameters, start, strict=True):
+                parameter.data = tensor
