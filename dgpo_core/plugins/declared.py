@@ -130,7 +130,8 @@ def declarations(implementations: Sequence[pluggy.HookImpl], hook: str, sort: ty
 def places(implementation: pluggy.HookImpl) -> dict[str, str]:
     """What a plugin's implementation of dgpo_places returns. Raises PluginError for anything else."""
     try:
-        found = dict(implementation.function())
+        returned: Any = implementation.function()
+        found: dict[str, str] = dict(returned)
     except BaseException as error:
         raise PluginError(f"dgpo_places failed with {told(error)}") from error
     for key, target in found.items():
