@@ -8,10 +8,9 @@ import os
 import threading
 from typing import Any
 
-__all__ = ["VARIABLES", "prepare_hub"]
+from dgpo_core.system.proxy_names import VARIABLES
 
-VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-"""Those that name a proxy."""
+__all__ = ["prepare_hub"]
 
 _preparing = threading.Lock()
 _prepared = False

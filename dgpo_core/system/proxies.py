@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from dgpo_core.system.hub import VARIABLES
+from dgpo_core.system.proxy_names import VARIABLES
 from dgpo_schemas.addresses import shown_address
 
 __all__ = ["Proxy", "UnusableProxy", "route"]
