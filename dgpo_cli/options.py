@@ -46,8 +46,8 @@ MicroBatch = Annotated[
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="Settings laid over the run file, before --set: a name that the backbone brings (sd3: 16gb, 24gb, 48gb, "
-        "80gb for the memory of a card), or a YAML file.",
+        help="Settings laid over the run file, before --set: a name that the backbone brings, such as 16gb, 24gb, 48gb "
+        "or 80gb for the memory of a card, or a YAML file.",
         metavar="NAME",
     ),
 ]

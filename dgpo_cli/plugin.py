@@ -16,7 +16,6 @@ def dgpo_commands() -> Sequence[Command]:
         Command("train", "Train a model with Direct Group Preference Optimization.", "dgpo_cli.train:app", 10),
         Command("sample", "Draw pictures or videos from a run or from a base model.", "dgpo_cli.sample:sample", 20),
         Command("evaluate", "Score a run or a base model on prompts.", "dgpo_cli.evaluate:evaluate", 30),
-        Command("score", "Score picture and video files with any reward, and see why.", "dgpo_cli.score:score", 40),
         Command("export", "Write a run's adapter for use without dgpo.", "dgpo_cli.export:export", 80),
         Command("validate", "Check a run file without loading models.", "dgpo_cli.validate:validate", 100),
         Command("plugins", "Show, check and write plugins.", order=130),

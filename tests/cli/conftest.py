@@ -15,6 +15,7 @@ from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.trainer import Trainer
 from dgpo_kit.toy import plugin, run_data
 from dgpo_schemas.run import RunConfig
+from tests.toy_runs import result
 
 WriteRun = Callable[..., Path]
 
@@ -63,3 +64,10 @@ def trained(_trained_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     shutil.copytree(_trained_once, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return Trained(Path("runs/toy"), Path("run.yaml"))
+
+
+@pytest.fixture
+def reference(dgpo: Callable[..., Any], write_run: WriteRun) -> dict[str, bytes]:
+    """The result of the same run, never stopped."""
+    assert dgpo("train", write_run(), "--quiet", "--set", "run.name=reference").code == 0
+    return result(Path("runs/reference"))

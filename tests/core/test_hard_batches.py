@@ -3,6 +3,7 @@ after a resume."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.plugins.registry import Registry, get_registry
+from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.checkpoint import load
 from dgpo_core.training.rehearsal import rehearse
 from dgpo_core.training.trainer import Trainer
@@ -58,12 +59,13 @@ def config(directory: Path, name: str, setting: dict[str, Any], micro_batch: int
     return RunConfig.model_validate(data)
 
 
+@functools.cache
 def registry() -> Registry:
-    found = get_registry()
+    """Everything that is installed, and the toys; the process's own registry stays without them."""
+    made = Registry()
     for one, name in ((plugin, "toy"), (hard_plugin, "hard")):
-        if name not in found.distributions():
-            found.register(one, distribution=name)
-    return found
+        made.register(one, distribution=name)
+    return made
 
 
 def weights(directory: Path) -> dict[str, Tensor]:

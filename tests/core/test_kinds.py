@@ -1,5 +1,5 @@
 """Whether a reward scores what a backbone makes, and what is said if not. The commands that ask are tested in
-tests/integration/test_bad_input.py."""
+tests/integration/bad_input."""
 
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dgpo_cli.scoring.files import read_media
 from dgpo_core.errors import UserError
 from dgpo_core.media import clips
 from dgpo_core.media.conditions import condition_medium
 from dgpo_core.media.pictures import contact_sheet, to_image, write_pictures
 from dgpo_core.types import ConditionMedium, Prompt
+from dgpo_lab.scoring.files import read_media
 
 
 def noise(*shape: int) -> Tensor:

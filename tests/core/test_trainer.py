@@ -22,7 +22,6 @@ from dgpo_core.system.stopping import StopRequest
 from dgpo_core.training.accumulation import Accumulated
 from dgpo_core.training.evaluation import Evaluator
 from dgpo_core.training.optimizer import Optimizer
-from dgpo_core.training.rehearsal import rehearse
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_kit.toy import ToyBackbone
 from dgpo_schemas.run import RunConfig
@@ -378,18 +377,6 @@ def test_learning_rate(schedule: str, expected: list[float], make_config: Make, 
     )
     optimiser = Trainer(config, registry).build().optimiser
     assert [optimiser.learning_rate(i) for i in range(6)] == pytest.approx(expected)
-
-
-def test_dry_run_writes_nothing(make_config: Make, registry: Registry, tmp_path: Path) -> None:
-    found = rehearse(Trainer(make_config(), registry))
-    assert len(found["rewards"]["brightness"]) == 2
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_unwritable_output(make_config: Make, registry: Registry, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
-        Trainer(make_config(run={"output": str(tmp_path / "file")}), registry).train()
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(

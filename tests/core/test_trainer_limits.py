@@ -14,6 +14,7 @@ import dgpo_core.training.loop as module
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.system.stopping import StopRequest, limit_reached
+from dgpo_core.training.rehearsal import rehearse
 from dgpo_core.training.saving import Saver
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_schemas.metrics import OutcomeRecord, PromptScores
@@ -181,3 +182,15 @@ def test_an_option_that_a_plugin_has_got_since_is_no_other_configuration(make_co
     with pytest.raises(UserError, match=r"backbone\.options\.double: false when it started, true now"):
         Trainer(other, registry).train(resume=True)
     assert Trainer(today, registry).train(resume=True) == "finished"
+
+
+def test_dry_run_writes_nothing(make_config: Make, registry: Registry, tmp_path: Path) -> None:
+    found = rehearse(Trainer(make_config(), registry))
+    assert len(found["rewards"]["brightness"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_output(make_config: Make, registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        Trainer(make_config(run={"output": str(tmp_path / "file")}), registry).train()

@@ -20,7 +20,7 @@ SPREAD = {"iterations": 2, "process_timeout": PATIENT, "shard": True}
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Driver]:
-    made = Driver("dgpo_core.distributed.sharding", "dgpo_cli.evaluate", "dgpo_cli.sample", "dgpo_cli.scoring.job")
+    made = Driver("dgpo_core.distributed.sharding", "dgpo_cli.evaluate", "dgpo_cli.sample", "dgpo_lab.scoring.job")
     yield made
     made.close()
 

@@ -1,4 +1,7 @@
-"""What is particular to Stable Diffusion XL; `test_families` compares it with its pipeline as it was published."""
+"""What is particular to Stable Diffusion XL; `test_families` compares it with its pipeline as it was published.
+
+One file, for all of it stands on one tiny checkpoint, which is made once.
+"""
 
 from __future__ import annotations
 

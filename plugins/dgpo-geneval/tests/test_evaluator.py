@@ -1,4 +1,7 @@
-"""Golden values of every task in every variant, worked out by hand from the definitions."""
+"""Golden values of every task in every variant, worked out by hand from the definitions.
+
+Longer than other files of tests: most of it is one table.
+"""
 
 from __future__ import annotations
 

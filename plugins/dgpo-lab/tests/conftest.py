@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 import yaml
 
+from dgpo_baselines import plugin as baselines
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import plugin
 from dgpo_lab.ablation import runner
 from dgpo_lab.ablation.runner import run_cells
+from dgpo_lab.doctoring.diagnosis import Diagnosis, diagnose
+from dgpo_lab.doctoring.facts import read_facts
 from dgpo_lab.reporting import page
 from dgpo_lab.reporting.data import RunData, read_run
 from tests.ablated import Here, Write
 from tests.cli.conftest import _trained_once, trained, write_run
 from tests.conftest import _one_thread, dgpo, known, make_config, registry
+from tests.doctored import Written
 from tests.reported import Page
 from tests.reported import write_run as written_run
 
@@ -73,3 +77,15 @@ def ablation(write_run: Write) -> Callable[..., Path]:
         return Path("ablation.yaml")
 
     return write
+
+
+@pytest.fixture
+def examine(tmp_path: Path, known: Registry) -> Callable[[Written], Diagnosis]:
+    """The diagnosis of a written run; the reward brightness declares [0, 1]."""
+    count = iter(range(100))
+    known.register(baselines, distribution="dgpo-baselines", version="1.0")  # random samplers
+
+    def make(sick: Written) -> Diagnosis:
+        return diagnose(read_facts(sick.write(tmp_path / f"run-{next(count)}"), known))
+
+    return make

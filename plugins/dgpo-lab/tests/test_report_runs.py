@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.optimize import isotonic_regression
 
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.trainer import Trainer
+from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_lab.reporting import figures, page, summary
 from dgpo_lab.reporting.data import RunData, Score, read_run
 from dgpo_lab.reporting.images import read_pictures
@@ -313,7 +313,7 @@ def test_svg_takes_the_pages_colours_and_keeps_other_peoples_words() -> None:
 def test_report_of_a_real_run(make_config: Callable[..., RunConfig], registry: Registry) -> None:
     trainer = Trainer(make_config(evaluation={"prompts": 6}), registry)
     assert trainer.train() == "finished"
-    run = read_run(trainer.directory.path, registry)
+    run = read_run(run_path(trainer.config), registry)
     assert not summary.what_is_missing(run)
     found = Page(page.render(run))
     assert "brightness" in summary.outcome(run)

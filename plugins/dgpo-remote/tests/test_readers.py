@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from dgpo_cli.scoring.files import read_media
+from dgpo_lab.scoring.files import read_media
 from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.base64s import from_base64
 from dgpo_remote.server.bodies import Samples, read_pictures

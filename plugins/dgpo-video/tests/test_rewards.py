@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,7 +78,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Any:
     installed = registry.Registry(discover=False)
     installed.register(Plugin(), distribution="tests")
     monkeypatch.setattr("dgpo_video.frames.get_registry", lambda: installed)
-    monkeypatch.setattr(installed, "_import", lambda _, path: globals()[path.partition(":")[2]])
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or SimpleNamespace(**globals()))
 
     def make(**options: Any) -> Frames:
         return Frames(FramesOptions(**{"reward": "brightness"} | options), device=CPU)

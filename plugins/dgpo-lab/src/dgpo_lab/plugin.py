@@ -14,8 +14,10 @@ dgpo_contract = 2
 
 @hookimpl
 def dgpo_commands() -> Sequence[Command]:
-    """What looks at runs, before, after and beside them."""
+    """What looks at runs and samples, before, after and beside training."""
+    summary = "Score picture and video files with any reward, and see why."
     return [
+        Command("score", summary, "dgpo_lab.commands.score:score", 40),
         Command("report", "Write one HTML page about a run.", "dgpo_lab.commands.report:report", 50),
         Command("doctor", "Say what ails a run, and what to change.", "dgpo_lab.commands.doctor:doctor", 60),
         Command("ablate", "Vary parts of a run, with seeds, and compare.", "dgpo_lab.commands.ablate:ablate", 70),

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dgpo_cli.scoring.batches as batches_module
+import dgpo_lab.scoring.batches as batches_module
 from dgpo_core.hookspecs import Part, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
-from tests.cli.scoring.parts import Run, Stub, StubOptions, clip, picture
+from tests.scored import Run, Stub, StubOptions, clip, picture
 
 # -- the table ----------------------------------------------------------------------------------------------------
 
@@ -235,7 +235,7 @@ class Frames:
 
     @hookimpl
     def dgpo_rewards(self) -> Sequence[Part]:
-        return [Part("frames", "Redness of frames.", "stub_rewards:Stub", StubOptions)]
+        return [Part("frames", "Redness of frames.", "stub_rewards:Stub", StubOptions, adapts=("video", "image"))]
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -16,7 +16,6 @@ import torch
 from pydantic_core import to_json
 from torch import Tensor
 
-from dgpo_cli.scoring.files import MediaError, Medium
 from dgpo_core.distributed.comparing import OTHER_SIZES, by_prompt
 from dgpo_core.distributed.processes import Processes, cut
 from dgpo_core.errors import UserError
@@ -24,6 +23,7 @@ from dgpo_core.media.kinds import Kind, one_of, plural
 from dgpo_core.plugins.surroundings import Guard
 from dgpo_core.training.reward_calls import Reward, checked_group, checked_score
 from dgpo_core.types import Prompt, Scores
+from dgpo_lab.scoring.files import MediaError, Medium
 from dgpo_schemas.service import LONGEST_PART
 from dgpo_schemas.text import clean, lone_surrogate
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dgpo_cli.scoring.cards import card
 from dgpo_core.types import Prompt
+from dgpo_lab.scoring.cards import card
 from dgpo_schemas.diagnostics import Diagnostics, understood
 
 VOID = ("meta", "img")

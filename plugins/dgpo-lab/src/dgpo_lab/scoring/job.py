@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import torch
 import typer
 
-from dgpo_cli.scoring.batches import Result, Sample, score_samples
-from dgpo_cli.scoring.cards import Cards
-from dgpo_cli.scoring.files import MediaError, Medium, check_files, kind_of, read_media
-from dgpo_cli.scoring.listing import expand
-from dgpo_cli.scoring.prompts import prompts_for
 from dgpo_core.data.checks import check_prompts
 from dgpo_core.errors import UserError
 from dgpo_core.media.kinds import adapter, one_of, plural
 from dgpo_core.training.reward_calls import Reward
 from dgpo_core.types import Example
+from dgpo_lab.scoring.batches import Result, Sample, score_samples
+from dgpo_lab.scoring.cards import Cards
+from dgpo_lab.scoring.files import MediaError, Medium, check_files, kind_of, read_media
+from dgpo_lab.scoring.listing import expand
+from dgpo_lab.scoring.prompts import prompts_for
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardBase

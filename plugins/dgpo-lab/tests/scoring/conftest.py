@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dgpo_core.plugins.registry import Registry
-from tests.cli.scoring.parts import PicturesOnly, Plugin, Stub
+from tests.scored import PicturesOnly, Plugin, Stub
 
 
 @pytest.fixture(autouse=True)

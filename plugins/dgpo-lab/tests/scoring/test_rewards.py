@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-import dgpo_cli.scoring.batches as batches_module
+import dgpo_lab.scoring.batches as batches_module
 from dgpo_core.contracts import RewardModel
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import WinRate
 from dgpo_remote.messages.scores import Blob, read_score_request, score_request
 from dgpo_schemas.text import lone_surrogate
-from tests.cli.scoring.parts import Run, Stub, StubOptions, clip, picture
+from tests.scored import Run, Stub, StubOptions, clip, picture
 
 # -- prompts ------------------------------------------------------------------------------------------------------
 

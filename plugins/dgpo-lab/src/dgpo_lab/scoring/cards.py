@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from dgpo_cli.scoring.batches import Result
 from dgpo_core.errors import UserError
 from dgpo_core.media.pictures import to_image
 from dgpo_core.system.files import write_text
 from dgpo_core.types import Prompt
+from dgpo_lab.scoring.batches import Result
 from dgpo_schemas.diagnostics import Diagnostics, Mark, understood
 from dgpo_schemas.text import clean
 
@@ -101,7 +101,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("dgpo_cli.scoring", package_path=""), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("dgpo_lab.scoring", package_path=""), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["clean"] = lambda text: clean(" ".join(text.split()), MOST_TEXT)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.paths import at_home
-from dgpo_cli.scoring.listing import natural_order
 from dgpo_core.data.checks import given
 from dgpo_core.data.prompts import load_file
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
+from dgpo_lab.scoring.listing import natural_order
 from dgpo_schemas.decoding import EncodingError, decode
 from dgpo_schemas.problems import show
 from dgpo_schemas.prompts import loads, unreadable

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dgpo_core.plugins.registry import Registry
-from tests.cli.scoring.parts import Run, Stub, picture
+from tests.scored import Run, Stub, picture
 
 # -- self-test ----------------------------------------------------------------------------------------------------
 
@@ -170,7 +170,10 @@ def test_cuda_that_is_absent(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     done = dgpo("score", "stub", picture("a.png"), "--device", "cuda")
     assert (done.code, done.out) == (2, "")
-    assert done.err == f"--device cuda: torch {torch.__version__} sees no CUDA device; use auto or cpu\n"
+    assert done.err == (
+        f"--device: cuda was asked for, but torch sees no CUDA device (torch {torch.__version__}, built for CUDA "
+        f"{torch.version.cuda or 'no version'}); use auto or cpu\n"
+    )
 
 
 # -- with real rewards --------------------------------------------------------------------------------------------

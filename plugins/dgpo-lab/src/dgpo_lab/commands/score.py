@@ -94,8 +94,8 @@ def score(
         dgpo score --self-test geneval --option detector=shapes
     """
     from dgpo_cli.launch import in_processes, left_to_launcher
-    from dgpo_cli.scoring.block import reward_block
     from dgpo_core.plugins.registry import get_registry
+    from dgpo_lab.scoring.block import reward_block
 
     block = reward_block(
         reward, get_registry(),
@@ -152,10 +152,6 @@ class Job:
 
     def run(self) -> bool:
         """Score and print; whether every file was scored, or the self-test passed. Only the main process prints."""
-        from dgpo_cli.scoring.cards import Cards
-        from dgpo_cli.scoring.job import check_kinds, of_examples, of_files, run
-        from dgpo_cli.scoring.output import print_results, print_self_test
-        from dgpo_cli.scoring.selftest import examples_of, failures
         from dgpo_core.distributed.processes import Processes
         from dgpo_core.plugins.isolation import printing_aside
         from dgpo_core.plugins.registry import get_registry
@@ -163,6 +159,10 @@ class Job:
         from dgpo_core.rewards import place
         from dgpo_core.system.device import choose_device
         from dgpo_core.training.reward_calls import Reward
+        from dgpo_lab.scoring.cards import Cards
+        from dgpo_lab.scoring.job import check_kinds, of_examples, of_files, run
+        from dgpo_lab.scoring.output import print_results, print_self_test
+        from dgpo_lab.scoring.selftest import examples_of, failures
 
         label, registry, device = self.block.label, get_registry(), choose_device(self.device, "--device")
         processes = Processes.join(cpu=device.type == "cpu", timeout=PATIENCE)

@@ -11,10 +11,10 @@ from typing import Any
 
 import typer
 
-from dgpo_cli.scoring.batches import Result
-from dgpo_cli.scoring.table import Row, details, record, table, value_text
 from dgpo_core.system.files import write_text
 from dgpo_core.types import Example
+from dgpo_lab.scoring.batches import Result
+from dgpo_lab.scoring.table import Row, details, record, table, value_text
 
 __all__ = ["print_results", "print_self_test"]
 

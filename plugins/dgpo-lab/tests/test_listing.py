@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgpo_cli.scoring.files import read_media
-from dgpo_cli.scoring.listing import expand, natural_order, picture_endings
 from dgpo_core.errors import UserError
 from dgpo_core.media.pixels import FORMATS
+from dgpo_lab.scoring.files import read_media
+from dgpo_lab.scoring.listing import expand, natural_order, picture_endings
 
 
 def touch(directory: Path, *names: str) -> None:
