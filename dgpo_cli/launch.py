@@ -7,7 +7,6 @@ reason, and Ctrl-C saves. Each process is told who it is by torchrun's own envir
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dgpo_core.system.supervising import Child, forwarding_signals, wait_for_all
+from dgpo_core.system.supervising import Child, fate, forwarding_signals, wait_for_all
 
 if TYPE_CHECKING:
     import typer
@@ -152,8 +151,7 @@ def _failed(layout: Layout, first: int, children: Sequence[Child]) -> int:
         first = codes.index(LOST)
     code, rank = codes[first], layout.machine * layout.processes + first
     if code < 0:
-        number = signal.Signals(-code).name
-        sys.stderr.write(f"process {rank} of {layout.machines * layout.processes} was ended by {number}\n")
+        sys.stderr.write(f"process {rank} of {layout.machines * layout.processes} {fate(code)}\n")
     # A mistake is made in all of them, and the main process has told of it.
     lines = [] if codes[0] == code == 2 and layout.machine == 0 else children[first].last_lines(TAIL)
     if lines:

@@ -74,7 +74,7 @@ def _check_block(
     places = [key for key in ("worker", "service") if kind == "reward" and _get(block, key, None) is not None]
     for key in places:
         try:
-            registry.place(key)
+            registry.find_place(key)
         except PluginError as error:
             mistakes.append(((*where, key), str(error)))
     if "service" in places and not options:

@@ -42,7 +42,7 @@ def shares(groups: int, members: int, updates: int, count: int) -> list[list[int
 
     Every update's groups are cut by themselves, so that all processes have something to do in every update. Groups stay
     whole where the cut allows it; the at most `count - 1` others of an update are spread, because a process that
-    waits costs more than a second look at a few samples (`optimise`).
+    waits costs more than a second look at a few samples (`training.accumulation`).
     """
     size = groups // updates * members
     return [[update * size + i for update in range(updates) for i in cut(size, rank, count)] for rank in range(count)]

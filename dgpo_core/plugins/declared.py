@@ -24,6 +24,7 @@ __all__ = [
     "check_declared",
     "contract_of",
     "declarations",
+    "places",
 ]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
@@ -124,6 +125,19 @@ def declarations(implementations: Sequence[pluggy.HookImpl], hook: str, sort: ty
                 raise PluginError(f"{hook}: {one.name} is declared twice; give one of them another name")
             seen.add(one.name)
             yield one
+
+
+def places(implementation: pluggy.HookImpl) -> dict[str, str]:
+    """What a plugin's implementation of dgpo_places returns. Raises PluginError for anything else."""
+    try:
+        returned: Any = implementation.function()
+        found: dict[str, str] = dict(returned)
+    except BaseException as error:
+        raise PluginError(f"dgpo_places failed with {told(error)}") from error
+    for key, target in found.items():
+        if not isinstance(key, str) or not _is_path(target):
+            raise PluginError(f"dgpo_places: {key!r}: {target!r} must be 'package.module:function'")
+    return found
 
 
 def _check_part(hook: str, part: Part) -> None:

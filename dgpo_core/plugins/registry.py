@@ -27,6 +27,7 @@ from dgpo_core.plugins.declared import (
     RegisteredPlace,
     contract_of,
     declarations,
+    places,
 )
 from dgpo_core.plugins.discovery import check_hooks, check_kind, entry_points
 from dgpo_core.plugins.isolation import imported, isolated, told
@@ -118,8 +119,7 @@ class Registry(Names):
     def _places_of(self, plugin: object) -> Iterator[tuple[str, str]]:
         for implementation in self._manager.hook.dgpo_places.get_hookimpls():
             if implementation.plugin is plugin:
-                returned: Any = implementation.function()
-                yield from dict(returned).items()
+                yield from places(implementation).items()
 
     def _kinds_of(self, plugin: object) -> Iterator[tuple[str, Kind]]:
         """The kinds that a plugin brings, whose hooks are known from now on."""
@@ -185,6 +185,7 @@ class Registry(Names):
         parts = (part for kind in self.kinds for part in self.parts(kind).values())
         paths = {part.part.implementation: f"{part.distribution} {part.version}" for part in parts}
         paths |= {one.command.target: f"{one.distribution} {one.version}" for one in self._commands.values()}
+        paths |= {one.target: f"{one.distribution} {one.version}" for one in self.places.values()}
         return blamed(error, {path.partition(":")[0].partition(".")[0]: owner for path, owner in paths.items()})
 
     def notify(self, hook: str, **keywords: Any) -> None:

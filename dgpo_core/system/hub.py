@@ -8,7 +8,7 @@ import os
 import threading
 from typing import Any
 
-from dgpo_core.system.variables import OF_PROXIES
+from dgpo_core.system.proxy_names import VARIABLES
 
 __all__ = ["prepare_hub"]
 
@@ -26,7 +26,7 @@ def prepare_hub() -> None:
     """
     global _prepared
     with _preparing:
-        if _prepared or not any(os.environ.get(name) for name in OF_PROXIES):
+        if _prepared or not any(os.environ.get(name) for name in VARIABLES):
             return
         _prepared = True
         if importlib.util.find_spec("huggingface_hub") is None:

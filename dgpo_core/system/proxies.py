@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from dgpo_core.system.variables import OF_PROXIES
+from dgpo_core.system.proxy_names import VARIABLES
 from dgpo_schemas.addresses import shown_address
 
 __all__ = ["Proxy", "UnusableProxy", "route"]
@@ -122,7 +122,7 @@ def _named(scheme: str, names: Mapping[str, str]) -> Proxy | None:
 
 def _of_the_system(scheme: str, host: str) -> Proxy | None:
     """What the settings of macOS name where no variable of the environment does."""
-    if platform.system() != "Darwin" or any(name in os.environ for name in OF_PROXIES):
+    if platform.system() != "Darwin" or any(name in os.environ for name in VARIABLES):
         return None
     value = urllib.request.getproxies().get(scheme)
     if not value or urllib.request.proxy_bypass(host):

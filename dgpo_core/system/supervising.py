@@ -1,7 +1,8 @@
 """Child processes: started in a process group of their own, watched together, and ended, whatever state they are in.
 
     child = Child(command, environment=variables, output=log.debug)
-    child.stop(grace=5)  # SIGTERM, and SIGKILL to the whole group after 5 s
+    child.terminate()  # SIGTERM to it alone
+    child.kill()  # SIGKILL to its whole group
 
 The child's side is `end_with_parent`. Needs POSIX when a child is started, not when this module is imported.
 """
@@ -103,13 +104,6 @@ class Child:
     def terminate(self) -> None:
         """Ask it to end, as SIGTERM does."""
         self.signal(signal.SIGTERM)
-
-    def stop(self, grace: float) -> int:
-        """Ask it to end, kill it with its group if it has not done so after so many seconds; its exit code."""
-        self.terminate()
-        with contextlib.suppress(TimeoutError):
-            self.wait(grace)
-        return self.kill()
 
     def kill(self) -> int:
         """End it and everything that it has started, at once; its exit code. May be called again."""

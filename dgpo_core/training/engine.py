@@ -19,7 +19,7 @@ from dgpo_core.data.sources import Source
 from dgpo_core.distributed.runtime import Runtime
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.sizes import Size, check_sizes
+from dgpo_core.flow.sizes import check_sizes
 from dgpo_core.flow.times import Times
 from dgpo_core.plugins import promises
 from dgpo_core.plugins.surroundings import Guard
@@ -113,7 +113,6 @@ class Engine:
         *,
         steps: int | None = None,
         guidance: float | None = None,
-        resolution: Size | None = None,
         micro_batch: int | None = None,
         sampler: Sampler | None = None,
     ) -> Roller:
@@ -125,13 +124,13 @@ class Engine:
             "rollout.steps" if steps is None else "steps",
             sampler or self.sampler,
             steps or rollout.steps,
-            resolution or rollout.height_width,
+            rollout.height_width,
         )
         return Roller(
             self.policy,
             sampler or self.sampler,
             self.conditioning,
-            resolution=resolution or rollout.height_width,
+            resolution=rollout.height_width,
             steps=steps or rollout.steps,
             shift=rollout.shift,
             guidance=rollout.guidance if guidance is None else guidance,

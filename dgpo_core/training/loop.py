@@ -79,8 +79,9 @@ class Loop:
         with self.phases.timed("weigh"):
             batch = weigh(groups, self.config.advantages, self.run.weighting)
         record = self._optimise(groups, batch)
-        self.state.trained_seconds += (seconds := self.processes.told(time.perf_counter() - started))
-        self.run.callbacks.on_metrics(record)
+        seconds = time.perf_counter() - started
+        self.run.callbacks.on_metrics(record)  # before any process is waited for: if one is lost now, this is saved
+        self.state.trained_seconds += (seconds := self.processes.told(seconds))
         self._evaluate_and_save()
         memory = max(self.processes.everyone(self.run.runtime.peak_memory()))
         self.run.callbacks.on_iteration_end(record, timing_record(self.state.iteration, seconds, self.phases, memory))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dgpo_core.errors import UserError
+from dgpo_core.errors import ProcessLostError, UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.run_directory import RunDirectory
 from dgpo_core.storage.store import RunStore
@@ -66,6 +66,24 @@ def test_a_run_is_told_in_the_order_of_its_deeds(make_config: Make, registry: Re
     assert recorder.of("on_checkpoint") == [0, 1]
     assert set(recorder.of("on_progress")) == {"roll_out", "score", "optimise", "evaluate"}
     assert (recorder.of("on_end")[0].outcome, recorder.of("on_end")[0].ended_by) == ("finished", "iterations")
+
+
+def test_a_process_that_is_lost_after_an_update_costs_no_line_of_the_log(make_config: Make, registry: Registry) -> None:
+    config = make_config(checkpoints={"every": 100}, evaluation={"every": 0, "at_start": False})
+    trainer, times = Trainer(config, registry), []
+
+    def told(value: Any) -> Any:
+        if isinstance(value, float):  # the seconds of an iteration
+            times.append(value)
+            if len(times) == 2:
+                raise ProcessLostError("lost")
+        return value
+
+    trainer.processes.told = told  # type: ignore[method-assign]
+    with pytest.raises(ProcessLostError, match="lost; the state after iteration 2 is saved; continue with --resume"):
+        trainer.train()
+    lines = (run_path(config) / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [1, 2]
 
 
 def test_phases_last_as_long_as_the_log_says(make_config: Make, registry: Registry) -> None:

@@ -101,6 +101,15 @@ def test_a_place_whose_plugin_is_missing_is_told_with_what_to_install(tmp_path: 
     assert place(RewardBlock(use="brightness"), bare, device=torch.device("cpu")).elsewhere is False
 
 
+def test_reading_a_run_file_imports_no_place(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes seconds, and connecting to it tells of one that cannot be imported."""
+    monkeypatch.setattr(Registry, "place", lambda *_: pytest.fail("imported"))
+    for where in ({"worker": {}}, {"service": SERVICE}):
+        load(tmp_path, registry, {"use": "brightness"} | where)
+
+
 def test_a_resumed_run_may_move_its_rewards() -> None:
     def config(**block: Any) -> RunConfig:
         blocks = [{"use": "brightness"} | block]

@@ -103,13 +103,11 @@ def test_killed_with_its_group_and_again() -> None:
     until(lambda: not alive(grandchild))
 
 
-def test_stop_is_gentle_first() -> None:
+def test_it_may_end_in_its_own_way() -> None:
     child = shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done", output=lambda line: None)
     until(lambda: child.last_lines(1))
-    assert child.stop(grace=5) == 7
-    stubborn = shell(HANGS, output=lambda line: None)
-    until(lambda: stubborn.last_lines(1))
-    assert stubborn.stop(grace=0.1) == -signal.SIGKILL
+    child.terminate()
+    assert child.wait(5) == child.kill() == 7
 
 
 def test_what_is_not_there_and_what_takes_too_long() -> None:

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 import dgpo_cli.launch
-from dgpo_cli.launch import Layout, check
+from dgpo_cli.launch import Layout, check, launch
 from dgpo_cli.main import main
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.errors import UserError
@@ -56,6 +56,13 @@ def launched(file: Path, *options: str, processes: int = 2, **environment: str) 
         f"sys.exit(launch(Layout({processes}), ['train', *sys.argv[1:]], [{CHILD!r}]))"
     )
     return run(sys.executable, "-c", code, str(file), *options, **environment)
+
+
+def test_any_signal_that_ends_a_process_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    last = int(signal.SIGRTMAX) - 1  # one without a name
+    code = f"import os; os.kill(os.getpid(), {last})"
+    assert launch(Layout(2), [], ["-c", code]) == 1
+    assert f"process 0 of 2 was ended by signal {last}\n" in capfd.readouterr().err
 
 
 def test_layout() -> None:

@@ -190,6 +190,23 @@ def test_a_lost_batch_is_scored_again(
     assert re.search(f"^rewards.0: the worker {told}.*; it is started again$", record.getMessage())
 
 
+def test_one_that_answers_nonsense_is_started_again(
+    moody: RewardModel, here: RewardModel, samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    media, prompts = samples(4)
+    moody.score(media, prompts)
+    before, ask = pid_of(moody), process_module.WorkerProcess.ask
+
+    def asked(process: process_module.WorkerProcess, path: str, body: bytes) -> bytes:
+        answer = ask(process, path, body)
+        return b"nonsense" if process.pid == before else answer
+
+    monkeypatch.setattr(process_module.WorkerProcess, "ask", asked)
+    assert_same(moody.score(media, prompts), here.score(media, prompts))
+    assert pid_of(moody) != before
+    assert not psutil.pid_exists(before)
+
+
 def test_a_batch_that_is_lost_again_and_again_is_given_up(
     moody: RewardModel, here: RewardModel, samples: Samples
 ) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dgpo_core.errors import UserError
 from dgpo_remote.failures import Down, Nonsense, as_object
 from dgpo_remote.reward import RemoteReward
-from dgpo_remote.servers import Servers
+from dgpo_remote.servers import End, Server, Servers
 from dgpo_remote.worker.process import Recipe, WorkerProcess, resolve
 from dgpo_schemas.service import RewardDescription
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerReward", "connect"]
 
+T = TypeVar("T")
 FIRST_WAIT = 0.05
 """Seconds before a worker is started again after its first failure."""
 
@@ -81,6 +82,13 @@ class Worker:
                 raise Down(str(error)) from error
             raise
 
+    def drop(self) -> None:
+        """Have it started anew before it is asked again."""
+        with self._exchange:
+            process = self.process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """End the process: gently, unless it is at work, for then nobody is left who wants its answer."""
         with self._exchange:
@@ -128,6 +136,15 @@ class WorkerReward(RemoteReward):
         super().__init__(block, servers, device=device, where=where, timeout=section.timeout, retries=section.retries)
         self._patience = math.inf  # those at work for others will be free
         self._adopt(found[0], concurrency=section.count)
+
+    def _from(self, server: Server, send: Callable[[End], T]) -> T:
+        """As any server's; a process that answers nonsense is given up, as one that ended."""
+        try:
+            return super()._from(server, send)
+        except Nonsense:
+            assert isinstance(server.end, Worker)
+            server.end.drop()
+            raise
 
 
 def _greeted(workers: Sequence[Worker]) -> list[RewardDescription]:

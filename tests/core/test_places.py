@@ -1,0 +1,55 @@
+"""Places where rewards run that plugins declare."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgpo_core.errors import PluginError
+from dgpo_core.hookspecs import hookimpl
+from dgpo_core.plugins.registry import Registry
+
+
+def places(returned: Any) -> Registry:
+    """A registry with a plugin that declares these places."""
+
+    class Plugin:
+        @hookimpl
+        def dgpo_places(self) -> Any:
+            return returned() if callable(returned) else returned
+
+    registry = Registry(discover=False)
+    registry.register(Plugin(), distribution="far", version="1.5")
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        (None, "dgpo_places failed with TypeError"),
+        (lambda: 1 / 0, "dgpo_places failed with ZeroDivisionError"),
+        ({"worker": "far_place.connect"}, "'worker': 'far_place.connect' must be 'package.module:function'"),
+        ({"worker": print}, "'worker': <built-in function print> must be 'package.module:function'"),
+    ],
+)
+def test_what_is_no_place(returned: Any, reason: str) -> None:
+    with pytest.raises(PluginError) as refused:
+        places(returned)
+    assert reason in str(refused.value)
+
+
+def test_what_a_place_throws_is_its_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "far_place.py").write_text("def connect(block, *, device, where):\n    1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = places({"worker": "far_place:connect"})
+    try:
+        with pytest.raises(ZeroDivisionError) as thrown:
+            registry.place("worker")(None, device=None, where="")
+    finally:
+        sys.modules.pop("far_place", None)
+    blamed = registry.blame(thrown.value)
+    assert blamed is not None
+    assert blamed.startswith("plugin far 1.5 failed with ZeroDivisionError")
