@@ -169,9 +169,13 @@ def open_target(
     engine = build_engine(config, registry, join=not alone)
     if found is None:
         return Target(engine, "base", 0, f"base model of {path}")
-    if engine.runtime.processes.main:
-        _tell_of_changes(path, engine, found, accept, tell)
-    engine.load_weights(found)
+    try:
+        if engine.runtime.processes.main:
+            _tell_of_changes(path, engine, found, accept, tell)
+        engine.load_weights(found)
+    except BaseException:
+        engine.close()
+        raise
     wanted: View = view or "slow"  # type: ignore[assignment]
     if wanted == "base":
         return Target(engine, wanted, 0, f"base model of {path}", path)

@@ -148,6 +148,7 @@ def build_run(config: RunConfig, registry: Registry, runtime: Runtime, phases: P
         train = [prompt for source in sources for prompt in source.prompts]
         _check_prompts(engine, objective, phases.callbacks, train, heldout)
         scorer = training_scorer(engine, train)
+        evaluator = _evaluator(engine, heldout)
         run = Run(
             **vars(engine),
             objective=objective,
@@ -159,7 +160,7 @@ def build_run(config: RunConfig, registry: Registry, runtime: Runtime, phases: P
             probe_prompts=_probe_prompts(engine, train),
             scorer=scorer,
             training_roller=engine.roller(),
-            evaluator=None if config.prompts.heldout is None else _evaluator(engine, heldout),
+            evaluator=evaluator,
             optimiser=_optimiser(engine, objective, phases, stop),
             phases=phases,
             stop=stop,
@@ -233,16 +234,20 @@ def _probe_prompts(engine: Engine, train: Sequence[Prompt]) -> list[Prompt]:
     return [prompt for prompt, found in zip(prompts, buckets, strict=True) if found == usual]
 
 
-def _evaluator(engine: Engine, prompts: Sequence[Prompt]) -> Evaluator:
+def _evaluator(engine: Engine, prompts: Sequence[Prompt]) -> Evaluator | None:
+    """None where nothing is held out; the section must be possible all the same."""
     section = engine.config.evaluation
+    roller, finer = engine.evaluation_roller(), Finer.of(engine)
+    if engine.config.prompts.heldout is None:
+        return None
     return Evaluator(
         scorer=evaluation_scorer(engine, prompts),
-        roller=engine.evaluation_roller(),
+        roller=roller,
         prompts=prompts,
         members=section.samples_per_prompt,
         draws=engine.draws.at("evaluation"),
         pictures=section.pictures,
-        finer=Finer.of(engine),
+        finer=finer,
         processes=engine.runtime.processes,
     )
 

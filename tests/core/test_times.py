@@ -153,6 +153,7 @@ def test_fewer_steps_are_named_where_they_help(own: Any, make_config: Make, regi
     [
         ({"rollout": {"guidance": 2.0}}, "rollout.guidance: 2"),
         ({"evaluation": {"guidance": 3.5}}, "evaluation.guidance: 3.5"),
+        ({"prompts": {"heldout": None}, "evaluation": {"every": 0, "guidance": 3.5}}, "evaluation.guidance: 3.5"),
         ({"objective": {"kl_cfg": 4.5}}, "objective.kl_cfg: 4.5"),
     ],
 )
