@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
 
-__all__ = ["FILE", "how_to_install", "installable", "written"]
+__all__ = ["FILE", "NO_PARTS", "how_to_install", "installable", "written"]
 
 FILE = Path(__file__).with_name("installable.json")
+NO_PARTS = frozenset({"command", "place", "kind", "hook"})
+"""What is brought beside kinds of parts."""
 
 
 @functools.cache
