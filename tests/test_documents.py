@@ -220,6 +220,26 @@ def test_links_and_commands_exist(path: Path) -> None:
         assert (ROOT / file).is_file(), file
 
 
+def anchors(page: Path) -> set[str]:
+    """What links to the headings of a page are called."""
+    lines = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)", lines, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_headings_and_files_that_are_named_exist(path: Path) -> None:
+    text = path.read_text()
+    for link, anchor in re.findall(r"\]\((?!http)([^)#\s]*)#([^)\s]+)\)", text):
+        page = path.parent / link if link else path
+        assert anchor in anchors(page / "README.md" if page.is_dir() else page), f"{link}#{anchor}"
+    tops = "dgpo_core|dgpo_cli|dgpo_schemas|schemas|docs|tests|plugins|experiments|benchmarks|examples"
+    of_a_plugin = {"tests/test_contract.py"}  # of the one that docs/plugins.md writes
+    for file in set(re.findall(rf"`((?:{tops})/[\w./-]+)`", text)) - of_a_plugin:
+        file = file.removesuffix("/KIND")
+        assert (ROOT / file).exists() or (path.parent / file).exists(), file
+
+
 @pytest.mark.parametrize("name", ["docs/faults.md", "SECURITY.md"])
 def test_what_holds_a_promise_exists(name: str) -> None:
     cells = re.findall(r"\| ([^|]*) \|$", (ROOT / name).read_text(), re.MULTILINE)

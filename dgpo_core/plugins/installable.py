@@ -10,9 +10,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["FILE", "how_to_install", "installable"]
+__all__ = ["FILE", "NO_PARTS", "how_to_install", "installable"]
 
 FILE = Path(__file__).with_name("installable.json")
+NO_PARTS = frozenset({"command", "place", "kind", "hook"})
+"""What is brought beside kinds of parts."""
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import NoReturn, TypeVar
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import KINDS, Kind
 from dgpo_core.plugins.declared import BrokenPlugin, RegisteredCommand, RegisteredPart, RegisteredPlace, check_declared
-from dgpo_core.plugins.installable import how_to_install
+from dgpo_core.plugins.installable import NO_PARTS, how_to_install, installable
 
 __all__ = ["Names"]
 
@@ -62,7 +62,10 @@ class Names:
         found = [known[name] for one in kinds if name in (known := self.parts(one))]
         if found:
             return found
-        claimed = [one for one in kinds if (one, name) in self._claimed_twice or how_to_install(one, name)]
+        asked = dict.fromkeys(
+            [*kinds, *([] if kind else sorted(installable().keys() - NO_PARTS))]
+        )  # installed ones first
+        claimed = [one for one in asked if (one, name) in self._claimed_twice or how_to_install(one, name)]
         if kind is not None or claimed:
             self.find(claimed[0] if claimed else str(kind), name)
         what = f"no part is called {name!r}"
@@ -128,6 +131,10 @@ class Names:
         else:
             from dgpo_schemas.problems import nearest
 
-            what += nearest(name, known) + (f" ({listed}: {', '.join(sorted(known)) or 'none'})" if listed else more)
+            near = nearest(name, {*known, *(brought := installable().get(kind, {}))})
+            meant = near.removeprefix("; did you mean ").removesuffix("?")
+            if meant in brought and meant not in known and (how := how_to_install(kind, meant)):
+                near += f" {how}"
+            what += near + (f" ({listed}: {', '.join(sorted(known)) or 'none'})" if listed else more)
         lines = [what, *(f"a plugin could not be loaded and may own it: {broken}" for broken in self.broken)]
         raise PluginError("\n  ".join(lines))

@@ -102,6 +102,8 @@ def test_without_the_lab_its_commands_say_what_to_install(
     done = dgpo("report", "runs/x")
     assert (done.code, done.out) == (2, "")
     assert done.err == "there is no command 'report'; it comes with dgpo-lab: pip install dgpo-lab\n"
+    near = "there is no command 'reprot'; did you mean report? it comes with dgpo-lab: pip install dgpo-lab\n"
+    assert dgpo("reprot", "runs/x").err == near
     assert "Not installed:\n" in (listed := dgpo("--help").out)
     assert "\n  report  pip install dgpo-lab\n" in listed
     assert "\n  new    pip install dgpo-kit\n" in dgpo("plugins", "--help").out

@@ -130,6 +130,7 @@ def test_json_gives_the_options_schema(dgpo: Run) -> None:
         (["brihgtness"], "no part is called 'brihgtness'; did you mean brightness? (`dgpo plugins list` shows all)"),
         (["brihgtness", "--kind", "reward"], "unknown reward 'brihgtness'; did you mean brightness? (installed: bri"),
         (["geneval"], "unknown reward 'geneval'; it comes with dgpo-geneval: pip install dgpo-geneval"),
+        (["shapes"], "unknown detector 'shapes'; it comes with dgpo-miniature: pip install dgpo-miniature"),
         (["x", "--kind", "y"], "--kind y: there is no such kind"),
     ],
 )

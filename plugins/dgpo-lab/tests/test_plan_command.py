@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,10 @@ def test_a_plan_in_words(run: Run, file: str) -> None:
     ):
         assert word in found.out
     assert max(map(len, found.out.splitlines())) <= 80, "it fits a terminal"
+    held, _, peaks = found.out.partition("GiB\n")[2].partition("peak of each card, GiB\n")
+    assert "their averages and start" in held
+    ends = {re.match(r"  .*\d", row).end() for row in (held + peaks).splitlines() if re.match(r"  .*\d$", row)}  # type: ignore[union-attr]
+    assert len(ends) == 1, "numbers stand in one column"
 
 
 def test_a_plan_as_data_with_measured_shares(run: Run, file: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ part. What can really be wrong with a checkpoint is checked in `loading`, and sa
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,14 +24,22 @@ LIBRARIES = (diffusers_logging, transformers_logging)
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Errors only and no bars from either library inside; their settings come back afterwards."""
+    """Errors only and no bars from either library inside; their settings come back afterwards.
+
+    Models of diffusers import peft, and that bitsandbytes, if it is there, which warns on some processors of kernels
+    that nothing here uses.
+    """
+    kernels = logging.getLogger("bitsandbytes")
+    level = kernels.level
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in LIBRARIES]
     try:
+        kernels.setLevel(logging.ERROR)
         for library in LIBRARIES:
             library.set_verbosity_error()
             library.disable_progress_bar()
         yield
     finally:
+        kernels.setLevel(level)
         for library, verbosity, bars in before:
             library.set_verbosity(verbosity)
             if bars:

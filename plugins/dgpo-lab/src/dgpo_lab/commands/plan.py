@@ -192,13 +192,13 @@ def _lines(
         "",
         "held by each card, GiB",
     ]
-    lines += [f"  {name:<18} {size / GIB:7.2f}" for name, size in found.held.items() if size]
+    lines += [f"  {name:<24} {size / GIB:7.2f}" for name, size in found.held.items() if size]
     lines += ["peak of each card, GiB"]
-    lines += [f"  {verb:<18} {size / GIB:7.1f}" for verb, size in found.peaks.items()]
+    lines += [f"  {verb:<24} {size / GIB:7.1f}" for verb, size in found.peaks.items()]
     lines += ["operations of an iteration, 10^15"]
-    lines += [f"  {verb:<18} {count / 1e15:7.2f}" for verb, count in found.operations.items()]
+    lines += [f"  {verb:<24} {count / 1e15:7.2f}" for verb, count in found.operations.items()]
     if found.evaluation:
-        lines.append(f"  {'evaluation':<18} {found.evaluation / 1e15:7.2f}   (its share of an iteration)")
+        lines.append(f"  {'evaluation':<24} {found.evaluation / 1e15:7.2f}   (its share of an iteration)")
     lines += ["", f"{'card':<9} {'fits':>5} {'roll out':>9} {'optimise':>9} {'iteration':>10} {'1000 iterations':>16}"]
     for name, card in cards.items():
         row = _row(found, card, fractions, price)
