@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from dgpo_cli.paths import with_home
 
 if TYPE_CHECKING:
+    from dgpo_core.plugins.declared import RegisteredCommand
     from dgpo_core.plugins.registry import Registry
 
 __all__ = ["Commands"]
@@ -33,12 +34,7 @@ class Commands(TyperGroup):
         registry = _registry()
         registered = registry.commands().get(self.family + cmd_name)
         if registered is not None and registered.command.target:
-            target = with_home(imported(str(registered), registered.command.target))
-            if not isinstance(target, typer.Typer):
-                single = typer.Typer(rich_markup_mode=None, add_completion=False)
-                single.command(cmd_name)(target)
-                target = single
-            command = typer.main.get_command(target)
+            command = _made(imported(str(registered), registered.command.target), cmd_name, registered)
         elif summary := self._summaries(registry).get(cmd_name):
             command = typer.main.get_command(
                 typer.Typer(
@@ -99,6 +95,24 @@ class Commands(TyperGroup):
     def _words(self, name: str) -> list[str]:
         """What follows the name of the family in that of a command; one empty word if it is of another family."""
         return name.removeprefix(self.family).split(" ") if name.startswith(self.family) else [""]
+
+
+def _made(target: Any, name: str, registered: RegisteredCommand) -> Any:
+    """The command of a function or a Typer application. Raises PluginError for anything else."""
+    from dgpo_core.errors import PluginError
+    from dgpo_schemas.text import error_text
+
+    what = f"{registered}: {registered.command.target} is no function with Typer's annotations and no Typer application"
+    if not callable(target):
+        raise PluginError(what)
+    try:
+        application = with_home(target)
+        if not isinstance(target, typer.Typer):
+            function, application = application, typer.Typer(rich_markup_mode=None, add_completion=False)
+            application.command(name)(function)
+        return typer.main.get_command(application)
+    except Exception as error:  # whatever Typer says of what it does not know
+        raise PluginError(f"{what}: {error_text(error)}") from error
 
 
 def _registry() -> Registry:

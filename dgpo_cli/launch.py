@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 __all__ = ["Layout", "check", "in_processes", "launch", "left_to_launcher"]
 
 SAVING = 60.0
-"""Seconds that the others have to save and end after one process has ended; then they are told to, and then killed."""
+"""Seconds that the others have to save and end after one process has failed; then they are told to, and then killed."""
 ENDING = 10.0
+"""The same where there is nothing to save, and seconds from the first to the second."""
 LOST = 3
 """Exit code of a process that has waited in vain for another one."""
 UNTOLD = 4
 """The same of one that leaves it to the launcher to say why."""
 TAIL = 20
 """Lines of a process's last words that are shown."""
+
+SOME = 16
+"""Processes that any machine may start, however few its cores."""
 
 LAUNCHED = "DGPO_LAUNCHED"
 """Variable of processes that `launch` has started: it tells of those that are lost."""
@@ -69,6 +73,11 @@ def check(layout: Layout) -> None:
             "--processes: torchrun or accelerate launch has started this process already; leave --processes out, or "
             "start dgpo by itself"
         )
+    if layout.processes > (most := max(SOME, os.cpu_count() or 1)):
+        raise UserError(
+            f"--processes: {layout.processes} are more than this machine can do with; there is use for one a card, or "
+            f"one a few CPU cores: at most {most}"
+        )
     if layout.machine >= layout.machines:
         raise UserError(
             f"--machine-rank: machines are numbered from 0 to {layout.machines - 1}, there is no {layout.machine}"
@@ -100,7 +109,7 @@ def in_processes(context: typer.Context, processes: int) -> None:
             words.append(parameter.opts[0])
         else:
             words += [f"{parameter.opts[0]}={one}" for one in values]
-    raise typer.Exit(launch(layout, [str(context.info_name), *words, "--", *places]))
+    raise typer.Exit(launch(layout, [str(context.info_name), *words, "--", *places], patience=ENDING))
 
 
 @contextmanager
@@ -116,8 +125,15 @@ def left_to_launcher() -> Iterator[None]:
         raise
 
 
-def launch(layout: Layout, command: Sequence[str], program: Sequence[str] = ("-P", "-m", "dgpo_cli.child")) -> int:
+def launch(
+    layout: Layout,
+    command: Sequence[str],
+    program: Sequence[str] = ("-P", "-m", "dgpo_cli.child"),
+    patience: float = SAVING,
+) -> int:
     """Run `dgpo COMMAND` in every process of this machine; returns the exit code of the whole.
+
+    patience: seconds that the others have to end by themselves after one has failed: long where they have much to save.
 
     Process 0 of machine 0 has the terminal; what the others say is kept and shown if they are the reason of a failure.
     """
@@ -135,7 +151,7 @@ def launch(layout: Layout, command: Sequence[str], program: Sequence[str] = ("-P
             ending.callback(_end, child)
             children.append(child)
         with forwarding_signals(children):
-            first = wait_for_all(children, patience=SAVING, grace=ENDING, consequences=(LOST, UNTOLD))
+            first = wait_for_all(children, patience=patience, grace=ENDING, consequences=(LOST, UNTOLD))
         return 0 if first is None else _failed(layout, first, children)
 
 

@@ -117,6 +117,8 @@ def _blame(error: BaseException) -> str | None:
     """What a plugin has thrown, even if that was the end of the program."""
     if "dgpo_core.plugins.registry" not in sys.modules:
         return None
+    if isinstance(error, SystemExit) and error.code == 130:  # Ctrl-C: what it met half imported is not imported again
+        return None
     from dgpo_core.plugins.registry import get_registry
 
     return get_registry().blame(error)

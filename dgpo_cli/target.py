@@ -108,9 +108,10 @@ def working_on(
     command of `context` was asked for them. None of them has the whole result before the others have done their part.
     """
     from dgpo_cli.launch import in_processes, left_to_launcher
+    from dgpo_core.plugins.isolation import printing_aside
 
     in_processes(context, processes)
-    with left_to_launcher():
+    with left_to_launcher(), printing_aside():  # standard output is for the result, whatever a reward prints
         opened = open_target(
             path, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or (),
             micro_batch=micro_batch,

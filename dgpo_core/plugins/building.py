@@ -68,7 +68,11 @@ def implementation(registered: RegisteredPart, kind: Kind) -> Any:
 
 def contracts_of(kind: Kind) -> tuple[type[Any], ...]:
     """The classes of one of which an implementation derives."""
-    return tuple(imported(f"kind {kind.name}", path) for path in kind.contracts)
+    found = tuple(imported(f"kind {kind.name}", path) for path in kind.contracts)
+    for path, contract in zip(kind.contracts, found, strict=True):
+        if not inspect.isclass(contract):
+            raise PluginError(f"kind {kind.name}: its contract {path} is no class")
+    return found
 
 
 def check_contract(registered: RegisteredPart, kind: Kind) -> None:

@@ -24,7 +24,7 @@ __all__ = [
     "check_declared",
     "contract_of",
     "declarations",
-    "places",
+    "declared_places",
 ]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
@@ -127,17 +127,21 @@ def declarations(implementations: Sequence[pluggy.HookImpl], hook: str, sort: ty
             yield one
 
 
-def places(implementation: pluggy.HookImpl) -> dict[str, str]:
-    """What a plugin's implementation of dgpo_places returns. Raises PluginError for anything else."""
-    try:
-        returned: Any = implementation.function()
-        found: dict[str, str] = dict(returned)
-    except BaseException as error:
-        raise PluginError(f"dgpo_places failed with {told(error)}") from error
-    for key, target in found.items():
-        if not isinstance(key, str) or not _is_path(target):
-            raise PluginError(f"dgpo_places: {key!r}: {target!r} must be 'package.module:function'")
-    return found
+def declared_places(implementations: Sequence[pluggy.HookImpl]) -> Iterator[tuple[str, str]]:
+    """Keys and dotted paths of the places that a plugin's implementations of `dgpo_places` return. Raises PluginError
+    for anything else."""
+    for implementation in implementations:
+        try:
+            returned: Any = implementation.function()
+            found = dict(returned)
+        except BaseException as error:
+            raise PluginError(f"dgpo_places failed with {told(error)}") from error
+        for key, target in found.items():
+            if not isinstance(key, str) or not NAME.match(key):
+                raise PluginError(f"dgpo_places: {key!r} is no key of a reward's block, such as worker")
+            if not _is_path(target):
+                raise PluginError(f"dgpo_places: {key}: must be 'package.module:connect'")
+            yield key, target
 
 
 def _check_part(hook: str, part: Part) -> None:
@@ -169,6 +173,8 @@ def _check_kind(hook: str, kind: Kind) -> None:
         raise PluginError(f"{hook}: {kind.name!r} is no name: lower-case letters, digits, . _ - only")
     if not isinstance(kind.hook, str) or not HOOK.match(kind.hook):
         raise PluginError(f"{hook}: {kind.name}: hook must be a name that begins with dgpo_, not {kind.hook!r}")
+    if not isinstance(kind.noun, str):
+        raise PluginError(f"{hook}: {kind.name}: noun must be a text, not {kind.noun!r}")
     paths = isinstance(kind.contracts, tuple) and kind.contracts and all(map(_is_path, kind.contracts))
     if not paths or not all(path == "" or _is_path(path) for path in (kind.checks, kind.template)):
         raise PluginError(f"{hook}: {kind.name}: contracts, checks and template must be 'package.module:name'")

@@ -27,7 +27,7 @@ from dgpo_core.plugins.declared import (
     RegisteredPlace,
     contract_of,
     declarations,
-    places,
+    declared_places,
 )
 from dgpo_core.plugins.discovery import check_hooks, check_kind, entry_points
 from dgpo_core.plugins.isolation import imported, isolated, told
@@ -117,14 +117,15 @@ class Registry(Names):
         return declarations([one for one in implementations if one.plugin is plugin], hook, sort)
 
     def _places_of(self, plugin: object) -> Iterator[tuple[str, str]]:
-        for implementation in self._manager.hook.dgpo_places.get_hookimpls():
-            if implementation.plugin is plugin:
-                yield from places(implementation).items()
+        implementations = self._manager.hook.dgpo_places.get_hookimpls()
+        return declared_places([one for one in implementations if one.plugin is plugin])
 
     def _kinds_of(self, plugin: object) -> Iterator[tuple[str, Kind]]:
         """The kinds that a plugin brings, whose hooks are known from now on."""
+        known = dict(self.kinds)
         for kind in self._declared(plugin, "dgpo_kinds", Kind):
-            check_kind(kind, self.kinds)
+            check_kind(kind, known)
+            known[kind.name] = kind
             self._specify(kind)
             yield kind.name, kind
 
@@ -184,7 +185,8 @@ class Registry(Names):
         """What a plugin has thrown, with its distribution and place; None if it was not a plugin."""
         parts = (part for kind in self.kinds for part in self.parts(kind).values())
         paths = {part.part.implementation: f"{part.distribution} {part.version}" for part in parts}
-        paths |= {one.command.target: f"{one.distribution} {one.version}" for one in self._commands.values()}
+        if not isinstance(error, SystemExit):  # which is how a command may end
+            paths |= {one.command.target: f"{one.distribution} {one.version}" for one in self._commands.values()}
         paths |= {one.target: f"{one.distribution} {one.version}" for one in self.places.values()}
         return blamed(error, {path.partition(":")[0].partition(".")[0]: owner for path, owner in paths.items()})
 

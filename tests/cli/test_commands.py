@@ -36,6 +36,16 @@ def hello(name: str) -> None:
     print(f"hello {name}")  # noqa: T201
 
 
+def leave(status: int) -> None:
+    """End."""
+    sys.exit(status)
+
+
+def test_a_command_may_end_with_an_exit_code(dgpo: Run, known: Registry) -> None:
+    known.register(brought(Command("leave", "Leave.", f"{__name__}:leave")), distribution="m")
+    assert (dgpo("leave", "0").code, dgpo("leave", "9").code, dgpo("leave", "9").err) == (0, 9, "")
+
+
 def test_others_may_bring_commands(dgpo: Run, known: Registry) -> None:
     here = f"{__name__}:hello"
     known.register(brought(Command("greet", "Greet.", here), Command("say hello", "Say it.", here)), distribution="m")
@@ -73,6 +83,14 @@ def test_a_broken_command_is_one_sentence(dgpo: Run, known: Registry, target: st
     assert why in done.err
     assert done.err.count("\n") == 1
     assert "\n  oops  " in dgpo("--help").out.replace("oops    ", "oops  ")
+
+
+@pytest.mark.parametrize("target", ["json:__name__", "os:path", "os:environ", "decimal:Decimal"])
+def test_what_cannot_be_called_is_one_sentence(dgpo: Run, known: Registry, target: str) -> None:
+    known.register(brought(Command("oops", "Broken.", target)), distribution="dgpo-oops", version="7")
+    done = dgpo("oops")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith(f"command oops of dgpo-oops 7: {target} is no function with Typer's annotations")
 
 
 @pytest.mark.parametrize(
@@ -119,3 +137,20 @@ def test_the_help_imports_no_command(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.endswith("\n[]\n"), done.stdout + done.stderr
+
+
+INTERRUPTED = """
+import os, signal
+print("once", flush=True)
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_ctrl_c_while_plugins_are_found_imports_none_again(tmp_path: Path) -> None:
+    (tmp_path / "slow_plugin.py").write_text(INTERRUPTED)
+    (info := tmp_path / "slow_plugin-1.dist-info").mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow_plugin\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[dgpo]\nslow = slow_plugin\n")
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); from dgpo_cli.main import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("once")) == (130, 1), done.stderr

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dgpo_kit.toy import BrightnessReward
+
 Run = Callable[..., Any]
 Write = Callable[..., Path]
 
@@ -50,6 +52,19 @@ def test_it_repeats_what_the_run_logged(dgpo: Run, trained: Any, options: list[s
         ("brightness", "target"),
         *((name, "statistic") for name in ("diversity", "saturation", "edge_density", "dark_pixels")),
     ]
+
+
+def test_what_a_reward_prints_is_no_result(dgpo: Run, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = BrightnessReward.score
+
+    def loud(self: BrightnessReward, *arguments: Any) -> Any:
+        print("so bright")  # noqa: T201
+        return score(self, *arguments)
+
+    monkeypatch.setattr(BrightnessReward, "score", loud)
+    done = dgpo("evaluate", trained.path, "--json")
+    assert json.loads(done.out) == all_logged(trained.path, 4)
+    assert "so bright" in done.err
 
 
 def test_the_base_is_what_the_run_started_from(dgpo: Run, trained: Any) -> None:

@@ -81,6 +81,7 @@ def test_layout() -> None:
             Layout(2, machines=2, machine=2, address="a:1"),
             "--machine-rank: machines are numbered from 0 to 1, there is",
         ),
+        (Layout(100_000), "--processes: 100000 are more than this machine can do with; .*: at most [0-9]+$"),
         (Layout(2, address="29500"), "--address: '29500' is not HOST:PORT"),
         (Layout(2, address="host:port"), "--address: 'host:port' is not HOST:PORT"),
         (Layout(2, address="host:70000"), "--address: 'host:70000' is not HOST:PORT"),
@@ -130,7 +131,7 @@ def test_the_options_reach_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
 def test_any_command_is_run_again_in_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it was given, whatever was given."""
     seen: list[Any] = []
-    monkeypatch.setattr(dgpo_cli.launch, "launch", lambda layout, command: seen.append((layout, command)) or 5)
+    monkeypatch.setattr(dgpo_cli.launch, "launch", lambda *given, patience: seen.append((*given, patience)) or 5)
     (tmp_path / "p.txt").write_text("a circle\n")
     words = [
         "--processes",
@@ -147,7 +148,16 @@ def test_any_command_is_run_again_in_processes(tmp_path: Path, monkeypatch: pyte
         main(["evaluate", *words, "--limit", "4"])
     assert caught.value.code == 5
     kept = [f"--prompts={tmp_path / 'p.txt'}", "--limit=4", "--json", "--set=a=1", "--set=b= 2", "--", "run.yaml"]
-    assert seen == [(Layout(3), ["evaluate", *kept])]
+    assert seen == [(Layout(3), ["evaluate", *kept], dgpo_cli.launch.ENDING)]
+
+
+def test_where_nothing_is_saved_a_lost_process_ends_the_others_soon() -> None:
+    program = "import os, time; os.kill(os.getpid(), 9) if os.environ['RANK'] == '1' else time.sleep(120)"
+    started = time.monotonic()
+    code = f"import sys; from dgpo_cli.launch import *; sys.exit(launch(Layout(2), [], ['-c', {program!r}], 0.5))"
+    ended = run(sys.executable, "-c", code)
+    assert (ended.returncode, ended.stderr) == (1, "process 1 of 2 was ended by SIGKILL\n")
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.slow
