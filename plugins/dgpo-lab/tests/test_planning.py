@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dgpo_core.builtin.samplers import FlowEuler
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
@@ -30,6 +31,7 @@ from dgpo_kit.given import prompts_of
 from dgpo_kit.toy import run_data
 from dgpo_lab.planning.fit import changed, fitting
 from dgpo_lab.planning.iteration import Iteration
+from dgpo_lab.planning.meter import LOOKS
 from dgpo_lab.planning.plan import Held, Plan, _gathered, _spread, make_plan, measure_model, on_each
 from dgpo_schemas.run import BackboneSection, RunConfig
 from dgpo_sd3.backbone import SD3Backbone
@@ -316,6 +318,23 @@ def test_a_backbone_that_leaves_weights_out_of_its_parts(everything: Registry, m
     parts = SD3Backbone.parts
     monkeypatch.setattr(SD3Backbone, "parts", lambda self: {n: p for n, p in parts(self).items() if n != "autoencoder"})
     with pytest.raises(UserError, match=r"^backbone\.use: sd3 cannot be planned: it runs a weight .* of its `parts`"):
+        planned(config, everything)
+
+
+def test_a_sampler_that_goes_on_until_its_error_is_small(everything: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no error that becomes small: the plan says so instead of going on for ever."""
+
+    def sample(self: FlowEuler, velocity: Any, noise: Tensor, **keywords: Any) -> Any:
+        error = velocity(noise, noise.new_tensor(0.5)).abs().max()
+        for _ in range(2 * LOOKS):
+            if float(error) < 1e-3:
+                break
+        else:
+            raise AssertionError("goes on")
+
+    monkeypatch.setattr(FlowEuler, "sample", sample)
+    config = miniature(everything, "rollout.sampler=flow-euler")
+    with pytest.raises(UserError, match=r"^this run cannot be planned: its sampler, .* depends on values"):
         planned(config, everything)
 
 

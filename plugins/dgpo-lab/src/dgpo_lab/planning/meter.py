@@ -29,6 +29,8 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 ASKED_FOR_DEVICE = torch.ops.prim.device.default
 LARGE = 1024
 """Numbers from which a tensor that is made of nothing has no values."""
+LOOKS = 10_000
+"""Numbers of tensors without values that may be read in a lap: what reads more waits for one that never comes."""
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -74,13 +76,15 @@ class Lap:
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations and living bytes of what runs inside. held: modules whose weights become Shapes for good.
 
-    Raises UserError, which begins with `whose`, where a tensor on the meta device is met that is of none of them.
+    Raises UserError where a tensor on the meta device is met that is of none of them, which begins with `whose`, and
+    where work goes on until a value is reached that is none.
     """
 
     def __init__(self, whose: str, *held: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._whose = whose
         self.operations = self.now = self.peak = 0
+        self._looks = 0  # since a lap began or ended
         self._sizes: dict[int, int] = {}  # of the storages that are alive
         self._known: dict[Any, Any] = {}  # what operations give
         made: dict[int, Tensor] = {}  # a weight may be in several places
@@ -110,7 +114,9 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Filled in when it ends. Laps may be within laps."""
         lap, start, operations, peak = Lap(), self.now, self.operations, self.peak
         self.peak = start
+        self._looks = 0
         yield lap
+        self._looks = 0
         lap.operations, lap.peak, lap.left = self.operations - operations, self.peak - start, self.now - start
         self.peak = max(peak, self.peak)
 
@@ -128,12 +134,22 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not (_has_shape(args) or _has_shape(kwargs.values()) or _is_large(args)):
             out = function(*args, **kwargs)
         elif function is torch.ops.aten._local_scalar_dense.default:
+            self._look()
             return 1 if args[0].dtype != torch.bool else True
         else:
             out = self._without_values(function, args, kwargs)
         self.operations += _operations(function, args, kwargs, out)
         self._see(out)
         return out
+
+    def _look(self) -> None:
+        self._looks += 1
+        if self._looks > LOOKS:
+            raise UserError(
+                f"this run cannot be planned: its sampler, its objective or its model has read {LOOKS} values of a "
+                "micro-batch, and there are none without its weights; a number of passes that depends on values is "
+                "not known beforehand"
+            )
 
     def _without_values(self, function: Any, args: Any, kwargs: Any) -> Any:
         fresh = not function._schema.is_mutable and all(r.alias_info is None for r in function._schema.returns)
