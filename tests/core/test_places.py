@@ -31,8 +31,9 @@ def places(returned: Any) -> Registry:
     [
         (None, "dgpo_places failed with TypeError"),
         (lambda: 1 / 0, "dgpo_places failed with ZeroDivisionError"),
-        ({"worker": "far_place.connect"}, "'worker': 'far_place.connect' must be 'package.module:function'"),
-        ({"worker": print}, "'worker': <built-in function print> must be 'package.module:function'"),
+        ({"worker": "far_place.connect"}, "dgpo_places: worker: must be 'package.module:connect'"),
+        ({"worker": print}, "dgpo_places: worker: must be 'package.module:connect'"),
+        ({"a worker": "far_place:connect"}, "dgpo_places: 'a worker' is no key of a reward's block"),
     ],
 )
 def test_what_is_no_place(returned: Any, reason: str) -> None:
