@@ -5,6 +5,7 @@ Legend: p prompts, K samples of each.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from dgpo_core.training.scoring import Scorer
 
 __all__ = ["Evaluation", "Evaluator", "Finer", "NotFiniteError"]
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,7 @@ class Evaluator:
         are finite.
         """
         scored, shown, compared = self._draw(view, interrupt, progress)
+        self._hear_of_failures()
 
         def record(label: str, role: Role, values: Tensor, prompts: Sequence[Prompt], **more: Any) -> EvaluationRecord:
             return evaluation_record(
@@ -138,6 +143,14 @@ class Evaluator:
                 records.append(record(name, "statistic", values, chosen))
         media = self.processes.gather_each(shown)
         return Evaluation(records, media, [self.prompts[i] for i in self._shown], self._lines(scored))
+
+    def _hear_of_failures(self) -> None:
+        """Have every process know what failed in the others, of which the main one alone is heard."""
+        known = self.scorer.failures
+        for reason in [reason for told in self.processes.everyone(list(known)) for reason in told]:
+            if reason not in known:
+                known.append(reason)
+                log.warning("reward failed in another process: %s", reason)
 
     @property
     def _shown(self) -> list[int]:

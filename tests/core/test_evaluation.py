@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
+from dgpo_core.distributed.processes import Processes
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
@@ -423,3 +424,25 @@ def test_the_finer_samples_can_be_interrupted(make_config: Make, registry: Regis
             members=1, draws=Draws(5), finer=Finer.of(engine),
         ).evaluate("slow", 0, interrupt=interrupt)  # fmt: skip
     engine.close()
+
+
+def test_what_failed_in_another_process_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """In the main process, which alone is heard; once, however often it is evaluated."""
+
+    class Main(Processes):
+        def everyone(self, value: Any) -> list[Any]:
+            return [value, ["r: it broke there"]]
+
+    scorer = Scorer([Reward("r", 1.0, Table([0.0, 1.0]))])
+    evaluator = Evaluator(
+        roller=cast(Roller, Numbered(3)), scorer=scorer, prompts=[Prompt("a"), Prompt("b")], members=1, draws=Draws(0),
+        processes=Main(),
+    )  # fmt: skip
+    try:
+        for _ in range(2):
+            evaluator.evaluate("slow", 7)
+    finally:
+        scorer.close()
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["reward failed in another process: r: it broke there"]
+    assert scorer.failure_of("r") == "r: it broke there"
