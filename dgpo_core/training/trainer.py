@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
 
 __all__ = ["Accepted", "Resume", "Trainer", "run_path"]
+
+log = logging.getLogger(__name__)
 
 Accepted = Literal["base", "logs"]
 """What a resume may take as it is."""
@@ -98,11 +101,18 @@ class Trainer:
                     self.callbacks.on_warning(warning)
                 outcome = Loop(run, state, self.store).train(max_iterations)
                 self.processes.wait()
-                return outcome
-            finally:
-                self.callbacks.on_end(
-                    OutcomeRecord(outcome=outcome, iteration=state.iteration, ended_by=state.ended_by)
-                )
+            except BaseException:
+                try:
+                    self._tell_of_end(outcome)
+                except Exception:  # what went wrong first is what has to be known
+                    log.warning("a callback failed when the run had ended", exc_info=True)
+                raise
+            self._tell_of_end(outcome)
+            return outcome
+
+    def _tell_of_end(self, outcome: Literal["finished", "interrupted", "failed"]) -> None:
+        state = self.state
+        self.callbacks.on_end(OutcomeRecord(outcome=outcome, iteration=state.iteration, ended_by=state.ended_by))
 
     def build(self) -> Run:
         """All parts of the run; later calls return the same. Writes nothing; raises UserError for what does not fit."""

@@ -117,6 +117,21 @@ def test_callbacks_come_after_the_logs(make_config: Make, registry: Registry) ->
     assert lines == [1, 2]
 
 
+def test_a_callback_that_fails_at_the_end_does_not_hide_what_went_wrong_first(
+    make_config: Make, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Callback):
+        def on_metrics(self, metrics: MetricsRecord) -> None:
+            raise ValueError("first")
+
+        def on_end(self, outcome: object) -> None:
+            raise ValueError("second")
+
+    with pytest.raises(ValueError, match="first"):
+        Trainer(make_config(), registry, callbacks=[Broken()]).train()
+    assert "a callback failed when the run had ended" in caplog.text
+
+
 def test_the_parts_of_a_run_are_built_once_and_stay(make_config: Make, registry: Registry) -> None:
     trainer = Trainer(make_config(), registry)
     run = trainer.build()
