@@ -156,7 +156,10 @@ def test_where_nothing_is_saved_a_lost_process_ends_the_others_soon() -> None:
     started = time.monotonic()
     code = f"import sys; from dgpo_cli.launch import *; sys.exit(launch(Layout(2), [], ['-c', {program!r}], 0.5))"
     ended = run(sys.executable, "-c", code)
-    assert (ended.returncode, ended.stderr) == (1, "process 1 of 2 was ended by SIGKILL\n")
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "process 1 of 2 was ended by SIGKILL: perhaps by the system, for want of memory\n",
+    )
     assert time.monotonic() - started < 30
 
 

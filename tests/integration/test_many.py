@@ -31,7 +31,8 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def said(ended: dict[str, Any]) -> str:
     """What a process has printed, without the warnings of libraries."""
-    return "\n".join(line for line in ended["output"].splitlines() if not line.startswith("warning: "))
+    of_libraries = ("warning: ", "UserWarning: ", "warnings.warn(")
+    return "\n".join(line for line in ended["output"].splitlines() if not any(word in line for word in of_libraries))
 
 
 def in_each(driver: Driver, counts: tuple[int, ...], directory: Path, *command: str, status: int = 0) -> None:
