@@ -94,7 +94,7 @@ def test_every_word_is_one_token() -> None:
 
 @pytest.mark.slow
 def test_training_runs_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--out", str(tmp_path), "--tiny", "--threads", "1"])
+    main(["--world", "moving", "--out", str(tmp_path), "--tiny", "--threads", "1"])
     shares = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(shares) == {"shape", "color", "direction", "strict"}
     again = WanPipeline.from_pretrained(tmp_path, dtype=torch.float32, local_files_only=True)
