@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from dgpo_core.flow.velocity import unshift_sigma
 from dgpo_lab.doctoring.facts import Facts, below
 from dgpo_lab.doctoring.findings import Change, figure, percent
 from dgpo_lab.doctoring.rules import Rule, Subject, Values
@@ -71,7 +72,7 @@ def _raised(run: Facts, _: object = None) -> tuple[Change, ...]:
     if run.times is None:
         return ()
     shift, t_min, t_max = run.times.shift, run.times.t_min, run.times.t_max
-    unshifted = t_min / (shift - (shift - 1) * t_min)
+    unshifted = unshift_sigma(t_min, shift)
     following = resolve_sigma(f"shift({min(0.9, math.floor(unshifted * 10 + 1e-6) / 10 + 0.1):.1f})", shift)
     change = later_t_min(run, following - 1e-9)
     if change is None:
