@@ -1,5 +1,7 @@
 """What keeps a worker from starting, and answers that belong to other questions."""
 
+# ruff: noqa: F401, F811 - fixtures are imported to be found
+
 from __future__ import annotations
 
 import json
@@ -29,40 +31,7 @@ from dgpo_remote.failures import RewardLost
 from dgpo_remote.worker.channel import HEAD, LONGEST, MAGIC, Channel
 from dgpo_remote.worker.workers import WorkerReward
 from dgpo_schemas.service import PROTOCOL
-
-Make = Callable[..., RewardModel]
-Samples = Callable[..., tuple[Tensor, list[Prompt]]]
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "FIRST_WAIT", 0.001)
-
-
-@pytest.fixture(scope="module")
-def moody(make: Make) -> RewardModel:
-    """One worker for all who need not be the first to harm it."""
-    return make("moody", worker={"retries": 1})
-
-
-@pytest.fixture(scope="module")
-def here(make: Make) -> RewardModel:
-    """The same reward in this process."""
-    return make("moody")
-
-
-def pid_of(reward: RewardModel) -> int:
-    assert isinstance(reward, WorkerReward)
-    process = reward._servers.all[0].end.process
-    assert process is not None
-    return process.pid
-
-
-def assert_same(one: Scores, other: Scores) -> None:
-    assert one.values.dtype == other.values.dtype
-    assert one.values.view(torch.int32).tolist() == other.values.view(torch.int32).tolist()
-    assert one.missing.tolist() == other.missing.tolist()
-    assert list(one.diagnostics) == list(other.diagnostics)
+from tests.working import Make, Samples, _impatient, assert_same, here, moody, pid_of
 
 
 # -- what keeps a worker from starting ------------------------------------------------------------------------------
