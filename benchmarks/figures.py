@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.scaling import SERIES, VERBS, Series
-from experiments.figures import COLOURS, STYLE
+from benchmarks.scaling import PHASES, SERIES, Series
+from experiments.figures import COLORS, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["draw"]
 
-NAMES = {"roll_out": "roll out", "optimise": "optimise"}
+NAMES = {"rollout": "rollout", "optimize": "optimize"}
 
 
 def draw(record: dict[str, Any], directory: Path) -> None:
@@ -40,14 +40,14 @@ def _save(figure: Any, path: Path) -> None:
 
 def _scaling(axes: Axes, series: Series, points: list[dict[str, Any]]) -> None:
     numbers = [point["number"] for point in points]
-    for verb, colour in zip(VERBS, COLOURS[1:], strict=False):
-        first = points[0]["seconds"][verb]
+    for phase, color in zip(PHASES, COLORS[1:], strict=False):
+        first = points[0]["seconds"][phase]
         axes.plot(
-            numbers, [p["seconds"][verb] / first for p in points], "o-", markersize=4, color=colour, label=NAMES[verb]
+            numbers, [p["seconds"][phase] / first for p in points], "o-", markersize=4, color=color, label=NAMES[phase]
         )
     if series.samples:
         axes.plot(
-            numbers, [n / numbers[0] for n in numbers], color=COLOURS[0], linewidth=1, linestyle=(0, (4, 3)), zorder=1,
+            numbers, [n / numbers[0] for n in numbers], color=COLORS[0], linewidth=1, linestyle=(0, (4, 3)), zorder=1,
             label="in proportion",
         )  # fmt: skip
         axes.legend(fontsize=8, frameon=False)
@@ -63,14 +63,14 @@ def _scaling(axes: Axes, series: Series, points: list[dict[str, Any]]) -> None:
 def _choices(axes: Axes, outcomes: list[dict[str, Any]]) -> None:
     for y, outcome in enumerate(outcomes):
         axes.plot([outcome["predicted"], outcome["measured"]], [y, y], color="#d1d5db", linewidth=2, zorder=1)
-        axes.plot([outcome["predicted"]], [y], "o", markersize=7, markerfacecolor="white", color=COLOURS[0],
+        axes.plot([outcome["predicted"]], [y], "o", markersize=7, markerfacecolor="white", color=COLORS[0],
                   label="predicted" if y == 0 else None)  # fmt: skip
-        axes.plot([outcome["measured"]], [y], "o", markersize=7, color=COLOURS[1],
+        axes.plot([outcome["measured"]], [y], "o", markersize=7, color=COLORS[1],
                   label="measured" if y == 0 else None)  # fmt: skip
     axes.axvline(1, color="#9ca3af", linewidth=1, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(outcomes)), [outcome["name"] for outcome in outcomes])
     axes.set_ylim(len(outcomes) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("seconds of the verb with it, over seconds without")
+    axes.set_xlabel("seconds of the phase with it, over seconds without")
     axes.legend(fontsize=8, frameon=False, loc="lower right")

@@ -1,7 +1,7 @@
 """The floor of an iteration: operations that have to be done, weights that have to be read, and what cards could do.
 
-Operations are torch's count on the model's sketch (`dgpo plan`). The least traffic is every pass reading the network's
-weights once: where the operations' time is far above it, a model is bound by arithmetic and not by memory.
+Operations are torch's count on the model's meta model (`dgpo plan`). The least traffic is every pass reading the
+network's weights once: where the operations' time is far above it, a model is bound by arithmetic and not by memory.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ CARD = "h200"
 
 @dataclass(frozen=True)
 class Floor:
-    """operations: 10^15 of an iteration by verb; per_sample: 10^12 of a sample by verb; seconds: by verb at the peak of
-    `CARD`; traffic: seconds by verb that reading the weights takes there; peak: GiB of one card."""
+    """operations: 10^15 of an iteration by phase; per_sample: 10^12 of a sample by phase; seconds: by phase at the peak
+    of `CARD`; traffic: seconds by phase that reading the weights takes there; peak: GiB of one card."""
 
     name: str
     samples: int
@@ -50,18 +50,18 @@ def measure(name: str) -> Floor:
     total = rollout.groups * rollout.group_size
     weights = model.held["transformer"] + model.held["trained weights"]
     drawn = rollout.micro_batch or total
-    learnt = config.optimiser.micro_batch or rollout.group_size
+    learned = config.optimizer.micro_batch or rollout.group_size
     passes = {
-        "roll out": -(-total // drawn) * rollout.steps,
+        "rollout": -(-total // drawn) * rollout.steps,
         # The policy's forward and backward pass, its reference's and the old policy's forward passes.
-        "optimise": -(-total // learnt) * config.timesteps.count * 4,
+        "optimize": -(-total // learned) * config.timesteps.count * 4,
     }
     return Floor(
         name=name,
         samples=total,
-        operations={verb: count / 1e15 for verb, count in plan.operations.items()},
-        per_sample={verb: count / total / 1e12 for verb, count in plan.operations.items()},
+        operations={phase: count / 1e15 for phase, count in plan.operations.items()},
+        per_sample={phase: count / total / 1e12 for phase, count in plan.operations.items()},
         seconds=plan.seconds(card.tflops, dict.fromkeys(plan.operations, 1.0)),
-        traffic={verb: count * weights / (card.bandwidth * 1e12) for verb, count in passes.items()},
+        traffic={phase: count * weights / (card.bandwidth * 1e12) for phase, count in passes.items()},
         peak=plan.peak / 2**30,
     )

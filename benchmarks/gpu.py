@@ -21,17 +21,17 @@ from typing import Any
 
 import yaml
 
-from benchmarks.parts import registry_with_parts
+from benchmarks.parts import registry_with_components
 from dgpo_lab.measuring import lines, measure
 from dgpo_schemas.run import RunConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-TARGETS = {"roll out": 0.55, "optimise": 0.50}
+TARGETS = {"rollout": 0.55, "optimize": 0.50}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model at a size. example: the run file whose adapter it trains; members: G; micro_batch: of the optimiser."""
+    """A model at a size. example: the run file whose adapter it trains; members: G; micro_batch: of the optimizer."""
 
     backbone: dict[str, Any]
     example: str
@@ -77,7 +77,7 @@ def configuration(case: Case, arguments: argparse.Namespace, output: str) -> Run
             "rewards": [{"use": "free"}],
             "objective": {"beta": 100, "kl": 0.02, "clip": 1e-2},
             "timesteps": {"use": "sampler-steps", "count": 4, "t_min": 0.5},
-            "optimiser": {"micro_batch": arguments.micro_batch or case.micro_batch},
+            "optimizer": {"micro_batch": arguments.micro_batch or case.micro_batch},
             "evaluation": {"every": 0, "at_start": False},
             "checkpoints": {"every": 10**6},
             "precision": {"autocast": "bf16", "attention": arguments.attention},
@@ -104,16 +104,16 @@ def run(words: list[str] | None = None) -> dict[str, Any]:
     unknown = [name for name in arguments.cases if name not in CASES]
     if unknown:
         parser.error(f"there is no case {unknown[0]!r} (there is {', '.join(CASES)})")
-    registry = registry_with_parts()
+    registry = registry_with_components()
     found = {}
     for name in arguments.cases or CASES:
         with tempfile.TemporaryDirectory() as directory:
             measured = measure(configuration(CASES[name], arguments, directory), registry, arguments.iterations)
         found[name] = measured
         sys.stdout.write(f"{name}\n" + "\n".join(lines(measured)) + "\n")
-        for verb, target in TARGETS.items():
-            share = measured["verbs"][verb]["fraction"] or 0.0
-            sys.stdout.write(f"{verb}: {share:.2f} of the ceiling (target {target:.2f})\n")
+        for phase, target in TARGETS.items():
+            share = measured["phases"][phase]["fraction"] or 0.0
+            sys.stdout.write(f"{phase}: {share:.2f} of the ceiling (target {target:.2f})\n")
         sys.stdout.write("\n")
         if arguments.output is not None:
             arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

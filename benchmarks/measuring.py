@@ -49,13 +49,13 @@ def timings(config: RunConfig, registry: Registry) -> list[TimingRecord]:
 
 
 def in_turns(
-    points: Mapping[str, RunConfig], registry: Registry, verbs: Sequence[str], turns: int
+    points: Mapping[str, RunConfig], registry: Registry, phases: Sequence[str], turns: int
 ) -> dict[str, dict[str, float]]:
-    """Seconds an iteration of each point by verb: the median of the medians of `turns` runs of each."""
-    found: dict[str, dict[str, list[float]]] = {name: {verb: [] for verb in verbs} for name in points}
+    """Seconds an iteration of each point by phase: the median of the medians of `turns` runs of each."""
+    found: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in phases} for name in points}
     for _ in range(turns):
         for name, config in points.items():
             lines = timings(config, registry)
-            for verb in verbs:
-                found[name][verb].append(statistics.median(line.verbs[verb].seconds for line in lines))
-    return {name: {verb: statistics.median(seconds) for verb, seconds in row.items()} for name, row in found.items()}
+            for phase in phases:
+                found[name][phase].append(statistics.median(line.phases[phase].seconds for line in lines))
+    return {name: {phase: statistics.median(seconds) for phase, seconds in row.items()} for name, row in found.items()}

@@ -2,7 +2,7 @@
 
     python benchmarks/ocr.py [--images N] [--side PIXELS] [--readers N] [--set OPTION=VALUE]
 
-Images are words drawn in various sizes and colours, some on two lines, a tenth of them blank. What is read is checked
+Images are words drawn in various sizes and colors, some on two lines, a tenth of them blank. What is read is checked
 too: a fast reader that reads wrong is of no use. The processor time of an image tells what a busy machine hides.
 """
 
@@ -30,7 +30,7 @@ BLANK = 10
 """One in so many images is blank."""
 
 
-def pictures(count: int, side: int) -> tuple[Tensor, list[Prompt]]:
+def images(count: int, side: int) -> tuple[Tensor, list[Prompt]]:
     """Images [count, 3, side, side] with the prompts that ask for what they show."""
     rng = Random(0)
     media, prompts = [], []
@@ -84,7 +84,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in arguments.set)}
     torch.set_num_threads(1)
-    media, prompts = pictures(arguments.images, arguments.side)
+    media, prompts = images(arguments.images, arguments.side)
     lines = [
         f"{arguments.images} images of {arguments.side} x {arguments.side} {settings or ''}",
         f"one image alone: {latency(media, prompts, settings):.1f} ms",

@@ -2,12 +2,11 @@
 
     python benchmarks/overhead.py [RUN.yaml] [--iterations N]
 
-Every part is timed around its calls on the main thread, and time belongs to the innermost part at work, so that the
-shares add up to the iteration. What is no model, no sampler, no autoencoder and no reward is the engine: gathering
-batches, drawing noise, the objective's own arithmetic, AdamW and the moving averages, records and logs. Rewards run on
-a thread of their own; what they cost an iteration is the time for which it waits. Scoring that overlaps with a rollout
-slows it down where there are no spare cores: that shows in the rollout's parts.
-"""
+Every component is timed around its calls on the main thread, and time belongs to the innermost component at work, so
+that the shares add up to the iteration. What is no model, no sampler, no autoencoder and no reward is the engine:
+gathering batches, drawing noise, the objective's own arithmetic, AdamW and the moving averages, records and logs.
+Rewards run on a thread of their own; what they cost an iteration is the time for which it waits. Scoring that overlaps
+with a rollout slows it down where there are no spare cores: that shows in the rollout's components."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ from dgpo_core.training.trainer import Trainer
 from dgpo_schemas.metrics import MetricsRecord, TimingRecord
 
 ENGINE = "engine"
-UPDATE = "optimiser update"
+UPDATE = "optimizer update"
 TARGET = 0.03
 
 
@@ -47,7 +46,7 @@ class Stopwatch(Callback):
         self._thread = threading.get_ident()
 
     def on_iteration_start(self, iteration: int) -> None:
-        """What is not of a part is the engine's."""
+        """What is not of a component is the engine's."""
         if iteration == self.warmup:
             self.seconds.clear()
         self._enter(ENGINE)
@@ -67,14 +66,14 @@ class Stopwatch(Callback):
         self._leave()
 
     def _enter(self, label: str) -> None:
-        self._switch()
+        self._toggle()
         self._stack.append(label)
 
     def _leave(self) -> None:
-        self._switch()
+        self._toggle()
         self._stack.pop()
 
-    def _switch(self) -> None:
+    def _toggle(self) -> None:
         if self.cuda:
             torch.cuda.synchronize()  # the device's work belongs to whoever queued it
         now = time.perf_counter()
@@ -118,7 +117,7 @@ def measure(file: Path, iterations: int, warmup: int) -> dict[str, float]:
         watch.wrap(run.backbone, "velocity", "model forward")
         watch.wrap(run.backbone, "decode", "autoencoder")
         watch.wrap(run.policy, "backward", "model backward")
-        watch.wrap(run.optimiser.adamw, "step", UPDATE)
+        watch.wrap(run.optimizer.adamw, "step", UPDATE)
         watch.wrap(run.policy, "update_averages", UPDATE)
         trainer.train()
         return {label: spent / iterations for label, spent in watch.seconds.items()}
@@ -134,12 +133,12 @@ def main() -> None:
     spent = measure(options.file, options.iterations, options.warmup)
     total = sum(spent.values())
     order = sorted(spent, key=lambda label: (label in (ENGINE, UPDATE), -spent[label]))
-    lines = [f"{'part':<22}{'ms an iteration':>18}{'share':>10}"]
+    lines = [f"{'component':<22}{'ms an iteration':>18}{'share':>10}"]
     lines += [f"{label:<22}{spent[label] * 1e3:>18.1f}{spent[label] / total:>10.1%}" for label in order]
     overhead = (spent[ENGINE] + spent[UPDATE]) / total
     lines.append(f"{'iteration':<22}{total * 1e3:>18.1f}{1:>10.1%}")
     verdict = "met" if overhead < TARGET else "MISSED"
-    lines.append(f"engine and optimiser update: {overhead:.1%} of an iteration (target: below {TARGET:.0%}, {verdict})")
+    lines.append(f"engine and optimizer update: {overhead:.1%} of an iteration (target: below {TARGET:.0%}, {verdict})")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

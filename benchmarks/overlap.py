@@ -1,10 +1,10 @@
-"""How much of scoring hides behind the roll-out: the run's model beside a reward that is as slow as its roll-out.
+"""How much of scoring hides behind the rollout: the run's model beside a reward that is as slow as its rollout.
 
     python benchmarks/overlap.py [RUN.yaml] [--iterations N]
 
 An iteration's samples are drawn in eight micro-batches, and each is scored while the next one is drawn. The reward
 sleeps for as long as drawing the micro-batch took; like a reward in another process, on another card or machine, it
-takes no processor time from the roll-out. One after the other both would take their sum; side by side, the scoring of
+takes no processor time from the rollout. One after the other both would take their sum; side by side, the scoring of
 the last micro-batch cannot hide: (8 + 1) / (8 + 8) = 0.56 of the sum is the best there is.
 """
 
@@ -25,14 +25,14 @@ from torch import Tensor
 
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.contracts import RewardModel
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.metrics import MetricsRecord, TimingRecord
 
-PARTS = 8
+COMPONENTS = 8
 TARGET = 0.6
 
 
@@ -60,20 +60,20 @@ class Clock(Callback):
         self._since = 0.0
 
     def on_phase_start(self, phase: str) -> None:
-        """A roll-out begins."""
-        if phase == "roll_out":
+        """A rollout begins."""
+        if phase == "rollout":
             self._since = self._now()
 
     def on_progress(self, phase: str, done: int, total: int) -> None:
         """A micro-batch is drawn, and its scores are asked for."""
-        if phase == "roll_out":
+        if phase == "rollout":
             now = self._now()
             self.drawn.put(now - self._since)
             self._since = now
 
     def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
         """One more."""
-        drawing, waiting = (timing.verbs[verb].seconds for verb in ("roll_out", "wait_for_scores"))
+        drawing, waiting = (timing.phases[phase].seconds for phase in ("rollout", "wait_for_scores"))
         self.spent.append(Spent(drawing, timing.rewards["slow"], drawing + waiting))
 
     @staticmethod
@@ -100,8 +100,8 @@ class SlowReward(RewardModel):
 
 class _Plugin:
     @hookimpl
-    def dgpo_rewards(self) -> list[Part]:
-        return [Part("slow", "Brightness, after a while", f"{__name__}:SlowReward")]
+    def dgpo_rewards(self) -> list[Component]:
+        return [Component("slow", "Brightness, after a while", f"{__name__}:SlowReward")]
 
 
 def measure(file: Path, iterations: int) -> list[Spent]:
@@ -111,9 +111,9 @@ def measure(file: Path, iterations: int) -> list[Spent]:
     with tempfile.TemporaryDirectory() as directory:
         settings = [f"run.output={directory}", f"run.iterations={iterations + 1}", "checkpoints.every=1000000"]
         settings += ["rewards=[{use: slow}]", "prompts.heldout=null", "evaluation={every: 0}"]
-        settings += ["timesteps.count=1"]  # what is optimised does not matter here
+        settings += ["timesteps.count=1"]  # what is optimized does not matter here
         planned = load_run_config(file, settings).rollout
-        settings.append(f"rollout.micro_batch={-(-planned.groups * planned.group_size // PARTS)}")
+        settings.append(f"rollout.micro_batch={-(-planned.groups * planned.group_size // COMPONENTS)}")
         CLOCK.spent.clear()
         Trainer(load_run_config(file, settings, registry=registry), registry, callbacks=[CLOCK]).train()
         return CLOCK.spent[1:]
@@ -131,16 +131,16 @@ def main() -> None:
     )
     lines = [f"{f'median of {len(found)} iterations':<36}{'seconds':>10}"]
     for label, value in (
-        ("roll-out", drawing),
-        (f"scores, in {PARTS} micro-batches", scoring),
-        ("roll-out and scores, the sum", drawing + scoring),
-        ("roll-out and waiting for scores", both),
+        ("rollout", drawing),
+        (f"scores, in {COMPONENTS} micro-batches", scoring),
+        ("rollout and scores, the sum", drawing + scoring),
+        ("rollout and waiting for scores", both),
     ):
         lines.append(f"{label:<36}{value:>10.3f}")
     verdict = "met" if share <= TARGET else "MISSED"
     lines.append(
         f"scoring overlapped: {share:.3f} of the sum (target: at most {TARGET}, {verdict}; best possible: "
-        f"{(PARTS + 1) / (2 * PARTS):.3f})"
+        f"{(COMPONENTS + 1) / (2 * COMPONENTS):.3f})"
     )
     sys.stdout.write("\n".join(lines) + "\n")
 

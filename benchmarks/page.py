@@ -10,7 +10,7 @@ import yaml
 from benchmarks.floor import CARD
 from benchmarks.gpu import TARGETS
 from benchmarks.overhead import ENGINE, UPDATE
-from benchmarks.scaling import SERIES, VERBS
+from benchmarks.scaling import PHASES, SERIES
 from dgpo_lab.planning.cards import CARDS
 
 __all__ = ["write_page"]
@@ -27,7 +27,7 @@ def write_page(record: dict[str, Any], directory: Path) -> Path:
     )
     measured = {part: entry["measured"] for part, entry in record.items()}
     floor = measured.get("floor", [])
-    bound = [case["seconds"][verb] / case["traffic"][verb] for case in floor for verb in case["seconds"]]
+    bound = [case["seconds"][phase] / case["traffic"][phase] for case in floor for phase in case["seconds"]]
     spent = measured.get("overhead", {})
     total = sum(spent.values())
     text = environment.get_template("page.md.jinja").render(
@@ -62,7 +62,9 @@ def _series(series: Any, points: list[dict[str, Any]]) -> dict[str, Any]:
         "numbers": numbers,
         "ideal": [f"{n / numbers[0]:.2f}" for n in numbers] if series.samples else None,
         "rows": {
-            verb.replace("_", " "): [f"{point['seconds'][verb] / points[0]['seconds'][verb]:.2f}" for point in points]
-            for verb in VERBS
+            phase.replace("_", " "): [
+                f"{point['seconds'][phase] / points[0]['seconds'][phase]:.2f}" for point in points
+            ]
+            for phase in PHASES
         },
     }

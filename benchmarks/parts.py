@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import PromptSource, RewardModel
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt, Scores
 from dgpo_sd3.options import SD3Options
 from dgpo_wan.options import WanOptions
 
-__all__ = ["registry_with_parts"]
+__all__ = ["registry_with_components"]
 
 
 class Free(RewardModel):
@@ -34,27 +34,27 @@ class Numbered(PromptSource):
 
     def prompts(self, split: str) -> list[Prompt]:
         """Always the same."""
-        return [Prompt(f"picture {i}") for i in range(64)]
+        return [Prompt(f"image {i}") for i in range(64)]
 
 
 class _Plugin:
     @hookimpl
-    def dgpo_backbones(self) -> list[Part]:
+    def dgpo_backbones(self) -> list[Component]:
         return [
-            Part("sd3-random", "SD3 with random weights", "benchmarks.random_weights:RandomSD3", SD3Options),
-            Part("wan-random", "Wan with random weights", "benchmarks.random_weights:RandomWan", WanOptions),
+            Component("sd3-random", "SD3 with random weights", "benchmarks.random_weights:RandomSD3", SD3Options),
+            Component("wan-random", "Wan with random weights", "benchmarks.random_weights:RandomWan", WanOptions),
         ]
 
     @hookimpl
-    def dgpo_rewards(self) -> list[Part]:
-        return [Part("free", "No work", "benchmarks.parts:Free")]
+    def dgpo_rewards(self) -> list[Component]:
+        return [Component("free", "No work", "benchmarks.parts:Free")]
 
     @hookimpl
-    def dgpo_prompt_sources(self) -> list[Part]:
-        return [Part("numbered", "Numbered prompts", "benchmarks.parts:Numbered")]
+    def dgpo_prompt_sources(self) -> list[Component]:
+        return [Component("numbered", "Numbered prompts", "benchmarks.parts:Numbered")]
 
 
-def registry_with_parts() -> Registry:
+def registry_with_components() -> Registry:
     """Everything that is installed, and these."""
     made = Registry()
     made.register(_Plugin(), distribution="benchmarks")

@@ -55,10 +55,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     arguments = parser.parse_args()
     found = measure(arguments.file, arguments.iterations, arguments.turns)
-    one, two, spread = found.values()
+    one, two, sharded = found.values()
     sys.stdout.write(
         f"an iteration: one process {one:.2f} s, two {two:.2f} s: {one / two:.2f}x (target {TARGET}x); two with the "
-        f"model spread over them {spread:.2f} s: {one / spread:.2f}x\n"
+        f"model spread over them {sharded:.2f} s: {one / sharded:.2f}x\n"
     )
 
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.measuring import configuration, in_turns
-from benchmarks.parts import registry_with_parts
+from benchmarks.parts import registry_with_components
 from dgpo_core.plugins.registry import Registry
 
 __all__ = ["SERIES", "Point", "Series", "measure"]
 
-VERBS = ("roll_out", "optimise")
+PHASES = ("rollout", "optimize")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Point:
-    """A number and what an iteration took, in seconds by verb."""
+    """A number and what an iteration took, in seconds by phase."""
 
     number: int
     seconds: dict[str, float]
@@ -44,20 +44,20 @@ class Point:
 
 SERIES = (
     Series("group-size", "group size G, 6 groups", "rollout.group_size={}", (4, 8, 12, 24), samples=True,
-           settings=("rollout.groups=6", "rollout.micro_batch=24", "optimiser.micro_batch=24")),
+           settings=("rollout.groups=6", "rollout.micro_batch=24", "optimizer.micro_batch=24")),
     Series("groups", "groups, G = 8", "rollout.groups={}", (3, 6, 12, 18), samples=True,
-           settings=("rollout.group_size=8", "rollout.micro_batch=24", "optimiser.micro_batch=24")),
+           settings=("rollout.group_size=8", "rollout.micro_batch=24", "optimizer.micro_batch=24")),
     Series("micro-batch", "micro-batch, 6 groups of 8", "rollout.micro_batch={}", (1, 2, 4, 8, 16, 48),
-           settings=("rollout.groups=6", "rollout.group_size=8"), more=("optimiser.micro_batch={}",)),
+           settings=("rollout.groups=6", "rollout.group_size=8"), more=("optimizer.micro_batch={}",)),
     Series("resolution", "side in pixels, 4 groups of 4 (a transformer of random weights, 4 x 4 pixels a latent)",
            "rollout.resolution={}", (32, 64, 128, 192), random=True,
-           settings=("rollout.groups=4", "rollout.group_size=4", "rollout.micro_batch=16", "optimiser.micro_batch=16")),
+           settings=("rollout.groups=4", "rollout.group_size=4", "rollout.micro_batch=16", "optimizer.micro_batch=16")),
 )  # fmt: skip
 
 
 def measure(series: Series, *, iterations: int, turns: int) -> list[Point]:
     """Run the series."""
-    registry: Registry = registry_with_parts()
+    registry: Registry = registry_with_components()
     with tempfile.TemporaryDirectory() as directory:
         settings = list(series.settings)
         if series.random:
@@ -71,5 +71,5 @@ def measure(series: Series, *, iterations: int, turns: int) -> list[Point]:
             )
             for n in series.numbers
         }
-        found = in_turns(points, registry, VERBS, turns)
+        found = in_turns(points, registry, PHASES, turns)
     return [Point(n, found[str(n)]) for n in series.numbers]

@@ -60,7 +60,7 @@ def workload(url: str, count: int) -> tuple[Tensor, list[Prompt]]:
     """Samples of one shape: the reward's examples, or noise."""
     examples = read_examples(Blob(httpx.get(f"{url}/v1/examples", timeout=60).raise_for_status().content))
     if not examples:
-        return torch.rand(count, 3, 256, 256), [Prompt(f"picture {i}") for i in range(count)]
+        return torch.rand(count, 3, 256, 256), [Prompt(f"image {i}") for i in range(count)]
     alike = [e for e in examples if e.media.shape == examples[0].media.shape]
     chosen = [alike[i % len(alike)] for i in range(count)]
     return torch.stack([e.media for e in chosen]), [e.prompt for e in chosen]

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PlainProgress", "RichProgress", "make_progress", "print_evaluation"]
 
-VERBS = ("roll_out", "score", "weigh", "optimise")
-IMPORTANCE = ("reward", "missing", "optimise", "roll_out", "score", "weigh", "kl", "sigmoid")
+PHASES = ("rollout", "score", "compute_advantages", "optimize")
+IMPORTANCE = ("reward", "missing", "optimize", "rollout", "score", "compute_advantages", "kl", "sigmoid")
 """What a line of a narrow terminal keeps, in this order. The time left is shown by the bar."""
 
 
@@ -106,8 +106,8 @@ class PlainProgress(Callback):
     def on_start(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
         """Say where and with what."""
         self.iterations, self.first, self.began = iterations, iteration, time.monotonic()
-        verb = f"resuming after iteration {iteration} of" if iteration else "training"
-        self.say(f"{verb} {clean(str(directory))} for {iterations} iterations on {facts['device']}")
+        phase = f"resuming after iteration {iteration} of" if iteration else "training"
+        self.say(f"{phase} {clean(str(directory))} for {iterations} iterations on {facts['device']}")
         self.say(
             f"  {facts['trained parameters']:,} of {facts['all parameters']:,} parameters, "
             f"{facts['train prompts']} prompts to train on, {facts['held-out prompts']} held out"
@@ -117,7 +117,7 @@ class PlainProgress(Callback):
         """Lines do not show progress within an iteration."""
 
     def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
-        """One line with the four verbs, the reward and the time left."""
+        """One line with the four phases, the reward and the time left."""
         self.say(self.line(metrics, self.parts(metrics, timing)))
 
     def line(self, metrics: MetricsRecord, parts: Mapping[str, str]) -> str:
@@ -127,12 +127,12 @@ class PlainProgress(Callback):
     def parts(self, metrics: MetricsRecord, timing: TimingRecord) -> dict[str, str]:
         """What there is to say of an iteration, in the order of the line."""
         rate = (time.monotonic() - self.began) / (metrics.iteration - self.first)
-        spent = {verb: timing.verbs[verb].seconds for verb in VERBS if verb in timing.verbs}
+        spent = {phase: timing.phases[phase].seconds for phase in PHASES if phase in timing.phases}
         return {
             "reward": f"reward {number(metrics.reward.mean)} ± {number(metrics.reward.std)}",
             "kl": f"kl {number(metrics.kl, 4)}",
             "sigmoid": f"σ(S) {number(metrics.sigmoid, 2)}",
-            **{verb: f"{verb.replace('_', ' ')} {seconds(value)}" for verb, value in spent.items()},
+            **{phase: f"{phase.replace('_', ' ')} {seconds(value)}" for phase, value in spent.items()},
             "left": f"left {seconds(rate * (self.iterations - metrics.iteration))}",
             **({"missing": f"missing {metrics.missing_rewards}"} if metrics.missing_rewards else {}),
         }
@@ -162,7 +162,7 @@ class PlainProgress(Callback):
 
 
 class RichProgress(PlainProgress):
-    """A bar for the run, one for the verb at work, and a line for every iteration's reward."""
+    """A bar for the run, one for the phase at work, and a line for every iteration's reward."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class RichProgress(PlainProgress):
             transient=True,
         )
         self.run = self.bars.add_task("iteration", total=None, info="")
-        self.verb = self.bars.add_task("", total=None, info="")
+        self.phase = self.bars.add_task("", total=None, info="")
         self.handler = _AboveBars(self)
 
     def write(self, text: str) -> None:
@@ -194,7 +194,7 @@ class RichProgress(PlainProgress):
 
     def on_progress(self, phase: str, done: int, total: int) -> None:
         """Move the lower bar."""
-        self.bars.update(self.verb, description=phase.replace("_", " "), completed=done, total=total, info="")
+        self.bars.update(self.phase, description=phase.replace("_", " "), completed=done, total=total, info="")
 
     def line(self, metrics: MetricsRecord, parts: Mapping[str, str]) -> str:
         """The parts that fit."""

@@ -24,7 +24,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", "-n", min=1, help="Samples of each prompt.")] = None,
-    view: options.View = None,
+    model: options.ModelName = None,
     checkpoint: options.Checkpoint = "newest",
     seed: Annotated[
         int | None, typer.Option(help="Seed of the noise; by default that of the run's evaluations.")
@@ -48,7 +48,7 @@ def evaluate(
 
         dgpo evaluate runs/quickstart
 
-        dgpo evaluate runs/quickstart --view base
+        dgpo evaluate runs/quickstart --model base
 
         dgpo evaluate run.yaml --prompts drawbench.txt --samples 4 --json
     """
@@ -63,7 +63,7 @@ def evaluate(
 
     chosen = load_file(prompts) if prompts else []  # before the model is loaded, which takes longer
     with working_on(
-        context, target, view=view, checkpoint=checkpoint, overrides=overrides, accept=accept,
+        context, target, model=model, checkpoint=checkpoint, overrides=overrides, accept=accept,
         micro_batch=micro_batch, processes=processes,
     ) as opened:  # fmt: skip
         engine = opened.engine
@@ -74,23 +74,23 @@ def evaluate(
         chosen = opened.checked(some_of(chosen, limit) if limit else chosen, guidance)
         opened.note([*(notes(chosen) if prompts else ()), longer_than_read(chosen, engine.backbone)])
         from dgpo_core.draws import Draws
-        from dgpo_core.training.evaluation import Evaluator, Finer
+        from dgpo_core.training.evaluation import Evaluator, ManyStepSolve
         from dgpo_core.training.reward_building import evaluation_scorer
 
         scorer = evaluation_scorer(engine, chosen, members)
-        roller = engine.evaluation_roller(steps=steps, guidance=guidance)
-        opened.share(roller, chosen, members)
+        rollout_sampler = engine.evaluation_rollout_sampler(steps=steps, guidance=guidance)
+        opened.share(rollout_sampler, chosen, members)
 
         result = Evaluator(
-            roller=roller,
+            rollout_sampler=rollout_sampler,
             scorer=scorer,
             prompts=chosen,
             members=members,
             draws=Draws(engine.config.run.seed if seed is None else seed).at("evaluation"),
-            finer=Finer.of(engine, guidance),
+            many_step=ManyStepSolve.of(engine, guidance),
             processes=opened.processes,
             exact=True,
-        ).evaluate(opened.view, opened.iteration)
+        ).evaluate(opened.model, opened.iteration)
     if opened.processes.main:
         _show(opened.label, result, f"{len(chosen)} prompts x {members}", as_json=as_json, output=output)
 

@@ -20,7 +20,7 @@ __all__ = ["export"]
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")],
     output: options.Output = Path("adapter"),
-    view: Annotated[str, typer.Option(help="policy, old (fast EMA) or slow (slow EMA).")] = "slow",
+    model: Annotated[str, typer.Option(help="policy, old (fast EMA) or slow (EMA).")] = "ema",
     checkpoint: options.Checkpoint = "newest",
     format: Annotated[
         str | None, typer.Option(help="diffusers (the default), peft, kohya or comfyui, as the backbone has them.")
@@ -51,17 +51,17 @@ def export(
     from dgpo_cli.target import open_target
     from dgpo_core.errors import UserError
 
-    if view == "base":
-        raise UserError("--view base: the base model is the checkpoint that the run started from; nothing to export")
+    if model == "base":
+        raise UserError("--model base: the base model is the checkpoint that the run started from; nothing to export")
     if run.is_file():
         raise UserError(f"{run}: is a run file, which has only its base model; name a run directory")
     if not run.is_dir():
         raise UserError(f"{run}: there is no such run directory")
     check_directory(output, force=force, target=run)
     if format is not None and (run / "config.yaml").is_file():
-        _check_sketch(run, format)
+        _check_meta_model(run, format)
     opened = open_target(
-        run, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or (), alone=True
+        run, model=model, checkpoint=checkpoint, overrides=overrides or (), accept=accept or (), alone=True
     )
     if format is not None:
         _check_format(run, format, opened.engine.backbone)
@@ -79,12 +79,12 @@ def _write(opened: Target, output: Path, format: str | None) -> None:
     origin = {
         "base": section.checkpoint,
         "revision": section.revision,
-        "view": opened.view,
+        "model": opened.model,
         "base_files": opened.base_files(),
         "iteration": opened.iteration,
     }
     with new_directory(output) as aside:
-        with engine.policy.view(opened.view):
+        with engine.policy.activate(opened.model):
             if engine.backbone.adapter is None:
                 engine.backbone.save_weights(aside)
             else:
@@ -92,7 +92,7 @@ def _write(opened: Target, output: Path, format: str | None) -> None:
         (aside / "dgpo.json").write_text(json.dumps(origin, indent=1) + "\n")
 
 
-def _check_sketch(run: Path, format: str) -> None:
+def _check_meta_model(run: Path, format: str) -> None:
     """Raise UserError for a format that this run cannot be written in, if the backbone says so before it is loaded."""
     from dgpo_core.config.pipeline import load_run_config
     from dgpo_core.plugins.registry import get_registry
@@ -104,7 +104,7 @@ def _check_sketch(run: Path, format: str) -> None:
     part = registry.find("backbone", section.use)
     options = registry.options_model(part).model_validate(section.options)
     try:
-        backbone = registry.implementation(part).sketch(section, options)
+        backbone = registry.implementation(part).meta_model(section, options)
     except Exception:  # it has none, or its checkpoint is elsewhere now (`--set`): the loaded model is asked
         return
     _check_format(run, format, backbone)

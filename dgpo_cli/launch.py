@@ -27,7 +27,7 @@ SAVING = 60.0
 ENDING = 10.0
 """The same where there is nothing to save, and seconds from the first to the second."""
 LOST = 3
-"""Exit code of a process that has waited in vain for another one."""
+"""Exit code of a process that has timed out waiting for another process."""
 UNTOLD = 4
 """The same of one that leaves it to the launcher to say why."""
 TAIL = 20

@@ -9,8 +9,22 @@ from typing import Annotated
 import typer
 
 __all__ = [
-    "Accept", "AcceptBase", "Checkpoint", "Force", "Guidance", "MicroBatch", "Output", "Overrides", "Preset",
-    "Processes", "Resume", "RunFile", "Set", "Steps", "TargetPath", "View",
+    "Accept",
+    "AcceptBase",
+    "Checkpoint",
+    "Force",
+    "Guidance",
+    "MicroBatch",
+    "ModelName",
+    "Output",
+    "Overrides",
+    "Preset",
+    "Processes",
+    "Resume",
+    "RunFile",
+    "Set",
+    "Steps",
+    "TargetPath",
 ]  # fmt: skip
 
 RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", metavar="RUN.yaml")]
@@ -20,7 +34,7 @@ Overrides = Annotated[
 ]
 
 TargetPath = Annotated[Path, typer.Argument(help="A run directory, or a run file (its base model).", metavar="RUN")]
-View = Annotated[str | None, typer.Option(help="base, policy, old (fast EMA) or slow (slow EMA, the default).")]
+ModelName = Annotated[str | None, typer.Option(help="base, policy, old (fast EMA) or slow (EMA, the default).")]
 Checkpoint = Annotated[str, typer.Option(help="newest, best, or an iteration.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps; by default as configured.")]
 Guidance = Annotated[float | None, typer.Option(min=1, help="Guidance scale; by default as configured.")]

@@ -12,7 +12,7 @@ from dgpo_schemas.text import lone_surrogate
 
 __all__ = ["check_directory", "check_file"]
 
-PARTS = ("checkpoints", "pictures", "scores")
+PARTS = ("checkpoints", "images", "scores")
 """A run's own directories."""
 
 

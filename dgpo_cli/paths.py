@@ -1,6 +1,6 @@
 """`~` in every option and argument that is a path.
 
-A shell expands it at the beginning of a word alone: not in `--output=~/pictures`, and not what a program passes on.
+A shell expands it at the beginning of a word alone: not in `--output=~/images`, and not what a program passes on.
 """
 
 from __future__ import annotations

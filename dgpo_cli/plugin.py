@@ -14,12 +14,12 @@ def dgpo_commands() -> Sequence[Command]:
     """What a newcomer meets first has the smallest numbers."""
     return [
         Command("train", "Train a model with Direct Group Preference Optimization.", "dgpo_cli.train:app", 10),
-        Command("sample", "Draw pictures or videos from a run or from a base model.", "dgpo_cli.sample:sample", 20),
+        Command("sample", "Draw images or videos from a run or from a base model.", "dgpo_cli.sample:sample", 20),
         Command("evaluate", "Score a run or a base model on prompts.", "dgpo_cli.evaluate:evaluate", 30),
         Command("export", "Write a run's adapter for use without dgpo.", "dgpo_cli.export:export", 80),
         Command("validate", "Check a run file without loading models.", "dgpo_cli.validate:validate", 100),
         Command("plugins", "Show, check and write plugins.", order=130),
-        Command("plugins list", "List every part that a run file may use.", "dgpo_cli.plugins:list_parts", 10),
-        Command("plugins show", "Show what a part is, and its options.", "dgpo_cli.plugins:show", 20),
+        Command("plugins list", "List every component that a run file may use.", "dgpo_cli.plugins:list_parts", 10),
+        Command("plugins show", "Show what a component is, and its options.", "dgpo_cli.plugins:show", 20),
         Command("schema", "Write JSON Schemas for editors.", "dgpo_cli.schema:schema", 140),
     ]

@@ -10,18 +10,18 @@ import typer
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from dgpo_core.plugins.declared import RegisteredPart
+    from dgpo_core.plugins.declared import RegisteredComponent
     from dgpo_core.plugins.registry import Registry
 
-__all__ = ["list_parts", "show"]
+__all__ = ["list_components", "show"]
 
 show = typer.Typer(rich_markup_mode=None, add_completion=False)
 Kind = Annotated[str | None, typer.Option("--kind", help="Only parts of this kind, such as reward or sampler.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
-    """List every part that a run file may use, and plugins that could not be loaded.
+def list_components(kind: Kind = None, as_json: AsJson = False) -> None:
+    """List every component that a run file may use, and plugins that could not be loaded.
 
     Examples:
 
@@ -34,17 +34,17 @@ def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
 
     registry = get_registry()
     kinds = registry.kinds if kind is None else [registry.kind(kind, "--kind").name]
-    found = [part for one in kinds for part in registry.parts(one).values()]
+    found = [component for one in kinds for component in registry.components(one).values()]
     refused = dict(_refused(registry, found))
     if as_json:
         _print_json(registry, found, refused=refused)
         return
-    rows = [(p.kind, p.part.name, f"{p.distribution} {p.version}", clean(p.part.summary)) for p in found]
+    rows = [(p.kind, p.component.name, f"{p.distribution} {p.version}", clean(p.component.summary)) for p in found]
     for line in _aligned([("kind", "name", "from", "summary"), *rows], _terminal_width()):
         typer.echo(line)
-    for (part_kind, name), owners in registry.conflicts().items():
+    for (component_kind, name), owners in registry.conflicts().items():
         claims = " and ".join(sorted(owners))
-        typer.echo(f"unusable: {part_kind} {name} is claimed by {claims}: uninstall one of them", err=True)
+        typer.echo(f"unusable: {component_kind} {name} is claimed by {claims}: uninstall one of them", err=True)
     for reason in refused.values():
         typer.echo(f"unusable: {reason}", err=True)
     for broken in registry.broken:
@@ -52,12 +52,12 @@ def list_parts(kind: Kind = None, as_json: AsJson = False) -> None:
 
 
 @show.command(no_args_is_help=True)
-def show_part(
-    name: Annotated[str, typer.Argument(help="Name of a part, as in `use: NAME`.")],
+def show_component(
+    name: Annotated[str, typer.Argument(help="Name of a component, as in `use: NAME`.")],
     kind: Kind = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a part is, where it comes from, and its options.
+    """Show what a component is, where it comes from, and its options.
 
     Examples:
 
@@ -69,51 +69,51 @@ def show_part(
 
     registry = get_registry()
     found = registry.named(name, registry.kind(kind, "--kind").name if kind is not None else None)
-    for part in found:
-        registry.check_contract(part)
+    for component in found:
+        registry.check_contract(component)
     if as_json:
         _print_json(registry, found, options=True)
         return
-    for i, part in enumerate(found):
+    for i, component in enumerate(found):
         if i:
             typer.echo()
-        for line in _description(registry, part):
+        for line in _description(registry, component):
             typer.echo(line)
 
 
-def _refused(registry: Registry, found: Sequence[RegisteredPart]) -> Iterator[tuple[RegisteredPart, str]]:
-    """Parts that were made for another version of the contract, with what is said of them."""
+def _refused(registry: Registry, found: Sequence[RegisteredComponent]) -> Iterator[tuple[RegisteredComponent, str]]:
+    """Components that were made for another version of the contract, with what is said of them."""
     from dgpo_core.errors import ContractError
 
-    for part in found:
+    for component in found:
         try:
-            registry.check_contract(part)
+            registry.check_contract(component)
         except ContractError as error:
-            yield part, str(error)
+            yield component, str(error)
 
 
-def _schema(registry: Registry, part: RegisteredPart) -> dict[str, Any]:
-    """The JSON Schema of a part's options. Raises PluginError if they have none."""
+def _schema(registry: Registry, component: RegisteredComponent) -> dict[str, Any]:
+    """The JSON Schema of a component's options. Raises PluginError if they have none."""
     from dgpo_core.errors import PluginError
     from dgpo_schemas.export import json_schema
     from dgpo_schemas.text import error_text
 
-    model = registry.options_model(part)
+    model = registry.options_model(component)
     try:
         return json_schema(model)
     except Exception as error:
-        what = f"{part.kind} {part.part.name} of {part.distribution} {part.version}"
+        what = f"{component.kind} {component.component.name} of {component.distribution} {component.version}"
         raise PluginError(f"{what}: its options cannot be described: {error_text(error).splitlines()[0]}") from error
 
 
-def _description(registry: Registry, part: RegisteredPart) -> Iterator[str]:
+def _description(registry: Registry, component: RegisteredComponent) -> Iterator[str]:
     from dgpo_schemas.text import clean
 
-    model = registry.options_model(part)
-    schema = _schema(registry, part)
-    yield f"{part.part.name} ({part.kind})"
-    yield f"  {clean(part.part.summary)}"
-    yield f"  from {part.distribution} {part.version}, {part.part.implementation}"
+    model = registry.options_model(component)
+    schema = _schema(registry, component)
+    yield f"{component.component.name} ({component.kind})"
+    yield f"  {clean(component.component.summary)}"
+    yield f"  from {component.distribution} {component.version}, {component.component.implementation}"
     if not schema.get("properties"):
         yield "  no options"
         return
@@ -165,7 +165,7 @@ def _type(field: dict[str, Any], definitions: dict[str, Any]) -> str:
     """A JSON Schema in words."""
     if "anyOf" in field:
         if any("UseBlock" in branch.get("$ref", "") for branch in field["anyOf"]):
-            return "a part's name, or `use` with `options`"
+            return "a component's name, or `use` with `options`"
         return " or ".join(dict.fromkeys(_type(branch, definitions) for branch in field["anyOf"]))
     if "$ref" in field:
         return _type(definitions[field["$ref"].rpartition("/")[2]], definitions)
@@ -181,7 +181,7 @@ def _type(field: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 
 def _terminal_width() -> int | None:
-    """Columns of the terminal; None where lines go to a file or another program, which wants each part on one."""
+    """Columns of the terminal; None where lines go to a file or another program, which wants each component on one."""
     import shutil
     import sys
 
@@ -204,34 +204,39 @@ def _aligned(rows: Sequence[Sequence[str]], width: int | None) -> Iterator[str]:
 
 def _print_json(
     registry: Registry,
-    found: Sequence[RegisteredPart],
+    found: Sequence[RegisteredComponent],
     *,
     options: bool = False,
-    refused: Mapping[RegisteredPart, str] | None = None,
+    refused: Mapping[RegisteredComponent, str] | None = None,
 ) -> None:
     import json
 
-    parts = [
+    components = [
         {
-            "kind": part.kind,
-            "name": part.part.name,
-            "summary": part.part.summary,
-            "distribution": part.distribution,
-            "version": part.version,
-            "implementation": part.part.implementation,
-            **({"options": _schema(registry, part)} if options else {}),
+            "kind": component.kind,
+            "name": component.component.name,
+            "summary": component.component.summary,
+            "distribution": component.distribution,
+            "version": component.version,
+            "implementation": component.component.implementation,
+            **({"options": _schema(registry, component)} if options else {}),
         }
-        for part in found
+        for component in found
     ]
-    record: dict[str, Any] = {"parts": parts}
+    record: dict[str, Any] = {"components": components}
     if not options:
         record["conflicts"] = [
             {"kind": kind, "name": name, "distributions": owners}
             for (kind, name), owners in registry.conflicts().items()
         ]
         record["refused"] = [
-            {"kind": part.kind, "name": part.part.name, "distribution": part.distribution, "reason": reason}
-            for part, reason in (refused or {}).items()
+            {
+                "kind": component.kind,
+                "name": component.component.name,
+                "distribution": component.distribution,
+                "reason": reason,
+            }
+            for component, reason in (refused or {}).items()
         ]
         record["broken"] = [
             {"distribution": b.distribution, "entry_point": b.entry_point, "reason": b.reason} for b in registry.broken

@@ -1,4 +1,4 @@
-"""`dgpo sample`: pictures or videos from a run or from a base model."""
+"""`dgpo sample`: images or videos from a run or from a base model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dgpo_cli.target import Target
     from dgpo_core.training.engine import Engine
-    from dgpo_core.training.rollout import Roller
+    from dgpo_core.training.rollout import RolloutSampler
     from dgpo_core.types import Prompt
 
 __all__ = ["sample"]
@@ -29,16 +29,14 @@ def sample(
     negative: Annotated[
         str | None, typer.Option(help="A text that guidance leads away from, for every --prompt.", metavar="TEXT")
     ] = None,
-    pictures: Annotated[
+    images: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--media", help="A picture or video to draw every --prompt from; may be repeated.", metavar="PATH"
-        ),
+        typer.Option("--media", help="A image or video to draw every --prompt from; may be repeated.", metavar="PATH"),
     ] = None,
     file: Annotated[Path | None, typer.Option("--prompts", help="A .txt, .jsonl or .json file of prompts.")] = None,
     output: options.Output = Path("samples"),
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Samples of each prompt.")] = 4,
-    view: options.View = None,
+    model: options.ModelName = None,
     checkpoint: options.Checkpoint = "newest",
     seed: Annotated[int, typer.Option(help="Seed of the noise: the same seed gives every view the same noise.")] = 0,
     steps: options.Steps = None,
@@ -65,7 +63,7 @@ def sample(
     micro_batch: options.MicroBatch = None,
     processes: options.Processes = 1,
 ) -> None:
-    """Draw pictures or videos from a run or from a base model.
+    """Draw images or videos from a run or from a base model.
 
     Without prompts it takes held-out ones of the run. One row of grid.png is one prompt. A video is written as 00.mp4
     with all its frames in 00.png; one row of grid.png is then one video.
@@ -74,7 +72,7 @@ def sample(
 
         dgpo sample runs/quickstart -p "a photo of a red circle"
 
-        dgpo sample runs/quickstart --view base --output before
+        dgpo sample runs/quickstart --model base --output before
 
         dgpo sample runs/edits -p "make it snow" --media street.png --negative "people"
     """
@@ -84,36 +82,36 @@ def sample(
 
     if prompts and file:
         raise UserError("give --prompt or --prompts, not both")
-    if not prompts and (negative is not None or pictures):
-        option, key = ("--media", "media") if pictures else ("--negative", "negative_prompt")
+    if not prompts and (negative is not None or images):
+        option, key = ("--media", "media") if images else ("--negative", "negative_prompt")
         raise UserError(f"{option} belongs to --prompt; prompts of a file have their own, by the key `{key}`")
     from dgpo_core.data.notes import longer_than_read, notes, unheard
     from dgpo_core.data.prompts import load_file, typed
 
     # Before the model is loaded, which takes longer.
     sides = _sides(size)
-    chosen = load_file(file) if file else typed(prompts or (), negative, pictures or ())
+    chosen = load_file(file) if file else typed(prompts or (), negative, images or ())
     check_directory(output, force=force, target=target)
     with working_on(
-        context, target, view=view, checkpoint=checkpoint, overrides=overrides, accept=accept,
+        context, target, model=model, checkpoint=checkpoint, overrides=overrides, accept=accept,
         micro_batch=micro_batch, processes=processes,
     ) as opened:  # fmt: skip
         engine = opened.engine
         chosen = chosen or (opened.prompts("heldout") or opened.prompts("train"))[:limit]
         chosen = opened.checked(chosen, guidance, sides)
         scale = engine.config.rollout.guidance if guidance is None else guidance
-        opened.note(notes(chosen) if file or pictures else ())
+        opened.note(notes(chosen) if file or images else ())
         opened.note([
             longer_than_read(chosen, engine.backbone),
-            unheard(chosen, engine.backbone.guidable and scale != 1),
+            unheard(chosen, engine.backbone.supports_guidance and scale != 1),
             _check_video(engine, fps),
         ])  # fmt: skip
-        media = _drawn(opened, engine.roller(steps=steps, guidance=guidance), chosen, count, seed)
+        media = _drawn(opened, engine.rollout_sampler(steps=steps, guidance=guidance), chosen, count, seed)
     if opened.processes.main:
-        from dgpo_core.media.pictures import write_pictures
+        from dgpo_core.media.images import write_images
 
-        write_pictures(output, media, [prompt for prompt in chosen for _ in range(count)], columns=count, fps=fps)
-        what = "video" if engine.backbone.media == "video" else "picture"
+        write_images(output, media, [prompt for prompt in chosen for _ in range(count)], columns=count, fps=fps)
+        what = "video" if engine.backbone.media == "video" else "image"
         typer.echo(f"{len(media)} {what}{'' if len(media) == 1 else 's'} of the {opened.label}: {output}/grid.png")
 
 
@@ -130,20 +128,22 @@ def _check_video(engine: Engine, fps: int | None) -> str | None:
     return None
 
 
-def _drawn(opened: Target, roller: Roller, prompts: Sequence[Prompt], count: int, seed: int) -> list[Tensor]:
+def _drawn(
+    opened: Target, rollout_sampler: RolloutSampler, prompts: Sequence[Prompt], count: int, seed: int
+) -> list[Tensor]:
     """The media of all samples in order, on the CPU, in the main process; none in others."""
-    from dgpo_core.distributed.dealing import deliver
+    from dgpo_core.distributed.partitioning import exchange_tensors
     from dgpo_core.draws import Draws
     from dgpo_core.training.memory import decoded_media
 
-    shares, processes = opened.share(roller, prompts, count), opened.processes
+    split_samples, processes = opened.share(rollout_sampler, prompts, count), opened.processes
     held: dict[int, Tensor] = {}
-    with processes.together(roller.policy.finish):
-        own = shares[processes.rank]
-        for one in roller.roll_out(prompts, count, Draws(seed).at("sample"), opened.view, samples=own):
+    with processes.together(rollout_sampler.policy.finish):
+        own = split_samples[processes.rank]
+        for one in rollout_sampler.sample_groups(prompts, count, Draws(seed).at("sample"), opened.model, samples=own):
             held |= zip(one.samples, decoded_media(opened.engine.backbone, one).cpu(), strict=True)
-    holders = {sample: rank for rank, share in enumerate(shares) for sample in share}
-    return list(deliver(processes, held, holders, dict.fromkeys(holders, 0)).values())
+    holders = {sample: rank for rank, share in enumerate(split_samples) for sample in share}
+    return list(exchange_tensors(processes, held, holders, dict.fromkeys(holders, 0)).values())
 
 
 def _sides(text: str | None) -> tuple[int, int] | None:

@@ -80,20 +80,21 @@ def _stale_data(output: Path, registry: Registry) -> dict[Path, str]:
 
 
 def _sound(registry: Registry) -> dict[str, dict[str, type[BaseModel]]]:
-    """The options of every part; one whose options cannot be described is named and left out, like a broken plugin."""
+    """The options of every component; one whose options cannot be described is named and left out, like a broken
+    plugin."""
     from dgpo_core.errors import PluginError
     from dgpo_schemas.export import json_schema
     from dgpo_schemas.text import error_text
 
     models: dict[str, dict[str, type[BaseModel]]] = {kind: {} for kind in registry.kinds}
     for kind in registry.kinds:
-        for name, part in registry.parts(kind).items():
+        for name, component in registry.components(kind).items():
             try:
-                model = registry.options_model(part)
+                model = registry.options_model(component)
                 json_schema(model)
             except Exception as error:
                 text = str(error) if isinstance(error, PluginError) else error_text(error).splitlines()[0]
-                typer.echo(f"warning: left out: {kind} {name} of {part.distribution}: {text}", err=True)
+                typer.echo(f"warning: left out: {kind} {name} of {component.distribution}: {text}", err=True)
             else:
                 models[kind][name] = model
     return models
@@ -119,7 +120,7 @@ def written(registry: Registry, distributions: Collection[str]) -> str:
 
 def _declared(registry: Registry) -> Iterator[tuple[tuple[str, str], str]]:
     for kind in registry.kinds:
-        yield from (((kind, name), part.distribution) for name, part in registry.parts(kind).items())
+        yield from (((kind, name), component.distribution) for name, component in registry.components(kind).items())
     yield from ((("command", name), one.distribution) for name, one in registry.commands().items())
     yield from ((("place", key), place.distribution) for key, place in registry.places.items())
     for name, distribution in registry.brought.items():

@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
     from dgpo_core.storage.checkpoint import Checkpoint
     from dgpo_core.training.engine import Engine
-    from dgpo_core.training.policy import View
-    from dgpo_core.training.rollout import Roller
+    from dgpo_core.training.policy import ModelName
+    from dgpo_core.training.rollout import RolloutSampler
     from dgpo_core.types import Prompt
     from dgpo_schemas.run import RunConfig
 
 __all__ = ["Target", "open_target", "working_on"]
 
-VIEWS = ("base", "policy", "old", "slow")
+MODELS = ("base", "policy", "ema_fast", "ema")
 PLACE_OF_BASE = ("backbone.checkpoint", "backbone.revision")
 """What may be another for a run directory: it may have been moved, and digests tell whether it is the same model."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """An engine with weights in place, and which of its views is used: the policy for a slow EMA that has not moved."""
+    """An engine with weights in place, and which of its views is used: the policy for a EMA that has not moved."""
 
     engine: Engine
-    view: View
+    model: ModelName
     iteration: int
     label: str
     run: Path | None = None
@@ -66,16 +66,16 @@ class Target:
             self.engine.check_guidance("--guidance", guidance)
         return found
 
-    def share(self, roller: Roller, prompts: Sequence[Prompt], members: int) -> list[list[int]]:
+    def share(self, rollout_sampler: RolloutSampler, prompts: Sequence[Prompt], members: int) -> list[list[int]]:
         """The samples of each process, in whole micro-batches; says so if some processes have none."""
-        from dgpo_core.distributed.dealing import deal
+        from dgpo_core.distributed.partitioning import partition_units
 
-        batches, count = roller.micro_batches(prompts, members), self.processes.count
+        batches, count = rollout_sampler.micro_batches(prompts, members), self.processes.count
         if len(batches) < count:
             self.note(
                 [f"{len(batches)} of {count} processes have samples to draw; --micro-batch makes batches smaller"]
             )
-        return deal(batches, count)
+        return partition_units(batches, count)
 
     def prompts(self, split: Literal["train", "heldout"]) -> list[Prompt]:
         """The target's own; empty if there are no held-out ones. Raises UserError if a run began with others."""
@@ -97,7 +97,7 @@ def working_on(
     context: typer.Context,
     path: Path,
     *,
-    view: str | None,
+    model: str | None,
     checkpoint: str,
     overrides: Sequence[str] | None,
     accept: Collection[str] | None,
@@ -113,7 +113,7 @@ def working_on(
     in_processes(context, processes)
     with left_to_launcher(), printing_aside():  # standard output is for the result, whatever a reward prints
         opened = open_target(
-            path, view=view, checkpoint=checkpoint, overrides=overrides or (), accept=accept or (),
+            path, model=model, checkpoint=checkpoint, overrides=overrides or (), accept=accept or (),
             micro_batch=micro_batch,
         )  # fmt: skip
         try:
@@ -125,15 +125,15 @@ def working_on(
 def open_target(
     path: Path,
     *,
-    view: str | None,
+    model: str | None,
     checkpoint: str,
     overrides: Sequence[str] = (),
     accept: Collection[str] = (),
     micro_batch: int | None = None,
     alone: bool = False,
-    tell: Callable[[str], None] = lambda line: typer.echo(line, err=True),
+    on_message: Callable[[str], None] = lambda line: typer.echo(line, err=True),
 ) -> Target:
-    """Open a run directory (its slow EMA unless another view is named) or a run file (its base).
+    """Open a run directory (its EMA unless another view is named) or a run file (its base).
 
     `checkpoint` is "newest", "best" or an iteration. Raises UserError naming what there is to choose from, for a run
     directory whose files are not as they were written, and for base weights that are not those that the run began with,
@@ -141,14 +141,14 @@ def open_target(
     others, nor a model that `run.shard` spreads: it is whole, in the CPU's memory.
     """
     run = path.is_dir()
-    if view is not None and view not in VIEWS:
-        raise UserError(f"--view {view}: choose one of {', '.join(VIEWS)}")
+    if model is not None and model not in MODELS:
+        raise UserError(f"--model {model}: choose one of {', '.join(MODELS)}")
     if run and not all(override.partition("=")[0].strip() in PLACE_OF_BASE for override in overrides):
         raise UserError("--set belongs to a run file; a run directory keeps the configuration it was trained with")
     if not path.exists():
         raise UserError(f"{path}: there is no such run directory or run file")
-    if not run and view not in (None, "base"):
-        raise UserError(f"--view {view}: {path} is a run file, which has only its base model; name a run directory")
+    if not run and model not in (None, "base"):
+        raise UserError(f"--model {model}: {path} is a run file, which has only its base model; name a run directory")
     from dgpo_core.config.pipeline import load_run_config
     from dgpo_core.plugins.registry import get_registry
 
@@ -172,19 +172,19 @@ def open_target(
         return Target(engine, "base", 0, f"base model of {path}")
     try:
         if engine.runtime.processes.main:
-            _tell_of_changes(path, engine, found, accept, tell)
+            _report_changes(path, engine, found, accept, on_message)
         engine.load_weights(found)
     except BaseException:
         engine.close()
         raise
-    wanted: View = view or "slow"  # type: ignore[assignment]
+    wanted: ModelName = model or "ema"  # type: ignore[assignment]
     if wanted == "base":
         return Target(engine, wanted, 0, f"base model of {path}", path)
     chosen = engine.policy.available(wanted)
     label = f"{chosen} weights of {path} after iteration {found.manifest.iteration}"
     if chosen != wanted:
         first = engine.config.objective.ema.slow.first_move
-        label += f" (its slow EMA does not move before update {first}; this is update {found.manifest.updates})"
+        label += f" (its EMA does not move before update {first}; this is update {found.manifest.updates})"
     return Target(engine, chosen, found.manifest.iteration, label, path)
 
 
@@ -213,8 +213,8 @@ def _check_base_is_there(path: Path, config: RunConfig) -> None:
         )
 
 
-def _tell_of_changes(
-    path: Path, engine: Engine, found: Checkpoint, accept: Collection[str], tell: Callable[[str], None]
+def _report_changes(
+    path: Path, engine: Engine, found: Checkpoint, accept: Collection[str], on_message: Callable[[str], None]
 ) -> None:
     """Say what is not as the run left it. Raises UserError for other base weights that are not accepted."""
     from dgpo_core.storage.description import check_base
@@ -222,7 +222,7 @@ def _tell_of_changes(
 
     note = check_base(path, engine.read_base(), accept="base" in accept)
     if note is not None:
-        tell(f"note: {note}")
+        on_message(f"note: {note}")
     for damage in damages(path, [(found.manifest, found.clock)]):
         if damage.path.name == "metrics.jsonl" and damage.path.exists():
-            tell(f"note: {damage}: the log is damaged, or {found.path} is a checkpoint of another run")
+            on_message(f"note: {damage}: the log is damaged, or {found.path} is a checkpoint of another run")

@@ -84,7 +84,7 @@ def train(
 ) -> None:
     """Train a model with Direct Group Preference Optimization.
 
-    Writes runs/NAME: checkpoints, metrics, evaluations and pictures. Ctrl-C saves and stops; --resume goes on.
+    Writes runs/NAME: checkpoints, metrics, evaluations and images. Ctrl-C saves and stops; --resume goes on.
 
     Examples:
 
@@ -94,7 +94,7 @@ def train(
 
         dgpo train run.yaml --resume
 
-        dgpo train run.yaml --resume --set optimiser.learning_rate=1e-5
+        dgpo train run.yaml --resume --set optimizer.learning_rate=1e-5
 
         dgpo train run.yaml --resume auto
 
@@ -179,11 +179,11 @@ def _progress(config: RunConfig, *, quiet: bool) -> PlainProgress:
 
 
 def _rehearse(config: RunConfig, registry: Registry, *, quiet: bool) -> None:
-    from dgpo_core.training.rehearsal import rehearse
+    from dgpo_core.training.dry_run import dry_run
     from dgpo_core.training.trainer import Trainer
 
     trainer = Trainer(config, registry, callbacks=[_progress(config, quiet=quiet)])
-    found = rehearse(trainer)
+    found = dry_run(trainer)
     if trainer.processes.main:
         for name, value in found.items():
             for line in _lines(f"{name}: {value}"):

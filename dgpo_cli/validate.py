@@ -40,7 +40,7 @@ def validate(
 
     Example:
 
-        dgpo validate run.yaml --set optimiser.learning_rate=1e-4
+        dgpo validate run.yaml --set optimizer.learning_rate=1e-4
     """
     from dgpo_core.config.pipeline import load_run_config
     from dgpo_core.data.notes import guided, notes, overlap, unheard
@@ -60,14 +60,14 @@ def validate(
     train = load_sources(config.prompts, "train", registry)
     heldout = load_sources(config.prompts, "heldout", registry)
     evaluated = heldout[0].prompts if len(heldout) == 1 else some_of_each(heldout, config.evaluation.prompts)
-    learnt, held = (_flat(sources) for sources in (train, heldout))
-    warning = overlap(learnt, evaluated, config.evaluation.prompts)
+    learned, held = (_flat(sources) for sources in (train, heldout))
+    warning = overlap(learned, evaluated, config.evaluation.prompts)
     typer.echo(f"{file}: valid")
     for line in _summary(config, train, heldout):
         typer.echo(f"  {line}")
-    unread = unheard([*learnt, *held], guided(config))
-    for told in [*filter(None, [warning]), *notes(learnt), *notes(held), *filter(None, [unread])]:
-        typer.echo(f"  warning: {told}")
+    truncated_prompts = unheard([*learned, *held], guided(config))
+    for reported in [*filter(None, [warning]), *notes(learned), *notes(held), *filter(None, [truncated_prompts])]:
+        typer.echo(f"  warning: {reported}")
 
 
 def _summary(config: RunConfig, train: Sequence[Source], heldout: Sequence[Source]) -> Iterator[str]:
@@ -87,7 +87,7 @@ def _summary(config: RunConfig, train: Sequence[Source], heldout: Sequence[Sourc
     shift = "the model's own shift" if rollout.shift == "auto" else f"shift {rollout.shift:g}"
     yield f"rollout: {sampler}, {rollout.steps} steps, {shift}, {guidance}, {sizes}"
     yield "rewards: " + ", ".join(f"{reward.weight:g} x {reward.label}" for reward in config.rewards)
-    updates = config.optimiser.updates
+    updates = config.optimizer.updates
     yield (
         f"loss: {config.objective.use} at {config.timesteps.count} times with sigma in {_times(config)}, "
         f"{updates} {'update' if updates == 1 else 'updates'} an iteration"
@@ -119,14 +119,14 @@ def _prompts(blocks: Sequence[PromptsBlock], sources: Sequence[Source]) -> str:
     from dgpo_schemas.sections.prompts import SourceBlock
 
     total = sum(source.weight for source in sources)
-    told = []
+    reported = []
     for block, source in zip(blocks, sources, strict=True):
         words = _block(block, source.prompts)
         if isinstance(block, SourceBlock):
             rewards = "all rewards" if block.rewards is None else ", ".join(block.rewards)
             words = f"{block.source} ({source.weight / total:.0%}; {words}; {rewards})"
-        told.append(words)
-    return ", ".join(told)
+        reported.append(words)
+    return ", ".join(reported)
 
 
 def _block(block: PromptsBlock, found: Sequence[Prompt]) -> str:
@@ -140,5 +140,5 @@ def _more(found: Sequence[Prompt]) -> str:
     from dgpo_core.data.notes import counted
     from dgpo_core.data.prompts import counts
 
-    told = counted(counts(found))
-    return f" ({', '.join(told)})" if told else ""
+    reported = counted(counts(found))
+    return f" ({', '.join(reported)})" if reported else ""

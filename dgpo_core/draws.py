@@ -1,7 +1,7 @@
 """Random draws from explicit keys, never from global state.
 
 A `Draws` is a key: the run's seed and a tuple of what the draw is for. The same key gives the same numbers whatever
-was drawn before, however groups are spread over processes, and after a resume.
+was drawn before, however groups are sharded across processes, and after a resume.
 """
 
 from __future__ import annotations

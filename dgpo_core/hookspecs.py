@@ -1,9 +1,8 @@
 """How plugins are found: hook specifications and the light declarations they return.
 
-A distribution names a module under the entry-point group `dgpo`; the module holds `@hookimpl` functions that
-return `Part`s, `Command`s and `Kind`s. Nothing heavy may be imported there: a part names its class by dotted path,
-imported when a run uses it, and a command its function, imported when it is called.
-"""
+A distribution names a module under the entry-point group `dgpo`; the module holds `@hookimpl` functions that return
+`Component`s, `Command`s and `Kind`s. Nothing heavy may be imported there: a component names its class by dotted path,
+imported when a run uses it, and a command its function, imported when it is called."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from dgpo_schemas.base import Options
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["ENTRY_POINT_GROUP", "KINDS", "Command", "Kind", "Part", "RunInfo", "hookimpl", "hookspec"]
+__all__ = ["ENTRY_POINT_GROUP", "KINDS", "Command", "Component", "Kind", "RunInfo", "hookimpl", "hookspec"]
 
 ENTRY_POINT_GROUP = "dgpo"
 hookspec = pluggy.HookspecMarker("dgpo")
@@ -27,8 +26,8 @@ hookimpl = pluggy.HookimplMarker("dgpo")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A plugin's declaration of one part.
+class Component:
+    """A plugin's declaration of one component.
 
     name: what a run file writes after `use`; summary: one line; implementation: "package.module:Class";
     options: the pydantic model of its options (a subclass of dgpo_schemas.base.Options), or its dotted path;
@@ -60,14 +59,13 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of parts, of the engine or of a plugin whose own parts use them.
+    """A kind of components, of the engine or of a plugin whose own components use them.
 
-    name: what run files and messages call it; a part's option of this name (`detector: Use`) chooses one of its parts;
-    hook: `dgpo_...`, by which plugins declare such parts; contracts: "package.module:Class", of one of which an
-    implementation derives; noun: what messages call a part of it, by default the name;
-    checks: for `dgpo plugins check`: "package.module:function", called with what builds the part (no arguments) and
-    returning `dgpo_kit.contracts.Check`s; template: for `dgpo plugins new`: "package:directory" in that package.
-    """
+    name: what run files and messages call it; a component's option of this name (`detector: Use`) chooses one of its
+    components; hook: `dgpo_...`, by which plugins declare such components; contracts: "package.module:Class", of one of
+    which an implementation derives; noun: what messages call a part of it, by default the name; checks: for `dgpo
+    plugins check`: "package.module:function", called with what builds the component (no arguments) and returning
+    `dgpo_kit.contracts.Check`s; template: for `dgpo plugins new`: "package:directory" in that package."""
 
     name: str
     hook: str
@@ -102,7 +100,7 @@ KINDS: Mapping[str, Kind] = {
     )
 }
 """The engine's own kinds; `Registry.kinds` has those of plugins too. The hook of a kind takes nothing and returns a
-sequence of Parts."""
+sequence of Components."""
 
 
 @hookspec
@@ -116,7 +114,7 @@ def dgpo_commands() -> Sequence[Command]:  # type: ignore[empty-body]
 
 
 @hookspec
-def dgpo_places() -> Mapping[str, str]:  # type: ignore[empty-body]
+def dgpo_reward_transports() -> Mapping[str, str]:  # type: ignore[empty-body]
     """Declare places where rewards run besides this process: the key of a reward's block, such as `worker`, to the
     dotted path "package.module:connect" of a function that is called as `dgpo_core.rewards.Connect` says."""
 

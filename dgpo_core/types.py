@@ -44,7 +44,7 @@ SampleKey = tuple[int | str, ...]
 
 @dataclass(frozen=True, slots=True)
 class ConditionMedium:
-    """A picture or video that a sample is conditioned on, such as the one to edit.
+    """A image or video that a sample is conditioned on, such as the one to edit.
 
     digest: SHA-256 of the file's bytes, as hexadecimal digits, by which two of them are the same.
     path: where it lies, or lay on the machine that it comes from; content: its bytes, where it is not read from there;
@@ -60,7 +60,7 @@ class ConditionMedium:
     reader: Callable[[ConditionMedium], Tensor] | None = field(default=None, compare=False, repr=False)
 
     def read(self) -> Tensor:
-        """What it shows, float32 in [0, 1], RGB, on the CPU: [3, H, W] of a picture, [F, 3, H, W] of a video; read and
+        """What it shows, float32 in [0, 1], RGB, on the CPU: [3, H, W] of an image, [F, 3, H, W] of a video; read and
         decoded anew at every call.
 
         Raises UserError, naming the file, if it is not there any more or has other bytes than its digest says.
@@ -80,7 +80,7 @@ class Prompt:
     size: (height, width) of its samples in pixels; None is the run's. The engine fills it in: what a backbone or a
     reward is given has a size.
     source: the name of the list of prompts that it belongs to, empty where the run has one list.
-    fps: frames a second of its samples, for rewards; None for pictures, and until the engine fills it in.
+    fps: frames a second of its samples, for rewards; None for images, and until the engine fills it in.
     """
 
     text: str
@@ -155,20 +155,22 @@ class Conditioning:
         return Conditioning({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.lengths)
 
     @staticmethod
-    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+    def cat(components: Sequence[Conditioning]) -> Conditioning:
         """Several batches as one; rows that differ in length are filled up to the longest."""
-        if len(parts) == 1:
-            return parts[0]
+        if len(components) == 1:
+            return components[0]
         import torch
 
-        first = parts[0]
-        assert all(part.tensors.keys() == first.tensors.keys() for part in parts), "rows of one model"
+        first = components[0]
+        assert all(part.tensors.keys() == first.tensors.keys() for part in components), "rows of one model"
         joined = {}
         for name in first.tensors:
-            tensors = [part.tensors[name] for part in parts]
+            tensors = [part.tensors[name] for part in components]
             longest = max(t.shape[1] for t in tensors) if name in first.lengths else 0
             joined[name] = torch.cat([_filled(t, longest) if name in first.lengths else t for t in tensors])
-        return Conditioning(joined, {n: tuple(i for part in parts for i in part.lengths[n]) for n in first.lengths})
+        return Conditioning(
+            joined, {n: tuple(i for part in components for i in part.lengths[n]) for n in first.lengths}
+        )
 
 
 def same_places(row: Conditioning, other: Conditioning) -> str | None:
@@ -290,11 +292,11 @@ class ScoredGroups:
     numbers of this process's samples in the flat, group-major order: all g * G of them if it is the only one. All else
     is of all samples, whoever drew them.
     rewards float64 [g, G], all rewards as one, which is what the advantages are made of; summed float64 [g, G],
-    their weighted sum, for people to read (nan where not scored; the same unless each reward is normalised first);
-    scored bool [g, G]; per_reward: label to float64 [g, G] (nan where missing); parts: label to name to float64
+    their weighted sum, for people to read (nan where not scored; the same unless each reward is normalized first);
+    scored bool [g, G]; per_reward: label to float64 [g, G] (nan where missing); components: label to name to float64
     [g * G], what each is made of (nan where missing); asked: label to bool [g], whether the group's source asks for the
     reward (all do where there is none of the label); diversity [g]: mean pairwise
-    distance of the members' media; statistics: name to float64 [g, G], of the media (`guards.media_statistics`).
+    distance of the members' media; statistics: name to float64 [g, G], of the media (`monitors.media_statistics`).
     """
 
     prompts: tuple[Prompt, ...]
@@ -307,7 +309,7 @@ class ScoredGroups:
     diversity: Tensor
     statistics: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
     paths: tuple[Path, ...] = ()
-    parts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=lambda: MappingProxyType({}))
+    components: Mapping[str, Mapping[str, Tensor]] = field(default_factory=lambda: MappingProxyType({}))
     asked: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
 
 

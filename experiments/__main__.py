@@ -10,7 +10,7 @@ import typer
 from dgpo_core.errors import UserError
 from dgpo_lab.program import program
 from dgpo_schemas.problems import nearest
-from experiments.catalogue import EXPERIMENTS
+from experiments.catalog import EXPERIMENTS
 
 QUICK_PAGES = "pages"
 

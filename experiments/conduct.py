@@ -16,14 +16,14 @@ from dgpo_lab.ablation.directory import read_plan, saved_directory
 from dgpo_lab.ablation.plan import Plan
 from dgpo_lab.ablation.results import Results, results_of
 from dgpo_lab.commands.ablate import ablate
-from experiments.catalogue import HERE, Experiment
+from experiments.catalog import HERE, Experiment
 
 __all__ = ["QUICK", "best_rates", "derived", "run_ablation", "run_experiment"]
 
 QUICK: Mapping[str, Any] = {
     "seeds": 2,
     "iterations": 4,
-    "set": {"evaluation.every": 2, "evaluation.prompts": 40, "evaluation.pictures": 4},
+    "set": {"evaluation.every": 2, "evaluation.prompts": 40, "evaluation.images": 4},
 }
 """The reduced set: whether everything runs, not what comes out."""
 
@@ -38,7 +38,7 @@ def derived(file: Path, output: Path, *, quick: bool, base: str | None, rates: M
         data.pop("threads", None)  # one thread a cell is for CPUs
         data.pop("parallel", None)
     for name, rate in rates.items():
-        data["axes"][0]["variants"][name]["optimiser.learning_rate"] = rate
+        data["axes"][0]["variants"][name]["optimizer.learning_rate"] = rate
     if quick:
         data["seeds"] = data["seeds"][:1] if isinstance(data["seeds"], list) else QUICK["seeds"]
         data["stop"] = {**data.get("stop", {}), "iterations": QUICK["iterations"]}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dgpo_lab.ablation.figures import band
+from dgpo_lab.ablation.figures import tolerance
 from dgpo_lab.ablation.results import Results
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
-COLOURS = ("#6b7280", "#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d")
-"""The baseline is grey, as in reports; the others keep their colour in both panels."""
+COLORS = ("#6b7280", "#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d")
+"""The baseline is gray, as in reports; the others keep their color in both panels."""
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -56,14 +56,14 @@ def draw(results: Results, against: Sequence[str], path: Path) -> None:
 
 
 def _scores(axes: Axes, results: Results) -> None:
-    for y, (variant, colour) in enumerate(zip(results.variants, _colours(results), strict=True)):
+    for y, (variant, color) in enumerate(zip(results.variants, _colors(results), strict=True)):
         if variant.score is None:
             continue
         if variant.score.low is not None and variant.score.high is not None:
-            axes.plot([variant.score.low, variant.score.high], [y, y], color=colour, linewidth=2.2)
+            axes.plot([variant.score.low, variant.score.high], [y, y], color=color, linewidth=2.2)
         seeds = [trace.score for trace in variant.finished]
-        axes.plot(seeds, [y + 0.25] * len(seeds), "o", markersize=3, color=colour, alpha=0.6)
-        axes.plot([variant.score.value], [y], "o", markersize=7, color=colour)
+        axes.plot(seeds, [y + 0.25] * len(seeds), "o", markersize=3, color=color, alpha=0.6)
+        axes.plot([variant.score.value], [y], "o", markersize=7, color=color)
     if results.base_model is not None:
         axes.axvline(results.base_model.value, color="#9ca3af", linewidth=1, linestyle=(0, (4, 3)))
         axes.text(
@@ -81,21 +81,21 @@ def _scores(axes: Axes, results: Results) -> None:
 
 
 def _curves(axes: Axes, results: Results, what: str) -> None:
-    for variant, colour in zip(results.variants, _colours(results), strict=True):
-        found = band(variant.finished, "time" if what == "seconds" else what)
+    for variant, color in zip(results.variants, _colors(results), strict=True):
+        found = tolerance(variant.finished, "time" if what == "seconds" else what)
         if found is None:
             continue
         few = len(found.x) <= 12
-        axes.plot(found.x, found.mean, color=colour, marker="o" if few else "", markersize=3, label=variant.name)
+        axes.plot(found.x, found.mean, color=color, marker="o" if few else "", markersize=3, label=variant.name)
         if len(results.variants) <= 3:
-            axes.fill_between(found.x, found.low, found.high, color=colour, alpha=0.12, linewidth=0)
+            axes.fill_between(found.x, found.low, found.high, color=color, alpha=0.12, linewidth=0)
     if results.target is not None:
         axes.axhline(results.target, color="#9ca3af", linewidth=1, linestyle=(0, (2, 3)))
-    axes.set_xlabel(LABELS[what] + ("; bands hold all seeds" if len(results.variants) <= 3 else ""))
+    axes.set_xlabel(LABELS[what] + ("; tolerances hold all seeds" if len(results.variants) <= 3 else ""))
     axes.set_ylabel("held-out score, mean over seeds")
 
 
-def _colours(results: Results) -> list[str]:
-    """The baseline's is the first of `COLOURS`."""
-    others = iter(np.resize(np.array(COLOURS[1:]), len(results.variants)).tolist())
-    return [COLOURS[0] if v.name == results.baseline else next(others) for v in results.variants]
+def _colors(results: Results) -> list[str]:
+    """The baseline's is the first of `COLORS`."""
+    others = iter(np.resize(np.array(COLORS[1:]), len(results.variants)).tolist())
+    return [COLORS[0] if v.name == results.baseline else next(others) for v in results.variants]

@@ -114,21 +114,23 @@ class Findings:
         """What training added to the base model's score: paired by seed, with its t interval."""
         return words.signed(t_interval([t.score - t.scores[0] for t in self.variant(name).finished]))
 
-    def change(self, name: str, guard: str) -> Interval:
-        """Change of a guard since the first evaluation, over seeds."""
-        return t_interval([t.guards[guard].last - t.guards[guard].first for t in self.variant(name).finished])
+    def change(self, name: str, monitor: str) -> Interval:
+        """Change of a monitor since the first evaluation, over seeds."""
+        return t_interval([t.monitors[monitor].last - t.monitors[monitor].first for t in self.variant(name).finished])
 
-    def change_text(self, name: str, guard: str) -> str:
+    def change_text(self, name: str, monitor: str) -> str:
         """+0.010 [+0.004, +0.016]."""
-        found = self.change(name, guard)
-        parts = [f"{v:+.4f}" for v in (found.value, found.low, found.high) if v is not None]
-        return (parts[0] + (f" [{parts[1]}, {parts[2]}]" if len(parts) == 3 else "")).replace("-", "−")
+        found = self.change(name, monitor)
+        components = [f"{v:+.4f}" for v in (found.value, found.low, found.high) if v is not None]
+        return (components[0] + (f" [{components[1]}, {components[2]}]" if len(components) == 3 else "")).replace(
+            "-", "−"
+        )
 
-    def guard_verdict(self, name: str, guard: str) -> str:
-        """A guard's last value against the baseline's, seed by seed."""
+    def monitor_verdict(self, name: str, monitor: str) -> str:
+        """A monitor's last value against the baseline's, seed by seed."""
         theirs = {trace.seed: trace for trace in self.baseline.finished}
         pairs = [(t, theirs[t.seed]) for t in self.variant(name).finished if t.seed in theirs]
-        found = t_interval([one.guards[guard].last - other.guards[guard].last for one, other in pairs])
+        found = t_interval([one.monitors[monitor].last - other.monitors[monitor].last for one, other in pairs])
         return words.signed(found)
 
     def ratio(self, name: str, what: str) -> Ratio:

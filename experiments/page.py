@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dgpo_lab.ablation import tables, words
-from experiments.catalogue import EXPERIMENTS, HERE, Experiment
+from experiments.catalog import EXPERIMENTS, HERE, Experiment
 from experiments.findings import Findings
 from experiments.record import load
 
@@ -13,7 +13,7 @@ __all__ = ["write_index", "write_page"]
 
 
 def write_page(experiment: Experiment, directory: Path) -> Path:
-    """Write EN.md beside the folder EN, in which record and pictures lie."""
+    """Write EN.md beside the folder EN, in which record and images lie."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     record = load(directory / experiment.key / "record.json")

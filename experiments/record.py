@@ -56,8 +56,8 @@ def collect(plan: Plan, *, quick: bool, rows: Sequence[str]) -> dict[str, Any]:
             "groups": rollout.groups,
             "steps": rollout.steps,
             "evaluated_prompts": base.evaluation.prompts,
-            "finer_steps": base.evaluation.finer.steps if base.evaluation.finer else None,
-            "finer_prompts": base.evaluation.finer.prompts if base.evaluation.finer else None,
+            "many_steps": base.evaluation.many_step.steps if base.evaluation.many_step else None,
+            "many_step_prompts": base.evaluation.many_step.prompts if base.evaluation.many_step else None,
             "threads": base.run.threads,
             "parallel": plan.ablation.parallel,
             "cores": os.cpu_count(),
@@ -99,7 +99,7 @@ def _trace(trace: Trace, reward: str) -> dict[str, Any]:
         "scores": [round(score, 6) for score in trace.scores],
         "seconds": [round(spent, 2) for spent in trace.seconds],
         "samples": list(trace.samples),
-        "guards": {name: asdict(guard) for name, guard in trace.guards.items()},
+        "monitors": {name: asdict(monitor) for name, monitor in trace.monitors.items()},
         "values": None if values is None else [None if v is None else round(v, 6) for v in values],
     }
 
@@ -130,7 +130,7 @@ def _read(one: dict[str, Any], data: dict[str, Any]) -> Trace:
     if one["values"] is not None:
         scores = RewardScores(tasks=data["tasks"], values=one["values"])
         prompts = PromptScores(
-            iteration=one["iterations"][-1], view="slow", prompts=data["prompts"], rewards={data["reward"]: scores}
+            iteration=one["iterations"][-1], model="ema", prompts=data["prompts"], rewards={data["reward"]: scores}
         )
     return Trace(
         variant=one["variant"],
@@ -141,6 +141,6 @@ def _read(one: dict[str, Any], data: dict[str, Any]) -> Trace:
         scores=one["scores"],
         seconds=one["seconds"],
         samples=one["samples"],
-        guards={name: Guard(**guard) for name, guard in one["guards"].items()},
+        monitors={name: Guard(**monitor) for name, monitor in one["monitors"].items()},
         prompts=prompts,
     )

@@ -7,23 +7,23 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from dgpo_core.media.pictures import contact_sheet, to_image
+from dgpo_core.media.images import contact_sheet, to_image
 from dgpo_lab.ablation.plan import Plan
 
 __all__ = ["draw_sheet"]
 
 ROWS = 6
 Column = list[tuple[str, Image.Image]]
-"""Prompts and their pictures, from the top."""
+"""Prompts and their images, from the top."""
 SIDE = 128
-"""Pixels of a picture on the sheet, which enlarges tiny ones without smoothing."""
+"""Pixels of an image on the sheet, which enlarges tiny ones without smoothing."""
 LABEL = 22
 
 
 def draw_sheet(plan: Plan, path: Path, *, steps: int | None) -> list[str]:
     """Write the sheet of an ablation's first seed, the base model in the first column; the prompts of its rows.
 
-    steps: draw samples anew, in so many steps; None: take the pictures of the last evaluation.
+    steps: draw samples anew, in so many steps; None: take the images of the last evaluation.
     """
     seed = plan.ablation.seeds[0]
     cells = [cell for cell in plan.cells() if cell.seed == seed]
@@ -31,26 +31,26 @@ def draw_sheet(plan: Plan, path: Path, *, steps: int | None) -> list[str]:
     for cell in cells:
         for name, base in (("base model", True), (cell.variant, False)):
             if name not in columns:
-                drawn = _pictures(cell.path, base=base) if steps is None else _sampled(cell.path, steps, base=base)
+                drawn = _images(cell.path, base=base) if steps is None else _sampled(cell.path, steps, base=base)
                 columns[name] = drawn
     rows = min(map(len, columns.values()))
     prompts = [prompt for prompt, _ in columns["base model"]]
     images = [_enlarged(found[row][1]) for row in range(rows) for found in columns.values()]
     sheet = contact_sheet(images, len(columns))
     width = images[0].width + 4
-    labelled = Image.new("RGB", (sheet.width, sheet.height + LABEL), "white")
-    labelled.paste(sheet, (0, LABEL))
-    pen = ImageDraw.Draw(labelled)
+    labeled = Image.new("RGB", (sheet.width, sheet.height + LABEL), "white")
+    labeled.paste(sheet, (0, LABEL))
+    pen = ImageDraw.Draw(labeled)
     for i, name in enumerate(columns):
         pen.text((i * width + 2, 5), name, fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
-    labelled.quantize(128).save(path, optimize=True)
+    labeled.quantize(128).save(path, optimize=True)
     return prompts[:rows]
 
 
-def _pictures(run: Path, *, base: bool) -> Column:
+def _images(run: Path, *, base: bool) -> Column:
     """Of a run's first or last evaluation, spread over the prompts."""
-    numbered = sorted((d for d in (run / "pictures").iterdir() if d.name.isdecimal()), key=lambda d: int(d.name))
+    numbered = sorted((d for d in (run / "images").iterdir() if d.name.isdecimal()), key=lambda d: int(d.name))
     chosen = numbered[0] if base else numbered[-1]
     prompts = json.loads((chosen / "prompts.json").read_text(encoding="utf-8"))
     files = sorted((file for file in chosen.glob("*.png") if file.stem.isdecimal()), key=lambda file: int(file.stem))
@@ -69,10 +69,10 @@ def _sampled(run: Path, steps: int, *, base: bool) -> Column:
     engine = build_engine(read_config(run, registry), registry)
     try:
         engine.load_weights(Checkpoints(run / "checkpoints").find("newest"))
-        view = "base" if base else engine.policy.available("slow")
+        model = "base" if base else engine.policy.available("ema")
         prompts = engine.load_prompts("heldout")
         chosen = [prompts[i * len(prompts) // ROWS] for i in range(min(ROWS, len(prompts)))]
-        drawn = engine.evaluation_roller(steps=steps).roll_out(chosen, 1, Draws(0).at("sheet"), view)
+        drawn = engine.evaluation_rollout_sampler(steps=steps).sample_groups(chosen, 1, Draws(0).at("sheet"), model)
         images = [to_image(one) for rollout in drawn for one in engine.backbone.decode(rollout.x0).cpu()]
         return [(prompt.text, image) for prompt, image in zip(chosen, images, strict=True)]
     finally:

@@ -1,4 +1,5 @@
-"""Fixtures that every test may use: a registry that also knows the toy parts, small run files, and the command line."""
+"""Fixtures that every test may use: a registry that also knows the toy components, small run files, and the command
+line."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ import dgpo_kit.plugin
 import dgpo_lab.plugin
 from dgpo_cli.main import main
 from dgpo_core.builtin import plugin as builtin
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt, Scores
 from dgpo_kit.toy import BrightnessOptions, BrightnessReward, ToyBackbone, ToyOptions, plugin, run_data
@@ -33,7 +34,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def registry() -> Registry:
-    """Everything that is installed, and the toy parts."""
+    """Everything that is installed, and the toy components."""
     made = Registry()
     made.register(plugin, distribution="toy")
     return made
@@ -59,8 +60,8 @@ class Gloom(BrightnessReward):
 
 class _GloomPlugin:
     @hookimpl
-    def dgpo_rewards(self) -> list[Part]:
-        return [Part("gloom", "The opposite of brightness", f"{__name__}:Gloom", BrightnessOptions)]
+    def dgpo_rewards(self) -> list[Component]:
+        return [Component("gloom", "The opposite of brightness", f"{__name__}:Gloom", BrightnessOptions)]
 
 
 @pytest.fixture
@@ -70,14 +71,14 @@ def gloom() -> object:
 
 
 class Film(ToyBackbone):
-    """Five frames in which the toy's picture wanders to the right."""
+    """Five frames in which the toy's image wanders to the right."""
 
     media = "video"
     fps = 12.5
 
     def decode(self, x0: Tensor) -> Tensor:
-        picture = super().decode(x0)
-        return torch.stack([picture.roll(i, -1) for i in range(5)], 1)
+        image = super().decode(x0)
+        return torch.stack([image.roll(i, -1) for i in range(5)], 1)
 
 
 class Glow(BrightnessReward):
@@ -91,12 +92,12 @@ class Glow(BrightnessReward):
 
 class _FilmPlugin:
     @hookimpl
-    def dgpo_backbones(self) -> list[Part]:
-        return [Part("film", "The toy's picture moves", f"{__name__}:Film", ToyOptions)]
+    def dgpo_backbones(self) -> list[Component]:
+        return [Component("film", "The toy's image moves", f"{__name__}:Film", ToyOptions)]
 
     @hookimpl
-    def dgpo_rewards(self) -> list[Part]:
-        return [Part("glow", "Brightness of a video", f"{__name__}:Glow", BrightnessOptions)]
+    def dgpo_rewards(self) -> list[Component]:
+        return [Component("glow", "Brightness of a video", f"{__name__}:Glow", BrightnessOptions)]
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """The engine's own parts, the toy's and the places of rewards, in the place of what is installed."""
+    """The engine's own components, the toy's and the places of rewards, in the place of what is installed."""
     made = Registry(discover=False)
     made.register(builtin, distribution="dgpo", version="1.0")
     made.register(dgpo_cli.plugin, distribution="dgpo", version="1.0")

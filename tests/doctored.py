@@ -24,7 +24,7 @@ Value = Any
 SOUND: dict[str, Any] = {
     "rollout": {"steps": 10, "shift": 3.0, "group_size": 12, "groups": 8, "sampler": "flow-dpmpp"},
     "timesteps": {"count": 4, "t_min": "shift(0.3)"},
-    "optimiser": {"learning_rate": 3e-3},
+    "optimizer": {"learning_rate": 3e-3},
     "objective": {"kl": 0.02, "beta": 20.0},
 }
 """What a toy run must be told to be as it should."""
@@ -43,7 +43,7 @@ def metrics(iteration: int, total: int, changes: Mapping[str, Value]) -> dict[st
         "iteration": iteration, "updates": iteration, "reward": reward, "rewards": {"brightness": dict(reward)},
         "zero_variance_groups": 1, "missing_rewards": 0, "residual": 0.0, "sigmoid": 0.47 + 0.01 * noise,
         "clip_fraction": 0.1, "dsm": 0.5, "dsm_reference": 0.5, "kl": 0.06 * share, "extra": {}, "grad_norm": 0.02,
-        "learning_rate": 3e-3, "skipped_updates": 0, "optimised_members": 384, "skipped_members": 0,
+        "learning_rate": 3e-3, "skipped_updates": 0, "optimized_members": 384, "skipped_members": 0,
         "change_norm": 2 * share, "diversity": 0.2, "t_min": 0.57, "t_max": 0.99,
         "statistics": {"saturation": 0.4, "edge_density": 0.2, "dark_pixels": 0.05},
     }  # fmt: skip
@@ -60,15 +60,15 @@ def evaluation(iteration: int, name: str, value: float, role: str = "target", wi
     """One line of evaluations.jsonl, with an interval of so much on both sides."""
     return EvaluationRecord.model_validate(
         {
-            "iteration": iteration, "view": "slow", "reward": name, "role": role, "value": value, "low": value - wide,
+            "iteration": iteration, "model": "ema", "reward": name, "role": role, "value": value, "low": value - wide,
             "high": value + wide, "n": 60, "missing": 0, "groups": {},
         }
     ).model_dump(mode="json")  # fmt: skip
 
 
 def evaluations(total: int, **curves: Sequence[float]) -> list[dict[str, Any]]:
-    """Evenly over the run; brightness is the target, gloom a guard, all others statistics."""
-    roles = {"brightness": "target", "gloom": "guard"}
+    """Evenly over the run; brightness is the target, gloom a monitor, all others statistics."""
+    roles = {"brightness": "target", "gloom": "monitor"}
     curves = {"brightness": (0.4, 0.7), **curves}
     return [
         evaluation(round(i * total / (len(values) - 1)), name, value, roles.get(name, "statistic"))
@@ -110,8 +110,8 @@ class Written:
         return run
 
     def _timing(self, iteration: int) -> dict[str, Any]:
-        verbs = {"wait_for_scores": {"seconds": 10 * self.waiting, "samples_per_second": None}}
-        line = {"iteration": iteration, "seconds": 10.0, "verbs": verbs, "rewards": {"brightness": 2.0}}
+        phases = {"wait_for_scores": {"seconds": 10 * self.waiting, "samples_per_second": None}}
+        line = {"iteration": iteration, "seconds": 10.0, "phases": phases, "rewards": {"brightness": 2.0}}
         return TimingRecord.model_validate({**line, "peak_memory_bytes": 1}).model_dump(mode="json")
 
     @staticmethod

@@ -28,7 +28,7 @@ rollout:
 rewards:
   - use: brightness
 timesteps: {count: 2, t_min: 0.3}
-evaluation: {prompts: 4, pictures: 2}
+evaluation: {prompts: 4, images: 2}
 checkpoints: {every: 1, keep: 9}
 """
 """A sound run file; the mistakes below are made in it, so its lines are known."""

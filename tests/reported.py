@@ -16,7 +16,14 @@ from PIL import Image
 
 from dgpo_kit.toy import run_data
 from dgpo_lab.reporting.data import Score
-from dgpo_schemas.metrics import EvaluationRecord, GroupScore, MetricsRecord, RewardStatistics, TimingRecord, VerbTiming
+from dgpo_schemas.metrics import (
+    EvaluationRecord,
+    GroupScore,
+    MetricsRecord,
+    PhaseTiming,
+    RewardStatistics,
+    TimingRecord,
+)
 from dgpo_schemas.run import RunConfig
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -42,7 +49,7 @@ def metrics_line(
         sigmoid=0.5 + 0.04 * share + 0.01 * wave, clip_fraction=0.1 * share * (1 + 0.3 * wave),
         dsm=0.21 - 0.01 * share + 0.004 * wave, dsm_reference=0.211 + 0.004 * wave,
         kl=0.004 * share**0.5 * (1 + 0.1 * wave), extra={}, grad_norm=0.6 + 0.2 * wave, learning_rate=3e-4,
-        skipped_updates=0, optimised_members=32, skipped_members=0, change_norm=1.4 * share**0.5,
+        skipped_updates=0, optimized_members=32, skipped_members=0, change_norm=1.4 * share**0.5,
         diversity=0.23 - 0.03 * share + 0.004 * wave,
         statistics={"saturation": 0.4 + 0.1 * share, "edge_density": 0.2 + 0.01 * wave, "dark_pixels": 0.05},
         t_min=0.3, t_max=1.0,
@@ -51,19 +58,19 @@ def metrics_line(
 
 
 def timing_line(iteration: int, evaluated: bool = False) -> dict[str, Any]:
-    """One line of timings.jsonl: 10 seconds an iteration, of them 4 roll-out, 1 waiting and 5 optimising."""
-    verbs = {
-        "roll_out": (4.0, 4.0),
+    """One line of timings.jsonl: 10 seconds an iteration, of them 4 rollout, 1 waiting and 5 optimizing."""
+    phases = {
+        "rollout": (4.0, 4.0),
         "score": (2.0, 8.0),
         "wait_for_scores": (1.0, None),
-        "weigh": (0.01, None),
-        "optimise": (4.99, 6.4),
+        "compute_advantages": (0.01, None),
+        "optimize": (4.99, 6.4),
     }
     if evaluated:
-        verbs |= {"evaluate": (7.0, 2.0), "checkpoint": (0.2, None)}
+        phases |= {"evaluate": (7.0, 2.0), "checkpoint": (0.2, None)}
     return TimingRecord(
         iteration=iteration, seconds=10.0, peak_memory_bytes=3 * 2**30, rewards={"brightness": 2.0},
-        verbs={name: VerbTiming(seconds=s, samples_per_second=rate) for name, (s, rate) in verbs.items()},
+        phases={name: PhaseTiming(seconds=s, samples_per_second=rate) for name, (s, rate) in phases.items()},
     ).model_dump(mode="json")  # fmt: skip
 
 
@@ -74,7 +81,7 @@ def evaluation_line(
     values = [b + share * (a - b) for b, a in zip(BEFORE, AFTER, strict=True)]
     mean = sum(values) / len(values)
     record = EvaluationRecord(
-        iteration=iteration, view="slow", reward=reward, value=mean, low=mean - 0.04, high=mean + 0.04, n=120,
+        iteration=iteration, model="ema", reward=reward, value=mean, low=mean - 0.04, high=mean + 0.04, n=120,
         role="target", missing=0,
         groups={
             t: GroupScore(value=v, low=v - 0.08, high=min(1, v + 0.08), n=20)
@@ -91,11 +98,9 @@ def diversity_line(iteration: int, share: float) -> dict[str, Any]:
     return evaluation_line(iteration, share, reward="diversity", role="statistic", **changes)
 
 
-def write_pictures(
-    run: Path, iteration: int, prompts: Sequence[str] = PROMPTS, size: tuple[int, int] = (32, 32)
-) -> None:
-    """Pictures of an evaluation: a disc on a coloured ground; later ones are sharper."""
-    directory = run / "pictures" / f"{iteration:06d}"
+def write_images(run: Path, iteration: int, prompts: Sequence[str] = PROMPTS, size: tuple[int, int] = (32, 32)) -> None:
+    """Images of an evaluation: a disc on a colored ground; later ones are sharper."""
+    directory = run / "images" / f"{iteration:06d}"
     directory.mkdir(parents=True)
     y, x = np.mgrid[: size[1], : size[0]] / np.array(size[::-1]).reshape(2, 1, 1) - 0.5
     for i in range(len(prompts)):
@@ -128,8 +133,8 @@ def write_run(run: Path, /, iterations: int = 40, every: int = 10, **changes: An
     moments = range(0, iterations + 1, every)
     lines = (f(i, i / iterations) for i in moments for f in (evaluation_line, diversity_line))
     write_lines(run, "evaluations.jsonl", list(lines))
-    write_pictures(run, 0)
-    write_pictures(run, iterations)
+    write_images(run, 0)
+    write_images(run, iterations)
     record = {
         "command": ["dgpo", "train", "examples/quickstart.yaml"], "python": "3.11.2", "platform": "Linux-6.1-x86_64",
         "versions": {"dgpo": "0.1.0", "torch": "2.7.0", "diffusers": "0.35.1", "peft": "0.17.0"},
@@ -190,8 +195,8 @@ def score(value: float, half: float | None = 0.04) -> Score:
     return Score(value, None, None, 10) if half is None else Score(value, value - half, value + half, 10)
 
 
-def path_points(svg: str, colour: str) -> np.ndarray[Any, Any]:
-    """Points of the thickest path that is stroked in a colour."""
-    paths = re.findall(rf'<path d="([^"]+)"[^>]*style="fill: none; stroke: {re.escape(colour)}[^"]*"', svg)
+def path_points(svg: str, color: str) -> np.ndarray[Any, Any]:
+    """Points of the thickest path that is stroked in a color."""
+    paths = re.findall(rf'<path d="([^"]+)"[^>]*style="fill: none; stroke: {re.escape(color)}[^"]*"', svg)
     numbers = max((re.findall(r"-?[\d.]+", path) for path in paths), key=len)
     return np.array(numbers, dtype=np.float64).reshape(-1, 2)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_schemas.base import Int, Options
 
@@ -91,7 +91,7 @@ class Stub(RewardModel):
         Stub.closed += 1
 
 
-class PicturesOnly(Stub):
+class ImagesOnly(Stub):
     """Takes no videos, and says only what it likes to."""
 
     media = frozenset({"image"})
@@ -106,15 +106,15 @@ class Plugin:
     """The stubs."""
 
     @hookimpl
-    def dgpo_rewards(self) -> Sequence[Part]:
+    def dgpo_rewards(self) -> Sequence[Component]:
         return [
-            Part("stub", "Redness.", "stub_rewards:Stub", StubOptions),
-            Part("pictures-only", "Redness.", "stub_rewards:PicturesOnly"),
+            Component("stub", "Redness.", "stub_rewards:Stub", StubOptions),
+            Component("images-only", "Redness.", "stub_rewards:PicturesOnly"),
         ]
 
 
-def picture(name: str, red: float = 0.8, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
-    """A picture of one colour: 255 * red of red, nothing else."""
+def image(name: str, red: float = 0.8, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
+    """A image of one color: 255 * red of red, nothing else."""
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (round(255 * red), 0, 0)).convert(mode).save(name)
     return Path(name)

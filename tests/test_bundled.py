@@ -1,5 +1,5 @@
-"""Every part that comes with the project keeps its contract, by the suite that plugin authors use. A new part is found
-here by itself; one that cannot be built with its defaults says in GIVEN how it is."""
+"""Every component that comes with the project keeps its contract, by the suite that plugin authors use. A new component
+is found here by itself; one that cannot be built with its defaults says in GIVEN how it is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dgpo_core.types import Prompt
 from dgpo_diffusers.tiny import make_tiny_flux, make_tiny_sdxl
 from dgpo_geneval.testing import make_tiny_mask2former
 from dgpo_kit import Given, NeedsInput
-from dgpo_kit.contracts import check_light, check_reward, part_checks
+from dgpo_kit.contracts import check_light, check_reward, component_checks
 from dgpo_miniature.captions import TASKS, all_captions, metadata, scene_content, text
 from dgpo_miniature.world import random_scenes, render
 from dgpo_pickscore.testing import make_tiny_clip, make_tiny_head, make_tiny_open_clip
@@ -95,7 +95,7 @@ GIVEN: dict[Key, Callable[[Path], Given]] = {
     ("prompts", "geneval"): lambda directory: Given({"train_count": 60, "heldout_count": 60}),
     ("detector", "mask2former"): mask2former,
 }
-"""Of parts that want options or a checkpoint, or are quicker with them."""
+"""Of components that want options or a checkpoint, or are quicker with them."""
 
 RANDOM_WEIGHTS = {("reward", "pickscore"), ("reward", "clipscore"), ("reward", "aesthetic")}
 """Their tiny checkpoints do not know good from bad."""
@@ -104,7 +104,7 @@ SLOW = RANDOM_WEIGHTS | {("reward", "ocr")}
 """Their distributions' own tests try their contracts too."""
 
 each = pytest.mark.parametrize
-PARTS = [(kind, name) for kind in get_registry().kinds for name in get_registry().parts(kind)]
+COMPONENTS = [(kind, name) for kind in get_registry().kinds for name in get_registry().components(kind)]
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +118,12 @@ def test_nothing_is_broken(installed: Registry) -> None:
 
 
 def test_what_the_project_brings_is_known_to_come_with_it(installed: Registry) -> None:
-    """So that a run file which names a part that is not installed says what to install."""
-    declared = {(kind, name): installed.find(kind, name).distribution for kind, name in PARTS}
+    """So that a run file which names a component that is not installed says what to install."""
+    declared = {(kind, name): installed.find(kind, name).distribution for kind, name in COMPONENTS}
     declared |= {("command", name): one.distribution for name, one in installed.commands().items()}
     declared |= {("place", key): one.distribution for key, one in installed.places.items()}
     declared |= {("kind", "detector"): "dgpo-geneval", ("hook", "dgpo_detectors"): "dgpo-geneval"}
-    separate = {part: owner for part, owner in declared.items() if owner.startswith("dgpo-")}
+    separate = {component: owner for component, owner in declared.items() if owner.startswith("dgpo-")}
     assert separate == {(kind, name): owner for kind, names in installable().items() for name, owner in names.items()}
 
 
@@ -132,11 +132,14 @@ def test_entry_points_are_light(module: str) -> None:
     check_light(module)
 
 
-@each(("kind", "name"), [pytest.param(*part, marks=pytest.mark.slow if part in SLOW else ()) for part in PARTS])
-def test_every_part_keeps_its_contract(kind: str, name: str, installed: Registry, tmp_path: Path) -> None:
+@each(
+    ("kind", "name"),
+    [pytest.param(*component, marks=pytest.mark.slow if component in SLOW else ()) for component in COMPONENTS],
+)
+def test_every_component_keeps_its_contract(kind: str, name: str, installed: Registry, tmp_path: Path) -> None:
     given = GIVEN.get((kind, name), lambda directory: Given())(tmp_path)
     broken = []
-    for check in part_checks(installed, kind, name, given):
+    for check in component_checks(installed, kind, name, given):
         if check.name == "examples" and (kind, name) in RANDOM_WEIGHTS:
             continue
         try:
@@ -151,7 +154,7 @@ def test_every_part_keeps_its_contract(kind: str, name: str, installed: Registry
 
 
 def drawn(per_task: int = 2) -> tuple[Tensor, list[Prompt]]:
-    """Pictures of the miniature's world with their prompts: half as the prompt demands, the others of anything; then
+    """Images of the miniature's world with their prompts: half as the prompt demands, the others of anything; then
     noise, black and white."""
     rng, generator = Random(0), np.random.default_rng(0)
     kinds, colors, prompts = [], [], []
@@ -162,10 +165,10 @@ def drawn(per_task: int = 2) -> tuple[Tensor, list[Prompt]]:
             colors.append(color)
             words = text(caption, "a photo of")
             prompts.append(Prompt(words, metadata(caption, words)))
-    pictures = torch.from_numpy(render(random_scenes(np.array(kinds), np.array(colors), generator)))
+    images = torch.from_numpy(render(random_scenes(np.array(kinds), np.array(colors), generator)))
     others = torch.stack([torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.zeros(3, 64, 64),
                           torch.ones(3, 64, 64)])  # fmt: skip
-    return torch.cat([pictures, others]), prompts + prompts[:3]
+    return torch.cat([images, others]), prompts + prompts[:3]
 
 
 @each("name", ["geneval", "geneval-official", "geneval-flowgrpo"])

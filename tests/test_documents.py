@@ -20,7 +20,7 @@ from dgpo_core.config.pipeline import load_run_config, load_serve_config
 from dgpo_core.contracts.version import CHANGES, changes_in
 from dgpo_core.hookspecs import KINDS
 from dgpo_core.plugins.registry import Registry, get_registry
-from dgpo_kit.contracts import part_checks
+from dgpo_kit.contracts import component_checks
 from dgpo_kit.scaffold import Scaffold, render
 from dgpo_lab.ablation.plan import make_plan
 from dgpo_schemas.serve import ServeConfig
@@ -98,7 +98,7 @@ def test_commands_and_kinds_work_as_the_page_says(
     assert "\n  largest   Show the largest file of a run.\n" in dgpo("--help").out
     assert "captioner  constant" in dgpo("plugins", "list", "--kind", "captioner").out
     for kind, name in (("captioner", "constant"), ("reward", "caption")):
-        checks = {check.name: check for check in part_checks(known, kind, name)}
+        checks = {check.name: check for check in component_checks(known, kind, name)}
         checks["implementation"].run()
         checks["determinism"].run()
 
@@ -271,7 +271,7 @@ def test_plugins_of_the_page_on_migrating_are_of_the_version_that_it_says(text: 
         assert bool(list(changes_in(kind, one, contract))) == (said < contracts.VERSION)
 
 
-def test_the_page_on_migrating_tells_of_every_change() -> None:
+def test_the_page_on_migrating_reports_of_every_change() -> None:
     page = (ROOT / "docs/migrating.md").read_text()
     for change in CHANGES:
         assert f"`{change.method}`" in page, change

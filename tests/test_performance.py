@@ -34,16 +34,16 @@ def test_a_record_of_nothing(tmp_path: Path) -> None:
 
 
 def test_a_card_that_was_measured(tmp_path: Path) -> None:
-    verb = {"seconds": 2.0, "samples_per_second": 24.0, "tflops": 400.0, "fraction": 0.57}
-    gpu: dict[str, Any] = {"sd35-512": {"device": "a card", "verbs": {"roll out": verb, "optimise": verb}}}
+    phase = {"seconds": 2.0, "samples_per_second": 24.0, "tflops": 400.0, "fraction": 0.57}
+    gpu: dict[str, Any] = {"sd35-512": {"device": "a card", "phases": {"rollout": phase, "optimize": phase}}}
     text = write_page({"gpu": {"machine": record.machine(), "measured": gpu}}, tmp_path).read_text(encoding="utf-8")
     assert "| sd35-512 | a card | roll out | 2.00 | 24.00 | 400 | 0.57 | 0.55 |" in text
 
 
-def test_one_part_replaces_itself_alone(tmp_path: Path) -> None:
+def test_one_component_replaces_itself_alone(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     record.save(path, "overlap", 0.123456789)
-    found = record.save(path, "choices", [choices.Outcome("a", "roll_out", ("b=1",), 1.0, 2.0)])
+    found = record.save(path, "choices", [choices.Outcome("a", "rollout", ("b=1",), 1.0, 2.0)])
     assert found["overlap"]["measured"] == 0.12346
     assert found["choices"]["measured"][0]["measured"] == 2.0
     assert found == record.load(path)
@@ -56,7 +56,7 @@ def test_series_can_be_measured(series: scaling.Series) -> None:
     """The first points of one on the miniature and of the one on random weights."""
     points = scaling.measure(scaling.Series(**{**vars(series), "numbers": series.numbers[:1]}), iterations=1, turns=1)
     assert points[0].number == series.numbers[0]
-    assert set(points[0].seconds) == {"roll_out", "optimise"}
+    assert set(points[0].seconds) == {"rollout", "optimize"}
     assert min(points[0].seconds.values()) > 0
 
 

@@ -69,7 +69,7 @@ def test_no_remote_code_and_no_shell() -> None:
 
 @pytest.mark.parametrize("name", ["os:system", "dgpo_kit.toy:plugin", "./plugin.py", "evil", "../evil", "toy"])
 @pytest.mark.parametrize("section", ["backbone", "rewards", "weighting", "objective"])
-def test_a_run_file_names_installed_parts_and_nothing_else(
+def test_a_run_file_names_installed_components_and_nothing_else(
     section: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('this must never be imported')\n")

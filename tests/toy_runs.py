@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 TOY = Path("runs/toy")
-VERBS = r"roll out \S+s  score \S+s  weigh \S+s  optimise \S+s"
-LINE = rf"\[(\d)/4\] reward (\S+) ± (\S+)  kl (\S+)  σ\(S\) (\S+)  {VERBS}  left \S+s"
+PHASES = r"roll out \S+s  score \S+s  weigh \S+s  optimize \S+s"
+LINE = rf"\[(\d)/4\] reward (\S+) ± (\S+)  kl (\S+)  σ\(S\) (\S+)  {PHASES}  left \S+s"
 
 
 def logs(name: str = "metrics.jsonl", run: Path = TOY) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 
 def result(run: Path = TOY) -> dict[str, bytes]:
-    """What a run computed: logs without clocks, and the last weights and optimiser state."""
+    """What a run computed: logs without clocks, and the last weights and optimizer state."""
     kept = ("metrics.jsonl", "evaluations.jsonl")
     newest = max((run / "checkpoints").iterdir())
     return {name: (run / name).read_bytes() for name in kept} | {

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dgpo_remote.refusal import Refusal
-from dgpo_remote.server.bodies import Samples, read_pictures
+from dgpo_remote.server.bodies import Samples, read_images
 from dgpo_remote.server.readers import Readers
 from dgpo_schemas.service import ServiceLimits
 
@@ -79,7 +79,7 @@ def file(data: bytes, name: str = "a.png") -> tuple[str, bytes]:
 
 async def read(readers: Readers, body: bytes, kind: str = "application/json", **changes: Any) -> Samples:
     limits = LIMITS.model_copy(update=changes)
-    return await read_pictures(readers, body, kind, limits, lambda size: None)
+    return await read_images(readers, body, kind, limits, lambda size: None)
 
 
 def refused(readers: Readers, body: bytes, kind: str = "application/json", **changes: Any) -> Refusal:

@@ -1,4 +1,4 @@
-"""Options of the engine's own parts. Light: no torch."""
+"""Options of the engine's own components. Light: no torch."""
 
 from __future__ import annotations
 

@@ -1,59 +1,59 @@
-"""Declarations of the engine's own parts (light: no torch)."""
+"""Declarations of the engine's own components (light: no torch)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 
 __all__ = ["dgpo_objectives", "dgpo_samplers", "dgpo_timestep_policies", "dgpo_weightings"]
 
 
-def _part(name: str, summary: str, implementation: str, options: str | None = None) -> Part:
+def _component(name: str, summary: str, implementation: str, options: str | None = None) -> Component:
     here = "dgpo_core.builtin."
-    return Part(name, summary, here + implementation, options and f"{here}options:{options}")
+    return Component(name, summary, here + implementation, options and f"{here}options:{options}")
 
 
 @hookimpl
-def dgpo_samplers() -> Sequence[Part]:
+def dgpo_samplers() -> Sequence[Component]:
     """The two deterministic solvers of the flow."""
     second = "DPM-Solver++(2M) on flow sigmas: second order, the paper's rollout sampler."
     return [
-        _part("flow-euler", "Euler steps of the flow ODE on diffusers' SD3 schedule.", "samplers:FlowEuler"),
-        _part("flow-dpmpp", second, "samplers:FlowDPMSolverPP"),
+        _component("flow-euler", "Euler steps of the flow ODE on diffusers' SD3 schedule.", "samplers:FlowEuler"),
+        _component("flow-dpmpp", second, "samplers:FlowDPMSolverPP"),
     ]
 
 
 @hookimpl
-def dgpo_weightings() -> Sequence[Part]:
+def dgpo_weightings() -> Sequence[Component]:
     """The paper's weighting and others to compare with."""
     cancels = "the partition function cancels."
     pairwise = "w = 1 for the best and the worst member, 0 elsewhere: pairwise Diffusion-DPO."
     softmax = f"w = G/2 softmax(|A| / temperature) within each side: {cancels}"
     return [
-        _part("abs-advantage", f"w = |A|, the paper's choice: {cancels}", "weightings:AbsAdvantage"),
-        _part("uniform", "w = 1 for every member of a group that has a preference.", "weightings:Uniform"),
-        _part("best-vs-worst", pairwise, "weightings:BestVersusWorst"),
-        _part("rank", "w by a member's place in its group, whatever the rewards' distances.", "weightings:Rank"),
-        _part("softmax", softmax, "weightings:Softmax", "SoftmaxOptions"),
-        _part("binary", f"w equal within each side, both sides the same: {cancels}", "weightings:Binary"),
-        _part("top-k", f"w = 1 for the k best and the k worst: {cancels}", "weightings:TopK", "TopKOptions"),
-        _part("clipped", "w = min(|A|, limit).", "weightings:Clipped", "ClippedOptions"),
+        _component("abs-advantage", f"w = |A|, the paper's choice: {cancels}", "weightings:AbsAdvantage"),
+        _component("uniform", "w = 1 for every member of a group that has a preference.", "weightings:Uniform"),
+        _component("best-vs-worst", pairwise, "weightings:BestVersusWorst"),
+        _component("rank", "w by a member's place in its group, whatever the rewards' distances.", "weightings:Rank"),
+        _component("softmax", softmax, "weightings:Softmax", "SoftmaxOptions"),
+        _component("binary", f"w equal within each side, both sides the same: {cancels}", "weightings:Binary"),
+        _component("top-k", f"w = 1 for the k best and the k worst: {cancels}", "weightings:TopK", "TopKOptions"),
+        _component("clipped", "w = min(|A|, limit).", "weightings:Clipped", "ClippedOptions"),
     ]
 
 
 @hookimpl
-def dgpo_timestep_policies() -> Sequence[Part]:
+def dgpo_timestep_policies() -> Sequence[Component]:
     """Continuous and discrete training times."""
     steps = "The sampler's own times in [t_min, t_max], drawn without replacement (the authors' rule)."
     return [
-        _part("uniform", "Independent times, uniform in [t_min, t_max].", "timesteps:UniformTimesteps"),
-        _part("sampler-steps", steps, "timesteps:SamplerSteps"),
+        _component("uniform", "Independent times, uniform in [t_min, t_max].", "timesteps:UniformTimesteps"),
+        _component("sampler-steps", steps, "timesteps:SamplerSteps"),
     ]
 
 
 @hookimpl
-def dgpo_objectives() -> Sequence[Part]:
+def dgpo_objectives() -> Sequence[Component]:
     """The paper's loss."""
     summary = "Direct Group Preference Optimization (arXiv 2510.08425)."
-    return [_part("dgpo", summary, "objective:DirectGroupPreference")]
+    return [_component("dgpo", summary, "objective:DirectGroupPreference")]

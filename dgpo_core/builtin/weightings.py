@@ -18,7 +18,7 @@ __all__ = ["AbsAdvantage", "BestVersusWorst", "Binary", "Clipped", "Rank", "Soft
 class AbsAdvantage(AdvantageWeighting):
     """w = |A|, so that c = A (DGPO, arXiv 2510.08425): members far from the mean count more.
 
-    Advantages are centred on the group's mean, so the c sum to 0 up to rounding, unless a clamp acted: a clamped
+    Advantages are centered on the group's mean, so the c sum to 0 up to rounding, unless a clamp acted: a clamped
     advantage leaves a residual, which the engine reports. Divided by the population std of their own group,
     advantages stay within sqrt(G - 1), so the default clamp of 5 acts on no group of up to 26.
     """

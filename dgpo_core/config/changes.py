@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dgpo_core.config.parts import chosen
+from dgpo_core.config.components import chosen
 from dgpo_schemas.changes import ChangeRecord, Effect, declared, effect_of
 from dgpo_schemas.problems import show
 from dgpo_schemas.run import RunConfig
@@ -27,12 +27,12 @@ __all__ = [
     "measures",
     "recorded",
     "records",
-    "told",
+    "reported",
 ]
 
 SHOWN = 8
 """Changes that a line tells of; run.json has all of them."""
-MEASURED = ("prompts", "samples_per_prompt", "steps", "guidance", "sampler", "rewards", "view")
+MEASURED = ("prompts", "samples_per_prompt", "steps", "guidance", "sampler", "rewards", "model")
 """Settings of `evaluation` that make its scores other quantities than those before."""
 _ABSENT = object()
 
@@ -111,7 +111,7 @@ def recorded(before: object, found: Iterable[Change], iteration: int) -> list[di
     return [one.model_dump(mode="json") for one in kept]
 
 
-def told(found: Sequence[Change], iteration: int) -> str | None:
+def reported(found: Sequence[Change], iteration: int) -> str | None:
     """One line about changed settings; None if there are none."""
     if not found:
         return None
@@ -128,10 +128,10 @@ def history(record: object) -> list[str]:
     return [f"after iteration {iteration}: {'; '.join(briefs)}" for iteration, briefs in resumes.items()]
 
 
-def last_measured_otherwise(record: object, *, guards: bool = False) -> int:
+def last_measured_otherwise(record: object, *, monitors: bool = False) -> int:
     """The iteration up to which evaluations measured something else than now, by `changes` of run.json; -1 if they
-    always measured the same. guards: something else or other guards."""
-    return max((one.iteration for one in records(record) if measures(one.key, guards=guards)), default=-1)
+    always measured the same. monitors: something else or other monitors."""
+    return max((one.iteration for one in records(record) if measures(one.key, monitors=monitors)), default=-1)
 
 
 def records(found: object) -> list[ChangeRecord]:
@@ -143,12 +143,12 @@ def records(found: object) -> list[ChangeRecord]:
     return known
 
 
-def measures(key: str, *, guards: bool = False) -> bool:
-    """Whether an evaluation with another value here is not to be compared with one before; with `guards`, or what its
-    guards say is not."""
+def measures(key: str, *, monitors: bool = False) -> bool:
+    """Whether an evaluation with another value here is not to be compared with one before; with `monitors`, or what its
+    monitors say is not."""
     if effect_of(key) == "any time":  # where a reward runs
         return False
-    known = (*MEASURED, *(("finer", "guards.rewards") if guards else ()))
+    known = (*MEASURED, *(("many_step", "monitors.rewards") if monitors else ()))
     return any(f"{key}.".startswith(f"evaluation.{one}.") for one in known)
 
 

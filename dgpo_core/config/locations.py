@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgpo_core.config.parts import chosen
+from dgpo_core.config.components import chosen
 from dgpo_schemas.places import Place, absolute, places
 from dgpo_schemas.problems import KeyPath, dotted
 from dgpo_schemas.run import RunConfig
@@ -64,7 +64,7 @@ def recalled(config: RunConfig, saved: RunConfig, registry: Registry, *, own: bo
     """
     now, before, found = config.model_dump(mode="json"), saved.model_dump(mode="json"), {}
     for path, _ in _all_places(now, registry):
-        if any(isinstance(part, int) for part in path):
+        if any(isinstance(component, int) for component in path):
             continue  # no key of a setting
         text = _holder(now, path)[path[-1]]
         try:
@@ -80,7 +80,7 @@ def _leads_nowhere(text: str, was: Any) -> bool:
     """Whether a path is a relative one, not there, and how the absolute path `was` ends."""
     if Path(text).is_absolute() or Path(text).exists() or not isinstance(was, str) or not Path(was).is_absolute():
         return False
-    ending = tuple(part for part in Path(text).parts if part != "..")
+    ending = tuple(component for component in Path(text).parts if component != "..")
     return ending != () and Path(was).parts[-len(ending) :] == ending
 
 
@@ -114,6 +114,6 @@ def _all_places(data: dict[str, Any], registry: Registry | None) -> Iterator[tup
 
 
 def _holder(data: Any, path: KeyPath) -> Any:
-    for part in path[:-1]:
-        data = data[part]
+    for component in path[:-1]:
+        data = data[component]
     return data

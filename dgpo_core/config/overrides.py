@@ -39,6 +39,6 @@ def apply_overrides(document: Document, overrides: Sequence[str], *, flag: str =
 def _set(document: Document, override: str, position: Position) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.strip().split(".")):
-        raise ValueError("must be KEY=VALUE, such as optimiser.learning_rate=1e-4")
+        raise ValueError("must be KEY=VALUE, such as optimizer.learning_rate=1e-4")
     value, inner = read_value(text, position.text)
     put(document, key.strip(), value, inner, position)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dgpo_core.config.components import PLACES, SERVED
 from dgpo_core.config.overrides import apply_overrides
-from dgpo_core.config.parts import PLACES, SERVED
 from dgpo_core.config.presets import with_preset
 from dgpo_core.config.reading import read
 from dgpo_core.config.resolve import resolve

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from dgpo_core.config.parts import blocks_at
+from dgpo_core.config.components import blocks_at
 from dgpo_core.errors import PluginError
 from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.base import UseBlock
@@ -26,11 +26,10 @@ _SHORT_FORM_IS_FILE = "prompts"
 
 
 def resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, registry: Registry | None) -> M:
-    """The document as a model; places: where it chooses parts, and of which kind.
+    """The document as a model; places: where it chooses components, and of which kind.
 
-    With a registry every part must exist and accept its options. Raises ConfigError with every mistake, in the file's
-    order.
-    """
+    With a registry every component must exist and accept its options. Raises ConfigError with every mistake, in the
+    file's order."""
     mistakes: list[tuple[KeyPath, str]] = []
     config = None
     try:
@@ -45,7 +44,7 @@ def resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, r
                 if options is not None:
                     _put(resolved, where, options)
     if mistakes or config is None:
-        raise document.error(_known_places(document, mistakes))
+        raise document.error(_known_transports(document, mistakes))
     return config if registry is None else model.model_validate(resolved)
 
 
@@ -74,7 +73,7 @@ def _check_block(
     places = [key for key in ("worker", "service") if kind == "reward" and _get(block, key, None) is not None]
     for key in places:
         try:
-            registry.find_place(key)
+            registry.find_transport(key)
         except PluginError as error:
             mistakes.append(((*where, key), str(error)))
     if "service" in places and not options:
@@ -100,7 +99,7 @@ def _check_options(
     *,
     elsewhere: bool,
 ) -> dict[str, Any] | None:
-    """Options as the plugin's model understands them, and those of the parts that they choose in turn."""
+    """Options as the plugin's model understands them, and those of the components that they choose in turn."""
     try:
         accepted = model.model_validate(options)
     except ValidationError as error:
@@ -137,22 +136,22 @@ def _put(data: dict[str, Any], where: KeyPath, options: dict[str, Any]) -> None:
         data["options"] = options
         return
     here: Any = data
-    for part in where[:-1]:
-        here = here[part]
+    for component in where[:-1]:
+        here = here[component]
     block = here[where[-1]]
     here[where[-1]] = {"use": block, "options": options} if isinstance(block, str) else block | {"options": options}
 
 
-def _known_places(document: Document, mistakes: list[tuple[KeyPath, str]]) -> list[tuple[KeyPath, str]]:
+def _known_transports(document: Document, mistakes: list[tuple[KeyPath, str]]) -> list[tuple[KeyPath, str]]:
     """Mistakes inside a short form are shown at the key that holds it."""
     out = []
     for path, message in mistakes:
         here: Any = document.data
-        for end, part in enumerate(path):
+        for end, component in enumerate(path):
             if isinstance(here, str):
                 path, message = path[:end], f"{dotted(path[end:])}: {message}"
                 break
-            inside = isinstance(here, dict) and part in here
-            here = here[part] if inside or (isinstance(here, list) and part in range(len(here))) else None
+            inside = isinstance(here, dict) and component in here
+            here = here[component] if inside or (isinstance(here, list) and component in range(len(here))) else None
         out.append((path, message))
     return list(dict.fromkeys(out))

@@ -37,23 +37,23 @@ def put(document: Document, key: str, value: Any, inner: Iterable[KeyPath], posi
     ValueError for a key that has no place."""
     names = key.split(".")
     if not all(names):
-        raise ValueError("must be a dotted key, such as optimiser.learning_rate")
+        raise ValueError("must be a dotted key, such as optimizer.learning_rate")
     here: Any = document.data
     path: KeyPath = ()
     for i, name in enumerate(names):
-        part = _part(here, name, path)
-        path = (*path, part)
+        component = _component(here, name, path)
+        path = (*path, component)
         if i == len(names) - 1:
             break
         if isinstance(here, dict) and here.get(name) is None:
             here[name] = {}
             document.positions[path] = position
-        elif isinstance(here, list) and part == len(here):
+        elif isinstance(here, list) and component == len(here):
             here.append({})
             document.positions[path] = position
-        elif isinstance(here[part], str) and names[i + 1] in _SHORT_FORMS:
-            here[part] = {_SHORT_FORMS[names[i + 1]]: here[part]}
-        here = here[part]
+        elif isinstance(here[component], str) and names[i + 1] in _SHORT_FORMS:
+            here[component] = {_SHORT_FORMS[names[i + 1]]: here[component]}
+        here = here[component]
     if isinstance(here, list) and path[-1] == len(here):
         here.append(value)
     else:
@@ -64,7 +64,7 @@ def put(document: Document, key: str, value: Any, inner: Iterable[KeyPath], posi
         document.positions[path + known] = position
 
 
-def _part(here: Any, name: str, path: KeyPath) -> str | int:
+def _component(here: Any, name: str, path: KeyPath) -> str | int:
     """The name as a key of a mapping or as an index of a list."""
     if isinstance(here, dict):
         return name

@@ -1,7 +1,7 @@
-"""What plugins implement. Every class here is a part that a run file can choose by name.
+"""What plugins implement. Every class here is a component that a run file can choose by name.
 
 Light on purpose: importing this module does not import torch. Tensors follow `types` (its legend of letters).
-Every part is built once per run, by the keywords in its `__init__` here; `options` is an instance of the model
+Every component is built once per run, by the keywords in its `__init__` here; `options` is an instance of the model
 that the plugin declared.
 """
 

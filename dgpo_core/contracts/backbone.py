@@ -83,7 +83,7 @@ class Backbone(ABC):
         """
 
     @property
-    def guidable(self) -> bool:
+    def supports_guidance(self) -> bool:
         """Whether there is an unconditional prediction to guide away from. Models that were distilled without one say
         False: guidance is then 1 wherever they run."""
         return True
@@ -93,7 +93,7 @@ class Backbone(ABC):
         the conditioning of the negative text, or of "". Media and size stay, the text itself is not looked at.
 
         A row depends on nothing but the negative text, the media and the size. Only asked of models that are
-        `guidable`.
+        `supports_guidance`.
         """
         return self.encode([replace(prompt, text=prompt.negative or "") for prompt in prompts])
 
@@ -151,7 +151,7 @@ class Backbone(ABC):
                     f"{self.section.use} takes text alone: leave `media` out, or choose a model that edits or animates"
                 )
 
-    def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
+    def truncated_prompts(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
         """Which prompts' texts no text encoder reads to their end, by their places, and how many tokens are read at
         most. Users are told of them before the run. By default none."""
         return (), 0
@@ -192,7 +192,7 @@ class Backbone(ABC):
         return place if place.is_dir() else None
 
     @classmethod
-    def sketch(cls, section: BackboneSection, options: Any) -> Backbone:
+    def meta_model(cls, section: BackboneSection, options: Any) -> Backbone:
         """The same model on torch's meta device, known from configuration files or by its name: shapes, types and
         operations, no weights. `encode` gives rows of the right shape. Optional: `dgpo plan` asks for it.
 
@@ -200,9 +200,9 @@ class Backbone(ABC):
         """
         raise NotImplementedError(f"{cls.__name__} does not say what it looks like without its weights")
 
-    def parts(self) -> Mapping[str, torch.nn.Module]:
+    def components(self) -> Mapping[str, torch.nn.Module]:
         """Everything that has weights and stays on the device, by names for people. By default the module alone; a
-        model with a `sketch` names its text encoders and its decoder too, which run there as well."""
+        model with a `meta model` names its text encoders and its decoder too, which run there as well."""
         return {"model": self.module}
 
     def blocks(self) -> Sequence[torch.nn.Module]:
@@ -210,7 +210,7 @@ class Backbone(ABC):
         one of them at a time are gathered. By default the members of its outermost ModuleLists."""
         return list(_members_of_lists(self.module))
 
-    def visitors(self) -> Mapping[str, torch.nn.Module]:
+    def offloaded_modules(self) -> Mapping[str, torch.nn.Module]:
         """What comes to the device only for `encoding`. By default nothing."""
         return {}
 

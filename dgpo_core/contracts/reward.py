@@ -29,7 +29,7 @@ class RewardBase(ABC):
     mean of the groups' means."""
     concurrency: int = 1
     """Calls that may run at the same time."""
-    elsewhere: ClassVar[bool] = False
+    is_remote: ClassVar[bool] = False
     """Whether the scores are computed outside of this process: what is done there changes nothing here."""
 
     def __init__(self, options: Any, *, device: torch.device) -> None:

@@ -31,7 +31,7 @@ class Sampler(ABC):
     def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
         """Times visited: float64 [steps + 1] on the CPU, descending, the first at most 1, the last 0.
 
-        `dgpo_core.flow.schedules.sigmas` honours all that a schedule says. A sampler with a grid of its own starts
+        `dgpo_core.flow.schedules.sigmas` honors all that a schedule says. A sampler with a grid of its own starts
         it no higher than `schedule.first`, and gives it to `schedules.finish` to be shifted and stretched. Raises
         UserError for what gives no such times.
         """

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from dgpo_core.errors import DgpoError, UserError
-from dgpo_core.plugins.isolation import ctrl_c, no_exit, told
+from dgpo_core.plugins.isolation import ctrl_c, no_exit, reported
 from dgpo_core.types import ConditionMedium, Prompt
 from dgpo_schemas.base import LONGEST_SIDE
 from dgpo_schemas.decoding import half_character
@@ -58,8 +58,10 @@ def check_prompts(model: RewardBase | Backbone, prompts: Sequence[Prompt]) -> No
         except UserError as error:
             bad, refused = middle, error
     origin = prompts[good].origin if prompts else ""
-    told = str(refused)
-    raise UserError(f"{origin}: {told}" if origin and not told.startswith(f"{origin}: ") else told) from refused
+    reported = str(refused)
+    raise UserError(
+        f"{origin}: {reported}" if origin and not reported.startswith(f"{origin}: ") else reported
+    ) from refused
 
 
 def _ask(model: RewardBase | Backbone, prompts: Sequence[Prompt]) -> None:
@@ -72,7 +74,7 @@ def _ask(model: RewardBase | Backbone, prompts: Sequence[Prompt]) -> None:
         except BaseException as error:
             if pressed():
                 raise
-            raise UserError(f"{type(model).__name__} failed at checking the prompts: {told(error)}") from error
+            raise UserError(f"{type(model).__name__} failed at checking the prompts: {reported(error)}") from error
 
 
 def made(source: PromptSource, split: Literal["train", "heldout"], where: str) -> list[Prompt]:
@@ -87,7 +89,7 @@ def made(source: PromptSource, split: Literal["train", "heldout"], where: str) -
         except BaseException as error:  # some libraries exit where others raise
             if pressed():
                 raise
-            raise UserError(f"{where} failed with {told(error)}") from error
+            raise UserError(f"{where} failed with {reported(error)}") from error
     if len(found) > MOST:
         raise UserError(f"{where} yields more than {MOST:,} prompts")
     looked_at: dict[str, ConditionMedium] = {}

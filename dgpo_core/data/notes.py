@@ -29,7 +29,7 @@ def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> s
     if there are none.
 
     Case, white space and the ways in which Unicode writes a letter make no other prompt: text encoders fold some of
-    them, and a text that differs in nothing else tests nothing new. Another picture to edit does.
+    them, and a text that differs in nothing else tests nothing new. Another image to edit does.
     """
     exact, folded = {prompt.key[:2] for prompt in train}, {_folded(prompt) for prompt in train}
     if not any(_folded(prompt) in folded for prompt in heldout):
@@ -51,21 +51,21 @@ def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> s
 def longer_than_read(prompts: Sequence[Prompt], backbone: Backbone) -> str | None:
     """A warning with the number of prompts, and of negative texts, whose end the backbone's text encoders do not see;
     None if there are none."""
-    told = [_longer(prompts, backbone, "prompts", "the model does not see what follows")]
+    reported = [_longer(prompts, backbone, "prompts", "the model does not see what follows")]
     negative = [replace(prompt, text=prompt.negative) for prompt in prompts if prompt.negative]
-    if negative and backbone.guidable:
-        told.append(_longer(negative, backbone, "negative texts", "nothing is led away from what follows"))
-    return "; ".join(filter(None, told)) or None
+    if negative and backbone.supports_guidance:
+        reported.append(_longer(negative, backbone, "negative texts", "nothing is led away from what follows"))
+    return "; ".join(filter(None, reported)) or None
 
 
 def _longer(prompts: Sequence[Prompt], backbone: Backbone, what: str, so: str) -> str | None:
-    from dgpo_core.plugins import promises  # with torch, which takes a while to import
+    from dgpo_core.plugins import contract_checks  # with torch, which takes a while to import
 
     different = list({prompt.key: prompt for prompt in prompts}.values())
-    unread, limit = promises.unread(backbone, different)
-    if not unread:
+    truncated_prompts, limit = contract_checks.truncated_prompts(backbone, different)
+    if not truncated_prompts:
         return None
-    long = {different[i].key for i in unread}
+    long = {different[i].key for i in truncated_prompts}
     found = [prompt for prompt in prompts if prompt.key in long]
     first = found[0]
     where = f"{first.origin}, " if first.origin else ""
@@ -82,7 +82,7 @@ def notes(prompts: Sequence[Prompt]) -> list[str]:
     found = []
     first: dict[tuple[str, str], Prompt] = {}
     number: Counter[tuple[str, str]] = Counter()
-    told: dict[str, str] = {}
+    reported: dict[str, str] = {}
     for prompt in prompts:
         there = {"negative_prompt": prompt.negative, "media": prompt.media or None, "size": prompt.size}
         for pair in doubtful(prompt.metadata).items():
@@ -90,18 +90,18 @@ def notes(prompts: Sequence[Prompt]) -> list[str]:
                 first.setdefault(pair, prompt)
                 number[pair] += 1
         for medium in prompt.media:
-            if medium.digest not in told:
+            if medium.digest not in reported:
                 from dgpo_core.media.conditions import notes_of
 
                 name = clean(medium.path, 300)
-                told[medium.digest] = f"{name}: {'; '.join(why)}" if (why := notes_of(medium)) else ""
+                reported[medium.digest] = f"{name}: {'; '.join(why)}" if (why := notes_of(medium)) else ""
     for (key, meant), prompt in first.items():
         where = f" (the first is {prompt.origin})" if prompt.origin else ""
         found.append(
             f"{number[key, meant]} of {len(prompts)} prompts have the key `{clean(key, 40)}`{where}, which is metadata "
             f"for rewards; what a sample is drawn from is called `{meant}`"
         )
-    changed = [text for text in told.values() if text]
+    changed = [text for text in reported.values() if text]
     if changed:
         more = f"; so are {len(changed) - 1} other media" if len(changed) > 1 else ""
         found.append(f"media are not read quite as they are: {changed[0]}{more}")

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from dgpo_core.data.checks import given, made
-from dgpo_core.data.sources import Source, cut_to_shares, whole_weights
+from dgpo_core.data.sources import Source, cut_to_shares, integer_weights
 from dgpo_core.errors import UserError
 from dgpo_core.types import ConditionMedium, Prompt
 from dgpo_schemas.base import UseBlock
@@ -98,7 +98,7 @@ def load_sources(section: PromptsSection, split: Literal["train", "heldout"], re
             weight,
             [replace(one, source=block.source) for one in load_prompts(block, split, registry, f"prompts.{split}.{i}")],
         )
-        for i, (block, weight) in enumerate(zip(blocks, whole_weights(blocks), strict=True))
+        for i, (block, weight) in enumerate(zip(blocks, integer_weights(blocks), strict=True))
     ]
 
 
@@ -126,8 +126,8 @@ def some_of_each(sources: Sequence[Source], count: int) -> list[Prompt]:
     """At most `count` prompts for an evaluation, of several sources by their weights, drawn as `some_of` draws."""
     if len(sources) == 1:
         return some_of(sources[0].prompts, count)
-    shares = cut_to_shares(sources, count)
-    return [prompt for one, share in zip(sources, shares, strict=True) for prompt in some_of(one.prompts, share)]
+    split_samples = cut_to_shares(sources, count)
+    return [prompt for one, share in zip(sources, split_samples, strict=True) for prompt in some_of(one.prompts, share)]
 
 
 def some_of(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
@@ -146,7 +146,7 @@ def digest(prompts: Sequence[Prompt]) -> str:
     with the same digest saw the same prompts."""
     sha = hashlib.sha256()
     for prompt in prompts:
-        told: list[Any] = [prompt.text, dict(prompt.metadata)]
+        reported: list[Any] = [prompt.text, dict(prompt.metadata)]
         more = {
             "negative": prompt.negative,
             "media": [medium.digest for medium in prompt.media] or None,
@@ -154,8 +154,8 @@ def digest(prompts: Sequence[Prompt]) -> str:
             "source": prompt.source or None,
         }
         if more := {key: value for key, value in more.items() if value is not None}:
-            told.append(more)
-        sha.update(json.dumps(told, sort_keys=True, default=str).encode())
+            reported.append(more)
+        sha.update(json.dumps(reported, sort_keys=True, default=str).encode())
     return sha.hexdigest()
 
 

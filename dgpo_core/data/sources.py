@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dgpo_core.draws import Draws
     from dgpo_schemas.sections.prompts import SourceBlock
 
-__all__ = ["Source", "cut_to_shares", "of_sources", "turns", "whole_weights"]
+__all__ = ["Source", "cut_to_shares", "integer_weights", "of_sources", "turns"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Source:
     prompts: Sequence[Prompt]
 
 
-def whole_weights(blocks: Sequence[SourceBlock]) -> list[int]:
+def integer_weights(blocks: Sequence[SourceBlock]) -> list[int]:
     """Weights of sources as the smallest whole numbers in their proportion."""
     steps = [round(block.weight * STEP) for block in blocks]
     common = gcd(*steps) if steps else 1
@@ -99,8 +99,8 @@ def cut_to_shares(sources: Sequence[Source], count: int) -> list[int]:
     """How many of `count` prompts of an evaluation each source may give: its share by weight, rounded by the largest
     remainders (the first of equal ones), but at least one."""
     total = sum(source.weight for source in sources)
-    shares = [count * source.weight // total for source in sources]
+    split_samples = [count * source.weight // total for source in sources]
     remainders = [count * source.weight % total for source in sources]
-    for i in sorted(range(len(sources)), key=lambda i: -remainders[i])[: count - sum(shares)]:
-        shares[i] += 1
-    return [max(1, share) for share in shares]
+    for i in sorted(range(len(sources)), key=lambda i: -remainders[i])[: count - sum(split_samples)]:
+        split_samples[i] += 1
+    return [max(1, share) for share in split_samples]

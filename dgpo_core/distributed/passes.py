@@ -1,7 +1,7 @@
 """Passes of a network that all processes have to make together, in an order that they agree on before each phase.
 
 Processes have different samples and may have different numbers of micro-batches. So each says at the beginning of a
-phase (a roll-out, statistics, a gradient, an evaluation) which passes it will make; from what all have said each finds
+phase (a rollout, statistics, a gradient, an evaluation) which passes it will make; from what all have said each finds
 the same order, which has room for everyone's, and makes a blank pass wherever the pass is not one of its own.
 """
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Pass", "PassSchedule", "merged"]
 
-Pass = Literal["base", "old", "slow", "policy", "gradient"]
+Pass = Literal["base", "ema_fast", "ema", "policy", "gradient"]
 """A pass without gradient of a view of the weights, or one of the policy that a backward pass follows."""
-ORDER: Sequence[Pass] = ("base", "old", "slow", "policy", "gradient")
+ORDER: Sequence[Pass] = ("base", "ema_fast", "ema", "policy", "gradient")
 """What comes first where processes have different passes to make. The pass with gradient is last, so that nobody is
 within another view when a backward pass has to be made."""
 STRIDE = 16
@@ -52,7 +52,7 @@ class PassSchedule:
     def agree(self, own: Sequence[Pass]) -> None:
         """Begin a phase in which this process makes the passes `own`; called by all processes together."""
         assert self._left is None, "a phase ends before the next one begins"
-        self._left = deque(merged(self._processes.everyone(list(own))))
+        self._left = deque(merged(self._processes.all_gather_object(list(own))))
 
     def take(self, kind: Pass) -> None:
         """Go along with others until it is the turn of a pass of this kind, which the caller makes.
@@ -77,6 +77,6 @@ class PassSchedule:
 
     def _next(self, *, done: bool) -> Pass | None:
         """done: whether this process makes no more passes of its own."""
-        if self._left and len(self._left) % STRIDE == 0 and self._processes.least(int(done)):
+        if self._left and len(self._left) % STRIDE == 0 and self._processes.all_reduce_min(int(done)):
             self._left.clear()
         return self._left.popleft() if self._left else None

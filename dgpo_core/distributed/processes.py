@@ -25,7 +25,7 @@ from torch import Tensor
 from dgpo_core.errors import ProcessLostError, UserError
 from dgpo_core.system.stopping import Interrupted
 
-__all__ = ["Processes", "cut", "in_order", "shares"]
+__all__ = ["Processes", "cut", "in_order", "split_samples"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,11 +37,11 @@ def cut(total: int, rank: int, count: int) -> range:
     return range(total * rank // count, total * (rank + 1) // count)
 
 
-def shares(groups: int, members: int, updates: int, count: int) -> list[list[int]]:
+def split_samples(groups: int, members: int, updates: int, count: int) -> list[list[int]]:
     """For each of `count` processes the samples that it draws and trains on, as numbers of the flat, group-major order.
 
     Every update's groups are cut by themselves, so that all processes have something to do in every update. Groups stay
-    whole where the cut allows it; the at most `count - 1` others of an update are spread, because a process that
+    whole where the cut allows it; the at most `count - 1` others of an update are split, because a process that
     waits costs more than a second look at a few samples (`training.accumulation`).
     """
     size = groups // updates * members
@@ -102,9 +102,9 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
-        return self.least(int(not flag)) == 0
+        return self.all_reduce_min(int(not flag)) == 0
 
-    def least(self, number: int) -> int:
+    def all_reduce_min(self, number: int) -> int:
         """The smallest of all processes' numbers."""
         if self.count == 1:
             return number
@@ -112,7 +112,7 @@ class Processes:
         self._with_others(dist.all_reduce, found, dist.ReduceOp.MIN, group=self._host)
         return int(found)
 
-    def everyone(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """A JSON-able value of every process, in the order of ranks."""
         if self.count == 1:
             return [value]
@@ -125,14 +125,14 @@ class Processes:
         self._with_others(dist.all_gather, parts, padded, group=self._host)
         return [json.loads(bytes(part[: int(size)].numpy())) for part, size in zip(parts, sizes, strict=True)]
 
-    def told(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """The main process's JSON-able value, whatever it is in the others."""
-        return value if self.count == 1 else self.everyone(value if self.main else cast(T, None))[0]
+        return value if self.count == 1 else self.all_gather_object(value if self.main else cast(T, None))[0]
 
-    def handed(self, tensors: Mapping[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
         """The main process's tensors by name, one after the other, on the CPU; the others give None."""
         tensors = tensors or {}
-        kinds: list[Any] = self.told([[name, list(t.shape), _name(t.dtype)] for name, t in tensors.items()])
+        kinds: list[Any] = self.broadcast_object([[name, list(t.shape), _name(t.dtype)] for name, t in tensors.items()])
         for name, shape, dtype in kinds:
             if self.main:
                 tensor = tensors[name].detach().cpu().contiguous()
@@ -157,19 +157,19 @@ class Processes:
         if self.any(asked is not None):
             raise asked or Interrupted
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes have come here."""
         self.any(False)
 
     # -- tensors, on the device ---------------------------------------------------------------------------------
 
-    def gather_each(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def all_gather_tensors(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors of every process, one process's after the other's, on this process's device: any number of them,
         of any shapes and one dtype."""
         if self.count == 1:
             return list(tensors)
         mine: list[Any] = [[list(t.shape), _name(t.dtype), t.device.type] for t in tensors]
-        said = self.everyone(mine)
+        said = self.all_gather_object(mine)
         kinds = [kind for theirs in said for kind in theirs]
         if not kinds:
             return []
@@ -198,7 +198,7 @@ class Processes:
         self._with_others(dist.recv, made.flatten().view(torch.uint8), rank, group=self._host)
         return made
 
-    def add(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The sums over all processes of tensors of one dtype and device, in a single reduction."""
         if self.count == 1:
             return list(tensors)
@@ -233,7 +233,7 @@ class Processes:
     def _loss(self, error: RuntimeError) -> ProcessLostError:
         self.lost = True
         return ProcessLostError(
-            f"process {self.rank} of {self.count} waited in vain for another one: {_first_line(error)}"
+            f"process {self.rank} of {self.count} timed out waiting for another process: {_first_line(error)}"
         )
 
 

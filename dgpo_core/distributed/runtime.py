@@ -107,7 +107,7 @@ class Runtime:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         """Wait for the device, so that clocks measure work and not its queueing."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

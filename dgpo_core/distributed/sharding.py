@@ -36,9 +36,9 @@ def shard(backbone: Backbone, device: torch.device, processes: Processes) -> Non
         made.set_force_sum_reduction_for_comms(True)  # as a plain sum, which gloo can do too
     for parameter in adapter:
         parameter.data = parameter.data.to(device)
-    for part in backbone.parts().values():
-        if part is not backbone.module:
-            part.to(device)
+    for component in backbone.components().values():
+        if component is not backbone.module:
+            component.to(device)
     backbone.device = device
 
 

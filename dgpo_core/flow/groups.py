@@ -24,10 +24,10 @@ __all__ = [
     "advantages",
     "aggregate",
     "by_source",
+    "compute_advantages",
     "informative",
     "mean_pairwise_distance",
     "signed_weights",
-    "weigh",
 ]
 
 LARGEST = 1e100
@@ -35,29 +35,29 @@ LARGEST = 1e100
 
 
 def aggregate(
-    values: Tensor, weights: Sequence[float], how: Literal["weighted-sum", "group-normalised"], epsilon: float
+    values: Tensor, weights: Sequence[float], how: Literal["weighted-sum", "group-normalized"], epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """Several rewards as one: (rewards [g, G], scored [g, G]); rewards are 0 where not scored.
 
     values float64 [r, g, G] of r rewards, nan where missing: a member that lacks one of them, or has one larger than
     LARGEST, is not scored.
-    `weighted-sum` adds weight * value. `group-normalised` first makes each reward (value - mean) / (std + epsilon)
+    `weighted-sum` adds weight * value. `group-normalized` first makes each reward (value - mean) / (std + epsilon)
     within its group, over the scored members, so that no reward's scale drowns another's (GDPO, arXiv
     2601.05242); a reward that is equal for all of them adds nothing.
     """
     scored = (values.abs() <= LARGEST).all(0)  # nan is not
-    if how == "group-normalised":
-        values = torch.stack([_normalised(reward, scored, epsilon) for reward in values])
+    if how == "group-normalized":
+        values = torch.stack([_normalized(reward, scored, epsilon) for reward in values])
     total = torch.stack([weight * reward for weight, reward in zip(weights, values, strict=True)]).sum(0)
     return total.masked_fill(~scored, 0.0), scored
 
 
-def _normalised(reward: Tensor, scored: Tensor, epsilon: float) -> Tensor:
+def _normalized(reward: Tensor, scored: Tensor, epsilon: float) -> Tensor:
     count = scored.sum(1, keepdim=True).clamp(min=1)
     kept = reward.masked_fill(~scored, 0.0)
-    centred = (kept - kept.sum(1, keepdim=True) / count).masked_fill(~scored, 0.0)
-    std = (centred.square().sum(1, keepdim=True) / count).sqrt()
-    return (centred / (std + epsilon)).masked_fill(~informative(reward, scored)[:, None], 0.0)
+    centered = (kept - kept.sum(1, keepdim=True) / count).masked_fill(~scored, 0.0)
+    std = (centered.square().sum(1, keepdim=True) / count).sqrt()
+    return (centered / (std + epsilon)).masked_fill(~informative(reward, scored)[:, None], 0.0)
 
 
 def informative(rewards: Tensor, scored: Tensor) -> Tensor:
@@ -80,14 +80,14 @@ def advantages(rewards: Tensor, scored: Tensor, section: AdvantagesSection) -> T
     use = scored & informative(rewards, scored)[:, None]
     values = rewards.masked_fill(~scored, 0.0)
     count = scored.sum(1, keepdim=True).clamp(min=1)
-    centred = (values - values.sum(1, keepdim=True) / count).masked_fill(~scored, 0.0)
+    centered = (values - values.sum(1, keepdim=True) / count).masked_fill(~scored, 0.0)
     if section.std == "group":
-        centred = centred / ((centred.square().sum(1, keepdim=True) / count).sqrt() + section.epsilon)
+        centered = centered / ((centered.square().sum(1, keepdim=True) / count).sqrt() + section.epsilon)
     elif section.std == "batch":
         everything = rewards[scored]
         std = everything.std(correction=0) if everything.numel() else torch.zeros((), dtype=rewards.dtype)
-        centred = centred / (std + section.epsilon)
-    return centred.clamp(-section.clamp, section.clamp).masked_fill(~use, 0.0)
+        centered = centered / (std + section.epsilon)
+    return centered.clamp(-section.clamp, section.clamp).masked_fill(~use, 0.0)
 
 
 def signed_weights(
@@ -129,8 +129,10 @@ def by_source(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
     return found
 
 
-def weigh(groups: ScoredGroups, section: AdvantagesSection, weighting: AdvantageWeighting) -> TrainingBatch:
-    """The verb: scored groups to a training batch, with the residual |sum_i c_i| of each group."""
+def compute_advantages(
+    groups: ScoredGroups, section: AdvantagesSection, weighting: AdvantageWeighting
+) -> TrainingBatch:
+    """The phase: scored groups to a training batch, with the residual |sum_i c_i| of each group."""
     advantage = torch.zeros_like(groups.rewards)
     for rows in by_source(groups.prompts).values():
         advantage[rows] = advantages(groups.rewards[rows], groups.scored[rows], section)
@@ -150,7 +152,7 @@ def weigh(groups: ScoredGroups, section: AdvantagesSection, weighting: Advantage
 def mean_pairwise_distance(features: Tensor) -> Tensor:
     """Diversity [g] of features [g, G, D]: mean over pairs of members of the root-mean-square difference.
 
-    For pixels in [0, 1] it lies in [0, 1]; 0 means that all members are the same picture.
+    For pixels in [0, 1] it lies in [0, 1]; 0 means that all members are the same image.
     """
     members, width = features.shape[1:]
     if members < 2:

@@ -32,7 +32,7 @@ def has_distribution(sampler: Sampler | type[Sampler]) -> bool:
 def samplers_such_that(registry: Registry, suits: Callable[[type[Sampler]], bool]) -> str:
     """Names of the installed samplers that suit, for a message; those that cannot be used are left out."""
     found = []
-    for name, part in registry.parts("sampler").items():
+    for name, part in registry.components("sampler").items():
         with suppress(UserError):
             found += [name] if suits(registry.implementation(part)) else []
     return ", ".join(found) or "none of those installed"

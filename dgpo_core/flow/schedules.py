@@ -2,7 +2,7 @@
 
 sigma is flow-matching time in [0, 1]: 1 is noise, 0 is data. Everything is float64 on the CPU. The grids are those of
 diffusers: `scheduler` is FlowMatchEulerDiscreteScheduler without given times (SD3, Wan), `even` what pipelines give it
-as `sigmas` (FLUX, Qwen-Image, LTX). The wrong grid is another picture: with 4 steps and shift 3 `even` is 1, 0.9, 0.75,
+as `sigmas` (FLUX, Qwen-Image, LTX). The wrong grid is another image: with 4 steps and shift 3 `even` is 1, 0.9, 0.75,
 0.5 and `scheduler` 1, 0.8577, 0.6022, 0.0089.
 """
 

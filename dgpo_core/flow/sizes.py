@@ -26,13 +26,13 @@ SHOWN = 60
 
 def bucket(backbone: Backbone, prompt: Prompt) -> Hashable:
     """What samples have in common that may share a micro-batch: the size, and whatever `Backbone.bucket` says."""
-    from dgpo_core.plugins import promises  # with torch, which takes a while to import
+    from dgpo_core.plugins import contract_checks  # with torch, which takes a while to import
 
-    return prompt.size, promises.bucket(backbone, prompt)
+    return prompt.size, contract_checks.bucket(backbone, prompt)
 
 
 def runs(values: Sequence[Hashable]) -> list[slice]:
-    """Where equal neighbours are: [a, a, b, a] -> 0:2, 2:3, 3:4."""
+    """Where equal neighbors are: [a, a, b, a] -> 0:2, 2:3, 3:4."""
     ends = [i for i in range(1, len(values) + 1) if i == len(values) or values[i] != values[i - 1]]
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -68,10 +68,10 @@ def check_sizes(
 
 
 def _ask(backbone: Backbone, size: Size, where: str) -> None:
-    from dgpo_core.plugins import promises
+    from dgpo_core.plugins import contract_checks
 
     try:
-        promises.latent_shape(backbone, size)
+        contract_checks.latent_shape(backbone, size)
     except PluginError:
         raise
     except UserError as error:

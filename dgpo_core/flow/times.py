@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import of_model, only_one
 from dgpo_core.flow.sizes import Size
-from dgpo_core.plugins import promises
+from dgpo_core.plugins import contract_checks
 from dgpo_core.types import Schedule
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Times:
                 f"timesteps.t_min: {section.t_min} (sigma {low:.4g}) must be below t_max = {shown}; 1 is noise and 0 "
                 "is data"
             )
-        promises.weights_of_errors(self.backbone, low, high)
+        contract_checks.weights_of_errors(self.backbone, low, high)
 
     def check_sizes(self, sizes: Iterable[Size], sampler: Sampler, objective: Objective) -> None:
         """Raise UserError where samples of these sizes cannot all be drawn at times that the model knows, and where an
@@ -93,7 +93,7 @@ class Times:
         found = {size: self._schedule(size, steps) for size in sorted(sizes)}
         for size, schedule in found.items():
             self.check_sampler("rollout.steps", sampler, steps, size)
-            promises.start(self.backbone, float(sampler.sigmas(steps, schedule)[0]))
+            contract_checks.start(self.backbone, float(sampler.sigmas(steps, schedule)[0]))
         if objective.needs_path:  # training times are drawn for the run's own size, which no prompt need have
             only_one({self.config.rollout.height_width: self.schedule} | found, self.config.objective.use)
 

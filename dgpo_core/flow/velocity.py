@@ -117,7 +117,7 @@ def gaussian_log_prob(x: Tensor, mean: Tensor, std: float) -> Tensor:
 
 
 # Variance-preserving (VP) models, x_vp = alpha * x0 + sigma_vp * noise with alpha^2 + sigma_vp^2 = 1: at equal
-# signal-to-noise ratio x_vp is x_sigma rescaled, so one network serves both parametrisations. A noise-prediction
+# signal-to-noise ratio x_vp is x_sigma rescaled, so one network serves both parameterizations. A noise-prediction
 # backbone's `velocity` is: vp_from_flow(sigma) -> its own time and input scale -> epsilon -> velocity_from_epsilon.
 
 

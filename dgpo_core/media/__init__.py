@@ -1,1 +1,1 @@
-"""Pictures and clips: read, written, shown."""
+"""Images and clips: read, written, shown."""

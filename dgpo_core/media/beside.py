@@ -45,12 +45,12 @@ def write_conditions(directory: Path, prompts: Sequence[Prompt], shown: Mapping[
         return
     for digest, image in shown.items():
         image.save(directory / _name(digest))
-    told = []
+    reported = []
     for prompt in prompts:
         medium = prompt.media[0].digest if prompt.media else ""
         one = {"negative_prompt": prompt.negative, "media": _name(medium) if medium in shown else None}
-        told.append({key: value for key, value in one.items() if value is not None} or None)
-    (directory / FILE).write_text(json.dumps(told, indent=1), encoding="utf-8")
+        reported.append({key: value for key, value in one.items() if value is not None} or None)
+    (directory / FILE).write_text(json.dumps(reported, indent=1), encoding="utf-8")
 
 
 def _name(digest: str) -> str:

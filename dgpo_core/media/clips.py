@@ -101,7 +101,7 @@ def _fitting(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _yuv420p(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A frame [H, W, 3] as the planes that FFmpeg takes, [3 H / 2, W]: its own conversion blurs the colours more, and
+    """A frame [H, W, 3] as the planes that FFmpeg takes, [3 H / 2, W]: its own conversion blurs the colors more, and
     which matrix it takes has changed between versions."""
     height, width = frame.shape[:2]
     ycc = frame.astype(np.float32) / 255 @ BT709.T

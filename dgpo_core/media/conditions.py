@@ -1,4 +1,4 @@
-"""Condition media: pictures and videos that samples are conditioned on, known by the SHA-256 of their bytes.
+"""Condition media: images and videos that samples are conditioned on, known by the SHA-256 of their bytes.
 
 Light: `dgpo validate` looks at them with it, so torch comes with the first tensor.
 """
@@ -32,7 +32,7 @@ __all__ = [
 
 MAX_BYTES = 256 << 20
 """Of one file, as of a request to a reward service. What it unpacks to is bounded by `pixels.MAX_PIXELS`."""
-NEIGHBOURS = 10_000
+NEIGHBORS = 10_000
 """Names in a directory among which one is looked for that is meant."""
 
 
@@ -48,11 +48,11 @@ _KNOWN: dict[tuple[int, ...], _Known] = {}
 
 
 def condition_medium(source: Path | bytes) -> ConditionMedium:
-    """The medium that a file, or its bytes, holds: a picture or a video, which is decoded as a whole to find out, each
+    """The medium that a file, or its bytes, holds: an image or a video, which is decoded as a whole to find out, each
     distinct file once a process.
 
     Raises UserError, naming the file: missing, no regular file, unreadable, larger than MAX_BYTES or than
-    `pixels.MAX_PIXELS` once unpacked, no picture or video, a video where PyAV is not installed.
+    `pixels.MAX_PIXELS` once unpacked, no image or video, a video where PyAV is not installed.
     """
     if isinstance(source, bytes):
         known = _examined(source, "")
@@ -68,7 +68,7 @@ def notes_of(medium: ConditionMedium) -> tuple[str, ...]:
 
 def checked_medium(medium: ConditionMedium) -> ConditionMedium:
     """The medium with a reader. Raises UserError if it is not what it says it is: its bytes are not there, or others
-    than its digest, or no such picture or video."""
+    than its digest, or no such image or video."""
     found = condition_medium(Path(medium.path) if medium.content is None else medium.content)
     if found.digest != medium.digest:
         raise _changed(medium)
@@ -162,7 +162,7 @@ def _near(path: Path) -> str:
         if not path.parent.is_dir():
             return f"; there is no directory {clean(str(path.parent), 200)}"
         with os.scandir(path.parent) as entries:
-            names = [entry.name for entry in islice(entries, NEIGHBOURS)]
+            names = [entry.name for entry in islice(entries, NEIGHBORS)]
     except (OSError, ValueError):
         return ""
     found = [name for name in names if name.casefold() == path.name.casefold()]

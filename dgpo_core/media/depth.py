@@ -1,4 +1,4 @@
-"""Pictures of more than 8 bits a channel, of which Pillow alone would keep 8 wherever there is colour."""
+"""Images of more than 8 bits a channel, of which Pillow alone would keep 8 wherever there is color."""
 
 from __future__ import annotations
 
@@ -25,79 +25,79 @@ BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 def deep_pixels(
     image: Image.Image, reopen: Callable[[], Image.Image], file: Callable[[], IO[bytes]], notes: list[str]
 ) -> tuple[NDArray[np.uint16], int] | None:
-    """Pixels of a picture of 16 bits a channel, [H, W, 3], upright, and the value that is white in them; None for
-    pictures of 8 bits.
+    """Pixels of an image of 16 bits a channel, [H, W, 3], upright, and the value that is white in them; None for
+    images of 8 bits.
 
     image: as it was opened, before it is loaded; reopen: opens it once more; file: opens its bytes. `notes` is told
     what the file does not say for sure. What is transparent is shown on white.
 
     White is 65535, unless the file says otherwise: 4095 in a TIFF of 12 bits; in a PNG whose sBIT chunk names fewer
     bits and whose values are not scaled to 16, as the standard demands, the highest of so many bits. Values of fewer
-    bits of which nothing in the file tells cannot be known from those of a dark picture; a note says so.
+    bits of which nothing in the file tells cannot be known from those of a dark image; a note says so.
     """
     channels = _channels(image, reopen, notes)
     if channels is None:
         return None
-    colours, alpha = channels
+    colors, alpha = channels
     white, alpha_white = FULL, FULL
     tags = getattr(image, "tag_v2", None)
     if tags is not None and image.format == "TIFF":
         if tags.get(BITS_PER_SAMPLE, (16,))[0] == 12:
             white = 4095
         if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow turns 8 bits round, and not 16
-            colours = (white - np.minimum(colours, white)).astype(np.uint16)
+            colors = (white - np.minimum(colors, white)).astype(np.uint16)
     bits = _significant(file) if image.format == "PNG" else ()
-    if bits and len(set(bits[: colours.shape[2]])) == 1 and _is_unscaled(colours, bits[0]):
+    if bits and len(set(bits[: colors.shape[2]])) == 1 and _is_unscaled(colors, bits[0]):
         white = 2 ** bits[0] - 1
-        notes.append(f"its sBIT chunk says {bits[0]} bits, and its values reach {int(colours.max())}: white is {white}")
+        notes.append(f"its sBIT chunk says {bits[0]} bits, and its values reach {int(colors.max())}: white is {white}")
         if alpha is not None and int(alpha.max()) < 2 ** bits[-1]:
             alpha_white = 2 ** bits[-1] - 1
-    elif white == FULL and 0 < int(colours.max()) < DARK:
+    elif white == FULL and 0 < int(colors.max()) < DARK:
         notes.append(
-            f"the brightest of its 16-bit values is {int(colours.max())} of {FULL}, and it is scored as dark as that; "
+            f"the brightest of its 16-bit values is {int(colors.max())} of {FULL}, and it is scored as dark as that; "
             "if white is less in it (4095 of 12 bits), which the file does not say, scale its values to 65535 first"
         )
-    colours = _without_transparency(colours, white, alpha, alpha_white, notes)
-    return np.broadcast_to(colours, (*colours.shape[:2], 3)), white
+    colors = _without_transparency(colors, white, alpha, alpha_white, notes)
+    return np.broadcast_to(colors, (*colors.shape[:2], 3)), white
 
 
 def _channels(
     image: Image.Image, reopen: Callable[[], Image.Image], notes: list[str]
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16] | None] | None:
-    """Grey or colours [H, W, 1 or 3] and what is opaque [H, W, 1] or None; None for a picture of 8 bits."""
+    """Gray or colors [H, W, 1 or 3] and what is opaque [H, W, 1] or None; None for an image of 8 bits."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format != "TIFF"):
-        grey = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)[..., None]
+        gray = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)[..., None]
         key = image.info.get("transparency")
-        return grey, _keyed(grey, (key,)) if isinstance(key, int) else None
+        return gray, _keyed(gray, (key,)) if isinstance(key, int) else None
     raw = {_raw_mode(tile) for tile in getattr(image, "tile", ())}
     deep = [found for mode in raw if (found := re.fullmatch(r"(\w+);16([BLN])", mode))]
     if not deep:
         return None
-    colours, order = deep[0].groups()
-    if len(raw) > 1 or (colours, image.mode) not in (("RGB", "RGB"), ("RGBA", "RGBA"), ("LA", "RGBA")):
+    colors, order = deep[0].groups()
+    if len(raw) > 1 or (colors, image.mode) not in (("RGB", "RGB"), ("RGBA", "RGBA"), ("LA", "RGBA")):
         notes.append("of its 16 bits the upper 8 are read")
         return None
-    if colours == "LA":  # four bytes: both of the grey, both of the alpha
+    if colors == "LA":  # four bytes: both of the gray, both of the alpha
         pieces = _decoded(image, "RGBA")
         pairs = _joined(pieces[..., 0::2], pieces[..., 1::2])
         return pairs[..., :1], pairs[..., 1:]
     key = image.info.get("transparency")
     # Pillow keeps the upper byte; told that the bytes are the other way round, it keeps the lower.
-    lower = _decoded(reopen(), f"{colours};16{OTHER_ORDER[order]}")
-    pixels = _joined(_decoded(image, f"{colours};16{order}"), lower)
-    if colours == "RGBA":
+    lower = _decoded(reopen(), f"{colors};16{OTHER_ORDER[order]}")
+    pixels = _joined(_decoded(image, f"{colors};16{order}"), lower)
+    if colors == "RGBA":
         return pixels[..., :3], pixels[..., 3:]
     return pixels, _keyed(pixels, key) if isinstance(key, tuple) else None
 
 
 def _raw_mode(tile: tuple[object, ...]) -> str:
-    """How the bytes of a piece of a picture are to be read, in Pillow's words."""
+    """How the bytes of a piece of an image are to be read, in Pillow's words."""
     mode = tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
     return mode if isinstance(mode, str) else ""
 
 
 def _decoded(image: Image.Image, raw_mode: str) -> NDArray[np.uint8]:
-    """Pixels [H, W, C] of a picture whose bytes are read in another way."""
+    """Pixels [H, W, C] of an image whose bytes are read in another way."""
     opened: Any = image  # what Pillow opens has tiles
     opened.tile = [_retold(tile, raw_mode) for tile in opened.tile]
     return np.asarray(ImageOps.exif_transpose(image))
@@ -113,18 +113,18 @@ def _joined(upper: NDArray[np.uint8], lower: NDArray[np.uint8]) -> NDArray[np.ui
 
 
 def _keyed(pixels: NDArray[np.uint16], key: tuple[int, ...]) -> NDArray[np.uint16]:
-    """Opaque where a pixel is not the one colour that stands for transparency."""
+    """Opaque where a pixel is not the one color that stands for transparency."""
     return np.where((pixels == np.array(key)).all(2, keepdims=True), 0, FULL).astype(np.uint16)
 
 
 def _without_transparency(
-    colours: NDArray[np.uint16], white: int, alpha: NDArray[np.uint16] | None, opaque: int, notes: list[str]
+    colors: NDArray[np.uint16], white: int, alpha: NDArray[np.uint16] | None, opaque: int, notes: list[str]
 ) -> NDArray[np.uint16]:
     if alpha is None or int(alpha.min()) >= opaque:
-        return colours
+        return colors
     notes.append("what is transparent in it is shown on white")
     share = np.minimum(alpha, opaque).astype(np.uint32)  # 65535 ** 2 fits 32 bits
-    return ((colours * share + white * (opaque - share) + opaque // 2) // opaque).astype(np.uint16)
+    return ((colors * share + white * (opaque - share) + opaque // 2) // opaque).astype(np.uint16)
 
 
 def _is_unscaled(values: NDArray[np.uint16], bits: int) -> bool:

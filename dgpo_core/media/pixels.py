@@ -1,4 +1,4 @@
-"""Picture and video files as arrays, without torch: what only reads files starts at once and stays small."""
+"""Image and video files as arrays, without torch: what only reads files starts at once and stays small."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Source = Path | bytes
 """A file, or what it holds."""
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
 """What Pillow may read. Its other formats start programs (EPS), have no first bytes to tell them by (TGA), hold several
-sizes of one picture (ICO) or hardly occur: they are not worth their risks."""
+sizes of one image (ICO) or hardly occur: they are not worth their risks."""
 ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")
-"""Formats whose further pictures are frames. A phone's JPEG may carry others, which are not."""
+"""Formats whose further images are frames. A phone's JPEG may carry others, which are not."""
 MAX_PIXELS = 2**27
 """Most pixels of one file, all frames together: 1.6 GB as float32. A small file may unpack to any size. Pillow warns of
 fewer, and refuses more unless somebody has lowered `Image.MAX_IMAGE_PIXELS`."""
@@ -36,7 +36,7 @@ DECODING = threading.RLock()
 
 
 class Unreadable(ValueError):
-    """A file that cannot be read as a picture or a video; says why, without its name. too_large: only its size is at
+    """A file that cannot be read as an image or a video; says why, without its name. too_large: only its size is at
     fault."""
 
     def __init__(self, reason: str, *, too_large: bool = False) -> None:
@@ -46,7 +46,7 @@ class Unreadable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """What a file holds: uint8 or uint16, RGB, [H, W, 3] of a picture or [F, H, W, 3] of a video.
+    """What a file holds: uint8 or uint16, RGB, [H, W, 3] of an image or [F, H, W, 3] of a video.
 
     white: the value that is 1.0, as is everything above it; notes: what reading has changed or left out, in words.
     """
@@ -100,18 +100,18 @@ def _explained() -> Iterator[None]:
             f"it would unpack to more than {min(most, MAX_PIXELS):,} pixels{whose}", too_large=True
         ) from error
     except UnidentifiedImageError as error:
-        raise Unreadable("not a picture or a video that can be read") from error
+        raise Unreadable("not an image or a video that can be read") from error
     except ValueError as error:
         raise Unreadable(str(error)) from error
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror or error}") from error
     except Exception as error:  # Pillow's readers meet broken data with whatever comes
-        raise Unreadable(f"not a picture that can be read: {type(error).__name__}: {error}") from error
+        raise Unreadable(f"not an image that can be read: {type(error).__name__}: {error}") from error
 
 
 @_explained()
 def read_pixels(source: Source, most: int | None = None) -> Pixels:
-    """Read a picture or a video: `media.read_media` says what is read, and how.
+    """Read an image or a video: `media.read_media` says what is read, and how.
 
     most: pixels of all frames together, MAX_PIXELS by default. Raises Unreadable, and video.NotInstalled for a video
     if PyAV is not there.
@@ -126,7 +126,7 @@ def read_pixels(source: Source, most: int | None = None) -> Pixels:
 
 @_explained()
 def measure(source: Source, most_frames: int) -> tuple[int, int, int]:
-    """Frames, height and width of a file, by its headers; nothing is unpacked. A picture has one frame. Frames of a
+    """Frames, height and width of a file, by its headers; nothing is unpacked. A image has one frame. Frames of a
     video are counted up to one more than `most_frames`. Raises what `read_pixels` raises."""
     with _bytes(source) as handle:
         kind = _container(handle)
@@ -150,7 +150,7 @@ def _bytes(source: Source) -> IO[bytes]:
 
 
 def _container(handle: IO[bytes]) -> str | None:
-    """What container a video is in; None for what may be a picture. Raises Unreadable for nothing at all."""
+    """What container a video is in; None for what may be an image. Raises Unreadable for nothing at all."""
     head = handle.read(video.HEAD)
     if not head:
         raise Unreadable("the file is empty")
@@ -173,7 +173,7 @@ def _pillow(source: Source, most: int) -> Pixels:
             what = "its frames hold" if frames > 1 else "it would unpack to"
             raise Unreadable(f"{what} more than {most:,} pixels; cut it, or make it smaller", too_large=True)
         if pages > 1 and image.format == "TIFF":
-            notes.append(f"it holds {pages} pictures, of which the first is scored")
+            notes.append(f"it holds {pages} images, of which the first is scored")
         if frames > 1:
             pixels, white = np.stack([_rgb(_frame(image, i), notes) for i in range(frames)]), 255
             return Pixels(pixels, white, tuple(dict.fromkeys(notes)))
@@ -190,8 +190,8 @@ def _frame(image: Image.Image, index: int) -> Image.Image:
 
 
 def _rgb(image: Image.Image, notes: list[str]) -> NDArray[np.uint8]:
-    """Pixels [H, W, 3] of a picture of 8 bits and any mode; appends to `notes` what was changed."""
-    if image.mode.startswith("I;16"):  # a frame: pictures have gone through `deep_pixels`
+    """Pixels [H, W, 3] of an image of 8 bits and any mode; appends to `notes` what was changed."""
+    if image.mode.startswith("I;16"):  # a frame: images have gone through `deep_pixels`
         notes.append("of its 16 bits the upper 8 are read")
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):

@@ -1,7 +1,7 @@
 """Frames of video files, through PyAV, which is an extra: `pip install 'dgpo[video]'`.
 
-Only the containers that people keep clips in, recognised by their first bytes: FFmpeg's guess would also follow
-playlists to other files and read text as pictures.
+Only the containers that people keep clips in, recognized by their first bytes: FFmpeg's guess would also follow
+playlists to other files and read text as images.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["HEAD", "NotInstalled", "container", "is_installed", "measure", "read
 HEAD = 16
 """Bytes that tell the container."""
 STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1")
-"""Pictures that are stored like an mp4."""
+"""Images that are stored like an mp4."""
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
@@ -90,21 +90,21 @@ def _opened(handle: IO[bytes], kind: str) -> Iterator[InputContainer]:
 
 
 def _decoded(frames: object, max_pixels: int) -> NDArray[np.uint8]:
-    pictures: list[NDArray[np.uint8]] = []
+    images: list[NDArray[np.uint8]] = []
     frame: VideoFrame
     for frame in frames:  # type: ignore[attr-defined]
         if frame.is_corrupt:
-            raise ValueError(f"frame {len(pictures)} is damaged")
-        if (len(pictures) + 1) * frame.width * frame.height > max_pixels:
+            raise ValueError(f"frame {len(images)} is damaged")
+        if (len(images) + 1) * frame.width * frame.height > max_pixels:
             raise ValueError(f"its frames hold more than {max_pixels:,} pixels; cut it, or make it smaller")
         pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
         upright = np.rot90(pixels, round(frame.rotation / 90))
-        if pictures and upright.shape != pictures[0].shape:
-            raise ValueError(f"its frames change size at frame {len(pictures)}")
-        pictures.append(upright)
-    if not pictures:
+        if images and upright.shape != images[0].shape:
+            raise ValueError(f"its frames change size at frame {len(images)}")
+        images.append(upright)
+    if not images:
         raise ValueError("it has no frames")
-    return np.stack(pictures)
+    return np.stack(images)
 
 
 def _whole(handle: IO[bytes], kind: str) -> bool:

@@ -1,4 +1,4 @@
-"""From a declared part to its class, its options and an instance: what is imported when a run uses a part."""
+"""From a declared component to its class, its options and an instance: what is imported when a run uses a component."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dgpo_core.contracts.signatures import misfits
 from dgpo_core.errors import ContractError, DgpoError, PluginError, UserError
 from dgpo_core.hookspecs import Kind
 from dgpo_core.plugins.blame import OURS
-from dgpo_core.plugins.declared import RegisteredPart, check_declared
-from dgpo_core.plugins.isolation import ctrl_c, imported, no_exit, told
+from dgpo_core.plugins.declared import RegisteredComponent, check_declared
+from dgpo_core.plugins.isolation import ctrl_c, imported, no_exit, reported
 from dgpo_schemas.base import Options, UseBlock
 from dgpo_schemas.problems import dotted, explain
 
@@ -31,12 +31,12 @@ WITH_SECTION = ("backbone", "objective")
 
 
 class NoOptions(Options):
-    """For parts without options."""
+    """For components without options."""
 
 
-def options_model(registered: RegisteredPart) -> type[BaseModel]:
+def options_model(registered: RegisteredComponent) -> type[BaseModel]:
     """`Registry.options_model`."""
-    declared = registered.part.options
+    declared = registered.component.options
     if declared is None:
         return NoOptions
     if isinstance(declared, str):
@@ -46,10 +46,10 @@ def options_model(registered: RegisteredPart) -> type[BaseModel]:
     return declared
 
 
-def implementation(registered: RegisteredPart, kind: Kind) -> Any:
+def implementation(registered: RegisteredComponent, kind: Kind) -> Any:
     """`Registry.implementation`."""
     check_declared(registered)
-    path = registered.part.implementation
+    path = registered.component.implementation
     cls = imported(str(registered), path)
     bases = contracts_of(kind)
     if not (inspect.isclass(cls) and issubclass(cls, bases)):
@@ -75,10 +75,10 @@ def contracts_of(kind: Kind) -> tuple[type[Any], ...]:
     return found
 
 
-def check_contract(registered: RegisteredPart, kind: Kind) -> None:
+def check_contract(registered: RegisteredComponent, kind: Kind) -> None:
     """`Registry.check_contract`."""
     check_declared(registered)
-    ours = registered.part.implementation.partition(".")[0] in OURS
+    ours = registered.component.implementation.partition(".")[0] in OURS
     if registered.contract is None and kind.name in contract_version.CHANGED and not ours:
         try:
             implementation(registered, kind)
@@ -88,8 +88,8 @@ def check_contract(registered: RegisteredPart, kind: Kind) -> None:
             return
 
 
-def create(registered: RegisteredPart, kind: Kind, block: UseBlock, **keywords: Any) -> Any:
-    """A part built with the options of its block; errors as `Registry.create` says."""
+def create(registered: RegisteredComponent, kind: Kind, block: UseBlock, **keywords: Any) -> Any:
+    """A component built with the options of its block; errors as `Registry.create` says."""
     model = options_model(registered)
     owner = str(registered)
     try:
@@ -99,7 +99,7 @@ def create(registered: RegisteredPart, kind: Kind, block: UseBlock, **keywords: 
         lines = [f"{kind.name} {block.use}: {dotted(('options', *path))}: {message}" for path, message in found]
         raise UserError("\n".join(lines)) from error
     except Exception as error:
-        raise PluginError(f"{owner}: its options cannot be checked: {told(error)}") from error
+        raise PluginError(f"{owner}: its options cannot be checked: {reported(error)}") from error
     cls = implementation(registered, kind)
     if kind.name == "backbone":
         _check_section(cls, block)
@@ -113,7 +113,7 @@ def create(registered: RegisteredPart, kind: Kind, block: UseBlock, **keywords: 
         except BaseException as error:  # some libraries exit where others raise
             if pressed():
                 raise
-            raise UserError(f"{owner}: could not be built: {told(error)}") from error
+            raise UserError(f"{owner}: could not be built: {reported(error)}") from error
 
 
 def _check_section(cls: Any, block: UseBlock) -> None:

@@ -12,19 +12,19 @@ import pluggy
 
 from dgpo_core.contracts import version as contract_version
 from dgpo_core.errors import ContractError, PluginError
-from dgpo_core.hookspecs import Command, Kind, Part
-from dgpo_core.plugins.isolation import told
+from dgpo_core.hookspecs import Command, Component, Kind
+from dgpo_core.plugins.isolation import reported
 from dgpo_schemas.text import clean
 
 __all__ = [
     "BrokenPlugin",
     "RegisteredCommand",
-    "RegisteredPart",
-    "RegisteredPlace",
+    "RegisteredComponent",
+    "RegisteredTransport",
     "check_declared",
     "contract_of",
     "declarations",
-    "declared_places",
+    "declared_transports",
 ]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
@@ -36,11 +36,11 @@ MOST = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class RegisteredPart:
-    """A declared part and where it came from. contract: the version of the contract that its plugin declares; noun:
-    what messages call a part of its kind."""
+class RegisteredComponent:
+    """A declared component and where it came from. contract: the version of the contract that its plugin declares;
+    noun: what messages call a part of its kind."""
 
-    part: Part
+    component: Component
     kind: str
     distribution: str
     version: str
@@ -48,7 +48,7 @@ class RegisteredPart:
     noun: str
 
     def __str__(self) -> str:
-        return f"{self.noun} {self.part.name} of {self.distribution} {self.version}"
+        return f"{self.noun} {self.component.name} of {self.distribution} {self.version}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class RegisteredCommand:
 
 
 @dataclass(frozen=True, slots=True)
-class RegisteredPlace:
+class RegisteredTransport:
     """A declared place where rewards run, and where it came from."""
 
     key: str
@@ -99,14 +99,14 @@ def contract_of(plugin: object) -> int | None:
     )
 
 
-def check_declared(registered: RegisteredPart) -> None:
-    """Raise ContractError for a part whose plugin says that it was made for another version of the contract."""
+def check_declared(registered: RegisteredComponent) -> None:
+    """Raise ContractError for a component whose plugin says that it was made for another version of the contract."""
     if registered.contract not in (None, contract_version.VERSION):
         raise ContractError(f"{registered}: {contract_version.why_not(registered.contract)}")
 
 
 def declarations(implementations: Sequence[pluggy.HookImpl], hook: str, sort: type[Any]) -> Iterator[Any]:
-    """What a plugin's implementations of a hook return: Parts, Commands or Kinds with names of their own. Raises
+    """What a plugin's implementations of a hook return: Components, Commands or Kinds with names of their own. Raises
     PluginError for anything else."""
     seen: set[str] = set()
     for implementation in implementations:
@@ -114,9 +114,9 @@ def declarations(implementations: Sequence[pluggy.HookImpl], hook: str, sort: ty
             returned: Any = implementation.function()
             found = list(itertools.islice(returned, MOST + 1))
         except BaseException as error:
-            raise PluginError(f"{hook} failed with {told(error)}") from error
+            raise PluginError(f"{hook} failed with {reported(error)}") from error
         if len(found) > MOST:
-            raise PluginError(f"{hook} declares more than {MOST} parts")
+            raise PluginError(f"{hook} declares more than {MOST} components")
         for one in found:
             if not isinstance(one, sort):
                 raise PluginError(f"{hook} must return dgpo_core.hookspecs.{sort.__name__}, not {type(one).__name__}")
@@ -127,15 +127,15 @@ def declarations(implementations: Sequence[pluggy.HookImpl], hook: str, sort: ty
             yield one
 
 
-def declared_places(implementations: Sequence[pluggy.HookImpl]) -> Iterator[tuple[str, str]]:
-    """Keys and dotted paths of the places that a plugin's implementations of `dgpo_places` return. Raises PluginError
-    for anything else."""
+def declared_transports(implementations: Sequence[pluggy.HookImpl]) -> Iterator[tuple[str, str]]:
+    """Keys and dotted paths of the places that a plugin's implementations of `dgpo_reward_transports` return. Raises
+    PluginError for anything else."""
     for implementation in implementations:
         try:
             returned: Any = implementation.function()
             found = dict(returned)
         except BaseException as error:
-            raise PluginError(f"dgpo_places failed with {told(error)}") from error
+            raise PluginError(f"dgpo_places failed with {reported(error)}") from error
         for key, target in found.items():
             if not isinstance(key, str) or not NAME.match(key):
                 raise PluginError(f"dgpo_places: {key!r} is no key of a reward's block, such as worker")
@@ -144,17 +144,19 @@ def declared_places(implementations: Sequence[pluggy.HookImpl]) -> Iterator[tupl
             yield key, target
 
 
-def _check_part(hook: str, part: Part) -> None:
-    if not isinstance(part.name, str) or not NAME.match(part.name):
-        raise PluginError(f"{hook}: {part.name!r} is no name: lower-case letters, digits, . _ - only")
-    if not _is_path(part.implementation):
-        raise PluginError(f"{hook}: {part.name}: implementation must be 'package.module:Class'")
-    if isinstance(part.options, str) and not PATH.match(part.options):
-        raise PluginError(f"{hook}: {part.name}: options must be a model or 'package.module:Model'")
-    if not isinstance(part.summary, str) or not part.summary.strip():
-        raise PluginError(f"{hook}: {part.name} has no summary; one line says what it is")
-    if part.adapts is not None and part.adapts not in (("video", "image"), ("image", "video")):
-        raise PluginError(f"{hook}: {part.name}: adapts must be ('video', 'image') or its reverse, not {part.adapts!r}")
+def _check_component(hook: str, component: Component) -> None:
+    if not isinstance(component.name, str) or not NAME.match(component.name):
+        raise PluginError(f"{hook}: {component.name!r} is no name: lower-case letters, digits, . _ - only")
+    if not _is_path(component.implementation):
+        raise PluginError(f"{hook}: {component.name}: implementation must be 'package.module:Class'")
+    if isinstance(component.options, str) and not PATH.match(component.options):
+        raise PluginError(f"{hook}: {component.name}: options must be a model or 'package.module:Model'")
+    if not isinstance(component.summary, str) or not component.summary.strip():
+        raise PluginError(f"{hook}: {component.name} has no summary; one line says what it is")
+    if component.adapts is not None and component.adapts not in (("video", "image"), ("image", "video")):
+        raise PluginError(
+            f"{hook}: {component.name}: adapts must be ('video', 'image') or its reverse, not {component.adapts!r}"
+        )
 
 
 def _check_command(hook: str, command: Command) -> None:
@@ -185,7 +187,7 @@ def _is_path(value: object) -> bool:
 
 
 _CHECKS: dict[type[Any], Callable[[str, Any], None]] = {
-    Part: _check_part,
+    Component: _check_component,
     Command: _check_command,
     Kind: _check_kind,
 }

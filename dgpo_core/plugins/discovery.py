@@ -1,4 +1,4 @@
-"""Finding plugins, and telling a sound one from a broken one before any of its parts is used."""
+"""Finding plugins, and telling a sound one from a broken one before any of its components is used."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _one_by_one(damaged: list[tuple[str, str]]) -> Iterator[importlib.metadata.E
 
 def check_hooks(plugin: object, of_kinds: Collection[str]) -> None:
     """Raise PluginError for unknown hooks, and for functions that look like hooks but lack the marker: these would
-    silently do nothing. of_kinds: the hooks by which parts are declared."""
+    silently do nothing. of_kinds: the hooks by which components are declared."""
     hooks = {*HOOKS, *of_kinds}
     for name in dir(plugin):
         if not name.startswith("dgpo_") or name == ATTRIBUTE:

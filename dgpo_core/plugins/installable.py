@@ -10,16 +10,16 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["FILE", "NO_PARTS", "how_to_install", "installable"]
+__all__ = ["FILE", "NO_COMPONENTS", "how_to_install", "installable"]
 
 FILE = Path(__file__).with_name("installable.json")
-NO_PARTS = frozenset({"command", "place", "kind", "hook"})
-"""What is brought beside kinds of parts."""
+NO_COMPONENTS = frozenset({"command", "place", "kind", "hook"})
+"""What is brought beside kinds of components."""
 
 
 @functools.cache
 def installable() -> Mapping[str, Mapping[str, str]]:
-    """Kind of part, "command", "place", "kind" or "hook" (of a kind) to name to distribution."""
+    """Kind of component, "command", "place", "kind" or "hook" (of a kind) to name to distribution."""
     found: dict[str, dict[str, str]] = json.loads(FILE.read_text(encoding="utf-8"))
     return found
 

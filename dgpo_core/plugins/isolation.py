@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from dgpo_core.errors import PluginError
 from dgpo_schemas.text import error_text
 
-__all__ = ["READ", "RESTORE", "Exited", "ctrl_c", "imported", "isolated", "no_exit", "printing_aside", "told"]
+__all__ = ["READ", "RESTORE", "Exited", "ctrl_c", "imported", "isolated", "no_exit", "printing_aside", "reported"]
 
 log = logging.getLogger(__name__)
 SLOW = 20.0
@@ -236,7 +236,7 @@ def imported(owner: str, path: str) -> Any:
         if pressed():
             log.warning("stopped while %s was imported", owner)
             raise
-        raise PluginError(f"{owner}: cannot import {path}: {told(error)}") from error
+        raise PluginError(f"{owner}: cannot import {path}: {reported(error)}") from error
 
 
 def place_of(error: BaseException) -> str:
@@ -250,6 +250,6 @@ def place_of(error: BaseException) -> str:
     return ""
 
 
-def told(error: BaseException) -> str:
+def reported(error: BaseException) -> str:
     """What was raised, and where."""
     return f"{error_text(error)}{place_of(error)}"

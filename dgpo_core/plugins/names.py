@@ -7,31 +7,37 @@ from typing import NoReturn, TypeVar
 
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.hookspecs import KINDS, Kind
-from dgpo_core.plugins.declared import BrokenPlugin, RegisteredCommand, RegisteredPart, RegisteredPlace, check_declared
-from dgpo_core.plugins.installable import NO_PARTS, how_to_install, installable
+from dgpo_core.plugins.declared import (
+    BrokenPlugin,
+    RegisteredCommand,
+    RegisteredComponent,
+    RegisteredTransport,
+    check_declared,
+)
+from dgpo_core.plugins.installable import NO_COMPONENTS, how_to_install, installable
 
 __all__ = ["Names"]
 
-R = TypeVar("R", RegisteredPart, RegisteredCommand, RegisteredPlace)
+R = TypeVar("R", RegisteredComponent, RegisteredCommand, RegisteredTransport)
 SHOWN = " (`dgpo plugins list` shows all)"
 
 
 class Names:
-    """Parts by kind, and commands. A name that two claim is nobody's."""
+    """Components by kind, and commands. A name that two claim is nobody's."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, Kind] = dict(KINDS)
         self.brought: dict[str, str] = {}  # kind of a plugin to its distribution
         self.broken: list[BrokenPlugin] = []
         self._versions: dict[str, str] = {}
-        self._parts: dict[str, dict[str, RegisteredPart]] = {}
+        self._components: dict[str, dict[str, RegisteredComponent]] = {}
         self._commands: dict[str, RegisteredCommand] = {}
-        self.places: dict[str, RegisteredPlace] = {}
+        self.places: dict[str, RegisteredTransport] = {}
         self._claimed_twice: dict[tuple[str, str], list[str]] = {}
 
-    def parts(self, kind: str) -> Mapping[str, RegisteredPart]:
+    def components(self, kind: str) -> Mapping[str, RegisteredComponent]:
         """All usable parts of a kind, by name."""
-        return dict(sorted(self._parts.get(kind, {}).items()))
+        return dict(sorted(self._components.get(kind, {}).items()))
 
     def commands(self) -> Mapping[str, RegisteredCommand]:
         """All usable commands by name, in the order in which they are listed."""
@@ -45,10 +51,10 @@ class Names:
         """Every distribution with plugins, and its version."""
         return dict(sorted(self._versions.items()))
 
-    def find(self, kind: str, name: str) -> RegisteredPart:
-        """A part by name. Raises PluginError saying what there is, what is near, and what to install, or that the part
-        says it was made for another version of the contract."""
-        known = self._parts.get(kind, {})
+    def find(self, kind: str, name: str) -> RegisteredComponent:
+        """A component by name. Raises PluginError saying what there is, what is near, and what to install, or that the
+        component says it was made for another version of the contract."""
+        known = self._components.get(kind, {})
         found = known.get(name)
         if found is None:
             noun = self.kinds[kind].noun or kind if kind in self.kinds else kind
@@ -56,20 +62,22 @@ class Names:
         check_declared(found)
         return found
 
-    def named(self, name: str, kind: str | None = None) -> list[RegisteredPart]:
+    def named(self, name: str, kind: str | None = None) -> list[RegisteredComponent]:
         """Every part of a name, of one kind or of all. Raises PluginError, as `find` does, if there is none."""
         kinds = self.kinds if kind is None else (kind,)
-        found = [known[name] for one in kinds if name in (known := self.parts(one))]
+        found = [known[name] for one in kinds if name in (known := self.components(one))]
         if found:
             return found
         asked = dict.fromkeys(
-            [*kinds, *([] if kind else sorted(installable().keys() - NO_PARTS))]
+            [*kinds, *([] if kind else sorted(installable().keys() - NO_COMPONENTS))]
         )  # installed ones first
         claimed = [one for one in asked if (one, name) in self._claimed_twice or how_to_install(one, name)]
         if kind is not None or claimed:
             self.find(claimed[0] if claimed else str(kind), name)
-        what = f"no part is called {name!r}"
-        self._refuse("", name, "part", what, {other for one in kinds for other in self.parts(one)}, more=SHOWN)
+        what = f"no component is called {name!r}"
+        self._refuse(
+            "", name, "component", what, {other for one in kinds for other in self.components(one)}, more=SHOWN
+        )
 
     def kind(self, name: str, where: str) -> Kind:
         """A kind by name. Raises UserError, which says where it was asked for: "--kind"."""
@@ -86,10 +94,10 @@ class Names:
             self._refuse("command", name, "command", f"there is no command {name!r}", self._commands)
         return self._commands[name]
 
-    def _add_part(self, part: RegisteredPart) -> None:
-        self._add(part.kind, part.part.name, self._parts.setdefault(part.kind, {}), part)
+    def _add_component(self, component: RegisteredComponent) -> None:
+        self._add(component.kind, component.component.name, self._components.setdefault(component.kind, {}), component)
 
-    def _add_place(self, place: RegisteredPlace) -> None:
+    def _add_transport(self, place: RegisteredTransport) -> None:
         self._add("place", place.key, self.places, place)
 
     def _add_command(self, command: RegisteredCommand) -> None:
@@ -114,7 +122,7 @@ class Names:
                 del self._commands[name]
                 self._claimed_twice["command", name] = [above.distribution, registered.distribution]
 
-    def find_place(self, key: str) -> RegisteredPlace:
+    def find_transport(self, key: str) -> RegisteredTransport:
         """Where a reward runs whose block has this key. Raises PluginError, saying what to install."""
         if key not in self.places:
             self._refuse("place", key, "place", f"rewards with `{key}` need a plugin that is not installed", ())

@@ -1,9 +1,8 @@
-"""Discovery of plugins and access to their parts, by name.
+"""Discovery of plugins and access to their components, by name.
 
 Entry points of the group `dgpo` name light modules of hook implementations. Each is loaded on its own: one that does
-not import, misspells a hook or declares nonsense is set aside with its reason, and only asking for one of its parts
-fails. Implementations are imported when a run uses them.
-"""
+not import, misspells a hook or declares nonsense is set aside with its reason, and only asking for one of its
+components fails. Implementations are imported when a run uses them."""
 
 from __future__ import annotations
 
@@ -18,19 +17,19 @@ import pluggy
 from dgpo_core import hookspecs
 from dgpo_core.contracts import version as contract_version
 from dgpo_core.errors import ContractError, PluginError
-from dgpo_core.hookspecs import Command, Kind, Part, hookspec
+from dgpo_core.hookspecs import Command, Component, Kind, hookspec
 from dgpo_core.plugins.blame import blamed
 from dgpo_core.plugins.declared import (
     BrokenPlugin,
     RegisteredCommand,
-    RegisteredPart,
-    RegisteredPlace,
+    RegisteredComponent,
+    RegisteredTransport,
     contract_of,
     declarations,
-    declared_places,
+    declared_transports,
 )
 from dgpo_core.plugins.discovery import check_hooks, check_kind, entry_points
-from dgpo_core.plugins.isolation import imported, isolated, told
+from dgpo_core.plugins.isolation import imported, isolated, reported
 from dgpo_core.plugins.names import Names
 from dgpo_core.plugins.observers import notify
 
@@ -83,15 +82,17 @@ class Registry(Names):
         pressed: Callable[[], bool] = bool
         contract = None
         try:
-            with isolated(f"plugin {name}", "declared its parts") as pressed:
+            with isolated(f"plugin {name}", "declared its components") as pressed:
                 contract = contract_of(plugin)
                 self._manager.register(plugin, name=name)
                 kinds = self.kinds | dict(self._kinds_of(plugin))
                 check_hooks(plugin, [kind.hook for kind in kinds.values()])
                 self._manager.check_pending()
-                parts = [(kind, one) for kind in kinds.values() for one in self._declared(plugin, kind.hook, Part)]
+                components = [
+                    (kind, one) for kind in kinds.values() for one in self._declared(plugin, kind.hook, Component)
+                ]
                 commands = list(self._declared(plugin, "dgpo_commands", Command))
-                places = dict(self._places_of(plugin))
+                places = dict(self._transports_of(plugin))
         except BaseException as error:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
@@ -99,26 +100,26 @@ class Registry(Names):
                 raise ContractError(contract_version.why_not(contract)) from error
             if isinstance(error, PluginError) or pressed():
                 raise
-            text = str(error) if isinstance(error, pluggy.PluginValidationError) else told(error)
+            text = str(error) if isinstance(error, pluggy.PluginValidationError) else reported(error)
             raise PluginError(f"{text}; see dgpo_core.hookspecs for the hooks and their arguments") from error
         self.brought |= {kind: distribution for kind in kinds if kind not in self.kinds}
         self.kinds = kinds
         self._versions[distribution] = version
-        for kind, part in parts:
+        for kind, component in components:
             noun = kind.noun or kind.name
-            self._add_part(RegisteredPart(part, kind.name, distribution, version, contract, noun))
+            self._add_component(RegisteredComponent(component, kind.name, distribution, version, contract, noun))
         for command in commands:
             self._add_command(RegisteredCommand(command, distribution, version))
         for key, target in places.items():
-            self._add_place(RegisteredPlace(key, target, distribution, version))
+            self._add_transport(RegisteredTransport(key, target, distribution, version))
 
     def _declared(self, plugin: object, hook: str, sort: type[Any]) -> Iterator[Any]:
         implementations = getattr(self._manager.hook, hook).get_hookimpls()
         return declarations([one for one in implementations if one.plugin is plugin], hook, sort)
 
-    def _places_of(self, plugin: object) -> Iterator[tuple[str, str]]:
-        implementations = self._manager.hook.dgpo_places.get_hookimpls()
-        return declared_places([one for one in implementations if one.plugin is plugin])
+    def _transports_of(self, plugin: object) -> Iterator[tuple[str, str]]:
+        implementations = self._manager.hook.dgpo_reward_transports.get_hookimpls()
+        return declared_transports([one for one in implementations if one.plugin is plugin])
 
     def _kinds_of(self, plugin: object) -> Iterator[tuple[str, Kind]]:
         """The kinds that a plugin brings, whose hooks are known from now on."""
@@ -137,25 +138,25 @@ class Registry(Names):
 
     # -- building ------------------------------------------------------------------------------------------------
 
-    def options_model(self, registered: RegisteredPart) -> type[BaseModel]:
-        """The model of a part's options. Raises PluginError if its dotted path leads nowhere."""
+    def options_model(self, registered: RegisteredComponent) -> type[BaseModel]:
+        """The model of a component's options. Raises PluginError if its dotted path leads nowhere."""
         from dgpo_core.plugins import building
 
         return building.options_model(registered)
 
     def options_models(self) -> dict[str, dict[str, type[BaseModel]]]:
-        """Kind to name to options model, of every usable part."""
-        return {kind: {n: self.options_model(p) for n, p in self.parts(kind).items()} for kind in self.kinds}
+        """Kind to name to options model, of every usable component."""
+        return {kind: {n: self.options_model(p) for n, p in self.components(kind).items()} for kind in self.kinds}
 
-    def implementation(self, registered: RegisteredPart) -> Any:
-        """A part's class, imported. Raises PluginError if it cannot be or does not keep its contract; ContractError if
-        it was made for another version of that."""
+    def implementation(self, registered: RegisteredComponent) -> Any:
+        """A component's class, imported. Raises PluginError if it cannot be or does not keep its contract;
+        ContractError if it was made for another version of that."""
         from dgpo_core.plugins import building
 
         return building.implementation(registered, self.kinds[registered.kind])
 
-    def check_contract(self, registered: RegisteredPart) -> None:
-        """Raise ContractError for a part that was made for another version of the contract.
+    def check_contract(self, registered: RegisteredComponent) -> None:
+        """Raise ContractError for a component that was made for another version of the contract.
 
         Where its plugin declares no version, the class of a kind that has changed is imported to see; one that cannot
         be imported is refused when it is used.
@@ -165,7 +166,7 @@ class Registry(Names):
         building.check_contract(registered, self.kinds[registered.kind])
 
     def create(self, kind: str, block: UseBlock | str, **keywords: Any) -> Any:
-        """Import a part's class, validate its options and build it.
+        """Import a component's class, validate its options and build it.
 
         Raises PluginError for what the plugin does wrong and UserError for what its options or files do.
         """
@@ -178,13 +179,16 @@ class Registry(Names):
     def place(self, key: str) -> Any:
         """The function that connects a reward to the place which this key of its block stands for, imported. Raises
         PluginError saying what to install."""
-        found = self.find_place(key)
+        found = self.find_transport(key)
         return imported(str(found), found.target)
 
     def blame(self, error: BaseException) -> str | None:
         """What a plugin has thrown, with its distribution and place; None if it was not a plugin."""
-        parts = (part for kind in self.kinds for part in self.parts(kind).values())
-        paths = {part.part.implementation: f"{part.distribution} {part.version}" for part in parts}
+        components = (component for kind in self.kinds for component in self.components(kind).values())
+        paths = {
+            component.component.implementation: f"{component.distribution} {component.version}"
+            for component in components
+        }
         if not isinstance(error, SystemExit):  # which is how a command may end
             paths |= {one.command.target: f"{one.distribution} {one.version}" for one in self._commands.values()}
         paths |= {one.target: f"{one.distribution} {one.version}" for one in self.places.values()}
@@ -212,4 +216,4 @@ def _module(distribution: str, version: str, entry_point: importlib.metadata.Ent
         if pressed():
             log.warning("stopped while %s was imported", who)
             raise
-        raise PluginError(f"importing {entry_point.value} failed with {told(error)}") from error
+        raise PluginError(f"importing {entry_point.value} failed with {reported(error)}") from error

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dgpo_core.rewards.place import Connect, place
+from dgpo_core.rewards.connecting import Connect, place
 
 __all__ = ["Connect", "place"]

@@ -1,7 +1,7 @@
 """Digests of a base model's files that are taken in a moment, to notice that a run goes on from another base.
 
 Reading 20 GB takes a minute, so of a safetensors file above 32 MiB the header and 12 KiB of each tensor are digested:
-its first, its middle and its last 4 KiB. Another model, another fine-tuning, another precision or quantisation, a
+its first, its middle and its last 4 KiB. Another model, another fine-tuning, another precision or quantization, a
 scaled, swapped, renamed or reshaped tensor is seen. What changes fewer than all of a tensor's values, and none of those
 12 KiB, is not: a flipped bit somewhere, an edited row of a large embedding. Every other file is read whole.
 """

@@ -1,7 +1,7 @@
 """Checkpoints: atomic, versioned, safetensors and JSON only, every file with its digest.
 
 A checkpoint is a directory `checkpoints/000010` with `manifest.json`, `clock.json`, `weights.safetensors` (policy, old,
-slow) and `optimiser.safetensors`. The manifest has the digests of the tensors, of the logs as they were, and its own;
+slow) and `optimizer.safetensors`. The manifest has the digests of the tensors, of the logs as they were, and its own;
 the clock, which is another one each time, is sealed by itself. Loading verifies all of them and that the directory is
 called after its iteration; a damaged checkpoint is named and the one before is used.
 """
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 CLOCK = "clock.json"
 WEIGHTS = "weights.safetensors"
-OPTIMISER = "optimiser.safetensors"
+OPTIMIZER = "optimizer.safetensors"
 NUMBERED = re.compile(r"[0-9]{6}|[1-9][0-9]{6,14}")
 """What a checkpoint is called: its iteration, with zeros before it up to six digits."""
 
@@ -63,7 +63,7 @@ class Checkpoint:
     manifest: CheckpointManifest
     clock: CheckpointClock | None
     weights: dict[str, Tensor]
-    optimiser: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
 
 
 class Checkpoints:
@@ -89,7 +89,7 @@ class Checkpoints:
         iteration: int,
         updates: int,
         weights: Mapping[str, Tensor],
-        optimiser: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
         timesteps: Mapping[str, Any],
         best: tuple[int, float] | None,
         counters: Mapping[str, int],
@@ -104,7 +104,7 @@ class Checkpoints:
         """
         path = self.directory / f"{iteration:06d}"
         with new_directory(path) as aside:
-            for name, tensors in ((WEIGHTS, weights), (OPTIMISER, optimiser)):
+            for name, tensors in ((WEIGHTS, weights), (OPTIMIZER, optimizer)):
                 contiguous = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
                 _save_tensors(contiguous, aside / name)
             manifest = CheckpointManifest(
@@ -112,7 +112,7 @@ class Checkpoints:
                 iteration=iteration,
                 updates=updates,
                 dgpo_version=__version__,
-                files={name: file_entry(aside / name) for name in (WEIGHTS, OPTIMISER)},
+                files={name: file_entry(aside / name) for name in (WEIGHTS, OPTIMIZER)},
                 timesteps=dict(timesteps),
                 best_iteration=best[0] if best else None,
                 best_score=best[1] if best else None,
@@ -219,7 +219,7 @@ def load(path: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises UserError naming the file that is missing, damaged or too new."""
     manifest, clock = load_manifest(path)
     tensors = {}
-    for name in (WEIGHTS, OPTIMISER):
+    for name in (WEIGHTS, OPTIMIZER):
         file = path / name
         if name not in manifest.files:
             raise _DamagedError(f"{path / MANIFEST}: does not list {name}")
@@ -231,10 +231,10 @@ def load(path: Path) -> Checkpoint:
             tensors[name] = _read_tensors(file)
         except (SafetensorError, OSError) as error:
             raise _DamagedError(f"{file}: {why(error)}") from error
-        spoilt = next((key for key, tensor in tensors[name].items() if not _is_finite(tensor)), None)
-        if spoilt is not None:  # versions that did not look have saved such
-            raise _DamagedError(f"{file}: {spoilt} holds numbers that are not finite; nothing can go on from them")
-    return Checkpoint(path, manifest, clock, tensors[WEIGHTS], tensors[OPTIMISER])
+        nonfinite = next((key for key, tensor in tensors[name].items() if not _is_finite(tensor)), None)
+        if nonfinite is not None:  # versions that did not look have saved such
+            raise _DamagedError(f"{file}: {nonfinite} holds numbers that are not finite; nothing can go on from them")
+    return Checkpoint(path, manifest, clock, tensors[WEIGHTS], tensors[OPTIMIZER])
 
 
 def load_manifest(path: Path) -> tuple[CheckpointManifest, CheckpointClock | None]:

@@ -30,8 +30,8 @@ class HeldError(Exception):
 class Lock:
     """A lock that is held. told: what people must know of it, None where locks work."""
 
-    def __init__(self, handle: int, told: str | None) -> None:
-        self.told = told
+    def __init__(self, handle: int, reported: str | None) -> None:
+        self.reported = reported
         self._handle = handle
 
     @staticmethod
@@ -42,7 +42,7 @@ class Lock:
         """
         handle = _opened(directory / NAME, os.O_RDWR | os.O_CREAT)
         try:
-            told = None
+            reported = None
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -50,18 +50,18 @@ class Lock:
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
-                told = _without_locks(directory, handle)
+                reported = _without_locks(directory, handle)
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()} {_machine()}\n".encode(), 0)
         except BaseException:
             os.close(handle)
             raise
-        return Lock(handle, told)
+        return Lock(handle, reported)
 
     def release(self) -> None:
         """Let others have it."""
         try:
-            if self.told is not None:
+            if self.reported is not None:
                 os.ftruncate(self._handle, 0)
         except OSError:
             pass  # the next one sees a process that is gone

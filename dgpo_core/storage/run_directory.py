@@ -6,7 +6,7 @@ runs/NAME/config.yaml        the resolved configuration, its paths absolute
           timings.jsonl      one line an iteration: what it cost
           evaluations.jsonl  one line an evaluation and reward
           checkpoints/       see `checkpoint`
-          pictures/000010/   pictures of the evaluation after iteration 10, the same noise each time
+          images/000010/   images of the evaluation after iteration 10, the same noise each time
           scores/000010.json its scores prompt by prompt
           outcome.json       how the run ended; absent while it goes on and after it was killed
           before-1/          what a run left that was killed before its first checkpoint, and started over
@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgpo_core.config.changes import Change, changes, last_measured_otherwise, recorded, told
+from dgpo_core.config.changes import Change, changes, last_measured_otherwise, recorded, reported
 from dgpo_core.config.locations import located, started_in
 from dgpo_core.errors import UserError
 from dgpo_core.storage import logs
@@ -168,7 +168,7 @@ class RunDirectory(RunStore):
         aside = self.path / f"{ASIDE}-{number}"
         try:
             aside.mkdir()
-            for name in (*LOGS, "pictures", "scores", RECORD, CONFIG, OUTCOME):
+            for name in (*LOGS, "images", "scores", RECORD, CONFIG, OUTCOME):
                 if (self.path / name).exists():
                     (self.path / name).rename(aside / name)
             fsync_directory(self.path)
@@ -226,10 +226,10 @@ class RunDirectory(RunStore):
             raise UserError(f"{self.path} is in use by another process (number {error})") from error
         except OSError as error:
             raise UserError(f"run.output: cannot write to {self.path}: {why(error)}") from error
-        if self._lock.told is not None:
-            log.warning("%s", self._lock.told)
+        if self._lock.reported is not None:
+            log.warning("%s", self._lock.reported)
         try:
-            for name in ("checkpoints", "pictures"):
+            for name in ("checkpoints", "images"):
                 recover(self.path / name)
         except OSError as error:
             self.release()
@@ -262,7 +262,7 @@ class RunDirectory(RunStore):
             raise UserError(f"cannot remove {self.path / OUTCOME}: {why(error)}") from error
         after = [] if resumed is None else self.changes(resumed)
         write_record(self.path, config, registry, prompts, base, times, after)
-        return None if resumed is None else told(self._changed, resumed)
+        return None if resumed is None else reported(self._changed, resumed)
 
     def changes(self, iteration: int) -> list[dict[str, Any]]:
         """What resumes have changed in run.json, this one included, which goes on after so many iterations."""
@@ -361,7 +361,7 @@ class RunDirectory(RunStore):
             "seconds": sum(record["seconds"] for record in timed) if clock is None else clock.trained_seconds,
             "evaluations": self.sound("evaluations.jsonl"),
             "otherwise": last_measured_otherwise(changed),
-            "guards_otherwise": last_measured_otherwise(changed, guards=True),
+            "monitors_changed": last_measured_otherwise(changed, monitors=True),
         }
         if self.checkpoints.set_aside_after(manifest.iteration):
             notes.append(f"the newest checkpoint is damaged; continuing from iteration {manifest.iteration}")

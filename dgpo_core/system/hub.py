@@ -48,5 +48,5 @@ def _client(library: Any) -> Any:
     hook = getattr(http, "hf_request_event_hook", None)  # it refuses requests when offline
     hooks = {} if hook is None else {"event_hooks": {"request": [hook]}}
     return library.Client(
-        transport=Routed(library, tell=True), trust_env=False, follow_redirects=True, timeout=None, **hooks
+        transport=Routed(library, on_message=True), trust_env=False, follow_redirects=True, timeout=None, **hooks
     )

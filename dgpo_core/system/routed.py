@@ -39,13 +39,15 @@ class Routed:
     """A transport for a client of httpx, or of a library with its interface, that asks `proxies.route` for each
     request. May be used from any thread."""
 
-    def __init__(self, library: ModuleType, *, limits: Any = None, network: Any = None, tell: bool = False) -> None:
+    def __init__(
+        self, library: ModuleType, *, limits: Any = None, network: Any = None, on_message: bool = False
+    ) -> None:
         """network: makes the connections, as httpcore's backends do; tell: log, once, why a proxy could not be used or
         reached."""
         self._library = library
         self._network = network
-        self._tell = tell
-        self._told: set[str] = set()
+        self._report = on_message
+        self._reported: set[str] = set()
         self._limits = {} if limits is None else {"limits": limits}
         self._made: dict[tuple[str | None, bool], Any] = {}
         self._making = threading.Lock()
@@ -67,8 +69,8 @@ class Routed:
             raise self._failed(f"{error_text(error, 300)} through {proxy}", request) from error
 
     def _failed(self, message: str, request: Any) -> Exception:
-        if self._tell and message not in self._told:  # the library may have words of its own instead
-            self._told.add(message)
+        if self._report and message not in self._reported:  # the library may have words of its own instead
+            self._reported.add(message)
             log.warning("%s", message)
         made: Exception = self._library.ConnectError(message, request=request)
         return made

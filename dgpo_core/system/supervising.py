@@ -202,10 +202,10 @@ def end_with_parent(parent: int, end: Callable[[], object], every: float = 0.5) 
 class _Reader:
     """Gives what a process prints to a function, line by line on a thread, and remembers the last lines."""
 
-    def __init__(self, stream: IO[bytes] | None, tell: Callable[[str], object], kept: int) -> None:
+    def __init__(self, stream: IO[bytes] | None, on_message: Callable[[str], object], kept: int) -> None:
         assert stream is not None
         self._stream = stream
-        self._tell = tell
+        self._report = on_message
         self._closed = threading.Event()
         self._lines: deque[str] = deque(maxlen=kept)
         self._thread = threading.Thread(target=self._read, name="output of a process", daemon=True)
@@ -237,7 +237,7 @@ class _Reader:
     def _keep(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip()
         self._lines.append(text)
-        self._tell(text)
+        self._report(text)
 
     def close(self) -> None:
         """What was printed so far is kept."""

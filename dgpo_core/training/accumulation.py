@@ -5,7 +5,7 @@ not fit is gone through twice: first without gradient to complete its statistic 
 forward pass more than accumulating the group's gradient apart and scaling it afterwards, but it needs no second set of
 gradients (full fine-tuning!) and stays exact with a KL term, whose gradient is not scaled by sigmoid(S_g).
 
-With several processes each works on its own samples. The statistics of groups that are spread over processes are
+With several processes each works on its own samples. The statistics of groups that are sharded across processes are
 completed first, all those of an update in one reduction; a second one adds the gradients. There are no others.
 
 Nothing here asks the device for a value, except whether another process was asked to stop.
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from dgpo_core.plugins import promises
+from dgpo_core.plugins import contract_checks
 from dgpo_core.system.stopping import Interrupted
 from dgpo_core.training.memory import halving
 from dgpo_core.training.microbatches import Bundle, MicroBatch, Update
@@ -61,9 +61,13 @@ def metric_means(results: Iterable[Accumulated], processes: Processes) -> dict[s
     if processes.count == 1:
         return dict(zip(found, means, strict=True))
     here = {name: (mean, sum(map(len, parts))) for (name, parts), mean in zip(found.items(), means, strict=True)}
-    everyone = processes.everyone(here)
-    shares = {name: [there[name] for there in everyone if name in there] for there in everyone for name in there}
-    return {name: sum(v * k for v, k in some) / sum(k for _, k in some) for name, some in shares.items()}
+    all_gather_object = processes.all_gather_object(here)
+    split_samples = {
+        name: [there[name] for there in all_gather_object if name in there]
+        for there in all_gather_object
+        for name in there
+    }
+    return {name: sum(v * k for v, k in some) / sum(k for _, k in some) for name, some in split_samples.items()}
 
 
 @dataclass(slots=True)
@@ -77,7 +81,7 @@ class Accumulation:
     models: Models
     processes: Processes
     micro_batch: int
-    tell: Callable[[str], None]
+    on_message: Callable[[str], None]
     progress: Callable[[int], None]
 
     def add(self, update: Update, interrupt: Callable[[], None] = lambda: None) -> Accumulated:
@@ -89,7 +93,7 @@ class Accumulation:
         loss, metrics = torch.zeros((), device=self.models.policy.backbone.device), dict[str, list[Tensor]]()
         if update.active:  # else there is nothing to learn from, in any process
             complete = None
-            if self.models.objective.needs_statistic and any(update.spread):
+            if self.models.objective.needs_statistic and any(update.split):
                 complete = self._complete(update, interrupt)
             (loss, metrics), stopped = self._here(
                 lambda size: self._gradient(update, complete, size, interrupt), (loss, metrics)
@@ -135,7 +139,9 @@ class Accumulation:
         metrics."""
         predictions = self.models.predictions(b)
         if not predictions.velocity.requires_grad:
-            raise promises.broken(self.models.policy.backbone, "`velocity` has no gradient, so nothing would be learnt")
+            raise contract_checks.broken(
+                self.models.policy.backbone, "`velocity` has no gradient, so nothing would be learned"
+            )
         result = member_loss(self.models.objective, predictions, b.members, known)
         # Mean over a group's scored members, over the groups of this update and over the timesteps.
         scaled = (result.loss / b.members.group_size).sum() / (len(update.groups) * len(update.sigmas))
@@ -150,7 +156,7 @@ class Accumulation:
         small; or `stopped`, and True, for then the others have to be told. A single process just stops."""
         try:
             done, self.micro_batch = halving(
-                work, self.micro_batch, "optimiser.micro_batch", self.tell, again=not self.models.policy.sharded
+                work, self.micro_batch, "optimizer.micro_batch", self.on_message, again=not self.models.policy.sharded
             )
         except Interrupted:
             if self.processes.count == 1:
@@ -160,17 +166,17 @@ class Accumulation:
         return (stopped, True) if done is None else (done, False)
 
     def _complete(self, update: Update, interrupt: Callable[[], None]) -> Tensor:
-        """Statistics [T, g] of the groups that are spread over processes, in one reduction; nan of the others."""
+        """Statistics [T, g] of the groups that are sharded across processes, in one reduction; nan of the others."""
         here, stopped = self._here(
             lambda size: statistics_here(self.models, update, size, interrupt), no_statistics(self.models, update)
         )
-        elsewhere = ~torch.tensor(update.spread, device=here.device)
-        return self._added([here], stopped)[0].masked_fill(elsewhere, torch.nan)
+        not_split = ~torch.tensor(update.split, device=here.device)
+        return self._added([here], stopped)[0].masked_fill(not_split, torch.nan)
 
     def _add_gradients(self, loss: Tensor, stopped: bool) -> Tensor:
         """Give every process the sum of all processes' gradients; returns the sum of their losses."""
-        # Gradients of spread weights were added by their backward passes.
-        parameters = [] if self.models.policy.spread else list(self.models.policy.parameters.values())
+        # Gradients of sharded weights were added by their backward passes.
+        parameters = [] if self.models.policy.sharded else list(self.models.policy.parameters.values())
         known = loss.new_tensor([p.grad is not None for p in parameters])
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         total, known, *sums = self._added([loss, known, *gradients], stopped)
@@ -180,7 +186,7 @@ class Accumulation:
 
     def _added(self, tensors: list[Tensor], stopped: bool) -> list[Tensor]:
         """Sums over processes. Whether one was asked to stop travels along; then all of them raise Interrupted."""
-        *sums, stop = self.processes.add([*tensors, tensors[0].new_tensor([float(stopped)])])
+        *sums, stop = self.processes.all_reduce_sum([*tensors, tensors[0].new_tensor([float(stopped)])])
         if bool(stop):
             raise Interrupted
         return sums

@@ -11,7 +11,7 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 
 if TYPE_CHECKING:
-    from dgpo_schemas.sections.training import OptimiserSection
+    from dgpo_schemas.sections.training import OptimizerSection
 
 __all__ = ["learning_rate", "make_adamw", "restore", "state_of"]
 
@@ -19,7 +19,7 @@ SHARED = ("qmap1", "qmap2")
 """Tables that bitsandbytes keeps once for all parameters."""
 
 
-def make_adamw(parameters: Iterable[torch.nn.Parameter], section: OptimiserSection) -> torch.optim.Optimizer:
+def make_adamw(parameters: Iterable[torch.nn.Parameter], section: OptimizerSection) -> torch.optim.Optimizer:
     """torch's fused AdamW, or bitsandbytes' with moments of 8 bits (Dettmers et al., arXiv 2110.02861).
 
     Raises UserError if bitsandbytes is asked for and absent.
@@ -34,13 +34,13 @@ def make_adamw(parameters: Iterable[torch.nn.Parameter], section: OptimiserSecti
         import bitsandbytes
     except ImportError as error:
         raise UserError(
-            "optimiser.bits: moments of 8 bits need bitsandbytes: pip install 'dgpo[8bit]', or leave the key out"
+            "optimizer.bits: moments of 8 bits need bitsandbytes: pip install 'dgpo[8bit]', or leave the key out"
         ) from error
     made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(list(parameters), **settings)
     return made
 
 
-def learning_rate(section: OptimiserSection, update: int, total: int) -> float:
+def learning_rate(section: OptimizerSection, update: int, total: int) -> float:
     """Learning rate of update number `update`, counted from 0, of a run that makes `total`."""
     rate = section.learning_rate
     if update < section.warmup:
@@ -62,7 +62,7 @@ def state_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def restore(optimiser: torch.optim.Optimizer, parameter: torch.nn.Parameter, key: str, tensor: Tensor) -> None:
+def restore(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, key: str, tensor: Tensor) -> None:
     """Put back one of the tensors that `state_of` gave; what was a number is one again."""
     whole = key == "step" and not tensor.is_floating_point()
-    optimiser.state[parameter][key] = int(tensor) if whole else tensor
+    optimizer.state[parameter][key] = int(tensor) if whole else tensor

@@ -21,7 +21,7 @@ class Callback:
     """Watches a run; what is not overridden does nothing. Called in the main process, one callback after the other.
 
     Phases are timed from the first of their calls to the last, on `time.perf_counter`: "measure" (by a timestep
-    policy), "roll_out", "wait_for_scores", "weigh", "optimise", "evaluate" and "checkpoint". A phase ends when the
+    policy), "roll_out", "wait_for_scores", "weigh", "optimize", "evaluate" and "checkpoint". A phase ends when the
     device has done what was queued in it.
     """
 
@@ -38,7 +38,7 @@ class Callback:
         """A phase is over, also one that failed."""
 
     def on_progress(self, phase: str, done: int, total: int) -> None:
-        """Samples that are done, of "roll_out", "score", "optimise" or "evaluate"; a micro-batch of a roll-out has been
+        """Samples that are done, of "roll_out", "score", "optimize" or "evaluate"; a micro-batch of a rollout has been
         handed to the rewards by then."""
 
     def on_metrics(self, metrics: MetricsRecord) -> None:
@@ -80,12 +80,12 @@ class Callbacks(Callback):
 class Phases:
     """Seconds and samples since the last `clear`, by phase (see `Callback`).
 
-    synchronise: waits for the device, so that the clock measures work and not its queueing.
+    synchronize: waits for the device, so that the clock measures work and not its queueing.
     """
 
-    def __init__(self, callbacks: Callback, synchronise: Callable[[], None]) -> None:
+    def __init__(self, callbacks: Callback, synchronize: Callable[[], None]) -> None:
         self.callbacks = callbacks
-        self.synchronise = synchronise
+        self.synchronize = synchronize
         self.seconds: dict[str, float] = defaultdict(float)
         self.samples: dict[str, int] = defaultdict(int)
         self.rewards: Mapping[str, float] = {}
@@ -104,7 +104,7 @@ class Phases:
         try:
             yield
         finally:
-            self.synchronise()
+            self.synchronize()
             seconds = time.perf_counter() - started
             self.seconds[phase] += seconds
             self.callbacks.on_phase_end(phase, seconds)

@@ -21,13 +21,13 @@ from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.flow.sizes import check_sizes
 from dgpo_core.flow.times import Times
-from dgpo_core.plugins import promises
-from dgpo_core.plugins.surroundings import Guard
+from dgpo_core.plugins import contract_checks
+from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.storage.bases import base_record
 from dgpo_core.storage.checkpoint import Checkpoint
 from dgpo_core.system.hub import prepare_hub
 from dgpo_core.training.policy import ConditioningCache, Policy, check_adapter
-from dgpo_core.training.rollout import Roller
+from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.types import Conditioning, Prompt
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ __all__ = ["Engine", "build_engine"]
 class Engine:
     """Parts of a run file that are built for whatever is done with it; `build_engine` makes one.
 
-    guard: puts back what plugins change in the process; conditioning: prompt embeddings, encoded once; sampler: of
+    monitor: puts back what plugins change in the process; conditioning: prompt embeddings, encoded once; sampler: of
     rollouts, and of evaluation unless that has its own; reward_models: made so far, under their blocks without name and
     weight; closing: what ends with the engine; on_message: told when micro-batches are made smaller.
     """
@@ -52,7 +52,7 @@ class Engine:
     registry: Registry
     runtime: Runtime
     draws: Draws
-    guard: Guard
+    process_state: ProcessState
     backbone: Backbone
     policy: Policy
     conditioning: ConditioningCache
@@ -64,8 +64,8 @@ class Engine:
     on_message: Callable[[str], None]
 
     def create(self, kind: str, block: Any) -> Any:
-        """A part, whose making leaves the process as it was."""
-        return _create(self.registry, self.guard, kind, block)
+        """A component, whose making leaves the process as it was."""
+        return _create(self.registry, self.process_state, kind, block)
 
     def read_base(self) -> BaseRecord | None:
         """What the base weights were read from; None if the backbone does not say."""
@@ -76,7 +76,7 @@ class Engine:
 
     def load_sources(self, split: Literal["train", "heldout"]) -> list[Source]:
         """Prompts by source; one without a name where the run file has one list, none where it has none."""
-        with self.guard.around(f"prompts.{split}"):
+        with self.process_state.around(f"prompts.{split}"):
             return load_sources(self.config.prompts, split, self.registry)
 
     def load_prompts(self, split: Literal["train", "heldout"]) -> list[Prompt]:
@@ -88,7 +88,7 @@ class Engine:
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Have the backbone check prompts. Raises UserError naming the first one that it cannot draw."""
-        with self.guard.around("backbone, when it checked the prompts,"):
+        with self.process_state.around("backbone, when it checked the prompts,"):
             check_prompts(self.backbone, prompts)
 
     def sized(self, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -102,20 +102,20 @@ class Engine:
 
     def check_guidance(self, key: str, guidance: float) -> None:
         """Raise UserError for a guidance scale that a model without an unconditional prediction cannot have."""
-        if guidance != 1 and not self.backbone.guidable:
+        if guidance != 1 and not self.backbone.supports_guidance:
             raise UserError(
                 f"{key}: {guidance:g} is not possible: backbone: {self.config.backbone.use} has no unconditional "
                 "prediction to guide away from; leave it at 1"
             )
 
-    def roller(
+    def rollout_sampler(
         self,
         *,
         steps: int | None = None,
         guidance: float | None = None,
         micro_batch: int | None = None,
         sampler: Sampler | None = None,
-    ) -> Roller:
+    ) -> RolloutSampler:
         """Draws samples as configured, except for what is given."""
         rollout = self.config.rollout
         if guidance is None:
@@ -126,7 +126,7 @@ class Engine:
             steps or rollout.steps,
             rollout.height_width,
         )
-        return Roller(
+        return RolloutSampler(
             self.policy,
             sampler or self.sampler,
             self.conditioning,
@@ -138,7 +138,7 @@ class Engine:
             micro_batch=micro_batch or rollout.micro_batch or rollout.groups * rollout.group_size,
             autocast=self.runtime.autocast,
             merge_adapter=self._merge_adapter,
-            tell=self.on_message,
+            on_message=self.on_message,
         )
 
     @property
@@ -152,12 +152,12 @@ class Engine:
             raise UserError(f"rollout.merge_adapter: backbone: {self.config.backbone.use} cannot merge its adapter")
         return True
 
-    def evaluation_roller(self, *, steps: int | None = None, guidance: float | None = None) -> Roller:
+    def evaluation_rollout_sampler(self, *, steps: int | None = None, guidance: float | None = None) -> RolloutSampler:
         """Draws samples as evaluation is configured, except for what is given."""
         section = self.config.evaluation
         if guidance is None and section.guidance is not None:
             self.check_guidance("evaluation.guidance", section.guidance)
-        return self.roller(
+        return self.rollout_sampler(
             steps=steps or section.steps,
             guidance=section.guidance if guidance is None else guidance,
             sampler=self.evaluation_sampler,
@@ -204,22 +204,22 @@ def build_engine(
         if runtime is None:
             runtime = Runtime(config, join=join)
             closing.callback(runtime.close)
-        guard = Guard()
-        backbone = _backbone(config, registry, runtime, guard)
+        process_state = ProcessState()
+        backbone = _backbone(config, registry, runtime, process_state)
         conditioning = ConditioningCache(backbone)
-        sampler = _create(registry, guard, "sampler", config.rollout.sampler)
+        sampler = _create(registry, process_state, "sampler", config.rollout.sampler)
         other = config.evaluation.sampler
         return Engine(
             config=config,
             registry=registry,
             runtime=runtime,
             draws=Draws(config.run.seed),
-            guard=guard,
+            process_state=process_state,
             backbone=backbone,
             policy=_policy(config, runtime, backbone, conditioning),
             conditioning=conditioning,
             sampler=sampler,
-            evaluation_sampler=sampler if other is None else _create(registry, guard, "sampler", other),
+            evaluation_sampler=sampler if other is None else _create(registry, process_state, "sampler", other),
             times=Times(config, backbone),
             reward_models=[],
             closing=closing.pop_all(),
@@ -227,18 +227,18 @@ def build_engine(
         )
 
 
-def _create(registry: Registry, guard: Guard, kind: str, block: Any, **arguments: Any) -> Any:
+def _create(registry: Registry, process_state: ProcessState, kind: str, block: Any, **arguments: Any) -> Any:
     prepare_hub()
-    with guard.around(f"{kind} {block.use}, when it was made,"):
+    with process_state.around(f"{kind} {block.use}, when it was made,"):
         return registry.create(kind, block, **arguments)
 
 
-def _backbone(config: RunConfig, registry: Registry, runtime: Runtime, guard: Guard) -> Backbone:
+def _backbone(config: RunConfig, registry: Registry, runtime: Runtime, process_state: ProcessState) -> Backbone:
     if runtime.sharded and config.backbone.compile:
         raise UserError("backbone.compile: a model that run.shard spreads over processes cannot be compiled")
     device = torch.device("cpu") if runtime.sharded else runtime.device
-    made: Backbone = _create(registry, guard, "backbone", config.backbone, device=device)
-    promises.built(made)
+    made: Backbone = _create(registry, process_state, "backbone", config.backbone, device=device)
+    contract_checks.built(made)
     check_adapter(made)
     if runtime.sharded:
         from dgpo_core.distributed.sharding import shard
@@ -256,7 +256,7 @@ def _policy(config: RunConfig, runtime: Runtime, backbone: Backbone, conditionin
     def blank() -> tuple[Tensor, Conditioning]:
         """A latent and the conditioning of a prompt that the model can draw."""
         size = config.rollout.height_width
-        shape = promises.latent_shape(backbone, size)
+        shape = contract_checks.latent_shape(backbone, size)
         return torch.zeros(1, *shape, device=runtime.device), conditioning([backbone.example(size)])
 
     return ShardedPolicy(backbone, config.objective.ema, runtime.processes, blank=blank, autocast=runtime.autocast)

@@ -15,55 +15,55 @@ import torch
 from torch import Tensor
 
 from dgpo_core.distributed.comparing import Layout
-from dgpo_core.distributed.dealing import deal, deliver
+from dgpo_core.distributed.partitioning import exchange_tensors, partition_units
 from dgpo_core.distributed.processes import Processes, cut
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.flow.paths import samplers_such_that
 from dgpo_core.flow.sizes import runs
 from dgpo_core.training.evaluation_records import Role, evaluation_record
-from dgpo_core.training.guards import step_statistics
 from dgpo_core.training.memory import decoded_media
+from dgpo_core.training.monitors import step_statistics
 from dgpo_core.training.scored import diversity, merged, not_finite, reasons_of
-from dgpo_core.training.scores import part_values
+from dgpo_core.training.scores import subscore_values
 from dgpo_core.types import Prompt
 from dgpo_schemas.metrics import EvaluationRecord
 
 if TYPE_CHECKING:
     from dgpo_core.training.engine import Engine
-    from dgpo_core.training.policy import View
+    from dgpo_core.training.policy import ModelName
     from dgpo_core.training.reward_calls import Reward
-    from dgpo_core.training.rollout import Roller
+    from dgpo_core.training.rollout import RolloutSampler
     from dgpo_core.training.scored import ScoredSamples
     from dgpo_core.training.scoring import Scorer
 
-__all__ = ["Evaluation", "Evaluator", "Finer", "NotFiniteError"]
+__all__ = ["Evaluation", "Evaluator", "ManyStepSolve", "NotFiniteError"]
 
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Finer:
-    """A roller with many steps, and how many prompts to draw with it."""
+class ManyStepSolve:
+    """A rollout sampler with many steps, and how many prompts to draw with it."""
 
-    roller: Roller
+    rollout_sampler: RolloutSampler
     prompts: int
 
     @staticmethod
-    def of(engine: Engine, guidance: float | None = None) -> Finer | None:
+    def of(engine: Engine, guidance: float | None = None) -> ManyStepSolve | None:
         """As the run file says, if it asks for it. Raises UserError for a random sampler: its solves need not agree."""
-        section = engine.config.evaluation.finer
+        section = engine.config.evaluation.many_step
         if section is None:
             return None
         if not engine.evaluation_sampler.deterministic:
             used = engine.config.evaluation.sampler or engine.config.rollout.sampler
             raise UserError(
-                "evaluation.finer: compares samples in few steps with the same samples in many, but the sampler of "
+                "evaluation.many_step: compares samples in few steps with the same samples in many, but the sampler of "
                 f"evaluation, {used.use}, is random; set evaluation.sampler to one that is not "
                 f"({samplers_such_that(engine.registry, lambda kind: kind.deterministic)}), or leave finer out"
             )
-        return Finer(engine.evaluation_roller(steps=section.steps, guidance=guidance), section.prompts)
+        return ManyStepSolve(engine.evaluation_rollout_sampler(steps=section.steps, guidance=guidance), section.prompts)
 
 
 class NotFiniteError(UserError):
@@ -85,20 +85,19 @@ class Evaluation:
 class Evaluator:
     """What is evaluated, and with what; `evaluate` does it with the weights of a view.
 
-    prompts: p of them; members: samples K of each; draws: key of their noise; pictures: prompts whose first sample is
-    returned; finer: also draw some samples in many steps, from the same noise, and compare (`guards.step_statistics`);
-    processes: those that share the samples; each of them gets the whole evaluation. exact: they share whole
-    micro-batches, for numbers that are the same to the bit whatever their number; else samples, as evenly as can be.
-    Raises UserError if there are no prompts.
-    """
+    prompts: p of them; members: samples K of each; draws: key of their noise; images: prompts whose first sample is
+    returned; finer: also draw some samples in many steps, from the same noise, and compare
+    (`monitors.step_statistics`); processes: those that share the samples; each of them gets the whole evaluation.
+    exact: they share whole micro-batches, for numbers that are the same to the bit whatever their number; else samples,
+    as evenly as can be. Raises UserError if there are no prompts."""
 
-    roller: Roller
+    rollout_sampler: RolloutSampler
     scorer: Scorer
     prompts: Sequence[Prompt]
     members: int
     draws: Draws
-    pictures: int = 0
-    finer: Finer | None = None
+    images: int = 0
+    many_step: ManyStepSolve | None = None
     processes: Processes = field(default_factory=Processes)
     exact: bool = False
 
@@ -108,7 +107,7 @@ class Evaluator:
 
     def evaluate(
         self,
-        view: View,
+        model: ModelName,
         iteration: int,
         *,
         interrupt: Callable[[], None] = lambda: None,
@@ -120,34 +119,34 @@ class Evaluator:
         process. Raises UserError if a reward scored none of the samples; NotFiniteError if that is because no media
         are finite.
         """
-        scored, shown, compared = self._draw(view, interrupt, progress)
+        scored, shown, compared = self._draw(model, interrupt, progress)
         self._hear_of_failures()
 
         def record(label: str, role: Role, values: Tensor, prompts: Sequence[Prompt], **more: Any) -> EvaluationRecord:
             return evaluation_record(
-                label, role, values, prompts=prompts, draws=self.draws, iteration=iteration, view=view, **more
+                label, role, values, prompts=prompts, draws=self.draws, iteration=iteration, model=model, **more
             )
 
         records = []
         for reward in self.scorer.rewards:
             if rows := [i for i, prompt in enumerate(self.prompts) if reward.asks(prompt)]:
                 values = self._values(reward, scored, rows)
-                role: Role = "guard" if reward.guard else "target"
-                more = {"group_by": reward.model.group_by, "parts": self._parts(reward, scored, rows)}
+                role: Role = "monitor" if reward.monitor else "target"
+                more = {"group_by": reward.model.group_by, "subscores": self._subscores(reward, scored, rows)}
                 records.append(record(reward.label, role, values, [self.prompts[i] for i in rows], **more))
         for name, values in self._statistics(scored):
             records.append(record(name, "statistic", values, self.prompts))
-        if self.finer is not None:
+        if self.many_step is not None:
             chosen = [self.prompts[i] for i in self._solved_twice]
-            for name, values in self._step_statistics(self.finer, compared, view, interrupt):
+            for name, values in self._step_statistics(self.many_step, compared, model, interrupt):
                 records.append(record(name, "statistic", values, chosen))
-        media = self.processes.gather_each(shown)
+        media = self.processes.all_gather_tensors(shown)
         return Evaluation(records, media, [self.prompts[i] for i in self._shown], self._lines(scored))
 
     def _hear_of_failures(self) -> None:
         """Have every process know what failed in the others, of which the main one alone is heard."""
         known = self.scorer.failures
-        for reason in [reason for told in self.processes.everyone(list(known)) for reason in told]:
+        for reason in [reason for reported in self.processes.all_gather_object(list(known)) for reason in reported]:
             if reason not in known:
                 known.append(reason)
                 log.warning("reward failed in another process: %s", reason)
@@ -155,26 +154,26 @@ class Evaluator:
     @property
     def _shown(self) -> list[int]:
         """Numbers of the prompts whose first sample is returned."""
-        return _spread(len(self.prompts), self.pictures)
+        return _evenly_spaced(len(self.prompts), self.images)
 
     @property
     def _solved_twice(self) -> list[int]:
         """Numbers of the prompts whose first sample is drawn in many steps too."""
-        return _spread(len(self.prompts), self.finer.prompts if self.finer else 0)
+        return _evenly_spaced(len(self.prompts), self.many_step.prompts if self.many_step else 0)
 
     @cached_property
     def _samples(self) -> list[Sequence[int]]:
         """Each process's samples, as numbers of the flat order."""
-        return self._cut(self.roller, self.prompts, self.members)
+        return self._cut(self.rollout_sampler, self.prompts, self.members)
 
-    def _cut(self, roller: Roller, prompts: Sequence[Prompt], members: int) -> list[Sequence[int]]:
+    def _cut(self, rollout_sampler: RolloutSampler, prompts: Sequence[Prompt], members: int) -> list[Sequence[int]]:
         count = self.processes.count
         if self.exact:
-            return [*deal(roller.micro_batches(prompts, members), count)]
+            return [*partition_units(rollout_sampler.micro_batches(prompts, members), count)]
         return [cut(len(prompts) * members, rank, count) for rank in range(count)]
 
     def _draw(
-        self, view: View, interrupt: Callable[[], None], progress: Callable[[int, int], None]
+        self, model: ModelName, interrupt: Callable[[], None], progress: Callable[[int, int], None]
     ) -> tuple[ScoredSamples, list[Tensor], list[Tensor]]:
         """Every process draws its samples; each micro-batch is scored while the next one is drawn. All scores, and the
         first samples that this process has drawn of prompts to be shown and of prompts to be solved twice."""
@@ -184,10 +183,12 @@ class Evaluator:
         compared: list[Tensor] = []
         try:
             scorer.expect(Layout(self.members, self.draws, samples, processes.rank))
-            with processes.together(self.roller.policy.finish):
-                for rollout in self.roller.roll_out(self.prompts, self.members, self.draws, view, samples=own):
+            with processes.together(self.rollout_sampler.policy.finish):
+                for rollout in self.rollout_sampler.sample_groups(
+                    self.prompts, self.members, self.draws, model, samples=own
+                ):
                     interrupt()
-                    media = decoded_media(self.roller.policy.backbone, rollout)
+                    media = decoded_media(self.rollout_sampler.policy.backbone, rollout)
                     scorer.submit(media, rollout.prompts, interrupt, rollout.samples)
                     shown += _first_members(media, rollout.samples, self._shown, self.members)
                     compared += _first_members(media, rollout.samples, self._solved_twice, self.members)
@@ -211,9 +212,9 @@ class Evaluator:
         why = said or "see the diagnostics of its samples"
         raise UserError(f"evaluation: {reward.label} scored none of {values.numel()} samples: {why}")
 
-    def _parts(self, reward: Reward, scored: ScoredSamples, rows: Sequence[int]) -> dict[str, Tensor]:
-        """The parts that a reward names, each [rows, K]."""
-        named = part_values(scored.diagnostics[reward.label], scored.values[reward.label])
+    def _subscores(self, reward: Reward, scored: ScoredSamples, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The components that a reward names, each [rows, K]."""
+        named = subscore_values(scored.diagnostics[reward.label], scored.values[reward.label])
         return {name: one.view(len(self.prompts), self.members)[rows] for name, one in named.items()}
 
     def _statistics(self, scored: ScoredSamples) -> Iterator[tuple[str, Tensor]]:
@@ -224,7 +225,7 @@ class Evaluator:
             yield name, statistic.view(len(self.prompts), self.members)
 
     def _step_statistics(
-        self, finer: Finer, compared: Sequence[Tensor], view: View, interrupt: Callable[[], None]
+        self, many_step: ManyStepSolve, compared: Sequence[Tensor], model: ModelName, interrupt: Callable[[], None]
     ) -> Iterator[tuple[str, Tensor]]:
         """The same samples in many steps, `compared` with those in few: statistics by name, each [prompts, 1]."""
         drawn_by = {
@@ -232,19 +233,23 @@ class Evaluator:
         }
         solved_by = drawn_by
         if self.exact:
-            again = self._cut(finer.roller, [self.prompts[i] for i in self._solved_twice], 1)
+            again = self._cut(many_step.rollout_sampler, [self.prompts[i] for i in self._solved_twice], 1)
             solved_by = {self._solved_twice[k]: rank for rank, own in enumerate(again) for k in own}
             here = [i for i, rank in drawn_by.items() if rank == self.processes.rank]
             held = dict(zip(here, compared, strict=True))
-            compared = list(deliver(self.processes, held, drawn_by, solved_by).values())
+            compared = list(exchange_tensors(self.processes, held, drawn_by, solved_by).values())
         mine = [i for i, rank in solved_by.items() if rank == self.processes.rank]
         media: list[Tensor] = []
-        with self.processes.together(finer.roller.policy.finish):
-            for rollout in finer.roller.roll_out([self.prompts[i] for i in mine], 1, self.draws, view, places=mine):
+        with self.processes.together(many_step.rollout_sampler.policy.finish):
+            for rollout in many_step.rollout_sampler.sample_groups(
+                [self.prompts[i] for i in mine], 1, self.draws, model, places=mine
+            ):
                 interrupt()
-                media += decoded_media(finer.roller.policy.backbone, rollout).cpu()
+                media += decoded_media(many_step.rollout_sampler.policy.backbone, rollout).cpu()
         found = _joined_step_statistics(compared, media)
-        said = self.processes.everyone({name: statistic.double().tolist() for name, statistic in found.items()})
+        said = self.processes.all_gather_object(
+            {name: statistic.double().tolist() for name, statistic in found.items()}
+        )
         for name in next(part for part in said if part):
             values = torch.tensor([v for part in said for v in part.get(name, ())], dtype=torch.float64)
             yield name, values[:, None]
@@ -264,7 +269,7 @@ class Evaluator:
         return lines
 
 
-def _spread(total: int, count: int) -> list[int]:
+def _evenly_spaced(total: int, count: int) -> list[int]:
     """At most `count` numbers below `total`, evenly spread: prompts often come sorted by task."""
     count = min(count, total)
     return [i * total // count for i in range(count)]
@@ -276,10 +281,10 @@ def _first_members(media: Tensor, samples: Sequence[int], prompts: Sequence[int]
     return list(media[here].cpu()) if here else []
 
 
-def _joined_step_statistics(media: Sequence[Tensor], finer: Sequence[Tensor]) -> dict[str, Tensor]:
-    """`guards.step_statistics` of media that may differ in size; empty if there are none."""
+def _joined_step_statistics(media: Sequence[Tensor], many_step: Sequence[Tensor]) -> dict[str, Tensor]:
+    """`monitors.step_statistics` of media that may differ in size; empty if there are none."""
     found = [
-        step_statistics(torch.stack(list(media[run])), torch.stack(list(finer[run])))
+        step_statistics(torch.stack(list(media[run])), torch.stack(list(many_step[run])))
         for run in runs([one.shape for one in media])
     ]
     return {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else ())}

@@ -22,7 +22,7 @@ __all__ = ["Role", "evaluation_record", "interval"]
 
 log = logging.getLogger(__name__)
 RESAMPLES = 2000
-Role = Literal["target", "guard", "statistic"]
+Role = Literal["target", "monitor", "statistic"]
 
 
 def interval(strata: Sequence[np.ndarray], generator: np.random.Generator, level: float = 0.95) -> tuple[float, float]:
@@ -46,12 +46,12 @@ def evaluation_record(
     prompts: Sequence[Prompt],
     draws: Draws,
     iteration: int,
-    view: str,
+    model: str,
     group_by: str | None = None,
-    parts: Mapping[str, Tensor] = MappingProxyType({}),
+    subscores: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> EvaluationRecord:
-    """Statistics of one reward, or of one statistic of the media; values, and the parts by name, float64 [p, K], nan
-    where missing."""
+    """Statistics of one reward, or of one statistic of the media; values, and the components by name, float64 [p, K],
+    nan where missing."""
     names = [str(p.metadata.get(group_by, "other")) if group_by else "all" for p in prompts]
     strata = _strata(values, names)
     absent = [name for name, found in strata.items() if not len(found)]
@@ -69,7 +69,7 @@ def evaluation_record(
     low, high = interval(list(strata.values()), generator("overall"))
     return EvaluationRecord(
         iteration=iteration,
-        view=view,
+        model=model,
         reward=label,
         role=role,
         value=float(np.mean([group.value for group in groups.values()])),
@@ -83,10 +83,10 @@ def evaluation_record(
             for source, rows in by_source(prompts).items()
             if source and not bool(values[rows].isnan().all())
         },
-        parts={
-            name: float(np.mean([found.mean() for found in _strata(part, names).values() if len(found)]))
-            for name, part in parts.items()
-            if not bool(part.isnan().all())
+        subscores={
+            name: float(np.mean([found.mean() for found in _strata(subscore, names).values() if len(found)]))
+            for name, subscore in subscores.items()
+            if not bool(subscore.isnan().all())
         },
     )
 

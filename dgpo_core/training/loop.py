@@ -1,4 +1,4 @@
-"""The training loop: roll out, score, weigh, optimise. Reads from top to bottom; parts are swapped, not subclassed."""
+"""The training loop: roll out, score, weigh, optimize. Reads from top to bottom; parts are swapped, not subclassed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 
 from dgpo_core.data.sources import of_sources
 from dgpo_core.distributed.comparing import Layout
-from dgpo_core.distributed.processes import shares
+from dgpo_core.distributed.processes import split_samples
 from dgpo_core.draws import Draws
 from dgpo_core.errors import RunStopped, UserError
-from dgpo_core.flow.groups import weigh
+from dgpo_core.flow.groups import compute_advantages
 from dgpo_core.storage.store import RunStore
 from dgpo_core.system.stopping import Interrupted
 from dgpo_core.training.accumulation import metric_means
 from dgpo_core.training.evaluation import NotFiniteError
-from dgpo_core.training.guards import alarms
 from dgpo_core.training.memory import decoded_media
 from dgpo_core.training.metrics import flat, metrics_record, prompt_scores, timing_record
+from dgpo_core.training.monitors import alarms
 from dgpo_core.training.run import Run
 from dgpo_core.training.saving import Saver
 from dgpo_core.training.scored import ScoredSamples, merged, missing_beyond, not_finite
@@ -53,10 +53,10 @@ class Loop:
         try:
             with self.saver.kept_on_failure():
                 self._evaluate_and_save()  # it may have been stopped between an iteration and its evaluation
-                self._check_guards()
+                self._check_monitors()
                 while state.iteration < end and state.ended_by is None:
                     self._iterate()
-                    self._check_guards()
+                    self._check_monitors()
                     self._check_skipped()
         except Interrupted:
             self.saver.save_if_behind()
@@ -73,17 +73,17 @@ class Loop:
         with self.processes.together():
             self.run.stop.check()
         self._measure()
-        groups = self.roll_out_and_score()
+        groups = self.sample_groups_and_score()
         self.state.drawn = self.state.iteration
         self.saver.prune()
-        with self.phases.timed("weigh"):
-            batch = weigh(groups, self.config.advantages, self.run.weighting)
-        record = self._optimise(groups, batch)
+        with self.phases.timed("compute_advantages"):
+            batch = compute_advantages(groups, self.config.advantages, self.run.weighting)
+        record = self._optimize(groups, batch)
         seconds = time.perf_counter() - started
         self.run.callbacks.on_metrics(record)  # before any process is waited for: if one is lost now, this is saved
-        self.state.trained_seconds += (seconds := self.processes.told(seconds))
+        self.state.trained_seconds += (seconds := self.processes.broadcast_object(seconds))
         self._evaluate_and_save()
-        memory = max(self.processes.everyone(self.run.runtime.peak_memory()))
+        memory = max(self.processes.all_gather_object(self.run.runtime.peak_memory()))
         self.run.callbacks.on_iteration_end(record, timing_record(self.state.iteration, seconds, self.phases, memory))
 
     # -- the phases ---------------------------------------------------------------------------------------------
@@ -94,40 +94,40 @@ class Loop:
         if not policy.measures:
             return
         with self.phases.timed("measure"):
-            view = run.rollout_view(run.optimiser.updates)
-            policy.measure(run.probe(run.training_roller, view), run.timestep_context(self.state.iteration))
+            model = run.rollout_model(run.optimizer.updates)
+            policy.measure(run.probe(run.training_rollout_sampler, model), run.timestep_context(self.state.iteration))
             if self.processes.count > 1:  # the last bits of a measurement must not part the processes
-                policy.load_state_dict(self.processes.told(policy.state_dict()))
+                policy.load_state_dict(self.processes.broadcast_object(policy.state_dict()))
 
-    def roll_out_and_score(self) -> ScoredGroups:
+    def sample_groups_and_score(self) -> ScoredGroups:
         """Draw the groups of this iteration; each micro-batch is scored while the next one is drawn."""
         run, rollout = self.run, self.config.rollout
         order = run.draws.at("prompt order")
         draws = run.draws.at("iteration", self.state.iteration, "rollout")
-        samples = shares(rollout.groups, rollout.group_size, self.config.optimiser.updates, self.processes.count)
+        samples = split_samples(rollout.groups, rollout.group_size, self.config.optimizer.updates, self.processes.count)
         try:
             prompts = run.sized(of_sources(run.sources, self.state.iteration, rollout.groups, order))
             try:
                 run.scorer.expect(Layout(rollout.group_size, draws, samples, self.processes.rank))
-                rollouts = self._roll_out(prompts, draws, samples[self.processes.rank])
+                rollouts = self._sample_groups(prompts, draws, samples[self.processes.rank])
                 scored = self._score(samples)
             except BaseException:
                 run.scorer.discard()
                 raise
-            self.phases.samples["roll_out"] = self.phases.samples["score"] = rollout.groups * rollout.group_size
+            self.phases.samples["rollout"] = self.phases.samples["score"] = rollout.groups * rollout.group_size
             groups = run.scorer.groups(scored, rollouts, prompts, self.config.scoring, self.config.advantages.epsilon)
             self._check_missing(groups.scored, scored)
         except UserError:  # a condition medium that has changed must not cost the iterations before it
-            self.saver.save_what_is_whole()
+            self.saver.save_completed_iteration()
             raise
         return groups
 
-    def _roll_out(self, prompts: Sequence[Prompt], draws: Draws, own: Sequence[int]) -> list[Rollout]:
+    def _sample_groups(self, prompts: Sequence[Prompt], draws: Draws, own: Sequence[int]) -> list[Rollout]:
         """This process's samples, handed to the rewards as they are drawn."""
         run, rollouts, done = self.run, [], 0
-        with self.phases.timed("roll_out"), self.processes.together(run.policy.finish):
-            for sampled in run.training_roller.roll_out(
-                prompts, self.config.rollout.group_size, draws, run.rollout_view(run.optimiser.updates),
+        with self.phases.timed("rollout"), self.processes.together(run.policy.finish):
+            for sampled in run.training_rollout_sampler.sample_groups(
+                prompts, self.config.rollout.group_size, draws, run.rollout_model(run.optimizer.updates),
                 samples=own, keep_path=run.objective.needs_path,
             ):  # fmt: skip
                 run.stop.check()
@@ -136,9 +136,9 @@ class Loop:
                 del media  # it lives no longer than it waits for its scores
                 rollouts.append(sampled)
                 done += len(sampled.samples)
-                run.callbacks.on_progress("roll_out", done, len(own))
+                run.callbacks.on_progress("rollout", done, len(own))
         waited = run.scorer.waited  # for rewards that are behind
-        self.phases.seconds["roll_out"] -= waited
+        self.phases.seconds["rollout"] -= waited
         self.phases.seconds["wait_for_scores"] += waited
         return rollouts
 
@@ -155,18 +155,18 @@ class Loop:
         self.phases.rewards = scored.seconds
         return scored
 
-    def _optimise(self, groups: ScoredGroups, batch: TrainingBatch) -> MetricsRecord:
+    def _optimize(self, groups: ScoredGroups, batch: TrainingBatch) -> MetricsRecord:
         """The updates of this iteration, which is then over; its record."""
         run, state, policy = self.run, self.state, self.run.timesteps
         draws, context = run.draws.at("iteration", state.iteration), run.timestep_context(state.iteration)
-        with self.phases.timed("optimise"):
+        with self.phases.timed("optimize"):
             bounds = policy.bounds(context)
             sigmas = policy.draw(self.config.timesteps.count, context, draws.at("timesteps"))
-            results = run.optimiser.step(batch, sigmas, draws.at("optimise"))
+            results = run.optimizer.step(batch, sigmas, draws.at("optimise"))
             self.saver.check_weights()
             averages = metric_means([result.gradient for result in results], self.processes)
         state.iteration += 1
-        state.updates = run.optimiser.updates
+        state.updates = run.optimizer.updates
         state.count_skipped(results)
         record = metrics_record(
             state,
@@ -190,12 +190,12 @@ class Loop:
         try:
             improved = due and self._evaluate()
         except NotFiniteError as error:
-            if self.run.optimiser.updates == 0:
+            if self.run.optimizer.updates == 0:
                 raise
             what = f"the media of the evaluation of iteration {state.iteration}"
             raise RunStopped(self.saver.standing().media(what)) from error
         except UserError:  # a reward that fails here must not cost the iterations before it
-            self.saver.save_what_is_whole()
+            self.saver.save_completed_iteration()
             raise
         saved = state.saved == state.iteration
         behind = saved and due  # saved before the evaluation, which then failed: its log vouches for none
@@ -206,19 +206,19 @@ class Loop:
         """Evaluate the configured view; True if the first reward is better than ever before."""
         run, state, evaluator = self.run, self.state, self.run.evaluator
         assert evaluator is not None
-        view = run.policy.available(self.config.evaluation.view)
+        model = run.policy.available(self.config.evaluation.model)
         with self.phases.timed("evaluate"):
             result = evaluator.evaluate(
-                view,
+                model,
                 state.iteration,
                 interrupt=run.stop.check,
                 progress=lambda done, total: run.callbacks.on_progress("evaluate", done, total),
             )
         self.phases.samples["evaluate"] = len(result.samples)
-        scores = prompt_scores(result.samples, evaluator.prompts, evaluator.scorer.rewards, state.iteration, view)
+        scores = prompt_scores(result.samples, evaluator.prompts, evaluator.scorer.rewards, state.iteration, model)
         run.callbacks.on_evaluation(result, scores)
         improved = state.add_evaluation([record.model_dump(mode="json") for record in result.records])
-        if view == run.rollout_view(run.optimiser.updates) or state.ended_by is not None:
+        if model == run.rollout_model(run.optimizer.updates) or state.ended_by is not None:
             state.drawn = state.iteration
         return improved
 
@@ -230,7 +230,7 @@ class Loop:
             return
         share, why = found
         if not_finite(rewards, samples):
-            if share < 1 and self.run.optimiser.updates:  # where nothing else comes of them, they are not saved
+            if share < 1 and self.run.optimizer.updates:  # where nothing else comes of them, they are not saved
                 self.saver.save_if_behind()
             what = f"{share:.0%} of the media of iteration {self.state.iteration + 1}"
             raise RunStopped(self.saver.standing().media(what))
@@ -240,31 +240,32 @@ class Loop:
             f"scoring.max_missing = {limit:g}); the state is saved. {why}"
         )
 
-    def _check_guards(self) -> None:
-        """Tell of guards that left their bands while the target rose; raise RunStopped, the state saved, if told to."""
-        guards = self.config.evaluation.guards
-        if guards.alarm == "off" or "evaluate" not in self.phases.seconds:  # raised once, not again by a resume
+    def _check_monitors(self) -> None:
+        """Tell of monitors that left their tolerances while the target rose; raise RunStopped, the state saved, if told
+        to."""
+        monitors = self.config.evaluation.monitors
+        if monitors.alarm == "off" or "evaluate" not in self.phases.seconds:  # raised once, not again by a resume
             return
-        lines = self.state.evaluations_after(self.state.guards_otherwise)
-        found = alarms((line for line in lines if "role" in line), guards.bands)  # older logs have none
+        lines = self.state.evaluations_after(self.state.monitors_changed)
+        found = alarms((line for line in lines if "role" in line), monitors.tolerances)  # older logs have none
         for alarm in found:
             self.run.callbacks.on_warning(str(alarm))
-        if found and guards.alarm == "stop":
+        if found and monitors.alarm == "stop":
             self.saver.save_if_behind()
             raise RunStopped(
-                f"{found[0]} (evaluation.guards.alarm: stop; the state is saved, and --resume goes on to the next "
+                f"{found[0]} (evaluation.monitors.alarm: stop; the state is saved, and --resume goes on to the next "
                 "evaluation)"
             )
 
     def _check_skipped(self) -> None:
         """Raise RunStopped, the state saved, if too many updates in a row were skipped."""
-        skipped, limit = self.state.skipped_in_a_row, self.config.optimiser.max_skipped
+        skipped, limit = self.state.skipped_in_a_row, self.config.optimizer.max_skipped
         if skipped <= limit:
             return
         self.saver.save_if_behind()
         raise RunStopped(
             f"{skipped} updates in a row had non-finite losses or gradients and were skipped (limit "
-            f"optimiser.max_skipped = {limit}); the state is saved. A resume with a lower optimiser.learning_rate or "
+            f"optimizer.max_skipped = {limit}); the state is saved. A resume with a lower optimizer.learning_rate or "
             f"precision.autocast: no may help, or a new run with a smaller objective.beta"
             f"{self.saver.standing().after_skipping()}"
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import DgpoError, UserError
-from dgpo_core.plugins import promises
+from dgpo_core.plugins import contract_checks
 from dgpo_core.training.scores import check_scores, joined
 from dgpo_core.types import Prompt, Rollout, Scores
 from dgpo_schemas.text import error_text
@@ -95,7 +95,7 @@ def attempt(
 
 
 def halving(
-    work: Callable[[int], T], size: int, key: str, tell: Callable[[str], None], *, again: bool = True
+    work: Callable[[int], T], size: int, key: str, on_message: Callable[[str], None], *, again: bool = True
 ) -> tuple[T, int]:
     """(work(size), size), with half the size whenever memory runs out.
 
@@ -108,13 +108,13 @@ def halving(
         "backbone.gradient_checkpointing: true or backbone.dtype: bfloat16, or take a smaller model "
         "(`dgpo plan RUN.yaml --fit GIB` tells what fits)"
         if again
-        else f"{key}: the device runs out of memory with {size} samples, and a model that is spread over the processes "
+        else f"{key}: the device runs out of memory with {size} samples, and a model that is sharded across the processes "
         f"cannot begin anew; set `{key}: {max(1, size // 2)}`"
     )
     smallest = 1 if again else size
     while not (done := attempt(work, size, lambda error: refused, smallest=smallest)):
         size //= 2
-        tell(
+        on_message(
             f"out of memory: micro-batches are of {size} from here on, with the same result; `{key}: {size}` would "
             "have saved the attempt"
         )
@@ -138,7 +138,7 @@ def in_parts(
 
 def decoded_media(backbone: Backbone, rollout: Rollout) -> Tensor:
     """What samples show, `decoded` by their backbone."""
-    return promises.media(backbone, decoded(backbone.decode, rollout.x0), rollout.prompts)
+    return contract_checks.media(backbone, decoded(backbone.decode, rollout.x0), rollout.prompts)
 
 
 def decoded(decode: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:

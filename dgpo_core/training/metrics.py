@@ -13,12 +13,12 @@ from dgpo_core.types import ScoredGroups, TrainingBatch
 from dgpo_schemas.metrics import (
     EvaluationRecord,
     MetricsRecord,
+    PhaseTiming,
     PromptScores,
     RewardScores,
     RewardStatistics,
     SourceStatistics,
     TimingRecord,
-    VerbTiming,
 )
 
 if TYPE_CHECKING:
@@ -36,17 +36,17 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or value != value or value in (float("inf"), float("-inf")) else value
 
 
-def _statistics(values: Tensor, parts: Mapping[str, Tensor] | None = None) -> RewardStatistics:
-    """Of float64 values with nan where missing, and of the parts that they are made of."""
+def _statistics(values: Tensor, subscores: Mapping[str, Tensor] | None = None) -> RewardStatistics:
+    """Of float64 values with nan where missing, and of the components that they are made of."""
     present = values[~values.isnan()]
     if not present.numel():
         return RewardStatistics(mean=None, std=None, missing=values.numel())
-    means = {name: _finite(float(one.nanmean())) for name, one in (parts or {}).items()}
+    means = {name: _finite(float(one.nanmean())) for name, one in (subscores or {}).items()}
     return RewardStatistics(
         mean=float(present.mean()),
         std=float(present.std(correction=0)),
         missing=values.numel() - present.numel(),
-        parts={name: mean for name, mean in means.items() if mean is not None},
+        subscores={name: mean for name, mean in means.items() if mean is not None},
     )
 
 
@@ -68,10 +68,10 @@ def metrics_record(
     return MetricsRecord(
         iteration=state.iteration,
         updates=state.updates,
-        reward=_statistics(groups.summed),  # normalised rewards have a mean of 0 whatever is learnt
+        reward=_statistics(groups.summed),  # normalized rewards have a mean of 0 whatever is learned
         rewards={
             label: _statistics(
-                values[groups.asked[label]] if label in groups.asked else values, groups.parts.get(label)
+                values[groups.asked[label]] if label in groups.asked else values, groups.subscores.get(label)
             )
             for label, values in groups.per_reward.items()
         },
@@ -87,7 +87,7 @@ def metrics_record(
         grad_norm=_finite(sum(r.grad_norm for r in results) / len(results)),
         learning_rate=results[-1].learning_rate,
         skipped_updates=state.skipped_updates,
-        optimised_members=sum(r.gradient.members for r in results),
+        optimized_members=sum(r.gradient.members for r in results),
         skipped_members=sum(r.gradient.skipped for r in results),
         change_norm=_finite(change_norm),
         diversity=float(groups.diversity.mean()),
@@ -120,8 +120,8 @@ def timing_record(iteration: int, total: float, phases: Phases, peak_memory: int
     return TimingRecord(
         iteration=iteration,
         seconds=total,
-        verbs={
-            phase: VerbTiming(
+        phases={
+            phase: PhaseTiming(
                 seconds=spent,
                 samples_per_second=samples[phase] / spent if samples.get(phase) and spent > 0 else None,
             )
@@ -160,7 +160,7 @@ def prompt_scores(
     prompts: Sequence[Prompt],
     rewards: Sequence[Reward],
     iteration: int,
-    view: str,
+    model: str,
 ) -> PromptScores:
     """Scores of an evaluation prompt by prompt; `samples` are those of `Evaluation`, prompt after prompt."""
     members = len(samples) // len(prompts)
@@ -172,7 +172,7 @@ def prompt_scores(
 
     return PromptScores(
         iteration=iteration,
-        view=view,
+        model=model,
         prompts=[prompt.text for prompt in prompts],
         rewards={
             reward.label: RewardScores(

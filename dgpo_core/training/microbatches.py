@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dgpo_core.distributed.processes import shares
+from dgpo_core.distributed.processes import split_samples
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow.paths import PathSteps
 from dgpo_core.flow.velocity import interpolate, velocity_from_x0, velocity_target
@@ -71,7 +71,7 @@ def shared(
     if count == 1:
         return active, [False] * len(active)
     total, members = batch.scored.shape
-    owner = {sample: r for r, part in enumerate(shares(total, members, updates, count)) for sample in part}
+    owner = {sample: r for r, part in enumerate(split_samples(total, members, updates, count)) for sample in part}
     owners = [[owner[g * members + m] for m in some] for g, some in zip(groups, active, strict=True)]
     own = [
         [m for m, r in zip(some, ranks, strict=True) if r == rank] for some, ranks in zip(active, owners, strict=True)
@@ -142,7 +142,7 @@ class Update:
     batch: TrainingBatch
     groups: range
     own: list[list[int]]
-    spread: list[bool]
+    split: list[bool]
     buckets: list[Hashable]
     sigmas: list[float]
     draws: Draws
@@ -156,9 +156,9 @@ class Update:
         """Some of each group's members as `bundles`, each micro-batch of one bucket."""
         return bundles(members, micro_batch, self.groups.start, self.buckets)
 
-    def is_spread(self, members: list[Member]) -> bool:
+    def is_split(self, members: list[Member]) -> bool:
         """Whether the group of the first of them is."""
-        return self.spread[members[0][0] - self.groups.start]
+        return self.split[members[0][0] - self.groups.start]
 
     @cached_property
     def _rows(self) -> dict[int, int]:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dgpo_core.plugins import promises
+from dgpo_core.plugins import contract_checks
 from dgpo_core.training.microbatches import Members, MicroBatch, Update
 from dgpo_core.types import Predictions
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Objective
-    from dgpo_core.training.policy import ConditioningCache, Policy, View
+    from dgpo_core.training.policy import ConditioningCache, ModelName, Policy
     from dgpo_schemas.run import RunConfig
 
 __all__ = ["Models"]
@@ -37,29 +37,29 @@ class Models:
         """Probabilities of a guided sampler's steps are those of its guided velocity, so that is what is trained."""
         return self.config.rollout.guidance if self.objective.needs_path else 1.0
 
-    def others(self, *, statistic_only: bool = False) -> list[View]:
+    def others(self, *, statistic_only: bool = False) -> list[ModelName]:
         """The views to run beside the policy, for the loss or for the statistic alone. Each runs once, whatever the
         number of its uses: a frozen reference is the base, a dynamic one the fast EMA."""
-        objective, dynamic = self.objective, self.config.objective.reference == "ema"
-        wanted: dict[View, bool] = {
-            "old": (objective.needs_old and not statistic_only) or (objective.needs_reference and dynamic),
+        objective, dynamic = self.objective, self.config.objective.reference == "ema_fast"
+        wanted: dict[ModelName, bool] = {
+            "ema_fast": (objective.needs_old and not statistic_only) or (objective.needs_reference and dynamic),
             "base": (objective.needs_base and not statistic_only) or (objective.needs_reference and not dynamic),
         }
-        return [view for view, needed in wanted.items() if needed]
+        return [model for model, needed in wanted.items() if needed]
 
     @torch.no_grad()
     def at(self, update: Update, members: Members, t: int, *, statistic_only: bool = False) -> MicroBatch:
         """The members at one timestep, with the other models' predictions."""
         b = update.at(members, t)
         found: dict[str, Tensor] = {}
-        for view in self.others(statistic_only=statistic_only):
+        for model in self.others(statistic_only=statistic_only):
             # At most one of the two is not 1.
-            guidance = max(self._guidance, self.config.objective.kl_cfg) if view == "base" else self._guidance
-            with self.policy.view(view):
-                found[view] = self._velocity(b, guidance)
+            guidance = max(self._guidance, self.config.objective.kl_cfg) if model == "base" else self._guidance
+            with self.policy.activate(model):
+                found[model] = self._velocity(b, guidance)
         if self.objective.needs_reference:
-            found["reference"] = found["old" if self.config.objective.reference == "ema" else "base"]
-        return replace(b, others=found, loss_weight=promises.loss_weight(self.policy.backbone, b.sigma))
+            found["reference"] = found["ema_fast" if self.config.objective.reference == "ema_fast" else "base"]
+        return replace(b, others=found, loss_weight=contract_checks.loss_weight(self.policy.backbone, b.sigma))
 
     def predictions(self, b: MicroBatch) -> Predictions:
         """What the objective sees, with the prediction of the view in place."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgpo_core.hookspecs import RunInfo
-from dgpo_core.media.pictures import write_pictures
+from dgpo_core.media.images import write_images
 from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.metrics import evaluation_values, flat
 
@@ -23,7 +23,7 @@ __all__ = ["Logs", "PluginObservers", "Trackers"]
 
 
 class Logs(Callback):
-    """Writes what is in the run's directory besides checkpoints: logs, scores, pictures, the outcome."""
+    """Writes what is in the run's directory besides checkpoints: logs, scores, images, the outcome."""
 
     def __init__(self, directory: RunDirectory, state: RunState) -> None:
         self.directory = directory
@@ -40,10 +40,10 @@ class Logs(Callback):
             self.directory.set_clock(self.state.iteration, self.state.trained_seconds)
 
     def on_evaluation(self, evaluation: Evaluation, scores: PromptScores) -> None:
-        """Pictures, scores prompt by prompt, lines of evaluations.jsonl."""
+        """Images, scores prompt by prompt, lines of evaluations.jsonl."""
         if evaluation.media:
-            pictures = self.directory.path / "pictures" / f"{scores.iteration:06d}"
-            write_pictures(pictures, evaluation.media, evaluation.prompts)
+            images = self.directory.path / "images" / f"{scores.iteration:06d}"
+            write_images(images, evaluation.media, evaluation.prompts)
         self.directory.write_scores(scores)
         self.directory.append("evaluations.jsonl", *(record.model_dump(mode="json") for record in evaluation.records))
 

@@ -56,13 +56,13 @@ class Optimizer:
         autocast: Callable[[], AbstractContextManager[object]],
         sampler: Sampler | None = None,
         processes: Processes | None = None,
-        tell: Callable[[str], None] = lambda text: None,
+        on_message: Callable[[str], None] = lambda text: None,
         interrupt: Callable[[], None] = lambda: None,
         progress: Callable[[int], None] = lambda done: None,
         look: Callable[[Tensor], list[float]] = Tensor.tolist,
     ) -> None:
         self.config = config
-        self.section = config.optimiser
+        self.section = config.optimizer
         self.policy = policy
         self.objective = objective
         self.conditioning = conditioning
@@ -70,14 +70,14 @@ class Optimizer:
         self.processes = processes or Processes()
         self.models = Models(config, policy, objective, conditioning, autocast)
         self.accumulation = Accumulation(
-            self.models, self.processes, config.optimiser.micro_batch or max(config.rollout.group_size, 1),
-            tell=tell, progress=progress,
+            self.models, self.processes, config.optimizer.micro_batch or max(config.rollout.group_size, 1),
+            on_message=on_message, progress=progress,
         )  # fmt: skip
         self.updates = 0
         self._interrupt = interrupt
         self._look = look
-        if self.section.bits == 8 and policy.spread:
-            raise UserError("optimiser.bits: weights that run.shard spreads over processes have moments of 32 bits")
+        if self.section.bits == 8 and policy.sharded:
+            raise UserError("optimizer.bits: weights that run.shard spreads over processes have moments of 32 bits")
         self.adamw = make_adamw(policy.parameters.values(), self.section)
 
     @property
@@ -105,14 +105,14 @@ class Optimizer:
         """What an update from some groups of the batch works on: all that has to be known on the host."""
         active = active_members(batch, groups, skip_zero_weights=self.objective.skips_zero_weights)
         count, processes = sum(map(len, active)), self.processes
-        own, spread = shared(batch, groups, active, self.section.updates, processes.rank, processes.count)
+        own, split = shared(batch, groups, active, self.section.updates, processes.rank, processes.count)
         steps = None
         if self.objective.needs_path:
             assert self.sampler is not None
             assert batch.paths
             steps = PathSteps(batch.paths, self.sampler)
         return Update(
-            batch, groups, own, spread, [bucket(self.policy.backbone, batch.prompts[g]) for g in groups], sigmas, draws,
+            batch, groups, own, split, [bucket(self.policy.backbone, batch.prompts[g]) for g in groups], sigmas, draws,
             self.conditioning.rows, steps, self.config.timesteps.shared_noise,
             active=count, skipped=int(batch.scored[groups.start : groups.stop].sum()) - count,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One set of weights seen in several ways: base, policy, fast EMA (old) and slow EMA."""
+"""One set of weights seen in several ways: base, policy, fast EMA (old) and EMA."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.flow.sizes import bucket
 from dgpo_core.flow.velocity import guided_velocity
-from dgpo_core.plugins import promises
+from dgpo_core.plugins import contract_checks
 from dgpo_core.types import Conditioning, Prompt, same_places
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from dgpo_core.distributed.passes import Pass
     from dgpo_schemas.sections.training import EmaSection
 
-__all__ = ["ConditioningCache", "Policy", "View", "check_adapter"]
+__all__ = ["ConditioningCache", "ModelName", "Policy", "check_adapter"]
 
-View = Literal["base", "policy", "old", "slow"]
-STORED: tuple[View, ...] = ("policy", "old", "slow")
+ModelName = Literal["base", "policy", "ema_fast", "ema"]
+STORED: tuple[ModelName, ...] = ("policy", "ema_fast", "ema")
 LARGEST = 1e18
 """Size up to which a weight can be squared in float32, and cast to bfloat16."""
 
@@ -48,73 +48,75 @@ class Policy:
 
     sharded = False
     """Whether the network is sharded over the processes, which then make every pass together (`ShardedPolicy`)."""
-    spread = False
-    """Whether the trained weights are spread too; `state` is then asked for by all processes together."""
+    sharded = False
+    """Whether the trained weights are split too; `state` is then asked for by all processes together."""
 
     def __init__(self, backbone: Backbone, ema: EmaSection) -> None:
         self.backbone = backbone
-        self._network = promises.Checked(backbone)
+        self._network = contract_checks.Checked(backbone)
         self.ema = ema
         self._adapter = backbone.adapter
         self.parameters = dict(backbone.trainable())
         live = [self._local(p.data) for p in self.parameters.values()]
         self._weights: dict[str, list[Tensor]] = {
             "policy": live,
-            "old": [t.clone() for t in live],
-            "slow": [t.clone() for t in live],
+            "ema_fast": [t.clone() for t in live],
+            "ema": [t.clone() for t in live],
         }
         if self._adapter is None:
             self._weights["base"] = [t.clone() for t in live]
         self._start = self._weights.get("base") or [t.clone() for t in live]  # also of a resumed run: built, not loaded
-        self._view: View = "policy"
+        self._active: ModelName = "policy"
         self._updates = 0  # that the averages have seen
 
-    def available(self, view: View) -> View:
-        """The view that stands for `view` now: `policy` for a slow EMA that has not moved yet, which is still the start
-        of training, though the policy has learnt; every other view stands for itself."""
-        return "policy" if view == "slow" and self._updates < self.ema.slow.first_move else view
+    def available(self, model: ModelName) -> ModelName:
+        """The view that stands for `view` now: `policy` for a EMA that has not moved yet, which is still the start
+        of training, though the policy has learned; every other view stands for itself."""
+        return "policy" if model == "ema" and self._updates < self.ema.slow.first_move else model
 
     @contextmanager
-    def view(self, name: View, *, merged: bool = False) -> Iterator[None]:
+    def activate(self, name: ModelName, *, merged: bool = False) -> Iterator[None]:
         """Run the backbone with the weights of another view, or of what stands for it (`available`), the adapter merged
         into them if asked for. Views are not nested."""
         name = self.available(name)
         if merged and name != "base" and self._adapter is not None:
             merging = self._adapter.merged()
-            made = nullcontext() if merging is None else promises.entered(self.backbone, merging, "adapter.merged")
-            with self.view(name), made:
+            made = (
+                nullcontext() if merging is None else contract_checks.entered(self.backbone, merging, "adapter.merged")
+            )
+            with self.activate(name), made:
                 yield
             return
         if name == "policy":
-            assert self._view == "policy"
+            assert self._active == "policy"
             yield
             return
-        assert self._view == "policy", f"view {name} inside of view {self._view}"
-        self._view = name
+        assert self._active == "policy", f"view {name} inside of view {self._active}"
+        self._active = name
         try:
             if name in self._weights:
                 self._point_at(name)
                 yield
             else:
                 assert self._adapter is not None
-                with promises.entered(self.backbone, self._adapter.off(), "adapter.off"):
+                with contract_checks.entered(self.backbone, self._adapter.off(), "adapter.off"):
                     yield
         finally:
-            self._view = "policy"
+            self._active = "policy"
             self._point_at("policy")
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Afterwards the weights of every view are bit for bit as before, also after an error, and without a gradient.
         What is put back is kept in the host's memory."""
-        before = {view: [t.detach().to("cpu", copy=True) for t in found] for view, found in self._weights.items()}
+        before = {model: [t.detach().to("cpu", copy=True) for t in found] for model, found in self._weights.items()}
         updates = self._updates
         try:
             yield
         finally:
             with torch.no_grad():
-                for view, found in self._weights.items():
-                    for tensor, kept in zip(found, before[view], strict=True):
+                for model, found in self._weights.items():
+                    for tensor, kept in zip(found, before[model], strict=True):
                         tensor.copy_(kept)
             self._updates = updates
             self.forget_gradient()
@@ -139,7 +141,7 @@ class Policy:
         """Entered around each pass of the network."""
         return nullcontext()
 
-    def _point_at(self, name: View) -> None:
+    def _point_at(self, name: ModelName) -> None:
         for parameter, tensor in zip(self.parameters.values(), self._weights[name], strict=True):
             parameter.data = tensor
 
@@ -161,13 +163,13 @@ class Policy:
 
     @torch.no_grad()
     def update_averages(self, update: int) -> None:
-        """Move the averages after optimiser update number `update` (from 1), as `EmaSection` says."""
+        """Move the averages after optimizer update number `update` (from 1), as `EmaSection` says."""
         self._updates = update
         policy, fast, slow = self._weights["policy"], self.ema.fast, self.ema.slow
-        torch._foreach_lerp_(self._weights["old"], policy, 1 - min(fast.max_decay, fast.ramp * (update - 1)))
+        torch._foreach_lerp_(self._weights["ema_fast"], policy, 1 - min(fast.max_decay, fast.ramp * (update - 1)))
         if (update + 1) % slow.every == 0:
             decay = min((1 + update) / (10 + update), slow.decay)
-            torch._foreach_lerp_(self._weights["slow"], policy, 1 - decay**slow.repeats)
+            torch._foreach_lerp_(self._weights["ema"], policy, 1 - decay**slow.repeats)
 
     @torch.no_grad()
     def change_norm(self) -> float:
@@ -183,8 +185,8 @@ class Policy:
     @torch.no_grad()
     def sound(self, moments: Iterable[Tensor] = ()) -> bool:
         """Whether every stored view is of finite numbers, none larger than LARGEST, and moments made like parameters
-        are finite. One transfer from the device; of spread weights this process's shares."""
-        weights = [t for view in STORED for t in self._weights[view]]
+        are finite. One transfer from the device; of sharded weights this process's shares."""
+        weights = [t for model in STORED for t in self._weights[model]]
         limits = [(weights, LARGEST), ([self._local(t) for t in moments], torch.finfo(torch.float32).max)]
         # A comparison with nan is false, and the maximum norm passes nan on.
         found = [
@@ -204,7 +206,7 @@ class Policy:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], updates: int) -> None:
-        """Copy what `state` returned after so many optimiser updates into place. The caller has compared names and
+        """Copy what `state` returned after so many optimizer updates into place. The caller has compared names and
         shapes with `expected`."""
         self._updates = updates
         stored = self._stored()
@@ -215,9 +217,9 @@ class Policy:
     def _stored(self) -> dict[str, tuple[str, Tensor]]:
         """What this process has of the stored views, by `view/name`, with the parameter's name."""
         return {
-            f"{view}/{name}": (name, tensor)
-            for view in STORED
-            for name, tensor in zip(self.parameters, self._weights[view], strict=True)
+            f"{model}/{name}": (name, tensor)
+            for model in STORED
+            for name, tensor in zip(self.parameters, self._weights[model], strict=True)
         }
 
     def whole(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -274,7 +276,9 @@ class ConditioningCache:
         wanted = dict(zip(keys, prompts, strict=True))
         found = {k: self._rows[k] for k in wanted if k in self._rows}
         absent = [k for k in wanted if k not in found]
-        with promises.entered(self._backbone, self._backbone.encoding(), "encoding") if absent else nullcontext():
+        with (
+            contract_checks.entered(self._backbone, self._backbone.encoding(), "encoding") if absent else nullcontext()
+        ):
             for k in absent:
                 row = encode([wanted[k]])
                 self._check(row, wanted[k], what)
@@ -288,10 +292,10 @@ class ConditioningCache:
         return [found[k] for k in keys]
 
     def _check(self, row: Conditioning, prompt: Prompt, what: str) -> None:
-        promises.conditioning(self._backbone, row, what)
+        contract_checks.conditioning(self._backbone, row, what)
         first = self._first.setdefault(bucket(self._backbone, prompt), row.to(torch.device("meta")))
         if (difference := same_places(first, row)) is not None:
-            raise promises.broken(self._backbone, f"`{what}`: {difference}")
+            raise contract_checks.broken(self._backbone, f"`{what}`: {difference}")
 
 
 def _bytes(row: Conditioning) -> int:

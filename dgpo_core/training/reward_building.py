@@ -27,7 +27,7 @@ def training_scorer(engine: Engine, prompts: Sequence[Prompt]) -> Scorer:
 
 
 def evaluation_scorer(engine: Engine, prompts: Sequence[Prompt], members: int | None = None) -> Scorer:
-    """The rewards evaluated with, those trained on unless others are named, and the guards, for any prompts; closed
+    """The rewards evaluated with, those trained on unless others are named, and the monitors, for any prompts; closed
     with the engine.
 
     members: samples of each prompt, by default as configured. Raises UserError for a reward that compares samples
@@ -38,10 +38,13 @@ def evaluation_scorer(engine: Engine, prompts: Sequence[Prompt], members: int | 
         targets = _rewards(engine, "rewards", engine.config.rewards, prompts, "heldout")
     else:
         targets = _rewards(engine, "evaluation.rewards", section.rewards, prompts, "heldout")
-    rewards = [*targets, *_rewards(engine, "evaluation.guards.rewards", section.guards.rewards, prompts, guard=True)]
+    rewards = [
+        *targets,
+        *_rewards(engine, "evaluation.monitors.rewards", section.monitors.rewards, prompts, monitor=True),
+    ]
     comparing = next((reward for reward in rewards if reward.compares), None)
     if comparing is not None and (members or section.samples_per_prompt) < 2:
-        way = "take it out of evaluation.guards.rewards" if comparing.guard else "name others in evaluation.rewards"
+        way = "take it out of evaluation.monitors.rewards" if comparing.monitor else "name others in evaluation.rewards"
         raise UserError(
             f"evaluation.samples_per_prompt: the reward {comparing.label} compares the samples of a prompt with each "
             f"other, and there is 1; set it to 2 or more, or {way}"
@@ -50,7 +53,7 @@ def evaluation_scorer(engine: Engine, prompts: Sequence[Prompt], members: int | 
 
 
 def _scorer(engine: Engine, rewards: Sequence[Reward]) -> Scorer:
-    scorer = Scorer(rewards, engine.guard, engine.config.scoring.in_flight)
+    scorer = Scorer(rewards, engine.process_state, engine.config.scoring.in_flight)
     engine.closing.callback(scorer.close)
     return scorer
 
@@ -62,7 +65,7 @@ def _rewards(
     prompts: Sequence[Prompt],
     split: Literal["train", "heldout"] | None = None,
     *,
-    guard: bool = False,
+    monitor: bool = False,
 ) -> list[Reward]:
     """Reward models for what the backbone makes and for prompts, of which each of them checks those that it is asked
     for first; `key` is the blocks' place in the run file, split: whose sources say what they ask for."""
@@ -72,9 +75,9 @@ def _rewards(
     for i, block in enumerate(blocks):
         model = _model(engine, block, f"{key}.{i}")
         check_reward(model, block, f"{key}.{i}", engine.config.backbone, engine.registry)
-        with engine.guard.around(f"reward {block.label}, when it checked the prompts,"):
+        with engine.process_state.around(f"reward {block.label}, when it checked the prompts,"):
             asked = [one.source for one in sources if one.rewards is None or block.label in one.rewards]
-            reward = Reward(block.label, block.weight, model, guard, None if not sources else frozenset(asked))
+            reward = Reward(block.label, block.weight, model, monitor, None if not sources else frozenset(asked))
             check_prompts(model, [prompt for prompt in prompts if reward.asks(prompt)])
         rewards.append(reward)
     return rewards
@@ -86,7 +89,7 @@ def _model(engine: Engine, block: RewardBlock, place_in_file: str) -> AnyReward:
     for known, model in engine.reward_models:
         if known == where:
             return model
-    with engine.guard.around(f"reward {block.label}, when it was made,"):
+    with engine.process_state.around(f"reward {block.label}, when it was made,"):
         made = place(block, engine.registry, device=engine.runtime.device, where=place_in_file)
     engine.reward_models.append((where, made))
     engine.closing.callback(made.close)

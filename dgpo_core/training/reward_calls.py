@@ -17,9 +17,9 @@ from dgpo_core.distributed.comparing import compared
 from dgpo_core.errors import DgpoError
 from dgpo_core.flow.groups import LARGEST
 from dgpo_core.plugins.isolation import ctrl_c, no_exit
-from dgpo_core.plugins.surroundings import Guard
+from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.training.memory import OutOfMemory, free, in_halves, is_out_of_memory
-from dgpo_core.training.scores import check_scores, sound_parts
+from dgpo_core.training.scores import check_scores, valid_subscores
 from dgpo_core.types import Prompt, SampleKey, Scores
 from dgpo_schemas.text import error_text
 
@@ -33,12 +33,12 @@ _TELLING = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A reward model under the label of the run file, with its weight. A guard is shown and never trained on."""
+    """A reward model under the label of the run file, with its weight. A monitor is shown and never trained on."""
 
     label: str
     weight: float
     model: AnyReward
-    guard: bool = False
+    monitor: bool = False
     sources: frozenset[str] | None = None
     """Names of the sources whose samples it is asked to score; None: of all."""
     halved: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
@@ -64,7 +64,7 @@ def checked_score(
     media: Tensor,
     prompts: Sequence[Prompt],
     failures: list[str] | None = None,
-    guard: Guard | None = None,
+    monitor: ProcessState | None = None,
 ) -> Scores:
     """Ask a reward and check what it says; never raises. What it leaves changed in the process is put back.
 
@@ -78,9 +78,9 @@ def checked_score(
     model = reward.model
     assert isinstance(model, RewardModel)
 
-    def score(part: Tensor, shown: Sequence[Prompt]) -> Scores:
+    def score(component: Tensor, shown: Sequence[Prompt]) -> Scores:
         try:
-            return model.score(part, shown)
+            return model.score(component, shown)
         except Exception as error:
             if len(shown) != 1 or not is_out_of_memory(error):
                 raise
@@ -90,9 +90,9 @@ def checked_score(
         return _missing(1, str(alone))
 
     def ask() -> Scores:
-        return in_halves(score, media, prompts, partial(_tell_of_halves, reward))
+        return in_halves(score, media, prompts, partial(_report_halving, reward))
 
-    return _asked(reward, ask, len(prompts), failures, guard)
+    return _asked(reward, ask, len(prompts), failures, monitor)
 
 
 def checked_group(
@@ -101,7 +101,7 @@ def checked_group(
     prompt: Prompt,
     keys: Sequence[SampleKey],
     failures: list[str] | None = None,
-    guard: Guard | None = None,
+    monitor: ProcessState | None = None,
 ) -> Scores:
     """Ask a reward that compares about a whole group, with the promises of `checked_score`.
 
@@ -122,17 +122,19 @@ def checked_group(
         raise why
 
     def ask(shown: Tensor, named: Sequence[SampleKey]) -> Scores:
-        return _asked(reward, partial(call, shown, named), len(named), [] if failures is None else failures, guard)
+        return _asked(reward, partial(call, shown, named), len(named), [] if failures is None else failures, monitor)
 
     return compared(media, keys, ask)
 
 
-def _asked(reward: Reward, ask: Callable[[], Scores], count: int, failures: list[str], guard: Guard | None) -> Scores:
+def _asked(
+    reward: Reward, ask: Callable[[], Scores], count: int, failures: list[str], monitor: ProcessState | None
+) -> Scores:
     """What `ask` gives, checked, or `count` samples that are missing because it failed."""
     with ctrl_c() as pressed:
         try:
-            with _guarded(reward, guard), no_exit(), torch.no_grad():
-                return _with_sound_parts(reward, _in_range(reward, ask(), failures), failures)
+            with _protected(reward, monitor), no_exit(), torch.no_grad():
+                return _with_valid_subscores(reward, _in_range(reward, ask(), failures), failures)
         except BaseException as error:  # some libraries exit where others raise
             if pressed():
                 raise
@@ -153,7 +155,7 @@ def _reason(error: BaseException) -> str:
     return text.removeprefix(f"{type(error).__name__}: ") if isinstance(error, DgpoError) else text
 
 
-def _tell_of_halves(reward: Reward, error: BaseException) -> None:
+def _report_halving(reward: Reward, error: BaseException) -> None:
     with _TELLING:
         if reward.halved.is_set():
             return
@@ -165,8 +167,8 @@ def _tell_of_halves(reward: Reward, error: BaseException) -> None:
     )  # fmt: skip
 
 
-def _guarded(reward: Reward, guard: Guard | None) -> AbstractContextManager[None]:
-    return nullcontext() if guard is None or reward.model.elsewhere else guard.around(reward.name)
+def _protected(reward: Reward, monitor: ProcessState | None) -> AbstractContextManager[None]:
+    return nullcontext() if monitor is None or reward.model.is_remote else monitor.around(reward.name)
 
 
 def _in_range(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
@@ -188,9 +190,9 @@ def _in_range(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
     return Scores(scores.values, scores.missing | wrong, tuple(diagnostics))
 
 
-def _with_sound_parts(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
-    """A score whose parts are none keeps its value."""
-    scores, wrong = sound_parts(scores)
+def _with_valid_subscores(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
+    """A score whose components are none keeps its value."""
+    scores, wrong = valid_subscores(scores)
     if wrong is not None:
         _remember(failures, reward.label, wrong, 0, None)
     return scores

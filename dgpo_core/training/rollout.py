@@ -1,4 +1,4 @@
-"""The verb *roll out*: groups of samples per prompt, drawn with a sampler from keyed noise."""
+"""The phase *roll out*: groups of samples per prompt, drawn with a sampler from keyed noise."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import PluginError
 from dgpo_core.flow.schedules import of_model
 from dgpo_core.flow.sizes import Size, bucket, runs
-from dgpo_core.plugins import promises
+from dgpo_core.plugins import contract_checks
 from dgpo_core.training.memory import halving
 from dgpo_core.types import Conditioning, Prompt, Rollout, SampleResult, Schedule
 from dgpo_schemas.sigma import Shift
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Sampler
-    from dgpo_core.training.policy import ConditioningCache, Policy, View
+    from dgpo_core.training.policy import ConditioningCache, ModelName, Policy
 
-__all__ = ["Roller"]
+__all__ = ["RolloutSampler"]
 
 
-class Roller:
+class RolloutSampler:
     """Draws samples. The noise of each is keyed by its place, so micro-batches of any size give the same samples."""
 
     def __init__(
@@ -42,13 +42,13 @@ class Roller:
         micro_batch: int | None,
         autocast: Callable[[], AbstractContextManager[object]],
         merge_adapter: bool = False,
-        tell: Callable[[str], None] = lambda text: None,
+        on_message: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.policy = policy
         self.sampler = sampler
         self.conditioning = conditioning
         self.resolution = resolution
-        self._shape = cache(partial(promises.latent_shape, policy.backbone))
+        self._shape = cache(partial(contract_checks.latent_shape, policy.backbone))
         self.shape = self._shape(resolution)
         self.device = policy.backbone.device
         self.steps = steps
@@ -58,21 +58,21 @@ class Roller:
         self.micro_batch = micro_batch
         self.autocast = autocast
         self.merge_adapter = merge_adapter
-        self.tell = tell
+        self.on_message = on_message
 
     def micro_batches(self, prompts: Sequence[Prompt], members: int) -> list[range]:
-        """The samples of each micro-batch that `roll_out` draws, unless memory makes it draw smaller ones."""
+        """The samples of each micro-batch that `sample_groups` draws, unless memory makes it draw smaller ones."""
         prompts = [prompt.sized(self.resolution, self.policy.backbone.fps) for prompt in prompts]
         buckets = [bucket(self.policy.backbone, prompt) for prompt in prompts for _ in range(members)]
         size = self.micro_batch or len(buckets)
         return [range(i, min(i + size, run.stop)) for run in runs(buckets) for i in range(run.start, run.stop, size)]
 
-    def roll_out(
+    def sample_groups(
         self,
         prompts: Sequence[Prompt],
         members: int,
         draws: Draws,
-        view: View,
+        model: ModelName,
         *,
         places: Sequence[int] | None = None,
         samples: Sequence[int] | None = None,
@@ -109,7 +109,7 @@ class Roller:
                 keys,
                 [prompts[i // members] for i in flat],
                 flat,
-                view,
+                model,
                 keep_path,
             )
 
@@ -119,11 +119,15 @@ class Roller:
             micro_batches: int = -(-(run.stop - run.start) // size)
             return micro_batches * self._passes(prompts[chosen[run.start] // members].size or self.resolution)
 
-        self.policy.agree(lambda: [view] * sum(map(passes, stretches)))
+        self.policy.agree(lambda: [model] * sum(map(passes, stretches)))
         for run in stretches:
             while start < run.stop:
                 drawn, fits = halving(
-                    draw, min(size, run.stop - start), "rollout.micro_batch", self.tell, again=not self.policy.sharded
+                    draw,
+                    min(size, run.stop - start),
+                    "rollout.micro_batch",
+                    self.on_message,
+                    again=not self.policy.sharded,
                 )
                 if fits < min(size, run.stop - start):
                     self.micro_batch = size = fits
@@ -152,7 +156,7 @@ class Roller:
         keys: list[Draws],
         prompts: list[Prompt],
         samples: Sequence[int],
-        view: View,
+        model: ModelName,
         keep_path: bool,
     ) -> Rollout:
         size = prompts[0].size or self.resolution
@@ -165,7 +169,7 @@ class Roller:
             return self.policy.velocity(x_sigma, sigma.expand(len(x_sigma)), rows, unconditional, self.guidance)
 
         # The view is set for one micro-batch at a time: between two of them, others may use the policy.
-        with self.policy.view(view, merged=self.merge_adapter), self.autocast():
+        with self.policy.activate(model, merged=self.merge_adapter), self.autocast():
             result = self.sampler.sample(
                 velocity, noise, steps=self.steps, schedule=schedule, draws=keys, keep_path=keep_path
             )
@@ -182,7 +186,10 @@ class Roller:
         if size not in self._starts:
             backbone = self.policy.backbone
             schedule = of_model(backbone, size, self.steps, self.shift)
-            self._starts[size] = schedule, promises.start(backbone, float(self.sampler.sigmas(self.steps, schedule)[0]))
+            self._starts[size] = (
+                schedule,
+                contract_checks.start(backbone, float(self.sampler.sigmas(self.steps, schedule)[0])),
+            )
         return self._starts[size]
 
 

@@ -18,11 +18,11 @@ from dgpo_core.flow.paths import has_distribution, random_times, samplers_such_t
 from dgpo_core.flow.sizes import bucket, different, named
 from dgpo_core.media import clips
 from dgpo_core.training.engine import Engine, build_engine
-from dgpo_core.training.evaluation import Evaluator, Finer
+from dgpo_core.training.evaluation import Evaluator, ManyStepSolve
 from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.probe import PolicyProbe
 from dgpo_core.training.reward_building import evaluation_scorer, training_scorer
-from dgpo_core.training.rollout import Roller
+from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.scoring import Scorer
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
     from dgpo_core.system.stopping import StopRequest
     from dgpo_core.training.callbacks import Callback, Phases
-    from dgpo_core.training.policy import View
+    from dgpo_core.training.policy import ModelName
     from dgpo_core.types import Prompt
     from dgpo_schemas.run import RunConfig
 
@@ -54,9 +54,9 @@ class Run(Engine):
     heldout_prompts: list[Prompt]
     probe_prompts: list[Prompt]
     scorer: Scorer
-    training_roller: Roller
+    training_rollout_sampler: RolloutSampler
     evaluator: Evaluator | None
-    optimiser: Optimizer
+    optimizer: Optimizer
     phases: Phases
     stop: StopRequest
 
@@ -70,30 +70,31 @@ class Run(Engine):
         """Prompts to train on, source by source."""
         return [prompt for source in self.sources for prompt in source.prompts]
 
-    def rollout_view(self, updates: int) -> View:
+    def rollout_model(self, updates: int) -> ModelName:
         """The weights that rollouts are drawn from after so many updates."""
-        switch = self.config.objective.switch
-        return "old" if switch is not None and updates > switch else "policy"
+        ema_rollouts_after = self.config.objective.ema_rollouts_after
+        return "ema_fast" if ema_rollouts_after is not None and updates > ema_rollouts_after else "policy"
 
     def timestep_context(self, iteration: int) -> TimestepContext:
         """What the timestep policy may look at in an iteration."""
         return _context(self, self.training_sigmas, iteration)
 
-    def probe(self, roller: Roller, view: View) -> PolicyProbe:
-        """For timestep policies that measure: rollouts as `roller` and `view` draw them, on training prompts."""
+    def probe(self, rollout_sampler: RolloutSampler, model: ModelName) -> PolicyProbe:
+        """For timestep policies that measure: rollouts as `rollout sampler` and `view` draw them, on training
+        prompts."""
         return PolicyProbe(
             self.policy,
-            roller,
-            lambda refine: self.roller(steps=self.config.rollout.steps * refine),
+            rollout_sampler,
+            lambda refine: self.rollout_sampler(steps=self.config.rollout.steps * refine),
             self.probe_prompts,
-            view=view,
+            model=model,
             draws=self.draws.at("probe"),
             autocast=self.runtime.autocast,
         )
 
-    def make_optimiser(self) -> Optimizer:
+    def make_optimizer(self) -> Optimizer:
         """One like the run's that has made no update yet."""
-        return _optimiser(self, self.objective, self.phases, self.stop)
+        return _optimizer(self, self.objective, self.phases, self.stop)
 
     def notes(self) -> list[str]:
         """What may be meant, but often is not."""
@@ -106,13 +107,13 @@ class Run(Engine):
             )
         every = [*self.train_prompts, *self.heldout_prompts]
         shared = overlap(self.train_prompts, self.heldout_prompts, self.config.evaluation.prompts)
-        unread = unheard(every, self.backbone.guidable and guided(self.config))
+        truncated_prompts = unheard(every, self.backbone.supports_guidance and guided(self.config))
         found += [] if shared is None else [shared]
         found += [*notes(self.train_prompts), *notes(self.heldout_prompts)]
-        found += [] if unread is None else [unread]
+        found += [] if truncated_prompts is None else [truncated_prompts]
         reason = clips.why_not() if self.backbone.media == "video" else None
-        if reason is not None and self.heldout_prompts and self.config.evaluation.pictures:
-            found.append(f"evaluation.pictures: videos are written as film strips only; {reason}")
+        if reason is not None and self.heldout_prompts and self.config.evaluation.images:
+            found.append(f"evaluation.images: videos are written as film strips only; {reason}")
         return found
 
     def facts(self) -> dict[str, Any]:
@@ -123,7 +124,7 @@ class Run(Engine):
             "device": str(self.runtime.device) + (f", {count} processes" if count > 1 else ""),
             "trained parameters": sum(p.numel() for p in self.policy.parameters.values()),
             "all parameters": sum(p.numel() for p in self.backbone.module.parameters()),
-            "latent": self.training_roller.shape,
+            "latent": self.training_rollout_sampler.shape,
             **({"sizes": named(sizes)} if len(sizes) > 1 else {}),
             "shift": self.times.shown,
             "train prompts": len(self.train_prompts),
@@ -159,9 +160,9 @@ def build_run(config: RunConfig, registry: Registry, runtime: Runtime, phases: P
             heldout_prompts=heldout,
             probe_prompts=_probe_prompts(engine, train),
             scorer=scorer,
-            training_roller=engine.roller(),
+            training_rollout_sampler=engine.rollout_sampler(),
             evaluator=evaluator,
-            optimiser=_optimiser(engine, objective, phases, stop),
+            optimizer=_optimizer(engine, objective, phases, stop),
             phases=phases,
             stop=stop,
         )
@@ -237,28 +238,28 @@ def _probe_prompts(engine: Engine, train: Sequence[Prompt]) -> list[Prompt]:
 def _evaluator(engine: Engine, prompts: Sequence[Prompt]) -> Evaluator | None:
     """None where nothing is held out; the section must be possible all the same."""
     section = engine.config.evaluation
-    roller, finer = engine.evaluation_roller(), Finer.of(engine)
+    rollout_sampler, many_step = engine.evaluation_rollout_sampler(), ManyStepSolve.of(engine)
     if engine.config.prompts.heldout is None:
         return None
     return Evaluator(
         scorer=evaluation_scorer(engine, prompts),
-        roller=roller,
+        rollout_sampler=rollout_sampler,
         prompts=prompts,
         members=section.samples_per_prompt,
         draws=engine.draws.at("evaluation"),
-        pictures=section.pictures,
-        finer=finer,
+        images=section.images,
+        many_step=many_step,
         processes=engine.runtime.processes,
     )
 
 
-def _optimiser(engine: Engine, objective: Objective, phases: Phases, stop: StopRequest) -> Optimizer:
+def _optimizer(engine: Engine, objective: Objective, phases: Phases, stop: StopRequest) -> Optimizer:
     rollout, processes = engine.config.rollout, engine.runtime.processes
     total = rollout.groups * rollout.group_size * engine.config.timesteps.count // processes.count
 
     def progress(members: int) -> None:
-        phases.samples["optimise"] += members
-        phases.callbacks.on_progress("optimise", min(phases.samples["optimise"], total), total)
+        phases.samples["optimize"] += members
+        phases.callbacks.on_progress("optimize", min(phases.samples["optimize"], total), total)
 
     return Optimizer(
         engine.config,
@@ -268,7 +269,7 @@ def _optimiser(engine: Engine, objective: Objective, phases: Phases, stop: StopR
         autocast=engine.runtime.autocast,
         sampler=engine.sampler,
         processes=processes,
-        tell=phases.callbacks.on_message,
+        on_message=phases.callbacks.on_message,
         interrupt=stop.check,
         progress=progress,
     )

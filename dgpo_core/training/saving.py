@@ -9,8 +9,8 @@ from dgpo_core.errors import DgpoError, PluginError, ProcessLostError, RunStoppe
 from dgpo_core.storage.store import RunStore
 from dgpo_core.system.stopping import Interrupted
 from dgpo_core.training.memory import TooLittleMemoryError
+from dgpo_core.training.nonfinite import Standing
 from dgpo_core.training.run import Run
-from dgpo_core.training.spoilt import Standing
 from dgpo_core.training.state import RunState
 
 __all__ = ["Saver"]
@@ -27,14 +27,14 @@ class Saver:
     def save(self, *, alone: bool = False) -> None:
         """Write a checkpoint; by all processes together, for each may have a share of the weights, unless this one is
         `alone` with a failure: then it waits for no other. Raises RunStopped for weights that are not worth it."""
-        state, optimiser = self.state, self.run.optimiser
+        state, optimizer = self.state, self.run.optimizer
         self.check_weights(alone=alone)
         with self.run.phases.timed("checkpoint"):
             self.store.save(
                 iteration=state.iteration,
-                updates=optimiser.updates,
+                updates=optimizer.updates,
                 weights=self.run.policy.state(),
-                optimiser=optimiser.state(),
+                optimizer=optimizer.state(),
                 timesteps=state.timesteps,
                 best=state.best_kept,
                 counters=state.counters,
@@ -49,10 +49,10 @@ class Saver:
         if self.state.saved != self.state.iteration:
             self.save()
 
-    def save_what_is_whole(self) -> str:
+    def save_completed_iteration(self) -> str:
         """Save the state after the last iteration if no update of the next one has changed the weights since, and if
         this process alone has them, for the others may be elsewhere; what is saved, in words."""
-        whole = self.run.optimiser.updates == self.state.updates and not self.run.policy.spread
+        whole = self.run.optimizer.updates == self.state.updates and not self.run.policy.sharded
         if self.state.saved != self.state.iteration and whole:
             self.save(alone=True)
         saved = self.state.saved
@@ -68,26 +68,26 @@ class Saver:
         try:
             yield
         except TooLittleMemoryError as error:
-            raise TooLittleMemoryError(f"{error}; {self.save_what_is_whole()}") from error
+            raise TooLittleMemoryError(f"{error}; {self.save_completed_iteration()}") from error
         except ProcessLostError as error:
-            raise ProcessLostError(f"{error}; {self.save_what_is_whole()}; continue with --resume") from error
+            raise ProcessLostError(f"{error}; {self.save_completed_iteration()}; continue with --resume") from error
         except PluginError as error:
-            raise PluginError(f"{error}; {self.save_what_is_whole()}") from error
+            raise PluginError(f"{error}; {self.save_completed_iteration()}") from error
         except (DgpoError, KeyboardInterrupt, Interrupted):
             raise
         except BaseException as error:  # of a plugin, which may even have called `sys.exit`
             blamed = self.run.registry.blame(error)
             if blamed is None:
                 raise
-            raise RunStopped(f"{blamed}; {self.save_what_is_whole()}; continue with --resume") from error
+            raise RunStopped(f"{blamed}; {self.save_completed_iteration()}; continue with --resume") from error
 
     def check_weights(self, *, alone: bool = False) -> None:
         """Raise RunStopped if the last update has left weights, averages or moments that are no numbers to go on with:
         they are not saved, so that what was saved before stays the newest."""
-        spoilt = not self.run.optimiser.sound()
-        if not (spoilt if alone else self.run.runtime.processes.any(spoilt)):
+        nonfinite = not self.run.optimizer.sound()
+        if not (nonfinite if alone else self.run.runtime.processes.any(nonfinite)):
             return
-        if self.run.optimiser.updates == 0:
+        if self.run.optimizer.updates == 0:
             raise UserError(
                 "backbone.checkpoint: its trained weights are not all finite, or too large to compute with; there is "
                 "nothing to train from"
@@ -95,14 +95,14 @@ class Saver:
         raise RunStopped(self.standing().weights())
 
     def standing(self) -> Standing:
-        """For messages about weights that updates have spoilt."""
-        updates = self.run.optimiser.updates
+        """For messages about weights that updates have corrupted."""
+        updates = self.run.optimizer.updates
         return Standing(
             iteration=self.state.iteration,
             updates=updates,
             saved=self.state.saved,
-            rate=self.run.optimiser.learning_rate(max(updates - 1, 0)),
-            clipped=self.run.config.optimiser.max_grad_norm is not None,
+            rate=self.run.optimizer.learning_rate(max(updates - 1, 0)),
+            clipped=self.run.config.optimizer.max_grad_norm is not None,
             last_update=self.state.last_update,
             checkpoints=self.store.checkpoint_paths(),
         )

@@ -44,7 +44,7 @@ class ScoredSamples:
     """Scores of N samples in flat order.
 
     values: label to float64 [N] (nan where missing); diagnostics: label to one mapping a sample; thumbnails: N of [D],
-    where D may differ from group to group; statistics: name to float64 [N], of the media themselves (`guards`);
+    where D may differ from group to group; statistics: name to float64 [N], of the media themselves (`monitors`);
     seconds: label to time spent in the reward; others: label to number to what a reward that compares says of samples
     of other processes, which it has compared here (theirs have no value there).
     """
@@ -65,7 +65,7 @@ def merged(own: ScoredSamples | None, processes: Processes, samples: Sequence[Se
     if processes.count == 1:
         assert own is not None
         return own
-    said = processes.everyone(
+    said = processes.all_gather_object(
         None
         if own is None
         else {
@@ -76,7 +76,7 @@ def merged(own: ScoredSamples | None, processes: Processes, samples: Sequence[Se
             "others": {label: [[i, *one] for i, one in said.items()] for label, said in own.others.items()},
         }
     )
-    thumbnails = processes.gather_each(() if own is None else own.thumbnails)
+    thumbnails = processes.all_gather_tensors(() if own is None else own.thumbnails)
     parts: list[dict[str, Any]] = [part for part in said if part is not None]
 
     def joined(kind: str) -> dict[str, list[Any]]:
@@ -151,7 +151,7 @@ def diversity(thumbnails: Sequence[Tensor], groups: int) -> Tensor:
 
 
 def thumbnails(media: Tensor) -> Tensor:
-    """Media [B, (F,) 3, H, W] averaged to small pictures, [B, D]."""
+    """Media [B, (F,) 3, H, W] averaged to small images, [B, D]."""
     frames = (media.flatten(0, 1) if media.dim() == 5 else media).nan_to_num(0.0, 0.0, 0.0)
     if max(frames.shape[-2:]) > THUMBNAIL:
         frames = F.adaptive_avg_pool2d(frames, THUMBNAIL)

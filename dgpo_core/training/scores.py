@@ -12,10 +12,19 @@ import torch
 from torch import Tensor
 
 from dgpo_core.types import Scores
-from dgpo_schemas.diagnostics import LARGEST_PART, MOST_PARTS, PART
+from dgpo_schemas.diagnostics import LARGEST_SUBSCORE, MOST_SUBSCORES, SUBSCORE
 from dgpo_schemas.text import lone_surrogate
 
-__all__ = ["MOST", "TooMuch", "check_scores", "joined", "part_values", "plain", "plain_diagnostics", "sound_parts"]
+__all__ = [
+    "MOST",
+    "TooMuch",
+    "check_scores",
+    "joined",
+    "plain",
+    "plain_diagnostics",
+    "subscore_values",
+    "valid_subscores",
+]
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +38,7 @@ LONGEST_INTEGER = 1024
 
 
 class TooMuch(ValueError):
-    """A value with more levels or more parts than a message may have."""
+    """A value with more levels or more components than a message may have."""
 
 
 class _Budget:
@@ -152,61 +161,66 @@ def _diagnostics(said: Any, count: int) -> tuple[dict[str, Any], ...]:
     return tuple(plain_diagnostics(one) for one in said)
 
 
-def joined(parts: Sequence[Scores]) -> Scores:
+def joined(subscores: Sequence[Scores]) -> Scores:
     """Scores of several batches, checked, as those of one."""
     return Scores(
-        torch.cat([one.values for one in parts]),
-        torch.cat([one.missing for one in parts]),
-        tuple(said for one in parts for said in one.diagnostics),
+        torch.cat([one.values for one in subscores]),
+        torch.cat([one.missing for one in subscores]),
+        tuple(said for one in subscores for said in one.diagnostics),
     )
 
 
-def sound_parts(scores: Scores) -> tuple[Scores, str | None]:
-    """Checked scores without `parts` that are none, and what is wrong with the first of those; None if nothing is.
+def valid_subscores(scores: Scores) -> tuple[Scores, str | None]:
+    """Checked scores without `components` that are none, and what is wrong with the first of those; None if nothing is.
 
-    Parts are finite numbers under names (`dgpo_schemas.diagnostics`).
+    Components are finite numbers under names (`dgpo_schemas.diagnostics`).
     """
     kept: list[Mapping[str, Any]] = []
     wrong: str | None = None
     for said in scores.diagnostics:
-        reason = None if "parts" not in said else _why_no_parts(said["parts"])
-        kept.append(said if reason is None else {key: value for key, value in said.items() if key != "parts"})
+        reason = None if "subscores" not in said else _why_no_subscores(said["subscores"])
+        kept.append(said if reason is None else {key: value for key, value in said.items() if key != "subscores"})
         wrong = wrong or reason
     return (scores, None) if wrong is None else (Scores(scores.values, scores.missing, tuple(kept)), wrong)
 
 
-def _why_no_parts(parts: Any) -> str | None:
-    if not isinstance(parts, Mapping):
-        return f"its `parts` are {type(parts).__name__}, not numbers under names"
-    if len(parts) > MOST_PARTS:
-        return f"it has {len(parts)} `parts`, more than {MOST_PARTS}"
-    for name, value in parts.items():
-        if re.fullmatch(PART, name) is None:
-            return f"the name {name[:100]!r} in its `parts` is not of letters, digits, dots, dashes and underscores"
+def _why_no_subscores(subscores: Any) -> str | None:
+    if not isinstance(subscores, Mapping):
+        return f"its `components` are {type(subscores).__name__}, not numbers under names"
+    if len(subscores) > MOST_SUBSCORES:
+        return f"it has {len(subscores)} `components`, more than {MOST_SUBSCORES}"
+    for name, value in subscores.items():
+        if re.fullmatch(SUBSCORE, name) is None:
+            return (
+                f"the name {name[:100]!r} in its `components` is not of letters, digits, dots, dashes and underscores"
+            )
         if isinstance(value, bool) or not isinstance(value, int | float):  # what was not finite is null by now
-            return f"the value of {name!r} in its `parts` is no finite number"
-        if abs(value) > LARGEST_PART:
-            return f"the value of {name!r} in its `parts` is beyond {LARGEST_PART:g}"
+            return f"the value of {name!r} in its `components` is no finite number"
+        if abs(value) > LARGEST_SUBSCORE:
+            return f"the value of {name!r} in its `components` is beyond {LARGEST_SUBSCORE:g}"
     return None
 
 
-def part_values(diagnostics: Sequence[Mapping[str, Any]], values: Tensor) -> dict[str, Tensor]:
-    """Each part that a reward names of N samples, in the order of their names: float64 [N], nan where the sample has no
-    such part, or no value [N]. Of more than MOST_PARTS names the first are kept, with a warning: names are a handful,
-    not one a sample."""
+def subscore_values(diagnostics: Sequence[Mapping[str, Any]], values: Tensor) -> dict[str, Tensor]:
+    """Each component that a reward names of N samples, in the order of their names: float64 [N], nan where the sample
+    has no such component, or no value [N]. Of more than MOST_PARTS names the first are kept, with a warning: names are
+    a handful, not one a sample."""
     missing = values.isnan().tolist()
-    names = sorted({name for said in diagnostics for name in said.get("parts") or ()})
-    if len(names) > MOST_PARTS:
+    names = sorted({name for said in diagnostics for name in said.get("subscores") or ()})
+    if len(names) > MOST_SUBSCORES:
         log.warning(
-            "a reward names %d different `parts`, %s and so on: the first %d are kept", len(names), names[0], MOST_PARTS
+            "a reward names %d different `components`, %s and so on: the first %d are kept",
+            len(names),
+            names[0],
+            MOST_SUBSCORES,
         )
     return {
         name: torch.tensor(
             [
-                math.nan if lost else float((said.get("parts") or {}).get(name, math.nan))
+                math.nan if lost else float((said.get("subscores") or {}).get(name, math.nan))
                 for said, lost in zip(diagnostics, missing, strict=True)
             ],
             dtype=torch.float64,
         )
-        for name in names[:MOST_PARTS]
+        for name in names[:MOST_SUBSCORES]
     }

@@ -1,4 +1,4 @@
-"""The verb *score*: media to rewards, on threads of their own, while the next samples are drawn.
+"""The phase *score*: media to rewards, on threads of their own, while the next samples are drawn.
 
 Legend: N samples in flat order, g groups, G members of a group, D pixels of a thumbnail.
 """
@@ -19,12 +19,12 @@ from torch import Tensor
 from dgpo_core.distributed.comparing import NOT_FINITE, Layout, Members, WholeGroup
 from dgpo_core.distributed.processes import Processes
 from dgpo_core.flow.groups import aggregate, by_source
-from dgpo_core.plugins.surroundings import Guard
-from dgpo_core.training.guards import media_statistics
-from dgpo_core.training.lanes import Lane, wait_for
+from dgpo_core.plugins.process_state import ProcessState
+from dgpo_core.training.executors import RewardExecutor, wait_for
+from dgpo_core.training.monitors import media_statistics
 from dgpo_core.training.reward_calls import Reward, checked_group, checked_score
 from dgpo_core.training.scored import NOT_ASKED, Said, ScoredSamples, diversity, thumbnails
-from dgpo_core.training.scores import part_values
+from dgpo_core.training.scores import subscore_values
 from dgpo_core.types import Prompt, Rollout, ScoredGroups, Scores
 
 if TYPE_CHECKING:
@@ -45,18 +45,22 @@ class Scorer:
     micro-batches may cut anywhere: `expect` says beforehand what makes a group.
     """
 
-    def __init__(self, rewards: Sequence[Reward], guard: Guard | None = None, in_flight: int | None = None) -> None:
-        """guard: keeps what the rewards share with the run as it is. in_flight: micro-batches (or groups, of a reward
+    def __init__(
+        self, rewards: Sequence[Reward], process_state: ProcessState | None = None, in_flight: int | None = None
+    ) -> None:
+        """monitor: keeps what the rewards share with the run as it is. in_flight: micro-batches (or groups, of a reward
         that compares) that may wait for each reward beside those it is at work on; any number if None."""
         self.rewards = rewards
-        self.guard = guard or Guard()
+        self.process_state = process_state or ProcessState()
         self.failures: list[str] = []
         self.waited = 0.0
         """Seconds that `submit` has waited for room since the last `collect`."""
         models = {id(reward.model): reward.model for reward in rewards}  # one model may bear several labels
         labels = Counter(id(reward.model) for reward in rewards)
-        self._lanes = {
-            key: Lane(max(1, model.concurrency), None if in_flight is None else (in_flight + 1) * labels[key] - 1)
+        self._executors = {
+            key: RewardExecutor(
+                max(1, model.concurrency), None if in_flight is None else (in_flight + 1) * labels[key] - 1
+            )
             for key, model in models.items()
         }
         self._pending: list[_Submitted] = []
@@ -87,11 +91,11 @@ class Scorer:
                 part = (media, prompts, broken)
                 if len(rows) < len(prompts):
                     part = (media[rows], tuple(prompts[i] for i in rows), broken[rows])
-                scores[reward.label] = self._lanes[id(reward.model)].submit(partial(self._score, reward, *part))
+                scores[reward.label] = self._executors[id(reward.model)].submit(partial(self._score, reward, *part))
         # On the media's own device and without waiting for it; moved to the CPU when collected.
         self._pending.append(_Submitted(scores, prompts, thumbnails(media), tuple(samples), media_statistics(media)))
         for reward in self.rewards:
-            if reward.label in scores and self.guard.disturbs(reward.name):
+            if reward.label in scores and self.process_state.disturbs(reward.name):
                 wait_for(scores[reward.label], interrupt)  # nothing is drawn while it is at work
         if self._members is not None:
             self._compare(self._members.take(media, prompts, samples), interrupt)
@@ -109,15 +113,15 @@ class Scorer:
             for reward in self.rewards:
                 if reward.compares and reward.asks(group.prompt):
                     call = partial(self._score_group, reward, group)
-                    future = self._lanes[id(reward.model)].submit(call)
+                    future = self._executors[id(reward.model)].submit(call)
                     self._compared[reward.label].append((group.number, future))
-                    if self.guard.disturbs(reward.name):
+                    if self.process_state.disturbs(reward.name):
                         wait_for(future, interrupt)
 
     def _wait_for_room(self, interrupt: Callable[[], None]) -> None:
         started = time.perf_counter()
-        for lane in self._lanes.values():
-            lane.wait_for_room(interrupt)
+        for executor in self._executors.values():
+            executor.wait_for_room(interrupt)
         self.waited += time.perf_counter() - started
 
     def collect(self, interrupt: Callable[[], None] = lambda: None) -> ScoredSamples:
@@ -189,22 +193,22 @@ class Scorer:
 
     def discard(self) -> None:
         """Drop what was submitted (the iteration was abandoned), without waiting for the reward at work."""
-        for lane in self._lanes.values():
-            lane.discard()
+        for executor in self._executors.values():
+            executor.discard()
         self._forget()
 
     def close(self) -> None:
         """Stop the threads."""
         self.discard()
-        for lane in self._lanes.values():
-            lane.close()
-        self.guard.close()
+        for executor in self._executors.values():
+            executor.close()
+        self.process_state.close()
 
     def _score(
         self, reward: Reward, media: Tensor, prompts: tuple[Prompt, ...], broken: Tensor
     ) -> tuple[Scores, float]:
         started = time.perf_counter()
-        scores = checked_score(reward, media, prompts, self.failures, self.guard)
+        scores = checked_score(reward, media, prompts, self.failures, self.process_state)
         broken = broken.cpu()
         if bool(broken.any()):
             diagnostics = tuple(
@@ -216,7 +220,7 @@ class Scorer:
 
     def _score_group(self, reward: Reward, group: WholeGroup) -> tuple[Scores, float]:
         started = time.perf_counter()
-        scores = checked_group(reward, group.media, group.prompt, group.keys, self.failures, self.guard)
+        scores = checked_group(reward, group.media, group.prompt, group.keys, self.failures, self.process_state)
         return scores, time.perf_counter() - started
 
     def groups(
@@ -248,7 +252,7 @@ class Scorer:
             scored=scored,
             per_reward=each,
             asked={r.label: torch.tensor([r.asks(prompt) for prompt in prompts]) for r in self.rewards},
-            parts={label: part_values(samples.diagnostics[label], v) for label, v in samples.values.items()},
+            subscores={label: subscore_values(samples.diagnostics[label], v) for label, v in samples.values.items()},
             diversity=diversity(samples.thumbnails, len(prompts)).cpu(),
             statistics={name: v.view(shape) for name, v in samples.statistics.items()},
             paths=tuple(r.path for r in rollouts if r.path is not None),

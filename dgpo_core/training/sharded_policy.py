@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dgpo_core.distributed.passes import Pass, PassSchedule
 from dgpo_core.distributed.sharding import full_tensor, local, shard_like
-from dgpo_core.training.policy import Policy, View
+from dgpo_core.training.policy import ModelName, Policy
 from dgpo_core.types import Conditioning
 
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ class ShardedPolicy(Policy):
     ) -> None:
         """blank: a latent [1, ...] and its conditioning, to make a pass with when there is nothing else to do."""
         super().__init__(backbone, ema)
-        self.spread = backbone.adapter is None
-        if self.spread:
+        self.sharded = backbone.adapter is None
+        if self.sharded:
             self._live = self._weights["policy"]
             self._aside = [torch.empty_like(t) for t in self._live]
-            self._in_place: View = "policy"
+            self._in_place: ModelName = "policy"
         self._processes = processes
         self._blank = blank
         self._autocast = autocast
@@ -65,26 +65,26 @@ class ShardedPolicy(Policy):
         """What other processes have to know of a pass: whatever an adapter does, the same weights are gathered."""
         if one == "gradient":
             return one
-        return self.available(one) if self.spread else "policy"
+        return self.available(one) if self.sharded else "policy"
 
     @contextmanager
     def _passing(self) -> Iterator[None]:
         """Wait for the turn of this pass. One with gradient is followed by its backward pass."""
-        self._schedule.take("gradient" if torch.is_grad_enabled() else self._kind(self._view))
+        self._schedule.take("gradient" if torch.is_grad_enabled() else self._kind(self._active))
         with self._processes.exchanging():
             yield
 
     def _blank_pass(self, kind: Pass) -> None:
         x, conditioning = self._blank()
         gradient = kind == "gradient"
-        if self.spread:
+        if self.sharded:
             self._point_at("policy" if kind == "gradient" else kind)
         with self._processes.exchanging(), torch.set_grad_enabled(gradient), self._autocast():
             velocity = self.backbone.velocity(x, x.new_full((1,), 0.5), conditioning)
         if gradient:
             self.backward((velocity * 0).sum())
-        if self.spread:
-            self._point_at(self._view)
+        if self.sharded:
+            self._point_at(self._active)
 
     def _local(self, tensor: Tensor) -> Tensor:
         return local(tensor)
@@ -94,8 +94,8 @@ class ShardedPolicy(Policy):
         with self._processes.exchanging():
             super().backward(loss)
 
-    def _point_at(self, name: View) -> None:
-        if not self.spread:
+    def _point_at(self, name: ModelName) -> None:
+        if not self.sharded:
             super()._point_at(name)
             return
         if name == self._in_place:
@@ -109,7 +109,7 @@ class ShardedPolicy(Policy):
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """Euclidean norm [] over all processes' shards."""
         norm = super().norm([local(t) for t in tensors])
-        return self._processes.add([norm.square()])[0].sqrt() if self.spread else norm
+        return self._processes.all_reduce_sum([norm.square()])[0].sqrt() if self.sharded else norm
 
     def whole(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
         """See Policy.whole; of sharded weights by all processes together, on the CPU, empty in all but the main one."""

@@ -25,7 +25,7 @@ class RunState:
     those iterations, without evaluations and checkpoints; best: (iteration, score) of the best evaluation; saved,
     evaluated: iterations of the last checkpoint and evaluation; drawn: the last iteration whose weights have drawn
     media that can be scored; evaluations: what evaluations.jsonl says; otherwise, guards_otherwise: up to these
-    iterations evaluations, and their guards, measured something else than after them; had_ended: when it was started,
+    iterations evaluations, and their monitors, measured something else than after them; had_ended: when it was started,
     so that nothing was left to train.
     """
 
@@ -40,7 +40,7 @@ class RunState:
     drawn: int = -1
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     otherwise: int = -1
-    guards_otherwise: int = -1
+    monitors_changed: int = -1
     skipped_updates: int = 0
     skipped_in_a_row: int = 0
     had_ended: bool = False
@@ -92,7 +92,7 @@ class RunState:
     def last_update(self) -> int:
         """The iteration of the last update that was not skipped: if it is why all later ones were, the weights from
         before it are what is worth keeping."""
-        return self.iteration - self.skipped_in_a_row // self.config.optimiser.updates
+        return self.iteration - self.skipped_in_a_row // self.config.optimizer.updates
 
     @property
     def counters(self) -> dict[str, int]:
@@ -130,7 +130,7 @@ class RunState:
         self.skipped_updates = manifest.counters.get("skipped_updates", 0)
         self.skipped_in_a_row = manifest.counters.get("skipped_in_a_row", 0)
         self.trained_seconds, self.evaluations = memory["seconds"], memory["evaluations"]
-        self.otherwise, self.guards_otherwise = memory["otherwise"], memory["guards_otherwise"]
+        self.otherwise, self.monitors_changed = memory["otherwise"], memory["monitors_changed"]
         if manifest.best_iteration is not None and manifest.best_score is not None:
             self.best = (manifest.best_iteration, manifest.best_score)
         for record in self.evaluations:  # the log is written before a checkpoint could tell of it

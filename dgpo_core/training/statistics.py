@@ -44,7 +44,7 @@ def member_loss(
 
 def twice(objective: Objective, update: Update, bundle: Bundle) -> bool:
     """Whether a bundle is gone through twice: the several micro-batches of a single group, all of which is here."""
-    return objective.needs_statistic and len(bundle) > 1 and not update.is_spread(bundle[0])
+    return objective.needs_statistic and len(bundle) > 1 and not update.is_split(bundle[0])
 
 
 @torch.no_grad()
@@ -61,10 +61,10 @@ def no_statistics(models: Models, update: Update) -> Tensor:
 
 @torch.no_grad()
 def statistics_here(models: Models, update: Update, micro_batch: int, interrupt: Callable[[], None]) -> Tensor:
-    """What this process's members add to the statistics [T, g] of the groups that are spread over processes; 0 of the
-    other groups."""
+    """What this process's members add to the statistics [T, g] of the groups that are sharded across processes; 0 of
+    the other groups."""
     table = no_statistics(models, update)
-    some = [members if spread else [] for members, spread in zip(update.own, update.spread, strict=True)]
+    some = [members if split else [] for members, split in zip(update.own, update.split, strict=True)]
     parts = [part for bundle in update.bundles(some, micro_batch) for part in bundle]
     passes: list[Pass] = [*models.others(statistic_only=True), "policy"]
     models.policy.agree(lambda: passes * (len(parts) * len(table)))

@@ -100,24 +100,24 @@ class Trainer:
                 for warning in warnings:
                     self.callbacks.on_warning(warning)
                 outcome = Loop(run, state, self.store).train(max_iterations)
-                self.processes.wait()
+                self.processes.barrier()
             except BaseException:
                 try:
-                    self._tell_of_end(outcome)
+                    self._report_end(outcome)
                 except Exception:  # what went wrong first is what has to be known
                     log.warning("a callback failed when the run had ended", exc_info=True)
                 raise
-            self._tell_of_end(outcome)
+            self._report_end(outcome)
             return outcome
 
-    def _tell_of_end(self, outcome: Literal["finished", "interrupted", "failed"]) -> None:
+    def _report_end(self, outcome: Literal["finished", "interrupted", "failed"]) -> None:
         state = self.state
         self.callbacks.on_end(OutcomeRecord(outcome=outcome, iteration=state.iteration, ended_by=state.ended_by))
 
     def build(self) -> Run:
         """All parts of the run; later calls return the same. Writes nothing; raises UserError for what does not fit."""
         if self._run is None:
-            phases = Phases(self.callbacks, self.runtime.synchronise)
+            phases = Phases(self.callbacks, self.runtime.synchronize)
             self._run = build_run(self.config, self.registry, self.runtime, phases, self.stop)
             self.closing.callback(self._run.close)
         return self._run
@@ -136,7 +136,7 @@ class Trainer:
         """
         config, store, state, over = self.config, self.store, self.state, how == "auto"
         resume, checkpoint = store.open(config, self.registry, resume=None if how == "auto" else how)
-        resume = self.processes.told(resume)  # the main process alone sees the directory
+        resume = self.processes.broadcast_object(resume)  # the main process alone sees the directory
         run = self.build()
         prompts = {"train": summary(run.train_prompts), "heldout": summary(run.heldout_prompts)}
         base = run.read_base()
@@ -146,7 +146,7 @@ class Trainer:
         )
         if resume:
             self._restore(checkpoint, accept)
-        state.timesteps, state.updates = deepcopy(run.timesteps.state_dict()), run.optimiser.updates
+        state.timesteps, state.updates = deepcopy(run.timesteps.state_dict()), run.optimizer.updates
         times = run.times.record(run.sampler)
         resumed = state.iteration if resume else None
         changed = store.describe(config, self.registry, prompts, base, times, resumed=resumed)
@@ -155,13 +155,13 @@ class Trainer:
         return messages, [*notes, *(f"warning: {note}" for note in run.notes())]
 
     def _note_on_averages(self) -> str | None:
-        """That evaluations will be of the policy, if they come before the slow EMA has moved."""
+        """That evaluations will be of the policy, if they come before the EMA has moved."""
         section, first = self.config.evaluation, self.config.objective.ema.slow.first_move
         every = min(section.every or self.config.run.iterations, self.config.run.iterations)
-        evaluated = (self.state.iteration // every + 1) * every * self.config.optimiser.updates  # updates by then
-        if section.view != "slow" or self.config.prompts.heldout is None or evaluated >= first:
+        evaluated = (self.state.iteration // every + 1) * every * self.config.optimizer.updates  # updates by then
+        if section.model != "ema" or self.config.prompts.heldout is None or evaluated >= first:
             return None
-        return f"evaluations before update {first} are of the policy: the slow EMA has not moved"
+        return f"evaluations before update {first} are of the policy: the EMA has not moved"
 
     def _agree(self, prompts: Mapping[str, Any], base: BaseRecord | None) -> None:
         """Raise UserError unless all processes were given the same run, the same prompts and the same base model,
@@ -171,7 +171,7 @@ class Trainer:
             "prompts": dict(prompts),
             "base model": None if base is None else base.model_dump(mode="json", include={"files"}),
         }
-        for rank, theirs in enumerate(self.processes.everyone(mine)):
+        for rank, theirs in enumerate(self.processes.all_gather_object(mine)):
             for what, value in mine.items():
                 if theirs[what] != value:
                     raise UserError(
@@ -189,12 +189,12 @@ class Trainer:
             for note in notes:
                 self.callbacks.on_message(note)
             said = {"manifest": checkpoint.manifest.model_dump(mode="json"), "memory": memory}
-        said = self.processes.told(said)
+        said = self.processes.broadcast_object(said)
         manifest = CheckpointManifest.model_validate(said["manifest"])
-        weights = self.processes.handed(None if checkpoint is None else checkpoint.weights)
+        weights = self.processes.broadcast_tensors(None if checkpoint is None else checkpoint.weights)
         run.policy.load_state(weights, manifest.updates)
-        moments = self.processes.handed(None if checkpoint is None else checkpoint.optimiser)
-        run.optimiser.load_state(moments, manifest.updates)
+        moments = self.processes.broadcast_tensors(None if checkpoint is None else checkpoint.optimizer)
+        run.optimizer.load_state(moments, manifest.updates)
         run.timesteps.load_state_dict(manifest.timesteps)
         self.state.restore(manifest, said["memory"])
         self.store.set_clock(self.state.iteration, self.state.trained_seconds)

@@ -5,7 +5,7 @@ a few milliseconds whatever the size. Everything that is wrong is a UserError of
 caller calls the setting (`where`), names file and key, and says the way on.
 """
 
-from dgpo_core.weights.configurations import read_json, refuse_quantised
+from dgpo_core.weights.configurations import read_json, refuse_quantized
 from dgpo_core.weights.elsewhere import fetch_again, where_instead
 from dgpo_core.weights.files import check_file, check_weights, shapes
 from dgpo_core.weights.hub import unreachable
@@ -17,7 +17,7 @@ __all__ = [
     "fetch_again",
     "locate",
     "read_json",
-    "refuse_quantised",
+    "refuse_quantized",
     "resolve_checkpoint",
     "shapes",
     "unreachable",

@@ -1,4 +1,4 @@
-"""A model's configuration files, and what in them says that its weights are quantised."""
+"""A model's configuration files, and what in them says that its weights are quantized."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from dgpo_core.errors import UserError
 from dgpo_schemas.text import clean, error_text
 
-__all__ = ["is_pointer", "quantised", "read_json", "refuse_quantised"]
+__all__ = ["is_pointer", "quantized", "read_json", "refuse_quantized"]
 
 LARGEST = 32 * 2**20
 """Bytes of a configuration."""
@@ -55,17 +55,17 @@ def _bytes(path: Path) -> bytes | None:
     return content if len(content) <= LARGEST else None
 
 
-def refuse_quantised(config: Mapping[str, Any], path: Path, where: str) -> None:
-    """Raise UserError if a configuration, read from `path`, says that the weights beside it are quantised."""
+def refuse_quantized(config: Mapping[str, Any], path: Path, where: str) -> None:
+    """Raise UserError if a configuration, read from `path`, says that the weights beside it are quantized."""
     key = next((key for key in KEYS if config.get(key)), None)
     if key is not None:
-        raise quantised(f"{where}: {path}: {key} says {_method(config[key])}")
+        raise quantized(f"{where}: {path}: {key} says {_method(config[key])}")
 
 
-def quantised(what: str) -> UserError:
-    """What to raise for quantised weights; `what` says which and how."""
+def quantized(what: str) -> UserError:
+    """What to raise for quantized weights; `what` says which and how."""
     return UserError(
-        f"{what}: the model is quantised, and neither training on nor sampling from quantised weights is supported; "
+        f"{what}: the model is quantized, and neither training on nor sampling from quantized weights is supported; "
         "take the original weights (float32, bfloat16 or float16) instead"
     )
 

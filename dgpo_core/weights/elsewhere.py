@@ -30,7 +30,7 @@ def what_file(path: Path, *, pipeline: bool) -> str:
     if path.name in ADAPTERS:
         return ", a LoRA: give the model that it was trained on"
     if path.suffix == ".gguf":
-        return ", a quantised model in GGUF's format, which is not supported: take the original weights"
+        return ", a quantized model in GGUF's format, which is not supported: take the original weights"
     if path.suffix == ".safetensors" and pipeline:
         return f", a checkpoint of a single file: {CONVERT}, or take the repository in diffusers' format"
     if path.suffix in PICKLES and pipeline:
@@ -124,7 +124,7 @@ def _contents(directory: Path, wanted: str) -> str:
         return "; it is a checkpoint of a run's training state: give the model that the run began with"
     gguf = sorted(name for name in names if name.endswith(".gguf"))
     if gguf:
-        return f"; {gguf[0]} is a quantised model in GGUF's format, which is not supported: take the original weights"
+        return f"; {gguf[0]} is a quantized model in GGUF's format, which is not supported: take the original weights"
     if "config.json" in names and wanted == PIPELINE:
         return "; it holds one model, not a pipeline of several: give a directory that has it as a subdirectory"
     broken = unfinished(directory)

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from dgpo_core.errors import UserError
 from dgpo_core.system.headers import BadHeader, read_header
-from dgpo_core.weights.configurations import is_pointer, quantised, read_json
+from dgpo_core.weights.configurations import is_pointer, quantized, read_json
 from dgpo_core.weights.elsewhere import fetch_again, hub_repository, unfinished
 from dgpo_schemas.text import clean
 
@@ -20,12 +20,12 @@ SAFETENSORS, INDEX = ".safetensors", ".safetensors.index.json"
 LARGEST = 10**16
 """A side of a tensor."""
 SMALL = re.compile(r"F[468](_.*)?|I8|U8")
-"""Types of which no weights are, unless they are quantised."""
+"""Types of which no weights are, unless they are quantized."""
 SCALES = re.compile(
     r"(^|\.)(scale_weight|scaled_fp8|weight_scale(_inv|_2)?|absmax|nested_absmax|quant_map|SCB|qweight|qzeros|wscales|"
     r"smooth_factor(_orig)?|weight\._data|weight_qtype|weight_packed)$|\.quant_state\."
 )
-"""Names that only quantised weights have: scaled fp8, modelopt, bitsandbytes, GPTQ and AWQ, nunchaku, quanto."""
+"""Names that only quantized weights have: scaled fp8, modelopt, bitsandbytes, GPTQ and AWQ, nunchaku, quanto."""
 SINGLE = ("model.diffusion_model.", "joint_blocks.", "double_blocks.", "first_stage_model.", "cond_stage_model.")
 """How names of tensors begin in checkpoints of a single file, and in ComfyUI's."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -38,7 +38,7 @@ def check_weights(directory: Path, stem: str, where: str, *, variant: str | None
     stem: how the files are called, "model" (transformers) or "diffusion_pytorch_model" (diffusers); variant: which is
     preferred where there are several, such as "fp16". The one asked for wins, then the plain ones, then the only one
     there is. Raises UserError, beginning with `where`, if there are none, if several variants leave the choice, and for
-    weights that are incomplete, damaged, or quantised.
+    weights that are incomplete, damaged, or quantized.
     """
     names = _names(directory, where)
     found = _variants(names, stem)
@@ -75,7 +75,7 @@ def shapes(directory: Path, stem: str, where: str, *, variant: str | None) -> di
 
 def check_file(path: Path, where: str) -> None:
     """Raise UserError for a file of weights that is not there, empty, a stand-in for the file, cut off, damaged or
-    quantised. Of a safetensors file the header is read, of others the first bytes."""
+    quantized. Of a safetensors file the header is read, of others the first bytes."""
     if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write into it
         raise UserError(f"{where}: {path} is no file")
     try:
@@ -91,7 +91,7 @@ def check_file(path: Path, where: str) -> None:
             if beginning.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
                 raise UserError(f"{where}: {path} is a page of a web site, not the weights: download it again")
             if beginning.startswith(b"GGUF"):
-                raise quantised(f"{where}: {path} is in GGUF's format")
+                raise quantized(f"{where}: {path} is in GGUF's format")
             if path.suffix == SAFETENSORS:
                 file.seek(0)
                 _check_header(_header(file, size, path, where), path, where)
@@ -157,7 +157,7 @@ def _none(directory: Path, names: Sequence[str], stem: str) -> str:
     shards = [name for name in others if re.search(r"-\d{5}-of-\d{5}", name)]
     gguf = [name for name in names if name.endswith(".gguf")]
     if gguf:
-        return f"has its weights in GGUF's format ({gguf[0]}), which is quantised and not supported: take the original"
+        return f"has its weights in GGUF's format ({gguf[0]}), which is quantized and not supported: take the original"
     if shards:
         return f"has shards of weights ({shards[0]}), but not {stem}{INDEX}, which says what is in which: download it"
     if others:
@@ -187,13 +187,13 @@ def _header(file: BinaryIO, size: int, path: Path, where: str) -> Mapping[str, A
 
 
 def _check_header(header: Mapping[str, Any], path: Path, where: str) -> None:
-    """Raise UserError for quantised tensors, and for the names of another program."""
+    """Raise UserError for quantized tensors, and for the names of another program."""
     for name, entry in header.items():
         shown, kind, shape = clean(name, 150), str(entry.get("dtype")), entry.get("shape") or ()
         if SCALES.search(name):
-            raise quantised(f"{where}: {path} has {shown}, as quantised weights have")
+            raise quantized(f"{where}: {path} has {shown}, as quantized weights have")
         if SMALL.fullmatch(kind) and (kind.startswith("F") or ("weight" in name and len(shape) > 1)):
-            raise quantised(f"{where}: {path} holds {shown} as {kind}")
+            raise quantized(f"{where}: {path} holds {shown} as {kind}")
         if name.startswith(SINGLE):
             raise UserError(
                 f"{where}: {path} has {shown}, a name of checkpoints of a single file: convert it with diffusers "

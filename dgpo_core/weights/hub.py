@@ -40,7 +40,7 @@ def _why(repository: str, revision: str | None, error: BaseException) -> str:
     variable = next((name for name in OFFLINE if os.environ.get(name, "").lower() not in FALSE), None)
     if "GatedRepoError" in names:
         return (
-            f"it is gated: accept its licence at https://huggingface.co/{repository}, and log in with `hf auth login` "
+            f"it is gated: accept its license at https://huggingface.co/{repository}, and log in with `hf auth login` "
             "or a token in HF_TOKEN"
         )
     if "RevisionNotFoundError" in names:
@@ -75,4 +75,4 @@ def _why(repository: str, revision: str | None, error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         place = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{place}: the cache lies where HF_HOME says"
-    return f"{said} (a gated model wants its licence accepted and `hf auth login`)"
+    return f"{said} (a gated model wants its license accepted and `hf auth login`)"

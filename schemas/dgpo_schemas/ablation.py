@@ -1,6 +1,6 @@
 """`AblationConfig`: everything an ablation file may say: a base run, what to vary in it, and how to compare.
 
-Keys of the run file are dotted, as on the command line (`optimiser.learning_rate`, `rewards.0.weight`). What they may
+Keys of the run file are dotted, as on the command line (`optimizer.learning_rate`, `rewards.0.weight`). What they may
 hold is the run file's own affair: it is checked when the ablation's run files are made, before any of them runs.
 """
 

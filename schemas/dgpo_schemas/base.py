@@ -98,9 +98,9 @@ class Options(StrictModel):
 class UseBlock(StrictModel):
     """A plugin part chosen by name, with its own options."""
 
-    use: str = Field(min_length=1, description="Name of the part; `dgpo plugins list` shows them.")
+    use: str = Field(min_length=1, description="Name of the component; `dgpo plugins list` shows them.")
     options: dict[str, Any] = Field(
-        default_factory=dict, description="The part's own options; `dgpo plugins show NAME` explains them."
+        default_factory=dict, description="The component's own options; `dgpo plugins show NAME` explains them."
     )
 
 
@@ -133,6 +133,6 @@ class AnyOf:
         return {"anyOf": [inner for branch in found["oneOf"] for inner in branch.get("anyOf", [branch])]}
 
 
-Use = Annotated[UseBlock, ShortForm("use", "Name of the part.")]
-"""A part: its name, or `use` with `options`. In a plugin's own options, call the field after the kind of part
+Use = Annotated[UseBlock, ShortForm("use", "Name of the component.")]
+"""A component: its name, or `use` with `options`. In a plugin's own options, call the field after the kind of component
 (`detector: Use`), and its name and options are checked when the run file is read."""

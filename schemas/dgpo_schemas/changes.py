@@ -1,7 +1,7 @@
 """What a resumed run may change, as the fields of `RunConfig` declare it, and how a change is recorded.
 
 Fixed is what makes a run this run: its seed, model, adapter and prompts; how groups are drawn and compared; rewards,
-advantages, objective and training times; the kind of optimiser with its moments (`betas`, `epsilon`, `bits`). With
+advantages, objective and training times; the kind of optimizer with its moments (`betas`, `epsilon`, `bits`). With
 another of these the logs would tell of two experiments as if they were one.
 """
 

@@ -32,8 +32,8 @@ KINDS = (
     (b"PAR1", "a Parquet table; write it as lines of JSON"),
     (b"ARROW1", "an Arrow table; write it as lines of JSON"),
     (b"%PDF", "a PDF; export it as text"),
-    (b"\x89PNG", "a picture"),
-    (b"\xff\xd8\xff", "a picture"),
+    (b"\x89PNG", "an image"),
+    (b"\xff\xd8\xff", "an image"),
     (b"SQLite format", "a database; write it as lines of JSON"),
     (b"\xd0\xcf\x11\xe0", "an old Office document; export it as text"),
 )

@@ -13,18 +13,18 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from dgpo_schemas.base import AnyFloat, Float, Int, StrictModel
 
-__all__ = ["LARGEST_PART", "MOST_PARTS", "PART", "Clause", "Diagnostics", "Mark", "understood"]
+__all__ = ["LARGEST_SUBSCORE", "MOST_SUBSCORES", "SUBSCORE", "Clause", "Diagnostics", "Mark", "understood"]
 
-PART = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+SUBSCORE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Names of the parts of a score."""
-MOST_PARTS = 100
-LARGEST_PART = 1e100
-"""Size of a part's value, as of a score: means of such numbers are numbers."""
+MOST_SUBSCORES = 100
+LARGEST_SUBSCORE = 1e100
+"""Size of a component's value, as of a score: means of such numbers are numbers."""
 Point = tuple[AnyFloat, AnyFloat]
 
 
 class Mark(StrictModel):
-    """Something seen at a place of the picture: exactly one of `box` and `polygon`, in pixels, y downwards."""
+    """Something seen at a place of the image: exactly one of `box` and `polygon`, in pixels, y downwards."""
 
     text: str = Field(description="What was seen there, in a few words.")
     box: tuple[AnyFloat, AnyFloat, AnyFloat, AnyFloat] | None = Field(default=None, description="x0, y0, x1, y1.")
@@ -53,9 +53,9 @@ class Diagnostics(StrictModel):
 
     reason: str | None = Field(default=None, description="Why the sample could not be scored.")
     marks: list[Mark] = Field(default_factory=list, description="What was seen, and where.")
-    parts: dict[Annotated[str, Field(pattern=PART)], Float] = Field(
+    subscores: dict[Annotated[str, Field(pattern=SUBSCORE)], Float] = Field(
         default_factory=dict,
-        max_length=MOST_PARTS,
+        max_length=MOST_SUBSCORES,
         description="What the score is made of, by names of letters, digits, dot, dash and underscore. Their means are "
         "logged beside the reward's.",
     )

@@ -28,7 +28,7 @@ from dgpo_schemas.service import ServiceMessages
 __all__ = ["PluginOptions", "json_schema", "schema_texts", "stale_schemas", "write_schemas"]
 
 PluginOptions = Mapping[str, Mapping[str, type[BaseModel]]]
-"""Kind of part to name to options model."""
+"""Kind of component to name to options model."""
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 RECORDS: dict[str, type[BaseModel]] = {
@@ -50,7 +50,7 @@ CHOOSERS = {
     "ServedReward": "reward",
     "TimestepsSection": "timesteps",
 }
-"""Sections of a run file or a reward file that choose a part themselves, and its kind."""
+"""Sections of a run file or a reward file that choose a component themselves, and its kind."""
 PLAIN_CHOICES = {("RolloutSection", "sampler"): "sampler", (None, "weighting"): "weighting"}
 """Fields (None: of the run file itself) that hold nothing but a choice."""
 
@@ -134,17 +134,17 @@ def _prompt() -> dict[str, Any]:
     schema = json_schema(PromptRecord)
     keys = {name: schema["properties"][name] for name in KEYS}
     keys["prompt"] |= {"minLength": 1}
-    told = {name: {"description": keys[name]["description"], "default": None} for name in ("media", "size")}
+    reported = {name: {"description": keys[name]["description"], "default": None} for name in ("media", "size")}
     path, side = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 1, "maximum": LONGEST_SIDE}
     paths = {"type": "array", "items": path, "maxItems": MOST_MEDIA}
     sides = {"type": "array", "items": side, "minItems": 2, "maxItems": 2}
-    keys["media"] = told["media"] | {"anyOf": [path, paths, {"type": "null"}]}
-    keys["size"] = told["size"] | {"anyOf": [side, sides, {"type": "null"}]}
+    keys["media"] = reported["media"] | {"anyOf": [path, paths, {"type": "null"}]}
+    keys["size"] = reported["size"] | {"anyOf": [side, sides, {"type": "null"}]}
     return schema | {"properties": keys, "additionalProperties": True}
 
 
 def _with_plugins(model: type[BaseModel], plugins: PluginOptions) -> dict[str, Any]:
-    """The schema of a file that chooses parts, which knows those that are installed."""
+    """The schema of a file that chooses components, which knows those that are installed."""
     schema = json_schema(model)
     definitions: dict[str, Any] = {"UseBlock": json_schema(UseBlock)} | schema["$defs"]
     for kind, name, model in _sorted(plugins):
@@ -198,7 +198,7 @@ def _add_options(
 
 
 def _redirect(schema: Any, plugins: PluginOptions, kind: str) -> Any:
-    """The same with every reference to a plain `use` block, and its short form, knowing the kind's parts."""
+    """The same with every reference to a plain `use` block, and its short form, knowing the kind's components."""
     if isinstance(schema, list):
         return [_redirect(item, plugins, kind) for item in schema]
     if not isinstance(schema, dict):
@@ -211,7 +211,7 @@ def _redirect(schema: Any, plugins: PluginOptions, kind: str) -> Any:
 
 
 def _suggest(section: dict[str, Any], plugins: PluginOptions, kind: str) -> None:
-    """Suggest the names of a kind's parts (others may be installed elsewhere), and tie options to them."""
+    """Suggest the names of a kind's components (others may be installed elsewhere), and tie options to them."""
     names = sorted(plugins.get(kind, {}))
     if not names:
         return

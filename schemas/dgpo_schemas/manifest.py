@@ -43,7 +43,7 @@ class CheckpointManifest(StrictModel):
 
     format_version: int = Field(description="Version of the checkpoint's layout.")
     iteration: int = Field(ge=0, description="Iterations finished.")
-    updates: int = Field(ge=0, description="Optimiser updates done.")
+    updates: int = Field(ge=0, description="Optimizer updates done.")
     dgpo_version: str = Field(description="Version that wrote it.")
     files: dict[str, FileEntry] = Field(description="Its files with their digests.")
     timesteps: dict[str, Any] = Field(description="State of the timestep policy.")

@@ -13,22 +13,22 @@ __all__ = [
     "GroupScore",
     "MetricsRecord",
     "OutcomeRecord",
+    "PhaseTiming",
     "PromptScores",
     "RewardScores",
     "RewardStatistics",
     "SourceStatistics",
     "TimingRecord",
-    "VerbTiming",
 ]
 
 
 class Sparse(StrictModel):
-    """A record that is written without `parts` and `sources` where there are none."""
+    """A record that is written without `components` and `sources` where there are none."""
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = dump(self)
-        return {key: value for key, value in data.items() if key not in ("parts", "sources") or value}
+        return {key: value for key, value in data.items() if key not in ("subscores", "sources") or value}
 
 
 class RewardStatistics(Sparse):
@@ -37,9 +37,9 @@ class RewardStatistics(Sparse):
     mean: float | None = Field(description="Mean of the scored samples.")
     std: float | None = Field(description="Population standard deviation of the scored samples.")
     missing: int = Field(description="Samples that could not be scored.")
-    parts: dict[str, float] = Field(
+    subscores: dict[str, float] = Field(
         default_factory=dict,
-        description="Means of the parts that the reward names in its diagnostics, over the scored samples that have "
+        description="Means of the components that the reward names in its diagnostics, over the scored samples that have "
         "them; absent if there are none.",
     )
 
@@ -57,11 +57,11 @@ class SourceStatistics(StrictModel):
 class MetricsRecord(Sparse):
     """One iteration in metrics.jsonl. Nothing here depends on clocks, so a resumed run writes the same lines.
 
-    Averages of the objective are means over the optimised members and timesteps; null where there are none.
+    Averages of the objective are means over the optimized members and timesteps; null where there are none.
     """
 
     iteration: int = Field(description="Iterations finished, from 1.")
-    updates: int = Field(description="Optimiser updates so far.")
+    updates: int = Field(description="Optimizer updates so far.")
     reward: RewardStatistics = Field(description="The weighted sum of the rewards.")
     rewards: dict[str, RewardStatistics] = Field(description="Each reward by itself.")
     zero_variance_groups: int = Field(description="Groups whose scored rewards are all equal (or fewer than two).")
@@ -76,15 +76,15 @@ class MetricsRecord(Sparse):
     grad_norm: float | None = Field(description="Norm of the gradient before clipping.")
     learning_rate: float = Field(description="Learning rate of the last update.")
     skipped_updates: int = Field(description="Updates skipped for non-finite values, so far.")
-    optimised_members: int = Field(description="Members optimised, times timesteps.")
+    optimized_members: int = Field(description="Members optimized, times timesteps.")
     skipped_members: int = Field(description="Members skipped for a zero weight, times timesteps.")
     change_norm: float | None = Field(
         description="Euclidean distance of the trained weights from where training began."
     )
     diversity: float = Field(description="Mean pairwise distance within groups, root mean square of pixels in [0, 1].")
     statistics: dict[str, float] = Field(description="Means of the media's statistics: saturation, edges, darkness.")
-    t_min: float = Field(description="Smallest sigma that the iteration was optimised at.")
-    t_max: float = Field(description="Largest sigma that the iteration was optimised at.")
+    t_min: float = Field(description="Smallest sigma that the iteration was optimized at.")
+    t_max: float = Field(description="Largest sigma that the iteration was optimized at.")
     timesteps: dict[str, float] = Field(
         default_factory=dict, description="The timestep policy: t_min and t_max it could draw from, and its own values."
     )
@@ -95,11 +95,11 @@ class MetricsRecord(Sparse):
     )
 
 
-class VerbTiming(StrictModel):
-    """One verb of an iteration."""
+class PhaseTiming(StrictModel):
+    """One phase of an iteration."""
 
     seconds: float = Field(description="Seconds spent.")
-    samples_per_second: float | None = Field(description="Samples (times timesteps when optimising) a second.")
+    samples_per_second: float | None = Field(description="Samples (times timesteps when optimizing) a second.")
 
 
 class TimingRecord(StrictModel):
@@ -107,9 +107,9 @@ class TimingRecord(StrictModel):
 
     iteration: int = Field(description="Iterations finished, from 1.")
     seconds: float = Field(description="Seconds of the iteration, without evaluation and checkpoint.")
-    verbs: dict[str, VerbTiming] = Field(
+    phases: dict[str, PhaseTiming] = Field(
         description="measure (only some timestep policies), roll_out, score (on its own thread), wait_for_scores, "
-        "weigh, optimise, evaluate, checkpoint."
+        "weigh, optimize, evaluate, checkpoint."
     )
     rewards: dict[str, float] = Field(description="Seconds spent in each reward, all its threads together.")
     peak_memory_bytes: int = Field(description="Peak memory so far: of the card, or of the process on the CPU.")
@@ -128,10 +128,10 @@ class EvaluationRecord(Sparse, GroupScore):
     """One reward, or one statistic of the media, of one evaluation in evaluations.jsonl; the first is the target."""
 
     iteration: int = Field(description="Iterations finished; 0 is the base model.")
-    view: str = Field(description="Weights that were evaluated.")
+    model: str = Field(description="Weights that were evaluated.")
     reward: str = Field(description="The reward's name, or that of a statistic of the media.")
-    role: Literal["target", "guard", "statistic"] = Field(
-        description="A reward evaluated with, one that only guards, or a statistic of the media."
+    role: Literal["target", "monitor", "statistic"] = Field(
+        description="A reward evaluated with, one that only monitors, or a statistic of the media."
     )
     missing: int = Field(description="Samples that could not be scored.")
     groups: dict[str, GroupScore] = Field(description="Scores of the tasks; `value` is their unweighted mean.")
@@ -140,9 +140,9 @@ class EvaluationRecord(Sparse, GroupScore):
         description="Scores of the sources of prompts that ask for the reward, each like `value` over its own prompts; "
         "absent where there are none.",
     )
-    parts: dict[str, float] = Field(
+    subscores: dict[str, float] = Field(
         default_factory=dict,
-        description="Means of the parts that the reward names in its diagnostics, weighed like `value`; absent if it "
+        description="Means of the components that the reward names in its diagnostics, weighed like `value`; absent if it "
         "names none.",
     )
 
@@ -158,9 +158,9 @@ class PromptScores(StrictModel):
     """scores/NNNNNN.json: what an evaluation's records were averaged from, so that runs can be compared by prompt."""
 
     iteration: int = Field(description="Iterations finished; 0 is the base model.")
-    view: str = Field(description="Weights that were evaluated.")
+    model: str = Field(description="Weights that were evaluated.")
     prompts: list[str] = Field(description="The held-out prompts.")
-    rewards: dict[str, RewardScores] = Field(description="Rewards evaluated with, and guards.")
+    rewards: dict[str, RewardScores] = Field(description="Rewards evaluated with, and monitors.")
 
 
 class OutcomeRecord(StrictModel):

@@ -44,7 +44,10 @@ class ConfigError(ValueError):
 
 def dotted(path: Iterable[str | int]) -> str:
     """A key as people write it: rewards.0.weight."""
-    return ".".join(part if isinstance(part, str) and part.isprintable() else str(ascii(part)) for part in path)
+    return ".".join(
+        component if isinstance(component, str) and component.isprintable() else str(ascii(component))
+        for component in path
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -100,22 +103,22 @@ class _Mistake:
 
 
 def _split(key: str) -> KeyPath:
-    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
+    return tuple(int(component) if component.isdigit() else component for component in key.split("."))
 
 
 def _mistake(model: type[BaseModel], data: Any, detail: Any) -> _Mistake:
     path: list[str | int] = []
     union: KeyPath | None = None
     here, location = data, detail["loc"]
-    for i, part in enumerate(location):
-        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and part in range(len(here))):
-            here = here[part]
-            path.append(part)
+    for i, component in enumerate(location):
+        if (isinstance(here, dict) and component in here) or (isinstance(here, list) and component in range(len(here))):
+            here = here[component]
+            path.append(component)
         elif detail["type"] == "missing" and i == len(location) - 1 and isinstance(here, dict):
-            path.append(part)
-        elif any(part in found.model_fields for found in _models(model, tuple(path))):
+            path.append(component)
+        elif any(component in found.model_fields for found in _models(model, tuple(path))):
             break  # inside a short form: what is wrong there is wrong with the text
-        elif isinstance(part, str):
+        elif isinstance(component, str):
             union = tuple(path)  # not a key: the name of a union's branch
     message, value = _words(model, tuple(path), detail, here)
     return _Mistake(tuple(path), message, value, union)
@@ -232,14 +235,14 @@ def _unknown_key(model: type[BaseModel], path: KeyPath) -> str:
 # -- walking through a model's annotations ------------------------------------------------------------------------
 
 
-def _inside(annotation: Any, part: str | int) -> Iterator[Any]:
+def _inside(annotation: Any, component: str | int) -> Iterator[Any]:
     """Annotations of a key or an entry."""
     for one in plain(annotation):
         arguments = get_args(one)
         if isinstance(one, type) and issubclass(one, BaseModel):
-            if part in one.model_fields:
-                yield one.model_fields[part].annotation
-        elif isinstance(part, int) and arguments and get_origin(one) is not dict:
+            if component in one.model_fields:
+                yield one.model_fields[component].annotation
+        elif isinstance(component, int) and arguments and get_origin(one) is not dict:
             yield arguments[0]
         elif get_origin(one) is dict:
             yield arguments[1]
@@ -248,8 +251,8 @@ def _inside(annotation: Any, part: str | int) -> Iterator[Any]:
 def _models(model: type[BaseModel], path: KeyPath) -> list[type[BaseModel]]:
     """The models that may stand at a path."""
     annotations: list[Any] = [model]
-    for part in path:
-        annotations = [inner for annotation in annotations for inner in _inside(annotation, part)]
+    for component in path:
+        annotations = [inner for annotation in annotations for inner in _inside(annotation, component)]
     return [found for annotation in annotations for found in models_of(annotation)]
 
 

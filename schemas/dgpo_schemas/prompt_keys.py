@@ -14,14 +14,14 @@ from dgpo_schemas.decoding import half_character
 from dgpo_schemas.problems import is_number, show
 from dgpo_schemas.text import clean, is_visible
 
-__all__ = ["KEYS", "MOST_MEDIA", "doubtful", "media_of", "misspelt", "negative_of", "size_of"]
+__all__ = ["KEYS", "MOST_MEDIA", "doubtful", "media_of", "misspelled", "negative_of", "size_of"]
 
 KEYS = ("prompt", "negative_prompt", "media", "size")
 """Every other key is metadata."""
 MOST_MEDIA = 64
-"""Pictures and videos of one prompt."""
+"""Images and videos of one prompt."""
 ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]+://)")
-PICTURES = {
+IMAGES = {
     "image", "imagepath", "imagefile", "inputimage", "sourceimage", "srcimage", "initimage", "referenceimage",
     "refimage", "conditionimage", "conditioningimage", "controlimage", "editimage", "startimage", "firstframe",
     "video", "videopath", "videofile", "inputvideo", "sourcevideo",
@@ -74,7 +74,7 @@ def _size_meant(value: Any) -> str:
 
 
 def media_of(value: Any) -> tuple[str, ...]:
-    """Paths of pictures and videos, as they were written. Raises ValueError."""
+    """Paths of images and videos, as they were written. Raises ValueError."""
     if value is None:
         return ()
     found = _listed(value)
@@ -88,7 +88,7 @@ def media_of(value: Any) -> tuple[str, ...]:
         if reason := half_character(path):  # of a list in a text
             raise ValueError(f"{key} {reason}")
         if not is_visible(path):
-            raise ValueError(f"{key} is an empty path; leave the key out where there is no picture")
+            raise ValueError(f"{key} is an empty path; leave the key out where there is no image")
         if "\0" in path:
             raise ValueError(f"{key} holds a zero character, which no path does")
         if ADDRESS.match(path.strip()):
@@ -115,7 +115,7 @@ def _shown(value: Any) -> str:
     return clean(show(value), 100)
 
 
-def misspelt(data: Mapping[str, Any]) -> str:
+def misspelled(data: Mapping[str, Any]) -> str:
     """In words, the first key that can mean nothing but one of KEYS, which is not there; empty if there is none.
 
     A key is taken for metadata wherever somebody may have meant it so: `doubtful` tells of those.
@@ -156,7 +156,7 @@ def _perhaps(key: str) -> str:
     plain = _plain(key)
     if plain in ("negative", "negatives", "negativetext"):
         return "negative_prompt"
-    return "media" if plain.removesuffix("s") in PICTURES else "size" if plain in SIZES else ""
+    return "media" if plain.removesuffix("s") in IMAGES else "size" if plain in SIZES else ""
 
 
 def _is_texts(value: Any) -> bool:

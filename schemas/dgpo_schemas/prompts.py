@@ -15,7 +15,7 @@ from pydantic import Field
 from dgpo_schemas.base import StrictModel
 from dgpo_schemas.decoding import EncodingError, decode, half_character, read_bytes, unique_keys
 from dgpo_schemas.problems import show
-from dgpo_schemas.prompt_keys import KEYS, media_of, misspelt, negative_of, size_of
+from dgpo_schemas.prompt_keys import KEYS, media_of, misspelled, negative_of, size_of
 from dgpo_schemas.text import clean, is_visible
 
 __all__ = ["PromptRecord", "loads", "read_prompts", "unreadable"]
@@ -41,7 +41,7 @@ class PromptRecord(StrictModel):
     )
     media: tuple[str, ...] = Field(
         default=(),
-        description="Pictures or videos that its samples are conditioned on: a path, or a list of paths in the order "
+        description="Images or videos that its samples are conditioned on: a path, or a list of paths in the order "
         "in which the model is shown them, relative to the prompt file.",
     )
     size: tuple[int, int] | None = Field(
@@ -58,7 +58,7 @@ def read_prompts(path: Path) -> dict[str, PromptRecord]:
     files that were joined. A pipe (`<(...)`, /dev/stdin) holds what its first character says. NaN in JSON is null.
 
     Media are named, not looked at. Raises ValueError naming the file and the line: missing, unreadable, no text,
-    another ending, a malformed line, a prompt that is empty or no valid text, a key that is misspelt or has a value
+    another ending, a malformed line, a prompt that is empty or no valid text, a key that is misspelled or has a value
     that it cannot have, no prompts at all.
     """
     if "\0" in str(path):
@@ -210,7 +210,7 @@ def _record(data: Any, where: str, *, escapes: bool) -> PromptRecord:
         if isinstance(prompt, str) and "\0" in prompt:
             raise ValueError(f"{where}: `prompt` holds a zero character, which no prompt does")
         raise ValueError(f"{where}: `prompt` must be a text that is not empty{_instead(data)}")
-    if mistake := misspelt(data):
+    if mistake := misspelled(data):
         raise ValueError(f"{where}: {mistake}")
     try:
         return PromptRecord(

@@ -14,7 +14,7 @@ from dgpo_schemas.sections.evaluation import EvaluationSection
 from dgpo_schemas.sections.prompts import PromptsSection
 from dgpo_schemas.sections.rewards import RewardBlock
 from dgpo_schemas.sections.rollout import RolloutSection
-from dgpo_schemas.sections.training import ObjectiveSection, OptimiserSection, TimestepsSection
+from dgpo_schemas.sections.training import ObjectiveSection, OptimizerSection, TimestepsSection
 from dgpo_schemas.sections.whole import StopSection
 from dgpo_schemas.sigma import AUTO, resolve_sigma
 
@@ -23,8 +23,8 @@ __all__ = ["Violations", "geometry", "guidance", "raise_all", "rewards", "settin
 Violations = Iterator[tuple[str, str]]
 """(key, message) of each rule that is broken."""
 MOST_SAMPLES = 10_000_000
-"""Of an iteration: all of them are kept until it is optimised."""
-STATISTICS = ("diversity", "saturation", "edge_density", "dark_pixels", "step_disagreement", "finer_sharpness")
+"""Of an iteration: all of them are kept until it is optimized."""
+STATISTICS = ("diversity", "saturation", "edge_density", "dark_pixels", "step_disagreement", "many_step_sharpness")
 """Statistics of the media, which are evaluated beside the rewards and share their names' space."""
 OF_STEPS = STATISTICS[-2:]
 """Those that compare few solver steps with many."""
@@ -38,9 +38,9 @@ def raise_all(found: list[tuple[str, str]]) -> None:
         raise PydanticCustomError("run_rules", "{text}", {"text": "; ".join(lines), "violations": found})
 
 
-def geometry(rollout: RolloutSection, optimiser: OptimiserSection) -> Violations:
+def geometry(rollout: RolloutSection, optimizer: OptimizerSection) -> Violations:
     """Sizes of groups and of samples, and updates that divide the groups."""
-    updates = optimiser.updates
+    updates = optimizer.updates
     if rollout.group_size < 2:
         size = rollout.group_size
         yield "rollout.group_size", f"a group of {size} has nothing to compare with; the smallest is 2"
@@ -48,7 +48,7 @@ def geometry(rollout: RolloutSection, optimiser: OptimiserSection) -> Violations
         divisors = [n for n in range(1, rollout.groups + 1) if rollout.groups % n == 0]
         near = sorted(divisors, key=lambda n: abs(n - updates))[:2]
         yield (
-            "optimiser.updates",
+            "optimizer.updates",
             f"{updates} does not divide rollout.groups = {rollout.groups}; the nearest that do are "
             + " and ".join(map(str, sorted(near))),
         )
@@ -86,13 +86,13 @@ def guidance(scale: float, objective: ObjectiveSection) -> Violations:
             f"{objective.kl_cfg:g} together with rollout.guidance = {scale:g}: guided rollouts go with a plain "
             "reference (mode 1: kl_cfg 1), a guided reference with plain rollouts (mode 2a: rollout.guidance 1)",
         )
-    if objective.reference == "ema" and objective.kl_cfg > 1 and objective.kl == 0:
+    if objective.reference == "ema_fast" and objective.kl_cfg > 1 and objective.kl == 0:
         yield (
             "objective.kl_cfg",
             f"{objective.kl_cfg:g} guides the frozen base, with which nothing is compared here: the reference is "
             "the fast EMA and objective.kl is 0. Set kl above 0, reference: frozen (mode 2a), or leave kl_cfg out",
         )
-    if objective.reference == "ema" and scale > 1:
+    if objective.reference == "ema_fast" and scale > 1:
         yield (
             "rollout.guidance",
             f"{scale:g} with objective.reference = ema: a dynamic reference goes with plain rollouts "
@@ -101,13 +101,13 @@ def guidance(scale: float, objective: ObjectiveSection) -> Violations:
 
 
 def rewards(blocks: list[RewardBlock], evaluation: EvaluationSection, prompts: PromptsSection) -> Violations:
-    """Names of rewards and guards, and what nothing would be evaluated with."""
-    guards = [block.label for block in evaluation.guards.rewards]
+    """Names of rewards and monitors, and what nothing would be evaluated with."""
+    monitors = [block.label for block in evaluation.monitors.rewards]
     trained, shown = ([block.label for block in some] for some in (blocks, evaluation.rewards or []))
     for key, labels, taken in (
         ("rewards", trained, STATISTICS),
         ("evaluation.rewards", shown, STATISTICS),
-        ("evaluation.guards.rewards", guards, (*STATISTICS, *trained, *shown)),
+        ("evaluation.monitors.rewards", monitors, (*STATISTICS, *trained, *shown)),
     ):
         for i, label in enumerate(labels):
             if label in labels[:i] or label in taken:
@@ -115,22 +115,22 @@ def rewards(blocks: list[RewardBlock], evaluation: EvaluationSection, prompts: P
                 if label in STATISTICS:
                     what, which = ("a statistic of the media and a reward", "the reward")
                 yield f"{key}.{i}", f"{what} are called {label!r}; give {which} another `name`"
-    for label in evaluation.guards.bands:
-        if label not in (*guards, *STATISTICS):
-            known = ", ".join([*guards, *STATISTICS])
-            yield f"evaluation.guards.bands.{label}", f"there is no guard {label!r}; the guards are {known}"
-        elif label in OF_STEPS and evaluation.finer is None:
-            yield f"evaluation.guards.bands.{label}", "is only measured where evaluation.finer is set"
+    for label in evaluation.monitors.tolerances:
+        if label not in (*monitors, *STATISTICS):
+            known = ", ".join([*monitors, *STATISTICS])
+            yield f"evaluation.monitors.tolerances.{label}", f"there is no monitor {label!r}; the monitors are {known}"
+        elif label in OF_STEPS and evaluation.many_step is None:
+            yield f"evaluation.monitors.tolerances.{label}", "is only measured where evaluation.many_step is set"
     if all(block.weight == 0 for block in blocks):
         yield "rewards", "every weight is 0, so there is nothing to learn; give one a weight, such as 1"
     if prompts.heldout is None:
         # `at_start` and the evaluation at the end are defaults: without held-out prompts they fall away silently.
         if evaluation.every:
             yield "evaluation.every", "evaluation needs held-out prompts: set prompts.heldout, or every to 0"
-        if guards:
-            yield "evaluation.guards.rewards", "nothing is evaluated without prompts.heldout; set it"
-        if evaluation.finer is not None:
-            yield "evaluation.finer", "nothing is evaluated without prompts.heldout; set it"
+        if monitors:
+            yield "evaluation.monitors.rewards", "nothing is evaluated without prompts.heldout; set it"
+        if evaluation.many_step is not None:
+            yield "evaluation.many_step", "nothing is evaluated without prompts.heldout; set it"
         if evaluation.rewards:
             yield "evaluation.rewards", "nothing is evaluated without prompts.heldout; set it or remove these"
 

@@ -15,7 +15,7 @@ from dgpo_schemas.sections.evaluation import EvaluationSection
 from dgpo_schemas.sections.prompts import PromptsSection
 from dgpo_schemas.sections.rewards import AdvantagesSection, RewardBlock, ScoringSection
 from dgpo_schemas.sections.rollout import RolloutSection
-from dgpo_schemas.sections.training import ObjectiveSection, OptimiserSection, TimestepsSection
+from dgpo_schemas.sections.training import ObjectiveSection, OptimizerSection, TimestepsSection
 from dgpo_schemas.sections.whole import CheckpointsSection, LoggingSection, RunSection, StopSection
 from dgpo_schemas.sigma import resolve_sigma
 
@@ -37,7 +37,7 @@ class RunConfig(StrictModel):
     advantages: AdvantagesSection = Field(default_factory=AdvantagesSection, description="Rewards to advantages.")
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="The loss.")
     timesteps: TimestepsSection = Field(default_factory=TimestepsSection, description="Training times.")
-    optimiser: OptimiserSection = Field(default_factory=OptimiserSection, description="AdamW.")
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection, description="AdamW.")
     evaluation: EvaluationSection = Field(
         default_factory=EvaluationSection, json_schema_extra=FROM_THERE_ON, description="Held-out evaluation."
     )
@@ -71,7 +71,7 @@ def violations(config: RunConfig) -> list[tuple[str, str]]:
     """(key, message) of every rule between sections that is broken."""
     rollout, rewards, prompts, evaluation = config.rollout, config.rewards, config.prompts, config.evaluation
     return [
-        *rules.geometry(rollout, config.optimiser),
+        *rules.geometry(rollout, config.optimizer),
         *rules.times(rollout.shift, config.timesteps),
         *rules.guidance(rollout.guidance, config.objective),
         *rules.rewards(rewards, evaluation, prompts),

@@ -22,7 +22,7 @@ FLOAT_BODIES, BYTE_BODIES = 4, 10
 """Times the size of a body that its tensors take in the service: as it came, whole, as tensors, and as the batch.
 Tensors of bytes become floats of four times their size."""
 BATCHED_PIXEL = 24
-"""Bytes that a pixel of a picture file takes in the service: three float32, once alone and once in its batch."""
+"""Bytes that a pixel of an image file takes in the service: three float32, once alone and once in its batch."""
 ORIGIN = re.compile(r"https?://[^\s/?#@]+|[a-z][a-z0-9+.-]*-extension://[^\s/?#@]+")
 
 
@@ -113,7 +113,7 @@ class ServeConfig(StrictModel):
     )
     batching: BatchingSection = Field(default_factory=BatchingSection, description="How requests are joined.")
     readers: Int = Field(
-        default=2, ge=1, le=64, description="Processes that read picture files; each request is read by one of them."
+        default=2, ge=1, le=64, description="Processes that read image files; each request is read by one of them."
     )
     queue: Int = Field(
         default=32,
@@ -168,8 +168,8 @@ class ServeConfig(StrictModel):
         if self.memory_mib is not None:
             return self.memory_mib * 2**20
         body = self.limits.max_body_mib * 2**20
-        pictures = 2 * body + BATCHED_PIXEL * 1_000_000 * self.limits.max_megapixels
-        return max(MEMORY_MIB * 2**20, BYTE_BODIES * body, pictures)
+        images = 2 * body + BATCHED_PIXEL * 1_000_000 * self.limits.max_megapixels
+        return max(MEMORY_MIB * 2**20, BYTE_BODIES * body, images)
 
     @property
     def most_connections(self) -> int:

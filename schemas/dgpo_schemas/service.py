@@ -28,7 +28,7 @@ __all__ = [
     "RewardDescription",
     "ScoreAnswer",
     "ScoreHeader",
-    "ScorePictures",
+    "ScoreImages",
     "ServiceLimits",
     "ServiceMessages",
     "StatusAnswer",
@@ -70,7 +70,7 @@ Side = Annotated[Int, Field(ge=1, le=LONGEST_SIDE)]
 
 
 class MediumMessage(Message):
-    """A picture or video that samples were conditioned on."""
+    """A image or video that samples were conditioned on."""
 
     kind: Literal["image", "video"] = Field(description="What it is.")
     digest: str = Field(
@@ -131,22 +131,22 @@ class ScoreHeader(Message):
     )
 
 
-class Picture(Message):
+class Image(Message):
     """One sample as a file."""
 
     image: str = Field(
-        description="A picture or video file in base64, with line breaks or without, padded or not, in the usual or "
+        description="A image or video file in base64, with line breaks or without, padded or not, in the usual or "
         "the URL-safe alphabet; or a data URL."
     )
     prompt: str = Field(default="", description="Its prompt.")
     metadata: dict[str, Any] = Field(default_factory=dict, description="What the reward needs to know of the prompt.")
 
 
-class ScorePictures(Message):
-    """A request for scores of pictures, as JSON; `multipart/form-data` says the same with files."""
+class ScoreImages(Message):
+    """A request for scores of images, as JSON; `multipart/form-data` says the same with files."""
 
-    samples: Annotated[list[Picture], FailFast()] = Field(
-        description="Pictures, of any sizes. A reward that compares takes those of one prompt for a group."
+    samples: Annotated[list[Image], FailFast()] = Field(
+        description="Images, of any sizes. A reward that compares takes those of one prompt for a group."
     )
 
 
@@ -157,7 +157,7 @@ class ScoreAnswer(Answer):
     values: list[float | None] = Field(description="Scores, higher is better; null where missing.")
     missing: list[bool] = Field(description="Whether the sample could not be scored.")
     diagnostics: list[dict[str, Any]] = Field(
-        description="What the reward says of each sample; may be empty. Of a picture that could not be read: `reason`. "
+        description="What the reward says of each sample; may be empty. Of an image that could not be read: `reason`. "
         "`notes`: what reading a file has changed or left out."
     )
 
@@ -179,13 +179,13 @@ class ServiceLimits(StrictModel):
     """How much one request may hold."""
 
     max_body_mib: Int = Field(default=256, ge=1, le=4096, description="MiB of a request's body.")
-    max_side: Int = Field(default=4096, ge=1, le=65536, description="Pixels of a picture's longer side.")
+    max_side: Int = Field(default=4096, ge=1, le=65536, description="Pixels of an image's longer side.")
     max_frames: Int = Field(default=512, ge=1, le=10**6, description="Frames of a video.")
-    picture_seconds: Float = Field(
+    image_seconds: Float = Field(
         default=10.0,
         gt=0,
         le=3600,
-        description="CPU seconds that reading one picture or video file may take, and in proportion more for one of "
+        description="CPU seconds that reading one image or video file may take, and in proportion more for one of "
         "more than 2^24 pixels (4096x4096); one that takes longer is missing.",
     )
     max_samples: Int = Field(default=1024, ge=1, le=10**6, description="Samples of a request.")
@@ -193,7 +193,7 @@ class ServiceLimits(StrictModel):
         default=128,
         ge=1,
         le=10**6,
-        description="Million pixels that the picture files of a request unpack to, all frames together; tensors are "
+        description="Million pixels that the image files of a request unpack to, all frames together; tensors are "
         "bounded by max_body_mib.",
     )
     max_prompts: Int = Field(
@@ -267,7 +267,7 @@ class ServiceMessages(StrictModel):
     check_request: CheckRequest = Field(description="Body of POST /v1/check.")
     check_answer: CheckAnswer = Field(description="Its answer.")
     score_header: ScoreHeader = Field(description="JSON within a safetensors body of POST /v1/score.")
-    score_pictures: ScorePictures = Field(description="JSON body of POST /v1/score.")
+    score_images: ScoreImages = Field(description="JSON body of POST /v1/score.")
     score_answer: ScoreAnswer = Field(description="JSON answer of POST /v1/score.")
     status: StatusAnswer = Field(description="Answer of GET /health and GET /ready.")
     error: ErrorAnswer = Field(description="Body of every other answer whose status is 400 or more.")

@@ -46,8 +46,8 @@ def _trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("trained")
     data = run_data(
         directory / "runs",
-        optimiser={"learning_rate": 0.05},
-        objective={"ema": {"slow": {"every": 1}}},
+        optimizer={"learning_rate": 0.05},
+        objective={"ema": {"every": 1}},
         evaluation={"every": 1, "prompts": 6, "samples_per_prompt": 2},
         checkpoints={"every": 1, "keep": 9},
     )

@@ -19,7 +19,7 @@ Run = Callable[..., Any]
 WriteRun = Callable[..., Path]
 
 
-def picture(path: str, value: int) -> str:
+def image(path: str, value: int) -> str:
     Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path)
     return path
 
@@ -36,9 +36,9 @@ def edits(write_run: WriteRun) -> Path:
         prompts={"train": "train.jsonl", "heldout": "heldout.jsonl"},
         rollout={"guidance": 2.0},
         run={"iterations": 1},
-        evaluation={"prompts": 2, "pictures": 2},
+        evaluation={"prompts": 2, "images": 2},
     )
-    picture("a.png", 10), picture("b.png", 200)
+    image("a.png", 10), image("b.png", 200)
     lines("train.jsonl", {"prompt": "x", "media": "a.png", "negative_prompt": "<b>no</b>"}, {"prompt": "y"})
     lines(
         "heldout.jsonl", {"prompt": "h", "media": ["b.png", "a.png"], "negative_prompt": "<b>no</b>"}, {"prompt": "i"}
@@ -75,15 +75,15 @@ def test_a_run_keeps_and_shows_what_its_samples_were_drawn_from(dgpo: Run, edits
     assert {key: record["train"][key] for key in ("count", "media", "negative_texts")} == {
         "count": 2, "media": 1, "negative_texts": 1,
     }  # fmt: skip
-    told = json.loads(next(Path("runs/toy/pictures").glob("*/conditions.json")).read_text())
-    assert [one and one["negative_prompt"] for one in told] == ["<b>no</b>", None]
+    reported = json.loads(next(Path("runs/toy/images").glob("*/conditions.json")).read_text())
+    assert [one and one["negative_prompt"] for one in reported] == ["<b>no</b>", None]
     assert dgpo("report", "runs/toy", "--output", "page.html").code == 0
     page = Path("page.html").read_text()
     assert '<img class="medium tiny" src="data:image/png;base64,' in page
     assert "not: &lt;b&gt;no&lt;/b&gt;" in page
     assert "<b>no</b>" not in page
     assert "2, 1 with media, 1 with a negative text, SHA-256 " in page
-    picture("a.png", 11)
+    image("a.png", 11)
     refused = dgpo("train", edits, "--resume", "--set", "run.iterations=2")
     assert refused.code == 2
     assert "prompts.train has another content than when it started (SHA-256 in run.json), or the media" in refused.err
@@ -98,7 +98,7 @@ def test_a_medium_that_changes_in_the_middle_costs_no_iteration(
     def encoded(self: ToyBackbone, prompts: Sequence[Prompt]) -> Conditioning:
         found = encode(self, prompts)
         if prompts[0].text in "xy":
-            picture("a.png", 1), picture("b.png", 1)
+            image("a.png", 1), image("b.png", 1)
         return found
 
     monkeypatch.setattr(ToyBackbone, "encode", encoded)
@@ -119,12 +119,12 @@ def test_a_model_of_text_is_refused_such_prompts(dgpo: Run, edits: Path) -> None
 
 
 def test_bad_media_are_refused_before_a_run(dgpo: Run, edits: Path) -> None:
-    Path("b.png").write_text("no picture")
+    Path("b.png").write_text("no image")
     for command in (("validate", edits), ("train", edits), ("evaluate", edits, "--prompts", "heldout.jsonl")):
         refused = dgpo(*command)
         assert refused.code == 2
         assert "heldout.jsonl:1: media: " in refused.err
-        assert "b.png: not a picture or a video that can be read" in refused.err
+        assert "b.png: not an image or a video that can be read" in refused.err
 
 
 def test_samples_are_drawn_from_media(dgpo: Run, edits: Path, editing: list[Prompt]) -> None:
@@ -154,7 +154,7 @@ def test_sample_refuses_what_cannot_be(dgpo: Run, edits: Path, arguments: tuple[
 
 
 def test_scored_files_have_prompts_with_media(dgpo: Run, edits: Path) -> None:
-    picture("one.png", 100), picture("two.png", 50)
+    image("one.png", 100), image("two.png", 50)
     assert dgpo("score", "brightness", "one.png", "two.png", "--prompts", "train.jsonl").code == 0
     lines("bad.jsonl", {"prompt": "x"}, {"prompt": "y", "media": "gone.png"})
     refused = dgpo("score", "brightness", "one.png", "two.png", "--prompts", "bad.jsonl")
@@ -163,9 +163,7 @@ def test_scored_files_have_prompts_with_media(dgpo: Run, edits: Path) -> None:
 
 
 def test_what_samples_were_drawn_from_may_be_damaged(dgpo: Run, trained: Any) -> None:
-    (sorted((trained.path / "pictures").iterdir())[0] / "conditions.json").write_text("{")
+    (sorted((trained.path / "images").iterdir())[0] / "conditions.json").write_text("{")
     found = dgpo("report", trained.path, "--output", "page.html")
     assert found.code == 0
-    assert (
-        "What the pictures in 000000 were drawn from is not known (conditions.json)." in Path("page.html").read_text()
-    )
+    assert "What the images in 000000 were drawn from is not known (conditions.json)." in Path("page.html").read_text()

@@ -68,19 +68,19 @@ def test_what_a_reward_prints_is_no_result(dgpo: Run, trained: Any, monkeypatch:
 
 
 def test_the_base_is_what_the_run_started_from(dgpo: Run, trained: Any) -> None:
-    start = [record | {"view": "base"} for record in all_logged(trained.path, 0)]
-    assert json.loads(dgpo("evaluate", trained.path, "--view", "base", "--json").out) == start
+    start = [record | {"model": "base"} for record in all_logged(trained.path, 0)]
+    assert json.loads(dgpo("evaluate", trained.path, "--model", "base", "--json").out) == start
     assert json.loads(dgpo("evaluate", trained.file, "--json").out) == start
 
 
-def test_views_and_options_are_followed(dgpo: Run, trained: Any) -> None:
+def test_models_and_options_are_followed(dgpo: Run, trained: Any) -> None:
     def value(*arguments: object) -> float:
         return float(printed(dgpo("evaluate", *arguments, "--json").out)["value"])
 
     newest = value(trained.path)
-    assert value(trained.path, "--view", "slow", "--checkpoint", "newest") == newest
+    assert value(trained.path, "--model", "ema", "--checkpoint", "newest") == newest
     assert value(trained.path, "--seed", 3, "--steps", 3, "--guidance", 1, "-n", 2, "--limit", 6) == newest
-    for options in (["--view", "policy"], ["--view", "old"], ["--seed", 4], ["--steps", 2], ["--guidance", 3],
+    for options in (["--model", "policy"], ["--model", "ema_fast"], ["--seed", 4], ["--steps", 2], ["--guidance", 3],
                     ["-n", 1], ["--limit", 3]):  # fmt: skip
         assert value(trained.path, *options) != newest, options
     assert value(trained.file, "--set", "rollout.steps=5") == value(trained.file, "--steps", 5)
@@ -108,15 +108,15 @@ def test_the_table_says_what_the_log_says(dgpo: Run, trained: Any) -> None:
         cells("odd", record["groups"]["odd"]),
         cells("mean", record),
     ]
-    assert "after iteration 4" in dgpo("evaluate", trained.path, "--view", "policy").out.splitlines()[0]
-    assert dgpo("evaluate", trained.path, "--view", "base").out.startswith("base model of runs/toy\n")
+    assert "after iteration 4" in dgpo("evaluate", trained.path, "--model", "policy").out.splitlines()[0]
+    assert dgpo("evaluate", trained.path, "--model", "base").out.startswith("base model of runs/toy\n")
     assert dgpo("evaluate", trained.file).out.startswith("base model of run.yaml\n")
     assert dgpo("evaluate", trained.path, "-n", 1).out.endswith("\n6 prompts x 1 sample\n")
 
 
 def test_the_scores_are_means_of_the_samples_that_are_written(dgpo: Run, trained: Any) -> None:
     """Tasks by hand: samples to prompts, prompts to tasks, tasks to the mean; intervals with another bootstrap."""
-    texts = [f"picture {i}" for i in range(30)]
+    texts = [f"image {i}" for i in range(30)]
     tags = ["even"] * 20 + ["odd"] * 10  # the mean of the tasks is not the mean of the prompts
     lines = [json.dumps({"prompt": text, "tag": tag}) for text, tag in zip(texts, tags, strict=True)]
     Path("p.jsonl").write_text("\n".join(lines))
@@ -219,7 +219,7 @@ def test_the_output_is_checked_before_the_work(
     dgpo: Run, trained: Any, monkeypatch: pytest.MonkeyPatch, output: str, expected: str
 ) -> None:
     def work(*_: Any, **__: Any) -> None:
-        raise AssertionError("hours of sampling, in vain")
+        raise AssertionError("hours of sampling, without effect")
 
     monkeypatch.setattr("dgpo_cli.target.open_target", work)
     done = dgpo("evaluate", trained.path, "--output", output)
@@ -231,8 +231,8 @@ def test_the_output_is_checked_before_the_work(
     [
         (["runs/tyo"], "runs/tyo: there is no such run directory or run file"),
         (["runs"], "runs: not a run directory (it has no config.yaml)"),
-        (["runs/toy", "--view", "slwo"], "--view slwo: choose one of base, policy, old, slow"),
-        (["run.yaml", "--view", "old"], "--view old: run.yaml is a run file, which has only its base model; name a run "
+        (["runs/toy", "--model", "slwo"], "--model slwo: choose one of base, policy, old, slow"),
+        (["run.yaml", "--model", "ema_fast"], "--model old: run.yaml is a run file, which has only its base model; name a run "
          "directory"),
         (["runs/toy", "--set", "run.seed=4"], "--set belongs to a run file; a run directory keeps the configuration it "
          "was trained with"),
@@ -265,5 +265,5 @@ def test_weights_of_another_adapter(dgpo: Run, trained: Any) -> None:
     # Two matrices in each of two layers, in each of three views.
     assert done.err == (
         "runs/other/checkpoints/000004: made by another model or adapter: 12 weights differ, the first is "
-        "old/0.down.weight (here (3, 37), there (4, 37))\n"
+        "ema_fast/0.down.weight (here (3, 37), there (4, 37))\n"
     )

@@ -26,30 +26,30 @@ def tree(directory: Path) -> dict[str, bytes]:
     return {str(f.relative_to(directory)): f.read_bytes() for f in sorted(directory.rglob("*")) if f.is_file()}
 
 
-@pytest.mark.parametrize("view", ["policy", "old", "slow"])
+@pytest.mark.parametrize("model", ["policy", "ema_fast", "ema"])
 @pytest.mark.parametrize(("checkpoint", "iteration"), [("newest", 4), ("2", 2)])
 def test_the_weights_are_those_of_the_checkpoint(
-    dgpo: Run, trained: Any, view: str, checkpoint: str, iteration: int
+    dgpo: Run, trained: Any, model: str, checkpoint: str, iteration: int
 ) -> None:
-    done = dgpo("export", trained.path, "--view", view, "--checkpoint", checkpoint)
+    done = dgpo("export", trained.path, "--model", model, "--checkpoint", checkpoint)
     assert (done.code, done.err) == (0, "")
-    assert done.out == f"{view} weights of runs/toy after iteration {iteration}: adapter\n"
+    assert done.out == f"{model} weights of runs/toy after iteration {iteration}: adapter\n"
     exported = safetensors.torch.load_file("adapter/toy.safetensors")
     saved = safetensors.torch.load_file(trained.path / f"checkpoints/{iteration:06d}/weights.safetensors")
-    wanted = {name.removeprefix(f"{view}/"): tensor for name, tensor in saved.items() if name.startswith(f"{view}/")}
+    wanted = {name.removeprefix(f"{model}/"): tensor for name, tensor in saved.items() if name.startswith(f"{model}/")}
     assert len(wanted) == 4  # two layers, two matrices each
     assert exported.keys() == wanted.keys()
     assert all(torch.equal(exported[name], wanted[name]) for name in wanted)
     assert json.loads(Path("adapter/dgpo.json").read_text()) == {
-        "base": "toy", "revision": None, "view": view, "base_files": None, "iteration": iteration,
+        "base": "toy", "revision": None, "model": model, "base_files": None, "iteration": iteration,
     }  # fmt: skip
 
 
-def test_the_slow_average_is_the_default_and_views_differ(dgpo: Run, trained: Any) -> None:
-    for name, options in (("default", []), ("slow", ["--view", "slow"]), ("policy", ["--view", "policy"])):
+def test_the_slow_average_is_the_default_and_models_differ(dgpo: Run, trained: Any) -> None:
+    for name, options in (("default", []), ("ema", ["--model", "ema"]), ("policy", ["--model", "policy"])):
         assert dgpo("export", trained.path, "--output", name, *options).code == 0
-    weights = {name: Path(name, "toy.safetensors").read_bytes() for name in ("default", "slow", "policy")}
-    assert weights["default"] == weights["slow"] != weights["policy"]
+    weights = {name: Path(name, "toy.safetensors").read_bytes() for name in ("default", "ema", "policy")}
+    assert weights["default"] == weights["ema"] != weights["policy"]
 
 
 def test_the_best_checkpoint(dgpo: Run, trained: Any) -> None:
@@ -153,9 +153,9 @@ def test_a_full_disk_keeps_what_was_there(dgpo: Run, trained: Any, monkeypatch: 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["runs/toy", "--view", "base"], "--view base: the base model is the checkpoint that the run started from; "
+        (["runs/toy", "--model", "base"], "--model base: the base model is the checkpoint that the run started from; "
          "nothing to export"),
-        (["runs/toy", "--view", "ema"], "--view ema: choose one of base, policy, old, slow"),
+        (["runs/toy", "--model", "ema"], "--model ema: choose one of base, policy, old, slow"),
         (["run.yaml"], "run.yaml: is a run file, which has only its base model; name a run directory"),
         (["runs/tyo"], "runs/tyo: there is no such run directory"),
         (["runs"], "runs: not a run directory (it has no config.yaml)"),
@@ -192,7 +192,7 @@ def test_a_damaged_checkpoint_is_not_exported(dgpo: Run, trained: Any) -> None:
     ("file", "expected"),
     [
         ("weights.safetensors", "manifest.json: does not list weights.safetensors"),
-        ("optimiser.safetensors", "manifest.json: does not list optimiser.safetensors"),
+        ("optimizer.safetensors", "manifest.json: does not list optimizer.safetensors"),
     ],
 )
 def test_a_manifest_that_lacks_a_file(dgpo: Run, trained: Any, file: str, expected: str) -> None:
@@ -224,19 +224,19 @@ def two_formats(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("two_formats")
 def test_a_format_by_name(dgpo: Run, trained: Any) -> None:
     written = {}
-    for view in ("slow", "policy"):
-        done = dgpo("export", trained.path, "--output", view, "--view", view, "--format", "kohya")
+    for model in ("ema", "policy"):
+        done = dgpo("export", trained.path, "--output", model, "--model", model, "--format", "kohya")
         assert (done.code, done.err) == (0, "")
-        assert sorted(tree(Path(view))) == ["dgpo.json", "toy.txt"]
-        written[view] = Path(view, "toy.txt").read_text()
+        assert sorted(tree(Path(model))) == ["dgpo.json", "toy.txt"]
+        written[model] = Path(model, "toy.txt").read_text()
     assert {text.split()[0] for text in written.values()} == {"kohya"}
-    assert written["slow"] != written["policy"], "the view's weights are written"
+    assert written["ema"] != written["policy"], "the view's weights are written"
     assert dgpo("export", trained.path, "--output", "usual").code == 0
     assert sorted(tree(Path("usual"))) == ["dgpo.json", "toy.safetensors"]
 
 
 @pytest.mark.usefixtures("two_formats")
-@pytest.mark.parametrize("sketch", [True, False], ids=["said-by-its-sketch", "said-when-loaded"])
+@pytest.mark.parametrize("meta_model", [True, False], ids=["said-by-its-meta model", "said-when-loaded"])
 @pytest.mark.parametrize(
     ("format", "expected"),
     [
@@ -246,11 +246,11 @@ def test_a_format_by_name(dgpo: Run, trained: Any) -> None:
     ],
 )
 def test_a_format_that_is_not_there(
-    dgpo: Run, trained: Any, monkeypatch: pytest.MonkeyPatch, format: str, expected: str, sketch: bool
+    dgpo: Run, trained: Any, monkeypatch: pytest.MonkeyPatch, format: str, expected: str, meta_model: bool
 ) -> None:
-    if sketch:
+    if meta_model:
         made = ToyBackbone(BackboneSection(use="toy", checkpoint="toy"), ToyOptions(), device=torch.device("cpu"))
-        monkeypatch.setattr(ToyBackbone, "sketch", lambda *_: made)
+        monkeypatch.setattr(ToyBackbone, "meta_model", lambda *_: made)
         said = "nothing is loaded before that is said"
         monkeypatch.setattr(ToyBackbone, "__init__", lambda *_, **__: pytest.fail(said))
     done = dgpo("export", trained.path, "--format", format)
@@ -285,7 +285,7 @@ def test_every_weight_is_written(dgpo: Run, trained: Any) -> None:
     data["run"] |= {"name": "full", "iterations": 1, "output": "runs"}
     Path("full.yaml").write_text(yaml.safe_dump(data))
     assert dgpo("train", "full.yaml").code == 0
-    assert dgpo("export", "runs/full", "--view", "policy").code == 0
+    assert dgpo("export", "runs/full", "--model", "policy").code == 0
     assert sorted(tree(Path("adapter"))) == ["dgpo.json", "weights.safetensors"]
     exported = safetensors.torch.load_file("adapter/weights.safetensors")
     saved = safetensors.torch.load_file("runs/full/checkpoints/000001/weights.safetensors")
@@ -293,7 +293,7 @@ def test_every_weight_is_written(dgpo: Run, trained: Any) -> None:
     assert all(torch.equal(tensor, saved[f"policy/{name}"]) for name, tensor in exported.items())
 
 
-def test_a_checkpoint_of_another_run_is_told(dgpo: Run, trained: Any) -> None:
+def test_a_checkpoint_of_another_run_is_reported(dgpo: Run, trained: Any) -> None:
     """Nothing is wrong with its own digests."""
     log = trained.path / "metrics.jsonl"
     log.write_text(log.read_text().replace('"iteration": 1,', '"iteration": 1, "other": 1,', 1))

@@ -74,7 +74,7 @@ def test_version(dgpo: Run) -> None:
     assert dgpo("--version").out == f"dgpo {dgpo_core.__version__}\n"
 
 
-def test_a_misspelt_command_points_to_the_nearest(dgpo: Run) -> None:
+def test_a_misspelled_command_points_to_the_nearest(dgpo: Run) -> None:
     done = dgpo("trian")
     assert done.code == 2
     assert "there is no command 'trian'; did you mean train?" in done.err

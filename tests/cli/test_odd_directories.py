@@ -57,7 +57,7 @@ def _socket(path: Path) -> None:
 
 
 TYPED = (
-    '{"iteration": 2, "seconds": "x", "rewards": [1], "verbs": 3, "reward": {"mean": "a"}, "value": "x", "prompts": 7, '
+    '{"iteration": 2, "seconds": "x", "rewards": [1], "phases": 3, "reward": {"mean": "a"}, "value": "x", "prompts": 7, '
     '"outcome": [], "versions": [1], "plugins": "x", "command": 3, "git": 4, "groups": [1], "base": [], "extra": []}\n'
 )
 BEYOND = (
@@ -99,8 +99,8 @@ def tree(path: Path) -> dict[str, bytes]:
 
 READ = (
     "config.yaml", "run.json", "metrics.jsonl", "evaluations.jsonl", "timings.jsonl", "outcome.json", ".lock",
-    "checkpoints", "checkpoints/000004/manifest.json", "checkpoints/000004/clock.json", "pictures", "scores",
-    "pictures/000004/prompts.json", "pictures/000004/00.png",
+    "checkpoints", "checkpoints/000004/manifest.json", "checkpoints/000004/clock.json", "images", "scores",
+    "images/000004/prompts.json", "images/000004/00.png",
 )  # fmt: skip
 
 
@@ -134,8 +134,8 @@ def test_a_resume_goes_on_or_says_why_not(name: str, kind: str, trained: Any, re
     put(trained.path / name, kind)
     before = tree(trained.path / "checkpoints")
     config = RunConfig.model_validate(run_data(
-        trained.path.parent.absolute(), run={"iterations": 4}, optimiser={"learning_rate": 0.05},
-        objective={"ema": {"slow": {"every": 1}}}, evaluation={"every": 1, "prompts": 6, "samples_per_prompt": 2},
+        trained.path.parent.absolute(), run={"iterations": 4}, optimizer={"learning_rate": 0.05},
+        objective={"ema": {"every": 1}}, evaluation={"every": 1, "prompts": 6, "samples_per_prompt": 2},
         checkpoints={"every": 1, "keep": 9},
     ))  # fmt: skip
     found = said(lambda: Trainer(config, registry).train(resume=True))
@@ -155,7 +155,7 @@ def test_a_resume_goes_on_or_says_why_not(name: str, kind: str, trained: Any, re
         ("outcome.json", "directory", "outcome.json: is a directory, and a run has a file there; move it away"),
         ("evaluations.jsonl", "device", "evaluations.jsonl: is a device, and a run has a file there; move it away"),
         ("timings.jsonl", "dangling link", "timings.jsonl: is a symbolic link that leads nowhere; remove it"),
-        ("pictures", "loop", "pictures: cannot be used: Too many levels of symbolic links"),
+        ("images", "loop", "images: cannot be used: Too many levels of symbolic links"),
         (".lock", "directory", "cannot write to .*: Is a directory"),
     ],
 )

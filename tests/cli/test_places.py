@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import ToyBackbone, ToyOptions, run_data
 
@@ -31,8 +31,8 @@ class FromDisk(ToyBackbone):
 
 class _Plugin:
     @hookimpl
-    def dgpo_backbones(self) -> list[Part]:
-        return [Part("from-disk", "Toy of a directory", f"{__name__}:FromDisk", ToyOptions)]
+    def dgpo_backbones(self) -> list[Component]:
+        return [Component("from-disk", "Toy of a directory", f"{__name__}:FromDisk", ToyOptions)]
 
 
 def write(base: Path, factor: float = 1.0) -> None:
@@ -52,7 +52,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (home / "h.txt").write_text("c\nd\n")
     data = run_data(
         "runs", run={"iterations": 2}, backbone={"use": "from-disk", "checkpoint": "base"},
-        prompts={"train": "p.txt", "heldout": "h.txt"}, evaluation={"every": 0, "prompts": 2, "pictures": 0},
+        prompts={"train": "p.txt", "heldout": "h.txt"}, evaluation={"every": 0, "prompts": 2, "images": 0},
     )  # fmt: skip
     (home / "run.yaml").write_text(yaml.safe_dump(data))
     return home

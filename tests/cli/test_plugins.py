@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field
 
 import dgpo_cli.plugins as plugins_module
-from dgpo_core.hookspecs import KINDS, Part, hookimpl
+from dgpo_core.hookspecs import KINDS, Component, hookimpl
 from dgpo_core.plugins.declared import BrokenPlugin
 from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.base import Float, Int, Options, Use
@@ -44,12 +44,12 @@ class Plugin:
     """A reward with many options, and a name that is taken."""
 
     @hookimpl
-    def dgpo_rewards(self) -> Sequence[Part]:
-        return [Part("many", "Has many options.", "nowhere:X", Many)]
+    def dgpo_rewards(self) -> Sequence[Component]:
+        return [Component("many", "Has many options.", "nowhere:X", Many)]
 
     @hookimpl
-    def dgpo_weightings(self) -> Sequence[Part]:
-        return [Part("abs-advantage", "Also.", "nowhere:X")]
+    def dgpo_weightings(self) -> Sequence[Component]:
+        return [Component("abs-advantage", "Also.", "nowhere:X")]
 
 
 def test_the_list_is_a_table(dgpo: Run) -> None:
@@ -72,7 +72,7 @@ def test_one_kind(dgpo: Run) -> None:
     assert "--kind rewrad: there is no such kind; did you mean reward? (kinds: backbone, sampler" in done.err
 
 
-def test_what_does_not_work_is_told_beside_the_list(dgpo: Run, known: Registry) -> None:
+def test_what_does_not_work_is_reported_beside_the_list(dgpo: Run, known: Registry) -> None:
     known.register(Plugin(), distribution="other")
     known.broken.append(BrokenPlugin("bad", "point", "does not import"))
     done = dgpo("plugins", "list")
@@ -85,7 +85,7 @@ def test_what_does_not_work_is_told_beside_the_list(dgpo: Run, known: Registry) 
     record = json.loads(dgpo("plugins", "list", "--json").out)
     assert record["broken"] == [{"distribution": "bad", "entry_point": "point", "reason": "does not import"}]
     assert record["conflicts"] == [{"kind": "weighting", "name": "abs-advantage", "distributions": ["dgpo", "other"]}]
-    assert ("reward", "many", "other") in {(p["kind"], p["name"], p["distribution"]) for p in record["parts"]}
+    assert ("reward", "many", "other") in {(p["kind"], p["name"], p["distribution"]) for p in record["components"]}
 
 
 def test_every_option_is_shown_in_words(dgpo: Run, known: Registry) -> None:
@@ -99,7 +99,7 @@ def test_every_option_is_shown_in_words(dgpo: Run, known: Registry) -> None:
         'only: "x", default "x"',
         "names: list of (text), default []",
         "sizes: list of (whole number), default [1]",
-        "detector: a part's name, or `use` with `options`, default null",
+        "detector: a component's name, or `use` with `options`, default null",
         "label: text, required",
         "extra: any value, default null",
         'inner: section, default {"depth": 1}',
@@ -109,7 +109,7 @@ def test_every_option_is_shown_in_words(dgpo: Run, known: Registry) -> None:
     assert lines[lines.index("label: text, required") + 1] == "A label."
 
 
-def test_a_part_without_options(dgpo: Run) -> None:
+def test_a_component_without_options(dgpo: Run) -> None:
     assert dgpo("plugins", "show", "dgpo").out.splitlines()[-1] == "  no options"
 
 
@@ -119,15 +119,18 @@ def test_a_name_of_two_kinds(dgpo: Run) -> None:
 
 
 def test_json_gives_the_options_schema(dgpo: Run) -> None:
-    (part,) = json.loads(dgpo("plugins", "show", "brightness", "--json").out)["parts"]
-    assert part["implementation"] == "dgpo_kit.toy:BrightnessReward"
-    assert part["options"]["properties"]["fail"]["enum"] == ["never", "raise", "dark"]
+    (component,) = json.loads(dgpo("plugins", "show", "brightness", "--json").out)["components"]
+    assert component["implementation"] == "dgpo_kit.toy:BrightnessReward"
+    assert component["options"]["properties"]["fail"]["enum"] == ["never", "raise", "dark"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["brihgtness"], "no part is called 'brihgtness'; did you mean brightness? (`dgpo plugins list` shows all)"),
+        (
+            ["brihgtness"],
+            "no component is called 'brihgtness'; did you mean brightness? (`dgpo plugins list` shows all)",
+        ),
         (["brihgtness", "--kind", "reward"], "unknown reward 'brihgtness'; did you mean brightness? (installed: bri"),
         (["geneval"], "unknown reward 'geneval'; it comes with dgpo-geneval: pip install dgpo-geneval"),
         (["shapes"], "unknown detector 'shapes'; it comes with dgpo-miniature: pip install dgpo-miniature"),

@@ -26,7 +26,7 @@ def iterations() -> list[int]:
     return [json.loads(line)["iteration"] for line in (TOY / "metrics.jsonl").read_text().splitlines()]
 
 
-def told() -> list[tuple[int, str, Any, Any]]:
+def reported() -> list[tuple[int, str, Any, Any]]:
     record = json.loads((TOY / "run.json").read_text())
     return [(one["iteration"], one["key"], one["was"], one["now"]) for one in record["changes"]]
 
@@ -149,7 +149,7 @@ def test_auto_goes_with_the_other_options(dgpo: Run, write_run: Write) -> None:
     assert dgpo("train", file, *common).code == 0
     assert dgpo("train", TOY / "config.yaml", "--resume", "auto", "--max-iterations", 1).code == 0
     assert iterations() == [1, 2, 3]
-    assert told() == []
+    assert reported() == []
 
 
 @pytest.mark.parametrize(
@@ -165,22 +165,22 @@ def test_processes_are_given_what_was_asked_for(
     assert [word for word in seen[0] if word.startswith("--resume")] == passed
 
 
-def test_a_changed_setting_is_told_and_recorded(dgpo: Run, write_run: Write) -> None:
+def test_a_changed_setting_is_reported_and_recorded(dgpo: Run, write_run: Write) -> None:
     file = write_run()
     dgpo("train", file, "--max-iterations", 2)
-    change = ["--set", "optimiser.learning_rate=1e-3", "--set", "checkpoints.every=2"]
+    change = ["--set", "optimizer.learning_rate=1e-3", "--set", "checkpoints.every=2"]
     done = dgpo("train", file, "--resume", *change, "--max-iterations", 1)
     assert done.code == 0
     assert (
-        "settings changed after iteration 2: optimiser.learning_rate 0.01 -> 0.001; checkpoints.every 1 -> 2"
+        "settings changed after iteration 2: optimizer.learning_rate 0.01 -> 0.001; checkpoints.every 1 -> 2"
         in done.err.splitlines()
     )
-    assert told() == [(2, "optimiser.learning_rate", 0.01, 0.001), (2, "checkpoints.every", 1, 2)]
-    assert yaml.safe_load((TOY / "config.yaml").read_text())["optimiser"]["learning_rate"] == 1e-3
+    assert reported() == [(2, "optimizer.learning_rate", 0.01, 0.001), (2, "checkpoints.every", 1, 2)]
+    assert yaml.safe_load((TOY / "config.yaml").read_text())["optimizer"]["learning_rate"] == 1e-3
     done = dgpo("train", TOY / "config.yaml", "--resume")  # as it is now
     assert (done.code, "settings changed" in done.err) == (0, False)
-    assert len(told()) == 2
-    line = "after iteration 2: optimiser.learning_rate 0.01 -> 0.001; checkpoints.every 1 -> 2"
+    assert len(reported()) == 2
+    line = "after iteration 2: optimizer.learning_rate 0.01 -> 0.001; checkpoints.every 1 -> 2"
     assert f"settings changed {line} (run.json)" in " ".join(dgpo("doctor", TOY).out.split())
     assert dgpo("report", TOY).code == 0
     assert line.replace(">", "&gt;") in (TOY / "report.html").read_text()
@@ -191,7 +191,7 @@ def test_a_changed_setting_is_told_and_recorded(dgpo: Run, write_run: Write) -> 
 def test_a_refused_change_says_the_way_on(dgpo: Run, write_run: Write) -> None:
     file = write_run()
     dgpo("train", file, "--max-iterations", 1)
-    changes = ["rollout.group_size=8", "backbone.lora.rank=2", "optimiser.learning_rate=1", "rewards.0.weight=2"]
+    changes = ["rollout.group_size=8", "backbone.lora.rank=2", "optimizer.learning_rate=1", "rewards.0.weight=2"]
     done = dgpo("train", file, "--resume", "auto", *(word for one in changes for word in ("--set", one)))
     assert (done.code, done.out) == (2, "")
     lines = done.err.splitlines()
@@ -202,7 +202,7 @@ def test_a_refused_change_says_the_way_on(dgpo: Run, write_run: Write) -> None:
     ]
     assert "runs/toy/config.yaml" in lines[4]
     assert "run.name" in lines[4]
-    assert "optimiser.{learning_rate, " in lines[4]
+    assert "optimizer.{learning_rate, " in lines[4]
     assert iterations() == [1]
 
 
@@ -211,7 +211,7 @@ def test_a_refused_change_says_the_way_on(dgpo: Run, write_run: Write) -> None:
     [
         ("rewards.0.weight=1e300", "at most 1e+09"),
         ("rewards.0.weight=5e-324", "0 or at least 1e-30"),
-        ("optimiser.learning_rate=1e30", "at most 1000"),
+        ("optimizer.learning_rate=1e30", "at most 1000"),
         ("rollout.shift=1e300", "at most 1000"),
         ("rollout.guidance=1e30", "at most 1000"),
         ("objective.kl=1e308", "at most 1e+06"),
@@ -221,7 +221,7 @@ def test_a_refused_change_says_the_way_on(dgpo: Run, write_run: Write) -> None:
         ("rollout.steps=1000000", "at most 1000"),
         ("run.iterations=1000000000000000000", "at most 1000000000"),
         ("run.process_timeout=.inf", "run.process_timeout"),
-        ("optimiser.betas=[1, 0.9]", "less than 1"),
+        ("optimizer.betas=[1, 0.9]", "less than 1"),
         ("advantages.epsilon=0", "greater than 0"),
     ],
 )

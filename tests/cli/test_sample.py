@@ -29,7 +29,7 @@ def tree(directory: Path) -> dict[str, bytes]:
     return {str(f.relative_to(directory)): f.read_bytes() for f in sorted(directory.rglob("*")) if f.is_file()}
 
 
-def picture(path: str | Path) -> np.ndarray:
+def image(path: str | Path) -> np.ndarray:
     return np.asarray(PIL.Image.open(path)).astype(int)
 
 
@@ -48,9 +48,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
     return seen
 
 
-def test_every_view_is_given_the_same_noise(dgpo: Run, trained: Any, drawn: list[tuple[Tensor, Tensor]]) -> None:
-    for view in ("base", "policy", "slow"):
-        assert dgpo("sample", trained.path, "--view", view, "--output", view, "--seed", 5).code == 0
+def test_every_model_is_given_the_same_noise(dgpo: Run, trained: Any, drawn: list[tuple[Tensor, Tensor]]) -> None:
+    for model in ("base", "policy", "ema"):
+        assert dgpo("sample", trained.path, "--model", model, "--output", model, "--seed", 5).code == 0
     dgpo("sample", trained.path, "--output", "other", "--seed", 6)
     # 24 samples are more than the run's iteration of 16, so each command draws two batches.
     (base, base_x0), (policy, policy_x0), (slow, slow_x0), (other, _) = (
@@ -61,26 +61,26 @@ def test_every_view_is_given_the_same_noise(dgpo: Run, trained: Any, drawn: list
     assert not torch.equal(base, other)
     assert not torch.allclose(base_x0, policy_x0)
     assert not torch.allclose(policy_x0, slow_x0)
-    assert (picture("base/00.png") != picture("policy/00.png")).any()
+    assert (image("base/00.png") != image("policy/00.png")).any()
     # Each sample has noise of its own, of unit variance: 6 prompts x 4 samples x 32 numbers.
     assert base.shape == (24, 2, 4, 4)
     assert len({tuple(row.flatten().tolist()) for row in base}) == 24
     assert float(base.std()) == pytest.approx(1, abs=0.15)
 
 
-def test_pictures_are_the_decoded_samples_in_the_order_of_the_prompts(
+def test_images_are_the_decoded_samples_in_the_order_of_the_prompts(
     dgpo: Run, trained: Any, drawn: list[tuple[Tensor, Tensor]]
 ) -> None:
     done = dgpo("sample", trained.path, "-p", "one", "-p", "two", "-n", 3, "--output", "out")
     assert (done.code, done.err) == (0, "")
-    assert done.out == "6 pictures of the slow weights of runs/toy after iteration 4: out/grid.png\n"
+    assert done.out == "6 images of the slow weights of runs/toy after iteration 4: out/grid.png\n"
     assert json.loads(Path("out/prompts.json").read_text()) == ["one"] * 3 + ["two"] * 3
     ((_, x0),) = drawn
-    sheet = picture("out/grid.png")
+    sheet = image("out/grid.png")
     assert sheet.shape == (2 * 8 + 4, 3 * 8 + 2 * 4, 3)  # a row a prompt, a gap of four pixels
     for i in range(6):
-        found = picture(f"out/{i:02d}.png")
-        # The toy's picture: red is the first channel, green the second, twice as large.
+        found = image(f"out/{i:02d}.png")
+        # The toy's image: red is the first channel, green the second, twice as large.
         shades = 255 * torch.sigmoid(x0[i].double()).repeat_interleave(2, 1).repeat_interleave(2, 2).numpy()
         assert np.abs(found[:, :, 0] - shades[0]).max() <= 0.51
         assert np.abs(found[:, :, 1] - shades[1]).max() <= 0.51
@@ -98,13 +98,13 @@ def test_more_prompts_do_not_change_the_first_ones(dgpo: Run, trained: Any) -> N
 
 def test_held_out_prompts_are_the_default(dgpo: Run, trained: Any) -> None:
     assert dgpo("sample", trained.path, "--limit", 2, "-n", 1).code == 0
-    assert json.loads(Path("samples/prompts.json").read_text()) == ["heldout picture 0", "heldout picture 1"]
+    assert json.loads(Path("samples/prompts.json").read_text()) == ["heldout image 0", "heldout image 1"]
 
 
 def test_without_held_out_prompts_it_takes_those_of_the_training(dgpo: Run, write_run: Callable[..., Path]) -> None:
     file = write_run(prompts={"heldout": None}, evaluation={"every": 0})
     assert dgpo("sample", file, "-n", 1, "--limit", 1).code == 0
-    assert json.loads(Path("samples/prompts.json").read_text()) == ["train picture 0"]
+    assert json.loads(Path("samples/prompts.json").read_text()) == ["train image 0"]
 
 
 def test_prompts_from_a_file(dgpo: Run, trained: Any) -> None:
@@ -115,34 +115,34 @@ def test_prompts_from_a_file(dgpo: Run, trained: Any) -> None:
 
 def test_a_run_file_means_its_base_model(dgpo: Run, trained: Any) -> None:
     done = dgpo("sample", trained.file, "--output", "file")
-    assert done.out == "24 pictures of the base model of run.yaml: file/grid.png\n"
-    done = dgpo("sample", trained.path, "--view", "base", "--output", "run")
-    assert done.out == "24 pictures of the base model of runs/toy: run/grid.png\n"
+    assert done.out == "24 images of the base model of run.yaml: file/grid.png\n"
+    done = dgpo("sample", trained.path, "--model", "base", "--output", "run")
+    assert done.out == "24 images of the base model of runs/toy: run/grid.png\n"
     assert tree(Path("file")) == tree(Path("run"))
 
 
 def test_checkpoints_settings_and_options_are_followed(dgpo: Run, trained: Any) -> None:
-    """Whatever should change the pictures does, and two ways to say the same give the same."""
+    """Whatever should change the images does, and two ways to say the same give the same."""
 
-    def pictures(*arguments: object) -> dict[str, bytes]:
+    def images(*arguments: object) -> dict[str, bytes]:
         assert dgpo("sample", *arguments, "-p", "x", "--output", "out", "--force").code == 0
         return tree(Path("out"))
 
-    newest = pictures(trained.path)
-    assert pictures(trained.path, "--checkpoint", 4) == newest
-    assert pictures(trained.path, "--checkpoint", "newest", "--seed", 0, "--steps", 3, "--guidance", 1) == newest
+    newest = images(trained.path)
+    assert images(trained.path, "--checkpoint", 4) == newest
+    assert images(trained.path, "--checkpoint", "newest", "--seed", 0, "--steps", 3, "--guidance", 1) == newest
     others = [
-        pictures(trained.path, "--checkpoint", 1),
-        pictures(trained.path, "--view", "old"),
-        pictures(trained.path, "--steps", 2),
-        pictures(trained.path, "--guidance", 3),
-        pictures(trained.path, "--seed", 1),
+        images(trained.path, "--checkpoint", 1),
+        images(trained.path, "--model", "ema_fast"),
+        images(trained.path, "--steps", 2),
+        images(trained.path, "--guidance", 3),
+        images(trained.path, "--seed", 1),
     ]
     assert all(other != newest for other in others)
-    steps = pictures(trained.file, "--steps", 7)
-    assert pictures(trained.file, "--set", "rollout.steps=7") == steps
+    steps = images(trained.file, "--steps", 7)
+    assert images(trained.file, "--set", "rollout.steps=7") == steps
     # Before the first update all views are the base model.
-    assert pictures(trained.path, "--checkpoint", 0) == pictures(trained.file)
+    assert images(trained.path, "--checkpoint", 0) == images(trained.file)
 
 
 # -- videos ----------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_videos_are_the_decoded_samples(dgpo: Run, filmed: Path, drawn: list[tup
     for i in range(4):
         shades = torch.sigmoid(x0[i]).repeat_interleave(2, 1).repeat_interleave(2, 2)
         frames = torch.stack([shades.roll(f, -1) for f in range(5)])
-        strip = picture(f"out/{i:02d}.png")
+        strip = image(f"out/{i:02d}.png")
         assert strip.shape == (8, 5 * 10 - 2, 3)
         found = read_media(Path(f"out/{i:02d}.mp4")).tensor
         assert found.shape == (5, 3, 256, 256)
@@ -183,7 +183,7 @@ def test_videos_are_the_decoded_samples(dgpo: Run, filmed: Path, drawn: list[tup
             # Red is the toy's first channel, green its second.
             assert np.abs(strip[:, 10 * f : 10 * f + 8, :2] - 255 * frames[f].permute(1, 2, 0).numpy()).max() <= 0.51
             assert float((found[f, :2, 16::32, 16::32] - frames[f]).abs().max()) < 0.03
-    assert picture("out/grid.png").shape == (4 * (128 + 4) - 4, 5 * (128 + 4) - 4, 3)
+    assert image("out/grid.png").shape == (4 * (128 + 4) - 4, 5 * (128 + 4) - 4, 3)
 
 
 def test_the_same_videos_are_the_same_bytes(dgpo: Run, filmed: Path) -> None:
@@ -199,7 +199,7 @@ def test_the_frame_rate_of_videos(dgpo: Run, filmed: Path, options: list[str], f
     assert played("samples/00.mp4").average_rate == fps
 
 
-def test_pictures_have_no_frame_rate(dgpo: Run, trained: Any, drawn: list[tuple[Tensor, Tensor]]) -> None:
+def test_images_have_no_frame_rate(dgpo: Run, trained: Any, drawn: list[tuple[Tensor, Tensor]]) -> None:
     done = dgpo("sample", trained.path, "--fps", 8)
     assert (done.code, done.out) == (2, "")
     assert done.err == "--fps: the backbone toy makes images, which have no frame rate\n"
@@ -222,7 +222,7 @@ def test_without_pyav_the_film_strips_are_written(dgpo: Run, filmed: Path, monke
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_but_the_pictures_is_written(dgpo: Run, trained: Any) -> None:
+def test_nothing_but_the_images_is_written(dgpo: Run, trained: Any) -> None:
     before = tree(Path())
     dgpo("sample", trained.path, "-p", "x")
     assert {name: data for name, data in tree(Path()).items() if not name.startswith("samples/")} == before
@@ -240,12 +240,12 @@ def test_nothing_is_overwritten_without_force(dgpo: Run, trained: Any) -> None:
 
 
 def test_a_link_is_followed(dgpo: Run, trained: Any) -> None:
-    Path("scratch/pictures").mkdir(parents=True)
-    Path("samples").symlink_to("scratch/pictures")
+    Path("scratch/images").mkdir(parents=True)
+    Path("samples").symlink_to("scratch/images")
     for options in ([], ["--force"]):
         assert dgpo("sample", trained.path, "-p", "x", "-n", 1, *options).code == 0
         assert Path("samples").is_symlink()
-        assert sorted(tree(Path("scratch"))) == [f"pictures/{name}" for name in ("00.png", "grid.png", "prompts.json")]
+        assert sorted(tree(Path("scratch"))) == [f"images/{name}" for name in ("00.png", "grid.png", "prompts.json")]
     assert sorted(p.name for p in Path().iterdir()) == ["run.yaml", "runs", "samples", "scratch"]
 
 
@@ -270,13 +270,13 @@ def test_a_full_disk_keeps_what_was_there(dgpo: Run, trained: Any, monkeypatch: 
     [
         (["runs/toy", "-p", "x", "--prompts", "p.txt"], "give --prompt or --prompts, not both"),
         (["runs/toy", "--prompts", "p.txt"], "p.txt: there is no such prompt file"),
-        (["runs/toy", "--view", "fast"], "--view fast: choose one of base, policy, old, slow"),
+        (["runs/toy", "--model", "fast"], "--model fast: choose one of base, policy, old, slow"),
         (["runs/toy", "--set", "rollout.steps=4"], "--set belongs to a run file; a run directory keeps the "
          "configuration it was trained with"),
         (["runs/tyo"], "runs/tyo: there is no such run directory or run file"),
-        (["runs/tyo", "--view", "slow"], "runs/tyo: there is no such run directory or run file"),
+        (["runs/tyo", "--model", "ema"], "runs/tyo: there is no such run directory or run file"),
         (["runs"], "runs: not a run directory (it has no config.yaml)"),
-        (["run.yaml", "--view", "slow"], "--view slow: run.yaml is a run file, which has only its base model; name a "
+        (["run.yaml", "--model", "ema"], "--model slow: run.yaml is a run file, which has only its base model; name a "
          "run directory"),
         (["run.yaml", "--set", "rollout.steps=0"], "--set rollout.steps=0: must be at least 1, not 0"),
         (["runs/toy", "--checkpoint", "last"], "runs/toy/checkpoints: no checkpoint 'last'; there are newest, best and "
@@ -310,9 +310,9 @@ def test_the_size_on_the_command_line_is_of_prompts_without_one(dgpo: Run, known
     known.register(sizes_plugin, distribution="toy-sizes")
     file = write_run(prompts={"heldout": {"use": "toy-sizes", "options": {"count": 2, "sizes": [[16, 8], [8, 24]]}}})
     assert dgpo("sample", file, "-n", 1, "--size", 16, "--output", "own").code == 0
-    assert [picture(f"own/0{i}.png").shape for i in range(2)] == [(16, 8, 3), (8, 24, 3)]
+    assert [image(f"own/0{i}.png").shape for i in range(2)] == [(16, 8, 3), (8, 24, 3)]
     assert dgpo("sample", file, "-p", "a", "-n", 1, "--size", "16X24", "--output", "given").code == 0
-    assert picture("given/00.png").shape == (16, 24, 3)
+    assert image("given/00.png").shape == (16, 24, 3)
     assert dgpo("evaluate", file, "--samples", 2).code == 0
 
 
@@ -338,7 +338,7 @@ def test_sizes_that_cannot_be(size: str, complaint: str, dgpo: Run, write_run: A
 def test_guidance_of_a_model_that_has_none(
     dgpo: Run, trained: Any, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setattr(ToyBackbone, "guidable", property(lambda self: False))
+    monkeypatch.setattr(ToyBackbone, "supports_guidance", property(lambda self: False))
     where = ("--output", "new") if command == "sample" else ()
     done = dgpo(command, trained.path, "--guidance", 3, *where)
     assert (done.code, done.out) == (2, "")

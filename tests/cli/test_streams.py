@@ -54,7 +54,7 @@ def ended(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize("command", ["plugins list", "--help", "--version", "validate RUN", "schema"])
-def test_a_full_disk_below_standard_output_is_told(
+def test_a_full_disk_below_standard_output_is_reported(
     command: str, write_run: Write, known: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     file = write_run()
@@ -144,7 +144,7 @@ def test_nothing_that_is_said_on_the_way_can_fail(kind: str, monkeypatch: pytest
             PlainProgress().on_message("x")
             bars = RichProgress(Console(stderr=True, force_terminal=True))
             bars.bars.start()
-            bars.on_progress("roll_out", 1, 2)
+            bars.on_progress("rollout", 1, 2)
             bars.on_message("x")
             bars.on_end(OutcomeRecord(outcome="finished", iteration=1, ended_by=None))
             logging.StreamHandler().emit(logging.makeLogRecord({"msg": "x"}))

@@ -76,7 +76,7 @@ def test_a_finished_run_is_left_as_it_is(dgpo: Run, write_run: Write) -> None:
 
 
 def test_settings_are_changed_and_kept(dgpo: Run, write_run: Write) -> None:
-    changes = ["run.name=other", "run.iterations=1", "optimiser.learning_rate=2e-3", "rewards.0.weight=3"]
+    changes = ["run.name=other", "run.iterations=1", "optimizer.learning_rate=2e-3", "rewards.0.weight=3"]
     arguments = [part for change in changes for part in ("--set", change)]
     assert dgpo("train", write_run(), *arguments).code == 0
     (metrics,) = logs(run=Path("runs/other"))
@@ -110,9 +110,9 @@ def test_a_dry_run_writes_nothing(dgpo: Run, write_run: Write, trackers: str) ->
     rewards = re.fullmatch(r"\{'brightness': \[(\S+), (\S+)\]\}", lines["rewards"])
     assert rewards is not None
     assert all(0 < float(value) < 1 for value in rewards.groups())
-    sizes = {"roll-out": "16 samples at once", "scoring": "16 samples at once", "update": "micro-batches of 4"}
-    for verb, size in sizes.items():
-        assert re.fullmatch(rf"\d+\.\d\d GiB on cpu, {size}", lines[f"peak memory, {verb}"])
+    sizes = {"rollout": "16 samples at once", "scoring": "16 samples at once", "update": "micro-batches of 4"}
+    for phase, size in sizes.items():
+        assert re.fullmatch(rf"\d+\.\d\d GiB on cpu, {size}", lines[f"peak memory, {phase}"])
     assert all(len(line) <= 80 for line in done.out.splitlines())
     assert done.out.endswith("\ndry run passed; nothing was written\n")
     assert tree(Path()) == before
@@ -144,7 +144,7 @@ def test_quiet(dgpo: Run, write_run: Write, how: list[str]) -> None:
     assert len(logs()) == 4
 
 
-def test_missing_rewards_are_told(dgpo: Run, write_run: Write) -> None:
+def test_missing_rewards_are_reported(dgpo: Run, write_run: Write) -> None:
     dark = {"rewards": [{"use": "brightness", "options": {"fail": "dark"}}], "scoring": {"max_missing": 0.99}}
     file = write_run(**dark, run={"iterations": 1})
     done = dgpo("train", file, "--set", "evaluation.samples_per_prompt=6")
@@ -161,7 +161,7 @@ def test_warnings_are_lines_without_a_traceback(dgpo: Run, write_run: Write, mon
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as in a process of its own
     file = write_run(scoring={"max_missing": 0.25})
     dgpo("train", file, "--max-iterations", 2)
-    (TOY / "checkpoints/000002/optimiser.safetensors").unlink()
+    (TOY / "checkpoints/000002/optimizer.safetensors").unlink()
     score = BrightnessReward.score
     calls = iter(range(99))
 
@@ -175,7 +175,7 @@ def test_warnings_are_lines_without_a_traceback(dgpo: Run, write_run: Write, mon
     assert done.code == 0
     damaged, failed = done.err.splitlines()
     assert damaged == (
-        "warning: damaged checkpoint, trying the one before: runs/toy/checkpoints/000002/optimiser.safetensors: missing"
+        "warning: damaged checkpoint, trying the one before: runs/toy/checkpoints/000002/optimizer.safetensors: missing"
     )
     assert re.fullmatch(
         r"warning: reward failed, 4 samples are missing: brightness: RuntimeError: the lamp flickers "

@@ -23,7 +23,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_sound_file_is_summarised(dgpo: Run, file: Path) -> None:
+def test_a_sound_file_is_summarized(dgpo: Run, file: Path) -> None:
     done = dgpo("validate", file)
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
@@ -36,16 +36,16 @@ def test_a_sound_file_is_summarised(dgpo: Run, file: Path) -> None:
     assert "every 2 iterations, on those of toy" in done.out
 
 
-def test_sizes_of_prompts_are_summarised(dgpo: Run, known: Registry, file: Path) -> None:
+def test_sizes_of_prompts_are_summarized(dgpo: Run, known: Registry, file: Path) -> None:
     known.register(sizes_plugin, distribution="toy-sizes")
     done = dgpo("validate", file, "--set", "prompts.train.use=toy-sizes")
     assert "no guidance, 8x8, 16x8" in done.out
 
 
-def test_overrides_are_summarised(dgpo: Run, file: Path, tmp_path: Path) -> None:
+def test_overrides_are_summarized(dgpo: Run, file: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a\nb\nc\n")
     settings = [
-        "rollout.guidance=4.5", "optimiser.updates=2", "backbone.train=full", "evaluation.every=0",
+        "rollout.guidance=4.5", "optimizer.updates=2", "backbone.train=full", "evaluation.every=0",
         f"prompts.heldout={tmp_path}/p.txt", "prompts.train.limit=2", "timesteps.t_min=shift(0.3)", "rollout.shift=3",
     ]  # fmt: skip
     arguments = [part for setting in settings for part in ("--set", setting)]
@@ -66,7 +66,7 @@ def test_no_heldout_prompts(dgpo: Run, file: Path) -> None:
     assert "evaluation: none, there are no held-out prompts" in done.out
 
 
-def test_sources_are_summarised(dgpo: Run, file: Path, tmp_path: Path) -> None:
+def test_sources_are_summarized(dgpo: Run, file: Path, tmp_path: Path) -> None:
     """Each with its share, its prompts and its rewards; a mistake in one has its line."""
     data = yaml.safe_load(file.read_text())
     (tmp_path / "p.txt").write_text("a\nb\nc\n")
@@ -127,7 +127,7 @@ def test_prompt_files_are_read(dgpo: Run, file: Path, tmp_path: Path) -> None:
 SHARED = "warning: prompts.heldout: 2 of 3 held-out prompts (67 %) are training prompts too, the first is 'b'"
 
 
-def test_heldout_prompts_that_are_trained_on_are_told_of_everywhere(dgpo: Run, file: Path, tmp_path: Path) -> None:
+def test_heldout_prompts_that_are_trained_on_are_reported_of_everywhere(dgpo: Run, file: Path, tmp_path: Path) -> None:
     """By validate, by a dry run and by training, quiet or not, with the same numbers."""
     (tmp_path / "p.txt").write_text("a\nb\nc\n")
     (tmp_path / "q.txt").write_text("b \n\nc\nd\n")
@@ -142,7 +142,7 @@ def test_heldout_prompts_that_are_trained_on_are_told_of_everywhere(dgpo: Run, f
 
 
 def test_heldout_prompts_of_a_source_are_compared_too(dgpo: Run, file: Path, tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("A heldout picture 1\nheldout picture  2\n")
+    (tmp_path / "p.txt").write_text("A heldout image 1\nheldout image  2\n")
     done = dgpo("validate", file, "--set", f"prompts.train={tmp_path}/p.txt", "--set", "evaluation.prompts=6")
     assert "1 of 6 held-out prompts (17 %) are training prompts too, 1 of them but for case or spaces" in done.out
     assert "warning" not in dgpo("validate", file).out

@@ -17,7 +17,7 @@ from dgpo_core.training.adamw import make_adamw, restore, state_of
 from dgpo_core.training.trainer import Trainer
 from dgpo_lab.planning.plan import _held
 from dgpo_schemas.run import RunConfig
-from dgpo_schemas.sections.training import OptimiserSection
+from dgpo_schemas.sections.training import OptimizerSection
 from dgpo_sd3.testing import make_tiny_checkpoint
 
 SECTION: dict[str, Any] = {"learning_rate": 1e-2, "betas": [0.8, 0.95], "epsilon": 1e-6, "weight_decay": 0.02}
@@ -37,12 +37,12 @@ def gradients(step: int) -> list[Tensor]:
 def train(section: dict[str, Any], steps: range, made: tuple[Any, list[nn.Parameter]] | None = None) -> Any:
     if made is None:
         own = parameters()
-        made = make_adamw(own, OptimiserSection.model_validate(section)), own
-    optimiser, own = made
+        made = make_adamw(own, OptimizerSection.model_validate(section)), own
+    optimizer, own = made
     for step in steps:
         for parameter, gradient in zip(own, gradients(step), strict=True):
             parameter.grad = gradient
-        optimiser.step()
+        optimizer.step()
     return made
 
 
@@ -77,7 +77,7 @@ def test_the_state_can_be_put_back(bits: int) -> None:
     saved = {i: state_of(half.state[p]) for i, p in enumerate(mine)}
     pointers = [t.untyped_storage().data_ptr() for state in saved.values() for t in state.values()]
     assert len(set(pointers)) == len(pointers), "safetensors wants tensors that share nothing"
-    new = make_adamw(mine, OptimiserSection.model_validate(section))
+    new = make_adamw(mine, OptimizerSection.model_validate(section))
     for i, state in saved.items():
         for key, tensor in state.items():
             restore(new, mine[i], key, tensor)
@@ -87,15 +87,15 @@ def test_the_state_can_be_put_back(bits: int) -> None:
 
 
 def test_moments_of_8_bits_take_a_quarter() -> None:
-    optimiser, (large, _) = train(SECTION | {"bits": 8}, range(1))
-    state = optimiser.state[large]
+    optimizer, (large, _) = train(SECTION | {"bits": 8}, range(1))
+    state = optimizer.state[large]
     held = sum(t.numel() * t.element_size() for key, t in state.items() if key.startswith(("state", "absmax")))
     assert held == 2 * large.numel() * (1 + 4 / 256)
 
 
 def test_bitsandbytes_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match=r"optimiser\.bits: .* pip install 'dgpo\[8bit\]'"):
+    with pytest.raises(UserError, match=r"optimizer\.bits: .* pip install 'dgpo\[8bit\]'"):
         train(SECTION | {"bits": 8}, range(1))
 
 
@@ -108,7 +108,7 @@ def test_a_run_with_8_bits_resumes_bit_for_bit(
         for i, limit in enumerate(limits):
             config = make_config(
                 run={"name": name, "output": str(tmp_path), "iterations": 3},
-                optimiser={"bits": 8, "learning_rate": 1e-3},
+                optimizer={"bits": 8, "learning_rate": 1e-3},
                 rollout={"steps": 2, "group_size": 2, "groups": 2, "resolution": 16, "shift": 1.0},
             )
             backbone = {"use": "sd3", "checkpoint": str(checkpoint), "train": "full"}
@@ -120,12 +120,12 @@ def test_a_run_with_8_bits_resumes_bit_for_bit(
         return trainer
 
     whole, parts = run("whole", None), run("parts", 1, 1, None)
-    assert any(t.dtype == torch.uint8 for t in whole.build().optimiser.state().values()), (
+    assert any(t.dtype == torch.uint8 for t in whole.build().optimizer.state().values()), (
         "there must be something to compare"
     )
     for found, wanted in (
         (parts.build().policy.state(), whole.build().policy.state()),
-        (parts.build().optimiser.state(), whole.build().optimiser.state()),
+        (parts.build().optimizer.state(), whole.build().optimizer.state()),
     ):
         assert found.keys() == wanted.keys()
         for key, tensor in wanted.items():

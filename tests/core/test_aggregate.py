@@ -18,8 +18,8 @@ from dgpo_schemas.sections.rewards import AdvantagesSection
 
 NAN = math.nan
 EPSILON = 1e-4
-How = Literal["weighted-sum", "group-normalised"]
-HOW: tuple[How, ...] = ("weighted-sum", "group-normalised")
+How = Literal["weighted-sum", "group-normalized"]
+HOW: tuple[How, ...] = ("weighted-sum", "group-normalized")
 Values = Sequence[Sequence[Sequence[float]]]
 
 
@@ -75,17 +75,17 @@ def test_the_two_ways_on_a_worked_example() -> None:
     values = made([[[0.0, 2.0]], [[30.0, 10.0]]])
     total, _ = aggregate(values, [1.0, 1.0], "weighted-sum", 0.0)
     assert total.tolist() == [[30.0, 12.0]], "the second reward drowns the first"
-    total, _ = aggregate(values, [1.0, 1.0], "group-normalised", 0.0)
+    total, _ = aggregate(values, [1.0, 1.0], "group-normalized", 0.0)
     assert total.tolist() == [[0.0, 0.0]], "each says the opposite of the other, equally loudly"
-    total, _ = aggregate(values, [3.0, 1.0], "group-normalised", 0.0)
+    total, _ = aggregate(values, [3.0, 1.0], "group-normalized", 0.0)
     assert total.tolist() == [[-2.0, 2.0]]
-    total, _ = aggregate(values, [1.0, -1.0], "group-normalised", 0.0)
+    total, _ = aggregate(values, [1.0, -1.0], "group-normalized", 0.0)
     assert total.tolist() == [[-2.0, 2.0]], "less of the second is better"
 
 
-def test_what_normalising_tells_apart() -> None:
+def test_what_normalizing_reports_apart() -> None:
     """The paper's motivating case: one group in which a member wins one of two rewards, and one in which it wins both.
-    Sums normalised within their groups look the same; each reward normalised, and the sums over the batch, do not."""
+    Sums normalized within their groups look the same; each reward normalized, and the sums over the batch, do not."""
     values = made([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]]])
 
     def winners(how: How, std: Literal["group", "batch"]) -> list[float]:
@@ -95,9 +95,9 @@ def test_what_normalising_tells_apart() -> None:
 
     assert winners("weighted-sum", "group") == pytest.approx([1.0, 1.0], rel=1e-3)
     # The sums are -1, 1 and -2, 2: their spread over the batch is sqrt(10 / 4).
-    assert winners("group-normalised", "batch") == pytest.approx([1 / 2.5**0.5, 2 / 2.5**0.5], rel=1e-3)
-    # Normalised within the group once more, the difference is gone again.
-    assert winners("group-normalised", "group") == pytest.approx([1.0, 1.0], rel=1e-3)
+    assert winners("group-normalized", "batch") == pytest.approx([1 / 2.5**0.5, 2 / 2.5**0.5], rel=1e-3)
+    # Normalized within the group once more, the difference is gone again.
+    assert winners("group-normalized", "group") == pytest.approx([1.0, 1.0], rel=1e-3)
 
 
 @given(
@@ -105,11 +105,11 @@ def test_what_normalising_tells_apart() -> None:
     shift=st.floats(-1e3, 1e3),
     values=st.lists(st.integers(-20, 20), min_size=8, max_size=8),
 )
-def test_normalised_rewards_know_no_scale(scale: float, shift: float, values: list[int]) -> None:
+def test_normalized_rewards_know_no_scale(scale: float, shift: float, values: list[int]) -> None:
     """Another unit or another zero of a reward changes no sum (but for epsilon, which is 0 here)."""
     first, second = made([[values[:4]]])[0], made([[values[4:]]])[0]
-    plain, _ = aggregate(torch.stack([first, second]), [1.0, 2.0], "group-normalised", 0.0)
-    other, _ = aggregate(torch.stack([first, second * scale + shift]), [1.0, 2.0], "group-normalised", 0.0)
+    plain, _ = aggregate(torch.stack([first, second]), [1.0, 2.0], "group-normalized", 0.0)
+    other, _ = aggregate(torch.stack([first, second * scale + shift]), [1.0, 2.0], "group-normalized", 0.0)
     assert torch.allclose(plain, other, rtol=0, atol=1e-6)
 
 
@@ -120,7 +120,7 @@ def test_a_weighted_sum_knows_scale() -> None:
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_member_that_lacks_one_reward_takes_no_part_in_any(how: How) -> None:
+def test_a_member_that_lacks_one_reward_takes_no_component_in_any(how: How) -> None:
     """Its other values must not move the mean or the spread of the rest."""
     values = made([[[0.2, 0.4, 1e6, 0.9]], [[3.0, 1.0, NAN, 2.0]]])
     total, scored = aggregate(values, [1.0, 0.5], how, EPSILON)
@@ -143,25 +143,25 @@ def test_a_reward_that_says_the_same_of_all_adds_nothing(value: float, members: 
     """Not even rounding, which over a spread of epsilon would be taken for a preference."""
     other = list(range(members))
     values = made([[[value] * members], [other]])
-    total, _ = aggregate(values, [weight, 1.0], "group-normalised", EPSILON)
-    alone, _ = aggregate(values[1:], [1.0], "group-normalised", EPSILON)
+    total, _ = aggregate(values, [weight, 1.0], "group-normalized", EPSILON)
+    alone, _ = aggregate(values[1:], [1.0], "group-normalized", EPSILON)
     assert torch.equal(total, alone)
 
 
 def test_one_scored_member_has_nothing_to_compare_with() -> None:
-    total, scored = aggregate(made([[[0.7, NAN, NAN]]]), [1.0], "group-normalised", EPSILON)
+    total, scored = aggregate(made([[[0.7, NAN, NAN]]]), [1.0], "group-normalized", EPSILON)
     assert scored.tolist() == [[True, False, False]]
     assert total.tolist() == [[0.0, 0.0, 0.0]]
 
 
 @given(st.lists(st.integers(-9, 9).map(float), min_size=3, max_size=12))
 def test_one_reward_has_the_same_advantages_either_way(values: list[float]) -> None:
-    """Normalising twice is normalising once, but for epsilon."""
+    """Normalizing twice is normalizing once, but for epsilon."""
     rewards = made([[values]])
     section = AdvantagesSection(std="group", clamp=100.0, epsilon=1e-9)
     plain, scored = aggregate(rewards, [2.0], "weighted-sum", 1e-9)
-    normalised, _ = aggregate(rewards, [2.0], "group-normalised", 1e-9)
-    assert torch.allclose(advantages(plain, scored, section), advantages(normalised, scored, section), atol=1e-6)
+    normalized, _ = aggregate(rewards, [2.0], "group-normalized", 1e-9)
+    assert torch.allclose(advantages(plain, scored, section), advantages(normalized, scored, section), atol=1e-6)
 
 
 @pytest.mark.parametrize("how", HOW)

@@ -1,4 +1,4 @@
-"""What callbacks hear of a run, and the parts that they may look at."""
+"""What callbacks hear of a run, and the components that they may look at."""
 
 from __future__ import annotations
 
@@ -40,23 +40,29 @@ class Recorder(Callback):
         return [arguments[0] for name, *arguments in self.heard if name == event]
 
 
-def test_a_run_is_told_in_the_order_of_its_deeds(make_config: Make, registry: Registry) -> None:
+def test_a_run_is_reported_in_the_order_of_its_deeds(make_config: Make, registry: Registry) -> None:
     recorder = Recorder()
     config = make_config(run={"iterations": 1}, evaluation={"every": 1, "at_start": False})
     Trainer(config, registry, callbacks=[recorder]).train()
     quiet = ("on_progress", "on_message", "on_warning")
-    told = [
+    reported = [
         (event, *rest[:1]) if "phase" in event else (event,) for event, *rest in recorder.heard if event not in quiet
     ]
     phases = {
         phase: [("on_phase_start", phase), ("on_phase_end", phase)]
-        for phase in ("roll_out", "wait_for_scores", "weigh", "optimise", "evaluate", "checkpoint")
+        for phase in ("rollout", "wait_for_scores", "compute_advantages", "optimize", "evaluate", "checkpoint")
     }
-    assert told == [
+    assert reported == [
         ("on_start",),
         *[*phases["checkpoint"], ("on_checkpoint",)],
         ("on_iteration_start",),
-        *[*phases["roll_out"], *phases["wait_for_scores"], *phases["weigh"], *phases["optimise"], ("on_metrics",)],
+        *[
+            *phases["rollout"],
+            *phases["wait_for_scores"],
+            *phases["compute_advantages"],
+            *phases["optimize"],
+            ("on_metrics",),
+        ],
         *[*phases["evaluate"], ("on_evaluation",)],
         *[*phases["checkpoint"], ("on_checkpoint",)],
         ("on_iteration_end",),
@@ -64,7 +70,7 @@ def test_a_run_is_told_in_the_order_of_its_deeds(make_config: Make, registry: Re
     ]
     assert recorder.of("on_iteration_start") == [0]
     assert recorder.of("on_checkpoint") == [0, 1]
-    assert set(recorder.of("on_progress")) == {"roll_out", "score", "optimise", "evaluate"}
+    assert set(recorder.of("on_progress")) == {"rollout", "score", "optimize", "evaluate"}
     assert (recorder.of("on_end")[0].outcome, recorder.of("on_end")[0].ended_by) == ("finished", "iterations")
 
 
@@ -72,14 +78,14 @@ def test_a_process_that_is_lost_after_an_update_costs_no_line_of_the_log(make_co
     config = make_config(checkpoints={"every": 100}, evaluation={"every": 0, "at_start": False})
     trainer, times = Trainer(config, registry), []
 
-    def told(value: Any) -> Any:
+    def reported(value: Any) -> Any:
         if isinstance(value, float):  # the seconds of an iteration
             times.append(value)
             if len(times) == 2:
                 raise ProcessLostError("lost")
         return value
 
-    trainer.processes.told = told  # type: ignore[method-assign]
+    trainer.processes.reported = reported  # type: ignore[method-assign]
     with pytest.raises(ProcessLostError, match="lost; the state after iteration 2 is saved; continue with --resume"):
         trainer.train()
     lines = (run_path(config) / "metrics.jsonl").read_text().splitlines()
@@ -94,9 +100,9 @@ def test_phases_last_as_long_as_the_log_says(make_config: Make, registry: Regist
             self.spent[phase] += seconds
 
         def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
-            for phase in ("weigh", "optimise"):
-                assert timing.verbs[phase].seconds == self.spent[phase]
-            assert timing.verbs["roll_out"].seconds <= self.spent["roll_out"]  # without waiting for slow rewards
+            for phase in ("compute_advantages", "optimize"):
+                assert timing.phases[phase].seconds == self.spent[phase]
+            assert timing.phases["rollout"].seconds <= self.spent["rollout"]  # without waiting for slow rewards
             self.spent.clear()
 
     config = make_config(run={"iterations": 2}, evaluation={"at_start": False})
@@ -132,7 +138,7 @@ def test_a_callback_that_fails_at_the_end_does_not_hide_what_went_wrong_first(
     assert "a callback failed when the run had ended" in caplog.text
 
 
-def test_the_parts_of_a_run_are_built_once_and_stay(make_config: Make, registry: Registry) -> None:
+def test_the_components_of_a_run_are_built_once_and_stay(make_config: Make, registry: Registry) -> None:
     trainer = Trainer(make_config(), registry)
     run = trainer.build()
     assert trainer.build() is run
@@ -153,7 +159,7 @@ def test_what_was_built_is_closed_where_building_fails(
             before(self)
 
         monkeypatch.setattr(kind, "close", close)
-    config = make_config(evaluation={"guards": {"rewards": [{"use": "win-rate"}]}})
+    config = make_config(evaluation={"monitors": {"rewards": [{"use": "win-rate"}]}})
     with pytest.raises(UserError, match=r"evaluation\.samples_per_prompt: the reward win-rate compares"):
         Trainer(config, registry).train()
     assert closed == ["Scorer", "BrightnessReward"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dgpo_core.config.changes import Change, changes, history, last_measured_otherwise, measures, recorded, told
+from dgpo_core.config.changes import Change, changes, history, last_measured_otherwise, measures, recorded, reported
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.description import read_config, read_record
@@ -20,14 +20,14 @@ from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_schemas.run import RunConfig
 
 Make = Callable[..., RunConfig]
-RATE = "optimiser.learning_rate"
+RATE = "optimizer.learning_rate"
 
 
 def logs(config: RunConfig, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_path(config) / name).read_text().splitlines()]
 
 
-def told_of(config: RunConfig) -> list[tuple[int, str, Any, Any]]:
+def reported_changes(config: RunConfig) -> list[tuple[int, str, Any, Any]]:
     """The changes in run.json without their times."""
     found = read_record(run_path(config))["changes"]
     assert all(one["time"].endswith("+00:00") for one in found)
@@ -40,38 +40,40 @@ def test_the_schedule_is_that_of_the_new_settings_at_the_resumed_update(make_con
     first = make_config(run={"iterations": 6}, **short)
     Trainer(first, registry).train(max_iterations=2)
     then = make_config(
-        run={"iterations": 8}, optimiser={"learning_rate": 0.004, "schedule": "cosine", "warmup": 2}, **short
+        run={"iterations": 8}, optimizer={"learning_rate": 0.004, "schedule": "cosine", "warmup": 2}, **short
     )
     trainer = Trainer(then, registry)
     trainer.train(resume=True)
     expected = [0.01, 0.01] + [0.002 * (1 + math.cos(math.pi * (k - 2) / 6)) for k in range(2, 8)]
     assert [line["learning_rate"] for line in logs(then)] == pytest.approx(expected, rel=1e-12)
-    assert {float(state["step"]) for state in trainer.build().optimiser.adamw.state.values()} == {
+    assert {float(state["step"]) for state in trainer.build().optimizer.adamw.state.values()} == {
         8.0
     }  # moments went on
-    assert told_of(then) == [
+    assert reported_changes(then) == [
         (2, "run.iterations", 6, 8),
         (2, RATE, 0.01, 0.004),
-        (2, "optimiser.schedule", "constant", "cosine"),
-        (2, "optimiser.warmup", 0, 2),
+        (2, "optimizer.schedule", "constant", "cosine"),
+        (2, "optimizer.warmup", 0, 2),
     ]
-    assert read_config(run_path(then)).optimiser == then.optimiser
+    assert read_config(run_path(then)).optimizer == then.optimizer
 
 
-def test_a_change_holds_from_there_on_as_if_the_optimiser_had_been_told(make_config: Make, registry: Registry) -> None:
+def test_a_change_holds_from_there_on_as_if_the_optimizer_had_been_reported(
+    make_config: Make, registry: Registry
+) -> None:
     """Moments are kept: the same weights come out as in one process whose rate and decay are changed in its middle."""
     first = make_config(evaluation={"every": 0})
     Trainer(first, registry).train(max_iterations=2)
-    then = make_config(evaluation={"every": 0}, optimiser={"learning_rate": 0.003, "weight_decay": 0.1})
+    then = make_config(evaluation={"every": 0}, optimizer={"learning_rate": 0.003, "weight_decay": 0.1})
     resumed = Trainer(then, registry)
     resumed.train(resume=True)
 
     class Turning(Callback):
         def on_iteration_start(self, iteration: int) -> None:
             if iteration == 2:
-                optimiser = one.build().optimiser
-                optimiser.section = then.optimiser
-                for group in optimiser.adamw.param_groups:
+                optimizer = one.build().optimizer
+                optimizer.section = then.optimizer
+                for group in optimizer.adamw.param_groups:
                     group["weight_decay"] = 0.1
 
     one = Trainer(make_config(run={"name": "one"}, evaluation={"every": 0}), registry, callbacks=[Turning()])
@@ -79,15 +81,15 @@ def test_a_change_holds_from_there_on_as_if_the_optimiser_had_been_told(make_con
     assert [line["change_norm"] for line in logs(then)] == [line["change_norm"] for line in logs(one.config)]
 
 
-def test_changes_are_told_once_and_back_again(make_config: Make, registry: Registry) -> None:
-    first, then = make_config(), make_config(optimiser={"learning_rate": 0.002})
+def test_changes_are_reported_once_and_back_again(make_config: Make, registry: Registry) -> None:
+    first, then = make_config(), make_config(optimizer={"learning_rate": 0.002})
     Trainer(first, registry).train(max_iterations=1)
-    assert told_of(first) == []
+    assert reported_changes(first) == []
     Trainer(then, registry).train(resume=True, max_iterations=1)
     Trainer(then, registry).train(resume=True, max_iterations=1)  # killed, and started again with the same file
-    assert told_of(then) == [(1, RATE, 0.01, 0.002)]
+    assert reported_changes(then) == [(1, RATE, 0.01, 0.002)]
     Trainer(first, registry).train(resume=True)
-    assert told_of(then) == [(1, RATE, 0.01, 0.002), (3, RATE, 0.002, 0.01)]
+    assert reported_changes(then) == [(1, RATE, 0.01, 0.002), (3, RATE, 0.002, 0.01)]
     assert [line["learning_rate"] for line in logs(first)] == [0.01, 0.002, 0.002, 0.01]
 
 
@@ -104,13 +106,13 @@ def test_a_process_that_is_killed_between_the_two_files_leaves_nothing_untold(
             raise KeyboardInterrupt
         write(path, text)
 
-    then = make_config(optimiser={"learning_rate": 0.002})
+    then = make_config(optimizer={"learning_rate": 0.002})
     with monkeypatch.context() as patched:
         patched.setattr(module, "write_text", killed)
         with pytest.raises(KeyboardInterrupt):
             Trainer(then, registry).train(resume=True)
     Trainer(then, registry).train(resume=True)
-    assert told_of(then) == [(1, RATE, 0.01, 0.002)]
+    assert reported_changes(then) == [(1, RATE, 0.01, 0.002)]
 
 
 def test_changes_of_iterations_that_are_computed_again_hold_earlier() -> None:
@@ -122,7 +124,7 @@ def test_changes_of_iterations_that_are_computed_again_hold_earlier() -> None:
     assert [(one["iteration"], one["now"]) for one in recorded(before, [], 9)] == [(5, 2.0)]
 
 
-def test_what_a_resume_changed_is_told_in_one_line() -> None:
+def test_what_a_resume_changed_is_reported_in_one_line() -> None:
     found = [
         {"iteration": at, "key": key, "was": was, "now": now, "time": "2026-01-01T00:00:00+00:00"}
         for at, key, was, now in (
@@ -148,7 +150,7 @@ def test_what_a_worker_is_given_is_not_shown(make_config: Make) -> None:
         return make_config(rewards=[{"use": "brightness", "worker": {"environment": {"TOKEN": token}}}])
 
     found = changes(with_token("first"), with_token("second"))
-    line = told(found, 3)
+    line = reported(found, 3)
     assert line == "settings changed after iteration 3: rewards.0.worker.environment.TOKEN (changed)"
     assert not {"first", "second"} & set(json.dumps(recorded([], found, 3)).replace('"', " ").split())
 
@@ -157,7 +159,7 @@ def test_what_a_new_measure_says_is_not_compared_with_the_old_one(make_config: M
     """Brightness times 100 would be the best for ever, and would end the run at its target."""
     bright = [{"use": "brightness", "options": {"scale": 1.0}}]
     dim = [{"use": "brightness", "options": {"scale": 0.01}}]
-    section: dict[str, Any] = {"every": 1, "prompts": 4, "pictures": 0}
+    section: dict[str, Any] = {"every": 1, "prompts": 4, "images": 0}
     first = make_config(
         run={"iterations": 5}, evaluation=section | {"rewards": bright}, checkpoints={"every": 9, "keep": 1}
     )
@@ -183,7 +185,7 @@ def test_what_a_new_measure_says_is_not_compared_with_the_old_one(make_config: M
 def test_the_best_of_the_old_measure_is_kept_until_there_is_one_of_the_new(
     make_config: Make, registry: Registry
 ) -> None:
-    section: dict[str, Any] = {"every": 2, "prompts": 4, "pictures": 0}
+    section: dict[str, Any] = {"every": 2, "prompts": 4, "images": 0}
     Trainer(make_config(evaluation=section), registry).train(max_iterations=2)
     config = make_config(
         run={"iterations": 9}, evaluation={**section, "every": 4, "steps": 2}, checkpoints={"every": 1, "keep": 1}
@@ -196,37 +198,37 @@ def test_the_best_of_the_old_measure_is_kept_until_there_is_one_of_the_new(
 
 
 @pytest.mark.parametrize(
-    ("key", "alone", "with_guards"),
+    ("key", "alone", "with_monitors"),
     [
         ("evaluation.prompts", True, True),
         ("evaluation.rewards.0.options.scale", True, True),
         ("evaluation.rewards", True, True),
         ("evaluation.sampler.use", True, True),
-        ("evaluation.finer.steps", False, True),
-        ("evaluation.guards.rewards.0.use", False, True),
-        ("evaluation.guards.rewards.0.worker.count", False, False),
+        ("evaluation.many_step.steps", False, True),
+        ("evaluation.monitors.rewards.0.use", False, True),
+        ("evaluation.monitors.rewards.0.worker.count", False, False),
         ("evaluation.rewards.0.service.urls.0", False, False),
-        ("evaluation.guards.bands.diversity", False, False),
+        ("evaluation.monitors.tolerances.diversity", False, False),
         ("evaluation.every", False, False),
-        ("evaluation.pictures", False, False),
+        ("evaluation.images", False, False),
         ("rollout.steps", False, False),
     ],
 )
-def test_which_settings_make_another_measure(key: str, alone: bool, with_guards: bool) -> None:
-    assert (measures(key), measures(key, guards=True)) == (alone, with_guards)
+def test_which_settings_make_another_measure(key: str, alone: bool, with_monitors: bool) -> None:
+    assert (measures(key), measures(key, monitors=True)) == (alone, with_monitors)
 
 
 def test_a_refusal_says_what_may_change(make_config: Make, registry: Registry) -> None:
     Trainer(make_config(), registry).train(max_iterations=1)
-    other = make_config(run={"seed": 4}, optimiser={"learning_rate": 0.5})
+    other = make_config(run={"seed": 4}, optimizer={"learning_rate": 0.5})
     with pytest.raises(UserError) as caught:
         Trainer(other, registry).train(resume=True)
     message = str(caught.value)
     assert "run.seed: 3 when it started, 4 now" in message
     assert f"{RATE}: " not in message
-    assert "optimiser.{learning_rate," in message
+    assert "optimizer.{learning_rate," in message
     assert "run.name" in message
-    assert told_of(other) == []  # nothing was written
+    assert reported_changes(other) == []  # nothing was written
 
 
 # -- --resume auto -------------------------------------------------------------------------------------------------

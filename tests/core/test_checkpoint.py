@@ -32,8 +32,8 @@ def save(checkpoints: Checkpoints, iteration: int, best: tuple[int, float] | Non
     return checkpoints.save(
         iteration=iteration,
         updates=2 * iteration,
-        weights={"policy/a": torch.full((2, 3), value), "old/a": torch.arange(6.0).view(2, 3).T + value},
-        optimiser={"a/step": torch.tensor(value)},
+        weights={"policy/a": torch.full((2, 3), value), "ema_fast/a": torch.arange(6.0).view(2, 3).T + value},
+        optimizer={"a/step": torch.tensor(value)},
         timesteps={"t_min": 0.25, "seen": [1, 2]},
         best=best,
         counters={"skipped_updates": 3},
@@ -50,8 +50,8 @@ def test_what_is_saved_comes_back(checkpoints: Checkpoints) -> None:
     path = save(checkpoints, 7, best=(5, 0.5))
     found = load(path)
     assert torch.equal(found.weights["policy/a"], torch.full((2, 3), 7.0))
-    assert torch.equal(found.weights["old/a"], torch.tensor([[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]) + 7)
-    assert torch.equal(found.optimiser["a/step"], torch.tensor(7.0))
+    assert torch.equal(found.weights["ema_fast/a"], torch.tensor([[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]) + 7)
+    assert torch.equal(found.optimizer["a/step"], torch.tensor(7.0))
     manifest = found.manifest
     assert (manifest.iteration, manifest.updates) == (7, 14)
     assert (manifest.best_iteration, manifest.best_score) == (5, 0.5)
@@ -125,9 +125,9 @@ def _halve(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def _forget_optimiser(path: Path) -> None:
+def _forget_optimizer(path: Path) -> None:
     data = json.loads(path.read_text())
-    del data["files"]["optimiser.safetensors"]
+    del data["files"]["optimizer.safetensors"]
     path.write_text(sealed_json(data))
 
 
@@ -153,13 +153,13 @@ def _of_another_iteration(path: Path) -> None:
 DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("weights.safetensors", _flip, r"its content differs from what was saved \(SHA-256\)"),
     ("weights.safetensors", _halve, "its content differs"),
-    ("optimiser.safetensors", _flip, "its content differs"),
+    ("optimizer.safetensors", _flip, "its content differs"),
     ("weights.safetensors", Path.unlink, "missing"),
-    ("optimiser.safetensors", Path.unlink, "missing"),
+    ("optimizer.safetensors", Path.unlink, "missing"),
     ("manifest.json", Path.unlink, "missing"),
     ("manifest.json", _halve, ""),
     ("manifest.json", lambda path: path.write_bytes(b"\xff\xfe"), "decode"),
-    ("manifest.json", _forget_optimiser, "does not list optimiser.safetensors"),
+    ("manifest.json", _forget_optimizer, "does not list optimizer.safetensors"),
     ("manifest.json", _change(iteration=3), "its content differs from what was saved"),
     ("manifest.json", _change(best_score=0.75), "its content differs from what was saved"),
     ("manifest.json", _change(counters={"skipped_updates": 2}), "its content differs from what was saved"),
@@ -260,7 +260,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_as_they_were(
     written = safetensors.torch.save_file
 
     def full(tensors: Any, path: Path) -> None:
-        if path.name == "optimiser.safetensors":
+        if path.name == "optimizer.safetensors":
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         written(tensors, path)
 

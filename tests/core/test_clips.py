@@ -17,7 +17,7 @@ Frames = np.ndarray[Any, Any]
 
 
 def moving(count: int, height: int, width: int) -> Frames:
-    """Colours that change smoothly over the picture and drift from frame to frame: uint8 [F, H, W, 3]."""
+    """Colors that change smoothly over the image and drift from frame to frame: uint8 [F, H, W, 3]."""
     y, x = np.mgrid[:height, :width] / 40
     waves = [np.sin(x + f / 3 + c) * np.cos(y - c) for f in range(count) for c in range(3)]
     return (
@@ -58,17 +58,17 @@ def test_frames_come_back(shape: tuple[int, int, int], factor: int, size: tuple[
     assert np.abs(found[:, :height, width:] - enlarged[:, :, -1:][:, :, : size[1] - width]).max(initial=0) <= 12
 
 
-@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255), (90, 160, 30)])
-def test_colours_are_those_of_the_frames(colour: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("color", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255), (90, 160, 30)])
+def test_colors_are_those_of_the_frames(color: tuple[int, int, int]) -> None:
     """And the file says by which matrix, or players would guess one by the size."""
-    frames = np.full((2, 16, 16, 3), colour, dtype=np.uint8)
+    frames = np.full((2, 16, 16, 3), color, dtype=np.uint8)
     found, stream = read(encode(frames, 16))
     assert np.abs(found - frames[0, 0, 0]).max() <= 4
     assert (stream.codec_context.colorspace, stream.codec_context.color_range) == (1, 1)
 
 
-def test_one_pixel_of_another_colour_stays_one() -> None:
-    """Although the colours of yuv420p have half the size."""
+def test_one_pixel_of_another_color_stays_one() -> None:
+    """Although the colors of yuv420p have half the size."""
     frames = np.full((1, 8, 8, 3), 230, dtype=np.uint8)
     frames[0, 3, 4] = (220, 30, 30)
     found, _ = read(encode(frames, 16))
@@ -121,7 +121,7 @@ def test_mpeg4_where_there_is_no_x264(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.abs(found - enlarged).mean() <= 4
 
 
-def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_not() is None
     without(monkeypatch, *clips.ENCODERS)
     assert str(why_not()).startswith("mp4 files need PyAV with an encoder, libx264 or mpeg4; av ")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgpo_core.contracts import GroupReward, RewardModel
 from dgpo_core.distributed.comparing import NOT_FINITE, NOTHING_TO_COMPARE, Layout, Members, WholeGroup
-from dgpo_core.distributed.processes import Processes, shares
+from dgpo_core.distributed.processes import Processes, split_samples
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
@@ -35,7 +35,7 @@ MEDIA = LEVELS.view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
 DRAWS = Draws(5).at("rollout")
 
 
-class Told(GroupReward):
+class Reported(GroupReward):
     """A function's answers; remembers what it was shown."""
 
     range = (0.0, 1.0)
@@ -110,19 +110,19 @@ def test_the_toy_s_win_rate_by_hand() -> None:
 
 @pytest.mark.parametrize("micro_batch", range(1, TOTAL + 1))
 def test_whole_groups_at_any_micro_batch(micro_batch: int, closing: list[Scorer]) -> None:
-    told = Told(lambda media: all_scored(media.flatten(1).mean(1)))
-    rewards = [Reward("wins", 1.0, win_rate()), Reward("bright", 1.0, Brightness()), Reward("told", 0.0, told)]
+    reported = Reported(lambda media: all_scored(media.flatten(1).mean(1)))
+    rewards = [Reward("wins", 1.0, win_rate()), Reward("bright", 1.0, Brightness()), Reward("told", 0.0, reported)]
     closing.append(Scorer(rewards))
     for _ in range(2):  # the second iteration knows nothing of the first
         scored = score(closing[0], micro_batch)
         expected = [value for g in range(GROUPS) for value in by_hand(LEVELS[g * MEMBERS : (g + 1) * MEMBERS])]
         assert scored.values["wins"].tolist() == pytest.approx(expected)
         torch.testing.assert_close(scored.values["bright"], LEVELS.double())
-        assert [one["parts"]["brightness"] for one in scored.diagnostics["wins"]] == pytest.approx(LEVELS.tolist())
+        assert [one["subscores"]["brightness"] for one in scored.diagnostics["wins"]] == pytest.approx(LEVELS.tolist())
         assert scored.others == {"wins": {}, "told": {}}
         keys = [[DRAWS.at(g, m).key for m in range(MEMBERS)] for g in range(GROUPS)]
-        assert told.shown == [(MEMBERS, f"prompt {g}", keys[g]) for g in range(GROUPS)]
-        told.shown.clear()
+        assert reported.shown == [(MEMBERS, f"prompt {g}", keys[g]) for g in range(GROUPS)]
+        reported.shown.clear()
 
 
 def test_members_that_are_not_finite_are_not_shown(closing: list[Scorer]) -> None:
@@ -130,10 +130,10 @@ def test_members_that_are_not_finite_are_not_shown(closing: list[Scorer]) -> Non
     media[1, 0, 0, 0] = torch.nan
     media[4:7] = torch.inf
     media[8:] = torch.nan
-    told = Told(lambda shown: all_scored(shown.flatten(1).mean(1)))
-    closing.append(Scorer([Reward("told", 1.0, told)]))
+    reported = Reported(lambda shown: all_scored(shown.flatten(1).mean(1)))
+    closing.append(Scorer([Reward("told", 1.0, reported)]))
     scored = score(closing[0], 5, media)
-    assert [(count, keys) for count, _, keys in told.shown] == [(3, [DRAWS.at(0, m).key for m in (0, 2, 3)])]
+    assert [(count, keys) for count, _, keys in reported.shown] == [(3, [DRAWS.at(0, m).key for m in (0, 2, 3)])]
     assert scored.values["told"].isnan().tolist() == [False, True, False, False] + [True] * 8
     reasons = [one.get("reason") for one in scored.diagnostics["told"]]
     assert reasons == [None, NOT_FINITE, None, None, *[NOT_FINITE] * 3, NOTHING_TO_COMPARE, *[NOT_FINITE] * 4]
@@ -160,12 +160,12 @@ def fails(error: BaseException) -> Callable[[Tensor], Scores]:
 def test_a_call_that_fails_makes_its_group_missing(
     function: Callable[[Tensor], Scores], reason: str, closing: list[Scorer]
 ) -> None:
-    told = Told(function)
-    closing.append(Scorer([Reward("told", 1.0, told)]))
+    reported = Reported(function)
+    closing.append(Scorer([Reward("told", 1.0, reported)]))
     scored = score(closing[0], 3)
     assert scored.values["told"].isnan().tolist() == [False] * 4 + [True] * 4 + [False] * 4
     assert all(reason in one["reason"] for one in scored.diagnostics["told"][4:8])
-    assert [count for count, _, _ in told.shown] == [4, 4, 4], "no group is halved"
+    assert [count for count, _, _ in reported.shown] == [4, 4, 4], "no group is halved"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_call_that_fails_makes_its_group_missing(
 )
 def test_answers_are_checked(answer: Callable[[Tensor], Any], phrase: str) -> None:
     failures: list[str] = []
-    found = checked_group(Reward("r", 1.0, Told(answer)), MEDIA[:4], PROMPTS[0], [(i,) for i in range(4)], failures)
+    found = checked_group(Reward("r", 1.0, Reported(answer)), MEDIA[:4], PROMPTS[0], [(i,) for i in range(4)], failures)
     assert found.missing.all()
     assert phrase in found.diagnostics[0]["reason"]
     assert len(failures) == 1
@@ -192,7 +192,7 @@ def test_in_flight_counts_whole_groups(closing: list[Scorer]) -> None:
         assert go.wait(10)
         return all_scored(media.flatten(1).mean(1))
 
-    closing.append(Scorer([Reward("told", 1.0, Told(function))], None, 1))
+    closing.append(Scorer([Reward("told", 1.0, Reported(function))], None, 1))
     closing[0].expect(layout())
 
     def interrupt() -> None:
@@ -226,7 +226,7 @@ class Post(Processes):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 12])
 def test_only_shared_groups_travel_and_every_group_is_whole_once(count: int) -> None:
-    parts = shares(GROUPS, MEMBERS, 1, count)
+    parts = split_samples(GROUPS, MEMBERS, 1, count)
     members = [Members(layout(parts, rank)) for rank in range(count)]
     whole: list[tuple[int, WholeGroup]] = []
     for rank, part in enumerate(parts):
@@ -249,7 +249,7 @@ def test_only_shared_groups_travel_and_every_group_is_whole_once(count: int) -> 
 
 def test_scores_of_other_processes_samples_find_their_places(closing: list[Scorer]) -> None:
     """What `merged` makes of three processes is what one has."""
-    parts = shares(GROUPS, MEMBERS, 1, 5)
+    parts = split_samples(GROUPS, MEMBERS, 1, 5)
     letters: dict[tuple[int, int], list[Tensor]] = {}
     scorers = [Scorer([Reward("wins", 1.0, win_rate(opponents=2)), Reward("b", 1.0, Brightness())]) for _ in parts]
     closing += scorers
@@ -264,19 +264,19 @@ def test_scores_of_other_processes_samples_find_their_places(closing: list[Score
     class Gathered:
         count = 5
 
-        def everyone(self, value: Any) -> list[Any]:
-            return [told(found[rank]) for rank in range(5)]
+        def all_gather_object(self, value: Any) -> list[Any]:
+            return [reported(found[rank]) for rank in range(5)]
 
-        def gather_each(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        def all_gather_tensors(self, rows: Sequence[Tensor]) -> list[Tensor]:
             return [row for rank in range(5) for row in found[rank].thumbnails]
 
-    def told(one: Any) -> Any:
+    def broadcast_object(one: Any) -> Any:
         said: list[Any] = []
 
         class Listening:
             count = 2
 
-            def everyone(self, value: Any) -> Any:
+            def all_gather_object(self, value: Any) -> Any:
                 said.append(value)
                 raise InterruptedError
 
@@ -302,9 +302,9 @@ def config(directory: Path, **changes: Any) -> RunConfig:
 def test_one_sample_of_a_prompt_is_refused_when_the_run_is_built(tmp_path: Path, registry: Registry) -> None:
     with pytest.raises(UserError, match=r"evaluation\.samples_per_prompt: the reward win-rate compares"):
         Trainer(config(tmp_path), registry).train()
-    guards = {"guards": {"rewards": [{"use": "win-rate"}]}}
-    guarded = RunConfig.model_validate(run_data(tmp_path, evaluation=guards))
-    with pytest.raises(UserError, match=r"or take it out of evaluation\.guards\.rewards"):
+    monitors = {"monitors": {"rewards": [{"use": "win-rate"}]}}
+    guarded = RunConfig.model_validate(run_data(tmp_path, evaluation=monitors))
+    with pytest.raises(UserError, match=r"or take it out of evaluation\.monitors\.rewards"):
         Trainer(guarded, registry).train()
     assert not (tmp_path / "toy").exists()
 

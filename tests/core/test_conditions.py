@@ -26,9 +26,9 @@ from dgpo_kit import toy
 from dgpo_schemas.sections.backbone import BackboneSection
 
 
-def picture(path: Path, value: int = 7, frames: int = 1) -> Path:
-    pictures = [Image.fromarray(np.full((4, 6, 3), value + i, np.uint8)) for i in range(frames)]
-    pictures[0].save(path, save_all=frames > 1, append_images=pictures[1:])
+def image(path: Path, value: int = 7, frames: int = 1) -> Path:
+    images = [Image.fromarray(np.full((4, 6, 3), value + i, np.uint8)) for i in range(frames)]
+    images[0].save(path, save_all=frames > 1, append_images=images[1:])
     return path
 
 
@@ -40,7 +40,7 @@ def prompt_file(directory: Path, *records: dict[str, Any]) -> Path:
 
 def test_files_are_found_beside_the_prompt_file_and_known_by_their_bytes(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    one, two = picture(tmp_path / "in" / "a.png"), picture(tmp_path / "b.gif", frames=3)
+    one, two = image(tmp_path / "in" / "a.png"), image(tmp_path / "b.gif", frames=3)
     (tmp_path / "link.png").symlink_to(one)
     file = prompt_file(
         tmp_path, {"media": "in/a.png"}, {"media": [str(two), "link.png"], "size": 64, "negative_prompt": ""}, {}
@@ -56,14 +56,14 @@ def test_files_are_found_beside_the_prompt_file_and_known_by_their_bytes(tmp_pat
 
 
 def test_each_distinct_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     os.link(tmp_path / "a.png", tmp_path / "b.png")
     decoded = []
     read = pixels.read_pixels
     monkeypatch.setattr(pixels, "read_pixels", lambda source: decoded.append(1) or read(source))
     load_file(prompt_file(tmp_path, *[{"media": ["a.png", "b.png"]}] * 3))
     assert decoded == [1]
-    picture(tmp_path / "a.png", 9)
+    image(tmp_path / "a.png", 9)
     load_file(prompt_file(tmp_path, {"media": "a.png"}, {"media": "missing.png"}), limit=1)
     assert decoded == [1, 1]
 
@@ -80,7 +80,7 @@ def test_each_distinct_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.
         ("loop.png", "cannot be read: Too many levels of symbolic links"),
         ("fifo.png", "is a FIFO, not a file"),
         ("empty.png", "the file is empty"),
-        ("text.png", "not a picture or a video that can be read"),
+        ("text.png", "not an image or a video that can be read"),
         ("cut.png", "cannot be read"),
         ("large.png", "it would unpack to more than"),
         ("heavy.png", "is larger than 0 MiB"),
@@ -92,7 +92,7 @@ def test_each_distinct_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.
 def test_what_cannot_be_read_is_refused_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
-    whole = picture(tmp_path / "a.png")
+    whole = image(tmp_path / "a.png")
     (tmp_path / "dangling.png").symlink_to("gone.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
     os.mkfifo(tmp_path / "fifo.png")
@@ -102,7 +102,7 @@ def test_what_cannot_be_read_is_refused_with_its_line(
     (tmp_path / "heavy.png").write_bytes(b"x" * 2000)
     if name == "large.png":
         monkeypatch.setattr(pixels, "MAX_PIXELS", 20)
-        picture(tmp_path / name)
+        image(tmp_path / name)
     monkeypatch.setattr(conditions, "MAX_BYTES", 1000)
     with pytest.raises(UserError, match=r"p\.jsonl:2: ") as caught:
         load_file(prompt_file(tmp_path, {"media": "a.png"} if name != "large.png" else {}, {"media": name}))
@@ -111,10 +111,10 @@ def test_what_cannot_be_read_is_refused_with_its_line(
 
 
 def test_a_file_that_has_changed_is_refused_where_it_is_read(tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.png")
+    path = image(tmp_path / "a.png")
     medium, inside = condition_medium(path), condition_medium(path.read_bytes())
     assert medium == inside
-    picture(path, 8)
+    image(path, 8)
     with pytest.raises(UserError, match=r"a\.png: has another content than when the prompts were read"):
         medium.read()
     path.unlink()
@@ -129,7 +129,7 @@ def test_digests_of_prompts(tmp_path: Path) -> None:
     """Those of text and metadata are what they always were; whatever else is set makes another one."""
     plain = Prompt("p", {"a": 1})
     assert digest([plain]) == hashlib.sha256(b'["p", {"a": 1}]').hexdigest()
-    one, two = (condition_medium(picture(tmp_path / f"{i}.png", i)) for i in (1, 2))
+    one, two = (condition_medium(image(tmp_path / f"{i}.png", i)) for i in (1, 2))
     others = [
         plain,
         replace(plain, negative=""),
@@ -145,7 +145,7 @@ def test_digests_of_prompts(tmp_path: Path) -> None:
     assert digest([others[5]]) == digest([replace(plain, media=(replace(one, path="/elsewhere"),))])
     assert counts([plain]) == {}
     assert counts(others) == {"media": 3, "negative_texts": 2, "sizes": 2, "sources": {"s": 1}}
-    assert overlap([others[5]], [others[6]], 1) is None  # another picture is another task
+    assert overlap([others[5]], [others[6]], 1) is None  # another image is another task
     assert overlap([others[5]], [others[5]], 1) is not None
 
 
@@ -169,7 +169,7 @@ def test_notes() -> None:
     assert unheard(prompts, False) == "1 of 3 prompts have a negative text, which is not read where guidance is 1"
 
 
-def test_transparency_is_told(tmp_path: Path) -> None:
+def test_transparency_is_reported(tmp_path: Path) -> None:
     Image.new("RGBA", (2, 2), (0, 0, 0, 9)).save(tmp_path / "a.png")
     (note,) = notes(load_file(prompt_file(tmp_path, {"media": "a.png"}, {"media": "a.png"})))
     assert note.endswith("a.png: what is transparent in it is shown on white")
@@ -195,7 +195,7 @@ DIGEST = "0" * 64
         ({"media": (ConditionMedium("image", "abc", "a.png"),)}, "64 hexadecimal digits"),
         ({"media": (ConditionMedium("image", DIGEST),)}, "neither a path nor its content"),
         ({"media": (ConditionMedium("image", DIGEST, "missing.png"),)}, "media: missing.png: there is no such file"),
-        ({"media": (ConditionMedium("image", DIGEST, content=b"x"),)}, "media: not a picture or a video"),
+        ({"media": (ConditionMedium("image", DIGEST, content=b"x"),)}, "media: not an image or a video"),
     ],
 )
 def test_what_a_source_yields_is_checked(fields: dict[str, Any], expected: str) -> None:
@@ -209,7 +209,7 @@ def test_what_a_source_yields_is_checked(fields: dict[str, Any], expected: str) 
 
 
 def test_a_source_may_draw_media(tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.png")
+    path = image(tmp_path / "a.png")
     media = [condition_medium(path), condition_medium(path.read_bytes())]
 
     class Source(PromptSource):
@@ -223,7 +223,7 @@ def test_a_source_may_draw_media(tmp_path: Path) -> None:
 
 
 def test_a_model_of_text_refuses_media_with_their_place(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     backbone = toy.ToyBackbone(
         BackboneSection(use="toy", checkpoint="none"), toy.ToyOptions(), device=torch.device("cpu")
     )

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from dgpo_core.config.changes import differing_keys
 from dgpo_core.config.pipeline import load_run_config
-from dgpo_core.hookspecs import Kind, Part, hookimpl
+from dgpo_core.hookspecs import Component, Kind, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import plugin, run_data
 from dgpo_schemas.base import Int, Options, Use
@@ -84,33 +84,33 @@ class OnceOptions(Options):
 
 
 class Plugin:
-    """Parts for these tests."""
+    """Components for these tests."""
 
     @hookimpl
-    def dgpo_rewards(self) -> Sequence[Part]:
+    def dgpo_rewards(self) -> Sequence[Component]:
         return [
-            Part("looking", "Looks.", "nowhere:X", LookingOptions),
-            Part("fussy", "Fussy.", "nowhere:X", FussyOptions),
-            Part("once", "Once.", "nowhere:X", OnceOptions),
-            Part("lost", "Lost.", "nowhere:X", "nowhere:Options"),
+            Component("looking", "Looks.", "nowhere:X", LookingOptions),
+            Component("fussy", "Fussy.", "nowhere:X", FussyOptions),
+            Component("once", "Once.", "nowhere:X", OnceOptions),
+            Component("lost", "Lost.", "nowhere:X", "nowhere:Options"),
         ]
 
     @hookimpl
-    def dgpo_weightings(self) -> Sequence[Part]:
-        return [Part("needy", "Needy.", "nowhere:X", NeedyOptions)]
+    def dgpo_weightings(self) -> Sequence[Component]:
+        return [Component("needy", "Needy.", "nowhere:X", NeedyOptions)]
 
     @hookimpl
     def dgpo_kinds(self) -> Sequence[Kind]:
         return [Kind("detector", "dgpo_detectors", ("nowhere:X",))]
 
     @hookimpl
-    def dgpo_detectors(self) -> Sequence[Part]:
-        return [Part("eye", "Sees.", "nowhere:X", EyeOptions)]
+    def dgpo_detectors(self) -> Sequence[Component]:
+        return [Component("eye", "Sees.", "nowhere:X", EyeOptions)]
 
 
 @pytest.fixture(scope="module")
 def known() -> Registry:
-    """The engine's parts, the toy's and the ones above."""
+    """The engine's components, the toy's and the ones above."""
     from dgpo_core.builtin import plugin as builtin
 
     made = Registry(discover=False)
@@ -168,7 +168,7 @@ def test_everything_wrong_is_reported_in_the_files_order(file: Path, known: Regi
         "(installed: flow-dpmpp, flow-euler)",
         "run.yaml:12: rewards.0.options.scale: must be a number, not 'big'",
         "run.yaml:13: rewards.1.options.detector: unknown detector 'ear' (installed: eye)",
-        "run.yaml:14: optimizer: unknown key; did you mean optimiser?",
+        "run.yaml:14: optimizer: unknown key; did you mean optimizer?",
         "--set timesteps.use=unifrom: unknown timestep policy 'unifrom'; did you mean uniform? "
         "(installed: sampler-steps, uniform)",
         "--set objective.options.x=1: unknown key; there are none here",
@@ -205,9 +205,9 @@ def test_one_mistake(file: Path, known: Registry, override: str, expected: str) 
 
 
 def test_rules_between_fields_have_lines_too(file: Path, known: Registry) -> None:
-    file.write_text(RUN + "optimiser:\n  updates: 7\nadvantages: {}\n")
+    file.write_text(RUN + "optimizer:\n  updates: 7\nadvantages: {}\n")
     (line,) = complaints(file, known)
-    assert line.startswith("run.yaml:15: optimiser.updates: 7 does not divide rollout.groups = 24")
+    assert line.startswith("run.yaml:15: optimizer.updates: 7 does not divide rollout.groups = 24")
 
 
 def test_a_plugin_that_cannot_be_written_keeps_what_was_written(file: Path, known: Registry) -> None:
@@ -215,7 +215,7 @@ def test_a_plugin_that_cannot_be_written_keeps_what_was_written(file: Path, know
     assert config.rewards[1].options == {"a": 1}
 
 
-def test_a_switch_spelled_no_is_a_text_where_a_text_is_meant(file: Path, known: Registry) -> None:
+def test_a_change_spelled_no_is_a_text_where_a_text_is_meant(file: Path, known: Registry) -> None:
     config = load_run_config(file, ["precision.autocast=no", "checkpoints.best=no"], known)
     assert config.precision.autocast == "no"
     assert config.checkpoints.best is False
@@ -246,8 +246,8 @@ def make(**changes: Any) -> RunConfig:
             ],
         ),
         (
-            {"optimiser": {"betas": [0.8, 0.999], "schedule": "cosine"}, "run": {"iterations": 9}},
-            ["optimiser.betas.0: 0.9 when it started, 0.8 now"],
+            {"optimizer": {"betas": [0.8, 0.999], "schedule": "cosine"}, "run": {"iterations": 9}},
+            ["optimizer.betas.0: 0.9 when it started, 0.8 now"],
         ),
     ],
 )
@@ -260,12 +260,12 @@ def test_what_a_resume_must_share(changes: dict[str, Any], expected: list[str]) 
     [
         {"run": {"iterations": 40, "output": "elsewhere"}},
         {"rollout": {"micro_batch": 2}},
-        {"optimiser": {"micro_batch": 3}},
+        {"optimizer": {"micro_batch": 3}},
         {"backbone": {"gradient_checkpointing": True}},
-        {"evaluation": {"pictures": 0}},
+        {"evaluation": {"images": 0}},
         {"checkpoints": {"every": 3, "keep": 9, "best": False}},
-        {"optimiser": {"schedule": "linear", "warmup": 3, "learning_rate": 1.0, "weight_decay": 0.0}},
-        {"optimiser": {"max_grad_norm": None, "max_skipped": 0}, "scoring": {"max_missing": 1.0}},
+        {"optimizer": {"schedule": "linear", "warmup": 3, "learning_rate": 1.0, "weight_decay": 0.0}},
+        {"optimizer": {"max_grad_norm": None, "max_skipped": 0}, "scoring": {"max_missing": 1.0}},
         {"evaluation": {"every": 1, "prompts": 2, "steps": 9, "rewards": [{"use": "brightness", "name": "other"}]}},
         {"stop": {"samples": 9}, "precision": {"autocast": "bf16"}, "run": {"threads": 2, "process_timeout": 9}},
         {"logging": {"console": False, "trackers": ["tensorboard"]}},
@@ -311,8 +311,8 @@ def mutations(draw: st.DrawFn) -> Any:
         path: tuple[Any, ...] = draw(st.sampled_from(paths(data) or [("run",)]))
         *parents, last = path
         here: Any = data
-        for part in parents:
-            here = here[part]
+        for component in parents:
+            here = here[component]
         action = draw(st.sampled_from(["replace", "remove", "add"]))
         if action == "add" and isinstance(here, dict):
             here[draw(st.text(min_size=1, max_size=6) | st.sampled_from(["learning_rat", "use"]))] = draw(values)

@@ -18,7 +18,7 @@ from torch import Tensor
 from dgpo_core.contracts import VERSION, Backbone, RewardModel, Sampler
 from dgpo_core.contracts.version import CHANGES, GUIDE, Change, changes_in
 from dgpo_core.errors import ContractError, PluginError
-from dgpo_core.hookspecs import KINDS, Part, hookimpl
+from dgpo_core.hookspecs import KINDS, Component, hookimpl
 from dgpo_core.plugins.building import contracts_of
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Conditioning, Prompt, SampleResult, Scores
@@ -76,7 +76,7 @@ class Today(ABC):
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning: ...
 
-    def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
+    def truncated_prompts(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
         return (), 0
 
     @property
@@ -104,7 +104,7 @@ def of(encode: Any, **names: Any) -> list[str]:
 
 def test_everything_old_of_a_backbone_is_found() -> None:
     """By the class itself, by a subclass of a subclass, and behind a decorator that takes anything."""
-    names = ("unread", "without_adapter", "merged", "save_adapter", "save_adapter_as", "formats")
+    names = ("truncated_prompts", "without_adapter", "merged", "save_adapter", "save_adapter_as", "formats")
     old = type("Old", (Today,), {"encode": OldBackbone.encode, **dict.fromkeys(names, OldBackbone.encode)})
     expected = [change.method for change in CHANGES if change.kind == "backbone"]
     assert found("backbone", old, Today) == expected
@@ -193,28 +193,28 @@ def test_a_row_says_what_the_contract_has_now(change: Change) -> None:
 class Plugin:
     """Parts of one distribution, of a declared version."""
 
-    def __init__(self, contract: object = None, **parts: type) -> None:
-        self.parts = parts
+    def __init__(self, contract: object = None, **components: type) -> None:
+        self.components = components
         if contract is not None:
             self.dgpo_contract = contract
 
-    def _of(self, contract: type) -> list[Part]:
+    def _of(self, contract: type) -> list[Component]:
         return [
-            Part(name.replace("_", "-"), "For tests.", f"{__name__}:{one.__name__}")
-            for name, one in self.parts.items()
+            Component(name.replace("_", "-"), "For tests.", f"{__name__}:{one.__name__}")
+            for name, one in self.components.items()
             if issubclass(one, contract)
         ]
 
     @hookimpl
-    def dgpo_backbones(self) -> list[Part]:
+    def dgpo_backbones(self) -> list[Component]:
         return self._of(Backbone)
 
     @hookimpl
-    def dgpo_rewards(self) -> list[Part]:
+    def dgpo_rewards(self) -> list[Component]:
         return self._of(RewardModel)
 
     @hookimpl
-    def dgpo_samplers(self) -> list[Part]:
+    def dgpo_samplers(self) -> list[Component]:
         return self._of(Sampler)
 
 
@@ -256,7 +256,7 @@ def test_a_declared_version_is_compared(declared: int, way: str) -> None:
 def test_what_a_later_plugin_declares_besides_is_not_what_it_is_refused_for() -> None:
     class Later(Plugin):
         @hookimpl
-        def dgpo_judges(self) -> list[Part]:
+        def dgpo_judges(self) -> list[Component]:
             return []
 
     with pytest.raises(ContractError, match="made for version 3"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dgpo_core.errors import PluginError
-from dgpo_core.hookspecs import Kind, Part, hookimpl
+from dgpo_core.hookspecs import Component, Kind, hookimpl
 from dgpo_core.plugins.registry import Registry
 
 
@@ -34,7 +34,7 @@ def declaring(**declared: Any) -> types.ModuleType:
 def test_what_is_no_place(places: Any, why: str) -> None:
     registry = Registry(discover=False)
     with pytest.raises(PluginError, match=f"^{why}"):
-        registry.register(declaring(dgpo_places=places), distribution="d")
+        registry.register(declaring(dgpo_reward_transports=places), distribution="d")
     assert not registry.places
 
 
@@ -52,8 +52,8 @@ def test_a_noun_is_a_text() -> None:
 
 def test_the_contract_of_a_kind_is_a_class() -> None:
     registry = Registry(discover=False)
-    parts = [Part("sharp", "Sees.", "decimal:Decimal")]
+    components = [Component("sharp", "Sees.", "decimal:Decimal")]
     kinds = [Kind("eye", "dgpo_eyes", ("json:dumps",))]
-    registry.register(declaring(dgpo_kinds=kinds, dgpo_eyes=parts), distribution="d")
+    registry.register(declaring(dgpo_kinds=kinds, dgpo_eyes=components), distribution="d")
     with pytest.raises(PluginError, match=r"^kind eye: its contract json:dumps is no class$"):
         registry.implementation(registry.find("eye", "sharp"))

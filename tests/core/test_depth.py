@@ -1,4 +1,4 @@
-"""Pictures of 16 bits a channel, and of fewer in 16. The files are written by hand or by FFmpeg, and read back."""
+"""Images of 16 bits a channel, and of fewer in 16. The files are written by hand or by FFmpeg, and read back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from dgpo_lab.scoring.files import MediaError, read_media
 
 Pixels = np.ndarray[Any, Any]
-COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 WHITE = "what is transparent in it is shown on white"
 
 
@@ -35,7 +35,7 @@ def png(path: Path, pixels: Pixels, **chunks: bytes) -> Path:
 
     height, width, channels = pixels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    body = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, COLOUR_TYPES[channels], 0, 0, 0))
+    body = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, COLOR_TYPES[channels], 0, 0, 0))
     body += b"".join(chunk(name.encode(), data) for name, data in chunks.items())
     body += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
@@ -95,7 +95,7 @@ def test_what_ffmpeg_writes(tmp_path: Path, codec: str, layout: str, options: di
     assert np.array_equal(values(path), np.broadcast_to(pixels, (9, 7, 3)))
 
 
-def test_an_eight_bit_copy_is_the_same_picture(tmp_path: Path) -> None:
+def test_an_eight_bit_copy_is_the_same_image(tmp_path: Path) -> None:
     """Level v of 8 bits is 257 v of 16."""
     levels = (noise(3) % 256).astype(np.uint8)
     Image.fromarray(levels).save(tmp_path / "8.png")
@@ -117,7 +117,7 @@ def test_transparency_of_sixteen_bits(tmp_path: Path, channels: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_one_transparent_colour_of_sixteen_bits(tmp_path: Path, channels: int) -> None:
+def test_one_transparent_color_of_sixteen_bits(tmp_path: Path, channels: int) -> None:
     pixels = noise(channels)
     pixels[3, 4] = [300, 70, 65000][:channels]
     path = png(tmp_path / "x.png", pixels, tRNS=pixels[3, 4].astype(">u2").tobytes())
@@ -138,7 +138,7 @@ def test_sixteen_bits_are_turned_as_exif_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_twelve_bits_of_which_the_file_tells(tmp_path: Path, channels: int) -> None:
+def test_twelve_bits_of_which_the_file_reports(tmp_path: Path, channels: int) -> None:
     """Values up to 4095 as they came from a camera, and an sBIT chunk: not scaled, as the standard demands."""
     pixels = noise(channels, 4095)
     path = png(tmp_path / "x.png", pixels, gAMA=struct.pack(">I", 45455), sBIT=bytes([12] * channels))
@@ -148,7 +148,7 @@ def test_twelve_bits_of_which_the_file_tells(tmp_path: Path, channels: int) -> N
 
 @pytest.mark.parametrize("replicated", [True, False])
 def test_twelve_bits_that_are_scaled(tmp_path: Path, replicated: bool) -> None:
-    """sBIT of a PNG that keeps to the standard changes nothing, also if the picture is dark."""
+    """sBIT of a PNG that keeps to the standard changes nothing, also if the image is dark."""
     for most in (4095, 255):
         original = noise(3, most)
         pixels = (original << 4 | (original >> 8 if replicated else 0)).astype(np.uint16)
@@ -158,8 +158,8 @@ def test_twelve_bits_that_are_scaled(tmp_path: Path, replicated: bool) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_twelve_bits_of_which_nobody_tells(tmp_path: Path, channels: int) -> None:
-    """They are what they say, a dark picture, and a note says that."""
+def test_twelve_bits_of_which_nobody_reports(tmp_path: Path, channels: int) -> None:
+    """They are what they say, a dark image, and a note says that."""
     pixels = noise(channels, 4095)
     if channels == 4:
         pixels[..., 3] = 65535
@@ -170,7 +170,7 @@ def test_twelve_bits_of_which_nobody_tells(tmp_path: Path, channels: int) -> Non
 
 
 @pytest.mark.parametrize(("most", "noted"), [(0, False), (1, True), (16383, True), (16384, False)])
-def test_when_a_picture_is_dark(tmp_path: Path, most: int, noted: bool) -> None:
+def test_when_a_image_is_dark(tmp_path: Path, most: int, noted: bool) -> None:
     assert bool(read_media(png(tmp_path / "x.png", noise(1, most))).notes) is noted
 
 

@@ -151,7 +151,7 @@ def _nothing(name: str, *_: Any) -> None:
 
 
 @pytest.mark.parametrize("where", ["init_trackers", "log", "end_training"])
-def test_a_tracker_that_raises_is_told_of_once(
+def test_a_tracker_that_raises_is_reported_of_once(
     where: str, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*arguments: Any, **keywords: Any) -> None:
@@ -163,8 +163,8 @@ def test_a_tracker_that_raises_is_told_of_once(
     for step in (1, 2):
         runtime.track({"x": 1.0}, step)
     runtime.close()
-    told = [record.getMessage() for record in caplog.records if record.name == "dgpo_core.distributed.runtime"]
-    assert told == [
+    reported = [record.getMessage() for record in caplog.records if record.name == "dgpo_core.distributed.runtime"]
+    assert reported == [
         "logging.trackers: tensorboard failed and is switched off, the run goes on: ConnectionError: the server is gone"
     ]
 

@@ -12,7 +12,7 @@ def test_a_key_repeats_itself_whatever_happened_before() -> None:
     assert torch.equal(Draws(1).at("rollout").at(3).normal((4,)), first)
 
 
-def test_keys_differ_in_every_part_and_type() -> None:
+def test_keys_differ_in_every_component_and_type() -> None:
     keys = [Draws(1), Draws(2), Draws(1).at(1), Draws(1).at("1"), Draws(1).at(1, 1), Draws(1).at(11)]
     drawn = [k.normal((8,)) for k in keys]
     assert all(not torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
@@ -36,7 +36,7 @@ def test_distributions() -> None:
     noise = normal_rows([Draws(0).at(i) for i in range(2000)], (16,), "cpu")
     assert abs(float(noise.mean())) < 0.02
     assert abs(float(noise.std()) - 1) < 0.02
-    # Rows of neighbouring keys are independent: their correlation matrix is the identity, up to sampling error.
+    # Rows of neighboring keys are independent: their correlation matrix is the identity, up to sampling error.
     assert float(torch.corrcoef(noise.T).fill_diagonal_(0).abs().max()) < 0.1
     uniform = Draws(0).uniform(4000)
     assert uniform.dtype == torch.float64

@@ -19,11 +19,11 @@ from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import build_engine
-from dgpo_core.training.evaluation import Evaluation, Evaluator, Finer
+from dgpo_core.training.evaluation import Evaluation, Evaluator, ManyStepSolve
 from dgpo_core.training.evaluation_records import interval
 from dgpo_core.training.reward_building import evaluation_scorer
 from dgpo_core.training.reward_calls import Reward
-from dgpo_core.training.rollout import Roller
+from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.scoring import Scorer
 from dgpo_core.types import Prompt, Rollout, Schedule, Scores
 from dgpo_kit.given import prompts_of
@@ -48,7 +48,7 @@ def test_the_interval_is_scipys(sizes: tuple[int, ...], level: float) -> None:
     strata = samples(*sizes)
     expected = scipy.stats.bootstrap(
         strata,
-        lambda *parts, axis: sum(part.mean(axis) for part in parts) / len(parts),
+        lambda *components, axis: sum(component.mean(axis) for component in components) / len(components),
         n_resamples=20_000,
         confidence_level=level,
         method="percentile",
@@ -69,7 +69,7 @@ def test_the_interval_of_many_prompts_is_that_of_the_normal_distribution() -> No
 
 
 @pytest.mark.parametrize("strata", [[np.array([0.25])], [np.full(9, 0.5), np.zeros(3)]])
-def test_values_without_spread_have_no_interval(strata: list[np.ndarray]) -> None:
+def test_values_without_sharded_have_no_interval(strata: list[np.ndarray]) -> None:
     assert interval(strata, np.random.default_rng(0)) == (0.25, 0.25)
 
 
@@ -77,7 +77,7 @@ def test_values_without_spread_have_no_interval(strata: list[np.ndarray]) -> Non
 
 
 class Table(RewardModel):
-    """Looks up the score of a sample under the number that is its picture's first pixel; nan is missing."""
+    """Looks up the score of a sample under the number that is its image's first pixel; nan is missing."""
 
     range = (0.0, 1.0)
 
@@ -93,7 +93,7 @@ class Table(RewardModel):
 
 
 class Numbered:
-    """A roller whose n-th sample is a picture of the number n."""
+    """A rollout sampler whose n-th sample is an image of the number n."""
 
     def __init__(self, micro_batch: int) -> None:
         self.micro_batch = micro_batch
@@ -103,8 +103,8 @@ class Numbered:
     def decode(x0: Tensor) -> Tensor:
         return x0.view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
 
-    def roll_out(
-        self, prompts: Sequence[Prompt], members: int, draws: Draws, view: str, *, samples: Sequence[int]
+    def sample_groups(
+        self, prompts: Sequence[Prompt], members: int, draws: Draws, model: str, *, samples: Sequence[int]
     ) -> Iterator[Rollout]:
         for start in range(0, len(samples), self.micro_batch):
             here = samples[start : start + self.micro_batch]
@@ -118,7 +118,7 @@ def run(
     members: int = 1,
     micro_batch: int = 3,
     group_by: str | None = "tag",
-    pictures: int = 0,
+    images: int = 0,
     **keywords: Any,
 ) -> Evaluation:
     prompts = [Prompt(f"prompt {i}", {} if tag is None else {"tag": tag}) for i, tag in enumerate(tags)]
@@ -129,10 +129,10 @@ def run(
     )
     try:
         evaluator = Evaluator(
-            roller=cast(Roller, Numbered(micro_batch)), scorer=scorer, prompts=prompts, members=members,
-            draws=Draws(0), pictures=pictures,
+            rollout_sampler=cast(RolloutSampler, Numbered(micro_batch)), scorer=scorer, prompts=prompts, members=members,
+            draws=Draws(0), images=images,
         )  # fmt: skip
-        return evaluator.evaluate("slow", 7, **keywords)
+        return evaluator.evaluate("ema", 7, **keywords)
     finally:
         if scorer is not tables:
             scorer.close()
@@ -157,7 +157,7 @@ def test_the_score_is_the_unweighted_mean_of_the_tasks_means() -> None:
         "b": (1, 1),
         "other": (0.25, 1),
     }
-    assert (record.iteration, record.view, record.reward, record.n, record.missing) == (7, "slow", "r", 5, 0)
+    assert (record.iteration, record.model, record.reward, record.n, record.missing) == (7, "ema", "r", 5, 0)
     assert record.role == "target"
     assert record.low <= record.value <= record.high
     a = record.groups["a"]
@@ -221,7 +221,7 @@ def test_every_reward_has_its_record_and_every_sample_its_scores() -> None:
 
 
 def test_diversity_is_the_mean_distance_of_a_prompts_samples() -> None:
-    """Flat pictures of the numbers 0 to 5: two apart within neither, 1 apart within each prompt of two."""
+    """Flat images of the numbers 0 to 5: two apart within neither, 1 apart within each prompt of two."""
     two = statistics(run({"r": [0.5] * 6}, ["a"] * 3, members=2))["diversity"]
     assert (two.value, two.n, two.missing, two.groups) == (pytest.approx(1.0), 3, 0, {})
     # Three samples of one prompt: distances 1, 1 and 2.
@@ -230,7 +230,7 @@ def test_diversity_is_the_mean_distance_of_a_prompts_samples() -> None:
 
 
 def test_statistics_are_means_over_prompts_with_intervals() -> None:
-    """Flat pictures of the numbers 0 to 5, clamped to black and white: two prompts, of which the first has the only
+    """Flat images of the numbers 0 to 5, clamped to black and white: two prompts, of which the first has the only
     black sample of its two. Tasks split rewards, not statistics."""
     found = statistics(run({"r": [0.5] * 4}, ["a", "b"], members=2))
     assert (found["saturation"].value, found["edge_density"].value) == (0.0, 0.0)
@@ -238,29 +238,29 @@ def test_statistics_are_means_over_prompts_with_intervals() -> None:
     assert (dark.value, dark.n, dark.missing, dark.groups) == (0.25, 2, 0, {})
     # Resampling two prompts with the values 1/2 and 0: their mean is 0 or 1/2 with a quarter of the draws each.
     assert (dark.low, dark.high) == (0.0, 0.5)
-    assert (dark.iteration, dark.view) == (7, "slow")
+    assert (dark.iteration, dark.model) == (7, "ema")
 
 
-def test_guards_are_told_apart_and_follow_the_targets() -> None:
+def test_monitors_are_reported_apart_and_follow_the_targets() -> None:
     scorer = Scorer(
         [Reward("r", 1.0, Table([0.5, 1.0])), Reward("s", 1.0, Table([0.0, 1.0])),
-         Reward("g", 1.0, Table([1.0, 0.5]), guard=True)]
+         Reward("g", 1.0, Table([1.0, 0.5]), monitor=True)]
     )  # fmt: skip
     found = run(scorer, ["a", "b"])
     scorer.close()
     roles = {record.reward: (record.role, record.value) for record in rewards(found)}
-    assert roles == {"r": ("target", 0.75), "s": ("target", 0.5), "g": ("guard", 0.75)}
+    assert roles == {"r": ("target", 0.75), "s": ("target", 0.5), "g": ("monitor", 0.75)}
     assert found.records[0].reward == "r"
     assert [s["g"]["value"] for s in found.samples] == [1.0, 0.5]
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 5, 100])
 @pytest.mark.parametrize(
-    ("pictures", "chosen"),
+    ("images", "chosen"),
     [(0, []), (1, [0]), (2, [0, 3]), (3, [0, 2, 4]), (6, [0, 1, 2, 3, 4, 5]), (12, [0, 1, 2, 3, 4, 5])],
 )
-def test_pictures_are_first_samples_spread_over_the_prompts(pictures: int, chosen: list[int], micro_batch: int) -> None:
-    found = run({"r": [0.5] * 12}, ["a"] * 6, members=2, micro_batch=micro_batch, pictures=pictures)
+def test_images_are_first_samples_sharded_over_the_prompts(images: int, chosen: list[int], micro_batch: int) -> None:
+    found = run({"r": [0.5] * 12}, ["a"] * 6, members=2, micro_batch=micro_batch, images=images)
     assert [prompt.text for prompt in found.prompts] == [f"prompt {i}" for i in chosen]
     if chosen:
         media = torch.stack(list(found.media))
@@ -281,9 +281,9 @@ def test_the_same_samples_give_the_same_record_in_any_micro_batches() -> None:
 
 
 def test_progress_counts_samples() -> None:
-    told: list[tuple[int, int]] = []
-    run({"r": [0.5] * 8}, ["a"] * 4, members=2, progress=lambda done, total: told.append((done, total)))
-    assert told == [(3, 8), (6, 8), (8, 8)]
+    reported: list[tuple[int, int]] = []
+    run({"r": [0.5] * 8}, ["a"] * 4, members=2, progress=lambda done, total: reported.append((done, total)))
+    assert reported == [(3, 8), (6, 8), (8, 8)]
 
 
 def test_an_interrupted_evaluation_leaves_nothing_to_the_next() -> None:
@@ -307,18 +307,18 @@ def test_an_interrupted_evaluation_leaves_nothing_to_the_next() -> None:
 # -- in few steps and in many -----------------------------------------------------------------------------------------
 
 Make = Callable[..., RunConfig]
-STEPS = ("step_disagreement", "finer_sharpness")
+STEPS = ("step_disagreement", "many_step_sharpness")
 
 
-def of_steps(config: RunConfig, registry: Registry, finer: bool = True) -> dict[str, EvaluationRecord]:
+def of_steps(config: RunConfig, registry: Registry, many_step: bool = True) -> dict[str, EvaluationRecord]:
     """Statistics of the toy's held-out prompts, evaluated as the run file says."""
     engine = build_engine(config, registry)
     prompts = engine.load_prompts("heldout")
     try:
         found = Evaluator(
-            roller=engine.evaluation_roller(), scorer=evaluation_scorer(engine, prompts), prompts=prompts,
-            members=config.evaluation.samples_per_prompt, draws=Draws(5), finer=Finer.of(engine) if finer else None,
-        ).evaluate("slow", 2)  # fmt: skip
+            rollout_sampler=engine.evaluation_rollout_sampler(), scorer=evaluation_scorer(engine, prompts), prompts=prompts,
+            members=config.evaluation.samples_per_prompt, draws=Draws(5), many_step=ManyStepSolve.of(engine) if many_step else None,
+        ).evaluate("ema", 2)  # fmt: skip
     finally:
         engine.close()
     return statistics(found)
@@ -349,51 +349,51 @@ def by_hand(config: RunConfig, registry: Registry, prompts: Sequence[int], fine:
 
 
 @pytest.mark.parametrize(("members", "micro_batch"), [(1, None), (2, 3), (3, 1), (3, 4), (2, 100)])
-def test_samples_are_compared_with_finer_ones_of_the_same_noise(
+def test_samples_are_compared_with_many_step_ones_of_the_same_noise(
     members: int, micro_batch: int | None, make_config: Make, registry: Registry
 ) -> None:
     """Three of five prompts, spread over them; the first sample of each."""
     config = make_config(
         rollout={"micro_batch": micro_batch, "guidance": 1.0},
-        evaluation={"prompts": 5, "samples_per_prompt": members, "steps": 2, "finer": {"steps": 11, "prompts": 3}},
+        evaluation={"prompts": 5, "samples_per_prompt": members, "steps": 2, "many_step": {"steps": 11, "prompts": 3}},
     )
     found = of_steps(config, registry)
     for name, expected in zip(STEPS, by_hand(config, registry, [0, 1, 3], 11), strict=True):
         record = found[name]
         assert record.value == pytest.approx(np.mean(expected), rel=1e-4)
-        assert (record.n, record.missing, record.groups, record.iteration, record.view) == (3, 0, {}, 2, "slow")
+        assert (record.n, record.missing, record.groups, record.iteration, record.model) == (3, 0, {}, 2, "ema")
         assert min(expected) * 0.999 <= record.low < record.value < record.high <= max(expected) * 1.001
     assert found["step_disagreement"].value > 1e-3
 
 
 def test_as_many_steps_agree_with_themselves(make_config: Make, registry: Registry) -> None:
     """And there are never more prompts than there are."""
-    config = make_config(evaluation={"prompts": 3, "samples_per_prompt": 2, "finer": {"steps": 3}})
+    config = make_config(evaluation={"prompts": 3, "samples_per_prompt": 2, "many_step": {"steps": 3}})
     found = of_steps(config, registry)
     disagreement = found["step_disagreement"]
     assert (
         0 <= disagreement.low <= disagreement.value <= disagreement.high < 1e-6
     )  # batches of another size round apart
     assert disagreement.n == 3
-    assert found["finer_sharpness"].value > 0.01
+    assert found["many_step_sharpness"].value > 0.01
 
 
 def test_samples_are_drawn_once_unless_it_is_asked_for(make_config: Make, registry: Registry) -> None:
     assert not set(STEPS) & of_steps(make_config(), registry).keys()
-    asked = make_config(evaluation={"finer": {"steps": 9}})
-    assert not set(STEPS) & of_steps(asked, registry, finer=False).keys()
+    asked = make_config(evaluation={"many_step": {"steps": 9}})
+    assert not set(STEPS) & of_steps(asked, registry, many_step=False).keys()
 
 
-def test_the_other_records_do_not_depend_on_the_finer_samples(make_config: Make, registry: Registry) -> None:
+def test_the_other_records_do_not_depend_on_the_many_step_samples(make_config: Make, registry: Registry) -> None:
     plain = of_steps(make_config(), registry)
-    both = of_steps(make_config(evaluation={"finer": {"steps": 9}}), registry)
+    both = of_steps(make_config(evaluation={"many_step": {"steps": 9}}), registry)
     assert list(both) == [*plain, *STEPS]
     assert {name: both[name] for name in plain} == plain
 
 
 @pytest.mark.parametrize("where", ["rollout", "evaluation"])
-def test_random_samplers_have_no_finer_samples(where: str, make_config: Make, registry: Registry) -> None:
-    asked: dict[str, Any] = {"finer": {"steps": 9}}
+def test_random_samplers_have_no_many_step_samples(where: str, make_config: Make, registry: Registry) -> None:
+    asked: dict[str, Any] = {"many_step": {"steps": 9}}
     if where == "rollout":
         config = make_config(rollout={"sampler": "flow-sde"}, evaluation=asked)
     else:
@@ -404,11 +404,11 @@ def test_random_samplers_have_no_finer_samples(where: str, make_config: Make, re
     assert of_steps(mended, registry)["step_disagreement"].value > 0
 
 
-def test_the_finer_samples_can_be_interrupted(make_config: Make, registry: Registry) -> None:
+def test_the_many_step_samples_can_be_interrupted(make_config: Make, registry: Registry) -> None:
     class Stop(Exception):
         pass
 
-    config = make_config(rollout={"micro_batch": 2}, evaluation={"prompts": 4, "finer": {"steps": 9}})
+    config = make_config(rollout={"micro_batch": 2}, evaluation={"prompts": 4, "many_step": {"steps": 9}})
     engine = build_engine(config, registry)
     prompts = engine.load_prompts("heldout")
     calls = []
@@ -420,29 +420,29 @@ def test_the_finer_samples_can_be_interrupted(make_config: Make, registry: Regis
 
     with pytest.raises(Stop):
         Evaluator(
-            roller=engine.evaluation_roller(), scorer=evaluation_scorer(engine, prompts), prompts=prompts,
-            members=1, draws=Draws(5), finer=Finer.of(engine),
-        ).evaluate("slow", 0, interrupt=interrupt)  # fmt: skip
+            rollout_sampler=engine.evaluation_rollout_sampler(), scorer=evaluation_scorer(engine, prompts), prompts=prompts,
+            members=1, draws=Draws(5), many_step=ManyStepSolve.of(engine),
+        ).evaluate("ema", 0, interrupt=interrupt)  # fmt: skip
     engine.close()
 
 
-def test_what_failed_in_another_process_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_failed_in_another_process_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     """In the main process, which alone is heard; once, however often it is evaluated."""
 
     class Main(Processes):
-        def everyone(self, value: Any) -> list[Any]:
+        def all_gather_object(self, value: Any) -> list[Any]:
             return [value, ["r: it broke there"]]
 
     scorer = Scorer([Reward("r", 1.0, Table([0.0, 1.0]))])
     evaluator = Evaluator(
-        roller=cast(Roller, Numbered(3)), scorer=scorer, prompts=[Prompt("a"), Prompt("b")], members=1, draws=Draws(0),
+        rollout_sampler=cast(RolloutSampler, Numbered(3)), scorer=scorer, prompts=[Prompt("a"), Prompt("b")], members=1, draws=Draws(0),
         processes=Main(),
     )  # fmt: skip
     try:
         for _ in range(2):
-            evaluator.evaluate("slow", 7)
+            evaluator.evaluate("ema", 7)
     finally:
         scorer.close()
-    told = [record.getMessage() for record in caplog.records]
-    assert told == ["reward failed in another process: r: it broke there"]
+    reported = [record.getMessage() for record in caplog.records]
+    assert reported == ["reward failed in another process: r: it broke there"]
     assert scorer.failure_of("r") == "r: it broke there"

@@ -488,7 +488,7 @@ def test_a_read_only_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("text", ["\ud83d", "x" * 100 + "\udcff"])
-def test_half_a_character_is_told_of(text: str, tmp_path: Path) -> None:
+def test_half_a_character_is_reported_of(text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write .*file: .*ends with half of a character"):
         write_text(tmp_path / "file", text)
     assert list(tmp_path.iterdir()) == []

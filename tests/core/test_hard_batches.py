@@ -14,7 +14,7 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.checkpoint import load
-from dgpo_core.training.rehearsal import rehearse
+from dgpo_core.training.dry_run import dry_run
 from dgpo_core.training.trainer import Trainer
 from dgpo_kit.contracts import check_backbone
 from dgpo_kit.toy import ToyOptions, plugin, run_data
@@ -23,10 +23,13 @@ from dgpo_schemas.sections.backbone import BackboneSection
 from tests.integration.hard_toy import HardToy, hard_plugin
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "clip and kl": {"objective": {"clip": 1e-3, "kl": 0.02, "kl_cfg": 1.7, "switch": 2}, "rollout": {"guidance": 1.0}},
-    "moving reference": {"objective": {"clip": None, "reference": "ema"}, "rollout": {"guidance": 1.0}},
+    "clip and kl": {
+        "objective": {"clip": 1e-3, "kl": 0.02, "kl_cfg": 1.7, "ema_rollouts_after": 2},
+        "rollout": {"guidance": 1.0},
+    },
+    "moving reference": {"objective": {"clip": None, "reference": "ema_fast"}, "rollout": {"guidance": 1.0}},
     "paths": {
-        "objective": {"use": "flow-grpo", "switch": None, "kl": 0.02},
+        "objective": {"use": "flow-grpo", "ema_rollouts_after": None, "kl": 0.02},
         "timesteps": {"use": "sampler-steps", "count": 2, "t_min": 0.1},
         "rollout": {"sampler": "flow-sde", "steps": 4},
         "evaluated": {"sampler": "flow-euler"},
@@ -52,8 +55,8 @@ def config(directory: Path, name: str, setting: dict[str, Any], micro_batch: int
         backbone=backbone,
         prompts={"train": prompts, "heldout": prompts},
         **setting | {"rollout": rollout | setting.get("rollout", {})},
-        optimiser={"learning_rate": 0.01, "micro_batch": micro_batch},
-        evaluation={"every": 2, "prompts": 4, "pictures": 0, "view": "policy", **evaluated},
+        optimizer={"learning_rate": 0.01, "micro_batch": micro_batch},
+        evaluation={"every": 2, "prompts": 4, "images": 0, "model": "policy", **evaluated},
     )
     data["timesteps"] = setting.get("timesteps", {"count": 2, "t_min": 0.1})
     return RunConfig.model_validate(data)
@@ -70,7 +73,7 @@ def registry() -> Registry:
 
 def weights(directory: Path) -> dict[str, Tensor]:
     newest = load(sorted((directory / "checkpoints").iterdir())[-1])
-    return newest.weights | {f"moments of {name}": tensor for name, tensor in newest.optimiser.items()}
+    return newest.weights | {f"moments of {name}": tensor for name, tensor in newest.optimizer.items()}
 
 
 def test_it_keeps_the_contract() -> None:
@@ -109,5 +112,5 @@ def test_paths_of_another_size_than_the_runs_are_refused_when_it_is_built(tmp_pa
 
 
 def test_a_dry_run(tmp_path: Path) -> None:
-    rehearse(Trainer(config(tmp_path, "dry", SETTINGS["clip and kl"], 2), registry()))
+    dry_run(Trainer(config(tmp_path, "dry", SETTINGS["clip and kl"], 2), registry()))
     assert not (tmp_path / "dry").exists()

@@ -21,10 +21,10 @@ from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.contracts import Backbone
 from dgpo_core.draws import Draws
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.guards import media_statistics
+from dgpo_core.training.monitors import media_statistics
 from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.policy import ConditioningCache, Policy
-from dgpo_core.training.rollout import Roller
+from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.scored import thumbnails
 from dgpo_core.types import Prompt, TrainingBatch
 from dgpo_schemas.base import Options, UseBlock
@@ -56,8 +56,8 @@ def _noise_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 Setting = tuple[RunConfig, Policy, Registry]
-OBJECTIVES: list[dict[str, Any]] = [{"clip": 1e-3, "kl": 0.02}, {"clip": None, "kl": 0.0, "reference": "ema"}]
-ALL = [("toy", *how) for how in product(("flow-euler", "flow-dpmpp"), ("base", "policy", "old"), (1.0, 3.0))]
+OBJECTIVES: list[dict[str, Any]] = [{"clip": 1e-3, "kl": 0.02}, {"clip": None, "kl": 0.0, "reference": "ema_fast"}]
+ALL = [("toy", *how) for how in product(("flow-euler", "flow-dpmpp"), ("base", "policy", "ema_fast"), (1.0, 3.0))]
 
 
 @pytest.fixture
@@ -80,16 +80,16 @@ def test_the_device_would_notice() -> None:
             look()  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize(("name", "sampler", "view", "guidance"), [*ALL, ("sd3", "flow-euler", "policy", 3.0)])
-def test_rolling_out_and_decoding(sampler: str, view: Any, guidance: float, setting: Setting) -> None:
+@pytest.mark.parametrize(("name", "sampler", "model", "guidance"), [*ALL, ("sd3", "flow-euler", "policy", 3.0)])
+def test_rolling_out_and_decoding(sampler: str, model: Any, guidance: float, setting: Setting) -> None:
     config, policy, registry = setting
-    roller = Roller(
+    rollout_sampler = RolloutSampler(
         policy, registry.create("sampler", UseBlock(use=sampler)), ConditioningCache(policy.backbone),
         resolution=config.rollout.height_width, steps=3, shift=2.0, guidance=guidance, micro_batch=4,
         autocast=nullcontext,
     )  # fmt: skip
     drawn = 0
-    for rollout in roller.roll_out(PROMPTS, MEMBERS, Draws(0), view):
+    for rollout in rollout_sampler.sample_groups(PROMPTS, MEMBERS, Draws(0), model):
         media = policy.backbone.decode(rollout.x0)
         assert media.device.type == "meta"
         thumbnails(media)
@@ -107,10 +107,10 @@ def test_the_gradient_of_an_update(objective: dict[str, Any], micro_batch: int, 
     config = config.model_copy(
         update={
             "objective": config.objective.model_copy(update=objective),
-            "optimiser": config.optimiser.model_copy(update={"micro_batch": micro_batch}),
+            "optimizer": config.optimizer.model_copy(update={"micro_batch": micro_batch}),
         }
     )
-    optimiser = Optimizer(
+    optimizer = Optimizer(
         config, policy, DirectGroupPreference(config.objective, Options()), ConditioningCache(policy.backbone),
         autocast=nullcontext,
     )  # fmt: skip
@@ -121,13 +121,13 @@ def test_the_gradient_of_an_update(objective: dict[str, Any], micro_batch: int, 
         prompts=tuple(PROMPTS), x0=torch.empty(count, *shape, device=META), own=range(count), advantages=weights,
         signed_weights=weights, scored=torch.ones(2, MEMBERS, dtype=torch.bool), residual=torch.zeros(2),
     )  # fmt: skip
-    optimiser.accumulation.add(optimiser.prepare(batch, range(2), [0.8, 0.4], Draws(1)))
+    optimizer.accumulation.add(optimizer.prepare(batch, range(2), [0.8, 0.4], Draws(1)))
     assert all(p.grad is not None for p in policy.parameters.values())
     with pytest.raises((RuntimeError, NotImplementedError)):
-        optimiser.step(batch, torch.tensor([0.8, 0.4]), Draws(1))  # whether the gradient is finite is asked once
-    assert optimiser.updates == 0
-    optimiser._look = lambda values: [1.0] * len(values)  # nor is anything else asked for
-    optimiser.adamw = torch.optim.AdamW(policy.parameters.values())  # the fused one has no kernel here
-    (result,) = optimiser.step(batch, torch.tensor([0.8, 0.4]), Draws(1))
+        optimizer.step(batch, torch.tensor([0.8, 0.4]), Draws(1))  # whether the gradient is finite is asked once
+    assert optimizer.updates == 0
+    optimizer._look = lambda values: [1.0] * len(values)  # nor is anything else asked for
+    optimizer.adamw = torch.optim.AdamW(policy.parameters.values())  # the fused one has no kernel here
+    (result,) = optimizer.step(batch, torch.tensor([0.8, 0.4]), Draws(1))
     assert not result.skipped
-    assert optimiser.updates == 1
+    assert optimizer.updates == 1

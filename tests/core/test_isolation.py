@@ -18,11 +18,11 @@ from dgpo_core.errors import PluginError, UserError
 from dgpo_core.plugins.isolation import ctrl_c, isolated
 from dgpo_core.plugins.registry import Registry
 
-HEAD = "from dgpo_core.hookspecs import Part, hookimpl\n"
+HEAD = "from dgpo_core.hookspecs import Component, hookimpl\n"
 SOUND = """
 @hookimpl
 def dgpo_weightings():
-    return [Part("sound", "Fine.", "{0}:Sound")]
+    return [Component("sound", "Fine.", "{0}:Sound")]
 
 from dgpo_core.contracts import AdvantageWeighting
 class Sound(AdvantageWeighting):
@@ -72,8 +72,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         ("import no_such_module_at_all", r"No module named 'no_such_module_at_all' \(at .*odd_plugin\.py:2\)"),
         ("@hookimpl\ndef dgpo_weightings():\n    import os; os._exit(0)", r"dgpo_weightings failed with Exited: os"),
         ("@hookimpl\ndef dgpo_weightings():\n    raise KeyboardInterrupt", "dgpo_weightings failed with KeyboardInt"),
-        ("@hookimpl\ndef dgpo_weightings():\n    import itertools\n    return itertools.repeat(Part('x', 's', 'a:B'))",
-         "dgpo_weightings declares more than 1000 parts"),
+        ("@hookimpl\ndef dgpo_weightings():\n    import itertools\n    return itertools.repeat(Component('x', 's', 'a:B'))",
+         "dgpo_weightings declares more than 1000 components"),
         ("def __getattr__(name): raise KeyboardInterrupt\ndef __dir__(): return ['dgpo_x']", "KeyboardInterrupt"),
     ],
 )  # fmt: skip
@@ -169,10 +169,10 @@ def test_an_import_that_takes_long_is_named(caplog: pytest.LogCaptureFixture, mo
     import threading
 
     monkeypatch.setattr("dgpo_core.plugins.isolation.SLOW", 0.01)
-    told = threading.Event()
-    monkeypatch.setattr("dgpo_core.plugins.isolation.log.warning", lambda *_: told.set())
+    reported = threading.Event()
+    monkeypatch.setattr("dgpo_core.plugins.isolation.log.warning", lambda *_: reported.set())
     with isolated("plugin x of y 1"):
-        assert told.wait(10)
+        assert reported.wait(10)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_an_import_that_takes_long_is_named(caplog: pytest.LogCaptureFixture, mo
         ("from dgpo_core.errors import UserError; raise UserError('options.x: is odd')", "^options.x: is odd$"),
     ],
 )
-def test_a_part_that_cannot_be_built_is_named(install: Install, init: str, reason: str) -> None:
+def test_a_component_that_cannot_be_built_is_named(install: Install, init: str, reason: str) -> None:
     source = SOUND.format("odd_plugin") + f"    def __init__(self, options):\n        {init}\n"
     registry = install(odd_plugin=source)
     with pytest.raises(UserError, match=reason) as caught:
@@ -202,7 +202,7 @@ def test_one_damaged_distribution_hides_no_other(install: Install, tmp_path: Pat
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torn\nVersion: 1\n")
     (info / "entry_points.txt").write_bytes(b"[dgpo]\nno equals sign\n\xff\xfe\n")
     registry = install(sound_plugin=SOUND.format("sound_plugin"))
-    assert "sound" in registry.parts("weighting")
+    assert "sound" in registry.components("weighting")
     (torn,) = [b for b in registry.broken if b.distribution == "torn"]
     assert torn.reason.startswith("its entry_points.txt cannot be read: ")
 

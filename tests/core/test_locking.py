@@ -77,7 +77,7 @@ def test_without_locks_a_run_goes_on_with_a_warning(
     ],
 )
 def test_without_locks_the_holder_is_asked_for(
-    line: str, refused: bool, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    line: str, refused: bool, reported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -92,7 +92,7 @@ def test_without_locks_the_holder_is_asked_for(
         assert (tmp_path / ".lock").read_text() == line
         return
     run.acquire()
-    assert told in caplog.text
+    assert reported in caplog.text
     run.release()
 
 
@@ -104,7 +104,7 @@ def test_without_locks_a_process_that_was_killed_does_not_keep_the_directory(tmp
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_other_failures_are_told(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_failures_are_reported(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 

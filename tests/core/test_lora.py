@@ -66,7 +66,7 @@ def adapt(net: nn.Module, targets: list[str] | None = None, rank: int = 3, alpha
     return LoraAdapter(net, section, targets=TARGETS, base="somebody/model")
 
 
-def randomise(adapter: LoraAdapter) -> None:
+def randomize(adapter: LoraAdapter) -> None:
     with torch.no_grad():
         for i, parameter in enumerate(adapter.parameters().values()):
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
@@ -95,7 +95,7 @@ def test_it_is_the_sum_by_its_definition(x: Tensor) -> None:
     before = copy.deepcopy(net.state_dict())
     adapter = adapt(net)
     assert torch.equal(net(x), base)
-    randomise(adapter)
+    randomize(adapter)
     reference.load_state_dict(added(before, adapter.parameters(), 7.5 / 3))
     moved = net(x)
     assert_close(moved.double(), reference(x.double()), atol=1e-5, rtol=0)
@@ -147,7 +147,7 @@ def test_peft_reads_what_is_written(x: Tensor, tmp_path: Path) -> None:
     """Into a network of its own, without a word of ours; and so does a version that ignores alpha."""
     net = network()
     adapter = adapt(net)
-    randomise(adapter)
+    randomize(adapter)
     assert adapter.formats == ("peft",)
     for _ in range(2):
         adapter.save(tmp_path / "new" / "adapter", "peft")

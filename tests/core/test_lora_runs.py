@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import Adapter
 from dgpo_core.errors import UserError
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.lora import LoraAdapter
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import Engine, build_engine
@@ -29,7 +29,7 @@ SIZE = SHAPE[0] * SHAPE[1] * SHAPE[2]
 
 
 class Plain(ToyBackbone):
-    """The toy's prompts and pictures, a network of its own that knows nothing of adapters."""
+    """The toy's prompts and images, a network of its own that knows nothing of adapters."""
 
     def __init__(self, section: BackboneSection, options: ToyOptions, *, device: torch.device) -> None:
         super(ToyBackbone, self).__init__(section, options, device=device)
@@ -59,9 +59,9 @@ class Always(Plain):
 
 class _Plugin:
     @hookimpl
-    def dgpo_backbones(self) -> list[Part]:
+    def dgpo_backbones(self) -> list[Component]:
         made = {"plain": "Plain", "no-adapter": "NoAdapter", "always": "Always"}
-        return [Part(name, "Somebody's", f"{__name__}:{kind}", ToyOptions) for name, kind in made.items()]
+        return [Component(name, "Somebody's", f"{__name__}:{kind}", ToyOptions) for name, kind in made.items()]
 
 
 @pytest.fixture
@@ -96,11 +96,11 @@ def test_a_resumed_run_is_the_run_that_was_not_killed(make_config: Make, known: 
     Trainer(killed, known).train(max_iterations=2)
     assert Trainer(killed, known).train(resume=True) == "finished"
     first, second = (run_path(config) for config in (straight, killed))
-    for file in ("metrics.jsonl", "checkpoints/000004/weights.safetensors", "checkpoints/000004/optimiser.safetensors"):
+    for file in ("metrics.jsonl", "checkpoints/000004/weights.safetensors", "checkpoints/000004/optimizer.safetensors"):
         assert (first / file).read_bytes() == (second / file).read_bytes(), file
 
 
-def test_every_view_of_it(make_config: Make, known: Registry) -> None:
+def test_every_model_of_it(make_config: Make, known: Registry) -> None:
     """Off it is the untouched network, bit for bit, and the run trains nothing else."""
     trainer = Trainer(make_config(backbone=PLAIN), known)
     base = {name: p.clone() for name, p in trainer.build().backbone.module.named_parameters() if "lora" not in name}
@@ -108,9 +108,9 @@ def test_every_view_of_it(make_config: Make, known: Registry) -> None:
     trainer.train()
     moved = velocity(trainer.build())
     assert not torch.equal(moved, start)
-    with trainer.build().policy.view("base"):
+    with trainer.build().policy.activate("base"):
         assert torch.equal(velocity(trainer.build()), start)
-    with trainer.build().policy.view("policy", merged=True):
+    with trainer.build().policy.activate("policy", merged=True):
         torch.testing.assert_close(velocity(trainer.build()), moved, atol=1e-6, rtol=0)
     after = dict(trainer.build().backbone.module.named_parameters())
     assert all(torch.equal(after[name], p) for name, p in base.items())
@@ -130,7 +130,7 @@ def test_every_weight_of_it(known: Registry, tmp_path: Path) -> None:
     assert list(backbone.trainable()) == list(trained)
     assert written.keys() == trained.keys()
     assert all(torch.equal(written[name], p) for name, p in trained.items())
-    with trainer.build().policy.view("base"):
+    with trainer.build().policy.activate("base"):
         assert torch.equal(velocity(trainer.build()), start)
 
 
@@ -153,4 +153,4 @@ def test_a_model_that_trains_something_else(
 def test_an_adapter_that_cannot_merge(make_config: Make, known: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LoraAdapter, "merged", Adapter.merged)
     with pytest.raises(UserError, match=r"rollout\.merge_adapter: backbone: plain cannot merge its adapter"):
-        build_engine(make_config(backbone=PLAIN, rollout={"merge_adapter": True}), known).roller()
+        build_engine(make_config(backbone=PLAIN, rollout={"merge_adapter": True}), known).rollout_sampler()

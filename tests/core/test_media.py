@@ -1,4 +1,4 @@
-"""Picture and video files as tensors: every kind, every flaw. Expected pixels come from the arrays that were saved."""
+"""Image and video files as tensors: every kind, every flaw. Expected pixels come from the arrays that were saved."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def write_png(path: Path, width: int, height: int, rows: bytes) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 
-# -- pictures -----------------------------------------------------------------------------------------------------
+# -- images -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.bmp", "x.dib", "x.tif", "x.ppm", "x.webp", "x.jp2"])
-def test_lossless_pictures_pixel_by_pixel(tmp_path: Path, pixels: Pixels, name: str) -> None:
+def test_lossless_images_pixel_by_pixel(tmp_path: Path, pixels: Pixels, name: str) -> None:
     Image.fromarray(pixels).save(tmp_path / name, **({"lossless": True} if name == "x.webp" else {}))
     assert np.allclose(read(tmp_path / name), pixels, atol=1e-3)
     assert read_media(tmp_path / name).notes == ()
@@ -73,34 +73,34 @@ def test_the_content_counts_not_the_ending(tmp_path: Path, pixels: Pixels) -> No
     assert np.allclose(read(tmp_path / "x.mp4"), pixels, atol=1e-3)
 
 
-def test_grey_becomes_rgb(tmp_path: Path, pixels: Pixels) -> None:
-    grey = pixels[..., 0]
-    Image.fromarray(grey).save(tmp_path / "x.png")
-    assert np.allclose(read(tmp_path / "x.png"), grey[..., None].repeat(3, 2), atol=1e-3)
-    Image.fromarray(grey > 127).save(tmp_path / "bits.png")
-    assert np.allclose(read(tmp_path / "bits.png")[..., 1], (grey > 127) * 255, atol=1e-3)
+def test_gray_becomes_rgb(tmp_path: Path, pixels: Pixels) -> None:
+    gray = pixels[..., 0]
+    Image.fromarray(gray).save(tmp_path / "x.png")
+    assert np.allclose(read(tmp_path / "x.png"), gray[..., None].repeat(3, 2), atol=1e-3)
+    Image.fromarray(gray > 127).save(tmp_path / "bits.png")
+    assert np.allclose(read(tmp_path / "bits.png")[..., 1], (gray > 127) * 255, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif", "x.pgm"])
 def test_sixteen_bits_keep_their_depth(tmp_path: Path, name: str) -> None:
-    grey = np.arange(600, dtype=np.uint16).reshape(20, 30) * 109
-    Image.fromarray(grey).save(tmp_path / name)
+    gray = np.arange(600, dtype=np.uint16).reshape(20, 30) * 109
+    Image.fromarray(gray).save(tmp_path / name)
     found = read_media(tmp_path / name).tensor
-    assert np.allclose(found[1].numpy(), grey / 65535, atol=1e-6)
+    assert np.allclose(found[1].numpy(), gray / 65535, atol=1e-6)
     assert len(found[0].unique()) == 600
 
 
 def test_a_tiff_of_several_pages(tmp_path: Path, pixels: Pixels) -> None:
     Image.fromarray(pixels).save(tmp_path / "x.tif", save_all=True, append_images=[Image.new("L", (3, 3))] * 2)
     assert np.allclose(read(tmp_path / "x.tif"), pixels, atol=1e-3)
-    assert read_media(tmp_path / "x.tif").notes == ("it holds 3 pictures, of which the first is scored",)
+    assert read_media(tmp_path / "x.tif").notes == ("it holds 3 images, of which the first is scored",)
 
 
 def test_palette_and_cmyk(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (8, 8), (10, 200, 30))
-    picture.quantize(4).save(tmp_path / "p.png")
+    image = Image.new("RGB", (8, 8), (10, 200, 30))
+    image.quantize(4).save(tmp_path / "p.png")
     assert np.abs(read(tmp_path / "p.png") - (10, 200, 30)).max() < 1e-3
-    picture.convert("CMYK").save(tmp_path / "c.jpg", quality=95)
+    image.convert("CMYK").save(tmp_path / "c.jpg", quality=95)
     assert np.abs(read(tmp_path / "c.jpg") - (10, 200, 30)).max() < 6
 
 
@@ -149,7 +149,7 @@ def test_exif_orientation(tmp_path: Path, pixels: Pixels, orientation: int, turn
     assert np.allclose(read(tmp_path / "x.png"), turn(pixels), atol=1e-3)
 
 
-def test_a_picture_of_one_pixel(tmp_path: Path) -> None:
+def test_a_image_of_one_pixel(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), (255, 0, 51)).save(tmp_path / "x.png")
     assert np.allclose(read(tmp_path / "x.png"), [[[255, 0, 51]]], atol=1e-3)
 
@@ -159,17 +159,17 @@ def test_a_picture_of_one_pixel(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.gif", "x.webp", "x.png"])
 def test_animations_are_videos(tmp_path: Path, name: str) -> None:
-    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
-    first, *more = [Image.new("RGB", (16, 12), colour) for colour in colours]
+    colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    first, *more = [Image.new("RGB", (16, 12), color) for color in colors]
     options = {"lossless": True} if name == "x.webp" else {}
     first.save(tmp_path / name, save_all=True, append_images=more, duration=100, **options)
     found = read(tmp_path / name)
     assert found.shape == (3, 12, 16, 3)
-    for frame, colour in zip(found, colours, strict=True):
-        assert np.abs(frame - colour).max() < 3
+    for frame, color in zip(found, colors, strict=True):
+        assert np.abs(frame - color).max() < 3
 
 
-def test_one_frame_is_a_picture(tmp_path: Path) -> None:
+def test_one_frame_is_a_image(tmp_path: Path) -> None:
     Image.new("RGB", (16, 12), "red").save(tmp_path / "x.gif")
     assert read(tmp_path / "x.gif").shape == (12, 16, 3)
 
@@ -245,11 +245,11 @@ def test_without_pyav_the_message_says_what_to_install(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp", "x.gif", "x.bmp"])
 @pytest.mark.parametrize("share", [0.05, 0.6])
-def test_a_picture_that_is_cut_off(tmp_path: Path, pixels: Pixels, name: str, share: float) -> None:
+def test_a_image_that_is_cut_off(tmp_path: Path, pixels: Pixels, name: str, share: float) -> None:
     Image.fromarray(pixels).save(tmp_path / name)
     raw = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(raw[: int(len(raw) * share)])
-    with pytest.raises(MediaError, match=rf"{name}: (cannot be read: |not a picture)"):
+    with pytest.raises(MediaError, match=rf"{name}: (cannot be read: |not an image)"):
         read_media(tmp_path / name)
 
 
@@ -257,15 +257,15 @@ def test_a_picture_that_is_cut_off(tmp_path: Path, pixels: Pixels, name: str, sh
     ("name", "content", "reason"),
     [
         ("empty.png", b"", "the file is empty"),
-        ("notes.png", b"dear diary", "not a picture or a video that can be read"),
-        ("zeros.jpg", bytes(100), "not a picture or a video that can be read"),
-        ("list.mp4", b"#EXTM3U\nfile:///etc/passwd\n", "not a picture or a video that can be read"),
-        ("ansi.txt", b"\x1b[31mred\x1b[0m", "not a picture or a video that can be read"),
+        ("notes.png", b"dear diary", "not an image or a video that can be read"),
+        ("zeros.jpg", bytes(100), "not an image or a video that can be read"),
+        ("list.mp4", b"#EXTM3U\nfile:///etc/passwd\n", "not an image or a video that can be read"),
+        ("ansi.txt", b"\x1b[31mred\x1b[0m", "not an image or a video that can be read"),
         ("box.mp4", b"\0\0\0\x10ftypisom\0\0\0\0", "not a video that can be read: Invalid data"),
         ("ebml.webm", b"\x1a\x45\xdf\xa3" + bytes(40), "not a video that can be read: Invalid data"),
     ],
 )
-def test_what_is_no_picture(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+def test_what_is_no_image(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(MediaError) as caught:
         read_media(tmp_path / name)
@@ -274,9 +274,9 @@ def test_what_is_no_picture(tmp_path: Path, name: str, content: bytes, reason: s
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 0), (0, 5), (5, 0)])
-def test_a_picture_of_no_size(tmp_path: Path, width: int, height: int) -> None:
+def test_a_image_of_no_size(tmp_path: Path, width: int, height: int) -> None:
     write_png(tmp_path / "x.png", width, height, b"")
-    with pytest.raises(MediaError, match=r"x\.png: not a picture"):
+    with pytest.raises(MediaError, match=r"x\.png: not an image"):
         read_media(tmp_path / "x.png")
 
 
@@ -334,7 +334,7 @@ def test_a_bomb_of_many_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 read_media(tmp_path / name)
 
 
-def test_a_video_without_frames_or_pictures(tmp_path: Path) -> None:
+def test_a_video_without_frames_or_images(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "sound.mp4"), "w") as out:
         stream: Any = out.add_stream("aac", rate=48000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")

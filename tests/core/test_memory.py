@@ -25,10 +25,10 @@ DOUBLE = {"options": {"double": True}}
 
 class Notes(Callback):
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.reported: list[str] = []
 
     def on_message(self, text: str) -> None:
-        self.told.append(text)
+        self.reported.append(text)
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let the toy model run out of memory beyond so many samples."""
     velocity, decode = ToyBackbone.velocity, ToyBackbone.decode
 
-    def limit(forward: int = 100, backward: int = 100, pictures: int = 100) -> None:
+    def limit(forward: int = 100, backward: int = 100, images: int = 100) -> None:
         def tight(self: ToyBackbone, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
             if len(x) > (backward if torch.is_grad_enabled() else forward):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
             return velocity(self, x, sigma, conditioning)
 
         def small(self: ToyBackbone, x0: Tensor) -> Tensor:
-            if len(x0) > pictures:
+            if len(x0) > images:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return decode(self, x0)
 
@@ -60,16 +60,16 @@ def weights(config: RunConfig) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("limits", "told"),
     [
-        ({"forward": 5}, ["rollout.micro_batch: 4`", "optimiser.micro_batch: 4`"]),
-        ({"backward": 3}, ["optimiser.micro_batch: 2`"]),
-        ({"backward": 1}, ["optimiser.micro_batch: 4`", "optimiser.micro_batch: 2`", "optimiser.micro_batch: 1`"]),
-        ({"pictures": 3}, []),
+        ({"forward": 5}, ["rollout.micro_batch: 4`", "optimizer.micro_batch: 4`"]),
+        ({"backward": 3}, ["optimizer.micro_batch: 2`"]),
+        ({"backward": 1}, ["optimizer.micro_batch: 4`", "optimizer.micro_batch: 2`", "optimizer.micro_batch: 1`"]),
+        ({"images": 3}, []),
     ],
 )
 def test_the_same_result_in_halves(
-    limits: dict[str, int], told: list[str], make_config: Make, registry: Registry, room: Callable[..., None]
+    limits: dict[str, int], reported: list[str], make_config: Make, registry: Registry, room: Callable[..., None]
 ) -> None:
-    sections = {"backbone": DOUBLE, "objective": {"kl": 0.02}, "optimiser": {"micro_batch": 8, "learning_rate": 0.01}}
+    sections = {"backbone": DOUBLE, "objective": {"kl": 0.02}, "optimizer": {"micro_batch": 8, "learning_rate": 0.01}}
     whole = make_config(run={"name": "whole"}, **sections)
     Trainer(whole, registry).train()
     halved, notes = make_config(run={"name": "halved"}, **sections), Notes()
@@ -77,8 +77,8 @@ def test_the_same_result_in_halves(
     assert Trainer(halved, registry, callbacks=[notes]).train() == "finished"
     found, wanted = weights(halved), weights(whole)
     assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-12
-    said = [line for line in notes.told if "out of memory" in line]
-    for word in told:
+    said = [line for line in notes.reported if "out of memory" in line]
+    for word in reported:
         assert sum(word in line for line in said) == 1, said
     for name in ("metrics.jsonl",):
         lines = [(run_path(c) / name).read_text().count("\n") for c in (whole, halved)]
@@ -95,7 +95,7 @@ def test_members_are_not_counted_twice(make_config: Make, registry: Registry, ro
     Trainer(halved, registry).train()
     for a, b in zip(*((run_path(c) / "metrics.jsonl").read_text().splitlines() for c in (whole, halved)), strict=True):
         one, two = json.loads(a), json.loads(b)
-        assert one["optimised_members"] == two["optimised_members"]
+        assert one["optimized_members"] == two["optimized_members"]
         assert one["dsm"] == pytest.approx(two["dsm"], rel=1e-12)
         assert one["kl"] == pytest.approx(two["kl"], rel=1e-9, abs=1e-15)
 
@@ -108,7 +108,7 @@ def test_a_sample_that_does_not_fit_ends_the_run_with_its_state_saved(
     trainer.train(max_iterations=2)
     room(backward=0)
     with pytest.raises(
-        UserError, match=r"optimiser\.micro_batch: the device runs out of memory with a single sample"
+        UserError, match=r"optimizer\.micro_batch: the device runs out of memory with a single sample"
     ) as e:
         Trainer(config, registry).train(resume=True)
     assert "the state after iteration 2 is saved" in str(e.value)

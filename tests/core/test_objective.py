@@ -31,23 +31,23 @@ SIGMAS = [0.9, 0.55]
 MODES = {
     "1: frozen": {"reference": "frozen", "beta": 100.0, "clip": 1e-2},
     "2a: frozen with guidance": {"reference": "frozen", "kl_cfg": 4.5, "beta": 100.0, "clip": 1e-3},
-    "2b: dynamic": {"reference": "ema", "beta": 3000.0, "clip": 1e-3},
-    "2b: dynamic, guided base": {"reference": "ema", "kl_cfg": 4.5, "beta": 3000.0, "clip": 1e-3},
+    "2b: dynamic": {"reference": "ema_fast", "beta": 3000.0, "clip": 1e-3},
+    "2b: dynamic, guided base": {"reference": "ema_fast", "kl_cfg": 4.5, "beta": 3000.0, "clip": 1e-3},
     "no clip": {"reference": "frozen", "beta": 50.0, "clip": None},
 }
 WEIGHTINGS = {"abs-advantage": AbsAdvantage, "uniform": Uniform, "best-vs-worst": BestVersusWorst}
 
 
 def make(objective: dict[str, object], *, micro_batch: int | None, train: str = "lora") -> Optimizer:
-    """An optimiser on a float64 toy whose policy, old and base weights all differ."""
-    data = run_data(Path("unused"), objective=objective, optimiser={"micro_batch": micro_batch})
+    """An optimizer on a float64 toy whose policy, old and base weights all differ."""
+    data = run_data(Path("unused"), objective=objective, optimizer={"micro_batch": micro_batch})
     data["backbone"] = {"use": "toy", "checkpoint": "toy", "train": train, "options": {"double": True}}
     config = RunConfig.model_validate(data)
     backbone = ToyBackbone(config.backbone, ToyOptions(double=True), device=torch.device("cpu"))
     policy = Policy(backbone, config.objective.ema)
     generator = torch.Generator().manual_seed(1)
-    for view in ("old", "policy"):
-        with policy.view(view), torch.no_grad():
+    for model in ("ema_fast", "policy"):
+        with policy.activate(model), torch.no_grad():
             for parameter in policy.parameters.values():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     dgpo = DirectGroupPreference(config.objective, Options())
@@ -108,14 +108,14 @@ def brute_force(o: Optimizer, batch: TrainingBatch, draws: Draws, *, clip: bool,
                 time = torch.tensor([sigma], dtype=torch.float64)
                 c, empty = backbone.encode(prompts_of([batch.prompts[g].text])), backbone.encode(prompts_of([""]))
                 with torch.no_grad():
-                    with policy.view("old"):
+                    with policy.activate("ema_fast"):
                         old = backbone.velocity(x, time, c)
-                    with policy.view("base"):
+                    with policy.activate("base"):
                         base = backbone.velocity(x, time, c)
                         if section.kl_cfg != 1:
                             free = backbone.velocity(x, time, empty)
                             base = free + section.kl_cfg * (base - free)
-                    ref = old if section.reference == "ema" else base
+                    ref = old if section.reference == "ema_fast" else base
                 v = backbone.velocity(x, time, c)
                 target = (noise - x0)[None]
                 dsm, dsm_ref, dsm_old = (((p - target) ** 2).mean() for p in (v, ref, old))
@@ -242,14 +242,14 @@ def test_metrics_are_means_over_members() -> None:
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
-def test_under_autocast_every_view_is_itself(train: str) -> None:
+def test_under_autocast_every_model_is_itself(train: str) -> None:
     """Autocast remembers its casts by the parameter; the base must not be computed with the fast EMA's."""
     data = run_data(Path("unused"), objective={**MODES["1: frozen"], "kl": 0.02})
     data["backbone"] = {"use": "toy", "checkpoint": "toy", "train": train}
     config = RunConfig.model_validate(data)
     policy = Policy(ToyBackbone(config.backbone, ToyOptions(), device=torch.device("cpu")), config.objective.ema)
-    for scale, view in ((0.5, "old"), (0.7, "policy")):
-        with policy.view(view), torch.no_grad():  # type: ignore[arg-type]
+    for scale, model in ((0.5, "ema_fast"), (0.7, "policy")):
+        with policy.activate(model), torch.no_grad():  # type: ignore[arg-type]
             for parameter in policy.parameters.values():
                 parameter += scale
 
@@ -266,8 +266,8 @@ def test_under_autocast_every_view_is_itself(train: str) -> None:
         shared_noise=True, active=GROUPS * MEMBERS,
     )  # fmt: skip
     b = o.models.at(update, update.gather([(0, 0), (1, 3)]), 0)
-    for view, found in (("base", b.others["reference"]), ("old", b.others["old"])):
-        with policy.view(view), half(), torch.no_grad():  # type: ignore[arg-type]
+    for model, found in (("base", b.others["reference"]), ("ema_fast", b.others["ema_fast"])):
+        with policy.activate(model), half(), torch.no_grad():  # type: ignore[arg-type]
             wanted = policy.velocity(b.x_sigma, b.sigma, b.members.conditioning)
-        assert torch.equal(found, wanted), view  # type: ignore[arg-type]
-    assert not torch.equal(b.others["reference"], b.others["old"])  # type: ignore[arg-type]
+        assert torch.equal(found, wanted), model  # type: ignore[arg-type]
+    assert not torch.equal(b.others["reference"], b.others["ema_fast"])  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from dgpo_core.system import openmp
 from dgpo_core.system.openmp import ALONE, BESIDE, KNOWN, others_at_work, spin_briefly
 from dgpo_kit.toy import run_data
 from dgpo_remote.worker.channel import Channel
-from dgpo_remote.worker.process import Recipe
+from dgpo_remote.worker.process import WorkerSpec
 
 WATCH = """
 import json, os, runpy, sys
@@ -92,8 +92,8 @@ def test_a_worker_that_waits_its_own_way_does_not_inherit_the_run_s(monkeypatch:
     monkeypatch.setenv("GOMP_SPINCOUNT", ALONE)
 
     def variables(**own: str) -> dict[str, str]:
-        recipe = Recipe("rewards.0", sys.executable, own, "x", {}, torch.device("cpu"), 1.0, 1.0)
-        return {name: value for name, value in recipe.variables.items() if name in KNOWN}
+        spec = WorkerSpec("rewards.0", sys.executable, own, "x", {}, torch.device("cpu"), 1.0, 1.0)
+        return {name: value for name, value in spec.variables.items() if name in KNOWN}
 
     assert variables() == {"GOMP_SPINCOUNT": ALONE}
     assert variables(OMP_WAIT_POLICY="ACTIVE") == {"OMP_WAIT_POLICY": "ACTIVE"}

@@ -14,7 +14,7 @@ import torch
 
 from dgpo_core.config.locations import located, without_places
 from dgpo_core.errors import UserError
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.checkpoint import Checkpoint, load
 from dgpo_core.storage.description import read_config, read_record
@@ -45,12 +45,12 @@ class FileOptions(Options):
 
 class _Plugin:
     @hookimpl
-    def dgpo_backbones(self) -> list[Part]:
-        return [Part("from-disk", "Toy of a directory", f"{__name__}:FromDisk", ToyOptions)]
+    def dgpo_backbones(self) -> list[Component]:
+        return [Component("from-disk", "Toy of a directory", f"{__name__}:FromDisk", ToyOptions)]
 
     @hookimpl
-    def dgpo_prompt_sources(self) -> list[Part]:
-        return [Part("of-file", "Toy prompts", "dgpo_kit.toy:ToyPrompts", FileOptions)]
+    def dgpo_prompt_sources(self) -> list[Component]:
+        return [Component("of-file", "Toy prompts", "dgpo_kit.toy:ToyPrompts", FileOptions)]
 
 
 class Notes(Callback):
@@ -84,7 +84,7 @@ def config(base: Path, make_config: Make) -> RunConfig:
     return make_config(
         run={"iterations": 2},
         backbone={"use": "from-disk", "checkpoint": str(base)},
-        evaluation={"every": 0, "view": "policy"},
+        evaluation={"every": 0, "model": "policy"},
     )
 
 
@@ -174,7 +174,7 @@ def test_a_changed_configuration_is_refused_until_it_is_said_to_be_meant(config:
     with pytest.raises(UserError, match=rf"^{path}: was changed since"):
         train(config, known, resume=True)
     path.write_text(path.read_text().partition("\n")[2])
-    assert read_config(run_path(config)).optimiser.learning_rate == 0.03
+    assert read_config(run_path(config)).optimizer.learning_rate == 0.03
 
 
 def test_a_cut_configuration_is_refused(tmp_path: Path, config: RunConfig) -> None:
@@ -208,7 +208,7 @@ LOGS = ("metrics.jsonl", "evaluations.jsonl", "timings.jsonl")
 
 @pytest.fixture
 def logged(make_config: Make, registry: Registry) -> RunConfig:
-    evaluation = {"every": 1, "prompts": 2, "pictures": 0, "view": "policy"}
+    evaluation = {"every": 1, "prompts": 2, "images": 0, "model": "policy"}
     config = make_config(run={"iterations": 4}, evaluation=evaluation)
     train(config, registry, max_iterations=3)
     return config
@@ -314,7 +314,7 @@ def relative(tmp_path: Path, base: Path, known: Registry, monkeypatch: pytest.Mo
     return RunConfig.model_validate(
         run_data(
             "runs", run={"iterations": 2}, backbone={"use": "from-disk", "checkpoint": "base"}, prompts=prompts,
-            rewards=worker, evaluation={"every": 0, "view": "policy"},
+            rewards=worker, evaluation={"every": 0, "model": "policy"},
         )
     )  # fmt: skip
 

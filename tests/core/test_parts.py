@@ -1,4 +1,4 @@
-"""Parts that a reward names in its diagnostics: checked, logged as means, and in evaluations."""
+"""Components that a reward names in its diagnostics: checked, logged as means, and in evaluations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dgpo_core.training.evaluation_records import evaluation_record
 from dgpo_core.training.metrics import _statistics
 from dgpo_core.training.reward_calls import Reward, checked_score
 from dgpo_core.training.scored import ScoredSamples, reasons_of
-from dgpo_core.training.scores import part_values
+from dgpo_core.training.scores import subscore_values
 from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Prompt, Scores
 from dgpo_kit.toy import run_data
@@ -47,66 +47,72 @@ def asked(*said: Any) -> tuple[Scores, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("parts", "wrong"),
+    ("subscores", "wrong"),
     [
-        ([1, 2], "its `parts` are list, not numbers under names"),
-        ("x", "its `parts` are str"),
-        ({"a b": 1.0}, "the name 'a b' in its `parts`"),
-        ({"": 1.0}, "the name '' in its `parts`"),
-        ({"a": "1"}, "the value of 'a' in its `parts` is no finite number"),
+        ([1, 2], "its `components` are list, not numbers under names"),
+        ("x", "its `components` are str"),
+        ({"a b": 1.0}, "the name 'a b' in its `components`"),
+        ({"": 1.0}, "the name '' in its `components`"),
+        ({"a": "1"}, "the value of 'a' in its `components` is no finite number"),
         ({"a": True}, "the value of 'a'"),
         ({"a": math.nan}, "the value of 'a'"),
         ({"a": -math.inf}, "the value of 'a'"),
         ({"a": {"b": 1}}, "the value of 'a'"),
-        ({"a": 2**1024 - 1}, "the value of 'a' in its `parts` is beyond 1e+100"),
-        ({"a": 1e308}, "the value of 'a' in its `parts` is beyond 1e+100"),
-        ({"a\n": 1.0}, "the name 'a\\n' in its `parts`"),
-        ({f"p{i}": 1.0 for i in range(101)}, "it has 101 `parts`, more than 100"),
+        ({"a": 2**1024 - 1}, "the value of 'a' in its `components` is beyond 1e+100"),
+        ({"a": 1e308}, "the value of 'a' in its `components` is beyond 1e+100"),
+        ({"a\n": 1.0}, "the name 'a\\n' in its `components`"),
+        ({f"p{i}": 1.0 for i in range(101)}, "it has 101 `components`, more than 100"),
     ],
 )
-def test_what_are_no_parts_is_left_out_and_the_score_stays(parts: Any, wrong: str) -> None:
-    scores, failures = asked({"parts": parts, "seen": 1}, {"parts": {"a": 2, "b.c-d_E": torch.tensor(0.5)}})
+def test_what_are_no_components_is_left_out_and_the_score_stays(subscores: Any, wrong: str) -> None:
+    scores, failures = asked({"subscores": subscores, "seen": 1}, {"subscores": {"a": 2, "b.c-d_E": torch.tensor(0.5)}})
     assert not scores.missing.any()
-    assert scores.diagnostics == ({"seen": 1}, {"parts": {"a": 2, "b.c-d_E": 0.5}})
+    assert scores.diagnostics == ({"seen": 1}, {"subscores": {"a": 2, "b.c-d_E": 0.5}})
     assert len(failures) == 1
     assert wrong in failures[0]
 
 
-def test_means_are_over_scored_samples_that_have_the_part() -> None:
+def test_means_are_over_scored_samples_that_have_the_component() -> None:
     values = torch.tensor([0.5, math.nan, 0.25, 1.0, 0.0], dtype=torch.float64)
-    said = ({"parts": {"b": 1, "a": 0.25}}, {"parts": {"a": 100.0}}, {}, {"parts": {"a": 0.5}}, {"parts": None})
-    parts = part_values(said, values)
-    assert list(parts) == ["a", "b"]
-    found = _statistics(values, parts)
-    assert found.parts == {"a": (0.25 + 0.5) / 2, "b": 1.0}
-    assert json.loads(found.model_dump_json())["parts"] == found.parts
-    assert _statistics(values, part_values(({},) * 5, values)).parts == {}
+    said = (
+        {"subscores": {"b": 1, "a": 0.25}},
+        {"subscores": {"a": 100.0}},
+        {},
+        {"subscores": {"a": 0.5}},
+        {"subscores": None},
+    )
+    subscores = subscore_values(said, values)
+    assert list(subscores) == ["a", "b"]
+    found = _statistics(values, subscores)
+    assert found.subscores == {"a": (0.25 + 0.5) / 2, "b": 1.0}
+    assert json.loads(found.model_dump_json())["subscores"] == found.subscores
+    assert _statistics(values, subscore_values(({},) * 5, values)).subscores == {}
 
 
 def test_a_name_for_each_sample_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    parts = part_values([{"parts": {f"p{i:03}": 1.0}} for i in range(150)], torch.zeros(150))
-    assert list(parts) == [f"p{i:03}" for i in range(100)]
-    assert "150 different `parts`, p000 and so on: the first 100 are kept" in caplog.text
+    subscores = subscore_values([{"subscores": {f"p{i:03}": 1.0}} for i in range(150)], torch.zeros(150))
+    assert list(subscores) == [f"p{i:03}" for i in range(100)]
+    assert "150 different `components`, p000 and so on: the first 100 are kept" in caplog.text
 
 
-def test_without_parts_a_line_is_what_it_was() -> None:
+def test_without_components_a_line_is_what_it_was() -> None:
     bare = RewardStatistics(mean=0.5, std=0.0, missing=0)
     assert bare.model_dump_json() == '{"mean":0.5,"std":0.0,"missing":0}'
     assert RewardStatistics.model_validate_json(bare.model_dump_json()) == bare
 
 
-def test_evaluations_weigh_parts_as_they_weigh_scores() -> None:
+def test_evaluations_weight_components_as_they_weight_scores() -> None:
     """The unweighted mean of the tasks' means over prompts."""
     values = torch.tensor([[0.0, 1.0], [0.5, math.nan], [1.0, 1.0]], dtype=torch.float64)
-    part = torch.tensor([[2.0, 4.0], [6.0, math.nan], [math.nan, math.nan]], dtype=torch.float64)
+    subscore = torch.tensor([[2.0, 4.0], [6.0, math.nan], [math.nan, math.nan]], dtype=torch.float64)
     prompts = [Prompt("a", {"tag": "x"}), Prompt("b", {"tag": "x"}), Prompt("c", {"tag": "y"})]
-    common: Any = {"prompts": prompts, "draws": Draws(0), "iteration": 0, "view": "slow", "group_by": "tag"}
+    common: Any = {"prompts": prompts, "draws": Draws(0), "iteration": 0, "model": "ema", "group_by": "tag"}
     found = evaluation_record(
-        "r", "target", values, parts={"p": part, "q": 10 * values, "none": part * math.nan}, **common
+        "r", "target", values, subscores={"p": subscore, "q": 10 * values, "none": subscore * math.nan}, **common
     )
     assert found.value == pytest.approx(((0.5 + 0.5) / 2 + 1.0) / 2)
-    assert found.parts == {"p": pytest.approx((3.0 + 6.0) / 2), "q": pytest.approx(10 * found.value)}
-    assert "parts" not in evaluation_record("r", "target", values, **common).model_dump()
+    assert found.subscores == {"p": pytest.approx((3.0 + 6.0) / 2), "q": pytest.approx(10 * found.value)}
+    assert "subscores" not in evaluation_record("r", "target", values, **common).model_dump()
     assert EvaluationRecord.model_validate(found.model_dump()) == found
 
 
@@ -116,8 +122,8 @@ def test_a_run_logs_them(tmp_path: Path, registry: Registry) -> None:
     data["run"]["iterations"] = 1
     Trainer(RunConfig.model_validate(data), registry).train()
     line = json.loads((tmp_path / "toy" / "metrics.jsonl").read_text())
-    assert "parts" not in line["rewards"]["brightness"]
-    assert line["rewards"]["wins"]["parts"]["brightness"] == pytest.approx(line["rewards"]["brightness"]["mean"])
+    assert "subscores" not in line["rewards"]["brightness"]
+    assert line["rewards"]["wins"]["subscores"]["brightness"] == pytest.approx(line["rewards"]["brightness"]["mean"])
     records = [json.loads(text) for text in (tmp_path / "toy" / "evaluations.jsonl").read_text().splitlines()]
     for iteration in (0, 1):
         mean, wins = (
@@ -125,12 +131,12 @@ def test_a_run_logs_them(tmp_path: Path, registry: Registry) -> None:
             for label in ("brightness", "wins")
         )
         plain = sum(group["value"] * group["n"] for group in mean["groups"].values()) / mean["n"]
-        assert wins["parts"]["brightness"] == pytest.approx(plain)
+        assert wins["subscores"]["brightness"] == pytest.approx(plain)
 
 
-def test_the_reason_of_a_reward_is_told_where_nothing_was_scored() -> None:
+def test_the_reason_of_a_reward_is_reported_where_nothing_was_scored() -> None:
     said = {"reason": "no \x1b[31mface\n" * 100}
     scored = ScoredSamples({"r": torch.tensor([math.nan])}, {"r": [said]}, [], {}, {})
-    told = reasons_of([Reward("r", 1.0, Says())], scored)
-    assert told.startswith(r"r: no \x1b[31mface\n")
-    assert len(told) < 500
+    reported = reasons_of([Reward("r", 1.0, Says())], scored)
+    assert reported.startswith(r"r: no \x1b[31mface\n")
+    assert len(reported) < 500

@@ -41,11 +41,11 @@ class Others:
         self.looks = 0
         self._least = least
 
-    def everyone(self, own: list[Pass]) -> Sequences:
+    def all_gather_object(self, own: list[Pass]) -> Sequences:
         assert own in self.passes
         return self.passes
 
-    def least(self, number: int) -> int:
+    def all_reduce_min(self, number: int) -> int:
         self.looks += 1
         return min(number, self._least)
 
@@ -90,8 +90,8 @@ def test_outside_of_a_phase_all_make_the_same_passes() -> None:
 
 
 def test_more_passes_than_agreed_are_an_error() -> None:
-    one, _ = schedule(Others([["old"]]))
-    one.agree(["old"])
-    one.take("old")
+    one, _ = schedule(Others([["ema_fast"]]))
+    one.agree(["ema_fast"])
+    one.take("ema_fast")
     with pytest.raises(PluginError, match=r"run\.shard: there are more passes of the network than"):
-        one.take("old")
+        one.take("ema_fast")

@@ -22,20 +22,20 @@ from dgpo_schemas.run import RunConfig
 from dgpo_schemas.sections.rewards import RewardBlock
 
 SERVICE = {"urls": ["http://127.0.0.1:8500"]}
-PLACES = (("rewards",), ("evaluation", "rewards"), ("evaluation", "guards", "rewards"))
+PLACES = (("rewards",), ("evaluation", "rewards"), ("evaluation", "monitors", "rewards"))
 
 
 def load(tmp_path: Path, registry: Registry, block: Any, place: tuple[str, ...] = ("rewards",)) -> RewardBlock:
     """The block, as a run file with it in a place is understood."""
     data = run_data("runs")
     here = data
-    for part in place[:-1]:
-        here = here.setdefault(part, {})
+    for component in place[:-1]:
+        here = here.setdefault(component, {})
     here[place[-1]] = [block]
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
     found: Any = load_run_config(tmp_path / "run.yaml", registry=registry)
-    for part in place:
-        found = getattr(found, part)
+    for component in place:
+        found = getattr(found, component)
     made: RewardBlock = found[0]
     return made
 
@@ -68,7 +68,7 @@ def test_a_service_s_own_options_hold_where_none_are_given(tmp_path: Path, regis
     assert load(tmp_path, registry, {"use": "brightness", "service": SERVICE, "options": {}}).options == {}
 
 
-def test_a_part_that_an_option_chooses_may_be_there_only(tmp_path: Path, registry: Registry) -> None:
+def test_a_component_that_an_option_chooses_may_be_there_only(tmp_path: Path, registry: Registry) -> None:
     block = {"use": "geneval", "options": {"detector": "unheard-of"}}
     assert load(tmp_path, registry, block | {"worker": {}}).options["detector"]["use"] == "unheard-of"
     with pytest.raises(ConfigError, match=r"unknown detector 'unheard-of'"):
@@ -84,7 +84,7 @@ def test_mistakes_in_the_sections_are_still_found(tmp_path: Path, registry: Regi
         load(tmp_path, registry, {"use": "brightness", "worker": {}, "service": SERVICE})
 
 
-def test_a_place_whose_plugin_is_missing_is_told_with_what_to_install(tmp_path: Path) -> None:
+def test_a_place_whose_plugin_is_missing_is_reported_with_what_to_install(tmp_path: Path) -> None:
     bare = Registry(discover=False)
     bare.register(builtin, distribution="dgpo")
     bare.register(toy, distribution="toy")
@@ -113,8 +113,8 @@ def test_reading_a_run_file_imports_no_place(
 def test_a_resumed_run_may_move_its_rewards() -> None:
     def config(**block: Any) -> RunConfig:
         blocks = [{"use": "brightness"} | block]
-        guards = [blocks[0] | {"name": "guard"}]
-        evaluation = {"rewards": blocks, "guards": {"rewards": guards}}
+        monitors = [blocks[0] | {"name": "monitor"}]
+        evaluation = {"rewards": blocks, "monitors": {"rewards": monitors}}
         return RunConfig.model_validate(run_data("runs", rewards=blocks, evaluation=evaluation))
 
     for one in (config(), config(worker={}), config(service=SERVICE)):

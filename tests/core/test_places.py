@@ -18,7 +18,7 @@ def places(returned: Any) -> Registry:
 
     class Plugin:
         @hookimpl
-        def dgpo_places(self) -> Any:
+        def dgpo_reward_transports(self) -> Any:
             return returned() if callable(returned) else returned
 
     registry = Registry(discover=False)

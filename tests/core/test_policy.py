@@ -36,27 +36,27 @@ def perturb(policy: Policy, value: float) -> None:
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
-def test_views_are_separate_and_come_back(train: str) -> None:
+def test_models_are_separate_and_come_back(train: str) -> None:
     policy = make(train)
     start = run(policy)
     perturb(policy, 0.1)
     moved = run(policy)
     assert not torch.equal(moved, start)
-    policy.load_state(policy.state(), updates=100)  # so many that the slow EMA is itself
-    for name in ("base", "old", "slow"):
-        with policy.view(name):
+    policy.load_state(policy.state(), updates=100)  # so many that the EMA is itself
+    for name in ("base", "ema_fast", "ema"):
+        with policy.activate(name):
             assert torch.equal(run(policy), start), name
-            with pytest.raises(AssertionError), policy.view("old"):
+            with pytest.raises(AssertionError), policy.activate("ema_fast"):
                 pass
             assert torch.equal(run(policy), start), name
         assert torch.equal(run(policy), moved)
 
 
-def test_a_view_is_left_when_its_body_fails() -> None:
+def test_a_model_is_left_when_its_body_fails() -> None:
     policy = make()
     perturb(policy, 0.1)
     moved = run(policy)
-    with pytest.raises(RuntimeError), policy.view("base"):
+    with pytest.raises(RuntimeError), policy.activate("base"):
         raise RuntimeError
     assert torch.equal(run(policy), moved)
 
@@ -65,7 +65,7 @@ def test_switching_copies_nothing() -> None:
     policy = make()
     storage = {name: p.data_ptr() for name, p in policy.parameters.items()}
     owned = {name: tensor.data_ptr() for name, tensor in policy.state().items()}
-    with policy.view("old"):
+    with policy.activate("ema_fast"):
         assert {f"old/{n}": p.data_ptr() for n, p in policy.parameters.items()}.items() <= owned.items()
     assert {name: p.data_ptr() for name, p in policy.parameters.items()} == storage
 

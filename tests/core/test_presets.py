@@ -22,11 +22,11 @@ USABLE = {"16gb": 14.6, "24gb": 22, "48gb": 44, "80gb": 79}
 
 def test_over_the_file_and_under_the_command_line(registry: Registry) -> None:
     plain = load_run_config(EXAMPLE, [], registry)
-    found = load_run_config(EXAMPLE, ["optimiser.micro_batch=3"], registry, preset="24gb")
+    found = load_run_config(EXAMPLE, ["optimizer.micro_batch=3"], registry, preset="24gb")
     assert found.backbone.gradient_checkpointing
     assert found.backbone.options["decode_chunk"] == 4
     assert found.backbone.options["text_length"] == plain.backbone.options["text_length"], "others stay"
-    assert found.optimiser.micro_batch == 3
+    assert found.optimizer.micro_batch == 3
     assert found.rollout.guidance == plain.rollout.guidance
 
 
@@ -36,7 +36,7 @@ def test_nothing_but_memory_changes(name: str, registry: Registry) -> None:
         load_run_config(EXAMPLE, [], registry, preset=preset).model_dump(mode="json") for preset in (None, name)
     )
     for data in (plain, found):
-        for section, key in (("rollout", "micro_batch"), ("optimiser", "micro_batch")):
+        for section, key in (("rollout", "micro_batch"), ("optimizer", "micro_batch")):
             data[section].pop(key)
         data["backbone"].pop("gradient_checkpointing")
         data["backbone"]["options"].pop("decode_chunk")

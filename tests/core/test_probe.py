@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dgpo_core.draws import Draws
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.policy import View
+from dgpo_core.training.policy import ModelName
 from dgpo_core.training.probe import PolicyProbe
 from dgpo_core.training.run import Run
 from dgpo_core.training.trainer import Trainer
@@ -43,20 +43,20 @@ def engine(make_config: Make, registry: Registry) -> Run:
     return made
 
 
-def probe(engine: Run, view: View = "policy", micro_batch: int | None = None) -> PolicyProbe:
-    return engine.probe(engine.roller(micro_batch=micro_batch), view)
+def probe(engine: Run, model: ModelName = "policy", micro_batch: int | None = None) -> PolicyProbe:
+    return engine.probe(engine.rollout_sampler(micro_batch=micro_batch), model)
 
 
-def velocity(engine: Run, view: View, x: Array, sigma: float, text: str) -> Array:
+def velocity(engine: Run, model: ModelName, x: Array, sigma: float, text: str) -> Array:
     """Of one sample: a hidden layer of tanh, each layer with its adapter unless the view is the base."""
     fixed = {name: p.detach().numpy() for name, p in engine.backbone.module.named_parameters() if "base" in name}
     trained = {name: t.numpy() for name, t in engine.policy.state().items()}
 
     def layer(number: int, inputs: Array) -> Array:
         out = fixed[f"{number}.base.weight"] @ inputs + fixed[f"{number}.base.bias"]
-        if view == "base":
+        if model == "base":
             return out
-        down, up = (trained[f"{view}/{number}.{part}.weight"] for part in ("down", "up"))
+        down, up = (trained[f"{model}/{number}.{part}.weight"] for part in ("down", "up"))
         return out + up @ (down @ inputs)  # alpha = rank, so the scale is 1
 
     c = engine.backbone.encode(prompts_of([text])).tensors["c"][0].numpy()
@@ -69,23 +69,23 @@ def texts_of(engine: Run) -> list[str]:
     return [engine.train_prompts[i].text for i in order]
 
 
-def x0_by_hand(engine: Run, view: View, i: int, steps: int) -> Array:
+def x0_by_hand(engine: Run, model: ModelName, i: int, steps: int) -> Array:
     """Euler steps of the guided flow from the noise of sample i."""
     x = Draws(3).at("probe", "samples", i, 0, "noise").normal(SHAPE).double().numpy()
     sigmas = engine.sampler.sigmas(steps, Schedule(3.0)).tolist()
     for here, there in pairwise(sigmas):
-        unguided, guided = (velocity(engine, view, x, here, text) for text in ("", texts_of(engine)[i % 6]))
+        unguided, guided = (velocity(engine, model, x, here, text) for text in ("", texts_of(engine)[i % 6]))
         x = x + (there - here) * (unguided + 2.5 * (guided - unguided))
     return x
 
 
-@pytest.mark.parametrize("view", ["policy", "old"])
+@pytest.mark.parametrize("model", ["policy", "ema_fast"])
 @pytest.mark.parametrize("refine", [1, 4])
-def test_samples_are_rollouts_of_the_same_noise_in_more_steps(engine: Run, view: View, refine: int) -> None:
-    found = probe(engine, view).samples(7, refine=refine)
+def test_samples_are_rollouts_of_the_same_noise_in_more_steps(engine: Run, model: ModelName, refine: int) -> None:
+    found = probe(engine, model).samples(7, refine=refine)
     assert found.shape == (7, *SHAPE)
     for i in range(7):
-        expected = x0_by_hand(engine, view, i, 3 * refine)
+        expected = x0_by_hand(engine, model, i, 3 * refine)
         np.testing.assert_allclose(found[i].numpy(), expected, atol=1e-6)  # the sampler's times are float32
 
 
@@ -109,13 +109,13 @@ def test_every_measurement_has_the_same_noise_and_prompts(engine: Run) -> None:
     assert not torch.allclose(again.samples(4), first, atol=1e-4)
 
 
-@pytest.mark.parametrize("view", ["policy", "old"])
+@pytest.mark.parametrize("model", ["policy", "ema_fast"])
 @pytest.mark.parametrize("micro_batch", [1, 3, 100])
-def test_errors_are_those_of_a_loop_in_float64(engine: Run, view: View, micro_batch: int) -> None:
+def test_errors_are_those_of_a_loop_in_float64(engine: Run, model: ModelName, micro_batch: int) -> None:
     """Of the unguided model, as it is trained; one noise a sample for every time."""
     x0 = torch.randn(7, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    found = probe(engine, view, micro_batch).errors(x0, SIGMAS)
-    for errors, of in zip(found, (view, "base"), strict=True):
+    found = probe(engine, model, micro_batch).errors(x0, SIGMAS)
+    for errors, of in zip(found, (model, "base"), strict=True):
         assert errors.shape == (3, 7)
         assert (errors.dtype, errors.device.type) == (torch.float64, "cpu")
         for t, sigma in enumerate(SIGMAS.tolist()):
@@ -151,20 +151,20 @@ def test_prompts_are_in_an_order_of_their_own(make_config: Make, registry: Regis
     assert orders[0] != orders[1]
 
 
-def test_the_models_view_and_gradients_are_as_they_were(engine: Run) -> None:
+def test_the_models_model_and_gradients_are_as_they_were(engine: Run) -> None:
     weights = {name: p.data_ptr() for name, p in engine.policy.parameters.items()}
-    for view in ("policy", "old"):
-        seen = probe(engine, view)
+    for model in ("policy", "ema_fast"):
+        seen = probe(engine, model)
         x0 = seen.samples(2, refine=2)
         assert not any(tensor.requires_grad for tensor in (x0, *seen.errors(x0, SIGMAS)))
         assert {name: p.data_ptr() for name, p in engine.policy.parameters.items()} == weights
-        with engine.policy.view("slow"):  # views are not nested: none is in place
+        with engine.policy.activate("ema"):  # views are not nested: none is in place
             pass
     assert all(p.requires_grad and p.grad is None for p in engine.policy.parameters.values())
 
 
-def test_the_view_is_restored_where_the_model_fails(engine: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = probe(engine, "old")
+def test_the_model_is_restored_where_the_model_fails(engine: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = probe(engine, "ema_fast")
     x0: Tensor = seen.samples(2)
     with monkeypatch.context() as patched:
 

@@ -95,8 +95,8 @@ def test_blocks(tmp_path: Path, registry: Registry) -> None:
     file = PromptsBlock(file=str(tmp_path / "p.txt"))
     source = PromptsBlock(use="toy", options={"count": 3})
     assert [p.text for p in load_prompts(file, "train", registry)] == ["a", "b", "c"]
-    assert [p.text for p in load_prompts(source, "train", registry)] == [f"train picture {i}" for i in range(3)]
-    assert [p.text for p in load_prompts(source, "heldout", registry)] == [f"heldout picture {i}" for i in range(3)]
+    assert [p.text for p in load_prompts(source, "train", registry)] == [f"train image {i}" for i in range(3)]
+    assert [p.text for p in load_prompts(source, "heldout", registry)] == [f"heldout image {i}" for i in range(3)]
     for block in (file, source):
         whole = load_prompts(block, "train", registry)
         for limit in (1, 2, 9):
@@ -109,7 +109,7 @@ def test_a_source_that_yields_nothing(registry: Registry) -> None:
         load_prompts(PromptsBlock(use="toy", options={"count": 0}), "heldout", registry)
 
 
-def test_the_digest_tells_prompts_apart() -> None:
+def test_the_digest_reports_prompts_apart() -> None:
     a, b = Prompt("a", {"x": 1, "y": [2]}), Prompt("b")
     same = Prompt("a", MappingProxyType({"y": [2], "x": 1}))
     assert digest([a, b]) == digest([same, b])
@@ -157,7 +157,7 @@ def test_a_refused_prompt_is_named_with_file_and_line(tmp_path: Path, bad: list[
     reward = Refuses("bad")
     with pytest.raises(UserError) as caught:
         check_prompts(reward, load_file(path))
-    assert str(caught.value) == f"{path}:{2 * bad[0] + 2}: prompt 'picture {bad[0]} bad': has 'bad'"
+    assert str(caught.value) == f"{path}:{2 * bad[0] + 2}: prompt 'image {bad[0]} bad': has 'bad'"
     assert reward.asked <= 9
 
 
@@ -231,7 +231,7 @@ class Reads(ToyBackbone):
     def __init__(self) -> None:
         pass
 
-    def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
+    def truncated_prompts(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
         assert len({prompt.text for prompt in prompts}) == len(prompts)
         return [i for i, prompt in enumerate(prompts) if len(prompt.text.split()) > 12], 12
 

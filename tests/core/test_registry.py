@@ -18,30 +18,30 @@ from pydantic import Field
 
 from dgpo_core.contracts import AdvantageWeighting
 from dgpo_core.errors import PluginError, UserError
-from dgpo_core.hookspecs import KINDS, Kind, Part, hookimpl
+from dgpo_core.hookspecs import KINDS, Component, Kind, hookimpl
 from dgpo_core.plugins.building import NoOptions
 from dgpo_core.plugins.installable import installable
 from dgpo_core.plugins.registry import Registry, get_registry
 from dgpo_schemas.base import Int, Options, UseBlock
 from dgpo_schemas.sections.backbone import BackboneSection
 
-HEAD = "from dgpo_core.hookspecs import Part, hookimpl\n"
+HEAD = "from dgpo_core.hookspecs import Component, hookimpl\n"
 Install = Callable[..., Registry]
 
 
-def weighting(name: str, implementation: str = "somewhere:Class", **more: Any) -> Part:
+def weighting(name: str, implementation: str = "somewhere:Class", **more: Any) -> Component:
     """A declaration."""
-    return Part(name, "For tests.", implementation, **more)
+    return Component(name, "For tests.", implementation, **more)
 
 
 class Weightings:
     """A plugin in process that declares what it is given."""
 
-    def __init__(self, *parts: Any) -> None:
-        self.declared = list(parts)
+    def __init__(self, *components: Any) -> None:
+        self.declared = list(components)
 
     @hookimpl
-    def dgpo_weightings(self) -> Sequence[Part]:
+    def dgpo_weightings(self) -> Sequence[Component]:
         return self.declared
 
 
@@ -66,13 +66,13 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 SOUND = """
 @hookimpl
 def dgpo_weightings():
-    return [Part("sound", "Fine.", "nowhere:Class")]
+    return [Component("sound", "Fine.", "nowhere:Class")]
 """
 
 
 def test_a_distribution_is_discovered(install: Install) -> None:
     registry = install(sound_plugin=SOUND)
-    found = registry.parts("weighting")["sound"]
+    found = registry.components("weighting")["sound"]
     assert (found.kind, found.distribution, found.version) == ("weighting", "sound_plugin", "1.5")
     assert registry.distributions()["sound_plugin"] == "1.5"
     assert [b for b in registry.broken if b.distribution == "sound_plugin"] == []
@@ -90,27 +90,33 @@ def test_a_distribution_is_discovered(install: Install) -> None:
         ("@hookimpl(wrapper=True)\ndef dgpo_weightings():\n    yield", r"dgpo_weightings is a wrapper"),
         ("def dgpo_wieghtings():\n    return []", r"there is no hook dgpo_wieghtings; did you mean dgpo_weightings\?"),
         ("@hookimpl\ndef rewards():\n    return []", r"unknown hook 'rewards'"),
-        ("@hookimpl\ndef dgpo_weightings(colour):\n    return []", r"dgpo_weightings[\s\S]*colour"),
+        ("@hookimpl\ndef dgpo_weightings(color):\n    return []", r"dgpo_weightings[\s\S]*color"),
         ("@hookimpl\ndef dgpo_weightings():\n    return None", "dgpo_weightings failed with TypeError"),
         ("@hookimpl\ndef dgpo_weightings():\n    return 1 / 0", "dgpo_weightings failed with ZeroDivisionError"),
         ("@hookimpl\ndef dgpo_weightings():\n    raise SystemExit", "dgpo_weightings failed with SystemExit"),
-        ("@hookimpl\ndef dgpo_weightings():\n    return ['x']", r"must return dgpo_core.hookspecs.Part, not str"),
+        ("@hookimpl\ndef dgpo_weightings():\n    return ['x']", r"must return dgpo_core.hookspecs.Component, not str"),
         (
-            "@hookimpl\ndef dgpo_weightings():\n    return [Part('My Part', 's', 'a:B')]",
-            "dgpo_weightings: 'My Part' is no name: lower-case letters",
+            "@hookimpl\ndef dgpo_weightings():\n    return [Component('My Component', 's', 'a:B')]",
+            "dgpo_weightings: 'My Component' is no name: lower-case letters",
         ),
-        ("@hookimpl\ndef dgpo_weightings():\n    return [Part(3, 's', 'a:B')]", "3 is no name"),
-        ("@hookimpl\ndef dgpo_weightings():\n    return [Part('x\\n', 's', 'a:B')]", "is no name"),
+        ("@hookimpl\ndef dgpo_weightings():\n    return [Component(3, 's', 'a:B')]", "3 is no name"),
+        ("@hookimpl\ndef dgpo_weightings():\n    return [Component('x\\n', 's', 'a:B')]", "is no name"),
         (
-            "@hookimpl\ndef dgpo_weightings():\n    return [Part('x', 's', 'a.B')]",
+            "@hookimpl\ndef dgpo_weightings():\n    return [Component('x', 's', 'a.B')]",
             "x: implementation must be 'package.module:Class'",
         ),
-        ("@hookimpl\ndef dgpo_weightings():\n    return [Part('x', 's', None)]", "implementation must be"),
-        ("@hookimpl\ndef dgpo_weightings():\n    return [Part('x', 's', 'a:B', 'Opts')]", "options must be a model"),
-        ("@hookimpl\ndef dgpo_weightings():\n    return [Part('x', ' ', 'a:B')]", "x has no summary"),
-        ("@hookimpl\ndef dgpo_rewards():\n    return [Part('x', 's', 'a:B', adapts='video')]", "x: adapts must be"),
+        ("@hookimpl\ndef dgpo_weightings():\n    return [Component('x', 's', None)]", "implementation must be"),
         (
-            "@hookimpl\ndef dgpo_weightings():\n    return [Part('x', 's', 'a:B'), Part('x', 't', 'a:C')]",
+            "@hookimpl\ndef dgpo_weightings():\n    return [Component('x', 's', 'a:B', 'Opts')]",
+            "options must be a model",
+        ),
+        ("@hookimpl\ndef dgpo_weightings():\n    return [Component('x', ' ', 'a:B')]", "x has no summary"),
+        (
+            "@hookimpl\ndef dgpo_rewards():\n    return [Component('x', 's', 'a:B', adapts='video')]",
+            "x: adapts must be",
+        ),
+        (
+            "@hookimpl\ndef dgpo_weightings():\n    return [Component('x', 's', 'a:B'), Component('x', 't', 'a:C')]",
             "x is declared twice",
         ),
     ],
@@ -120,8 +126,10 @@ def test_a_broken_plugin_is_set_aside_and_disturbs_nobody(install: Install, sour
     (broken,) = [b for b in registry.broken if b.distribution == "broken_plugin"]
     assert broken.entry_point == "broken_plugin"
     assert re.search(reason, broken.reason), broken.reason
-    assert "sound" in registry.parts("weighting")
-    assert not any(part.distribution == "broken_plugin" for kind in KINDS for part in registry.parts(kind).values())
+    assert "sound" in registry.components("weighting")
+    assert not any(
+        component.distribution == "broken_plugin" for kind in KINDS for component in registry.components(kind).values()
+    )
     with pytest.raises(PluginError, match=r"may own it: broken_plugin \(entry point broken_plugin\): "):
         registry.find("weighting", "mystery")
 
@@ -135,7 +143,7 @@ def test_an_entry_point_that_leads_nowhere(install: Install) -> None:
 
 def test_one_module_under_two_entry_points(install: Install) -> None:
     registry = install("[dgpo]\none = sound_plugin\ntwo = sound_plugin\n", sound_plugin=SOUND)
-    assert "sound" in registry.parts("weighting")
+    assert "sound" in registry.components("weighting")
     (broken,) = [b for b in registry.broken if b.distribution == "sound_plugin"]
     assert "is registered already; declare it under one entry point only" in broken.reason
 
@@ -143,14 +151,14 @@ def test_one_module_under_two_entry_points(install: Install) -> None:
 def test_metadata_without_a_name(install: Install, tmp_path: Path) -> None:
     install(sound_plugin=SOUND)
     (tmp_path / "sound_plugin-1.5.dist-info/METADATA").write_text("")
-    found = Registry().parts("weighting")["sound"]
+    found = Registry().components("weighting")["sound"]
     assert (found.distribution, found.version) == ("sound_plugin", "unknown")
 
 
 def test_a_name_that_two_distributions_claim(install: Install) -> None:
     registry = install(sound_plugin=SOUND, sounder_plugin=SOUND + "\n", fine_plugin=SOUND.replace('"sound"', '"fine"'))
-    assert "sound" not in registry.parts("weighting")
-    assert "fine" in registry.parts("weighting")
+    assert "sound" not in registry.components("weighting")
+    assert "fine" in registry.components("weighting")
     assert registry.conflicts() == {("weighting", "sound"): ["sound_plugin", "sounder_plugin"]}
     with pytest.raises(PluginError, match=r"'sound' is claimed by sound_plugin and sounder_plugin: uninstall one"):
         registry.find("weighting", "sound")
@@ -167,7 +175,7 @@ def test_a_third_claim_is_named_too() -> None:
 def test_the_same_name_in_two_kinds_is_fine() -> None:
     class Both(Weightings):
         @hookimpl
-        def dgpo_timestep_policies(self) -> Sequence[Part]:
+        def dgpo_timestep_policies(self) -> Sequence[Component]:
             return self.declared
 
     registry = Registry(discover=False)
@@ -179,12 +187,12 @@ def test_the_same_name_in_two_kinds_is_fine() -> None:
 def test_hooks_may_have_another_function_name() -> None:
     class Renamed:
         @hookimpl(specname="dgpo_weightings")
-        def mine(self) -> list[Part]:
+        def mine(self) -> list[Component]:
             return [weighting("renamed")]
 
     registry = Registry(discover=False)
     registry.register(Renamed(), distribution="d")
-    assert "renamed" in registry.parts("weighting")
+    assert "renamed" in registry.components("weighting")
 
 
 def test_hooks_of_later_versions_may_be_optional() -> None:
@@ -194,18 +202,18 @@ def test_hooks_of_later_versions_may_be_optional() -> None:
 
     registry = Registry(discover=False)
     registry.register(Later(weighting("w")), distribution="d")
-    assert "w" in registry.parts("weighting")
+    assert "w" in registry.components("weighting")
 
 
 def test_a_refused_plugin_leaves_nothing_behind() -> None:
     registry = Registry(discover=False)
-    bad = Weightings(weighting("w"), "not a part")
+    bad = Weightings(weighting("w"), "not a component")
     with pytest.raises(PluginError):
         registry.register(bad, distribution="d")
     assert registry.distributions() == {}
     bad.declared.pop()
     registry.register(bad, distribution="d")
-    assert list(registry.parts("weighting")) == ["w"]
+    assert list(registry.components("weighting")) == ["w"]
 
 
 # -- finding and building -----------------------------------------------------------------------------------------
@@ -225,7 +233,7 @@ def test_an_unknown_name_says_what_is_near_and_what_there_is() -> None:
     ("kind", "name"),
     [(kind, name) for kind, names in installable().items() for name in names if kind not in ("hook", "kind")],
 )
-def test_known_parts_that_are_not_installed_say_what_to_install(kind: str, name: str) -> None:
+def test_known_components_that_are_not_installed_say_what_to_install(kind: str, name: str) -> None:
     owner = installable()[kind][name]
     registry = Registry(discover=False)
     with pytest.raises(PluginError, match=f"it comes with {owner}: pip install {owner}$"):
@@ -291,14 +299,14 @@ def powers() -> Registry:
 
 
 @pytest.mark.parametrize("name", ["power", "by-path"])
-def test_a_part_is_built_with_its_options(powers: Registry, name: str) -> None:
+def test_a_component_is_built_with_its_options(powers: Registry, name: str) -> None:
     made = powers.create("weighting", UseBlock(use=name, options={"power": "2"}))
     assert isinstance(made, Power)
     assert made.options == Powered(power=2)
     assert made.weights(torch.tensor([-3.0]), torch.zeros(1)).item() == 9
 
 
-def test_a_part_without_options(powers: Registry) -> None:
+def test_a_component_without_options(powers: Registry) -> None:
     assert powers.create("weighting", "plain").options == NoOptions()
     with pytest.raises(UserError, match=r"weighting plain: options.x: unknown key; there are none here"):
         powers.create("weighting", UseBlock(use="plain", options={"x": 1}))
@@ -326,7 +334,7 @@ def test_every_wrong_option_is_reported(powers: Registry) -> None:
         ("clumsy", "^options.power: is odd$"),
     ],
 )
-def test_parts_that_cannot_be_built(powers: Registry, name: str, expected: str) -> None:
+def test_components_that_cannot_be_built(powers: Registry, name: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         powers.create("weighting", name)
 
@@ -355,15 +363,18 @@ class KindOfEyes:
         return [self.kind]
 
     @hookimpl
-    def dgpo_eyes(self) -> list[Part]:
-        return [Part("sharp", "Sees.", f"{__name__}:Eye", Powered), Part("glass", "Sees not.", f"{__name__}:Power")]
+    def dgpo_eyes(self) -> list[Component]:
+        return [
+            Component("sharp", "Sees.", f"{__name__}:Eye", Powered),
+            Component("glass", "Sees not.", f"{__name__}:Power"),
+        ]
 
 
 def test_a_plugin_may_bring_a_kind_of_its_own() -> None:
     class Others:
         @hookimpl
-        def dgpo_eyes(self) -> list[Part]:
-            return [Part("keen", "Sees.", f"{__name__}:Eye", Powered)]
+        def dgpo_eyes(self) -> list[Component]:
+            return [Component("keen", "Sees.", f"{__name__}:Eye", Powered)]
 
     registry = Registry(discover=False)
     with pytest.raises(PluginError, match=r"^there is no hook dgpo_eyes"):
@@ -371,7 +382,7 @@ def test_a_plugin_may_bring_a_kind_of_its_own() -> None:
     registry.register(KindOfEyes(), distribution="d")
     registry.register(Others(), distribution="others")
     assert list(registry.kinds) == [*KINDS, "eye"]
-    assert list(registry.parts("eye")) == ["glass", "keen", "sharp"]
+    assert list(registry.components("eye")) == ["glass", "keen", "sharp"]
     assert registry.create("eye", UseBlock(use="keen", options={"power": 4}), device="here").seen == (4, "here")
     with pytest.raises(PluginError, match=r"^pair of eyes glass of d 0: .*:Power is no Eye$"):
         registry.create("eye", "glass", device="here")
@@ -402,7 +413,7 @@ def test_what_is_no_kind_of_ones_own(kind: Kind, why: str) -> None:
 
 def test_options_models_of_everything(powers: Registry) -> None:
     for name in ("odd-options", "lost-options"):
-        del powers._parts["weighting"][name]
+        del powers._components["weighting"][name]
     models = powers.options_models()
     assert models["weighting"]["power"] is Powered
     assert models["weighting"]["plain"] is NoOptions

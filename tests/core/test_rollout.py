@@ -13,12 +13,12 @@ from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import Engine, build_engine
-from dgpo_core.training.policy import View
+from dgpo_core.training.policy import ModelName
 from dgpo_core.types import Prompt
 from dgpo_kit.toy import ToyAdapter
 from dgpo_schemas.run import RunConfig
 
-VIEWS: tuple[View, ...] = ("base", "policy", "old")
+MODELS: tuple[ModelName, ...] = ("base", "policy", "ema_fast")
 Make = Callable[..., RunConfig]
 
 
@@ -30,8 +30,8 @@ def engine(make_config: Make, registry: Registry) -> Engine:
 def drawn(engine: Engine, prompts: list[int], members: int, micro_batch: int = 100, **places: list[int]) -> Tensor:
     """x0 of the train prompts of these numbers."""
     chosen = [engine.load_prompts("train")[i] for i in prompts]
-    roller = engine.roller(micro_batch=micro_batch)
-    rollouts = list(roller.roll_out(chosen, members, Draws(8), "policy", **places))
+    rollout_sampler = engine.rollout_sampler(micro_batch=micro_batch)
+    rollouts = list(rollout_sampler.sample_groups(chosen, members, Draws(8), "policy", **places))
     assert [r.samples[0] for r in rollouts] == list(range(0, len(prompts) * members, micro_batch))
     assert [p.text for r in rollouts for p in r.prompts] == [p.text for p in chosen for _ in range(members)]
     return torch.cat([r.x0 for r in rollouts])
@@ -63,22 +63,27 @@ def test_merged_samples_are_the_same_up_to_rounding(make_config: Make, registry:
                 if "up" in name:
                     parameter += normal_rows([Draws(i)], tuple(parameter.shape), parameter.device)[0].double()
         found = {
-            view: torch.cat(
-                [r.x0 for r in engine.roller().roll_out(engine.load_prompts("train")[:2], 2, Draws(8), view)]
+            model: torch.cat(
+                [
+                    r.x0
+                    for r in engine.rollout_sampler().sample_groups(
+                        engine.load_prompts("train")[:2], 2, Draws(8), model
+                    )
+                ]
             )
-            for view in VIEWS
+            for model in MODELS
         }
         if not train_more:
             plain = found
-    for view in VIEWS:
-        torch.testing.assert_close(found[view], plain[view], rtol=0, atol=1e-12)
+    for model in MODELS:
+        torch.testing.assert_close(found[model], plain[model], rtol=0, atol=1e-12)
     assert not torch.allclose(plain["policy"], plain["base"], atol=1e-3), "there must be something to merge"
 
 
 def test_a_backbone_that_cannot_merge(make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ToyAdapter, "merged", Adapter.merged)
     with pytest.raises(UserError, match=r"rollout\.merge_adapter: backbone: toy cannot merge its adapter"):
-        build_engine(make_config(rollout={"merge_adapter": True}), registry).roller()
+        build_engine(make_config(rollout={"merge_adapter": True}), registry).rollout_sampler()
 
 
 def test_nothing_to_merge(make_config: Make) -> None:
@@ -95,7 +100,7 @@ def test_prompts_of_samples_have_the_size_and_the_frames_a_second(
     registry.register(film, distribution="film")
     for backbone, fps in (("toy", None), ("film", 12.5)):
         engine = build_engine(make_config(backbone={"use": backbone}), registry)
-        (rollout,) = engine.roller().roll_out(engine.load_prompts("train")[:2], 1, Draws(0), "policy")
+        (rollout,) = engine.rollout_sampler().sample_groups(engine.load_prompts("train")[:2], 1, Draws(0), "policy")
         assert [(prompt.size, prompt.fps) for prompt in rollout.prompts] == [((8, 8), fps)] * 2
         assert [prompt.fps for prompt in engine.sized(engine.load_prompts("train")[:2])] == [fps] * 2
     own = Prompt("x", size=(4, 8), fps=30.0)

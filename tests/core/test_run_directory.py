@@ -68,7 +68,7 @@ def test_where_no_directory_can_be(tmp_path: Path) -> None:
         RunDirectory(tmp_path / "file" / "a").acquire()
 
 
-@pytest.mark.parametrize("part", ["checkpoints", "pictures"])
+@pytest.mark.parametrize("part", ["checkpoints", "images"])
 def test_what_a_killed_process_left_is_tidied_up_by_the_next_holder(tmp_path: Path, part: str) -> None:
     path = tmp_path / "a"
     for name in (f"{part}/.000002.old", f"{part}/.000003.writing", "mine/.000002.old"):

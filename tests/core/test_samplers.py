@@ -104,8 +104,8 @@ def _gaussian_velocity(x: Tensor, sigma: Tensor) -> Tensor:
     """E[noise - x0 | x_sigma = x] for x0 ~ N(MEAN, STD^2)."""
     sigma = sigma.double()
     variance = (1 - sigma) ** 2 * STD**2 + sigma**2
-    centred = x - (1 - sigma) * MEAN
-    return (sigma - (1 - sigma) * STD**2) / variance * centred - MEAN
+    centered = x - (1 - sigma) * MEAN
+    return (sigma - (1 - sigma) * STD**2) / variance * centered - MEAN
 
 
 def _gaussian_flow(x: Tensor, start: float, end: float) -> Tensor:

@@ -95,7 +95,7 @@ def test_the_stretch_keeps_proportions_and_ends_at_the_terminal_time() -> None:
     assert stretched(plain[:1], 0.1).tolist() == [1.0]  # a lone step from 1
 
 
-def test_dpmpp_keeps_its_own_grid_and_honours_the_rest() -> None:
+def test_dpmpp_keeps_its_own_grid_and_honors_the_rest() -> None:
     sampler = FlowDPMSolverPP(None)
     for grid in ("even", (0.9, 0.5)):
         found = sampler.sigmas(2, Schedule(2.0, grid, first=0.9))  # type: ignore[arg-type]

@@ -142,7 +142,7 @@ def test_what_are_no_scores(scores: Any, reason: str) -> None:
 
 
 def test_mappings_need_not_be_dictionaries() -> None:
-    class View(Mapping[str, Any]):
+    class ModelName(Mapping[str, Any]):
         def __getitem__(self, key: str) -> Any:
             return {"a": 1}[key]
 
@@ -152,4 +152,4 @@ def test_mappings_need_not_be_dictionaries() -> None:
         def __len__(self) -> int:
             return 1
 
-    assert check_scores(Scores(*SOUND, (View(), View())), 2).diagnostics == ({"a": 1}, {"a": 1})
+    assert check_scores(Scores(*SOUND, (ModelName(), ModelName())), 2).diagnostics == ({"a": 1}, {"a": 1})

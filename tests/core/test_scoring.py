@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
-from dgpo_core.training import lanes
+from dgpo_core.training import executors
 from dgpo_core.training.reward_calls import Reward, checked_score
 from dgpo_core.training.scored import ScoredSamples
 from dgpo_core.training.scoring import Scorer
@@ -22,7 +22,7 @@ from dgpo_core.types import Path, Prompt, Rollout, ScoredGroups, Scores
 from dgpo_schemas.sections.rewards import ScoringSection
 
 Score = Callable[[Tensor, Sequence[Prompt]], Any]
-PROMPTS = [Prompt(f"picture {i}") for i in range(8)]
+PROMPTS = [Prompt(f"image {i}") for i in range(8)]
 
 
 class Scripted(RewardModel):
@@ -43,7 +43,7 @@ def brightness(media: Tensor, prompts: Sequence[Prompt] = ()) -> Scores:
     return Scores(values, torch.zeros(len(media), dtype=torch.bool), tuple({"seen": float(v)} for v in values))
 
 
-def pictures(*levels: float, size: int = 4) -> Tensor:
+def images(*levels: float, size: int = 4) -> Tensor:
     return torch.stack([torch.full((3, size, size), level) for level in levels])
 
 
@@ -68,7 +68,7 @@ Make = Callable[..., Scorer]
 def submit(scorer: Scorer, *batches: Sequence[float]) -> None:
     start = 0
     for levels in batches:
-        scorer.submit(pictures(*levels), PROMPTS[start : start + len(levels)])
+        scorer.submit(images(*levels), PROMPTS[start : start + len(levels)])
         start += len(levels)
 
 
@@ -157,14 +157,14 @@ def test_discarding_drops_what_was_submitted_without_waiting(make: Make) -> None
     submit(scorer, [0.1], [0.2], [0.3])
     assert started.wait(10)
     scorer.discard()  # the first is at work, the others are not yet
-    scorer.submit(pictures(0.75), PROMPTS[7:])
+    scorer.submit(images(0.75), PROMPTS[7:])
     go.set()
     assert scorer.collect().values["a"].tolist() == [0.75]
-    assert seen == ["picture 0", "picture 7"]
+    assert seen == ["image 0", "image 7"]
 
 
 def test_closing_leaves_a_reward_behind_that_hangs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "PATIENCE", 0.01)
+    monkeypatch.setattr(executors, "PATIENCE", 0.01)
     started, go = threading.Event(), threading.Event()
     threads: list[threading.Thread] = []
 
@@ -228,7 +228,7 @@ def _raise(error: BaseException) -> Score:
         (lambda media, prompts: [0.5, 0.5], "ValueError: returned list, not Scores"),
         (lambda media, prompts: None, "ValueError: returned NoneType, not Scores"),
         (_raise(RuntimeError("out of memory")), "RuntimeError: out of memory"),
-        (_raise(SystemExit("no licence")), "SystemExit: no licence"),
+        (_raise(SystemExit("no license")), "SystemExit: no license"),
         (_raise(AssertionError()), "AssertionError"),
     ],
 )
@@ -264,7 +264,7 @@ def test_a_reward_that_fails_leaves_its_micro_batch_missing_and_nothing_else(
         (-0.001, "a: it returned values outside its declared range [0.0, 1.0]"),
     ],
 )
-def test_a_value_that_the_reward_cannot_mean_is_missing_and_told(make: Make, value: float, failure: str) -> None:
+def test_a_value_that_the_reward_cannot_mean_is_missing_and_reported(make: Make, value: float, failure: str) -> None:
     scorer = make(_two([0.5, value], diagnostics=({"x": 1}, {"x": 2})))
     submit(scorer, [0.0, 0.0])
     scored = scorer.collect()
@@ -289,7 +289,7 @@ def test_without_bounds_only_numbers_count() -> None:
         range = (float("-inf"), float("inf"))
 
     reward = Reward("free", 1.0, Free(_two([-1e30, float("inf")])))
-    scores = checked_score(reward, pictures(0.0, 0.0), PROMPTS[:2])
+    scores = checked_score(reward, images(0.0, 0.0), PROMPTS[:2])
     assert scores.missing.tolist() == [False, True]
     assert scores.values[0] == pytest.approx(-1e30)
 
@@ -298,7 +298,7 @@ def test_a_reward_that_declares_no_range_fails_and_the_run_goes_on(make: Make) -
     class Boundless(Scripted):
         range = None  # type: ignore[assignment]
 
-    scores = checked_score(Reward("r", 1.0, Boundless(brightness)), pictures(0.5), PROMPTS[:1])
+    scores = checked_score(Reward("r", 1.0, Boundless(brightness)), images(0.5), PROMPTS[:1])
     assert scores.missing.tolist() == [True]
     assert "NoneType" in scores.diagnostics[0]["reason"]
 
@@ -314,7 +314,7 @@ def test_a_value_that_is_marked_missing_is_ignored(make: Make) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (2, 3, 4, 4)])
 def test_media_that_are_not_finite_are_missing_whatever_a_reward_says(make: Make, shape: tuple[int, ...]) -> None:
-    """A detector sees nothing in a broken picture; that is no reason to train against it."""
+    """A detector sees nothing in a broken image; that is no reason to train against it."""
     scorer = make(_two([0.0, 0.0, 0.0], [False] * 3))
     media = torch.zeros(3, *shape)
     media[0, ..., 1, 1] = torch.nan
@@ -328,7 +328,7 @@ def test_media_that_are_not_finite_are_missing_whatever_a_reward_says(make: Make
     assert all(values.isfinite().all() for values in scored.statistics.values())
 
 
-def test_a_failure_is_told_once(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_is_reported_once(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     scorer = make(_raise(RuntimeError("no lamp")), _raise(RuntimeError("no lamp")))
     submit(scorer, [0.1], [0.2], [0.3])
@@ -359,7 +359,7 @@ def test_rewards_are_summed_by_weight_and_one_missing_makes_the_sum_missing(make
     assert groups.scored.tolist() == [[True, False]]
 
 
-@pytest.mark.parametrize("aggregation", ["weighted-sum", "group-normalised"])
+@pytest.mark.parametrize("aggregation", ["weighted-sum", "group-normalized"])
 def test_a_reward_of_weight_0_is_only_watched(make: Make, aggregation: str) -> None:
     """Whether it has scores makes no difference to the sum."""
     alone, watched = make((brightness, 2.0)), make((brightness, 2.0), (_two([0.0, 9.0], [False, True]), 0.0))
@@ -377,15 +377,15 @@ def test_a_reward_of_weight_0_is_only_watched(make: Make, aggregation: str) -> N
 def test_the_aggregation_of_the_run_file_is_followed(make: Make) -> None:
     """0.2 and 0.6 lie one standard deviation (0.2) below and above their mean; 0.9 and 0.1 the other way (0.4)."""
     levels = iter([[0.9, 0.1]])
-    scorer = make((brightness, 3.0), lambda media, prompts: brightness(pictures(*next(levels))))
+    scorer = make((brightness, 3.0), lambda media, prompts: brightness(images(*next(levels))))
     submit(scorer, [0.2, 0.6])
     samples = scorer.collect()
     summed = grouped(scorer, samples).rewards[0].tolist()
     assert summed == pytest.approx([3 * 0.2 + 0.9, 3 * 0.6 + 0.1])
-    normalised = grouped(scorer, samples, aggregation="group-normalised")
+    normalized = grouped(scorer, samples, aggregation="group-normalized")
     place = 3 * 0.2 / (0.2 + 1e-4) - 0.4 / (0.4 + 1e-4)
-    assert normalised.rewards[0].tolist() == pytest.approx([-place, place], rel=1e-6)
-    assert normalised.summed[0].tolist() == summed, "for people to read"
+    assert normalized.rewards[0].tolist() == pytest.approx([-place, place], rel=1e-6)
+    assert normalized.summed[0].tolist() == summed, "for people to read"
 
 
 def test_groups(make: Make) -> None:
@@ -406,17 +406,17 @@ def test_groups(make: Make) -> None:
     assert groups.per_reward["a"][1, 2].isnan()
     assert groups.per_reward["a"][0].tolist() == pytest.approx(levels[:3])
     assert groups.paths == (path,)
-    # Flat grey pictures: no colour, no edges, and dark where the level is below a tenth.
+    # Flat gray images: no color, no edges, and dark where the level is below a tenth.
     assert {name: values.shape for name, values in groups.statistics.items()} == dict.fromkeys(
         ("saturation", "edge_density", "dark_pixels"), (2, 3)
     )
     assert groups.statistics["dark_pixels"].tolist() == [[0, 0, 0], [0, 0, 0]]
-    # The root-mean-square difference of flat pictures is that of their levels: the mean over three pairs.
+    # The root-mean-square difference of flat images is that of their levels: the mean over three pairs.
     assert groups.diversity.tolist() == pytest.approx([(0.1 + 0.2 + 0.3) / 3, (0.3 + 0.1 + 0.4) / 3], rel=1e-5)
 
 
 @pytest.mark.parametrize("frames", [0, 3])
-def test_large_media_are_compared_as_small_pictures(make: Make, frames: int) -> None:
+def test_large_media_are_compared_as_small_images(make: Make, frames: int) -> None:
     """64 pixels become 32: every thumbnail pixel is the mean of four."""
     shape = (2, frames, 3, 64, 64) if frames else (2, 3, 64, 64)
     media = torch.rand(shape, generator=torch.Generator().manual_seed(0))

@@ -27,7 +27,7 @@ from dgpo_kit.toy import BrightnessReward
 from dgpo_schemas.run import RunConfig
 
 LONG = 10.0
-PROMPTS = [Prompt(f"picture {i}") for i in range(12)]
+PROMPTS = [Prompt(f"image {i}") for i in range(12)]
 
 
 class Scripted(RewardModel):
@@ -35,10 +35,10 @@ class Scripted(RewardModel):
 
     range = (0.0, 1.0)
 
-    def __init__(self, function: Callable[[Tensor, Sequence[Prompt]], Any], elsewhere: bool = False) -> None:
+    def __init__(self, function: Callable[[Tensor, Sequence[Prompt]], Any], is_remote: bool = False) -> None:
         super().__init__(None, device=torch.device("cpu"))
         self.function, self.sizes = function, list[int]()
-        self.elsewhere = elsewhere  # type: ignore[misc]
+        self.is_remote = is_remote  # type: ignore[misc]
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Any:
         self.sizes.append(len(prompts))
@@ -96,7 +96,7 @@ def test_a_batch_that_does_not_fit_is_scored_in_halves(
 
 def test_a_sample_that_does_not_fit_alone_is_missing_by_itself() -> None:
     def score(media: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        if any(prompt.text == "picture 2" for prompt in prompts):
+        if any(prompt.text == "image 2" for prompt in prompts):
             raise torch.OutOfMemoryError("too large")
         return brightness(media, prompts)
 
@@ -198,7 +198,7 @@ def test_a_run_that_is_stopped_does_not_wait_for_the_last_scores(
     """The reward answers no more once it is asked for the second iteration, or for the evaluation after it."""
     config = make_config(run={"iterations": 4}, evaluation={"every": 2, "at_start": False}, checkpoints={"every": 100})
     whole, go, lines = BrightnessReward.score, threading.Event(), run_path(config) / "metrics.jsonl"
-    monkeypatch.setattr("dgpo_core.training.lanes.PATIENCE", 0.01)
+    monkeypatch.setattr("dgpo_core.training.executors.PATIENCE", 0.01)
     for iterations in (1, 2):
         stop = StopRequest()
 

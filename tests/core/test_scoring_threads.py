@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
-from dgpo_core.training import lanes
+from dgpo_core.training import executors
 from dgpo_core.training.reward_calls import Reward, checked_score
 from dgpo_core.training.scoring import Scorer
 from dgpo_core.types import Prompt, Scores
 
-PROMPTS = [Prompt(f"picture {i}") for i in range(24)]
+PROMPTS = [Prompt(f"image {i}") for i in range(24)]
 LONG = 20.0
 """Seconds after which a test that waits for what never comes fails."""
 
@@ -85,7 +85,7 @@ Make = Callable[..., Scorer]
 
 
 def submit(scorer: Scorer, count: int, size: int = 1) -> list[float]:
-    """Micro-batches of flat pictures, each sample of a level of its own."""
+    """Micro-batches of flat images, each sample of a level of its own."""
     levels = [(i + 1) / (count * size + 1) for i in range(count * size)]
     for start in range(0, count * size, size):
         media = torch.tensor(levels[start : start + size]).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
@@ -206,7 +206,7 @@ def test_seconds_are_those_of_each_reward(make: Make) -> None:
     assert wall < sum(spent.values()), "though they were at work side by side"
 
 
-def test_a_failure_on_several_threads_is_told_once(
+def test_a_failure_on_several_threads_is_reported_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All of them find the reason new before one has noted it, unless looking and noting are one act."""
@@ -254,7 +254,7 @@ def test_discarding_drops_the_calls_of_every_reward(make: Make) -> None:
     go.set()
     scored = scorer.collect()
     assert scored.values["a"].tolist() == scored.values["b"].tolist() == [0.75]
-    assert sorted(seen) == ["picture 0", "picture 0", "picture 9", "picture 9"]
+    assert sorted(seen) == ["image 0", "image 0", "image 9", "image 9"]
 
 
 # -- the end --------------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_closing_ends_every_thread(make: Make) -> None:
 
 
 def test_closing_does_not_wait_for_a_reward_that_hangs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "PATIENCE", 0.2)
+    monkeypatch.setattr(executors, "PATIENCE", 0.2)
     started, go = threading.Event(), threading.Event()
     before = running()
 

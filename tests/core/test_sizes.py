@@ -22,12 +22,12 @@ from dgpo_core.errors import UserError
 from dgpo_core.flow.groups import mean_pairwise_distance
 from dgpo_core.flow.paths import PathSteps
 from dgpo_core.flow.sizes import check_sizes, different, largest, named, runs
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.media.conditions import condition_medium
-from dgpo_core.media.pictures import contact_sheet
+from dgpo_core.media.images import contact_sheet
 from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.dry_run import dry_run
 from dgpo_core.training.engine import build_engine
-from dgpo_core.training.rehearsal import rehearse
 from dgpo_core.training.scored import diversity
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Conditioning, Prompt
@@ -57,7 +57,7 @@ def logs(path: Path, name: str) -> list[dict[str, Any]]:
 def saved(path: Path) -> dict[str, bytes]:
     """What is the same byte for byte however often a run was stopped."""
     newest = sorted((path / "checkpoints").iterdir())[-1]
-    files = [f for f in sorted(newest.iterdir()) if f.name != "clock.json"] + sorted((path / "pictures").rglob("*.*"))
+    files = [f for f in sorted(newest.iterdir()) if f.name != "clock.json"] + sorted((path / "images").rglob("*.*"))
     files += [path / "metrics.jsonl", path / "evaluations.jsonl"]
     return {str(f.relative_to(path)): f.read_bytes() for f in files}
 
@@ -70,7 +70,7 @@ def size_of(picture: Path) -> tuple[int, int]:
 # -- words and checks -------------------------------------------------------------------------------------------------
 
 
-def test_runs_of_neighbours() -> None:
+def test_runs_of_neighbors() -> None:
     assert runs([]) == []
     assert ["aabac"[run] for run in runs("aabac")] == ["aa", "b", "a", "c"]
 
@@ -112,7 +112,7 @@ def test_each_size_is_asked_about_once_and_a_bad_one_is_found_where_it_stands() 
 
 def test_a_bad_size_is_found_before_the_first_sample(make_config: Make, registry: Registry) -> None:
     config = make_config(prompts={"heldout": {"use": "toy-sizes", "options": {"sizes": [[8, 8], [8, 12]]}}})
-    with pytest.raises(UserError, match=r"the prompt 'heldout picture [135]': size: 8x12 is not possible; .* 8x16"):
+    with pytest.raises(UserError, match=r"the prompt 'heldout image [135]': size: 8x12 is not possible; .* 8x16"):
         Trainer(config, registry).train()
     assert not run_path(config).exists()
 
@@ -126,17 +126,19 @@ def test_a_sample_is_what_it_would_be_alone(micro_batch: int, make_config: Make,
     engine = build_engine(make_config(**SEVERAL, **DOUBLE, rollout={"guidance": 2.0}), registry)
     loaded = engine.load_prompts("train")
     prompts, members = [*loaded[:4], replace(loaded[4], size=None)], 3
-    roller = engine.roller(micro_batch=micro_batch)
-    drawn = list(roller.roll_out(prompts, members, Draws(8), "policy"))
+    rollout_sampler = engine.rollout_sampler(micro_batch=micro_batch)
+    drawn = list(rollout_sampler.sample_groups(prompts, members, Draws(8), "policy"))
     assert [i for r in drawn for i in r.samples] == list(range(15))
-    assert [list(r.samples) for r in drawn] == [list(batch) for batch in roller.micro_batches(prompts, members)]
+    assert [list(r.samples) for r in drawn] == [
+        list(batch) for batch in rollout_sampler.micro_batches(prompts, members)
+    ]
     for rollout in drawn:
         assert {prompt.size for prompt in rollout.prompts} == {(2 * rollout.x0.shape[2], 2 * rollout.x0.shape[3])}
     if micro_batch == 100:
         assert [len(r.samples) for r in drawn] == [3, 6, 3, 3]
     whole = [x0 for r in drawn for x0 in r.x0]
     for g, prompt in enumerate(prompts):
-        alone = engine.roller().roll_out([prompt], members, Draws(8), "policy", places=[g])
+        alone = engine.rollout_sampler().sample_groups([prompt], members, Draws(8), "policy", places=[g])
         for x0, wanted in zip(whole[3 * g : 3 * g + 3], next(alone).x0, strict=True):
             torch.testing.assert_close(x0, wanted, rtol=0, atol=1e-12)
 
@@ -180,12 +182,12 @@ class Media(PromptSource):
 
 class _MediaPlugin:
     @hookimpl
-    def dgpo_backbones(self) -> list[Part]:
-        return [Part("edited", "The toy with media", f"{__name__}:Edited", ToyOptions)]
+    def dgpo_backbones(self) -> list[Component]:
+        return [Component("edited", "The toy with media", f"{__name__}:Edited", ToyOptions)]
 
     @hookimpl
-    def dgpo_prompt_sources(self) -> list[Part]:
-        return [Part("media", "With media", f"{__name__}:Media", Options)]
+    def dgpo_prompt_sources(self) -> list[Component]:
+        return [Component("media", "With media", f"{__name__}:Media", Options)]
 
 
 def test_prompts_of_one_size_and_several_buckets(make_config: Make, registry: Registry) -> None:
@@ -199,7 +201,7 @@ def test_prompts_of_one_size_and_several_buckets(make_config: Make, registry: Re
             backbone={"use": "edited", "options": {"double": True}},
             prompts={"train": {"use": "media"}, "heldout": {"use": "media"}},
             rollout={"guidance": 1.5, "groups": 6, "micro_batch": micro_batch},
-            optimiser={"micro_batch": micro_batch, "learning_rate": 0.01},
+            optimizer={"micro_batch": micro_batch, "learning_rate": 0.01},
         )
         Trainer(config, registry).train()
         found.append(logs(run_path(config), "metrics.jsonl"))
@@ -211,7 +213,7 @@ def test_prompts_of_one_size_and_several_buckets(make_config: Make, registry: Re
     assert {(shape[1], x[2]) for x, shape in seen} == {(0, 4), (1, 4), (2, 4), (2, 8), (0, 8)}
 
 
-# -- scores and pictures ----------------------------------------------------------------------------------------------
+# -- scores and images ----------------------------------------------------------------------------------------------
 
 
 def test_diversity_is_of_each_group_whatever_the_others_are() -> None:
@@ -222,7 +224,7 @@ def test_diversity_is_of_each_group_whatever_the_others_are() -> None:
 
 
 def test_a_sheet_of_several_sizes() -> None:
-    """Cells are as large as the largest picture; what is left is white."""
+    """Cells are as large as the largest image; what is left is white."""
     sheet = contact_sheet([Image.new("RGB", size, "black") for size in ((8, 4), (2, 6), (3, 3))], 2, 1)
     assert sheet.size == (17, 13)
     dark = {(x, y) for x in range(17) for y in range(13) if sheet.getpixel((x, y)) == (0, 0, 0)}
@@ -235,7 +237,7 @@ def test_a_sheet_of_several_sizes() -> None:
 
 def test_one_process_gathers_what_it_has() -> None:
     media = [torch.zeros(3, 2, 2), torch.ones(3, 4, 2)]
-    assert all(a is b for a, b in zip(Processes().gather_each(media), media, strict=True))
+    assert all(a is b for a, b in zip(Processes().all_gather_tensors(media), media, strict=True))
 
 
 # -- whole runs -------------------------------------------------------------------------------------------------------
@@ -248,15 +250,15 @@ def test_the_same_at_any_micro_batch(paths: bool, make_config: Make, registry: R
         changes = {
             "rollout": {"sampler": "flow-sde", "steps": 4},
             "timesteps": {"use": "sampler-steps", "count": 2, "t_min": 0.1},
-            "objective": {"use": "flow-grpo", "switch": None, "kl": 0.02},
+            "objective": {"use": "flow-grpo", "ema_rollouts_after": None, "kl": 0.02},
             "evaluation": {"sampler": "flow-euler"},
         }
     found = []
-    for name, rolled, learnt in (("one", 1, 1), ("some", 3, 7), ("all", None, 100)):
+    for name, rolled, learned in (("one", 1, 1), ("some", 3, 7), ("all", None, 100)):
         config = make_config(
             **SEVERAL, **DOUBLE,
             run={"name": name, "iterations": 2},
-            optimiser={"micro_batch": learnt, "learning_rate": 0.01},
+            optimizer={"micro_batch": learned, "learning_rate": 0.01},
             **{**changes, "rollout": {**changes["rollout"], "micro_batch": rolled}},
         )  # fmt: skip
         Trainer(config, registry).train()
@@ -269,17 +271,17 @@ def test_the_same_at_any_micro_batch(paths: bool, make_config: Make, registry: R
 
 
 def test_stopped_and_resumed_bit_by_bit(make_config: Make, registry: Registry) -> None:
-    """With a policy that measures, videos and pictures in between, and finer solves."""
+    """With a policy that measures, videos and images in between, and finer solves."""
     config = make_config(
         **SEVERAL,
         rollout={"micro_batch": 5},
-        optimiser={"micro_batch": 6, "updates": 2, "learning_rate": 0.01},
+        optimizer={"micro_batch": 6, "updates": 2, "learning_rate": 0.01},
         timesteps={"use": "disagreement-t-min", "t_min": 0.1, "count": 2, "options": {"every": 2, "samples": 3}},
-        evaluation={"samples_per_prompt": 2, "pictures": 4, "finer": {"steps": 5, "prompts": 3}},
+        evaluation={"samples_per_prompt": 2, "images": 4, "many_step": {"steps": 5, "prompts": 3}},
     )
     Trainer(config, registry).train()
     wanted = saved(run_path(config))
-    assert {size_of(f) for f in (run_path(config) / "pictures" / "000004").glob("0*.png")} == {(8, 8), (8, 16), (24, 8)}
+    assert {size_of(f) for f in (run_path(config) / "images" / "000004").glob("0*.png")} == {(8, 8), (8, 16), (24, 8)}
     assert {"step_disagreement", "diversity"} <= {r["reward"] for r in logs(run_path(config), "evaluations.jsonl")}
     for stop_after in (1, 3):
         shutil.rmtree(run_path(config))
@@ -292,7 +294,7 @@ def test_videos_of_several_sizes(make_config: Make, registry: Registry, film: ob
     registry.register(film, distribution="film")
     config = make_config(**SEVERAL, run={"iterations": 1}, backbone={"use": "film"}, rewards=[{"use": "glow"}])
     Trainer(config, registry).train()
-    found = run_path(config) / "pictures" / "000001"
+    found = run_path(config) / "images" / "000001"
     # Five frames of each, tiny ones enlarged by whole numbers up to 128 pixels.
     assert size_of(found / "grid.png") == (5 * 128 + 4 * 4, 2 * 128 + 4)
 
@@ -301,15 +303,15 @@ def test_a_dry_run_tries_the_largest(make_config: Make, registry: Registry, monk
     decoded: list[tuple[int, ...]] = []
     decode = ToyBackbone.decode
     monkeypatch.setattr(ToyBackbone, "decode", lambda self, x0: decoded.append(x0.shape[2:]) or decode(self, x0))
-    found = rehearse(Trainer(make_config(**SEVERAL), registry))
+    found = dry_run(Trainer(make_config(**SEVERAL), registry))
     assert decoded == [(4, 12)] * 3, "a group of each split and a micro-batch"
     assert found["sizes"] == "8x8, 16x8, 8x24"
-    assert "sizes" not in rehearse(Trainer(make_config(), registry))
+    assert "sizes" not in dry_run(Trainer(make_config(), registry))
 
 
 def test_a_probe_is_of_the_usual_size(make_config: Make, registry: Registry) -> None:
     run = Trainer(make_config(**SEVERAL), registry).build()
-    assert run.probe(run.training_roller, "policy").samples(5).shape == (5, 2, 8, 4)
+    assert run.probe(run.training_rollout_sampler, "policy").samples(5).shape == (5, 2, 8, 4)
 
 
 def test_paths_of_different_times_cannot_be_mixed() -> None:

@@ -19,17 +19,17 @@ from torch import Tensor
 from dgpo_cli.console import print_evaluation
 from dgpo_core.contracts import RewardModel
 from dgpo_core.data.prompts import digest, some_of_each
-from dgpo_core.data.sources import Source, cut_to_shares, of_sources, whole_weights
+from dgpo_core.data.sources import Source, cut_to_shares, integer_weights, of_sources
 from dgpo_core.data.sources import turns as turns_of
 from dgpo_core.distributed.comparing import NOT_FINITE, Layout
 from dgpo_core.distributed.processes import Processes
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.groups import advantages, weigh
+from dgpo_core.flow.groups import advantages, compute_advantages
 from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.dry_run import dry_run
 from dgpo_core.training.engine import build_engine
 from dgpo_core.training.evaluation_records import evaluation_record
-from dgpo_core.training.rehearsal import rehearse
 from dgpo_core.training.reward_building import evaluation_scorer
 from dgpo_core.training.reward_calls import Reward
 from dgpo_core.training.scored import missing_beyond, not_finite
@@ -144,8 +144,8 @@ def block(name: str, **more: Any) -> SourceBlock:
 
 
 def test_weights_are_whole_numbers_of_steps() -> None:
-    assert whole_weights([block("a", weight=0.5), block("b"), block("c", weight=0.25)]) == [2, 4, 1]
-    assert whole_weights([block("a", weight=0.333), block("b", weight=0.667)]) == [333, 667]
+    assert integer_weights([block("a", weight=0.5), block("b"), block("c", weight=0.25)]) == [2, 4, 1]
+    assert integer_weights([block("a", weight=0.333), block("b", weight=0.667)]) == [333, 667]
     with pytest.raises(ValidationError, match=r"in steps of 0\.001; the nearest is 0\.333"):
         block("a", weight=1 / 3)
 
@@ -158,7 +158,7 @@ def test_shares_of_an_evaluation() -> None:
     assert Counter(prompt.source for prompt in chosen) == {"s0": 3, "s1": 10}
 
 
-def test_the_source_is_part_of_what_is_digested() -> None:
+def test_the_source_is_component_of_what_is_digested() -> None:
     assert digest([Prompt("a", source="x")]) != digest([Prompt("a")]) != digest([Prompt("a", source="y")])
 
 
@@ -224,14 +224,14 @@ def test_rewards_of_a_source_are_asked_for_its_samples_alone(micro_batch: int) -
     torch.testing.assert_close(groups.rewards.flatten(), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(groups.summed, groups.rewards)
     assert groups.asked["b"].tolist() == [True, True, True, False]
-    normalised = scorer.groups(samples, [], PROMPTS, ScoringSection(aggregation="group-normalised"), 1e-4)
+    normalized = scorer.groups(samples, [], PROMPTS, ScoringSection(aggregation="group-normalized"), 1e-4)
     for g in range(3):
         one = level.view(4, 3)[g]
         z = 3 * (one - one.mean()) / (one.std(correction=0) + 1e-4)
-        torch.testing.assert_close(normalised.rewards[g], z, rtol=0, atol=1e-9)
+        torch.testing.assert_close(normalized.rewards[g], z, rtol=0, atol=1e-9)
 
 
-def test_media_that_are_not_finite_are_still_told_from_failures() -> None:
+def test_media_that_are_not_finite_are_still_reported_from_failures() -> None:
     scorer, samples, _ = scored(4, torch.full_like(MEDIA, torch.nan))
     scorer.close()
     assert {one.get("reason") for one in samples.diagnostics["b"]} == {NOT_FINITE, None}
@@ -252,16 +252,16 @@ def test_advantages_are_within_a_source(std: str) -> None:
         def weights(self, advantage: Tensor, rewards: Tensor) -> Tensor:
             return advantage.abs()
 
-    found: Any = weigh(groups, section, Absolute())  # type: ignore[arg-type]
+    found: Any = compute_advantages(groups, section, Absolute())  # type: ignore[arg-type]
     for rows in ([0, 2], [1], [3]):
         assert found.advantages[rows].equal(advantages(rewards[rows], known[rows], section))
     whole = advantages(rewards, known, section)
     assert found.advantages.equal(whole) == (std != "batch")
 
 
-def test_evaluation_records_tell_the_sources() -> None:
+def test_evaluation_records_report_the_sources() -> None:
     values = torch.tensor([[0.0, 1.0], [0.25, 0.25], [1.0, 1.0], [0.5, torch.nan]], dtype=torch.float64)
-    common: Any = {"draws": Draws(0), "iteration": 0, "view": "slow"}
+    common: Any = {"draws": Draws(0), "iteration": 0, "model": "ema"}
     found = evaluation_record("r", "target", values, prompts=PROMPTS, **common)
     assert {name: (one.value, one.n) for name, one in found.sources.items()} == {
         "x": (0.75, 2), "y": (0.25, 1), "z": (0.5, 1),
@@ -280,7 +280,7 @@ def data(directory: Path, **changes: Any) -> dict[str, Any]:
         directory,
         rewards=[{"use": "brightness"}, {"use": "brightness", "name": "twice", "weight": 0.5}],
         rollout={"groups": 6},
-        optimiser={"updates": 2},
+        optimizer={"updates": 2},
     )
     made["prompts"] = {
         "train": [
@@ -312,7 +312,7 @@ def data(directory: Path, **changes: Any) -> dict[str, Any]:
         ("prompts.train.0.file", "x.txt", "give exactly one of `file`"),
         ("prompts.train", [], "prompts.train: must have at least 1 entry"),
         ("prompts.train.1", "x.txt", "prompts.train.1: must be a section with keys such as"),
-        ("prompts.heldout.1.rewards", ["twice", "guard"], "prompts.heldout.1.rewards.1: there is no reward 'guard'"),
+        ("prompts.heldout.1.rewards", ["twice", "monitor"], "prompts.heldout.1.rewards.1: there is no reward 'monitor'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path: Path, key: str, value: Any, message: str) -> None:
@@ -385,13 +385,13 @@ def test_a_list_of_one_is_the_run_without_a_list(tmp_path: Path, registry: Regis
 def test_a_dry_run_tries_every_source(tmp_path: Path, registry: Registry) -> None:
     made = data(tmp_path, rewards=[{"use": "brightness"}, {"use": "win-rate", "name": "twice"}])
     made["evaluation"] |= {"samples_per_prompt": 2}
-    found = rehearse(Trainer(RunConfig.model_validate(made), registry))
+    found = dry_run(Trainer(RunConfig.model_validate(made), registry))
     assert {label: len(values) for label, values in found["rewards"].items()} == {"brightness": 4, "twice": 2}
 
 
 def test_the_table_of_an_evaluation_has_a_row_for_each_source() -> None:
     values = torch.tensor([[0.0, 1.0], [0.25, 0.25], [1.0, 1.0], [0.5, torch.nan]], dtype=torch.float64)
-    common: Any = {"draws": Draws(0), "iteration": 0, "view": "slow"}
+    common: Any = {"draws": Draws(0), "iteration": 0, "model": "ema"}
     records = [
         evaluation_record("all", "target", values, prompts=PROMPTS, **common),
         evaluation_record("some", "target", values[:2], prompts=PROMPTS[:2], **common),

@@ -30,14 +30,16 @@ LOW, HIGH = 0.02834, 0.93596
 def own(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Gives the toy a schedule, a range and a start of its own."""
 
-    def change(schedule: Any = None, sigma_range: Any = None, start: Any = None, guidable: bool = True) -> None:
+    def change(
+        schedule: Any = None, sigma_range: Any = None, start: Any = None, supports_guidance: bool = True
+    ) -> None:
         if schedule is not None:
             monkeypatch.setattr(ToyBackbone, "schedule", lambda self, height, width, steps: schedule(steps))
         if sigma_range is not None:
             monkeypatch.setattr(ToyBackbone, "sigma_range", property(lambda self: sigma_range))
         if start is not None:
             monkeypatch.setattr(ToyBackbone, "start", lambda self, sigma: start(sigma))
-        monkeypatch.setattr(ToyBackbone, "guidable", property(lambda self: guidable))
+        monkeypatch.setattr(ToyBackbone, "supports_guidance", property(lambda self: supports_guidance))
 
     return change
 
@@ -61,7 +63,7 @@ def test_auto_is_the_models_shift_and_a_number_takes_its_place(own: Any, make_co
         assert engine.training_sigmas.tolist() == pytest.approx([*sigmas, 0.0])
         assert engine.times.training_range == pytest.approx((expected * 0.3 / (1 + (expected - 1) * 0.3), 1.0))
         assert engine.facts()["shift"] == shown
-        path = next(engine.roller().roll_out(prompts_of(["a"]), 1, Draws(0), "base", keep_path=True)).path
+        path = next(engine.rollout_sampler().sample_groups(prompts_of(["a"]), 1, Draws(0), "base", keep_path=True)).path
         assert path is not None
         assert torch.equal(path.sigmas, engine.training_sigmas)
 
@@ -80,7 +82,9 @@ def test_samples_begin_at_the_models_start(own: Any, make_config: Make, registry
     def first(scale: float) -> torch.Tensor:
         own(start=lambda sigma: scale * sigma)
         engine = build_engine(make_config(), registry)
-        drawn = next(engine.roller().roll_out(prompts_of(["a"], (8, 8)), 2, Draws(0), "base", keep_path=True))
+        drawn = next(
+            engine.rollout_sampler().sample_groups(prompts_of(["a"], (8, 8)), 2, Draws(0), "base", keep_path=True)
+        )
         assert drawn.path is not None
         return drawn.path.states[0]
 
@@ -142,10 +146,10 @@ def test_fewer_steps_are_named_where_they_help(own: Any, make_config: Make, regi
     own(sigma_range=(0.1, 1.0))
     engine = build_engine(make_config(rollout={"sampler": "flow-dpmpp", "steps": 12}), registry)
     with pytest.raises(UserError, match="at most 9 stay among them"):
-        engine.roller()
+        engine.rollout_sampler()
     own(sigma_range=(0.5, 0.6))
     with pytest.raises(UserError, match="flow-euler takes the model's own times"):
-        build_engine(make_config(rollout={"sampler": "flow-dpmpp", "shift": "auto"}), registry).roller()
+        build_engine(make_config(rollout={"sampler": "flow-dpmpp", "shift": "auto"}), registry).rollout_sampler()
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,7 @@ def test_fewer_steps_are_named_where_they_help(own: Any, make_config: Make, regi
 def test_guidance_of_a_model_that_has_none(
     own: Any, make_config: Make, registry: Registry, change: dict[str, Any], key: str
 ) -> None:
-    own(guidable=False)
+    own(supports_guidance=False)
     expected = f"{key} is not possible: backbone: toy has no unconditional prediction to guide away from; leave it at 1"
     with pytest.raises(UserError, match=re.escape(expected)):
         Trainer(make_config(**change), registry).build()

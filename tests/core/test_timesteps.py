@@ -134,13 +134,13 @@ def test_sampler_steps_include_both_ends_but_never_zero() -> None:
         (3, _context(0.0, 0.43), ["only 2", "(0.4283, 0.2498)", "timesteps.t_max", "only 2 times"]),
     ],
 )
-@pytest.mark.parametrize("verb", ["check", "draw"])
+@pytest.mark.parametrize("phase", ["check", "draw"])
 def test_too_few_steps_are_refused_with_the_way_out(
-    verb: str, count: int, context: TimestepContext, messages: list[str]
+    phase: str, count: int, context: TimestepContext, messages: list[str]
 ) -> None:
     policy = SamplerSteps(None)
     with pytest.raises(UserError) as caught:
-        policy.check(context, count) if verb == "check" else policy.draw(count, context, DRAWS)
+        policy.check(context, count) if phase == "check" else policy.draw(count, context, DRAWS)
     for message in messages:
         assert message in str(caught.value)
 

@@ -14,7 +14,7 @@ import dgpo_core.training.loop as module
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.system.stopping import StopRequest, limit_reached
-from dgpo_core.training.rehearsal import rehearse
+from dgpo_core.training.dry_run import dry_run
 from dgpo_core.training.saving import Saver
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_schemas.metrics import OutcomeRecord, PromptScores
@@ -87,17 +87,17 @@ def test_seconds_are_those_of_training_and_outlive_a_resume(
     """A clock on which every iteration takes 10 seconds; evaluations and checkpoints take 1000."""
     now = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-    weigh, save = module.weigh, Saver.save
+    compute_advantages, save = module.compute_advantages, Saver.save
 
-    def slow_weigh(*arguments: Any) -> Any:
+    def slow_advantages(*arguments: Any) -> Any:
         now[0] += 10
-        return weigh(*arguments)
+        return compute_advantages(*arguments)
 
     def slow_save(self: Saver) -> None:
         now[0] += 1000
         save(self)
 
-    monkeypatch.setattr(module, "weigh", slow_weigh)
+    monkeypatch.setattr(module, "compute_advantages", slow_advantages)
     monkeypatch.setattr(Saver, "save", slow_save)
     config = make_config(run={"iterations": 99}, stop={"seconds": 45})
     Trainer(config, registry).train(max_iterations=2)
@@ -123,7 +123,7 @@ def test_a_target_ends_a_run(make_config: Make, registry: Registry) -> None:
     assert outcome(run_path(reached)) == OutcomeRecord(outcome="finished", iteration=0, ended_by="target")
 
 
-def test_how_a_run_ended_is_told_only_when_it_has(make_config: Make, registry: Registry) -> None:
+def test_how_a_run_ended_is_reported_only_when_it_has(make_config: Make, registry: Registry) -> None:
     config = make_config(rewards=[{"use": "brightness", "options": {"fail": "dark"}}], scoring={"max_missing": 0})
     path = run_path(config)
     with pytest.raises(RunStopped):
@@ -144,8 +144,8 @@ def test_how_a_run_ended_is_told_only_when_it_has(make_config: Make, registry: R
 
 def test_scores_by_prompt_make_up_the_records(make_config: Make, registry: Registry) -> None:
     config = make_config(
-        evaluation={"every": 2, "prompts": 5, "samples_per_prompt": 3, "guards": {"rewards": [{"use": "brightness",
-        "name": "guard", "options": {"scale": 0.5}}]}},
+        evaluation={"every": 2, "prompts": 5, "samples_per_prompt": 3, "monitors": {"rewards": [{"use": "brightness",
+        "name": "monitor", "options": {"scale": 0.5}}]}},
         prompts={"heldout": {"use": "toy"}, "train": {"use": "toy"}},
     )  # fmt: skip
     Trainer(config, registry).train()
@@ -154,7 +154,7 @@ def test_scores_by_prompt_make_up_the_records(make_config: Make, registry: Regis
     for iteration in (0, 2, 4):
         kept = PromptScores.model_validate_json((path / "scores" / f"{iteration:06d}.json").read_text())
         assert len(kept.prompts) == 5
-        assert list(kept.rewards) == ["brightness", "guard"]
+        assert list(kept.rewards) == ["brightness", "monitor"]
         for line in lines(path, "evaluations.jsonl"):
             if line["iteration"] == iteration and line["role"] != "statistic":
                 found = kept.rewards[line["reward"]]
@@ -185,7 +185,7 @@ def test_an_option_that_a_plugin_has_got_since_is_no_other_configuration(make_co
 
 
 def test_dry_run_writes_nothing(make_config: Make, registry: Registry, tmp_path: Path) -> None:
-    found = rehearse(Trainer(make_config(), registry))
+    found = dry_run(Trainer(make_config(), registry))
     assert len(found["rewards"]["brightness"]) == 2
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""Parts that throw in the middle of a run: named, the iterations before them saved."""
+"""Components that throw in the middle of a run: named, the iterations before them saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from dgpo_core.data.checks import check_prompts
 from dgpo_core.data.prompts import load_prompts
 from dgpo_core.errors import PluginError, RunStopped, UserError
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Prompt
@@ -57,12 +57,12 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: Registry) -> 
 
     class Plugin:
         @hookimpl
-        def dgpo_weightings(self) -> Sequence[Part]:
-            return [Part("throws", "Throws.", "odd_parts_of_a_run:Throws")]
+        def dgpo_weightings(self) -> Sequence[Component]:
+            return [Component("throws", "Throws.", "odd_parts_of_a_run:Throws")]
 
         @hookimpl
-        def dgpo_prompt_sources(self) -> Sequence[Part]:
-            return [Part("throws", "Throws.", "odd_parts_of_a_run:Source")]
+        def dgpo_prompt_sources(self) -> Sequence[Component]:
+            return [Component("throws", "Throws.", "odd_parts_of_a_run:Source")]
 
     registry.register(Plugin(), distribution="odd", version="1.5")
 
@@ -85,7 +85,7 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: Registry) -> 
         ("json.loads('{')", "JSONDecodeError: Expecting property name"),  # thrown in a library that it calls
     ],
 )
-def test_a_part_that_throws_stops_the_run_with_its_state_saved(
+def test_a_component_that_throws_stops_the_run_with_its_state_saved(
     odd: Callable[[str], Registry], make_config: Callable[..., RunConfig], deed: str, reason: str
 ) -> None:
     config = make_config(weighting="throws", checkpoints={"every": 100}, run={"iterations": 4}, rollout={"groups": 4})

@@ -15,10 +15,10 @@ from torch import Tensor
 from dgpo_core.contracts import Probe, TimestepContext, TimestepPolicy
 from dgpo_core.draws import Draws
 from dgpo_core.errors import RunStopped
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.system.stopping import StopRequest
-from dgpo_core.training.rollout import Roller
+from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_kit.toy import BrightnessReward, ToyBackbone
 from dgpo_schemas.run import RunConfig
@@ -73,8 +73,8 @@ class Looks(Seeks):
 
 class _Plugin:
     @hookimpl
-    def dgpo_timestep_policies(self) -> list[Part]:
-        return [Part(kind.__name__.lower(), "Measures", f"{__name__}:{kind.__name__}") for kind in (Seeks, Looks)]
+    def dgpo_timestep_policies(self) -> list[Component]:
+        return [Component(kind.__name__.lower(), "Measures", f"{__name__}:{kind.__name__}") for kind in (Seeks, Looks)]
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def fingerprint(path: Path) -> dict[str, bytes]:
 
 
 def seeking(make_config: Make, **changes: Any) -> RunConfig:
-    return make_config(**{"timesteps": {"use": "seeks", "t_min": 0.0}, "optimiser": {"learning_rate": 0.05}} | changes)
+    return make_config(**{"timesteps": {"use": "seeks", "t_min": 0.0}, "optimizer": {"learning_rate": 0.05}} | changes)
 
 
 def test_bounds_and_findings_are_logged(make_config: Make, registry: Registry) -> None:
@@ -105,28 +105,28 @@ def test_bounds_and_findings_are_logged(make_config: Make, registry: Registry) -
     Trainer(config, registry).train()
     records = logs(run_path(config))
     for record in records:
-        told = record["timesteps"]
-        assert told.keys() == {"low", "t_min", "t_max"}
-        assert told["t_min"] == told["low"]
-        assert told["t_max"] == 0.9
-        assert told["t_min"] <= record["t_min"] <= record["t_max"] <= told["t_max"]
+        reported = record["timesteps"]
+        assert reported.keys() == {"low", "t_min", "t_max"}
+        assert reported["t_min"] == reported["low"]
+        assert reported["t_max"] == 0.9
+        assert reported["t_min"] <= record["t_min"] <= record["t_max"] <= reported["t_max"]
     lows = [record["timesteps"]["low"] for record in records]
     assert 0 < lows[0] == lows[1] < lows[2] == lows[3]
 
 
-def test_a_policy_that_stays_tells_the_runs_range(make_config: Make, registry: Registry) -> None:
+def test_a_policy_that_stays_reports_the_runs_range(make_config: Make, registry: Registry) -> None:
     config = make_config(timesteps={"t_min": 0.3, "t_max": 0.8}, run={"iterations": 1})
     Trainer(config, registry).train()
     assert logs(run_path(config))[0]["timesteps"] == {"t_min": 0.3, "t_max": 0.8}
 
 
 def test_measuring_is_timed_where_it_takes_place(make_config: Make, registry: Registry) -> None:
-    for name, use, verbs in (("a", "seeks", 1), ("b", "uniform", 0)):
+    for name, use, phases in (("a", "seeks", 1), ("b", "uniform", 0)):
         config = make_config(run={"name": name, "iterations": 2}, timesteps={"use": use})
         Trainer(config, registry).train()
         for timing in logs(run_path(config), "timings.jsonl"):
-            assert ("measure" in timing["verbs"]) == verbs
-            assert sum(v["seconds"] for n, v in timing["verbs"].items() if n != "score") > 0
+            assert ("measure" in timing["phases"]) == phases
+            assert sum(v["seconds"] for n, v in timing["phases"].items() if n != "score") > 0
 
 
 def test_the_model_is_measured_as_the_rollouts_will_see_it(
@@ -134,17 +134,21 @@ def test_the_model_is_measured_as_the_rollouts_will_see_it(
 ) -> None:
     """Before them, and from the weights that they are drawn from."""
     seen: list[str] = []
-    roll_out = Roller.roll_out
+    sample_groups = RolloutSampler.sample_groups
 
-    def watched(self: Roller, prompts: Any, members: int, draws: Draws, view: Any, **keywords: Any) -> Any:
-        seen.append(f"{view} {members} x {self.steps}")
-        return roll_out(self, prompts, members, draws, view, **keywords)
+    def watched(self: RolloutSampler, prompts: Any, members: int, draws: Draws, model: Any, **keywords: Any) -> Any:
+        seen.append(f"{model} {members} x {self.steps}")
+        return sample_groups(self, prompts, members, draws, model, **keywords)
 
-    monkeypatch.setattr(Roller, "roll_out", watched)
-    config = seeking(make_config, objective={"switch": 1}, prompts={"heldout": None}, evaluation={"every": 0})
+    monkeypatch.setattr(RolloutSampler, "rollout", watched)
+    config = seeking(
+        make_config, objective={"ema_rollouts_after": 1}, prompts={"heldout": None}, evaluation={"every": 0}
+    )
     Trainer(config, registry).train()
     expected = [["1 x 3", "1 x 12", "4 x 3", "4 x 3"]] * 2
-    assert seen == [f"{view} {one}" for view, each in zip(("policy", "old"), expected, strict=True) for one in each]
+    assert seen == [
+        f"{model} {one}" for model, each in zip(("policy", "ema_fast"), expected, strict=True) for one in each
+    ]
 
 
 @pytest.mark.parametrize(("sampler", "expected"), [("flow-euler", True), ("flow-dpmpp", True), ("flow-sde", False)])

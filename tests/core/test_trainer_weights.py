@@ -45,18 +45,18 @@ def saved(config: RunConfig) -> list[int]:
     return [int(path.name) for path in Checkpoints(run_path(config) / "checkpoints").paths()]
 
 
-@pytest.mark.parametrize("where", ["policy", "old", "slow", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("where", ["policy", "ema_fast", "ema", "exp_avg", "exp_avg_sq"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
 def test_one_number_anywhere_is_enough(where: str, value: float, make_config: Make, registry: Registry) -> None:
     trainer = Trainer(make_config(**OFTEN), registry)
     trainer.train(max_iterations=1)
-    optimiser, policy = trainer.build().optimiser, trainer.build().policy
-    assert optimiser.sound()
-    moments = list(optimiser.adamw.state.values())[-1]
+    optimizer, policy = trainer.build().optimizer, trainer.build().policy
+    assert optimizer.sound()
+    moments = list(optimizer.adamw.state.values())[-1]
     place = policy._weights[where][-1] if where in STORED else moments[where]
     with torch.no_grad():
         place.view(-1)[-1] = value
-    assert optimiser.sound() == (value == 1e30 and where not in STORED)
+    assert optimizer.sound() == (value == 1e30 and where not in STORED)
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -83,10 +83,10 @@ def test_an_update_that_destroys_the_weights_stops_the_run_and_a_lower_rate_goes
     assert message.startswith(
         "in iteration 3 update 3, with a learning rate of 1e+30, made weights that are not finite"
     )
-    assert "Lower optimiser.learning_rate (a resume may change it); the checkpoint of iteration 2 is kept" in message
+    assert "Lower optimizer.learning_rate (a resume may change it); the checkpoint of iteration 2 is kept" in message
     assert saved(config)[-1] == 2
     assert json.loads((run_path(config) / "outcome.json").read_text())["outcome"] == "failed"
-    tame = make_config(optimiser={"learning_rate": 1e-4}, **OFTEN)
+    tame = make_config(optimizer={"learning_rate": 1e-4}, **OFTEN)
     assert Trainer(tame, registry).train(resume=True) == "finished"
     lines = (run_path(tame) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["learning_rate"] for line in lines] == [0.01, 0.01, 1e-4, 1e-4]
@@ -97,7 +97,7 @@ def test_an_update_that_leaves_no_numbers_is_not_saved(
     moment: int, make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third update of the run gives nan. Two updates an iteration: it is the first or the second of one."""
-    config = make_config(optimiser={"updates": moment, "max_grad_norm": None}, **OFTEN)
+    config = make_config(optimizer={"updates": moment, "max_grad_norm": None}, **OFTEN)
     update = Optimizer.apply
 
     def third(self: Optimizer, gradient: Accumulated) -> Any:
@@ -108,12 +108,12 @@ def test_an_update_that_leaves_no_numbers_is_not_saved(
 
     with monkeypatch.context() as patched:
         patched.setattr(Optimizer, "apply", third)
-        with pytest.raises(RunStopped, match=r"optimiser\.max_grad_norm, which is null"):
+        with pytest.raises(RunStopped, match=r"optimizer\.max_grad_norm, which is null"):
             Trainer(config, registry).train()
     good = 2 // moment
     assert saved(config)[-1] == good
     assert Trainer(config, registry).train(resume=True) == "finished"
-    never = make_config(run={"name": "never"}, optimiser={"updates": moment, "max_grad_norm": None}, **OFTEN)
+    never = make_config(run={"name": "never"}, optimizer={"updates": moment, "max_grad_norm": None}, **OFTEN)
     Trainer(never, registry).train()
     assert (run_path(config) / "metrics.jsonl").read_bytes() == (run_path(never) / "metrics.jsonl").read_bytes()
 
@@ -136,7 +136,7 @@ def test_weights_that_are_no_numbers_from_the_start(
     assert saved(config) == []
 
 
-@pytest.mark.parametrize("name", ["weights", "optimiser"])
+@pytest.mark.parametrize("name", ["weights", "optimizer"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_checkpoint_with_such_numbers_is_refused_and_the_one_before_is_taken(
     name: str, value: float, make_config: Make, registry: Registry, caplog: pytest.LogCaptureFixture
@@ -157,22 +157,22 @@ def test_a_checkpoint_with_such_numbers_is_refused_and_the_one_before_is_taken(
 def test_while_updates_are_skipped_the_weights_before_the_last_one_are_kept(
     make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The update of iteration 3 has spoilt the weights, though they are finite; checkpoints of iterations 4 to 6 have
-    the same."""
+    """The update of iteration 3 has corrupted the weights, though they are finite; checkpoints of iterations 4 to 6
+    have the same."""
     config = make_config(
-        run={"iterations": 9}, optimiser={"max_skipped": 2}, evaluation={"every": 0, "at_start": False},
+        run={"iterations": 9}, optimizer={"max_skipped": 2}, evaluation={"every": 0, "at_start": False},
         checkpoints={"every": 1},
     )  # fmt: skip
     update = Optimizer.apply
 
-    def spoilt(self: Optimizer, gradient: Accumulated) -> Any:
+    def nonfinite(self: Optimizer, gradient: Accumulated) -> Any:
         return update(self, replace(gradient, loss=gradient.loss * torch.nan) if self.updates >= 3 else gradient)
 
-    monkeypatch.setattr(Optimizer, "apply", spoilt)
+    monkeypatch.setattr(Optimizer, "apply", nonfinite)
     with pytest.raises(RunStopped, match=r"the checkpoint of iteration 2 is kept too") as caught:
         Trainer(config, registry).train()
     assert "3 updates in a row" in str(caught.value)
-    assert "the update of iteration 3 has spoilt" in str(caught.value)
+    assert "the update of iteration 3 has corrupted" in str(caught.value)
     assert saved(config) == [2, 5, 6]
 
 
@@ -187,14 +187,14 @@ def test_while_updates_are_skipped_the_weights_before_the_last_one_are_kept(
 def test_weights_that_draw_nothing_are_why_nothing_is_scored(
     every: int,
     keep: int,
-    spoilt_at: int,
+    corrupted_at: int,
     left: list[int],
-    told: str,
+    reported: str,
     make_config: Make,
     registry: Registry,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They are finite themselves. What was saved before the update that spoilt them is there, and goes on."""
+    """They are finite themselves. What was saved before the update that corrupted them is there, and goes on."""
     section: dict[str, Any] = {
         "evaluation": {"every": 0, "at_start": False},
         "checkpoints": {"every": every, "keep": keep},
@@ -204,19 +204,21 @@ def test_weights_that_draw_nothing_are_why_nothing_is_scored(
     with monkeypatch.context() as patched:
         decode = ToyBackbone.decode
 
-        def spoilt(self: ToyBackbone, latents: torch.Tensor) -> torch.Tensor:
-            return decode(self, latents) * (torch.nan if trainer.state.updates >= spoilt_at else 1)
+        def nonfinite(self: ToyBackbone, latents: torch.Tensor) -> torch.Tensor:
+            return decode(self, latents) * (torch.nan if trainer.state.updates >= corrupted_at else 1)
 
-        patched.setattr(ToyBackbone, "decode", spoilt)
+        patched.setattr(ToyBackbone, "decode", nonfinite)
         with pytest.raises(RunStopped) as caught:
             trainer.train()
     message = str(caught.value)
-    assert message.startswith(f"100% of the media of iteration {spoilt_at + 1} are not finite: {spoilt_at} update")
-    assert told.format(run_path(config)) + " a lower optimiser.learning_rate goes on from" in message
+    assert message.startswith(
+        f"100% of the media of iteration {corrupted_at + 1} are not finite: {corrupted_at} update"
+    )
+    assert reported.format(run_path(config)) + " a lower optimizer.learning_rate goes on from" in message
     assert saved(config) == left
     newest = run_path(config) / f"checkpoints/{left[-1]:06d}"
-    if left[-1] == spoilt_at:
-        newest.rename(newest.with_name("spoilt"))
+    if left[-1] == corrupted_at:
+        newest.rename(newest.with_name("corrupted"))
     assert Trainer(config, registry).train(resume=True) == "finished"
     never = make_config(run={"name": "never", "iterations": 4}, **section)
     Trainer(never, registry).train()

@@ -17,7 +17,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.weights import (
     check_weights,
     read_json,
-    refuse_quantised,
+    refuse_quantized,
     resolve_checkpoint,
     unreachable,
     where_instead,
@@ -298,7 +298,7 @@ def test_an_index_that_says_nothing(content: str, tmp_path: Path) -> None:
         ("model.safetensors", b"", "is empty"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
         ("model.safetensors", b"<!DOCTYPE html><html>", "a page of a web site"),
-        ("model.safetensors", b"GGUF\3\0\0\0", "GGUF's format: the model is quantised"),
+        ("model.safetensors", b"GGUF\3\0\0\0", "GGUF's format: the model is quantized"),
         ("model.safetensors", b"\x05", "do not begin with a header"),
         ("model.safetensors", b"\xff" * 64, "do not begin with a header"),
         ("model.safetensors", (900).to_bytes(8, "little") + b'{"a"', "ends within its header"),
@@ -350,13 +350,13 @@ def test_weights_whose_file_was_removed(tmp_path: Path) -> None:
         ("to_q.weight_scale", "F32", [4]),
     ],
 )
-def test_quantised_weights(name: str, kind: str, shape: list[int], tmp_path: Path) -> None:
+def test_quantized_weights(name: str, kind: str, shape: list[int], tmp_path: Path) -> None:
     safetensors(tmp_path / "model.safetensors", {"a": ("F32", [1], 4), name: (kind, shape, 16)})
-    with pytest.raises(UserError, match="the model is quantised, and neither training on nor sampling"):
+    with pytest.raises(UserError, match="the model is quantized, and neither training on nor sampling"):
         check_weights(tmp_path, "model", "here")
 
 
-def test_weights_that_are_not_quantised(tmp_path: Path) -> None:
+def test_weights_that_are_not_quantized(tmp_path: Path) -> None:
     """Counters and masks are of whole numbers; names of layers may speak of scales."""
     plain = {"position_ids": ("I64", [1, 77], 616), "attn.mask": ("U8", [4, 4], 16), "norm.scale": ("F16", [2], 4)}
     safetensors(tmp_path / "model.safetensors", plain | {"scale_shift_table": ("F32", [6, 2], 48)})
@@ -377,10 +377,10 @@ def test_weights_that_are_not_quantised(tmp_path: Path) -> None:
         ("gguf", "gguf"),
     ],
 )
-def test_quantised_configurations(section: Any, shown: str) -> None:
-    with pytest.raises(UserError, match=f"here: c.json: quantization_config says {shown}.*: the model is quantised"):
-        refuse_quantised({"quantization_config": section}, Path("c.json"), "here")
-    refuse_quantised({"quantization_config": None}, Path("c.json"), "here")
+def test_quantized_configurations(section: Any, shown: str) -> None:
+    with pytest.raises(UserError, match=f"here: c.json: quantization_config says {shown}.*: the model is quantized"):
+        refuse_quantized({"quantization_config": section}, Path("c.json"), "here")
+    refuse_quantized({"quantization_config": None}, Path("c.json"), "here")
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def answer(status: int) -> httpx.Response:
     [
         (
             errors.GatedRepoError("", response=answer(403)),
-            "it is gated: accept its licence at https://huggingface.co/o/n",
+            "it is gated: accept its license at https://huggingface.co/o/n",
         ),
         (errors.RepositoryNotFoundError("", response=answer(401)), "no such repository, or it is private"),
         (errors.RevisionNotFoundError("", response=answer(404)), "it has no revision v1"),

@@ -17,7 +17,7 @@ from dgpo_lab.ablation.directory import State
 from dgpo_lab.ablation.plan import Plan, make_plan
 from dgpo_lab.ablation.results import compare
 from dgpo_lab.ablation.traces import Guard, Trace
-from experiments.catalogue import EXPERIMENTS, HERE, Experiment
+from experiments.catalog import EXPERIMENTS, HERE, Experiment
 from experiments.conduct import QUICK, derived
 from experiments.findings import Findings
 from experiments.page import write_index, write_page
@@ -65,7 +65,7 @@ def test_an_ablation_is_valid_and_reduced_only_when_asked(experiment: Experiment
     for variant in plan.variants:
         assert (variant.config.run.iterations == QUICK["iterations"]) is quick
         if rates:
-            assert variant.config.optimiser.learning_rate == rates[variant.name]
+            assert variant.config.optimizer.learning_rate == rates[variant.name]
 
 
 def test_seeds_of_the_search_are_not_those_of_the_comparison(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_another_base_replaces_the_run_file_and_leaves_the_devices_to_the_machin
     if key in ("e1", "e4"):
         assert all(found.sampler is not None and found.sampler.use == "flow-euler" for found in evaluations)
     if key == "e2":
-        assert all(found.finer is not None for found in evaluations), "its page is about what they measure"
+        assert all(found.many_step is not None for found in evaluations), "its page is about what they measure"
     assert {variant.config.backbone.checkpoint for variant in plan.variants} != {"package:dgpo_miniature/checkpoint"}
     assert (plan.ablation.parallel, plan.ablation.threads) == (None, None)
 
@@ -130,7 +130,7 @@ def test_more_and_less_are_said_only_where_the_interval_excludes_zero() -> None:
     assert say.gain("base") == f"+0.150 [{low:+.3f}, {high:+.3f}]".replace("-", "−")
 
 
-def test_one_seed_tells_nothing() -> None:
+def test_one_seed_reports_nothing() -> None:
     say = findings([trace("base", 0, [0.3, 0.4]), trace("up", 0, [0.3, 0.9])])
     assert "cannot be told apart: +0.500 (p = 1.000" in say.verdict("up")
 
@@ -155,20 +155,20 @@ def test_a_ratio_is_a_geometric_mean_over_seeds_that_reached_the_target() -> Non
     assert never.ratio("slow", "samples").text() == "cannot be said: the baseline did not reach the target"
 
 
-def test_changes_of_guards_are_paired() -> None:
+def test_changes_of_monitors_are_paired() -> None:
     traces = [
-        trace(v, s, [0.1, 0.2], guards={"finer_sharpness": Guard(0.1, 0.1 + change, False)})
+        trace(v, s, [0.1, 0.2], monitors={"many_step_sharpness": Guard(0.1, 0.1 + change, False)})
         for v, changes in {"base": (0.01, 0.02), "0": (0.03, 0.05)}.items()
         for s, change in enumerate(changes)
     ]
     say = findings(traces)
-    assert say.change("0", "finer_sharpness").value == pytest.approx(0.04)
-    assert say.guard_verdict("0", "finer_sharpness").startswith("+0.025")
+    assert say.change("0", "many_step_sharpness").value == pytest.approx(0.04)
+    assert say.monitor_verdict("0", "many_step_sharpness").startswith("+0.025")
 
 
 # -- records and pages ----------------------------------------------------------------------------------------------
 
-STATISTICS = ("step_disagreement", "finer_sharpness")
+STATISTICS = ("step_disagreement", "many_step_sharpness")
 
 
 def recorded(experiment: Experiment, directory: Path) -> None:
@@ -180,7 +180,7 @@ def recorded(experiment: Experiment, directory: Path) -> None:
         {
             "variant": name, "seed": seed, "status": "finished", "ended_by": "iterations", "iterations": [0, 10],
             "scores": [0.4, 0.5 + 0.01 * i + 0.02 * seed], "seconds": [0.0, 60.0], "samples": [0, 960],
-            "guards": {g: {"first": 0.1, "last": 0.1 + 0.01 * i + seed / 999, "left_band": False} for g in STATISTICS},
+            "monitors": {g: {"first": 0.1, "last": 0.1 + 0.01 * i + seed / 999, "out_of_tolerance": False} for g in STATISTICS},
             "values": [0.5, 0.5 + 0.02 * i],
         }
         for i, name in enumerate(names)
@@ -188,7 +188,7 @@ def recorded(experiment: Experiment, directory: Path) -> None:
     ]  # fmt: skip
     facts = dict.fromkeys(
         ("backbone", "checkpoint", "iterations", "samples_per_iteration", "group_size", "groups", "steps",
-         "evaluated_prompts", "finer_steps", "finer_prompts", "threads", "parallel", "cores", "torch"), 7,
+         "evaluated_prompts", "many_steps", "many_step_prompts", "threads", "parallel", "cores", "torch"), 7,
     )  # fmt: skip
     record = {
         "quick": False, "rows": ["a red circle"], "facts": facts, "settings": {name: [f"x: {name}"] for name in names},

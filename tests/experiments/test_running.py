@@ -55,13 +55,13 @@ def search(known: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runner, "POLL", 0.0)
     monkeypatch.setattr(run_cells, "__kwdefaults__", {**(run_cells.__kwdefaults__ or {}), "launch": Here})
-    evaluation = {"every": 1, "prompts": 4, "samples_per_prompt": 2, "pictures": 3, "view": "policy"}
+    evaluation = {"every": 1, "prompts": 4, "samples_per_prompt": 2, "images": 3, "model": "policy"}
     Path("run.yaml").write_text(yaml.safe_dump(run_data(tmp_path, run={"iterations": 2}, evaluation=evaluation)))
     return {
         "name": "search", "output": "runs", "base": "run.yaml", "seeds": [3],
         "axes": [
             {"name": "method", "variants": {"paper": {}, "ranks": {"weighting": "rank"}}},
-            {"name": "lr", "key": "optimiser.learning_rate", "values": [1e-3, 0.05]},
+            {"name": "lr", "key": "optimizer.learning_rate", "values": [1e-3, 0.05]},
         ],
     }  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_from_an_ablation_to_its_record(search: dict[str, Any]) -> None:
     save(Path("record.json"), collect(plan, quick=True, rows=rows))
     record = load(Path("record.json"))
     assert (record.quick, record.rows) == (True, rows)
-    assert record.settings["method=ranks lr=0.05"] == ["weighting: rank", "optimiser.learning_rate: 0.05"]
+    assert record.settings["method=ranks lr=0.05"] == ["weighting: rank", "optimizer.learning_rate: 0.05"]
     for before, after in zip(results.variants, record.results.variants, strict=True):
         assert before.score is not None
         assert after.score is not None
@@ -105,7 +105,7 @@ def test_a_second_experiment_takes_over_what_the_first_has_finished(
     assert "4 finished cells copied from runs/search" in capsys.readouterr().err
 
 
-def test_cells_that_are_left_are_told_of(search: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_that_are_left_are_reported_of(search: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(file: Path, **more: Any) -> Here:
         Path(file).write_text("no: run file")
         return Here(file, **more)
@@ -137,14 +137,14 @@ def test_mistakes_are_one_message(
     assert error.count("\n") == 1
 
 
-def test_a_sheet_pairs_pictures_and_prompts_by_number(tmp_path: Path) -> None:
-    """Also beyond a hundred pictures, and where one of them is gone."""
-    directory = tmp_path / "pictures" / "000000"
+def test_a_sheet_pairs_images_and_prompts_by_number(tmp_path: Path) -> None:
+    """Also beyond a hundred images, and where one of them is gone."""
+    directory = tmp_path / "images" / "000000"
     directory.mkdir(parents=True)
     for number in (9, 11, 100):
         Image.new("RGB", (1, 1), (number, 0, 0)).save(directory / f"{number:02d}.png")
     (directory / "prompts.json").write_text(json.dumps([str(number) for number in range(101)]))
-    column = sheets._pictures(tmp_path, base=True)
+    column = sheets._images(tmp_path, base=True)
     assert [(prompt, image.getpixel((0, 0))) for prompt, image in column] == [
         (str(number), (number, 0, 0)) for number in (9, 11, 100)
     ]

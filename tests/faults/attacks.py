@@ -307,30 +307,30 @@ MEMORY = 2048
 DRAIN = 2.0
 
 
-def attack_service(seconds: float, names: list[str], seed: int, tell: Callable[[str], object]) -> int:
+def attack_service(seconds: float, names: list[str], seed: int, on_message: Callable[[str], object]) -> int:
     """Every attack on one service, a table of what others saw, and the end of a service under each; the exit status."""
     chosen = [one for one in attacks() if one.name in names]
     failures: list[str] = []
     with served(memory_mib=MEMORY) as service:
         rest = resident(service.process.pid) / 2**20
         bound, total, most = rest + MEMORY, 0, 0.0
-        tell(f"{HEAD}\n")
+        on_message(f"{HEAD}\n")
         for one in chosen:
             seen = attack(service, one, seconds, seed)
-            tell(f"{seen.row()}\n")
+            on_message(f"{seen.row()}\n")
             total, most = total + seen.requests, max(most, seen.memory)
             if seen.health[1] > MOST_HEALTH:
                 failures.append(f"{one.name}: /health took {seen.health[1]:.0f} ms")
             if seen.sound is None or seen.sound > MOST_SOUND:
                 failures.append(f"{one.name}: a sound request was not answered within {MOST_SOUND:g} s")
             failures += [f"{one.name}: {note}" for note in seen.notes]
-        tell(f"{total} hostile requests; {rest:.0f} MiB at rest, at most {most:.0f} MiB, bound {bound:.0f} MiB\n")
+        on_message(f"{total} hostile requests; {rest:.0f} MiB at rest, at most {most:.0f} MiB, bound {bound:.0f} MiB\n")
         if most > bound:
             failures.append(f"{most:.0f} MiB are more than {bound:.0f} MiB")
     for one in chosen:
         spent, status = end_under_attack(one, DRAIN, memory_mib=MEMORY)
-        tell(f"SIGTERM under {one.name}: ended after {spent:.1f} s with status {status}\n")
+        on_message(f"SIGTERM under {one.name}: ended after {spent:.1f} s with status {status}\n")
         if status != 0 or spent > DRAIN + 2:
             failures.append(f"{one.name}: SIGTERM took {spent:.1f} s, status {status}")
-    tell("".join(f"{failure}\n" for failure in failures))
+    on_message("".join(f"{failure}\n" for failure in failures))
     return int(bool(failures))

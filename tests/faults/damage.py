@@ -91,7 +91,7 @@ class Half:
                 directory / "work",
                 run={"iterations": END},
                 rollout={"steps": 2, "group_size": 3, "groups": 2},
-                evaluation={"every": 1, "prompts": 2, "pictures": 0, "view": "policy"},
+                evaluation={"every": 1, "prompts": 2, "images": 0, "model": "policy"},
                 checkpoints={"every": 1, "keep": 3},
                 stop={"seconds": 1e6},
             )
@@ -118,19 +118,21 @@ class Half:
             notes += progress.said
         newest = self.run / "checkpoints" / f"{END:06d}"
         load(newest)
-        files = [newest / name for name in ("weights.safetensors", "optimiser.safetensors", "manifest.json")]
+        files = [newest / name for name in ("weights.safetensors", "optimizer.safetensors", "manifest.json")]
         files += [self.run / name for name in ("metrics.jsonl", "evaluations.jsonl")]
         timings = (self.run / "timings.jsonl").read_text().splitlines()[:STOPPED]
         return trainer.restored, timings, [file.read_bytes() for file in files]
 
     def opened(self, notes: list[str], checkpoint: str) -> Any:
         """What `sample` and `evaluate` draw and `export` writes."""
-        target = open_target(self.run, view=None, checkpoint=checkpoint, tell=notes.append)
+        target = open_target(self.run, model=None, checkpoint=checkpoint, on_message=notes.append)
         engine = target.engine
         try:
-            (drawn,) = engine.roller().roll_out([Prompt("a picture")], 1, Draws(0).at("sample"), target.view)
+            (drawn,) = engine.rollout_sampler().sample_groups(
+                [Prompt("an image")], 1, Draws(0).at("sample"), target.model
+            )
             shutil.rmtree(self.directory / "adapter", ignore_errors=True)
-            with engine.policy.view(target.view):
+            with engine.policy.activate(target.model):
                 assert engine.backbone.adapter is not None
                 engine.backbone.adapter.save(self.directory / "adapter", "toy")
         finally:

@@ -38,17 +38,17 @@ MARK = "dgpo-boundary"
 FORM = f"multipart/form-data; boundary={MARK}"
 
 
-def _form(*pictures: bytes) -> bytes:
+def _form(*images: bytes) -> bytes:
     parts = [
-        f'--{MARK}\r\nContent-Disposition: form-data; name="image"; filename="{i}.png"\r\n\r\n'.encode() + picture
-        for i, picture in enumerate(pictures)
+        f'--{MARK}\r\nContent-Disposition: form-data; name="image"; filename="{i}.png"\r\n\r\n'.encode() + image
+        for i, image in enumerate(images)
     ]
-    told = f'--{MARK}\r\nContent-Disposition: form-data; name="metadata"\r\n\r\n{json.dumps(METADATA)}'.encode()
-    return post("/v1/score", FORM, b"\r\n".join([*parts, told, f"--{MARK}--\r\n".encode()]))
+    reported = f'--{MARK}\r\nContent-Disposition: form-data; name="metadata"\r\n\r\n{json.dumps(METADATA)}'.encode()
+    return post("/v1/score", FORM, b"\r\n".join([*parts, reported, f"--{MARK}--\r\n".encode()]))
 
 
 def sound() -> bytes:
-    """What anybody may ask: the score of one small picture."""
+    """What anybody may ask: the score of one small image."""
     made = BytesIO()
     Image.new("RGB", (64, 64), "white").save(made, "PNG")
     return _form(made.getvalue())
@@ -68,15 +68,15 @@ def long_header(count: int = 1_000_000) -> bytes:
 
 
 def many_scans(scans: int = 40_000, side: int = 4096) -> bytes:
-    """A progressive JPEG that sends a band of empty coefficients in scan after scan: 35 bytes each, and a pass over all
-    blocks."""
+    """A progressive JPEG that sends a tolerance of empty coefficients in scan after scan: 35 bytes each, and a pass
+    over all blocks."""
     made = BytesIO()
     Image.new("L", (side, side), 128).save(made, "JPEG", progressive=True, quality=50)
     raw = made.getvalue()
     first = raw.find(b"\xff\xda")
-    band = raw.find(b"\xff\xda", first + 2)
-    end = next(i for i in range(band + 2, len(raw)) if raw[i] == 0xFF and raw[i + 1] in (0xDA, 0xC4, 0xD9))
-    return _form(raw[:end] + raw[band:end] * scans + b"\xff\xd9")
+    tolerance = raw.find(b"\xff\xda", first + 2)
+    end = next(i for i in range(tolerance + 2, len(raw)) if raw[i] == 0xFF and raw[i + 1] in (0xDA, 0xC4, 0xD9))
+    return _form(raw[:end] + raw[tolerance:end] * scans + b"\xff\xd9")
 
 
 def bombs(side: int = 16_000) -> list[bytes]:

@@ -60,8 +60,8 @@ class Lives:
                     rollout={"steps": 2, "group_size": 3, "groups": 3, "micro_batch": 4},
                     timesteps={"use": "dsm-gap-t-min", "count": 1, "t_min": 0.1,
                                "options": {"every": 2, "samples": 2, "bins": 3}},
-                    objective={"switch": 2},
-                    evaluation={"every": 2, "prompts": 3, "pictures": 2, "view": "policy"},
+                    objective={"ema_rollouts_after": 2},
+                    evaluation={"every": 2, "prompts": 3, "images": 2, "model": "policy"},
                     checkpoints={"every": 2, "keep": 1},
                 )
             )

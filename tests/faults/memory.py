@@ -31,7 +31,7 @@ def growth(directory: Path, iterations: int) -> tuple[int, int]:
     registry = Registry()
     registry.register(plugin, distribution="toy")
     data = run_data(
-        directory, run={"iterations": iterations}, evaluation={"every": 20, "prompts": 3, "pictures": 1},
+        directory, run={"iterations": iterations}, evaluation={"every": 20, "prompts": 3, "images": 1},
         checkpoints={"every": 20, "keep": 1},
     )  # fmt: skip
     watcher = _Watcher()

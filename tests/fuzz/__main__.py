@@ -8,8 +8,10 @@ import sys
 from tests.fuzz.fuzzer import Findings, run
 from tests.fuzz.subjects import SUBJECTS
 
-parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Give spoilt things to dgpo.")
-parser.add_argument("--subject", choices=list(SUBJECTS), action="append", help="what is spoilt; by default everything")
+parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Give corrupted things to dgpo.")
+parser.add_argument(
+    "--subject", choices=list(SUBJECTS), action="append", help="what is corrupted; by default everything"
+)
 parser.add_argument("--cases", type=int, default=5000, help="cases of each subject")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--stop-after", type=int, default=20, help="failures of a subject after which to stop")

@@ -1,4 +1,4 @@
-"""Gives spoilt things to the program: each is accepted, or refused with a message that says where; nothing else.
+"""Gives corrupted things to the program: each is accepted, or refused with a message that says where; nothing else.
 
 A subject makes case after case: documents for the command line, run directories, or requests to a service.
 """

@@ -172,7 +172,7 @@ def move_a_value(rng: Random, data: Any) -> None:
     target[place] = source[key] if not isinstance(source[key], dict | list) else dict.fromkeys("ab", 1)
 
 
-def another_part(rng: Random, data: Any) -> None:
+def another_component(rng: Random, data: Any) -> None:
     """Plugins of other kinds, with options of others."""
     places = [(c, k) for c, k in _places(data) if k == "use"]
     if places:
@@ -193,13 +193,13 @@ def more_options(rng: Random, data: Any) -> None:
 
 
 DATA: list[Callable[[Random, Any], None]] = [
-    replace_a_value, replace_a_value, nudge_a_number, misspell_a_key, drop_a_key, move_a_value, another_part,
+    replace_a_value, replace_a_value, nudge_a_number, misspell_a_key, drop_a_key, move_a_value, another_component,
     more_options,
 ]  # fmt: skip
 
 
 def mutated(rng: Random, raw: bytes) -> tuple[bytes, list[str]]:
-    """A spoilt document, and the names of what was done to it."""
+    """A corrupted document, and the names of what was done to it."""
     names = []
     if rng.random() < 0.55:
         data = yaml.safe_load(raw)

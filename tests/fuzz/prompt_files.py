@@ -69,7 +69,7 @@ ODD_TEXT = [
 KEYS = [
     "text", "caption", "Prompt", "PROMPT", "promt", "instruction", "tag", "Tag", "include", "includes", "exclude",
     "target",
-    "class", "count", "color", "colour", "position", "file", "id", "meta", "", "\ud83d", "__class__", "file_name",
+    "class", "count", "color", "color", "position", "file", "id", "meta", "", "\ud83d", "__class__", "file_name",
     "url", "media", "size", "negative_prompt", "negative", "Media", "Size", "neg_prompt", "image", "height",
 ]  # fmt: skip
 ENDINGS = [".txt", ".jsonl", ".TXT", ".JSONL", ".json", ".csv", ".yaml", "", ".txt.gz", ".jsonl ", ".Txt", ".parquet"]
@@ -139,7 +139,7 @@ def document(rng: random.Random, records: list[dict[str, Any]], lines: float) ->
 @contextmanager
 def _opened() -> Iterator[Callable[[random.Random], Case]]:
     with workplace() as place, toy_installed() as registry:
-        (place / "run.yaml").write_text(yaml.safe_dump(run_data("out", evaluation={"every": 0, "pictures": 0})))
+        (place / "run.yaml").write_text(yaml.safe_dump(run_data("out", evaluation={"every": 0, "images": 0})))
         rewards = {"geneval": _reward(registry, "geneval", detector="shapes"), "ocr": _reward(registry, "ocr")}
         commands = {
             "validate": ["validate", "run.yaml", "--set", "prompts.train={file: FILE}"],

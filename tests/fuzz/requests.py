@@ -1,4 +1,4 @@
-"""Spoilt requests to a reward service: each gets an answer of a status that fits, in the service's own words."""
+"""Corrupted requests to a reward service: each gets an answer of a status that fits, in the service's own words."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ODD_HEADS = [
 ]  # fmt: skip
 
 
-def _picture(rng: Random) -> bytes:
+def _image(rng: Random) -> bytes:
     made = BytesIO()
     mode = rng.choice(["RGB", "RGB", "L", "RGBA", "P"])
     kind = rng.choice(["PNG", "PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
@@ -86,7 +86,7 @@ def _tensors(rng: Random) -> tuple[str, str, bytes]:
 
 def _json(rng: Random) -> tuple[str, str, bytes]:
     def encoded() -> str:
-        text = base64.b64encode(_picture(rng)).decode()
+        text = base64.b64encode(_image(rng)).decode()
         return rng.choice([text, text, text.rstrip("="), f"data:image/png;base64,{text}", text[:-3], f" {text}\r\n"])
 
     samples = [{"image": encoded(), "prompt": "x", "metadata": dict(METADATA)} for _ in range(rng.choice([0, 1, 1, 3]))]
@@ -96,10 +96,8 @@ def _json(rng: Random) -> tuple[str, str, bytes]:
 def _form(rng: Random) -> tuple[str, str, bytes]:
     parts = []
     for _ in range(rng.choice([0, 1, 1, 2, 5])):
-        name = rng.choice(["image"] * 25 + ["picture", "", 'image"; x="', "prompt"])
-        parts.append(
-            f'Content-Disposition: form-data; name="{name}"; filename="a.png"\r\n\r\n'.encode() + _picture(rng)
-        )
+        name = rng.choice(["image"] * 25 + ["image", "", 'image"; x="', "prompt"])
+        parts.append(f'Content-Disposition: form-data; name="{name}"; filename="a.png"\r\n\r\n'.encode() + _image(rng))
     parts.append(b'Content-Disposition: form-data; name="metadata"\r\n\r\n' + json.dumps(METADATA).encode())
     if rng.random() < 0.3:
         parts.append(

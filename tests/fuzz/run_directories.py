@@ -34,7 +34,7 @@ COMMANDS = {
     "resume": ["train", "run.yaml", "--resume"],
     "report": ["report", "work/toy"],
     "doctor": ["doctor", "work/toy"],
-    "sample": ["sample", "work/toy", "-p", "a picture", "-n", "1", "-o", "drawn", "--force"],
+    "sample": ["sample", "work/toy", "-p", "an image", "-n", "1", "-o", "drawn", "--force"],
     "evaluate": ["evaluate", "work/toy"],
     "export": ["export", "work/toy", "-o", "adapter", "--force"],
 }
@@ -87,7 +87,7 @@ def _deep(rng: Random, path: Path) -> None:
     path.write_text(f"{opening * depth}1{closing * depth}\n")
 
 
-def _spoilt(rng: Random, path: Path) -> None:
+def _corrupted(rng: Random, path: Path) -> None:
     raw = path.read_bytes()
     if raw:
         path.write_bytes(rng.choice(SPOILING)(rng, raw))
@@ -117,7 +117,7 @@ def _edited(rng: Random, path: Path) -> None:
             _change(rng, data)
             path.write_text(json.dumps(sealed(data) if SEAL in data else data))
     except (TypeError, ValueError, IndexError, OverflowError):  # no such change of this file
-        _spoilt(rng, path)
+        _corrupted(rng, path)
 
 
 def _change(rng: Random, data: Any) -> None:
@@ -152,7 +152,7 @@ def _odd_names(rng: Random, path: Path) -> None:
 
 
 DAMAGES: list[Callable[[Random, Path], None]] = [
-    _a_directory, _empty, _gone, _a_fifo, _a_socket, _a_link, _deep, _spoilt, _spoilt, _huge_number, _edited, _edited,
+    _a_directory, _empty, _gone, _a_fifo, _a_socket, _a_link, _deep, _corrupted, _corrupted, _huge_number, _edited, _edited,
     _edited, _odd_names, _odd_names,
 ]  # fmt: skip
 
@@ -216,7 +216,7 @@ def _make_run(place: Path, registry: Registry) -> None:
         place / "work",
         run={"iterations": END},
         rollout={"steps": 2, "group_size": 3, "groups": 2},
-        evaluation={"every": 1, "prompts": 2, "pictures": 1, "view": "policy"},
+        evaluation={"every": 1, "prompts": 2, "images": 1, "model": "policy"},
         checkpoints={"every": 1, "keep": 2},
     )
     (place / "run.yaml").write_text(yaml.safe_dump(data))

@@ -36,7 +36,7 @@ class Kind:
 
 
 def kinds() -> list[Kind]:
-    """What is spoilt."""
+    """What is corrupted."""
 
     def read(*patterns: str) -> list[bytes]:
         return [path.read_bytes() for pattern in patterns for path in sorted(ROOT.glob(pattern))]

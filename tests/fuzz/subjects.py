@@ -1,4 +1,4 @@
-"""What is spoilt, by name."""
+"""What is corrupted, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A few hundred spoilt things of a fixed seed; `python -m tests.fuzz --cases 5000` gives more of them."""
+"""A few hundred corrupted things of a fixed seed; `python -m tests.fuzz --cases 5000` gives more of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What two directories hold, compared: tensors by name, pictures by pixel, records by key, and all of it byte for byte.
+"""What two directories hold, compared: tensors by name, images by pixel, records by key, and all of it byte for byte.
 
 A file that is the same in every byte is looked at no further. Of any other one the differences are named: which tensor,
-key or picture, and by how much. Paths are those of a side (`<side>`, `<tree>`), so that they do not count.
+key or image, and by how much. Paths are those of a side (`<side>`, `<tree>`), so that they do not count.
 """
 
 from __future__ import annotations
@@ -248,10 +248,10 @@ def _tensor(old: torch.Tensor, new: torch.Tensor) -> str | None:
     return f"{others} of {old.numel()} differ, at most by {(new.double() - old.double()).abs().max():.3g}"
 
 
-# -- pictures, and the rest -------------------------------------------------------------------------------------------
+# -- images, and the rest -------------------------------------------------------------------------------------------
 
 
-def _picture(pair: _Pair) -> _Where:
+def _image(pair: _Pair) -> _Where:
     with Image.open(pair.before) as old, Image.open(pair.after) as new:
         if (old.mode, old.size) != (new.mode, new.size):
             yield "", f"{old.mode} {old.size} became {new.mode} {new.size}"
@@ -295,6 +295,6 @@ _HOW: Mapping[str, Callable[[_Pair], _Where]] = {
     ".json": _json,
     ".yaml": _yaml,
     ".safetensors": _tensors,
-    ".png": _picture,
+    ".png": _image,
     ".mp4": _video,
 }

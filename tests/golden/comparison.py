@@ -20,7 +20,7 @@ from tests.golden.expected import ALLOWED
 from tests.golden.runs import CHECKPOINTS, Run, third_party
 from tests.golden.sides import Side, check_out, root
 
-__all__ = ["Maker", "compare_runs", "learnt_nothing", "verdict"]
+__all__ = ["Maker", "compare_runs", "learned_nothing", "verdict"]
 
 DRIVER = Path(__file__).with_name("driver.py")
 SHOWN = 5
@@ -102,7 +102,7 @@ def verdict(name: str, found: Found, allowed: Sequence[Allowed], used: set[Allow
     return False, "\n".join([f"different in {len(files)} of {found.files} files{more}", *lines[:SHOWN], *rest])
 
 
-def learnt_nothing(run: Path) -> bool:
+def learned_nothing(run: Path) -> bool:
     """Whether a run ended with the weights that it began with: then it is the same whatever was broken."""
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     return not last["change_norm"]
@@ -112,7 +112,7 @@ def compare_runs(commit: str, runs: Sequence[Run], directory: Path, output: Text
     """Make the runs with the files of a commit and with the working tree, and tell of each; True if all are the same.
     Raises ValueError if there is no such commit, or if `directory` holds something already."""
 
-    def tell(text: str) -> None:
+    def on_message(text: str) -> None:
         output.write(text + "\n")
         output.flush()
 
@@ -122,7 +122,7 @@ def compare_runs(commit: str, runs: Sequence[Run], directory: Path, output: Text
     start = time.monotonic()
     before = Side("before", directory / "tree", directory / "before")
     after = Side("after", root, directory / "after")
-    tell(f"before: {check_out(commit, before.tree)}\nafter: the working tree")
+    on_message(f"before: {check_out(commit, before.tree)}\nafter: the working tree")
     for side in (before, after):
         side.directory.mkdir()
     used: set[Allowed] = set()
@@ -140,18 +140,18 @@ def compare_runs(commit: str, runs: Sequence[Run], directory: Path, output: Text
                 for maker in (one, other):
                     maker.make(run)
                 wrong = [f"  {maker.side.label}: {said}" for maker in (one, other) if (said := maker.answer())]
-                if not wrong and learnt_nothing(after.directory / "runs" / name):
-                    wrong = ["  after: nothing was learnt, so nothing is compared"]
+                if not wrong and learned_nothing(after.directory / "runs" / name):
+                    wrong = ["  after: nothing was learned, so nothing is compared"]
             if wrong:
                 same, said = False, "\n".join(["cannot be made", *wrong])
             else:
                 found = compare(before.directory, after.directory, before.names, after.names, places)
                 same, said = verdict(name, found, ALLOWED, used)
             bad += [] if same else [name]
-            tell(f"{name}: {said}")
+            on_message(f"{name}: {said}")
     if len(runs) > 1:
         for unused in (one for one in ALLOWED if one not in used):
-            tell(f"expected, and not seen: {unused.file} {unused.where} ({unused.why})")
-    told = f"{len(bad)} different: {', '.join(bad)}" if bad else "all the same"
-    tell(f"{len(parts)} compared in {time.monotonic() - start:.0f} s, {told}")
+            on_message(f"expected, and not seen: {unused.file} {unused.where} ({unused.why})")
+    reported = f"{len(bad)} different: {', '.join(bad)}" if bad else "all the same"
+    on_message(f"{len(parts)} compared in {time.monotonic() - start:.0f} s, {reported}")
     return not bad

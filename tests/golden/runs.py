@@ -79,10 +79,10 @@ def _merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 SMALL: Mapping[str, Any] = {
     "run": {"iterations": 3, "seed": 5, "device": "cpu", "threads": 1},
     "rollout": {"sampler": "flow-euler", "steps": 3, "shift": 2.0, "group_size": 4, "groups": 2, "micro_batch": 6},
-    "objective": {"beta": 20, "kl": 0.02, "switch": 2, "ema": {"slow": {"decay": 0.9, "every": 1}}},
+    "objective": {"beta": 20, "kl": 0.02, "ema_rollouts_after": 2, "ema": {"ema": {"decay": 0.9, "every": 1}}},
     "timesteps": {"count": 2},
-    "optimiser": {"learning_rate": 3e-3},
-    "evaluation": {"every": 2, "prompts": 2, "samples_per_prompt": 2, "pictures": 2},
+    "optimizer": {"learning_rate": 3e-3},
+    "evaluation": {"every": 2, "prompts": 2, "samples_per_prompt": 2, "images": 2},
     "checkpoints": {"every": 1},
 }
 SHAPES = _merged(SMALL, {
@@ -107,7 +107,7 @@ VIDEO = _merged(SMALL, {
     "prompts": {"train": {"use": "miniature-video"}, "heldout": {"use": "miniature-video"}},
     "rollout": {"resolution": 32},
     "rewards": [{"use": "miniature-motion", "options": {"strict": False}}],
-    "evaluation": {"rewards": [{"use": "miniature-motion"}], "guards": {"rewards": [{"use": "motion"}]}},
+    "evaluation": {"rewards": [{"use": "miniature-motion"}], "monitors": {"rewards": [{"use": "motion"}]}},
 })  # fmt: skip
 GUEST = _merged(SMALL, {
     "backbone": {"use": "guest", "checkpoint": "none", "lora": {"rank": 2, "alpha": 4}},
@@ -150,16 +150,16 @@ def _placed(word: str, places: Mapping[str, str]) -> str:
 PROMPTS = ("--prompt", "a photo of a teapot", "--prompt", "two boats, far out at sea")
 LOOKS: Sequence[tuple[str, ...]] = (
     ("sample", "RUN", *PROMPTS, "--count", "2", "--output", "OUT/samples"),
-    ("sample", "RUN", *PROMPTS, "--count", "2", "--view", "base", "--guidance", "5", "--output", "OUT/base"),
-    ("evaluate", "RUN", "--view", "policy", "--output", "OUT/evaluation.json"),
-    ("export", "RUN", "--output", "OUT/plain", "--view", "policy"),
+    ("sample", "RUN", *PROMPTS, "--count", "2", "--model", "base", "--guidance", "5", "--output", "OUT/base"),
+    ("evaluate", "RUN", "--model", "policy", "--output", "OUT/evaluation.json"),
+    ("export", "RUN", "--output", "OUT/plain", "--model", "policy"),
 )
 FORMATS: Sequence[tuple[str, ...]] = tuple(
     ("export", "RUN", "--format", name, "--output", f"OUT/{name}") for name in ("diffusers", "peft", "kohya", "comfyui")
 )
 
 RUNS: Sequence[Run] = (
-    # The miniatures: with trained weights, so that scores, and what is learnt from them, are of some kind.
+    # The miniatures: with trained weights, so that scores, and what is learned from them, are of some kind.
     _train("shapes", SHAPES, then=(*LOOKS, *FORMATS)),
     _train("shapes-full", SHAPES, full=True, then=LOOKS[-1:]),
     _train("shapes-two-processes", SHAPES, processes=2),
@@ -172,18 +172,18 @@ RUNS: Sequence[Run] = (
     # What a run file may ask of the engine.
     _train("guided", SHAPES, {
         "rollout": {"guidance": 2.5, "merge_adapter": True},
-        "evaluation": {"guidance": 4.0, "finer": {"steps": 6, "prompts": 2}, "view": "policy"},
+        "evaluation": {"guidance": 4.0, "many_step": {"steps": 6, "prompts": 2}, "model": "policy"},
     }),
     _train("old-and-kl", SHAPES, {
-        "objective": {"reference": "ema", "kl": 0.1, "clip": 1e-3, "switch": 1,
-                      "ema": {"fast": {"max_decay": 0.5, "ramp": 0.3}}},
-        "optimiser": {"updates": 2, "micro_batch": 3, "schedule": "cosine", "warmup": 1},
+        "objective": {"reference": "ema_fast", "kl": 0.1, "clip": 1e-3, "ema_rollouts_after": 1,
+                      "ema_fast": {"max_decay": 0.5, "ramp": 0.3}},
+        "optimizer": {"updates": 2, "micro_batch": 3, "schedule": "cosine", "warmup": 1},
         "weighting": {"use": "softmax", "options": {"temperature": 0.5}},
         "advantages": {"std": "batch", "balance": True},
     }),
     _train("flow-grpo", SHAPES, {
         "rollout": {"sampler": {"use": "flow-sde", "options": {"noise": 0.7}}, "guidance": 1.5},
-        "objective": {"use": "flow-grpo", "options": {"clip": 1e-4}, "kl": 0.02, "switch": None, "clip": None},
+        "objective": {"use": "flow-grpo", "options": {"clip": 1e-4}, "kl": 0.02, "ema_rollouts_after": None, "clip": None},
         "timesteps": {"use": "sampler-steps", "count": 2, "t_min": 0.1},
         "evaluation": {"sampler": "flow-euler"},
     }, killed=True),
@@ -204,7 +204,7 @@ RUNS: Sequence[Run] = (
         "precision": {"autocast": "bf16"},
     }, killed=True, then=FORMATS[:1]),
     _train("sd3-two-processes", SD3, processes=2),
-    _train("sd3-guided-reference", SD3, {"rollout": {"guidance": 1.0}, "objective": {"kl_cfg": 2.0, "switch": None}}),
+    _train("sd3-guided-reference", SD3, {"rollout": {"guidance": 1.0}, "objective": {"kl_cfg": 2.0, "ema_rollouts_after": None}}),
     _train("wan", WAN, then=(*LOOKS, *FORMATS)),
     _train("wan-full", WAN, {"backbone": {"gradient_checkpointing": True}}, full=True, then=LOOKS),
     _train("wan22", WAN, {
@@ -223,12 +223,12 @@ RUNS: Sequence[Run] = (
     _train("sharded", GUEST, {"run": {"shard": True}}, processes=2, full=True),
     *(
         _train(f"objective-{name}", GUEST, {
-            "objective": {"use": name, "clip": None, "switch": switch, "kl": 0.02},
+            "objective": {"use": name, "clip": None, "ema_rollouts_after": ema_rollouts_after, "kl": 0.02},
             "weighting": weighting,
             "rollout": {"sampler": sampler, "steps": 4},
             "evaluation": {"sampler": "flow-euler"},
         })
-        for name, weighting, switch, sampler in (
+        for name, weighting, ema_rollouts_after, sampler in (
             ("diffusion-dpo", "best-vs-worst", None, "flow-cps"),
             ("diffusion-nft", "abs-advantage", 0, "flow-dpmpp"),
             ("awm", "abs-advantage", None, "flow-euler"),

@@ -118,10 +118,10 @@ def check_out(commit: str, tree: Path) -> str:
         return subprocess.run(["git", "-C", root, *arguments], capture_output=True, check=True).stdout
 
     try:
-        told = git("log", "-1", "--format=%h %s", f"{commit}^{{commit}}", "--").decode().strip()
+        reported = git("log", "-1", "--format=%h %s", f"{commit}^{{commit}}", "--").decode().strip()
         files = git("archive", "--format=tar", f"{commit}^{{commit}}")
     except subprocess.CalledProcessError as error:
         raise ValueError(f"{commit}: {error.stderr.decode().strip()}") from None
     with tarfile.open(fileobj=io.BytesIO(files)) as archive:
         archive.extractall(tree, filter="data")
-    return told
+    return reported

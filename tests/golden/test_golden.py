@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.golden.compare import Allowed, Difference, Found, compare
-from tests.golden.comparison import learnt_nothing, verdict
+from tests.golden.comparison import learned_nothing, verdict
 from tests.golden.expected import ALLOWED
 from tests.golden.runs import RUNS, third_party
 from tests.golden.sides import Either, Side, check_out, root
@@ -68,7 +68,7 @@ def test_a_run_is_the_same_as_itself(sides: tuple[Path, Path]) -> None:
     assert said(sides) == "same (6 files, 3 tensors)"
 
 
-def test_what_tells_of_clocks_and_commands_is_no_result(sides: tuple[Path, Path]) -> None:
+def test_what_reports_of_clocks_and_commands_is_no_result(sides: tuple[Path, Path]) -> None:
     run = sides[1] / RUN
     rewrite(run / "timings.jsonl", "1", "2")
     rewrite(run / "run.json", "dgpo", "other")
@@ -102,11 +102,11 @@ def test_a_zero_of_another_sign_is_another_weight(sides: tuple[Path, Path]) -> N
     ],
 )
 def test_tensors_of_other_names_shapes_and_types(
-    change: dict[str, torch.Tensor], told: str, sides: tuple[Path, Path]
+    change: dict[str, torch.Tensor], reported: str, sides: tuple[Path, Path]
 ) -> None:
     file = sides[1] / RUN / "checkpoints/000001/weights.safetensors"
     save_file(load_file(file) | change, file, {"rank": "2"})
-    assert f"weights.safetensors: {told}" in said(sides)
+    assert f"weights.safetensors: {reported}" in said(sides)
 
 
 def test_metadata_of_tensors(sides: tuple[Path, Path]) -> None:
@@ -117,14 +117,14 @@ def test_metadata_of_tensors(sides: tuple[Path, Path]) -> None:
 
 def test_tensors_in_another_order(sides: tuple[Path, Path]) -> None:
     """The order of metadata, which safetensors chooses anew each time, does not count; that of tensors does."""
-    for numbers, told in (((0, 1), "same"), ((1, 0), "the same tensors, written in another way")):
+    for numbers, reported in (((0, 1), "same"), ((1, 0), "the same tensors, written in another way")):
         for side, metadata in zip(sides, ({"a": "1", "b": "2"}, {"b": "2", "a": "1"}), strict=True):
             places = [0, 4] if side == sides[0] else [4 * n for n in numbers]
             header = {f"t{i}": {"dtype": "F32", "shape": [1], "data_offsets": [p, p + 4]} for i, p in enumerate(places)}
             text = json.dumps({"__metadata__": metadata} | header).encode()
             values = b"".join(struct.pack("<f", places.index(4 * i)) for i in range(2))
             (side / RUN / "two.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + values)
-        assert told in said(sides)
+        assert reported in said(sides)
 
 
 def test_a_number_of_the_metrics(sides: tuple[Path, Path]) -> None:
@@ -142,9 +142,9 @@ def test_a_number_of_the_metrics(sides: tuple[Path, Path]) -> None:
         ('": 1', '":  1', "the same values, written in another way"),
     ],
 )
-def test_records_of_other_fields_types_and_looks(old: str, new: str, told: str, sides: tuple[Path, Path]) -> None:
+def test_records_of_other_fields_types_and_looks(old: str, new: str, reported: str, sides: tuple[Path, Path]) -> None:
     rewrite(sides[1] / RUN / "metrics.jsonl", old, new)
-    assert f"metrics.jsonl: {told}" in said(sides)
+    assert f"metrics.jsonl: {reported}" in said(sides)
 
 
 def test_lost_records(sides: tuple[Path, Path]) -> None:
@@ -201,15 +201,15 @@ def test_nothing_at_all_is_not_the_same(tmp_path: Path) -> None:
 
 def test_a_run_that_learns_nothing_compares_nothing(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"change_norm": 1.0}\n{"change_norm": 0.0}\n')
-    assert learnt_nothing(tmp_path)
+    assert learned_nothing(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"change_norm": 0.0}\n{"change_norm": 1.0}\n')
-    assert not learnt_nothing(tmp_path)
+    assert not learned_nothing(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["00.png", "checkpoints/000001/weights.safetensors"])
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_file_that_cannot_be_read(file: str, side: int, sides: tuple[Path, Path]) -> None:
-    (sides[side] / RUN / file).write_bytes(b"no picture")
+    (sides[side] / RUN / file).write_bytes(b"no image")
     assert f"{Path(file).name}: other bytes, which cannot be compared: " in said(sides)
 
 
@@ -227,7 +227,7 @@ def test_an_expected_difference_is_counted(sides: tuple[Path, Path]) -> None:
     )
 
 
-def test_of_many_differences_the_first_of_each_file_are_told() -> None:
+def test_of_many_differences_the_first_of_each_file_are_reported() -> None:
     names = [*(f"{i}.png" for i in range(6)), "metrics.jsonl", "metrics.jsonl"]
     found = Found(9, 0, [Difference(name, "", "differs") for name in names])
     same, text = verdict("run", found, [], set())
@@ -310,8 +310,8 @@ def test_the_last_commit_against_the_working_tree(tmp_path: Path) -> None:
     done = subprocess.run(
         [*command, "--keep", tmp_path / "kept"], cwd=root, capture_output=True, text=True, check=False
     )
-    told = done.stdout + done.stderr
+    reported = done.stdout + done.stderr
     changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=root, check=False).returncode
     for what in ("checkpoints", "third-party"):
-        assert f"{what}: same" in told or (changed and f"{what}: different" in told), told
+        assert f"{what}: same" in reported or (changed and f"{what}: different" in reported), reported
     assert "metrics.jsonl" in {p.name for p in (tmp_path / "kept/after/runs/third-party").iterdir()}

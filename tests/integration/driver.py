@@ -32,7 +32,7 @@ from hard_toy import hard_plugin
 
 import dgpo_core.storage.checkpoint
 import dgpo_core.storage.run_directory
-import dgpo_core.training.lanes
+import dgpo_core.training.executors
 from dgpo_cli.main import main
 from dgpo_core.distributed.processes import Processes
 from dgpo_core.plugins.registry import get_registry
@@ -138,7 +138,7 @@ def live(request: dict[str, Any], output: IO[bytes], counts: IO[bytes], ready: i
     os.environ.update(request.get("environment", {}))
     at = request.get("at")
     moments = Moments((at[0], at[1]) if at else None, request.get("do", "kill"), ready)
-    dgpo_core.training.lanes.PATIENCE = 0.1
+    dgpo_core.training.executors.PATIENCE = 0.1
     moments.before(ToyBackbone, "velocity", "velocity")
     moments.before(Evaluator, "evaluate", "evaluate")
     moments.before(BrightnessReward, "score", "score")

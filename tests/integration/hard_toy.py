@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.flow.velocity import velocity_from_epsilon
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_kit.toy import CONDITION, SizedPrompts, SizedPromptsOptions, ToyBackbone, ToyOptions
 
@@ -72,15 +72,15 @@ class HardPlugin:
     """The hard toy and its prompts."""
 
     @hookimpl
-    def dgpo_backbones(self) -> list[Part]:
+    def dgpo_backbones(self) -> list[Component]:
         """The model."""
-        return [Part("hard-toy", "Toy that is hard to batch", f"{__name__}:HardToy", ToyOptions)]
+        return [Component("hard-toy", "Toy that is hard to batch", f"{__name__}:HardToy", ToyOptions)]
 
     @hookimpl
-    def dgpo_prompt_sources(self) -> list[Part]:
+    def dgpo_prompt_sources(self) -> list[Component]:
         """The prompts."""
         where = f"{__name__}:HardPrompts"
-        return [Part("hard-toy", "With sizes and negatives", where, SizedPromptsOptions)]
+        return [Component("hard-toy", "With sizes and negatives", where, SizedPromptsOptions)]
 
 
 hard_plugin = HardPlugin()

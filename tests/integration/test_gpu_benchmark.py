@@ -26,20 +26,20 @@ def test_it_runs_and_counts(case: str, tmp_path: Path, capsys: pytest.CaptureFix
     ])  # fmt: skip
     said = json.loads((tmp_path / "gpu.json").read_text())[case]
     assert said["samples"] == 2
-    for verb in ("roll out", "optimise"):
-        assert said["verbs"][verb]["tflops"] > 0
+    for phase in ("rollout", "optimize"):
+        assert said["phases"][phase]["tflops"] > 0
     assert "of the ceiling (target 0.55)" in capsys.readouterr().out
 
 
 def test_without_names_all_cases_are_run_at_their_published_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    verb = {"seconds": 1.0, "samples_per_second": 1.0, "tflops": 1.0, "fraction": 0.6}
+    phase = {"seconds": 1.0, "samples_per_second": 1.0, "tflops": 1.0, "fraction": 0.6}
     seen: list[RunConfig] = []
 
     def measured(config: RunConfig, registry: Registry, iterations: int) -> dict[str, Any]:
         registry.options_model(registry.find("backbone", config.backbone.use)).model_validate(config.backbone.options)
         seen.append(config)
         return {"device": "none", "samples": 1, "iterations": iterations, "ceiling_tflops": 1.0, "dtype": "bfloat16",
-                "verbs": {"roll out": verb, "optimise": verb}, "seconds": 2.0, "peak_memory_bytes": 1}  # fmt: skip
+                "phases": {"rollout": phase, "optimize": phase}, "seconds": 2.0, "peak_memory_bytes": 1}  # fmt: skip
 
     monkeypatch.setattr("benchmarks.gpu.measure", measured)
     assert list(PARTS["gpu"](2, 3)) == ["sd35-512", "sd35-1024", "wan-1.3b"]

@@ -86,9 +86,9 @@ class Run:
             "run": {"iterations": 5},
             "rollout": {"steps": 2, "group_size": 3, "groups": 2, "micro_batch": 4},
             "timesteps": {"count": 1},
-            "objective": {"switch": 2},
-            "optimiser": {"learning_rate": 0.03},
-            "evaluation": {"every": 2, "prompts": 3, "pictures": 2, "view": "policy"},
+            "objective": {"ema_rollouts_after": 2},
+            "optimizer": {"learning_rate": 0.03},
+            "evaluation": {"every": 2, "prompts": 3, "images": 2, "model": "policy"},
             "checkpoints": {"every": 3, "keep": 1},
         }
         data = run_data(directory / "runs")
@@ -101,8 +101,8 @@ class Run:
     def left(self) -> dict[str, bytes]:
         """Every file but those that tell of clocks and processes."""
         files = {str(f.relative_to(self.path)): f for f in self.path.rglob("*") if f.is_file()}
-        told = (".lock", "run.json", "timings.jsonl", "config.yaml", "clock.json")
-        return {name: file.read_bytes() for name, file in sorted(files.items()) if file.name not in told}
+        reported = (".lock", "run.json", "timings.jsonl", "config.yaml", "clock.json")
+        return {name: file.read_bytes() for name, file in sorted(files.items()) if file.name not in reported}
 
     def iterations(self, log: str) -> list[int]:
         """Of each line of a log."""
@@ -124,7 +124,7 @@ def whole(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     assert ended.status == 0, ended.output
     assert "Warning" not in ended.output
     assert run.iterations("metrics.jsonl") == [1, 2, 3, 4, 5]
-    # One line for the reward, and one for each of three statistics of the pictures.
+    # One line for the reward, and one for each of three statistics of the images.
     assert run.iterations("evaluations.jsonl") == [i for i in (0, 2, 4, 5) for _ in range(4)]
     return Whole(run.left(), ended.counts)
 
@@ -207,7 +207,7 @@ def test_killed_again_and_again(driver: Driver, whole: Whole, run: Run, moments:
         (("replace", 1), "nothing to resume here"),  # config.yaml
         (("velocity", 1), "no checkpoint to resume from"),
         (("half a tensor file", 1), "no checkpoint to resume from"),
-        (("rename", 2), "no checkpoint to resume from"),  # the first renames pictures
+        (("rename", 2), "no checkpoint to resume from"),  # the first renames images
     ],
 )
 def test_killed_before_the_first_checkpoint(

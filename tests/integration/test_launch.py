@@ -58,7 +58,7 @@ def launched(file: Path, *options: str, processes: int = 2, **environment: str) 
     return run(sys.executable, "-c", code, str(file), *options, **environment)
 
 
-def test_any_signal_that_ends_a_process_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+def test_any_signal_that_ends_a_process_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
     last = int(signal.SIGRTMAX) - 1  # one without a name
     code = f"import os; os.kill(os.getpid(), {last})"
     assert launch(Layout(2), [], ["-c", code]) == 1
@@ -164,7 +164,7 @@ def test_where_nothing_is_saved_a_lost_process_ends_the_others_soon() -> None:
 
 
 @pytest.mark.slow
-def test_a_mistake_of_one_process_ends_all_and_is_told_once(tmp_path: Path) -> None:
+def test_a_mistake_of_one_process_ends_all_and_is_reported_once(tmp_path: Path) -> None:
     program = (
         "import os, sys, dgpo_core.training.memory as memory; from dgpo_cli import child; from dgpo_kit.toy import *;"
         "from dgpo_core.plugins.registry import get_registry; from dgpo_core.errors import UserError\n"
@@ -180,7 +180,7 @@ def test_a_mistake_of_one_process_ends_all_and_is_told_once(tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mistake_in_the_run_file_is_told_before_any_process_starts(
+def test_a_mistake_in_the_run_file_is_reported_before_any_process_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dgpo_cli.launch, "launch", None)
@@ -226,7 +226,7 @@ def test_accelerate_launch_on_cpus_is_refused_rather_than_run_by_one(tmp_path: P
     assert not (tmp_path / "toy").exists()
 
 
-def test_a_mistake_is_told_once(tmp_path: Path) -> None:
+def test_a_mistake_is_reported_once(tmp_path: Path) -> None:
     file = write(tmp_path, backbone={"checkpoint": "missing"})
     ended = launched(file)
     assert ended.returncode == 2
@@ -290,9 +290,9 @@ def test_what_asks_for_a_stop_saves_and_stops_all(number: int, group: bool, tmp_
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_a_dry_run_of_two_processes_goes_through_an_update(tmp_path: Path, sharded: bool, train: str) -> None:
-    """One voice, nothing written; the groups are spread over the processes, whose micro-batches are whole."""
+    """One voice, nothing written; the groups are sharded across the processes, whose micro-batches are whole."""
     backbone = {"train": train} | ({"lora": {"rank": 4, "alpha": 4}} if train == "lora" else {})
-    data = run_data(tmp_path, run={"shard": sharded, "process_timeout": 60}, optimiser={"micro_batch": 3, "updates": 2})
+    data = run_data(tmp_path, run={"shard": sharded, "process_timeout": 60}, optimizer={"micro_batch": 3, "updates": 2})
     data["backbone"] = {"use": "toy", "checkpoint": "toy"} | backbone
     file = tmp_path / "toy.yaml"
     file.write_text(yaml.safe_dump(data))

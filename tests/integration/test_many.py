@@ -15,7 +15,7 @@ from dgpo_sd3.testing import make_tiny_checkpoint
 from tests.integration.test_processes import PATIENT, SIZES, Driver, Run, assert_all_well
 
 FULL: dict[str, Any] = {"backbone": {"use": "toy", "checkpoint": "toy", "train": "full"}}
-SPREAD = {"iterations": 2, "process_timeout": PATIENT, "shard": True}
+SHARDED = {"iterations": 2, "process_timeout": PATIENT, "shard": True}
 
 
 @pytest.fixture(scope="module")
@@ -65,30 +65,30 @@ def test_samples_are_the_same(driver: Driver, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Of three sizes, and one file that is no picture."""
+def images(tmp_path: Path) -> Path:
+    """Of three sizes, and one file that is no image."""
     (tmp_path / "in").mkdir()
     for i in range(9):
         pixels = np.random.default_rng(i).integers(0, 256, (8 + 4 * (i % 3), 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "in" / f"{i}.png")
-    (tmp_path / "in" / "broken.png").write_text("no picture")
+    (tmp_path / "in" / "broken.png").write_text("no image")
     return tmp_path / "in"
 
 
 @pytest.mark.slow
-def test_scores_are_the_same(driver: Driver, pictures: Path, tmp_path: Path) -> None:
+def test_scores_are_the_same(driver: Driver, images: Path, tmp_path: Path) -> None:
     in_each(
-        driver, (1, 2, 3), tmp_path, "score", "brightness", str(pictures), "--prompt", "bright", "--batch", "2",
+        driver, (1, 2, 3), tmp_path, "score", "brightness", str(images), "--prompt", "bright", "--batch", "2",
         "--output", "OUT/scores.json", "--annotate", "OUT/seen", status=1,
     )  # fmt: skip
 
 
-def test_groups_are_compared_whole(driver: Driver, pictures: Path, tmp_path: Path) -> None:
+def test_groups_are_compared_whole(driver: Driver, images: Path, tmp_path: Path) -> None:
     lines = [json.dumps({"file": f"{i}.png", "prompt": f"prompt {i % 3}"}) for i in range(9)]
-    (pictures / "prompts.jsonl").write_text("\n".join(lines))
-    files_ = [str(pictures / f"{i}.png") for i in range(9)]
+    (images / "prompts.jsonl").write_text("\n".join(lines))
+    files_ = [str(images / f"{i}.png") for i in range(9)]
     in_each(
-        driver, (1, 2), tmp_path, "score", "win-rate", *files_, "--prompts", str(pictures / "prompts.jsonl"),
+        driver, (1, 2), tmp_path, "score", "win-rate", *files_, "--prompts", str(images / "prompts.jsonl"),
         "--output", "OUT/scores.json",
     )  # fmt: skip
 
@@ -116,8 +116,8 @@ def in_all_ways(driver: Driver, counts: tuple[int, ...], run: Run, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_model_that_is_spread(driver: Driver, tmp_path: Path) -> None:
-    run = Run(tmp_path, **FULL, run=SPREAD, rollout={"micro_batch": 2})
+def test_a_model_that_is_sharded(driver: Driver, tmp_path: Path) -> None:
+    run = Run(tmp_path, **FULL, run=SHARDED, rollout={"micro_batch": 2})
     assert_all_well(driver.train(run, 2))
     in_all_ways(driver, (1, 2), run, tmp_path)
 
@@ -136,16 +136,16 @@ def diffusers_driver() -> Iterator[Driver]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("train", "counts"), [("lora", (1, 2)), ("full", (1, 2, 3))])
-def test_a_network_with_blocks_that_is_spread(
+def test_a_network_with_blocks_that_is_sharded(
     train: str, counts: tuple[int, ...], diffusers_driver: Driver, tmp_path: Path
 ) -> None:
     backbone = {"use": "sd3", "checkpoint": str(make_tiny_checkpoint(tmp_path / "sd3")), "train": train}
     run = Run(
         tmp_path,
         backbone=backbone | ({"lora": {"rank": 4, "alpha": 8}} if train == "lora" else {}),
-        run=SPREAD,
+        run=SHARDED,
         rollout={"steps": 2, "group_size": 3, "groups": 3, "micro_batch": 2, "resolution": 16, "guidance": 1.5},
-        optimiser={"learning_rate": 1e-3, "micro_batch": 2},
+        optimizer={"learning_rate": 1e-3, "micro_batch": 2},
     )
     assert_all_well(diffusers_driver.train(run, 2))
     in_all_ways(diffusers_driver, counts, run, tmp_path)

@@ -29,6 +29,6 @@ def test_resume_is_bit_exact_on_the_miniature(tmp_path: Path) -> None:
     whole, resumed = run(tmp_path / "whole", stop_after=None), run(tmp_path / "resumed", stop_after=2)
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert (whole / name).read_text() == (resumed / name).read_text()
-    for name in ("weights.safetensors", "optimiser.safetensors"):
+    for name in ("weights.safetensors", "optimizer.safetensors"):
         file = Path("checkpoints/000003") / name
         assert (whole / file).read_bytes() == (resumed / file).read_bytes()

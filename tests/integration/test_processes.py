@@ -18,7 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
-from dgpo_core.distributed.processes import Processes, cut, in_order, shares
+from dgpo_core.distributed.processes import Processes, cut, in_order, split_samples
 from dgpo_core.storage.checkpoint import load
 from dgpo_kit.toy import run_data
 
@@ -106,10 +106,10 @@ class Run:
         sections: dict[str, Any] = {
             "run": {"iterations": 3, "name": name, "process_timeout": PATIENT},
             "rollout": {"steps": 2, "group_size": 4, "groups": 4, "micro_batch": 3},
-            "optimiser": {"learning_rate": 0.01, "micro_batch": 3},
-            "objective": {"kl": 0.02, "switch": 2},
-            "evaluation": {"every": 2, "prompts": 5, "samples_per_prompt": 3, "pictures": 3, "view": "policy",
-                           "finer": {"steps": 4, "prompts": 2}},
+            "optimizer": {"learning_rate": 0.01, "micro_batch": 3},
+            "objective": {"kl": 0.02, "ema_rollouts_after": 2},
+            "evaluation": {"every": 2, "prompts": 5, "samples_per_prompt": 3, "images": 3, "model": "policy",
+                           "many_step": {"steps": 4, "prompts": 2}},
         }  # fmt: skip
         for section, values in changes.items():
             sections[section] = sections.get(section, {}) | values if isinstance(values, dict) else values
@@ -126,10 +126,10 @@ class Run:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Weights and moments of the newest checkpoint."""
         newest = load(sorted((self.path / "checkpoints").iterdir())[-1])
-        return newest.weights | {f"moments of {name}": tensor for name, tensor in newest.optimiser.items()}
+        return newest.weights | {f"moments of {name}": tensor for name, tensor in newest.optimizer.items()}
 
-    def pictures(self) -> list[np.ndarray]:
-        """Every picture that was written."""
+    def images(self) -> list[np.ndarray]:
+        """Every image that was written."""
         return [
             np.asarray(Image.open(io.BytesIO(f.read_bytes()))).astype(int) for f in sorted(self.path.rglob("*.png"))
         ]
@@ -177,7 +177,7 @@ def difference(found: Any, wanted: Any, where: str = "") -> float:
 def test_every_sample_has_one_process_and_every_update_all_processes(
     groups: int, members: int, updates: int, count: int
 ) -> None:
-    parts = shares(groups, members, updates, count)
+    parts = split_samples(groups, members, updates, count)
     assert sorted(i for part in parts for i in part) == list(range(groups * members))
     size = groups * members // updates
     for update in range(updates):
@@ -185,12 +185,12 @@ def test_every_sample_has_one_process_and_every_update_all_processes(
         assert max(here) - min(here) <= 1
         owners = [{r for r, part in enumerate(parts) if set(part) & set(range(g * members, (g + 1) * members))}
                   for g in range(update * groups // updates, (update + 1) * groups // updates)]  # fmt: skip
-        spread = sum(len(owner) > 1 for owner in owners)
-        assert spread <= count - 1
-        assert spread == 0 or (groups // updates) % count, "groups that can stay whole do"
+        sharded = sum(len(owner) > 1 for owner in owners)
+        assert sharded <= count - 1
+        assert sharded == 0 or (groups // updates) % count, "groups that can stay whole do"
 
 
-def test_parts_in_order() -> None:
+def test_components_in_order() -> None:
     assert [list(cut(7, r, 3)) for r in range(3)] == [[0, 1], [2, 3], [4, 5, 6]]
     rows = torch.tensor([[0.0], [3.0], [1.0], [2.0]])
     assert torch.cat(in_order(list(rows), [[0, 3], [1, 2]])).tolist() == [0.0, 1.0, 2.0, 3.0]
@@ -200,11 +200,11 @@ def test_one_process_needs_no_group() -> None:
     alone = Processes()
     assert alone.main
     assert alone.any(True) is True
-    assert alone.everyone({"a": 1}) == [{"a": 1}]
-    assert alone.told((1, 2)) == (1, 2)
+    assert alone.all_gather_object({"a": 1}) == [{"a": 1}]
+    assert alone.broadcast_object((1, 2)) == (1, 2)
     rows = torch.ones(2, 3)
-    assert alone.gather_each([rows])[0] is rows
-    assert alone.gather_each([]) == []
+    assert alone.all_gather_tensors([rows])[0] is rows
+    assert alone.all_gather_tensors([]) == []
     assert alone.add([rows])[0] is rows
     alone.leave()
 
@@ -214,14 +214,14 @@ def test_one_process_needs_no_group() -> None:
 _HARD = {"use": "hard-toy", "options": {"count": 5, "sizes": [[8, 8], [16, 8]]}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole groups": {},
-    "small micro-batches": {"rollout": {"micro_batch": 1}, "optimiser": {"micro_batch": 1, "learning_rate": 0.01}},
+    "small micro-batches": {"rollout": {"micro_batch": 1}, "optimizer": {"micro_batch": 1, "learning_rate": 0.01}},
     "groups of five": {"rollout": {"group_size": 5, "groups": 3}},
     "one group": {"rollout": {"group_size": 7, "groups": 1}},
-    "two updates": {"optimiser": {"updates": 2, "micro_batch": 8, "learning_rate": 0.01}},
+    "two updates": {"optimizer": {"updates": 2, "micro_batch": 8, "learning_rate": 0.01}},
     "all weights": {"backbone": {"use": "toy", "checkpoint": "toy", "train": "full", "options": {"double": True}}},
-    "moving reference": {"objective": {"reference": "ema", "kl": 0.0, "switch": None}},
+    "moving reference": {"objective": {"reference": "ema_fast", "kl": 0.0, "ema_rollouts_after": None}},
     "guided rollouts": {"rollout": {"guidance": 2.0}},
-    "a guided reference": {"objective": {"kl": 0.02, "kl_cfg": 2.0, "switch": None}},
+    "a guided reference": {"objective": {"kl": 0.02, "kl_cfg": 2.0, "ema_rollouts_after": None}},
     "missing scores": {
         "rewards": [{"use": "brightness", "options": {"fail": "dark"}}], "scoring": {"max_missing": 0.99},
     },
@@ -231,7 +231,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "sources": {
         "rollout": {"group_size": 5, "groups": 4, "micro_batch": 3},
-        "optimiser": {"updates": 2, "micro_batch": 3, "learning_rate": 0.01},
+        "optimizer": {"updates": 2, "micro_batch": 3, "learning_rate": 0.01},
         "advantages": {"std": "batch"},
         "prompts": {split: [
             {"source": "many", "use": "toy", "weight": 2},
@@ -242,7 +242,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "paths": {
         "rollout": {"sampler": "flow-sde", "steps": 4, "group_size": 5, "groups": 3},
         "timesteps": {"use": "sampler-steps", "count": 2, "t_min": 0.1},
-        "objective": {"use": "flow-grpo", "switch": None, "kl": 0.02},
+        "objective": {"use": "flow-grpo", "ema_rollouts_after": None, "kl": 0.02},
         "evaluation": {"sampler": "flow-euler"},
     },
     "several sizes": SIZES | {"rollout": {"group_size": 5, "groups": 3, "micro_batch": 4}},
@@ -293,7 +293,7 @@ def test_the_same_for_any_number_of_processes(
         for log in ("metrics", "evaluations"):
             assert difference(several.log(log), one.log(log)) < 1e-6, "records are made of float32 media"
         assert sorted(f.name for f in several.path.rglob("*.png")) == sorted(f.name for f in one.path.rglob("*.png"))
-        for mine, theirs in zip(several.pictures(), one.pictures(), strict=True):
+        for mine, theirs in zip(several.images(), one.images(), strict=True):
             assert mine.shape == theirs.shape
             assert abs(mine - theirs).max() <= 1, "of 255, by the rounding of float32 media"
     moved = max(float(t.abs().max()) for n, t in one.tensors().items() if (n.startswith("policy/") and "up" in n) or
@@ -330,11 +330,11 @@ def test_more_processes_than_samples(driver: Driver, tmp_path: Path) -> None:
 
 
 def test_one_reduction_of_statistics_and_one_of_gradients_an_update(driver: Driver, tmp_path: Path) -> None:
-    """Of an iteration with two updates, of whole groups and of groups that are spread."""
+    """Of an iteration with two updates, of whole groups and of groups that are split."""
     for groups, members, expected in ((4, 4, 1), (3, 5, 2)):
         run = Run(
             tmp_path, f"g{groups}", rollout={"groups": groups, "group_size": members},
-            optimiser={"updates": 2 if groups == 4 else 1, "learning_rate": 0.01, "micro_batch": 1},
+            optimizer={"updates": 2 if groups == 4 else 1, "learning_rate": 0.01, "micro_batch": 1},
         )  # fmt: skip
         ended = driver.train(run, 2, "--max-iterations", "3", at=("all_reduce on the device", 10**9))
         assert_all_well(ended)
@@ -370,7 +370,7 @@ def test_a_lost_process_ends_the_run_and_a_resume_goes_on(
     other = ended[1 - rank]
     assert other["status"] == 3, other["output"]
     assert "Traceback" not in other["output"]
-    assert "waited in vain for another one" in other["output"]
+    assert "timed out waiting for another process" in other["output"]
     if rank == 1:  # the main process saves what it has
         assert (f"the state after iteration {len(run.log('metrics'))} is saved" in other["output"]
                 or "nothing is saved yet" in other["output"])  # fmt: skip
@@ -404,7 +404,7 @@ def test_a_process_that_hangs_is_given_up(driver: Driver, tmp_path: Path) -> Non
     run = Run(tmp_path, run={"process_timeout": 2, "iterations": 3, "name": "toy"})
     ended = driver.train(run, 2, at=("velocity", 30), do="hang for 10 seconds", rank=1)
     assert ended[0]["status"] == 3
-    assert "process 0 of 2 waited in vain for another one" in ended[0]["output"]
+    assert "process 0 of 2 timed out waiting for another process" in ended[0]["output"]
     assert "continue with --resume" in ended[0]["output"]
     assert ended[1]["status"] == 3, "it finds the others gone"
 

@@ -1,4 +1,4 @@
-"""A model that is spread over processes (FSDP2) gives the numbers of a model that is not."""
+"""A model that is sharded across processes (FSDP2) gives the numbers of a model that is not."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "all weights": FULL,
     "all weights, single samples": FULL | {
         "rollout": {"micro_batch": 1, "group_size": 5, "groups": 1},
-        "optimiser": {"micro_batch": 1, "learning_rate": 0.01},
+        "optimizer": {"micro_batch": 1, "learning_rate": 0.01},
     },
-    "all weights, two updates": FULL | {"optimiser": {"updates": 2, "micro_batch": 8, "learning_rate": 0.01}},
-    "all weights, a moving reference": FULL | {"objective": {"reference": "ema", "kl": 0.0, "switch": None}},
+    "all weights, two updates": FULL | {"optimizer": {"updates": 2, "micro_batch": 8, "learning_rate": 0.01}},
+    "all weights, a moving reference": FULL | {"objective": {"reference": "ema_fast", "kl": 0.0, "ema_rollouts_after": None}},
     "all weights, more processes than samples": FULL | {
         "rollout": {"group_size": 2, "groups": 1}, "evaluation": {"prompts": 1, "samples_per_prompt": 1},
     },
@@ -93,7 +93,7 @@ def test_a_network_with_blocks(train: str, checkpointing: bool, driver: Driver, 
     changes: dict[str, Any] = {
         "backbone": backbone,
         "rollout": {"steps": 2, "group_size": 3, "groups": 3, "micro_batch": 2, "resolution": 16, "guidance": 1.5},
-        "optimiser": {"learning_rate": 1e-3, "epsilon": 1e-3, "micro_batch": 2},
+        "optimizer": {"learning_rate": 1e-3, "epsilon": 1e-3, "micro_batch": 2},
     }
     one = Run(tmp_path, "one", **changes)
     assert_all_well(driver.train(one, 1))
@@ -178,11 +178,11 @@ def test_a_stop_or_a_loss_costs_nothing(
 
 
 @pytest.mark.slow
-def test_an_update_that_destroys_spread_weights_is_not_saved(driver: Driver, tmp_path: Path) -> None:
+def test_an_update_that_destroys_sharded_weights_is_not_saved(driver: Driver, tmp_path: Path) -> None:
     """Each update multiplies them by a million."""
-    run = Run(tmp_path, "run", **FULL, run=SHARD, optimiser={"updates": 4}, checkpoints={"every": 1})
+    run = Run(tmp_path, "run", **FULL, run=SHARD, optimizer={"updates": 4}, checkpoints={"every": 1})
     assert_all_well(driver.train(run, 2, "--max-iterations", "1"))
-    wild = ["--set", "optimiser.learning_rate=1000", "--set", "optimiser.weight_decay=1000"]
+    wild = ["--set", "optimizer.learning_rate=1000", "--set", "optimizer.weight_decay=1000"]
     for ended in driver.train(run, 2, "--resume", *wild):
         assert ended["status"] == 1, ended["output"]
         assert "made weights that are not finite, or too large to compute with: they are not saved" in ended["output"]
@@ -190,8 +190,10 @@ def test_an_update_that_destroys_spread_weights_is_not_saved(driver: Driver, tmp
     assert_all_well(driver.train(run, 2, "--resume"))
 
 
-@pytest.mark.parametrize(("number", "key"), [(4, "rollout"), (30, "optimiser")])
-def test_too_little_memory_is_told_and_not_tried_again(number: int, key: str, driver: Driver, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "key"), [(4, "rollout"), (30, "optimizer")])
+def test_too_little_memory_is_reported_and_not_tried_again(
+    number: int, key: str, driver: Driver, tmp_path: Path
+) -> None:
     """The others cannot be told to begin anew: they are in the middle of the same pass."""
     run = Run(tmp_path, **FULL, run=SHARD, evaluation={"at_start": False, "every": 0})
     ended = driver.train(run, 2, at=("velocity", number), do="run out of memory", rank=1)
@@ -207,7 +209,7 @@ def test_too_little_memory_is_told_and_not_tried_again(number: int, key: str, dr
     [
         ("backbone.compile", {"backbone": DOUBLE["backbone"] | {"compile": True}}),
         ("rollout.merge_adapter", DOUBLE | {"rollout": {"merge_adapter": True}}),
-        ("optimiser.bits", FULL | {"optimiser": {"bits": 8}}),
+        ("optimizer.bits", FULL | {"optimizer": {"bits": 8}}),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(key: str, changes: Any, driver: Driver, tmp_path: Path) -> None:

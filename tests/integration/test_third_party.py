@@ -123,7 +123,7 @@ def test_it_runs_what_was_installed(environment: Environment) -> None:
 
 def test_it_is_listed_and_shown(environment: Environment) -> None:
     listed = json.loads(environment.dgpo("plugins", "list", "--kind", "reward", "--json").stdout)
-    found = {part["name"]: part for part in listed["parts"]}
+    found = {part["name"]: part for part in listed["components"]}
     assert (found["brightness"]["distribution"], found["brightness"]["version"]) == ("dgpo-brightness", "0.1.0")
     shown = environment.dgpo("plugins", "show", "brightness").stdout
     assert "target: number at least 0 and at most 1, default 1.0" in shown
@@ -280,7 +280,7 @@ def test_a_model_of_ones_own_is_planned_trained_resumed_and_exported(models: Env
             "backbone": {"use": name, "checkpoint": checkpoint, "lora": lora, "options": options},
             "rollout": {"steps": 2, "group_size": 3, "groups": 2, "resolution": 32, "guidance": 1.5, "shift": "auto"},
             "checkpoints": {"every": 1},
-            "optimiser": {"learning_rate": 0.01},
+            "optimizer": {"learning_rate": 0.01},
             "evaluation": {"every": 2, "prompts": 2, "samples_per_prompt": 1},
         }
         (directory / f"{name}-{run}.yaml").write_text(yaml.safe_dump(sections))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 __all__ = ["AdamW", "Averages", "Model", "Settings", "advantages", "loss"]
 
-Model = Callable[[Literal["policy", "old", "base"], Tensor, float, str, float], Tensor]
+Model = Callable[[Literal["policy", "ema_fast", "base"], Tensor, float, str, float], Tensor]
 """(weights, x_sigma [...], sigma, prompt, guidance scale) to velocity [...]."""
 
 
@@ -41,9 +41,9 @@ def advantages(prompts: Sequence[Hashable], rewards: Sequence[float], *, global_
     found = np.empty(len(rewards))
     for i, prompt in enumerate(prompts):
         same = [r for p, r in zip(prompts, rewards, strict=True) if p == prompt]
-        spread = list(rewards) if global_std else same
-        centre = math.fsum(spread) / len(spread)
-        std = math.sqrt(math.fsum((r - centre) ** 2 for r in spread) / len(spread))
+        sharded = list(rewards) if global_std else same
+        center = math.fsum(sharded) / len(sharded)
+        std = math.sqrt(math.fsum((r - center) ** 2 for r in sharded) / len(sharded))
         found[i] = (rewards[i] - math.fsum(same) / len(same)) / (std + 1e-4)
     return found
 
@@ -69,7 +69,7 @@ def loss(
         x, target = (1 - sigma) * x0[i] + sigma * noise[i], noise[i] - x0[i]
         with torch.no_grad():
             base = model("base", x, sigma, text, settings.kl_cfg)
-            old = model("old", x, sigma, text, 1.0)
+            old = model("ema_fast", x, sigma, text, 1.0)
         velocity = model("policy", x, sigma, text, 1.0)
         error = ((target - velocity) ** 2).mean()
         kl = ((velocity - base) ** 2).mean()
@@ -118,7 +118,7 @@ class AdamW:
 class Averages:
     """Both moving averages of a list of weights [n], stepped as the loop steps them.
 
-    An update is `micro_batches` micro-batches; after each of them, the last with the update behind it, the slow average
+    An update is `micro_batches` micro-batches; after each of them, the last with the update behind it, the EMA
     is given the number of updates done and the weights at hand.
     """
 
@@ -142,6 +142,6 @@ class Averages:
             if (k + 1) % 8 == 0:
                 self.slow = self.slow + (1 - min((1 + k) / (10 + k), 0.9)) * (self.weights - self.slow)
 
-    def rollouts(self, switch: int) -> Literal["policy", "old"]:
+    def rollouts(self, ema_rollouts_after: int) -> Literal["policy", "ema_fast"]:
         """Whose weights the next iteration's samples are drawn with."""
-        return "old" if self.updates > switch else "policy"
+        return "ema_fast" if self.updates > ema_rollouts_after else "policy"

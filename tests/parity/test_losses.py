@@ -16,7 +16,7 @@ from torch import Tensor
 from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.builtin.weightings import AbsAdvantage
 from dgpo_core.draws import Draws, normal_rows
-from dgpo_core.flow.groups import weigh
+from dgpo_core.flow.groups import compute_advantages
 from dgpo_core.training.accumulation import Accumulated, metric_means
 from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.policy import ConditioningCache, Policy
@@ -39,11 +39,11 @@ MODES: dict[str, tuple[dict[str, Any], published.Settings]] = {
         published.Settings(beta=100.0, kl=1e-3, kl_cfg=4.5, clip=1e-4),
     ),
     "2b: a dynamic reference, the KL term against the base": (
-        {"reference": "ema", "beta": 2000.0, "kl": 0.02, "clip": 1e-5},
+        {"reference": "ema_fast", "beta": 2000.0, "kl": 0.02, "clip": 1e-5},
         published.Settings(beta=2000.0, kl=0.02, clip=1e-5, dynamic=True),
     ),
     "2b with a guided base": (
-        {"reference": "ema", "beta": 2000.0, "kl": 0.02, "kl_cfg": 4.5, "clip": 1e-5},
+        {"reference": "ema_fast", "beta": 2000.0, "kl": 0.02, "kl_cfg": 4.5, "clip": 1e-5},
         published.Settings(beta=2000.0, kl=0.02, kl_cfg=4.5, clip=1e-5, dynamic=True),
     ),
     "1 with a clipped KL term": (
@@ -54,14 +54,14 @@ MODES: dict[str, tuple[dict[str, Any], published.Settings]] = {
 }
 
 
-def optimiser(
+def optimizer(
     objective: dict[str, Any], *, micro_batch: int, std: str = "group", clamp: float = 5.0, **adamw: float
 ) -> Optimizer:
     """On a float64 toy whose policy, fast EMA and base differ."""
     data = run_data(
         Path("unused"),
         objective=objective,
-        optimiser={"micro_batch": micro_batch} | adamw,
+        optimizer={"micro_batch": micro_batch} | adamw,
         advantages={"std": std, "clamp": clamp},
     )
     data["backbone"] = {"use": "toy", "checkpoint": "toy", "options": {"double": True}}
@@ -69,8 +69,8 @@ def optimiser(
     backbone = ToyBackbone(config.backbone, ToyOptions(double=True), device=torch.device("cpu"))
     policy = Policy(backbone, config.objective.ema)
     generator = torch.Generator().manual_seed(1)
-    for view in ("old", "policy"):
-        with policy.view(view), torch.no_grad():  # type: ignore[arg-type]
+    for weights_of in ("ema_fast", "policy"):
+        with policy.activate(weights_of), torch.no_grad():  # type: ignore[arg-type]
             for parameter in policy.parameters.values():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     dgpo = DirectGroupPreference(config.objective, Options())
@@ -96,7 +96,7 @@ def scored_groups(texts: list[str], *, equal: int | None = None) -> ScoredGroups
 
 
 def added(o: Optimizer, groups: ScoredGroups, draws: Draws) -> Accumulated:
-    batch = weigh(groups, o.config.advantages, AbsAdvantage(Options()))
+    batch = compute_advantages(groups, o.config.advantages, AbsAdvantage(Options()))
     return o.accumulation.add(o.prepare(batch, range(GROUPS), SIGMAS, draws))
 
 
@@ -111,9 +111,11 @@ def published_gradient(
     """Of the authors' loss; `joined`: samples of one prompt count as one group, even if it was drawn twice."""
     backbone = o.policy.backbone
 
-    def model(view: Literal["policy", "old", "base"], x: Tensor, sigma: float, text: str, guidance: float) -> Tensor:
+    def model(
+        weights_of: Literal["policy", "ema_fast", "base"], x: Tensor, sigma: float, text: str, guidance: float
+    ) -> Tensor:
         time = torch.tensor([sigma], dtype=torch.float64)
-        with o.policy.view(view):
+        with o.policy.activate(weights_of):
             velocity = backbone.velocity(x[None], time, backbone.encode(prompts_of([text])))[0]
             if guidance == 1:
                 return velocity
@@ -148,7 +150,7 @@ def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("mode", MODES)
 def test_gradient_is_that_of_the_authors_code(mode: str, micro_batch: int, std: str) -> None:
     objective, settings = MODES[mode]
-    o = optimiser(objective, micro_batch=micro_batch, std=std)
+    o = optimizer(objective, micro_batch=micro_batch, std=std)
     groups, draws = scored_groups(["a", "b", "c", "d"]), Draws(7)
     wanted = published_gradient(o, settings, groups, draws, global_std=std == "batch", joined=True)
     assert distance(engine_gradient(o, groups, draws), wanted) <= 1e-10
@@ -162,7 +164,7 @@ def test_gradient_is_that_of_the_authors_code(mode: str, micro_batch: int, std: 
 def test_advantages_are_clamped_before_both_uses(std: str) -> None:
     """In S_g and beside dsm, after the division by the std; at 1 here, for groups this small do not reach the 5."""
     objective, settings = MODES["1: guided rollouts, a frozen reference"]
-    o = optimiser(objective, micro_batch=24, std=std, clamp=1.0)
+    o = optimizer(objective, micro_batch=24, std=std, clamp=1.0)
     groups, draws = scored_groups(["a", "b", "c", "d"]), Draws(7)
     found = engine_gradient(o, groups, draws)
     clamped, free = (
@@ -178,7 +180,7 @@ def test_advantages_are_clamped_before_both_uses(std: str) -> None:
 def test_a_group_of_equal_rewards_still_feels_the_kl_term(mode: str, std: str) -> None:
     """The KL term is the mean over all samples, and a member with an advantage of 0 is clipped as a worse one."""
     objective, settings = MODES[mode]
-    o = optimiser(objective, micro_batch=24, std=std)
+    o = optimizer(objective, micro_batch=24, std=std)
     groups, draws = scored_groups(["a", "b", "c", "d"], equal=1), Draws(7)
     wanted = published_gradient(o, settings, groups, draws, global_std=std == "batch", joined=True)
     assert distance(engine_gradient(o, groups, draws), wanted) <= 1e-10
@@ -188,7 +190,7 @@ def test_a_group_of_equal_rewards_still_feels_the_kl_term(mode: str, std: str) -
 def test_updates_are_those_of_the_authors_loop(mode: str) -> None:
     """Gradient norm, AdamW, fast EMA, in this order; the gradient is taken at the engine's weights."""
     objective, settings = MODES[mode]
-    o = optimiser(objective, micro_batch=4, learning_rate=3e-3, weight_decay=0.1, max_grad_norm=1e-3)
+    o = optimizer(objective, micro_batch=4, learning_rate=3e-3, weight_decay=0.1, max_grad_norm=1e-3)
     assert (o.section.betas, o.section.epsilon) == ([0.9, 0.999], 1e-8)
 
     def flat(tensors: Iterable[Tensor]) -> np.ndarray:
@@ -205,7 +207,7 @@ def test_updates_are_those_of_the_authors_loop(mode: str) -> None:
         gradient = published_gradient(o, settings, groups, draws, global_std=False, joined=True)
         wanted = adamw.update(flat(gradient[name] for name in o.policy.parameters))
         average.update(wanted)
-        batch = weigh(groups, o.config.advantages, AbsAdvantage(Options()))
+        batch = compute_advantages(groups, o.config.advantages, AbsAdvantage(Options()))
         (result,) = o.step(batch, torch.tensor(SIGMAS, dtype=torch.float64), draws)
         assert result.grad_norm > 2e-3, "the norm must be clipped here"
         assert np.abs(flat(o.policy.parameters.values()) - wanted).max() <= 1e-10, update
@@ -217,7 +219,7 @@ def test_updates_are_those_of_the_authors_loop(mode: str) -> None:
 def test_a_prompt_that_stands_twice_is_two_groups(std: str) -> None:
     """On purpose: the code joins them, and then the partition function no longer cancels within a group."""
     objective, settings = MODES["1: guided rollouts, a frozen reference"]
-    o = optimiser(objective, micro_batch=24, std=std)
+    o = optimizer(objective, micro_batch=24, std=std)
     groups, draws = scored_groups(["a", "b", "a", "d"]), Draws(7)
     found = engine_gradient(o, groups, draws)
     apart = published_gradient(o, settings, groups, draws, global_std=std == "batch", joined=False)
@@ -229,5 +231,5 @@ def test_a_prompt_that_stands_twice_is_two_groups(std: str) -> None:
     sums = theirs.reshape(GROUPS, MEMBERS).sum(1)
     assert abs(sums[0]) > 0.05
     assert abs(sums[0] + sums[2]) < 1e-9
-    ours = weigh(groups, o.config.advantages, AbsAdvantage(Options()))
+    ours = compute_advantages(groups, o.config.advantages, AbsAdvantage(Options()))
     assert float(ours.residual.max()) < 1e-9

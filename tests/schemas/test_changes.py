@@ -30,15 +30,15 @@ def test_the_page_lists_what_the_fields_declare() -> None:
         ("rewards.0.weight", "fixed"),
         ("rewards.12.worker.environment.A", "any time"),
         ("rewards.0.options.worker", "fixed"),
-        ("objective.ema.slow.every", "fixed"),
-        ("optimiser.betas.0", "fixed"),
-        ("optimiser.learning_rate", "from there on"),
+        ("objective.ema.every", "fixed"),
+        ("optimizer.betas.0", "fixed"),
+        ("optimizer.learning_rate", "from there on"),
         ("backbone.lora.rank", "fixed"),
         ("backbone.options.gradient_checkpointing", "fixed"),
         ("evaluation.sampler.use", "from there on"),
         ("evaluation.rewards.3.options.scale", "from there on"),
         ("evaluation.rewards.3.service.urls.0", "any time"),
-        ("evaluation.guards.bands.diversity", "any time"),
+        ("evaluation.monitors.tolerances.diversity", "any time"),
         ("stop.seconds", "any time"),
         ("stopping", "fixed"),
         ("prompts.train.limit", "fixed"),
@@ -56,7 +56,7 @@ def test_what_plugins_declare_of_their_options_holds_for_those_alone() -> None:
     assert effect_of("evaluation.rewards.1.options.batch", known) == "from there on"
 
 
-def test_schemas_tell_editors_of_it() -> None:
+def test_schemas_report_editors_of_it() -> None:
     definitions = RunConfig.model_json_schema()["$defs"]
     found: dict[str, Any] = {
         f"{name}.{key}": field[RESUME]
@@ -64,9 +64,9 @@ def test_schemas_tell_editors_of_it() -> None:
         for key, field in section.get("properties", {}).items()
         if RESUME in field
     }
-    assert found["OptimiserSection.learning_rate"] == FROM_THERE_ON[RESUME]
-    assert found["OptimiserSection.micro_batch"] == ANYTIME[RESUME]
-    assert "OptimiserSection.betas" not in found
+    assert found["OptimizerSection.learning_rate"] == FROM_THERE_ON[RESUME]
+    assert found["OptimizerSection.micro_batch"] == ANYTIME[RESUME]
+    assert "OptimizerSection.betas" not in found
 
 
 def test_a_summary_names_every_setting() -> None:

@@ -106,10 +106,10 @@ GOOD = {
 def changed(path: str, value: Any) -> dict[str, Any]:
     """GOOD with one key set."""
     data: Any = deepcopy(GOOD)
-    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    *parents, last = [int(component) if component.isdigit() else component for component in path.split(".")]
     here = data
-    for part in parents:
-        here = here.setdefault(part, {}) if isinstance(here, dict) else here[part]
+    for component in parents:
+        here = here.setdefault(component, {}) if isinstance(here, dict) else here[component]
     here[last] = value
     return dict(data)
 
@@ -132,7 +132,7 @@ def run_schema() -> Any:
         ("rollout.resolution", 64, True), ("rollout.resolution", [64, 96], True), ("rollout.resolution", [64], False),
         ("timesteps.t_min", "shift(0.3)", True), ("timesteps.t_min", 0.2, True), ("timesteps.t_min", 2, False),
         ("timesteps.t_min", "early", False), ("timesteps.t_max", True, False),
-        ("optimiser.betas", [0.9, 0.99], True), ("optimiser.betas", [0.9, 1.0], False),
+        ("optimizer.betas", [0.9, 0.99], True), ("optimizer.betas", [0.9, 1.0], False),
         ("objective.clip", None, True), ("objective.clip", 1, False), ("objective.beta", 0, False),
         ("rewards", [], False), ("prompts.train", {"file": "a.txt"}, True), ("prompts.train", "", False),
         ("prompts.heldout", None, True), ("learning_rate", 1, False), ("logging.trackers", ["wandb"], True),
@@ -156,8 +156,8 @@ def test_the_schema_agrees_with_the_model(run_schema: Any, path: str, value: Any
     [
         ("rewards.0.options.mode", "c", False),
         ("rewards.0.options.inner.depth", 0, False),
-        ("rewards.0.options.colour", 1, False),
-        ("rewards.0", {"use": "stranger", "options": {"colour": 1}}, True),  # installed elsewhere, perhaps
+        ("rewards.0.options.color", 1, False),
+        ("rewards.0", {"use": "stranger", "options": {"color": 1}}, True),  # installed elsewhere, perhaps
         ("rewards.0.options.detector", {"use": "eye", "options": {"threshold": 3}}, True),
         ("rewards.0.options.detector", {"use": "eye", "options": {"threshold": -3}}, False),
         ("rewards.0.options.detector", {"use": "ear", "options": {"threshold": -3}}, True),
@@ -170,7 +170,9 @@ def test_the_schema_agrees_with_the_model(run_schema: Any, path: str, value: Any
         ("evaluation.rewards", [{"use": "shiny", "options": {"mode": "c"}}], False),
     ],
 )
-def test_options_are_checked_by_the_part_that_is_used(run_schema: Any, path: str, value: Any, accepted: bool) -> None:
+def test_options_are_checked_by_the_component_that_is_used(
+    run_schema: Any, path: str, value: Any, accepted: bool
+) -> None:
     assert fits(run_schema, changed(path, value), run_schema) == accepted
 
 

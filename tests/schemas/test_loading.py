@@ -312,7 +312,7 @@ def test_overrides(override: str, path: tuple[str | int, ...], expected: Any) ->
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("run.name", "must be KEY=VALUE, such as optimiser.learning_rate=1e-4"),
+        ("run.name", "must be KEY=VALUE, such as optimizer.learning_rate=1e-4"),
         ("=3", "must be KEY=VALUE"),
         ("run..name=3", "must be KEY=VALUE"),
         ("", "must be KEY=VALUE"),

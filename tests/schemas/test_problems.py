@@ -28,14 +28,14 @@ class Everything(Options):
     whole: Int = Field(default=0, ge=0, le=10, description="Whole.")
     real: Float = Field(default=0.5, gt=0, lt=1, description="Real.")
     maybe: Float | None = Field(default=None, description="Maybe.")
-    switch: bool = Field(default=False, description="Switch.")
+    ema_rollouts_after: bool = Field(default=False, description="Switch.")
     mode: Literal["fast", "slow", "medium"] = Field(default="fast", description="Mode.")
     names: list[str] = Field(default_factory=list, max_length=2, description="Names.")
     inner: Inner = Field(default_factory=Inner, description="Inner.")
     inners: list[Inner] = Field(default_factory=list, description="Inners.")
     by_name: dict[str, Inner] = Field(default_factory=dict, description="By name.")
     free: dict[str, Any] = Field(default_factory=dict, description="Free.")
-    part: Use | None = Field(default=None, description="A part.")
+    component: Use | None = Field(default=None, description="A component.")
     even: Int = Field(default=0, description="Even.")
     pair: tuple[Int, Int] = Field(default=(0, 1), description="A pair.")
 
@@ -82,8 +82,8 @@ def said(data: Any) -> list[str]:
         ("real", {}, "real: must be a number, not a section"),
         ("maybe", float("inf"), "maybe: must be a finite number, not inf"),
         ("maybe", "x", "maybe: must be a number, not 'x'"),
-        ("switch", "maybe", "switch: must be true or false, not 'maybe'"),
-        ("switch", 2, "switch: must be true or false, not 2"),
+        ("ema_rollouts_after", "maybe", "switch: must be true or false, not 'maybe'"),
+        ("ema_rollouts_after", 2, "switch: must be true or false, not 2"),
         ("mode", "fats", "mode: must be fast, slow or medium, not 'fats'; did you mean fast?"),
         ("mode", 3, "mode: must be fast, slow or medium, not 3"),
         ("names", "a", "names: must be a list, not 'a'"),
@@ -101,9 +101,9 @@ def said(data: Any) -> list[str]:
         ("by_name", {"x": {"rank": 0}}, "by_name.x.rank: must be at least 1, not 0"),
         ("by_name", {"x": {"ran": 0}}, "by_name.x.ran: unknown key; did you mean rank?"),
         ("free", [1], "free: must be a section of keys and values, not a list"),
-        ("part", "", "part: must not be empty"),
-        ("part", {"ues": "x", "use": "y"}, "part.ues: unknown key; did you mean use?"),
-        ("part", 3, "part: must be a section with keys such as options, use, not 3"),
+        ("component", "", "component: must not be empty"),
+        ("component", {"ues": "x", "use": "y"}, "component.ues: unknown key; did you mean use?"),
+        ("component", 3, "component: must be a section with keys such as options, use, not 3"),
         ("even", 3, "even: must be even; the nearest are 2 and 4 (here: 3)"),
         ("pair", [1, "x"], "pair.1: must be a whole number, not 'x'"),
     ],
@@ -114,8 +114,8 @@ def test_a_mistake(field: str, value: Any, expected: str) -> None:
 
 def test_a_missing_key_says_what_it_is_for() -> None:
     assert said({}) == ["needed: is missing (What is needed)"]
-    assert said({"needed": "x", "part": {}}) == [
-        "part.use: is missing (Name of the part; `dgpo plugins list` shows them)"
+    assert said({"needed": "x", "component": {}}) == [
+        "component.use: is missing (Name of the component; `dgpo plugins list` shows them)"
     ]
 
 

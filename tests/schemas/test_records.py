@@ -135,7 +135,7 @@ def test_every_logged_number_is_explained(model: type[MetricsRecord | TimingReco
 
 def test_records_survive_json() -> None:
     record = EvaluationRecord(
-        iteration=0, view="base", reward="r", role="guard", value=0.5, low=0.4, high=0.6, n=10, missing=0,
+        iteration=0, model="base", reward="r", role="monitor", value=0.5, low=0.4, high=0.6, n=10, missing=0,
         groups={"a": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}},
     )  # fmt: skip
     line = json.dumps(record.model_dump(mode="json"), allow_nan=False)
@@ -146,7 +146,7 @@ def test_a_line_of_a_run_before_bounds_were_logged_can_be_read() -> None:
     record = MetricsRecord(
         iteration=1, updates=1, reward={"mean": 0.5, "std": 0.1, "missing": 0}, rewards={}, zero_variance_groups=0,
         missing_rewards=0, residual=None, sigmoid=None, clip_fraction=None, dsm=None, dsm_reference=None, kl=None,
-        extra={}, grad_norm=None, learning_rate=0.1, skipped_updates=0, optimised_members=1, skipped_members=0,
+        extra={}, grad_norm=None, learning_rate=0.1, skipped_updates=0, optimized_members=1, skipped_members=0,
         change_norm=None, diversity=0.1, statistics={}, t_min=0.4, t_max=0.9, timesteps={"t_min": 0.3, "t_max": 1.0},
     )  # fmt: skip
     line = record.model_dump(mode="json")
@@ -157,9 +157,9 @@ def test_a_line_of_a_run_before_bounds_were_logged_can_be_read() -> None:
 
 
 def test_a_role_is_one_of_three() -> None:
-    record = {"iteration": 0, "view": "slow", "reward": "r", "value": 0.5, "low": 0.4, "high": 0.6, "n": 1}
+    record = {"iteration": 0, "model": "ema", "reward": "r", "value": 0.5, "low": 0.4, "high": 0.6, "n": 1}
     record |= {"missing": 0, "groups": {}}
-    for role in ("target", "guard", "statistic"):
+    for role in ("target", "monitor", "statistic"):
         assert EvaluationRecord.model_validate(record | {"role": role}).role == role
     for wrong in (record, record | {"role": "reward"}):
         with pytest.raises(ValueError, match="role"):

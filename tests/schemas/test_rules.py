@@ -21,14 +21,14 @@ def data(**changes: Any) -> dict[str, Any]:
     }
 
 
-def guards(*, beside: dict[str, Any] | None = None, **section: Any) -> dict[str, Any]:
-    """The section evaluation.guards, and other keys of evaluation."""
-    return {"evaluation": {"guards": section, **(beside or {})}}
+def monitors(*, beside: dict[str, Any] | None = None, **section: Any) -> dict[str, Any]:
+    """The section evaluation.monitors, and other keys of evaluation."""
+    return {"evaluation": {"monitors": section, **(beside or {})}}
 
 
-def finer(**section: Any) -> dict[str, Any]:
-    """The section evaluation.finer."""
-    return {"evaluation": {"finer": section}}
+def many_step(**section: Any) -> dict[str, Any]:
+    """The section evaluation.many_step."""
+    return {"evaluation": {"many_step": section}}
 
 
 def broken(**changes: Any) -> list[tuple[str, str]]:
@@ -67,11 +67,11 @@ def test_times_whose_order_depends_on_the_models_shift_are_left_to_the_run() -> 
             ["more than 10000000 samples", "at most 3333 such groups"],
         ),
         (
-            {"rollout": {"groups": 24}, "optimiser": {"updates": 5}},
-            "optimiser.updates",
+            {"rollout": {"groups": 24}, "optimizer": {"updates": 5}},
+            "optimizer.updates",
             ["5 does not divide rollout.groups = 24", "4 and 6"],
         ),
-        ({"rollout": {"groups": 7}, "optimiser": {"updates": 3}}, "optimiser.updates", ["1 and 7"]),
+        ({"rollout": {"groups": 7}, "optimizer": {"updates": 3}}, "optimizer.updates", ["1 and 7"]),
         ({"stop": {"target": 0.5}}, "stop.target", ["set evaluation.every, which is 0"]),
         (
             {"stop": {"target": 0.5}, "prompts": {"train": {"use": "toy"}}},
@@ -84,7 +84,7 @@ def test_times_whose_order_depends_on_the_models_shift_are_left_to_the_run() -> 
             "stop.reward",
             ["nothing evaluated is called 'shine'; there is brightness"],
         ),
-        ({"rollout": {"groups": 4}, "optimiser": {"updates": 9}}, "optimiser.updates", ["2 and 4"]),
+        ({"rollout": {"groups": 4}, "optimizer": {"updates": 9}}, "optimizer.updates", ["2 and 4"]),
         (
             {"rollout": {"shift": 3}, "timesteps": {"t_min": "shift(0.6)", "t_max": 0.7}},
             "timesteps.t_min",
@@ -103,12 +103,12 @@ def test_times_whose_order_depends_on_the_models_shift_are_left_to_the_run() -> 
             ["rollout.guidance = 4.5", "mode 1: kl_cfg 1", "mode 2a: rollout.guidance 1"],
         ),
         (
-            {"objective": {"kl_cfg": 4.5, "reference": "ema", "kl": 0}},
+            {"objective": {"kl_cfg": 4.5, "reference": "ema_fast", "kl": 0}},
             "objective.kl_cfg",
             ["nothing is compared", "objective.kl is 0", "mode 2a"],
         ),
         (
-            {"rollout": {"guidance": 2}, "objective": {"reference": "ema"}},
+            {"rollout": {"guidance": 2}, "objective": {"reference": "ema_fast"}},
             "rollout.guidance",
             ["mode 2b: rollout.guidance 1", "mode 1: reference frozen"],
         ),
@@ -127,45 +127,53 @@ def test_times_whose_order_depends_on_the_models_shift_are_left_to_the_run() -> 
             for taken in ("diversity", "saturation", "edge_density", "dark_pixels")
         ),
         ({"evaluation": {"rewards": [{"use": "saturation"}]}}, "evaluation.rewards.0", ["a statistic of the media"]),
-        (guards(rewards=[{"use": "diversity"}]), "evaluation.guards.rewards.0", ["a statistic of the media"]),
-        (guards(rewards=[{"use": "a"}, {"use": "a"}]), "evaluation.guards.rewards.1", ["two rewards are called 'a'"]),
+        (monitors(rewards=[{"use": "diversity"}]), "evaluation.monitors.rewards.0", ["a statistic of the media"]),
         (
-            guards(rewards=[{"use": "brightness"}]),
-            "evaluation.guards.rewards.0",
-            ["two rewards are called 'brightness'", "another `name`"],
-        ),
-        (  # a guard is not trained on, even where evaluation looks at another reward
-            guards(rewards=[{"use": "brightness"}], beside={"rewards": [{"use": "a"}]}),
-            "evaluation.guards.rewards.0",
-            ["two rewards are called 'brightness'"],
-        ),
-        (
-            guards(rewards=[{"use": "a"}], beside={"rewards": [{"use": "b"}, {"use": "a"}]}),
-            "evaluation.guards.rewards.0",
+            monitors(rewards=[{"use": "a"}, {"use": "a"}]),
+            "evaluation.monitors.rewards.1",
             ["two rewards are called 'a'"],
         ),
         (
-            guards(rewards=[{"use": "aesthetic"}], bands={"aesthetics": 0.1}),
-            "evaluation.guards.bands.aesthetics",
+            monitors(rewards=[{"use": "brightness"}]),
+            "evaluation.monitors.rewards.0",
+            ["two rewards are called 'brightness'", "another `name`"],
+        ),
+        (  # a monitor is not trained on, even where evaluation looks at another reward
+            monitors(rewards=[{"use": "brightness"}], beside={"rewards": [{"use": "a"}]}),
+            "evaluation.monitors.rewards.0",
+            ["two rewards are called 'brightness'"],
+        ),
+        (
+            monitors(rewards=[{"use": "a"}], beside={"rewards": [{"use": "b"}, {"use": "a"}]}),
+            "evaluation.monitors.rewards.0",
+            ["two rewards are called 'a'"],
+        ),
+        (
+            monitors(rewards=[{"use": "aesthetic"}], tolerances={"aesthetics": 0.1}),
+            "evaluation.monitors.tolerances.aesthetics",
             [
-                "there is no guard 'aesthetics'",
-                "the guards are aesthetic, diversity, saturation, edge_density, dark_pixels",
+                "there is no monitor 'aesthetics'",
+                "the monitors are aesthetic, diversity, saturation, edge_density, dark_pixels",
             ],
         ),
-        (guards(bands={"brightness": 0.1}), "evaluation.guards.bands.brightness", ["there is no guard 'brightness'"]),
         (
-            guards(bands={"finer_sharpness": 0.1}),
-            "evaluation.guards.bands.finer_sharpness",
-            ["only measured where evaluation.finer is set"],
+            monitors(tolerances={"brightness": 0.1}),
+            "evaluation.monitors.tolerances.brightness",
+            ["there is no monitor 'brightness'"],
         ),
         (
-            {"evaluation": {"finer": {"steps": 40}}, "prompts": {"train": {"use": "toy"}}},
-            "evaluation.finer",
+            monitors(tolerances={"many_step_sharpness": 0.1}),
+            "evaluation.monitors.tolerances.many_step_sharpness",
+            ["only measured where evaluation.many_step is set"],
+        ),
+        (
+            {"evaluation": {"many_step": {"steps": 40}}, "prompts": {"train": {"use": "toy"}}},
+            "evaluation.many_step",
             ["without prompts.heldout"],
         ),
         (
-            guards(rewards=[{"use": "a"}]) | {"prompts": {"train": {"use": "toy"}}},
-            "evaluation.guards.rewards",
+            monitors(rewards=[{"use": "a"}]) | {"prompts": {"train": {"use": "toy"}}},
+            "evaluation.monitors.rewards",
             ["without prompts.heldout"],
         ),
         ({"rewards": [{"use": "a", "weight": 0}]}, "rewards", ["every weight is 0"]),
@@ -198,17 +206,21 @@ def test_a_broken_rule(changes: dict[str, Any], key: str, says: list[str]) -> No
 @pytest.mark.parametrize(
     ("changes", "where", "message"),
     [
-        (guards(bands={"saturation": -0.1}), ("evaluation", "guards", "bands", "saturation"), "greater than or equal"),
-        (guards(alarm="loud"), ("evaluation", "guards", "alarm"), "'log', 'stop' or 'off'"),
-        (finer(steps=1), ("evaluation", "finer", "steps"), "greater than or equal to 2"),
-        (finer(steps=1001), ("evaluation", "finer", "steps"), "less than or equal to 1000"),
-        (finer(steps=True), ("evaluation", "finer", "steps"), "a number is expected"),
-        (finer(steps=40, prompts=0), ("evaluation", "finer", "prompts"), "greater than or equal to 1"),
-        (finer(prompts=8), ("evaluation", "finer", "steps"), "Field required"),
-        (finer(steps=40, samples=2), ("evaluation", "finer", "samples"), "Extra inputs"),
+        (
+            monitors(tolerances={"saturation": -0.1}),
+            ("evaluation", "monitors", "tolerances", "saturation"),
+            "greater than or equal",
+        ),
+        (monitors(alarm="loud"), ("evaluation", "monitors", "alarm"), "'log', 'stop' or 'off'"),
+        (many_step(steps=1), ("evaluation", "many_step", "steps"), "greater than or equal to 2"),
+        (many_step(steps=1001), ("evaluation", "many_step", "steps"), "less than or equal to 1000"),
+        (many_step(steps=True), ("evaluation", "many_step", "steps"), "a number is expected"),
+        (many_step(steps=40, prompts=0), ("evaluation", "many_step", "prompts"), "greater than or equal to 1"),
+        (many_step(prompts=8), ("evaluation", "many_step", "steps"), "Field required"),
+        (many_step(steps=40, samples=2), ("evaluation", "many_step", "samples"), "Extra inputs"),
         ({"scoring": {"max_missing": 1.5}}, ("scoring", "max_missing"), "less than or equal to 1"),
         ({"scoring": {"max_missing": -0.1}}, ("scoring", "max_missing"), "greater than or equal to 0"),
-        ({"scoring": {"aggregation": "mean"}}, ("scoring", "aggregation"), "'weighted-sum' or 'group-normalised'"),
+        ({"scoring": {"aggregation": "mean"}}, ("scoring", "aggregation"), "'weighted-sum' or 'group-normalized'"),
     ],
 )
 def test_values_out_of_bounds(changes: dict[str, Any], where: tuple[str, ...], message: str) -> None:
@@ -221,9 +233,9 @@ def test_values_out_of_bounds(changes: dict[str, Any], where: tuple[str, ...], m
 
 def test_all_broken_rules_are_reported_together() -> None:
     found = broken(
-        rollout={"group_size": 1, "groups": 3}, optimiser={"updates": 2}, rewards=[{"use": "a", "weight": 0}]
+        rollout={"group_size": 1, "groups": 3}, optimizer={"updates": 2}, rewards=[{"use": "a", "weight": 0}]
     )
-    assert [key for key, _ in found] == ["rollout.group_size", "optimiser.updates", "rewards"]
+    assert [key for key, _ in found] == ["rollout.group_size", "optimizer.updates", "rewards"]
 
 
 @pytest.mark.parametrize(
@@ -231,15 +243,18 @@ def test_all_broken_rules_are_reported_together() -> None:
     [
         {"rollout": {"guidance": 4.5}},  # mode 1
         {"objective": {"kl_cfg": 4.5}},  # mode 2a
-        {"objective": {"reference": "ema", "beta": 3000}},  # mode 2b
-        {"objective": {"reference": "ema", "beta": 3000, "kl_cfg": 4.5}},  # the KL term's base is guided
-        {"rollout": {"groups": 24}, "optimiser": {"updates": 24}},
+        {"objective": {"reference": "ema_fast", "beta": 3000}},  # mode 2b
+        {"objective": {"reference": "ema_fast", "beta": 3000, "kl_cfg": 4.5}},  # the KL term's base is guided
+        {"rollout": {"groups": 24}, "optimizer": {"updates": 24}},
         {"rewards": [{"use": "a"}, {"use": "b", "weight": 0}]},
         {"prompts": {"train": {"use": "toy"}}},
-        guards(rewards=[{"use": "a"}, {"use": "a", "name": "b"}], bands={"a": 0, "b": 0.5, "diversity": 0.1}),
-        guards(rewards=[{"use": "brightness", "name": "again", "options": {"scale": 0.5}}]),
-        finer(steps=2),
-        guards(bands={"step_disagreement": 0.1, "finer_sharpness": 0}, beside={"finer": {"steps": 1000, "prompts": 1}}),
+        monitors(rewards=[{"use": "a"}, {"use": "a", "name": "b"}], tolerances={"a": 0, "b": 0.5, "diversity": 0.1}),
+        monitors(rewards=[{"use": "brightness", "name": "again", "options": {"scale": 0.5}}]),
+        many_step(steps=2),
+        monitors(
+            tolerances={"step_disagreement": 0.1, "many_step_sharpness": 0},
+            beside={"many_step": {"steps": 1000, "prompts": 1}},
+        ),
         {"rollout": {"group_size": 2, "resolution": [64, 96]}},
         {"stop": {"target": 0.5, "reward": "b", "seconds": 3}, "evaluation": {"every": 1, "rewards": [{"use": "b"}]}},
     ],

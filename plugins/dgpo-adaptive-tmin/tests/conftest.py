@@ -18,7 +18,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def registry() -> Registry:
-    """The engine's own parts, the toy's and this distribution's."""
+    """The engine's own components, the toy's and this distribution's."""
     made = Registry(discover=False)
     made.register(builtin, distribution="dgpo")
     made.register(toy.plugin, distribution="toy")

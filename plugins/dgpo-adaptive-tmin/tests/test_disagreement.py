@@ -17,7 +17,7 @@ from dgpo_adaptive_tmin.disagreement import DisagreementTmin, hidden_from
 from dgpo_adaptive_tmin.options import DisagreementOptions
 from dgpo_core.contracts import Probe, TimestepContext
 from dgpo_core.draws import Draws
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.run import Run
 from dgpo_core.training.trainer import Trainer
@@ -37,12 +37,12 @@ def test_at_this_noise_the_two_samples_are_so_far_apart(scale: float, tolerance:
     """The Kullback-Leibler divergence per dimension is tolerance^2 / 2; below the sigma it is more, above it less."""
     generator = torch.Generator().manual_seed(0)
     x0 = torch.randn(64, dtype=torch.float64, generator=generator)
-    artefact = scale * torch.randn(64, dtype=torch.float64, generator=generator)
-    rms = float(artefact.square().mean().sqrt())
+    artifact = scale * torch.randn(64, dtype=torch.float64, generator=generator)
+    rms = float(artifact.square().mean().sqrt())
 
     def divergence(sigma: float) -> float:
-        clean, spoilt = (torch.distributions.Normal((1 - sigma) * one, sigma) for one in (x0, x0 + artefact))
-        return float(torch.distributions.kl_divergence(clean, spoilt).mean())
+        clean, nonfinite = (torch.distributions.Normal((1 - sigma) * one, sigma) for one in (x0, x0 + artifact))
+        return float(torch.distributions.kl_divergence(clean, nonfinite).mean())
 
     sigma = hidden_from(rms, tolerance)
     assert 0 < sigma < 1
@@ -50,7 +50,7 @@ def test_at_this_noise_the_two_samples_are_so_far_apart(scale: float, tolerance:
     assert divergence(0.99 * sigma) > tolerance**2 / 2 > divergence(sigma + 0.01 * (1 - sigma))
 
 
-def test_without_an_artefact_nothing_is_hidden() -> None:
+def test_without_an_artifact_nothing_is_hidden() -> None:
     assert hidden_from(0.0, 0.1) == 0.0
 
 
@@ -60,14 +60,14 @@ def test_without_an_artefact_nothing_is_hidden() -> None:
 class Given(Probe):
     """Samples in many steps are 0, those in few steps differ by so much each."""
 
-    def __init__(self, *artefacts: float) -> None:
-        self.artefacts = torch.tensor(artefacts)
+    def __init__(self, *artifacts: float) -> None:
+        self.artifacts = torch.tensor(artifacts)
         self.asked: list[tuple[int, int]] = []
 
     def samples(self, count: int, *, refine: int = 1) -> Tensor:
         self.asked.append((count, refine))
         signs = torch.tensor([1.0, -1.0]).repeat(8)  # a mean of the difference would be 0
-        few = self.artefacts[:count, None] * signs
+        few = self.artifacts[:count, None] * signs
         return few.view(count, 1, 4, 4) if refine == 1 else torch.zeros(count, 1, 4, 4)
 
     def errors(self, x0: Tensor, sigmas: Tensor) -> Any:
@@ -78,16 +78,16 @@ def policy(**options: Any) -> DisagreementTmin:
     return DisagreementTmin(DisagreementOptions(**({"highest": 1.0} | options)))
 
 
-def measured(artefacts: Sequence[float], **options: Any) -> tuple[float, DisagreementTmin]:
-    chosen = policy(samples=len(artefacts), **options)
-    chosen.measure(Given(*artefacts), CONTEXT)
+def measured(artifacts: Sequence[float], **options: Any) -> tuple[float, DisagreementTmin]:
+    chosen = policy(samples=len(artifacts), **options)
+    chosen.measure(Given(*artifacts), CONTEXT)
     return chosen.bounds(CONTEXT)[0], chosen
 
 
-@pytest.mark.parametrize("artefacts", [[0.2, 0.2, 0.2], [0.1, 0.4, 0.2], [0.1, 0.2, 0.3, 0.8], [0.3, 0.1]])
-def test_the_middle_sample_decides(artefacts: list[float]) -> None:
-    found, chosen = measured(artefacts, tolerance=0.05)
-    middle = statistics.median(artefacts)
+@pytest.mark.parametrize("artifacts", [[0.2, 0.2, 0.2], [0.1, 0.4, 0.2], [0.1, 0.2, 0.3, 0.8], [0.3, 0.1]])
+def test_the_middle_sample_decides(artifacts: list[float]) -> None:
+    found, chosen = measured(artifacts, tolerance=0.05)
+    middle = statistics.median(artifacts)
     assert chosen.metrics() == {"disagreement": pytest.approx(middle)}
     assert found == pytest.approx(middle / (middle + 0.05))
 
@@ -126,9 +126,10 @@ class Straight(ToyBackbone):
 
 class _Plugin:
     @hookimpl
-    def dgpo_backbones(self) -> list[Part]:
+    def dgpo_backbones(self) -> list[Component]:
         return [
-            Part(k.__name__.lower(), "A known flow", f"{__name__}:{k.__name__}", ToyOptions) for k in (Linear, Straight)
+            Component(k.__name__.lower(), "A known flow", f"{__name__}:{k.__name__}", ToyOptions)
+            for k in (Linear, Straight)
         ]
 
 
@@ -142,7 +143,7 @@ def on_flow(
     engine = Trainer(RunConfig.model_validate(data), registry).build()
     sigmas = engine.training_sigmas
     context = TimestepContext(sigmas, t_min, 1.0, 3.0, 0, 10)
-    engine.timesteps.measure(engine.probe(engine.roller(), "policy"), context)
+    engine.timesteps.measure(engine.probe(engine.rollout_sampler(), "policy"), context)
     return engine.timesteps.bounds(context)[0], engine
 
 

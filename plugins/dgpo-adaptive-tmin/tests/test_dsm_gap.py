@@ -32,8 +32,8 @@ class Errors(Probe):
 
     def errors(self, x0: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
         self.sigmas = sigmas
-        spread = torch.rand(len(x0), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.5
-        base = torch.stack([self.scale(s) * spread for s in sigmas.tolist()])
+        sharded = torch.rand(len(x0), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.5
+        base = torch.stack([self.scale(s) * sharded for s in sigmas.tolist()])
         gain = torch.tensor([self.gain(s) * self.scale(s) for s in sigmas.tolist()], dtype=torch.float64)
         return base - gain[:, None], base
 
@@ -89,9 +89,9 @@ def test_the_gap_is_a_share_of_the_bases_error() -> None:
     made.measure(probe, context())
     times = (np.arange(8) + 0.5) / 8
     assert probe.sigmas.tolist() == pytest.approx(times)
-    spread = float((torch.rand(COUNT, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.5).mean())
+    sharded = float((torch.rand(COUNT, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.5).mean())
     assert made.metrics() == pytest.approx(
-        {"gap_low": (0.3 - times[-1]) / spread, "gap_high": (0.3 - times[0]) / spread}
+        {"gap_low": (0.3 - times[-1]) / sharded, "gap_high": (0.3 - times[0]) / sharded}
     )
 
 

@@ -22,7 +22,7 @@ EVEN = torch.linspace(1, 0, 11, dtype=torch.float64)
 """A sampler's times: 1, 0.9, ... 0."""
 
 
-class Told(MeasuringPolicy):
+class Reported(MeasuringPolicy):
     """Finds what it is told."""
 
     def __init__(self, **options: Any) -> None:
@@ -38,7 +38,7 @@ def context(iteration: int = 0, t_min: float = 0.0, t_max: float = 1.0, **change
     return replace(TimestepContext(EVEN, t_min, t_max, 1.0, iteration, 20), **changes)
 
 
-def follow(policy: Told, answers: list[float | None], iterations: int, **changes: Any) -> list[float]:
+def follow(policy: Reported, answers: list[float | None], iterations: int, **changes: Any) -> list[float]:
     """t_min of each iteration."""
     policy.answers = list(answers)
     found = []
@@ -49,22 +49,22 @@ def follow(policy: Told, answers: list[float | None], iterations: int, **changes
 
 
 def test_the_first_measurement_counts_in_full_and_later_ones_move_it() -> None:
-    found = follow(Told(every=1, smoothing=0.75), [0.4, 0.8, 0.0], 3)
+    found = follow(Reported(every=1, smoothing=0.75), [0.4, 0.8, 0.0], 3)
     assert found == pytest.approx([0.4, 0.75 * 0.4 + 0.25 * 0.8, 0.75 * 0.5])
 
 
 def test_without_smoothing_it_follows() -> None:
-    assert follow(Told(every=1, smoothing=0.0), [0.4, 0.8, 0.1], 3) == [0.4, 0.8, 0.1]
+    assert follow(Reported(every=1, smoothing=0.0), [0.4, 0.8, 0.1], 3) == [0.4, 0.8, 0.1]
 
 
 def test_it_measures_every_so_often() -> None:
-    policy = Told(every=3, smoothing=0.0)
+    policy = Reported(every=3, smoothing=0.0)
     assert follow(policy, [0.1, 0.2, 0.3], 8) == [0.1] * 3 + [0.2] * 3 + [0.3] * 2
     assert policy.answers == []
 
 
 def test_before_the_first_measurement_it_is_the_largest() -> None:
-    policy = Told(highest=0.7)
+    policy = Reported(highest=0.7)
     assert policy.bounds(context()) == (0.7, 1.0)
     assert policy.metrics() == {}
     drawn = policy.draw(500, context(t_max=0.9), Draws(0))
@@ -73,18 +73,18 @@ def test_before_the_first_measurement_it_is_the_largest() -> None:
 
 def test_it_stays_between_the_runs_t_min_and_the_highest() -> None:
     """The measurement is clamped, not only what comes of it: one that is far off has no longer effect."""
-    policy = Told(every=1, smoothing=0.5, highest=0.6)
+    policy = Reported(every=1, smoothing=0.5, highest=0.6)
     assert follow(policy, [1.0, 1.0, 0.0, 0.0], 4, t_min=0.2) == pytest.approx([0.6, 0.6, 0.4, 0.3])
     assert policy.bounds(context(t_max=0.25)) == (0.25, 0.25)
 
 
 def test_highest_is_read_with_the_runs_shift() -> None:
-    assert Told(highest="shift(0.5)").bounds(context(shift=3.0)) == (pytest.approx(0.75), 1.0)
+    assert Reported(highest="shift(0.5)").bounds(context(shift=3.0)) == (pytest.approx(0.75), 1.0)
 
 
 @pytest.mark.parametrize("wrong", [NAN, INF, -INF])
 def test_a_measurement_that_is_not_finite_is_left_out_and_made_again(wrong: float) -> None:
-    policy = Told(every=4, smoothing=0.0)
+    policy = Reported(every=4, smoothing=0.0)
     assert follow(policy, [wrong, 0.3, wrong, 0.5], 8) == [0.9, 0.3, 0.3, 0.3, 0.3, 0.5, 0.5, 0.5]
     assert policy.answers == []
     assert policy.metrics() == {"found": 0.5}
@@ -92,10 +92,10 @@ def test_a_measurement_that_is_not_finite_is_left_out_and_made_again(wrong: floa
 
 def test_the_state_holds_what_was_found_and_what_is_overdue() -> None:
     for answers in ([0.4, 0.2, 0.6], [0.4, NAN, 0.2, 0.5], [NAN, 0.2, 0.3, 0.1]):
-        whole = Told(every=2)
+        whole = Reported(every=2)
         wanted = follow(whole, answers, 6)
         for stop in range(1, 6):
-            first, second = Told(every=2), Told(every=2)
+            first, second = Reported(every=2), Reported(every=2)
             follow(first, answers, stop)
             second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
             second.answers = list(first.answers)
@@ -109,7 +109,7 @@ def test_the_state_holds_what_was_found_and_what_is_overdue() -> None:
 
 def test_too_few_steps_are_refused_with_the_largest_t_min() -> None:
     """0.6, 0.7, ... 1 are five; above 0.65 there are four."""
-    policy = Told(highest=0.65, within="sampler-steps")
+    policy = Reported(highest=0.65, within="sampler-steps")
     policy.check(context(), 4)
     with pytest.raises(UserError, match=r"highest move, come to \[0\.6500, 1\.0000\], where only 4 of .*count to 4"):
         policy.check(context(), 5)
@@ -120,8 +120,8 @@ def test_too_few_steps_are_refused_with_the_largest_t_min() -> None:
 
 def test_a_largest_t_min_that_leaves_a_single_time_is_refused() -> None:
     with pytest.raises(UserError, match=r"options\.highest move, come to \[0\.8000, 0\.8000\], a single time"):
-        Told(highest=0.9).check(context(t_max=0.8), 1)
-    Told(highest=0.79).check(context(t_max=0.8), 1)
+        Reported(highest=0.9).check(context(t_max=0.8), 1)
+    Reported(highest=0.79).check(context(t_max=0.8), 1)
 
 
 def test_random_samplers_are_refused_where_solves_are_compared() -> None:
@@ -132,5 +132,5 @@ def test_random_samplers_are_refused_where_solves_are_compared() -> None:
 
 
 def test_a_model_that_asks_for_nothing_changes_nothing() -> None:
-    policy = Told(every=1, smoothing=0.5, highest=0.9)
+    policy = Reported(every=1, smoothing=0.5, highest=0.9)
     assert follow(policy, [None, None, 0.4, None, 0.2], 5) == pytest.approx([0.9, 0.9, 0.4, 0.4, 0.3])

@@ -1,4 +1,4 @@
-"""The declarations: light, complete, and true to the classes they name; every part keeps its contract."""
+"""The declarations: light, complete, and true to the classes they name; every component keeps its contract."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dgpo_core.plugins.registry import Registry
-from dgpo_kit.contracts import check_declaration, check_light, check_timesteps, part_checks
+from dgpo_kit.contracts import check_declaration, check_light, check_timesteps, component_checks
 from dgpo_schemas.base import UseBlock
 
 POLICIES = ["scheduled-t-min", "disagreement-t-min", "dsm-gap-t-min"]
@@ -29,7 +29,7 @@ def test_nothing_heavy_is_imported(module: str) -> None:
 @pytest.mark.parametrize("name", POLICIES)
 def test_promises(name: str, registry: Registry) -> None:
     check_declaration(registry, "timesteps", name)
-    for check in part_checks(registry, "timesteps", name):
+    for check in component_checks(registry, "timesteps", name):
         with contextlib.suppress(unittest.SkipTest):
             check.run()
 

@@ -32,8 +32,8 @@ TIMESTEPS: dict[str, dict[str, Any]] = {
 def sections(name: str, **options: Any) -> dict[str, Any]:
     return {
         "timesteps": {"use": name, "count": 2, "t_min": 0.1, "options": TIMESTEPS[name] | options},
-        "optimiser": {"learning_rate": 0.05},
-        "objective": {"switch": 2},
+        "optimizer": {"learning_rate": 0.05},
+        "objective": {"ema_rollouts_after": 2},
     }
 
 
@@ -63,7 +63,7 @@ def manifest(config: RunConfig) -> dict[str, Any]:
 def fingerprint(config: RunConfig) -> list[bytes]:
     path = run_path(config)
     newest = sorted((path / "checkpoints").iterdir())[-1]
-    saved = [newest / name for name in ("manifest.json", "optimiser.safetensors", "weights.safetensors")]
+    saved = [newest / name for name in ("manifest.json", "optimizer.safetensors", "weights.safetensors")]
     return [f.read_bytes() for f in (path / "metrics.jsonl", path / "evaluations.jsonl", *saved)]
 
 
@@ -93,7 +93,7 @@ def test_t_min_moves_with_the_model_and_is_saved(name: str, make: Make, registry
     for record in records:
         assert record["timesteps"]["t_min"] <= record["t_min"] <= record["t_max"] <= record["timesteps"]["t_max"] == 1
         assert record["timesteps"]["t_min"] >= 0.1
-    assert all("measure" in timing["verbs"] for timing in logs(config, "timings.jsonl"))
+    assert all("measure" in timing["phases"] for timing in logs(config, "timings.jsonl"))
 
 
 def test_a_model_that_has_not_moved_has_no_gap(make: Make, registry: Registry) -> None:
@@ -122,7 +122,7 @@ def test_the_schedule_is_followed_and_leaves_no_state(make: Make, registry: Regi
     lows = [record["timesteps"]["t_min"] for record in logs(config)]
     assert lows == pytest.approx([0.8 - 0.4 * math.sin(math.pi * i / 8) ** 2 for i in range(4)])
     assert manifest(config)["timesteps"] == {}
-    assert all("measure" not in timing["verbs"] for timing in logs(config, "timings.jsonl"))
+    assert all("measure" not in timing["phases"] for timing in logs(config, "timings.jsonl"))
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.accumulation import Accumulated, metric_means
 from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.policy import ConditioningCache, Policy
-from dgpo_core.training.rollout import Roller
+from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.types import Path as SamplerPath
 from dgpo_core.types import Prompt, TrainingBatch
 from dgpo_kit.given import prompts_of
@@ -36,34 +36,34 @@ each_micro_batch = pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
 
 @dataclass
 class Setting:
-    """An optimiser on a float64 toy whose policy, old and base weights all differ, and what it is given."""
+    """An optimizer on a float64 toy whose policy, old and base weights all differ, and what it is given."""
 
-    optimiser: Optimizer
+    optimizer: Optimizer
     batch: TrainingBatch
     sigmas: list[float]
-    roller: Roller
+    rollout_sampler: RolloutSampler
     added: Accumulated | None = None
 
     @property
     def averages(self) -> dict[str, float | None]:
         """Of the metrics of the last gradient."""
         assert self.added is not None
-        return metric_means([self.added], self.optimiser.processes)
+        return metric_means([self.added], self.optimizer.processes)
 
     @property
     def policy(self) -> Policy:
-        return self.optimiser.policy
+        return self.optimizer.policy
 
     def gradient(self) -> dict[str, Tensor]:
         """The engine's."""
-        o = self.optimiser
+        o = self.optimizer
         self.added = o.accumulation.add(o.prepare(self.batch, range(GROUPS), self.sigmas, DRAWS))
         return {name: p.grad.clone() for name, p in self.policy.parameters.items() if p.grad is not None}
 
-    def velocity(self, view: str, x: Tensor, sigma: float, group: int, guidance: float = 1.0) -> Tensor:
+    def velocity(self, model: str, x: Tensor, sigma: float, group: int, guidance: float = 1.0) -> Tensor:
         """Of one state, by the backbone itself; with gradient if it is the policy's."""
         backbone, time = self.policy.backbone, torch.tensor([sigma], dtype=torch.float64)
-        with self.policy.view(view), torch.set_grad_enabled(view == "policy"):  # type: ignore[arg-type]
+        with self.policy.activate(model), torch.set_grad_enabled(model == "policy"):  # type: ignore[arg-type]
             v = backbone.velocity(x[None], time, backbone.encode(prompts_of([PROMPTS[group].text])))
             if guidance != 1:
                 free = backbone.velocity(x[None], time, backbone.encode(prompts_of([""])))
@@ -103,7 +103,7 @@ def make(registry: Registry) -> Make:
         move: float = 0.05,
     ) -> Setting:
         data = run_data(
-            Path("unused"), objective=objective, optimiser={"micro_batch": micro_batch}, weighting=weighting,
+            Path("unused"), objective=objective, optimizer={"micro_batch": micro_batch}, weighting=weighting,
             rollout={"steps": 5, "sampler": "flow-sde", "groups": GROUPS, "group_size": MEMBERS} | (rollout or {}),
         )  # fmt: skip
         data["backbone"] = {"use": "toy", "checkpoint": "toy", "options": {"double": True}}
@@ -111,18 +111,20 @@ def make(registry: Registry) -> Make:
         backbone = registry.create("backbone", config.backbone, device=torch.device("cpu"))
         policy = Policy(backbone, config.objective.ema)
         generator = torch.Generator().manual_seed(1)
-        shake(policy, "old", 0.05, generator)
+        shake(policy, "ema_fast", 0.05, generator)
         shake(policy, "policy", 0.05, generator)
-        # The slow EMA, moved long ago, remembers the weights that draw the path.
+        # The EMA, moved long ago, remembers the weights that draw the path.
         state = policy.state()
         remembered = {name: state[name.replace("slow/", "policy/")] for name in state if name.startswith("slow/")}
         policy.load_state(remembered, updates=100)
         sampler = registry.create("sampler", config.rollout.sampler)
-        roller = Roller(
+        rollout_sampler = RolloutSampler(
             policy, sampler, ConditioningCache(backbone), resolution=(8, 8), steps=config.rollout.steps,
             shift=config.rollout.shift, guidance=config.rollout.guidance, micro_batch=5, autocast=nullcontext,
         )  # fmt: skip
-        drawn = list(roller.roll_out(PROMPTS, MEMBERS, Draws(3), "policy", keep_path=not sampler.deterministic))
+        drawn = list(
+            rollout_sampler.sample_groups(PROMPTS, MEMBERS, Draws(3), "policy", keep_path=not sampler.deterministic)
+        )
         shake(policy, "policy", move, generator)
         made = registry.create("objective", config.objective)
         scored = torch.ones(GROUPS, MEMBERS, dtype=torch.bool)
@@ -142,14 +144,14 @@ def make(registry: Registry) -> Make:
             residual=c.sum(1).abs(),
             paths=tuple(r.path for r in drawn if r.path is not None),
         )
-        optimiser = Optimizer(config, policy, made, roller.conditioning, autocast=nullcontext, sampler=sampler)
-        return Setting(optimiser, batch, [0.8, 0.4], roller)
+        optimizer = Optimizer(config, policy, made, rollout_sampler.conditioning, autocast=nullcontext, sampler=sampler)
+        return Setting(optimizer, batch, [0.8, 0.4], rollout_sampler)
 
     return build
 
 
-def shake(policy: Policy, view: str, size: float, generator: torch.Generator) -> None:
-    with policy.view(view), torch.no_grad():  # type: ignore[arg-type]
+def shake(policy: Policy, model: str, size: float, generator: torch.Generator) -> None:
+    with policy.activate(model), torch.no_grad():  # type: ignore[arg-type]
         for parameter in policy.parameters.values():
             parameter += size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
 
@@ -190,14 +192,14 @@ def step_of(sampler: dict[str, Any], x: Tensor, v: Tensor, sigma: float, after: 
 
 
 def drawn_mean(s: Setting, sampler: dict[str, Any], path: SamplerPath, k: int, row: int, group: int) -> Tensor:
-    """Mean of a step under the weights that drew the path, which are kept as the slow EMA."""
+    """Mean of a step under the weights that drew the path, which are kept as the EMA."""
     x, (sigma, after) = path.states[k, row], path.sigmas[k : k + 2].tolist()
-    return step_of(sampler, x, s.velocity("slow", x, sigma, group), sigma, after)[0]
+    return step_of(sampler, x, s.velocity("ema", x, sigma, group), sigma, after)[0]
 
 
 def flow_grpo(s: Setting, clip: float, *, distance: bool = False) -> dict[str, Tensor]:
     """Flow-GRPO's loss, step by step and sample by sample, from the path and the papers' mean and std."""
-    config, paths = s.optimiser.config, s.batch.paths
+    config, paths = s.optimizer.config, s.batch.paths
     kl, guidance = config.objective.kl, config.rollout.guidance
     sampler = {"use": "flow-sde"} | config.rollout.sampler.model_dump()
     schedule = paths[0].sigmas.tolist()
@@ -209,7 +211,7 @@ def flow_grpo(s: Setting, clip: float, *, distance: bool = False) -> dict[str, T
                 if int(s.batch.scored[g].sum()) < 2:
                     continue
                 flat = g * MEMBERS + i
-                path, row = paths[flat // 5], flat % 5  # the micro-batch of the roller
+                path, row = paths[flat // 5], flat % 5  # the micro-batch of the rollout sampler
                 x, x_next = path.states[k, row], path.states[k + 1, row]
                 v = s.velocity("policy", x, sigma, g, guidance)
                 mean, std = step_of(sampler, x, v, sigma, schedule[k + 1])
@@ -299,7 +301,7 @@ def test_flow_grpo_skips_what_has_no_advantage(make: Make) -> None:
 
 def diffusion_dpo(s: Setting) -> dict[str, Tensor]:
     """-log sigmoid of the pair's margin, as it stands."""
-    beta, kl = s.optimiser.config.objective.beta, s.optimiser.config.objective.kl
+    beta, kl = s.optimizer.config.objective.beta, s.optimizer.config.objective.kl
     margins: dict[tuple[int, int], Tensor] = {}
     losses = []
     for t, g, i, sigma, x, target in s.noised():
@@ -345,12 +347,12 @@ def test_diffusion_dpo_is_dgpo_on_pairs(make: Make, micro_batch: int | None) -> 
 
 def diffusion_nft(s: Setting, beta: float, c: float, adaptive: bool) -> dict[str, Tensor]:
     """The contrast of the implicit policies, in terms of x0 where it is adaptive, as the authors' code has it."""
-    kl = s.optimiser.config.objective.kl
+    kl = s.optimizer.config.objective.kl
     losses = []
     for _, g, i, sigma, x, target in s.noised():
         if int(s.batch.scored[g].sum()) < 2:
             continue
-        v, old = s.velocity("policy", x, sigma, g), s.velocity("old", x, sigma, g)
+        v, old = s.velocity("policy", x, sigma, g), s.velocity("ema_fast", x, sigma, g)
         r = min(max(float(s.batch.advantages[g, i]) / c, -1.0), 1.0) / 2 + 0.5
         x0, errors = s.batch.x0[g * MEMBERS + i], []
         for u in ((1 - beta) * old + beta * v, (1 + beta) * old - beta * v):
@@ -369,7 +371,7 @@ def diffusion_nft(s: Setting, beta: float, c: float, adaptive: bool) -> dict[str
 @each_micro_batch
 def test_diffusion_nft(make: Make, micro_batch: int | None, beta: float, c: float, kl: float, adaptive: bool) -> None:
     options = {"beta": beta, "advantage_clip": c, "adaptive": adaptive}
-    s = make({"use": "diffusion-nft", "options": options, "kl": kl, "switch": 0}, micro_batch=micro_batch,
+    s = make({"use": "diffusion-nft", "options": options, "kl": kl, "ema_rollouts_after": 0}, micro_batch=micro_batch,
              missing=micro_batch == 4, rollout={"sampler": "flow-euler"})  # fmt: skip
     assert_same(s.gradient(), diffusion_nft(s, beta, c, adaptive))
 
@@ -379,10 +381,10 @@ def test_diffusion_nft(make: Make, micro_batch: int | None, beta: float, c: floa
 
 def awm(s: Setting, power: int) -> dict[str, Tensor]:
     """PPO on exp of the difference of weighted matching errors; without a clip, the weighted error itself."""
-    section = s.optimiser.config.objective
+    section = s.optimizer.config.objective
     losses = []
     for _, g, i, sigma, x, target in s.noised():
-        v, old, a = s.velocity("policy", x, sigma, g), s.velocity("old", x, sigma, g), s.batch.advantages[g, i]
+        v, old, a = s.velocity("policy", x, sigma, g), s.velocity("ema_fast", x, sigma, g), s.batch.advantages[g, i]
         log_prob, log_prob_old = (-(sigma**power) * ((u - target) ** 2).mean() for u in (v, old))
         if section.clip is None:
             loss = -a * log_prob

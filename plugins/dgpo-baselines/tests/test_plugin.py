@@ -1,4 +1,4 @@
-"""The declarations: light, complete, and true to the classes they name; every part keeps its contract."""
+"""The declarations: light, complete, and true to the classes they name; every component keeps its contract."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dgpo_core.plugins.registry import Registry
-from dgpo_kit.contracts import check_declaration, check_light, check_objective, part_checks
+from dgpo_kit.contracts import check_declaration, check_light, check_objective, component_checks
 from dgpo_schemas.sections.training import ObjectiveSection
 
 SAMPLERS = ["flow-sde", "flow-cps"]
@@ -30,7 +30,7 @@ def test_nothing_heavy_is_imported(module: str) -> None:
 @pytest.mark.parametrize(("kind", "name"), [("sampler", n) for n in SAMPLERS] + [("objective", n) for n in OBJECTIVES])
 def test_promises(kind: str, name: str, registry: Registry) -> None:
     check_declaration(registry, kind, name)
-    for check in part_checks(registry, kind, name):
+    for check in component_checks(registry, kind, name):
         with contextlib.suppress(unittest.SkipTest):
             check.run()
 

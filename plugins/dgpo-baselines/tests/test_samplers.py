@@ -190,8 +190,8 @@ def test_samples_of_sde_and_ode_agree_within_monte_carlo_error() -> None:
         wanted_mean, wanted = moments(sampler, 100)
         error = (x0.mean(0) - wanted_mean).abs() / (wanted.diag() / count).sqrt()
         assert error.max() < 4
-        spread = torch.sqrt((wanted.diag()[:, None] * wanted.diag() + wanted.square()) / count)
-        assert ((torch.cov(x0.T) - wanted).abs() / spread).max() < 4
+        sharded = torch.sqrt((wanted.diag()[:, None] * wanted.diag() + wanted.square()) / count)
+        assert ((torch.cov(x0.T) - wanted).abs() / sharded).max() < 4
         torch.testing.assert_close(wanted, COVARIANCE, atol=0.02, rtol=0)
 
 

@@ -23,21 +23,25 @@ from dgpo_schemas.run import RunConfig
 SDE = {"sampler": "flow-sde", "steps": 5}
 STEPS = {"use": "sampler-steps", "count": 3, "t_min": 0.1}
 RUNS: dict[str, dict[str, Any]] = {
-    "flow-grpo": {"objective": {"use": "flow-grpo", "switch": None, "kl": 0.01}, "rollout": SDE, "timesteps": STEPS},
+    "flow-grpo": {
+        "objective": {"use": "flow-grpo", "ema_rollouts_after": None, "kl": 0.01},
+        "rollout": SDE,
+        "timesteps": STEPS,
+    },
     "flow-grpo, cps": {
-        "objective": {"use": "flow-grpo", "switch": None, "kl": 0.0, "options": {"log_prob": "distance"}},
+        "objective": {"use": "flow-grpo", "ema_rollouts_after": None, "kl": 0.0, "options": {"log_prob": "distance"}},
         "rollout": {"sampler": "flow-cps", "steps": 5},
         "timesteps": {"use": "sampler-steps", "count": 4, "t_min": 0.1},
     },
     "flow-grpo, two random steps": {
-        "objective": {"use": "flow-grpo", "switch": None, "kl": 0.0},
+        "objective": {"use": "flow-grpo", "ema_rollouts_after": None, "kl": 0.0},
         "rollout": {"sampler": {"use": "flow-sde", "options": {"random_to": 0.7}}, "steps": 5},
         "timesteps": {"use": "sampler-steps", "count": 2, "t_min": 0.1},
     },
     "diffusion-dpo": {"objective": {"use": "diffusion-dpo", "beta": 100.0, "kl": 0.0}, "weighting": "best-vs-worst"},
-    "diffusion-nft": {"objective": {"use": "diffusion-nft", "switch": 0, "kl": 0.0}},
+    "diffusion-nft": {"objective": {"use": "diffusion-nft", "ema_rollouts_after": 0, "kl": 0.0}},
     "awm": {"objective": {"use": "awm", "clip": None, "kl": 0.0}},
-    "awm, clipped": {"objective": {"use": "awm", "clip": 0.5, "switch": 0, "kl": 0.0}},
+    "awm, clipped": {"objective": {"use": "awm", "clip": 0.5, "ema_rollouts_after": 0, "kl": 0.0}},
 }
 
 Make = Callable[..., RunConfig]
@@ -64,8 +68,8 @@ def test_it_learns(name: str, make: Make, registry: Registry) -> None:
         name,
         run={"iterations": 40},
         rollout={"groups": 6, "group_size": 8},
-        optimiser={"learning_rate": 0.02},
-        evaluation={"every": 0, "prompts": 6, "samples_per_prompt": 8, "view": "policy"},
+        optimizer={"learning_rate": 0.02},
+        evaluation={"every": 0, "prompts": 6, "samples_per_prompt": 8, "model": "policy"},
         checkpoints={"every": 100},
     )
     assert Trainer(config, registry).train() == "finished"
@@ -76,12 +80,12 @@ def test_it_learns(name: str, make: Make, registry: Registry) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_metrics_do_not_depend_on_micro_batches(name: str, make: Make, registry: Registry) -> None:
     found = []
-    for run, rollout, optimise in (("a", None, None), ("b", 3, 3), ("c", 7, 100)):
+    for run, rollout, optimize in (("a", None, None), ("b", 3, 3), ("c", 7, 100)):
         config = make(
             name,
             run={"name": run},
             rollout={"micro_batch": rollout},
-            optimiser={"micro_batch": optimise, "learning_rate": 0.01},
+            optimizer={"micro_batch": optimize, "learning_rate": 0.01},
             backbone={"options": {"double": True}},
         )
         Trainer(config, registry).train()
@@ -130,7 +134,7 @@ def test_other_objectives_keep_no_path(make: Make, registry: Registry, monkeypat
     kept = []
     for name in ("flow-grpo", "awm"):
         trainer = Trainer(make(name, run={"name": name, "iterations": 1}), registry)
-        groups = Loop(trainer.build(), trainer.state, trainer.store).roll_out_and_score()
+        groups = Loop(trainer.build(), trainer.state, trainer.store).sample_groups_and_score()
         kept.append(sum(path.states.shape[1] for path in groups.paths))
         trainer.close()
     assert kept == [16, 0]
@@ -144,7 +148,11 @@ def test_other_objectives_keep_no_path(make: Make, registry: Registry, monkeypat
         ("flow-grpo", {"timesteps": {"count": 6, "t_min": 0.0}}, "only 5 of the sampler's 5 lie in"),
         ("flow-grpo, cps", {"timesteps": {"count": 5, "t_min": 0.0}}, "only 4 of the sampler's 4 lie in"),
         ("flow-grpo", {"timesteps": {"shared_noise": False}}, "timesteps.shared_noise: a path's states are not noised"),
-        ("flow-grpo", {"objective": {"switch": 200}}, "objective.switch: 200: flow-grpo compares with the policy that"),
+        (
+            "flow-grpo",
+            {"objective": {"ema_rollouts_after": 200}},
+            "objective.ema_rollouts_after: 200: flow-grpo compares with the policy that",
+        ),
         ("flow-grpo", {"objective": {"clip": 0.2}}, "objective.clip: 0.2 has no effect on objective: flow-grpo"),
         ("flow-grpo", {"objective": {"beta": 5.0}}, "objective.beta: 5.0 has no effect on objective: flow-grpo"),
         (
@@ -152,7 +160,11 @@ def test_other_objectives_keep_no_path(make: Make, registry: Registry, monkeypat
             {"objective": {"clip": 0.2}},
             "objective.clip: 0.2 has no effect on objective: diffusion-dpo",
         ),
-        ("diffusion-nft", {"objective": {"switch": 200}}, "objective.switch: 200: the samples of diffusion-nft are"),
+        (
+            "diffusion-nft",
+            {"objective": {"ema_rollouts_after": 200}},
+            "objective.ema_rollouts_after: 200: the samples of diffusion-nft are",
+        ),
         (
             "diffusion-nft",
             {"objective": {"beta": 1.0}},
@@ -161,7 +173,7 @@ def test_other_objectives_keep_no_path(make: Make, registry: Registry, monkeypat
         ("awm", {"objective": {"beta": 1.0}}, "objective.beta: 1.0 has no effect on objective: awm"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(
+def test_mistakes_are_reported_before_anything_runs(
     name: str, sections: dict[str, Any], complaint: str, make: Make, registry: Registry
 ) -> None:
     config = make(name, **sections)
@@ -176,7 +188,7 @@ def test_pairs_need_their_weighting(tmp_path: Path, registry: Registry) -> None:
         Trainer(config, registry).train()
 
 
-def test_a_random_sampler_by_accident_is_told(make: Make, registry: Registry) -> None:
+def test_a_random_sampler_by_accident_is_reported(make: Make, registry: Registry) -> None:
     class Hears(Callback):
         def __init__(self) -> None:
             self.notes: list[str] = []
@@ -190,7 +202,7 @@ def test_a_random_sampler_by_accident_is_told(make: Make, registry: Registry) ->
             name,
             run={"name": sampler + name, "iterations": 1},
             rollout={"sampler": sampler},
-            evaluation={"view": "policy"},
+            evaluation={"model": "policy"},
         )
         Trainer(config, registry, callbacks=[hears]).train()
         assert len(hears.notes) == wanted
@@ -211,7 +223,7 @@ def test_evaluation_may_have_a_sampler_of_its_own(make: Make, registry: Registry
 def test_the_second_update_of_an_iteration_is_off_policy(make: Make, registry: Registry) -> None:
     """The first one starts at ratio 1, whatever it is computed with; the second has moved away from the path's."""
     for updates in (1, 2):
-        config = make("flow-grpo", run={"name": f"u{updates}", "iterations": 2}, optimiser={"updates": updates})
+        config = make("flow-grpo", run={"name": f"u{updates}", "iterations": 2}, optimizer={"updates": updates})
         Trainer(config, registry).train()
         distances = [record["extra"]["ratio_distance"] for record in logs(config)]
         assert all((distance > 1e-5) == (updates == 2) for distance in distances)

@@ -1,4 +1,4 @@
-"""Every family against diffusers' own pipeline, on tiny random checkpoints: latents, pictures, adapters, contract.
+"""Every family against diffusers' own pipeline, on tiny random checkpoints: latents, images, adapters, contract.
 
 A family is added by one `Family`. What is particular to it is tested beside.
 """
@@ -26,7 +26,7 @@ from dgpo_diffusers.options import DiffusersOptions
 from dgpo_diffusers.sdxl import SDXLBackbone
 from dgpo_diffusers.tiny import make_tiny_flux, make_tiny_sdxl
 from dgpo_kit.contracts import check_backbone
-from dgpo_kit.drawing import draw, randomise
+from dgpo_kit.drawing import draw, randomize
 from dgpo_schemas.sections.backbone import BackboneSection
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.options import SD3Options
@@ -58,8 +58,8 @@ class Family:
     directory; call: arguments of the pipeline in every call; cases: kinds of guidance by name; packed, unpacked: the
     backbone's latents [B, ...] to those that the pipeline takes, and those that it gives back, with the shape that
     they have here; sigmas: the pipeline's scheduler, after a call, to its sigmas as dgpo counts them, 0 at the end;
-    impossible: a size that it cannot draw; load: arguments of `load_lora_weights`; tolerance: of pictures; quick:
-    values of options with which it is quicker, where pictures do not matter; traps: mistakes that raise nothing, as
+    impossible: a size that it cannot draw; load: arguments of `load_lora_weights`; tolerance: of images; quick:
+    values of options with which it is quicker, where images do not matter; traps: mistakes that raise nothing, as
     changes of what the network is given.
     """
 
@@ -197,7 +197,7 @@ def noise_of(backbone: DiffusersBackbone, size: tuple[int, int], batch: int) -> 
 
 
 def by_pipeline(family: Family, pipeline: Any, case: Case, noise: Tensor, size: tuple[int, int], output: str) -> Tensor:
-    """Latents or pictures [B, ...], pictures in [0, 1]."""
+    """Latents or images [B, ...], images in [0, 1]."""
     arguments = {**family.call, **case.pipeline}
     if "negative_prompt" in arguments:
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(noise)
@@ -219,7 +219,7 @@ def by_backbone(
 
 @pytest.mark.parametrize("size, batch", [(SIZES[0], 3), (SIZES[1], 1)], ids=["three", "one"])
 @pytest.mark.parametrize("name, case", CASES)
-def test_latents_and_pictures_are_the_pipelines(
+def test_latents_and_images_are_the_pipelines(
     checkpoint: Callable[[str], Path], pipelines: Callable[[str], Any], name: str, case: str, size: tuple[int, int],
     batch: int,
 ) -> None:  # fmt: skip
@@ -234,15 +234,15 @@ def test_latents_and_pictures_are_the_pipelines(
     latents = by_backbone(backbone, how, noise, size, sigmas)
     assert latents.shape == expected.shape
     assert float((latents - expected).abs().max() / expected.abs().max()) < 1e-5
-    pictures = by_pipeline(family, pipeline, how, noise, size, "pt")
+    images = by_pipeline(family, pipeline, how, noise, size, "pt")
     found = backbone.decode(latents)
-    assert found.shape == pictures.shape
-    torch.testing.assert_close(found, pictures, atol=family.tolerance, rtol=0)
+    assert found.shape == images.shape
+    torch.testing.assert_close(found, images, atol=family.tolerance, rtol=0)
     if batch > 1:
-        assert (pictures[0] - pictures[1]).abs().max() > 0.1, "the comparison means nothing if all are alike"
+        assert (images[0] - images[1]).abs().max() > 0.1, "the comparison means nothing if all are alike"
 
 
-class Spoilt(torch.nn.Module):
+class Corrupted(torch.nn.Module):
     """A network that is given something else."""
 
     def __init__(self, network: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -254,7 +254,7 @@ class Spoilt(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name, trap", [(name, trap) for name, family in FAMILIES.items() for trap in family.traps])
-def test_a_mistake_that_raises_nothing_is_another_picture(
+def test_a_mistake_that_raises_nothing_is_another_image(
     checkpoint: Callable[[str], Path], name: str, trap: str
 ) -> None:
     """So that the comparison with the pipeline would show it."""
@@ -263,7 +263,7 @@ def test_a_mistake_that_raises_nothing_is_another_picture(
     backbone, sigmas = build(family, checkpoint(name)), torch.tensor([1.0, 0.5, 0.0])
     noise = noise_of(backbone, SIZES[0], 1)
     right = by_backbone(backbone, case, noise, SIZES[0], sigmas)
-    backbone.network = Spoilt(backbone.network, family.traps[trap])
+    backbone.network = Corrupted(backbone.network, family.traps[trap])
     wrong = by_backbone(backbone, case, noise, SIZES[0], sigmas)
     assert float((wrong - right).abs().max() / right.abs().max()) > 1e-3
 
@@ -275,7 +275,7 @@ def test_a_saved_adapter_draws_the_same_in_a_fresh_pipeline(
     family = FAMILIES[name]
     case, size = list(family.cases.values())[-1], SIZES[0]
     backbone, pipeline = build(family, checkpoint(name), case.options), load(family, checkpoint(name))
-    randomise(backbone)
+    randomize(backbone)
     backbone.adapter.save(tmp_path / "adapter", "diffusers")
     noise = noise_of(backbone, size, 1)
     before = by_pipeline(family, pipeline, case, noise, size, "pt")
@@ -297,7 +297,7 @@ def test_the_contract(checkpoint: Callable[[str], Path], name: str, train: str) 
 def test_without_weights_it_has_the_same_shapes(checkpoint: Callable[[str], Path], name: str) -> None:
     family, directory = FAMILIES[name], checkpoint(name)
     real = build(family, directory)
-    meta = family.kind.sketch(real.section, real.options)
+    meta = family.kind.meta_model(real.section, real.options)
     assert {n: shapes(m.named_parameters()) for n, m in meta.parts().items()} == {
         n: shapes(m.named_parameters()) for n, m in real.parts().items()
     }
@@ -314,7 +314,7 @@ def test_a_family_that_names_no_published_models_asks_for_a_directory() -> None:
     mine = type("MineBackbone", (FluxBackbone,), {"layout": layout, "__module__": FluxBackbone.__module__})
     section = BackboneSection(use="mine", checkpoint="some/model")
     with pytest.raises(UserError, match=r"some/model is no directory here, .* is not known: give a directory$"):
-        mine.sketch(section, FluxOptions())
+        mine.meta_model(section, FluxOptions())
 
 
 def shapes(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -326,8 +326,8 @@ def test_text_encoders_may_wait_in_host_memory(checkpoint: Callable[[str], Path]
     family, directory = FAMILIES[name], checkpoint(name)
     here, away = (build(family, directory, {**family.quick, "offload_text": away}) for away in (False, True))
     assert set(here.parts()) - set(away.parts()) == {"text encoders"}
-    assert not here.visitors()
-    assert set(away.visitors()) == {"text encoders"}
+    assert not here.offloaded_modules()
+    assert set(away.offloaded_modules()) == {"text encoders"}
     prompts = [Prompt(TEXTS[0], size=SIZES[0])]
     with away.encoding():
         found = away.encode(prompts).tensors

@@ -30,7 +30,7 @@ from dgpo_diffusers.flux import FluxBackbone
 from dgpo_diffusers.flux_options import FluxOptions
 from dgpo_diffusers.flux_original import NAMES
 from dgpo_diffusers.tiny import make_tiny_flux
-from dgpo_kit.drawing import randomise
+from dgpo_kit.drawing import randomize
 from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_schemas.run import BackboneSection
 from tests.trained import added_weights
@@ -84,7 +84,7 @@ def test_a_guidance_that_nothing_takes_is_refused(schnell: Path) -> None:
 
 
 def test_a_model_for_other_inputs_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    """As one that fills in masked pictures."""
+    """As one that fills in masked images."""
     pipeline = FluxPipeline.from_pretrained(checkpoint)
     pipeline.transformer = FluxTransformer2DModel(**{**pipeline.transformer.config, "in_channels": 24})
     pipeline.save_pretrained(tmp_path / "fill")
@@ -110,7 +110,7 @@ def test_possible_sides(checkpoint: Path) -> None:
 def test_times_of_published_models(
     sketches: Callable[[str], Any], name: str, size: tuple[int, int], shift: float
 ) -> None:
-    """mu goes from 0.5 at 256 tokens to 1.15 at 4096 and on; another grid would be another picture."""
+    """mu goes from 0.5 at 256 tokens to 1.15 at 4096 and on; another grid would be another image."""
     schedule = sketches(name).schedule(*size, 4)
     assert (schedule.grid, schedule.terminal, schedule.first) == ("even", None, 1.0)
     assert schedule.shift == pytest.approx(shift, abs=1e-3)
@@ -149,7 +149,7 @@ def registry() -> Registry:
 
 @pytest.fixture(scope="module")
 def sketches() -> Callable[[str], Any]:
-    return cache(lambda name: FluxBackbone.sketch(section(name), FluxOptions()))
+    return cache(lambda name: FluxBackbone.meta_model(section(name), FluxOptions()))
 
 
 @pytest.mark.parametrize(("name", "billions"), [(DEV, 11.90), (SCHNELL, 11.89)])
@@ -158,30 +158,30 @@ def test_published_models_have_their_size_and_their_layers_are_adapted(
 ) -> None:
     """Eight projections of 19 double blocks and three of 38 single ones; nothing outside of attention, and not
     `proj_out`, which as an ending is the layer that gives the velocity too."""
-    sketch = sketches(name)
-    trained = sketch.trainable()
+    meta_model = sketches(name)
+    trained = meta_model.trainable()
     adapted = {id(parameter) for parameter in trained.values()}
-    count = sum(p.numel() for p in sketch.module.parameters() if id(p) not in adapted)
+    count = sum(p.numel() for p in meta_model.module.parameters() if id(p) not in adapted)
     assert count / 1e9 == pytest.approx(billions, abs=0.005)
     bound = {n.split(".lora_")[0] for n in trained}
     assert Counter(n.split(".")[0] for n in bound) == {
         "transformer_blocks": 19 * 8, "single_transformer_blocks": 38 * 3,
     }  # fmt: skip
     assert {n.split(".")[2] for n in bound} == {"attn"}
-    rows = sketch.encode([Prompt("a", size=(512, 512))]).tensors
+    rows = meta_model.encode([Prompt("a", size=(512, 512))]).tensors
     assert rows["prompt_embeds"].shape == (1, 512 if name == DEV else 256, 4096)
-    assert sketch.latent_shape(512, 512) == (16, 64, 64)
+    assert meta_model.latent_shape(512, 512) == (16, 64, 64)
 
 
 def test_operations_are_those_of_its_layers(sketches: Callable[[str], Any]) -> None:
-    """2 n m l of each product of [l, n] with [n, m], and of attention over text and picture together."""
-    sketch = sketches(DEV)
-    x = torch.zeros(1, *sketch.latent_shape(512, 512), device="meta")
-    conditioning = sketch.encode([Prompt("a", size=(512, 512))])
+    """2 n m l of each product of [l, n] with [n, m], and of attention over text and image together."""
+    meta_model = sketches(DEV)
+    x = torch.zeros(1, *meta_model.latent_shape(512, 512), device="meta")
+    conditioning = meta_model.encode([Prompt("a", size=(512, 512))])
 
     def run() -> Tensor:
         with torch.no_grad():
-            velocity: Tensor = sketch.velocity(x, torch.zeros(1, device="meta"), conditioning)
+            velocity: Tensor = meta_model.velocity(x, torch.zeros(1, device="meta"), conditioning)
             return velocity
 
     width, image, text, rank = 3072, 1024, 512, 4
@@ -231,7 +231,7 @@ def test_kohyas_names_are_those_that_diffusers_reads(tmp_path: Path) -> None:
 def test_files_hold_the_whole_change(checkpoint: Path, targets: list[str] | None, tmp_path: Path) -> None:
     """ComfyUI's keys are diffusers' names; kohya's fused layers hold the same numbers and zeros."""
     backbone = build(checkpoint, lora={"rank": 3, "alpha": 5, "targets": targets})
-    randomise(backbone)
+    randomize(backbone)
     wanted = added_weights(backbone)
     assert backbone.adapter is not None
     for format in ("comfyui", "kohya"):
@@ -270,7 +270,7 @@ def test_the_example_holds_the_published_settings(sketches: Callable[[str], Any]
     config = load_run_config(EXAMPLE, registry=registry)
     options = FluxOptions.model_validate(config.backbone.options)
     assert (options.embedded_guidance, config.rollout.guidance, config.objective.kl_cfg) == (3.5, 1.0, 1.0)
-    assert (config.backbone.lora.rank, config.backbone.lora.alpha, config.optimiser.learning_rate) == (64, 128, 3e-4)
+    assert (config.backbone.lora.rank, config.backbone.lora.alpha, config.optimizer.learning_rate) == (64, 128, 3e-4)
     assert (config.rollout.group_size, config.rollout.groups, config.rollout.steps) == (16, 48, 10)
     schedule = sketches(DEV).schedule(*config.rollout.height_width, config.rollout.steps)
     assert (round(schedule.shift, 3), schedule.grid) == (1.878, "even")

@@ -41,7 +41,7 @@ from dgpo_diffusers.options import DiffusersOptions
 from dgpo_diffusers.sdxl import SDXLBackbone
 from dgpo_diffusers.sdxl_original import NAMES
 from dgpo_diffusers.tiny import NOISE_LEVELS, make_tiny_sdxl
-from dgpo_kit.drawing import randomise
+from dgpo_kit.drawing import randomize
 from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_schemas.run import BackboneSection, RunConfig
 from tests.trained import added_weights, changed_weights
@@ -186,7 +186,7 @@ def test_times_that_it_knows(backbone: SDXLBackbone) -> None:
 
 
 def test_samples_that_start_at_one_are_others(backbone: SDXLBackbone, pipeline: Callable[[], Any]) -> None:
-    """What the start is for: noise at sigma 1, and a time held at the end of the range, is another picture."""
+    """What the start is for: noise at sigma 1, and a time held at the end of the range, is another image."""
     judge, noise = pipeline(), normal(1, 4, 8, 12)
     judge.scheduler = EulerDiscreteScheduler(**EULER)
     expected = by_pipeline(judge, noise)
@@ -283,13 +283,13 @@ def test_rows_are_both_encoders_last_states_but_one(backbone: SDXLBackbone) -> N
         states.append(found.hidden_states[-2])
     assert_close(rows["prompt_embeds"], torch.cat(states, -1))
     assert_close(rows["pooled"], found.text_embeds)
-    assert backbone.unread([Prompt("x" * 40), Prompt("short")]) == ([0], 32)
+    assert backbone.truncated_prompts([Prompt("x" * 40), Prompt("short")]) == ([0], 32)
 
 
 # -- the autoencoder ---------------------------------------------------------------------------------------------------
 
 
-def test_pictures_of_an_autoencoder_with_statistics_are_the_pipelines(copy: Copy) -> None:
+def test_images_of_an_autoencoder_with_statistics_are_the_pipelines(copy: Copy) -> None:
     directory = copy(vae={"latents_mean": [1.5, -2.0, 0.5, 3.0], "latents_std": [2.0, 0.3, 1.1, 5.0]})
     noise = normal(2, 4, 8, 12)
     expected = by_pipeline(load(directory), noise, output="pt")
@@ -301,7 +301,7 @@ def test_pictures_of_an_autoencoder_with_statistics_are_the_pipelines(copy: Copy
     assert (plain - expected).abs().max() > 0.1
 
 
-def test_the_autoencoder_runs_in_float32_and_nobody_marks_pictures(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_autoencoder_runs_in_float32_and_nobody_marks_images(checkpoint: Path, tmp_path: Path) -> None:
     """In float16, as published, it gives nan."""
     directory = Path(shutil.copytree(checkpoint, tmp_path / "half"))
     half = load(directory).vae.half()
@@ -310,8 +310,8 @@ def test_the_autoencoder_runs_in_float32_and_nobody_marks_pictures(checkpoint: P
     backbone = build(directory, dtype="bfloat16")
     assert {p.dtype for p in backbone.vae.parameters()} == {torch.float32}
     assert {p.dtype for n, p in backbone.module.named_parameters() if "lora" not in n} == {torch.bfloat16}
-    pictures = backbone.decode(1e3 * normal(1, 4, 8, 12))
-    assert bool(pictures.isfinite().all())
+    images = backbone.decode(1e3 * normal(1, 4, 8, 12))
+    assert bool(images.isfinite().all())
     assert backbone.pipeline.watermark is None
     assert backbone.settings(Index(Path("x"), {}))["add_watermarker"] is False
 
@@ -365,7 +365,7 @@ def everywhere(checkpoint: Path) -> SDXLBackbone:
     names = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear)]
     backbone = build(checkpoint, lora={"rank": 3, "alpha": 12, "targets": names})
     assert {name.split(".lora_")[0] for name in backbone.trainable()} == set(names)
-    randomise(backbone)
+    randomize(backbone)
     return backbone
 
 
@@ -479,9 +479,9 @@ def pass_of_two(one: DiffusersBackbone, size: tuple[int, int]) -> Tensor:
 
 
 def sketched_operations(section: BackboneSection, options: DiffusersOptions, size: tuple[int, int]) -> int:
-    sketch = SDXLBackbone.sketch(section, options)
+    meta_model = SDXLBackbone.meta_model(section, options)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        pass_of_two(sketch, size)
+        pass_of_two(meta_model, size)
     return int(counter.get_total_flops())
 
 
@@ -493,15 +493,15 @@ def test_operations_are_those_of_its_layers(backbone: SDXLBackbone) -> None:
 @pytest.mark.slow
 def test_the_published_model_is_known_by_name() -> None:
     section = BackboneSection(use="sdxl", checkpoint=BASE, lora={"rank": 64, "alpha": 64})
-    sketch = SDXLBackbone.sketch(section, DiffusersOptions())
-    assert sketch.latent_shape(1024, 1024) == (4, 128, 128)
-    assert {n: tuple(t.shape) for n, t in sketch.encode([Prompt("a", size=(1024, 1024))]).tensors.items()} == {
+    meta_model = SDXLBackbone.meta_model(section, DiffusersOptions())
+    assert meta_model.latent_shape(1024, 1024) == (4, 128, 128)
+    assert {n: tuple(t.shape) for n, t in meta_model.encode([Prompt("a", size=(1024, 1024))]).tensors.items()} == {
         "prompt_embeds": (1, 77, 2048),
         "pooled": (1, 1280),
         "time_ids": (1, 6),
     }
-    schedule = sketch.schedule(1024, 1024, 30)
-    assert (schedule.first, sketch.start(schedule.first)) == pytest.approx((0.91985, 0.92334), abs=1e-5)
+    schedule = meta_model.schedule(1024, 1024, 30)
+    assert (schedule.first, meta_model.start(schedule.first)) == pytest.approx((0.91985, 0.92334), abs=1e-5)
 
 
 # -- the example -------------------------------------------------------------------------------------------------------
@@ -532,7 +532,7 @@ def test_the_example_is_planned(checkpoint: Path) -> None:
     model = measure_model(config, get_registry())
     plan = make_plan(config, model, get_registry())
     guided = sketched_operations(config.backbone, DiffusersOptions(), config.rollout.height_width)
-    assert plan.operations["roll out"] > 576 * 20 * guided > 0
-    assert plan.operations["optimise"] > 0
+    assert plan.operations["rollout"] > 576 * 20 * guided > 0
+    assert plan.operations["optimize"] > 0
     frozen = UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet").num_parameters()
     assert model.held["unet"] == 2 * frozen

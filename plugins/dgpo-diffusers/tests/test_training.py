@@ -1,4 +1,4 @@
-"""Whole runs of every family on its tiny checkpoint: training, kill and resume, processes, spread weights, plans."""
+"""Whole runs of every family on its tiny checkpoint: training, kill and resume, processes, sharded weights, plans."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def run(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Run]
             run={"name": name, "iterations": 2, "process_timeout": PATIENT, **run},
             backbone=use | ({"lora": {"rank": 4, "alpha": 8}} if backbone is None else backbone),
             rollout={"steps": 2, "group_size": 3, "groups": 3, "micro_batch": 2, "resolution": 16, "guidance": 1.5},
-            optimiser={"learning_rate": 1e-3, "epsilon": 1e-3, "micro_batch": 2},
-            evaluation={"every": 2, "prompts": 2, "samples_per_prompt": 1, "pictures": 1, "finer": None},
+            optimizer={"learning_rate": 1e-3, "epsilon": 1e-3, "micro_batch": 2},
+            evaluation={"every": 2, "prompts": 2, "samples_per_prompt": 1, "images": 1, "many_step": None},
         )
 
     return make
@@ -101,7 +101,7 @@ def test_an_iteration(family: str, run: Callable[..., Run], registry: Registry) 
 def test_a_plan(family: str, run: Callable[..., Run], registry: Registry) -> None:
     made = run(family, "planned")
     plan = make_plan(config(made), measure_model(config(made), registry), registry)
-    assert plan.operations.keys() >= {"roll out", "optimise"}
+    assert plan.operations.keys() >= {"rollout", "optimize"}
     assert all(count > 0 for count in plan.operations.values())
 
 
@@ -132,7 +132,7 @@ def test_the_same_for_any_number_of_processes(family: str, driver: Driver, run: 
 @pytest.mark.slow
 @pytest.mark.parametrize("train", ["lora", "full"])
 @each
-def test_weights_that_are_spread(family: str, train: str, driver: Driver, run: Callable[..., Run]) -> None:
+def test_weights_that_are_sharded(family: str, train: str, driver: Driver, run: Callable[..., Run]) -> None:
     """Over two processes, gathered block by block."""
     trained = {"train": train, "gradient_checkpointing": train == "lora"}
     one, two = run(family, "one", trained), run(family, "two", trained, shard=True)

@@ -100,7 +100,7 @@ def check(asked: Metadata, scene: Sequence[Detection]) -> Verdict:
     return verdict
 
 
-def test_colours_and_counts_against_every_assignment() -> None:
+def test_colors_and_counts_against_every_assignment() -> None:
     """One class, up to four clauses of up to four objects."""
     rng = np.random.default_rng(0)
     seen = set()
@@ -175,7 +175,7 @@ def test_painting_an_object_as_its_clause_asks_never_lowers_the_value() -> None:
 
 
 def test_many_clauses_that_no_position_ties_are_exact() -> None:
-    """Sixteen, a colour each: every order of the objects, and there are 16! ways of dealing them out."""
+    """Sixteen, a color each: every order of the objects, and there are 16! ways of dealing them out."""
     names = [COLORS[i % len(COLORS)] for i in range(16)]
     asked = metadata([of("circle", color=name) for name in names])
     check_apart(asked, 16)

@@ -1,4 +1,4 @@
-"""What the colour classifier shows the image encoder, against Pillow; how it batches and caches, with an encoder that
+"""What the color classifier shows the image encoder, against Pillow; how it batches and caches, with an encoder that
 only sees tones. Tests with open_clip itself are in `open_clip/`."""
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def test_squares_are_pillows(size: tuple[int, int], mode: str, resample: Any) ->
 
 
 def test_a_line_costs_no_more_than_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mask of one row of pixels must not become a picture of a hundred thousand columns."""
+    """A mask of one row of pixels must not become an image of a hundred thousand columns."""
     sizes: list[int] = []
     real = torch.nn.functional.interpolate
 
@@ -121,21 +121,21 @@ def test_a_line_costs_no_more_than_a_bar(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_grounds() -> None:
-    grey = rgb("#999", CPU)
-    assert grey is not None
-    assert torch.equal(grey, torch.full((3, 1, 1), 153 / 255))
+    gray = rgb("#999", CPU)
+    assert gray is not None
+    assert torch.equal(gray, torch.full((3, 1, 1), 153 / 255))
     other = rgb("#0080fF", CPU)
     assert other is not None
     assert other.flatten().tolist() == pytest.approx([0, 128 / 255, 1])
     with pytest.raises(ValidationError, match="background"):
-        ColorOptions(background="grey")
+        ColorOptions(background="gray")
 
 
 # -- batching, with an encoder of tones -----------------------------------------------------------------------------
 
 
 class Tones:
-    """Stands for a CLIP: embeds a text by the first colour in it, and a picture by the colour that its middle is
+    """Stands for a CLIP: embeds a text by the first color in it, and an image by the color that its middle is
     nearest to."""
 
     def __init__(self) -> None:
@@ -190,7 +190,7 @@ def tones(monkeypatch: pytest.MonkeyPatch) -> Tones:
 
 
 def scene(*spots: tuple[str, str]) -> tuple[Tensor, list[Detection]]:
-    """A grey picture with a coloured spot for each (class, colour), and their detections with masks."""
+    """A gray image with a colored spot for each (class, color), and their detections with masks."""
     image, found = torch.full((3, 40, 200), 0.3), []
     for i, (label, color) in enumerate(spots):
         rows, columns = slice(5, 35), slice(40 * i + 5, 40 * i + 35)
@@ -247,7 +247,7 @@ def test_many_threads_embed_a_class_once(tones: Tones) -> None:
     assert len(tones.texts) == 30
 
 
-def test_a_reward_loads_it_when_a_prompt_asks_for_a_colour(tones: Tones) -> None:
+def test_a_reward_loads_it_when_a_prompt_asks_for_a_color(tones: Tones) -> None:
     image, objects = scene(("dog", "red"), ("cat", "blue"))
 
     class Same(Detector):
@@ -269,12 +269,12 @@ def test_a_reward_loads_it_when_a_prompt_asks_for_a_colour(tones: Tones) -> None
     assert tones.batches == [1, 1]
 
 
-def test_other_shapes_of_pictures_are_refused(tones: Tones, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_shapes_of_images_are_refused(tones: Tones, monkeypatch: pytest.MonkeyPatch) -> None:
     import open_clip
 
     seen = open_clip.get_model_preprocess_cfg(tones) | {"resize_mode": "longest"}
     monkeypatch.setattr(open_clip, "get_model_preprocess_cfg", lambda model: seen)
-    with pytest.raises(UserError, match=r"colors.model: ViT-L-14 wants pictures of \(32, 32\), longest: not supported"):
+    with pytest.raises(UserError, match=r"colors.model: ViT-L-14 wants images of \(32, 32\), longest: not supported"):
         OpenClipColors(ColorOptions(), device=CPU)
 
 

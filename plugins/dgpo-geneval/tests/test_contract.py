@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import PluginError
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_geneval import plugin
 from dgpo_geneval.contract import check_detector
 from dgpo_geneval.detector import Detection, Detector
-from dgpo_kit.contracts import part_checks, run_all
+from dgpo_kit.contracts import component_checks, run_all
 from dgpo_schemas.base import Options
 
 Check = Callable[[], None]
@@ -96,12 +96,12 @@ class ThirdParty:
     """A distribution that knows detectors by their hook alone."""
 
     @hookimpl
-    def dgpo_detectors(self) -> Sequence[Part]:
+    def dgpo_detectors(self) -> Sequence[Component]:
         here = f"{__name__}:"
         return [
-            Part("spots", "Sees spots", here + "Spots", SpotsOptions),
-            Part("mute", "Sees nothing", here + "Mute"),
-            Part("wild", "No detector", here + "SpotsOptions"),
+            Component("spots", "Sees spots", here + "Spots", SpotsOptions),
+            Component("mute", "Sees nothing", here + "Mute"),
+            Component("wild", "No detector", here + "SpotsOptions"),
         ]
 
 
@@ -115,9 +115,9 @@ def registry() -> Registry:
 
 
 def test_others_bring_detectors(registry: Registry) -> None:
-    assert list(registry.parts("detector")) == ["mask2former", "mute", "spots", "wild"]
+    assert list(registry.components("detector")) == ["mask2former", "mute", "spots", "wild"]
     assert isinstance(registry.create("detector", "spots", device=CPU), Spots)
-    run_all(part_checks(registry, "detector", "spots"))
+    run_all(component_checks(registry, "detector", "spots"))
 
 
 @pytest.mark.parametrize(("name", "why"), [("mute", "lacks detect"), ("wild", "is no Detector")])

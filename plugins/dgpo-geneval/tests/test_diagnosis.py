@@ -1,4 +1,4 @@
-"""Clauses in words and marks on the picture: what was used, what is right, what nobody asked for."""
+"""Clauses in words and marks on the image: what was used, what is right, what nobody asked for."""
 
 from __future__ import annotations
 

@@ -87,19 +87,19 @@ GOLDEN: list[tuple[str, dict[str, Any], Scene, tuple[float, bool], bool, tuple[f
     ("count 6 of 4", FOUR_CLOCKS, see("clock", times=6), (1 / 2, False), False, (1 / 2, False)),
     ("count 8 of 4", FOUR_CLOCKS, see("clock", times=8), (0, False), False, (0, False)),
     ("count 12 of 4", FOUR_CLOCKS, see("clock", times=12), (0, False), False, (-1, False)),  # 1 - 8/4
-    ("colour right", RED_CAR, see("car", color="red"), (1, True), True, (1, True)),
-    ("colour wrong", RED_CAR, see("car", color="blue"), (1 / 2, False), False, (1 / 2, False)),
-    ("colour, no car", RED_CAR, [], (0, False), False, (0, False)),
+    ("color right", RED_CAR, see("car", color="red"), (1, True), True, (1, True)),
+    ("color wrong", RED_CAR, see("car", color="blue"), (1 / 2, False), False, (1 / 2, False)),
+    ("color, no car", RED_CAR, [], (0, False), False, (0, False)),
     (
-        "colour: the best car is blue",
+        "color: the best car is blue",
         RED_CAR,
         see("car", color="red", score=0.5) + see("car", color="blue"),
         (1 / 2, False),
         False,
-        (0, False),  # count 1 - 1/1 = 0, and one 0 more for the colour
+        (0, False),  # count 1 - 1/1 = 0, and one 0 more for the color
     ),
     (
-        "colour: the best car is red",
+        "color: the best car is red",
         RED_CAR,
         see("car", color="blue", score=0.5) + see("car", color="red"),
         (1, True),
@@ -107,14 +107,14 @@ GOLDEN: list[tuple[str, dict[str, Any], Scene, tuple[float, bool], bool, tuple[f
         (0, False),
     ),
     (
-        "colour: one of two",
+        "color: one of two",
         TWO_RED_CARS,
         see("car", color="red") + see("car", color="blue"),
         (3 / 4, False),
         False,
         (3 / 4, False),
     ),
-    ("colour: two asked, one there", TWO_RED_CARS, see("car", color="red"), (1 / 4, False), False, (1 / 4, False)),
+    ("color: two asked, one there", TWO_RED_CARS, see("car", color="red"), (1 / 4, False), False, (1 / 4, False)),
     ("position right", DOG_LEFT_OF_BENCH, see("bench") + see("dog", LEFT), (1, True), True, (1, True)),
     (
         "position wrong: 0 and then 1 again",
@@ -168,7 +168,7 @@ GOLDEN: list[tuple[str, dict[str, Any], Scene, tuple[float, bool], bool, tuple[f
         (3 / 4, False),
     ),
     (
-        "position is not reached with a wrong colour",
+        "position is not reached with a wrong color",
         RED_DOG_LEFT_OF_BENCH,
         see("bench") + see("dog", RIGHT, "blue"),
         (1 / 2, False),  # (1 + 1 + 0 + 0) / 4
@@ -176,7 +176,7 @@ GOLDEN: list[tuple[str, dict[str, Any], Scene, tuple[float, bool], bool, tuple[f
         (2 / 3, False),  # (1 + 1 + 0) / 3: the position leaves no component at all
     ),
     (
-        "position against a target of the wrong colour",
+        "position against a target of the wrong color",
         RED_BENCH_AND_DOG_LEFT,
         see("bench", color="blue") + see("dog", LEFT),
         (1 / 2, False),  # (1 + 0 + 1 + 0) / 4
@@ -245,7 +245,7 @@ GOLDEN: list[tuple[str, dict[str, Any], Scene, tuple[float, bool], bool, tuple[f
     ("one circle, nobody's", RED_AND_BLUE, see("circle", color="green"), (1 / 4, False), False, (1 / 2, False)),
     ("two red circles", RED_AND_BLUE, see("circle", color="red", times=2), (3 / 4, False), False, (0, False)),
     (
-        "a surer circle of another colour",
+        "a surer circle of another color",
         RED_AND_BLUE,
         see("circle", color="green", score=0.99) + see("circle", color="red") + see("circle", color="blue"),
         (3 / 4, False),
@@ -398,7 +398,7 @@ def test_thresholds_must_keep_something() -> None:
         Thresholds(per_class=0)
 
 
-def test_the_classifier_is_asked_only_for_colours_that_matter() -> None:
+def test_the_classifier_is_asked_only_for_colors_that_matter() -> None:
     asked: list[list[Detection]] = []
 
     def classify(objects: list[Detection]) -> list[str]:
@@ -409,26 +409,26 @@ def test_the_classifier_is_asked_only_for_colours_that_matter() -> None:
     spare = see("car", MIDDLE, score=0.4)
     verdict = judge(TWO_RED_CARS, unknown + known + spare, "geneval", classify_color=classify)
     assert verdict.correct
-    assert asked == [unknown]  # not the one that knows its colour, not the one beyond the best two
+    assert asked == [unknown]  # not the one that knows its color, not the one beyond the best two
     assert verdict.include[0].colors == ("red", "red")
-    judge(TWO_RED_CARS, unknown, "geneval", classify_color=classify)  # too few: the colour cannot matter
+    judge(TWO_RED_CARS, unknown, "geneval", classify_color=classify)  # too few: the color cannot matter
     judge(DOG, see("dog"), "geneval", classify_color=classify)
     assert len(asked) == 1
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
 @pytest.mark.parametrize(("metadata", "scene"), [g[1:3] for g in GOLDEN], ids=[g[0] for g in GOLDEN])
-def test_colours_are_asked_for_in_the_order_that_was_told(
+def test_colors_are_asked_for_in_the_order_that_was_reported(
     metadata: dict[str, Any], scene: Scene, variant: VariantName
 ) -> None:
     """`colorless` foretells, object by object, what `evaluate` asks the classifier; and nothing changes with it."""
     asked: list[Detection] = []
     blank = [dataclasses.replace(d, color=None if i % 2 else d.color) for i, d in enumerate(scene)]
-    told = {id(b): d.color for b, d in zip(blank, scene, strict=True)}
+    reported = {id(b): d.color for b, d in zip(blank, scene, strict=True)}
 
     def classify(objects: Sequence[Detection]) -> list[str]:
         asked.extend(objects)
-        return [told[id(d)] or "black" for d in objects]
+        return [reported[id(d)] or "black" for d in objects]
 
     verdict = judge(metadata, blank, variant, classify_color=classify)
     expected = colorless(parse(Prompt("p", metadata)), blank, variant=variant, thresholds=Thresholds())
@@ -436,7 +436,7 @@ def test_colours_are_asked_for_in_the_order_that_was_told(
     assert verdict == judge(metadata, scene, variant, classify_color=lambda objects: ["black"] * len(objects))
 
 
-def test_classified_colours_find_their_objects() -> None:
+def test_classified_colors_find_their_objects() -> None:
     scene = see("car", LEFT, score=0.9) + see("car", MIDDLE, "blue", score=0.8) + see("car", RIGHT, score=0.7)
     verdict = judge(
         wants("colors", of("car", 3, color="red")), scene, "geneval", classify_color=lambda objects: ["red", "green"]
@@ -455,7 +455,7 @@ def test_clauses_say_which_objects_are_left_to_them() -> None:
         *see("circle", RIGHT, "blue"), *see("circle", LEFT, "red")], "geneval").include] == [(1,), (0,)]  # fmt: skip
 
 
-def test_every_colour_of_a_class_is_asked_for_once() -> None:
+def test_every_color_of_a_class_is_asked_for_once() -> None:
     asked: list[int] = []
 
     def classify(objects: Sequence[Detection]) -> list[str]:
@@ -467,14 +467,14 @@ def test_every_colour_of_a_class_is_asked_for_once() -> None:
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
-def test_a_colour_nobody_knows_is_not_a_zero(variant: VariantName) -> None:
-    with pytest.raises(ColorUnknown, match="colour of 'car' is needed"):
+def test_a_color_nobody_knows_is_not_a_zero(variant: VariantName) -> None:
+    with pytest.raises(ColorUnknown, match="color of 'car' is needed"):
         judge(RED_CAR, see("car"), variant)
-    assert judge(RED_CAR, [], variant).value == 0  # no car: no colour is needed to say so
+    assert judge(RED_CAR, [], variant).value == 0  # no car: no color is needed to say so
 
 
 def test_a_classifier_must_answer_for_every_object() -> None:
-    with pytest.raises(ValueError, match="gave 2 colours for 1 objects"):
+    with pytest.raises(ValueError, match="gave 2 colors for 1 objects"):
         judge(RED_CAR, see("car"), "geneval", classify_color=lambda objects: ["red", "red"])
 
 

@@ -20,7 +20,7 @@ def box(cx: float, cy: float, width: float = 20, height: float = 20) -> Box:
     return (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
 
 
-CENTRE = box(100, 100)
+CENTER = box(100, 100)
 
 
 @pytest.mark.parametrize(
@@ -52,18 +52,18 @@ CENTRE = box(100, 100)
     ],
 )
 def test_hand_computed(a: Box, expected: set[str]) -> None:
-    assert relations(a, CENTRE) == expected
+    assert relations(a, CENTER) == expected
 
 
 def test_each_axis_shrinks_by_its_own_size() -> None:
     # Widths 100 + 20 shrink x by 12, heights 20 + 20 shrink y by 4: (20, 20) leaves 8/28.28 = 0.28 and 16/28.28 = 0.57.
-    assert relations(box(120, 120, width=100), CENTRE) == {"below"}
+    assert relations(box(120, 120, width=100), CENTER) == {"below"}
 
 
 def test_both_boxes_shrink_the_offset() -> None:
     # 0.1 * (20 + 200) = 22: an offset of 40 leaves 18/40 = 0.45; the other way about it is the same.
     assert relations(box(140, 100), box(100, 100, width=200)) == set()
-    assert relations(box(140, 100, width=200), CENTRE) == set()
+    assert relations(box(140, 100, width=200), CENTER) == set()
     assert relations(box(145, 100), box(100, 100, width=200)) == {"right of"}  # 23/45 = 0.51
 
 
@@ -88,7 +88,7 @@ def test_an_edge_lies_where_float32_has_it() -> None:
 
 
 def test_boxes_beyond_float32_are_no_error() -> None:
-    assert relations((0, 0, 1e300, 1e300), CENTRE) == set()
+    assert relations((0, 0, 1e300, 1e300), CENTER) == set()
 
 
 @settings(deadline=None)
@@ -125,7 +125,7 @@ def test_exchanging_the_boxes_turns_every_relation_round(a: Box, b: Box) -> None
 
 @settings(deadline=None)
 @given(boxes, boxes)
-def test_turning_the_picture_by_a_quarter_turns_the_relations(a: Box, b: Box) -> None:
+def test_turning_the_image_by_a_quarter_turns_the_relations(a: Box, b: Box) -> None:
     turned = {"left of": "above", "right of": "below", "above": "left of", "below": "right of"}
 
     def transpose(c: Box) -> Box:

@@ -45,7 +45,7 @@ def detector(checkpoint: Path, **options: Any) -> Mask2FormerDetector:
 
 
 def pictures(count: int = 3, size: tuple[int, int] = SIZE) -> Tensor:
-    """Smooth colours, of 8 bits: random weights tell pictures apart by their tone, noise looks alike to them."""
+    """Smooth colors, of 8 bits: random weights tell images apart by their tone, noise looks alike to them."""
     coarse = torch.rand(count, 3, 3, 4, generator=torch.Generator().manual_seed(5))
     fine = torch.nn.functional.interpolate(coarse, size, mode="bicubic", align_corners=False).clamp(0, 1)
     return (fine * 255).round() / 255
@@ -83,7 +83,7 @@ def test_usual_sizes(size: tuple[int, int], expected: tuple[int, int]) -> None:
 
 
 def test_pixels_are_the_processors(tiny_mask2former: Path, processor: Any) -> None:
-    """On pictures of 8 bits, up to the rounding of Pillow's resize to 8 bits."""
+    """On images of 8 bits, up to the rounding of Pillow's resize to 8 bits."""
     images = pictures()
     as_pil = [Image.fromarray((image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()) for image in images]
     expected = processor(
@@ -101,12 +101,12 @@ def test_the_numbers_of_the_checkpoint_are_used(tiny_mask2former: Path, tmp_path
     config = json.loads((copy / "preprocessor_config.json").read_text())
     config |= {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.25, 2.0], "rescale_factor": 1 / 127.5}
     (copy / "preprocessor_config.json").write_text(json.dumps(config))
-    grey = torch.full((1, 3, 32, 32), 0.5)
+    gray = torch.full((1, 3, 32, 32), 0.5)
     expected = [(1.0 - 0.1) / 0.5, (1.0 - 0.2) / 0.25, (1.0 - 0.3) / 2.0]
-    torch.testing.assert_close(detector(copy).pixels(grey)[0, :, 0, 0], torch.tensor(expected))
+    torch.testing.assert_close(detector(copy).pixels(gray)[0, :, 0, 0], torch.tensor(expected))
     config |= {"do_normalize": False}
     (copy / "preprocessor_config.json").write_text(json.dumps(config))
-    torch.testing.assert_close(detector(copy).pixels(grey)[0, :, 0, 0], torch.ones(3))
+    torch.testing.assert_close(detector(copy).pixels(gray)[0, :, 0, 0], torch.ones(3))
 
 
 # -- instances ------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_contract(tiny_mask2former: Path) -> None:
 
 @pytest.mark.parametrize("kind", [GenEvalReward, GenEvalOfficialReward])
 def test_a_reward_with_it(tiny_mask2former: Path, kind: type[GenEvalReward]) -> None:
-    """Colours from a stand-in; random weights are no judge, so the examples are not looked at."""
+    """Colors from a stand-in; random weights are no judge, so the examples are not looked at."""
 
     class Blind(Mask2FormerDetector):
         def examples(self) -> tuple[()]:
@@ -420,9 +420,9 @@ def test_the_order_of_scores_is_the_networks(tiny_mask2former: Path) -> None:
     rng = np.random.default_rng(0)
     chances = [*rng.uniform(0.3001, 0.3005, size=8), *(c + e for c in rng.uniform(0.4, 0.99, 8) for e in (0, 4e-7))]
     seen = answering(tiny_mask2former, chances)
-    grey = torch.full((1, 3, 32, 32), 0.5)
-    (found,) = seen.detect(grey)
-    answer = seen.network(seen.pixels(grey))
+    gray = torch.full((1, 3, 32, 32), 0.5)
+    (found,) = seen.detect(gray)
+    answer = seen.network(seen.pixels(gray))
     raw = find_instances(answer.class_queries_logits, answer.masks_queries_logits, (32, 32), score=0.3).score
     assert len(found) == len(chances)
     assert [d.score for d in found] == sorted(map(float, raw), reverse=True)
@@ -432,7 +432,7 @@ def test_the_order_of_scores_is_the_networks(tiny_mask2former: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
-def test_other_pictures_change_nothing(tiny_mask2former: Path, batch: int) -> None:
+def test_other_images_change_nothing(tiny_mask2former: Path, batch: int) -> None:
     """Not a bit, though the network's answers vary with the batch: so no verdict at a threshold does either."""
     images = torch.linspace(0.1, 0.9, 5).view(5, 1, 1, 1).expand(-1, 3, 32, 32)
     chances = [float(np.nextafter(np.float32(0.3), np.float32(way))) for way in (0, 1)] * 4
@@ -454,12 +454,12 @@ def test_equal_scores_come_in_one_order(tiny_mask2former: Path) -> None:
     for query in range(6):
         masks[query, :, query % 3] = 40.0
         masks[query, query // 3 :, query % 3 + 1] = 40.0  # the same boxes, other masks
-    grey = torch.full((1, 3, 32, 32), 0.0) + torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)  # a mean of nothing
-    (found,) = answering(tiny_mask2former, [0.9] * 6, masks).detect(grey)
+    gray = torch.full((1, 3, 32, 32), 0.0) + torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)  # a mean of nothing
+    (found,) = answering(tiny_mask2former, [0.9] * 6, masks).detect(gray)
     assert len({d.score for d in found}) < len(found) == 6
     assert found == sorted(found, key=lambda d: (-d.score, d.label, d.box))
     for order in ([5, 4, 3, 2, 1, 0], [2, 0, 4, 1, 5, 3]):
-        (other,) = answering(tiny_mask2former, [0.9] * 6, masks[order]).detect(grey)
+        (other,) = answering(tiny_mask2former, [0.9] * 6, masks[order]).detect(gray)
         assert other == found
 
 

@@ -67,18 +67,18 @@ def test_the_official_file_is_a_prompt_file(tmp_path: Path) -> None:
         check_against(p, CLASSES, Thresholds())
 
 
-def test_a_mistake_in_a_file_is_told_with_its_line(tmp_path: Path) -> None:
+def test_a_mistake_in_a_file_is_reported_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "evaluation_metadata.jsonl"
     wrong = OFFICIAL[3].replace("pink", "pinkish")
     path.write_text("\n".join([*OFFICIAL, "", wrong, wrong]) + "\n")
     reward = GenEvalReward(GenEvalOptions(), device=torch.device("cpu"), detector=Everything())
-    words = rf"{re.escape(str(path))}:8: .*'include\[0\].color': unknown colour 'pinkish'; did you mean 'pink'"
+    words = rf"{re.escape(str(path))}:8: .*'include\[0\].color': unknown color 'pinkish'; did you mean 'pink'"
     with pytest.raises(UserError, match=words):
         check_prompts(reward, load_file(path))
 
 
 class Everything(Detector):
-    """Knows all classes and colours, and sees nothing."""
+    """Knows all classes and colors, and sees nothing."""
 
     labels = CLASSES
     colors = COLORS
@@ -175,9 +175,9 @@ def test_a_key_like_one_that_is_missing_is_a_mistake(given: dict[str, Any], near
             prompt(tag="colors", include=[{"class": "dog", "count": 1}], exlude=[]),
             ["unknown key 'exlude'", "did you mean 'exclude'"],
         ),
-        (dogs(color="gren"), ["'include[0].color'", "unknown colour 'gren'", "did you mean 'green'"]),
-        (dogs(color="#123456"), ["unknown colour '#123456'; (allowed: red, orange"]),
-        (dogs(colour="red"), ["'include[0].colour'", "unknown key 'colour'; did you mean 'color'?"]),
+        (dogs(color="gren"), ["'include[0].color'", "unknown color 'gren'", "did you mean 'green'"]),
+        (dogs(color="#123456"), ["unknown color '#123456'; (allowed: red, orange"]),
+        (dogs(color="red"), ["'include[0].color'", "unknown key 'color'; did you mean 'color'?"]),
         (dogs(xyz="big"), ["unknown key 'xyz'; (allowed: class, count, color, position)"]),
         (
             prompt(

@@ -17,14 +17,14 @@ from dgpo_geneval.reward import GenEvalReward
 from dgpo_geneval.variants import VARIANTS
 from dgpo_kit.contracts import check_declaration, check_light
 
-PARTS = {part.name: part for part in dgpo_rewards()}
+COMPONENTS = {component.name: component for component in dgpo_rewards()}
 README = Path(__file__).parents[1] / "README.md"
 
 
 def test_one_reward_per_variant() -> None:
-    assert set(PARTS) == set(VARIANTS)
-    for name, part in PARTS.items():
-        module, _, attribute = part.implementation.partition(":")
+    assert set(COMPONENTS) == set(VARIANTS)
+    for name, component in COMPONENTS.items():
+        module, _, attribute = component.implementation.partition(":")
         implementation = getattr(importlib.import_module(module), attribute)
         assert issubclass(implementation, GenEvalReward)
         assert implementation.variant == name
@@ -45,9 +45,9 @@ def test_the_plugin_is_light() -> None:
 
 
 def test_the_detector_says_whose_weights_it_has() -> None:
-    (part,) = plugin.dgpo_detectors()
-    assert "Facebook" in part.summary
-    assert "not the benchmark's" in part.summary
+    (component,) = plugin.dgpo_detectors()
+    assert "Facebook" in component.summary
+    assert "not the benchmark's" in component.summary
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -103,7 +103,7 @@ def read(text: str) -> dict[str, Any]:
         pairs = [(found[2], found[1]), (found[4], found[3])]
         include = [{"class": n, "count": 1, **({"color": c} if c else {})} for n, c in pairs]
         return {"tag": "color_attr" if found[1] else "two_object", "include": include}
-    # "an orange orange" is a coloured one, "an orange" is not: the grammar takes the longer reading.
+    # "an orange orange" is a colored one, "an orange" is not: the grammar takes the longer reading.
     found = re.fullmatch(rf"a photo of {thing}", text)
     assert found is not None, text
     clause = {"class": found[2], "count": 1, **({"color": found[1]} if found[1] else {})}
@@ -119,7 +119,7 @@ def about(prompt: Prompt) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("heldout", ["split", "benchmark"])
-def test_splits_share_no_content_in_any_order_relation_or_colour(heldout: str) -> None:
+def test_splits_share_no_content_in_any_order_relation_or_color(heldout: str) -> None:
     for seed in (0, 1):  # the seed never moves a content across
         train = source(heldout=heldout, seed=seed).prompts("train")
         held = source(heldout=heldout, seed=1 - seed).prompts("heldout")
@@ -172,9 +172,9 @@ def test_a_smaller_count_is_the_beginning_and_a_seed_another_order() -> None:
     assert source(train_count=500, seed=1).prompts("train") != many
 
 
-def test_nobody_has_a_colour() -> None:
-    coloured = source(train_count=20_000, tasks={"colors": 1, "color_attr": 1}).prompts("train")
-    clauses = [c for p in coloured for c in parse(p).include]
+def test_nobody_has_a_color() -> None:
+    colored = source(train_count=20_000, tasks={"colors": 1, "color_attr": 1}).prompts("train")
+    clauses = [c for p in colored for c in parse(p).include]
     assert all(c.color for c in clauses)
     assert "person" not in {c.label for c in clauses}
     assert len({c.label for c in clauses}) == 79

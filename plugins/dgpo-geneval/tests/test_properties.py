@@ -108,8 +108,8 @@ def perfect(metadata: Metadata, scene: list[Detection], index: int) -> list[Dete
     x, y = 50, 50
     if clause.position is not None:
         dx, dy = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}[clause.position[0]]
-        centres = [((d.box[0] + d.box[2]) / 2, (d.box[1] + d.box[3]) / 2) for d in scene]
-        reach = 10 * (1 + max((max(abs(cx), abs(cy)) for cx, cy in centres), default=0))
+        centers = [((d.box[0] + d.box[2]) / 2, (d.box[1] + d.box[3]) / 2) for d in scene]
+        reach = 10 * (1 + max((max(abs(cx), abs(cy)) for cx, cy in centers), default=0))
         x, y = int(x + dx * reach), int(y + dy * reach)
     ideal = Detection(clause.label, 0.99, (x - 5, y - 5, x + 5, y + 5), clause.color or "red")
     return [d for d in scene if d.label != clause.label] + [ideal] * clause.count

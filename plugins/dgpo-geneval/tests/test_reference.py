@@ -2,7 +2,7 @@
 
 djghosh13/geneval, evaluation/evaluate_images.py: `evaluate`, `evaluate_image`, `relative_position`. Flow-GRPO's and
 DGPO's flow_grpo/gen_eval.py: `evaluate_reward`. A class's detections are a float32 array [n, 5] of boxes and scores, as
-mmdet gives them; colours are looked up instead of classified.
+mmdet gives them; colors are looked up instead of classified.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dgpo_geneval.metadata import RELATIONS, TASKS, parse
 LABELS, HUES = ("ape", "bee", "cow"), ("red", "blue")
 Array = NDArray[np.float32]
 Seen = dict[str, tuple[Array, list[str]]]
-"""By class: rows (x0, y0, x1, y1, score), and the colour of each."""
+"""By class: rows (x0, y0, x1, y1, score), and the color of each."""
 
 
 def position(a: Array, b: Array) -> set[str]:

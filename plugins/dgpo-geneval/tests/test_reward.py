@@ -15,7 +15,7 @@ from torch import Tensor
 import dgpo_core.plugins.registry as registry_module
 from dgpo_core import hookimpl
 from dgpo_core.errors import UserError
-from dgpo_core.hookspecs import Part
+from dgpo_core.hookspecs import Component
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Example, Prompt
 from dgpo_geneval import plugin
@@ -59,7 +59,7 @@ def images(*counts: int) -> Tensor:
 
 
 def reward(detector: Detector, kind: type[GenEvalReward] = GenEvalReward, **kw: Any) -> GenEvalReward:
-    """Without a colour classifier, unless one is given: whether open_clip is installed must not matter here."""
+    """Without a color classifier, unless one is given: whether open_clip is installed must not matter here."""
     return kind(GenEvalOptions(colors=None), device=CPU, detector=detector, **kw)
 
 
@@ -153,18 +153,18 @@ def test_metadata_that_nobody_checked_is_missing() -> None:
     assert scores.diagnostics[0]["tag"] is None
 
 
-def test_colours_come_from_the_detector() -> None:
+def test_colors_come_from_the_detector() -> None:
     assert reward(Scripted("red")).score(images(1), [RED_DOG]).values.tolist() == [1]
     assert reward(Scripted("blue")).score(images(1), [RED_DOG]).values.tolist() == [0.5]
 
 
-def test_a_colour_nobody_knows_is_missing() -> None:
+def test_a_color_nobody_knows_is_missing() -> None:
     scores = reward(Scripted()).score(images(1, 0), [RED_DOG] * 2)
-    assert scores.missing.tolist() == [True, False]  # without a dog the colour does not matter
-    assert scores.diagnostics[0]["reason"].startswith("ColorUnknown: the colour of 'dog' is needed")
+    assert scores.missing.tolist() == [True, False]  # without a dog the color does not matter
+    assert scores.diagnostics[0]["reason"].startswith("ColorUnknown: the color of 'dog' is needed")
 
 
-def test_colours_come_from_the_classifier() -> None:
+def test_colors_come_from_the_classifier() -> None:
     seen: list[tuple[Tensor, Sequence[Sequence[Detection]]]] = []
 
     def classify(batch: Tensor, objects: Sequence[Sequence[Detection]]) -> list[list[str]]:
@@ -188,7 +188,7 @@ def test_a_classifier_that_fails_leaves_the_sample_missing() -> None:
     assert scores.diagnostics[0]["reason"] == "ValueError: no text encoder"
 
 
-def test_the_colours_of_all_images_are_named_in_one_call() -> None:
+def test_the_colors_of_all_images_are_named_in_one_call() -> None:
     """Each by what it shows; images without an object to name are not sent at all."""
     calls: list[list[int]] = []
 
@@ -225,9 +225,9 @@ def test_an_image_that_breaks_the_classifier_is_missing_alone() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "words"),
-    [([["red", "red"]], "gave 2 colours for 1 objects"), ([], "gave 0 lists of colours for 1 images")],
+    [([["red", "red"]], "gave 2 colors for 1 objects"), ([], "gave 0 lists of colors for 1 images")],
 )
-def test_colours_that_do_not_fit_are_not_attributed(answer: list[list[str]], words: str) -> None:
+def test_colors_that_do_not_fit_are_not_attributed(answer: list[list[str]], words: str) -> None:
     scores = reward(Scripted(), color_classifier=lambda batch, objects: answer).score(images(1), [RED_DOG])
     assert scores.missing.all()
     assert words in scores.diagnostics[0]["reason"]
@@ -239,11 +239,11 @@ def no_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_open_clip")
-def test_prompts_with_colours_want_someone_who_names_them() -> None:
+def test_prompts_with_colors_want_someone_who_names_them() -> None:
     for _ in range(2):  # the check is repeated, on fewer prompts, to find the first that is refused
         judge = GenEvalReward(GenEvalOptions(), device=CPU, detector=Scripted())
         with pytest.raises(
-            UserError, match=r"'geneval': 'a red dog' asks for a colour: .*pip install 'dgpo-geneval\[color\]'"
+            UserError, match=r"'geneval': 'a red dog' asks for a color: .*pip install 'dgpo-geneval\[color\]'"
         ):
             judge.check_prompts([TWO_DOGS, RED_DOG])
     judge.check_prompts([TWO_DOGS])
@@ -256,13 +256,13 @@ def test_prompts_with_colours_want_someone_who_names_them() -> None:
 
 
 @pytest.mark.usefixtures("no_open_clip")
-def test_a_detector_may_name_colours_itself() -> None:
+def test_a_detector_may_name_colors_itself() -> None:
     detector = Scripted("red")
     detector.colors = ("red", "blue")
     judge = GenEvalReward(GenEvalOptions(), device=CPU, detector=detector)
     judge.check_prompts([RED_DOG])
     green = Prompt("a green dog", {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "green"}]})
-    with pytest.raises(UserError, match=r"'a green dog'.*'include\[0\].color': unknown colour 'green'.*red, blue"):
+    with pytest.raises(UserError, match=r"'a green dog'.*'include\[0\].color': unknown color 'green'.*red, blue"):
         judge.check_prompts([RED_DOG, green])
 
 
@@ -363,10 +363,10 @@ class Detectors:
     """A plugin that declares them."""
 
     @hookimpl
-    def dgpo_detectors(self) -> list[Part]:
+    def dgpo_detectors(self) -> list[Component]:
         return [
-            Part("scripted", "Sees dogs", f"{__name__}:ByName"),
-            Part("odd", "Sees nothing", f"{__name__}:NotADetector"),
+            Component("scripted", "Sees dogs", f"{__name__}:ByName"),
+            Component("odd", "Sees nothing", f"{__name__}:NotADetector"),
         ]
 
 

@@ -1,4 +1,4 @@
-"""`dgpo plugins check`: which parts, the table, the exit code."""
+"""`dgpo plugins check`: which components, the table, the exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dgpo_core.contracts import AdvantageWeighting
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.declared import BrokenPlugin
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
@@ -71,18 +71,18 @@ class Plugin:
     """One of everything that can go wrong."""
 
     @hookimpl
-    def dgpo_weightings(self) -> Sequence[Part]:
+    def dgpo_weightings(self) -> Sequence[Component]:
         return [
-            Part("bad", "Bad", f"{HERE}:Bad"),
-            Part("loud", "Loud", f"{HERE}:Loud"),
-            Part("gone", "Gone", "dgpo_core.nowhere:X"),
+            Component("bad", "Bad", f"{HERE}:Bad"),
+            Component("loud", "Loud", f"{HERE}:Loud"),
+            Component("gone", "Gone", "dgpo_core.nowhere:X"),
         ]
 
     @hookimpl
-    def dgpo_rewards(self) -> Sequence[Part]:
+    def dgpo_rewards(self) -> Sequence[Component]:
         return [
-            Part("needy", "Needy", "dgpo_kit.toy:BrightnessReward", Needy),
-            Part("tagged", "Tagged", f"{HERE}:Tagged", BrightnessOptions),
+            Component("needy", "Needy", "dgpo_kit.toy:BrightnessReward", Needy),
+            Component("tagged", "Tagged", f"{HERE}:Tagged", BrightnessOptions),
         ]
 
 
@@ -93,14 +93,14 @@ def plugin(known: Registry) -> Registry:
 
 
 def rows(done: Any) -> dict[tuple[str, str], str]:
-    """(part, check) to result."""
+    """(component, check) to result."""
     head, *lines, _ = done.out.splitlines()
     columns = head.index("check"), head.index("result")
-    assert head[: columns[0]].strip() == "part"
+    assert head[: columns[0]].strip() == "component"
     return {(r[: columns[0]].strip(), r[slice(*columns)].strip()): r[columns[1] :] for r in lines}
 
 
-def test_a_sound_part_passes(dgpo: Run) -> None:
+def test_a_sound_component_passes(dgpo: Run) -> None:
     done = dgpo("plugins", "check", "brightness")
     assert (done.code, done.err) == (0, "")
     found = rows(done)
@@ -122,7 +122,7 @@ def test_a_broken_promise_is_named(dgpo: Run, plugin: Registry) -> None:
     assert "AssertionError: weights are finite" in dgpo("plugins", "check", "bad", "--traceback").err
 
 
-def test_a_part_that_chatters_leaves_the_table_alone(dgpo: Run, plugin: Registry) -> None:
+def test_a_component_that_chatters_leaves_the_table_alone(dgpo: Run, plugin: Registry) -> None:
     done = dgpo("plugins", "check", "loud")
     assert done.code == 0
     assert "weighing" not in done.out
@@ -169,10 +169,10 @@ def test_a_backbone_is_checked_with_a_checkpoint(dgpo: Run) -> None:
 
 def test_by_kind_and_by_distribution(dgpo: Run, plugin: Registry) -> None:
     found = rows(dgpo("plugins", "check", "--kind", "timesteps"))
-    assert {part for part, _ in found} == {"dgpo", "timesteps sampler-steps", "timesteps uniform"}
+    assert {component for component, _ in found} == {"dgpo", "timesteps sampler-steps", "timesteps uniform"}
     found = rows(dgpo("plugins", "check", "--distribution", "Toy", "--kind", "prompts"))
-    assert {part for part, _ in found} == {"toy", "prompts toy"}
-    assert {part for part, _ in rows(dgpo("plugins", "check", "uniform"))} == {
+    assert {component for component, _ in found} == {"toy", "prompts toy"}
+    assert {component for component, _ in rows(dgpo("plugins", "check", "uniform"))} == {
         "dgpo", "weighting uniform", "timesteps uniform",
     }  # fmt: skip
 
@@ -184,7 +184,7 @@ def test_a_plugin_that_does_not_load_fails(dgpo: Run, known: Registry) -> None:
     assert done.code == 1
     expected = "FAIL  its plugins can be loaded: bad (entry point point): does not import"
     assert rows(done)["bad", "loads"] == expected
-    for name in ("bad", "point"):  # a part that is not there is mostly called like its plugin
+    for name in ("bad", "point"):  # a component that is not there is mostly called like its plugin
         done = dgpo("plugins", "check", name)
         assert (done.code, rows(done)["bad", "loads"]) == (1, expected)
 
@@ -192,8 +192,8 @@ def test_a_plugin_that_does_not_load_fails(dgpo: Run, known: Registry) -> None:
 def test_a_name_that_two_declare_fails_for_both(dgpo: Run, known: Registry) -> None:
     class Second:
         @hookimpl
-        def dgpo_rewards(self) -> Sequence[Part]:
-            return [Part("brightness", "Another", "nowhere:X")]
+        def dgpo_rewards(self) -> Sequence[Component]:
+            return [Component("brightness", "Another", "nowhere:X")]
 
     known.register(Second(), distribution="other")
     done = dgpo("plugins", "check", "--distribution", "other")
@@ -201,12 +201,12 @@ def test_a_name_that_two_declare_fails_for_both(dgpo: Run, known: Registry) -> N
     assert rows(done)["other", "own-names"] == "FAIL  reward brightness is its own; toy declares it too"
 
 
-def test_parts_as_a_run_file_uses_them(dgpo: Run, known: Registry, tmp_path: Path) -> None:
+def test_components_as_a_run_file_uses_them(dgpo: Run, known: Registry, tmp_path: Path) -> None:
     data = run_data(tmp_path, rewards=[{"use": "brightness", "options": {"scale": 0.5}}])
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
     done = dgpo("plugins", "check", "--config", tmp_path / "run.yaml")
     assert done.code == 0, done.out
-    assert {part for part, _ in rows(done)} >= {
+    assert {component for component, _ in rows(done)} >= {
         "backbone toy", "sampler flow-euler", "reward brightness", "prompts toy", "weighting abs-advantage",
         "timesteps uniform", "objective dgpo",
     }  # fmt: skip
@@ -214,22 +214,25 @@ def test_parts_as_a_run_file_uses_them(dgpo: Run, known: Registry, tmp_path: Pat
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
     done = dgpo("plugins", "check", "brightness", "--config", tmp_path / "run.yaml")
     assert done.code == 1
-    assert {part for part, _ in rows(done)} == {"toy", "reward brightness"}
+    assert {component for component, _ in rows(done)} == {"toy", "reward brightness"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "name the parts to check, or give --kind, --distribution or --config"),
-        (["brihgtness"], "no part is called 'brihgtness'; did you mean brightness?"),
+        ([], "name the components to check, or give --kind, --distribution or --config"),
+        (["brihgtness"], "no component is called 'brihgtness'; did you mean brightness?"),
         (["geneval"], "unknown reward 'geneval'; it comes with dgpo-geneval: pip install dgpo-geneval"),
         (["--kind", "rewards"], "--kind rewards: there is no such kind; did you mean reward?"),
         (
             ["--distribution", "toi"],
             "--distribution toi: no installed distribution 'toi' has plugins; did",
         ),
-        (["uniform", "--distribution", "toy"], "toy has no part 'uniform' (it has: brightness, toy, win-rate)"),
-        (["uniform", "--option", "a=1"], "--option: belongs to one part, and 2 are to be checked (weighting uniform, "),
+        (["uniform", "--distribution", "toy"], "toy has no component 'uniform' (it has: brightness, toy, win-rate)"),
+        (
+            ["uniform", "--option", "a=1"],
+            "--option: belongs to one component, and 2 are to be checked (weighting uniform, ",
+        ),
         (["brightness", "--option", "{"], "--option {: is no JSON: "),
         (["brightness", "--option", "{" * 9999], f"--option {'{' * 9999}: is no JSON: "),
         (
@@ -249,7 +252,8 @@ def test_mistakes(dgpo: Run, arguments: list[str], expected: str) -> None:
     assert done.err.startswith(expected)
 
 
-# -- plugins that cannot be loaded, and parts that cannot be built ---------------------------------------------------
+# -- plugins that cannot be loaded, and components that cannot be built
+# ---------------------------------------------------
 
 ODD = {
     "dgpo_leaver": ("leaver", "print('noise')\nimport os; os._exit(0)\n"),
@@ -257,7 +261,7 @@ ODD = {
     "dgpo_odd": (
         "odd_parts",
         """
-        from dgpo_core.hookspecs import Part, hookimpl
+        from dgpo_core.hookspecs import Component, hookimpl
         from dgpo_schemas.base import Options
         class Plain(Options): pass
         class NotAModel: pass
@@ -265,10 +269,10 @@ ODD = {
         def dgpo_weightings():
             where = "odd_parts"
             return [
-                Part("needy", "Needs more.", f"{where}_more:Needy"),
-                Part("nowhere", "Is not there.", f"{where}:Absent"),
-                Part("shapeless", "Has no model.", f"{where}:Plain", f"{where}:NotAModel"),
-                Part("quitter", "Ends.", f"{where}_quits:Quitter"),
+                Component("needy", "Needs more.", f"{where}_more:Needy"),
+                Component("nowhere", "Is not there.", f"{where}:Absent"),
+                Component("shapeless", "Has no model.", f"{where}:Plain", f"{where}:NotAModel"),
+                Component("quitter", "Ends.", f"{where}_quits:Quitter"),
             ]
         """,
     ),
@@ -300,7 +304,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-def test_the_true_reason_is_told_and_nothing_ends_the_command(odd: str) -> None:
+def test_the_true_reason_is_reported_and_nothing_ends_the_command(odd: str) -> None:
     """One process for all: what would end it would end this test."""
     program = (
         "import sys\nfrom dgpo_cli.main import main\n"
@@ -316,7 +320,7 @@ def test_the_true_reason_is_told_and_nothing_ends_the_command(odd: str) -> None:
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": odd},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    parts = dict(part.split("\n", 1) for part in done.stdout.split("== ")[1:])
+    components = dict(component.split("\n", 1) for component in done.stdout.split("== ")[1:])
     for name, reason in {
         "leaver": r"loads +FAIL .*importing leaver failed with Exited: os._exit\(0\) \(at .*leaver.py:2\)",
         "lost": "loads +FAIL .*importing lost_module:nothing failed with AttributeError",
@@ -325,10 +329,10 @@ def test_the_true_reason_is_told_and_nothing_ends_the_command(odd: str) -> None:
         "shapeless": "FAIL .*its options must be a pydantic model, not <class 'odd_parts.NotAModel'>",
         "quitter": r"FAIL  Exited: os\._exit\(0\)",
     }.items():
-        assert re.search(reason, parts[f"check {name}"]), parts[f"check {name}"]
-        assert parts[f"check {name}"].endswith("code 1\n"), name
-    assert parts["check mystery"] == "code 2\n"
+        assert re.search(reason, components[f"check {name}"]), components[f"check {name}"]
+        assert components[f"check {name}"].endswith("code 1\n"), name
+    assert components["check mystery"] == "code 2\n"
     assert "a plugin could not be loaded and may own it: dgpo-leaver (entry point leaver)" in done.stderr
-    assert parts["show shapeless"] == "code 2\n"
-    listed = json.loads(parts["list --json"].removesuffix("code 0\n"))
+    assert components["show shapeless"] == "code 2\n"
+    listed = json.loads(components["list --json"].removesuffix("code 0\n"))
     assert {broken["distribution"] for broken in listed["broken"]} == {"dgpo-leaver", "dgpo-lost"}

@@ -205,7 +205,7 @@ def backbones() -> list[tuple[str, Check]]:
         def decode(self, x0: Tensor) -> Tensor:
             return super().decode(x0) * 2
 
-    class Grey(ToyBackbone):
+    class Gray(ToyBackbone):
         def decode(self, x0: Tensor) -> Tensor:
             return super().decode(x0)[:, :1]
 
@@ -303,7 +303,7 @@ def backbones() -> list[tuple[str, Check]]:
         (Rounds, "weights are bit for bit as before `merged`"),
         (Unscaled, "velocity with the adapter merged is velocity with the adapter"),
         (Bright, r"media lie in \[0, 1\]"),
-        (Grey, "media have three channels"),
+        (Gray, "media have three channels"),
         (SaysVideo, "`media` says what `decode` gives: it gives image and says video"),
         (Moves, "`media` says what `decode` gives: it gives video and says image"),
         (Flickers, "`fps` is of videos; images have none"),

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 
 from dgpo_core.contracts import PromptSource
 from dgpo_core.errors import PluginError, UserError
-from dgpo_core.hookspecs import Command, Part, hookimpl
+from dgpo_core.hookspecs import Command, Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
 from dgpo_kit.contracts import check_declaration, check_light, check_prompts, distribution_checks
@@ -50,11 +50,11 @@ def test_prompts(assert_found: Found, promise: str, check: Check) -> None:
     assert_found(promise, check)
 
 
-def declared(part: Part) -> Registry:
+def declared(component: Component) -> Registry:
     class Plugin:
         @hookimpl
-        def dgpo_rewards(self) -> list[Part]:
-            return [part]
+        def dgpo_rewards(self) -> list[Component]:
+            return [component]
 
     registry = Registry(discover=False)
     registry.register(Plugin(), distribution="made")
@@ -86,33 +86,36 @@ class Narrow(Options):
 
 
 def test_a_sound_declaration_passes() -> None:
-    check_declaration(declared(Part("r", "A reward", BRIGHTNESS, BrightnessOptions)), "reward", "r")
+    check_declaration(declared(Component("r", "A reward", BRIGHTNESS, BrightnessOptions)), "reward", "r")
 
 
 @pytest.mark.parametrize(
     ("promise", "check"),
     [
-        ("the summary is one line", lambda: check(Part("r", "One\ntwo", BRIGHTNESS))),
-        ("an unknown option is a UserError", lambda: check(Part("r", "A reward", BRIGHTNESS, Lax))),
-        ("option size has a description", lambda: check(Part("r", "A reward", BRIGHTNESS, Silent))),
-        ("written options can be read again", lambda: check(Part("r", "A reward", BRIGHTNESS, Narrow))),
-        ("is a RewardModel", lambda: check(Part("r", "A reward", "dgpo_kit.toy:ToyPrompts"))),
-        ("implements all of its contract", lambda: check(Part("r", "A reward", "dgpo_core.contracts:RewardModel"))),
+        ("the summary is one line", lambda: check(Component("r", "One\ntwo", BRIGHTNESS))),
+        ("an unknown option is a UserError", lambda: check(Component("r", "A reward", BRIGHTNESS, Lax))),
+        ("option size has a description", lambda: check(Component("r", "A reward", BRIGHTNESS, Silent))),
+        ("written options can be read again", lambda: check(Component("r", "A reward", BRIGHTNESS, Narrow))),
+        ("is a RewardModel", lambda: check(Component("r", "A reward", "dgpo_kit.toy:ToyPrompts"))),
+        (
+            "implements all of its contract",
+            lambda: check(Component("r", "A reward", "dgpo_core.contracts:RewardModel")),
+        ),
     ],
 )
 def test_declarations(assert_found: Found, promise: str, check: Check) -> None:
     assert_found(promise, check)
 
 
-def check(part: Part) -> None:
-    check_declaration(declared(part), "reward", "r")
+def check(component: Component) -> None:
+    check_declaration(declared(component), "reward", "r")
 
 
 def test_options_that_are_no_options() -> None:
     with pytest.raises(PluginError, match="its options must be a pydantic model"):
-        check(Part("r", "A reward", BRIGHTNESS, "dgpo_kit.toy:BrightnessReward"))
+        check(Component("r", "A reward", BRIGHTNESS, "dgpo_kit.toy:BrightnessReward"))
     with pytest.raises(UserError, match="unknown reward 's'"):
-        check_declaration(declared(Part("r", "A reward", BRIGHTNESS)), "reward", "s")
+        check_declaration(declared(Component("r", "A reward", BRIGHTNESS)), "reward", "s")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from dgpo_core.contracts import Backbone
 from dgpo_core.contracts.backbone import SECTION_KEYS
 from dgpo_core.errors import PluginError, UserError
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.plugins.sections import asks_for_more, check_section
 from dgpo_core.types import Conditioning
@@ -159,8 +159,8 @@ def test_uses_that_are_no_keys(uses: Any) -> None:
 def test_it_is_refused_before_anything_is_loaded(dgpo: Any, write_toy: Any, known: Registry) -> None:
     class Plugin:
         @hookimpl
-        def dgpo_backbones(self) -> list[Part]:
-            return [Part("dull", "Uses nothing.", f"{__name__}:Dull")]
+        def dgpo_backbones(self) -> list[Component]:
+            return [Component("dull", "Uses nothing.", f"{__name__}:Dull")]
 
     known.register(Plugin(), distribution="dgpo-dull")
     for command in (["validate"], ["train"], ["train", "--dry-run"]):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Example, Prompt, SampleKey, Scores
-from dgpo_kit.contracts import check_group_reward, group_reward_checks, part_checks, run_all
+from dgpo_kit.contracts import check_group_reward, component_checks, group_reward_checks, run_all
 from dgpo_kit.toy import WinRate, WinRateOptions
 
 CPU = torch.device("cpu")
@@ -26,10 +26,10 @@ def test_the_toy_reward_passes(opponents: int | None) -> None:
 
 
 def test_the_suite_chooses_by_the_class(registry: Registry) -> None:
-    checks = list(part_checks(registry, "reward", "win-rate"))
+    checks = list(component_checks(registry, "reward", "win-rate"))
     assert {"permutation", "other-groups", "one-member", "examples"} <= {check.name for check in checks}
     assert "batch-invariance" not in {check.name for check in checks}
-    assert "permutation" not in {check.name for check in part_checks(registry, "reward", "brightness")}
+    assert "permutation" not in {check.name for check in component_checks(registry, "reward", "brightness")}
     run_all(checks)
 
 
@@ -46,7 +46,7 @@ class ByPlace(Rate):
         return super().score_group(media, prompt, [(i,) for i in range(len(keys))])
 
 
-class FavoursTheFirst(Rate):
+class FavorsTheFirst(Rate):
     def score_group(self, media: Tensor, prompt: Prompt, keys: Sequence[SampleKey]) -> Scores:
         found = super().score_group(media, prompt, keys)
         found.values[:1] = 1.0
@@ -90,7 +90,7 @@ class Darkens(Rate):
     ("kind", "promise"),
     [
         (ByPlace, "members in another order have their values in that order"),
-        (FavoursTheFirst, "members in another order have their values in that order"),
+        (FavorsTheFirst, "members in another order have their values in that order"),
         (Remembers, "other groups change nothing"),
         (ScoresOne, "a single member is missing"),
         (FailsAtOne, "a single member is missing"),

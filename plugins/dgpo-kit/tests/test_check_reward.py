@@ -1,4 +1,4 @@
-"""`check_reward` passes sound parts and finds each broken promise."""
+"""`check_reward` passes sound components and finds each broken promise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 MEDIA = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-PROMPTS = [Prompt(f"picture {i}", {"tag": "even" if i % 2 == 0 else "odd"}) for i in range(4)]
+PROMPTS = [Prompt(f"image {i}", {"tag": "even" if i % 2 == 0 else "odd"}) for i in range(4)]
 
 
 @pytest.mark.parametrize("fail", ["never", "dark"])

@@ -115,7 +115,7 @@ def samplers() -> list[tuple[str, Check]]:
         def step(self, x: Tensor, change: Tensor, draws: Sequence[Draws], i: int) -> Tensor:
             return x.add_(change)
 
-    class Centred(Euler):
+    class Centered(Euler):
         def step(self, x: Tensor, change: Tensor, draws: Sequence[Draws], i: int) -> Tensor:
             return x + change - change.mean(0)
 
@@ -156,7 +156,7 @@ def samplers() -> list[tuple[str, Check]]:
         (Deaf, "times begin no higher than the model's first one"),
         (Endless, "the last time before 0 is the model's terminal 0.02"),
         (InPlace, "the noise is left alone"),
-        (Centred, "a sample does not depend on the others"),
+        (Centered, "a sample does not depend on the others"),
         (Global, "the same noise and keys give the same sample"),
         (Quiet, "leaves the global random state of torch alone"),
         (Damped, "where the velocity is constant, x0 is exact"),

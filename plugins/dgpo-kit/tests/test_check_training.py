@@ -1,4 +1,4 @@
-"""`check_weighting`, `check_timesteps` and `check_objective` pass sound parts and find each broken promise."""
+"""`check_weighting`, `check_timesteps` and `check_objective` pass sound components and find each broken promise."""
 
 from __future__ import annotations
 

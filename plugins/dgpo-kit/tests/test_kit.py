@@ -20,16 +20,16 @@ from dgpo_kit.collecting import suite
 PLUGIN = """
 import numpy
 from dgpo_core import hookimpl
-from dgpo_core.hookspecs import Part
+from dgpo_core.hookspecs import Component
 
 @hookimpl
 def dgpo_rewards():
     names = ("Sound", "Global", "Batch", "Range", "NoMissing", "Copies")
-    return [Part(name.lower(), name, f"odd.rewards:{name}", "odd.options:OddOptions") for name in names]
+    return [Component(name.lower(), name, f"odd.rewards:{name}", "odd.options:OddOptions") for name in names]
 
 @hookimpl
 def dgpo_timestep_policies():
-    return [Part("forgets", "Forgets what it saw", "odd.rewards:Forgets")]
+    return [Component("forgets", "Forgets what it saw", "odd.rewards:Forgets")]
 """
 OPTIONS = """
 from pydantic import Field
@@ -190,7 +190,7 @@ def test_mistakes_are_found_when_tests_are_collected(
         contract_tests(name, given, registry=registry)
 
 
-def test_a_part_is_given_what_its_kind_and_name_say(registry: Registry) -> None:
+def test_a_component_is_given_what_its_kind_and_name_say(registry: Registry) -> None:
     """The toy has a backbone and a prompt source of one name."""
     given = {"prompts toy": Given({"count": 0}), "toy": Given()}
     found = {(what, check.name): check for what, check in suite(registry, "toy", given)}

@@ -113,7 +113,7 @@ def test_a_name_that_makes_no_package(dgpo: Run, name: str, nearest: str, tmp_pa
             "--over diffusers: a reward does not stand on it, only a backbone does; leave --over out\n",
         ),
         (["reward", "???"], "NAME '???': lower-case letters, digits"),
-        (["reward", "toy"], "NAME toy: the test kit uses it for its own parts; choose another, such as my-toy"),
+        (["reward", "toy"], "NAME toy: the test kit uses it for its own components; choose another, such as my-toy"),
         (["reward", "brightness"], "NAME brightness: toy declares the reward brightness already"),
         (["reward", "pickscore"], "NAME pickscore: dgpo-pickscore declares the reward pickscore already"),
         (["sampler", "sd3"], "NAME sd3: dgpo-sd3 (package dgpo_sd3) exists already; choose another, such as my-sd3"),

@@ -1,4 +1,4 @@
-"""The suite of a part: every promise by name, in order, and what it says if it lacks something."""
+"""The suite of a component: every promise by name, in order, and what it says if it lacks something."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from torch import Tensor
 import dgpo_kit.contracts as kit
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.hookspecs import KINDS, Part, hookimpl
+from dgpo_core.hookspecs import KINDS, Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Example, Prompt, Scores
-from dgpo_kit.contracts import Check, Given, NeedsInput, part_checks, reward_checks
+from dgpo_kit.contracts import Check, Given, NeedsInput, component_checks, reward_checks
 from dgpo_kit.toy import ToyBackbone, ToyOptions
 from dgpo_schemas.base import Options
 from dgpo_schemas.sections.backbone import BackboneSection
@@ -38,7 +38,7 @@ class Light(RewardModel):
         return Scores(values, torch.zeros(len(values), dtype=torch.bool))
 
     def examples(self) -> Sequence[Example]:
-        return [self.example("white", 1.0, True), self.example("grey", 0.4, False)]
+        return [self.example("white", 1.0, True), self.example("gray", 0.4, False)]
 
     def example(self, name: str, level: float, good: bool) -> Example:
         return Example(name, Prompt("a photo"), torch.full((3, 8, 8), level), good)
@@ -82,7 +82,7 @@ class Square(Light):
 
 
 class Raises(Light):
-    """Fails on a whole batch for one picture."""
+    """Fails on a whole batch for one image."""
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         if not media.isfinite().all():
@@ -91,7 +91,7 @@ class Raises(Light):
 
 
 class Spreads(Light):
-    """One picture that is not finite spoils the others."""
+    """One image that is not finite spoils the others."""
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         return super().score(media + 0 * media.sum(), prompts)
@@ -143,7 +143,7 @@ class NoCount(Light):
 
 class Upside(Light):
     def examples(self) -> Sequence[Example]:
-        return [self.example("grey", 0.4, True), self.example("white", 1.0, False)]
+        return [self.example("gray", 0.4, True), self.example("white", 1.0, False)]
 
 
 class OnlyGood(Light):
@@ -187,7 +187,7 @@ class NoRange(RewardModel):
         (Marks, "diagnostics", "give exactly one of `box` and `polygon`"),
         (Shares, "threads", "a thread makes no difference"),
         (MainOnly, "threads", "it can be called from another thread: .*signal only works"),
-        (Upside, "examples", "good examples score above bad ones: grey 0.4, white 1"),
+        (Upside, "examples", "good examples score above bad ones: gray 0.4, white 1"),
         (OnlyGood, "examples", "at least one of each, or none at all"),
         (Bytes, "examples", r"example white lies in \[0, 1\]"),
         (Batches, "examples", r"example w is \[3, H, W\] or \[F, 3, H, W\]"),
@@ -248,7 +248,7 @@ def test_a_reward_that_refuses_the_generated_prompts_needs_some() -> None:
 # -- by name --------------------------------------------------------------------------------------------------------
 
 
-class Labelled(Options):
+class Labeled(Options):
     """Needs a label."""
 
     label: str = Field(description="What it is called.")
@@ -258,8 +258,8 @@ class Labelled(Options):
 def of_reward(implementation: str, options: type[Options] | None = None) -> Registry:
     class Plugin:
         @hookimpl
-        def dgpo_rewards(self) -> list[Part]:
-            return [Part("made", "A reward", implementation, options)]
+        def dgpo_rewards(self) -> list[Component]:
+            return [Component("made", "A reward", implementation, options)]
 
     registry = Registry(discover=False)
     registry.register(Plugin(), distribution="made")
@@ -271,19 +271,19 @@ def run(checks: Sequence[Check], name: str) -> None:
 
 
 def test_required_options_are_asked_for() -> None:
-    registry = of_reward("dgpo_kit.toy:BrightnessReward", Labelled)
-    checks = list(part_checks(registry, "reward", "made"))
+    registry = of_reward("dgpo_kit.toy:BrightnessReward", Labeled)
+    checks = list(component_checks(registry, "reward", "made"))
     with pytest.raises(NeedsInput, match=r"options: label is missing \(What it is called\)"):
         run(checks, "builds")
     with pytest.raises(unittest.SkipTest, match="some are required"):
         run(checks, "options-round-trip")
     with pytest.raises(NeedsInput, match=r"options: size must be at least 1"):
-        run(list(part_checks(registry, "reward", "made", Given({"label": "x", "size": 0}))), "builds")
-    run(list(part_checks(registry, "reward", "made", Given({"label": "x"}))), "options-round-trip")
+        run(list(component_checks(registry, "reward", "made", Given({"label": "x", "size": 0}))), "builds")
+    run(list(component_checks(registry, "reward", "made", Given({"label": "x"}))), "options-round-trip")
 
 
 def test_a_backbone_is_checked_in_both_ways_of_training(registry: Registry) -> None:
-    checks = list(part_checks(registry, "backbone", "toy"))
+    checks = list(component_checks(registry, "backbone", "toy"))
     names = [check.name for check in checks if "-" in check.name]
     assert {name.split("-")[0] for name in names} >= {"lora", "full"}
     with pytest.raises(unittest.SkipTest, match="there is no adapter"):
@@ -310,19 +310,19 @@ class Whole(ToyBackbone):
 def test_a_backbone_without_an_adapter_is_checked_in_one() -> None:
     class Plugin:
         @hookimpl
-        def dgpo_backbones(self) -> list[Part]:
-            return [Part("whole", "Trains every weight", f"{__name__}:Whole", ToyOptions)]
+        def dgpo_backbones(self) -> list[Component]:
+            return [Component("whole", "Trains every weight", f"{__name__}:Whole", ToyOptions)]
 
     registry = Registry(discover=False)
     registry.register(Plugin(), distribution="whole")
-    checks = list(part_checks(registry, "backbone", "whole"))
+    checks = list(component_checks(registry, "backbone", "whole"))
     with pytest.raises(unittest.SkipTest, match=r"it offers `train: full` alone: .* whole has no adapter"):
         run(checks, "lora-builds")
     run(checks, "full-save-weights")
 
 
 def test_a_checkpoint_that_is_missing_is_asked_for(registry: Registry) -> None:
-    checks = list(part_checks(registry, "backbone", "toy", Given(section={"checkpoint": "missing"})))
+    checks = list(component_checks(registry, "backbone", "toy", Given(section={"checkpoint": "missing"})))
     with pytest.raises(NeedsInput, match="there is no such directory"):
         run(checks, "lora-builds")
 

@@ -68,7 +68,7 @@ def ablation(write_run: Write) -> Callable[..., Path]:
     """`ablation(seeds=3)`: an ablation file over a toy run."""
 
     def write(**changes: Any) -> Path:
-        write_run(evaluation={"every": 1, "prompts": 4, "samples_per_prompt": 2, "pictures": 2}, run={"iterations": 2})
+        write_run(evaluation={"every": 1, "prompts": 4, "samples_per_prompt": 2, "images": 2}, run={"iterations": 2})
         data = {
             "name": "trial", "base": "run.yaml", "seeds": 2,
             "axes": [{"key": "weighting", "values": ["abs-advantage", "best-vs-worst"]}],

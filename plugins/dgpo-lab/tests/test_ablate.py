@@ -46,7 +46,7 @@ def test_an_ablation_from_end_to_end(dgpo: Run, ablation: Run, started: list[Any
             scores = [e["value"] for e in log if e["role"] == "target"]
             assert (cell["scores"], cell["iterations"], cell["samples"]) == (scores, [0, 1, 2], [0, 16, 32])
         assert variant["score"]["over"] == "seeds and prompts"
-        assert set(variant["guards"]) == {"diversity", "saturation", "edge_density", "dark_pixels"}
+        assert set(variant["monitors"]) == {"diversity", "saturation", "edge_density", "dark_pixels"}
     with (HERE / "cells.csv").open() as file:
         assert [(c["variant"], c["status"], c["ended_by"]) for c in csv.DictReader(file)] == [
             (v, "finished", "iterations") for v in ("abs-advantage", "best-vs-worst") for _ in range(2)
@@ -71,9 +71,9 @@ def test_the_page_is_complete_in_itself(dgpo: Run, ablation: Run, started: list[
             self.tags.append((tag, dict(attrs)))
 
     Reader().feed(text)
-    pictures = [attributes["src"] or "" for tag, attributes in Reader.tags if tag == "img"]
-    assert len(pictures) == 2 * 3  # two prompts; the base model and two variants
-    assert all(source.startswith("data:image/png;base64,") for source in pictures)
+    images = [attributes["src"] or "" for tag, attributes in Reader.tags if tag == "img"]
+    assert len(images) == 2 * 3  # two prompts; the base model and two variants
+    assert all(source.startswith("data:image/png;base64,") for source in images)
     assert not [a for _, a in Reader.tags if str(a.get("href", "#")).startswith("http")]
     assert not any(tag == "script" for tag, _ in Reader.tags)
     ids = [a["id"] for _, a in Reader.tags if "id" in a]
@@ -110,7 +110,7 @@ def test_the_same_seed_draws_the_same_prompts_and_noise(
 
     monkeypatch.setattr(BrightnessReward, "score", watched)
     dgpo("ablate", ablation(set={"rewards.0.options.scale": 1.0}))
-    firsts = {cell: found[:2] for cell, found in seen.items()}  # the evaluation at the start, the first roll-out
+    firsts = {cell: found[:2] for cell, found in seen.items()}  # the evaluation at the start, the first rollout
     for seed in (0, 1):
         one, other = (firsts[f"{variant}/seed-{seed}"] for variant in ("abs-advantage", "best-vs-worst"))
         for (texts, media), (also, same) in zip(one, other, strict=True):
@@ -129,7 +129,7 @@ def test_larger_groups_share_the_noise_of_their_first_members(known: Registry, a
         engine = build_engine(variant.config, known)
         draws = engine.draws.at("iteration", 0, "rollout")
         size = variant.config.rollout.group_size
-        (rollout,) = engine.roller().roll_out(engine.load_prompts("train")[:2], size, draws, "policy")
+        (rollout,) = engine.rollout_sampler().sample_groups(engine.load_prompts("train")[:2], size, draws, "policy")
         rows[size] = rollout.x0.view(2, size, -1)
         engine.close()
     assert torch.equal(rows[4][:, :2], rows[2])
@@ -211,8 +211,8 @@ def test_reuse_names_what_was_copied(dgpo: Run, ablation: Run, started: list[Any
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"set": {"optimiser.learning_rate": 0.5}},
-         "variant 'abs-advantage': optimiser.learning_rate: 0.01 when it started, 0.5 now"),
+        ({"set": {"optimizer.learning_rate": 0.5}},
+         "variant 'abs-advantage': optimizer.learning_rate: 0.01 when it started, 0.5 now"),
         ({"stop": {"iterations": 3}}, "variant 'abs-advantage': run.iterations: 2 when it started, 3 now"),
         ({"stop": {"seconds": 3}}, "variant 'best-vs-worst': stop: not given when it started, seconds 3.0 now"),
         ({"axes": [{"key": "weighting", "values": ["abs-advantage", "uniform"]}]},

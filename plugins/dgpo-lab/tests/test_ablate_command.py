@@ -78,7 +78,7 @@ def test_usage(dgpo: Run, ablation: Run, trained: Any) -> None:
 
 
 def test_a_plan_with_what_an_earlier_version_accepted(dgpo: Run, ablation: Run) -> None:
-    dgpo("ablate", ablation(seeds=1, name="old"))
+    dgpo("ablate", ablation(seeds=1, name="ema_fast"))
     plan = Path("runs/old/plan.json")
     data = json.loads(plan.read_text())
     data["variants"][0]["config"]["run"]["iterations"] = 10**18
@@ -144,7 +144,7 @@ def test_ctrl_c_and_a_kill_lose_nothing(
 ) -> None:
     """Two cells side by side: stopped once, killed once, then finished, as if never stopped."""
     # Long enough that neither cell ends before the other one, which starts seconds later on a busy machine, is stopped.
-    data = run_data("runs", run={"iterations": 180}, evaluation={"every": 60, "prompts": 4, "pictures": 0})
+    data = run_data("runs", run={"iterations": 180}, evaluation={"every": 60, "prompts": 4, "images": 0})
     Path("run.yaml").write_text(yaml.safe_dump(data | {"checkpoints": {"every": 1}}))
     axis = {"key": "weighting", "values": ["abs-advantage", "uniform"]}
     text = yaml.safe_dump({"name": "trial", "base": "run.yaml", "seeds": [3], "parallel": 2, "axes": [axis]})

@@ -66,7 +66,7 @@ def test_one_axis(known: Registry) -> None:
 def test_a_product_and_one_at_a_time(known: Registry) -> None:
     two = [
         {"key": "weighting", "values": ["abs-advantage", {"use": "softmax", "options": {"temperature": 0.5}}]},
-        {"name": "size", "variants": {"small": {}, "big": {"rollout.groups": 8, "optimiser.updates": 2}}},
+        {"name": "size", "variants": {"small": {}, "big": {"rollout.groups": 8, "optimizer.updates": 2}}},
     ]
     found = plan(known, axes(*two))
     assert [v.name for v in found.variants] == [
@@ -76,17 +76,17 @@ def test_a_product_and_one_at_a_time(known: Registry) -> None:
     last = found.variants[-1]
     assert last.axes == {"weighting": "softmax temperature=0.5", "size": "big"}
     assert last.slug == "weighting=softmax-temperature=0.5-size=big"
-    assert (last.config.rollout.groups, last.config.optimiser.updates) == (8, 2)
+    assert (last.config.rollout.groups, last.config.optimizer.updates) == (8, 2)
     assert last.config.weighting.options["temperature"] == 0.5
     single = [
         {"key": "weighting", "values": ["uniform"]},
-        {"key": "optimiser.learning_rate", "values": [0.02, "3e-3"]},
+        {"key": "optimizer.learning_rate", "values": [0.02, "3e-3"]},
     ]
     found = plan(known, axes(*single, crossing="each", baseline="weighting=uniform"))
     assert [v.name for v in found.variants] == [
-        "base", "weighting=uniform", "optimiser.learning_rate=0.02", "optimiser.learning_rate=0.003"
+        "base", "weighting=uniform", "optimizer.learning_rate=0.02", "optimizer.learning_rate=0.003"
     ]  # fmt: skip
-    assert [v.config.optimiser.learning_rate for v in found.variants] == [0.01, 0.01, 0.02, 0.003]
+    assert [v.config.optimizer.learning_rate for v in found.variants] == [0.01, 0.01, 0.02, 0.003]
     assert found.baseline == "weighting=uniform"
 
 
@@ -127,26 +127,26 @@ def test_every_mistake_names_line_axis_value_and_key(known: Registry) -> None:
     ("entry", "keys", "says"),
     [
         ({"key": "optimizer.learning_rate", "values": [1]}, {},
-         "(axis optimizer.learning_rate, value 1): optimizer: unknown key; did you mean optimiser?"),
+         "(axis optimizer.learning_rate, value 1): optimizer: unknown key; did you mean optimizer?"),
         ({"key": "rollout.group_sise", "values": [4]}, {},
          "(axis rollout.group_sise, value 4): rollout.group_sise: unknown key; did you mean group_size?"),
         ({"key": "rollout.group_size", "values": [4, "many"]}, {},
          "(axis rollout.group_size, value many): rollout.group_size: must be a whole number, not 'many'"),
         ({"key": "rollout.group_size", "values": [4, 1]}, {},
          "(axis rollout.group_size, value 1): rollout.group_size: a group of 1 has nothing to compare with"),
-        ({"key": "optimiser.learning_rate", "values": [True]}, {}, "value true): optimiser.learning_rate: a number is"),
+        ({"key": "optimizer.learning_rate", "values": [True]}, {}, "value true): optimizer.learning_rate: a number is"),
         ({"key": "rewards.3.weight", "values": [1]}, {},
          "(axis rewards.3.weight, value 1): rewards.3.weight: rewards is a list: '3' is none of its entries"),
         ({"key": "rollout..steps", "values": [1]}, {}, "must be a dotted key"),
-        ({"key": "rollout.groups", "values": [4, 5]}, {"set": {"optimiser.updates": 2}},
-         "optimiser.updates: 2 does not divide rollout.groups = 5"),
+        ({"key": "rollout.groups", "values": [4, 5]}, {"set": {"optimizer.updates": 2}},
+         "optimizer.updates: 2 does not divide rollout.groups = 5"),
         ({"key": "run.seed", "values": [1, 2]}, {}, "run.seed cannot be set here: `seeds` of the ablation says which"),
         ({"key": "run", "values": [{}]}, {}, "run cannot be set here"),
         ({"key": "run.iterations", "values": [1, 2]}, {"stop": {"iterations": 3}},
          "run.iterations cannot be set here: stop.iterations of the ablation sets it"),
         ({"key": "weighting", "values": ["uniform"]}, {"set": {"run.name": "x"}}, "set.run.name: run.name cannot"),
-        ({"key": "optimiser.updates", "values": [1, 1.0]}, {},
-         "two variants of axis 'optimiser.updates' have the name '1'"),
+        ({"key": "optimizer.updates", "values": [1, 1.0]}, {},
+         "two variants of axis 'optimizer.updates' have the name '1'"),
         ({"name": "x", "variants": {"a b": {}, "a-b": {"rollout.steps": 2}}}, {},
          "would share the directory a-b"),
         ({"name": "x", "variants": {"a": {}, "b": {"rollout.steps": 3}}}, {},
@@ -181,7 +181,7 @@ def test_two_axes_of_one_name(known: Registry) -> None:
     assert "two axes are called 'rollout.steps'" in line
 
 
-def test_a_mistake_of_the_base_is_told_once_and_as_its_own(known: Registry, write_run: Write) -> None:
+def test_a_mistake_of_the_base_is_reported_once_and_as_its_own(known: Registry, write_run: Write) -> None:
     write_run(rollout={"stepps": 3})
     (line,) = refused(known, FILE)
     assert line.startswith("run.yaml:")
@@ -189,15 +189,15 @@ def test_a_mistake_of_the_base_is_told_once_and_as_its_own(known: Registry, writ
 
 
 def test_a_variant_that_breaks_a_rule_elsewhere_is_named(known: Registry, write_run: Write) -> None:
-    write_run(optimiser={"updates": 2})
+    write_run(optimizer={"updates": 2})
     (line,) = refused(known, axes({"key": "rollout.groups", "values": [4, 5]}))
-    assert line.startswith("ablation.yaml:3 (variant 5): optimiser.updates: 2 does not divide rollout.groups = 5")
+    assert line.startswith("ablation.yaml:3 (variant 5): optimizer.updates: 2 does not divide rollout.groups = 5")
     assert "(set in run.yaml:" in line
 
 
-def test_where_pairing_ends_is_told(known: Registry) -> None:
+def test_where_pairing_ends_is_reported(known: Registry) -> None:
     assert unpaired(plan(known).variants) == []
-    assert unpaired(plan(known, axes({"key": "optimiser.learning_rate", "values": [1, 2]})).variants) == []
+    assert unpaired(plan(known, axes({"key": "optimizer.learning_rate", "values": [1, 2]})).variants) == []
     (size,) = unpaired(plan(known, axes({"key": "rollout.group_size", "values": [4, 6]})).variants)
     assert size.startswith("rollout.group_size: the group size differs: groups share prompts and the noise of their")
     found = plan(known, axes({"key": "rollout.sampler", "values": ["flow-euler", "flow-dpmpp"]}))

@@ -102,7 +102,7 @@ def test_the_lead_is_that_of_paired_seeds() -> None:
 def test_prompts_count_where_they_were_kept() -> None:
     def scored(variant: str, seed: int, values: Sequence[float | None], prompts: Sequence[str] = "abcd") -> Trace:
         kept = PromptScores(
-            iteration=2, view="slow", prompts=list(prompts),
+            iteration=2, model="ema", prompts=list(prompts),
             rewards={"score": RewardScores(tasks=["x", "x", "y", "y"], values=list(values))},
         )  # fmt: skip
         by_task = [np.mean([v for v in values[i : i + 2] if v is not None]) for i in (0, 2)]
@@ -171,7 +171,7 @@ def test_a_single_seed_has_no_median() -> None:
 # -- words and tables -----------------------------------------------------------------------------------------------
 
 
-def test_the_page_says_what_few_seeds_can_tell() -> None:
+def test_the_page_says_what_few_seeds_can_report() -> None:
     found = results(three())
     text = tables.as_markdown(plan(), found)
     assert text.startswith("# trial\n\nnew has the highest score, 0.650 [0.")
@@ -229,9 +229,9 @@ def test_variants_with_few_pairs_are_counted_apart() -> None:
     ("n", "told"),
     [(3, "A p below 0.05 takes at least 3 more."), (5, "A p below 0.05 takes at least 1 more."), (6, None)],
 )
-def test_the_missing_seeds_are_told(n: int, told: str | None) -> None:
+def test_the_missing_seeds_are_reported(n: int, reported: str | None) -> None:
     said = words.how_to_read(plan(), apart(n))[1]
-    assert said.endswith(told) if told else "below 0.05" not in said
+    assert said.endswith(reported) if reported else "below 0.05" not in said
 
 
 def test_the_correction_takes_more_seeds() -> None:
@@ -240,17 +240,17 @@ def test_the_correction_takes_more_seeds() -> None:
     )
 
 
-def test_guards_stand_beside_the_score() -> None:
+def test_monitors_stand_beside_the_score() -> None:
     left = {"diversity": Guard(0.4, 0.1, True), "clip": Guard(0.2, 0.3, False)}
     kept = {"diversity": Guard(0.4, 0.5, False), "clip": Guard(0.2, 0.2, False)}
-    traces = [trace("base", 0, [0.1, 0.2], guards=left), trace("base", 1, [0.1, 0.2], guards=kept)]
+    traces = [trace("base", 0, [0.1, 0.2], monitors=left), trace("base", 1, [0.1, 0.2], monitors=kept)]
     found = results(traces)
-    mean = found.variants[0].guards["diversity"]
+    mean = found.variants[0].monitors["diversity"]
     assert (mean.last, mean.change, mean.left, mean.n) == (pytest.approx(0.3), pytest.approx(-0.1), 1, 2)
-    assert tables.guard_row(found.variants[0], ["diversity", "clip"]) == [
+    assert tables.monitor_row(found.variants[0], ["diversity", "clip"]) == [
         "base", "0.300 (−0.100)", "0.250 (+0.050)", "1 of 2"
     ]  # fmt: skip
-    assert "| variant | diversity (change) | clip (change) | left a band |" in tables.as_markdown(plan(), found)
+    assert "| variant | diversity (change) | clip (change) | left a tolerance |" in tables.as_markdown(plan(), found)
 
 
 def test_what_weakens_a_comparison_is_said() -> None:
@@ -264,8 +264,8 @@ def test_what_weakens_a_comparison_is_said() -> None:
         "The base model is at the target before training in 6 cells: a higher one tells more."
     )
     shared = "Up to 4 cells shared a device: their seconds are longer than those of a cell alone."
-    for devices, told in ((None, True), ([0, 1], True), ([0, 1, 2, 3], False)):
-        assert (shared in words.warnings(plan(parallel=4, devices=devices), results(three(), target=0.5))) is told
+    for devices, reported in ((None, True), ([0, 1], True), ([0, 1, 2, 3], False)):
+        assert (shared in words.warnings(plan(parallel=4, devices=devices), results(three(), target=0.5))) is reported
     said = words.warnings(plan(), results(traces))
     assert said == [
         "odd, seed 1 failed: the lamp is broken (exit code 1). Its log is "
@@ -281,16 +281,16 @@ def test_what_weakens_a_comparison_is_said() -> None:
 
 def test_a_curve_is_the_mean_over_seeds_and_ends_with_the_first() -> None:
     traces = [trace("base", 0, [0.0, 0.2, 0.4]), trace("base", 1, [0.2, 0.4])]
-    found = figures.band(traces, "samples")
+    found = figures.tolerance(traces, "samples")
     assert found is not None
     assert (found.x.tolist(), found.mean.tolist()) == ([0.0, 32.0], pytest.approx([0.1, 0.3]))
     assert (found.low.tolist(), found.high.tolist()) == ([0.0, 0.2], [0.2, 0.4])
     slower = [traces[0], trace("base", 1, [0.2, 0.4], seconds=[0.0, 40.0])]
-    timed = figures.band(slower, "time")
+    timed = figures.tolerance(slower, "time")
     assert timed is not None
     assert (timed.x[0], timed.x[-1]) == (0.0, 20.0)
     assert timed.mean[-1] == pytest.approx((0.4 + 0.3) / 2)
-    assert figures.band([trace("base", 0, [0.1])], "iterations") is None
+    assert figures.tolerance([trace("base", 0, [0.1])], "iterations") is None
 
 
 def test_a_single_variant_is_held_beside_the_base_model() -> None:

@@ -1,4 +1,4 @@
-"""Cards of what a reward saw: what is drawn where, in pixels of the picture, and that nothing in a text is markup."""
+"""Cards of what a reward saw: what is drawn where, in pixels of the image, and that nothing in a text is markup."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOID = ("meta", "img")
 
 
 class Page(HTMLParser):
-    """A card as it is read: frames, each with its picture, shapes and texts, and the text of every element by class."""
+    """A card as it is read: frames, each with its image, shapes and texts, and the text of every element by class."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Page(HTMLParser):
             content = base64.b64decode(given["src"].removeprefix("data:image/png;base64,"))
             self.frames[-1] |= {"image": Image.open(io.BytesIO(content)), "class": given.get("class", "")}
         elif tag == "svg":
-            self.frames[-1]["view"] = given["viewbox"]
+            self.frames[-1]["model"] = given["viewbox"]
         elif tag == "polygon" and given["class"] != "edge":
             points = [tuple(map(float, point.split(","))) for point in given["points"].split()]
             self.frames[-1]["shapes"].append((given["class"], points))
@@ -65,12 +65,12 @@ class Page(HTMLParser):
         return " ".join("".join(self.texts.get(name, [])).split())
 
 
-def shown(media: Tensor, told: Diagnostics | None = None, **given: Any) -> Page:
+def shown(media: Tensor, reported: Diagnostics | None = None, **given: Any) -> Page:
     defaults: dict[str, Any] = {"name": "x.png", "prompt": Prompt("a cat"), "label": "ocr", "value": 0.5}
-    return Page(card(media, told or understood({}), **(defaults | given)))
+    return Page(card(media, reported or understood({}), **(defaults | given)))
 
 
-def grey(*shape: int) -> Tensor:
+def gray(*shape: int) -> Tensor:
     return torch.full(shape, 0.5)
 
 
@@ -78,41 +78,41 @@ def marks(*given: dict[str, Any]) -> Diagnostics:
     return understood({"marks": given})
 
 
-# -- the picture --------------------------------------------------------------------------------------------------
+# -- the image --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("ok", "verdict"), [(True, "good"), (False, "bad"), (None, "open")])
-def test_a_box_lies_where_it_says_in_the_colour_of_its_verdict(ok: bool | None, verdict: str) -> None:
-    (frame,) = shown(grey(3, 48, 64), marks({"text": "", "box": [10, 20, 30, 40], "ok": ok})).frames
-    assert frame["view"] == "0 0 64 48"
+def test_a_box_lies_where_it_says_in_the_color_of_its_verdict(ok: bool | None, verdict: str) -> None:
+    (frame,) = shown(gray(3, 48, 64), marks({"text": "", "box": [10, 20, 30, 40], "ok": ok})).frames
+    assert frame["model"] == "0 0 64 48"
     assert frame["shapes"] == [(verdict, [(10, 20), (30, 20), (30, 40), (10, 40)])]
     assert frame["tags"] == []
 
 
-def test_the_picture_itself_is_kept_pixel_by_pixel() -> None:
+def test_the_image_itself_is_kept_pixel_by_pixel() -> None:
     media = torch.rand(3, 16, 24, generator=torch.Generator().manual_seed(0))
     (frame,) = shown(media).frames
     assert (np.asarray(frame["image"]) == (media.permute(1, 2, 0).numpy() * 255).round()).all()
     assert (frame["class"], frame["style"]) == ("tiny", f"width: {24 * 22}px")  # 22 * 24 is the first above 512
 
 
-def test_large_pictures_are_reduced_and_marks_stay_in_their_pixels() -> None:
-    (frame,) = shown(grey(3, 2560, 1280), marks({"text": "", "box": [256, 512, 1024, 2048], "ok": True})).frames
-    assert (frame["image"].size, frame["view"], frame["style"]) == ((640, 1280), "0 0 1280 2560", "width: 640px")
+def test_large_images_are_reduced_and_marks_stay_in_their_pixels() -> None:
+    (frame,) = shown(gray(3, 2560, 1280), marks({"text": "", "box": [256, 512, 1024, 2048], "ok": True})).frames
+    assert (frame["image"].size, frame["model"], frame["style"]) == ((640, 1280), "0 0 1280 2560", "width: 640px")
     assert frame["shapes"][0][1][2] == (1024, 2048)
 
 
 def test_a_polygon_follows_its_corners() -> None:
     corners = [(10.0, 40.0), (40.0, 10.0), (50.0, 20.5), (20.0, 50.0)]
-    (frame,) = shown(grey(3, 64, 64), marks({"text": "", "polygon": corners, "ok": False})).frames
+    (frame,) = shown(gray(3, 64, 64), marks({"text": "", "polygon": corners, "ok": False})).frames
     assert frame["shapes"] == [("bad", corners)]
 
 
 def test_a_marks_text_stands_at_its_box() -> None:
-    told = marks(
+    reported = marks(
         {"text": "red circle", "box": [16, 32, 48, 60], "ok": True}, {"text": "at the top", "box": [60, 0, 64, 9]}
     )
-    page = shown(grey(3, 64, 64), told)
+    page = shown(gray(3, 64, 64), reported)
     (classes, style), (other, inside) = page.frames[0]["tags"]
     assert (classes, style["left"], style["top"]) == ("tag good", "25.000%", "50.000%")
     assert (other, inside["left"], inside["max-width"]) == ("tag open inside", "80.000%", "20.000%")
@@ -123,7 +123,7 @@ def test_texts_of_one_corner_are_stacked() -> None:
     same = [{"text": f"word {i}", "box": [10, 20 + i, 50, 60]} for i in range(3)] + [
         {"text": "", "box": [9, 20, 50, 60]}
     ]
-    tags = shown(grey(3, 64, 64), marks(*same, {"text": "away", "box": [40, 40, 50, 50]})).frames[0]["tags"]
+    tags = shown(gray(3, 64, 64), marks(*same, {"text": "away", "box": [40, 40, 50, 50]})).frames[0]["tags"]
     assert [style["--row"] for _, style in tags] == ["0", "1", "2", "0"]
 
 
@@ -136,45 +136,45 @@ def test_texts_of_one_corner_are_stacked() -> None:
         ([-1e30, 0, 1e30, 1], [0, 0, 64, 1]),
     ],
 )
-def test_boxes_beyond_the_picture_are_drawn_at_its_edge(box: list[float], drawn: list[float]) -> None:
-    (frame,) = shown(grey(3, 64, 64), marks({"text": "x", "box": box, "ok": True})).frames
+def test_boxes_beyond_the_image_are_drawn_at_its_edge(box: list[float], drawn: list[float]) -> None:
+    (frame,) = shown(gray(3, 64, 64), marks({"text": "x", "box": box, "ok": True})).frames
     (x0, y0), _, (x1, y1), _ = frame["shapes"][0][1]
     assert [x0, y0, x1, y1] == drawn
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (3, 1, 3000), (3, 3000, 1), (1, 3, 2, 2)])
-def test_pictures_of_any_shape(shape: tuple[int, ...]) -> None:
-    (frame,) = shown(grey(*shape), marks({"text": "dot", "box": [0, 0, 1, 1], "ok": True})).frames
+def test_images_of_any_shape(shape: tuple[int, ...]) -> None:
+    (frame,) = shown(gray(*shape), marks({"text": "dot", "box": [0, 0, 1, 1], "ok": True})).frames
     assert max(frame["image"].size) <= 1280
 
 
 def test_broken_pixels_can_be_looked_at() -> None:
-    media = grey(3, 8, 8)
+    media = gray(3, 8, 8)
     media[0, 0, 0] = torch.nan
     media[1, 0, 0] = torch.inf
     assert shown(media).frames[0]["image"].getpixel((0, 0)) == (0, 255, 128)
 
 
-# -- below the picture --------------------------------------------------------------------------------------------
+# -- below the image --------------------------------------------------------------------------------------------
 
 
 def test_clauses_have_a_tick_or_a_cross_each() -> None:
     clauses = [{"text": "one cat: found 1", "ok": True}, {"text": "one dog: found 0", "ok": False}]
-    page = shown(grey(3, 8, 8), understood({"clauses": clauses}))
+    page = shown(gray(3, 8, 8), understood({"clauses": clauses}))
     assert page.text("li") == "✓one cat: found 1✗one dog: found 0"
     assert (page.text("good"), page.text("bad")) == ("✓", "✗")
 
 
 def test_what_could_not_be_scored_says_why() -> None:
-    told = understood({"reason": "the lamp is broken"})
-    assert "li" not in shown(grey(3, 8, 8), told, value=0.25).texts
-    missing = shown(grey(3, 8, 8), told, value=None)
+    reported = understood({"reason": "the lamp is broken"})
+    assert "li" not in shown(gray(3, 8, 8), reported, value=0.25).texts
+    missing = shown(gray(3, 8, 8), reported, value=None)
     assert missing.text("li") == "!the lamp is broken"
     assert missing.text("bad") == "not scored"
 
 
 def test_every_word_is_on_it() -> None:
-    page = shown(grey(3, 8, 8), name="a/b.png", prompt=Prompt("a dog", negative="fur"), label="clip", value=0.123456)
+    page = shown(gray(3, 8, 8), name="a/b.png", prompt=Prompt("a dog", negative="fur"), label="clip", value=0.123456)
     assert page.text("h1") == "a/b.png"
     assert page.text("prompt") == "a dog (not: fur)"
     assert page.text("value") == "0.1235clip"
@@ -188,16 +188,16 @@ NASTY = [
 
 @pytest.mark.parametrize("text", NASTY)
 def test_any_text_is_shown_and_is_no_markup(text: str) -> None:
-    told = understood({
+    reported = understood({
         "marks": [{"text": text, "box": [1, 1, 5, 5]}],
         "clauses": [{"text": text, "ok": True}],
         "reason": text,
     })  # fmt: skip
     given: dict[str, Any] = {"name": text, "prompt": Prompt(text, negative=text), "label": text, "value": None}
-    page = shown(grey(3, 8, 8), told, **given)
-    assert page.tags <= shown(grey(3, 8, 8), told, value=None).tags | {"ul", "li"}
+    page = shown(gray(3, 8, 8), reported, **given)
+    assert page.tags <= shown(gray(3, 8, 8), reported, value=None).tags | {"ul", "li"}
     assert "script" not in page.tags
-    html = card(grey(3, 8, 8), told, **given)
+    html = card(gray(3, 8, 8), reported, **given)
     html.encode()
     assert len(html) < 20_000
     assert all(c.isprintable() or c == "\n" for c in html)
@@ -215,12 +215,12 @@ def brightness(page: Page) -> list[int]:
 def test_the_marked_frames_of_a_video_stand_side_by_side() -> None:
     """Each frame is of another brightness, so that one can be told from the other."""
     video = torch.linspace(0, 1, 11)[:, None, None, None].expand(11, 3, 64, 64)
-    told = marks(
+    reported = marks(
         {"text": "", "box": [0, 0, 16, 16], "ok": True, "frame": 2},
         {"text": "", "box": [32, 32, 64, 64], "ok": False, "frame": 7},
         {"text": "", "box": [0, 0, 1, 1], "ok": False, "frame": 99},
     )
-    page = shown(video, told)
+    page = shown(video, reported)
     assert brightness(page) == [round(255 * frame / 10) for frame in (2, 7)]
     assert [frame["style"] for frame in page.frames] == ["width: 320px"] * 2
     assert [[verdict for verdict, _ in frame["shapes"]] for frame in page.frames] == [["good"], ["bad"]]
@@ -233,13 +233,13 @@ def test_a_video_without_marks_shows_a_few_frames() -> None:
 
 
 def test_a_mark_without_a_frame_is_on_each() -> None:
-    page = shown(grey(2, 3, 64, 64), marks({"text": "", "box": [0, 0, 16, 16], "ok": True}))
+    page = shown(gray(2, 3, 64, 64), marks({"text": "", "box": [0, 0, 16, 16], "ok": True}))
     assert [len(frame["shapes"]) for frame in page.frames] == [1, 1]
 
 
 def test_of_very_many_marked_frames_some_are_shown() -> None:
-    told = marks(*({"text": "", "box": [0, 0, 9, 9], "frame": i} for i in range(300)))
-    assert len(shown(grey(300, 3, 16, 16), told).frames) == 12
+    reported = marks(*({"text": "", "box": [0, 0, 9, 9], "frame": i} for i in range(300)))
+    assert len(shown(gray(300, 3, 16, 16), reported).frames) == 12
 
 
 # -- diagnostics that are not as they should be ---------------------------------------------------------------------
@@ -256,17 +256,17 @@ def test_of_very_many_marked_frames_some_are_shown() -> None:
     ],
 )
 def test_what_is_not_in_the_common_form_is_left_out(data: dict[str, Any]) -> None:
-    told = understood(data)
-    assert (told.marks, told.clauses, told.reason) == ([], [], None)
+    reported = understood(data)
+    assert (reported.marks, reported.clauses, reported.reason) == ([], [], None)
 
 
 def test_what_is_in_the_common_form_is_kept_among_what_is_not() -> None:
-    told = understood({
+    reported = understood({
         "marks": ({"text": "a", "box": (0, 0, 1, 1)}, {"text": "b"}),
         "clauses": [{"text": "c", "ok": False}, {"class": "cat", "found": 1}],
         "reason": "because",
         "distance": 3,
     })  # fmt: skip
-    assert [mark.text for mark in told.marks] == ["a"]
-    assert [clause.text for clause in told.clauses] == ["c"]
-    assert told.reason == "because"
+    assert [mark.text for mark in reported.marks] == ["a"]
+    assert [clause.text for clause in reported.clauses] == ["c"]
+    assert reported.reason == "because"

@@ -66,11 +66,11 @@ CASES = [
     Case("blurred-outputs", "warning",  # no evaluations: the rollouts' own
          Written(curves=None, metrics={"statistics.edge_density": late(0.2, 0.08)}),
          Written(curves=None, metrics={"statistics.edge_density": late(0.2, 0.12)})),
-    Case("artefacts", "warning",
-         Written(curves={"edge_density": (0.2, 0.21), "finer_sharpness": (0.2, 0.28)}),
-         Written(curves={"edge_density": (0.2, 0.21), "finer_sharpness": (0.2, 0.22)}),
+    Case("artifacts", "warning",
+         Written(curves={"edge_density": (0.2, 0.21), "many_step_sharpness": (0.2, 0.28)}),
+         Written(curves={"edge_density": (0.2, 0.21), "many_step_sharpness": (0.2, 0.22)}),
          "timesteps.t_min: shift(0.3) -> shift(0.4)"),
-    Case("few-step-artefacts", "problem",
+    Case("few-step-artifacts", "problem",
          Written(curves={"step_disagreement": (0.1, 0.2)}), Written(curves={"step_disagreement": (0.2, 0.1)}),
          "timesteps.t_min: shift(0.3) -> shift(0.4)"),
     Case("random-sampler", "warning",
@@ -94,9 +94,9 @@ CASES = [
     Case("prompts-solved", "note",
          Written(metrics={"zero_variance_groups": late(1, 6), "reward.mean": lambda i: 0.7 + 0.005 * i}),
          Written(metrics={"zero_variance_groups": late(1, 6), "reward.mean": lambda i: 0.4 + 0.005 * i})),
-    Case("members-not-learnt-from", "note",
-         Written(config={"weighting": "best-vs-worst"}, metrics={"optimised_members": 64, "skipped_members": 320}),
-         Written(config={"weighting": "best-vs-worst"}, metrics={"optimised_members": 320, "skipped_members": 64}),
+    Case("members-not-learned-from", "note",
+         Written(config={"weighting": "best-vs-worst"}, metrics={"optimized_members": 64, "skipped_members": 320}),
+         Written(config={"weighting": "best-vs-worst"}, metrics={"optimized_members": 320, "skipped_members": 64}),
          "weighting: best-vs-worst -> abs-advantage"),
     Case("sigmoid-near-zero", "problem",
          Written(config={"objective": {"beta": 1000.0}}, metrics={"sigmoid": late(0.3, 0.004)}),
@@ -107,7 +107,7 @@ CASES = [
          "objective.beta: 20 -> 2"),
     Case("sigmoid-near-one", "warning",
          Written(metrics={"sigmoid": 0.95}), Written(metrics={"sigmoid": 0.85}),
-         "optimiser.learning_rate: 0.003 -> 0.001"),
+         "optimizer.learning_rate: 0.003 -> 0.001"),
     Case("sigmoid-all-or-nothing", "warning",
          Written(config={"objective": {"beta": 1e6}}, metrics={"sigmoid": whole}),
          Written(config={"objective": {"beta": 1e6}}, metrics={"sigmoid": lambda i: whole(i) + 0.01 * (i > 1)}),
@@ -121,43 +121,43 @@ CASES = [
          "objective.clip: 0.01 -> 0.1"),
     Case("clip-fraction-high", "warning",
          Written(metrics={"clip_fraction": 0.6}), Written(metrics={"clip_fraction": late(0.9, 0.2)}),
-         "optimiser.learning_rate: 0.003 -> 0.001"),
+         "optimizer.learning_rate: 0.003 -> 0.001"),
     Case("residual-large", "warning",
          Written(config={"weighting": "uniform"}, metrics={"residual": 5.0}),
          Written(config={"weighting": "uniform"}, metrics={"residual": 1.0}),
          "advantages.balance: false -> true"),
     Case("weights-not-moving", "problem",
-         Written(config={"optimiser": {"learning_rate": 1e-9}}, metrics={**CREEPING, "kl": 1e-13}),
-         Written(config={"optimiser": {"learning_rate": 1e-9}}, metrics={**CREEPING, "kl": 1e-3}),
-         "optimiser.learning_rate: 1e-09 -> 0.0003"),
+         Written(config={"optimizer": {"learning_rate": 1e-9}}, metrics={**CREEPING, "kl": 1e-13}),
+         Written(config={"optimizer": {"learning_rate": 1e-9}}, metrics={**CREEPING, "kl": 1e-3}),
+         "optimizer.learning_rate: 1e-09 -> 0.0003"),
     Case("weights-not-moving", "problem",  # the log has no kl: the norm alone
          Written(metrics={"change_norm": lambda i: 1e-7 * i, "kl": None}),
          Written(metrics={"change_norm": lambda i: 1e-4 * i, "kl": None}),
-         "optimiser.learning_rate: 0.003 -> 0.009"),
+         "optimizer.learning_rate: 0.003 -> 0.009"),
     Case("no-updates", "problem",
          Written(metrics={"updates": 0}), Written(metrics={"updates": lambda i: i // 2})),
     Case("updates-skipped", "problem",
          Written(metrics={"skipped_updates": lambda i: i // 4}), Written(metrics={"skipped_updates": 0}),
-         "optimiser.learning_rate: 0.003 -> 0.001"),
+         "optimizer.learning_rate: 0.003 -> 0.001"),
     Case("updates-skipped", "warning",
          Written(config={"precision": {"autocast": "bf16"}}, metrics={"skipped_updates": 2}), Written(),
          "precision.autocast: bf16 -> no"),
     Case("gradient-growing", "warning",
          Written(metrics={"grad_norm": lambda i: 0.01 * 1.15**i}),
          Written(metrics={"grad_norm": lambda i: 0.01 * 1.05**i}),
-         "optimiser.learning_rate: 0.003 -> 0.001"),
+         "optimizer.learning_rate: 0.003 -> 0.001"),
     Case("gradient-always-clipped", "note",
          Written(metrics={"grad_norm": lambda i: 4 + wave(i)}), Written(metrics={"grad_norm": lambda i: 1 + wave(i)}),
-         "optimiser.max_grad_norm: 1 -> 10"),
+         "optimizer.max_grad_norm: 1 -> 10"),
     Case("reward-not-rising", "warning",
          Written(metrics={"reward.mean": lambda i: 0.4 + 0.03 * wave(i)}),
          Written(metrics={"reward.mean": lambda i: 0.4 + 0.03 * wave(i) + 0.003 * i}),
-         "optimiser.learning_rate: 0.003 -> 0.009"),
+         "optimizer.learning_rate: 0.003 -> 0.009"),
     Case("reward-falling", "problem",
          Written(metrics={"reward.mean": lambda i: 0.6 + 0.03 * wave(i) - 0.005 * i}),
          Written(metrics={"reward.mean": lambda i: 0.6 + 0.03 * wave(i)}),
-         "optimiser.learning_rate: 0.003 -> 0.001"),
-    Case("reward-levelled-off", "note",
+         "optimizer.learning_rate: 0.003 -> 0.001"),
+    Case("reward-leveled-off", "note",
          Written(n=90, metrics={"reward.mean": lambda i: 0.3 + 0.01 * min(i, 40) + 0.03 * wave(i)}),
          Written(n=90, metrics={"reward.mean": lambda i: 0.3 + 0.004 * i + 0.03 * wave(i)})),
     Case("scores-missing", "problem",
@@ -175,7 +175,7 @@ CASES = [
     Case("one-reward-dominates", "warning",
          Written(config={"rewards": TWO_REWARDS}, metrics=second(0.02)),
          Written(config={"rewards": TWO_REWARDS}, metrics=second(0.05)),
-         "scoring.aggregation: weighted-sum -> group-normalised"),
+         "scoring.aggregation: weighted-sum -> group-normalized"),
     Case("reward-at-its-top", "note",
          Written(metrics={"reward.mean": lambda i: min(0.985, 0.5 + 0.05 * i)}),
          Written(metrics={"reward.mean": lambda i: min(0.97, 0.5 + 0.016 * i)})),
@@ -185,11 +185,11 @@ CASES = [
          "rewards.0.worker: null -> {count: 2}"),
     Case("reward-hacking", "problem",
          Written(curves={"gloom": (0.6, 0.5)}), Written(curves={"gloom": (0.6, 0.58)}),
-         "evaluation.guards.alarm: log -> stop"),
+         "evaluation.monitors.alarm: log -> stop"),
     Case("reward-hacking", "problem",
          Written(curves={"saturation": (0.4, 0.7)}), Written(curves={"saturation": (0.4, 0.5)}),
          "objective.kl: 0.02 -> 0.04"),
-    Case("guard-left-its-band", "warning",
+    Case("monitor-left-its-tolerance", "warning",
          Written(curves={"brightness": (0.4, 0.39), "gloom": (0.6, 0.5)}),
          Written(curves={"brightness": (0.4, 0.39), "gloom": (0.6, 0.7)})),
     Case("diversity-collapse", "problem",
@@ -208,7 +208,7 @@ CASES = [
     Case("reference-drift", "problem", Written(metrics={"kl": 0.6}), Written(metrics={"kl": 0.2}),
          "objective.kl: 0.02 -> 0.04"),
     Case("reference-drift", "warning",
-         Written(metrics={"kl": 0.3}), Written(metrics={"kl": 0.24}), "optimiser.learning_rate: 0.003 -> 0.001"),
+         Written(metrics={"kl": 0.3}), Written(metrics={"kl": 0.24}), "optimizer.learning_rate: 0.003 -> 0.001"),
     Case("reference-drift", "problem",  # as far as that, and the held-out score has fallen
          Written(metrics={"kl": 0.3}, curves={"brightness": (0.4, 0.7, 0.5)}),
          Written(metrics={"kl": 0.2}, curves={"brightness": (0.4, 0.7, 0.5)})),
@@ -252,7 +252,7 @@ def test_never_a_single_group(
     """Two at least, fewer than there were, as many as the updates divide; and what it costs is told as it is."""
     if groups % updates:
         return
-    config = {**sized(size, groups=groups), "optimiser": {"updates": updates}}
+    config = {**sized(size, groups=groups), "optimizer": {"updates": updates}}
     finding = found(examine(Written(config=config, curves=None)))["group-size-small"]
     changes = {change.key: change.suggested for change in finding.changes}
     fewer = changes.pop("rollout.groups", groups)
@@ -268,7 +268,7 @@ def test_never_a_single_group(
 
 EXTREME: dict[str, Any] = {
     "objective": {"clip": 0.5, "kl": 0.0, "beta": 1e-6},
-    "optimiser": {"learning_rate": 1e-12, "max_grad_norm": 1e-9},
+    "optimizer": {"learning_rate": 1e-12, "max_grad_norm": 1e-9},
     "timesteps": {"count": 1, "t_min": 0.0, "t_max": 0.05},
     "rewards": [{"use": "brightness", "worker": {"count": 64}}],
 }
@@ -299,25 +299,25 @@ def test_suggestions_are_settings_that_a_run_file_may_have(
     suggested = {change.key for finding in diagnosis.findings for change in finding.changes}
     assert "objective.clip" not in suggested
     assert not [key for key in suggested if key.startswith("rewards.0.")]
-    assert "optimiser.learning_rate" in suggested
+    assert "optimizer.learning_rate" in suggested
 
 
 def test_a_reward_that_never_varies_is_not_weighed_up(examine: Callable[[Written], Diagnosis]) -> None:
-    for std, told in ((1e-12, False), (0.01, True)):
+    for std, reported in ((1e-12, False), (0.01, True)):
         diagnosis = examine(Written(config={"rewards": TWO_REWARDS}, metrics=second(std)))
         advice = found(diagnosis)["one-reward-dominates"].advice
-        assert any("weigh it up" in line for line in advice) is told
+        assert any("weigh it up" in line for line in advice) is reported
 
 
 def test_all_weights_are_not_trained_at_a_lora_s_rate(tmp_path: Path, known: Registry) -> None:
     flat = {"reward.mean": lambda i: 0.4 + 0.03 * wave(i)}
-    run = Written(config={"optimiser": {"learning_rate": 1e-5}}, metrics=flat).write(tmp_path / "full")
+    run = Written(config={"optimizer": {"learning_rate": 1e-5}}, metrics=flat).write(tmp_path / "full")
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["backbone"]["train"] = "full"
     del config["backbone"]["lora"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     changes = found(diagnose(read_facts(run, known)))["reward-not-rising"].changes
-    assert [str(change) for change in changes] == ["optimiser.learning_rate: 1e-05 -> 3e-05"]
+    assert [str(change) for change in changes] == ["optimizer.learning_rate: 1e-05 -> 3e-05"]
 
 
 def test_what_only_the_paper_reports_is_said_to_be_its_report(examine: Callable[[Written], Diagnosis]) -> None:
@@ -354,7 +354,7 @@ def test_a_young_run_is_not_judged(examine: Callable[[Written], Diagnosis]) -> N
     assert found(diagnosis) == {}
     early = {e.subject: e.open for e in diagnosis.examinations if e.open}
     assert early["sigmoid"] == "2 iterations, 9 wanted"
-    assert {"drift", "weights", "reward trend", "equal rewards", "guards", "held-out score"} <= set(early)
+    assert {"drift", "weights", "reward trend", "equal rewards", "monitors", "held-out score"} <= set(early)
 
 
 def test_a_long_run_is_given_time(examine: Callable[[Written], Diagnosis]) -> None:
@@ -368,22 +368,22 @@ def test_a_long_run_is_given_time(examine: Callable[[Written], Diagnosis]) -> No
 def test_a_warm_up_is_waited_for(examine: Callable[[Written], Diagnosis]) -> None:
     still = {"change_norm": 17.0, "kl": 0.0}
     assert "weights-not-moving" in found(examine(Written(metrics=still)))
-    assert found(examine(Written(metrics=still, config={"optimiser": {"warmup": 100}}))) == {}
+    assert found(examine(Written(metrics=still, config={"optimizer": {"warmup": 100}}))) == {}
 
 
-def test_a_reference_that_follows_tells_no_distance(examine: Callable[[Written], Diagnosis]) -> None:
+def test_a_reference_that_follows_reports_no_distance(examine: Callable[[Written], Diagnosis]) -> None:
     """Under a dynamic reference kl is next to nothing however far the weights have gone."""
     near = {"kl": 1e-9, "change_norm": 17.0}
     assert "weights-not-moving" in found(examine(Written(metrics=near)))
     older = {**near, "change_norm": lambda i: 17.0 + 1e-5 * i}  # logs of older versions have the norm of all weights
     assert "weights-not-moving" in found(examine(Written(metrics=older)))
     moving = {**near, "change_norm": lambda i: 17.0 + 1e-4 * i}
-    assert found(examine(Written(metrics=moving, config={"objective": {"reference": "ema"}}))) == {}
+    assert found(examine(Written(metrics=moving, config={"objective": {"reference": "ema_fast"}}))) == {}
 
 
 def test_objectives_that_learn_from_the_path_want_a_random_sampler(tmp_path: Path, registry: Registry) -> None:
     """As the plugins declare; where they are not installed, nothing is said of them."""
-    grpo = {"rollout": {"sampler": "flow-sde"}, "objective": {"use": "flow-grpo", "switch": None}}
+    grpo = {"rollout": {"sampler": "flow-sde"}, "objective": {"use": "flow-grpo", "ema_rollouts_after": None}}
     grpo |= {"timesteps": {"use": "sampler-steps", "t_min": 0.0}}
     right = Written(config=grpo).write(tmp_path / "right")
     accident = Written(config={"rollout": {"sampler": "flow-sde"}}).write(tmp_path / "accident")
@@ -418,7 +418,7 @@ def test_a_shift_that_was_the_models_is_known_from_run_json_alone(tmp_path: Path
         (run / "run.json").write_text(json.dumps(record))
         return diagnose(read_facts(run, known))
 
-    for name, record in (("old", {}), ("odd", {"times": {"shift": -1, "t_min": "x"}})):
+    for name, record in (("ema_fast", {}), ("odd", {"times": {"shift": -1, "t_min": "x"}})):
         silent = examined(name, record)
         assert "t-min-too-low" not in found(silent)
         assert any("run.json does not say which shift the model has" in one.open for one in silent.examinations)

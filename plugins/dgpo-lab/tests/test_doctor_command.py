@@ -15,7 +15,7 @@ import yaml
 
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import run_data
-from dgpo_lab.doctoring import telling
+from dgpo_lab.doctoring import rendering
 from dgpo_lab.doctoring.diagnosis import SUBJECTS, diagnose
 from dgpo_lab.doctoring.facts import read_facts
 from dgpo_lab.doctoring.findings import Change, percent, written
@@ -41,7 +41,7 @@ def test_a_run_that_goes_on_and_one_that_was_killed(tmp_path: Path, known: Regis
         assert (facts.state, found(diagnose(facts))) == ("running", {})
 
 
-def test_lines_that_are_not_there_are_told(tmp_path: Path, known: Registry) -> None:
+def test_lines_that_are_not_there_are_reported(tmp_path: Path, known: Registry) -> None:
     run = Written().write(tmp_path / "run")
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[4], lines[9] = lines[4][:40], '{"iteration": "x"}'
@@ -65,7 +65,7 @@ def test_logs_of_older_runs_are_read_as_far_as_they_go(tmp_path: Path, known: Re
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_command_tells_of_a_sick_run_and_what_to_try(
+def test_command_reports_of_a_sick_run_and_what_to_try(
     dgpo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -182,11 +182,11 @@ def test_a_real_run_from_its_start_to_a_resume(dgpo: Run, tmp_path: Path, monkey
     assert (done["iterations"], done["state"], done["findings"]) == (12, "complete", [])
     assert {one["subject"] for one in done["fine"]} == {
         "ending", "logs", "missing scores", "constant rewards", "t_min", "skipped updates", "weights", "sigmoid",
-        "equal rewards", "group size", "sampler", "drift", "guards", "held-out score", "diversity", "detail",
+        "equal rewards", "group size", "sampler", "drift", "monitors", "held-out score", "diversity", "detail",
         "gradients", "residual", "zero weights", "range", "time",
     }  # fmt: skip
     assert [one["subject"] for one in done["too_early"]] == ["reward trend"]
-    still = ("train", "run.yaml", "--set", "run.name=still", "--set", "optimiser.learning_rate=1e-9")
+    still = ("train", "run.yaml", "--set", "run.name=still", "--set", "optimizer.learning_rate=1e-9")
     assert dgpo(*still).code == 0
     (sick,) = json.loads(dgpo("doctor", "runs/still", "--json").out)
     assert [finding["id"] for finding in sick["findings"]] == ["weights-not-moving"]
@@ -199,4 +199,4 @@ def test_every_sign_has_its_line_in_the_document() -> None:
 
 
 def test_styles_cover_every_severity() -> None:
-    assert set(telling.STYLES) == {"problem", "warning", "note"}
+    assert set(rendering.STYLES) == {"problem", "warning", "note"}

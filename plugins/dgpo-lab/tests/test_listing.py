@@ -12,7 +12,7 @@ from PIL import Image
 from dgpo_core.errors import UserError
 from dgpo_core.media.pixels import FORMATS
 from dgpo_lab.scoring.files import read_media
-from dgpo_lab.scoring.listing import expand, natural_order, picture_endings
+from dgpo_lab.scoring.listing import expand, image_endings, natural_order
 
 
 def touch(directory: Path, *names: str) -> None:
@@ -50,7 +50,7 @@ def test_numbers_count_by_their_value(names: list[str]) -> None:
         assert sorted(shuffled, key=natural_order) == names
 
 
-def test_pictures_and_videos_in_their_order(tmp_path: Path) -> None:
+def test_images_and_videos_in_their_order(tmp_path: Path) -> None:
     touch(tmp_path, "b10.PNG", "b2.jpg", "b1.mp4", "b9.JPEG", "a.MoV")
     assert listed(tmp_path) == (["a.MoV", "b1.mp4", "b2.jpg", "b9.JPEG", "b10.PNG"], [])
 
@@ -87,7 +87,7 @@ def test_what_is_left_out_is_named(tmp_path: Path) -> None:
         ["1.png", "there.png"],
         [
             "left out .2.png, ._1.png, .DS_Store (hidden), __MACOSX, inner.png (directories), "
-            "gone.png, loop.png (links that lead nowhere), notes.txt, Thumbs.db (neither pictures nor videos by their "
+            "gone.png, loop.png (links that lead nowhere), notes.txt, Thumbs.db (neither images nor videos by their "
             "endings), x.eps, x.tga, y.PSD and 1 more (of formats that are not read)"
         ],
     )
@@ -98,7 +98,7 @@ def test_what_this_program_has_written_is_no_news(tmp_path: Path) -> None:
     assert listed(tmp_path) == (["00.mp4", "01.png"], [])
 
 
-def test_film_strips_are_no_pictures_of_their_own(tmp_path: Path) -> None:
+def test_film_strips_are_no_images_of_their_own(tmp_path: Path) -> None:
     """A directory of videos holds videos; a poster that is not named by a number stays."""
     touch(tmp_path, "00.mp4", "00.png", "01.png", "walk.mp4", "walk.png")
     assert listed(tmp_path)[0] == ["00.mp4", "01.png", "walk.mp4", "walk.png"]
@@ -106,19 +106,19 @@ def test_film_strips_are_no_pictures_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_directory_of_directories_says_which_to_name(tmp_path: Path) -> None:
-    """As GenEval lays out its pictures."""
+    """As GenEval lays out its images."""
     for name in ("10/samples", "2/samples", ".thumbs", "0"):
         (tmp_path / name).mkdir(parents=True)
         touch(tmp_path / name, "0000.png" if name != "0" else "notes.txt")
     with pytest.raises(UserError) as caught:
         expand([tmp_path])
     assert str(caught.value) == (
-        f"{tmp_path}: the directory holds no pictures or videos (left out 0, 2, 10 (directories), .thumbs (hidden)); "
+        f"{tmp_path}: the directory holds no images or videos (left out 0, 2, 10 (directories), .thumbs (hidden)); "
         f"name the directories that do, such as {tmp_path}/2/samples"
     )
 
 
-def test_a_directory_may_be_called_like_a_picture(tmp_path: Path) -> None:
+def test_a_directory_may_be_called_like_a_image(tmp_path: Path) -> None:
     directory = tmp_path / "set.png"
     directory.mkdir()
     touch(directory, "1.png")
@@ -139,8 +139,8 @@ def test_paths_that_lead_nowhere_are_all_named(tmp_path: Path) -> None:
         expand([tmp_path / "one.png", tmp_path / "bare", tmp_path / "mac", Path("/dev/null"), Path("with\0zero")])
     assert str(caught.value).splitlines() == [
         f"{tmp_path}/one.png: there is no such file",
-        f"{tmp_path}/bare: the directory holds no pictures or videos",
-        f"{tmp_path}/mac: the directory holds no pictures or videos (left out ._1.png (hidden))",
+        f"{tmp_path}/bare: the directory holds no images or videos",
+        f"{tmp_path}/mac: the directory holds no images or videos (left out ._1.png (hidden))",
         "/dev/null: is not a regular file",
         "with\0zero: there is no such file",
     ]
@@ -149,15 +149,15 @@ def test_paths_that_lead_nowhere_are_all_named(tmp_path: Path) -> None:
 def test_every_ending_of_every_format_is_taken_and_read(tmp_path: Path) -> None:
     """Of what Pillow writes; PFM has floats, and is refused as such."""
     for name in ("jfif", "jpe", "dib", "jp2", "j2k", "tif", "tiff", "ppm", "pgm", "pnm", "apng", "webp", "qoi", "mpo"):
-        assert f".{name}" in picture_endings()
+        assert f".{name}" in image_endings()
     Image.init()
     known = Image.registered_extensions()
-    endings = [end for end in picture_endings() if end != ".pfm" and known.get(end, "") in Image.SAVE]
+    endings = [end for end in image_endings() if end != ".pfm" and known.get(end, "") in Image.SAVE]
     assert len(endings) > 15
-    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
     for end in endings:
         mode = {".pbm": "1", ".pgm": "L"}.get(end, "RGB")
-        picture.convert(mode).save(tmp_path / f"x{end}", known[end])
+        image.convert(mode).save(tmp_path / f"x{end}", known[end])
         assert read_media(tmp_path / f"x{end}").tensor.shape == (3, 4, 4), end
     names, notes = listed(tmp_path)
     assert (sorted(names), notes) == (sorted(f"x{end}" for end in endings), [])
@@ -165,4 +165,4 @@ def test_every_ending_of_every_format_is_taken_and_read(tmp_path: Path) -> None:
 
 def test_formats_that_start_programs_are_never_read() -> None:
     assert not {"EPS", "WMF", "PDF", "FITS", "HDF5", "GRIB", "BUFR", "MPEG"} & set(FORMATS)
-    assert not {".eps", ".ps", ".wmf", ".emf", ".pdf"} & picture_endings()
+    assert not {".eps", ".ps", ".wmf", ".emf", ".pdf"} & image_endings()

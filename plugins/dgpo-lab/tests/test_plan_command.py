@@ -51,7 +51,7 @@ def run(
 
     measure = dgpo_lab.planning.plan.measure_model
 
-    def once(config: RunConfig, registry: Registry, *tell: Any) -> Any:
+    def once(config: RunConfig, registry: Registry, *on_message: Any) -> Any:
         kind = config.backbone.gradient_checkpointing
         if config.backbone.use != "sd3" or kind not in models:
             models[kind] = measure(config, registry)
@@ -79,9 +79,9 @@ def test_a_plan_in_words(run: Run, file: str) -> None:
     assert "bench: 96 samples an iteration, on 2 cards" in found.out
     for word in (
         "text encoders",
-        "roll out",
+        "rollout",
         "decode",
-        "optimise",
+        "optimize",
         "h200",
         "rtx4090",
         "assumed (--fraction, --measured)",
@@ -96,16 +96,16 @@ def test_a_plan_in_words(run: Run, file: str) -> None:
 
 def test_a_plan_as_data_with_measured_shares(run: Run, file: str, tmp_path: Path) -> None:
     measured = tmp_path / "bench.json"
-    measured.write_text(json.dumps({"verbs": {"roll out": {"tflops": 98.9}, "optimise": {"tflops": 494.5}}}))
+    measured.write_text(json.dumps({"phases": {"rollout": {"tflops": 98.9}, "optimize": {"tflops": 494.5}}}))
     plain, better = (
         json.loads(run("plan", file, "--json", "--card", "h100", "--fraction", "0.5", *more).out)
         for more in ([], ["--measured", str(measured)])
     )
-    assert better["fractions"] == pytest.approx({"roll out": 0.1, "optimise": 0.5})
+    assert better["fractions"] == pytest.approx({"rollout": 0.1, "optimize": 0.5})
     assert better["operations"] == plain["operations"]
     seconds = [one["cards"]["h100"]["seconds"] for one in (plain, better)]
-    assert seconds[1]["roll out"] == pytest.approx(5 * seconds[0]["roll out"])
-    assert plain["operations"]["optimise"] / (989e12 * 0.5) == pytest.approx(seconds[0]["optimise"])
+    assert seconds[1]["rollout"] == pytest.approx(5 * seconds[0]["rollout"])
+    assert plain["operations"]["optimize"] / (989e12 * 0.5) == pytest.approx(seconds[0]["optimize"])
     each = sum(seconds[0].values())
     assert plain["cards"]["h100"]["usd_per_1000_iterations"] == pytest.approx(each * 1000 / 3600 * 2.5)
 
@@ -115,7 +115,7 @@ def test_the_largest_size_of_the_prompts_is_planned(
 ) -> None:
     registry.register(sizes_plugin, distribution="toy-sizes")
     monkeypatch.setattr(dgpo_lab.planning.plan, "measure_model", lambda config, *_: config.rollout.height_width)
-    plan = Plan(1, {}, {"optimise": 1.0}, {"roll out": 1.0, "optimise": 1.0}, 0.0)
+    plan = Plan(1, {}, {"optimize": 1.0}, {"rollout": 1.0, "optimize": 1.0}, 0.0)
     monkeypatch.setattr(dgpo_lab.planning.plan, "make_plan", lambda one, model, *_: planned.append(model) or plan)
     planned: list[tuple[int, int]] = []
     file = tmp_path / "run.yaml"
@@ -144,15 +144,15 @@ def test_proposals_are_settings_that_the_run_file_can_have(
     """The toy backbone has no option decode_chunk."""
 
     def planned(one: RunConfig, *_: Any) -> Plan:
-        size = 2.0**30 * (one.optimiser.micro_batch or 8)
-        return Plan(1, {}, {"optimise": size}, {"roll out": 1.0, "optimise": 1.0}, 0.0)
+        size = 2.0**30 * (one.optimizer.micro_batch or 8)
+        return Plan(1, {}, {"optimize": size}, {"rollout": 1.0, "optimize": 1.0}, 0.0)
 
     monkeypatch.setattr(dgpo_lab.planning.plan, "measure_model", lambda *_: print("noise"))  # noqa: T201
     monkeypatch.setattr(dgpo_lab.planning.plan, "make_plan", planned)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(run_data(tmp_path, rollout={"groups": 2, "group_size": 8})))
     changes = json.loads(run("plan", str(file), "--fit", "2", "--json").out)["changes"]
-    assert changes == {"rollout.micro_batch": 4, "optimiser.micro_batch": 2}
+    assert changes == {"rollout.micro_batch": 4, "optimizer.micro_batch": 2}
     settings = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     assert run("validate", str(file), *settings).code == 0
 
@@ -160,10 +160,10 @@ def test_proposals_are_settings_that_the_run_file_can_have(
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress(terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
-    with _progress() as tell:
-        tell("roll out: [3] of 8 samples")
+    with _progress() as on_message:
+        on_message("rollout: [3] of 8 samples")
     said = capsys.readouterr()
-    assert ("roll out: [3] of 8 samples" in said.err, said.out) == (terminal, "")
+    assert ("rollout: [3] of 8 samples" in said.err, said.out) == (terminal, "")
     assert terminal or not said.err
 
 
@@ -186,17 +186,17 @@ def test_a_bench(run: Run, tmp_path: Path) -> None:
     assert found.code == 0, found.err
     said = json.loads(found.out)
     assert said["samples"] == 4
-    assert list(said["verbs"]) == ["roll out", "score", "weigh", "optimise"]
-    for verb in ("roll out", "optimise"):
-        row = said["verbs"][verb]
+    assert list(said["phases"]) == ["rollout", "score", "compute_advantages", "optimize"]
+    for phase in ("rollout", "optimize"):
+        row = said["phases"][phase]
         assert row["samples_per_second"] == pytest.approx(4 / row["seconds"])
         assert row["fraction"] == pytest.approx(row["tflops"] / said["ceiling_tflops"])
     planned = json.loads(run("plan", str(_miniature(tmp_path)), "--json", *SMALL).out)
-    row = said["verbs"]["optimise"]
-    assert row["tflops"] * row["seconds"] * 1e12 == pytest.approx(planned["operations"]["optimise"])
+    row = said["phases"]["optimize"]
+    assert row["tflops"] * row["seconds"] * 1e12 == pytest.approx(planned["operations"]["optimize"])
 
 
-def test_a_bench_of_a_backbone_without_a_sketch(run: Run, tmp_path: Path) -> None:
+def test_a_bench_of_a_backbone_without_a_meta_model(run: Run, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_data(tmp_path)))
     found = run("bench", str(tmp_path / "run.yaml"), "--iterations", "1")
     assert found.code == 0, found.err

@@ -21,7 +21,7 @@ from dgpo_core.builtin.samplers import FlowEuler
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.groups import weigh
+from dgpo_core.flow.groups import compute_advantages
 from dgpo_core.flow.paths import random_times
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import build_engine
@@ -32,7 +32,7 @@ from dgpo_kit.toy import run_data
 from dgpo_lab.planning.fit import changed, fitting
 from dgpo_lab.planning.iteration import Iteration
 from dgpo_lab.planning.meter import LOOKS
-from dgpo_lab.planning.plan import Held, Plan, _gathered, _spread, make_plan, measure_model, on_each
+from dgpo_lab.planning.plan import Held, Plan, _evenly_spaced, _gathered, make_plan, measure_model, on_each
 from dgpo_schemas.run import BackboneSection, RunConfig
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import make_tiny_checkpoint
@@ -62,7 +62,7 @@ def planned(config: RunConfig, registry: Registry, processes: int = 1) -> Iterat
 
 
 class Real:
-    """An iteration on the model itself, part by part, without a reward."""
+    """An iteration on the model itself, component by component, without a reward."""
 
     def __init__(self, config: RunConfig, registry: Registry, around: Callable[[str], Any]) -> None:
         engine = build_engine(config, registry)
@@ -71,16 +71,16 @@ class Real:
         prompts = [backbone.example(rollout.height_width)] * rollout.groups
         engine.conditioning.rows(prompts)
         engine.conditioning.unconditional_rows(prompts)
-        optimiser = Optimizer(
+        optimizer = Optimizer(
             config, engine.policy, objective, engine.conditioning, autocast=engine.runtime.autocast,
             sampler=engine.sampler,
         )  # fmt: skip
-        self.engine, self.optimiser = engine, optimiser
+        self.engine, self.optimizer = engine, optimizer
         path = objective.needs_path
-        draws = engine.roller().roll_out(prompts, rollout.group_size, Draws(0), "policy", keep_path=path)
+        draws = engine.rollout_sampler().sample_groups(prompts, rollout.group_size, Draws(0), "policy", keep_path=path)
         rollouts = []
         while True:
-            with around("roll out"):
+            with around("rollout"):
                 sampled = next(draws, None)
             if sampled is None:
                 break
@@ -88,26 +88,26 @@ class Real:
             with around("decode"):
                 backbone.decode(sampled.x0)
         rewards = torch.randn(rollout.groups, rollout.group_size, dtype=torch.float64)
-        everyone = torch.ones_like(rewards, dtype=torch.bool)
+        all_gather_object = torch.ones_like(rewards, dtype=torch.bool)
         groups = ScoredGroups(
             prompts=tuple(prompts), x0=[x for r in rollouts for x in r.x0], own=range(rewards.numel()), rewards=rewards,
-            summed=rewards, scored=everyone, per_reward={}, diversity=rewards[:, 0],
+            summed=rewards, scored=all_gather_object, per_reward={}, diversity=rewards[:, 0],
             paths=tuple(r.path for r in rollouts if r.path is not None),
         )  # fmt: skip
-        batch = weigh(groups, config.advantages, engine.create("weighting", config.weighting))
+        batch = compute_advantages(groups, config.advantages, engine.create("weighting", config.weighting))
         times = engine.sampler.sigmas(config.rollout.steps, engine.times.schedule)
         sigmas = (random_times(engine.sampler, times) if path else times)[: config.timesteps.count]
-        with around("optimise"):
-            optimiser.step(batch, sigmas, Draws(0))
+        with around("optimize"):
+            optimizer.step(batch, sigmas, Draws(0))
 
 
 @pytest.mark.parametrize(
     ("example", "settings"),
     [
-        ("quickstart", ["optimiser.micro_batch=3", "rollout.guidance=2", "objective.clip=0.01"]),
+        ("quickstart", ["optimizer.micro_batch=3", "rollout.guidance=2", "objective.clip=0.01"]),
         ("quickstart", ["weighting=best-vs-worst", "objective.kl=0", "rollout.merge_adapter=true"]),
-        pytest.param("quickstart", ["objective.reference=ema", "optimiser.updates=2"], marks=pytest.mark.slow),
-        pytest.param("quickstart", ["backbone.gradient_checkpointing=true", "optimiser.micro_batch=2"],
+        pytest.param("quickstart", ["objective.reference=ema", "optimizer.updates=2"], marks=pytest.mark.slow),
+        pytest.param("quickstart", ["backbone.gradient_checkpointing=true", "optimizer.micro_batch=2"],
                      marks=pytest.mark.slow),
         pytest.param("quickstart", ["backbone={use: sd3, checkpoint: 'package:dgpo_miniature/checkpoint', "
                                     "train: full, options: {text_length: 0}}"], marks=pytest.mark.slow),
@@ -132,7 +132,7 @@ def test_operations_are_those_of_a_real_iteration(example: str, settings: Sequen
 def test_peak_memory(everything: Registry) -> None:
     """Largest sum of what the CPU's allocator had given out, by torch's profiler, which knows nothing of us. The second
     iteration: buffers are made once. Convolutions lay their inputs out anew on the CPU, which is no tensor's memory."""
-    config = miniature(everything, "rollout.group_size=24", "rollout.micro_batch=24", "optimiser.micro_batch=24")
+    config = miniature(everything, "rollout.group_size=24", "rollout.micro_batch=24", "optimizer.micro_batch=24")
     found: dict[str, int] = {}
 
     @contextmanager
@@ -149,8 +149,8 @@ def test_peak_memory(everything: Registry) -> None:
     real = Real(config, everything, profiled)
     gradients = sum(4 * p.numel() for p in real.engine.policy.parameters.values())
     peaks = planned(config, everything).peaks
-    assert peaks["roll out"] == pytest.approx(found["roll out"], rel=0.02)
-    assert peaks["optimise"] + gradients == pytest.approx(found["optimise"], rel=0.02)
+    assert peaks["rollout"] == pytest.approx(found["rollout"], rel=0.02)
+    assert peaks["optimize"] + gradients == pytest.approx(found["optimize"], rel=0.02)
     assert peaks["decode"] == pytest.approx(found["decode"], rel=0.3)
 
 
@@ -203,12 +203,12 @@ def test_operations_of_the_layers(everything: Registry, real: SD3Backbone) -> No
     policy and of the reference, backward through frozen layers for their inputs alone, and nothing before the first
     adapter."""
     found, step = planned(miniature(everything), everything).operations, forward(real)
-    assert found["roll out"] == 8 * 3 * step
+    assert found["rollout"] == 8 * 3 * step
     layers = operations_of_layers(real.vae.decoder, lambda: real.decode(torch.zeros(1, *real.latent_shape(64, 64))))
     vae = real.vae.config
     attention = 4 * (8 * 8) ** 2 * vae.block_out_channels[-1] if vae.mid_block_add_attention else 0
     assert found["decode"] == 8 * (layers + attention)
-    assert 2.8 * step < found["optimise"] / 16 < 3.2 * step
+    assert 2.8 * step < found["optimize"] / 16 < 3.2 * step
 
 
 def test_passes_that_settings_add(everything: Registry, real: SD3Backbone) -> None:
@@ -217,13 +217,13 @@ def test_passes_that_settings_add(everything: Registry, real: SD3Backbone) -> No
 
     def learn(*settings: str) -> int:
         changes = ("objective.reference=ema", "objective.beta=2000", *settings)
-        return planned(miniature(everything, *changes), everything).operations["optimise"]
+        return planned(miniature(everything, *changes), everything).operations["optimize"]
 
     with real.adapter.off() if real.adapter else nullcontext():
         base = forward(real)
     plain = learn("objective.kl=0")
     assert learn("objective.kl=0.02") - plain == 16 * base
-    assert learn("objective.kl=0", "optimiser.micro_batch=2") - plain == 16 * forward(real)
+    assert learn("objective.kl=0", "optimizer.micro_batch=2") - plain == 16 * forward(real)
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------------
@@ -248,24 +248,24 @@ def test_what_is_held(everything: Registry, real: SD3Backbone) -> None:
     one, two = (make_plan(config, model, everything, count) for count in (1, 2))
     assert one.operations == two.operations, "samples are shared"
     assert one.held == two.held, "and weights are not"
-    assert one.seconds(1e-12, {"roll out": 1, "optimise": 1})["optimise"] == one.operations["optimise"]
-    assert two.seconds(1e-12, {"roll out": 1, "optimise": 0.5})["optimise"] == one.operations["optimise"]
+    assert one.seconds(1e-12, {"rollout": 1, "optimize": 1})["optimize"] == one.operations["optimize"]
+    assert two.seconds(1e-12, {"rollout": 1, "optimize": 0.5})["optimize"] == one.operations["optimize"]
 
 
-def test_a_model_that_is_spread() -> None:
+def test_a_model_that_is_sharded() -> None:
     held = {"model": 1000, "trained weights": 100, "their averages and start": 300, "gradients": 100}
-    assert on_each(Held(held, frozenset(), 90, 0), 1, shard=True) == (held, {"optimise": 0}), (
+    assert on_each(Held(held, frozenset(), 90, 0), 1, shard=True) == (held, {"optimize": 0}), (
         "one process has all of it"
     )
-    assert on_each(Held(held, frozenset(), 90, 0), 2, shard=False) == (held, {"optimise": 200}), "gradients, laid flat"
+    assert on_each(Held(held, frozenset(), 90, 0), 2, shard=False) == (held, {"optimize": 200}), "gradients, laid flat"
     assert on_each(Held(held, frozenset({"model"}), 90, 0), 4, shard=True) == ({
         "model": 250, "trained weights": 100, "their averages and start": 300,
         "gradients": 100, "a block's weights": 90,
-    }, {"optimise": 200})  # fmt: skip
+    }, {"optimize": 200})  # fmt: skip
     full = frozenset({"model", "trained weights", "their averages and start", "gradients"})
     assert on_each(Held(held, full, 90, 0), 4, shard=True) == ({
         "model": 250, "trained weights": 25, "their averages and start": 100, "gradients": 25, "a block's weights": 90,
-    }, {"optimise": 0})  # fmt: skip
+    }, {"optimize": 0})  # fmt: skip
 
 
 def test_what_is_gathered_at_a_time(everything: Registry, tmp_path: Path) -> None:
@@ -275,37 +275,37 @@ def test_what_is_gathered_at_a_time(everything: Registry, tmp_path: Path) -> Non
     for train in ("lora", "full"):
         section = BackboneSection.model_validate({"use": "sd3", "checkpoint": str(checkpoint), "train": train})
         options = everything.options_model(everything.find("backbone", "sd3"))()
-        sketch = kind.sketch(section, options)
-        named = {n: p.numel() * p.element_size() for n, p in sketch.module.named_parameters() if "lora" not in n}
+        meta_model = kind.meta_model(section, options)
+        named = {n: p.numel() * p.element_size() for n, p in meta_model.module.named_parameters() if "lora" not in n}
         blocks = [sum(b for n, b in named.items() if n.startswith(f"transformer_blocks.{i}.")) for i in (0, 1)]
         assert blocks[0] > blocks[1] > 0
         wanted = sum(named.values()) - sum(blocks) + 2 * blocks[0]
-        assert _gathered(sketch) == wanted * (1 if train == "lora" else 2)
-        assert "transformer" in _spread(sketch)
-        assert ("AdamW" in _spread(sketch)) == (train == "full")
+        assert _gathered(meta_model) == wanted * (1 if train == "lora" else 2)
+        assert "transformer" in _evenly_spaced(meta_model)
+        assert ("AdamW" in _evenly_spaced(meta_model)) == (train == "full")
 
 
 def test_fitting_takes_the_fewest_changes() -> None:
-    data = run_data("x", rollout={"micro_batch": 8}, optimiser={"micro_batch": 4})
+    data = run_data("x", rollout={"micro_batch": 8}, optimizer={"micro_batch": 4})
     data["backbone"] |= {"options": {"decode_chunk": 8}}
     config = RunConfig.model_validate(data)
 
     def plan(one: RunConfig) -> Plan:
-        size = (one.optimiser.micro_batch or 4) * (1 if one.backbone.gradient_checkpointing else 10)
-        return Plan(1, {}, {"optimise": float(size)}, {}, 0.0)
+        size = (one.optimizer.micro_batch or 4) * (1 if one.backbone.gradient_checkpointing else 10)
+        return Plan(1, {}, {"optimize": float(size)}, {}, 0.0)
 
     assert fitting(config, plan, 40)[0] == {}  # type: ignore[index]
     found = fitting(config, plan, 25)
     assert found is not None
     assert found[0] == {
-        "rollout.micro_batch": 4, "optimiser.micro_batch": 2, "backbone.options.decode_chunk": 4,
+        "rollout.micro_batch": 4, "optimizer.micro_batch": 2, "backbone.options.decode_chunk": 4,
     }  # fmt: skip
     assert fitting(config, plan, 5)[0] == {"backbone.gradient_checkpointing": True}  # type: ignore[index]
     assert fitting(config, plan, 0.5) is None
     has_no_such_option = fitting(config, plan, 25, lambda changes: "backbone.options.decode_chunk" not in changes)
     assert has_no_such_option is not None
-    assert has_no_such_option[0] == {"rollout.micro_batch": 4, "optimiser.micro_batch": 2}
-    assert changed(config, {"optimiser.micro_batch": 2}).optimiser.micro_batch == 2
+    assert has_no_such_option[0] == {"rollout.micro_batch": 4, "optimizer.micro_batch": 2}
+    assert changed(config, {"optimizer.micro_batch": 2}).optimizer.micro_batch == 2
 
 
 def test_a_backbone_that_cannot_be_sketched(make_config: Any, registry: Registry) -> None:
@@ -313,11 +313,17 @@ def test_a_backbone_that_cannot_be_sketched(make_config: Any, registry: Registry
         measure_model(make_config(), registry)
 
 
-def test_a_backbone_that_leaves_weights_out_of_its_parts(everything: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backbone_that_leaves_weights_out_of_its_components(
+    everything: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = miniature(everything)
-    parts = SD3Backbone.parts
-    monkeypatch.setattr(SD3Backbone, "parts", lambda self: {n: p for n, p in parts(self).items() if n != "autoencoder"})
-    with pytest.raises(UserError, match=r"^backbone\.use: sd3 cannot be planned: it runs a weight .* of its `parts`"):
+    components = SD3Backbone.components
+    monkeypatch.setattr(
+        SD3Backbone, "components", lambda self: {n: p for n, p in components(self).items() if n != "autoencoder"}
+    )
+    with pytest.raises(
+        UserError, match=r"^backbone\.use: sd3 cannot be planned: it runs a weight .* of its `components`"
+    ):
         planned(config, everything)
 
 
@@ -349,7 +355,7 @@ def test_sd35_medium_is_as_large_as_published(everything: Registry) -> None:
     config = load_run_config(ROOT / "examples" / "sd35-geneval.yaml", [], everything)
     kind = everything.implementation(everything.find("backbone", "sd3"))
     options = everything.options_model(everything.find("backbone", "sd3")).model_validate(config.backbone.options)
-    backbone = kind.sketch(config.backbone, options)
+    backbone = kind.meta_model(config.backbone, options)
     own = {id(p) for p in backbone.trainable().values()}
     tensors = [t for t in (*backbone.module.parameters(), *backbone.module.buffers()) if id(t) not in own]
     assert sum(t.numel() for t in tensors) * 2 / 1e9 == pytest.approx(4.94, abs=0.01)

@@ -120,7 +120,7 @@ def test_outcome_of_a_whole_run(tmp_path: Path, read: Callable[[Path], RunData])
 
 
 def outcome_of(run: RunData, before: Score, after: Score, limits: tuple[float, float] | None = None) -> str:
-    moments = [Evaluation(i, "slow", "r", "target", s, {}, 0) for i, s in ((0, before), (5, after))]
+    moments = [Evaluation(i, "ema", "r", "target", s, {}, 0) for i, s in ((0, before), (5, after))]
     ranges = {} if limits is None else {"r": limits}
     return summary.outcome(RunData(**{**vars(run), "evaluations": {"r": moments}, "ranges": ranges}))
 
@@ -207,7 +207,7 @@ def test_page_is_complete_in_itself_and_accessible(quickstart: str) -> None:
     assert not re.search(r"@import|url\((?!#)", quickstart)
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    references = re.findall(r"(?:url\(#|href=\"#|for=\"|aria-labelledby=\")([^)\"]+)", quickstart)
+    references = re.findall(r"(?:url\(#|href=\"#|for=\"|aria-labeledby=\")([^)\"]+)", quickstart)
     assert references
     assert set(references) <= set(ids)
     assert all(image["alt"] for image in found.all("img"))
@@ -218,7 +218,7 @@ def test_page_is_complete_in_itself_and_accessible(quickstart: str) -> None:
     assert found.all("html")[0]["lang"] == "en"
     assert "#0" not in "".join(
         attributes.get("style", "") for _, attributes in found.elements
-    )  # no stand-in colour left
+    )  # no stand-in color left
 
 
 def test_page_says_how_to_repeat_the_run(tmp_path: Path, show: Callable[[Path], Page]) -> None:
@@ -236,10 +236,10 @@ def test_page_says_how_to_repeat_the_run(tmp_path: Path, show: Callable[[Path], 
 def test_times_and_memory(quickstart: str) -> None:
     # 40 iterations: 160 + 40 + 0.4 + 199.6 s in turn, 4 evaluations of 7 s and checkpoints of 0.2 s: 428.8 s in all.
     found = Page(quickstart)
-    assert ["roll out", "2m40s", "37 %", "4.0"] in found.rows
+    assert ["rollout", "2m40s", "37 %", "4.0"] in found.rows
     assert ["score", "1m20s", "–", "8.0"] in found.rows
     assert ["wait for scores", "40.0s", "9 %", "–"] in found.rows
-    assert ["optimise", "3m20s", "47 %", "6.4"] in found.rows
+    assert ["optimize", "3m20s", "47 %", "6.4"] in found.rows
     assert ["evaluate", "28.0s", "7 %", "2.0"] in found.rows
     assert "An iteration took 10.0s (median). Peak memory was 3.00 GiB." in found.text
     assert "training time 6m40s 1.6 samples a second" in found.text
@@ -248,10 +248,10 @@ def test_times_and_memory(quickstart: str) -> None:
 def test_everything_of_others_is_escaped(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     evil = "<script>alert('x')</script>&<b>$\\frac{1}{2}$ 日本 --> #010101"
     run = write_run(tmp_path / "quickstart", 2, 1)
-    lines = [evaluation_line(i, i, reward=evil, tasks=(evil, "plain"), view=evil) for i in (0, 1)]
+    lines = [evaluation_line(i, i, reward=evil, tasks=(evil, "plain"), model=evil) for i in (0, 1)]
     write_lines(run, "evaluations.jsonl", lines)
     write_lines(run, "metrics.jsonl", [metrics_line(i, 2, rewards=(evil, "other"), extra={evil: i}) for i in (1, 2)])
-    for directory in (run / "pictures").iterdir():
+    for directory in (run / "images").iterdir():
         (directory / "prompts.json").write_text(json.dumps([evil] * 6))
         drawn_from = {"negative_prompt": evil, "media": f"../../{evil}.png"}
         (directory / "conditions.json").write_text(json.dumps([drawn_from, 3, None, {"media": ["x"]}] * 3))
@@ -267,24 +267,24 @@ def test_everything_of_others_is_escaped(tmp_path: Path, show: Callable[[Path], 
 
 def test_several_rewards_each_have_their_place(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     run = write_run(tmp_path / "guarded", 2, 1)
-    guard = [evaluation_line(i, -i / 2, reward="guard.v2", missing=7 * i) for i in (0, 1, 2)]
-    guard[2]["value"] = 0.2
-    write_lines(run, "evaluations.jsonl", [line for i in (0, 1, 2) for line in (evaluation_line(i, i / 2), guard[i])])
-    write_lines(run, "metrics.jsonl", [metrics_line(i, 2, rewards=("brightness", "guard.v2")) for i in (1, 2)])
+    monitor = [evaluation_line(i, -i / 2, reward="monitor.v2", missing=7 * i) for i in (0, 1, 2)]
+    monitor[2]["value"] = 0.2
+    write_lines(run, "evaluations.jsonl", [line for i in (0, 1, 2) for line in (evaluation_line(i, i / 2), monitor[i])])
+    write_lines(run, "metrics.jsonl", [metrics_line(i, 2, rewards=("brightness", "monitor.v2")) for i in (1, 2)])
     text = show(run).text
-    assert "guard.v2 fell from 0.48 [0.44, 0.52] to 0.20" in text
+    assert "monitor.v2 fell from 0.48 [0.44, 0.52] to 0.20" in text
     assert "The best evaluation was an earlier one (base model): 0.48 [0.44, 0.52]." in text
     assert "14 samples of the last evaluation could not be scored." in text
     assert "weighted sum of 2 rewards" in text
     assert "brightness before weighting" in text
-    assert "guard.v2 before weighting" in text
+    assert "monitor.v2 before weighting" in text
 
 
-def test_parts_of_a_reward_are_drawn(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+def test_components_of_a_reward_are_drawn(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     run = write_run(tmp_path / "run", iterations=2)
     lines = [metrics_line(i, 2) for i in (1, 2)]
     for i, line in enumerate(lines):
-        line["rewards"]["brightness"]["parts"] = {"red.er": 0.25 + i, "rare": 1.0} if i else {"red.er": 0.25}
+        line["rewards"]["brightness"]["subscores"] = {"red.er": 0.25 + i, "rare": 1.0} if i else {"red.er": 0.25}
     write_lines(run, "metrics.jsonl", lines)
     titles = panels(show(run))
     assert "brightness, red.er" in titles
@@ -293,7 +293,7 @@ def test_parts_of_a_reward_are_drawn(tmp_path: Path, show: Callable[[Path], Page
 
 def test_sources_of_an_evaluation_are_rows() -> None:
     two = {"signs": score(0.25), "scenes": score(0.5)}
-    moments = [Evaluation(i, "slow", "r", "target", score(0.4), {}, 0, two) for i in (0, 5)]
+    moments = [Evaluation(i, "ema", "r", "target", score(0.4), {}, 0, two) for i in (0, 5)]
     assert [row.name for row in summary.task_rows(moments)] == ["source signs", "source scenes", "all prompts"]
     assert [row.is_mean for row in summary.task_rows(moments)] == [False, False, True]
 
@@ -307,11 +307,11 @@ def test_sources_are_drawn(tmp_path: Path, show: Callable[[Path], Page]) -> None
     assert any(title.startswith("Training reward of source a.b") for title in panels(show(run)))
 
 
-def test_colours_have_contrast_in_both_themes() -> None:
+def test_colors_have_contrast_in_both_themes() -> None:
     css = (Path(page.__file__).parent / "page.css").read_text()
 
-    def luminance(colour: str) -> float:
-        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    def luminance(color: str) -> float:
+        channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -328,7 +328,7 @@ def test_colours_have_contrast_in_both_themes() -> None:
             assert contrast(theme[name], theme["paper"]) >= 4.5, (name, theme)
             assert contrast(theme[name], theme["tint"]) >= (3 if name == "before" else 4.5), (name, theme)
         assert contrast(theme["warn"], theme["warn-tint"]) >= 4.5
-        for name in ("roll-out", "wait", "weigh", "optimise", "measure"):
+        for name in ("rollout", "wait", "compute_advantages", "optimize", "measure"):
             assert contrast(theme[name], theme["paper"]) >= 3, (name, theme)
 
 
@@ -338,8 +338,8 @@ def timed_run(run: Path, iterations: int = 20, **values: Callable[[int], float])
         run, run={"name": run.name, "iterations": iterations}, timesteps={"use": "disagreement-t-min", "t_min": 0.0}
     )
     numbers = range(1, iterations + 1)
-    told = [{name: value(i) for name, value in values.items()} for i in numbers]
-    lines = [metrics_line(i, iterations, timesteps=one) for i, one in zip(numbers, told, strict=True)]
+    reported = [{name: value(i) for name, value in values.items()} for i in numbers]
+    lines = [metrics_line(i, iterations, timesteps=one) for i, one in zip(numbers, reported, strict=True)]
     write_lines(run, "metrics.jsonl", lines)
     return run
 
@@ -349,7 +349,7 @@ def panels(found: Page) -> dict[str, str]:
     return {svg["aria-label"].partition(":")[0]: svg["aria-label"] for svg in found.all("svg")}
 
 
-def test_times_that_move_are_drawn_and_told(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+def test_times_that_move_are_drawn_and_reported(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     run = timed_run(
         tmp_path / "moving",
         t_min=lambda i: 0.5 - 0.01 * i,
@@ -373,7 +373,7 @@ def test_an_upper_end_that_moves_is_a_second_line(tmp_path: Path, show: Callable
     assert "Training times, t_max: from 0.805 to 0.9" in panels(found)["Training times, t_min"]
 
 
-def test_times_that_stay_are_told_only(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+def test_times_that_stay_are_reported_only(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     found = show(timed_run(tmp_path / "still", t_min=lambda i: 0.3, t_max=lambda i: 0.9))
     assert "Training times come from disagreement-t-min: t_min is 0.300, t_max is 0.900." in found.text
     assert not any(name.startswith("Training times") for name in panels(found))
@@ -396,12 +396,12 @@ def test_chosen_times_are_drawn_as_stairs_without_a_running_mean() -> None:
     assert (np.isclose(moves, 0, atol=1e-6).any(axis=1)).all(), "lines are level or upright"
 
 
-def test_measuring_has_its_place_among_the_verbs(tmp_path: Path, read: Callable[[Path], RunData]) -> None:
+def test_measuring_has_its_place_among_the_phases(tmp_path: Path, read: Callable[[Path], RunData]) -> None:
     run = write_run(tmp_path / "measured", 4, 4)
     lines = [timing_line(i) for i in range(1, 5)]
-    lines[2]["verbs"]["measure"] = {"seconds": 3.0, "samples_per_second": None}
+    lines[2]["phases"]["measure"] = {"seconds": 3.0, "samples_per_second": None}
     write_lines(run, "timings.jsonl", lines)
     html = page.render(read(run))
-    rows = [row for row in Page(html).rows if row and row[0] in ("measure", "roll out")]
-    assert rows == [["measure", "3.0s", "7 %", "–"], ["roll out", "16.0s", "37 %", "4.0"]]
+    rows = [row for row in Page(html).rows if row and row[0] in ("measure", "rollout")]
+    assert rows == [["measure", "3.0s", "7 %", "–"], ["rollout", "16.0s", "37 %", "4.0"]]
     assert "fill: var(--measure)" in html, "it has its part of the bars too"

@@ -1,4 +1,4 @@
-"""Reports of runs that are young, old or damaged; pictures in them, and the numbers behind their figures."""
+"""Reports of runs that are young, old or damaged; images in them, and the numbers behind their figures."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_lab.reporting import figures, page, summary
 from dgpo_lab.reporting.data import RunData, Score, read_run
-from dgpo_lab.reporting.images import read_pictures
-from dgpo_lab.reporting.svg import canvas, spread, to_svg
+from dgpo_lab.reporting.images import read_images
+from dgpo_lab.reporting.svg import canvas, sharded, to_svg
 from dgpo_schemas.run import RunConfig
 from tests.reported import (
     PROMPTS,
@@ -29,8 +29,8 @@ from tests.reported import (
     metrics_line,
     path_points,
     write_config,
+    write_images,
     write_lines,
-    write_pictures,
     write_run,
 )
 
@@ -46,7 +46,7 @@ def test_young_run_shows_what_there_is_and_says_what_is_not(tmp_path: Path, show
         "The run is not finished: 1 of 40 iterations are logged.",
         "No evaluation has been made yet: there are no scores by task.",
         "Only one iteration has finished: there are no curves yet.",
-        "There are no pictures.",
+        "There are no images.",
         "1 of 1 iterations have no timing; clock times count them as 0 seconds.",
         "There is no run.json: versions, git state and prompt digests are unknown.",
     ):
@@ -59,11 +59,11 @@ def test_run_of_which_only_the_base_model_is_evaluated(tmp_path: Path, show: Cal
     run = tmp_path / "started"
     write_config(run, run={"name": "started", "iterations": 9})
     write_lines(run, "evaluations.jsonl", [evaluation_line(0, 0)])
-    write_pictures(run, 0)
+    write_images(run, 0)
     found = show(run)
     assert "There is only one evaluation: nothing to compare it with yet." in found.text
     assert "No iteration has finished: there are no training curves." in found.text
-    assert "There are pictures of one evaluation only." in found.text
+    assert "There are images of one evaluation only." in found.text
     assert "Drawn by the base model." in found.text
     assert ["single_object", "20", "0.81 [0.73, 0.89]"] in found.rows
     assert len(found.all("img")) == 6
@@ -72,15 +72,15 @@ def test_run_of_which_only_the_base_model_is_evaluated(tmp_path: Path, show: Cal
 
 def test_reasons_in_the_configuration_are_named(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     run = tmp_path / "blind"
-    write_config(run, prompts={"heldout": None}, evaluation={"every": 0, "pictures": 0})
+    write_config(run, prompts={"heldout": None}, evaluation={"every": 0, "images": 0})
     write_lines(run, "metrics.jsonl", [metrics_line(1, 4), metrics_line(2, 4)])
     text = show(run).text
     assert "No evaluation has been made yet (prompts.heldout is not set): there are no scores by task." in text
-    assert "There are no pictures (evaluation.pictures is 0)." in text
+    assert "There are no images (evaluation.images is 0)." in text
 
 
 def test_old_and_damaged_logs_are_read_as_far_as_they_go(tmp_path: Path, read: Callable[[Path], RunData]) -> None:
-    run = tmp_path / "old"
+    run = tmp_path / "ema_fast"
     write_config(run)
     lines: list[Any] = [
         {"iteration": 2, "kl": 0.2},
@@ -135,43 +135,43 @@ def test_lines_without_sense_are_left_out(
     assert [e.iteration for e in data.evaluations["brightness"]] == [0, 1, 2]
 
 
-# -- pictures --------------------------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------------------------
 
 
 def decoded(uri: str) -> np.ndarray[Any, Any]:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
 
 
-def test_pictures_stand_side_by_side_without_loss(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+def test_images_stand_side_by_side_without_loss(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     run = write_run(tmp_path / "quickstart", 4, 2)
     images = show(run).all("img")
     assert len(images) == 12
     for i, prompt in enumerate(PROMPTS):
         for image, iteration, when in ((images[2 * i], 0, "Base model"), (images[2 * i + 1], 4, "Iteration 4")):
-            file = run / "pictures" / f"{iteration:06d}" / f"{i:02d}.png"
+            file = run / "images" / f"{iteration:06d}" / f"{i:02d}.png"
             np.testing.assert_array_equal(decoded(image["src"]), np.asarray(Image.open(file)))
             assert image["alt"] == f"{when}: {prompt}"
             assert "tiny" in image["class"]
             assert prompt in image["title"]
 
 
-def test_pictures_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_images_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     (tmp_path / "000000").mkdir()
     for number in (9, 11, 100):
         Image.new("RGB", (4, 4)).save(tmp_path / "000000" / f"{number:02d}.png")
     (tmp_path / "000000" / "prompts.json").write_text(json.dumps([str(number) for number in range(101)]))
-    found = read_pictures(tmp_path, [])
+    found = read_images(tmp_path, [])
     assert [pair.prompt for pair in found.pairs] == ["9", "11", "100"]
 
 
-def test_large_pictures_are_reduced(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+def test_large_images_are_reduced(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     run = write_run(tmp_path / "large", 2, 1)
-    write_pictures(run, 1, PROMPTS[:1])  # one in between: not shown
+    write_images(run, 1, PROMPTS[:1])  # one in between: not shown
     for iteration in (3, 4):
-        write_pictures(run, iteration, PROMPTS[:1], size=(1024, 768))
+        write_images(run, iteration, PROMPTS[:1], size=(1024, 768))
     for iteration in (0, 2):
-        (run / "pictures" / f"{iteration:06d}").rename(run / f"aside{iteration}")
-    (run / "pictures" / "000001").rename(run / "aside1")
+        (run / "images" / f"{iteration:06d}").rename(run / f"aside{iteration}")
+    (run / "images" / "000001").rename(run / "aside1")
     images = show(run).all("img")
     assert [image["alt"].partition(":")[0] for image in images] == ["Iteration 3", "Iteration 4"]
     for image in images:
@@ -184,10 +184,10 @@ def test_small_videos_play_beside_their_film_strips(tmp_path: Path, show: Callab
     """In the page itself, without scripts; of a large file, or without one, there is the strip."""
     run = write_run(tmp_path / "films", 2, 2)
     for iteration in (0, 2):
-        shutil.rmtree(run / "pictures" / f"{iteration:06d}")
-        write_pictures(run, iteration, PROMPTS[:3], size=(168, 32))
-        (run / "pictures" / f"{iteration:06d}" / "00.mp4").write_bytes(b"film %d" % iteration)
-        (run / "pictures" / f"{iteration:06d}" / "01.mp4").write_bytes(bytes(300_001))
+        shutil.rmtree(run / "images" / f"{iteration:06d}")
+        write_images(run, iteration, PROMPTS[:3], size=(168, 32))
+        (run / "images" / f"{iteration:06d}" / "00.mp4").write_bytes(b"film %d" % iteration)
+        (run / "images" / f"{iteration:06d}" / "01.mp4").write_bytes(bytes(300_001))
     found = show(run)
     videos = found.all("video")
     assert [base64.b64decode(v["src"].removeprefix("data:video/mp4;base64,")) for v in videos] == [b"film 0", b"film 2"]
@@ -203,26 +203,26 @@ def test_small_videos_play_beside_their_film_strips(tmp_path: Path, show: Callab
     assert "base model above, iteration 2 below." in found.text
 
 
-def test_pictures_are_paired_by_prompt_where_the_selection_changed(
+def test_images_are_paired_by_prompt_where_the_selection_changed(
     tmp_path: Path, read: Callable[[Path], RunData]
 ) -> None:
     run = write_run(tmp_path / "changed", 2, 2)
-    later = run / "pictures" / "000002" / "prompts.json"
+    later = run / "images" / "000002" / "prompts.json"
     later.write_text(json.dumps([PROMPTS[3], "new", "twice", "twice", PROMPTS[0], "newer"]))
-    assert [pair.prompt for pair in read(run).pictures.pairs] == [PROMPTS[0], PROMPTS[3]]
+    assert [pair.prompt for pair in read(run).images.pairs] == [PROMPTS[0], PROMPTS[3]]
     later.write_text(json.dumps(["other"] * 6))
     data = read(run)
-    assert not data.pictures.pairs
+    assert not data.images.pairs
     assert any("show different prompts" in line for line in summary.what_is_missing(data))
 
 
-def test_damaged_pictures_are_left_out_and_mentioned(tmp_path: Path, read: Callable[[Path], RunData]) -> None:
+def test_damaged_images_are_left_out_and_mentioned(tmp_path: Path, read: Callable[[Path], RunData]) -> None:
     run = write_run(tmp_path / "damaged", 2, 2)
-    (run / "pictures" / "000000" / "01.png").write_bytes(b"no picture")
-    (run / "pictures" / "000002" / "prompts.json").unlink()
+    (run / "images" / "000000" / "01.png").write_bytes(b"no image")
+    (run / "images" / "000002" / "prompts.json").unlink()
     data = read(run)
-    assert "The picture 000000/01.png is damaged." in data.problems
-    assert "The prompts of the pictures in 000002 are not known (prompts.json)." in data.problems
+    assert "The image 000000/01.png is damaged." in data.problems
+    assert "The prompts of the images in 000002 are not known (prompts.json)." in data.problems
 
 
 # -- numbers behind the figures --------------------------------------------------------------------------------------
@@ -255,13 +255,13 @@ def test_curve_is_to_scale() -> None:
     assert slopes[0] < 0
 
 
-def test_labels_are_spread_like_an_isotonic_regression() -> None:
+def test_labels_are_sharded_like_an_isotonic_regression() -> None:
     generator = np.random.default_rng(0)
     for count in (1, 2, 7, 20):
         values = np.sort(generator.random(count))
         ranks = 0.08 * np.arange(count)
         expected = isotonic_regression(values - ranks).x + ranks
-        np.testing.assert_allclose(spread(list(values), 0.08), expected, atol=1e-12)
+        np.testing.assert_allclose(sharded(list(values), 0.08), expected, atol=1e-12)
 
 
 def test_long_curves_show_means_of_equal_stretches() -> None:
@@ -295,7 +295,7 @@ def test_diversity_falls_back_to_the_training_groups(tmp_path: Path, read: Calla
     assert found == summary.Diversity(1.5, 19.5, "within training groups, first and last 2 iterations")
 
 
-def test_svg_takes_the_pages_colours_and_keeps_other_peoples_words() -> None:
+def test_svg_takes_the_pages_colors_and_keeps_other_peoples_words() -> None:
     with canvas(100, 50) as (figure, axes):
         axes.set_title("#010101 font: 3px url(#x)")
         svg = to_svg(figure, "k", 'a "quoted" < description')

@@ -16,7 +16,7 @@ from dgpo_miniature import checkpoint_path
 from dgpo_miniature.captions import TASKS
 from dgpo_miniature.prompts import prompts
 from dgpo_miniature.train import main
-from dgpo_miniature.training.autoencoder import random_pictures
+from dgpo_miniature.training.autoencoder import random_images
 from dgpo_miniature.training.score import sample, score
 from dgpo_miniature.training.text import TOKENS, build_tokenizer, words
 
@@ -40,13 +40,13 @@ def test_the_checkpoint_is_small_and_safe() -> None:
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt"}
 
 
-def test_base_scores_in_the_band(pipeline: StableDiffusion3Pipeline) -> None:
+def test_base_scores_in_the_tolerance(pipeline: StableDiffusion3Pipeline) -> None:
     means = score(pipeline, prompts("heldout", 240))
     assert 0.32 <= means["overall"] <= 0.68
 
 
 def test_own_sampler_agrees_with_the_pipeline(pipeline: StableDiffusion3Pipeline) -> None:
-    """diffusers' own call, from the same noise with the same steps, gives the same pictures."""
+    """diffusers' own call, from the same noise with the same steps, gives the same images."""
     texts = [entry["prompt"] for entry in prompts("heldout", 4)]
     ours = sample(pipeline, texts, steps=8, seed=3, guidance=3.0)
     noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -70,11 +70,11 @@ def test_own_sampler_agrees_with_the_pipeline(pipeline: StableDiffusion3Pipeline
 
 
 def test_reconstructions_are_close(pipeline: StableDiffusion3Pipeline) -> None:
-    pictures = random_pictures(32, np.random.default_rng(11))
+    images = random_images(32, np.random.default_rng(11))
     autoencoder: AutoencoderKL = pipeline.vae
     with torch.no_grad():
-        latents = autoencoder.encode(pictures).latent_dist.mean
-        error = (autoencoder.decode(latents).sample - pictures).abs().mean()
+        latents = autoencoder.encode(images).latent_dist.mean
+        error = (autoencoder.decode(latents).sample - images).abs().mean()
     scaled = (latents - autoencoder.config.shift_factor) * autoencoder.config.scaling_factor
     assert error < 0.06
     assert float(scaled.std()) == pytest.approx(1.0, abs=0.1)

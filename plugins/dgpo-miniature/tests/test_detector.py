@@ -27,7 +27,7 @@ def test_contract(detector: ShapeDetector) -> None:
     check_detector(detector, torch.stack([example.media for example in detector.examples()]))
 
 
-def test_it_names_the_colours_it_says(detector: ShapeDetector) -> None:
+def test_it_names_the_colors_it_says(detector: ShapeDetector) -> None:
     assert set(detector.colors) < set(GENEVAL_COLORS)
     media = torch.stack([example.media for example in detector.examples()])
     found = {detection.color for one in detector.detect(media) for detection in one}
@@ -41,7 +41,7 @@ def test_there_is_a_good_and_a_bad_example_of_every_task(detector: ShapeDetector
 
 
 @pytest.mark.parametrize("kind", [GenEvalReward, GenEvalOfficialReward, GenEvalFlowGRPOReward])
-def test_rewards_tell_them_apart_and_say_why(detector: ShapeDetector, kind: type[GenEvalReward]) -> None:
+def test_rewards_report_them_apart_and_say_why(detector: ShapeDetector, kind: type[GenEvalReward]) -> None:
     """Every variant gives the good ones all it has, and the bad ones less; clauses and marks agree with it."""
     reward = kind(GenEvalOptions(), device=CPU, detector=detector)
     examples = reward.examples()
@@ -49,10 +49,10 @@ def test_rewards_tell_them_apart_and_say_why(detector: ShapeDetector, kind: type
     check_reward(reward, media, prompts)
     scores = reward.score(media, prompts)
     for example, value, said in zip(examples, scores.values.tolist(), scores.diagnostics, strict=True):
-        told = Diagnostics.model_validate(said)
+        reported = Diagnostics.model_validate(said)
         assert (value == 1) is example.good
         if example.good:
-            assert all(clause.ok for clause in told.clauses)
-            assert all(mark.ok for mark in told.marks)
+            assert all(clause.ok for clause in reported.clauses)
+            assert all(mark.ok for mark in reported.marks)
         else:
-            assert not all(clause.ok for clause in told.clauses)
+            assert not all(clause.ok for clause in reported.clauses)

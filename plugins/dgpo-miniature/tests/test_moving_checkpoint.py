@@ -14,7 +14,7 @@ from diffusers import WanPipeline
 
 from dgpo_kit.contracts import check_backbone
 from dgpo_miniature.moving.autoencoder import random_videos
-from dgpo_miniature.moving.data import normalised
+from dgpo_miniature.moving.data import normalized
 from dgpo_miniature.moving.detector import find_motion
 from dgpo_miniature.moving.prompts import prompts
 from dgpo_miniature.moving.score import sample, score
@@ -42,7 +42,7 @@ def test_the_checkpoint_is_small_and_safe() -> None:
 
 
 @pytest.mark.slow
-def test_base_scores_in_the_band(pipeline: Any) -> None:
+def test_base_scores_in_the_tolerance(pipeline: Any) -> None:
     assert 0.25 <= score(pipeline, prompts("heldout", 240))["strict"] <= 0.55
 
 
@@ -58,7 +58,7 @@ def test_reconstructions_are_read_as_they_were_drawn(pipeline: Any) -> None:
 
     same = [before == after for before, after in zip(read(videos), read(again), strict=True)]
     assert np.mean(same) >= 0.88
-    scaled = normalised(pipeline.vae, latents).transpose(0, 1).flatten(1)
+    scaled = normalized(pipeline.vae, latents).transpose(0, 1).flatten(1)
     assert torch.allclose(scaled.std(1), torch.ones(len(scaled)), atol=0.15)
 
 
@@ -95,7 +95,7 @@ def test_every_word_is_one_token() -> None:
 @pytest.mark.slow
 def test_training_runs_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--world", "moving", "--out", str(tmp_path), "--tiny", "--threads", "1"])
-    shares = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(shares) == {"shape", "color", "direction", "strict"}
+    split_samples = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(split_samples) == {"shape", "color", "direction", "strict"}
     again = WanPipeline.from_pretrained(tmp_path, dtype=torch.float32, local_files_only=True)
     assert sample(again, ["a red circle moving left"], steps=2).shape == (1, FRAMES, 3, SIZE, SIZE)

@@ -29,7 +29,7 @@ def test_clips_are_what_they_say() -> None:
     ground = clips.ground[:, None, :, None, None]
     cover = np.abs(videos - ground).sum(2)
     centers = np.stack([(cover * x).sum((2, 3)), (cover * y).sum((2, 3))], -1) / cover.sum((2, 3))[..., None]
-    # The centre of mass moves straight, at the clip's speed, in its direction; nothing is cut off at the edge.
+    # The center of mass moves straight, at the clip's speed, in its direction; nothing is cut off at the edge.
     step = STEPS[clips.direction] * clips.speed[:, None]
     assert np.allclose(np.diff(centers, axis=1), step[:, None], atol=0.1)
     row, column = np.rint(centers[:, 2, ::-1].T - 0.5).astype(int)

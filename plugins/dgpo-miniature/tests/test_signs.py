@@ -1,4 +1,4 @@
-"""The world of signs: its pictures, captions and prompts, against geometry and counting by hand."""
+"""The world of signs: its images, captions and prompts, against geometry and counting by hand."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def plain(word: str, offset: tuple[float, float] = (0.0, 0.0), size: float = 22.
     return Signs((word,), np.array([size]), np.array([offset]), np.zeros(1), np.ones(1))
 
 
-def ink_box(picture: np.ndarray) -> tuple[float, float, float, float]:
+def ink_box(image: np.ndarray) -> tuple[float, float, float, float]:
     """x0, y0, x1, y1 of what is darker than half of black on white."""
-    rows, columns = np.nonzero(picture.mean(axis=0) < 0.5)
+    rows, columns = np.nonzero(image.mean(axis=0) < 0.5)
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
-def test_pictures_are_dark_ink_on_light_ground() -> None:
+def test_images_are_dark_ink_on_light_ground() -> None:
     rng = np.random.default_rng(0)
     signs = random_signs(random_words(50, rng), rng)
-    pictures = render(signs)
-    assert pictures.shape == (50, 3, HEIGHT, WIDTH)
-    assert pictures.dtype == np.float32
-    assert pictures.min() >= 0.0 and pictures.max() <= 1.0  # noqa: PT018
-    assert np.allclose(pictures[:, :, 0, 0], signs.ground[:, None])
-    assert np.allclose(pictures.min(axis=(2, 3)), signs.ink[:, None], atol=0.02)
+    images = render(signs)
+    assert images.shape == (50, 3, HEIGHT, WIDTH)
+    assert images.dtype == np.float32
+    assert images.min() >= 0.0 and images.max() <= 1.0  # noqa: PT018
+    assert np.allclose(images[:, :, 0, 0], signs.ground[:, None])
+    assert np.allclose(images.min(axis=(2, 3)), signs.ink[:, None], atol=0.02)
 
 
 def test_a_word_stands_where_it_should_be() -> None:
@@ -52,18 +52,18 @@ def test_a_word_stands_where_it_should_be() -> None:
 def test_every_word_stays_inside() -> None:
     for word in ("NNN", "HUN", "CUR"):
         for offset in ((9.0, 9.0), (-9.0, -9.0)):
-            picture = render(plain(word, offset, size=24.0))[0]
-            border = np.concatenate([picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]], axis=1)
+            image = render(plain(word, offset, size=24.0))[0]
+            border = np.concatenate([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], axis=1)
             assert border.min() > 0.5
 
 
 def test_letters_look_different() -> None:
-    pictures = np.concatenate([render(plain(letter * 3)) for letter in LETTERS])
-    apart = np.abs(pictures[:, None] - pictures[None]).mean(axis=(2, 3, 4))
+    images = np.concatenate([render(plain(letter * 3)) for letter in LETTERS])
+    apart = np.abs(images[:, None] - images[None]).mean(axis=(2, 3, 4))
     assert apart[~np.eye(len(LETTERS), dtype=bool)].min() > 0.015
 
 
-def test_a_picture_does_not_depend_on_the_others_in_its_batch() -> None:
+def test_a_image_does_not_depend_on_the_others_in_its_batch() -> None:
     signs = random_signs(["CAB", "PEN", "SUN"], np.random.default_rng(1))
     last = Signs(signs.words[2:], signs.size[2:], signs.offset[2:], signs.ink[2:], signs.ground[2:])
     assert np.array_equal(render(signs)[2:], render(last))

@@ -14,7 +14,7 @@ from diffusers import StableDiffusion3Pipeline
 from dgpo_core.plugins.registry import get_registry
 from dgpo_kit.given import prompts_of
 from dgpo_miniature import checkpoint_path
-from dgpo_miniature.signs.data import random_pictures, random_words
+from dgpo_miniature.signs.data import random_images, random_words
 from dgpo_miniature.signs.prompts import prompts
 from dgpo_miniature.signs.score import read, sample_signs, score
 from dgpo_miniature.signs.world import random_signs, render
@@ -40,31 +40,31 @@ def test_the_checkpoint_is_small_and_safe() -> None:
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt"}
 
 
-def test_true_pictures_and_their_reconstructions_are_read(pipeline: StableDiffusion3Pipeline) -> None:
+def test_true_images_and_their_reconstructions_are_read(pipeline: StableDiffusion3Pipeline) -> None:
     rng = np.random.default_rng(11)
     words = random_words(60, rng)
     asked = [{"prompt": f'a sign that says "{word}"', "target": word} for word in words]
-    pictures = torch.from_numpy(render(random_signs(words, rng)))
-    assert float(read(pictures, asked).mean()) >= 0.98
+    images = torch.from_numpy(render(random_signs(words, rng)))
+    assert float(read(images, asked).mean()) >= 0.98
     with torch.no_grad():
-        latents = pipeline.vae.encode(pictures * 2 - 1).latent_dist.mean
+        latents = pipeline.vae.encode(images * 2 - 1).latent_dist.mean
         again = (pipeline.vae.decode(latents).sample / 2 + 0.5).clamp(0.0, 1.0)
     assert float(read(again, asked).mean()) >= 0.97
-    assert float((again - pictures).abs().mean()) < 0.03
+    assert float((again - images).abs().mean()) < 0.03
 
 
 def test_latents_have_unit_variance(pipeline: StableDiffusion3Pipeline) -> None:
     config = pipeline.vae.config
     with torch.no_grad():
-        latents = pipeline.vae.encode(random_pictures(64, np.random.default_rng(3))).latent_dist.mean
+        latents = pipeline.vae.encode(random_images(64, np.random.default_rng(3))).latent_dist.mean
     assert float(((latents - config.shift_factor) * config.scaling_factor).std()) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.slow
-def test_base_scores_in_the_band(pipeline: StableDiffusion3Pipeline) -> None:
+def test_base_scores_in_the_tolerance(pipeline: StableDiffusion3Pipeline) -> None:
     """Room to rise, and the model knows how: what is written depends on the prompt, and with guidance it is right."""
-    pictures = sample_signs(pipeline, HELDOUT)
-    plain, strangers = read(torch.cat([pictures, pictures]), [*HELDOUT, *HELDOUT[1:], *HELDOUT[:1]]).chunk(2)
+    images = sample_signs(pipeline, HELDOUT)
+    plain, strangers = read(torch.cat([images, images]), [*HELDOUT, *HELDOUT[1:], *HELDOUT[:1]]).chunk(2)
     assert 0.35 <= float(plain.mean()) <= 0.7
     assert float(strangers.mean()) <= 0.25
     assert score(pipeline, HELDOUT, guidance=3.0)["ocr"] >= 0.85
@@ -82,9 +82,9 @@ def test_the_sd3_backbone_loads_it_and_writes() -> None:
     with torch.no_grad():
         for sigma, following in pairwise(2 * times / (1 + times)):
             x = x + (following - sigma) * backbone.velocity(x, sigma.expand(len(x)), conditioning)
-    pictures = backbone.decode(x)
-    assert pictures.shape == (len(HELDOUT), 3, 32, 64)
-    assert float(read(pictures, HELDOUT).mean()) >= 0.35
+    images = backbone.decode(x)
+    assert images.shape == (len(HELDOUT), 3, 32, 64)
+    assert float(read(images, HELDOUT).mean()) >= 0.35
 
 
 def test_training_runs_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

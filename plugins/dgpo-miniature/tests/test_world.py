@@ -1,4 +1,4 @@
-"""Pictures and captions against the detector and independent geometry."""
+"""Images and captions against the detector and independent geometry."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from dgpo_miniature.detector import ShapeDetector, find_shapes
 from dgpo_miniature.world import CELL, CLASSES, COLORS, EMPTY, RGB, SIZE, random_scenes, render
 
 
-def pictures_of(contents: list[Caption], seed: int = 0) -> np.ndarray:
+def images_of(contents: list[Caption], seed: int = 0) -> np.ndarray:
     rng = Random(seed)
     content = [scene_content(caption, rng) for caption in contents]
     kind, color = (np.array(part) for part in zip(*content, strict=True))
     return render(random_scenes(kind, color, np.random.default_rng(seed)))
 
 
-def verdicts(captions: list[Caption], pictures: np.ndarray) -> list[bool]:
+def verdicts(captions: list[Caption], images: np.ndarray) -> list[bool]:
     return [
         evaluate(
             Metadata.model_validate(metadata(caption, text(caption, TRAIN_TEMPLATES[0]))),
@@ -38,7 +38,7 @@ def verdicts(captions: list[Caption], pictures: np.ndarray) -> list[bool]:
             variant="geneval-official",
             thresholds=ShapeDetector.thresholds,
         ).correct
-        for caption, seen in zip(captions, find_shapes(pictures), strict=True)
+        for caption, seen in zip(captions, find_shapes(images), strict=True)
     ]
 
 
@@ -66,7 +66,7 @@ def test_detector_reads_classes_colors_and_boxes_back() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_true_captions_are_judged_correct(task: str) -> None:
     captions = some(task, 60)
-    assert np.mean(verdicts(captions, pictures_of(captions))) >= 0.98
+    assert np.mean(verdicts(captions, images_of(captions))) >= 0.98
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -75,37 +75,37 @@ def test_corrupted_captions_are_judged_wrong(task: str) -> None:
     captions = some(task, 60)
     wrong = [corrupt(caption, rng) for caption in captions]
     assert all(a != b for a, b in zip(captions, wrong, strict=True))
-    assert np.mean(verdicts(captions, pictures_of(wrong))) <= 0.02
+    assert np.mean(verdicts(captions, images_of(wrong))) <= 0.02
 
 
-def test_a_picture_does_not_depend_on_the_others_in_its_batch() -> None:
-    pictures = pictures_of(some("color_attr", 5))
-    alone = [find_shapes(picture[None])[0] for picture in pictures]
-    assert find_shapes(pictures) == alone
+def test_a_image_does_not_depend_on_the_others_in_its_batch() -> None:
+    images = images_of(some("color_attr", 5))
+    alone = [find_shapes(image[None])[0] for image in images]
+    assert find_shapes(images) == alone
 
 
 def test_a_square_is_drawn_where_it_should_be() -> None:
     kind = np.array([[CLASSES.index("square"), EMPTY, EMPTY, EMPTY]])
     scenes = random_scenes(kind, np.zeros((1, 4), dtype=int), np.random.default_rng(0))
     scenes.center[0, 0], scenes.radius[0, 0] = (16.0, 14.0), 10.0
-    picture = render(scenes)[0]
-    assert picture.shape == (3, SIZE, SIZE)
-    assert picture[:, 5:23, 7:25] == pytest.approx(np.broadcast_to(RGB[0][:, None, None], (3, 18, 18)))
+    image = render(scenes)[0]
+    assert image.shape == (3, SIZE, SIZE)
+    assert image[:, 5:23, 7:25] == pytest.approx(np.broadcast_to(RGB[0][:, None, None], (3, 18, 18)))
     outside = np.ones((SIZE, SIZE), dtype=bool)
     outside[5:23, 7:25] = False
-    assert picture[:, outside] == pytest.approx(np.broadcast_to(scenes.ground[0][:, None], (3, outside.sum())))
+    assert image[:, outside] == pytest.approx(np.broadcast_to(scenes.ground[0][:, None], (3, outside.sum())))
 
 
 def test_masks_cover_the_blob() -> None:
-    picture = pictures_of(some("colors", 1))
-    (seen,) = find_shapes(picture, masks=True)[0]
+    image = images_of(some("colors", 1))
+    (seen,) = find_shapes(image, masks=True)[0]
     assert seen.mask is not None
     rows, columns = np.nonzero(seen.mask)
     assert seen.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
 
 @pytest.mark.parametrize("fill", [0.0, 0.5, 1.0])
-def test_nothing_is_seen_on_an_empty_picture(fill: float) -> None:
+def test_nothing_is_seen_on_an_empty_image(fill: float) -> None:
     assert find_shapes(np.full((2, 3, SIZE, SIZE), fill, dtype=np.float32)) == [[], []]
 
 

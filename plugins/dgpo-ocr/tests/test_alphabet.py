@@ -23,7 +23,7 @@ ASCII = readable(string.printable)
 class Ascii:
     """An engine that knows ASCII."""
 
-    def read(self, picture: object) -> list[Line]:
+    def read(self, image: object) -> list[Line]:
         return []
 
     def alphabet(self) -> frozenset[str] | None:
@@ -38,7 +38,7 @@ def reward(**options: object) -> OcrReward:
     "target",
     ["OPEN", "It’s “GO” – now…", "13½", "ＯＰＥＮ", "x\u200by\u00a0z", "ﬁne", "E=mc²", "Strasse", "İ", "?!", "ſ"],
 )
-def test_letters_that_normalise_are_read(target: str) -> None:
+def test_letters_that_normalize_are_read(target: str) -> None:
     check_readable(target, ASCII, "the engine")
 
 
@@ -90,7 +90,7 @@ def test_an_engine_that_does_not_say_is_believed() -> None:
             return None
 
     class Older:
-        def read(self, picture: object) -> list[Line]:
+        def read(self, image: object) -> list[Line]:
             return []
 
     for make in (Silent, Older):

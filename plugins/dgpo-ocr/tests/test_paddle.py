@@ -2,7 +2,7 @@
 
 `PaddleOCR.__init__` and `predict` are those of paddleocr 3.7 (paddleocr/_pipelines/ocr.py), what `predict` returns is
 that of PaddleX 3.7 (paddlex/inference/pipelines/ocr/pipeline.py, `_OCRPipeline.predict`): a list with one mapping per
-picture; `rec_boxes` and the other keys beside those that are read are left out.
+image; `rec_boxes` and the other keys beside those that are read are left out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ made: list[FakePaddleOCR]
 
 
 class FakePaddleOCR:
-    """Sees as many lines as the picture's blue level says."""
+    """Sees as many lines as the image's blue level says."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ def reward(**options: Any) -> OcrReward:
     return OcrReward(OcrOptions(engine="paddleocr", readers=1, **options), device=CPU)
 
 
-def pictures(*blue: int) -> torch.Tensor:
+def images(*blue: int) -> torch.Tensor:
     media = torch.full((len(blue), 3, 70, 90), 200 / 255)
     media[:, 2] = torch.tensor(blue).view(-1, 1, 1) / 255
     return media
@@ -103,7 +103,7 @@ def pictures(*blue: int) -> torch.Tensor:
 
 def test_results() -> None:
     made_reward = reward()
-    scores = made_reward.score(pictures(0, 1, 2, 3, 9), [OPEN] * 5)
+    scores = made_reward.score(images(0, 1, 2, 3, 9), [OPEN] * 5)
     made_reward.close()
     assert scores.values.nan_to_num(-1).tolist() == [0, 0.5, 1, 1, -1]
     assert scores.missing.tolist() == [False, False, False, False, True]
@@ -190,7 +190,7 @@ def test_another_version_is_refused(paddleocr: types.ModuleType) -> None:
 def test_an_answer_in_another_format_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakePaddleOCR, "predict", lambda self, input: [{"res": {}}])
     made_reward = reward()
-    scores = made_reward.score(pictures(1), [OPEN])
+    scores = made_reward.score(images(1), [OPEN])
     made_reward.close()
     assert scores.missing.tolist() == [True]
     assert "no 'rec_texts'" in scores.diagnostics[0]["reason"]
@@ -225,8 +225,8 @@ def test_lines_are_read_in_the_order_of_people(monkeypatch: pytest.MonkeyPatch) 
         return [{"rec_texts": ["WORLD", "HELLO", "again"], "rec_scores": [0.9] * 3, "rec_polys": corners}]
 
     monkeypatch.setattr(FakePaddleOCR, "predict", predict)
-    for rule, value in (("normalised", 1), ("flowgrpo", 1 - 8 / 15)):
+    for rule, value in (("normalized", 1), ("flowgrpo", 1 - 8 / 15)):
         made_reward = reward(rule=rule)
-        scores = made_reward.score(pictures(0), [Prompt('a sign "Hello World again"')])
+        scores = made_reward.score(images(0), [Prompt('a sign "Hello World again"')])
         made_reward.close()
         assert scores.values.tolist() == pytest.approx([value])

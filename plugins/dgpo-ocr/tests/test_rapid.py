@@ -1,4 +1,4 @@
-"""RapidOCR, the real one, on pictures drawn here."""
+"""RapidOCR, the real one, on images drawn here."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_examples(one_line: bool) -> None:
             assert (value == 1) == example.good, (example.name, value)
 
 
-def test_a_blank_picture_is_read_as_such(reward: OcrReward) -> None:
+def test_a_blank_image_is_read_as_such(reward: OcrReward) -> None:
     blanks = torch.stack([torch.zeros(3, 256, 256), torch.ones(3, 256, 256), torch.full((3, 256, 256), 0.5)])
     scores = reward.score(blanks, [asks("OPEN")] * 3)
     assert scores.values.tolist() == [0, 0, 0]
@@ -88,13 +88,13 @@ def test_without_detection_a_blank_line_is_read_as_such() -> None:
 
 
 def test_red_is_red(reward: OcrReward) -> None:
-    """Text is read in swapped colours too, so what the engine is given is looked at."""
+    """Text is read in swapped colors too, so what the engine is given is looked at."""
     seen = []
 
     class Looks(RapidEngine):
-        def read(self, picture):  # type: ignore[no-untyped-def]
-            seen.append(picture[0, 0].tolist())
-            return super().read(picture)
+        def read(self, image):  # type: ignore[no-untyped-def]
+            seen.append(image[0, 0].tolist())
+            return super().read(image)
 
     made = OcrReward(OcrOptions(), device=CPU, make=lambda: Looks(OcrOptions()))
     scores = made.score(draw("STOP", ink=(255, 255, 255), paper=(200, 10, 30))[None], [asks("STOP")])
@@ -115,7 +115,7 @@ def test_any_size_is_scored(reward: OcrReward, height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(700, 1), (2000, 10), (3000, 40)])
-def test_a_picture_that_detection_cannot_see_is_missing(reward: OcrReward, height: int, width: int) -> None:
+def test_a_image_that_detection_cannot_see_is_missing(reward: OcrReward, height: int, width: int) -> None:
     scores = reward.score(torch.ones(1, 3, height, width), [asks("OPEN")])
     assert scores.missing.tolist() == [True]
     assert "too narrow to look for lines in" in scores.diagnostics[0]["reason"]
@@ -131,8 +131,8 @@ def test_what_is_too_narrow_is_what_the_detector_gives_up_on(reward: OcrReward) 
     refused = 0
     for _ in range(300):
         height, width = (round(2 ** rng.uniform(0, 11)) for _ in range(2))
-        picture = torch.zeros(height, width, 3, dtype=torch.uint8).numpy()
-        padded, _ = apply_vertical_padding(picture, {}, engine._ocr.width_height_ratio, engine._ocr.min_height)
+        image = torch.zeros(height, width, 3, dtype=torch.uint8).numpy()
+        padded, _ = apply_vertical_padding(image, {}, engine._ocr.width_height_ratio, engine._ocr.min_height)
         seen = engine._ocr.text_det.get_preprocess()(padded) is not None
         try:
             engine._check_shape(height, width)
@@ -149,13 +149,13 @@ def test_shapes_and_marks(reward: OcrReward, height: int, width: int) -> None:
     scores = reward.score(draw("Fox", height=height, width=width, size=60)[None], [asks("Fox")])
     assert scores.values.tolist() == [1]
     (mark,) = scores.diagnostics[0]["marks"]
-    centre = torch.tensor(mark["polygon"]).mean(0).tolist()
-    assert centre == pytest.approx([width / 2, height / 2], abs=12), "the text was drawn in the middle"
+    center = torch.tensor(mark["polygon"]).mean(0).tolist()
+    assert center == pytest.approx([width / 2, height / 2], abs=12), "the text was drawn in the middle"
 
 
 @pytest.mark.parametrize("detection", [True, False])
 @pytest.mark.parametrize("width", [320, 96])
-def test_a_few_letters_in_tiny_pictures(detection: bool, width: int) -> None:
+def test_a_few_letters_in_tiny_images(detection: bool, width: int) -> None:
     rng = Random(0)
     words = ["".join(rng.choices(ascii_uppercase, k=3)) for _ in range(12)]
     media = torch.stack([draw(word, height=32, width=64, size=20) for word in words])

@@ -26,24 +26,24 @@ from dgpo_schemas.diagnostics import Diagnostics
 
 CPU = torch.device("cpu")
 TEXTS = ["", "OPEN", "OPEN DAILY", "OPER", "Music", "O PEN\t"]
-"""What a picture of this level says."""
+"""What an image of this level says."""
 OPEN = Prompt('A sign that says "OPEN"')
 
 
 class Script:
-    """Reads a picture's level; its hook sees every picture and may raise."""
+    """Reads an image's level; its hook sees every image and may raise."""
 
     def __init__(self, hook: Callable[[int], object] = lambda level: None) -> None:
         self.hook = hook
         self.thread = threading.get_ident()
 
-    def read(self, picture: NDArray[np.uint8]) -> list[Line]:
+    def read(self, image: NDArray[np.uint8]) -> list[Line]:
         assert threading.get_ident() == self.thread, "an engine stays on its thread"
-        level = int(picture[0, 0, 0])
+        level = int(image[0, 0, 0])
         self.hook(level)
         if not TEXTS[level]:
             return []
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         corners = ((0.0, 0.0), (float(width), 0.0), (float(width), float(height)))
         return [Line(TEXTS[level], 0.9, corners), Line("doubtful", 0.1, corners), Line("  ", 1.0, corners)]
 
@@ -79,7 +79,7 @@ def test_images() -> None:
     assert score(images(1, 2, 3), strict=True).values.tolist() == [1, 0, 0.75]
 
 
-def test_what_a_person_is_told() -> None:
+def test_what_a_person_is_reported() -> None:
     blank, surplus, wrong = score(images(0, 2, 3)).diagnostics
     assert blank == {
         "target": "OPEN",
@@ -120,13 +120,13 @@ def test_videos(levels: list[int], options: dict[str, Any], value: float) -> Non
 
 
 def test_frames_are_numbered_as_in_the_media() -> None:
-    (told,) = score(video(1, 0, 0, 0, 3)).diagnostics
-    assert told["frames"] == [
+    (reported,) = score(video(1, 0, 0, 0, 3)).diagnostics
+    assert reported["frames"] == [
         {"frame": 0, "value": 1.0, "text": "OPEN", "distance": 0, "surplus": 0},
         {"frame": 4, "value": 0.75, "text": "OPER", "distance": 1, "surplus": 0},
     ]
-    assert [(m["frame"], m["ok"]) for m in told["marks"]] == [(0, True), (4, False)]
-    assert told["clauses"] == [{"text": '"OPEN" asked for, read in 1 of 2 frames', "ok": False}]
+    assert [(m["frame"], m["ok"]) for m in reported["marks"]] == [(0, True), (4, False)]
+    assert reported["clauses"] == [{"text": '"OPEN" asked for, read in 1 of 2 frames', "ok": False}]
 
 
 def fails_on(level: int) -> Callable[[], Script]:
@@ -137,7 +137,7 @@ def fails_on(level: int) -> Callable[[], Script]:
     return lambda: Script(hook)
 
 
-def test_a_picture_that_breaks_the_engine_is_missing_alone() -> None:
+def test_a_image_that_breaks_the_engine_is_missing_alone() -> None:
     scores = score(images(1, 4, 0), fails_on(4))
     assert scores.missing.tolist() == [False, True, False]
     assert scores.values[1].isnan()
@@ -164,7 +164,7 @@ def test_pixels_out_of_range_are_missing_alone() -> None:
     [torch.zeros(2, 0, 3, 8, 8), torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 0, 8), torch.zeros(2, 3, 8, 8).byte()],
     ids=lambda m: f"{m.dtype} {list(m.shape)}",
 )
-def test_what_is_no_picture_is_missing(media: Tensor) -> None:
+def test_what_is_no_image_is_missing(media: Tensor) -> None:
     scores = score(media)
     assert scores.missing.tolist() == [True, True]
     assert scores.diagnostics[0]["reason"].startswith("ValueError: media ")
@@ -204,8 +204,8 @@ def test_another_number_of_prompts_is_a_mistake() -> None:
 
 def test_diagnostics_are_what_tools_understand() -> None:
     for media in (images(0, 2, 3), video(1, 2, 3, 4, 0), torch.full((1, 3, 2, 2), torch.nan)):
-        for told in score(media).diagnostics:
-            Diagnostics.model_validate(json.loads(json.dumps(told, allow_nan=False)))
+        for reported in score(media).diagnostics:
+            Diagnostics.model_validate(json.loads(json.dumps(reported, allow_nan=False)))
 
 
 def test_readers_read_at_once_each_with_its_own_engine() -> None:
@@ -217,7 +217,7 @@ def test_readers_read_at_once_each_with_its_own_engine() -> None:
         return made[-1]
 
     scores = score(images(1, 3, 0), make, readers=3)
-    assert scores.values.tolist() == [1, 0.75, 0], "three pictures wait for each other"
+    assert scores.values.tolist() == [1, 0.75, 0], "three images wait for each other"
     assert len(made) == len({engine.thread for engine in made}) == 3
 
 
@@ -270,7 +270,7 @@ def placed(**texts: tuple[float, float, float]) -> Callable[[], Any]:
     """An engine that reads these words: left, upper edge, confidence."""
 
     class Placed:
-        def read(self, picture: NDArray[np.uint8]) -> list[Line]:
+        def read(self, image: NDArray[np.uint8]) -> list[Line]:
             return [
                 Line(text, score, ((x, y), (x + 90, y), (x + 90, y + 30), (x, y + 30)))
                 for text, (x, y, score) in texts.items()
@@ -294,9 +294,9 @@ def test_rows_and_columns_are_both_ways_to_read() -> None:
     grid = placed(A1=(0, 0, 0.9), B1=(300, 0, 0.9), A2=(0, 50, 0.9), B2=(300, 50, 0.9))
     assert value(grid, "A1 B1 A2 B2", strict=True) == value(grid, "A1 A2 B1 B2", strict=True) == 1
     assert value(grid, "B1 A1 B2 A2", strict=True) < 1
-    told = score(images(0), grid, Prompt('"a1 a2 b1 b2"')).diagnostics[0]
-    assert told["text"] == "A1 A2 B1 B2"
-    assert [mark["text"] for mark in told["marks"]] == ["A1", "A2", "B1", "B2"]
+    reported = score(images(0), grid, Prompt('"a1 a2 b1 b2"')).diagnostics[0]
+    assert reported["text"] == "A1 A2 B1 B2"
+    assert [mark["text"] for mark in reported["marks"]] == ["A1", "A2", "B1", "B2"]
 
 
 @pytest.mark.parametrize(
@@ -336,24 +336,24 @@ def test_very_long_texts() -> None:
     assert clause["text"] == f'"{("a " + text)[:200]}..." (40002 characters) asked for, "ab" read'
 
 
-def test_an_engine_that_fails_is_worth_nothing_to_the_published_rule_and_is_told() -> None:
+def test_an_engine_that_fails_is_worth_nothing_to_the_published_rule_and_is_reported() -> None:
     scores = score(images(1, 4, 0), fails_on(4), rule="flowgrpo", min_side=64)
     assert scores.values.tolist() == [1, 0, 0]
     assert not scores.missing.any()
     assert scores.diagnostics[1]["reason"] == "RuntimeError: cannot bear it"
     assert "reason" not in scores.diagnostics[2]
     scores = score(video(1, 0, 0, 0, 4), fails_on(4), rule="flowgrpo", min_score=0.5)
-    (told,) = scores.diagnostics
-    assert [frame.get("reason") for frame in told["frames"]] == [None, "RuntimeError: cannot bear it"]
+    (reported,) = scores.diagnostics
+    assert [frame.get("reason") for frame in reported["frames"]] == [None, "RuntimeError: cannot bear it"]
     assert scores.values.tolist() == [1]
 
 
-def test_pixels_and_colours_of_the_published_rule() -> None:
+def test_pixels_and_colors_of_the_published_rule() -> None:
     seen: list[list[int]] = []
 
     class Looks:
-        def read(self, picture: NDArray[np.uint8]) -> list[Line]:
-            seen.append(picture[0, 0].tolist())
+        def read(self, image: NDArray[np.uint8]) -> list[Line]:
+            seen.append(image[0, 0].tolist())
             return []
 
     red = torch.tensor([1.5, 0.0, -0.5]).view(1, 3, 1, 1).expand(1, 3, 64, 64)

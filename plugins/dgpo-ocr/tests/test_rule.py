@@ -13,7 +13,7 @@ from dgpo_ocr.options import OcrOptions
 from dgpo_ocr.reward import OcrReward
 from dgpo_ocr.rule import Rule, judge, over_frames, plain
 
-RULES: tuple[Rule, Rule] = ("normalised", "flowgrpo")
+RULES: tuple[Rule, Rule] = ("normalized", "flowgrpo")
 ALPHABETS = ("ab", "abc ", "AaBb .!", "0O1lI|", "éÉßñ漢字 İ", "a😀👩‍🚀\u0301 ", "Aa\t \u00a0’'ﬁ")
 
 
@@ -28,7 +28,7 @@ def edit_distance(a: str, b: str) -> int:
 
 
 Reading = list[tuple[str, float]]
-"""Lines of a picture as an engine gives them: text and confidence."""
+"""Lines of an image as an engine gives them: text and confidence."""
 
 
 def flow_grpo(reading: Reading | None, prompt: str, *, substring_is_free: bool = True) -> float:
@@ -153,7 +153,7 @@ class Pages:
     def __init__(self, readings: list[Reading | None]) -> None:
         self.readings = iter(readings)
 
-    def read(self, picture: object) -> list[Line]:
+    def read(self, image: object) -> list[Line]:
         reading = next(self.readings)
         if reading is None:
             raise RuntimeError("no text")

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints, made once, and pictures and prompts to score with them."""
+"""Tiny random checkpoints, made once, and images and prompts to score with them."""
 
 from __future__ import annotations
 

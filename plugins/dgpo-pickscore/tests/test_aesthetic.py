@@ -23,7 +23,7 @@ Contract = Callable[[AestheticReward, Tensor, list[Prompt]], None]
 
 
 def published(directory: Path, head: Path, images: Tensor) -> Tensor:
-    """float64 [B]: picture, CLIP, unit length, five linear layers."""
+    """float64 [B]: image, CLIP, unit length, five linear layers."""
     model = CLIPModel.from_pretrained(directory, torch_dtype=torch.float32).double().eval()
     processor, tensors = CLIPImageProcessorPil.from_pretrained(directory), load_file(head)
     pictures = [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in images]

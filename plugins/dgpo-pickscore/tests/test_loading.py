@@ -124,9 +124,9 @@ def test_the_only_variant_of_the_weights_is_read(pickscore: PickScore, copy: Pat
     assert pickscore(model=str(copy)).encoder.width == pickscore().encoder.width
 
 
-def test_a_quantised_model(pickscore: PickScore, copy: Path) -> None:
+def test_a_quantized_model(pickscore: PickScore, copy: Path) -> None:
     edit_json(copy / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
-    assert "says bitsandbytes (8 bit): the model is quantised" in message(pickscore, model=copy)
+    assert "says bitsandbytes (8 bit): the model is quantized" in message(pickscore, model=copy)
 
 
 def test_a_root_of_the_hubs_cache(pickscore: PickScore, copy: Path, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_no_vocabulary(pickscore: PickScore, copy: Path) -> None:
     assert f"the tokenizer of {copy} cannot be loaded" in message(pickscore, processor=copy)
 
 
-def test_no_numbers_for_pictures(pickscore: PickScore, copy: Path) -> None:
+def test_no_numbers_for_images(pickscore: PickScore, copy: Path) -> None:
     (copy / "preprocessor_config.json").unlink()
     assert f"option processor: {copy} has no preprocessor_config.json" in message(pickscore, processor=copy)
 

@@ -28,7 +28,7 @@ Contract = Callable[[PickScoreReward, Tensor, list[Prompt]], None]
 
 
 def logits(directory: Path, images: Tensor, prompts: list[Prompt], length: int = 77) -> Tensor:
-    """logits_per_image of each pair, float64 [B]: PIL pictures through transformers alone, one pair at a time."""
+    """logits_per_image of each pair, float64 [B]: PIL images through transformers alone, one pair at a time."""
     model = CLIPModel.from_pretrained(directory, torch_dtype=torch.float32).double().eval()
     processor, tokenizer = CLIPImageProcessorPil.from_pretrained(directory), CLIPTokenizer.from_pretrained(directory)
     found = []
@@ -99,7 +99,7 @@ def test_what_is_missing_says_why(pickscore: Build, images: Tensor, prompts: lis
     scores = pickscore().score(images, prompts)
     assert scores.missing.tolist() == [False, True, True, False, False, False]
     assert scores.values[scores.missing].isnan().all()
-    assert scores.diagnostics[1] == {"reason": "the picture has values that are no numbers"}
+    assert scores.diagnostics[1] == {"reason": "the image has values that are no numbers"}
     assert scores.diagnostics[2]["reason"].endswith("outside [0, 1]")
     torch.testing.assert_close(scores.values[~scores.missing], expected[~scores.missing])
     for d in scores.diagnostics:
@@ -107,14 +107,14 @@ def test_what_is_missing_says_why(pickscore: Build, images: Tensor, prompts: lis
 
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 3), (3, 0)])
-def test_pictures_without_anything_to_see(pickscore: Build, size: tuple[int, int]) -> None:
+def test_images_without_anything_to_see(pickscore: Build, size: tuple[int, int]) -> None:
     scores = pickscore().score(torch.zeros(2, 3, *size), [Prompt("a"), Prompt("b")])
     assert scores.missing.all()
     assert all("reason" in d for d in scores.diagnostics)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 900), (2, 1), (31, 500)])
-def test_small_and_long_pictures_are_scored(pickscore: Build, size: tuple[int, int]) -> None:
+def test_small_and_long_images_are_scored(pickscore: Build, size: tuple[int, int]) -> None:
     assert not pickscore().score(torch.rand(2, 3, *size), [Prompt("a"), Prompt("b")]).missing.any()
 
 

@@ -38,7 +38,7 @@ def test_declarations(name: str, registry: Registry) -> None:
 
 
 def test_it_declares_nothing_else(registry: Registry) -> None:
-    assert set(registry.parts("reward")) == set(NAMES)
+    assert set(registry.components("reward")) == set(NAMES)
 
 
 def test_the_entry_point_names_the_plugin_and_is_light() -> None:
@@ -65,7 +65,7 @@ def test_wrong_options_are_refused(model: type[PickScoreOptions], wrong: dict[st
         model.model_validate(wrong)
 
 
-def test_without_open_clip_a_person_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_open_clip_a_person_is_reported_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)  # what importing it then raises is an ImportError
     with pytest.raises(UserError, match=r"pip install 'dgpo-pickscore\[open-clip\]'"):
         ClipScoreReward(ClipScoreOptions(), device=torch.device("cpu"))

@@ -51,9 +51,9 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that holds the plugin and the toy's parts as `pip install --target` would leave them."""
+    """A directory that holds the plugin and the toy's components as `pip install --target` would leave them."""
     directory = tmp_path_factory.mktemp("installed")
-    shutil.copy(Path(__file__).with_name("parts.py"), directory / f"{NAME}.py")
+    shutil.copy(Path(__file__).with_name("components.py"), directory / f"{NAME}.py")
     metadata = directory / f"{NAME}-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.0\n")
@@ -69,7 +69,7 @@ def python_path(installed: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def parts(installed: Path) -> ModuleType:
+def components(installed: Path) -> ModuleType:
     """The plugin's module, in this process."""
     spec = importlib.util.spec_from_file_location(NAME, installed / f"{NAME}.py")
     assert spec is not None
@@ -81,11 +81,11 @@ def parts(installed: Path) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def rewards(parts: ModuleType) -> Registry:
+def rewards(components: ModuleType) -> Registry:
     """A registry that knows the plugin."""
     made = Registry(discover=False)
     made.register(builtin, distribution="dgpo")
-    made.register(parts, distribution=NAME)
+    made.register(components, distribution=NAME)
     made.register(toy, distribution="toy")
     made.register(remote, distribution="dgpo-remote")
     return made
@@ -108,7 +108,7 @@ def make(rewards: Registry, installed: Path) -> Iterator[Make]:
 
     yield make_reward
     for reward in made:
-        if reward.elsewhere:
+        if reward.is_remote:
             reward.close()
 
 
@@ -118,7 +118,7 @@ def samples() -> Callable[..., tuple[Tensor, list[Prompt]]]:
 
     def make_samples(count: int, *shape: int, seed: int = 0) -> tuple[Tensor, list[Prompt]]:
         media = torch.rand(count, *(shape or (3, 24, 20)), generator=torch.Generator().manual_seed(seed))
-        return media, [Prompt(f"picture {i}" * (i + 1), {"tag": "ab"[i % 2], "number": i / 3}) for i in range(count)]
+        return media, [Prompt(f"image {i}" * (i + 1), {"tag": "ab"[i % 2], "number": i / 3}) for i in range(count)]
 
     return make_samples
 
@@ -220,7 +220,7 @@ class Outcome:
 
 @pytest.fixture
 def dgpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """`dgpo("serve", path)`, in this process, with the toy's parts."""
+    """`dgpo("serve", path)`, in this process, with the toy's components."""
     known = Registry(discover=False)
     for name, plugin in (("dgpo", builtin), ("toy", toy), ("dgpo-remote", remote)):
         known.register(plugin, distribution=name)

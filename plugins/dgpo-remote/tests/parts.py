@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.media.conditions import condition_medium
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_kit.toy import ToyBackbone, ToyOptions
@@ -79,10 +79,10 @@ class Conv(RewardModel):
         return Scores(values, missing, tuple({"text": p.text, "seen": dict(p.metadata)} for p in prompts))
 
     def examples(self) -> Sequence[Example]:
-        pictures = torch.linspace(0, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
+        images = torch.linspace(0, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
         return [
-            Example("bright", Prompt("light", {"tag": "x"}), pictures[1], True),
-            Example("dark", Prompt("light"), pictures[0, :, :4], False),
+            Example("bright", Prompt("light", {"tag": "x"}), images[1], True),
+            Example("dark", Prompt("light"), images[0, :, :4], False),
         ]
 
 
@@ -95,7 +95,7 @@ class Moody(Conv):
             "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
             "crash": lambda: ctypes.string_at(0),
             "exit": lambda: os._exit(3),
-            "leave": lambda: sys.exit("no licence"),
+            "leave": lambda: sys.exit("no license"),
             "hang": lambda: time.sleep(3600),
             "wait": lambda: GATE.wait(20),
             "raise": _raise,
@@ -132,7 +132,7 @@ class Moody(Conv):
 
 
 class Edit(RewardModel):
-    """How near samples are to the picture that they were drawn from; tells what it knows of each prompt."""
+    """How near samples are to the image that they were drawn from; tells what it knows of each prompt."""
 
     range = (0.0, 1.0)
 
@@ -143,7 +143,7 @@ class Edit(RewardModel):
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         values = [1 - (one - prompt.media[0].read()).abs().mean() for one, prompt in zip(media, prompts, strict=True)]
-        told = tuple(
+        reported = tuple(
             {
                 "negative": p.negative,
                 "size": p.size,
@@ -153,7 +153,7 @@ class Edit(RewardModel):
             }
             for p in prompts
         )
-        return Scores(torch.stack(values), torch.zeros(len(prompts), dtype=torch.bool), told)
+        return Scores(torch.stack(values), torch.zeros(len(prompts), dtype=torch.bool), reported)
 
     def examples(self) -> Sequence[Example]:
         made = io.BytesIO()
@@ -214,16 +214,16 @@ def _die_in_turn() -> None:
 
 
 @hookimpl
-def dgpo_backbones() -> Sequence[Part]:
+def dgpo_backbones() -> Sequence[Component]:
     """One that makes videos."""
-    return [Part("film", "The toy, said to make videos", "dgpo_placement_parts:Film", ToyOptions)]
+    return [Component("film", "The toy, said to make videos", "dgpo_placement_parts:Film", ToyOptions)]
 
 
 @hookimpl
-def dgpo_rewards() -> Sequence[Part]:
+def dgpo_rewards() -> Sequence[Component]:
     """All of them."""
     return [
-        Part("conv", "A small network", "dgpo_placement_parts:Conv", ConvOptions),
-        Part("moody", "A network with moods", "dgpo_placement_parts:Moody", ConvOptions),
-        Part("edit", "Compares with the picture to edit", "dgpo_placement_parts:Edit", Options),
+        Component("conv", "A small network", "dgpo_placement_parts:Conv", ConvOptions),
+        Component("moody", "A network with moods", "dgpo_placement_parts:Moody", ConvOptions),
+        Component("edit", "Compares with the image to edit", "dgpo_placement_parts:Edit", Options),
     ]

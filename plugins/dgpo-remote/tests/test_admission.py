@@ -289,7 +289,7 @@ def test_tokens_that_no_header_carries(monkeypatch: pytest.MonkeyPatch, token: s
 
 
 # -- errors ---------------------------------------------------------------------------------------------------------
-def test_our_own_mistakes_are_told_in_json(
+def test_our_own_mistakes_are_reported_in_json(
     server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def mistaken(*_: Any) -> Any:

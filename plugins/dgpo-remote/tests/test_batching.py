@@ -139,7 +139,7 @@ def test_a_full_service_asks_to_come_back(serve: Serve, gate: threading.Event, p
         still_serves(client)
 
 
-def test_a_reward_that_hangs_is_told_in_time(serve: Serve, gate: threading.Event) -> None:
+def test_a_reward_that_hangs_is_reported_in_time(serve: Serve, gate: threading.Event) -> None:
     server = serve("moody", timeout=0.1)
     with httpx.Client(base_url=server.url, timeout=20) as client:
         answer = post_tensors(client, score_request(torch.zeros(1, 3, 8, 8), [Prompt("wait")]))

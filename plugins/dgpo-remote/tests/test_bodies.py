@@ -1,4 +1,4 @@
-"""Bodies that are refused, and what hostile pictures cannot do."""
+"""Bodies that are refused, and what hostile images cannot do."""
 
 # ruff: noqa: F401, F811 - fixtures are imported to be found
 
@@ -65,11 +65,11 @@ def test_forms_as_mime_has_them(before: bytes, behind: bytes, folded: bytes, end
     made = form(file(b"MARK"), ('name="prompt"', b"a photo")).replace(b"form-data; ", b"form-data;" + (folded or b" "))
     made = (before + made + behind).replace(b"\r\n", end).replace(b"MARK", b"\r\n\n\r\0 \n x: y\r\n\r\n")
     found = read_form(made, FORM, 4)
-    assert [one.content for one in found.pictures] == [b"\r\n\n\r\0 \n x: y\r\n\r\n"]
-    assert [found.pictures[0].name, found.prompts] == ["image 'a.png'", ["a photo"]]
+    assert [one.content for one in found.images] == [b"\r\n\n\r\0 \n x: y\r\n\r\n"]
+    assert [found.images[0].name, found.prompts] == ["image 'a.png'", ["a photo"]]
 
 
-def test_no_form_loses_a_part() -> None:
+def test_no_form_loses_a_component() -> None:
     """Whatever stands in them: all parts come out as they went in, or the form is refused."""
     pieces = [
         b"\r",
@@ -90,7 +90,7 @@ def test_no_form_loses_a_part() -> None:
         parts = [b"".join(rng.choices(pieces, k=rng.randrange(8))) for _ in range(rng.randrange(1, 4))]
         found = None
         with contextlib.suppress(Refusal):
-            found = [picture.content for picture in read_form(form(*map(file, parts)), FORM, 8).pictures]
+            found = [image.content for image in read_form(form(*map(file, parts)), FORM, 8).images]
         assert found == parts or (found is None and any(b"\n--X" in b"\n" + part for part in parts))
         seen[found is None] += 1
     assert min(seen.values()) > 100
@@ -140,11 +140,11 @@ def test_room_is_asked_for_before_anything_is_unpacked(readers: Readers) -> None
     assert readers.processes() == before  # they are good for the next one
 
 
-# -- what hostile pictures cannot do --------------------------------------------------------------------------------
-def test_a_picture_that_takes_too_long_is_missing(one: Readers) -> None:
+# -- what hostile images cannot do --------------------------------------------------------------------------------
+def test_a_image_that_takes_too_long_is_missing(one: Readers) -> None:
     before = one.processes()
-    found = run(read(one, coded(png(), SLOW, png()), picture_seconds=0.1))
-    assert found.lost == {1: "it takes more than 0.1 s (limits.picture_seconds) to be read"}
+    found = run(read(one, coded(png(), SLOW, png()), image_seconds=0.1))
+    assert found.lost == {1: "it takes more than 0.1 s (limits.image_seconds) to be read"}
     assert found.batches[0].places == [0, 2]
     assert not set(before) & set(one.processes())
     assert run(read(one, coded(png()))).lost == {}
@@ -161,15 +161,15 @@ async def at_work(task: asyncio.Task[Any], readers: Readers) -> int:
 
 
 def _seconds(pid: int) -> float:
-    told = subprocess.run(["ps", "-o", "cputimes=" if sys.platform == "linux" else "time=", "-p", str(pid)],
+    reported = subprocess.run(["ps", "-o", "cputimes=" if sys.platform == "linux" else "time=", "-p", str(pid)],
                           capture_output=True, text=True, check=False).stdout  # fmt: skip
     if sys.platform != "linux":
-        return float(told.strip().rpartition(":")[2] or 0)
+        return float(reported.strip().rpartition(":")[2] or 0)
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_a_reader_that_is_killed_costs_one_picture(one: Readers) -> None:
+def test_a_reader_that_is_killed_costs_one_image(one: Readers) -> None:
     async def killing() -> Reading:
         await read(one, coded(png()))
         task = asyncio.create_task(one.read("json", "", coded(png(), SLOW, png()), limits=LIMITS))
@@ -232,7 +232,7 @@ def test_a_reading_that_nobody_waits_for_is_ended(one: Readers) -> None:
     assert run(read(one, coded(png()))).lost == {}
 
 
-def test_waiting_in_vain_takes_no_place(one: Readers) -> None:
+def test_waiting_in_nothing_takes_no_place(one: Readers) -> None:
     """Those that were cancelled while they waited, before and after their turn came."""
 
     async def cancelling() -> None:
@@ -265,7 +265,7 @@ def test_a_long_request_lets_a_small_one_go_first(one: Readers) -> None:
 
 
 def test_the_end_of_a_service_is_not_put_off(serve: Serve) -> None:
-    """By a picture that is being read when it is told to end."""
+    """By an image that is being read when it is told to end."""
     server = serve("conv", drain_seconds=0.2, readers=1)
 
     def send() -> None:

@@ -38,7 +38,7 @@ def encoded(color: int, size: tuple[int, int] = (8, 8), kind: str = "PNG") -> by
 
 @pytest.fixture
 def edits(tmp_path: Path) -> tuple[Tensor, list[Prompt]]:
-    """Four samples of two pictures, one of which lies in a file."""
+    """Four samples of two images, one of which lies in a file."""
     (tmp_path / "a.png").write_bytes(encoded(10))
     one, two = condition_medium(tmp_path / "a.png"), condition_medium(encoded(60))
     first = Prompt("a", {"x": 1}, negative="", media=(one,), size=(8, 8), source="edits", fps=24.0)
@@ -123,8 +123,8 @@ def test_scores_are_the_same_bits_wherever_the_reward_is(
         with pytest.raises(UserError, match=r"^the prompt has no media$"):
             reward.check_prompts([prompts[0], Prompt("x")])
     expected, scores = here.score(media, prompts), there.score(media, prompts)
-    told = {"negative": "", "size": [8, 8], "source": "edits", "fps": 24.0, "media": ["image"]}
-    assert json.loads(json.dumps(expected.diagnostics[0])) == told == scores.diagnostics[0]
+    reported = {"negative": "", "size": [8, 8], "source": "edits", "fps": 24.0, "media": ["image"]}
+    assert json.loads(json.dumps(expected.diagnostics[0])) == reported == scores.diagnostics[0]
     assert float(expected.values[0]) == pytest.approx(1 - float((media[0] - prompts[0].media[0].read()).abs().mean()))
     assert scores.values.tolist() == expected.values.tolist()
     assert [e.prompt.media for e in there.examples()] == [e.prompt.media for e in here.examples()]
@@ -138,7 +138,7 @@ def narrow(serve_all_along: Serve) -> Any:
 @pytest.mark.parametrize(
     ("content", "kind", "status", "message"),
     [
-        (b"no picture", "image", 400, "not a picture or a video that can be read"),
+        (b"no image", "image", 400, "not an image or a video that can be read"),
         (encoded(10)[:-30], "image", 400, "cannot be read"),
         (encoded(10, (70, 8)), "image", 413, "a side is longer than 64 (limits.max_side)"),
         (encoded(10), "video", 422, "is an image, not a video"),
@@ -162,8 +162,8 @@ def test_media_that_a_service_would_not_read_are_refused_before_the_run(narrow: 
     fine, wide = condition_medium(encoded(20)), condition_medium(encoded(10, (70, 8)))
     prompts = [Prompt("x", origin="p:1", media=(fine,)), Prompt("y", origin="p:2", media=(fine, wide))]
     there.check_prompts(prompts[:1])
-    told = r"^p:2: media: the image sha256:\w+…: has a side of 70 pixels; .*limits.max_side"
-    with pytest.raises(UserError, match=told) as caught:
+    reported = r"^p:2: media: the image sha256:\w+…: has a side of 70 pixels; .*limits.max_side"
+    with pytest.raises(UserError, match=reported) as caught:
         check_prompts(there, prompts)
     assert "rewards.0.service take 64 pixels" in str(caught.value)
 

@@ -212,7 +212,7 @@ def test_callers_that_have_gone_are_not_let_in() -> None:
         there.close()
 
 
-def test_where_all_connections_work_the_next_is_told(
+def test_where_all_connections_work_the_next_is_reported(
     serve: Serve, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve("moody", queue=3)
@@ -239,7 +239,7 @@ def test_a_caller_that_does_not_take_its_answer(serve: Serve, monkeypatch: pytes
     server = serve("conv", connections={"answer_seconds": 0.2, "keep_alive_seconds": 60})
     monkeypatch.setattr(type(server.service.counters), "text", lambda self: b"x" * 2**24)
     with connected(server, b"GET /metrics HTTP/1.1\r\n" + HOST + b"\r\n"):
-        wait_for(lambda: sum(one.unread() for one in list(server.service.pool.connections)) > 0)
+        wait_for(lambda: sum(one.truncated_prompts() for one in list(server.service.pool.connections)) > 0)
         wait_for(lambda: not server.service.pool.connections)
 
 
@@ -249,10 +249,10 @@ def test_answers_that_nobody_takes_are_bounded_together(serve: Serve, monkeypatc
     monkeypatch.setattr(type(server.service.counters), "text", lambda self: b"x" * 2**24)
     request = b"GET /metrics HTTP/1.1\r\n" + HOST + b"\r\n"
     with connected(server, request), connected(server, request):
-        wait_for(lambda: sum(one.unread() > 0 for one in list(pool.connections)) == 2)
+        wait_for(lambda: sum(one.truncated_prompts() > 0 for one in list(pool.connections)) == 2)
         monkeypatch.setattr(pool_module, "UNREAD", 2**24)
         wait_for(lambda: len(pool.connections) == 1)
-        assert pool.connections.pop().unread() > 0
+        assert pool.connections.pop().truncated_prompts() > 0
 
 
 def test_a_body_in_a_million_pieces_does_not_stop_the_others(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,11 +277,11 @@ def test_a_body_in_a_million_pieces_does_not_stop_the_others(serve: Serve, monke
 def test_there_is_a_descriptor_for_every_connection(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, soft: int, hard: int, fits: int, raised: int
 ) -> None:
-    told: list[int] = []
+    reported: list[int] = []
     monkeypatch.setattr(descriptors.resource, "getrlimit", lambda which: (soft, hard))
-    monkeypatch.setattr(descriptors.resource, "setrlimit", lambda which, limits: told.append(limits[0]))
+    monkeypatch.setattr(descriptors.resource, "setrlimit", lambda which, limits: reported.append(limits[0]))
     assert descriptors.connections_that_fit(256) == fits
-    assert told == ([] if raised is None else [raised])
+    assert reported == ([] if raised is None else [raised])
     assert ("connections.max is" in caplog.text) == (fits < 256)
 
 

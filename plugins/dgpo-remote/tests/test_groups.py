@@ -55,7 +55,7 @@ def test_a_group_has_the_same_scores_everywhere(there: Any) -> None:
     found, expected = there.score_group(MEDIA, PROMPT, KEYS), HERE.score_group(MEDIA, PROMPT, KEYS)
     assert found.values.equal(expected.values)
     assert [dict(one) for one in found.diagnostics] == [dict(one) for one in expected.diagnostics]
-    assert (there.range, there.media, there.elsewhere) == ((0.0, 1.0), frozenset({"image"}), True)
+    assert (there.range, there.media, there.is_remote) == ((0.0, 1.0), frozenset({"image"}), True)
 
 
 def test_it_keeps_the_contract_there(there: Any) -> None:
@@ -102,15 +102,15 @@ def test_a_member_that_is_not_finite_is_missing_by_itself(running: Any) -> None:
     assert found.values[rows].equal(HERE.score_group(media[rows], PROMPT, [KEYS[i] for i in rows]).values)
 
 
-def picture(level: int, side: int) -> str:
+def image(level: int, side: int) -> str:
     file = BytesIO()
     Image.new("RGB", (side, side), (level, level, level)).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
-def test_pictures_of_a_prompt_are_a_group_if_they_have_one_size(running: Any) -> None:
+def test_images_of_a_prompt_are_a_group_if_they_have_one_size(running: Any) -> None:
     sent = [("a", 10, 8), ("b", 10, 8), ("a", 200, 8), ("b", 20, 9), ("a", 90, 8)]
-    samples = [{"image": picture(level, side), "prompt": text} for text, level, side in sent]
+    samples = [{"image": image(level, side), "prompt": text} for text, level, side in sent]
     data = httpx.post(f"{running.url}/v1/score", json={"samples": samples}).json()
     assert [data["values"][i] for i in (0, 2, 4)] == [0.0, 1.0, 0.5]
     assert data["missing"] == [False, True, False, True, False]

@@ -83,8 +83,8 @@ def test_prompts_and_metadata_arrive() -> None:
 
 def test_scores_arrive_as_they_are() -> None:
     values = torch.tensor([0.1, float("nan"), -3.4e38, 1e-45])
-    told = ({"a": (1, 2), "t": torch.tensor([1.5]), "n": float("inf")}, {}, {}, {"p": Path("x")})
-    arrived = read_score_answer(Blob(score_answer(Scores(values, values.isnan(), told))))
+    reported = ({"a": (1, 2), "t": torch.tensor([1.5]), "n": float("inf")}, {}, {}, {"p": Path("x")})
+    arrived = read_score_answer(Blob(score_answer(Scores(values, values.isnan(), reported))))
     assert arrived.values.view(torch.int32).tolist() == values.view(torch.int32).tolist()
     assert arrived.missing.tolist() == [False, True, False, False]
     assert arrived.diagnostics == ({"a": [1, 2], "t": [1.5], "n": float("inf")}, {}, {}, {"p": "x"})
@@ -94,10 +94,10 @@ def test_scores_arrive_as_they_are() -> None:
 
 
 def test_examples_arrive() -> None:
-    pictures = torch.rand(2, 3, 4, 4)  # one memory, two examples
+    images = torch.rand(2, 3, 4, 4)  # one memory, two examples
     sent = [
-        Example("a", Prompt("x", {"t": 1}), pictures[0], True),
-        Example("b", Prompt("y"), pictures[1, :, :2], False),
+        Example("a", Prompt("x", {"t": 1}), images[0], True),
+        Example("b", Prompt("y"), images[1, :, :2], False),
     ]
     for one, other in zip(read_examples(Blob(example_blob(sent))), sent, strict=True):
         assert (one.name, one.prompt.text, dict(one.prompt.metadata), one.good) == (

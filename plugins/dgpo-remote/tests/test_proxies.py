@@ -203,7 +203,7 @@ def test_a_proxy_that_wants_a_password_is_named(
         client(url).ask("GET", url, timeout=5)
 
 
-def test_the_page_of_a_proxy_is_told_to_come_through_it(
+def test_the_page_of_a_proxy_is_reported_to_come_through_it(
     monkeypatch: pytest.MonkeyPatch, proxy: Callable[[bytes], str]
 ) -> None:
     page = b"<html>\x1b[31m\xe2\x80\xaeno</html>"
@@ -287,9 +287,9 @@ def test_the_hub_s_client_meets_a_proxy_only_when_it_asks(
     for _ in range(2):
         with pytest.raises(expected):
             client.get("https://hub.invalid/model/config.json")
-    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(told) == (0 if offline else 1)
-    assert all(f"the proxy {value} (ALL_PROXY)" in line for line in told)
+    reported = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(reported) == (0 if offline else 1)
+    assert all(f"the proxy {value} (ALL_PROXY)" in line for line in reported)
 
 
 # -- certificates ---------------------------------------------------------------------------------------------------

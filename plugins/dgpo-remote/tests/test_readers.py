@@ -1,4 +1,4 @@
-"""Readers: what strangers send is read elsewhere, as `dgpo score` reads it, and one bad picture costs one score."""
+"""Readers: what strangers send is read elsewhere, as `dgpo score` reads it, and one bad image costs one score."""
 
 # ruff: noqa: F401, F811 - fixtures are imported to be found
 
@@ -23,7 +23,7 @@ from tests.uploaded import FORM, JSON, Serve, coded, file, form, one, png, read,
 
 
 # -- what is read -------------------------------------------------------------------------------------------------
-def pictures() -> dict[str, bytes]:
+def images() -> dict[str, bytes]:
     """Files of every kind, by names."""
     noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     deep = np.arange(600, dtype=np.uint16).reshape(20, 30) * 6
@@ -59,7 +59,7 @@ def pictures() -> dict[str, bytes]:
 
 
 def test_the_same_bits_and_notes_as_of_files(readers: Readers, tmp_path: Path) -> None:
-    made = pictures()
+    made = images()
     as_json = run(read(readers, coded(*made.values())))
     as_form = run(read(readers, form(*(file(data, name) for name, data in made.items())), FORM))
     for found in (as_json, as_form):
@@ -158,12 +158,12 @@ def test_names_of_files(readers: Readers, head: str) -> None:
 
 
 # -- partial answers ----------------------------------------------------------------------------------------------
-def test_one_bad_picture_costs_one_score(readers: Readers) -> None:
+def test_one_bad_image_costs_one_score(readers: Readers) -> None:
     files: list[bytes | str] = [png(), b"dear diary", png(size=(5000, 1)), "%%%", png()[:50], scans(2000, 16), png()]
     found = run(read(readers, coded(*files)))
     assert [batch.places for batch in found.batches] == [[0, 6]]
     assert {place: reason.split(":")[0][:30] for place, reason in found.lost.items()} == {
-        1: "not a picture or a video that ",
+        1: "not an image or a video that ",
         2: "5000x1 pixels",
         3: "is not base64",
         4: "cannot be read",

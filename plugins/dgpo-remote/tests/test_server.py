@@ -103,7 +103,7 @@ def test_tensors_are_answered_in_json_if_asked(client: httpx.Client, here: Rewar
     assert data["diagnostics"][1]["text"] == prompts[1].text
 
 
-def test_pictures_are_scored_as_curl_sends_them(client: httpx.Client, here: RewardModel) -> None:
+def test_images_are_scored_as_curl_sends_them(client: httpx.Client, here: RewardModel) -> None:
     """Of several sizes and modes, with one prompt for all and metadata for each."""
     files = [
         ("image", ("a.png", picture())),
@@ -116,7 +116,7 @@ def test_pictures_are_scored_as_curl_sends_them(client: httpx.Client, here: Rewa
     assert answer.status_code == 200, answer.text
     data = answer.json()
     assert [d["seen"]["tag"] for d in data["diagnostics"]] == ["a", "b", "c", "d"]
-    # The first is 200/255 in red only; the third and the fourth are the same grey.
+    # The first is 200/255 in red only; the third and the fourth are the same gray.
     first, _, third, fourth = data["values"]
     media = torch.zeros(1, 3, 6, 8)
     media[:, 0] = 200 / 255
@@ -128,7 +128,7 @@ def test_pictures_are_scored_as_curl_sends_them(client: httpx.Client, here: Rewa
     )
 
 
-def test_pictures_are_scored_as_json(client: httpx.Client, here: RewardModel) -> None:
+def test_images_are_scored_as_json(client: httpx.Client, here: RewardModel) -> None:
     sample = {"image": base64.b64encode(picture(mode="L")).decode(), "prompt": "two", "metadata": {"n": 1}}
     data = client.post("/v1/score", json={"samples": [sample, sample | {"prompt": "raised"}]}).json()
     media = torch.full((1, 3, 6, 8), 200 / 255)
@@ -137,7 +137,7 @@ def test_pictures_are_scored_as_json(client: httpx.Client, here: RewardModel) ->
     assert client.post("/v1/score", json={"samples": []}).json()["values"] == []
 
 
-def test_pictures_can_be_answered_in_tensors(client: httpx.Client) -> None:
+def test_images_can_be_answered_in_tensors(client: httpx.Client) -> None:
     answer = client.post("/v1/score", files={"image": ("a.png", picture())}, headers={"Accept": SAFETENSORS})
     assert read_score_answer(Blob(answer.content)).values.shape == (1,)
 
@@ -217,7 +217,7 @@ def test_tensors_that_are_refused(client: httpx.Client, body: bytes, status: int
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG that promises a picture of any size, in some hundred bytes."""
+    """A PNG that promises an image of any size, in some hundred bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -241,7 +241,7 @@ def coded(data: bytes) -> Any:
     [
         (image(b""), 400, "image '0.png': the file is empty"),
         (image(b"GIF89a" + b"0" * 50), 400, "image '0.png': "),
-        (image(b"dear diary"), 400, "image '0.png': not a picture or a video that can be read"),
+        (image(b"dear diary"), 400, "image '0.png': not an image or a video that can be read"),
         (image(b"dear diary", b"GIF"), 400, "(and the other 1 cannot be read either)"),
         (image(picture()[:45]), 400, "0.png"),
         (image(bomb(40_000, 40_000)), 413, "unpack to more than 134,217,728 pixels"),
@@ -252,20 +252,20 @@ def coded(data: bytes) -> Any:
         (image(*[picture()] * 9), 413, "max_samples"),
         (image(*[b"x"] * 12), 413, "max_samples"),
         (image(*[b"x"] * 100), 413, "a form of more than 27 parts"),
-        (image(picture(), picture()) | {"data": {"prompt": ["a", "b", "c"]}}, 422, "3 times `prompt` for 2 pictures"),
+        (image(picture(), picture()) | {"data": {"prompt": ["a", "b", "c"]}}, 422, "3 times `prompt` for 2 images"),
         (image(picture()) | {"data": {"metadata": "{"}}, 400, "`metadata` is not JSON"),
         (image(picture()) | {"data": {"metadata": "[1]"}}, 422, "`metadata` must be a JSON object"),
         (image(picture()) | {"data": {"metadata": "[" * 100_000}}, 400, "`metadata` is not JSON"),
         (image(picture()) | {"data": {"promt": "x"}}, 422, "unknown field 'promt'"),
-        ({"files": {"picture": ("a.png", picture())}}, 422, "unknown field 'picture'"),
+        ({"files": {"image": ("a.png", picture())}}, 422, "unknown field 'image'"),
         ({"files": {"prompt": ("a.txt", b"x")}}, 422, "there is no `image`"),
         ({"content": b"nonsense", "headers": {"Content-Type": "multipart/form-data"}}, 400, "not multipart/form-data"),
         ({"content": b"nonsense", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 400, "multipart"),
-        (coded(b"no picture"), 400, "samples.0.image: not a picture"),
+        (coded(b"no image"), 400, "samples.0.image: not an image"),
         (coded(bomb(40_000, 40_000)), 413, "samples.0.image"),
         ({"json": {"samples": [{"image": "%%%"}]}}, 400, "samples.0.image: is not base64"),
         ({"json": {"samples": [{}]}}, 422, "samples.0.image: is missing"),
-        ({"json": {"pictures": []}}, 422, "samples: is missing"),
+        ({"json": {"images": []}}, 422, "samples: is missing"),
         ({"json": []}, 422, "must be a JSON object"),
         ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "not JSON"),
         ({"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, 400, "not JSON"),
@@ -275,7 +275,7 @@ def coded(data: bytes) -> Any:
         ({"content": b"x", "headers": {"Content-Type": SAFETENSORS, "Content-Encoding": "gzip"}}, 415, "gzip"),
     ],
 )  # fmt: skip
-def test_pictures_that_are_refused(client: httpx.Client, request_: Any, status: int, message: str) -> None:
+def test_images_that_are_refused(client: httpx.Client, request_: Any, status: int, message: str) -> None:
     answer = client.post("/v1/score", **request_)
     assert (answer.status_code, message in answer.json()["error"]["message"]) == (status, True), answer.text
     still_serves(client)
@@ -297,7 +297,7 @@ def animated(count: int, side: int) -> bytes:
         ([bomb(1000, 1000)] * 3, False),  # told before one is found to be broken
     ],
 )
-def test_pictures_are_bounded_by_their_sum(serve: Serve, files: list[bytes], fits: bool) -> None:
+def test_images_are_bounded_by_their_sum(serve: Serve, files: list[bytes], fits: bool) -> None:
     server = serve("moody", limits={"max_megapixels": 2})
     samples = [coded(one)["json"]["samples"][0] for one in files]
     with httpx.Client(base_url=server.url, timeout=20) as client:
@@ -366,12 +366,12 @@ def test_other_paths_and_methods(client: httpx.Client) -> None:
     assert client.get("/v1/score").status_code == 405
 
 
-def test_a_reward_that_fails_is_told(client: httpx.Client) -> None:
+def test_a_reward_that_fails_is_reported(client: httpx.Client) -> None:
     answer = post_tensors(client, score_request(torch.zeros(2, 3, 8, 8), [Prompt("raise"), Prompt("x")]))
     error = {"kind": "reward", "message": "RuntimeError: the lamp is broken"}
     assert (answer.status_code, answer.json()) == (500, {"error": error})
     answer = post_tensors(client, score_request(torch.zeros(2, 3, 8, 8), [Prompt("leave")] * 2))
-    assert answer.json()["error"]["message"] == "SystemExit: no licence"
+    assert answer.json()["error"]["message"] == "SystemExit: no license"
     answer = post_tensors(client, score_request(torch.zeros(2, 3, 8, 8), [Prompt("short")] * 2))
     assert "returned values (1,)" in answer.json()["error"]["message"]
     still_serves(client)

@@ -87,7 +87,7 @@ def test_it_shows_the_face_of_its_reward(serve: Serve, make: Make, here: RewardM
         assert torch.equal(one.media, other.media)
 
 
-def test_the_reward_s_own_error_is_told_and_not_tried_again(
+def test_the_reward_s_own_error_is_reported_and_not_tried_again(
     serve: Serve, make: Make, samples: Samples, parts: ModuleType
 ) -> None:
     reward = make("moody", service=service(serve("moody")))
@@ -101,7 +101,7 @@ def test_the_reward_s_own_error_is_told_and_not_tried_again(
     assert parts.BATCHES[1:] == [5, 3, 2, 1, 2]
 
 
-def test_what_is_too_large_is_sent_in_parts(
+def test_what_is_too_large_is_sent_in_components(
     serve: Serve, make: Make, samples: Samples, here: RewardModel, script: Callable[..., Scripted]
 ) -> None:
     reward = make("conv", service=service(serve("conv", limits={"max_samples": 2})))
@@ -187,7 +187,7 @@ def test_an_answer_that_comes_twice_is_not_taken_for_the_next_request_s(
         assert reward.score(media, prompts).values.tolist() == [len(score_request(media, prompts))]
 
 
-def test_a_slow_server_is_not_waited_for_longer_than_it_is_told(
+def test_a_slow_server_is_not_waited_for_longer_than_it_is_reported(
     script: Callable[..., Scripted], make: Make, samples: Samples
 ) -> None:
     gate = threading.Event()

@@ -38,8 +38,8 @@ def train(rewards: Registry, python_path: str, tmp_path: Path, monkeypatch: pyte
             run={"name": name},
             rollout={"micro_batch": place.pop("micro_batch", 5)},
             rewards=[{"use": place.pop("use", "moody"), "name": "reward", **place}],
-            optimiser={"learning_rate": 0.05},
-            evaluation={"every": 2, "pictures": 2, "view": "policy"},
+            optimizer={"learning_rate": 0.05},
+            evaluation={"every": 2, "images": 2, "model": "policy"},
         )
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(data))
         config = load_run_config(tmp_path / f"{name}.yaml", registry=rewards)
@@ -51,9 +51,9 @@ def train(rewards: Registry, python_path: str, tmp_path: Path, monkeypatch: pyte
 
 def left(path: Path) -> dict[str, bytes]:
     """Every file of a run but those that tell of clocks, processes and places."""
-    told = (".lock", "run.json", "timings.jsonl", "config.yaml", "clock.json")
+    reported = (".lock", "run.json", "timings.jsonl", "config.yaml", "clock.json")
     files = {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
-    return {name: data for name, data in files.items() if Path(name).name not in told}
+    return {name: data for name, data in files.items() if Path(name).name not in reported}
 
 
 def missing(path: Path) -> int:

@@ -17,7 +17,17 @@ from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.training.memory import OutOfMemory
 from dgpo_core.types import Prompt
-from dgpo_remote.failures import Busy, Down, Nonsense, Refused, RewardLost, RewardRaised, Stranger, TooLarge, told_error
+from dgpo_remote.failures import (
+    Busy,
+    Down,
+    Nonsense,
+    Refused,
+    RewardLost,
+    RewardRaised,
+    Stranger,
+    TooLarge,
+    reported_error,
+)
 from dgpo_remote.messages.blobs import HEADER, Blob, Malformed, pack
 from dgpo_remote.messages.prompts import LARGEST, prompts_as_json, stretches
 from dgpo_remote.messages.scores import read_examples, read_score_answer
@@ -162,7 +172,7 @@ def test_a_server_that_reads_nothing_is_not_sent_to_for_ever() -> None:
         client.close()
 
 
-def test_the_account_in_an_address_is_sent_and_not_told(raw: Raw, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_account_in_an_address_is_sent_and_not_reported(raw: Raw, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     url = raw(http(b"{}")).replace("http://", "http://name:secret@")
     client = Client("rewards.0", None, 1, [url])
@@ -244,7 +254,7 @@ def test_answers_of_the_wrong_kind() -> None:
         with pytest.raises(Malformed):
             read_examples(Blob(pack({"protocol": PROTOCOL, "examples": examples}, {"0": torch.zeros(3, 1, 1)})))
     for said in ({"error": 5}, {"error": "\x1b[1m"}, {"error": {"kind": [], "message": {}}}, {"error": [1]}):
-        kind, message = told_error(json.dumps(said).encode()) or ("none", "")
+        kind, message = reported_error(json.dumps(said).encode()) or ("none", "")
         assert kind
         assert message.isprintable()
 
@@ -278,7 +288,7 @@ def test_prompts_go_in_stretches(lengths: list[int], most: int, expected: list[i
     assert all(len(json.dumps(prompts_as_json(part))) <= LARGEST for part in parts if len(part) > 1)
 
 
-def test_many_prompts_are_checked_and_scored_in_parts(
+def test_many_prompts_are_checked_and_scored_in_components(
     serve: Callable[..., Any], make: Callable[..., RewardModel]
 ) -> None:
     server = serve("conv")

@@ -39,31 +39,31 @@ class Clock:
         return self.now
 
 
-def test_a_wait_is_told_at_once_then_after_a_while_and_then_now_and_then(
+def test_a_wait_is_reported_at_once_then_after_a_while_and_then_now_and_then(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(waiting_module, "time", clock)
     waiting = Waiting()
 
-    def told_at(seconds: int) -> list[str]:
+    def reported_at(seconds: int) -> list[str]:
         caplog.clear()
         began = clock.now
         while clock.now < began + seconds:
             for _ in range(3):  # three threads
-                waiting.tell(lambda waited: f"{waited:g}")
+                waiting.on_message(lambda waited: f"{waited:g}")
             clock.now += 1
         return [record.getMessage() for record in caplog.records]
 
-    assert told_at(100) == ["0", "5", "35", "65", "95"]
+    assert reported_at(100) == ["0", "5", "35", "65", "95"]
     assert waiting.over()
     assert not waiting.over()
-    assert told_at(4) == [], "the next one comes too soon to be news"
+    assert reported_at(4) == [], "the next one comes too soon to be news"
     assert not waiting.over()
-    assert told_at(40) == ["5", "35"]
+    assert reported_at(40) == ["5", "35"]
     assert waiting.over()
     clock.now += 61
-    assert told_at(3) == ["0"]
+    assert reported_at(3) == ["0"]
 
 
 @pytest.fixture
@@ -105,16 +105,16 @@ def test_a_server_that_is_busy_is_waited_for_in_words(
             time.sleep(0.01)
         parts.GATE.set()
         assert [one.result().missing.tolist() for one in scores] == [[False]] * 4
-    told = warnings()
-    assert len(told) == 2
-    assert told[0].startswith(
+    reported = warnings()
+    assert len(reported) == 2
+    assert reported[0].startswith(
         f"rewards.0.service: waiting for {server.url} (1 requests are under way (queue)); up to 1"
     )
-    assert told[0].endswith(" s more; then the samples of the request are missing")
-    assert told[1] == f"rewards.0.service: {server.url} is back"
+    assert reported[0].endswith(" s more; then the samples of the request are missing")
+    assert reported[1] == f"rewards.0.service: {server.url} is back"
 
 
-def test_a_server_that_does_not_answer_is_told(
+def test_a_server_that_does_not_answer_is_reported(
     serve: Callable[..., Any], make: Make, warnings: Callable[[], list[str]], parts: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(reward_module, "SLOW", 0.0)
@@ -128,9 +128,9 @@ def test_a_server_that_does_not_answer_is_told(
             time.sleep(0.01)
         parts.GATE.set()
         assert scores.result().missing.tolist() == [False]
-    told = warnings()[0]
-    assert told.startswith(f"rewards.0.service: {server.url} has not answered for 0.")
-    assert told.endswith(" s more, then it is sent again (3 more times)")
+    reported = warnings()[0]
+    assert reported.startswith(f"rewards.0.service: {server.url} has not answered for 0.")
+    assert reported.endswith(" s more, then it is sent again (3 more times)")
 
 
 @pytest.mark.parametrize("place", ["connection refused", "no answer"])

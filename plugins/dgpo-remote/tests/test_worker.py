@@ -33,7 +33,7 @@ from dgpo_core.training.memory import OutOfMemory, in_halves
 from dgpo_core.training.reward_calls import Reward, checked_score
 from dgpo_core.types import Prompt, Scores
 from dgpo_remote.failures import RewardLost, RewardRaised
-from dgpo_remote.worker.process import Recipe
+from dgpo_remote.worker.process import WorkerSpec
 from dgpo_remote.worker.workers import WorkerReward
 from tests.working import Make, Samples, _impatient, assert_same, here, moody, pid_of
 
@@ -83,8 +83,8 @@ def test_a_missing_sample_is_missing(moody: RewardModel, samples: Samples) -> No
 
 def test_it_computes_on_the_run_s_device_unless_its_cards_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def orders(device: str, **environment: str) -> dict[str, Any]:
-        recipe = Recipe("rewards.0", sys.executable, environment, "conv", {}, torch.device(device), 1.0, 1.0)
-        return recipe.orders()
+        spec = WorkerSpec("rewards.0", sys.executable, environment, "conv", {}, torch.device(device), 1.0, 1.0)
+        return spec.orders()
 
     assert orders("cuda:3")["device"] == "cuda:3"
     assert orders("cuda:3", CUDA_VISIBLE_DEVICES="5")["device"] == "cuda"
@@ -104,10 +104,10 @@ def test_it_computes_on_the_run_s_device_unless_its_cards_are_its_own(monkeypatc
 def test_a_launcher_s_variables_stay_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("MASTER_ADDR", "here")
-    recipe = Recipe("rewards.0", sys.executable, {"A": "b"}, "conv", {}, torch.device("cpu"), 1.0, 1.0)
-    assert not {"RANK", "MASTER_ADDR"} & recipe.variables.keys()
-    assert recipe.variables["A"] == "b"
-    assert "PATH" in recipe.variables
+    spec = WorkerSpec("rewards.0", sys.executable, {"A": "b"}, "conv", {}, torch.device("cpu"), 1.0, 1.0)
+    assert not {"RANK", "MASTER_ADDR"} & spec.variables.keys()
+    assert spec.variables["A"] == "b"
+    assert "PATH" in spec.variables
 
 
 def test_paths_of_the_run_s_interpreter_stay_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_paths_of_the_run_s_interpreter_stay_with_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PYTHONHOME", "/of/the/run")
 
     def variables(python: str, **environment: str) -> set[str]:
-        recipe = Recipe("rewards.0", python, environment, "conv", {}, torch.device("cpu"), 1.0, 1.0)
-        return {name for name in ("PYTHONPATH", "PYTHONHOME") if name in recipe.variables}
+        spec = WorkerSpec("rewards.0", python, environment, "conv", {}, torch.device("cpu"), 1.0, 1.0)
+        return {name for name in ("PYTHONPATH", "PYTHONHOME") if name in spec.variables}
 
     here, other = Path(sys.executable), tmp_path / "bin" / "python"
     other.parent.mkdir()
@@ -142,21 +142,21 @@ def test_paths_of_the_run_s_interpreter_stay_with_it(monkeypatch: pytest.MonkeyP
 )
 def test_a_lost_batch_is_scored_again(
     moody: RewardModel, here: RewardModel, samples: Samples, tmp_path: Path, caplog: pytest.LogCaptureFixture,
-    deed: str, told: str,
+    deed: str, reported: str,
 ) -> None:  # fmt: skip
     media, prompts = samples(4)
     before = pid_of(moody)
     mark = str(tmp_path / "done")
     if deed == "hang":
         process = moody._servers.all[0].end.process  # type: ignore[attr-defined]
-        process.recipe = replace(process.recipe, timeout=0.3)
+        process.spec = replace(process.spec, timeout=0.3)
     scores = moody.score(media, doing(prompts, deed, once=mark))
     assert_same(scores, here.score(media, doing(prompts, deed, once=mark)))
     assert pid_of(moody) != before
     assert not psutil.pid_exists(before)
     caplog.set_level(logging.WARNING)
     (record,) = [r for r in caplog.records if r.name == servers.__name__]
-    assert re.search(f"^rewards.0: the worker {told}.*; it is started again$", record.getMessage())
+    assert re.search(f"^rewards.0: the worker {reported}.*; it is started again$", record.getMessage())
 
 
 def test_one_that_answers_nonsense_is_started_again(
@@ -185,14 +185,14 @@ def test_a_batch_that_is_lost_again_and_again_is_given_up(
     assert_same(moody.score(media, prompts), here.score(media, prompts))
 
 
-def test_the_reward_s_own_error_is_told_and_not_tried_again(
+def test_the_reward_s_own_error_is_reported_and_not_tried_again(
     moody: RewardModel, samples: Samples, caplog: pytest.LogCaptureFixture
 ) -> None:
     media, prompts = samples(3)
     before = pid_of(moody)
     with pytest.raises(RewardRaised, match=r"^RuntimeError: the lamp is broken$"):
         moody.score(media, doing(prompts, "raise"))
-    with pytest.raises(RewardRaised, match=r"^SystemExit: no licence$"):
+    with pytest.raises(RewardRaised, match=r"^SystemExit: no license$"):
         moody.score(media, doing(prompts, "leave"))
     with pytest.raises(RewardRaised, match=r"^Exited: os\._exit\(3\)"):
         moody.score(media, doing(prompts, "exit"))
@@ -266,7 +266,7 @@ def test_ctrl_c_of_the_terminal_is_not_the_worker_s(moody: RewardModel, samples:
 
 # -- several, and the end -------------------------------------------------------------------------------------------
 @pytest.mark.usefixtures("tidy")
-def test_two_workers_share_the_work_and_end_when_told(make: Make, here: RewardModel, samples: Samples) -> None:
+def test_two_workers_share_the_work_and_end_when_reported(make: Make, here: RewardModel, samples: Samples) -> None:
     pair = make("moody", worker={"count": 2})
     assert isinstance(pair, WorkerReward)
     assert pair.concurrency == 2
@@ -286,9 +286,9 @@ def test_two_workers_share_the_work_and_end_when_told(make: Make, here: RewardMo
 
     thread = threading.Thread(target=wait)
     thread.start()
-    while not any(seat.end.busy.locked() for seat in pair._servers.all):
+    while not any(worker.end.busy.locked() for worker in pair._servers.all):
         time.sleep(0.01)
-    pids = [seat.end.process.pid for seat in pair._servers.all if seat.end.process is not None]
+    pids = [worker.end.process.pid for worker in pair._servers.all if worker.end.process is not None]
     assert len(pids) == 2
     pair.close()
     thread.join(10)
@@ -308,7 +308,7 @@ from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
 from dgpo_remote import plugin
 from dgpo_schemas.sections.rewards import RewardBlock
-environment = {{"PYTHONPATH": {moody._servers.all[0].end.recipe.environment["PYTHONPATH"]!r}}}
+environment = {{"PYTHONPATH": {moody._servers.all[0].end.spec.environment["PYTHONPATH"]!r}}}
 block = RewardBlock(use="moody", worker={{"environment": environment}})
 registry = Registry(discover=False)
 registry.register(plugin, distribution="dgpo-remote")

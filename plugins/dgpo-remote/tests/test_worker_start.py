@@ -115,7 +115,7 @@ def test_a_worker_whose_description_is_none(make: Make, samples: Samples, monkey
     assert message.startswith("rewards.0: the worker that was to load conv answered with something that is no desc")
     reward = make("conv", worker={"retries": 0})
     assert isinstance(reward, WorkerReward)
-    (seat,) = [server.end for server in reward._servers.all]
+    (worker,) = [server.end for server in reward._servers.all]
     for error, expected in ((UserError("odd"), RewardLost), (ZeroDivisionError("odd"), ZeroDivisionError)):
         os.kill(pid_of(reward), signal.SIGKILL)
         with pytest.raises(RewardLost, match="SIGKILL"):
@@ -124,7 +124,7 @@ def test_a_worker_whose_description_is_none(make: Make, samples: Samples, monkey
             patched.setattr(process_module.WorkerProcess, "greet", Mock(side_effect=error))
             with pytest.raises(expected, match="odd"):
                 reward.score(*samples(2))
-        assert seat.process is None
+        assert worker.process is None
         assert reward.score(*samples(2)).missing.tolist() == [False, False]
     reward.close()
 
@@ -180,11 +180,11 @@ def test_late_and_second_answers_are_not_taken_for_another_batch(
 
 @pytest.mark.parametrize(("number", "told"), [("number + 1", "question 3 and was asked 2"), (0, "question 0")])
 def test_answers_to_questions_that_nobody_asked_end_the_worker(
-    make: Make, samples: Samples, tmp_path: Path, number: Any, told: str
+    make: Make, samples: Samples, tmp_path: Path, number: Any, reported: str
 ) -> None:
     python = straying(tmp_path, which=-1, after=1, number=number)
     reward = make("conv", worker={"python": python, "retries": 0})
-    with pytest.raises(RewardLost, match=f"answered nonsense: it has answered {told}"):
+    with pytest.raises(RewardLost, match=f"answered nonsense: it has answered {reported}"):
         reward.score(*samples(2))
     reward.close()
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_diffusers.adapter_files import DiffusersAdapter
-from dgpo_kit.drawing import randomise
+from dgpo_kit.drawing import randomize
 from dgpo_kit.given import prompts_of
 from dgpo_sd3.backbone import SD3Backbone
 from tests.trained import added_weights, changed_weights
@@ -50,9 +50,9 @@ LORAS: dict[str, dict[str, Any]] = {
 }
 
 
-def randomised(build: Build, checkpoint: Path, lora: str) -> SD3Backbone:
+def randomized(build: Build, checkpoint: Path, lora: str) -> SD3Backbone:
     backbone = build(checkpoint, lora=LORAS[lora])
-    randomise(backbone)
+    randomize(backbone)
     return backbone
 
 
@@ -76,7 +76,7 @@ def test_diffusers(
     build: Build, reference: Reference, checkpoint: Path, tmp_path: Path, lora: str, metadata: bool
 ) -> None:
     """Without: as a version that does not know the metadata reads it, from the tensors alone."""
-    backbone, pipeline = randomised(build, checkpoint, lora), reference(checkpoint)
+    backbone, pipeline = randomized(build, checkpoint, lora), reference(checkpoint)
     backbone.adapter.save(tmp_path / "ad", "diffusers")
     before = copy.deepcopy(pipeline.transformer.state_dict())
     pipeline.load_lora_weights(tmp_path / "ad" if metadata else load_file(tmp_path / "ad" / FILE))
@@ -87,7 +87,7 @@ def test_diffusers(
 
 @pytest.mark.parametrize("lora", LORAS)
 def test_peft(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> None:
-    backbone, transformer = randomised(build, checkpoint, lora), base(checkpoint)
+    backbone, transformer = randomized(build, checkpoint, lora), base(checkpoint)
     backbone.adapter.save(tmp_path, "peft")
     before = copy.deepcopy(transformer.state_dict())
     merged: Any = PeftModel.from_pretrained(transformer, tmp_path)
@@ -96,7 +96,7 @@ def test_peft(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> None
 
 
 def test_the_metadata_has_what_every_version_of_peft_knows(build: Build, checkpoint: Path, tmp_path: Path) -> None:
-    backbone = randomised(build, checkpoint, "three-times")
+    backbone = randomized(build, checkpoint, "three-times")
     for format in ("diffusers", "peft"):
         backbone.adapter.save(tmp_path, format)
     with safe_open(tmp_path / FILE, "pt") as file:
@@ -111,7 +111,7 @@ def test_a_fresh_pipeline_gives_the_policys_velocity(
     build: Build, reference: Reference, checkpoint: Path, tmp_path: Path
 ) -> None:
     """Of each format, read as above: so that not only weights are compared."""
-    backbone = randomised(build, checkpoint, "every-linear")
+    backbone = randomized(build, checkpoint, "every-linear")
     noise = torch.Generator().manual_seed(0)
     x_sigma, sigma = torch.randn(2, *backbone.latent_shape(32, 32), generator=noise), torch.tensor([1.0, 0.4])
     conditioning = backbone.encode(prompts_of(["a red circle", "two blue squares"]))
@@ -246,19 +246,19 @@ def by_comfyui(transformer: Any, file: Weights) -> Weights:
 
 @pytest.mark.parametrize("lora", LORAS)
 def test_kohya(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> None:
-    backbone = randomised(build, checkpoint, lora)
+    backbone = randomized(build, checkpoint, lora)
     backbone.adapter.save(tmp_path, "kohya")
     same(by_kohya(base(checkpoint), load_file(tmp_path / FILE)), added_weights(backbone))
     with safe_open(tmp_path / FILE, "pt") as file:
         metadata, alphas = file.metadata(), {float(file.get_tensor(k)) for k in file.keys() if "alpha" in k}  # noqa: SIM118
-    told = {float(metadata["ss_network_alpha"])} if metadata["ss_network_alpha"] != "Dynamic" else alphas
-    assert (told, metadata["ss_network_dim"]) == (alphas, metadata["ss_network_alpha"])
+    reported = {float(metadata["ss_network_alpha"])} if metadata["ss_network_alpha"] != "Dynamic" else alphas
+    assert (reported, metadata["ss_network_dim"]) == (alphas, metadata["ss_network_alpha"])
 
 
 @pytest.mark.parametrize("format", DiffusersAdapter.formats)
 @pytest.mark.parametrize("lora", LORAS)
 def test_comfyui_reads_every_format(build: Build, checkpoint: Path, tmp_path: Path, lora: str, format: str) -> None:
-    backbone = randomised(build, checkpoint, lora)
+    backbone = randomized(build, checkpoint, lora)
     backbone.adapter.save(tmp_path, format)
     (file,) = tmp_path.glob("*.safetensors")
     same(by_comfyui(base(checkpoint), load_file(file)), added_weights(backbone))
@@ -268,7 +268,7 @@ def test_comfyui_reads_every_format(build: Build, checkpoint: Path, tmp_path: Pa
 def test_a_program_that_leaves_alphas_out_applies_the_same(
     build: Build, checkpoint: Path, tmp_path: Path, format: str
 ) -> None:
-    backbone = randomised(build, checkpoint, "every-linear")
+    backbone = randomized(build, checkpoint, "every-linear")
     backbone.adapter.save(tmp_path, format)
     file = load_file(tmp_path / FILE)
     alphas = [name for name in file if name.endswith(".alpha")]

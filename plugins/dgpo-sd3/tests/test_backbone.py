@@ -37,7 +37,7 @@ def batch(backbone: SD3Backbone, size: int = 3) -> tuple[Tensor, Tensor, Conditi
     return x_sigma, torch.linspace(1, 0.3, size), backbone.encode(prompts_of(PROMPTS[:size]))
 
 
-def randomise(backbone: SD3Backbone, scale: float = 0.3) -> None:
+def randomize(backbone: SD3Backbone, scale: float = 0.3) -> None:
     with torch.no_grad():
         for i, parameter in enumerate(backbone.trainable().values()):
             parameter.copy_(scale * normal(*parameter.shape, seed=i))
@@ -45,7 +45,7 @@ def randomise(backbone: SD3Backbone, scale: float = 0.3) -> None:
 
 @torch.no_grad()
 def draw(backbone: SD3Backbone, noise: Tensor, texts: list[str], steps: int, guidance: float) -> Tensor:
-    """Images by Euler steps on diffusers' schedule, with the backbone's three verbs alone."""
+    """Images by Euler steps on diffusers' schedule, with the backbone's three phases alone."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(steps)
     conditioning, unconditional, x = backbone.encode(prompts_of(texts)), backbone.encode(prompts_of([""])), noise
@@ -110,7 +110,7 @@ def test_a_text_length_of_zero_leaves_t5_out(
 
 def test_rows_do_not_depend_on_their_batch(checkpoint_t5: Path, build: Build) -> None:
     backbone = build(checkpoint_t5)
-    randomise(backbone)
+    randomize(backbone)
     x_sigma, sigma, conditioning = batch(backbone)
     with torch.no_grad():
         together = backbone.velocity(x_sigma, sigma, conditioning)
@@ -198,7 +198,7 @@ def test_without_adapter_runs_the_base_and_restores_everything(checkpoint: Path,
     x_sigma, sigma, conditioning = batch(backbone)
     with torch.no_grad():
         base = backbone.velocity(x_sigma, sigma, conditioning)
-    randomise(backbone)
+    randomize(backbone)
     frozen = next(iter(backbone.trainable().values())).requires_grad_(False)
     with torch.no_grad():
         policy = backbone.velocity(x_sigma, sigma, conditioning)
@@ -232,7 +232,7 @@ def test_a_saved_adapter_gives_the_policys_velocity_and_images_in_a_fresh_pipeli
     checkpoint: Path, build: Build, reference: Reference, tmp_path: Path
 ) -> None:
     backbone, pipeline = build(checkpoint), reference(checkpoint)
-    randomise(backbone)
+    randomize(backbone)
     backbone.adapter.save(tmp_path / "adapter", "diffusers")
     noise = normal(2, *backbone.latent_shape(32, 32))
     arguments = {
@@ -258,7 +258,7 @@ def test_a_saved_adapter_gives_the_policys_velocity_and_images_in_a_fresh_pipeli
 
 def test_full_weights_are_saved_for_from_pretrained(checkpoint: Path, build: Build, tmp_path: Path) -> None:
     backbone = build(checkpoint, train="full")
-    randomise(backbone, 0.1)
+    randomize(backbone, 0.1)
     backbone.save_weights(tmp_path)
     loaded = SD3Transformer2DModel.from_pretrained(tmp_path)
     x_sigma, sigma, conditioning = batch(backbone)
@@ -278,14 +278,14 @@ def test_a_float32_adapter_trains_on_a_half_precision_base(checkpoint: Path, bui
     parameters = backbone.trainable()
     assert {p.dtype for p in parameters.values()} == {torch.float32}
     assert backbone.encode(prompts_of([""])).tensors["pooled"].dtype == torch.bfloat16
-    optimiser = torch.optim.AdamW(parameters.values(), lr=1e-2)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2)
     losses = []
     for _ in range(4):
         loss = loss_of(backbone)
         assert loss.dtype == torch.float32
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(loss_of(exact).item(), rel=0.02)
     assert losses[-1] < losses[0]
@@ -294,7 +294,7 @@ def test_a_float32_adapter_trains_on_a_half_precision_base(checkpoint: Path, bui
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_velocity_under_autocast_is_float32_and_trains(checkpoint: Path, build: Build, dtype: str) -> None:
     backbone = build(checkpoint, dtype=dtype)
-    randomise(backbone)
+    randomize(backbone)
     exact = loss_of(backbone).item()
     with torch.autocast("cpu", torch.bfloat16):
         loss = loss_of(backbone)
@@ -316,7 +316,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(checkpoint: Path, build:
     for flag in (False, True):
         backbone = build(checkpoint, train=train, gradient_checkpointing=flag)
         if train == "lora":
-            randomise(backbone)
+            randomize(backbone)
         count: list[int] = []
         block = backbone.module.get_submodule("transformer_blocks.0")
         block.register_forward_pre_hook(lambda *_, count=count: count.append(1))
@@ -329,7 +329,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(checkpoint: Path, build:
 
 
 @pytest.mark.slow
-def test_compiled_velocity_is_the_same_in_every_view(
+def test_compiled_velocity_is_the_same_in_every_model(
     checkpoint: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Traced by the compiler's front end, which is where adapters and views could go wrong; code generation would take
@@ -337,8 +337,8 @@ def test_compiled_velocity_is_the_same_in_every_view(
     compile_in_place = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module: compile_in_place(module, backend="eager"))
     eager, backbone = build(checkpoint), build(checkpoint, compile=True)
-    randomise(eager)
-    randomise(backbone)
+    randomize(eager)
+    randomize(backbone)
     assert list(backbone.trainable()) == list(eager.trainable())
     calls = torch._dynamo.utils.counters["stats"]["calls_captured"]
     x_sigma, sigma, conditioning = batch(backbone)
@@ -387,7 +387,7 @@ def test_impossible_sizes_are_refused(checkpoint: Path, build: Build, size: tupl
 
 
 @pytest.mark.parametrize(("t5", "length"), [(False, 0), (True, 16), (True, 48)])
-def test_what_is_too_long_is_counted_and_not_told_of_one_by_one(
+def test_what_is_too_long_is_counted_and_not_reported_of_one_by_one(
     request: pytest.FixtureRequest, build: Build, t5: bool, length: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A text is read to its end if another last letter makes another encoding."""
@@ -396,8 +396,8 @@ def test_what_is_too_long_is_counted_and_not_told_of_one_by_one(
     encoded = [[backbone.encode(prompts_of(["a" * (n - 1) + last])).tensors for last in "bc"] for n in lengths]
     seen = [any(not torch.equal(one[key], other[key]) for key in one) for one, other in encoded]
     assert set(seen) == {True, False}
-    unread, limit = backbone.unread(prompts_of(["a" * n for n in lengths]))
-    assert [i not in unread for i in range(len(lengths))] == seen
+    truncated_prompts, limit = backbone.truncated_prompts(prompts_of(["a" * n for n in lengths]))
+    assert [i not in truncated_prompts for i in range(len(lengths))] == seen
     assert limit == max(32, length)
-    assert list(backbone.unread(prompts_of([]))[0]) == []
+    assert list(backbone.truncated_prompts(prompts_of([]))[0]) == []
     assert caplog.text == ""

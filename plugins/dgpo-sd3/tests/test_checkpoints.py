@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: indices of other programs, variants, quantised parts, broken downloads."""
+"""Checkpoints as people have them: indices of other programs, variants, quantized components, broken downloads."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ ABSENT: list[Any] = [None, [None, None], [None], [], ["transformers", None], ...
 
 
 @pytest.mark.parametrize("value", ABSENT)
-def test_ways_to_leave_a_part_out(build: Build, copy: Path, value: Any) -> None:
+def test_ways_to_leave_a_component_out(build: Build, copy: Path, value: Any) -> None:
     path = copy / "model_index.json"
     index = json.loads(path.read_text())
     for name in ("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor"):
@@ -71,7 +71,7 @@ def test_ways_to_leave_a_part_out(build: Build, copy: Path, value: Any) -> None:
 @pytest.mark.parametrize(
     "value", ["T5EncoderModel", 3, {}, {"a": 1}, ["transformers", 3], ["a", "b", "c"], True, ["", ""]]
 )
-def test_a_part_that_is_none_of_these(build: Build, copy: Path, value: Any) -> None:
+def test_a_component_that_is_none_of_these(build: Build, copy: Path, value: Any) -> None:
     edit(copy / "model_index.json", text_encoder_3=value)
     text = message(build, copy, {"text_length": 4})
     assert f"{copy}/model_index.json: text_encoder_3 is " in text
@@ -163,12 +163,12 @@ def test_a_tokenizer_of_another_model(build: Build, copy: Path) -> None:
 @pytest.mark.parametrize(
     "variants", [{"transformer": "fp16"}, {"transformer": "bf16", "vae": "non_ema", "text_encoder": "fp16"}]
 )
-def test_the_only_variant_of_a_part(build: Build, copy: Path, variants: dict[str, str]) -> None:
+def test_the_only_variant_of_a_component(build: Build, copy: Path, variants: dict[str, str]) -> None:
     """Nothing else changes, whatever the others have."""
     before = {name: p.clone() for name, p in build(copy).module.state_dict().items() if "lora" not in name}
-    for part, variant in variants.items():
-        stem = "model" if "text" in part else PLAIN.partition(".")[0]
-        (copy / part / f"{stem}.safetensors").rename(copy / part / f"{stem}.{variant}.safetensors")
+    for component, variant in variants.items():
+        stem = "model" if "text" in component else PLAIN.partition(".")[0]
+        (copy / component / f"{stem}.safetensors").rename(copy / component / f"{stem}.{variant}.safetensors")
     after = build(copy).module.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert {value.dtype for value in after.values()} == {torch.float32}
@@ -194,12 +194,13 @@ def test_a_variant_that_nothing_has(build: Build, copy: Path) -> None:
     assert "backbone.options.variant: no model in " in message(build, copy, {"variant": "fp16"})
 
 
-@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
-def test_a_quantised_part(build: Build, copy: Path, part: str) -> None:
-    edit(copy / part / "config.json", quantization_config={"quant_method": "torchao", "quant_type": "int8wo"})
+@pytest.mark.parametrize("component", ["transformer", "text_encoder", "vae"])
+def test_a_quantized_component(build: Build, copy: Path, component: str) -> None:
+    edit(copy / component / "config.json", quantization_config={"quant_method": "torchao", "quant_type": "int8wo"})
     text = message(build, copy)
     assert (
-        f"{part}: {copy}/{part}/config.json: quantization_config says torchao (int8wo): the model is quantised" in text
+        f"{component}: {copy}/{component}/config.json: quantization_config says torchao (int8wo): the model is quantized"
+        in text
     )
 
 
@@ -215,7 +216,7 @@ def test_a_configuration_that_is_none(build: Build, copy: Path, content: str) ->
 
 
 @pytest.mark.parametrize(
-    "part, key, value",
+    "component, key, value",
     [
         ("transformer", "pos_embed_max_size", {}),
         ("vae", "scaling_factor", 0),
@@ -224,9 +225,9 @@ def test_a_configuration_that_is_none(build: Build, copy: Path, content: str) ->
         ("text_encoder_2", "eos_token_id", None),
     ],
 )
-def test_a_value_that_no_picture_can_be_made_with(build: Build, copy: Path, part: str, key: str, value: Any) -> None:
-    edit(copy / part / "config.json", **{key: value})
-    assert f"{copy}/{part}/config.json: {key} is " in message(build, copy)
+def test_a_value_that_no_image_can_be_made_with(build: Build, copy: Path, component: str, key: str, value: Any) -> None:
+    edit(copy / component / "config.json", **{key: value})
+    assert f"{copy}/{component}/config.json: {key} is " in message(build, copy)
 
 
 def test_a_model_that_is_a_file(build: Build, copy: Path) -> None:
@@ -258,7 +259,7 @@ def test_t5_that_was_not_downloaded(build: Build, copy_t5: Path, damage: str) ->
 
 
 def test_nothing_is_read_before_all_is_looked_at(build: Build, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong with the last part is said before 10 GB of the first are loaded."""
+    """What is wrong with the last component is said before 10 GB of the first are loaded."""
     from diffusers import SD3Transformer2DModel
 
     monkeypatch.setattr(SD3Transformer2DModel, "from_pretrained", lambda *_, **__: pytest.fail("read"))
@@ -275,7 +276,7 @@ def test_a_directory_like_a_repository(build: Build, tmp_path: Path, monkeypatch
     assert "a directory wins over the Hub repository of the same name" in message(build, "owner/name")
 
 
-def test_a_part_of_the_pipeline(build: Build, copy: Path) -> None:
+def test_a_component_of_the_pipeline(build: Build, copy: Path) -> None:
     assert f"it is a part of the model in {copy}: give that directory" in message(build, copy / "transformer")
 
 
@@ -300,13 +301,13 @@ SIZES: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("part", "changes", "expected"), SIZES)
+@pytest.mark.parametrize(("component", "changes", "expected"), SIZES)
 def test_sizes_that_the_weights_do_not_have(
-    build: Build, copy: Path, part: str, changes: dict[str, Any], expected: str
+    build: Build, copy: Path, component: str, changes: dict[str, Any], expected: str
 ) -> None:
-    edit(copy / part / "config.json", **changes)
+    edit(copy / component / "config.json", **changes)
     text = message(build, copy)
-    assert f"{copy}/{part}" in text
+    assert f"{copy}/{component}" in text
     assert re.search(expected, text)
 
 

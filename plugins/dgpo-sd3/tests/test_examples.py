@@ -33,13 +33,13 @@ def read(name: str) -> RunConfig:
         ("sd35-pickscore", "batch", 1e-3, 10, 200, 6),
     ],
 )
-def test_examples(name: str, std: str, kl: float, beta: float, switch: int, lowest: int) -> None:
+def test_examples(name: str, std: str, kl: float, beta: float, ema_rollouts_after: int, lowest: int) -> None:
     """`lowest`: the last index of the sampler's steps that the authors' code trains on."""
     config = read(name)
     SD3Options.model_validate(config.backbone.options)
     assert (config.backbone.lora.rank, config.backbone.lora.alpha) == (64, 128)
     assert (config.advantages.std, config.objective.kl, config.objective.beta) == (std, kl, beta)
-    assert (config.objective.clip, config.objective.switch) == (1e-2, switch)
+    assert (config.objective.clip, config.objective.ema_rollouts_after) == (1e-2, ema_rollouts_after)
     assert (config.rollout.guidance, config.objective.kl_cfg, config.objective.reference) == (4.5, 1.0, "frozen")
 
     scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)

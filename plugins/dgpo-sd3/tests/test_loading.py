@@ -89,7 +89,7 @@ def test_a_tokenizer_without_vocabulary(build: Build, copy: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json"])
-def test_damaged_light_parts(build: Build, copy: Path, part: str) -> None:
+def test_damaged_light_components(build: Build, copy: Path, part: str) -> None:
     (copy / part).write_text("{")
     assert f"{(copy / part).parent} cannot be loaded: " in message(build, copy)
 
@@ -196,7 +196,7 @@ def test_lora_targets(checkpoint: Path, build: Build) -> None:
     }
 
 
-def test_endings_are_of_whole_parts(checkpoint: Path, build: Build) -> None:
+def test_endings_are_of_whole_components(checkpoint: Path, build: Build) -> None:
     names = build(checkpoint, lora={"rank": 2, "alpha": 2, "targets": ["attn.to_q"]}).trainable()
     bound = {n.split(".lora_")[0] for n in names}
     assert bound == {"transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_q"}, "and not attn2.to_q"

@@ -18,11 +18,11 @@ from dgpo_sd3.options import SD3Options
 from dgpo_sd3.testing import make_tiny_checkpoint
 
 
-def test_the_declared_part_is_a_backbone() -> None:
-    (part,) = plugin.dgpo_backbones()
-    module, _, name = part.implementation.partition(":")
-    assert part.name == "sd3"
-    assert part.options == f"{SD3Options.__module__}:{SD3Options.__name__}"
+def test_the_declared_component_is_a_backbone() -> None:
+    (component,) = plugin.dgpo_backbones()
+    module, _, name = component.implementation.partition(":")
+    assert component.name == "sd3"
+    assert component.options == f"{SD3Options.__module__}:{SD3Options.__name__}"
     assert issubclass(getattr(import_module(module), name), Backbone)
 
 

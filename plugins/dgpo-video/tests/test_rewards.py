@@ -53,7 +53,7 @@ class Brightness(RewardModel):
         tagged = Prompt("light", {"tag": "a"})
         return [
             Example("white", tagged, torch.ones(3, 8, 8), good=True),
-            Example("grey", tagged, torch.full((3, 8, 8), 0.2), good=False),
+            Example("gray", tagged, torch.full((3, 8, 8), 0.2), good=False),
             Example("a video", tagged, torch.ones(2, 3, 8, 8), good=True),
         ]
 
@@ -65,13 +65,13 @@ class OnlyVideo(Brightness):
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`build(**options)`: a `frames` reward; image rewards `brightness` and `only-video` are installed for it."""
-    from dgpo_core.hookspecs import Part, hookimpl
+    from dgpo_core.hookspecs import Component, hookimpl
 
     class Plugin:
         @hookimpl
-        def dgpo_rewards(self) -> Sequence[Part]:
+        def dgpo_rewards(self) -> Sequence[Component]:
             return [
-                Part(name, "For tests", f"{__name__}:{kind}", Options)
+                Component(name, "For tests", f"{__name__}:{kind}", Options)
                 for name, kind in (("brightness", "Brightness"), ("only-video", "OnlyVideo"))
             ]
 
@@ -87,7 +87,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def ramp(*values: float) -> Tensor:
-    """One video whose frames are grey."""
+    """One video whose frames are gray."""
     return torch.tensor(values).view(1, -1, 1, 1, 1).expand(1, len(values), 3, 4, 4)
 
 
@@ -161,7 +161,7 @@ def stripes(speed: float, contrast: float = 0.5, frames: int = 5) -> Tensor:
 @pytest.mark.parametrize("speed", [0.0, 0.25, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("contrast", [0.5, 1.0])
 def test_motion_is_speed(speed: float, contrast: float) -> None:
-    """Up to the share that the grey level and the picture's edge take."""
+    """Up to the share that the gray level and the image's edge take."""
     assert float(motion(stripes(speed, contrast))) == pytest.approx(speed, rel=0.1)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_diffusers.adapter_files import DiffusersAdapter
-from dgpo_kit.drawing import randomise
+from dgpo_kit.drawing import randomize
 from dgpo_wan.backbone import WanBackbone
 from tests.trained import added_weights, changed_weights
 
@@ -41,9 +41,9 @@ LORAS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def randomised(build: Build, checkpoint: Path, lora: str, **options: Any) -> WanBackbone:
+def randomized(build: Build, checkpoint: Path, lora: str, **options: Any) -> WanBackbone:
     backbone = build(checkpoint, options, lora=LORAS[lora])
-    randomise(backbone)
+    randomize(backbone)
     return backbone
 
 
@@ -74,7 +74,7 @@ def test_diffusers(
     build: Build, reference: Reference, checkpoint: Path, tmp_path: Path, lora: str, metadata: bool
 ) -> None:
     """Without: as a version that does not know the metadata reads it, from the tensors alone."""
-    backbone = randomised(build, checkpoint, lora)
+    backbone = randomized(build, checkpoint, lora)
     backbone.adapter.save(tmp_path / "ad", "diffusers")
     source = tmp_path / "ad" if metadata else load_file(tmp_path / "ad" / FILE)
     same(fused(reference(checkpoint), source), added_weights(backbone))
@@ -85,7 +85,7 @@ def test_diffusers_reads_the_others(
     build: Build, reference: Reference, checkpoint: Path, tmp_path: Path, format: str
 ) -> None:
     """Of musubi-tuner's files it takes those alone that adapt every layer of a block, as that program writes them."""
-    backbone = randomised(build, checkpoint, "blocks")
+    backbone = randomized(build, checkpoint, "blocks")
     backbone.adapter.save(tmp_path, format)
     same(fused(reference(checkpoint), tmp_path), added_weights(backbone))
 
@@ -94,14 +94,14 @@ def test_diffusers_reads_the_others(
 def test_the_low_noise_expert(
     build: Build, reference: Reference, two_experts: Path, tmp_path: Path, format: str
 ) -> None:
-    backbone = randomised(build, two_experts, "three-times", expert="low")
+    backbone = randomized(build, two_experts, "three-times", expert="low")
     backbone.adapter.save(tmp_path, format)
     same(fused(reference(two_experts), tmp_path, second=True), added_weights(backbone))
 
 
 @pytest.mark.parametrize("lora", LORAS)
 def test_peft(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> None:
-    backbone, transformer = randomised(build, checkpoint, lora), base(checkpoint)
+    backbone, transformer = randomized(build, checkpoint, lora), base(checkpoint)
     backbone.adapter.save(tmp_path, "peft")
     before = copy.deepcopy(transformer.state_dict())
     merged: Any = PeftModel.from_pretrained(transformer, tmp_path)
@@ -135,7 +135,7 @@ def read(file: Weights, keys: dict[str, str]) -> Weights:
 def test_musubi_tuner_and_comfyui(build: Build, checkpoint: Path, tmp_path: Path, lora: str, format: str) -> None:
     """musubi-tuner's `networks/lora_wan.py` names layers with underscores; ComfyUI's `model_lora_keys_unet` knows these
     names, and those with dots below `diffusion_model`."""
-    backbone = randomised(build, checkpoint, lora)
+    backbone = randomized(build, checkpoint, lora)
     backbone.adapter.save(tmp_path, format)
     layers = original_layers(2)
     underscored = {f"lora_unet_{name}".replace(".", "_"): name for name in layers}

@@ -18,7 +18,7 @@ from dgpo_core.builtin.samplers import FlowEuler
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import UserError
 from dgpo_core.training.policy import ConditioningCache, Policy
-from dgpo_core.training.rollout import Roller
+from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_kit.contracts import check_backbone
 from dgpo_kit.given import prompts_of
@@ -44,21 +44,21 @@ def batch(backbone: WanBackbone, size: int = 3) -> tuple[Tensor, Tensor, Conditi
     return x_sigma, torch.linspace(1, 0.3, size), backbone.encode(prompts_of(PROMPTS[:size]))
 
 
-def randomise(backbone: WanBackbone, scale: float = 0.3) -> None:
+def randomize(backbone: WanBackbone, scale: float = 0.3) -> None:
     with torch.no_grad():
         for i, parameter in enumerate(backbone.trainable().values()):
             parameter.copy_(scale * normal(*parameter.shape, seed=i))
 
 
-def roll_out(backbone: WanBackbone, texts: list[str], steps: int, shift: float, guidance: float) -> Tensor:
+def sample_groups(backbone: WanBackbone, texts: list[str], steps: int, shift: float, guidance: float) -> Tensor:
     """x0 as a run draws it: the engine's own rollout with the built-in Euler sampler."""
     policy = Policy(backbone, EmaSection())
-    roller = Roller(
+    rollout_sampler = RolloutSampler(
         policy, FlowEuler(None), ConditioningCache(backbone), resolution=SIZE, steps=steps, shift=shift,
         guidance=guidance, micro_batch=2, autocast=nullcontext,
     )  # fmt: skip
     prompts = [Prompt(text) for text in texts]
-    return torch.cat([r.x0 for r in roller.roll_out(prompts, 1, Draws(0), "policy")])
+    return torch.cat([r.x0 for r in rollout_sampler.sample_groups(prompts, 1, Draws(0), "policy")])
 
 
 def by_pipeline(pipeline: Any, texts: list[str], shape: tuple[int, ...], **how: Any) -> Tensor:
@@ -77,7 +77,7 @@ def test_a_rollout_gives_the_pipelines_latents(
     directory = request.getfixturevalue(fixture)
     backbone, pipeline = build(directory), reference(directory)
     expected = by_pipeline(pipeline, PROMPTS, backbone.latent_shape(*SIZE), guidance_scale=guidance)
-    x0 = roll_out(backbone, PROMPTS, 5, 3.0, guidance)
+    x0 = sample_groups(backbone, PROMPTS, 5, 3.0, guidance)
     assert_close(x0, expected, atol=1e-5, rtol=0)
     videos = by_pipeline(pipeline, PROMPTS, backbone.latent_shape(*SIZE), guidance_scale=guidance, output_type="pt")
     assert videos.shape == (3, 9, 3, *SIZE)
@@ -167,7 +167,7 @@ def test_a_saved_adapter_gives_the_policys_videos_in_a_fresh_pipeline(
 ) -> None:
     directory = request.getfixturevalue(fixture)
     backbone, pipeline = build(directory, {"expert": expert}), reference(directory)
-    randomise(backbone)
+    randomize(backbone)
     backbone.adapter.save(tmp_path / "adapter", "diffusers")
     shape = backbone.latent_shape(*SIZE)
     before = by_pipeline(pipeline, PROMPTS, shape, guidance_scale=3.0)
@@ -175,14 +175,14 @@ def test_a_saved_adapter_gives_the_policys_videos_in_a_fresh_pipeline(
     pipeline.load_lora_weights(tmp_path / "adapter", **({"load_into_transformer_2": True} if second else {}))
     after = by_pipeline(pipeline, PROMPTS, shape, guidance_scale=3.0)
     assert (after - before).abs().max() > 0.05
-    assert_close(roll_out(backbone, PROMPTS, 5, 3.0, 3.0), after, atol=1e-5, rtol=0)
+    assert_close(sample_groups(backbone, PROMPTS, 5, 3.0, 3.0), after, atol=1e-5, rtol=0)
     loaded = (pipeline.transformer_2 if second else pipeline.transformer).peft_config
     assert [(c.r, c.lora_alpha) for c in loaded.values()] == [(4, 4)], "alpha / rank is in the weights"
 
 
 def test_full_weights_are_saved_for_from_pretrained(checkpoint: Path, build: Build, tmp_path: Path) -> None:
     backbone = build(checkpoint, train="full")
-    randomise(backbone, 0.1)
+    randomize(backbone, 0.1)
     backbone.save_weights(tmp_path)
     loaded = WanTransformer3DModel.from_pretrained(tmp_path)
     x_sigma, sigma, conditioning = batch(backbone)
@@ -203,7 +203,7 @@ def test_times_of_the_frozen_expert_are_drawn_with_it_but_not_trained(
     subfolder = "transformer_2" if expert == "high" else "transformer"
     frozen = WanTransformer3DModel.from_pretrained(two_experts, subfolder=subfolder)
     with torch.no_grad():
-        randomise(backbone)
+        randomize(backbone)
         found = backbone.velocity(x_sigma, torch.full((3,), theirs), conditioning)
         expected = frozen(x_sigma, torch.full((3,), 1000 * theirs), conditioning.tensors["prompt_embeds"]).sample
         assert_close(found, expected, atol=0, rtol=0)
@@ -223,15 +223,15 @@ def test_a_float32_adapter_trains_on_a_half_precision_base(checkpoint: Path, bui
     parameters = backbone.trainable()
     assert {p.dtype for p in parameters.values()} == {torch.float32}
     assert backbone.encode(prompts_of([""])).tensors["prompt_embeds"].dtype == torch.bfloat16
-    optimiser = torch.optim.AdamW(parameters.values(), lr=1e-2)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2)
     losses = []
     for _ in range(4):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = loss_of(backbone)
         assert loss.dtype == torch.float32
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(loss_of(exact).item(), rel=0.02)
     assert losses[-1] < losses[0]
@@ -241,7 +241,7 @@ def test_gradient_checkpointing_changes_no_gradient(checkpoint: Path, build: Bui
     gradients = []
     for enabled in (False, True):
         backbone = build(checkpoint, gradient_checkpointing=enabled)
-        randomise(backbone)
+        randomize(backbone)
         loss_of(backbone).backward()  # type: ignore[no-untyped-call]
         gradients.append([p.grad for p in backbone.trainable().values()])
     for plain, saved in zip(*gradients, strict=True):
@@ -256,7 +256,7 @@ def test_compile_changes_nothing(build: Build, tmp_path: Path) -> None:
     plain, compiled = build(single), build(single, compile=True)
     assert list(plain.trainable()) == list(compiled.trainable())
     for backbone in (plain, compiled):
-        randomise(backbone)
+        randomize(backbone)
     x_sigma, sigma, conditioning = batch(plain)
     calls = torch._dynamo.utils.counters["stats"]["calls_captured"]
     with torch.no_grad():
@@ -313,6 +313,6 @@ def test_what_is_too_long_is_counted(build: Build, checkpoint: Path) -> None:
     ]
     seen = [not torch.equal(*pair) for pair in encoded]
     assert set(seen) == {True, False}
-    unread, limit = backbone.unread(prompts_of(["a" * n for n in lengths]))
-    assert [i not in unread for i in range(len(lengths))] == seen
-    assert (limit, list(backbone.unread(prompts_of([]))[0])) == (16, [])
+    truncated_prompts, limit = backbone.truncated_prompts(prompts_of(["a" * n for n in lengths]))
+    assert [i not in truncated_prompts for i in range(len(lengths))] == seen
+    assert (limit, list(backbone.truncated_prompts(prompts_of([]))[0])) == (16, [])

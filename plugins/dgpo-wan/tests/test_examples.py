@@ -21,7 +21,7 @@ def test_the_example() -> None:
     options = WanOptions.model_validate(config.backbone.options)
     assert (*config.rollout.height_width, options.frames) == (240, 416, 33)
     assert all(side % 16 == 0 for side in config.rollout.height_width)
-    assert (config.rollout.steps, config.rollout.guidance, config.optimiser.learning_rate) == (20, 4.5, 1e-4)
+    assert (config.rollout.steps, config.rollout.guidance, config.optimizer.learning_rate) == (20, 4.5, 1e-4)
     sigmas = FlowDPMSolverPP(None).sigmas(config.rollout.steps, Schedule(3.0))
     context = TimestepContext(sigmas, *config.training_range(3.0), 3.0, 1, config.run.iterations)
     SamplerSteps(None).check(context, config.timesteps.count)

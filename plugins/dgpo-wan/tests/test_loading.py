@@ -79,7 +79,7 @@ def test_a_tokenizer_without_vocabulary(build: Build, copy: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json"])
-def test_damaged_light_parts(build: Build, copy: Path, part: str) -> None:
+def test_damaged_light_components(build: Build, copy: Path, part: str) -> None:
     (copy / part).write_text("{")
     assert f"{(copy / part).parent} cannot be loaded: " in message(build, copy)
 
@@ -171,9 +171,9 @@ def test_times_per_patch_are_true_or_false(build: Build, copy: Path, value: Any)
 
 
 @pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
-def test_a_quantised_part(build: Build, copy: Path, part: str) -> None:
+def test_a_quantized_component(build: Build, copy: Path, part: str) -> None:
     edit_json(copy / part / "config.json", quantization_config={"quant_method": "gguf"})
-    assert f"{copy}/{part}/config.json: quantization_config says gguf: the model is quantised" in message(build, copy)
+    assert f"{copy}/{part}/config.json: quantization_config says gguf: the model is quantized" in message(build, copy)
 
 
 def test_a_second_transformer_that_was_not_downloaded(build: Build, two_experts: Path, tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from dgpo_wan.options import WanOptions
 from dgpo_wan.testing import make_tiny_checkpoint
 
 
-def test_the_declared_part_is_a_backbone() -> None:
-    (part,) = plugin.dgpo_backbones()
-    module, _, name = part.implementation.partition(":")
-    assert part.name == "wan"
+def test_the_declared_component_is_a_backbone() -> None:
+    (component,) = plugin.dgpo_backbones()
+    module, _, name = component.implementation.partition(":")
+    assert component.name == "wan"
     assert issubclass(getattr(import_module(module), name), Backbone)
     registry = Registry(discover=False)
     registry.register(plugin, distribution="dgpo-wan")

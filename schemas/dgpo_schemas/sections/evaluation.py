@@ -1,4 +1,4 @@
-"""The section `evaluation`, and the guards against reward hacking in it."""
+"""The section `evaluation`, and the monitors against reward hacking in it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pydantic import Field
 from dgpo_schemas.base import ANYTIME, Float, Int, StrictModel, Use
 from dgpo_schemas.sections.rewards import RewardBlock
 
-__all__ = ["EvaluationSection", "FinerSection", "GuardsSection"]
+__all__ = ["EvaluationSection", "ManyStepSection", "MonitorsSection"]
 
 
-class GuardsSection(StrictModel):
+class MonitorsSection(StrictModel):
     """What must not get worse while the target rises: statistics of the media, always, and rewards not trained on."""
 
     rewards: list[RewardBlock] = Field(
@@ -21,20 +21,20 @@ class GuardsSection(StrictModel):
     alarm: Literal["log", "stop", "off"] = Field(
         default="log",
         json_schema_extra=ANYTIME,
-        description="When the target has risen and a guard has left its band since the first evaluation: say so, or "
+        description="When the target has risen and a monitor has left its tolerance since the first evaluation: say so, or "
         "stop the run with its state saved.",
     )
-    bands: dict[str, Annotated[Float, Field(ge=0)]] = Field(
+    tolerances: dict[str, Annotated[Float, Field(ge=0)]] = Field(
         default_factory=dict,
         json_schema_extra=ANYTIME,
-        description="Change of a guard, in its own units, that is let pass; by default none for a reward and a share "
+        description="Change of a monitor, in its own units, that is let pass; by default none for a reward and a share "
         "of its first value for a statistic (diversity, saturation, edge_density, dark_pixels, step_disagreement, "
-        "finer_sharpness). Only changes beyond the 95 % intervals count.",
+        "many_step_sharpness). Only changes beyond the 95 % intervals count.",
     )
 
 
-class FinerSection(StrictModel):
-    """Some samples of an evaluation again, from the same noise, in many steps: shows artefacts of few steps."""
+class ManyStepSection(StrictModel):
+    """Some samples of an evaluation again, from the same noise, in many steps: shows artifacts of few steps."""
 
     steps: Int = Field(ge=2, le=1000, description="Solver steps, many more than those of evaluation.")
     prompts: Int = Field(default=32, ge=1, le=10**9, description="Prompts, one sample of each.")
@@ -65,21 +65,21 @@ class EvaluationSection(StrictModel):
     rewards: list[RewardBlock] | None = Field(
         default=None, min_length=1, description="Rewards to evaluate with; by default those trained on."
     )
-    view: Literal["policy", "old", "slow"] = Field(
-        default="slow",
-        description="Weights to evaluate: the policy, its fast EMA (old) or its slow EMA, before whose first move the "
+    model: Literal["policy", "ema_fast", "ema"] = Field(
+        default="ema",
+        description="Weights to evaluate: the policy, its fast EMA (old) or its EMA, before whose first move the "
         "policy is evaluated.",
     )
-    guards: GuardsSection = Field(default_factory=GuardsSection, description="Signs of reward hacking.")
-    finer: FinerSection | None = Field(
+    monitors: MonitorsSection = Field(default_factory=MonitorsSection, description="Signs of reward hacking.")
+    many_step: ManyStepSection | None = Field(
         default=None,
         description="Also measure `step_disagreement` (distance of samples to the same noise solved in many steps) and "
-        "`finer_sharpness` (of the latter).",
+        "`many_step_sharpness` (of the latter).",
     )
-    pictures: Int = Field(
+    images: Int = Field(
         default=12,
         ge=0,
         le=10**6,
         json_schema_extra=ANYTIME,
-        description="Pictures kept of each evaluation, always of the same noise.",
+        description="Images kept of each evaluation, always of the same noise.",
     )

@@ -86,9 +86,9 @@ class RewardBlock(UseBlock):
 class ScoringSection(StrictModel):
     """How several rewards become one, and how many scores may be missing."""
 
-    aggregation: Literal["weighted-sum", "group-normalised"] = Field(
+    aggregation: Literal["weighted-sum", "group-normalized"] = Field(
         default="weighted-sum",
-        description="Sum of weight * value; or each reward first normalised within its group, then summed (GDPO, which "
+        description="Sum of weight * value; or each reward first normalized within its group, then summed (GDPO, which "
         "goes with advantages.std: batch).",
     )
     max_missing: Float = Field(

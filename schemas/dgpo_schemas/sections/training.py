@@ -1,4 +1,4 @@
-"""Sections about the loss and its minimisation: objective, moving averages, training times, AdamW."""
+"""Sections about the loss and its minimization: objective, moving averages, training times, AdamW."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Float, Int, StrictModel, UseBlock
 from dgpo_schemas.sigma import SigmaExpression
 
-__all__ = ["EmaSection", "FastEmaSection", "ObjectiveSection", "OptimiserSection", "SlowEmaSection", "TimestepsSection"]
+__all__ = ["EmaSection", "FastEmaSection", "ObjectiveSection", "OptimizerSection", "SlowEmaSection", "TimestepsSection"]
 
 
 class FastEmaSection(StrictModel):
@@ -17,14 +17,14 @@ class FastEmaSection(StrictModel):
     updates before that one: d = 0 at the first (the authors' code)."""
 
     max_decay: Float = Field(default=0.3, ge=0, lt=1, description="Largest decay.")
-    ramp: Float = Field(default=0.001, ge=0, le=1, description="Growth of the decay an optimiser update.")
+    ramp: Float = Field(default=0.001, ge=0, le=1, description="Growth of the decay an optimizer update.")
 
 
 class SlowEmaSection(StrictModel):
-    """Slow EMA, used for evaluation, pictures and export: slow <- d*slow + (1-d)*policy when the number k of updates
+    """Slow EMA, used for evaluation, images and export: slow <- d*slow + (1-d)*policy when the number k of updates
     done is every - 1, 2 * every - 1, ..., with d = min((1 + k) / (10 + k), decay) (the authors' code).
 
-    Before its first move it has learnt nothing: the policy is then taken in its place, and that is said.
+    Before its first move it has learned nothing: the policy is then taken in its place, and that is said.
     """
 
     decay: Float = Field(
@@ -34,7 +34,7 @@ class SlowEmaSection(StrictModel):
         description="Largest decay of a move; at the k-th update min((1 + k) / (10 + k), decay).",
     )
     every: Int = Field(
-        default=8, ge=1, le=10**9, description="Optimiser updates between two moves; the first is one earlier."
+        default=8, ge=1, le=10**9, description="Optimizer updates between two moves; the first is one earlier."
     )
     repeats: Int = Field(
         default=1,
@@ -46,7 +46,7 @@ class SlowEmaSection(StrictModel):
 
     @property
     def first_move(self) -> int:
-        """Optimiser updates after which the average moves for the first time."""
+        """Optimizer updates after which the average moves for the first time."""
         return max(self.every - 1, 1)
 
 
@@ -79,11 +79,11 @@ class ObjectiveSection(UseBlock):
         "The KL term compares with the base either way.",
     )
     ema: EmaSection = Field(default_factory=EmaSection, description="Decays of the two moving averages.")
-    switch: Int | None = Field(
+    ema_rollouts_after: Int | None = Field(
         default=200,
         ge=0,
         le=10**12,
-        description="Rollouts come from the fast EMA once more optimiser updates than these are done; null: never.",
+        description="Rollouts come from the fast EMA once more optimizer updates than these are done; null: never.",
     )
 
 
@@ -105,7 +105,7 @@ class TimestepsSection(UseBlock):
     )
 
 
-class OptimiserSection(StrictModel):
+class OptimizerSection(StrictModel):
     """AdamW and how an iteration's groups become updates."""
 
     learning_rate: Float = Field(
@@ -135,7 +135,7 @@ class OptimiserSection(StrictModel):
         default=1.0, gt=0, json_schema_extra=FROM_THERE_ON, description="Gradient-norm clip; null: none."
     )
     updates: Int = Field(
-        default=1, ge=1, le=100_000, description="Optimiser updates an iteration: its groups are split evenly."
+        default=1, ge=1, le=100_000, description="Optimizer updates an iteration: its groups are split evenly."
     )
     micro_batch: Int | None = Field(
         default=None,

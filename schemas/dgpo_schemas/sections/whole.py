@@ -32,7 +32,7 @@ class RunSection(StrictModel):
         ge=1,
         le=10**9,
         json_schema_extra=FROM_THERE_ON,
-        description="Iterations to train: each rolls out, scores, weighs and optimises.",
+        description="Iterations to train: each rolls out, scores, weighs and optimizes.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",

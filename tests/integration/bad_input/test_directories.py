@@ -202,9 +202,9 @@ def test_all_rewards_missing(world: World) -> None:
         "100% of the scores of iteration 2 are missing (limit scoring.max_missing = 0.2); the state is saved. "
         "brightness: ZeroDivisionError: division by zero\n"
     )
-    told = ("runs/toy/run.json", "runs/toy/outcome.json")  # of the last start and its end
-    assert {n: f for n, f in world.tree().items() if n not in told} == {
-        n: f for n, f in before.items() if n not in told
+    reported = ("runs/toy/run.json", "runs/toy/outcome.json")  # of the last start and its end
+    assert {n: f for n, f in world.tree().items() if n not in reported} == {
+        n: f for n, f in before.items() if n not in reported
     }
 
 
@@ -280,7 +280,7 @@ FULL: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
     "tensors": (lambda p: p.setattr(safetensors.torch, "save_file", full), "runs/toy/checkpoints/000002"),
     "a manifest": (full_for("manifest.json"), "runs/toy/checkpoints/000002"),
     "a flush": (lambda p: p.setattr(os, "fsync", full), "runs/toy/timings.jsonl"),
-    "a picture": (lambda p: p.setattr(PIL.Image.Image, "save", full), "runs/toy/pictures/000002"),
+    "an image": (lambda p: p.setattr(PIL.Image.Image, "save", full), "runs/toy/images/000002"),
     "metrics": (full_for("metrics.jsonl"), "runs/toy/metrics.jsonl"),
     "timings": (full_for("timings.jsonl"), "runs/toy/timings.jsonl"),
     "evaluations": (full_for("evaluations.jsonl"), "runs/toy/evaluations.jsonl"),

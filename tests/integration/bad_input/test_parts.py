@@ -23,7 +23,7 @@ PLACES = {
     "rewards.0": ("  - use: brightness\n", "  - use: {reward}\n"),
     "rewards.1": ("  - use: brightness\n", "  - use: brightness\n  - use: {reward}\n"),
     "evaluation.rewards.0": ("{prompts: 4", "{rewards: [{use: {reward}}], prompts: 4"),
-    "evaluation.guards.rewards.0": ("{prompts: 4", "{guards: {rewards: [{use: {reward}}]}, prompts: 4"),
+    "evaluation.monitors.rewards.0": ("{prompts: 4", "{monitors: {rewards: [{use: {reward}}]}, prompts: 4"),
 }
 """Where a run file names rewards."""
 STARTS = (["train", "run.yaml"], ["train", "run.yaml", "--dry-run"], ["evaluate", "run.yaml"])
@@ -87,7 +87,7 @@ def test_numbers_of_frames_that_wan_cannot_draw(world: World, command: str, fram
     )
 
 
-PATH = "rewards:\n", "objective: {use: flow-grpo, switch: null, kl: 0.01}\nrewards:\n"
+PATH = "rewards:\n", "objective: {use: flow-grpo, ema_rollouts_after: null, kl: 0.01}\nrewards:\n"
 
 
 @pytest.mark.usefixtures("nothing_is_drawn")
@@ -107,8 +107,10 @@ def test_a_random_sampler_that_nobody_needs(world: World) -> None:
     world.edit("sampler: flow-euler", "sampler: flow-sde")
     done = world.dgpo("train", "run.yaml", "--max-iterations", "1")
     assert (done.code, done.out) == (0, "")
-    told = "rollout.sampler: flow-sde is random, but objective: dgpo does not need it to be; the paper reports faster"
-    assert told in " ".join(done.err.split())
+    reported = (
+        "rollout.sampler: flow-sde is random, but objective: dgpo does not need it to be; the paper reports faster"
+    )
+    assert reported in " ".join(done.err.split())
 
 
 # -- prompts ---------------------------------------------------------------------------------------------------------
@@ -189,7 +191,7 @@ def test_prompts_that_a_reward_cannot_judge(world: World) -> None:
     before = world.tree()
     done = world.dgpo("train", "run.yaml")
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("prompt 'train picture 0': ")
+    assert done.err.startswith("prompt 'train image 0': ")
     assert done.err.count("\n") == 1
     assert world.tree() == before
 

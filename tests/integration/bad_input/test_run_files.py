@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from tests.mistaken import TEXT, World, refused
 
 
@@ -62,12 +62,12 @@ EDITS = {
         "run.yaml:6: rollout.steps: stands here twice, first in line 5"),
     "a section twice": ("rewards:\n", "run: {name: other, iterations: 3}\nrewards:\n",
         "run.yaml:11: run: stands here twice, first in line 1"),
-    "a misspelt key": ("steps: 3", "stpes: 3",
+    "a misspelled key": ("steps: 3", "stpes: 3",
         "run.yaml:5: rollout.stpes: unknown key; did you mean steps?"),
-    "a misspelt section": ("rollout:\n", "rolout:\n",
+    "a misspelled section": ("rollout:\n", "rolout:\n",
         "run.yaml:4: rolout: unknown key; did you mean rollout?"),
     "a key of another section": ("steps: 3", "learning_rate: 1e-4",
-        "run.yaml:5: rollout.learning_rate: unknown key; did you mean optimiser.learning_rate?"),
+        "run.yaml:5: rollout.learning_rate: unknown key; did you mean optimizer.learning_rate?"),
     "a key like nothing": ("keep: 9", "zzz: 9",
         "run.yaml:15: checkpoints.zzz: unknown key; there are best, every, keep"),
     "a key that is missing": ("name: toy, ", "",
@@ -104,8 +104,8 @@ EDITS = {
         "dot, dash, underscore."),
     "a group of one": ("group_size: 4", "group_size: 1",
         "run.yaml:7: rollout.group_size: a group of 1 has nothing to compare with; the smallest is 2"),
-    "groups that do not split": ("checkpoints:", "optimiser: {updates: 3}\ncheckpoints:",
-        "run.yaml:15: optimiser.updates: 3 does not divide rollout.groups = 4; the nearest that do are 2 and 4"),
+    "groups that do not split": ("checkpoints:", "optimizer: {updates: 3}\ncheckpoints:",
+        "run.yaml:15: optimizer.updates: 3 does not divide rollout.groups = 4; the nearest that do are 2 and 4"),
     "t_min above t_max": ("t_min: 0.3", "t_min: 0.9, t_max: 0.5",
         "run.yaml:13: timesteps.t_min: 0.9 (sigma 0.9) must be below t_max = 0.5 (sigma 0.5); 1 is noise and 0 is "
         "data"),
@@ -124,7 +124,7 @@ EDITS = {
         "run.yaml:10: rollout.sampler: unknown sampler 'flow-eular'; did you mean flow-euler? (installed: {sampler})"),
     "an unknown backbone": ("use: toy, checkpoint", "use: unet, checkpoint",
         "run.yaml:2: backbone.use: unknown backbone 'unet' (installed: {backbone})"),
-    "a misspelt option": ("  - use: brightness\n", "  - {use: brightness, options: {scael: 2}}\n",
+    "a misspelled option": ("  - use: brightness\n", "  - {use: brightness, options: {scael: 2}}\n",
         "run.yaml:12: rewards.0.options.scael: unknown key; did you mean scale?"),
     "an option of the wrong type": ("  - use: brightness\n", "  - {use: brightness, options: {scale: big}}\n",
         "run.yaml:12: rewards.0.options.scale: must be a number, not 'big'"),
@@ -173,7 +173,7 @@ def test_files_that_cannot_be_opened(world: World, command: str) -> None:
     refused(world, [command, "nope.yaml"], f"nope.yaml: {expected}")
 
 
-def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(world: World) -> None:
+def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file(world: World) -> None:
     text = TEXT
     for old, new in (("name: toy", "name: a/b"), ("steps: 3", "steps: 0"), ("shift: 1.0", "shfit: 1.0"),
                      ("use: brightness", "use: brihgtness"), ("count: 2", "count: two")):  # fmt: skip
@@ -191,7 +191,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(world: World) ->
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("rollout.steps", "must be KEY=VALUE, such as optimiser.learning_rate=1e-4"),
+        ("rollout.steps", "must be KEY=VALUE, such as optimizer.learning_rate=1e-4"),
         ("rollout.stpes=4", "unknown key; did you mean steps?"),
         ("rollout.steps=0", "must be at least 1, not 0"),
         ("rewards.3.weight=1", "rewards is a list: '3' is none of its entries (0 to 0; 1 appends)"),
@@ -231,7 +231,7 @@ def test_a_plugin_that_does_not_import(world: World) -> None:
 
 
 def test_a_broken_plugin_disturbs_no_run_that_does_not_use_it(world: World) -> None:
-    world.install("dgpo_lamp", dgpo_lamp="raise SystemExit('no licence')\n")
+    world.install("dgpo_lamp", dgpo_lamp="raise SystemExit('no license')\n")
     world.train()
 
 
@@ -277,8 +277,8 @@ class Impostor:
     """Claims a name that is taken."""
 
     @hookimpl
-    def dgpo_rewards(self) -> Sequence[Part]:
-        return [Part("brightness", "Another one.", "dgpo_kit.toy:BrightnessReward")]
+    def dgpo_rewards(self) -> Sequence[Component]:
+        return [Component("brightness", "Another one.", "dgpo_kit.toy:BrightnessReward")]
 
 
 def test_two_plugins_that_claim_one_name(world: World) -> None:

@@ -9,10 +9,10 @@ from dgpo_core.errors import UserError
 __all__ = ["DisagreementTmin", "hidden_from"]
 
 
-def hidden_from(artefact: float, tolerance: float) -> float:
-    """The sigma at which an artefact of root mean square r stands `tolerance` noise standard deviations high.
+def hidden_from(artifact: float, tolerance: float) -> float:
+    """The sigma at which an artifact of root mean square r stands `tolerance` noise standard deviations high.
 
-    A sample x0 with an artefact d and the sample without it are seen in training as (1 - sigma) x0 + sigma noise: two
+    A sample x0 with an artifact d and the sample without it are seen in training as (1 - sigma) x0 + sigma noise: two
     Gaussians of standard deviation sigma whose means lie (1 - sigma) d apart. Per dimension their Kullback-Leibler
     divergence is ((1 - sigma) / sigma)^2 r^2 / 2, with r^2 the mean of d^2; it falls from infinity at sigma = 0 to 0 at
     sigma = 1, and is tolerance^2 / 2 where (1 - sigma) r / sigma = tolerance, that is at
@@ -21,15 +21,15 @@ def hidden_from(artefact: float, tolerance: float) -> float:
 
     Above it a denoiser can tell the two apart by less; below it by more.
     """
-    return artefact / (artefact + tolerance)
+    return artifact / (artifact + tolerance)
 
 
 class DisagreementTmin(MeasuringPolicy):
-    """t_min = r / (r + tolerance), r the disagreement of few-step samples with finer ones of the same noise.
+    """t_min = r / (r + tolerance), r the disagreement of few-step samples with many-step ones of the same noise.
 
     A probe batch is drawn twice by the current policy, in the rollouts' steps and in `refine` times as many; r is the
     median over samples of the root mean square of the difference of their latents. (The median, because now and then
-    the two solves part early and show different things, which is no artefact.) `hidden_from` derives the rule. The
+    the two solves part early and show different things, which is no artifact.) `hidden_from` derives the rule. The
     tolerance is relative to the noise and thus free of the model, the resolution and the number of steps: samples with
     fewer steps, or of a policy whose paths have become more curved, ask for a larger t_min by themselves.
 
@@ -37,7 +37,7 @@ class DisagreementTmin(MeasuringPolicy):
     """
 
     def check(self, context: TimestepContext, count: int) -> None:
-        """Raise UserError as every policy does, and where few-step samples cannot be compared with finer ones."""
+        """Raise UserError as every policy does, and where few-step samples cannot be compared with many-step ones."""
         if not context.deterministic:
             raise UserError(
                 "timesteps.use: this policy compares samples in few steps with the same samples in many, but "

@@ -54,13 +54,13 @@ class MeasuredOptions(AdaptiveOptions):
 class DisagreementOptions(MeasuredOptions):
     """Options of the timestep policy `disagreement-t-min`."""
 
-    refine: Int = Field(default=4, ge=2, le=1000, description="Steps of the finer solve, in steps of the rollouts.")
+    refine: Int = Field(default=4, ge=2, le=1000, description="Steps of the many-step solve, in steps of the rollouts.")
     tolerance: Float = Field(
         default=0.1,
         gt=0,
         le=1e6,
-        description="Artefact that training may see, relative to the noise it is hidden in: at t_min and above the "
-        "difference of few-step samples from finer ones is at most so many standard deviations of the noise.",
+        description="Artifact that training may see, relative to the noise it is hidden in: at t_min and above the "
+        "difference of few-step samples from many-step ones is at most so many standard deviations of the noise.",
     )
 
 

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dgpo_core import hookimpl
-from dgpo_core.hookspecs import Part
+from dgpo_core.hookspecs import Component
 
 __all__ = ["dgpo_timestep_policies"]
 
 
 @hookimpl
-def dgpo_timestep_policies() -> Sequence[Part]:
+def dgpo_timestep_policies() -> Sequence[Component]:
     """Three ways to move t_min."""
     return [
-        Part(
+        Component(
             "scheduled-t-min",
             "t_min (and t_max) by training progress.",
             "dgpo_adaptive_tmin.scheduled:ScheduledTmin",
             "dgpo_adaptive_tmin.options:ScheduledOptions",
         ),
-        Part(
+        Component(
             "disagreement-t-min",
-            "t_min above the noise that hides the artefacts of few-step samples, measured on a probe batch.",
+            "t_min above the noise that hides the artifacts of few-step samples, measured on a probe batch.",
             "dgpo_adaptive_tmin.disagreement:DisagreementTmin",
             "dgpo_adaptive_tmin.options:DisagreementOptions",
         ),
-        Part(
+        Component(
             "dsm-gap-t-min",
             "t_min where the preference begins to be at work, by the policy's error on its own samples.",
             "dgpo_adaptive_tmin.dsm_gap:DsmGapTmin",

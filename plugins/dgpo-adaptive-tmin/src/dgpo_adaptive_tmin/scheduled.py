@@ -18,10 +18,9 @@ class ScheduledTmin(MovingBounds):
     """t_min(p) = start + f(p) * (end - start), and t_max likewise, p the share of the schedule that is done.
 
     f(p) = p (linear) or (1 - cos(pi * p)) / 2 (cosine); p = min(1, iteration / (until * iterations)), iteration counted
-    from 0. By default t_min falls: composition, which high noise decides, is learnt first, and detail only when samples
-    have become better. Both ends are clamped to [timesteps.t_min, timesteps.t_max]. There is no state: the iteration
-    says it all.
-    """
+    from 0. By default t_min falls: composition, which high noise decides, is learned first, and detail only when
+    samples have become better. Both ends are clamped to [timesteps.t_min, timesteps.t_max]. There is no state: the
+    iteration says it all."""
 
     movers = "start, end, t_max_start and t_max_end"
 

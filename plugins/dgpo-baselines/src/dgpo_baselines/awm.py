@@ -48,7 +48,7 @@ class AdvantageWeightedMatching(Objective):
         return self.section.kl == 0
 
     def check(self, run: RunConfig) -> None:
-        """Raise UserError for settings in vain."""
+        """Raise UserError for settings without effect."""
         refuse_in_vain(self.section, "reference", "beta", "clip_kl")
 
     def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:

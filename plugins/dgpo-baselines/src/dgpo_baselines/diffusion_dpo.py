@@ -58,7 +58,7 @@ class DiffusionDpo(Objective):
         return self.section.kl == 0
 
     def check(self, run: RunConfig) -> None:
-        """Raise UserError for a weighting that makes no pairs, and for settings in vain."""
+        """Raise UserError for a weighting that makes no pairs, and for settings without effect."""
         if run.weighting.use != PAIRS:
             raise UserError(
                 f"weighting: {run.weighting.use}: {self.section.use} learns from the best and the worst of each group; "

@@ -23,7 +23,7 @@ SMALLEST = 1e-5
 class DiffusionNft(Objective):
     """L = c / beta * [r e(v+) + (1 - r) e(v-)] with v+ = (1 - beta) v_old + beta v and v- = (1 + beta) v_old - beta v.
 
-    arXiv 2509.16117 (theorem on policy optimisation) and its code (NVlabs/DiffusionNFT). r = 1/2 + clip(A, -c, c) / 2c
+    arXiv 2509.16117 (theorem on policy optimization) and its code (NVlabs/DiffusionNFT). r = 1/2 + clip(A, -c, c) / 2c
     is the optimality probability of a sample, A the engine's signed weight (the advantage under the weighting
     `abs-advantage`), c = `advantage_clip`; the samples are the old policy's. The paper's loss has e(u) = |u - v|^2 with
     v = noise - x0 and no factor c / beta; the factor, the code's, makes the gradient at v = v_old A times that of e,
@@ -52,10 +52,10 @@ class DiffusionNft(Objective):
         return False
 
     def check(self, run: RunConfig) -> None:
-        """Raise UserError unless the old policy draws the samples, and for settings in vain."""
-        if self.section.switch != 0:
+        """Raise UserError unless the old policy draws the samples, and for settings without effect."""
+        if self.section.ema_rollouts_after != 0:
             raise UserError(
-                f"objective.switch: {'null' if self.section.switch is None else self.section.switch}: the samples of "
+                f"objective.ema_rollouts_after: {'null' if self.section.ema_rollouts_after is None else self.section.ema_rollouts_after}: the samples of "
                 f"{self.section.use} are the old policy's from the first iteration on; set it to 0"
             )
         refuse_in_vain(self.section, "reference", "beta", "clip", "clip_kl")

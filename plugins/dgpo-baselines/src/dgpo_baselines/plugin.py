@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dgpo_core import hookimpl
-from dgpo_core.hookspecs import Part
+from dgpo_core.hookspecs import Component
 
 __all__ = ["dgpo_objectives", "dgpo_samplers"]
 
@@ -13,16 +13,16 @@ dgpo_contract = 2
 
 
 @hookimpl
-def dgpo_samplers() -> Sequence[Part]:
+def dgpo_samplers() -> Sequence[Component]:
     """Two random samplers, whose steps have probabilities."""
     return [
-        Part(
+        Component(
             "flow-sde",
             "Flow-GRPO's SDE: random steps with the marginals of the flow.",
             "dgpo_baselines.samplers:FlowSde",
             "dgpo_baselines.options:FlowSdeOptions",
         ),
-        Part(
+        Component(
             "flow-cps",
             "Coefficients-preserving sampling: random steps without surplus noise.",
             "dgpo_baselines.samplers:FlowCps",
@@ -32,27 +32,27 @@ def dgpo_samplers() -> Sequence[Part]:
 
 
 @hookimpl
-def dgpo_objectives() -> Sequence[Part]:
+def dgpo_objectives() -> Sequence[Component]:
     """What the paper and its field compare with."""
     return [
-        Part(
+        Component(
             "flow-grpo",
             "PPO-clipped policy gradient over the random steps of the sampler (arXiv 2505.05470).",
             "dgpo_baselines.flow_grpo:FlowGrpo",
             "dgpo_baselines.options:FlowGrpoOptions",
         ),
-        Part(
+        Component(
             "diffusion-dpo",
             "The best against the worst of each group (arXiv 2311.12908); with weighting best-vs-worst.",
             "dgpo_baselines.diffusion_dpo:DiffusionDpo",
         ),
-        Part(
+        Component(
             "diffusion-nft",
             "Implicit positive and negative policies around the old one (arXiv 2509.16117).",
             "dgpo_baselines.diffusion_nft:DiffusionNft",
             "dgpo_baselines.options:NftOptions",
         ),
-        Part(
+        Component(
             "awm",
             "Advantage-weighted flow matching with PPO's clip (arXiv 2509.25050).",
             "dgpo_baselines.awm:AdvantageWeightedMatching",

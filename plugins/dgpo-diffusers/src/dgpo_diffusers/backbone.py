@@ -21,7 +21,7 @@ from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.adapter_files import DiffusersAdapter
 from dgpo_diffusers.family import Family
 from dgpo_diffusers.geometry import nearest_size
-from dgpo_diffusers.libraries import quiet, unread
+from dgpo_diffusers.libraries import quiet, truncated_prompts
 from dgpo_diffusers.loading import load
 from dgpo_diffusers.meta import load_meta
 
@@ -48,7 +48,7 @@ class DiffusersBackbone(Family):
         self.network = networks.pop(self.trained(networks))
         self.others = networks
         self.dtype = self.network.dtype
-        self.prediction = self.parametrise()
+        self.prediction = self.parameterize()
         staying = [self.vae, self.network, *networks.values()]
         for model in (*self._encoders(), *staying):
             model.eval().requires_grad_(False)
@@ -65,7 +65,7 @@ class DiffusersBackbone(Family):
                 network.compile()  # in place: parameters keep their names
 
     @classmethod
-    def sketch(cls, section: BackboneSection, options: Any) -> DiffusersBackbone:
+    def meta_model(cls, section: BackboneSection, options: Any) -> DiffusersBackbone:
         """The model without its weights; from a directory's configuration files, or a published model's name."""
         kind: type[DiffusersBackbone] = type(f"{cls.__name__}Sketch", (cls,), {"without_weights": True})
         return kind(section, options, device=torch.device("meta"))
@@ -75,13 +75,13 @@ class DiffusersBackbone(Family):
         place = self.pipeline.name_or_path
         return Path(place) if place else None
 
-    def parts(self) -> Mapping[str, nn.Module]:
+    def components(self) -> Mapping[str, nn.Module]:
         """The denoisers, the autoencoder and, unless they are offloaded, the text encoders."""
         others = {f"other {self.layout.denoiser}": module for module in self.others.values()}
-        parts = {self.layout.denoiser: self.network, **others, "autoencoder": self.vae}
-        return parts if self.options.offload_text else parts | self._text()
+        components = {self.layout.denoiser: self.network, **others, "autoencoder": self.vae}
+        return components if self.options.offload_text else components | self._text()
 
-    def visitors(self) -> Mapping[str, nn.Module]:
+    def offloaded_modules(self) -> Mapping[str, nn.Module]:
         """The text encoders, if they are offloaded."""
         return self._text() if self.options.offload_text else {}
 
@@ -95,12 +95,12 @@ class DiffusersBackbone(Family):
     def encoding(self) -> Iterator[None]:
         """The text encoders are on the device inside, wherever they are kept."""
         try:
-            for visitor in self.visitors().values():
-                visitor.to(self.device)
+            for module in self.offloaded_modules().values():
+                module.to(self.device)
             yield
         finally:
-            for visitor in self.visitors().values():
-                visitor.to("cpu")
+            for module in self.offloaded_modules().values():
+                module.to("cpu")
 
     @property
     def module(self) -> nn.Module:
@@ -116,14 +116,14 @@ class DiffusersBackbone(Family):
             count, device = len(prompts), next(self.network.parameters()).device
             rows = {n: torch.zeros(count, *s, dtype=self.dtype, device=device) for n, s in self.rows().items()}
             return Conditioning(rows)
-        # The libraries say of each prompt that is too long what is cut off; `unread` counts them, once.
+        # The libraries say of each prompt that is too long what is cut off; `truncated_prompts` counts them, once.
         with torch.autocast(self.device.type, enabled=False), quiet():
             return self.embed(prompts)
 
-    def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
+    def truncated_prompts(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
         """Prompts that none of the `readers` reads to their end."""
         texts = [prompt.text for prompt in prompts]
-        return unread(texts, [reader for reader in self.readers() if reader[0] is not None])
+        return truncated_prompts(texts, [reader for reader in self.readers() if reader[0] is not None])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """`latents` for this size in pixels. Raises UserError naming the nearest of the possible `sides`."""
@@ -144,11 +144,11 @@ class DiffusersBackbone(Family):
         return self.prediction.sigma_range
 
     def start(self, sigma: float) -> float:
-        """As the parametrisation says."""
+        """As the parameterization says."""
         return self.prediction.start(sigma)
 
     def loss_weight(self, sigma: Tensor) -> Tensor | None:
-        """As the parametrisation says."""
+        """As the parameterization says."""
         return self.prediction.loss_weight(sigma)
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
@@ -190,7 +190,9 @@ class DiffusersBackbone(Family):
         smears, and the autoencoder is a small part of the cost.
         """
         with torch.autocast(self.device.type, enabled=False):
-            pixels = torch.cat([self.to_pixels(part) for part in torch.split(x0.float(), self.options.decode_chunk)])
+            pixels = torch.cat(
+                [self.to_pixels(component) for component in torch.split(x0.float(), self.options.decode_chunk)]
+            )
         return ((pixels.transpose(1, 2) if self.media == "video" else pixels) * 0.5 + 0.5).clamp(0, 1)
 
     def save_weights(self, directory: Path) -> None:

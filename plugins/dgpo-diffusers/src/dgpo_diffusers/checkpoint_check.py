@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_core.errors import UserError
-from dgpo_core.weights import check_file, check_weights, fetch_again, read_json, refuse_quantised, shapes, where_instead
+from dgpo_core.weights import check_file, check_weights, fetch_again, read_json, refuse_quantized, shapes, where_instead
 from dgpo_diffusers.layout import Layout
 from dgpo_diffusers.sizes import check_sizes
 from dgpo_schemas.problems import is_number, show
@@ -115,7 +115,7 @@ def check_models(
 ) -> dict[str, str | None]:
     """Check the models of these names, and tell which variant of its weights is to be read of each.
 
-    variant: the one preferred. Raises UserError for models that are missing, incomplete, damaged, quantised, or of
+    variant: the one preferred. Raises UserError for models that are missing, incomplete, damaged, quantized, or of
     another class; and for a variant that none of them has.
     """
     chosen = {name: _check_model(directory / name, layout, name, variant) for name in names}
@@ -141,7 +141,7 @@ def _check_model(directory: Path, layout: Layout, name: str, variant: str | None
         if not path.is_file():
             raise UserError(f"{where}: {directory} has no config.json{again}")
         config = read_json(path, where)
-        refuse_quantised(config, path, where)
+        refuse_quantized(config, path, where)
         found = config.get("_class_name")
         if library == "diffusers" and found is not None and found != kind.__name__:
             raise UserError(f"{where}: {path} is of a {clean(str(found), 100)}, not of a {kind.__name__}")

@@ -70,7 +70,7 @@ def open_checkpoint(
 
     wanted: which of the layout's models, by the index; a tokenizer goes with its text encoder; variant: of weights,
     preferred where a model has several. Raises UserError for a checkpoint that is missing, cannot be fetched, is of
-    another architecture, incomplete, damaged or quantised.
+    another architecture, incomplete, damaged or quantized.
     """
     source, revision = resolve_checkpoint(section.checkpoint), section.revision
     here = Path(source).is_dir()

@@ -19,7 +19,7 @@ from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_diffusers.checkpoint_check import Index
 from dgpo_diffusers.geometry import check_flow, multiples, shift_of
 from dgpo_diffusers.layout import Layout
-from dgpo_diffusers.parametrisation import EpsilonPrediction, FlowPrediction
+from dgpo_diffusers.parameterization import EpsilonPrediction, FlowPrediction
 
 __all__ = ["Family"]
 
@@ -90,7 +90,7 @@ class Family(Backbone):
         return self.vae.config.latent_channels, height // factor, width // factor
 
     def readers(self) -> Sequence[tuple[Any, int]]:
-        """Tokenizers, some of which may be None, with how many of their tokens are read: for `unread`."""
+        """Tokenizers, some of which may be None, with how many of their tokens are read: for `truncated_prompts`."""
         return ()
 
     def schedule(self, height: int, width: int, steps: int) -> Schedule:
@@ -102,7 +102,7 @@ class Family(Backbone):
         shift, terminal = shift_of(config, self.tokens(height, width)), config.get("shift_terminal")
         return Schedule(shift=shift, grid=self.layout.grid, terminal=terminal)
 
-    def parametrise(self) -> FlowPrediction:
+    def parameterize(self) -> FlowPrediction:
         """What the network gives, by what the checkpoint's scheduler says: by default the velocity. Raises UserError
         for a scheduler whose times are not known."""
         check_flow(self.pipeline.scheduler.config, f"backbone.checkpoint: {self.section.checkpoint}/scheduler")
@@ -119,11 +119,11 @@ class Family(Backbone):
         tells a user how to train at these times alone."""
         raise NotImplementedError(f"{type(self).__name__} has several denoisers and does not say which one is run")
 
-    def components(self, index: Index) -> Sequence[str]:
+    def components_to_load(self, index: Index) -> Sequence[str]:
         """Which models of the layout are loaded, by what the checkpoint's index says: by default all."""
         return list(self.layout.models)
 
-    def trained(self, components: Collection[str]) -> str:
+    def trained(self, components_to_load: Collection[str]) -> str:
         """Which of the loaded denoisers is trained."""
         return self.layout.denoiser
 

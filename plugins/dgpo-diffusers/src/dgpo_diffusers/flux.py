@@ -32,10 +32,10 @@ DEV, SCHNELL = 512, 256
 class FluxBackbone(DiffusersBackbone):
     """diffusers' FLUX.1 transformer, autoencoder and text encoders; trains a peft LoRA, or the whole transformer.
 
-    Latents are pictures [C, h, w] everywhere but in the transformer, which is given squares of 2 x 2 as tokens.
+    Latents are images [C, h, w] everywhere but in the transformer, which is given squares of 2 x 2 as tokens.
 
     Computed in bfloat16, or under such an autocast, the transformer rounds the times that it is given to eight bits, as
-    in its first publication: 0.901 and 0.903 are one to it. States are at their exact times, in roll-outs and training
+    in its first publication: 0.901 and 0.903 are one to it. States are at their exact times, in rollouts and training
     alike, and in float32 nothing is rounded.
     """
 

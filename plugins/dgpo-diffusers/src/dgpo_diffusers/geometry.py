@@ -1,4 +1,4 @@
-"""Sizes of pictures that a model can draw, and the shift of its times that goes with them."""
+"""Sizes of images that a model can draw, and the shift of its times that goes with them."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Layout:
     would make an empty tokenizer. optional: subdirectory of a model or tokenizer to how to do without it, in words.
     tied: subdirectory of a model to its weights that are another name for one which is there. alike: a regular
     expression of other pipelines' names that are made of the same models. numbers: subdirectory of a model to settings
-    of its config.json that pictures are computed with, and that must be numbers.
+    of its config.json that images are computed with, and that must be numbers.
     grid: how diffusers' pipeline spaces the times (`dgpo_core.types.Schedule`).
     lora_targets: endings of the names of the linear layers that an adapter binds by default, if they are there.
     original, comfyui: pairs of an adapter by diffusers' names to pairs by the names of the family's first publication

@@ -16,7 +16,7 @@ import diffusers.utils.logging as diffusers_logging
 import transformers
 import transformers.utils.logging as transformers_logging
 
-__all__ = ["library_class", "quiet", "unread"]
+__all__ = ["library_class", "quiet", "truncated_prompts"]
 
 LIBRARIES = (diffusers_logging, transformers_logging)
 """What the two are told by how much to say."""
@@ -46,7 +46,7 @@ def quiet() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
-def unread(texts: Sequence[str], readers: Sequence[tuple[Any, int]]) -> tuple[Sequence[int], int]:
+def truncated_prompts(texts: Sequence[str], readers: Sequence[tuple[Any, int]]) -> tuple[Sequence[int], int]:
     """Which texts have more tokens than any reader takes, by their places, and how many tokens are taken at most.
 
     readers: transformers' tokenizers, with how many tokens are read of what each of them gives.

@@ -31,10 +31,10 @@ def load(family: Family) -> Any:
     trained denoiser in float32 too if all of it is trained; None in the place of what is left out.
 
     Only safetensors are read, never pickles. Raises UserError for a checkpoint that is missing, cannot be fetched, is
-    of another architecture, damaged or quantised, and for parts that do not fit each other.
+    of another architecture, damaged or quantized, and for parts that do not fit each other.
     """
     section, layout = family.section, family.layout
-    opened = open_checkpoint(section, layout, wanted=family.components, variant=family.options.variant)
+    opened = open_checkpoint(section, layout, wanted=family.components_to_load, variant=family.options.variant)
     exact = {"vae", family.trained(opened.variants)} if section.train == "full" else {"vae"}
     dtypes = {name: torch.float32 if name in exact else getattr(torch, section.dtype) for name in opened.variants}
     models = {name: load_model(opened, name, dtype) for name, dtype in dtypes.items()}
@@ -54,7 +54,7 @@ def load(family: Family) -> Any:
 
 
 def _check_numbers(directory: Path, pipeline: Any, layout: Layout, clips: Sequence[str]) -> None:
-    """Raise UserError for values that the libraries take as they are, and that stop the first picture."""
+    """Raise UserError for values that the libraries take as they are, and that stop the first image."""
     value: Any
     for name, keys in [*layout.numbers.items(), *((name, CLIP) for name in clips)]:
         config, where = getattr(pipeline, name).config, f"backbone.checkpoint: {directory}/{name}/config.json"

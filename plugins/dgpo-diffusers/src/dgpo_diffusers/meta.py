@@ -38,23 +38,23 @@ def load_meta(family: Family) -> Any:
 
 def _made_of(family: Family, index: Index, configs: Configurations) -> Any:
     section, layout = family.section, family.layout
-    names = [name for name in family.components(index) if name in configs]
+    names = [name for name in family.components_to_load(index) if name in configs]
     exact = {"vae", family.trained(names)} if section.train == "full" else {"vae"}
-    parts: dict[str, Any] = dict.fromkeys((*layout.models, *layout.vocabularies))
+    components: dict[str, Any] = dict.fromkeys((*layout.models, *layout.vocabularies))
     with family.device, quiet():
         for name in names:
             kind = layout.kind_of(name)
             config = getattr(kind, "config_class", None)  # of transformers
             model = kind.from_config(configs[name]) if config is None else kind(config(**configs[name]))
-            parts[name] = model.to(torch.float32 if name in exact else getattr(torch, section.dtype))
+            components[name] = model.to(torch.float32 if name in exact else getattr(torch, section.dtype))
     with quiet():
         found = configs.get("scheduler", {})
         kind = library_class(found.get("_class_name", "FlowMatchEulerDiscreteScheduler"))
-        return layout.kind(**parts, scheduler=kind.from_config(found), **family.settings(index))
+        return layout.kind(**components, scheduler=kind.from_config(found), **family.settings(index))
 
 
 def _described(family: Family) -> tuple[Index, Configurations]:
-    """Part to configuration: those of a directory, or of a published model that the family knows by name."""
+    """Component to configuration: those of a directory, or of a published model that the family knows by name."""
     checkpoint, layout = family.section.checkpoint, family.layout
     directory = Path(resolve_checkpoint(checkpoint))
     if directory.is_dir():
@@ -64,7 +64,7 @@ def _described(family: Family) -> tuple[Index, Configurations]:
         scheduler = directory / "scheduler" / "scheduler_config.json"
         if scheduler.is_file():
             found["scheduler"] = read_json(scheduler, CHECKPOINT)
-        missing = [n for n in family.components(index) if n not in found and n not in layout.optional]
+        missing = [n for n in family.components_to_load(index) if n not in found and n not in layout.optional]
         if missing:
             instead = where_instead(directory, INDEX)
             raise UserError(f"{CHECKPOINT}: {directory}/{missing[0]} has no config.json{instead}")
@@ -89,5 +89,5 @@ def _published(kind: type, name: str) -> Configurations:
 
 
 def _index(configs: Configurations) -> Index:
-    """One that names these parts; "index": the settings that it has."""
+    """One that names these components; "index": the settings that it has."""
     return Index(Path(INDEX), {name: ["library", "class"] for name in configs} | configs.pop("index", {}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dgpo_core import hookimpl
-from dgpo_core.hookspecs import Part
+from dgpo_core.hookspecs import Component
 
 __all__ = ["dgpo_backbones"]
 
@@ -13,16 +13,16 @@ dgpo_contract = 2
 
 
 @hookimpl
-def dgpo_backbones() -> Sequence[Part]:
+def dgpo_backbones() -> Sequence[Component]:
     """The families that need no distribution of their own."""
     return [
-        Part(
+        Component(
             name="flux",
             summary="FLUX.1 (dev and schnell) through diffusers, LoRA through peft",
             implementation="dgpo_diffusers.flux:FluxBackbone",
             options="dgpo_diffusers.flux_options:FluxOptions",
         ),
-        Part(
+        Component(
             name="sdxl",
             summary="Stable Diffusion XL through diffusers, LoRA through peft",
             implementation="dgpo_diffusers.sdxl:SDXLBackbone",

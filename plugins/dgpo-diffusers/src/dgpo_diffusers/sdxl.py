@@ -1,6 +1,6 @@
 """Stable Diffusion XL (Podell et al., arXiv 2307.01952) as a backbone.
 
-It predicts noise (or VP v) at places of a table of noise levels; `parametrisation` makes a velocity of it. Shape
+It predicts noise (or VP v) at places of a table of noise levels; `parameterization` makes a velocity of it. Shape
 letters: B samples, C latent channels, H W height and width in pixels, T text tokens, D their width, P width of the
 pooled text embedding. sigma = 1 is noise, 0 is data.
 """
@@ -17,7 +17,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.layout import CLIP_VOCABULARY, Layout
-from dgpo_diffusers.parametrisation import EpsilonPrediction, VPrediction
+from dgpo_diffusers.parameterization import EpsilonPrediction, VPrediction
 from dgpo_diffusers.sdxl_original import NAMES
 from dgpo_schemas.problems import show
 
@@ -60,7 +60,7 @@ class SDXLBackbone(DiffusersBackbone):
         return {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
 
     def check(self, pipeline: Any, directory: Path) -> None:
-        """Raise UserError for parts that do not fit each other, or another kind of UNet."""
+        """Raise UserError for components that do not fit each other, or another kind of UNet."""
         unet, first, second = (getattr(pipeline, n).config for n in ("unet", "text_encoder", "text_encoder_2"))
         for name, allowed in {
             "in_channels": pipeline.vae.config.latent_channels,  # inpainting and editing have more
@@ -76,7 +76,7 @@ class SDXLBackbone(DiffusersBackbone):
                     f"{show(allowed)} in SDXL's UNet for text-to-image with the models beside it"
                 )
 
-    def parametrise(self) -> EpsilonPrediction:
+    def parameterize(self) -> EpsilonPrediction:
         """By `prediction_type` of the checkpoint's scheduler."""
         config, kinds = self.pipeline.scheduler.config, {"epsilon": EpsilonPrediction, "v_prediction": VPrediction}
         where, kind = f"backbone.checkpoint: {self.section.checkpoint}/scheduler", config.get("prediction_type")

@@ -18,9 +18,9 @@ __all__ = ["check_sizes"]
 LAYERS = re.compile(r"(^|_)(layers|blocks)(_|$)")
 """Settings that count layers: each has a tensor at least."""
 COUNTS = re.compile(r"(^|_)(num|layers|blocks|groups|heads)(_|$)")
-"""Settings that count something; some libraries take -1 until the first picture."""
+"""Settings that count something; some libraries take -1 until the first image."""
 LARGEST = 4096
-"""Any number may be so large: sizes of pictures and lengths of texts stand in no weights."""
+"""Any number may be so large: sizes of images and lengths of texts stand in no weights."""
 LONGEST = 64
 """Any list may be so long."""
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from dgpo_diffusers.libraries import quiet
 
-__all__ = ["save_seeded", "text_parts", "tiny_autoencoder", "tiny_clip", "tiny_t5"]
+__all__ = ["save_seeded", "text_encoders", "tiny_autoencoder", "tiny_clip", "tiny_t5"]
 
 CHARACTERS = ascii_lowercase + digits + punctuation
 
@@ -35,7 +35,7 @@ def save_seeded(directory: str | Path, seed: int, make: Callable[[], Any]) -> Pa
     return directory
 
 
-def text_parts(*readers: tuple[Any, Any]) -> dict[str, Any]:
+def text_encoders(*readers: tuple[Any, Any]) -> dict[str, Any]:
     """Text encoders and their tokenizers as parts of a pipeline: text_encoder, tokenizer, text_encoder_2, ..."""
     found: dict[str, Any] = {}
     for i, (encoder, tokenizer) in enumerate(readers):

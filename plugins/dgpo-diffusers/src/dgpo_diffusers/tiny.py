@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 
 from dgpo_diffusers.libraries import library_class
-from dgpo_diffusers.testing import save_seeded, text_parts, tiny_autoencoder, tiny_clip, tiny_t5
+from dgpo_diffusers.testing import save_seeded, text_encoders, tiny_autoencoder, tiny_clip, tiny_t5
 
 __all__ = ["NOISE_LEVELS", "make_tiny_flux", "make_tiny_sdxl"]
 
@@ -19,7 +19,7 @@ NOISE_LEVELS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scal
 def make_tiny_flux(directory: str | Path, *, schnell: bool = False, seed: int = 0) -> Path:
     """Write a random FLUX.1-dev pipeline, or one as FLUX.1-schnell: without embedded guidance, its times not shifted.
 
-    The transformer has one double block and two single ones of the width 32; pictures have sides that are multiples of
+    The transformer has one double block and two single ones of the width 32; images have sides that are multiples of
     8. Prompts are read letter by letter, by CLIP 32 of them. The same arguments give the same weights, and the global
     random state is left alone. Returns the directory as a Path.
     """
@@ -39,7 +39,7 @@ def make_tiny_flux(directory: str | Path, *, schnell: bool = False, seed: int = 
                 axes_dims_rope=(4, 4, 8),
             ).eval(),
             vae=tiny_autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
-            **text_parts(tiny_clip(16, projection=False), tiny_t5(32)),
+            **text_encoders(tiny_clip(16, projection=False), tiny_t5(32)),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift),
         )
 
@@ -69,7 +69,7 @@ def make_tiny_sdxl(directory: str | Path, *, seed: int = 0, unet: dict[str, Any]
             "projection_class_embeddings_input_dim": 16 + 6 * 8,
         }
         return library_class("StableDiffusionXLPipeline")(
-            **text_parts(tiny_clip(8, projection=False), tiny_clip(16)),
+            **text_encoders(tiny_clip(8, projection=False), tiny_clip(16)),
             unet=diffusers.UNet2DConditionModel(**settings | (unet or {})).eval(),
             vae=tiny_autoencoder(scaling_factor=0.1303, force_upcast=True, quant=True),
             scheduler=diffusers.EulerDiscreteScheduler(**NOISE_LEVELS, timestep_spacing="leading", steps_offset=1),

@@ -1,8 +1,8 @@
 """Which objects each clause is about, where several clauses name one class: for `geneval`, different ones.
 
 "A red circle and a blue circle" wants two circles. The objects of a class are its best, as many as all of its clauses
-require together: with a single clause they are the benchmark's, and a picture gains nothing by showing circles of every
-colour. They are dealt out to the clauses so that the sum of `variants.components` is largest, exactly:
+require together: with a single clause they are the benchmark's, and an image gains nothing by showing circles of every
+color. They are dealt out to the clauses so that the sum of `variants.components` is largest, exactly:
 
 - Classes that no position speaks of are dealt out by themselves, in a time that is polynomial in everything (`_deal`).
 - Classes that positions tie together are tried in every way (`_search`), at most `MOST_WAYS`; prompts that would want
@@ -22,7 +22,7 @@ from dgpo_geneval.variants import components
 __all__ = ["MOST_WAYS", "assign", "best_of_class", "check_apart", "shared_classes"]
 
 MOST_WAYS = math.factorial(7)
-"""Ways of dealing out objects that are tried: seven objects to seven clauses; a fraction of a second a picture."""
+"""Ways of dealing out objects that are tried: seven objects to seven clauses; a fraction of a second an image."""
 
 
 def best_of_class(include: Sequence[Include], scene: Scene) -> dict[int, Places]:
@@ -39,7 +39,7 @@ def shared_classes(include: Sequence[Include]) -> dict[str, list[int]]:
 
 
 def check_apart(metadata: Metadata, per_class: int) -> None:
-    """Raise ValueError, beginning with the key, for a prompt that no picture can satisfy with different objects for
+    """Raise ValueError, beginning with the key, for a prompt that no image can satisfy with different objects for
     clauses of one class, or whose objects can be dealt out in too many ways."""
     include, shared = metadata.include, shared_classes(metadata.include)
     for label, indices in shared.items():
@@ -156,7 +156,7 @@ def _dealings(free: Places, counts: Sequence[int]) -> Iterator[tuple[Places, ...
 
 
 _State = tuple[int, int, bool]
-"""Objects not dealt out yet, those of them that have the colour in hand, whether a clause was filled in part."""
+"""Objects not dealt out yet, those of them that have the color in hand, whether a clause was filled in part."""
 _Worth = tuple[int, tuple[int, ...]]
 """Value so far, and how many objects each clause so far gets."""
 
@@ -164,9 +164,9 @@ _Worth = tuple[int, tuple[int, ...]]
 def _deal(include: Sequence[Include], group: Sequence[int], count: int, colors: Sequence[str]) -> dict[int, Places]:
     """Deal out `count` objects of one class, no more than its clauses require, of which no position speaks.
 
-    A clause that is filled is worth 1 for its count and the share of right colours; one filled in part is worth that
+    A clause that is filled is worth 1 for its count and the share of right colors; one filled in part is worth that
     part. At most one is filled in part: of two, moving an object to the one that requires fewer never lowers the sum.
-    Of the filled clauses of one colour those that require fewest get the right objects first: each is worth more
+    Of the filled clauses of one color those that require fewest get the right objects first: each is worth more
     there. What is left is which clauses to fill: a knapsack, solved by dynamic programming in whole numbers, so that
     equal ways are equal.
     """
@@ -210,7 +210,7 @@ def _fill(clause: Include, unit: int, states: Mapping[_State, _Worth]) -> Iterat
 def _hand_over(
     include: Sequence[Include], group: Sequence[int], sizes: Mapping[int, int], count: int, colors: Sequence[str]
 ) -> dict[int, Places]:
-    """Objects for clauses that get so many: of the right colour to those that are filled, then the others."""
+    """Objects for clauses that get so many: of the right color to those that are filled, then the others."""
     free = dict.fromkeys(range(count))
     mine: dict[int, list[int]] = {i: [] for i in group}
     for index in sizes:

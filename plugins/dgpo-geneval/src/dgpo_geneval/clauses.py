@@ -18,7 +18,7 @@ Places = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What was seen. kept: objects by label, the best first; colors: the colours of the first so many of a label, for
+    """What was seen. kept: objects by label, the best first; colors: the colors of the first so many of a label, for
     labels of which they matter."""
 
     kept: Mapping[str, Sequence[Detection]]
@@ -56,7 +56,7 @@ def _judge(
     exact: bool,
     shared: frozenset[str],
 ) -> IncludeResult:
-    """One include clause: its count, then the colours, then the relation. Colours need the count, the relation both."""
+    """One include clause: its count, then the colors, then the relation. Colors need the count, the relation both."""
     clause, mine = include[index], objects[index]
     found = scene.count(clause.label)
     enough = found == clause.count if exact else len(mine) == clause.count

@@ -1,7 +1,7 @@
-"""The benchmark's colour classifier: open_clip, zero-shot, on what is inside an object's mask.
+"""The benchmark's color classifier: open_clip, zero-shot, on what is inside an object's mask.
 
 After `color_classification` of djghosh13/geneval. Legend: B images, H W their pixels, N objects of one of them, S side
-of what the image encoder sees, D its width, K = 10 colours.
+of what the image encoder sees, D its width, K = 10 colors.
 """
 
 from __future__ import annotations
@@ -53,25 +53,25 @@ def cut_out(image: Tensor, detection: Detection, background: Tensor | None, *, c
     return torch.where(torch.from_numpy(detection.mask[y0:y1, x0:x1]).to(image.device), part, background)
 
 
-def to_square(picture: Tensor, side: int, *, mode: str, squash: bool) -> Tensor:
-    """A picture [3, h, w] in [0, 1] as CLIP's preprocessing makes it: [3, side, side], resized with anti-aliasing, the
+def to_square(image: Tensor, side: int, *, mode: str, squash: bool) -> Tensor:
+    """A image [3, h, w] in [0, 1] as CLIP's preprocessing makes it: [3, side, side], resized with anti-aliasing, the
     shorter edge to `side` and the middle of the longer one; with `squash` both edges to `side`."""
-    height, width = picture.shape[-2:]
+    height, width = image.shape[-2:]
     short, long = min(height, width), max(height, width)
     if not squash and long > SLENDER * short + 32:
         spare = (long - (SLENDER * short + 32)) // 2
-        picture = picture[..., spare : height - spare, :] if height > width else picture[..., spare : width - spare]
-        height, width = picture.shape[-2:]
+        image = image[..., spare : height - spare, :] if height > width else image[..., spare : width - spare]
+        height, width = image.shape[-2:]
         long = max(height, width)
     stretched = int(side * long / short)
     size = (side, side) if squash else (side, stretched) if height <= width else (stretched, side)
-    # Rows first, then columns, as Pillow does (since 12.2 not for tall pictures): bicubic overshoots at the edge of a
-    # mask, and 8-bit pictures cannot, not even between the two.
+    # Rows first, then columns, as Pillow does (since 12.2 not for tall images): bicubic overshoots at the edge of a
+    # mask, and 8-bit images cannot, not even between the two.
     for step in ((height, size[1]), size):
-        picture = functional.interpolate(picture[None], step, mode=mode, align_corners=False, antialias=True)[0]
-        picture = picture.clamp(0, 1)
+        image = functional.interpolate(image[None], step, mode=mode, align_corners=False, antialias=True)[0]
+        image = image.clamp(0, 1)
     top, left = (round((edge - side) / 2) for edge in size)
-    return picture[:, top : top + side, left : left + side]
+    return image[:, top : top + side, left : left + side]
 
 
 def rgb(text: str, device: torch.device) -> Tensor | None:
@@ -84,7 +84,7 @@ def rgb(text: str, device: torch.device) -> Tensor | None:
 
 
 class OpenClipColors:
-    """Names the colours of objects; a `detector.ColorClassifier`."""
+    """Names the colors of objects; a `detector.ColorClassifier`."""
 
     def __init__(self, options: ColorOptions, *, device: torch.device) -> None:
         """Load model, weights and tokenizer. Raises UserError if open_clip is missing or does not know them, or if the
@@ -101,10 +101,10 @@ class OpenClipColors:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, detections: Sequence[Sequence[Detection]]) -> list[list[str]]:
-        """Images [B, 3, H, W], float in [0, 1], any device, and some detections of each, to one of the ten colours per
+        """Images [B, 3, H, W], float in [0, 1], any device, and some detections of each, to one of the ten colors per
         detection. The objects of an image go through the image encoder together, at most `batch` at a time, and never
         with those of another, as in the benchmark's program: the last bits of the encoder's answers, and with them the
-        likelier of two all but equal colours, vary with how many go together, and must not with the other images."""
+        likelier of two all but equal colors, vary with how many go together, and must not with the other images."""
         chosen = [
             self._choose(self._crops(image, one[i : i + self.options.batch]), one[i : i + self.options.batch])
             for image, one in zip(images, detections, strict=True)
@@ -114,7 +114,7 @@ class OpenClipColors:
         return [[next(names) for _ in one] for one in detections]
 
     def _crops(self, image: Tensor, objects: Sequence[Detection]) -> Tensor:
-        """What the encoder sees of some objects of an image [3, H, W]: [N, 3, S, S], normalised."""
+        """What the encoder sees of some objects of an image [3, H, W]: [N, 3, S, S], normalized."""
         pixels = image.to(self.device, torch.float32)
         crops = []
         for detection in objects:
@@ -123,7 +123,7 @@ class OpenClipColors:
         return (torch.stack(crops) - self.mean) / self.std
 
     def _choose(self, crops: Tensor, objects: Sequence[Detection]) -> Tensor:
-        """The likeliest colour of each object, int64 [N]."""
+        """The likeliest color of each object, int64 [N]."""
         labels = list(dict.fromkeys(detection.label for detection in objects))
         weights = torch.stack([self.weights(label) for label in labels])
         which = torch.tensor([labels.index(detection.label) for detection in objects], device=self.device)
@@ -132,7 +132,7 @@ class OpenClipColors:
         return chosen
 
     def weights(self, label: str) -> Tensor:
-        """Text embeddings [D, K] of the colours of a class: the templates' embeddings of length one, their mean, again
+        """Text embeddings [D, K] of the colors of a class: the templates' embeddings of length one, their mean, again
         of length one. Kept for the classes asked for last; may be called from any thread."""
         with self._lock:
             known = self._weights.get(label)
@@ -149,13 +149,13 @@ class OpenClipColors:
 
 
 def _load(options: ColorOptions, device: torch.device) -> tuple[Any, Any, dict[str, Any]]:
-    """Model, tokenizer and how the model wants its pictures."""
+    """Model, tokenizer and how the model wants its images."""
     try:
         open_clip: Any = importlib.import_module("open_clip")
     except Exception as error:  # absent, or beside a torchvision that does not fit its torch
         hint = "pip install 'dgpo-geneval[color]'"
         raise UserError(
-            f"the detector names no colours, and the colour classifier needs open_clip: {hint} ({error})"
+            f"the detector names no colors, and the color classifier needs open_clip: {hint} ({error})"
         ) from error
     name = options.model
     if name not in open_clip.list_models():
@@ -185,7 +185,7 @@ def _load(options: ColorOptions, device: torch.device) -> tuple[Any, Any, dict[s
     seen = dict(open_clip.get_model_preprocess_cfg(model))
     sides = seen["size"] if isinstance(seen["size"], (tuple, list)) else (seen["size"],) * 2
     if sides[0] != sides[1] or seen["resize_mode"] not in ("shortest", "squash"):
-        raise UserError(f"colors.model: {name} wants pictures of {sides}, {seen['resize_mode']}: not supported")
+        raise UserError(f"colors.model: {name} wants images of {sides}, {seen['resize_mode']}: not supported")
     seen["size"] = sides[0]
     seen["interpolation"] = "bilinear" if seen["interpolation"] == "bilinear" else "bicubic"
     return model.eval().requires_grad_(False), tokenizer, seen

@@ -56,7 +56,7 @@ class _Subject:
 
 
 def _spots() -> Tensor:
-    """Coloured squares on grey, and drawn pictures."""
+    """Colored squares on gray, and drawn images."""
     squares = torch.full((3, 3, SIDE, SIDE), 0.9)
     for channel, place in enumerate((4, 20, 36)):
         squares[channel, :, place : place + 20, place : place + 20] = 0.1

@@ -1,4 +1,4 @@
-"""What a detector is: images in, labelled boxes out, with the thresholds that belong to it.
+"""What a detector is: images in, labeled boxes out, with the thresholds that belong to it.
 
 Light on purpose: importing this module does not import torch.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Box", "ColorClassifier", "Detection", "Detector", "Thresholds"]
 
 Box = tuple[float, float, float, float]
-"""(x0, y0, x1, y1) in pixels: x to the right, y downwards, x0 <= x1 and y0 <= y1. Edges, not centres, of pixels: the
+"""(x0, y0, x1, y1) in pixels: x to the right, y downwards, x0 <= x1 and y0 <= y1. Edges, not centers, of pixels: the
 box of a mask is (first column, first row, last column + 1, last row + 1), so its sides are its width and height."""
 
 
@@ -31,7 +31,7 @@ class Detection:
 
     label: one of the detector's `labels`; score: confidence, in the detector's full precision (rounding makes ties, and
     the best objects are those that clauses are about), compared with the detector's own thresholds;
-    color: the object's colour if the detector knows it, else None (a colour classifier is then asked);
+    color: the object's color if the detector knows it, else None (a color classifier is then asked);
     mask: bool [H, W], True on the object, for that classifier; None stands for the whole box.
     """
 
@@ -73,7 +73,7 @@ class Detector(ABC):
     """Every label it can give, in GenEval's names ("computer mouse", "tv remote", "computer keyboard")."""
     thresholds: Thresholds = Thresholds()
     colors: tuple[str, ...] = ()
-    """Every colour that it gives to its detections; none if it leaves colours to a classifier."""
+    """Every color that it gives to its detections; none if it leaves colors to a classifier."""
 
     def __init__(self, options: Any, *, device: torch.device) -> None:
         self.options = options
@@ -89,14 +89,14 @@ class Detector(ABC):
         """
 
     def examples(self) -> Sequence[Example]:
-        """Pictures with GenEval prompts that rewards with this detector must tell apart: good ones and bad ones, or
+        """Images with GenEval prompts that rewards with this detector must tell apart: good ones and bad ones, or
         none at all."""
         return ()
 
 
 class ColorClassifier(Protocol):
-    """Names the colours of detected objects."""
+    """Names the colors of detected objects."""
 
     def __call__(self, images: Tensor, detections: Sequence[Sequence[Detection]]) -> Sequence[Sequence[str]]:
-        """Images [B, 3, H, W] float in [0, 1] and some detections of each, to one colour name per detection."""
+        """Images [B, 3, H, W] float in [0, 1] and some detections of each, to one color name per detection."""
         ...

@@ -1,4 +1,4 @@
-"""What a GenEval reward says of a sample: the clauses in words, and marks on the picture. Pure; no torch."""
+"""What a GenEval reward says of a sample: the clauses in words, and marks on the image. Pure; no torch."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _marks(verdict: Verdict, exact: bool) -> Iterator[dict[str, Any]]:
 def _as_asked(place: int, clauses: list[IncludeResult], bounds: list[ExcludeResult], exact: bool) -> bool | None:
     """Whether the `place`-th best object of a class is as asked; None if the prompt does not care.
 
-    An object that a clause uses is right if it has the colour and the place of one such clause (or these were not
+    An object that a clause uses is right if it has the color and the place of one such clause (or these were not
     reached); a surplus one is wrong if it is one too many, else nobody asked for it.
     """
     used = [clause for clause in clauses if place in clause.objects]

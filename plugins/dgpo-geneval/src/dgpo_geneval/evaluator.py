@@ -21,16 +21,16 @@ from dgpo_geneval.variants import VARIANTS, ExcludeResult, IncludeResult, Varian
 __all__ = ["ClassifyColor", "ColorUnknown", "Verdict", "colorless", "evaluate", "keep"]
 
 ClassifyColor = Callable[[Sequence[Detection]], Sequence[str]]
-"""Detections of one image to one colour name each."""
+"""Detections of one image to one color name each."""
 
 
 class ColorUnknown(ValueError):
-    """A colour had to be judged, but the detection carries none and there is no classifier to ask."""
+    """A color had to be judged, but the detection carries none and there is no classifier to ask."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judgement of one image.
+    """The judgment of one image.
 
     value: the variant's score. correct: its yes or no: `geneval-official` gives the benchmark's own (counts at least,
     `exclude` obeyed), `geneval` the same with different objects for clauses of one class, `geneval-flowgrpo` its
@@ -75,17 +75,17 @@ def keep(detections: Sequence[Detection], threshold: float, per_class: int) -> d
 def colorless(
     metadata: Metadata, detections: Sequence[Detection], *, variant: VariantName, thresholds: Thresholds
 ) -> list[Detection]:
-    """The detections whose colour the verdict depends on and that carry none, in the order in which `evaluate` asks for
+    """The detections whose color the verdict depends on and that carry none, in the order in which `evaluate` asks for
     them: so that a classifier can be asked about many images at once, before any is judged."""
     found = keep(detections, thresholds.for_task(metadata.tag), thresholds.per_class)
-    asked = _coloured(metadata.include, found, VARIANTS[variant])
+    asked = _colored(metadata.include, found, VARIANTS[variant])
     return [detection for objects in asked.values() for detection in objects if detection.color is None]
 
 
-def _coloured(
+def _colored(
     include: Sequence[Include], found: Mapping[str, Sequence[Detection]], rules: Variant
 ) -> dict[str, Sequence[Detection]]:
-    """The objects, by class, whose colours the verdict depends on: none where no clause with a colour has its count."""
+    """The objects, by class, whose colors the verdict depends on: none where no clause with a color has its count."""
     asked: dict[str, Sequence[Detection]] = {}
     for clause in include:
         objects = found.get(clause.label, [])
@@ -108,13 +108,13 @@ def evaluate(
 ) -> Verdict:
     """Judge one image's detections, in any order.
 
-    Colours that detections carry are used; `classify_color` is asked for the others, and only where the verdict
-    depends on it. Raises ColorUnknown if a colour is needed and nobody knows it; ValueError as `keep` and
+    Colors that detections carry are used; `classify_color` is asked for the others, and only where the verdict
+    depends on it. Raises ColorUnknown if a color is needed and nobody knows it; ValueError as `keep` and
     `assignment.assign` do.
     """
     rules = VARIANTS[variant]
     found = keep(detections, thresholds.for_task(metadata.tag), thresholds.per_class)
-    asked = _coloured(metadata.include, found, rules)
+    asked = _colored(metadata.include, found, rules)
     scene = Scene(found, {label: _colors(objects, classify_color) for label, objects in asked.items()})
     objects = (assign if rules.apart else best_of_class)(metadata.include, scene)
     shared = frozenset(shared_classes(metadata.include)) if rules.apart else frozenset()
@@ -128,17 +128,17 @@ def evaluate(
 
 
 def _colors(objects: Sequence[Detection], classify_color: ClassifyColor | None) -> tuple[str, ...]:
-    """The colour of each object: its own, else the classifier's."""
+    """The color of each object: its own, else the classifier's."""
     unknown = [detection for detection in objects if detection.color is None]
     if not unknown:
         return tuple(d.color for d in objects if d.color is not None)
     if classify_color is None:
         raise ColorUnknown(
-            f"the colour of {unknown[0].label!r} is needed, but the detector gives no colours and there is no "
-            "colour classifier"
+            f"the color of {unknown[0].label!r} is needed, but the detector gives no colors and there is no "
+            "color classifier"
         )
     answers = list(classify_color(unknown))
     if len(answers) != len(unknown):
-        raise ValueError(f"the colour classifier gave {len(answers)} colours for {len(unknown)} objects")
+        raise ValueError(f"the color classifier gave {len(answers)} colors for {len(unknown)} objects")
     named = iter(answers)
     return tuple(next(named) if d.color is None else d.color for d in objects)

@@ -12,7 +12,7 @@ from dgpo_geneval.precision import float32
 __all__ = ["relations"]
 
 SHRINK = float32(0.1)
-"""Share of both boxes' sizes by which the offset between their centres is shrunk, along each axis."""
+"""Share of both boxes' sizes by which the offset between their centers is shrunk, along each axis."""
 NEAR_ZERO = float32(1e-3)
 """Pixels below which a shrunk offset is none."""
 DIRECTION = 0.5
@@ -22,7 +22,7 @@ DIRECTION = 0.5
 def relations(a: Box, b: Box) -> frozenset[Relation]:
     """Relations in which box `a` stands to box `b`; none, one (right of), or two (right of and below).
 
-    Boxes (x0, y0, x1, y1) in pixels, y downwards. Per axis the offset of a's centre from b's is shrunk by
+    Boxes (x0, y0, x1, y1) in pixels, y downwards. Per axis the offset of a's center from b's is shrunk by
     0.1 * (size of a + size of b), keeping its sign. If nothing is left on both axes no relation holds; else the shrunk
     offset is divided by the length of the offset *before* it was shrunk, so near boxes must be well aligned to count.
     Everything is float32, as the benchmark's boxes are, so that what all but lies on an edge falls to the same side: a

@@ -16,7 +16,7 @@ from dgpo_core.weights import (
     check_weights,
     locate,
     read_json,
-    refuse_quantised,
+    refuse_quantized,
     unreachable,
     where_instead,
 )
@@ -88,7 +88,7 @@ def load(options: Mask2FormerOptions) -> Loaded:
         except Exception as error:  # the libraries raise what they like
             raise _unreadable(options, where, error) from error
     _check_weights(info, where)
-    scale, mean, std = _normalisation(pixels)
+    scale, mean, std = _normalization(pixels)
     return Loaded(network.eval().requires_grad_(False), names, scale, mean, std)
 
 
@@ -108,11 +108,11 @@ def _source(options: Mask2FormerOptions) -> tuple[str, str]:
 
 def _checked(directory: Path) -> str | None:
     """The variant of the weights that is read from a directory; None for the plain ones. Raises UserError for what is
-    not there, damaged or quantised. Published weights of torch's kind are read too, as tensors alone."""
+    not there, damaged or quantized. Published weights of torch's kind are read too, as tensors alone."""
     config = directory / "config.json"
     if not config.is_file():
         raise UserError(f"{HERE}: {directory} has no config.json{where_instead(directory, config.name)}")
-    refuse_quantised(read_json(config, HERE), config, HERE)
+    refuse_quantized(read_json(config, HERE), config, HERE)
     pickle = directory / "pytorch_model.bin"
     if pickle.is_file() and not any(directory.glob("model*.safetensors")):
         check_file(pickle, HERE)
@@ -161,7 +161,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _normalisation(
+def _normalization(
     pixels: Mapping[str, Any],
 ) -> tuple[float, tuple[float, float, float], tuple[float, float, float]]:
     """The processor's numbers, for pixels in [0, 1] instead of its 0 to 255."""

@@ -1,4 +1,4 @@
-"""The detector `mask2former`: transformers' Mask2Former, from pixels to labelled boxes on the run's device.
+"""The detector `mask2former`: transformers' Mask2Former, from pixels to labeled boxes on the run's device.
 
 Legend: B images, H W their pixels, Q queries, C classes, h w the network's masks, N instances of all images.
 """
@@ -27,12 +27,12 @@ __all__ = ["Instances", "Mask2FormerDetector", "boxes_of", "find_instances", "ne
 DIVISOR = 32
 """Sides of what the network is given are multiples of this, as Swin wants them."""
 MASK_SIZE = 384
-"""Side of the square on which transformers judges every mask, whatever the picture's shape."""
+"""Side of the square on which transformers judges every mask, whatever the image's shape."""
 
 
 def network_size(height: int, width: int, side: int, longest: int) -> tuple[int, int]:
-    """Size that a picture is resized to: shorter side `side`, or less if the longer one would exceed `longest`; both
-    then rounded up to multiples of 32 (which stretches the picture a little, and may exceed `longest` by up to 31), as
+    """Size that an image is resized to: shorter side `side`, or less if the longer one would exceed `longest`; both
+    then rounded up to multiples of 32 (which stretches the image a little, and may exceed `longest` by up to 31), as
     transformers' processor does."""
     short, long = min(height, width), max(height, width)
     exact: float = side
@@ -146,7 +146,7 @@ class Mask2FormerDetector(Detector):
 
     def pixels(self, images: Tensor) -> Tensor:
         """What the network is given, in its dtype: images [B, 3, H, W] in [0, 1], red and blue exchanged if `channels`
-        is bgr, resized (bilinear, anti-aliased), normalised with the numbers of the checkpoint's processor."""
+        is bgr, resized (bilinear, anti-aliased), normalized with the numbers of the checkpoint's processor."""
         if self.options.channels == "bgr":
             images = images.flip(1)
         size = network_size(images.shape[-2], images.shape[-1], self.options.side, self.options.longest)

@@ -39,7 +39,7 @@ Relation = Literal["left of", "right of", "above", "below"]
 TASKS: tuple[Task, ...] = get_args(Task)
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-"""The colours a GenEval prompt may name, in the benchmark's order."""
+"""The colors a GenEval prompt may name, in the benchmark's order."""
 
 
 _LONGEST = 200
@@ -77,7 +77,7 @@ def _from_cell(value: Any) -> Any:
 
 
 def _unknown(what: str, value: object, allowed: Iterable[str], cutoff: float = 0.5) -> ValueError:
-    """`unknown colour 'gren'; did you mean 'green'? (allowed: ...)`."""
+    """`unknown color 'gren'; did you mean 'green'? (allowed: ...)`."""
     choices = list(allowed)
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=cutoff)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
@@ -109,10 +109,10 @@ class _Clause(StrictModel):
 
 
 class Include(_Clause):
-    """Objects that must be there: at least `count` (exactly, in `geneval-flowgrpo`), perhaps of a colour and at a
+    """Objects that must be there: at least `count` (exactly, in `geneval-flowgrpo`), perhaps of a color and at a
     place relative to the objects of an earlier clause. In `geneval` clauses of one class want different objects."""
 
-    color: str | None = Field(default=None, description="Colour that all of them must have.")
+    color: str | None = Field(default=None, description="Color that all of them must have.")
     position: tuple[Relation, int] | None = Field(
         default=None, description="Relation, and the index of the earlier `include` clause it refers to."
     )
@@ -126,7 +126,7 @@ class Include(_Clause):
     @classmethod
     def _known_color(cls, value: str | None) -> str | None:
         if value is not None and value not in COLORS:
-            raise _unknown("colour", value, COLORS)
+            raise _unknown("color", value, COLORS)
         return value
 
     @field_validator("position", mode="before")
@@ -160,7 +160,7 @@ class Metadata(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_misspelt_key(cls, value: Any) -> Any:
+    def _no_misspelled_key(cls, value: Any) -> Any:
         """Other rewards' and tools' keys are welcome, but `exlude` is a mistake that would silently change the score: a
         key like one of ours is refused where ours is not there and its value could be ours (`excluded: false` is
         another tool's)."""
@@ -274,7 +274,7 @@ def check_against(
             )
         color = clause.color if isinstance(clause, Include) else None
         if colors and color is not None and color not in colors:
-            reason = _unknown("colour", color, colors)
+            reason = _unknown("color", color, colors)
             raise UserError(
                 f"prompt {_short(prompt.text)}: GenEval metadata, key '{key}.color': {reason} for the detector"
             )

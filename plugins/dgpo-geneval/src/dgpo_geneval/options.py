@@ -14,7 +14,7 @@ __all__ = ["ColorOptions", "GenEvalOptions", "GenEvalPromptsOptions", "Mask2Form
 
 
 class ColorOptions(Options):
-    """The colour classifier: open_clip, zero-shot. Built only where a prompt asks for a colour and the detector gives
+    """The color classifier: open_clip, zero-shot. Built only where a prompt asks for a color and the detector gives
     none. Another model or background is another score."""
 
     model: str = Field(default="ViT-L-14", min_length=1, description="Name of the architecture in open_clip.")
@@ -29,14 +29,14 @@ class ColorOptions(Options):
         pattern=r"^(#[0-9a-fA-F]{3}|#[0-9a-fA-F]{6}|original)$",
         description="What is painted outside the object's mask: #RGB, #RRGGBB, or `original` for nothing.",
     )
-    crop: bool = Field(default=True, description="Whether the picture is cropped to the object's box.")
+    crop: bool = Field(default=True, description="Whether the image is cropped to the object's box.")
     batch: Int = Field(
         default=64,
         ge=1,
         le=100_000,
         json_schema_extra=ANYTIME,
-        description="Objects in one pass of the image encoder, at most. Those of different pictures never share one, "
-        "so that a colour does not depend on other pictures.",
+        description="Objects in one pass of the image encoder, at most. Those of different images never share one, "
+        "so that a color does not depend on other images.",
     )
 
 
@@ -50,12 +50,12 @@ class GenEvalOptions(Options):
     )
     colors: ColorOptions | None = Field(
         default=ColorOptions(),
-        description="The colour classifier, for detectors that name no colours themselves; null for none.",
+        description="The color classifier, for detectors that name no colors themselves; null for none.",
     )
 
 
 class Mask2FormerOptions(Options):
-    """Which Mask2Former, on what size of picture, and what counts as seen."""
+    """Which Mask2Former, on what size of image, and what counts as seen."""
 
     checkpoint: PathOrName = Field(
         default="facebook/mask2former-swin-small-coco-instance",
@@ -63,9 +63,9 @@ class Mask2FormerOptions(Options):
         description="A Hub repository or a directory in transformers' format, trained for instance segmentation.",
     )
     revision: str | None = Field(default=None, description="Revision of the Hub repository: a commit, tag or branch.")
-    side: Int = Field(default=800, ge=32, le=16384, description="Shorter side that pictures are resized to, in pixels.")
+    side: Int = Field(default=800, ge=32, le=16384, description="Shorter side that images are resized to, in pixels.")
     longest: Int = Field(
-        default=1333, ge=32, le=16384, description="Longest side; long pictures get a shorter shorter side."
+        default=1333, ge=32, le=16384, description="Longest side; long images get a shorter shorter side."
     )
     channels: Literal["rgb", "bgr"] = Field(
         default="rgb",
@@ -77,7 +77,7 @@ class Mask2FormerOptions(Options):
         ge=1,
         le=100_000,
         json_schema_extra=ANYTIME,
-        description="Pictures whose answers are held on the device at once; more of them keep it busier. Each has its "
+        description="Images whose answers are held on the device at once; more of them keep it busier. Each has its "
         "own pass of the network, so that no other changes a bit of its scores.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(

@@ -1,4 +1,4 @@
-"""Examples for detectors of photographs: a picture of a person that comes with matplotlib."""
+"""Examples for detectors of photographs: an image of a person that comes with matplotlib."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def photograph_examples() -> Sequence[Example]:
     from PIL import Image
 
     try:
-        with Image.open(get_sample_data(PHOTOGRAPH, asfileobj=False)) as picture:
-            pixels = np.array(picture.convert("RGB"), dtype=np.float32) / 255
+        with Image.open(get_sample_data(PHOTOGRAPH, asfileobj=False)) as image:
+            pixels = np.array(image.convert("RGB"), dtype=np.float32) / 255
     except FileNotFoundError:
         log.warning("matplotlib's sample data are not installed: there is no photograph to test the detector with")
         return ()

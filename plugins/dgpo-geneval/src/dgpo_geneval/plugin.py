@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dgpo_core import hookimpl
-from dgpo_core.hookspecs import Kind, Part
+from dgpo_core.hookspecs import Component, Kind
 
 __all__ = ["dgpo_detectors", "dgpo_kinds", "dgpo_prompt_sources", "dgpo_rewards"]
 
 
 @hookimpl
 def dgpo_kinds() -> Sequence[Kind]:
-    """Detectors are parts too: the rewards use any that is installed."""
+    """Detectors are components too: the rewards use any that is installed."""
     return [
         Kind(
             name="detector",
@@ -25,22 +25,22 @@ def dgpo_kinds() -> Sequence[Kind]:
 
 
 @hookimpl
-def dgpo_rewards() -> Sequence[Part]:
+def dgpo_rewards() -> Sequence[Component]:
     """The three variants, one reward each."""
     return [
-        Part(
+        Component(
             name="geneval",
             summary="GenEval for training: share of the prompt's demands that are met, in [0, 1]",
             implementation="dgpo_geneval.reward:GenEvalReward",
             options="dgpo_geneval.options:GenEvalOptions",
         ),
-        Part(
+        Component(
             name="geneval-official",
             summary="GenEval as the benchmark scores it: 0 or 1",
             implementation="dgpo_geneval.reward:GenEvalOfficialReward",
             options="dgpo_geneval.options:GenEvalOptions",
         ),
-        Part(
+        Component(
             name="geneval-flowgrpo",
             summary="GenEval as Flow-GRPO and DGPO trained on it, known defects included, to reproduce their curves",
             implementation="dgpo_geneval.reward:GenEvalFlowGRPOReward",
@@ -50,14 +50,14 @@ def dgpo_rewards() -> Sequence[Part]:
 
 
 @hookimpl
-def dgpo_detectors() -> Sequence[Part]:
+def dgpo_detectors() -> Sequence[Component]:
     """The detector that comes with the rewards."""
     summary = (
         "Mask2Former of transformers, Facebook's COCO weights, not the benchmark's of mmdet: GenEval with "
         "Mask2Former (HF), thresholds calibratable"
     )
     return [
-        Part(
+        Component(
             "mask2former",
             summary,
             "dgpo_geneval.mask2former:Mask2FormerDetector",
@@ -67,9 +67,11 @@ def dgpo_detectors() -> Sequence[Part]:
 
 
 @hookimpl
-def dgpo_prompt_sources() -> Sequence[Part]:
+def dgpo_prompt_sources() -> Sequence[Component]:
     """Prompts for the rewards."""
     summary = "GenEval's prompts: generated for training, with contents or the benchmark's own 553 held out"
     return [
-        Part("geneval", summary, "dgpo_geneval.prompts:GenEvalPrompts", "dgpo_geneval.options:GenEvalPromptsOptions")
+        Component(
+            "geneval", summary, "dgpo_geneval.prompts:GenEvalPrompts", "dgpo_geneval.options:GenEvalPromptsOptions"
+        )
     ]

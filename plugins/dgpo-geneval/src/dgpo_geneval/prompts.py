@@ -1,10 +1,10 @@
 """The prompt source `geneval`: prompts like the benchmark's, without limit, and what is held out of training.
 
 What may stand on one side only is a *content*: the two classes of a prompt about two objects, whatever the task, in
-both orders and with any colours or relation; else class, class and number, or class and colour. `heldout: split` holds
+both orders and with any colors or relation; else class, class and number, or class and color. `heldout: split` holds
 out about a fifth of the contents, chosen by a hash of each, so always the same ones; `heldout: benchmark` holds out
 those of the benchmark's own prompts (Flow-GRPO, arXiv 2505.05470, removes the same prompts in either order of the
-objects; the same two objects in another relation or colour it keeps, which is closer to the test than here).
+objects; the same two objects in another relation or color it keeps, which is closer to the test than here).
 """
 
 from __future__ import annotations

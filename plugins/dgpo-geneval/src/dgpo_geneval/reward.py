@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Case:
-    """One sample on its way to a verdict: what it shows, which of that has no colour yet, what went wrong."""
+    """One sample on its way to a verdict: what it shows, which of that has no color yet, what went wrong."""
 
     prompt: Prompt
     metadata: Metadata | None = None
@@ -71,7 +71,7 @@ class GenEvalReward(RewardModel):
         `geneval` also refuses what different objects cannot satisfy where clauses name one class; the other variants,
         which judge such clauses by the same objects, log a warning.
 
-        If a prompt asks for a colour and the detector names none, the colour classifier is loaded here: what it lacks
+        If a prompt asks for a color and the detector names none, the color classifier is loaded here: what it lacks
         is said before a run starts.
         """
         for prompt in prompts:
@@ -82,7 +82,7 @@ class GenEvalReward(RewardModel):
             try:
                 self.color_classifier()
             except UserError as error:
-                raise UserError(f"reward {self.variant!r}: {colored[0]!r} asks for a colour: {error}") from error
+                raise UserError(f"reward {self.variant!r}: {colored[0]!r} asks for a color: {error}") from error
 
     def _check_shared(self, prompts: Sequence[Prompt]) -> None:
         """What a class in several clauses of a prompt means to this variant."""
@@ -101,7 +101,7 @@ class GenEvalReward(RewardModel):
                 raise UserError(f"prompt {prompt.text!r}: GenEval metadata, {error}") from error
 
     def color_classifier(self) -> ColorClassifier:
-        """The colour classifier, loaded when it is first asked for. Raises UserError, every time, if there is none."""
+        """The color classifier, loaded when it is first asked for. Raises UserError, every time, if there is none."""
         if self._color_classifier is None:
             if self._no_color_classifier is not None:
                 raise self._no_color_classifier
@@ -119,8 +119,8 @@ class GenEvalReward(RewardModel):
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         """Images [B, 3, H, W], float in [0, 1], to values float32 [B] on the CPU.
 
-        The detector looks at all of them, then the colours that verdicts depend on are named, in one call, then they
-        are judged. A sample whose detection, colour or metadata fails is missing (its value nan), with the reason
+        The detector looks at all of them, then the colors that verdicts depend on are named, in one call, then they
+        are judged. A sample whose detection, color or metadata fails is missing (its value nan), with the reason
         in its diagnostics; if detector or classifier fail on the batch they are asked again image by image, so that
         only the images that they cannot bear are lost. Diagnostics: see `diagnosis.diagnose`.
         """
@@ -153,7 +153,7 @@ class GenEvalReward(RewardModel):
             return [self._detect(images[index : index + 1])[0] for index in range(len(images))]
 
     def _case(self, prompt: Prompt, seen: list[Detection] | Exception) -> _Case:
-        """What can be said of a sample before colours are named."""
+        """What can be said of a sample before colors are named."""
         if isinstance(seen, Exception):
             return _Case(prompt, error=seen)
         try:
@@ -167,7 +167,7 @@ class GenEvalReward(RewardModel):
         return _Case(prompt, metadata, seen, unknown)
 
     def _name_colors(self, media: Tensor, cases: Sequence[_Case]) -> None:
-        """Ask the classifier for every colour that is needed, of all images at once."""
+        """Ask the classifier for every color that is needed, of all images at once."""
         asking = [(index, case) for index, case in enumerate(cases) if case.colorless]
         if not asking or (self._color_classifier is None and self.options.colors is None):
             return
@@ -217,19 +217,19 @@ class GenEvalFlowGRPOReward(GenEvalReward):
 def _ask(
     classifier: ColorClassifier, images: Tensor, objects: list[Sequence[Detection]]
 ) -> list[Sequence[str] | Exception]:
-    """Colours of each image's objects, or why there are none."""
+    """Colors of each image's objects, or why there are none."""
     try:
         answers = list(classifier(images, objects))
         if len(answers) != len(objects):
-            raise ValueError(f"the colour classifier gave {len(answers)} lists of colours for {len(objects)} images")
+            raise ValueError(f"the color classifier gave {len(answers)} lists of colors for {len(objects)} images")
         for answer, asked in zip(answers, objects, strict=True):
             if len(answer) != len(asked):
-                raise ValueError(f"the colour classifier gave {len(answer)} colours for {len(asked)} objects")
+                raise ValueError(f"the color classifier gave {len(answer)} colors for {len(asked)} objects")
         return list(answers)
     except Exception as error:
         if len(objects) == 1:
             return [error]
-        log.warning("the colour classifier failed on %d images, asking for each alone", len(objects), exc_info=True)
+        log.warning("the color classifier failed on %d images, asking for each alone", len(objects), exc_info=True)
         return [_ask(classifier, images[i : i + 1], [one])[0] for i, one in enumerate(objects)]
 
 
@@ -238,7 +238,7 @@ def _build_color_classifier(options: GenEvalOptions, device: torch.device) -> Co
     if its weights cannot be loaded."""
     if options.colors is None:
         raise UserError(
-            "the detector names no colours, and the option `colors` is null: leave it out to have them classified"
+            "the detector names no colors, and the option `colors` is null: leave it out to have them classified"
         )
     from dgpo_geneval.colors import OpenClipColors
 
@@ -251,7 +251,7 @@ def _build(options: GenEvalOptions, name: str, device: torch.device) -> Detector
 
     registry = get_registry()
     if options.detector is None:
-        installed = ", ".join(registry.parts("detector"))
+        installed = ", ".join(registry.components("detector"))
         raise UserError(
             f"reward {name!r}: `detector` is missing; write `options: {{detector: NAME}}` (installed: {installed})"
         )

@@ -1,7 +1,7 @@
 """GenEval's prompts: how they are worded, and the benchmark's own 553.
 
 Templates, articles and plurals are those of djghosh13/geneval's `prompts/create_prompts.py`, its quirks included: "a
-photo of two benchs", "a photo of a skis", and no prompts about coloured persons.
+photo of two benchs", "a photo of a skis", and no prompts about colored persons.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def counting(name: str, count: int) -> Entry:
 
 
 def colors(name: str, color: str) -> Entry:
-    """A class and its colour: "a photo of a pink car"."""
+    """A class and its color: "a photo of a pink car"."""
     words = f"a photo of {with_article(color)} {name}"
     return {"tag": "colors", "include": [_of(name, color=color)], "prompt": words}
 
@@ -84,7 +84,7 @@ def position(a: str, b: str, relation: str) -> Entry:
 
 
 def color_attr(a: str, b: str, color_a: str, color_b: str) -> Entry:
-    """Two classes, each with a colour: "a photo of a purple wine glass and a black apple"."""
+    """Two classes, each with a color: "a photo of a purple wine glass and a black apple"."""
     return {
         "tag": "color_attr",
         "include": [_of(a, color=color_a), _of(b, color=color_b)],

@@ -61,12 +61,12 @@ class IncludeResult:
 
     @property
     def right_colors(self) -> int:
-        """How many of the objects have the colour asked for; 0 where colours were not reached."""
+        """How many of the objects have the color asked for; 0 where colors were not reached."""
         return sum(color == self.color for color in self.colors or ())
 
     @property
     def satisfied(self) -> bool:
-        """Whether count, colour and relation are as asked."""
+        """Whether count, color and relation are as asked."""
         return not self.reason
 
     def as_dict(self) -> dict[str, Any]:
@@ -141,8 +141,8 @@ def flowgrpo(include: Sequence[IncludeResult], exclude: Sequence[ExcludeResult])
     """Flow-GRPO's and DGPO's training reward, its defects kept: the mean of components whose number varies.
 
     Each clause adds 1 - |required - found| / required (unbounded below). If the count is not exact, one 0 more for a
-    clause with a colour or a position. Else 1 - (required - right colours) / required for a colour; and, unless a
-    colour was wrong, for a position: 0 if the target clause is not satisfied, else 1 *always*, after a 0 for a wrong
+    clause with a color or a position. Else 1 - (required - right colors) / required for a color; and, unless a
+    color was wrong, for a position: 0 if the target clause is not satisfied, else 1 *always*, after a 0 for a wrong
     relation.
     """
     parts: list[float] = []
@@ -177,10 +177,10 @@ def bounded(include: Sequence[IncludeResult], exclude: Sequence[ExcludeResult]) 
     wherever no two clauses name the same class.
 
     value = mean(components) * product(factors). The components' number depends on the prompt alone, so none is gained
-    or lost by what is in the picture; each is 1 exactly where its demand is met:
+    or lost by what is in the image; each is 1 exactly where its demand is met:
       count     objects / required                                            for every include clause
-      colour    right colours among the objects / required, 0 if there are fewer           if it has a colour
-      position  pairs in the relation / pairs, 0 if its count or colour or its target fails   if it has a position
+      color    right colors among the objects / required, 0 if there are fewer           if it has a color
+      position  pairs in the relation / pairs, 0 if its count or color or its target fails   if it has a position
       factor    1 if found < bound, else max(0, 1 - excess / max(1, bound - 1)), excess = found - (bound - 1)
                                                                               for every exclude clause
     A clause's objects are the best `required` of its class. Where several clauses name the class they are different

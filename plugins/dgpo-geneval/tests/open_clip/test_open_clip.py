@@ -1,4 +1,4 @@
-"""The colour classifier against open_clip's own preprocessing and zero-shot classifier, on tiny random weights."""
+"""The color classifier against open_clip's own preprocessing and zero-shot classifier, on tiny random weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def classify(tiny_clip: ColorOptions) -> OpenClipColors:
 
 @pytest.fixture(scope="module")
 def transform(classify: OpenClipColors) -> Any:
-    """open_clip's own, for Pillow's pictures."""
+    """open_clip's own, for Pillow's images."""
     cfg = PreprocessCfg(**open_clip.get_model_preprocess_cfg(classify.model))
     return image_transform_v2(cfg, is_train=False)
 
@@ -88,8 +88,8 @@ def test_the_encoder_sees_what_open_clips_own_preprocessing_shows(
     assert (seen - expected).abs().mean() < 0.35 / 255 / 0.26
 
 
-def test_the_same_colours_as_the_benchmarks_program(classify: OpenClipColors, transform: Any) -> None:
-    """Its loop, one object at a time, against all at once; where two colours are all but equally likely, either."""
+def test_the_same_colors_as_the_benchmarks_program(classify: OpenClipColors, transform: Any) -> None:
+    """Its loop, one object at a time, against all at once; where two colors are all but equally likely, either."""
     images, found = pictures(6), objects(6, seed=3)
     model, tokenizer = classify.model, classify.tokenizer
     names = [name for one in classify(images, found) for name in one]
@@ -118,7 +118,7 @@ def test_text_weights_are_open_clips(classify: OpenClipColors, label: str) -> No
     torch.testing.assert_close(classify.weights(label), expected)
 
 
-def test_colours_do_not_depend_on_the_others(classify: OpenClipColors) -> None:
+def test_colors_do_not_depend_on_the_others(classify: OpenClipColors) -> None:
     images, found = pictures(5), objects(5)
     together = classify(images, found)
     assert [classify(images[i : i + 1], [found[i]])[0] for i in range(5)] == together

@@ -1,4 +1,4 @@
-"""Which parts `dgpo plugins check` checks, and with what options, prompts and checkpoint."""
+"""Which components `dgpo plugins check` checks, and with what options, prompts and checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dgpo_kit import Given
 from dgpo_schemas.problems import nearest
 
 if TYPE_CHECKING:
-    from dgpo_core.plugins.declared import RegisteredPart
+    from dgpo_core.plugins.declared import RegisteredComponent
     from dgpo_core.plugins.registry import Registry
     from dgpo_kit.contracts import Check
     from dgpo_schemas.run import RunConfig
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["Target", "choose"]
 
 Key = tuple[str, str]
-"""Kind and name of a part."""
+"""Kind and name of a component."""
 PROMPTS = 4
 """Prompts of a run that its rewards are checked with; they may be slow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A distribution, or a part as "KIND NAME", with its checks."""
+    """A distribution, or a component as "KIND NAME", with its checks."""
 
     what: str
     checks: list[Check]
@@ -44,30 +44,34 @@ def choose(
     prompts: Path | None,
     checkpoint: str | None = None,
 ) -> list[Target]:
-    """What is to be checked: each distribution, followed by its chosen parts. Raises UserError for what cannot be."""
+    """What is to be checked: each distribution, followed by its chosen components. Raises UserError for what cannot
+    be."""
     if not (names or kind or distribution or config):
-        raise UserError("name the parts to check, or give --kind, --distribution or --config")
+        raise UserError("name the components to check, or give --kind, --distribution or --config")
     run = {} if config is None else _given_by(config, registry)
     unloaded = _unloaded(registry, names, distribution)
     rest = [name for name in names if name not in unloaded]
     keys = set(run) if config and not names else None
-    parts = [] if names and not rest else list(_select(registry, rest, kind, distribution, keys))
-    given = {(part.kind, part.part.name): run.get((part.kind, part.part.name), Given()) for part in parts}
+    components = [] if names and not rest else list(_select(registry, rest, kind, distribution, keys))
+    given = {
+        (component.kind, component.component.name): run.get((component.kind, component.component.name), Given())
+        for component in components
+    }
     _add_options(given, options)
     _add_prompts(given, prompts)
     _add_checkpoint(given, checkpoint)
-    owners = [p.distribution for p in parts] or ([_named(registry, distribution)] if distribution else [])
-    return list(_targets(registry, parts, given, dict.fromkeys([*unloaded.values(), *owners])))
+    owners = [p.distribution for p in components] or ([_named(registry, distribution)] if distribution else [])
+    return list(_targets(registry, components, given, dict.fromkeys([*unloaded.values(), *owners])))
 
 
 def _unloaded(registry: Registry, names: Sequence[str], distribution: str | None) -> dict[str, str]:
-    """Names that no usable part has and that a plugin which could not be loaded bears, to its distribution, whose own
-    check says why: a part is mostly called like its plugin."""
+    """Names that no usable component has and that a plugin which could not be loaded bears, to its distribution, whose
+    own check says why: a component is mostly called like its plugin."""
     from dgpo_kit.collecting import normal
 
     found = {}
     for name in names:
-        if any(name in registry.parts(one) for one in registry.kinds):
+        if any(name in registry.components(one) for one in registry.kinds):
             continue
         for broken in registry.broken:
             called = {normal(one) for one in (broken.entry_point, broken.distribution)}
@@ -77,41 +81,42 @@ def _unloaded(registry: Registry, names: Sequence[str], distribution: str | None
 
 
 def _targets(
-    registry: Registry, parts: Sequence[RegisteredPart], given: Mapping[Key, Given], owners: Mapping[str, Any]
+    registry: Registry, components: Sequence[RegisteredComponent], given: Mapping[Key, Given], owners: Mapping[str, Any]
 ) -> Iterator[Target]:
-    from dgpo_kit.contracts import distribution_checks, part_checks
+    from dgpo_kit.contracts import component_checks, distribution_checks
 
     for owner in owners:
         yield Target(owner, list(distribution_checks(registry, owner)))
-        for part in parts:
-            if part.distribution == owner:
-                kind, name = part.kind, part.part.name
-                yield Target(f"{kind} {name}", list(part_checks(registry, kind, name, given[kind, name])))
+        for component in components:
+            if component.distribution == owner:
+                kind, name = component.kind, component.component.name
+                yield Target(f"{kind} {name}", list(component_checks(registry, kind, name, given[kind, name])))
 
 
-# -- which parts ----------------------------------------------------------------------------------------------------
+# -- which components
+# ----------------------------------------------------------------------------------------------------
 
 
 def _select(
     registry: Registry, names: Sequence[str], kind: str | None, distribution: str | None, keys: set[Key] | None
-) -> Iterator[RegisteredPart]:
-    """Parts that all conditions allow, by kind and name."""
+) -> Iterator[RegisteredComponent]:
+    """Components that all conditions allow, by kind and name."""
     if kind is not None:
         registry.kind(kind, "--kind")
     owner = None if distribution is None else _named(registry, distribution)
     found = [
-        part
+        component
         for one in ([kind] if kind else registry.kinds)
-        for part in registry.parts(one).values()
-        if owner in (None, part.distribution)
-        and (keys is None or (one, part.part.name) in keys)
-        and (not names or part.part.name in names)
+        for component in registry.components(one).values()
+        if owner in (None, component.distribution)
+        and (keys is None or (one, component.component.name) in keys)
+        and (not names or component.component.name in names)
     ]
     for name in names:
-        if not any(part.part.name == name for part in found):
+        if not any(component.component.name == name for component in found):
             _unknown(registry, name, kind, owner)
-    for part in found:  # made for another version, it would break every promise
-        registry.check_contract(part)
+    for component in found:  # made for another version, it would break every promise
+        registry.check_contract(component)
     yield from found
 
 
@@ -125,12 +130,14 @@ def _named(registry: Registry, distribution: str) -> str:
 
 
 def _unknown(registry: Registry, name: str, kind: str | None, owner: str | None) -> None:
-    """Raise UserError for a name that no chosen part has."""
+    """Raise UserError for a name that no chosen component has."""
     if owner is None:
         registry.named(name, kind)
-    known = {p.part.name for one in registry.kinds for p in registry.parts(one).values() if p.distribution == owner}
+    known = {
+        p.component.name for one in registry.kinds for p in registry.components(one).values() if p.distribution == owner
+    }
     raise UserError(
-        f"{owner} has no part {name!r}{nearest(name, known)} (it has: {', '.join(sorted(known)) or 'none'})"
+        f"{owner} has no component {name!r}{nearest(name, known)} (it has: {', '.join(sorted(known)) or 'none'})"
     )
 
 
@@ -142,7 +149,9 @@ def _add_options(given: dict[Key, Given], options: Sequence[str]) -> None:
         return
     if len(given) != 1:
         what = ", ".join(" ".join(key) for key in given)
-        raise UserError(f"--option: belongs to one part, and {len(given)} are to be checked ({what}); name it alone")
+        raise UserError(
+            f"--option: belongs to one component, and {len(given)} are to be checked ({what}); name it alone"
+        )
     ((key, before),) = given.items()
     given[key] = replace(before, options={**before.options, **_parse(options)})
 
@@ -198,7 +207,7 @@ def _add_checkpoint(given: dict[Key, Given], checkpoint: str | None) -> None:
 
 
 def _given_by(path: Path, registry: Registry) -> dict[Key, Given]:
-    """Every part that a run file uses, as it uses it."""
+    """Every component that a run file uses, as it uses it."""
     from dgpo_core.config.pipeline import load_run_config
 
     config = load_run_config(path, registry=registry)

@@ -9,7 +9,7 @@ from dgpo_core.errors import UserError
 from dgpo_kit.given import Given, NeedsInput
 
 if TYPE_CHECKING:
-    from dgpo_core.plugins.declared import RegisteredPart
+    from dgpo_core.plugins.declared import RegisteredComponent
     from dgpo_core.plugins.registry import Registry
     from dgpo_kit.contracts import Check
 
@@ -22,9 +22,8 @@ def contract_tests(
     """A pytest test function for every promise of every part of an installed distribution, to be given a name that
     starts with `test_`.
 
-    given: by part, what the suite cannot make up: `{"sd3": Given(section={"checkpoint": "models/tiny"})}`; where two
-    kinds share the name, `"reward ocr"`. Raises UserError if nothing of that distribution is installed.
-    """
+    given: by component, what the suite cannot make up: `{"sd3": Given(section={"checkpoint": "models/tiny"})}`; where
+    two kinds share the name, `"reward ocr"`. Raises UserError if nothing of that distribution is installed."""
     import pytest
 
     from dgpo_core.plugins.registry import get_registry
@@ -47,17 +46,19 @@ def contract_tests(
 
 
 def suite(registry: Registry, distribution: str, given: Mapping[str, Given]) -> list[tuple[str, Check]]:
-    """(distribution or "KIND NAME", check) of everything that a distribution and its parts promise."""
-    from dgpo_kit.contracts import distribution_checks, part_checks, parts_of
+    """(distribution or "KIND NAME", check) of everything that a distribution and its components promise."""
+    from dgpo_kit.contracts import component_checks, components_of, distribution_checks
 
     name = distribution_named(registry, distribution)
-    parts = parts_of(registry, name)
-    _check_given(parts, given)
+    components = components_of(registry, name)
+    _check_given(components, given)
     found = [(name, check) for check in distribution_checks(registry, name)]
-    for part in parts:
-        what = f"{part.kind} {part.part.name}"
-        its_own = given.get(what, given.get(part.part.name))
-        found += [(what, check) for check in part_checks(registry, part.kind, part.part.name, its_own)]
+    for component in components:
+        what = f"{component.kind} {component.component.name}"
+        its_own = given.get(what, given.get(component.component.name))
+        found += [
+            (what, check) for check in component_checks(registry, component.kind, component.component.name, its_own)
+        ]
     return found
 
 
@@ -73,10 +74,14 @@ def distribution_named(registry: Registry, distribution: str) -> str:
     raise UserError(f"{message} (there are: {', '.join(known)}); is it installed in this environment?")
 
 
-def _check_given(parts: list[RegisteredPart], given: Mapping[str, Any]) -> None:
+def _check_given(components: list[RegisteredComponent], given: Mapping[str, Any]) -> None:
     from dgpo_schemas.problems import nearest
 
-    known = {name for part in parts for name in (part.part.name, f"{part.kind} {part.part.name}")}
+    known = {
+        name
+        for component in components
+        for name in (component.component.name, f"{component.kind} {component.component.name}")
+    }
     for name in given:
         if name not in known:
             raise UserError(f"given: {name!r} is no part of the distribution{nearest(name, known)}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
     from dgpo_core.types import Prompt
 
-__all__ = ["draw", "randomise"]
+__all__ = ["draw", "randomize"]
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def draw(backbone: Backbone, prompts: Sequence[Prompt], noise: Tensor, sigmas: T
 
 
 @torch.no_grad()
-def randomise(backbone: Backbone) -> None:
+def randomize(backbone: Backbone) -> None:
     """Give it trained weights that are not zero anywhere, the same each time; a new adapter's change nothing."""
     for i, parameter in enumerate(backbone.trainable().values()):
         parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))

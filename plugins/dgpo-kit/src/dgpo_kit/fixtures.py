@@ -27,10 +27,10 @@ ToyRun = Callable[..., ToyResult]
 @pytest.fixture
 def toy_run(tmp_path: Path) -> ToyRun:
     """`toy_run(rewards=[{"use": "mine"}], run={"iterations": 4})`: train the toy for two iterations, or as many as you
-    say, with what you say in place of the toy's own parts; everything that is installed can be named.
+    say, with what you say in place of the toy's own components; everything that is installed can be named.
 
     Keywords are sections of a run file; their keys are merged into the toy's, but for `backbone`, which is replaced.
-    The pictures are 8x8. Raises what the run raises, and AssertionError if it does not finish.
+    The images are 8x8. Raises what the run raises, and AssertionError if it does not finish.
     """
 
     def train(**sections: Any) -> ToyResult:

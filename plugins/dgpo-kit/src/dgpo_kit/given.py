@@ -15,7 +15,7 @@ __all__ = ["Given", "NeedsInput", "prompts_of"]
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a part is checked with; everything has a default, and most parts need none of it.
+    """What a component is checked with; everything has a default, and most components need none of it.
 
     options: its options; prompts: of a reward that refuses the generated ones and has no examples; section: other
     keys of its section of a run file (a backbone's `checkpoint` above all); size: (height, width) in pixels that a
@@ -29,7 +29,7 @@ class Given:
 
 
 class NeedsInput(UserError):
-    """A part cannot be checked as it is: the message says which options, prompts or checkpoint it wants."""
+    """A component cannot be checked as it is: the message says which options, prompts or checkpoint it wants."""
 
 
 def prompts_of(texts: Sequence[str], size: tuple[int, int] = (64, 64)) -> list[Prompt]:

@@ -16,6 +16,8 @@ dgpo_contract = 2
 def dgpo_commands() -> Sequence[Command]:
     """For authors of plugins."""
     return [
-        Command("plugins check", "Check that parts keep their contract.", "dgpo_kit.commands.check:check_plugins", 30),
+        Command(
+            "plugins check", "Check that components keep their contract.", "dgpo_kit.commands.check:check_plugins", 30
+        ),
         Command("plugins new", "Write a new plugin, which works already.", "dgpo_kit.commands.new:new", 40),
     ]

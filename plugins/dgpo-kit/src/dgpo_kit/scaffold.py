@@ -1,4 +1,4 @@
-"""From a kind of part and a name to a whole distribution: names, templates, files."""
+"""From a kind of component and a name to a whole distribution: names, templates, files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*\Z")
 LONGEST_NAME = 30
 """So that no line of what is written gets longer than 120 characters."""
 RESERVED = frozenset({"toy"})
-"""What the toy run of the test kit calls its own parts."""
+"""What the toy run of the test kit calls its own components."""
 
 
 BASES = {"diffusers": "backbone"}
-"""What a part may stand on beside its contract, to the kind of that part."""
+"""What a component may stand on beside its contract, to the kind of that component."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,12 @@ class Scaffold:
 
     def context(self) -> dict[str, Any]:
         """What the templates are told."""
-        told = tomllib.loads((self.template / "template.toml").read_text(encoding="utf-8"))
+        reported = tomllib.loads((self.template / "template.toml").read_text(encoding="utf-8"))
         base = "".join(word.capitalize() for word in self.name.split("-"))
-        return told | {
+        return reported | {
             "base": base,
-            "class": base + told["suffix"],
-            "dependencies": ", ".join(f'"{one}"' for one in told["dependencies"]),
+            "class": base + reported["suffix"],
+            "dependencies": ", ".join(f'"{one}"' for one in reported["dependencies"]),
             "distribution": self.distribution,
             "hook": self.kind.hook,
             "kind": self.kind.name,
@@ -75,7 +75,7 @@ def check_name(name: str) -> None:
     if NAME.match(name) and len(name) <= LONGEST_NAME and not name.startswith("dgpo-") and name not in RESERVED:
         return
     if name in RESERVED:
-        raise UserError(f"NAME {name}: the test kit uses it for its own parts; choose another, such as my-{name}")
+        raise UserError(f"NAME {name}: the test kit uses it for its own components; choose another, such as my-{name}")
     near = _nearest(name)
     raise UserError(
         f"NAME {name!r}: lower-case letters, digits and single hyphens, a letter first, at most {LONGEST_NAME} "
@@ -110,9 +110,9 @@ def render(scaffold: Scaffold) -> dict[PurePosixPath, str]:
 
 def _place(template: str, scaffold: Scaffold) -> PurePosixPath:
     """Where a template's text goes: without its ending, `package` by its own name."""
-    parts = [scaffold.package if part == "package" else part for part in template.split("/")]
-    name = parts[-1].removesuffix(".jinja")
-    return PurePosixPath(*parts[:-1], ".gitignore" if name == "gitignore" else name)
+    components = [scaffold.package if component == "package" else component for component in template.split("/")]
+    name = components[-1].removesuffix(".jinja")
+    return PurePosixPath(*components[:-1], ".gitignore" if name == "gitignore" else name)
 
 
 def write(files: dict[PurePosixPath, str], directory: Path) -> None:

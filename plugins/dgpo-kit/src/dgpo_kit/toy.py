@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import Adapter, Backbone, GroupReward, PromptSource, RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.types import Conditioning, Example, Prompt, SampleKey, Scores
 from dgpo_schemas.base import Float, Int, Options
 from dgpo_schemas.sections.backbone import BackboneSection
@@ -157,7 +157,7 @@ class ToyBackbone(Backbone):
         return Conditioning({"c": torch.tensor(rows, device=self.device, dtype=self.dtype)})
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """Pictures of whole 8x8 tiles."""
+        """Images of whole 8x8 tiles."""
         if height % TILE or width % TILE:
             nearest = "x".join(str(max(1, round(side / TILE)) * TILE) for side in (height, width))
             raise UserError(f"rollout.resolution: {height}x{width} is not possible; the nearest is {nearest}")
@@ -185,7 +185,7 @@ class BrightnessOptions(Options):
 
     scale: Float = Field(default=1.0, description="Factor of the brightness.")
     fail: Literal["never", "raise", "dark"] = Field(
-        default="never", description="Fail always, or leave pictures darker than half missing, for tests."
+        default="never", description="Fail always, or leave images darker than half missing, for tests."
     )
 
 
@@ -196,7 +196,7 @@ class BrightnessReward(RewardModel):
     group_by = "tag"
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        """Mean over the picture."""
+        """Mean over the image."""
         if self.options.fail == "raise":
             raise RuntimeError("the lamp is broken")
         values = media.float().mean((1, 2, 3)) * self.options.scale
@@ -212,7 +212,7 @@ class WinRateOptions(Options):
 
 
 class WinRate(GroupReward):
-    """Share of the others of its group that a picture is brighter than; a tie counts half."""
+    """Share of the others of its group that an image is brighter than; a tie counts half."""
 
     range = (0.0, 1.0)
     options: WinRateOptions
@@ -231,12 +231,14 @@ class WinRate(GroupReward):
         for place, i in enumerate(ring):
             others = [ring[(place + step) % count] for step in range(1, asked + 1)]
             values[i] = sum(0.5 * ((bright[i] > bright[j]) + (bright[i] >= bright[j])) for j in others) / asked
-        return Scores(values, torch.zeros(count, dtype=torch.bool), tuple({"parts": {"brightness": b}} for b in bright))
+        return Scores(
+            values, torch.zeros(count, dtype=torch.bool), tuple({"subscores": {"brightness": b}} for b in bright)
+        )
 
     def examples(self) -> Sequence[Example]:
-        """A bright picture and a dark one."""
-        pictures = {"light": torch.full((3, 8, 8), 0.9), "dark": torch.full((3, 8, 8), 0.1)}
-        return [Example(name, Prompt("a lamp"), media, name == "light") for name, media in pictures.items()]
+        """A bright image and a dark one."""
+        images = {"light": torch.full((3, 8, 8), 0.9), "dark": torch.full((3, 8, 8), 0.1)}
+        return [Example(name, Prompt("a lamp"), media, name == "light") for name, media in images.items()]
 
 
 class ToyPrompts(PromptSource):
@@ -244,7 +246,7 @@ class ToyPrompts(PromptSource):
 
     def prompts(self, split: Literal["train", "heldout"]) -> Sequence[Prompt]:
         """Numbered texts."""
-        return [Prompt(f"{split} picture {i}", {"tag": ("even", "odd")[i % 2]}) for i in range(self.options.count)]
+        return [Prompt(f"{split} image {i}", {"tag": ("even", "odd")[i % 2]}) for i in range(self.options.count)]
 
 
 class SizedPrompts(ToyPrompts):
@@ -268,41 +270,41 @@ class SizedPromptsOptions(ToyPromptsOptions):
     sizes: list[tuple[int, int]] = Field(default=[(8, 8), (16, 8)], min_length=1, description="Their sizes, in turn.")
 
 
-WIN_RATE = Part("win-rate", "Share of its group that is darker", "dgpo_kit.toy:WinRate", WinRateOptions)
+WIN_RATE = Component("win-rate", "Share of its group that is darker", "dgpo_kit.toy:WinRate", WinRateOptions)
 
 
 class ToyPlugin:
-    """The toy parts as a plugin. reward: the name of its reward, which another plugin may want for itself."""
+    """The toy components as a plugin. reward: the name of its reward, which another plugin may want for itself."""
 
     def __init__(self, reward: str = "brightness") -> None:
         self.reward = reward
 
     @hookimpl
-    def dgpo_backbones(self) -> list[Part]:
+    def dgpo_backbones(self) -> list[Component]:
         """The toy model."""
-        return [Part("toy", "Toy velocity network", "dgpo_kit.toy:ToyBackbone", ToyOptions)]
+        return [Component("toy", "Toy velocity network", "dgpo_kit.toy:ToyBackbone", ToyOptions)]
 
     @hookimpl
-    def dgpo_rewards(self) -> list[Part]:
+    def dgpo_rewards(self) -> list[Component]:
         """The toy rewards."""
         return [
-            Part(self.reward, "Mean pixel value", "dgpo_kit.toy:BrightnessReward", BrightnessOptions),
+            Component(self.reward, "Mean pixel value", "dgpo_kit.toy:BrightnessReward", BrightnessOptions),
             *([] if self.reward != "brightness" else [WIN_RATE]),
         ]
 
     @hookimpl
-    def dgpo_prompt_sources(self) -> list[Part]:
+    def dgpo_prompt_sources(self) -> list[Component]:
         """The toy prompts."""
-        return [Part("toy", "Numbered prompts", "dgpo_kit.toy:ToyPrompts", ToyPromptsOptions)]
+        return [Component("toy", "Numbered prompts", "dgpo_kit.toy:ToyPrompts", ToyPromptsOptions)]
 
 
 class SizesPlugin:
     """Prompts of several sizes for the toy model."""
 
     @hookimpl
-    def dgpo_prompt_sources(self) -> list[Part]:
+    def dgpo_prompt_sources(self) -> list[Component]:
         """The toy prompts with sizes."""
-        return [Part("toy-sizes", "With sizes", "dgpo_kit.toy:SizedPrompts", SizedPromptsOptions)]
+        return [Component("toy-sizes", "With sizes", "dgpo_kit.toy:SizedPrompts", SizedPromptsOptions)]
 
 
 plugin = ToyPlugin()
@@ -318,8 +320,8 @@ def run_data(output: str | Path, **changes: Mapping[str, Any]) -> dict[str, Any]
         "rollout": {"steps": 3, "shift": 1.0, "group_size": 4, "groups": 4, "resolution": 8, "sampler": "flow-euler"},
         "rewards": [{"use": "brightness"}],
         "timesteps": {"count": 2, "t_min": 0.3},
-        "optimiser": {"learning_rate": 0.01},
-        "evaluation": {"every": 2, "prompts": 4, "pictures": 2},
+        "optimizer": {"learning_rate": 0.01},
+        "evaluation": {"every": 2, "prompts": 4, "images": 2},
         "checkpoints": {"every": 1},
     }
     for section, values in changes.items():

@@ -19,8 +19,13 @@ from dgpo_schemas.run import RunConfig
 
 __all__ = ["lines", "measure"]
 
-VERBS = {"roll_out": "roll out", "wait_for_scores": "score", "weigh": "weigh", "optimise": "optimise"}
-"""As timings.jsonl names them, and as people do. Scoring hides behind the roll-out: its time is what is waited for."""
+PHASES = {
+    "rollout": "rollout",
+    "wait_for_scores": "score",
+    "compute_advantages": "compute_advantages",
+    "optimize": "optimize",
+}
+"""As timings.jsonl names them, and as people do. Scoring hides behind the rollout: its time is what is waited for."""
 
 
 def measure(config: RunConfig, registry: Registry, iterations: int) -> dict[str, Any]:
@@ -35,12 +40,12 @@ def measure(config: RunConfig, registry: Registry, iterations: int) -> dict[str,
     ceiling = measured_tflops(device, dtype)
     total = config.rollout.groups * config.rollout.group_size
     operations = _operations(config, registry)
-    verbs: dict[str, Any] = {}
-    for key, verb in VERBS.items():
-        seconds = sum(t.verbs[key].seconds for t in kept if key in t.verbs) / len(kept)
-        count = operations.get(verb)
+    phases: dict[str, Any] = {}
+    for key, phase in PHASES.items():
+        seconds = sum(t.phases[key].seconds for t in kept if key in t.phases) / len(kept)
+        count = operations.get(phase)
         achieved = count / seconds / 1e12 if count and seconds else None
-        verbs[verb] = {
+        phases[phase] = {
             "seconds": seconds,
             "samples_per_second": total / seconds if seconds else None,
             "tflops": achieved,
@@ -54,13 +59,13 @@ def measure(config: RunConfig, registry: Registry, iterations: int) -> dict[str,
         "samples": total,
         "iterations": len(kept),
         "seconds": sum(t.seconds for t in kept) / len(kept),
-        "verbs": verbs,
+        "phases": phases,
         "peak_memory_bytes": max(t.peak_memory_bytes for t in kept),
     }
 
 
 def _operations(config: RunConfig, registry: Registry) -> Mapping[str, float]:
-    """Of an iteration by verb; none for a backbone that cannot be sketched."""
+    """Of an iteration by phase; none for a backbone that cannot be sketched."""
     try:
         return make_plan(config, measure_model(config, registry), registry).operations
     except UserError:
@@ -73,18 +78,18 @@ def lines(measured: dict[str, Any]) -> list[str]:
         f"{measured['device']}: {measured['samples']} samples an iteration, the mean of {measured['iterations']}",
         f"ceiling {measured['ceiling_tflops']:.3g} x 10^12 operations a second ({measured['dtype']} matrix products)",
         "",
-        f"{'verb':<10} {'seconds':>9} {'samples/s':>11} {'10^12 op/s':>11} {'of ceiling':>11}",
+        f"{'phase':<10} {'seconds':>9} {'samples/s':>11} {'10^12 op/s':>11} {'of ceiling':>11}",
     ]
-    for verb, row in measured["verbs"].items():
+    for phase, row in measured["phases"].items():
         achieved = f"{row['tflops']:.3g}" if row["tflops"] else ""
         share = f"{row['fraction']:.0%}" if row["fraction"] else ""
         rate = f"{row['samples_per_second']:,.1f}" if row["samples_per_second"] and row["seconds"] > 1e-3 else ""
-        said.append(f"{verb:<10} {row['seconds']:>9.3f} {rate:>11} {achieved:>11} {share:>11}")
+        said.append(f"{phase:<10} {row['seconds']:>9.3f} {rate:>11} {achieved:>11} {share:>11}")
     said += [
         f"{'iteration':<10} {measured['seconds']:>9.3f} {measured['samples'] / measured['seconds']:>11,.1f}",
         "",
         f"peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB",
     ]
-    if all(row["tflops"] is None for row in measured["verbs"].values()):
-        said.append("operations are not known: the backbone does not say what it looks like (Backbone.sketch)")
+    if all(row["tflops"] is None for row in measured["phases"].values()):
+        said.append("operations are not known: the backbone does not say what it looks like (Backbone.meta model)")
     return said

@@ -15,7 +15,7 @@ dgpo_contract = 2
 @hookimpl
 def dgpo_commands() -> Sequence[Command]:
     """What looks at runs and samples, before, after and beside training."""
-    summary = "Score picture and video files with any reward, and see why."
+    summary = "Score image and video files with any reward, and see why."
     return [
         Command("score", summary, "dgpo_lab.commands.score:score", 40),
         Command("report", "Write one HTML page about a run.", "dgpo_lab.commands.report:report", 50),

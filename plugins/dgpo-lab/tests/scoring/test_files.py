@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 
 import dgpo_lab.scoring.batches as batches_module
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
-from tests.scored import Run, Stub, StubOptions, clip, picture
+from tests.scored import Run, Stub, StubOptions, clip, image
 
 # -- the table ----------------------------------------------------------------------------------------------------
 
 
 def test_a_table_in_the_order_of_the_files(dgpo: Run) -> None:
-    files = [picture("b.png", 0.8), picture("a.png", 0.2, (16, 4)), picture("long/" + "n" * 40 + ".png", 1.0)]
+    files = [image("b.png", 0.8), image("a.png", 0.2, (16, 4)), image("long/" + "n" * 40 + ".png", 1.0)]
     done = dgpo("score", "stub", *files, "--prompt", "red")
     assert done.code == 0
     assert done.out == (
@@ -36,22 +36,22 @@ def test_a_table_in_the_order_of_the_files(dgpo: Run) -> None:
 
 
 def test_lines_are_at_most_80_columns(dgpo: Run) -> None:
-    picture("x.png")
+    image("x.png")
     Path("p.txt").write_text("blind " + "word " * 100)
-    done = dgpo("score", "pictures-only", "x.png", "--prompts", "p.txt")
+    done = dgpo("score", "images-only", "x.png", "--prompts", "p.txt")
     assert done.code == 1
     assert max(map(len, done.out.splitlines())) <= 80
     assert done.out.startswith("file   value  details\nx.png      -  ")
 
 
 def test_a_rewards_own_diagnostics_stand_in_for_clauses(dgpo: Run) -> None:
-    done = dgpo("score", "pictures-only", picture("x.png"))
+    done = dgpo("score", "images-only", image("x.png"))
     assert done.out.splitlines()[1] == 'x.png  0.8000  words "a b", count 3, sure yes, share 0.25'
 
 
 def test_files_of_one_shape_are_scored_together_and_results_keep_their_order(dgpo: Run) -> None:
     sizes = [(8, 8), (4, 4), (8, 8), (8, 8), (4, 4), (8, 8)]
-    files = [picture(f"{i}.png", i / 10, size) for i, size in enumerate(sizes)]
+    files = [image(f"{i}.png", i / 10, size) for i, size in enumerate(sizes)]
     done = dgpo("score", "stub", *files, "--batch", 3, "--json")
     assert [(record["file"], round(record["value"], 1)) for record in json.loads(done.out)] == [
         (f"{i}.png", i / 10) for i in range(6)
@@ -61,14 +61,14 @@ def test_files_of_one_shape_are_scored_together_and_results_keep_their_order(dgp
 
 def test_files_of_all_different_sizes_do_not_fill_the_memory(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches_module, "MOST_WAITING", 3 * 8 * 20)
-    files = [picture(f"{i}.png", i / 10, (8, 10 + i)) for i in range(4)]
+    files = [image(f"{i}.png", i / 10, (8, 10 + i)) for i in range(4)]
     assert dgpo("score", "stub", *files).code == 0
     assert [shape for shape, _ in Stub.asked] == [(1, 3, 10 + i, 8) for i in range(4)]
 
 
-def test_a_directory_stands_for_its_pictures(dgpo: Run) -> None:
+def test_a_directory_stands_for_its_images(dgpo: Run) -> None:
     for name in ("d/b.png", "d/a.jpg", "d/grid.png", "d/a.annotated.png"):
-        picture(name)
+        image(name)
     for name in ("prompts.json", "a.annotated.html", "annotated.html"):
         Path("d", name).write_text("[]")
     done = dgpo("score", "stub", "d", "--json")
@@ -79,14 +79,14 @@ def test_a_directory_stands_for_its_pictures(dgpo: Run) -> None:
 def test_a_directory_and_its_prompts_are_paired_as_people_count(dgpo: Run) -> None:
     """A hidden file takes no line, and is named."""
     for i in range(1, 12):
-        picture(f"d/{i}.png", i / 20)
+        image(f"d/{i}.png", i / 20)
     Path("d/._1.png").write_bytes(b"\0\5\26\7")
     Path("d/notes.txt").touch()
     Path("p.txt").write_text("".join(f"line {i}\n" for i in range(1, 12)))
     done = dgpo("score", "stub", "d", "--prompts", "p.txt", "--json")
     rows = [(row["file"], row["prompt"], round(row["value"], 2)) for row in json.loads(done.out)]
     assert rows == [(f"d/{i}.png", f"line {i}", pytest.approx(i / 20, abs=0.01)) for i in range(1, 12)]
-    left_out = "left out ._1.png (hidden), notes.txt (neither pictures nor videos by their endings)"
+    left_out = "left out ._1.png (hidden), notes.txt (neither images nor videos by their endings)"
     assert f"note: d: {left_out}\n" in done.err
 
 
@@ -104,7 +104,7 @@ def test_a_directory_and_its_prompts_are_paired_as_people_count(dgpo: Run) -> No
 def test_files_that_a_shell_has_listed(dgpo: Run, names: list[str], noted: bool) -> None:
     """They get the lines in their order, and a note if that is not the order of their numbers."""
     Path("p.txt").write_text("".join(f"{name}\n" for name in names))
-    done = dgpo("score", "stub", *[picture(name) for name in names], "--prompts", "p.txt", "--json")
+    done = dgpo("score", "stub", *[image(name) for name in names], "--prompts", "p.txt", "--json")
     assert [(row["file"], row["prompt"]) for row in json.loads(done.out)] == [(name, name) for name in names]
     given = "the files get its lines in the order in which they were given, 10.png before 2.png"
     note = f"note: --prompts p.txt: {given}; name their directory for the order of their numbers\n"
@@ -113,8 +113,8 @@ def test_files_that_a_shell_has_listed(dgpo: Run, names: list[str], noted: bool)
 
 def test_directories_that_a_shell_has_listed(dgpo: Run) -> None:
     Path("p.txt").write_text("a\nb\nc\nd\n")
-    names = [picture(f"{name}.png") for name in ("10/0", "2/0")]
-    done = dgpo("score", "stub", "10", "2", picture("a9.png"), picture("B1.png"), "--prompts", "p.txt")
+    names = [image(f"{name}.png") for name in ("10/0", "2/0")]
+    done = dgpo("score", "stub", "10", "2", image("a9.png"), image("B1.png"), "--prompts", "p.txt")
     order = "the files get its lines in the order in which they were given, 10/0.png before 2/0.png"
     assert f"note: --prompts p.txt: {order}; give them in the order you mean\n" in done.err
     Path("q.txt").write_text("a\nb\n")
@@ -123,7 +123,7 @@ def test_directories_that_a_shell_has_listed(dgpo: Run) -> None:
 
 def test_lines_that_name_files_under_another_key(dgpo: Run) -> None:
     """As in Hugging Face's image folders. They are not silently paired with other files."""
-    picture("d/1.png"), picture("d/2.png")
+    image("d/1.png"), image("d/2.png")
 
     def lines(*names: str) -> None:
         Path("p.jsonl").write_text("".join(f'{{"prompt": "x", "file_name": "{name}"}}\n' for name in names))
@@ -140,7 +140,7 @@ def test_lines_that_name_files_under_another_key(dgpo: Run) -> None:
 
 
 def test_names_in_prompt_files_that_differ_by_little(dgpo: Run) -> None:
-    picture("d/cafe\u0301.png")
+    image("d/cafe\u0301.png")
     Path("p.jsonl").write_text('{"prompt": "x", "file": "caf\u00e9.png"}\n', encoding="utf-8")
     assert dgpo("score", "stub", "d", "--prompts", "p.jsonl").code == 0
     for name in ("caf\u00e9.jpg", "samples/CAF\u00c9.PNG", "caf\u00e9", "C:\\\\caf\u00e9.png"):
@@ -152,12 +152,12 @@ def test_names_in_prompt_files_that_differ_by_little(dgpo: Run) -> None:
 def test_every_kind_of_file(dgpo: Run) -> None:
     clip("v.gif", 1.0, 0.0)
     clip("v.webp", 1.0, 0.0)
-    names = [picture("p.png"), picture("j.jpg"), picture("w.webp"), picture("g.png", mode="L"), picture("i.gif")]
+    names = [image("p.png"), image("j.jpg"), image("w.webp"), image("g.png", mode="L"), image("i.gif")]
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save("clear.png")
     done = dgpo("score", "stub", *names, "v.gif", "v.webp", "clear.png", "--json")
     values = {record["file"]: record["value"] for record in json.loads(done.out)}
-    grey = round(0.8 * 255 * 0.299) / 255
-    expected = {"p.png": 0.8, "j.jpg": 0.8, "w.webp": 0.8, "g.png": grey, "i.gif": 0.8, "v.gif": 0.5, "v.webp": 0.5}
+    gray = round(0.8 * 255 * 0.299) / 255
+    expected = {"p.png": 0.8, "j.jpg": 0.8, "w.webp": 0.8, "g.png": gray, "i.gif": 0.8, "v.gif": 0.5, "v.webp": 0.5}
     assert values == pytest.approx(expected | {"clear.png": 1.0}, abs=0.02)
     assert "note: clear.png: what is transparent in it is shown on white\n" in done.err
     assert {shape for shape, _ in Stub.asked} == {(6, 3, 8, 8), (2, 2, 3, 8, 8)}
@@ -167,7 +167,7 @@ def test_every_kind_of_file(dgpo: Run) -> None:
 
 
 def test_json_has_one_object_per_file(dgpo: Run) -> None:
-    files = [picture("a.png", 0.2), picture("b.png", 0.8)]
+    files = [image("a.png", 0.2), image("b.png", 0.8)]
     Path("p.txt").write_text("red\nblind date\n")
     done = dgpo("score", "stub", *files, "--prompts", "p.txt", "--json", "--output", "scores.json")
     assert done.code == 1
@@ -185,14 +185,14 @@ def test_json_has_one_object_per_file(dgpo: Run) -> None:
 
 
 def test_the_json_is_also_written_beside_a_table(dgpo: Run) -> None:
-    done = dgpo("score", "stub", picture("a.png"), "--output", "scores.json")
+    done = dgpo("score", "stub", image("a.png"), "--output", "scores.json")
     assert done.out.startswith("file")
     assert [record["file"] for record in json.loads(Path("scores.json").read_text())] == ["a.png"]
 
 
 def test_a_name_that_is_no_text(dgpo: Run) -> None:
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
-    picture("x.png").rename(name)
+    image("x.png").rename(name)
     assert dgpo("score", "stub", ".").out.splitlines()[1].startswith("caf?.png  0.8000")
     assert json.loads(dgpo("score", "stub", ".", "--json", "--annotate", "seen").out)[0]["file"] == "caf?.png"
 
@@ -204,14 +204,14 @@ def test_a_name_that_is_no_text(dgpo: Run) -> None:
     ("content", "reason"),
     [
         (b"", "the file is empty"),
-        (b"hello", "not a picture or a video that can be read"),
+        (b"hello", "not an image or a video that can be read"),
         (b"half", "cannot be read: image file is truncated"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_missing_and_the_others_are_scored(
     dgpo: Run, content: bytes, reason: str
 ) -> None:
-    picture("a.png")
+    image("a.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save("b.png")
     Path("b.png").write_bytes(Path("b.png").read_bytes()[:2000] if content == b"half" else content)
     done = dgpo("score", "stub", "b.png", "a.png", "--annotate", "seen")
@@ -224,7 +224,7 @@ def test_a_file_that_cannot_be_read_is_missing_and_the_others_are_scored(
 
 
 def test_media_that_the_reward_does_not_take(dgpo: Run) -> None:
-    done = dgpo("score", "pictures-only", picture("a.png"), clip("v.gif", 0.0, 1.0))
+    done = dgpo("score", "images-only", image("a.png"), clip("v.gif", 0.0, 1.0))
     assert done.code == 1
     assert done.out.splitlines()[-1] == "v.gif       -  is a video; the reward takes images"
     assert Stub.asked == [((1, 3, 8, 8), [Prompt("")])]
@@ -234,8 +234,8 @@ class Frames:
     """A reward of that name, as dgpo-video has one."""
 
     @hookimpl
-    def dgpo_rewards(self) -> Sequence[Part]:
-        return [Part("frames", "Redness of frames.", "stub_rewards:Stub", StubOptions, adapts=("video", "image"))]
+    def dgpo_rewards(self) -> Sequence[Component]:
+        return [Component("frames", "Redness of frames.", "stub_rewards:Stub", StubOptions, adapts=("video", "image"))]
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -245,28 +245,28 @@ def test_only_media_that_the_reward_does_not_take(dgpo: Run, known: Registry, co
     if frames:
         known.register(Frames(), distribution="dgpo-video")
     files = [clip(f"{i}.gif", 0.0, 1.0) for i in range(count)]
-    done = dgpo("score", "pictures-only", *files, "--annotate", "seen")
+    done = dgpo("score", "images-only", *files, "--annotate", "seen")
     others = ", as are the other 2 files" if count == 3 else ""
-    advice = "; show it single frames: dgpo score frames --option reward=pictures-only" if frames else ""
+    advice = "; show it single frames: dgpo score frames --option reward=images-only" if frames else ""
     assert (done.code, done.out) == (2, "")
-    assert done.err.splitlines()[1:] == [f"0.gif: is a video{others}; pictures-only scores images{advice}"]
+    assert done.err.splitlines()[1:] == [f"0.gif: is a video{others}; images-only scores images{advice}"]
     assert Stub.asked == []
     assert Stub.closed == 1
     assert not Path("seen").exists()
 
 
-def test_a_reward_of_videos_is_not_given_pictures(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reward_of_videos_is_not_given_images(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Stub, "media", frozenset({"video"}))
-    done = dgpo("score", "stub", picture("a.png"), picture("b.png"))
+    done = dgpo("score", "stub", image("a.png"), image("b.png"))
     assert (done.code, done.out) == (2, "")
     assert done.err.splitlines()[1:] == ["a.png: is an image, as is the other file; stub scores videos"]
 
 
 def test_what_cannot_be_read_is_no_other_kind(dgpo: Run) -> None:
     Path("b.mp4").write_bytes(b"hello")
-    done = dgpo("score", "pictures-only", "b.mp4", clip("v.gif", 0.0, 1.0))
+    done = dgpo("score", "images-only", "b.mp4", clip("v.gif", 0.0, 1.0))
     assert done.code == 1
-    assert "b.mp4      -  not a picture or a video that can be read" in done.out
+    assert "b.mp4      -  not an image or a video that can be read" in done.out
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_what_cannot_be_read_is_no_other_kind(dgpo: Run) -> None:
     ],
 )
 def test_a_reward_that_fails(dgpo: Run, prompt: str, reason: str) -> None:
-    done = dgpo("score", "stub", picture("a.png"), "--prompt", prompt, "--json")
+    done = dgpo("score", "stub", image("a.png"), "--prompt", prompt, "--json")
     (record,) = json.loads(done.out)
     assert (done.code, record["value"], record["missing"]) == (1, None, True)
     assert record["diagnostics"]["reason"] == reason

@@ -21,7 +21,7 @@ from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import WinRate
 from dgpo_remote.messages.scores import Blob, read_score_request, score_request
 from dgpo_schemas.text import lone_surrogate
-from tests.scored import Run, Stub, StubOptions, clip, picture
+from tests.scored import Run, Stub, StubOptions, clip, image
 
 # -- prompts ------------------------------------------------------------------------------------------------------
 
@@ -31,22 +31,22 @@ def asked() -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_one_prompt_for_all(dgpo: Run) -> None:
-    files = [picture("a.png"), picture("b.png")]
+    files = [image("a.png"), image("b.png")]
     dgpo("score", "stub", *files, "-p", "red", "--metadata", '{"tag": "x"}')
     assert asked() == [("red", {"tag": "x"})] * 2
 
 
 def test_metadata_from_a_file_may_bring_its_prompt(dgpo: Run) -> None:
     Path("m.json").write_text('{"tag": "x", "prompt": "of the file"}')
-    dgpo("score", "stub", picture("a.png"), "--metadata", "@m.json")
+    dgpo("score", "stub", image("a.png"), "--metadata", "@m.json")
     dgpo("score", "stub", "a.png", "--metadata", "@m.json", "--prompt", "mine")
     dgpo("score", "stub", "a.png")
-    told = {"tag": "x", "prompt": "of the file"}
-    assert asked() == [("of the file", told), ("mine", told), ("", {})]
+    reported = {"tag": "x", "prompt": "of the file"}
+    assert asked() == [("of the file", reported), ("mine", reported), ("", {})]
 
 
 def test_a_line_for_each_file_in_order(dgpo: Run) -> None:
-    files = [picture("b.png"), picture("a.png")]
+    files = [image("b.png"), image("a.png")]
     Path("p.txt").write_text("one\n\ntwo\n")
     Path("p.jsonl").write_text('{"prompt": "one", "n": 1}\n{"prompt": "two", "n": 2}\n')
     dgpo("score", "stub", *files, "--prompts", "p.txt")
@@ -57,7 +57,7 @@ def test_a_line_for_each_file_in_order(dgpo: Run) -> None:
 def test_lines_that_name_their_files(dgpo: Run) -> None:
     """From here, from the prompt file's directory, or by the bare name; lines about other files do no harm."""
     for name in ("x/a.png", "x/y/b.png", "c.png"):
-        picture(name)
+        image(name)
     lines = [("c.png", "cc"), ("y/b.png", "bb"), ("x/a.png", "aa"), ("else.png", "no")]
     Path("x/p.jsonl").write_text("".join(json.dumps({"prompt": p, "file": f, "k": 1}) + "\n" for f, p in lines))
     dgpo("score", "stub", "x/a.png", "x/y/b.png", Path("c.png").absolute(), "--prompts", "x/p.jsonl")
@@ -68,14 +68,14 @@ def test_lines_that_name_their_files(dgpo: Run) -> None:
 
 
 def test_options_are_yaml_with_dotted_keys(dgpo: Run) -> None:
-    picture("a.png")
+    image("a.png")
     dgpo("score", "stub", "a.png", "--option", "depth=3", "--option", "inner.on=[true, no]", "--option", "test=x")
     assert Stub.built == [StubOptions(test="x", depth=3, inner={"on": [True, "no"]})]
 
 
 def test_a_file_with_one_reward(dgpo: Run) -> None:
     Path("reward.yaml").write_text("use: stub\nname: red\noptions:\n  depth: 3\n  test: x\n")
-    assert dgpo("score", "reward.yaml", picture("a.png"), "--option", "depth=4").code == 0
+    assert dgpo("score", "reward.yaml", image("a.png"), "--option", "depth=4").code == 0
     assert Stub.built == [StubOptions(test="x", depth=4)]
 
 
@@ -83,7 +83,7 @@ def test_a_file_for_a_server(dgpo: Run) -> None:
     Path("reward.yaml").write_text("device: cpu\nreward:\n  use: stub\n  options: {depth: 3}\n")
     Path("short.yaml").write_text("reward: stub\n")
     Path("bad.yaml").write_text("device: cpu\nreward: [stub]\n")
-    picture("a.png")
+    image("a.png")
     assert dgpo("score", "reward.yaml", "a.png").code == 0
     assert dgpo("score", "short.yaml", "a.png", "--option", "depth=4").code == 0
     assert [options.depth for options in Stub.built] == [3, 4]
@@ -93,13 +93,13 @@ def test_a_file_for_a_server(dgpo: Run) -> None:
 
 def test_a_reward_of_a_run(dgpo: Run, write_run: Callable[..., Path]) -> None:
     blocks = [{"use": "brightness"}, {"use": "stub", "name": "red", "options": {"depth": 2}}]
-    guard = [{"use": "stub", "name": "guard", "options": {"depth": 9}}]
-    file = write_run(rewards=blocks, evaluation={"guards": {"rewards": guard}})
+    monitor = [{"use": "stub", "name": "monitor", "options": {"depth": 9}}]
+    file = write_run(rewards=blocks, evaluation={"monitors": {"rewards": monitor}})
     Path("runs/toy").mkdir(parents=True)
     shutil.copy(file, "runs/toy/config.yaml")
-    picture("a.png")
+    image("a.png")
     assert dgpo("score", file, "a.png", "--reward", "red").code == 0
-    assert dgpo("score", "runs/toy", "a.png", "--reward", "guard", "--option", "depth=5").code == 0
+    assert dgpo("score", "runs/toy", "a.png", "--reward", "monitor", "--option", "depth=5").code == 0
     assert [options.depth for options in Stub.built] == [2, 5]
     one = write_run("one.yaml", rewards=blocks[1:])
     assert dgpo("score", one, "a.png").code == 0
@@ -116,11 +116,11 @@ def test_the_reward_is_placed_where_the_command_line_says(
         seen.append((block.worker, block.service, block.use, device.type))
         return Stub(StubOptions(), device=device)
 
-    monkeypatch.setattr("dgpo_core.rewards.place", place)
+    monkeypatch.setattr("dgpo_core.rewards.connecting", place)
     Path("reward.yaml").write_text(
         "use: elsewhere\n" + ("service: {urls: [x]}\n" if "python9" in flags else "worker: {count: 3}\n")
     )
-    assert dgpo("score", "reward.yaml", picture("a.png"), "--device", "cpu", *flags).code == 0
+    assert dgpo("score", "reward.yaml", image("a.png"), "--device", "cpu", *flags).code == 0
     ((worker, service, use, device),) = seen
     assert (use, device) == ("elsewhere", "cpu")  # it need not be installed here
     if "python9" in flags:
@@ -129,11 +129,11 @@ def test_the_reward_is_placed_where_the_command_line_says(
         assert (worker, service.urls, service.token_variable) == (None, ["http://a", "http://b"], "TOKEN")
 
 
-# -- annotated pictures -------------------------------------------------------------------------------------------
+# -- annotated images -------------------------------------------------------------------------------------------
 
 
 def test_cards_show_the_marks_and_a_list_names_them(dgpo: Run) -> None:
-    files = [picture("a/x.png", 0.8, (64, 64)), picture("b/x.jpg", 0.2), clip("v.gif", 0.2, 0.8)]
+    files = [image("a/x.png", 0.8, (64, 64)), image("b/x.jpg", 0.2), clip("v.gif", 0.2, 0.8)]
     done = dgpo("score", "stub", *files, "--prompt", "red", "--annotate", "seen/here")
     assert done.code == 0
     names = ["annotated.html", "v.annotated.html", "x-2.annotated.html", "x.annotated.html"]
@@ -156,8 +156,8 @@ def test_cards_show_the_marks_and_a_list_names_them(dgpo: Run) -> None:
     assert sorted(path.name for path in Path("seen/here").iterdir()) == names
 
 
-def test_pictures_beside_the_originals_leave_these_alone(dgpo: Run) -> None:
-    before = picture("x.png").read_bytes()
+def test_images_beside_the_originals_leave_these_alone(dgpo: Run) -> None:
+    before = image("x.png").read_bytes()
     for _ in range(2):
         assert len(json.loads(dgpo("score", "stub", ".", "--annotate", ".", "--json").out)) == 1
     assert Path("x.png").read_bytes() == before
@@ -169,8 +169,8 @@ def test_pictures_beside_the_originals_leave_these_alone(dgpo: Run) -> None:
 
 def test_files_of_one_prompt_are_compared(dgpo: Run) -> None:
     """Whatever comes between them, and whatever size those of another prompt have."""
-    files = [picture("a.png", 0.2), picture("b.png", 0.9, (9, 9)), picture("c.png", 0.8), picture("d.png", 0.1, (9, 9)),
-             picture("e.png", 0.5)]  # fmt: skip
+    files = [image("a.png", 0.2), image("b.png", 0.9, (9, 9)), image("c.png", 0.8), image("d.png", 0.1, (9, 9)),
+             image("e.png", 0.5)]  # fmt: skip
     Path("prompts.txt").write_text("one\ntwo\none\ntwo\none\n")
     done = dgpo("score", "win-rate", *map(str, files), "--prompts", "prompts.txt", "--json", "--batch", "1")
     assert done.code == 0, done.err
@@ -178,19 +178,19 @@ def test_files_of_one_prompt_are_compared(dgpo: Run) -> None:
 
 
 def test_files_that_cannot_be_compared(dgpo: Run) -> None:
-    files = [str(picture("a.png", 0.2)), str(picture("b.png", 0.4)), str(picture("c.png", 0.8))]
+    files = [str(image("a.png", 0.2)), str(image("b.png", 0.4)), str(image("c.png", 0.8))]
     Path("prompts.txt").write_text("one\ntwo\none\n")
     done = dgpo("score", "win-rate", *files, "--prompts", "prompts.txt")
     assert done.code == 2
     assert "b.png: win-rate compares the files of one prompt with each other, and no other file has the" in done.err
-    picture("b.png", 0.4, (9, 9))
+    image("b.png", 0.4, (9, 9))
     Path("a.png").write_bytes(b"nonsense")
     done = dgpo("score", "win-rate", *files, "--prompt", "one", "--json")
     assert done.code == 1
     reasons = [one["diagnostics"]["reason"] for one in json.loads(done.out)]
     assert "several sizes" in reasons[1]
     assert reasons[1] == reasons[2] != reasons[0]
-    picture("b.png", 0.4)
+    image("b.png", 0.4)
     done = dgpo("score", "win-rate", *files[:2], "--prompt", "one", "--json")
     assert "nothing to compare it with" in json.loads(done.out)[1]["diagnostics"]["reason"]
 
@@ -207,7 +207,7 @@ def test_names_of_files_are_keys_that_can_travel(dgpo: Run, monkeypatch: pytest.
     monkeypatch.setattr(WinRate, "score_group", scored)
     deep = Path("d" * 100, "e" * 100)
     deep.mkdir(parents=True)
-    files = [str(picture(str(deep / name), 0.2)) for name in ("a.png", "b.png")] + [str(picture("c.png", 0.4))] * 2
+    files = [str(image(str(deep / name), 0.2)) for name in ("a.png", "b.png")] + [str(image("c.png", 0.4))] * 2
     assert dgpo("score", "win-rate", *files, "--json").code == 0
     ((media, prompt, keys),) = asked
     request = read_score_request(Blob(score_request(media, [prompt] * 4, keys=keys)))

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from dgpo_core.plugins.registry import Registry
-from tests.scored import Run, Stub, picture
+from tests.scored import Run, Stub, image
 
 # -- self-test ----------------------------------------------------------------------------------------------------
 
 
-def test_a_reward_that_tells_good_from_bad(dgpo: Run) -> None:
+def test_a_reward_that_reports_good_from_bad(dgpo: Run) -> None:
     done = dgpo("score", "--self-test", "stub")
     assert done.code == 0
     assert done.out == (
@@ -59,7 +59,7 @@ def test_a_reward_that_does_not(dgpo: Run, test: str, failure: str) -> None:
 def test_a_reward_without_examples(dgpo: Run) -> None:
     done = dgpo("score", "stub", "--self-test", "--option", "test=none")
     assert (done.code, done.out) == (2, "")
-    assert done.err.endswith("reward stub has no examples, so it cannot test itself; score pictures that you know\n")
+    assert done.err.endswith("reward stub has no examples, so it cannot test itself; score images that you know\n")
     assert Stub.closed == 1
 
 
@@ -87,12 +87,12 @@ def test_the_examples_can_be_looked_at(dgpo: Run) -> None:
         (["stub"], "name the files to score, or give --self-test"),
         (["stub", "a.png", "--self-test", "-p", "x"], "--self-test: scores the reward's own examples; leave out a file "
          "and --prompt"),
-        (["stub", "no.png", "empty"], "no.png: there is no such file\nempty: the directory holds no pictures or "
+        (["stub", "no.png", "empty"], "no.png: there is no such file\nempty: the directory holds no images or "
          "videos"),
         (["a.png"], "a.png: is a file; the reward comes first: dgpo score REWARD a.png"),
         (["./a.png", "a.png"], "./a.png: is a file; the reward comes first: dgpo score REWARD ./a.png"),
         (["stubb", "a.png"],
-         "reward stubb: use: unknown reward 'stubb'; did you mean stub? (installed: brightness, pictures-only, stub, "
+         "reward stubb: use: unknown reward 'stubb'; did you mean stub? (installed: brightness, images-only, stub, "
          "win-rate)"),
         (["empty", "a.png"], "empty: neither a reward nor a run directory (it has no config.yaml)"),
         (["no.yaml", "a.png"], "no.yaml: there is no such file"),
@@ -138,7 +138,7 @@ def test_the_examples_can_be_looked_at(dgpo: Run) -> None:
     ],
 )  # fmt: skip
 def test_mistakes(dgpo: Run, arguments: list[str], expected: str) -> None:
-    picture("a.png")
+    image("a.png")
     Path("empty").mkdir()
     Path("one.yaml").write_text("use: stub\noptions:\n  depth: -1\n")
     Path("odd.yaml").write_text("use: stub\noption: {}\n")
@@ -158,7 +158,7 @@ def test_a_disk_that_cannot_be_written(dgpo: Run, monkeypatch: pytest.MonkeyPatc
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    picture("a.png")
+    image("a.png")
     monkeypatch.setattr("dgpo_core.system.files._write_aside", full)
     done = dgpo("score", "stub", "a.png", "--annotate", "seen")
     assert (done.code, done.out) == (2, "")
@@ -168,7 +168,7 @@ def test_a_disk_that_cannot_be_written(dgpo: Run, monkeypatch: pytest.MonkeyPatc
 
 def test_cuda_that_is_absent(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    done = dgpo("score", "stub", picture("a.png"), "--device", "cuda")
+    done = dgpo("score", "stub", image("a.png"), "--device", "cuda")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
         f"--device: cuda was asked for, but torch sees no CUDA device (torch {torch.__version__}, built for CUDA "
@@ -179,7 +179,7 @@ def test_cuda_that_is_absent(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None
 # -- with real rewards --------------------------------------------------------------------------------------------
 
 
-def test_geneval_on_miniature_pictures(dgpo: Run, known: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_geneval_on_miniature_images(dgpo: Run, known: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     world = pytest.importorskip("dgpo_miniature.world")
     pytest.importorskip("dgpo_geneval")
     from dgpo_geneval import plugin as geneval

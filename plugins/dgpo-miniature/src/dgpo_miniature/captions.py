@@ -38,7 +38,7 @@ NUMBERS = {2: "two", 3: "three", 4: "four"}
 class Caption:
     """A caption's content.
 
-    objects: (class, colour or None) in the order of the words; count: how many of the only object ("counting", else
+    objects: (class, color or None) in the order of the words; count: how many of the only object ("counting", else
     1); relation: where the first object lies, seen from the second ("position" only).
     """
 
@@ -80,7 +80,7 @@ def text(caption: Caption, template: str) -> str:
 def metadata(caption: Caption, prompt: str) -> dict[str, Any]:
     """GenEval's metadata of a caption; in a position prompt the reference object comes first, as there.
 
-    `exclude` bounds every class: a picture shows what was asked for and nothing else. GenEval itself bounds the class
+    `exclude` bounds every class: an image shows what was asked for and nothing else. GenEval itself bounds the class
     of counting prompts only, and a model that is trained on that soon draws more of everything.
     """
     include: list[dict[str, Any]] = []
@@ -98,9 +98,9 @@ def metadata(caption: Caption, prompt: str) -> dict[str, Any]:
 
 
 def scene_content(caption: Caption, rng: Random) -> tuple[list[int], list[int]]:
-    """Class and colour indices [4], [4] of a scene that the caption describes completely.
+    """Class and color indices [4], [4] of a scene that the caption describes completely.
 
-    What it does not mention is free: the cells, and the colours (of several alike objects: one colour).
+    What it does not mention is free: the cells, and the colors (of several alike objects: one color).
     """
     kind, color = [EMPTY] * 4, [0] * 4
     objects = list(caption.objects) * caption.count
@@ -124,9 +124,9 @@ def other(values: Sequence[Any], taken: Sequence[Any], rng: Random) -> Any:
 
 
 def corrupt(caption: Caption, rng: Random) -> Caption:
-    """The content of a picture that the caption describes wrongly, in one clause.
+    """The content of an image that the caption describes wrongly, in one clause.
 
-    A class or a colour is another one, the colours are exchanged, an object is missing, the count is off, or the
+    A class or a color is another one, the colors are exchanged, an object is missing, the count is off, or the
     relation is another one.
     """
     objects = list(caption.objects)

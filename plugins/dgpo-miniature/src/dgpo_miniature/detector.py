@@ -1,7 +1,7 @@
-"""A rule-based detector for the miniature's pictures: what Mask2Former is to GenEval's photographs.
+"""A rule-based detector for the miniature's images: what Mask2Former is to GenEval's photographs.
 
 Saturated pixels are split by hue, each hue into connected blobs, and each blob is compared with the outlines of the
-known classes. Legend: B pictures, K blobs, T classes, H W pixels.
+known classes. Legend: B images, K blobs, T classes, H W pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ShapeDetector", "find_shapes"]
 
 COVERAGE = 0.45
-"""Share of its colour's saturation (largest minus smallest channel) from which a pixel is part of a shape."""
+"""Share of its color's saturation (largest minus smallest channel) from which a pixel is part of a shape."""
 MIN_AREA = 45
 """Smallest blob in pixels; the smallest shape drawn has 110."""
 GRID = 16
@@ -54,18 +54,18 @@ def class_outlines() -> NDArray[np.float32]:
 OUTLINES = class_outlines()
 HUES = (RGB - RGB.mean(axis=1, keepdims=True)) / np.linalg.norm(RGB - RGB.mean(axis=1, keepdims=True), axis=1)[:, None]
 SATURATION = RGB.max(axis=1) - RGB.min(axis=1)
-IN_PICTURE = np.zeros((3, 3, 3), dtype=bool)
-IN_PICTURE[1] = ndimage.generate_binary_structure(2, 1)
+IN_IMAGE = np.zeros((3, 3, 3), dtype=bool)
+IN_IMAGE[1] = ndimage.generate_binary_structure(2, 1)
 
 
-def find_shapes(pictures: NDArray[np.float32], *, masks: bool = False) -> list[list[Detection]]:
-    """Detections of each picture, float [B, 3, H, W] in [0, 1], the surest first."""
-    height, width = pictures.shape[2:]
-    planes, kept = _planes(pictures)
-    found: list[list[Detection]] = [[] for _ in pictures]
+def find_shapes(images: NDArray[np.float32], *, masks: bool = False) -> list[list[Detection]]:
+    """Detections of each image, float [B, 3, H, W] in [0, 1], the surest first."""
+    height, width = images.shape[2:]
+    planes, kept = _planes(images)
+    found: list[list[Detection]] = [[] for _ in images]
     if not len(kept):  # which `label` refuses
         return found
-    labels, count = ndimage.label(planes, structure=IN_PICTURE)
+    labels, count = ndimage.label(planes, structure=IN_IMAGE)
     area = np.bincount(labels.ravel(), minlength=count + 1)
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None or area[label] < MIN_AREA:
@@ -75,33 +75,33 @@ def find_shapes(pictures: NDArray[np.float32], *, masks: bool = False) -> list[l
         name, score = classify(blob)
         if score <= 0.0:
             continue
-        picture, color = divmod(int(kept[plane.start]), len(COLORS))
+        image, color = divmod(int(kept[plane.start]), len(COLORS))
         mask = None
         if masks:
             mask = np.zeros((height, width), dtype=bool)
             mask[rows, columns] = blob
         corners = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
-        found[picture].append(Detection(label=name, score=score, box=corners, color=COLORS[color], mask=mask))
+        found[image].append(Detection(label=name, score=score, box=corners, color=COLORS[color], mask=mask))
     for detections in found:
         detections.sort(key=lambda detection: -detection.score)
     return found
 
 
-def _planes(pictures: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which pixels are of a shape, [P, H, W], for each picture and colour that has any, and which those are:
-    picture * number of colours + colour, ascending. A large picture is mostly empty, and so costs little."""
-    saturation = pictures.max(axis=1) - pictures.min(axis=1)
+def _planes(images: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which pixels are of a shape, [P, H, W], for each image and color that has any, and which those are:
+    image * number of colors + color, ascending. A large image is mostly empty, and so costs little."""
+    saturation = images.max(axis=1) - images.min(axis=1)
     vivid = saturation > COVERAGE * SATURATION.min()
-    # HUES sum to zero over channels, so the pixels' grey part drops out of the product.
-    hues = np.einsum("tc,cn->tn", HUES, pictures.swapaxes(0, 1)[:, vivid]).argmax(axis=0)
+    # HUES sum to zero over channels, so the pixels' gray part drops out of the product.
+    hues = np.einsum("tc,cn->tn", HUES, images.swapaxes(0, 1)[:, vivid]).argmax(axis=0)
     place = np.full(vivid.shape, -1, dtype=np.int32)
     place[vivid] = np.where(saturation[vivid] > COVERAGE * SATURATION[hues], hues, -1)
     which = np.nonzero(place >= 0)[0] * len(COLORS) + place[place >= 0]
     kept = np.unique(which)
-    picture, color = np.divmod(kept, len(COLORS))
+    image, color = np.divmod(kept, len(COLORS))
     planes = np.empty((len(kept), *vivid.shape[1:]), dtype=np.bool_)
     for i in range(len(kept)):
-        np.equal(place[picture[i]], color[i], out=planes[i])
+        np.equal(place[image[i]], color[i], out=planes[i])
     return planes, kept
 
 
@@ -120,7 +120,7 @@ def classify(blob: NDArray[np.bool_]) -> tuple[str, float]:
 
 
 class ShapeDetector(Detector):
-    """Finds the miniature's shapes and their colours; the rules have no options and run on the CPU."""
+    """Finds the miniature's shapes and their colors; the rules have no options and run on the CPU."""
 
     labels: tuple[str, ...] = CLASSES
     colors: tuple[str, ...] = COLORS
@@ -144,7 +144,7 @@ class ShapeDetector(Detector):
             prompt = Prompt(words, metadata(caption, words))
             for shown, good in ((caption, True), (corrupt(caption, rng), False)):
                 kind, color = (np.array([part]) for part in scene_content(shown, rng))
-                picture = render(random_scenes(kind, color, np.random.default_rng(len(found))))[0]
+                image = render(random_scenes(kind, color, np.random.default_rng(len(found))))[0]
                 name = f"{words}: {'as asked' if good else text(shown, TRAIN_TEMPLATES[0])}"
-                found.append(Example(name, prompt, torch.from_numpy(picture), good=good))
+                found.append(Example(name, prompt, torch.from_numpy(image), good=good))
         return found

@@ -57,5 +57,5 @@ class MiniatureMotionOptions(Options):
 
     strict: bool = Field(
         default=True,
-        description="1 if shape, colour and direction are all as asked, else 0; if false, the share of the three.",
+        description="1 if shape, color and direction are all as asked, else 0; if false, the share of the three.",
     )

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dgpo_core import hookimpl
-from dgpo_core.hookspecs import Part
+from dgpo_core.hookspecs import Component
 
 __all__ = ["dgpo_detectors", "dgpo_prompt_sources", "dgpo_rewards"]
 
 
 @hookimpl
-def dgpo_prompt_sources() -> Sequence[Part]:
+def dgpo_prompt_sources() -> Sequence[Component]:
     """The prompts of each world."""
     return [
-        Part(
+        Component(
             name="miniature",
-            summary="GenEval-format prompts about coloured shapes, six tasks, disjoint train and held-out splits",
+            summary="GenEval-format prompts about colored shapes, six tasks, disjoint train and held-out splits",
             implementation="dgpo_miniature.prompts:MiniaturePrompts",
             options="dgpo_miniature.options:MiniaturePromptsOptions",
         ),
-        Part(
+        Component(
             name="miniature-signs",
             summary='Prompts that quote a short word (a sign that says "CAB"), disjoint train and held-out splits',
             implementation="dgpo_miniature.signs.prompts:SignPrompts",
             options="dgpo_miniature.options:SignPromptsOptions",
         ),
-        Part(
+        Component(
             name="miniature-video",
             summary='Prompts about moving shapes ("a red circle moving left"), disjoint train and held-out splits',
             implementation="dgpo_miniature.moving.prompts:MiniatureVideoPrompts",
@@ -36,19 +36,21 @@ def dgpo_prompt_sources() -> Sequence[Part]:
 
 
 @hookimpl
-def dgpo_detectors() -> Sequence[Part]:
+def dgpo_detectors() -> Sequence[Component]:
     """The detector of the world of shapes."""
-    summary = "Rule-based detector of the miniature's coloured shapes, for GenEval's evaluator"
-    return [Part("shapes", summary, "dgpo_miniature.detector:ShapeDetector", "dgpo_miniature.options:ShapesOptions")]
+    summary = "Rule-based detector of the miniature's colored shapes, for GenEval's evaluator"
+    return [
+        Component("shapes", summary, "dgpo_miniature.detector:ShapeDetector", "dgpo_miniature.options:ShapesOptions")
+    ]
 
 
 @hookimpl
-def dgpo_rewards() -> Sequence[Part]:
-    """Of the world of moving shapes; the others are judged by rewards for any picture."""
+def dgpo_rewards() -> Sequence[Component]:
+    """Of the world of moving shapes; the others are judged by rewards for any image."""
     return [
-        Part(
+        Component(
             name="miniature-motion",
-            summary="Whether a clip of the video miniature shows the shape, colour and direction that were asked for",
+            summary="Whether a clip of the video miniature shows the shape, color and direction that were asked for",
             implementation="dgpo_miniature.moving.motion:MiniatureMotion",
             options="dgpo_miniature.options:MiniatureMotionOptions",
         )

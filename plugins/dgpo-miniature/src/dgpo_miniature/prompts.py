@@ -47,7 +47,7 @@ def content_key(caption: Caption) -> str:
 
 
 def heldout_keys(task: str) -> set[str]:
-    """Contents of a task that are held out, spread evenly over the classes, colours, numbers and relations."""
+    """Contents of a task that are held out, spread evenly over the classes, colors, numbers and relations."""
     strata: dict[frozenset[str], dict[str, None]] = {}
     for caption in all_captions(task):
         classes = frozenset(name for name, _ in caption.objects)

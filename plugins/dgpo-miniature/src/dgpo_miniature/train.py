@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["RECIPES", "main"]
+__all__ = ["SPECS", "main"]
 
-RECIPES = {
-    "shapes": "dgpo_miniature.recipe",
-    "signs": "dgpo_miniature.signs.recipe",
-    "moving": "dgpo_miniature.moving.recipe",
+SPECS = {
+    "shapes": "dgpo_miniature.spec",
+    "signs": "dgpo_miniature.signs.spec",
+    "moving": "dgpo_miniature.moving.spec",
 }
 """World to the module of its recipe."""
 
@@ -48,14 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m dgpo_miniature.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory of the new checkpoint")
-    parser.add_argument("--world", choices=tuple(RECIPES), default="shapes", help="what its pictures show")
+    parser.add_argument("--world", choices=tuple(SPECS), default="shapes", help="what its images show")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--tiny", action="store_true", help="a few steps only, to see that it runs")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    recipe = importlib.import_module(RECIPES[options.world])
-    result = recipe.run(recipe.TINY if options.tiny else recipe.Recipe(), options.out, options.seed, Report())
+    spec = importlib.import_module(SPECS[options.world])
+    result = spec.run(spec.TINY if options.tiny else spec.TrainingSpec(), options.out, options.seed, Report())
     sys.stdout.write(json.dumps({name: round(value, 4) for name, value in result.items()}) + "\n")
 
 

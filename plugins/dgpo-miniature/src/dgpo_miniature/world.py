@@ -1,9 +1,9 @@
-"""The world of the miniature: 64x64 pictures of one to four flat coloured shapes on a light ground.
+"""The world of the miniature: 64x64 images of one to four flat colored shapes on a light ground.
 
-A scene has four cells, the quadrants of the picture, and at most one shape in each, with jitter in place and size.
+A scene has four cells, the quadrants of the image, and at most one shape in each, with jitter in place and size.
 Everything is drawn from signed distances, anti-aliased, for a whole batch at once.
 
-Legend: N scenes, 4 cells (top left, top right, bottom left, bottom right), C = 3 colour channels, H = W = 64 pixels.
+Legend: N scenes, 4 cells (top left, top right, bottom left, bottom right), C = 3 color channels, H = W = 64 pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 __all__ = ["CELL", "CLASSES", "COLORS", "EMPTY", "RGB", "SIZE", "Scenes", "random_scenes", "render"]
 
 SIZE = 64
-"""Height and width of a picture in pixels."""
+"""Height and width of an image in pixels."""
 CELL = 32
 """Height and width of a cell in pixels."""
 EMPTY = -1
@@ -26,12 +26,12 @@ COLORS = ("red", "green", "blue", "yellow")
 RGB: NDArray[np.float32] = np.array(
     [[0.88, 0.12, 0.14], [0.10, 0.66, 0.20], [0.12, 0.26, 0.90], [0.96, 0.80, 0.06]], dtype=np.float32
 )
-"""Colours of `COLORS`, [4, C] in [0, 1]."""
+"""Colors of `COLORS`, [4, C] in [0, 1]."""
 
 RADIUS = (8.0, 11.0)
 """Half the extent of a shape, in pixels."""
 JITTER = 4.0
-"""Largest distance, per axis, between a shape's centre and its cell's, in pixels."""
+"""Largest distance, per axis, between a shape's center and its cell's, in pixels."""
 MARGIN = 2.0
 """Least distance between a shape and its cell's edge, in pixels: shapes never touch."""
 
@@ -84,7 +84,7 @@ def signed_distance(
 
 
 def render(scenes: Scenes) -> NDArray[np.float32]:
-    """Pictures of scenes: float32 [N, C, H, W] in [0, 1], edges one pixel wide."""
+    """Images of scenes: float32 [N, C, H, W] in [0, 1], edges one pixel wide."""
     n = len(scenes)
     pixel = np.arange(CELL, dtype=np.float32) + 0.5
     cells = np.broadcast_to(scenes.ground[:, None, None, None, :], (n, 4, CELL, CELL, 3)).copy()

@@ -1,7 +1,7 @@
-"""Text rendering as a reward for dgpo: an OCR engine reads the picture, a rule compares it with the quoted text.
+"""Text rendering as a reward for dgpo: an OCR engine reads the image, a rule compares it with the quoted text.
 
 Importing this package imports nothing heavy; take what you need from its modules: `target` for the text that a prompt
-asks for, `rule` to judge a recognised text without a run, `engine` for what an OCR engine is.
+asks for, `rule` to judge a recognized text without a run, `engine` for what an OCR engine is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an OCR engine is, and a pool of them that reads several pictures at once."""
+"""What an OCR engine is, and a pool of them that reads several images at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from dgpo_ocr.pictures import enlarge
+from dgpo_ocr.images import enlarge
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A recognised line: its text, the engine's confidence in [0, 1], its corners in the picture that was given."""
+    """A recognized line: its text, the engine's confidence in [0, 1], its corners in the image that was given."""
 
     text: str
     score: float
@@ -30,10 +30,10 @@ class Line:
 
 
 class Engine(Protocol):
-    """Reads one picture after the other, on the thread that made it."""
+    """Reads one image after the other, on the thread that made it."""
 
-    def read(self, picture: NDArray[np.uint8]) -> list[Line]:
-        """Picture uint8 [H, W, 3] in OpenCV's order BGR, to its lines in the engine's own order; none where no text is
+    def read(self, image: NDArray[np.uint8]) -> list[Line]:
+        """Image uint8 [H, W, 3] in OpenCV's order BGR, to its lines in the engine's own order; none where no text is
         seen. Raises whatever it likes where it cannot read."""
         ...
 
@@ -58,16 +58,16 @@ class Readers:
             self.close()
             raise
 
-    def submit(self, picture: NDArray[np.uint8]) -> Future[list[Line]]:
-        """Queue a picture, uint8 [H, W, 3] in BGR; its lines come as the engine gives them."""
-        return self._threads.submit(self._read, picture)
+    def submit(self, image: NDArray[np.uint8]) -> Future[list[Line]]:
+        """Queue an image, uint8 [H, W, 3] in BGR; its lines come as the engine gives them."""
+        return self._threads.submit(self._read, image)
 
     def alphabet(self) -> frozenset[str] | None:
         """Every character that the engine can give back; None where that is not known."""
 
         def asked() -> frozenset[str] | None:
-            tell = getattr(self._engine(), "alphabet", None)  # one that is given to the reward need not say
-            return None if tell is None else tell()
+            on_message = getattr(self._engine(), "alphabet", None)  # one that is given to the reward need not say
+            return None if on_message is None else on_message()
 
         return self._threads.submit(asked).result()
 
@@ -82,8 +82,8 @@ class Readers:
                 engine = self._own.engine = self._make()
         return engine
 
-    def _read(self, picture: NDArray[np.uint8]) -> list[Line]:
-        enlarged, factor = enlarge(picture, self._min_side)
+    def _read(self, image: NDArray[np.uint8]) -> list[Line]:
+        enlarged, factor = enlarge(image, self._min_side)
         return [
             Line(line.text, line.score, tuple((x / factor, y / factor) for x, y in line.polygon))
             for line in self._engine().read(enlarged)

@@ -18,11 +18,11 @@ WHITE, BLACK, RED, BLUE, YELLOW = (255, 255, 255), (0, 0, 0), (190, 20, 30), (20
 def draw(
     text: str, *, height: int = 256, width: int = 256, size: float = 48, ink: Color = BLACK, paper: Color = WHITE
 ) -> Tensor:
-    """Text in the middle of a picture [3, height, width], float32 in [0, 1]; a new line starts at a line break."""
-    picture = Image.new("RGB", (width, height), paper)
+    """Text in the middle of an image [3, height, width], float32 in [0, 1]; a new line starts at a line break."""
+    image = Image.new("RGB", (width, height), paper)
     font = ImageFont.load_default(size)
-    ImageDraw.Draw(picture).text((width / 2, height / 2), text, fill=ink, font=font, anchor="mm", align="center")
-    return torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).astype(np.float32) / 255)
+    ImageDraw.Draw(image).text((width / 2, height / 2), text, fill=ink, font=font, anchor="mm", align="center")
+    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).astype(np.float32) / 255)
 
 
 def drawn_examples(*, one_line: bool = False) -> list[Example]:

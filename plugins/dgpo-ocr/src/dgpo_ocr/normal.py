@@ -46,6 +46,6 @@ def fold(text: str) -> str:
 
 
 def squeeze(text: str) -> str:
-    """`fold`, without any white space, two apostrophes as the one quote that they look like: what the rule `normalised`
+    """`fold`, without any white space, two apostrophes as the one quote that they look like: what the rule `normalized`
     compares."""
     return "".join(fold(text).split()).replace("''", '"')

@@ -20,9 +20,9 @@ class OcrOptions(Options):
         description="Who reads. `rapidocr` works offline; `paddleocr`, the published reference, must be installed "
         "beside this plugin, best in an environment that the reward's `worker: {python: ...}` names.",
     )
-    rule: Literal["normalised", "flowgrpo"] = Field(
-        default="normalised",
-        description="How what is read is compared with the quoted text. `normalised`: texts that look alike are alike, "
+    rule: Literal["normalized", "flowgrpo"] = Field(
+        default="normalized",
+        description="How what is read is compared with the quoted text. `normalized`: texts that look alike are alike, "
         "in the order in which people read. `flowgrpo`: exactly as Flow-GRPO's and DGPO's code, the published numbers' "
         "rule; it also sets `video: flowgrpo`, `min_score: 0` and `min_side: 1` where they are not given.",
     )
@@ -45,19 +45,19 @@ class OcrOptions(Options):
     )
     detection: bool = Field(
         default=True,
-        description="Look for lines of text first; false reads the whole picture as one line (rapidocr only).",
+        description="Look for lines of text first; false reads the whole image as one line (rapidocr only).",
     )
     detection_side: Int = Field(
         default=960,
         ge=32,
         le=16384,
-        description="Longer pictures are shrunk to this longer side to look for lines; they are read at full size.",
+        description="Longer images are shrunk to this longer side to look for lines; they are read at full size.",
     )
     min_side: Int = Field(
         default=64,
         ge=1,
         le=1024,
-        description="Pictures whose shorter side has fewer pixels are enlarged by a whole factor until it has as many.",
+        description="Images whose shorter side has fewer pixels are enlarged by a whole factor until it has as many.",
     )
     recognition_width: Int = Field(
         default=320,
@@ -66,7 +66,7 @@ class OcrOptions(Options):
         description="Least width to which a line (48 high) is padded when it is read; longer lines keep theirs. 96 is "
         "three times as fast for texts of a few letters (rapidocr only).",
     )
-    readers: Int = Field(default=2, ge=1, le=64, description="Pictures read at once, each by an engine of its own.")
+    readers: Int = Field(default=2, ge=1, le=64, description="Images read at once, each by an engine of its own.")
     threads: Int = Field(default=1, ge=1, le=1024, description="Threads of one reader.")
     detection_model: PathText | None = Field(
         default=None,
@@ -88,7 +88,7 @@ class OcrOptions(Options):
     @model_validator(mode="after")
     def _possible(self) -> OcrOptions:
         if self.rule == "flowgrpo" and self.strict:
-            raise ValueError("`strict: true` needs `rule: normalised`; `flowgrpo` lets surplus text go free")
+            raise ValueError("`strict: true` needs `rule: normalized`; `flowgrpo` lets surplus text go free")
         if self.engine == "paddleocr":
             if not self.detection:
                 raise ValueError("`detection: false` needs `engine: rapidocr`; paddleocr always looks for lines")

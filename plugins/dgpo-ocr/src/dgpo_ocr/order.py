@@ -29,7 +29,7 @@ GUTTER = 1.0
 LEADING = 2.0
 """The lines of a column are apart by at most so many heights of a line."""
 FAR = 0.05
-"""A neighbour one height farther away counts as much as one that shares so much less of the height: a line that climbs
+"""A neighbor one height farther away counts as much as one that shares so much less of the height: a line that climbs
 word by word goes on with the next word, not with the one far off at its level."""
 AGREE, MOST = math.radians(3), 0.75
 """Text is turned level if this part of its length agrees on an angle, give or take so much."""

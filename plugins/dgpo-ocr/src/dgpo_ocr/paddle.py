@@ -1,8 +1,8 @@
 """PaddleOCR 3.x, the engine of the published reward: English models, no classifiers of orientation, on the CPU.
 
 Its interface, as used here (PaddlePaddle/PaddleOCR, paddleocr/_pipelines/ocr.py, and PaddleX's
-paddlex/inference/pipelines/ocr/pipeline.py): `PaddleOCR(...).predict(picture)` takes a BGR array and returns one
-mapping per picture with `rec_texts`, `rec_scores` and `rec_polys` (arrays [4, 2]), in an order of its own, empty
+paddlex/inference/pipelines/ocr/pipeline.py): `PaddleOCR(...).predict(image)` takes a BGR array and returns one
+mapping per image with `rec_texts`, `rec_scores` and `rec_polys` (arrays [4, 2]), in an order of its own, empty
 where no text is seen. Models of its own are fetched by PaddleOCR on first use, unless directories are given.
 """
 
@@ -86,9 +86,9 @@ class PaddleEngine:
             characters = found[1:] if isinstance(found, list) else None  # the first stands for nothing: "blank"
         return frozenset("".join(map(str, characters))) if characters else None
 
-    def read(self, picture: NDArray[np.uint8]) -> list[Line]:
-        """Lines of a picture uint8 [H, W, 3] in BGR. Raises ValueError for an answer in another format."""
-        (found,) = self._ocr.predict(picture)
+    def read(self, image: NDArray[np.uint8]) -> list[Line]:
+        """Lines of an image uint8 [H, W, 3] in BGR. Raises ValueError for an answer in another format."""
+        (found,) = self._ocr.predict(image)
         try:
             texts, scores, polygons = found["rec_texts"], found["rec_scores"], found["rec_polys"]
         except KeyError as error:

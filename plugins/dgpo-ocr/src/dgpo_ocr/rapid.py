@@ -37,8 +37,8 @@ class RapidEngine:
         self.detection, self.detection_side = options.detection, options.detection_side
         self._recognition = _model(options.recognition_model, shipped / RECOGNITION, read=True)
         settings: dict[str, Any] = {
-            "Global.log_level": "critical",  # it would warn of every picture without text
-            "Global.use_preprocess_img": False,  # it would stretch small pictures to multiples of 32
+            "Global.log_level": "critical",  # it would warn of every image without text
+            "Global.use_preprocess_img": False,  # it would stretch small images to multiples of 32
             "Global.text_score": 0.0,  # `min_score` is applied by the readers, the same for every engine
             # Paths, because a model that is only named is looked for, and fetched if it is not there.
             "Det.model_path": _model(options.detection_model, shipped / DETECTION),
@@ -55,13 +55,13 @@ class RapidEngine:
         """The characters of the model that reads lines."""
         return frozenset("".join(_metadata(Path(self._recognition))["character"].split("\n")))
 
-    def read(self, picture: NDArray[np.uint8]) -> list[Line]:
-        """Lines of a picture uint8 [H, W, 3] in BGR. Raises ValueError for one too narrow to look for lines in."""
-        height, width = picture.shape[:2]
+    def read(self, image: NDArray[np.uint8]) -> list[Line]:
+        """Lines of an image uint8 [H, W, 3] in BGR. Raises ValueError for one too narrow to look for lines in."""
+        height, width = image.shape[:2]
         if self.detection:
             self._check_shape(height, width)
         # The flags of a call stay in force for the next ones, so all are given every time.
-        found = self._ocr(picture, use_det=self.detection, use_cls=False, use_rec=True)
+        found = self._ocr(image, use_det=self.detection, use_cls=False, use_rec=True)
         if found.txts is None:
             return []
         corners = getattr(found, "boxes", None)
@@ -73,12 +73,12 @@ class RapidEngine:
         ]
 
     def _check_shape(self, height: int, width: int) -> None:
-        """RapidOCR silently sees no text in a picture of which its detector's input would lose a side to rounding."""
+        """RapidOCR silently sees no text in an image of which its detector's input would lose a side to rounding."""
         if height <= 30 or width > 8 * height:  # then it pads above and below
             height += 2 * (abs(max(width // 8, 30) * 2 - height) // 2)
         shrunk = min(1.0, self.detection_side / max(height, width))
         if any(round(int(side * shrunk) / STRIDE) == 0 for side in (height, width)):
-            raise ValueError(f"a picture of {width} x {height} pixels is too narrow to look for lines in")
+            raise ValueError(f"an image of {width} x {height} pixels is too narrow to look for lines in")
 
 
 def _model(chosen: str | None, shipped: Path, *, read: bool = False) -> str:

@@ -18,8 +18,8 @@ from dgpo_ocr.alphabet import check_readable, readable
 from dgpo_ocr.engine import Engine, Line, Readers
 from dgpo_ocr.engines import make_engine
 from dgpo_ocr.examples import drawn_examples
+from dgpo_ocr.images import to_images
 from dgpo_ocr.order import readings
-from dgpo_ocr.pictures import to_pictures
 from dgpo_ocr.rule import Rule, Verdict, judge, over_frames, plain
 from dgpo_ocr.target import check_target, short, target_of
 
@@ -54,10 +54,10 @@ class OcrReward(RewardModel):
         self._letters: frozenset[str] | None = None
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raise UserError naming the first prompt without a text to look for, or, under the rule `normalised`, with
+        """Raise UserError naming the first prompt without a text to look for, or, under the rule `normalized`, with
         a character that the engine has not (where it says which it has)."""
         rule = self.options.rule
-        letters = self._readable() if rule == "normalised" else None
+        letters = self._readable() if rule == "normalized" else None
         for prompt in prompts:
             check_target(prompt, rule)
             if letters is None:
@@ -70,11 +70,11 @@ class OcrReward(RewardModel):
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         """Images [B, 3, H, W] or videos [B, F, 3, H, W], float in [0, 1], to values float32 [B] on the CPU.
 
-        Missing, with a `reason`: samples whose pictures are not finite, not in [0, 1] or of another shape, which the
-        engine fails on, or whose prompt has no target. A picture without text is read as such: its value is 0.
+        Missing, with a `reason`: samples whose images are not finite, not in [0, 1] or of another shape, which the
+        engine fails on, or whose prompt has no target. A image without text is read as such: its value is 0.
         Diagnostics of an image: target, text, distance, surplus; of a video: target and the same of each sampled frame
         in `frames`; of both: marks (the lines), clauses (one: whether the target was read). Under the rule `flowgrpo`
-        a picture that the engine fails on is worth 0, with a `reason`, and only pixels that are no number are missing.
+        an image that the engine fails on is worth 0, with a `reason`, and only pixels that are no number are missing.
         """
         if len(media) != len(prompts):
             raise ValueError(f"{len(media)} samples and {len(prompts)} prompts do not go together")
@@ -82,13 +82,13 @@ class OcrReward(RewardModel):
         try:
             # Flow-GRPO's and DGPO's code clamps, and hands RGB to a reader of BGR.
             published = self.options.rule == "flowgrpo"
-            pictures, fit = to_pictures(media, self.options.every if video else 1, clamp=published, bgr=not published)
+            images, fit = to_images(media, self.options.every if video else 1, clamp=published, bgr=not published)
         except ValueError as error:
             return _gathered([_missing(prompt, error, self.options.rule) for prompt in prompts])
         # All are queued before the first is waited for, so that every reader has work until the end.
         queued = [
             [self._readers.submit(frame) for frame in sample] if is_fit else None
-            for sample, is_fit in zip(pictures, fit, strict=True)
+            for sample, is_fit in zip(images, fit, strict=True)
         ]
         return _gathered([self._judge(prompt, reading, video) for prompt, reading in zip(prompts, queued, strict=True)])
 
@@ -110,7 +110,7 @@ class OcrReward(RewardModel):
         """Value and diagnostics of one sample from what is being read of its frames; None: it was not fit to be."""
         try:
             if reading is None:
-                raise ValueError("the pictures have values that are not in [0, 1]")
+                raise ValueError("the images have values that are not in [0, 1]")
             target = target_of(prompt, self.options.rule)
             strict = self.options.strict or (video and self.options.video == "flowgrpo")
             frames = [self._read(future, target, strict) for future in reading]
@@ -127,7 +127,7 @@ class OcrReward(RewardModel):
         return value, {**_video_diagnosis(target, numbers, frames), "marks": marked}
 
     def _read(self, reading: Future[list[Line]], target: str, strict: bool) -> _Frame:
-        """What is read in a picture, and its verdict: of several ways to read it, the one nearest to the target. Raises
+        """What is read in an image, and its verdict: of several ways to read it, the one nearest to the target. Raises
         what the engine raised; under `flowgrpo`, whose code goes on with a distance of all letters, it is worth 0."""
         rule = self.options.rule
         try:
@@ -147,7 +147,7 @@ class OcrReward(RewardModel):
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """The lines of a picture in the order in which they are read, the verdict on them, and why the engine failed."""
+    """The lines of an image in the order in which they are read, the verdict on them, and why the engine failed."""
 
     lines: list[Line]
     verdict: Verdict
@@ -197,19 +197,19 @@ def _shown(text: str) -> str:
     return f'"{line}"' if len(line) <= LONGEST else f'"{line[:LONGEST]}..." ({len(line)} characters)'
 
 
-def _told(frame: _Frame) -> dict[str, Any]:
-    """JSON-able account of what is read in a picture."""
+def _reported(frame: _Frame) -> dict[str, Any]:
+    """JSON-able account of what is read in an image."""
     verdict = frame.verdict
-    told = {"text": _joined(frame.lines), "distance": verdict.distance, "surplus": verdict.surplus}
-    return told if frame.reason is None else {**told, "reason": frame.reason}
+    reported = {"text": _joined(frame.lines), "distance": verdict.distance, "surplus": verdict.surplus}
+    return reported if frame.reason is None else {**reported, "reason": frame.reason}
 
 
 def _diagnosis(target: str, frame: _Frame) -> dict[str, Any]:
     """JSON-able account of an image, but for its marks."""
-    told = _told(frame)
-    found = _shown(told["text"]) if told["text"] else "nothing"
+    reported = _reported(frame)
+    found = _shown(reported["text"]) if reported["text"] else "nothing"
     clause = {"text": f"{_shown(target)} asked for, {found} read", "ok": frame.verdict.distance == 0}
-    return {"target": target, **told, "clauses": [clause]}
+    return {"target": target, **reported, "clauses": [clause]}
 
 
 def _video_diagnosis(target: str, numbers: Sequence[int], frames: Sequence[_Frame]) -> dict[str, Any]:
@@ -218,7 +218,8 @@ def _video_diagnosis(target: str, numbers: Sequence[int], frames: Sequence[_Fram
     return {
         "target": target,
         "frames": [
-            {"frame": n, "value": frame.verdict.value, **_told(frame)} for n, frame in zip(numbers, frames, strict=True)
+            {"frame": n, "value": frame.verdict.value, **_reported(frame)}
+            for n, frame in zip(numbers, frames, strict=True)
         ],
         "clauses": [
             {"text": f"{_shown(target)} asked for, read in {right} of {len(frames)} frames", "ok": right == len(frames)}

@@ -1,9 +1,9 @@
-"""What a recognised text is worth. Pure: texts in, numbers out; imports no torch.
+"""What a recognized text is worth. Pure: texts in, numbers out; imports no torch.
 
-With t the text asked for and r all recognised lines joined, both in plain form: d = 0 if t is part of r, else the
+With t the text asked for and r all recognized lines joined, both in plain form: d = 0 if t is part of r, else the
 Levenshtein distance of r and t, at most len(t); the value is 1 - d / len(t). Two rules differ in the plain form:
 
-- `normalised`, this project's: texts that look alike are alike (`normal`), and white space is nothing.
+- `normalized`, this project's: texts that look alike are alike (`normal`), and white space is nothing.
 - `flowgrpo`, published: `flow_grpo/ocr.py` of Flow-GRPO (arXiv 2505.05470) and DGPO (arXiv 2510.08425). It removes
   spaces, U+0020 and no other white space, and lower-cases with `str.lower`.
 """
@@ -20,7 +20,7 @@ from dgpo_ocr.normal import squeeze
 
 __all__ = ["Rule", "Verdict", "VideoRule", "judge", "over_frames", "plain"]
 
-Rule = Literal["normalised", "flowgrpo"]
+Rule = Literal["normalized", "flowgrpo"]
 VideoRule = Literal["mean", "flowgrpo"]
 
 
@@ -34,13 +34,13 @@ class Verdict:
     surplus: int
 
 
-def plain(text: str, rule: Rule = "normalised") -> str:
+def plain(text: str, rule: Rule = "normalized") -> str:
     """A text as the rule compares it."""
-    return squeeze(text) if rule == "normalised" else text.replace(" ", "").lower()
+    return squeeze(text) if rule == "normalized" else text.replace(" ", "").lower()
 
 
-def judge(read: str, target: str, *, strict: bool = False, rule: Rule = "normalised") -> Verdict:
-    """The verdict on a recognised text. `strict` charges surplus text even around a complete target.
+def judge(read: str, target: str, *, strict: bool = False, rule: Rule = "normalized") -> Verdict:
+    """The verdict on a recognized text. `strict` charges surplus text even around a complete target.
 
     Raises ValueError for a target of which the rule leaves nothing.
     """

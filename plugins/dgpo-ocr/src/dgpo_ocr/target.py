@@ -49,10 +49,10 @@ def short(text: str) -> str:
     return repr(text) if len(text) <= _LONGEST else f"{text[:_LONGEST]!r}... ({len(text)} characters)"
 
 
-def quoted(text: str, rule: Rule = "normalised") -> str:
+def quoted(text: str, rule: Rule = "normalized") -> str:
     """What stands between the first pair of double quotes.
 
-    `normalised`: straight quotes first; in a text that has none, the first pair of typographic ones of any language, as
+    `normalized`: straight quotes first; in a text that has none, the first pair of typographic ones of any language, as
     “ ”, „ “ or « », without the white space inside. A mark right behind a number is an inch mark. Raises ValueError
     saying what is wrong where there is no pair, where marks are left over, so that the pair might be the words between
     two texts, where straight ones stand inside typographic ones (unless these hold the whole prompt), so that either
@@ -74,7 +74,7 @@ def quoted(text: str, rule: Rule = "normalised") -> str:
     return straight[0]
 
 
-def target_of(prompt: Prompt, rule: Rule = "normalised") -> str:
+def target_of(prompt: Prompt, rule: Rule = "normalized") -> str:
     """The text that must be read: the prompt's metadata `target` if there is one, else its quoted text. Null and NaN,
     as tables fill a column, are none. The rule `flowgrpo` knows quotes only; a `target` may repeat them.
 
@@ -96,7 +96,7 @@ def target_of(prompt: Prompt, rule: Rule = "normalised") -> str:
                     "rule 'flowgrpo' compares with its quotes alone"
                 )
         origin = "the metadata key `target`"
-    if rule == "normalised":
+    if rule == "normalized":
         if lone_surrogate(target) is not None:
             raise ValueError(f"has half of a character (a lone surrogate) in {origin}")
         if not squeeze(target):
@@ -106,7 +106,7 @@ def target_of(prompt: Prompt, rule: Rule = "normalised") -> str:
     return target
 
 
-def check_target(prompt: Prompt, rule: Rule = "normalised") -> None:
+def check_target(prompt: Prompt, rule: Rule = "normalized") -> None:
     """Raise UserError, naming the prompt, if it has no text that can be looked for. (Who asks adds file and line.)"""
     try:
         target_of(prompt, rule)

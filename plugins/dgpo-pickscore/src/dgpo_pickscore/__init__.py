@@ -1,7 +1,7 @@
 """PickScore, CLIPScore and the LAION aesthetic predictor as rewards of dgpo.
 
 Importing this package imports nothing heavy; take what you need from its modules: `rewards` for the three rewards,
-`pictures` for how pictures reach a network, `testing` for tiny random checkpoints.
+`images` for how images reach a network, `testing` for tiny random checkpoints.
 """
 
 from __future__ import annotations

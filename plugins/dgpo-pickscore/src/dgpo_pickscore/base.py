@@ -1,4 +1,4 @@
-"""What the rewards share: which pictures are scored, in what portions, and what is said of the others.
+"""What the rewards share: which images are scored, in what portions, and what is said of the others.
 
 Legend: N samples, F scored frames (1 of an image), D width of the embeddings.
 """
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.types import Prompt, Scores
-from dgpo_pickscore.pictures import frames_of, unreadable
+from dgpo_pickscore.images import frames_of, unreadable
 
 if TYPE_CHECKING:
     from dgpo_pickscore.encoders import Encoder
     from dgpo_pickscore.options import ClipOptions
 
-__all__ = ["PictureReward"]
+__all__ = ["ImageReward"]
 
 
-class PictureReward(RewardModel):
-    """A reward that looks at embeddings of pictures; of a video, at every `every`-th frame, and takes the mean."""
+class ImageReward(RewardModel):
+    """A reward that looks at embeddings of images; of a video, at every `every`-th frame, and takes the mean."""
 
     media = frozenset({"image", "video"})
 
@@ -40,7 +40,7 @@ class PictureReward(RewardModel):
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         """Images [N, 3, H, W] or videos [N, F, 3, H, W], float in [0, 1], to values float32 [N] on the CPU.
 
-        Missing, with a `reason`: pictures without pixels, with values that are no numbers or outside [0, 1], those of
+        Missing, with a `reason`: images without pixels, with values that are no numbers or outside [0, 1], those of
         which the network makes no number, and those whose prompt is read and no valid text. Diagnostics are described
         with each reward; those of a video have `frames`, the value of each scored frame. Raises ValueError for media
         of another shape or type, or not as many as prompts.
@@ -66,7 +66,7 @@ class PictureReward(RewardModel):
     def _embed(self, frames: Tensor, chosen: Sequence[int]) -> Tensor:
         """Frames [N, F, 3, H, W] of the chosen samples to unit vectors float32 [len(chosen), F, D]."""
         parts = torch.split(frames[list(chosen)].flatten(0, 1), self.options.batch)
-        embeddings = torch.cat([self.encoder.pictures(part) for part in parts])
+        embeddings = torch.cat([self.encoder.images(part) for part in parts])
         return embeddings.reshape(len(chosen), frames.shape[1], -1)
 
     @abstractmethod

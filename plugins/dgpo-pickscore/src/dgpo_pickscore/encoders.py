@@ -1,6 +1,6 @@
 """What the rewards ask of a CLIP, and the one of transformers; open_clip's is in `open_clip_encoder`.
 
-Legend: B pictures or texts, D width of the common space, S side of the network's input, L tokens.
+Legend: B images or texts, D width of the common space, S side of the network's input, L tokens.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgpo_pickscore.cache import Text
-from dgpo_pickscore.pictures import Preprocessing
+from dgpo_pickscore.images import Preprocessing
 
 __all__ = ["Encoder", "TransformersEncoder"]
 
 
 class Encoder(ABC):
-    """Pictures and texts to unit vectors of one space."""
+    """Images and texts to unit vectors of one space."""
 
     logit_scale: float
     """exp(logit_scale): the factor of cosines in training, by custom 100 at most."""
@@ -31,12 +31,12 @@ class Encoder(ABC):
         self.dtype = dtype
 
     @torch.no_grad()
-    def pictures(self, images: Tensor) -> Tensor:
+    def images(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W], float in [0, 1], of any size, to float32 [B, D] of length 1."""
         pixels = self.preprocessing(images.to(self.device))
         # Callers may be under autocast; the precision is the options' alone.
         with torch.autocast(self.device.type, enabled=False):
-            return _unit(self._pictures(pixels.to(self.dtype)))
+            return _unit(self._images(pixels.to(self.dtype)))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> list[Text]:
@@ -48,8 +48,8 @@ class Encoder(ABC):
         return [Text(e.clone(), n, n > limit) for e, n in zip(embeddings, lengths, strict=True)]
 
     @abstractmethod
-    def _pictures(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, S, S] in `dtype` to embeddings [B, D] of any length."""
+    def _images(self, pixels: Tensor) -> Tensor:
+        """Normalized pixels [B, 3, S, S] in `dtype` to embeddings [B, D] of any length."""
 
     @abstractmethod
     def _tokens(self, texts: Sequence[str]) -> tuple[dict[str, Tensor], list[int], int]:
@@ -61,7 +61,7 @@ class Encoder(ABC):
 
 
 class TransformersEncoder(Encoder):
-    """A `CLIPModel` of transformers. Without a tokenizer it encodes pictures only, and the text tower is let go."""
+    """A `CLIPModel` of transformers. Without a tokenizer it encodes images only, and the text tower is let go."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class TransformersEncoder(Encoder):
         self._model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
 
     # Through the towers, for what `get_image_features` returns is not the same in every version of transformers.
-    def _pictures(self, pixels: Tensor) -> Tensor:
+    def _images(self, pixels: Tensor) -> Tensor:
         out: Tensor = self._model.visual_projection(self._model.vision_model(pixel_values=pixels).pooler_output)
         return out
 

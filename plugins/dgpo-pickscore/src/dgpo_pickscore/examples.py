@@ -28,23 +28,23 @@ def photograph() -> Tensor:
 
 
 def matches() -> list[Example]:
-    """For rewards that compare picture and prompt."""
-    picture, right = photograph(), Prompt(RIGHT)
+    """For rewards that compare image and prompt."""
+    image, right = photograph(), Prompt(RIGHT)
     return [
-        Example("the photograph with its description", right, picture, good=True),
-        *(Example(f"the photograph as {text!r}", Prompt(text), picture, good=False) for text in WRONG),
-        Example("noise with the photograph's description", right, _noise(picture), good=False),
+        Example("the photograph with its description", right, image, good=True),
+        *(Example(f"the photograph as {text!r}", Prompt(text), image, good=False) for text in WRONG),
+        Example("noise with the photograph's description", right, _noise(image), good=False),
     ]
 
 
 def looks() -> list[Example]:
-    """For rewards that look at the picture alone."""
-    picture, prompt = photograph(), Prompt(RIGHT)
-    blocks = F.interpolate(F.adaptive_avg_pool2d(picture[None], 12), picture.shape[1:], mode="nearest")[0]
+    """For rewards that look at the image alone."""
+    image, prompt = photograph(), Prompt(RIGHT)
+    blocks = F.interpolate(F.adaptive_avg_pool2d(image[None], 12), image.shape[1:], mode="nearest")[0]
     return [
-        Example("the photograph", prompt, picture, good=True),
-        Example("noise", prompt, _noise(picture), good=False),
-        Example("the photograph in coarse blocks under noise", prompt, blocks / 2 + _noise(picture) / 2, good=False),
+        Example("the photograph", prompt, image, good=True),
+        Example("noise", prompt, _noise(image), good=False),
+        Example("the photograph in coarse blocks under noise", prompt, blocks / 2 + _noise(image) / 2, good=False),
     ]
 
 

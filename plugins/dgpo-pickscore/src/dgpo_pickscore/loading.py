@@ -21,12 +21,12 @@ from dgpo_core.weights import (
     check_weights,
     locate,
     read_json,
-    refuse_quantised,
+    refuse_quantized,
     unreachable,
     where_instead,
 )
+from dgpo_pickscore.images import Preprocessing
 from dgpo_pickscore.libraries import quiet
-from dgpo_pickscore.pictures import Preprocessing
 
 __all__ = ["UNREADABLE", "fetch", "load_clip", "load_head", "load_preprocessing", "load_tokenizer", "reason"]
 
@@ -72,7 +72,7 @@ def load_clip(directory: Path, where: str) -> Any:
     kind = config.get("model_type")
     if kind != "clip":
         raise UserError(f"{where}: {directory} holds a model of the type {kind}; allowed is clip alone")
-    refuse_quantised(config, file, where)
+    refuse_quantized(config, file, where)
     variant = check_weights(directory, "model", where)
     try:
         with quiet():

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.weights import check_file, locate, read_json, refuse_quantised, where_instead
+from dgpo_core.weights import check_file, locate, read_json, refuse_quantized, where_instead
 from dgpo_pickscore.encoders import Encoder
+from dgpo_pickscore.images import Preprocessing
 from dgpo_pickscore.libraries import quiet
 from dgpo_pickscore.loading import UNREADABLE, fetch, reason
-from dgpo_pickscore.pictures import Preprocessing
 
 if TYPE_CHECKING:
     from dgpo_pickscore.options import ClipScoreOptions
@@ -57,7 +57,7 @@ class OpenClipEncoder(Encoder):
         self.logit_scale = float(model.logit_scale.detach().float().exp())
         self._model = model.eval().requires_grad_(False).to(device=device, dtype=self.dtype)
 
-    def _pictures(self, pixels: Tensor) -> Tensor:
+    def _images(self, pixels: Tensor) -> Tensor:
         out: Tensor = self._model.encode_image(pixels)
         return out
 
@@ -127,7 +127,7 @@ def _weights_in(directory: Path) -> Path:
     for name in FILES:
         if (directory / name).exists():
             if config.is_file():
-                refuse_quantised(read_json(config, where), config, where)
+                refuse_quantized(read_json(config, where), config, where)
             check_file(directory / name, where)
             return directory / name
     instead = where_instead(directory, config.name)
@@ -160,7 +160,7 @@ def _check_name(open_clip: Any, name: str, pretrained: str | None) -> None:
 
 
 def _check_positions(open_clip: Any, model: Any, weights: Path, where: str) -> None:
-    """Raises UserError for a checkpoint of another picture size or prompt length."""
+    """Raises UserError for a checkpoint of another image size or prompt length."""
     loaded = open_clip.factory.load_state_dict(str(weights))
     present = model.state_dict()
     for key in POSITIONS:

@@ -20,14 +20,14 @@ class ClipOptions(Options):
         ge=1,
         le=100_000,
         json_schema_extra=ANYTIME,
-        description="Pictures (or frames, or prompts) in one call of the network.",
+        description="Images (or frames, or prompts) in one call of the network.",
     )
     every: Int = Field(
         default=4, ge=1, le=10**6, description="Of a video, every so many frames are scored and averaged."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
-        description="Precision of the network. Embeddings are normalised and compared in float32 in any case.",
+        description="Precision of the network. Embeddings are normalized and compared in float32 in any case.",
     )
 
 

@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dgpo_core import hookimpl
-from dgpo_core.hookspecs import Part
+from dgpo_core.hookspecs import Component
 
 __all__ = ["dgpo_rewards"]
 
 
 @hookimpl
-def dgpo_rewards() -> Sequence[Part]:
-    """One reward to train on, and two that also serve as guards of it."""
+def dgpo_rewards() -> Sequence[Component]:
+    """One reward to train on, and two that also serve as monitors of it."""
     return [
-        Part(
+        Component(
             name="pickscore",
             summary="PickScore v1: human preference learned by a CLIP ViT-H-14",
             implementation="dgpo_pickscore.rewards:PickScoreReward",
             options="dgpo_pickscore.options:PickScoreOptions",
         ),
-        Part(
+        Component(
             name="clipscore",
-            summary="CLIPScore: cosine of text and picture in any open_clip model",
+            summary="CLIPScore: cosine of text and image in any open_clip model",
             implementation="dgpo_pickscore.rewards:ClipScoreReward",
             options="dgpo_pickscore.options:ClipScoreOptions",
         ),
-        Part(
+        Component(
             name="aesthetic",
-            summary="LAION aesthetic predictor: how a picture looks, about 1 to 10, whatever the prompt says",
+            summary="LAION aesthetic predictor: how an image looks, about 1 to 10, whatever the prompt says",
             implementation="dgpo_pickscore.rewards:AestheticReward",
             options="dgpo_pickscore.options:AestheticOptions",
         ),

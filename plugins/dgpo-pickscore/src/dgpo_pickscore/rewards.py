@@ -18,7 +18,7 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.types import Example, Prompt
 from dgpo_pickscore import loading
-from dgpo_pickscore.base import PictureReward
+from dgpo_pickscore.base import ImageReward
 from dgpo_pickscore.cache import TextCache
 from dgpo_pickscore.encoders import TransformersEncoder
 from dgpo_pickscore.examples import looks, matches
@@ -34,8 +34,8 @@ DIVISOR = 26
 """By which Flow-GRPO, and DGPO after it, divide PickScore to bring it near 1 (`flow_grpo/pickscore_scorer.py`)."""
 
 
-class _TextReward(PictureReward):
-    """The cosine of picture and prompt, on some scale."""
+class _TextReward(ImageReward):
+    """The cosine of image and prompt, on some scale."""
 
     def __init__(self, options: TextOptions, *, device: torch.device, encoder: Encoder) -> None:
         super().__init__(options, device=device, encoder=encoder)
@@ -84,7 +84,7 @@ class _TextReward(PictureReward):
 
 
 class PickScoreReward(_TextReward):
-    """PickScore v1 (Kirstain et al., arXiv 2305.01569): exp(logit_scale) * cos(text, picture), divided by 26.
+    """PickScore v1 (Kirstain et al., arXiv 2305.01569): exp(logit_scale) * cos(text, image), divided by 26.
 
     Diagnostics: cosine, `flowgrpo` and `paper` (the value on both scales), tokens, truncated. Its range follows from
     the logit scale of the weights, 100 in the published ones.
@@ -103,12 +103,12 @@ class PickScoreReward(_TextReward):
 
 
 class ClipScoreReward(_TextReward):
-    """CLIPScore: the cosine of text and picture.
+    """CLIPScore: the cosine of text and image.
 
     The default scale is that of DiffusionNFT (arXiv 2509.16117): its `clip_scorer.py` gives logits / 100, which at
     CLIP's logit scale of 100 is the cosine. `flowgrpo` is that of Flow-GRPO's `clip_scorer.py`, logits / 30; `hessel`
     the original metric (Hessel et al., arXiv 2104.08718, w = 2.5). The first two use OpenAI's ViT-L-14, the default
-    model here, and resize tensors bilinearly; here pictures are resized as the model was trained, bicubically, so
+    model here, and resize tensors bilinearly; here images are resized as the model was trained, bicubically, so
     values differ a little.
 
     Diagnostics: cosine, the value on every scale, tokens, truncated.
@@ -131,7 +131,7 @@ class ClipScoreReward(_TextReward):
         }
 
 
-class AestheticReward(PictureReward):
+class AestheticReward(ImageReward):
     """LAION's improved aesthetic predictor (github.com/christophschuhmann/improved-aesthetic-predictor).
 
     A head of five linear layers on the unit embedding of a CLIP ViT-L-14; it does not read the prompt. There the CLIP

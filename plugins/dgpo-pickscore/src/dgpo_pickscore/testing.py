@@ -28,7 +28,7 @@ def make_tiny_clip(
 ) -> Path:
     """Write a random CLIPModel with tokenizer and preprocessor_config.json into one directory, and return it.
 
-    Pictures of side x side in patches of 8, embeddings of `width`, prompts read letter by letter, `text_tokens` of
+    Images of side x side in patches of 8, embeddings of `width`, prompts read letter by letter, `text_tokens` of
     them, the logit scale exp(log(scale)). The same arguments give the same weights, and the global random state is
     left alone.
     """
@@ -42,7 +42,7 @@ def make_tiny_clip(
         "projection_dim": width,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        # Random weights of the usual size hardly tell prompts or pictures apart; these do.
+        # Random weights of the usual size hardly tell prompts or images apart; these do.
         "initializer_factor": 3.0,
     }
     config = CLIPConfig(

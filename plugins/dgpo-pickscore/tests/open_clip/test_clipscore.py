@@ -53,7 +53,7 @@ def message(directory: Path | str, **options: Any) -> str:
 
 
 def published(directory: Path, images: Tensor, prompts: list[Prompt]) -> tuple[Tensor, float]:
-    """Cosines float64 [B] and the logit scale: PIL pictures through open_clip alone."""
+    """Cosines float64 [B] and the logit scale: PIL images through open_clip alone."""
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{directory}")
     model = model.double().eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from dgpo_core import __version__
 from dgpo_core.contracts import AnyReward, GroupReward, RewardBase
 from dgpo_core.errors import DgpoError, PluginError, UserError
-from dgpo_core.plugins.surroundings import Guard
+from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.training.memory import is_out_of_memory
 from dgpo_core.training.scores import plain
 from dgpo_core.types import Prompt, SampleKey, Scores
@@ -28,12 +28,16 @@ __all__ = ["as_text", "checked", "describe", "error_message", "refusal_of", "sai
 
 
 def scored(
-    reward: AnyReward, media: Tensor, prompts: Sequence[Prompt], keys: Sequence[SampleKey] | None, guard: Guard
+    reward: AnyReward,
+    media: Tensor,
+    prompts: Sequence[Prompt],
+    keys: Sequence[SampleKey] | None,
+    process_state: ProcessState,
 ) -> Scores:
     """What the reward gives for media [B, (F,) 3, H, W] on the CPU, not checked yet; keys: of the members, for a reward
     that compares. Raises whatever it raises."""
-    with guard.around("the reward"), torch.no_grad():
-        media = media if reward.elsewhere else media.to(reward.device)  # from the CPU it travels on
+    with process_state.around("the reward"), torch.no_grad():
+        media = media if reward.is_remote else media.to(reward.device)  # from the CPU it travels on
         if isinstance(reward, GroupReward):
             assert keys is not None, "whole groups are sent"
             return reward.score_group(media, prompts[0], keys)

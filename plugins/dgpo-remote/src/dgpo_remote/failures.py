@@ -20,7 +20,7 @@ __all__ = [
     "TooLarge",
     "as_object",
     "raise_own",
-    "told_error",
+    "reported_error",
 ]
 
 
@@ -69,7 +69,7 @@ def as_object(body: bytes) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def told_error(body: bytes) -> tuple[str, str] | None:
+def reported_error(body: bytes) -> tuple[str, str] | None:
     """(kind, message) of an `ErrorAnswer`, both fit to be shown, the message empty if there is none; None if it is none
     at all, whatever the other side has written there."""
     error = (as_object(body) or {}).get("error")

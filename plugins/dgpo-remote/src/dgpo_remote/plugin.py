@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from dgpo_core.hookspecs import Command, hookimpl
 
-__all__ = ["dgpo_commands", "dgpo_places"]
+__all__ = ["dgpo_commands", "dgpo_reward_transports"]
 
 
 @hookimpl
@@ -17,7 +17,7 @@ def dgpo_commands() -> Sequence[Command]:
 
 
 @hookimpl
-def dgpo_places() -> Mapping[str, str]:
+def dgpo_reward_transports() -> Mapping[str, str]:
     """A process of its own, and a server."""
     return {
         "worker": "dgpo_remote.worker.workers:connect",

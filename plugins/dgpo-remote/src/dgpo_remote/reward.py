@@ -42,7 +42,7 @@ class RemoteReward(RewardModel):
     """Sends batches to `servers`, each to be scored by itself, so that the scores are the bits of other places. May be
     called from any thread."""
 
-    elsewhere = True
+    is_remote = True
     compares = False
     gave_up = "the request failed {times} times; the last at {name}: {error}"
     """What is said of a request that failed as often as it may."""
@@ -223,7 +223,7 @@ class RemoteReward(RewardModel):
 class RemoteGroupReward(GroupReward):
     """One that compares."""
 
-    elsewhere = True
+    is_remote = True
 
     def __init__(self, remote: RemoteReward) -> None:
         super().__init__(remote.options, device=remote.device)

@@ -151,7 +151,7 @@ class Servers:
                 until = min([now + LONGEST_WAIT if failed else errand.patience, *(s.not_before for s in free)])
                 at_work = any(not s.out and s.not_before <= now for s in self.all)  # for somebody else
                 if not at_work and not self._restarted:
-                    self.waiting.tell(lambda waited: self._waits(errand, waited))
+                    self.waiting.on_message(lambda waited: self._waits(errand, waited))
                     until = min(until, max(now, self.waiting.next))
                 check_signals()
                 self._change.wait(min(LOOK, max(0.01, until - now)))
@@ -181,7 +181,7 @@ class Servers:
         """It has been at work on a request for a large part of the time that it has."""
         left = seconds(max(0.0, timeout - waited))
         then = f"it is sent again ({errand.tries} more times)" if errand.tries else errand.otherwise
-        self._slow.tell(
+        self._slow.on_message(
             lambda _: (
                 f"{self.where}: {server.name} has not answered for {seconds(waited)}; up to {left} more, then {then}"
             )
@@ -190,8 +190,8 @@ class Servers:
     def succeeded(self, server: Server) -> None:
         """It has answered."""
         self._slow.over()
-        told = self.waiting.over()
-        if (server.out or told) and not self._restarted:
+        reported = self.waiting.over()
+        if (server.out or reported) and not self._restarted:
             log.warning("%s: %s is back", self.where, server.name)
         self._release(server, out=False, failures=0, not_before=0.0, why="")
 

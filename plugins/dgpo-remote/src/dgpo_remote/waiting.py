@@ -34,7 +34,7 @@ class Waiting:
         """Time of `time.monotonic` at which something is to be said again."""
         return self._next if self._since is not None else 0.0
 
-    def tell(self, line: Callable[[float], str]) -> None:
+    def on_message(self, line: Callable[[float], str]) -> None:
         """Log `line(seconds waited so far)` as a warning, if it is time to."""
         now = time.monotonic()
         with self._lock:

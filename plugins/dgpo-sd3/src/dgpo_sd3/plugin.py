@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dgpo_core import hookimpl
-from dgpo_core.hookspecs import Part
+from dgpo_core.hookspecs import Component
 
 __all__ = ["dgpo_backbones"]
 
@@ -13,7 +13,7 @@ dgpo_contract = 2
 
 
 @hookimpl
-def dgpo_backbones() -> Sequence[Part]:
-    """From texts to pictures."""
+def dgpo_backbones() -> Sequence[Component]:
+    """From texts to images."""
     summary = "Stable Diffusion 3 and 3.5 through diffusers, LoRA through peft (by default of attn2 too)"
-    return [Part("sd3", summary, "dgpo_sd3.backbone:SD3Backbone", "dgpo_sd3.options:SD3Options")]
+    return [Component("sd3", summary, "dgpo_sd3.backbone:SD3Backbone", "dgpo_sd3.options:SD3Options")]

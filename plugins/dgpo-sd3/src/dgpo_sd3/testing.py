@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
 from dgpo_diffusers.libraries import library_class
-from dgpo_diffusers.testing import save_seeded, text_parts, tiny_autoencoder, tiny_clip, tiny_t5
+from dgpo_diffusers.testing import save_seeded, text_encoders, tiny_autoencoder, tiny_clip, tiny_t5
 
 __all__ = ["make_tiny_checkpoint"]
 
@@ -25,7 +25,7 @@ def make_tiny_checkpoint(
 ) -> Path:
     """Write a random SD3 pipeline with the parts of SD3.5-M: query-key norms, dual attention in the first block.
 
-    The transformer has `layers` blocks of `width` (two heads) on patches of 2x2 latents; pictures of up to
+    The transformer has `layers` blocks of `width` (two heads) on patches of 2x2 latents; images of up to
     8 * pos_embed_max_size pixels a side (64 by default). Prompts are read letter by letter, 32 of them. Without `t5`
     the third text encoder is absent. The same arguments give the same weights, and the global random state is left
     alone. Returns the directory as a Path.
@@ -49,7 +49,7 @@ def make_tiny_checkpoint(
                 qk_norm="rms_norm",
             ).eval(),
             vae=tiny_autoencoder(sample_size=8 * pos_embed_max_size, scaling_factor=1.5305, shift_factor=0.0609),
-            **text_parts(tiny_clip(16), tiny_clip(16), tiny_t5(32) if t5 else (None, None)),
+            **text_encoders(tiny_clip(16), tiny_clip(16), tiny_t5(32) if t5 else (None, None)),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         )
 

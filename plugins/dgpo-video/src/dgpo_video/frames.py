@@ -51,7 +51,7 @@ class Frames(RewardModel):
             inner.close()
             raise UserError(
                 f"frames: the reward {options.reward.use} compares the samples of a prompt, so it cannot be shown "
-                "frames; choose one that scores each picture by itself"
+                "frames; choose one that scores each image by itself"
             )
         self.inner: RewardModel = inner
         self.range = inner.range  # type: ignore[misc]

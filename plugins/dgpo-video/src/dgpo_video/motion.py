@@ -1,20 +1,20 @@
 """The reward `motion`: how much moves in a video, without labels.
 
 Trained on what single frames show, a model may learn to stand still: a still video is an easy one. Beside such a reward
-this one is a guard that falls.
+this one is a monitor that falls.
 
 With Y_f the luma (ITU-R BT.601, in [0, 1]) of frame f, |grad Y| the length of its forward differences to the right and
-to the lower neighbour (0 at the last row and column), and sums over the P pixels of a frame:
+to the lower neighbor (0 at the last row and column), and sums over the P pixels of a frame:
 
     change_f = sum |Y_(f+1) - Y_f|
     edges_f  = sum (|grad Y_f| + |grad Y_(f+1)|) / 2
     motion   = mean over f of  change_f / (edges_f + P / 255)
 
-This is the normal flow |dY/dt| / |grad Y|, averaged with the edges as weights. For a picture that shifts by less than
+This is the normal flow |dY/dt| / |grad Y|, averaged with the edges as weights. For an image that shifts by less than
 the width of its structures it is the speed in pixels a frame, times the share of it that is across the edges: 1 for
 stripes that move across themselves, 2 / pi = 0.64 for a disc. Contrast cancels. Edges that stand still count with 0, so
-the value is that of the whole picture; faster motion and cuts saturate; flicker counts as motion. P / 255, one grey
-level a pixel, keeps empty pictures at 0 and the value below 255.
+the value is that of the whole image; faster motion and cuts saturate; flicker counts as motion. P / 255, one gray
+level a pixel, keeps empty images at 0 and the value below 255.
 
 Shape letters: B videos, F frames, H W pixels.
 """
@@ -33,7 +33,7 @@ from dgpo_video.options import MotionOptions
 __all__ = ["Motion", "motion"]
 
 LUMA = (0.299, 0.587, 0.114)
-GREY_LEVEL = 1 / 255
+GRAY_LEVEL = 1 / 255
 
 
 def motion(videos: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def motion(videos: Tensor) -> Tensor:
     edges = torch.hypot(right, down).sum((-1, -2))
     change = luma.diff(dim=1).abs().sum((-1, -2))
     pixels = luma.shape[-1] * luma.shape[-2]
-    return (change / ((edges[:, 1:] + edges[:, :-1]) / 2 + pixels * GREY_LEVEL)).mean(1)
+    return (change / ((edges[:, 1:] + edges[:, :-1]) / 2 + pixels * GRAY_LEVEL)).mean(1)
 
 
 class Motion(RewardModel):
@@ -81,7 +81,7 @@ class Motion(RewardModel):
         return Scores(values, missing, said)
 
     def examples(self) -> Sequence[Example]:
-        """A grey square that moves by a pixel a frame (good) and one that stands still (bad); [5, 3, 24, 24]."""
+        """A gray square that moves by a pixel a frame (good) and one that stands still (bad); [5, 3, 24, 24]."""
         found = []
         for name, step in (("a square that moves", 1), ("a square that stands still", 0)):
             video = torch.full((5, 3, 24, 24), 0.9)

@@ -64,25 +64,27 @@ class WanBackbone(DiffusersBackbone):
         comfyui=NAMES.comfyui_pairs,
     )
 
-    def components(self, index: Index) -> Sequence[str]:
+    def components_to_load(self, index: Index) -> Sequence[str]:
         """Two transformers if the pipeline changes from one to another at a boundary (Wan 2.2 A14B)."""
         boundary = index.number("boundary_ratio") is not None
-        if boundary and index.part("transformer_2") is None:
+        if boundary and index.component("transformer_2") is None:
             raise UserError(
                 f"backbone.checkpoint: {index.path} has a boundary_ratio, but no transformer_2 to change to"
             )
         return [name for name in self.layout.models if boundary or name != "transformer_2"]
 
-    def trained(self, components: Collection[str]) -> str:
+    def trained(self, components_to_load: Collection[str]) -> str:
         """`options.expert`, if there are two."""
-        return "transformer_2" if "transformer_2" in components and self.options.expert == "low" else "transformer"
+        return (
+            "transformer_2" if "transformer_2" in components_to_load and self.options.expert == "low" else "transformer"
+        )
 
     def settings(self, index: Index) -> Mapping[str, Any]:
         """When the transformers change, and the mark of Wan 2.2 5B."""
         return {"boundary_ratio": index.number("boundary_ratio"), "expand_timesteps": index.flag("expand_timesteps")}
 
     def check(self, pipeline: Any, directory: Path) -> None:
-        """Raise UserError for parts that do not fit each other, or text-to-video."""
+        """Raise UserError for components that do not fit each other, or text-to-video."""
         check_wan(pipeline, directory)
 
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
@@ -104,11 +106,11 @@ class WanBackbone(DiffusersBackbone):
         """UMT5's tokenizer."""
         return [(self.pipeline.tokenizer, self.options.text_length)]
 
-    def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
+    def truncated_prompts(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
         """Prompts of more than `text_length` tokens, once WanPipeline has cleaned them."""
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
-        return super().unread([replace(prompt, text=prompt_clean(prompt.text)) for prompt in prompts])
+        return super().truncated_prompts([replace(prompt, text=prompt_clean(prompt.text)) for prompt in prompts])
 
     def sides(self) -> tuple[range, range]:
         """Multiples of the autoencoder's factor times the patch size and of 16, as far as the position embeddings

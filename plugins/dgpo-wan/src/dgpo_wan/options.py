@@ -24,7 +24,7 @@ class WanOptions(DiffusersOptions):
         le=10_000,
         json_schema_extra={"examples": [1, 17, 33, 49, 81]},
         description="Frames of a video: 4 k + 1, because the autoencoder takes one frame and then four at a time. "
-        "Wan was made for 81 (5 seconds at 16 a second); 33 is usual in post-training; 1 gives pictures of one frame.",
+        "Wan was made for 81 (5 seconds at 16 a second); 33 is usual in post-training; 1 gives images of one frame.",
     )
     text_length: Int = Field(
         default=512,

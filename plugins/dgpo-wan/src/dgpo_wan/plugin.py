@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dgpo_core import hookimpl
-from dgpo_core.hookspecs import Part
+from dgpo_core.hookspecs import Component
 
 __all__ = ["dgpo_backbones"]
 
@@ -13,7 +13,7 @@ dgpo_contract = 2
 
 
 @hookimpl
-def dgpo_backbones() -> Sequence[Part]:
+def dgpo_backbones() -> Sequence[Component]:
     """From texts to videos."""
     summary = "Wan 2.1 and 2.2 text-to-video through diffusers, LoRA through peft"
-    return [Part("wan", summary, "dgpo_wan.backbone:WanBackbone", "dgpo_wan.options:WanOptions")]
+    return [Component("wan", summary, "dgpo_wan.backbone:WanBackbone", "dgpo_wan.options:WanOptions")]

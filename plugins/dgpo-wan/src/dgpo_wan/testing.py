@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTran
 from transformers import UMT5Config, UMT5EncoderModel
 
 from dgpo_diffusers.libraries import library_class
-from dgpo_diffusers.testing import save_seeded, text_parts, tiny_t5
+from dgpo_diffusers.testing import save_seeded, text_encoders, tiny_t5
 
 __all__ = ["make_tiny_checkpoint"]
 
@@ -52,7 +52,7 @@ def make_tiny_checkpoint(
         encoder.set_input_embeddings(encoder.get_input_embeddings())
         return library_class("WanPipeline")(
             transformer=first,
-            **text_parts((encoder, tokenizer)),
+            **text_encoders((encoder, tokenizer)),
             # Statistics of no special kind, so that leaving them out, or mixing them up, shows.
             vae=AutoencoderKLWan(
                 base_dim=4,

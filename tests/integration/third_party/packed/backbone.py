@@ -39,7 +39,7 @@ class PackedBackbone(Backbone):
             self.module.compile()
 
     @classmethod
-    def sketch(cls, section: BackboneSection, options: PackedOptions) -> "PackedBackbone":
+    def meta_model(cls, section: BackboneSection, options: PackedOptions) -> "PackedBackbone":
         """For `dgpo plan`: no weights are read."""
         return cls(section, options, device=torch.device("meta"))
 
@@ -57,7 +57,7 @@ class PackedBackbone(Backbone):
         """Text tokens [B, t, W]."""
         return Conditioning({"text": self.model.read([prompt.text for prompt in prompts])})
 
-    def unread(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
+    def truncated_prompts(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
         """Bytes are tokens."""
         return [i for i, prompt in enumerate(prompts) if len(prompt.text.encode()) > TOKENS], TOKENS
 
@@ -69,7 +69,7 @@ class PackedBackbone(Backbone):
         return CHANNELS, height // FACTOR, width // FACTOR
 
     def schedule(self, height: int, width: int, steps: int) -> Schedule:
-        """Larger pictures have their times shifted more: `rollout.shift: auto`."""
+        """Larger images have their times shifted more: `rollout.shift: auto`."""
         return Schedule(shift=exponential_shift(height * width // SIDE**2), grid="even")
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
@@ -84,5 +84,5 @@ class PackedBackbone(Backbone):
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
-        """One picture at a time, so that any number fits."""
+        """One image at a time, so that any number fits."""
         return torch.cat([self.model.draw(one[None].float()) for one in x0])

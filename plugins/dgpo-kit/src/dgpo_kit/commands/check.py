@@ -1,4 +1,4 @@
-"""`dgpo plugins check`: does a part keep its contract?"""
+"""`dgpo plugins check`: does a component keep its contract?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["check_plugins"]
 
 
 def check_plugins(
-    names: Annotated[list[str] | None, typer.Argument(help="Parts, as in `use: NAME`.", metavar="NAME")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Components, as in `use: NAME`.", metavar="NAME")] = None,
     kind: Annotated[str | None, typer.Option("--kind", help="Only parts of this kind.")] = None,
     distribution: Annotated[
         str | None, typer.Option("--distribution", help="Every part of an installed distribution.", metavar="DIST")
@@ -29,14 +29,14 @@ def check_plugins(
         typer.Option(
             "--option",
             "--options",
-            help="An option of the part, or several as JSON; may be repeated.",
+            help="An option of the component, or several as JSON; may be repeated.",
             metavar="KEY=VALUE",
         ),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            help="Check parts as a run file uses them: options, checkpoint, size, prompts.", metavar="RUN.yaml"
+            help="Check components as a run file uses them: options, checkpoint, size, prompts.", metavar="RUN.yaml"
         ),
     ] = None,
     prompts: Annotated[
@@ -50,10 +50,10 @@ def check_plugins(
 ) -> None:
     """Check that plugin parts keep every promise of their contract.
 
-    Which parts: by name, by kind, all of a distribution, or those of a run file. Each promise is a row: pass, FAIL with
-    what was promised, or skipped where it does not apply. Everything runs here, on the CPU.
+    Which components: by name, by kind, all of a distribution, or those of a run file. Each promise is a row: pass, FAIL
+    with what was promised, or skipped where it does not apply. Everything runs here, on the CPU.
 
-    Exit code 0: everything passed. 1: something failed. 2: a mistake in what was given, or a part that needs more.
+    Exit code 0: everything passed. 1: something failed. 2: a mistake in what was given, or a component that needs more.
 
     Examples:
 
@@ -84,7 +84,8 @@ def check_plugins(
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What came of a check: a word to count, a cell to show, and whether the checks that build on it are in vain."""
+    """What came of a check: a word to count, a cell to show, and whether the checks that build on it are without
+    effect."""
 
     word: str
     cell: str
@@ -96,14 +97,14 @@ def _run(targets: Sequence[Target], *, traceback: bool) -> Counter[str]:
     """Run every check and print its row; how many passed, failed, were skipped or lack something."""
     import traceback as tracebacks
 
-    listed = [("part", "check"), *((target.what, check.name) for target in targets for check in target.checks)]
+    listed = [("component", "check"), *((target.what, check.name) for target in targets for check in target.checks)]
     widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
     found: Counter[str] = Counter()
 
     def line(what: str, name: str, cell: str) -> None:
         typer.echo(f"{what:<{widths[0]}}  {name:<{widths[1]}}  {cell}".rstrip())
 
-    line("part", "check", "result")
+    line("component", "check", "result")
     for target in targets:
         for check, row in _rows(target.checks):
             found[row.word] += 1
@@ -143,7 +144,7 @@ def _outcome(check: Check) -> _Row:
         return _Row("incomplete", f"needs {_first_line(lack)}", ends=True)
     except AssertionError as error:
         return _Row("failed", f"FAIL  {_first_line(error)}", error=error)
-    except BaseException as error:  # a part may throw anything
+    except BaseException as error:  # a component may throw anything
         if pressed():
             raise
         return _Row("failed", f"FAIL  {error_text(error).splitlines()[0]}", error=error)
@@ -152,7 +153,7 @@ def _outcome(check: Check) -> _Row:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What a part prints is no result, and what it warns of is provoked: it is shown odd prompts and pictures."""
+    """What a component prints is no result, and what it warns of is provoked: it is shown odd prompts and images."""
     import logging
     import warnings
 

@@ -17,14 +17,14 @@ new = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @new.command(no_args_is_help=True)
 def new_plugin(
-    kind: Annotated[str, typer.Argument(help="Kind of part, such as reward or sampler.", metavar="KIND")],
+    kind: Annotated[str, typer.Argument(help="Kind of component, such as reward or sampler.", metavar="KIND")],
     name: Annotated[str, typer.Argument(help="What a run file will write after `use`.", metavar="NAME")],
     over: Annotated[
         str, typer.Option("--over", help="What a backbone stands on: diffusers, by dgpo-diffusers.", metavar="BASE")
     ] = "",
     output: Annotated[Path, typer.Option("--output", help="Directory in which dgpo-NAME/ is made.")] = Path(),
 ) -> None:
-    """Write a new plugin: a distribution dgpo-NAME with a small working part, its tests and a README.
+    """Write a new plugin: a distribution dgpo-NAME with a small working component, its tests and a README.
 
     KIND is one of backbone, sampler, reward, weighting, timesteps, objective, prompts, or one that a plugin brings.
 
@@ -70,7 +70,7 @@ def new_plugin(
 
 
 def _check_free(scaffold: Scaffold) -> None:
-    """Raise UserError if an installed or bundled part, distribution or package has one of the names already."""
+    """Raise UserError if an installed or bundled component, distribution or package has one of the names already."""
     import importlib.util
 
     from dgpo_core.errors import UserError
@@ -79,7 +79,11 @@ def _check_free(scaffold: Scaffold) -> None:
 
     registry, kind, name = get_registry(), scaffold.kind.name, scaffold.name
     ours = installable()
-    owner = registry.parts(kind)[name].distribution if name in registry.parts(kind) else ours.get(kind, {}).get(name)
+    owner = (
+        registry.components(kind)[name].distribution
+        if name in registry.components(kind)
+        else ours.get(kind, {}).get(name)
+    )
     owner = owner or " and ".join(registry.conflicts().get((kind, name), []))
     if owner:
         raise UserError(

@@ -1,7 +1,7 @@
-"""Checks that a part keeps its contract (`dgpo_core.contracts`), for anybody's plugin. None needs pytest.
+"""Checks that a component keeps its contract (`dgpo_core.contracts`), for anybody's plugin. None needs pytest.
 
-`part_checks` gives everything that an installed part promises as named checks; `dgpo plugins check` and
-`dgpo_kit.contract_tests` run those. The functions `check_...` take a built part, or what builds one, and raise
+`component_checks` gives everything that an installed component promises as named checks; `dgpo plugins check` and
+`dgpo_kit.contract_tests` run those. The functions `check_...` take a built component, or what builds one, and raise
 AssertionError at the first promise that is broken:
 
     def test_my_reward() -> None:
@@ -23,12 +23,12 @@ from dgpo_kit.contracts._declarations import (
     distribution_checks,
 )
 from dgpo_kit.contracts._group_reward import check_group_reward, group_reward_checks
+from dgpo_kit.contracts._images import SIDE, SIZES, drawn, media_of_size
 from dgpo_kit.contracts._objective import check_objective, objective_checks
-from dgpo_kit.contracts._pictures import SIDE, SIZES, drawn, media_of_size
 from dgpo_kit.contracts._prompts import check_prompts, prompts_checks
 from dgpo_kit.contracts._reward import check_reward, reward_checks
 from dgpo_kit.contracts._sampler import check_sampler, sampler_checks
-from dgpo_kit.contracts._suite import part_checks, parts_of
+from dgpo_kit.contracts._suite import component_checks, components_of
 from dgpo_kit.contracts._timesteps import check_timesteps, timesteps_checks
 from dgpo_kit.contracts._weighting import check_weighting, weighting_checks
 from dgpo_kit.given import Given, NeedsInput
@@ -52,6 +52,8 @@ __all__ = [
     "check_timesteps",
     "check_weighting",
     "checks_of",
+    "component_checks",
+    "components_of",
     "declaration_checks",
     "distribution_checks",
     "drawn",
@@ -60,8 +62,6 @@ __all__ = [
     "group_reward_checks",
     "media_of_size",
     "objective_checks",
-    "part_checks",
-    "parts_of",
     "prompts_checks",
     "reward_checks",
     "run_all",

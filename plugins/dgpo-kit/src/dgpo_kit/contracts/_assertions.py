@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgpo_core.plugins.surroundings import changes, process_state, put_back, thread_state
+from dgpo_core.plugins.process_state import changes, process_state, put_back, thread_state
 
 __all__ = ["close", "equal", "global_state_left_alone", "normal", "process_left_alone", "that"]
 
@@ -36,7 +36,7 @@ def close(found: Tensor, expected: Tensor, promise: str, tolerance: float) -> No
 
 @contextlib.contextmanager
 def global_state_left_alone(what: str) -> Iterator[None]:
-    """Every draw comes from a key: a part that touches a global generator makes runs differ after a resume."""
+    """Every draw comes from a key: a component that touches a global generator makes runs differ after a resume."""
 
     def states() -> list[bytes]:
         numpy = json.dumps(np.random.get_state(legacy=False), default=np.ndarray.tolist).encode()
@@ -50,8 +50,8 @@ def global_state_left_alone(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def process_left_alone() -> Iterator[None]:
-    """What a part shares with the run stays as it was: a changed working directory moves the run's files, a changed
-    default of torch its last bits. What is changed is put back, so that other checks are not about it."""
+    """What a component shares with the run stays as it was: a changed working directory moves the run's files, a
+    changed default of torch its last bits. What is changed is put back, so that other checks are not about it."""
     before = process_state() | thread_state()
     found: list[str] = []
     try:

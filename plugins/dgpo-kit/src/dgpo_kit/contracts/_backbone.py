@@ -15,7 +15,7 @@ from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import sigmas as sampler_times
 from dgpo_core.flow.velocity import guided_velocity
-from dgpo_core.plugins import promises
+from dgpo_core.plugins import contract_checks
 from dgpo_core.types import Conditioning, Prompt, Schedule, same_places
 from dgpo_kit.contracts._assertions import close, equal, global_state_left_alone, normal, that
 from dgpo_kit.contracts._backbone_section import dtype, gradient_checkpointing, package
@@ -135,7 +135,8 @@ def times(s: Subject) -> None:
 
 
 def prompts(s: Subject) -> None:
-    """Its own example is one that it can draw; a prompt's bucket is one value; `unread` names some of the prompts."""
+    """Its own example is one that it can draw; a prompt's bucket is one value; `truncated_prompts` names some of the
+    prompts."""
     example = s.backbone.example(s.size)
     that(isinstance(example, Prompt), f"`example` gives a Prompt, not {type(example).__name__}")
     that(example.size == s.size, f"`example` has the size that it was asked for, not {example.size}")
@@ -144,8 +145,8 @@ def prompts(s: Subject) -> None:
     except UserError as error:
         raise AssertionError(f"`check_prompts` takes the model's own example: {error}") from error
     for prompt in s.prompts:
-        promises.bucket(s.backbone, prompt)
-    promises.unread(s.backbone, s.prompts)
+        contract_checks.bucket(s.backbone, prompt)
+    contract_checks.truncated_prompts(s.backbone, s.prompts)
 
 
 def encode(s: Subject) -> None:
@@ -155,7 +156,7 @@ def encode(s: Subject) -> None:
 
 def unconditional(s: Subject) -> None:
     """Likewise what guidance leads away from; it depends on the negative text, and not on the text."""
-    if not s.backbone.guidable:
+    if not s.backbone.supports_guidance:
         raise unittest.SkipTest("the model has no unconditional prediction")
     _rows(s, s.backbone.unconditional, "unconditional prompt")
     named = [replace(prompt, negative="a blurred photograph") for prompt in s.prompts]
@@ -216,13 +217,13 @@ def batch_invariance(s: Subject) -> None:
 
 def guide(s: Subject) -> None:
     """Both velocities are of one batch; what they become has their shape, and does not depend on other samples."""
-    if not s.backbone.guidable:
+    if not s.backbone.supports_guidance:
         raise unittest.SkipTest("the model has no unconditional prediction")
     x_sigma, sigma, conditioning = s.arguments()
     free = s.backbone.unconditional(s.prompts)
     difference = same_places(conditioning, free)
     that(difference is None, f"`unconditional` gives rows like those of `encode`: {difference}")
-    network = promises.Checked(s.backbone)
+    network = contract_checks.Checked(s.backbone)
     with torch.no_grad():
         found = guided_velocity(network, x_sigma, sigma, conditioning, free, 2.5)
         for i in range(len(s.texts)):

@@ -1,4 +1,5 @@
-"""Checks have names and run one by one; those of a part share what they test, built when the first of them runs."""
+"""Checks have names and run one by one; those of a component share what they test, built when the first of them
+runs."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ class Check:
     """One promise of a contract.
 
     `run` raises AssertionError if it is broken, unittest.SkipTest (which pytest knows) where it does not apply, and
-    NeedsInput if the part cannot be built with what was given. Any other error is the part's own.
+    NeedsInput if the component cannot be built with what was given. Any other error is the component's own.
     """
 
     name: str

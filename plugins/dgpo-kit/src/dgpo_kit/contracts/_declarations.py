@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from dgpo_core.errors import PluginError, UserError
-from dgpo_core.hookspecs import Part
+from dgpo_core.hookspecs import Component
 from dgpo_core.plugins.building import contracts_of
 from dgpo_core.plugins.discovery import entry_points
 from dgpo_core.plugins.isolation import imported
@@ -28,7 +28,7 @@ from dgpo_schemas.base import Options, UseBlock
 __all__ = ["HEAVY", "check_declaration", "check_light", "declaration_checks", "distribution_checks"]
 
 HEAVY = ("torch", "numpy", "scipy", "PIL", "diffusers", "transformers", "peft", "accelerate")
-"""What must not be imported before a run uses a part."""
+"""What must not be imported before a run uses a component."""
 REACHED = "imported:"
 PATIENCE = 120.0
 """Seconds that an import may take."""
@@ -52,8 +52,8 @@ def check_light(module: str, heavy: Sequence[str] = HEAVY) -> None:
 
 
 def distribution_checks(registry: Registry, distribution: str) -> Iterator[Check]:
-    """What a distribution promises whatever its parts are: its plugins load, its names are its own, and starting dgpo
-    imports nothing heavy for them."""
+    """What a distribution promises whatever its components are: its plugins load, its names are its own, and starting
+    dgpo imports nothing heavy for them."""
 
     def loads() -> None:
         broken = [str(one) for one in registry.broken if one.distribution == distribution]
@@ -85,19 +85,20 @@ def distribution_checks(registry: Registry, distribution: str) -> Iterator[Check
 
 
 def check_declaration(registry: Registry, kind: str, name: str) -> None:
-    """A part's summary, options and implementation are what `hookspecs.Part` says; unknown options are refused."""
+    """A component's summary, options and implementation are what `hookspecs.Component` says; unknown options are
+    refused."""
     run_all(declaration_checks(registry, kind, name))
 
 
 def declaration_checks(
     registry: Registry, kind: str, name: str, options: Mapping[str, Any] | None = None
 ) -> Iterator[Check]:
-    """What a part's declaration promises. options: those that it is checked with."""
+    """What a component's declaration promises. options: those that it is checked with."""
 
     @cache
     def subject() -> _Declared:
         registered = registry.find(kind, name)
-        return _Declared(registry, kind, registered.part, registry.options_model(registered), dict(options or {}))
+        return _Declared(registry, kind, registered.component, registry.options_model(registered), dict(options or {}))
 
     functions = (summary, options_described, unknown_option, options_round_trip, implementation)
     yield from (check for check in checks_of(subject, *functions) if check.name != "builds")
@@ -107,18 +108,18 @@ def declaration_checks(
 class _Declared:
     registry: Registry
     kind: str
-    part: Part
+    component: Component
     model: type[BaseModel]
     options: dict[str, Any]
 
     @property
     def what(self) -> str:
-        return f"{self.kind} {self.part.name}"
+        return f"{self.kind} {self.component.name}"
 
 
 def summary(s: _Declared) -> None:
     """`dgpo plugins list` has one line for it."""
-    that("\n" not in s.part.summary, f"{s.what}: the summary is one line")
+    that("\n" not in s.component.summary, f"{s.what}: the summary is one line")
 
 
 def options_described(s: _Declared) -> None:
@@ -130,11 +131,11 @@ def options_described(s: _Declared) -> None:
 
 
 def unknown_option(s: _Declared) -> None:
-    """A misspelt option is the user's mistake, and named."""
+    """A misspelled option is the user's mistake, and named."""
     promise = f"{s.what}: an unknown option is a UserError that names it"
     that(s.model.model_config.get("extra") == "forbid", f"{promise}, but its model does not forbid it")
     try:
-        s.registry.create(s.kind, UseBlock(use=s.part.name, options=s.options | {UNKNOWN: 1}))
+        s.registry.create(s.kind, UseBlock(use=s.component.name, options=s.options | {UNKNOWN: 1}))
     except UserError as error:
         that(UNKNOWN in str(error) and not isinstance(error, PluginError), f"{promise}, not {error}")
     else:
@@ -153,9 +154,9 @@ def options_round_trip(s: _Declared) -> None:
 
 def implementation(s: _Declared) -> None:
     """The class that is named exists, and implements all of its contract."""
-    path, _, attribute = s.part.implementation.partition(":")
+    path, _, attribute = s.component.implementation.partition(":")
     found = getattr(importlib.import_module(path), attribute)
     bases = contracts_of(s.registry.kinds[s.kind])
     names = " or ".join(base.__name__ for base in bases)
-    that(issubclass(found, bases), f"{s.what}: {s.part.implementation} is a {names}")
-    that(not inspect.isabstract(found), f"{s.what}: {s.part.implementation} implements all of its contract")
+    that(issubclass(found, bases), f"{s.what}: {s.component.implementation} is a {names}")
+    that(not inspect.isabstract(found), f"{s.what}: {s.component.implementation} implements all of its contract")

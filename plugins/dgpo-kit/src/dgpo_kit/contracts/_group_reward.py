@@ -47,7 +47,7 @@ def check_group_reward(reward: GroupReward, media: Tensor, prompt: Prompt) -> No
 
 
 def group_reward_checks(make: Callable[[], GroupReward], prompts: Sequence[Prompt] = ()) -> Iterator[Check]:
-    """What a reward that compares promises, tried on groups of drawn pictures (or videos), one for each of `prompts`,
+    """What a reward that compares promises, tried on groups of drawn images (or videos), one for each of `prompts`,
     and on its own examples. NeedsInput if it has neither examples nor prompts, and refuses generated ones."""
 
     @cache

@@ -136,7 +136,7 @@ def _statistic(objective: Objective, p: Predictions) -> Tensor | None:
     """The group's statistic, for each of its members."""
     if not objective.needs_statistic:
         return None
-    shares = objective.statistic(p)
-    that(shares.shape == (len(p.velocity),), f"there is one share a member, not {list(shares.shape)}")
-    that(not shares.requires_grad, "shares of the statistic have no gradient")
-    return shares.sum().expand(len(shares))
+    split_samples = objective.statistic(p)
+    that(split_samples.shape == (len(p.velocity),), f"there is one share a member, not {list(split_samples.shape)}")
+    that(not split_samples.requires_grad, "shares of the statistic have no gradient")
+    return split_samples.sum().expand(len(split_samples))

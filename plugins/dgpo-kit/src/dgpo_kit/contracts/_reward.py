@@ -17,7 +17,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_kit.contracts._assertions import close, equal, global_state_left_alone, that
 from dgpo_kit.contracts._check import Check, checks_of, run_all
-from dgpo_kit.contracts._pictures import SIDE, SIZES, drawn, media_of_size, prompts_about
+from dgpo_kit.contracts._images import SIDE, SIZES, drawn, media_of_size, prompts_about
 from dgpo_kit.given import NeedsInput
 from dgpo_schemas.diagnostics import Diagnostics
 
@@ -40,7 +40,7 @@ def check_reward(reward: RewardModel, media: Tensor, prompts: Sequence[Prompt]) 
 
 
 def reward_checks(make: Callable[[], RewardModel], prompts: Sequence[Prompt] = ()) -> Iterator[Check]:
-    """What a reward promises, tried on its own examples and on drawn pictures (or videos).
+    """What a reward promises, tried on its own examples and on drawn images (or videos).
 
     The drawn ones are shown with `prompts`; without those with the examples' prompts; without examples with generated
     ones. NeedsInput if it refuses the generated ones.

@@ -1,4 +1,4 @@
-"""The suite: from a part's name to everything it promises, each as a check of its own."""
+"""The suite: from a component's name to everything it promises, each as a check of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from dgpo_core.contracts import Backbone, GroupReward, Objective
 from dgpo_core.errors import PluginError, UserError
-from dgpo_core.plugins.declared import RegisteredPart
+from dgpo_core.plugins.declared import RegisteredComponent
 from dgpo_core.plugins.isolation import imported
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.policy import check_adapter
@@ -31,25 +31,25 @@ from dgpo_schemas.problems import explain
 from dgpo_schemas.sections.backbone import BackboneSection
 from dgpo_schemas.sections.training import ObjectiveSection
 
-__all__ = ["part_checks", "parts_of"]
+__all__ = ["component_checks", "components_of"]
 
 CPU = torch.device("cpu")
 NO_CHECKPOINT = "none"
 """What a backbone is asked to load where nothing is given; one that makes its own weights does not look at it."""
 OBJECTIVE_SETTINGS: tuple[dict[str, Any], ...] = (
-    {}, {"kl": 0.0}, {"clip": None}, {"clip": None, "kl": 0.0}, {"clip_kl": True, "kl": 1.0}, {"reference": "ema"},
+    {}, {"kl": 0.0}, {"clip": None}, {"clip": None, "kl": 0.0}, {"clip_kl": True, "kl": 1.0}, {"reference": "ema_fast"},
 )  # fmt: skip
 
 
-def parts_of(registry: Registry, distribution: str) -> list[RegisteredPart]:
-    """A distribution's usable parts, by kind and name."""
-    return [p for kind in registry.kinds for p in registry.parts(kind).values() if p.distribution == distribution]
+def components_of(registry: Registry, distribution: str) -> list[RegisteredComponent]:
+    """A distribution's usable components, by kind and name."""
+    return [p for kind in registry.kinds for p in registry.components(kind).values() if p.distribution == distribution]
 
 
-def part_checks(registry: Registry, kind: str, name: str, given: Given | None = None) -> Iterator[Check]:
-    """Everything that a part promises: its declaration, then its contract (nothing is built before a check runs).
+def component_checks(registry: Registry, kind: str, name: str, given: Given | None = None) -> Iterator[Check]:
+    """Everything that a component promises: its declaration, then its contract (nothing is built before a check runs).
 
-    A check raises NeedsInput if the part cannot be built with what is given, or without it.
+    A check raises NeedsInput if the component cannot be built with what is given, or without it.
     """
     given = given or Given()
     yield from declaration_checks(registry, kind, name, given.options)
@@ -61,13 +61,13 @@ def part_checks(registry: Registry, kind: str, name: str, given: Given | None = 
 
 
 class _Builder:
-    """Builds a part as a run would."""
+    """Builds a component as a run would."""
 
     def __init__(self, registry: Registry, kind: str, name: str, given: Given) -> None:
         self.registry, self.kind, self.name, self.given = registry, kind, name, given
 
     def __call__(self, section: type[UseBlock] = UseBlock, settings: Mapping[str, Any] | None = None, **kw: Any) -> Any:
-        """The part, its section with `settings` in it. Raises NeedsInput for what only a person can give."""
+        """The component, its section with `settings` in it. Raises NeedsInput for what only a person can give."""
         self._check_options()
         data = {"use": self.name, "options": dict(self.given.options), **(settings or {}), **self.given.section}
         try:

@@ -35,7 +35,7 @@ def check_timesteps(
     """Times within the policy's bounds, from their key alone; its state survives JSON and is all there is to remember.
 
     make: builds the policy; metrics: what it may observe after an iteration. A policy that measures is shown a made-up
-    model whose samples in few steps part from finer ones more with every iteration.
+    model whose samples in few steps component from many-step ones more with every iteration.
     """
     run_all(timesteps_checks(make, counts=counts, metrics=metrics))
 
@@ -54,19 +54,19 @@ def timesteps_checks(
 
 
 class _MadeUp(Probe):
-    """Artefacts of few steps that grow with the iteration, halve with twice the steps, and are learnt at low noise."""
+    """Artifacts of few steps that grow with the iteration, halve with twice the steps, and are learned at low noise."""
 
     def __init__(self, iteration: int) -> None:
         self.iteration = iteration
 
     def samples(self, count: int, *, refine: int = 1) -> Tensor:
-        artefact = 0.05 * (1 + self.iteration) / refine
-        return self._clean(count) + artefact * normal(count, 2, 4, 4, seed=1)
+        artifact = 0.05 * (1 + self.iteration) / refine
+        return self._clean(count) + artifact * normal(count, 2, 4, 4, seed=1)
 
     def errors(self, x0: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
-        artefact = (x0 - self._clean(len(x0))).double().square().flatten(1).mean(1)
+        artifact = (x0 - self._clean(len(x0))).double().square().flatten(1).mean(1)
         base = 1 + 0.1 * normal(len(x0), seed=2).double() + 0 * sigmas[:, None]
-        return base - (1 - sigmas[:, None]) ** 2 * artefact, base
+        return base - (1 - sigmas[:, None]) ** 2 * artifact, base
 
     def _clean(self, count: int) -> Tensor:
         return normal(count, 2, 4, 4)

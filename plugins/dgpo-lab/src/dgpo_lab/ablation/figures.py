@@ -1,4 +1,4 @@
-"""Figures of an ablation, in the style of a run's report: the baseline is grey, a variant is blue."""
+"""Figures of an ablation, in the style of a run's report: the baseline is gray, a variant is blue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dgpo_lab.ablation.traces import Trace
 from dgpo_lab.reporting.figures import Axis, finish, time_unit
 from dgpo_lab.reporting.svg import Ink, canvas, dot, label_ends, rows, to_svg
 
-__all__ = ["AXES", "Band", "band", "panel", "ranking", "shared_limits"]
+__all__ = ["AXES", "Band", "panel", "ranking", "shared_limits", "tolerance"]
 
 Array = NDArray[np.float64]
 AXES = {"iterations": "iteration", "samples": "training samples", "time": "training time"}
@@ -33,7 +33,7 @@ class Band:
     high: Array
 
 
-def band(traces: Sequence[Trace], axis: str) -> Band | None:
+def tolerance(traces: Sequence[Trace], axis: str) -> Band | None:
     """Held-out scores over seeds against iterations, samples or time; None unless there are two positions.
 
     It ends where the first seed ends: a mean over those that happened to go on longer would be of other seeds. Against
@@ -75,14 +75,14 @@ def panel(
     target: float | None,
     key: str,
 ) -> Markup | None:
-    """A variant's mean over seeds with a band from the lowest to the highest seed; behind it the baseline's, of the
-    same seeds."""
-    mine = band(variant.finished, axis)
+    """A variant's mean over seeds with a tolerance from the lowest to the highest seed; behind it the baseline's, of
+    the same seeds."""
+    mine = tolerance(variant.finished, axis)
     if mine is None:
         return None
     seeds = {trace.seed for trace in variant.finished}
     paired = [trace for trace in baseline.finished if trace.seed in seeds]
-    theirs = None if variant is baseline else band(paired, axis)
+    theirs = None if variant is baseline else tolerance(paired, axis)
     scale, unit = 1.0, ""
     if axis == "time":
         scale, unit = time_unit(max(found.x[-1] for found in (mine, theirs) if found is not None))
@@ -90,14 +90,14 @@ def panel(
     said = f"{variant.name}: mean held-out score over {len(variant.finished)} seeds against {AXES[axis]}, {ends}."
     with canvas(340, 210) as (figure, axes):
         labels = []
-        for found, colour, name in ((theirs, Ink.BEFORE, "baseline"), (mine, Ink.AFTER, "variant")):
+        for found, color, name in ((theirs, Ink.BEFORE, "baseline"), (mine, Ink.AFTER, "variant")):
             if found is None:
                 continue
             x = found.x / scale
-            axes.fill_between(x, found.low, found.high, color=colour, alpha=0.16, linewidth=0)
+            axes.fill_between(x, found.low, found.high, color=color, alpha=0.16, linewidth=0)
             few = len(x) <= 12 and axis != "time"
-            axes.plot(x, found.mean, color=colour, marker="o" if few else "", markersize=3.5)
-            labels.append((float(found.mean[-1]), name, colour))
+            axes.plot(x, found.mean, color=color, marker="o" if few else "", markersize=3.5)
+            labels.append((float(found.mean[-1]), name, color))
         if target is not None:
             axes.axhline(target, color=Ink.MUTED, linewidth=1, linestyle=(0, (3, 3)))
         axes.set_ylim(*limits)
@@ -123,8 +123,8 @@ def ranking(results: Results) -> Markup | None:
         if results.target is not None:
             axes.axvline(results.target, color=Ink.MUTED, linewidth=1, linestyle=(0, (3, 3)))
         for y, variant in enumerate(scored):
-            colour = Ink.BEFORE if variant is base else Ink.AFTER
-            dot(axes, variant.score, y, colour, hollow=variant is base, size=8, width=2.2)
+            color = Ink.BEFORE if variant is base else Ink.AFTER
+            dot(axes, variant.score, y, color, hollow=variant is base, size=8, width=2.2)
             seeds = [trace.score for trace in variant.finished]
-            axes.plot(seeds, [y + 0.26] * len(seeds), "o", markersize=3.5, color=colour, alpha=0.55, zorder=2)
+            axes.plot(seeds, [y + 0.26] * len(seeds), "o", markersize=3.5, color=color, alpha=0.55, zorder=2)
         return to_svg(figure, "ranking", said)

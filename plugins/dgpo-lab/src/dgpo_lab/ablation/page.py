@@ -9,7 +9,7 @@ from dgpo_core.system.units import seconds
 from dgpo_lab.ablation import figures, tables, words
 from dgpo_lab.ablation.plan import Cell, Plan
 from dgpo_lab.ablation.results import Results
-from dgpo_lab.reporting.images import Picture, read_pictures
+from dgpo_lab.reporting.images import RunImage, read_images
 from dgpo_lab.reporting.page import page_environment
 from dgpo_schemas.yaml_text import dump_yaml
 
@@ -22,7 +22,7 @@ PROMPTS = 8
 def render(plan: Plan, results: Results) -> str:
     """The page as HTML text, complete in itself."""
     header, body = tables.rows(results)
-    guards = tables.guard_names(results)
+    monitors = tables.monitor_names(results)
     panels = _panels(results)
     return page_environment().get_template("ablation/ablation.html.jinja").render(
         plan=plan,
@@ -34,8 +34,8 @@ def render(plan: Plan, results: Results) -> str:
         base_model=words.interval(results.base_model) if results.base_model else None,
         header=header,
         body=body,
-        guards=[name.replace("_", " ") for name in guards],
-        guard_rows=[tables.guard_row(variant, guards) for variant in results.variants],
+        monitors=[name.replace("_", " ") for name in monitors],
+        monitor_rows=[tables.monitor_row(variant, monitors) for variant in results.variants],
         ranking=figures.ranking(results),
         axes={"iterations": "iterations", "samples": "samples", "time": "time"} if panels else {},
         panels=panels,
@@ -77,14 +77,14 @@ def _panels(results: Results) -> list[dict[str, Any]]:
 
 
 def _samples(plan: Plan, results: Results) -> dict[str, Any] | None:
-    """Pictures of the last evaluation, one column a variant: all of one seed, so of the same prompts and noise."""
+    """Images of the last evaluation, one column a variant: all of one seed, so of the same prompts and noise."""
     finished = {(trace.variant, trace.seed) for trace in results.traces if trace.finished}
     counts = {seed: sum(s == seed for _, s in finished) for seed in plan.ablation.seeds}
     seed = max(counts, key=lambda one: counts[one])
     cells = [cell for cell in plan.cells() if cell.seed == seed and (cell.variant, seed) in finished]
-    columns: list[tuple[str, Mapping[str, Picture]]] = []
+    columns: list[tuple[str, Mapping[str, RunImage]]] = []
     for cell in cells:
-        before, after = _pictures(cell)
+        before, after = _images(cell)
         if not columns and before:
             columns.append(("base model", before))
         if after:
@@ -92,13 +92,13 @@ def _samples(plan: Plan, results: Results) -> dict[str, Any] | None:
     prompts: Sequence[str] = [p for p in columns[0][1] if all(p in found for _, found in columns)] if columns else []
     if not prompts or len(columns) < 2:
         return None
-    rows = [{"prompt": p, "pictures": [found[p] for _, found in columns]} for p in prompts[:PROMPTS]]
+    rows = [{"prompt": p, "images": [found[p] for _, found in columns]} for p in prompts[:PROMPTS]]
     return {"seed": seed, "columns": [name for name, _ in columns], "rows": rows}
 
 
-def _pictures(cell: Cell) -> tuple[dict[str, Picture], dict[str, Picture]]:
+def _images(cell: Cell) -> tuple[dict[str, RunImage], dict[str, RunImage]]:
     """Of the base model and of the last evaluation, by prompt."""
-    found = read_pictures(cell.path / "pictures", [])
+    found = read_images(cell.path / "images", [])
     before = {pair.prompt: pair.before for pair in found.pairs} if found.first == 0 else {}
     after = {pair.prompt: pair.after for pair in found.pairs if pair.after is not None}
     return before, after

@@ -41,7 +41,7 @@ EFFECTS = (
     ("rollout.sampler", "the sampler differs: the initial noise is the same, what the base model makes of it is not"),
     ("timesteps", "the training times differ: their noise is shared where their places in an iteration agree"),
     ("run.device", "the device differs: CPU and CUDA draw other numbers from the same key"),
-    ("optimiser.updates", "the updates an iteration differ: rollouts stay paired, the optimiser's schedule does not"),
+    ("optimizer.updates", "the updates an iteration differ: rollouts stay paired, the optimizer's schedule does not"),
 )
 """Keys of the run file that undo some of the pairing, and how."""
 

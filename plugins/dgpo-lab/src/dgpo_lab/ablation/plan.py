@@ -153,8 +153,8 @@ def _choices(ablation: AblationConfig, document: Document) -> list[list[_Choice]
 
 def _reserved(ablation: AblationConfig, settings: Mapping[str, Any], where: KeyPath) -> list[tuple[KeyPath, str]]:
     """Keys that the ablation sets itself, and sections that contain them."""
-    told = {key: ".".join(path) for key, (path, _) in _own(ablation).items() if key != "stop.reward"}
-    taken = RESERVED | {key: f"{where} of the ablation sets it" for key, where in told.items()}
+    reported = {key: ".".join(path) for key, (path, _) in _own(ablation).items() if key != "stop.reward"}
+    taken = RESERVED | {key: f"{where} of the ablation sets it" for key, where in reported.items()}
     clashes = [(key, own) for key in settings for own in taken if own == key or own.startswith(f"{key}.")]
     return [(where, f"{key} cannot be set here: {taken[own]}") for key, own in clashes]
 
@@ -263,12 +263,12 @@ def _build(
         variants.append(Variant(name, {choice.axis: choice.label for choice in chosen}, config))
     if found:
         everywhere = set.intersection(*map(set, found.values())) if len(found) == len(named) else set()
-        told = [
-            problem if problem in everywhere else _told(problem, document, name, named[name])
+        reported = [
+            problem if problem in everywhere else _reported(problem, document, name, named[name])
             for name, problems in found.items()
             for problem in problems
         ]
-        raise ConfigError(list(dict.fromkeys(told)))
+        raise ConfigError(list(dict.fromkeys(reported)))
     return variants
 
 
@@ -277,7 +277,7 @@ def _position(document: Document, choice: _Choice) -> Position:
     return Position(f"{found.text} (axis {choice.axis}, value {choice.label})", found.order)
 
 
-def _told(problem: Problem, document: Document, name: str, chosen: Sequence[_Choice]) -> Problem:
+def _reported(problem: Problem, document: Document, name: str, chosen: Sequence[_Choice]) -> Problem:
     """A mistake that a variant brings about elsewhere in its run file is told of the variant too."""
     if not chosen or problem.where.startswith(f"{document.source}:"):
         return problem

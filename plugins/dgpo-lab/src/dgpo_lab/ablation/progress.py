@@ -38,8 +38,8 @@ class Watcher:
         self.states, self.clock = dict(states), time.monotonic()
         self.share = sum(map(_share, plan.cells())) / len(states)
         done = self._count("finished")
-        verb = f"continuing, {done} of {len(states)} cells are finished" if self.share else f"{len(states)} cells"
-        self.say(f"ablation {plan.path}: {len(plan.variants)} variants, seeds {_listed(plan.ablation.seeds)}; {verb}")
+        phase = f"continuing, {done} of {len(states)} cells are finished" if self.share else f"{len(states)} cells"
+        self.say(f"ablation {plan.path}: {len(plan.variants)} variants, seeds {_listed(plan.ablation.seeds)}; {phase}")
 
     def began(self, cell: Cell, *, resume: bool) -> None:
         """A cell runs."""

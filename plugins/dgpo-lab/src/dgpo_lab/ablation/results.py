@@ -15,7 +15,7 @@ from dgpo_lab.ablation.plan import Plan
 from dgpo_lab.ablation.statistics import Interval, SignFlip, holm, sign_flip_test, t_interval, two_way_interval
 from dgpo_lab.ablation.traces import Guard, Trace, read_trace
 
-__all__ = ["Difference", "GuardMean", "Reached", "Results", "VariantResult", "compare", "results_of"]
+__all__ = ["Difference", "MonitorMean", "Reached", "Results", "VariantResult", "compare", "results_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,9 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class GuardMean:
-    """A guard: means over seeds of its last value and of its change since the first evaluation; in how many of n seeds
-    it left its band."""
+class MonitorMean:
+    """A monitor: means over seeds of its last value and of its change since the first evaluation; in how many of n
+    seeds it left its tolerance."""
 
     last: float
     change: float
@@ -89,7 +89,7 @@ class VariantResult:
     traces: Sequence[Trace]
     score: Interval | None
     reached: Reached | None
-    guards: Mapping[str, GuardMean]
+    monitors: Mapping[str, MonitorMean]
     others: Mapping[str, float]
     difference: Difference | None = None
 
@@ -149,24 +149,24 @@ def _variant(
     if finished:
         found = _by_prompt(finished, reward)
         score = t_interval([trace.score for trace in finished]) if found is None else two_way_interval(*found)
-    guards = {
-        guard: _guard_mean([trace.guards[guard] for trace in finished if guard in trace.guards])
-        for guard in dict.fromkeys(guard for trace in finished for guard in trace.guards)
+    monitors = {
+        monitor: _monitor_mean([trace.monitors[monitor] for trace in finished if monitor in trace.monitors])
+        for monitor in dict.fromkeys(monitor for trace in finished for monitor in trace.monitors)
     }
     others = {
         other: plain.fmean(trace.others[other] for trace in finished if other in trace.others)
         for other in dict.fromkeys(other for trace in finished for other in trace.others)
     }
     reached = None if target is None else _reached(finished, target)
-    return VariantResult(name, axes, traces, score, reached, guards, others)
+    return VariantResult(name, axes, traces, score, reached, monitors, others)
 
 
-def _guard_mean(guards: Sequence[Guard]) -> GuardMean:
-    return GuardMean(
-        last=plain.fmean(guard.last for guard in guards),
-        change=plain.fmean(guard.last - guard.first for guard in guards),
-        left=sum(guard.left_band for guard in guards),
-        n=len(guards),
+def _monitor_mean(monitors: Sequence[Guard]) -> MonitorMean:
+    return MonitorMean(
+        last=plain.fmean(monitor.last for monitor in monitors),
+        change=plain.fmean(monitor.last - monitor.first for monitor in monitors),
+        left=sum(monitor.out_of_tolerance for monitor in monitors),
+        n=len(monitors),
     )
 
 

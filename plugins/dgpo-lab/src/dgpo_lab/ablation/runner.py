@@ -96,7 +96,7 @@ def run_cells(
     states = {cell.label: directory.state(cell) for cell in cells}
     pending = [cell for cell in cells if states[cell.label].status != "finished"]
     running: dict[int, tuple[Cell, Child]] = {}
-    told: set[str] = set()
+    reported: set[str] = set()
     asked = False
     progress.started(plan, states)
     try:
@@ -114,7 +114,7 @@ def run_cells(
                 for _, process in running.values():
                     process.terminate()
             for slot in (slot for slot in range(resources.parallel) if slot not in running):
-                chosen = _next(pending, told, progress)
+                chosen = _next(pending, reported, progress)
                 if chosen is None:
                     break
                 file, resume = directory.prepare(chosen)
@@ -134,7 +134,7 @@ def run_cells(
     return states
 
 
-def _next(pending: list[Cell], told: set[str], progress: Watcher) -> Cell | None:
+def _next(pending: list[Cell], reported: set[str], progress: Watcher) -> Cell | None:
     """The first cell that nobody uses; one that a process of a killed ablation still holds waits for its end."""
     for cell in pending:
         if cell.path.exists():
@@ -142,8 +142,8 @@ def _next(pending: list[Cell], told: set[str], progress: Watcher) -> Cell | None
                 with held(cell):
                     pass
             except UserError as error:
-                if cell.label not in told:
-                    told.add(cell.label)
+                if cell.label not in reported:
+                    reported.add(cell.label)
                     progress.say(f"{error}; waiting for its end")
                 continue
         pending.remove(cell)

@@ -25,10 +25,15 @@ def as_markdown(plan: Plan, results: Results) -> str:
     lines += _table(*rows(results))
     if results.base_model is not None:
         lines += ["", f"The base model scores {words.interval(results.base_model)} (t interval over seeds)."]
-    guards = guard_names(results)
-    if guards:
-        header = ["variant", *(f"{name.replace('_', ' ')} (change)" for name in guards), "left a band"]
-        lines += ["", "## Guards", "", *_table(header, [guard_row(variant, guards) for variant in results.variants])]
+    monitors = monitor_names(results)
+    if monitors:
+        header = ["variant", *(f"{name.replace('_', ' ')} (change)" for name in monitors), "left a tolerance"]
+        lines += [
+            "",
+            "## Guards",
+            "",
+            *_table(header, [monitor_row(variant, monitors) for variant in results.variants]),
+        ]
         lines += ["", "Means over seeds of what is not rewarded, on the same held-out samples, and of its change."]
     lines += ["", "## How to read this", "", *(f"- {line}" for line in words.how_to_read(plan, results))]
     warned = words.warnings(plan, results)
@@ -37,16 +42,16 @@ def as_markdown(plan: Plan, results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def guard_names(results: Results) -> list[str]:
+def monitor_names(results: Results) -> list[str]:
     """Guards that any variant has."""
-    return list(dict.fromkeys(name for variant in results.variants for name in variant.guards))
+    return list(dict.fromkeys(name for variant in results.variants for name in variant.monitors))
 
 
-def guard_row(variant: VariantResult, names: Sequence[str]) -> list[str]:
-    """A variant's guards: 0.231 (−0.010), and how often one left its band."""
-    found = [variant.guards.get(name) for name in names]
+def monitor_row(variant: VariantResult, names: Sequence[str]) -> list[str]:
+    """A variant's monitors: 0.231 (−0.010), and how often one left its tolerance."""
+    found = [variant.monitors.get(name) for name in names]
     shown = ["–" if g is None else f"{g.last:.3f} ({g.change:+.3f})".replace("-", "−") for g in found]
-    left = sum(any(guard.left_band for guard in trace.guards.values()) for trace in variant.finished)
+    left = sum(any(monitor.out_of_tolerance for monitor in trace.monitors.values()) for trace in variant.finished)
     return [variant.name, *shown, f"{left} of {len(variant.finished)}" if variant.finished else "–"]
 
 
@@ -82,7 +87,7 @@ def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 
 def as_csv(results: Results) -> str:
     """One line a variant, plain numbers; empty where there is none (a target that was not reached by every seed)."""
-    guards = guard_names(results)
+    monitors = monitor_names(results)
     others = list(dict.fromkeys(name for variant in results.variants for name in variant.others))
     found = []
     for variant in results.variants:
@@ -101,9 +106,9 @@ def as_csv(results: Results) -> str:
         for what in ("seconds", "samples"):
             line[f"median_{what}_to_target"] = plain.median(getattr(whole, what)) if whole else None
         line |= {f"reward.{name}": variant.others.get(name) for name in others}
-        for name, guard in ((name, variant.guards.get(name)) for name in guards):
-            line[f"guard.{name}"] = guard.last if guard else None
-            line[f"guard.{name}.change"] = guard.change if guard else None
+        for name, monitor in ((name, variant.monitors.get(name)) for name in monitors):
+            line[f"monitor.{name}"] = monitor.last if monitor else None
+            line[f"monitor.{name}.change"] = monitor.change if monitor else None
         found.append(line)
     return _csv(found)
 
@@ -161,7 +166,7 @@ def _variant(variant: VariantResult) -> dict[str, Any]:
         "score": asdict(variant.score) if variant.score else None,
         "difference": asdict(variant.difference) if variant.difference else None,
         "reached": None if reached is None else asdict(reached) | {"of": reached.n, "complete": reached.complete},
-        "guards": {name: asdict(guard) for name, guard in variant.guards.items()},
+        "monitors": {name: asdict(monitor) for name, monitor in variant.monitors.items()},
         "other_rewards": dict(variant.others),
         "cells": [_cell(trace) for trace in variant.traces],
     }

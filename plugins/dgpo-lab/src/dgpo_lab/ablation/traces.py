@@ -16,7 +16,7 @@ from dgpo_core.storage.checkpoint import whole_manifests
 from dgpo_core.storage.logs import damages
 from dgpo_core.storage.run_directory import RunDirectory
 from dgpo_core.system.reading import read_json
-from dgpo_core.training.guards import band_of, has_left
+from dgpo_core.training.monitors import has_left, tolerance_of
 from dgpo_lab.ablation.directory import AblationDirectory, State, outcome_of
 from dgpo_lab.ablation.plan import Cell
 from dgpo_schemas.metrics import EvaluationRecord, PromptScores
@@ -27,11 +27,11 @@ __all__ = ["Guard", "Trace", "read_trace"]
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A reward that only guards or a statistic of the media, at the first and the last evaluation."""
+    """A reward that only monitors or a statistic of the media, at the first and the last evaluation."""
 
     first: float
     last: float
-    left_band: bool
+    out_of_tolerance: bool
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Trace:
     samples: Sequence[int] = ()
     others: Mapping[str, float] = field(default_factory=dict)
     """Last values of the other rewards evaluated."""
-    guards: Mapping[str, Guard] = field(default_factory=dict)
+    monitors: Mapping[str, Guard] = field(default_factory=dict)
     prompts: PromptScores | None = None
 
     @property
@@ -104,7 +104,7 @@ def read_trace(cell: Cell, directory: AblationDirectory, reward: str) -> Trace:
             for name, found in latest.items()
             if name != reward and found[max(found)].role == "target"
         },
-        guards=_guards(latest, cell.config.evaluation.guards.bands),
+        monitors=_monitors(latest, cell.config.evaluation.monitors.tolerances),
         prompts=_prompts(cell, iterations[-1]) if iterations else None,
     )
 
@@ -126,12 +126,14 @@ def _clock(timings: Mapping[int, float], iterations: Sequence[int]) -> list[floa
     return [spent[n] + usual * (iteration - n) for n, iteration in zip(known, iterations, strict=True)]
 
 
-def _guards(latest: Mapping[str, Mapping[int, EvaluationRecord]], bands: Mapping[str, float]) -> dict[str, Guard]:
+def _monitors(
+    latest: Mapping[str, Mapping[int, EvaluationRecord]], tolerances: Mapping[str, float]
+) -> dict[str, Guard]:
     found = {}
     for name, by_iteration in latest.items():
         first, last = by_iteration[min(by_iteration)], by_iteration[max(by_iteration)]
         if first.role != "target":
-            left = has_left(name, first, last, band_of(name, first.role, first.value, bands))
+            left = has_left(name, first, last, tolerance_of(name, first.role, first.value, tolerances))
             found[name] = Guard(first.value, last.value, left)
     return found
 

@@ -64,9 +64,9 @@ def headline(results: Results) -> str:
         clear = [v for v in others if v.difference and _excludes_zero(v.difference) and v.difference not in few]
         unclear = ""
         if few:
-            verb = "has" if len(few) == 1 else "have"
+            phase = "has" if len(few) == 1 else "have"
             missing = _missing(min(found.test.n for found in few))
-            unclear = f"; {len(few)} {verb} too few paired seeds to tell from chance: {missing}"
+            unclear = f"; {len(few)} {phase} too few paired seeds to tell from chance: {missing}"
         return (
             f"{said}; it is the baseline. The interval of the difference to it excludes 0 for {len(clear)} of "
             f"{len(others)} others{unclear}."
@@ -170,8 +170,8 @@ def warnings(plan: Plan, results: Results) -> list[str]:
         found.append(f"{cell.label} failed: {trace.state.message}. Its log is {cell.path / 'train.log'}.")
     left = len(counts["unfinished"]) + len(waiting)
     if left:
-        verbs = "is not finished and does not count" if left == 1 else "are not finished and do not count"
-        found.append(f"{left} of {len(results.traces)} cells {verbs}.")
+        phases = "is not finished and does not count" if left == 1 else "are not finished and do not count"
+        found.append(f"{left} of {len(results.traces)} cells {phases}.")
     silent = [t for t in results.traces if t.state.status == "finished" and not t.finished]
     if silent:
         found.append(f"{len(silent)} finished cells have no evaluation with {results.reward}; they do not count.")

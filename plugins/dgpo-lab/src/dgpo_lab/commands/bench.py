@@ -24,7 +24,7 @@ def bench(
     iterations: Annotated[int, typer.Option(min=1, help="Measured iterations, after one to warm up.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers as JSON, for `dgpo plan --measured`.")] = False,
 ) -> None:
-    """Measure a run: seconds and samples a second of the four verbs, operations a second, peak memory.
+    """Measure a run: seconds and samples a second of the four phases, operations a second, peak memory.
 
     Trains a few iterations in a temporary directory, without evaluations. Operations are those of `dgpo plan`; the
     ceiling is measured too, with large matrix products in the precision that the model computes in.

@@ -18,7 +18,7 @@ def doctor(
     """Say what ails a run, and which setting to change.
 
     Reads the logs of a run, also of one that goes on, and looks for known signs of failure: blurred outputs and
-    artefacts, slow convergence, reward hacking, trouble with rewards, drift from the reference. Each finding has its
+    artifacts, slow convergence, reward hacking, trouble with rewards, drift from the reference. Each finding has its
     numbers, where they stand, and a setting to try.
 
     Examples:
@@ -35,7 +35,7 @@ def doctor(
     from dgpo_core.plugins.registry import get_registry
     from dgpo_lab.doctoring.diagnosis import diagnose
     from dgpo_lab.doctoring.facts import read_facts
-    from dgpo_lab.doctoring.telling import as_data, print_diagnosis
+    from dgpo_lab.doctoring.rendering import as_data, print_diagnosis
 
     registry = get_registry()
     for run in runs:

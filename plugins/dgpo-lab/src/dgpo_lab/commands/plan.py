@@ -72,7 +72,7 @@ def plan(
     config = load_run_config(file, overrides or (), registry, preset=preset)
     if measured is not None and card == "all":
         raise UserError("--measured: that is of one card; name it with --card")
-    fractions = {"roll out": fraction, "optimise": fraction}
+    fractions = {"rollout": fraction, "optimize": fraction}
     if measured is not None:
         fractions = _fractions(measured, CARDS[card].tflops)
 
@@ -84,8 +84,8 @@ def plan(
     def planned(one: RunConfig) -> Plan:
         kind = one.backbone.model_dump_json()
         if kind not in models:
-            models[kind] = measure_model(one, registry, tell)
-        return make_plan(one, models[kind], registry, processes, tell)
+            models[kind] = measure_model(one, registry, on_message)
+        return make_plan(one, models[kind], registry, processes, on_message)
 
     def accepts(some: dict[str, Any]) -> bool:
         """Whether the run file can be changed so: a backbone need not have an option that others have."""
@@ -97,7 +97,7 @@ def plan(
         return True
 
     changes: dict[str, Any] = {}
-    with _progress() as tell, printing_aside():
+    with _progress() as on_message, printing_aside():
         drawn, config = config, at_largest_size(config, registry)
         found = planned(config)
         made = None if fit is None else fitting(config, planned, fit * GIB, accepts)
@@ -145,14 +145,14 @@ def _fractions(path: Path, tflops: float) -> dict[str, float]:
     from dgpo_core.errors import UserError
 
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))["verbs"]
-        return {verb: float(said[verb]["tflops"]) / tflops for verb in ("roll out", "optimise")}
+        said = json.loads(path.read_text(encoding="utf-8"))["phases"]
+        return {phase: float(said[phase]["tflops"]) / tflops for phase in ("rollout", "optimize")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--measured: {path} is not what `dgpo bench --json` writes: {error}") from error
 
 
 def _row(found: Plan, card: Card, fractions: dict[str, float], price: float | None) -> dict[str, Any]:
-    """Of one card: whether it fits, seconds by verb, USD."""
+    """Of one card: whether it fits, seconds by phase, USD."""
     seconds = found.seconds(card.tflops, fractions)
     hour = (card.price if price is None else price) * found.processes
     return {
@@ -194,24 +194,24 @@ def _lines(
     ]
     lines += [f"  {name:<24} {size / GIB:7.2f}" for name, size in found.held.items() if size]
     lines += ["peak of each card, GiB"]
-    lines += [f"  {verb:<24} {size / GIB:7.1f}" for verb, size in found.peaks.items()]
+    lines += [f"  {phase:<24} {size / GIB:7.1f}" for phase, size in found.peaks.items()]
     lines += ["operations of an iteration, 10^15"]
-    lines += [f"  {verb:<24} {count / 1e15:7.2f}" for verb, count in found.operations.items()]
+    lines += [f"  {phase:<24} {count / 1e15:7.2f}" for phase, count in found.operations.items()]
     if found.evaluation:
         lines.append(f"  {'evaluation':<24} {found.evaluation / 1e15:7.2f}   (its share of an iteration)")
-    lines += ["", f"{'card':<9} {'fits':>5} {'roll out':>9} {'optimise':>9} {'iteration':>10} {'1000 iterations':>16}"]
+    lines += ["", f"{'card':<9} {'fits':>5} {'rollout':>9} {'optimize':>9} {'iteration':>10} {'1000 iterations':>16}"]
     for name, card in cards.items():
         row = _row(found, card, fractions, price)
         seconds, each = row["seconds"], sum(row["seconds"].values())
         lines.append(
-            f"{name:<9} {'yes' if row['fits'] else 'no':>5} {seconds['roll out']:>8.1f}s {seconds['optimise']:>8.1f}s "
+            f"{name:<9} {'yes' if row['fits'] else 'no':>5} {seconds['rollout']:>8.1f}s {seconds['optimize']:>8.1f}s "
             f"{each:>9.1f}s {each / 3.6:>8.1f} h {row['usd_per_1000_iterations']:>7,.0f} $"
         )
-    shares = " and ".join(f"{value:.0%} in {verb}" for verb, value in fractions.items())
+    split_samples = " and ".join(f"{value:.0%} in {phase}" for phase, value in fractions.items())
     known = "measured" if measured else "assumed (--fraction, --measured)"
     lines += [
         "",
-        f"Seconds: {shares} of the card's bf16 peak,",
+        f"Seconds: {split_samples} of the card's bf16 peak,",
         f"{known}; without rewards, evaluation and waiting.",
         "Memory: what tensors take. Rewards on the card come on top, and what an",
         "allocator loses to fragments. On the CPU the miniature's training peaks within",

@@ -18,7 +18,7 @@ def report(
 ) -> None:
     """Write one HTML page about a run.
 
-    Scores, samples, curves, costs, and how to repeat it. The page holds its pictures and needs no network; it prints
+    Scores, samples, curves, costs, and how to repeat it. The page holds its images and needs no network; it prints
     well and follows the reader's light or dark theme.
 
     Examples:

@@ -1,4 +1,4 @@
-"""`dgpo score`: what a reward says of picture and video files."""
+"""`dgpo score`: what a reward says of image and video files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def score(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Pictures and videos; of a directory those in it, 2.png before 10.png (without grid.png, film strips "
+            help="Images and videos; of a directory those in it, 2.png before 10.png (without grid.png, film strips "
             "and *.annotated.html; a note names what else is left out).",
             metavar="FILE",
         ),
@@ -78,7 +78,7 @@ def score(
     ] = None,
     processes: shared.Processes = 1,
 ) -> None:
-    """Score picture and video files with any reward, and see why.
+    """Score image and video files with any reward, and see why.
 
     It prints a row for each file, in their order: the value, then what the prompt demands and whether it is met.
     What cannot be read or scored has no value and says why; it is never 0.
@@ -154,8 +154,8 @@ class Job:
         """Score and print; whether every file was scored, or the self-test passed. Only the main process prints."""
         from dgpo_core.distributed.processes import Processes
         from dgpo_core.plugins.isolation import printing_aside
+        from dgpo_core.plugins.process_state import ProcessState
         from dgpo_core.plugins.registry import get_registry
-        from dgpo_core.plugins.surroundings import Guard
         from dgpo_core.rewards import place
         from dgpo_core.system.device import choose_device
         from dgpo_core.training.reward_calls import Reward
@@ -173,7 +173,7 @@ class Job:
 
         samples = of_files(self.files, self.prompt, self.metadata, self.prompts, note) if self.files else []
         with printing_aside():  # what a reward prints is no result
-            with Guard().around(f"reward {label}, when it was made,"):  # files are named from where we are
+            with ProcessState().around(f"reward {label}, when it was made,"):  # files are named from where we are
                 model = place(self.block, registry, device=device)
             try:
                 check_kinds(model, self.block, samples, registry)

@@ -37,7 +37,7 @@ MANY_ZERO = 0.5
 PART = 0.1
 """Share of the planned iterations within which a reward must have begun to rise."""
 PAUSE = 80
-"""Iterations from which the second half alone is long enough to tell that the reward has levelled off: with 25 the
+"""Iterations from which the second half alone is long enough to tell that the reward has leveled off: with 25 the
 quickstart's, which still rises, cannot be told from a flat one."""
 
 
@@ -72,7 +72,7 @@ def _rise(run: Facts) -> str:
 def _sampler(run: Facts) -> Values | str:
     """Whether the rollouts are random for an objective that has no use for it."""
     name, objective = run.config.rollout.sampler.use, run.config.objective.use
-    random, path = run.parts.random, run.parts.needs_path
+    random, path = run.components.random, run.components.needs_path
     if random is None or path is None:
         return f"{name if random is None else objective} is not installed here"
     slow, kind = stuck(run), "random, as its objective needs it" if random else "deterministic"
@@ -114,7 +114,7 @@ def _group_size(run: Facts) -> Values:
 
 
 def _fewer_groups(run: Facts) -> int:
-    updates = run.config.optimiser.updates
+    updates = run.config.optimizer.updates
     return max(-(-FEWEST_GROUPS // updates) * updates, run.samples // USUAL_GROUP // updates * updates)
 
 
@@ -188,11 +188,11 @@ def _place(run: Facts) -> float | None:
 
 
 def _zero_weights(run: Facts) -> Values:
-    """Whether many members are rolled out and scored, and then not learnt from."""
-    done, skipped = run.series("optimised_members"), run.series("skipped_members")
+    """Whether many members are rolled out and scored, and then not learned from."""
+    done, skipped = run.series("optimized_members"), run.series("skipped_members")
     share = skipped.over(done.map(lambda values: values + skipped.values))
     if not share.known or share.late.median <= MANY_ZERO:
-        return Values(many=False, fine="most members are learnt from" if share.known else "")
+        return Values(many=False, fine="most members are learned from" if share.known else "")
     equal = run.series("zero_variance_groups")
     if equal.known and equal.late.median / run.config.rollout.groups > MANY_EQUAL:
         return Values(many=False, fine="they are those of groups without a preference")
@@ -203,8 +203,8 @@ def _zero_weights(run: Facts) -> Values:
 
 ZERO_WEIGHTS = Subject("zero weights", _zero_weights, "{fine}", (
     Rule(
-        "members-not-learnt-from", "note",
-        "{share:%} of the scored members have weight 0 and are not learnt from.",
+        "members-not-learned-from", "note",
+        "{share:%} of the scored members have weight 0 and are not learned from.",
         "The paper's weighting, |A|, learns from every member that differs from its group's mean (arXiv 2510.08425).",
         lambda v: v.many, lambda run, _: paper_weighting(run),
     ),
@@ -230,7 +230,7 @@ TREND = Subject("reward trend", _trend, "{fine}", (
     Rule(
         "reward-falling", "problem",
         "The training reward falls.",
-        "Steps that are too large undo what was learnt, and a policy far from its reference has no way back.",
+        "Steps that are too large undo what was learned, and a policy far from its reference has no way back.",
         lambda v: not v.top and v.z <= -CLEAR, slower,
     ),
     Rule(
@@ -242,8 +242,8 @@ TREND = Subject("reward trend", _trend, "{fine}", (
         ("first mend what stands above; then the learning rate",),
     ),
     Rule(
-        "reward-levelled-off", "note",
-        "The training reward has levelled off.",
+        "reward-leveled-off", "note",
+        "The training reward has leveled off.",
         "What is trained on teaches no more, or updates of this size find no better.",
         lambda v: not v.top and v.level,
         advice=("the best evaluation may be behind: dgpo report {run} shows the curve",), seen=("{half}",),

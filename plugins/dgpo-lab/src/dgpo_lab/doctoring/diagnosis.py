@@ -23,7 +23,7 @@ SUBJECTS: Sequence[Subject] = (
     preference.CLIP,
     rewards.DOMINATING,
     drift.DRIFT,
-    hacking.GUARDS, hacking.HELDOUT, hacking.DIVERSITY,
+    hacking.MONITORS, hacking.HELDOUT, hacking.DIVERSITY,
     outputs.DISAGREEMENT, outputs.DETAIL,
     convergence.TREND,
     updates.GRADIENTS,

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
     from dgpo_schemas.metrics import OutcomeRecord
 
-__all__ = ["Facts", "Parts", "State", "below", "read_facts"]
+__all__ = ["Components", "Facts", "State", "below", "read_facts"]
 
 State = Literal["complete", "running", "interrupted", "failed", "paused", "killed"]
 """paused: its last process did as many iterations as it was asked for; killed: it ended without a word."""
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Components:
     """What the run's plugins declare.
 
     times: those the rollouts visit, descending, the last 0; None where run.json does not say them and they cannot be
@@ -60,7 +60,7 @@ class Facts:
     """One run."""
 
     data: RunData
-    parts: Parts
+    components: Components
     outcome: OutcomeRecord | None
     in_use: bool
 
@@ -111,12 +111,12 @@ class Facts:
         values = [math.nan if value is None else float(value) for value in found]
         return Series(self.data.iterations, np.array(values, dtype=np.float64))
 
-    def timing(self, verb: str | None = None) -> Series:
-        """Seconds of a verb, or of whole iterations."""
+    def timing(self, phase: str | None = None) -> Series:
+        """Seconds of a phase, or of whole iterations."""
         values = []
         for iteration in self.data.iterations:
             record = self.data.timings.get(int(iteration), {})
-            found = record if verb is None else (record.get("verbs") or {}).get(verb) or {}
+            found = record if phase is None else (record.get("phases") or {}).get(phase) or {}
             values.append(float(found.get("seconds", math.nan)))
         return Series(self.data.iterations, np.array(values, dtype=np.float64), "timings.jsonl")
 
@@ -135,7 +135,7 @@ class Facts:
         """Smallest and largest weighted sum of the rewards; None if one of them declares no bound."""
         low = high = 0.0
         for block in self.weighed:
-            ends = self.parts.ranges.get(block.label)
+            ends = self.components.ranges.get(block.label)
             if ends is None:
                 return None
             low += min(block.weight * end for end in ends)
@@ -166,7 +166,7 @@ def below(one: Score, other: Score) -> bool:
 def read_facts(path: Path, registry: Registry) -> Facts:
     """Read a run directory. Raises UserError if it is none, has logged nothing yet, or cannot be read."""
     data = read_run(path, registry)
-    return Facts(data, _parts(data, registry), read_outcome(path), in_use(path))
+    return Facts(data, _components(data, registry), read_outcome(path), in_use(path))
 
 
 def _number(value: object) -> float:
@@ -183,7 +183,7 @@ def _recorded(data: RunData) -> Sequence[float] | None:
     return tuple(map(float, found)) if all(a > b for a, b in pairwise(found)) and found[-1] == 0 else None
 
 
-def _parts(data: RunData, registry: Registry) -> Parts:
+def _components(data: RunData, registry: Registry) -> Components:
     config, times = data.config, _recorded(data)
     random = needs_path = None
     with suppress(Exception):  # somebody else's code, or not installed here; a run must be readable without it
@@ -195,4 +195,4 @@ def _parts(data: RunData, registry: Registry) -> Parts:
             times = tuple(made.sigmas(config.rollout.steps, Schedule(config.rollout.shift)).tolist())
     ranges = {block.label: reward_range(block.label, config.rewards, registry) for block in config.rewards}
     known = {label: found for label, found in ranges.items() if found is not None}
-    return Parts(times, random, needs_path, known)
+    return Components(times, random, needs_path, known)

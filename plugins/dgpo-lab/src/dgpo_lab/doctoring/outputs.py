@@ -1,7 +1,7 @@
-"""Blurred outputs and artefacts: times below what the sampler resolves, and media whose detail changes.
+"""Blurred outputs and artifacts: times below what the sampler resolves, and media whose detail changes.
 
 Rollouts of a few steps are wrong in their finest detail. Where the loss is taken at small sigma, that detail is
-what it compares; the paper reports that the model then learns the artefacts, and clips the times from below (t_min).
+what it compares; the paper reports that the model then learns the artifacts, and clips the times from below (t_min).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ run without a clip has t_min 0; every published setting lies at 0.56 or above.""
 SHARE_BELOW = 0.1
 """Share of the training times below what the sampler resolves that is more than a margin of rounding."""
 CHANGED = 0.25
-"""Relative change of a statistic of detail that is worth a look: runs that learnt to draw better moved theirs by
+"""Relative change of a statistic of detail that is worth a look: runs that learned to draw better moved theirs by
 up to 0.2."""
 LOST = 0.5
-"""The default band of the guards: beyond it the media are other media."""
+"""The default tolerance of the monitors: beyond it the media are other media."""
 APART = 0.25
 """Relative rise of the distance between samples in few and in many steps that is more than a model that moves: the
 distance is that of the base model at the start, and a model that only gets better keeps it."""
-OF_DETAIL = ("finer_sharpness", "sharpness", "edge_density")
+OF_DETAIL = ("many_step_sharpness", "sharpness", "edge_density")
 """Statistics of evaluations that fall with blur and rise with ringing and noise."""
-FINER = "evaluation.finer: {steps: 40} also measures how far samples in few steps lie from samples in many"
+MANY_STEP = "evaluation.many_step: {steps: 40} also measures how far samples in few steps lie from samples in many"
 WHY = (
     "Few-step samples are wrong in their finest detail, and a loss at small sigma is about that. The paper reports "
     "that the model learns it, and clips t_min at shift(0.3), its code between 0.67 and 0.82 (arXiv 2510.08425); on "
@@ -77,7 +77,7 @@ def _raised(run: Facts, _: object = None) -> tuple[Change, ...]:
     change = later_t_min(run, following - 1e-9)
     if change is None:
         return ()
-    times, section = run.parts.times, run.config.timesteps
+    times, section = run.components.times, run.config.timesteps
     if section.use != "sampler-steps" or times is None:
         return (change,)
     left = sum(resolve_sigma(change.suggested, shift) <= time <= t_max for time in times)
@@ -86,9 +86,9 @@ def _raised(run: Facts, _: object = None) -> tuple[Change, ...]:
 
 def _times(run: Facts) -> Values | str:
     """Whether the loss is taken where the sampler's samples can be trusted."""
-    if run.parts.needs_path:
+    if run.components.needs_path:
         return Values(trusted=True, fine=f"{run.config.objective.use} learns from the sampler's own steps")
-    if run.parts.needs_path is None:
+    if run.components.needs_path is None:
         return f"{run.config.objective.use} is not installed here"
     if run.times is None:
         return "run.json does not say which shift the model has, and rollout.shift: auto leaves it to the model"
@@ -100,7 +100,7 @@ def _times(run: Facts) -> Values | str:
     if smallest.known:
         least = figure(float(smallest.whole.values.min()))
         seen.append(f"the smallest that was drawn: {least} ({smallest.whole.where})")
-    times, rollout, resolved, share = run.parts.times, run.config.rollout, 0.0, 0.0
+    times, rollout, resolved, share = run.components.times, run.config.rollout, 0.0, 0.0
     if times is not None:
         resolved = resolved_sigma(times)
         seen.append(
@@ -170,18 +170,18 @@ def _detail(run: Facts) -> Values | str:
         if not series.enough:
             return "it needs two evaluations, or nine iterations"
         early, late = series.early, series.late
-        # Rollouts are of other prompts every time, so only a change beyond the guards' band counts.
+        # Rollouts are of other prompts every time, so only a change beyond the monitors' tolerance counts.
         move = late.median / early.median - 1 if early.median else 0.0
         move = move if abs(move) > LOST else 0.0
         seen = [early.said("edge_density of the rollouts: median"), late.said("later")]
         fine = f"edge_density of the rollouts {figure(early.median)} to {figure(late.median)}"
     return Values(
         move=move, size=abs(move), sure=abs(move) > LOST and bool(found), run=shell_word(str(run.data.path)),
-        finer=FINER if run.config.evaluation.finer is None else "", fine=fine, seen=seen,
+        many_step=MANY_STEP if run.config.evaluation.many_step is None else "", fine=fine, seen=seen,
     )  # fmt: skip
 
 
-LOOK = ("look at the pictures of the first and the last evaluation, side by side: dgpo report {run}", "{finer}")
+LOOK = ("look at the images of the first and the last evaluation, side by side: dgpo report {run}", "{finer}")
 
 DETAIL = Subject("detail", _detail, "{fine}", (
     Rule(
@@ -190,8 +190,8 @@ DETAIL = Subject("detail", _detail, "{fine}", (
         lambda v: v.move < -CHANGED, _raised, LOOK,
     ),
     Rule(
-        "artefacts", lambda v: "problem" if v.sure else "warning",
-        "The media gain {size:%} of detail: artefacts, unless more is drawn.", WHY,
+        "artifacts", lambda v: "problem" if v.sure else "warning",
+        "The media gain {size:%} of detail: artifacts, unless more is drawn.", WHY,
         lambda v: v.move > CHANGED, _raised, LOOK,
     ),
 ))  # fmt: skip
@@ -207,8 +207,8 @@ def _disagreement(run: Facts) -> Values | str:
 
 DISAGREEMENT = Subject("step disagreement", _disagreement, "{fine}", (
     Rule(
-        "few-step-artefacts", "problem",
-        "Samples in few steps move away from samples in many: artefacts of the steps are learnt.", WHY,
+        "few-step-artifacts", "problem",
+        "Samples in few steps move away from samples in many: artifacts of the steps are learned.", WHY,
         lambda v: v.move > APART, _raised,
     ),
 ))  # fmt: skip

@@ -32,7 +32,7 @@ IDLE = 0.005
 WHOLE = 0.02
 """Median distance from whole numbers up to which a count is one; of any other number it is 0.25."""
 MANY_CLIPPED = 0.5
-"""Share of members whose gradient is clipped away that is more than what is learnt from."""
+"""Share of members whose gradient is clipped away that is more than what is learned from."""
 NEARLY_ALL_CLIPPED = 0.9
 """Share from which hardly anything is left to learn from."""
 WIDEST = 0.5
@@ -58,7 +58,7 @@ def _sigmoid(run: Facts) -> Values | str | None:
 
 
 def _smaller_beta(run: Facts, _: Values) -> Iterable[Change]:
-    beta, largest = run.config.objective.beta, 5000.0 if run.config.objective.reference == "ema" else 100.0
+    beta, largest = run.config.objective.beta, 5000.0 if run.config.objective.reference == "ema_fast" else 100.0
     yield Change("objective.beta", beta, largest if beta > largest else beta / 10)
 
 
@@ -100,7 +100,7 @@ def _all_or_nothing(run: Facts, series: Series) -> str:
 SIGMOID = Subject("sigmoid", _sigmoid, "mean sigmoid(S_g) {late}", (
     Rule(
         "sigmoid-near-zero", lambda v: "problem" if v.late < GONE else "warning",
-        "sigmoid(S_g), the weight of every gradient, is near 0: little is learnt.",
+        "sigmoid(S_g), the weight of every gradient, is near 0: little is learned.",
         f"The groups' preferences count as satisfied, because beta scales them up. {PUBLISHED_BETA}",
         lambda v: v.late < SATURATED, _smaller_beta, seen=("{beta}",),
     ),

@@ -59,15 +59,15 @@ def possible(run: Facts, changes: Iterable[Change]) -> tuple[Change, ...]:
 
 def lower_rate(run: Facts) -> Change:
     """A third of the learning rate."""
-    rate = run.config.optimiser.learning_rate
-    return Change("optimiser.learning_rate", rate, rounded(rate / 3))
+    rate = run.config.optimizer.learning_rate
+    return Change("optimizer.learning_rate", rate, rounded(rate / 3))
 
 
 def higher_rate(run: Facts) -> Change:
     """The published learning rate of a LoRA, or three times one that is as high already, or of all weights."""
-    rate = run.config.optimiser.learning_rate
+    rate = run.config.optimizer.learning_rate
     published = run.config.backbone.train == "lora" and rate < PUBLISHED_RATE
-    return Change("optimiser.learning_rate", rate, PUBLISHED_RATE if published else rounded(3 * rate))
+    return Change("optimizer.learning_rate", rate, PUBLISHED_RATE if published else rounded(3 * rate))
 
 
 def more_kl(run: Facts) -> Change:

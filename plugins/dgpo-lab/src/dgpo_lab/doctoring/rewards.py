@@ -17,7 +17,7 @@ from dgpo_schemas.sections.rewards import RewardBlock
 __all__ = ["CONSTANT", "DOMINATING", "MISSING", "RANGE", "WAITING"]
 
 SOME_MISSING = 0.02
-"""Share of samples without a score up to which a crash that was retried in vain explains them."""
+"""Share of samples without a score up to which a crash that was retried without effect explains them."""
 MANY_MISSING = 0.1
 """Share from which groups are no longer those that were rolled out; the default limit that stops a run is 0.2."""
 FEW = 3
@@ -103,7 +103,7 @@ CONSTANT = Subject("constant rewards", _constant, "every reward tells samples ap
     Rule(
         "reward-constant", lambda v: "problem" if v.alone else "warning",
         "{label} gives every sample the same value.",
-        "Equal rewards make no preference: nothing is learnt from this reward.",
+        "Equal rewards make no preference: nothing is learned from this reward.",
         lambda v: v.silent, _without,
         ("dgpo score --self-test {use} tells whether it can tell good from bad, here and now",),
     ),
@@ -114,12 +114,12 @@ def _dominating(run: Facts) -> Values | str | None:
     """Whether one of several summed rewards decides alone."""
     blocks = [block for block in run.weighed if run.reward(block.label, "std").known]
     if len(blocks) < 2 or run.config.scoring.aggregation != "weighted-sum":
-        return None if len(run.weighed) < 2 else Values(share=0.0, fine="they are normalised within groups")
-    spread = {b.label: run.reward(b.label, "std").map(lambda v, w=b.weight: abs(w) * v) for b in blocks}  # type: ignore[misc]
-    total = Series(run.data.iterations, np.sum([s.values for s in spread.values()], axis=0))
+        return None if len(run.weighed) < 2 else Values(share=0.0, fine="they are normalized within groups")
+    sharded = {b.label: run.reward(b.label, "std").map(lambda v, w=b.weight: abs(w) * v) for b in blocks}  # type: ignore[misc]
+    total = Series(run.data.iterations, np.sum([s.values for s in sharded.values()], axis=0))
     if not total.known or not total.late.median:
         return Values(share=0.0, fine="none of them varies")
-    share = {label: series.over(total).late for label, series in spread.items()}
+    share = {label: series.over(total).late for label, series in sharded.items()}
     first = max(blocks, key=lambda block: share[block.label].median).label
     seen = [share[first].said(f"{first} has of the rewards' weighted spread (|weight| * std): median", percent)]
     advice = []
@@ -128,15 +128,15 @@ def _dominating(run: Facts) -> Values | str | None:
         if block.label != first:
             seen.append(std.said(f"std of {block.label} (weight {block.weight:g}): median"))
             if std.median and not _is_constant(run, block):
-                equal = rounded(block.weight * spread[first].late.median / spread[block.label].late.median, 2)
+                equal = rounded(block.weight * sharded[first].late.median / sharded[block.label].late.median, 2)
                 place = f"rewards.{run.config.rewards.index(block)}.weight"
                 advice.append(f"or weigh it up: {place}: {block.weight:g} -> {equal:g}")
     fine = share[first].brief(f"{first} has of the spread", percent)
     return Values(share=share[first].median, first=first, advice=advice, fine=fine, seen=seen)
 
 
-def _normalised(run: Facts, _: Values) -> Iterable[Change]:
-    yield Change("scoring.aggregation", "weighted-sum", "group-normalised")
+def _normalized(run: Facts, _: Values) -> Iterable[Change]:
+    yield Change("scoring.aggregation", "weighted-sum", "group-normalized")
     if run.config.advantages.std == "group":
         yield Change("advantages.std", "group", "batch")
 
@@ -145,9 +145,9 @@ DOMINATING = Subject("several rewards", _dominating, "{fine}", (
     Rule(
         "one-reward-dominates", "warning",
         "{first} decides alone; the other rewards hardly count.",
-        "In a weighted sum the reward with the largest spread is worth the most, whatever the weights say; normalised "
+        "In a weighted sum the reward with the largest spread is worth the most, whatever the weights say; normalized "
         "within groups they are worth their weights (GDPO, arXiv 2601.05242).",
-        lambda v: v.share > DOMINATES, _normalised, lambda v: v.advice,
+        lambda v: v.share > DOMINATES, _normalized, lambda v: v.advice,
     ),
 ))  # fmt: skip
 

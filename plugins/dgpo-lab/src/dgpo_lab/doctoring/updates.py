@@ -61,21 +61,21 @@ def _weights(run: Facts) -> Values | str:
     if updates.known and not updates.whole.values.max():
         return Values(none=True, seen=[f"updates stays 0 ({updates.whole.where})"])
     stands = still(run)
-    if stands and run.config.optimiser.warmup > updates.whole.values.max():
-        return f"the warm-up of {run.config.optimiser.warmup} updates is not over"
-    seen, travelled = [], ""
+    if stands and run.config.optimizer.warmup > updates.whole.values.max():
+        return f"the warm-up of {run.config.optimizer.warmup} updates is not over"
+    seen, traveled = [], ""
     if norm.known:
         first, last = norm.whole.values[0], norm.whole.values[-1]
         seen.append(f"change_norm went from {first:.5g} to {last:.5g} ({norm.whole.where})")
-        travelled = f"moved by {first:.4g} to {last:.4g}"
+        traveled = f"moved by {first:.4g} to {last:.4g}"
     if moved.known:
         seen.append(moved.late.said("mean squared change of the velocity over dsm_reference: median"))
     if stands:
         seen.append(run.series("learning_rate").late.said("learning_rate: median"))
-    return Values(none=False, still=stands, travelled=travelled, seen=seen)
+    return Values(none=False, still=stands, traveled=traveled, seen=seen)
 
 
-WEIGHTS = Subject("weights", _weights, "{travelled}", (
+WEIGHTS = Subject("weights", _weights, "{traveled}", (
     Rule(
         "no-updates", "problem",
         "Not one update was made.",
@@ -85,7 +85,7 @@ WEIGHTS = Subject("weights", _weights, "{travelled}", (
     Rule(
         "weights-not-moving", "problem",
         "The weights do not move.",
-        "A LoRA that stays where it began has learnt nothing; the published learning rate is 3e-4 (arXiv 2510.08425).",
+        "A LoRA that stays where it began has learned nothing; the published learning rate is 3e-4 (arXiv 2510.08425).",
         lambda v: v.still, lambda run, _: (higher_rate(run),),
     ),
 ))  # fmt: skip
@@ -93,14 +93,14 @@ WEIGHTS = Subject("weights", _weights, "{travelled}", (
 
 def _gradients(run: Facts) -> Values | str:
     """Whether gradients explode, or are always cut."""
-    series, limit = run.series("grad_norm"), run.config.optimiser.max_grad_norm
+    series, limit = run.series("grad_norm"), run.config.optimizer.max_grad_norm
     if not series.enough:
         return run.too_few()
     early, late = series.early, series.late
     return Values(
         grown=late.median / early.median if early.median > 0 else 0.0,
         clipped=0.0 if limit is None else float((late.values > limit).mean()),
-        limit="" if limit is None else f"optimiser.max_grad_norm is {limit:g} (config.yaml)",
+        limit="" if limit is None else f"optimizer.max_grad_norm is {limit:g} (config.yaml)",
         late=late.median, first=early.said("grad_norm: median"), then=late.said("later"),
         last=late.said("grad_norm: median"), seen=(),
     )  # fmt: skip
@@ -118,7 +118,7 @@ GRADIENTS = Subject("gradients", _gradients, "norm {late}", (
         "The gradient is longer than max_grad_norm in nearly every update.",
         "AdamW hardly minds a constant factor, but then the limit protects from nothing: it is below the usual.",
         lambda v: v.clipped > ALWAYS_CLIPPED,
-        lambda run, v: (Change("optimiser.max_grad_norm", run.config.optimiser.max_grad_norm, rounded(3 * v.late)),),
+        lambda run, v: (Change("optimizer.max_grad_norm", run.config.optimizer.max_grad_norm, rounded(3 * v.late)),),
         seen=("{last}", "{limit}"),
     ),
 ))  # fmt: skip

@@ -27,7 +27,7 @@ CHUNK = "backbone.options.decode_chunk"
 def fitting(
     config: RunConfig, plan: Planned, room: float, accepts: Accepts = lambda changes: True
 ) -> tuple[dict[str, Any], Plan] | None:
-    """The fewest changes, dotted keys to values, after which every verb's peak fits `room` bytes; None if none do.
+    """The fewest changes, dotted keys to values, after which every phase's peak fits `room` bytes; None if none do.
 
     Smaller micro-batches first, which cost little time; then recomputed activations, about a third more work in
     training. Precision and everything else that changes the result is left to you. What the run file cannot say, such
@@ -80,7 +80,7 @@ def nested(changes: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
 def _moves(config: RunConfig, chunk: int) -> Iterator[dict[str, Any]]:
     total = config.rollout.groups * config.rollout.group_size
     drawn = config.rollout.micro_batch or total
-    learnt = config.optimiser.micro_batch or config.rollout.group_size
+    learned = config.optimizer.micro_batch or config.rollout.group_size
     for checkpointing in (False, True):
         if checkpointing and config.backbone.gradient_checkpointing:
             return
@@ -89,12 +89,12 @@ def _moves(config: RunConfig, chunk: int) -> Iterator[dict[str, Any]]:
             changes: dict[str, Any] = {"backbone.gradient_checkpointing": True} if checkpointing else {}
             for key, size in (
                 ("rollout.micro_batch", drawn),
-                ("optimiser.micro_batch", learnt),
+                ("optimizer.micro_batch", learned),
                 (CHUNK, chunk),
             ):
                 if step > 1 and size > 1:
                     changes[key] = max(1, size // step)
             yield changes
-            if step >= max(drawn, learnt, chunk):
+            if step >= max(drawn, learned, chunk):
                 break
             step *= 2

@@ -1,9 +1,8 @@
 """An iteration as the engine makes it, on a model without values.
 
-Roller, Policy and Optimizer are the real ones, so a change of the training step changes the plan. Only passes of the
-network, forward and backward, and decoding are made once for all micro-batches of one shape: what they took is counted
-again for the others. The loss is taken at one of the training times, and counted for all of them.
-"""
+RolloutSampler, Policy and Optimizer are the real ones, so a change of the training step changes the plan. Only passes
+of the network, forward and backward, and decoding are made once for all micro-batches of one shape: what they took is
+counted again for the others. The loss is taken at one of the training times, and counted for all of them."""
 
 from __future__ import annotations
 
@@ -16,14 +15,14 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import Backbone, TimestepContext
-from dgpo_core.distributed.processes import Processes, shares
+from dgpo_core.distributed.processes import Processes, split_samples
 from dgpo_core.draws import Draws
-from dgpo_core.flow.groups import weigh
+from dgpo_core.flow.groups import compute_advantages
 from dgpo_core.flow.paths import random_times
 from dgpo_core.flow.times import Times
 from dgpo_core.training.optimizer import Optimizer
-from dgpo_core.training.policy import ConditioningCache, Policy, View
-from dgpo_core.training.rollout import Roller
+from dgpo_core.training.policy import ConditioningCache, ModelName, Policy
+from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.types import Conditioning, Rollout, ScoredGroups
 from dgpo_lab.planning.meter import Lap, Meter
 
@@ -54,13 +53,13 @@ class Iteration:
         laps: Laps,
         *,
         processes: int = 1,
-        tell: Callable[[str], None] = lambda text: None,
+        on_message: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.operations: Counter[str] = Counter()
         self.peaks: dict[str, int] = {}
         self.meter = meter
         rollout, evaluation = config.rollout, config.evaluation
-        own = shares(rollout.groups, rollout.group_size, config.optimiser.updates, processes)[0]
+        own = split_samples(rollout.groups, rollout.group_size, config.optimizer.updates, processes)[0]
         self.samples = len(own)
         cache = ConditioningCache(backbone)
         sampler = registry.create("sampler", rollout.sampler)
@@ -70,31 +69,31 @@ class Iteration:
         def autocast() -> torch.autocast:
             return torch.autocast("cpu", torch.bfloat16, enabled=config.precision.autocast == "bf16")
 
-        def roller(sampler: Any, steps: int | None, guidance: float | None) -> Roller:
-            return Roller(
+        def rollout_sampler(sampler: Any, steps: int | None, guidance: float | None) -> RolloutSampler:
+            return RolloutSampler(
                 policy, sampler, cache, resolution=rollout.height_width, steps=steps or rollout.steps,
                 shift=rollout.shift, guidance=rollout.guidance if guidance is None else guidance,
                 micro_batch=rollout.micro_batch, autocast=autocast, merge_adapter=rollout.merge_adapter,
             )  # fmt: skip
 
         with meter, closing(_Policy(backbone, config.objective.ema, meter, laps)) as policy:
-            optimiser = Optimizer(
+            optimizer = Optimizer(
                 _of_32_bits(config), policy, objective, cache, autocast=autocast, sampler=sampler,
                 processes=_First(0, processes),
-                progress=lambda done: tell(f"optimise: {done}"), look=lambda tensor: tensor.tolist(),
+                progress=lambda done: on_message(f"optimize: {done}"), look=lambda tensor: tensor.tolist(),
             )  # fmt: skip
             for parameter in policy.parameters.values():
                 parameter.grad = torch.zeros_like(parameter)
-            optimiser.adamw.step()  # makes its moments, which are held all the time
-            optimiser.adamw.zero_grad()
+            optimizer.adamw.step()  # makes its moments, which are held all the time
+            optimizer.adamw.zero_grad()
             meter.hold()
             rollouts: list[Rollout] = []
-            drawing = roller(sampler, None, None).roll_out(
+            drawing = rollout_sampler(sampler, None, None).sample_groups(
                 prompts, rollout.group_size, Draws(0), "policy", samples=own, keep_path=objective.needs_path
             )
             while True:
-                tell(f"roll out: {sum(len(r.samples) for r in rollouts)} of {len(own)} samples")
-                with self._phase("roll out"):
+                on_message(f"rollout: {sum(len(r.samples) for r in rollouts)} of {len(own)} samples")
+                with self._phase("rollout"):
                     sampled = next(drawing, None)
                 if sampled is None:
                     break
@@ -109,17 +108,17 @@ class Iteration:
                 summed=rewards, scored=torch.ones_like(rewards, dtype=torch.bool), per_reward={},
                 diversity=rewards[:, 0], paths=tuple(r.path for r in rollouts if r.path is not None),
             )  # fmt: skip
-            batch = weigh(groups, config.advantages, registry.create("weighting", config.weighting))
+            batch = compute_advantages(groups, config.advantages, registry.create("weighting", config.weighting))
             sigmas = _sigmas(config, backbone, registry, sampler, objective)
-            with self._phase("optimise"):
-                optimiser.step(batch, sigmas[:1], Draws(0))
-            self.operations["optimise"] *= len(sigmas)  # every time is like every other
+            with self._phase("optimize"):
+                optimizer.step(batch, sigmas[:1], Draws(0))
+            self.operations["optimize"] *= len(sigmas)  # every time is like every other
             drawn = len(rollouts[0].samples)
             del rollouts, groups, batch
-            tell("evaluation")
+            on_message("evaluation")
             another = sampler if evaluation.sampler is None else registry.create("sampler", evaluation.sampler)
             with meter.lap() as lap:
-                for sampled in roller(another, evaluation.steps, evaluation.guidance).roll_out(
+                for sampled in rollout_sampler(another, evaluation.steps, evaluation.guidance).sample_groups(
                     prompts[:1] * drawn, 1, Draws(0), "policy"
                 ):
                     policy.decode(sampled.x0)
@@ -160,10 +159,10 @@ class _Policy(Policy):
             hook.remove()
 
     @contextmanager
-    def view(self, name: View, *, merged: bool = False) -> Iterator[None]:
+    def activate(self, name: ModelName, *, merged: bool = False) -> Iterator[None]:
         before, self._merged = self._merged, self._merged or merged
         try:
-            with super().view(name, merged=merged):
+            with super().activate(name, merged=merged):
                 yield
         finally:
             self._merged = before
@@ -177,7 +176,7 @@ class _Policy(Policy):
         guidance: float = 1.0,
     ) -> Tensor:
         self._pending = None
-        learning, adapted = torch.is_grad_enabled(), self._view in self._weights
+        learning, adapted = torch.is_grad_enabled(), self._active in self._weights
         rows = tuple(tensor.shape for tensor in conditioning.tensors.values())
         key = ("pass", learning, adapted, self._merged, guidance == 1, x_sigma.shape, rows)
         out, left = self._once(
@@ -220,13 +219,13 @@ class _Policy(Policy):
 class _First(Processes):
     """The first of several that do the same."""
 
-    def add(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors)
 
 
 def _of_32_bits(config: RunConfig) -> RunConfig:
     """Kernels for moments of 8 bits need values; what the moments take is known."""
-    return config.model_copy(update={"optimiser": config.optimiser.model_copy(update={"bits": 32})})
+    return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"bits": 32})})
 
 
 def _sigmas(config: RunConfig, backbone: Backbone, registry: Registry, sampler: Any, objective: Any) -> Tensor:

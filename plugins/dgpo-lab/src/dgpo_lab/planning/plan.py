@@ -1,4 +1,4 @@
-"""A run's plan: operations and peak memory of each verb, from the model's sketch and an iteration on it."""
+"""A run's plan: operations and peak memory of each phase, from the model's meta model and an iteration on it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONTEXT = 0.6 * 2**30
 """Bytes that a CUDA context and its libraries hold besides tensors; about so much on current drivers."""
 EIGHT_BITS = (1 + 4 / 256) / 4
 """Of float32 moments: a byte a number and a float32 scale for each block of 256."""
-Tell = Callable[[str], None]
+OnMessage = Callable[[str], None]
 """Hears what is being done."""
 
 
@@ -36,13 +36,13 @@ class Held:
     """Bytes that a model holds, whatever the numbers of a run.
 
     held: by name; spread: names that `run.shard` divides by the processes; gathered: of weights that are then whole at
-    a time; visitors: what comes to encode.
+    a time; offloaded modules: what comes to encode.
     """
 
     held: Mapping[str, int]
-    spread: frozenset[str]
+    sharded: frozenset[str]
     gathered: int
-    visitors: int
+    offloaded_modules: int
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Model(Held):
 
 @dataclass(frozen=True)
 class Plan:
-    """Of an iteration on one of `processes` devices. held and peaks in bytes; operations by verb, of all samples; shift
-    of the rollouts' times in words."""
+    """Of an iteration on one of `processes` devices. held and peaks in bytes; operations by phase, of all samples;
+    shift of the rollouts' times in words."""
 
     processes: int
     held: Mapping[str, int]
@@ -73,56 +73,58 @@ class Plan:
         return max(self.peaks.values())
 
     def seconds(self, tflops: float, fractions: Mapping[str, float]) -> dict[str, float]:
-        """By verb, if each reaches its fraction of so many 10^12 operations a second on every device."""
+        """By phase, if each reaches its fraction of so many 10^12 operations a second on every device."""
         return {
-            verb: count / (tflops * 1e12 * fractions.get(verb, fractions["roll out"]) * self.processes)
-            for verb, count in self.operations.items()
+            phase: count / (tflops * 1e12 * fractions.get(phase, fractions["rollout"]) * self.processes)
+            for phase, count in self.operations.items()
         }
 
 
-def measure_model(config: RunConfig, registry: Registry, tell: Tell = lambda text: None) -> Model:
+def measure_model(config: RunConfig, registry: Registry, on_message: OnMessage = lambda text: None) -> Model:
     """The model of a run without values. Raises UserError for a backbone that cannot be sketched."""
     use = config.backbone.use
-    tell(f"reading what {config.backbone.checkpoint} looks like")
+    on_message(f"reading what {config.backbone.checkpoint} looks like")
     registered = registry.find("backbone", use)
     options = registry.options_model(registered).model_validate(config.backbone.options)
     kind: type[Backbone] = registry.implementation(registered)
     check_section(kind, config.backbone)
     try:
-        backbone = kind.sketch(config.backbone, options)
+        backbone = kind.meta_model(config.backbone, options)
     except NotImplementedError as error:
         raise UserError(f"backbone.use: {use} cannot be planned: {error}") from error
     check_adapter(backbone)
     times = Times(config, backbone)
     times.check_range()
-    modules = [*backbone.parts().values(), *backbone.visitors().values()]
-    visitors = sum(_bytes(p) for module in backbone.visitors().values() for p in module.parameters())
+    modules = [*backbone.components().values(), *backbone.offloaded_modules().values()]
+    offloaded_modules = sum(_bytes(p) for module in backbone.offloaded_modules().values() for p in module.parameters())
     held = _held(backbone, config)
     meter = Meter(f"backbone.use: {use} cannot be planned", *modules)
     backbone.device = torch.device("cpu")
-    return Model(held, _spread(backbone), _gathered(backbone), visitors, backbone, meter, times.shown)
+    return Model(held, _evenly_spaced(backbone), _gathered(backbone), offloaded_modules, backbone, meter, times.shown)
 
 
 def make_plan(
-    config: RunConfig, model: Model, registry: Registry, processes: int = 1, tell: Tell = lambda text: None
+    config: RunConfig, model: Model, registry: Registry, processes: int = 1, on_message: OnMessage = lambda text: None
 ) -> Plan:
     """The plan of a run whose model has been measured with the same backbone and precision."""
     evaluation = config.evaluation
-    made = Iteration(config, model.backbone, registry, model.meter, model.laps, processes=processes, tell=tell)
+    made = Iteration(
+        config, model.backbone, registry, model.meter, model.laps, processes=processes, on_message=on_message
+    )
     share = config.rollout.groups * config.rollout.group_size / made.samples
     held, above = on_each(model, processes, config.run.shard)
     base = sum(held.values()) + CONTEXT
     peaks = {phase: base + size + above.get(phase, 0) for phase, size in made.peaks.items()}
-    if model.visitors:
-        peaks = {"encode": base + model.visitors} | peaks
+    if model.offloaded_modules:
+        peaks = {"encode": base + model.offloaded_modules} | peaks
     samples = min(evaluation.prompts, 10**9) * evaluation.samples_per_prompt
     return Plan(
         processes=processes,
         held=held,
         peaks=peaks,
         operations={
-            "roll out": (made.operations["roll out"] + made.operations["decode"]) * share,
-            "optimise": made.operations["optimise"] * share,
+            "rollout": (made.operations["rollout"] + made.operations["decode"]) * share,
+            "optimize": made.operations["optimize"] * share,
         },
         evaluation=made.evaluated * samples / evaluation.every if evaluation.every and config.prompts.heldout else 0.0,
         shift=model.shift,
@@ -133,15 +135,15 @@ def on_each(model: Held, processes: int, shard: bool) -> tuple[dict[str, int], d
     """Bytes that each of the processes holds, by name, and what comes on top for a phase."""
     held = dict(model.held)
     sharded = shard and processes > 1
-    weights = "trained weights" in model.spread
+    weights = "trained weights" in model.sharded
     if sharded:
         if weights:  # the policy's, while another view is in its place
             held["their averages and start"] += held["trained weights"]
-        held = {name: -(-size // processes) if name in model.spread else size for name, size in held.items()}
+        held = {name: -(-size // processes) if name in model.sharded else size for name, size in held.items()}
         held["a block's weights"] = model.gathered
     # Gradients are laid out flat for their sum.
     summed = 2 * held["trained weights"] if processes > 1 and not (sharded and weights) else 0
-    return held, {"optimise": summed}
+    return held, {"optimize": summed}
 
 
 def _held(backbone: Backbone, config: RunConfig) -> dict[str, int]:
@@ -149,21 +151,21 @@ def _held(backbone: Backbone, config: RunConfig) -> dict[str, int]:
     trained = sum(_bytes(p) for p in backbone.trainable().values())
     own = {id(p) for p in backbone.trainable().values()}
     held = {}
-    for name, module in backbone.parts().items():
+    for name, module in backbone.components().items():
         frozen = [p for p in module.parameters() if id(p) not in own]
         held[name] = sum(map(_bytes, (*frozen, *module.buffers())))
-    kept = 3  # fast and slow EMA, and the start, which is the base of full fine-tuning
+    kept = 3  # fast and EMA, and the start, which is the base of full fine-tuning
     return held | {
         "trained weights": trained,
         "their averages and start": kept * trained,
         "gradients": trained,
-        "AdamW": 2 * trained if config.optimiser.bits == 32 else round(2 * trained * EIGHT_BITS),
+        "AdamW": 2 * trained if config.optimizer.bits == 32 else round(2 * trained * EIGHT_BITS),
     }
 
 
-def _spread(backbone: Backbone) -> frozenset[str]:
+def _evenly_spaced(backbone: Backbone) -> frozenset[str]:
     """What `sharding.shard` divides: the network, and all that is made like its weights if these are trained."""
-    network = {name for name, part in backbone.parts().items() if part is backbone.module}
+    network = {name for name, component in backbone.components().items() if component is backbone.module}
     of_weights = {"trained weights", "their averages and start", "gradients", "AdamW"}
     return frozenset(network | (of_weights if backbone.adapter is None else set()))
 

@@ -25,7 +25,7 @@ from dgpo_core.storage.description import changed_config
 from dgpo_core.storage.logs import damages
 from dgpo_core.storage.run_directory import RunDirectory, read_outcome
 from dgpo_core.system.reading import read_file, read_json
-from dgpo_lab.reporting.images import Pictures, read_pictures
+from dgpo_lab.reporting.images import RunImages, read_images
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.sealing import seal_of
 from dgpo_schemas.sections.rewards import RewardBlock
@@ -42,7 +42,7 @@ MOST = 10**9
 LARGEST = 1e100
 """Of a number in a log; with larger ones nothing can be reckoned or drawn."""
 METRICS = {"reward": 1, "rewards": 2, "extra": 1, "statistics": 1, "timesteps": 1, "sources": 2}
-TIMINGS = {"verbs": 2, "rewards": 1}
+TIMINGS = {"phases": 2, "rewards": 1}
 """Sections of a log's records, and how many levels of names are above their numbers."""
 
 
@@ -62,7 +62,7 @@ class Evaluation:
     name; `role` is that of the log's record."""
 
     iteration: int
-    view: str
+    model: str
     reward: str
     role: str
     score: Score
@@ -85,7 +85,7 @@ class RunData:
     timings: Mapping[int, Mapping[str, Any]]
     evaluations: Mapping[str, Sequence[Evaluation]]
     statistics: Mapping[str, Sequence[Evaluation]]
-    pictures: Pictures
+    images: RunImages
     ranges: Mapping[str, tuple[float, float]]
     problems: Sequence[str]
     ended_by: str | None = None
@@ -143,13 +143,13 @@ class RunData:
         return spent[bisect_right(timed, iteration)]
 
     @property
-    def verbs(self) -> Mapping[int, Mapping[str, Mapping[str, float]]]:
-        """What is logged of each verb, by the iterations that have a timing."""
-        return {iteration: timing.get("verbs", {}) for iteration, timing in self.timings.items()}
+    def phases(self) -> Mapping[int, Mapping[str, Mapping[str, float]]]:
+        """What is logged of each phase, by the iterations that have a timing."""
+        return {iteration: timing.get("phases", {}) for iteration, timing in self.timings.items()}
 
-    def verb_seconds(self, iteration: int, verb: str) -> float:
-        """Seconds of a verb in one iteration, 0 where it did not take place."""
-        return float(self.timings[iteration].get("verbs", {}).get(verb, {}).get("seconds", 0.0))
+    def phase_seconds(self, iteration: int, phase: str) -> float:
+        """Seconds of a phase in one iteration, 0 where it did not take place."""
+        return float(self.timings[iteration].get("phases", {}).get(phase, {}).get("seconds", 0.0))
 
     def samples_at(self, iteration: float) -> float:
         """Samples rolled out until the end of an iteration."""
@@ -174,7 +174,7 @@ def read_run(path: Path, registry: Registry) -> RunData:
         raise UserError(f"{path}: nothing is logged yet: no iteration and no evaluation has finished")
     statistics = _by_label(e for e in found if e.role == "statistic")
     evaluations = _by_label(e for e in found if e.role != "statistic")
-    blocks = [*(config.evaluation.rewards or ()), *config.rewards, *config.evaluation.guards.rewards]
+    blocks = [*(config.evaluation.rewards or ()), *config.rewards, *config.evaluation.monitors.rewards]
     ranges = {label: reward_range(label, blocks, registry) for label in evaluations}
     return RunData(
         path=path,
@@ -185,7 +185,7 @@ def read_run(path: Path, registry: Registry) -> RunData:
         timings={t["iteration"]: t for t in timings},
         evaluations=evaluations,
         statistics=statistics,
-        pictures=read_pictures(path / "pictures", problems),
+        images=read_images(path / "images", problems),
         ranges={label: limits for label, limits in ranges.items() if limits is not None},
         problems=problems,
         ended_by=None if (outcome := read_outcome(path)) is None else outcome.ended_by,
@@ -257,15 +257,15 @@ def _section(value: Any, levels: int) -> dict[str, Any]:
     if levels > 1:
         return {name: _section(inner, levels - 1) for name, inner in value.items() if inner is not None}
     found: dict[str, Any] = {name: one for name, inner in value.items() if (one := _number(inner, None)) is not None}
-    if isinstance(parts := value.get("parts"), Mapping):  # of a reward
-        found["parts"] = _section(parts, 1)
+    if isinstance(subscores := value.get("subscores"), Mapping):  # of a reward
+        found["subscores"] = _section(subscores, 1)
     return found
 
 
 def _evaluation(line: Any) -> Evaluation:
     return Evaluation(
         iteration=_iteration(line, 0),
-        view=str(line.get("view", "")),
+        model=str(line.get("model", "")),
         reward=str(line["reward"]),
         role=str(line.get("role", "target")),
         score=_score(line),
@@ -300,8 +300,8 @@ def _read_record(path: Path, problems: list[str]) -> Mapping[str, Any]:
 
 
 def _dig(record: Any, path: Sequence[str]) -> Any:
-    for part in path:
-        record = record.get(part) if isinstance(record, Mapping) else None
+    for subscore in path:
+        record = record.get(subscore) if isinstance(record, Mapping) else None
     return record
 
 

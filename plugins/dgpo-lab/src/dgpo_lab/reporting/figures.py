@@ -1,4 +1,4 @@
-"""The report's figures. Before is grey and after is blue everywhere; titles and captions belong to the page."""
+"""The report's figures. Before is gray and after is blue everywhere; titles and captions belong to the page."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ SMOOTH_FROM = 60
 """From so many points on, a running mean carries the eye."""
 STACKED = {
     "measure": ("measure", Ink.MEASURE),
-    "roll_out": ("roll out", Ink.ROLL_OUT),
+    "rollout": ("rollout", Ink.ROLL_OUT),
     "wait_for_scores": ("wait for scores", Ink.WAIT),
-    "weigh": ("weigh", Ink.WEIGH),
-    "optimise": ("optimise", Ink.OPTIMISE),
+    "compute_advantages": ("compute_advantages", Ink.ADVANTAGES),
+    "optimize": ("optimize", Ink.OPTIMIZE),
 }
-"""Verbs that follow each other within an iteration; scoring itself runs beside them."""
+"""Phases that follow each other within an iteration; scoring itself runs beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +59,16 @@ def axes_of(run: RunData) -> list[Axis]:
 
 
 def dumbbell(rows: Sequence[TaskRow], limits: tuple[float, float] | None, key: str, description: str) -> Markup:
-    """Scores of tasks with intervals: hollow grey before, filled blue after, a line between."""
+    """Scores of tasks with intervals: hollow gray before, filled blue after, a line between."""
     with canvas(620, 62 + 34 * len(rows)) as (figure, axes):
         label_rows(axes, [row.name for row in rows], "score, mean over prompts, with 95 % interval")
         for y, row in enumerate(rows):
             size = 9 if row.is_mean else 7
             if row.before and row.after:
                 axes.plot([row.before.value, row.after.value], [y, y], color=Ink.RULE, linewidth=4, zorder=1)
-            for score, colour, offset in ((row.before, Ink.BEFORE, 0.14), (row.after, Ink.AFTER, -0.14)):
+            for score, color, offset in ((row.before, Ink.BEFORE, 0.14), (row.after, Ink.AFTER, -0.14)):
                 if score is not None:
-                    dot(axes, score, y, colour, hollow=colour == Ink.BEFORE, size=size, offset=offset)
+                    dot(axes, score, y, color, hollow=color == Ink.BEFORE, size=size, offset=offset)
         if len(rows) > 1:
             axes.axhline(len(rows) - 1.5, color=Ink.RULE, linewidth=1)
         axes.get_yticklabels()[-1].set_fontweight("bold")
@@ -85,14 +85,14 @@ def curve(
     key: str,
     description: str,
     *,
-    band: Array | None = None,
+    tolerance: Array | None = None,
     unit: str = "",
     size: tuple[float, float] = (340, 190),
     floor: float | None = None,
     whole: bool = False,
     steps: bool = False,
 ) -> Markup:
-    """Lines [n] over iterations x [n]; the first in blue, a second in grey; `band` [n] is drawn around the first.
+    """Lines [n] over iterations x [n]; the first in blue, a second in gray; `tolerance` [n] is drawn around the first.
 
     steps: values that were chosen and then kept, not noise about a mean: drawn as a stair, without a running mean.
     """
@@ -100,22 +100,22 @@ def curve(
     with canvas(*size) as (figure, axes):
         labels = []
         for index, (name, values) in enumerate(lines.items()):
-            colour = Ink.AFTER if index == 0 else Ink.BEFORE
+            color = Ink.AFTER if index == 0 else Ink.BEFORE
             shown = _binned(values)
-            if index == 0 and band is not None:
-                spread = _binned(band)
-                axes.fill_between(position, shown - spread, shown + spread, color=Ink.AFTER, alpha=0.14, linewidth=0)
+            if index == 0 and tolerance is not None:
+                sharded = _binned(tolerance)
+                axes.fill_between(position, shown - sharded, shown + sharded, color=Ink.AFTER, alpha=0.14, linewidth=0)
             smooth = None if steps else _running_mean(shown)
             if smooth is not None:
-                axes.plot(position, shown, color=colour, linewidth=0.8, alpha=0.45)
+                axes.plot(position, shown, color=color, linewidth=0.8, alpha=0.45)
             main = shown if smooth is None else smooth
             few = np.count_nonzero(~np.isnan(main)) <= 12
             axes.plot(
-                position, main, color=colour, marker="o" if few else "", markersize=3.5, zorder=3 - index / 2,
+                position, main, color=color, marker="o" if few else "", markersize=3.5, zorder=3 - index / 2,
                 drawstyle="steps-post" if steps else "default",
             )  # fmt: skip
             known = main[~np.isnan(main)]
-            labels.append((float(known[-1]), name, colour))
+            labels.append((float(known[-1]), name, color))
         finish(axes, axis, unit, whole=whole)
         if floor is not None:
             axes.set_ylim(bottom=floor)
@@ -146,20 +146,20 @@ def evaluation_curve(evaluations: Sequence[Evaluation], axis: Axis, key: str, de
 
 
 def stacked_seconds(run: RunData, axis: Axis, key: str, description: str) -> Markup:
-    """Seconds of each iteration, verb upon verb."""
+    """Seconds of each iteration, phase upon phase."""
     iterations = sorted(run.timings)
-    verbs = {verb: style for verb, style in STACKED.items() if any(verb in one for one in run.verbs.values())}
-    seconds = {verb: _binned(np.array([run.verb_seconds(i, verb) for i in iterations])) for verb in verbs}
+    phases = {phase: style for phase, style in STACKED.items() if any(phase in one for one in run.phases.values())}
+    seconds = {phase: _binned(np.array([run.phase_seconds(i, phase) for i in iterations])) for phase in phases}
     x = _binned(np.array(iterations, dtype=np.float64))
     half = 0.5 if len(x) < 2 else (x[1] - x[0]) / 2
     edges = np.append(x - half, x[-1] + half)
     with canvas(620, 240) as (figure, axes):
         floor = np.zeros(len(x))
         labels = []
-        for verb, (name, colour) in verbs.items():
-            top = floor + seconds[verb]
-            axes.stairs(top, edges, baseline=floor, fill=True, color=colour, linewidth=0)
-            if seconds[verb][-1] > 0.06 * sum(s[-1] for s in seconds.values()):
+        for phase, (name, color) in phases.items():
+            top = floor + seconds[phase]
+            axes.stairs(top, edges, baseline=floor, fill=True, color=color, linewidth=0)
+            if seconds[phase][-1] > 0.06 * sum(s[-1] for s in seconds.values()):
                 labels.append((float(floor[-1] + top[-1]) / 2, name, Ink.TEXT))
             floor = top
         finish(axes, axis, "seconds an iteration")
@@ -198,7 +198,7 @@ def _binned(values: Array) -> Array:
 
 
 def _running_mean(values: Array) -> Array | None:
-    """Centred mean over about a twentieth of the curve, over what there is at its ends; None for short curves."""
+    """Centered mean over about a twentieth of the curve, over what there is at its ends; None for short curves."""
     if len(values) < SMOOTH_FROM:
         return None
     kernel = np.ones(len(values) // 20 | 1)

@@ -1,4 +1,4 @@
-"""Pictures and videos of the first and the last evaluation, side by side and small enough to travel inside a page."""
+"""Images and videos of the first and the last evaluation, side by side and small enough to travel inside a page."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from dgpo_core.media.beside import FILE
 from dgpo_core.system.reading import open_file, read_file, read_json, why
 
-__all__ = ["Pair", "Picture", "Pictures", "read_pictures"]
+__all__ = ["Pair", "RunImage", "RunImages", "read_images"]
 
 LARGEST = 512
-"""Longest side in the page, pixels; larger pictures are reduced."""
+"""Longest side in the page, pixels; larger images are reduced."""
 TINY = 128
-"""Pictures up to this side are shown pixel by pixel, so they are kept without loss."""
+"""Images up to this side are shown pixel by pixel, so they are kept without loss."""
 NUMBER = re.compile(r"[0-9]{1,15}")
 MEDIUM = re.compile(r"media-[0-9a-f]{12}\.png")
 LARGEST_VIDEO = 300_000
@@ -28,8 +28,8 @@ LARGEST_VIDEO = 300_000
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture as a data URI, with its size in pixels; of a video its film strip, and the mp4 too if that is small."""
+class RunImage:
+    """A image as a data URI, with its size in pixels; of a video its film strip, and the mp4 too if that is small."""
 
     uri: str
     width: int
@@ -52,43 +52,43 @@ class Pair:
     """One prompt, drawn from the same noise before and (unless there is only one evaluation) after."""
 
     prompt: str
-    before: Picture
-    after: Picture | None
+    before: RunImage
+    after: RunImage | None
     negative: str = ""
-    medium: Picture | None = None
+    medium: RunImage | None = None
     """The first of what it was conditioned on, small."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """Pairs of the evaluations `first` and `last`; both None if there are no pictures, `last` None if only one."""
+class RunImages:
+    """Pairs of the evaluations `first` and `last`; both None if there are no images, `last` None if only one."""
 
     first: int | None
     last: int | None
     pairs: Sequence[Pair]
 
 
-def read_pictures(directory: Path, problems: list[str]) -> Pictures:
-    """Read `pictures/NNNNNN/NN.png` and their prompts; damaged files are left out and mentioned in `problems`."""
+def read_images(directory: Path, problems: list[str]) -> RunImages:
+    """Read `images/NNNNNN/NN.png` and their prompts; damaged files are left out and mentioned in `problems`."""
     found = {}
     try:
         if directory.is_dir():
             numbered = [d for d in directory.iterdir() if NUMBER.fullmatch(d.name) and d.is_dir()]
             found = {int(d.name): d for d in numbered if any(d.glob("*.png"))}
     except OSError as error:
-        problems.append(f"The pictures cannot be read: {why(error)}.")
+        problems.append(f"The images cannot be read: {why(error)}.")
     if not found:
-        return Pictures(None, None, ())
+        return RunImages(None, None, ())
     first, last = min(found), max(found)
     before = _read(found[first], problems)
     if first == last:
-        return Pictures(first, None, before)
+        return RunImages(first, None, before)
     after = _read(found[last], problems)
-    return Pictures(first, last, _pairs(before, after))
+    return RunImages(first, last, _pairs(before, after))
 
 
 def _pairs(before: Sequence[Pair], after: Sequence[Pair]) -> list[Pair]:
-    """Pictures of the same prompt and noise: those at the same place, or where the selection changed, by prompt."""
+    """Images of the same prompt and noise: those at the same place, or where the selection changed, by prompt."""
     if [one.prompt for one in before] == [one.prompt for one in after]:
         return [replace(one, after=two.before) for one, two in zip(before, after, strict=True)]
     counts = Counter(one.prompt for one in before), Counter(one.prompt for one in after)
@@ -102,43 +102,43 @@ def _read(directory: Path, problems: list[str]) -> list[Pair]:
         prompts = [str(prompt) for prompt in read_json(directory / "prompts.json")]
     except (OSError, ValueError, TypeError):
         prompts = []
-        problems.append(f"The prompts of the pictures in {directory.name} are not known (prompts.json).")
-    told = _conditions(directory, problems)
+        problems.append(f"The prompts of the images in {directory.name} are not known (prompts.json).")
+    reported = _conditions(directory, problems)
     found = []
     for file in sorted(
         (f for f in directory.glob("*.png") if NUMBER.fullmatch(f.stem)), key=lambda file: int(file.stem)
     ):
-        picture = _picture(file)
-        if picture is None:
-            problems.append(f"The picture {directory.name}/{file.name} is damaged.")
+        image = _image(file)
+        if image is None:
+            problems.append(f"The image {directory.name}/{file.name} is damaged.")
             continue
         index = int(file.stem)
-        negative, medium = told.get(index, ("", ""))
-        shown = _picture(directory / medium) if medium else None
-        found.append(Pair(prompts[index] if index < len(prompts) else "", picture, None, negative, shown))
+        negative, medium = reported.get(index, ("", ""))
+        shown = _image(directory / medium) if medium else None
+        found.append(Pair(prompts[index] if index < len(prompts) else "", image, None, negative, shown))
     return found
 
 
 def _conditions(directory: Path, problems: list[str]) -> dict[int, tuple[str, str]]:
     """(negative text, file of the first medium) of samples by their numbers, each empty if there is none."""
     try:
-        told = read_json(directory / FILE)
+        reported = read_json(directory / FILE)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):
-        told = None
-    if not isinstance(told, list):
-        problems.append(f"What the pictures in {directory.name} were drawn from is not known ({FILE}).")
+        reported = None
+    if not isinstance(reported, list):
+        problems.append(f"What the images in {directory.name} were drawn from is not known ({FILE}).")
         return {}
     found = {}
-    for index, one in enumerate(told):
+    for index, one in enumerate(reported):
         if isinstance(one, dict):
             name = str(one.get("media", ""))
             found[index] = str(one.get("negative_prompt", "")), name if MEDIUM.fullmatch(name) else ""
     return found
 
 
-def _picture(file: Path) -> Picture | None:
+def _image(file: Path) -> RunImage | None:
     from PIL import Image
 
     try:
@@ -156,7 +156,7 @@ def _picture(file: Path) -> Picture | None:
         # A strip of frames keeps its frames' size: only its height counts.
         image.thumbnail((LARGEST * max(1, round(width / height)), LARGEST))
         image.save(buffer, "JPEG", quality=88, optimize=True)
-    return Picture(_uri(f"image/{kind}", buffer.getvalue()), width, height, _video(file.with_suffix(".mp4")))
+    return RunImage(_uri(f"image/{kind}", buffer.getvalue()), width, height, _video(file.with_suffix(".mp4")))
 
 
 def _video(file: Path) -> str | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["page_environment", "render"]
 
-VERBS = ("measure", "roll_out", "score", "wait_for_scores", "weigh", "optimise", "evaluate", "checkpoint")
+PHASES = ("measure", "rollout", "score", "wait_for_scores", "compute_advantages", "optimize", "evaluate", "checkpoint")
 
 
 def page_environment() -> Environment:
@@ -46,12 +46,12 @@ def render(run: RunData) -> str:
         missing=summary.what_is_missing(run),
         rewards=[_reward_view(run, label, i) for i, label in enumerate(run.evaluations)],
         diversity=_diversity_view(run),
-        guards=summary.guard_rows(run),
+        monitors=summary.monitor_rows(run),
         axes=axes,
         reward_curves=panels.training_reward(run, axes),
         evaluation_curves=_evaluation_curves(run, axes),
         reward_panels=panels.of_rewards(run, axes[0]),
-        part_panels=panels.of_parts(run, axes[0]),
+        subscore_panels=panels.of_subscores(run, axes[0]),
         times=summary.times(run),
         diagnostics=panels.diagnostics(run, axes[0]),
         points_each=figures.points_each(len(run.metrics)),
@@ -95,35 +95,35 @@ def _diversity_view(run: RunData) -> dict[str, Any] | None:
 
 
 def _evaluation_curves(run: RunData, axes: Sequence[Axis]) -> list[dict[str, Any]]:
-    views = []
+    models = []
     for index, (label, evaluations) in enumerate(run.evaluations.items()):
         if len(evaluations) > 1:
             first, last = evaluations[0].score.value, evaluations[-1].score.value
             said = f"{label} on held-out prompts at {len(evaluations)} evaluations, from {first:.3f} to {last:.3f}."
             drawn = {a.key: figures.evaluation_curve(evaluations, a, f"e{index}-{a.key}", said) for a in axes}
             tasks = any(e.groups for e in evaluations)
-            views.append({"label": label, "view": evaluations[-1].view, "tasks": tasks, "svgs": drawn})
-    return views
+            models.append({"label": label, "model": evaluations[-1].model, "tasks": tasks, "svgs": drawn})
+    return models
 
 
 def _time_view(run: RunData, axis: Axis) -> dict[str, Any] | None:
     if not run.timings:
         return None
-    timed = [verbs for verbs in run.verbs.values() if verbs]
-    seen = dict.fromkeys(verb for verbs in timed for verb in verbs)
-    names = [*(verb for verb in VERBS if verb in seen), *(verb for verb in seen if verb not in VERBS)]
-    totals = {name: sum(run.verb_seconds(i, name) for i in run.timings) for name in names}
+    timed = [phases for phases in run.phases.values() if phases]
+    seen = dict.fromkeys(phase for phases in timed for phase in phases)
+    names = [*(phase for phase in PHASES if phase in seen), *(phase for phase in seen if phase not in PHASES)]
+    totals = {name: sum(run.phase_seconds(i, name) for i in run.timings) for name in names}
     whole = sum(spent for name, spent in totals.items() if name != "score")
     rows = []
     for name in names:
         row: dict[str, Any] = {"title": name.replace("_", " "), "total": seconds(totals[name])}
         row["swatch"] = name.replace("_", "-") if name in STACKED else ""
         row["share"] = None if name == "score" or not whole else totals[name] / whole
-        row["rate"] = _rate([verbs[name] for verbs in timed if name in verbs])
+        row["rate"] = _rate([phases[name] for phases in timed if name in phases])
         rows.append(row)
     peak = max((t["peak_memory_bytes"] for t in run.timings.values() if t.get("peak_memory_bytes")), default=None)
     drawable = any(name in STACKED for name in names)
-    said = "Seconds of each iteration by verb; totals: " + ", ".join(f"{row['title']} {row['total']}" for row in rows)
+    said = "Seconds of each iteration by phase; totals: " + ", ".join(f"{row['title']} {row['total']}" for row in rows)
     return {
         "rows": rows,
         "svg": figures.stacked_seconds(run, axis, "t", said) if drawable else None,

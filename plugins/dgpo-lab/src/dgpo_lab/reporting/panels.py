@@ -9,12 +9,12 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from dgpo_core.training.guards import PIXELWISE, STATISTICS
+from dgpo_core.training.monitors import PIXELWISE, STATISTICS
 from dgpo_lab.reporting import summary
 from dgpo_lab.reporting.data import RunData
 from dgpo_lab.reporting.figures import Axis, curve
 
-__all__ = ["Panel", "diagnostics", "ends", "of_parts", "of_rewards", "training_reward"]
+__all__ = ["Panel", "diagnostics", "ends", "of_rewards", "of_subscores", "training_reward"]
 
 Array = NDArray[np.float64]
 
@@ -81,7 +81,9 @@ def training_reward(run: RunData, axes: Sequence[Axis]) -> dict[str, Markup]:
     said = f"Training reward over {len(mean)} iterations, {ends(mean)}."
     unit, size = "reward of the samples", (520, 280)
     return {
-        axis.key: curve(run.iterations, {"mean": mean}, axis, f"r-{axis.key}", said, band=std, unit=unit, size=size)
+        axis.key: curve(
+            run.iterations, {"mean": mean}, axis, f"r-{axis.key}", said, tolerance=std, unit=unit, size=size
+        )
         for axis in axes
     }
 
@@ -93,14 +95,14 @@ def of_rewards(run: RunData, axis: Axis) -> list[Panel]:
     return _means(run, axis, "p", wanted if len(labels) > 1 else [])
 
 
-def of_parts(run: RunData, axis: Axis) -> list[Panel]:
+def of_subscores(run: RunData, axis: Axis) -> list[Panel]:
     """The reward of each source of prompts, and what each reward is made of, where it says so."""
     sources = [(f"source {name}", "weighted sum of its rewards", f"reward of source {name}", ("sources", name))
                for name in run.names("sources")]  # fmt: skip
     panels = _means(run, axis, "o", sources)
     for index, label in enumerate(run.names("rewards")):
-        for place, name in enumerate(run.names("rewards", label, "parts")):
-            column = run.values("rewards", label, "parts", name)
+        for place, name in enumerate(run.names("rewards", label, "subscores")):
+            column = run.values("rewards", label, "subscores", name)
             if _count(column) > 1:
                 said = f"{label}, {name}: {ends(column)}"
                 svg = curve(run.iterations, {name: column}, axis, f"q{index}-{place}", said, unit="mean")
@@ -112,10 +114,10 @@ def _means(run: RunData, axis: Axis, key: str, wanted: Iterable[tuple[str, str, 
     """Means with their spread: (title, note, what it is, where it is logged) each."""
     panels = []
     for index, (title, note, what, path) in enumerate(wanted):
-        mean, std = (run.values(*path, part) for part in ("mean", "std"))
+        mean, std = (run.values(*path, subscore) for subscore in ("mean", "std"))
         if _count(mean) > 1:
             said = f"Training {what}, {ends(mean)}."
-            svg = curve(run.iterations, {path[-1]: mean}, axis, f"{key}{index}", said, band=std, unit="mean ± std")
+            svg = curve(run.iterations, {path[-1]: mean}, axis, f"{key}{index}", said, tolerance=std, unit="mean ± std")
             panels.append(Panel(title, note, svg))
     return panels
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgpo_core.system.units import number, seconds
-from dgpo_core.training.guards import STATISTICS, band_of, has_left
+from dgpo_core.training.monitors import STATISTICS, has_left, tolerance_of
 from dgpo_lab.reporting.data import Evaluation, RunData, Score
 from dgpo_schemas.metrics import GroupScore
 
@@ -19,8 +19,25 @@ if TYPE_CHECKING:
     from dgpo_lab.ablation.statistics import Interval
 
 __all__ = [
-    "Diversity", "Fact", "GuardRow", "TaskRow", "best", "digits_for", "diversity", "facts", "guard_rows", "moment",
-    "moves", "outcome", "reward_outcome", "scored", "signed", "task_rows", "times", "what_is_missing", "whose",
+    "Diversity",
+    "Fact",
+    "MonitorRow",
+    "TaskRow",
+    "best",
+    "digits_for",
+    "diversity",
+    "facts",
+    "moment",
+    "monitor_rows",
+    "moves",
+    "outcome",
+    "reward_outcome",
+    "scored",
+    "signed",
+    "task_rows",
+    "times",
+    "what_is_missing",
+    "whose",
 ]  # fmt: skip
 
 
@@ -186,14 +203,14 @@ def diversity(run: RunData) -> Diversity | None:
 
 
 @dataclass(frozen=True, slots=True)
-class GuardRow:
-    """A guard at the first and the last evaluation, and whether it left its band in between."""
+class MonitorRow:
+    """A monitor at the first and the last evaluation, and whether it left its tolerance in between."""
 
     name: str
     meaning: str
     before: Score
     after: Score | None
-    band: float
+    tolerance: float
     left: bool
 
     @property
@@ -202,17 +219,17 @@ class GuardRow:
         return None if self.after is None else self.after.value - self.before.value
 
 
-def guard_rows(run: RunData) -> list[GuardRow]:
-    """Rewards that only guard, then statistics of the media."""
-    guards = [found for found in run.evaluations.values() if found[0].role == "guard"]
+def monitor_rows(run: RunData) -> list[MonitorRow]:
+    """Rewards that only monitor, then statistics of the media."""
+    monitors = [found for found in run.evaluations.values() if found[0].role == "monitor"]
     rows = []
-    for found in [*guards, *run.statistics.values()]:
+    for found in [*monitors, *run.statistics.values()]:
         first, last = found[0], found[-1]
         name, role = first.reward, first.role
-        band = band_of(name, role, first.score.value, run.config.evaluation.guards.bands)
-        left = first is not last and has_left(name, _group(first.score), _group(last.score), band)
+        tolerance = tolerance_of(name, role, first.score.value, run.config.evaluation.monitors.tolerances)
+        left = first is not last and has_left(name, _group(first.score), _group(last.score), tolerance)
         meaning = STATISTICS[name].summary if name in STATISTICS else "a reward that is not trained on"
-        rows.append(GuardRow(name, meaning, first.score, None if first is last else last.score, band, left))
+        rows.append(MonitorRow(name, meaning, first.score, None if first is last else last.score, tolerance, left))
     return rows
 
 
@@ -267,13 +284,13 @@ def what_is_missing(run: RunData) -> list[str]:
         missing.append("No iteration has finished: there are no training curves.")
     elif len(run.metrics) == 1:
         missing.append("Only one iteration has finished: there are no curves yet.")
-    if run.pictures.first is None:
-        why = " (evaluation.pictures is 0)" if section.pictures == 0 else ""
-        missing.append(f"There are no pictures{why}.")
-    elif run.pictures.last is None:
-        missing.append("There are pictures of one evaluation only.")
-    elif not run.pictures.pairs:
-        missing.append("The pictures of the first and the last evaluation show different prompts: none can be paired.")
+    if run.images.first is None:
+        why = " (evaluation.images is 0)" if section.images == 0 else ""
+        missing.append(f"There are no images{why}.")
+    elif run.images.last is None:
+        missing.append("There are images of one evaluation only.")
+    elif not run.images.pairs:
+        missing.append("The images of the first and the last evaluation show different prompts: none can be paired.")
     untimed = sum(record["iteration"] not in run.timings for record in run.metrics)
     if untimed:
         counted = f"{untimed} of {len(run.metrics)} iterations"

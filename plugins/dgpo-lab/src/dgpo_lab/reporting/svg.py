@@ -1,6 +1,6 @@
-"""Matplotlib figures as inline SVG that takes its colours and letters from the page around it.
+"""Matplotlib figures as inline SVG that takes its colors and letters from the page around it.
 
-Figures are drawn with the stand-in colours of `Ink`; in the SVG each becomes a CSS variable, so one figure serves light
+Figures are drawn with the stand-in colors of `Ink`; in the SVG each becomes a CSS variable, so one figure serves light
 and dark pages and print. One unit of a figure is one CSS pixel at its natural size.
 """
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Ink", "canvas", "dot", "label_ends", "rows", "spread", "to_svg"]
+__all__ = ["Ink", "canvas", "dot", "label_ends", "rows", "sharded", "to_svg"]
 
 
 class Ink:
-    """Stand-in colours, and in `VARIABLES` the CSS variables that they become."""
+    """Stand-in colors, and in `VARIABLES` the CSS variables that they become."""
 
     TEXT = "#010101"
     MUTED = "#020202"
@@ -33,8 +33,8 @@ class Ink:
     PAPER = "#060606"
     ROLL_OUT = "#070707"
     WAIT = "#080808"
-    WEIGH = "#090909"
-    OPTIMISE = "#0a0a0a"
+    ADVANTAGES = "#090909"
+    OPTIMIZE = "#0a0a0a"
     MEASURE = "#0b0b0b"
 
 
@@ -108,7 +108,7 @@ def to_svg(figure: Figure, key: str, description: str) -> Markup:
 
 
 def _themed(tag: str, key: str) -> str:
-    """One tag with CSS variables for colours, the page's font, and ids of its own."""
+    """One tag with CSS variables for colors, the page's font, and ids of its own."""
     tag = re.sub(r"#0[0-9a-f]0[0-9a-f]0[0-9a-f]\b", lambda m: VARIABLES.get(m[0], m[0]), tag)
     tag = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", tag)
     tag = re.sub(r'\bid="', f'id="{key}-', tag)
@@ -128,31 +128,31 @@ def rows(axes: Axes, names: Sequence[str], label: str, *, room: float = 0.5) -> 
 
 
 def dot(
-    axes: Axes, found: Any, y: float, colour: str, *, hollow: bool, size: float, offset: float = 0.0, width: float = 1.6
+    axes: Axes, found: Any, y: float, color: str, *, hollow: bool, size: float, offset: float = 0.0, width: float = 1.6
 ) -> None:
     """A value with its interval (`value`, `low`, `high`; these may be None) in a row; the interval `offset` below."""
     if found.low is not None and found.high is not None:
-        axes.plot([found.low, found.high], [y + offset] * 2, color=colour, linewidth=width, zorder=2)
+        axes.plot([found.low, found.high], [y + offset] * 2, color=color, linewidth=width, zorder=2)
     axes.plot(
-        [found.value], [y], "o", markersize=size, markerfacecolor=Ink.PAPER if hollow else colour,
-        markeredgecolor=colour, markeredgewidth=1.8, zorder=3,
+        [found.value], [y], "o", markersize=size, markerfacecolor=Ink.PAPER if hollow else color,
+        markeredgecolor=color, markeredgewidth=1.8, zorder=3,
     )  # fmt: skip
 
 
 def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]], *, size: float = 11, **options: Any) -> None:
-    """Names of lines at their right ends, (value, name, colour) each, moved apart where they would touch."""
+    """Names of lines at their right ends, (value, name, color) each, moved apart where they would touch."""
     height = axes.bbox.height / axes.figure.dpi * 72 * 0.9  # pixels; the layout will take some for labels
     low, high = axes.get_ylim()
     ordered = sorted(labels)
-    places = spread([value for value, _, _ in ordered], (high - low) * size * 1.2 / height)
-    for place, (_, name, colour) in zip(places, ordered, strict=True):
+    places = sharded([value for value, _, _ in ordered], (high - low) * size * 1.2 / height)
+    for place, (_, name, color) in zip(places, ordered, strict=True):
         axes.annotate(
             name, (1, place), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
-            color=colour, fontsize=size, va="center", annotation_clip=False, **options,
+            color=color, fontsize=size, va="center", annotation_clip=False, **options,
         )  # fmt: skip
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
+def sharded(values: Sequence[float], gap: float) -> list[float]:
     """The nearest places (least squares) for ascending values that stay `gap` apart."""
     blocks: list[tuple[float, int]] = []  # (mean, count) of value - rank * gap; pooled until the means ascend
     for rank, value in enumerate(values):

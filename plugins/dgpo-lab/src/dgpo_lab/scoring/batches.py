@@ -20,7 +20,7 @@ from dgpo_core.distributed.comparing import OTHER_SIZES, by_prompt
 from dgpo_core.distributed.processes import Processes, cut
 from dgpo_core.errors import UserError
 from dgpo_core.media.kinds import Kind, one_of, plural
-from dgpo_core.plugins.surroundings import Guard
+from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.training.reward_calls import Reward, checked_group, checked_score
 from dgpo_core.types import Prompt, Scores
 from dgpo_lab.scoring.files import MediaError, Medium
@@ -90,22 +90,22 @@ def score_samples(
     scoring = _Scoring(reward, samples, device, done)
     if reward.compares:
         groups = groups_of(reward, samples)
-        for group in _part(groups, processes):
+        for group in _component(groups, processes):
             scoring.compare(list(scoring.read(group)))
     elif processes.count == 1:
         for members in in_batches(scoring.read(range(len(samples))), batch):
             scoring.score(members)
     else:
-        read = [[i, *media.shape] for i, media in scoring.read(_part(range(len(samples)), processes))]
-        shapes = sorted(one for part in processes.everyone(read) for one in part)
+        read = [[i, *media.shape] for i, media in scoring.read(_component(range(len(samples)), processes))]
+        shapes = sorted(one for part in processes.all_gather_object(read) for one in part)
         blank = ((i, torch.empty(shape, device="meta")) for i, *shape in shapes)
         plan = [[i for i, _ in members] for members in in_batches(blank, batch)]
-        for numbers in _part(plan, processes):
+        for numbers in _component(plan, processes):
             scoring.score(list(scoring.read(numbers)))
     return scoring.gathered(processes)
 
 
-def _part(units: Sequence[T], processes: Processes) -> Sequence[T]:
+def _component(units: Sequence[T], processes: Processes) -> Sequence[T]:
     """This process's part of the work."""
     part = cut(len(units), processes.rank, processes.count)
     return units[part.start : part.stop]
@@ -156,7 +156,7 @@ class _Scoring:
     results: dict[int, Result] = field(default_factory=dict)
     notes: dict[int, Sequence[str]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    guard: Guard = field(default_factory=Guard)
+    process_state: ProcessState = field(default_factory=ProcessState)
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """The media of samples; those that cannot be read, or that the reward does not take, are missing."""
@@ -186,21 +186,21 @@ class _Scoring:
         keys = [(name, names[:i].count(name)) for i, name in enumerate(names)]
         media = torch.stack([one for _, one in members]).to(self.device)
         prompt = self.samples[members[0][0]].prompt
-        self._keep_all(members, checked_group(self.reward, media, prompt, keys, self.failures, self.guard))
+        self._keep_all(members, checked_group(self.reward, media, prompt, keys, self.failures, self.process_state))
 
     def score(self, members: Sequence[tuple[int, Tensor]]) -> None:
         """Score a batch."""
         if members:
             prompts = [self.samples[index].prompt for index, _ in members]
             media = torch.stack([one for _, one in members]).to(self.device)
-            self._keep_all(members, checked_score(self.reward, media, prompts, self.failures, self.guard))
+            self._keep_all(members, checked_score(self.reward, media, prompts, self.failures, self.process_state))
 
     def gathered(self, processes: Processes) -> Scored:
         """What all processes have found."""
         if processes.count > 1:
             mine = {i: [r.value, dict(r.diagnostics)] for i, r in self.results.items()}
             sent = json.loads(to_json([mine, self.notes], inf_nan_mode="constants", fallback=str))
-            for results, notes in processes.everyone(sent):
+            for results, notes in processes.all_gather_object(sent):
                 for index, found in ((int(i), found) for i, found in results.items()):
                     sample = self.samples[index]
                     self.results[index] = Result(sample.name, sample.prompt, *found)

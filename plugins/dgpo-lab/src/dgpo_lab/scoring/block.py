@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["reward_block"]
 
-PLACES: tuple[KeyPath, ...] = (("rewards",), ("evaluation", "rewards"), ("evaluation", "guards", "rewards"))
+PLACES: tuple[KeyPath, ...] = (("rewards",), ("evaluation", "rewards"), ("evaluation", "monitors", "rewards"))
 """Where a run file has lists of rewards, in the order in which a label is looked for."""
 
 
@@ -35,8 +35,8 @@ def reward_block(
     urls: Sequence[str] = (),
     token_variable: str | None = None,
 ) -> RewardBlock:
-    """The reward `name`: a part, a YAML file with one reward (at its top, or under `reward` as for `dgpo serve`), or a
-    run file or directory of which `label` is meant.
+    """The reward `name`: a component, a YAML file with one reward (at its top, or under `reward` as for `dgpo serve`),
+    or a run file or directory of which `label` is meant.
 
     `options` are KEY=VALUE settings of its options. Raises UserError or ConfigError, with every mistake, for what does
     not exist and for options that the reward refuses.
@@ -55,7 +55,7 @@ def _document(name: str, registry: Registry, label: str | None) -> Document:
     path = at_home(Path(name))
     directory = path.is_dir()
     is_file = directory or path.suffix in (".yaml", ".yml") or "/" in name
-    if name in registry.parts("reward") or not is_file:
+    if name in registry.components("reward") or not is_file:
         if label is not None:
             raise UserError(f"--reward {label}: chooses a reward of a run; {name} is the name of a reward")
         if path.is_file():
@@ -80,7 +80,7 @@ def _of_run(document: Document, label: str | None) -> Document:
     """The reward of a run that is called `label`, or its only one."""
     found: dict[str, KeyPath] = {}
     for place in PLACES:
-        for known, path in _labelled(document.data, place):
+        for known, path in _labeled(document.data, place):
             found.setdefault(known, path)
     if label is None and len(found) == 1:
         label = next(iter(found))
@@ -108,7 +108,7 @@ def _inside(document: Document, path: KeyPath) -> Document:
     return Document(source, deepcopy(data), {key: at for key, at in inside.items() if key})
 
 
-def _labelled(data: Any, place: KeyPath) -> Iterator[tuple[str, KeyPath]]:
+def _labeled(data: Any, place: KeyPath) -> Iterator[tuple[str, KeyPath]]:
     """(label, path) of each reward in the list at a place; what is no reward is passed over."""
     for part in place:
         data = data.get(part) if isinstance(data, dict) else None

@@ -1,5 +1,5 @@
-"""What a reward saw, as a page for each sample: its marks over the picture, and below it the prompt, the value and
-clause by clause why. Pages hold their pictures and need no network."""
+"""What a reward saw, as a page for each sample: its marks over the image, and below it the prompt, the value and
+clause by clause why. Pages hold their images and need no network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.media.pictures import to_image
+from dgpo_core.media.images import to_image
 from dgpo_core.system.files import write_text
 from dgpo_core.types import Prompt
 from dgpo_lab.scoring.batches import Result
@@ -31,13 +31,13 @@ __all__ = ["INDEX", "Cards", "card"]
 
 INDEX = "annotated.html"
 SIDES = {"one": (512, 1280), "several": (288, 448)}
-"""Longest side in pixels at which a picture is shown, at least and at most: of one, and of several beside each other.
+"""Longest side in pixels at which an image is shown, at least and at most: of one, and of several beside each other.
 It is embedded in its own size, or in the larger one of these."""
 MOST_FRAMES, UNMARKED_FRAMES = 12, 4
 MOST_TEXT = 600
 """Characters of one text that are shown."""
 NEAR = 0.06
-"""Share of a picture's side within which the corners of two marks are so close that their texts are stacked."""
+"""Share of an image's side within which the corners of two marks are so close that their texts are stacked."""
 
 
 class Cards:
@@ -51,8 +51,8 @@ class Cards:
     def write(self, result: Result, media: Tensor) -> None:
         """NAME.annotated.html. Raises UserError if it cannot be written."""
         stem = self._name(result.name)
-        told = understood(result.diagnostics)
-        page = card(media, told, name=result.name, prompt=result.prompt, label=self.label, value=result.value)
+        reported = understood(result.diagnostics)
+        page = card(media, reported, name=result.name, prompt=result.prompt, label=self.label, value=result.value)
         self._keep(f"{stem}.annotated.html", page)
         self._written[stem] = result
 
@@ -80,18 +80,18 @@ class Cards:
 
 
 def card(media: Tensor, diagnostics: Diagnostics, *, name: str, prompt: Prompt, label: str, value: float | None) -> str:
-    """A page with the picture [3, H, W], or the frames of a video [F, 3, H, W] that have marks, float in [0, 1], every
-    mark in green, red or grey by its `ok`; below them the prompt, the reward's label and value (None: could not be
+    """A page with the image [3, H, W], or the frames of a video [F, 3, H, W] that have marks, float in [0, 1], every
+    mark in green, red or gray by its `ok`; below them the prompt, the reward's label and value (None: could not be
     scored) and a line for each clause.
 
-    Of a video without marks a few frames are shown; a mark that names no frame is on each. Marks beyond the picture's
+    Of a video without marks a few frames are shown; a mark that names no frame is on each. Marks beyond the image's
     edge are drawn at the edge.
     """
     chosen = _frames(media, diagnostics.marks)
     sides = SIDES["one" if len(chosen) == 1 else "several"]
     shown = [_Shown.of(frame, marks, sides, index) for index, frame, marks in chosen]
     page: str = _template("card").render(
-        name=name, prompt=prompt, label=label, value=value, told=diagnostics, shown=shown, video=media.dim() == 4
+        name=name, prompt=prompt, label=label, value=value, reported=diagnostics, shown=shown, video=media.dim() == 4
     )
     return page
 
@@ -114,7 +114,7 @@ def _template(name: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """A mark's corners in pixels of the picture, and where its text is: left and top in percent of the picture, and how
+    """A mark's corners in pixels of the image, and where its text is: left and top in percent of the image, and how
     many texts of the same corner stand before it."""
 
     mark: Mark
@@ -126,7 +126,7 @@ class _Shape:
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A frame: its picture as a data URI, its own size, the width in CSS pixels that it is shown with."""
+    """A frame: its image as a data URI, its own size, the width in CSS pixels that it is shown with."""
 
     index: int
     uri: str
@@ -159,11 +159,11 @@ def _frames(media: Tensor, marks: Sequence[Mark]) -> list[tuple[int, Tensor, lis
         return [(0, media, list(marks))]
     count = len(media)
     indices = sorted({mark.frame for mark in marks if mark.frame is not None and mark.frame < count})
-    indices = _spread(indices, MOST_FRAMES) if indices else _spread(range(count), UNMARKED_FRAMES)
+    indices = _evenly_spaced(indices, MOST_FRAMES) if indices else _evenly_spaced(range(count), UNMARKED_FRAMES)
     return [(i, media[i], [mark for mark in marks if mark.frame in (None, i)]) for i in indices]
 
 
-def _spread(values: Sequence[int], count: int) -> list[int]:
+def _evenly_spaced(values: Sequence[int], count: int) -> list[int]:
     """At most `count` of the values, evenly, the first and the last among them."""
     if len(values) <= count:
         return list(values)

@@ -1,4 +1,4 @@
-"""Picture and video files as the media that rewards take."""
+"""Image and video files as the media that rewards take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["MediaError", "Medium", "check_files", "kind_of", "read_media"]
 
 
 class MediaError(UserError):
-    """A file that cannot be read as a picture or a video; `reason` is the message without the file's name."""
+    """A file that cannot be read as an image or a video; `reason` is the message without the file's name."""
 
     def __init__(self, path: Path, reason: str) -> None:
         self.reason = reason
@@ -27,7 +27,7 @@ class MediaError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """What a file holds: float32 in [0, 1], RGB, [3, H, W] of a picture or [F, 3, H, W] of a video.
+    """What a file holds: float32 in [0, 1], RGB, [3, H, W] of an image or [F, 3, H, W] of a video.
 
     notes: what reading has changed or left out, in words.
     """
@@ -57,13 +57,13 @@ def check_files(files: Sequence[Path]) -> None:
 
 
 def read_media(path: Path) -> Medium:
-    """Read a picture (PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF, JPEG 2000, QOI) or a video (those of them that move,
+    """Read an image (PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF, JPEG 2000, QOI) or a video (those of them that move,
     mp4, mov, webm, mkv, avi).
 
-    A picture is turned as its EXIF orientation says; what is transparent is shown on white, with a note. Pictures of 16
-    bits a channel keep them if they are PNG, grey or RGB(A) TIFF, or grey PGM; of others, and of those that move, the
+    A image is turned as its EXIF orientation says; what is transparent is shown on white, with a note. Images of 16
+    bits a channel keep them if they are PNG, gray or RGB(A) TIFF, or gray PGM; of others, and of those that move, the
     upper 8 are read. See `depth.deep_pixels` for fewer bits in 16. Raises MediaError for a file that is empty, no
-    picture or video, cut off, or larger than pixels.MAX_PIXELS once unpacked, and for pixels of which nobody says what
+    image or video, cut off, or larger than pixels.MAX_PIXELS once unpacked, and for pixels of which nobody says what
     is white: floats, and integers that are signed or have 32 bits. Raises UserError for a video if PyAV is not there.
     """
     try:
@@ -73,5 +73,5 @@ def read_media(path: Path) -> Medium:
     except Unreadable as error:
         raise MediaError(path, str(error)) from error
     except MemoryError as error:
-        raise MediaError(path, f"not a picture that can be read: MemoryError: {error}") from error
+        raise MediaError(path, f"not an image that can be read: MemoryError: {error}") from error
     return Medium(torch.from_numpy(pixels.floats()), pixels.notes)

@@ -1,4 +1,4 @@
-"""Which files of a directory are pictures and videos, and in which order: that in which people count."""
+"""Which files of a directory are images and videos, and in which order: that in which people count."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from PIL import Image
 from dgpo_core.errors import UserError
 from dgpo_core.media.pixels import readable_formats
 
-__all__ = ["expand", "natural_order", "picture_endings"]
+__all__ = ["expand", "image_endings", "natural_order"]
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
-"""Endings by which a directory's pictures and videos are told from its other files; those read are told by content."""
+"""Endings by which a directory's images and videos are told from its other files; those read are told by content."""
 STRANGE = (
     ".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".exr", ".hdr",
     ".wmv", ".flv", ".mpg", ".mpeg", ".m2ts", ".ogv", ".3gp",
 )  # fmt: skip
-"""Endings of pictures and videos that Pillow does not know either."""
+"""Endings of images and videos that Pillow does not know either."""
 OURS = ("grid.png", "*.annotated.*", "annotated.html", "prompts.json", "conditions.json", "media-????????????.png")
-"""What `dgpo sample` and `dgpo score` put beside pictures; a film strip 07.png lies beside its video, 07.mp4."""
+"""What `dgpo sample` and `dgpo score` put beside images; a film strip 07.png lies beside its video, 07.mp4."""
 MOST_SEARCHED = 100
-"""Directories that are looked into for pictures where there are none."""
+"""Directories that are looked into for images where there are none."""
 NAMED = 3
 """Files that a note names of each kind before it counts the others."""
 HIDDEN, DIRECTORY, UNREAD, OTHER, NOWHERE, SPECIAL = (
     "hidden",
     "directories",
     "of formats that are not read",
-    "neither pictures nor videos by their endings",
+    "neither images nor videos by their endings",
     "links that lead nowhere",
     "no regular files",
 )
 
 
 @cache
-def picture_endings() -> frozenset[str]:
-    """Endings of the pictures that can be read, in lower case with their dots; Pillow's registry knows them."""
+def image_endings() -> frozenset[str]:
+    """Endings of the images that can be read, in lower case with their dots; Pillow's registry knows them."""
     known = Image.registered_extensions()
     return frozenset(ending for ending, name in known.items() if name in readable_formats()) | {".mpo"}
 
@@ -65,7 +65,7 @@ def _split(text: str) -> tuple[str | int, ...]:
 
 
 def expand(paths: Sequence[Path], note: Callable[[str], None] = lambda _: None) -> list[Path]:
-    """The files as they are given, with the pictures and videos of a directory (not of those in it) in its place, in
+    """The files as they are given, with the images and videos of a directory (not of those in it) in its place, in
     natural order.
 
     `note` is told what a directory holds beside them, except what this program itself has put there: hidden files and
@@ -80,7 +80,7 @@ def expand(paths: Sequence[Path], note: Callable[[str], None] = lambda _: None) 
                 files += found
                 if not found:
                     problems.append(
-                        f"{path}: the directory holds no pictures or videos"
+                        f"{path}: the directory holds no images or videos"
                         + (left_out and f" ({left_out})")
                         + _where_instead(path)
                     )
@@ -98,7 +98,7 @@ def expand(paths: Sequence[Path], note: Callable[[str], None] = lambda _: None) 
 
 
 def _of_directory(directory: Path) -> tuple[list[Path], str]:
-    """Its pictures and videos, and in words what is left out."""
+    """Its images and videos, and in words what is left out."""
     found: list[Path] = []
     others: dict[str, list[str]] = {}
     for path in sorted(directory.iterdir(), key=lambda path: natural_order(path.name)):
@@ -124,13 +124,13 @@ def _where_instead(directory: Path) -> str:
 
 
 def _why_not(path: Path) -> str | None:
-    """Why a file is not taken from its directory; None if it is. What is no picture is looked at no further."""
+    """Why a file is not taken from its directory; None if it is. What is no image is looked at no further."""
     ending = path.suffix.lower()
     if path.name.startswith("."):  # AppleDouble's ._1.png too, which is what macOS knows about 1.png
         return HIDDEN
     if path.is_dir():
         return DIRECTORY
-    if ending not in picture_endings() and ending not in VIDEOS:
+    if ending not in image_endings() and ending not in VIDEOS:
         return UNREAD if ending in STRANGE or ending in Image.registered_extensions() else OTHER
     if path.is_file():
         return None

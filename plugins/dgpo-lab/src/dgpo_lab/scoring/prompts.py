@@ -49,13 +49,13 @@ def prompts_for(
             other = "--prompt" if text is not None else "--metadata"
             raise UserError(f"give --prompts or {other}, not both: a prompt file has the prompt of each file")
         return _from_file(files, source, note)
-    told = _metadata(metadata) if metadata is not None else {}
+    reported = _metadata(metadata) if metadata is not None else {}
     if text is not None:
         given(text, "--prompt")
     else:
-        text = told["prompt"] if isinstance(told.get("prompt"), str) else ""
+        text = reported["prompt"] if isinstance(reported.get("prompt"), str) else ""
     origin = "--metadata" if metadata is not None else "--prompt" if text else ""
-    return [Prompt(text, told, origin)] * len(files)
+    return [Prompt(text, reported, origin)] * len(files)
 
 
 def _metadata(text: str) -> dict[str, Any]:
@@ -131,7 +131,9 @@ def _check_other_names(files: Sequence[Path], source: Path, prompts: Sequence[Pr
         named = [_bare(value) if isinstance(value, str) else "" for value in values]
         if named == names or sorted(named) != sorted(names):
             continue
-        prompt, name, mine = next(told for told in zip(prompts, named, names, strict=True) if told[1] != told[2])
+        prompt, name, mine = next(
+            reported for reported in zip(prompts, named, names, strict=True) if reported[1] != reported[2]
+        )
         raise UserError(
             f"{prompt.origin}: its `{key}` names {name}, but by the order of the files it is the line of {mine}; call "
             f"the key `{KEY}` to have lines go to the files that they name"
@@ -171,9 +173,9 @@ def _by_name(files: Sequence[Path], source: Path, prompts: Sequence[Prompt]) -> 
     return found
 
 
-def _like(name: str, told: set[str], files: Sequence[Path]) -> str:
+def _like(name: str, reported: set[str], files: Sequence[Path]) -> str:
     """In words, the name in the prompt file that differs by its ending, directory or case, if it is no other file's."""
-    others = told - {_plain(path.name) for path in files}
+    others = reported - {_plain(path.name) for path in files}
     stem = Path(name).stem.casefold()
     alike = sorted(other for other in others if Path(_bare(other)).stem.casefold() == stem)
     return f"; one is about {alike[0]}" if alike else ""

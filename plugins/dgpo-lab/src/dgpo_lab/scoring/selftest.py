@@ -21,7 +21,7 @@ def examples_of(model: RewardBase, label: str) -> list[Example]:
     except Exception as error:
         raise PluginError(f"reward {label}: its examples failed with {type(error).__name__}: {error}") from error
     if not found:
-        raise UserError(f"reward {label} has no examples, so it cannot test itself; score pictures that you know")
+        raise UserError(f"reward {label} has no examples, so it cannot test itself; score images that you know")
     return found
 
 

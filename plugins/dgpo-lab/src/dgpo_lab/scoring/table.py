@@ -46,9 +46,9 @@ def details(result: Result) -> list[str]:
     """Why a result is what it is: the reason, or clause by clause, or the reward's own diagnostics."""
     if result.value is None:
         return [result.reason]
-    told = understood(result.diagnostics)
-    if told.clauses:
-        return [f"{TICK[clause.ok]} {clause.text}" for clause in told.clauses]
+    reported = understood(result.diagnostics)
+    if reported.clauses:
+        return [f"{TICK[clause.ok]} {clause.text}" for clause in reported.clauses]
     own = {key: value for key, value in result.diagnostics.items() if key not in ("reason", "marks", "clauses")}
     text = ", ".join(f"{key} {_short(value)}" for key, value in own.items() if isinstance(value, str | int | float))
     return [textwrap.shorten(_plain(text), LONGEST_TEXT, placeholder=" ...")] if text else []

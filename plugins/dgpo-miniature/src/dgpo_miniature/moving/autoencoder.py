@@ -1,7 +1,7 @@
 """Trains the miniature's autoencoder: clips [3, 5, 32, 32] to latents [4, 2, 8, 8], the architecture of Wan's own VAE
 (causal, 4 frames to a latent frame after the first), small enough to decode on a CPU.
 
-First single frames, which settle what shapes and colours look like at a fraction of the cost, then whole clips, then
+First single frames, which settle what shapes and colors look like at a fraction of the cost, then whole clips, then
 the decoder alone. Shapes cover a twelfth of a frame, so at first their pixels count more, or drawing the empty ground
 would be good enough for long; that makes them a little too large, which the decoder unlearns at the end.
 """

@@ -33,12 +33,12 @@ def text(caption: Caption, template: str) -> str:
 
 
 def all_captions() -> list[Caption]:
-    """Every content, in a fixed order: 3 shapes x 4 colours x 4 directions."""
+    """Every content, in a fixed order: 3 shapes x 4 colors x 4 directions."""
     return [Caption(*parts) for parts in product(SHAPES, COLORS, DIRECTIONS)]
 
 
 def corrupt(caption: Caption, rng: Random) -> Caption:
-    """The caption with another direction (half the time), colour or shape."""
+    """The caption with another direction (half the time), color or shape."""
     what = rng.choices(("direction", "color", "shape"), weights=(2, 1, 1))[0]
     names = {"direction": DIRECTIONS, "color": COLORS, "shape": SHAPES}[what]
     others = [name for name in names if name != getattr(caption, what)]

@@ -16,7 +16,7 @@ from dgpo_miniature.moving.names import COLORS, DIRECTIONS, SHAPES
 from dgpo_miniature.moving.text import TOKENS
 from dgpo_miniature.moving.world import random_clips, render
 
-__all__ = ["Bank", "Captioner", "build_bank", "normalised"]
+__all__ = ["Bank", "Captioner", "build_bank", "normalized"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Bank:
     content: Tensor
 
 
-def normalised(autoencoder: AutoencoderKLWan, latents: Tensor) -> Tensor:
+def normalized(autoencoder: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """Latents [N, C, f, h, w] of the autoencoder as the transformer takes them: mean 0 and deviation 1, by channel."""
     mean, std = (
         torch.tensor(numbers).view(1, -1, 1, 1, 1)
@@ -50,7 +50,7 @@ def build_bank(count: int, autoencoder: AutoencoderKLWan, seed: int) -> Bank:
         shape, color, direction = indices[content[start : start + 128]].T
         videos = torch.from_numpy(render(random_clips(shape, color, direction, rng))) * 2 - 1
         parts.append(autoencoder.encode(videos.transpose(1, 2).contiguous()).latent_dist.mean)
-    return Bank(normalised(autoencoder, torch.cat(parts)), torch.from_numpy(content))
+    return Bank(normalized(autoencoder, torch.cat(parts)), torch.from_numpy(content))
 
 
 class Captioner:

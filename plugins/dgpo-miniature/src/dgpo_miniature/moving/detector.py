@@ -18,7 +18,7 @@ from dgpo_miniature.moving.world import RGB, STEPS, signed_distance
 __all__ = ["Seen", "find_motion"]
 
 COVERAGE = 0.6
-"""Share of its colour's saturation (largest minus smallest channel) from which a pixel is part of a shape."""
+"""Share of its color's saturation (largest minus smallest channel) from which a pixel is part of a shape."""
 MIN_AREA = 16
 """Smallest blob in pixels; the smallest shape drawn has about 35."""
 GRID = 16
@@ -54,7 +54,7 @@ class Seen:
     """What a clip shows. None stands for what cannot be told, with the reason.
 
     boxes: of each frame's only blob (x0, y0, x1, y1) in pixels, None where there is none or more than one; travel: the
-    way (x, y) from the first frame to the last, in pixels, by a straight line through the blobs' centres.
+    way (x, y) from the first frame to the last, in pixels, by a straight line through the blobs' centers.
     """
 
     shape: str | None = None

@@ -26,7 +26,7 @@ DEMANDS: Mapping[str, Sequence[str]] = {"shape": SHAPES, "color": COLORS, "direc
 
 
 class MiniatureMotion(RewardModel):
-    """Shape, colour and direction of the only thing that moves, by the rules of `detector`.
+    """Shape, color and direction of the only thing that moves, by the rules of `detector`.
 
     strict (default): 1 if all three are as asked, else 0. Otherwise the share of the three that are, 0, 1/3, 2/3 or 1;
     a clip without exactly one shape meets none.
@@ -37,7 +37,7 @@ class MiniatureMotion(RewardModel):
     options: MiniatureMotionOptions
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Every prompt's metadata names a shape, a colour and a direction of the world."""
+        """Every prompt's metadata names a shape, a color and a direction of the world."""
         for prompt in prompts:
             for key, names in DEMANDS.items():
                 if prompt.metadata.get(key) not in names:
@@ -83,7 +83,7 @@ def draw(caption: Caption, rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _diagnosis(seen: Seen, prompt: Prompt, met: Mapping[str, bool]) -> dict[str, Any]:
-    words = {"shape": "shape", "color": "colour", "direction": "direction"}
+    words = {"shape": "shape", "color": "color", "direction": "direction"}
     clauses = [
         {"text": f"{words[key]}: asked for {prompt.metadata[key]}, found {getattr(seen, key) or 'none'}", "ok": ok}
         for key, ok in met.items()

@@ -1,7 +1,7 @@
 """Prompts about moving shapes, split into train and held-out.
 
 The splits share neither templates ("moving left" against "that moves left") nor contents: of the 48 combinations of
-shape, colour and direction a quarter is held out, each colour and each direction in it three times and each shape four
+shape, color and direction a quarter is held out, each color and each direction in it three times and each shape four
 times. The base model has seen every word, template and combination in its own training; held-out means: never used for
 preference training.
 """

@@ -40,7 +40,7 @@ def sample(
 
 
 def score(pipeline: WanPipeline, prompts: Sequence[Prompt], *, guidance: float = 1.0) -> dict[str, float]:
-    """Shares of clips, one per prompt, with the right shape, colour and direction, and with all three ("strict")."""
+    """Shares of clips, one per prompt, with the right shape, color and direction, and with all three ("strict")."""
     seen: list[Seen] = []
     for start in range(0, len(prompts), 48):
         texts = [prompt.text for prompt in prompts[start : start + 48]]

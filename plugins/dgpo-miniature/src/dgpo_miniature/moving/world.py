@@ -1,9 +1,9 @@
-"""The world of the miniature: a flat coloured shape that crosses a light ground, in five frames of 32x32 pixels.
+"""The world of the miniature: a flat colored shape that crosses a light ground, in five frames of 32x32 pixels.
 
-Every clip holds one shape, which keeps its size, its colour and its speed and moves along one axis. Drawn from signed
+Every clip holds one shape, which keeps its size, its color and its speed and moves along one axis. Drawn from signed
 distances, anti-aliased, for a whole batch of clips at once, so that a step of half a pixel shows.
 
-Legend: N clips, F frames, C = 3 colour channels, H = W pixels.
+Legend: N clips, F frames, C = 3 color channels, H = W pixels.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ STEPS: NDArray[np.float32] = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], dtype=
 RGB: NDArray[np.float32] = np.array(
     [[0.86, 0.14, 0.12], [0.12, 0.64, 0.22], [0.14, 0.28, 0.88], [0.95, 0.78, 0.08]], dtype=np.float32
 )
-"""Colours of `COLORS`, [4, C] in [0, 1]."""
+"""Colors of `COLORS`, [4, C] in [0, 1]."""
 
 RADIUS = (4.5, 6.0)
 """Half the extent of a shape, in pixels."""
 SPEED = (2.2, 3.4)
-"""Pixels a frame: 9 to 14 from the first frame to the last, a third of the picture or more."""
+"""Pixels a frame: 9 to 14 from the first frame to the last, a third of the image or more."""
 MARGIN = 0.5
-"""Least distance between a shape and the picture's edge, in pixels."""
+"""Least distance between a shape and the image's edge, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""The world of signs: small pictures of short words, for rewards that read."""
+"""The world of signs: small images of short words, for rewards that read."""

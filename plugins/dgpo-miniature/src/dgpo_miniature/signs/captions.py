@@ -27,9 +27,9 @@ def text(word: str, template: str) -> str:
 
 
 def misspell(word: str, rng: Random, *, replaced: float, swapped: float) -> str:
-    """The word of a picture that the caption describes wrongly.
+    """The word of an image that the caption describes wrongly.
 
-    Each letter is another one with probability `replaced`, then two neighbours change places with probability
+    Each letter is another one with probability `replaced`, then two neighbors change places with probability
     `swapped` (alike ones to no effect).
     """
     letters = [rng.choice(LETTERS.replace(c, "")) if rng.random() < replaced else c for c in word]

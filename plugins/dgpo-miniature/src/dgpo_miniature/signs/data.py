@@ -15,10 +15,10 @@ from dgpo_miniature.signs.captions import HELDOUT_TEMPLATES, LENGTH, LETTERS, TR
 from dgpo_miniature.signs.world import HEIGHT, WIDTH, random_signs, render
 from dgpo_miniature.training.text import build_tokenizer
 
-__all__ = ["TOKENS", "Faults", "SignBank", "build_bank", "random_pictures", "sign_tokenizer", "vocabulary"]
+__all__ = ["TOKENS", "Faults", "SignBank", "build_bank", "random_images", "sign_tokenizer", "vocabulary"]
 
 TOKENS = 12
-"""Length of a tokenised caption: nine tokens and three letters at most, start and end included."""
+"""Length of a tokenized caption: nine tokens and three letters at most, start and end included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,14 @@ def random_words(count: int, rng: np.random.Generator) -> list[str]:
     return ["".join(LETTERS[place] for place in row) for row in rng.integers(len(LETTERS), size=(count, LENGTH))]
 
 
-def random_pictures(count: int, rng: np.random.Generator) -> Tensor:
-    """Pictures of random words, float32 [count, 3, 32, 64] in [-1, 1]."""
+def random_images(count: int, rng: np.random.Generator) -> Tensor:
+    """Images of random words, float32 [count, 3, 32, 64] in [-1, 1]."""
     return torch.from_numpy(render(random_signs(random_words(count, rng), rng))) * 2 - 1
 
 
 @torch.no_grad()
 def build_bank(count: int, faults: Faults, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int) -> SignBank:
-    """`count` captioned pictures as latents; the same arguments give the same bank."""
+    """`count` captioned images as latents; the same arguments give the same bank."""
     rng, noise = Random(f"signs-bank-{seed}"), np.random.default_rng([seed, 3])
     templates = (*TRAIN_TEMPLATES, *HELDOUT_TEMPLATES)
     said = random_words(count, noise)
@@ -73,8 +73,8 @@ def build_bank(count: int, faults: Faults, autoencoder: AutoencoderKL, tokenizer
     latents = torch.empty(count, 4, HEIGHT // 8, WIDTH // 8)
     for start in range(0, count, 256):
         part = slice(start, start + 256)
-        pictures = torch.from_numpy(render(random_signs(written[part], noise))) * 2 - 1
-        latents[part] = autoencoder.encode(pictures).latent_dist.mean
+        images = torch.from_numpy(render(random_signs(written[part], noise))) * 2 - 1
+        latents[part] = autoencoder.encode(images).latent_dist.mean
     shift, scale = float(autoencoder.config.shift_factor), float(autoencoder.config.scaling_factor)
     distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(texts))}
     table = tokenizer([*distinct, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids

@@ -1,7 +1,7 @@
-"""Trains the miniature's autoencoders: 64x64x3 pictures to 8x8x4 latents (f8), small enough to decode on a CPU.
+"""Trains the miniature's autoencoders: 64x64x3 images to 8x8x4 latents (f8), small enough to decode on a CPU.
 
-Shapes fill one cell each, so most steps see single cells (a quarter of the cost); the last steps see whole pictures,
-which settles the group norms' statistics. The world of signs brings pictures of its own, 32x64x3.
+Shapes fill one cell each, so most steps see single cells (a quarter of the cost); the last steps see whole images,
+which settles the group norms' statistics. The world of signs brings images of its own, 32x64x3.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import Tensor
 from dgpo_miniature.training.flow import Progress
 from dgpo_miniature.world import CELL, CLASSES, COLORS, EMPTY, random_scenes, render
 
-__all__ = ["AutoencoderSettings", "build_autoencoder", "latent_statistics", "random_pictures", "train_autoencoder"]
+__all__ = ["AutoencoderSettings", "build_autoencoder", "latent_statistics", "random_images", "train_autoencoder"]
 
 Draw = Callable[[int, np.random.Generator], Tensor]
-"""(count, rng) -> pictures float32 [count, 3, H, W] in [-1, 1]"""
+"""(count, rng) -> images float32 [count, 3, H, W] in [-1, 1]"""
 
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderSettings:
-    """cell_steps on single cells, then picture_steps on whole pictures; batch in cells and in pictures."""
+    """cell_steps on single cells, then picture_steps on whole images; batch in cells and in images."""
 
     cell_steps: int = 2000
-    picture_steps: int = 250
+    image_steps: int = 250
     batch: int = 64
     lr: float = 2e-3
     kl_weight: float = 4e-4
@@ -36,7 +36,7 @@ class AutoencoderSettings:
 
 
 def build_autoencoder() -> AutoencoderKL:
-    """The untrained autoencoder, about 0.65 M parameters, 1-2 ms to decode a picture on two CPU cores."""
+    """The untrained autoencoder, about 0.65 M parameters, 1-2 ms to decode an image on two CPU cores."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -53,24 +53,24 @@ def build_autoencoder() -> AutoencoderKL:
     )
 
 
-def random_pictures(count: int, rng: np.random.Generator, *, empty: float = 0.35) -> Tensor:
-    """Pictures of independent cells, float32 [count, 3, 64, 64] in [-1, 1]; each cell is empty with that chance."""
+def random_images(count: int, rng: np.random.Generator, *, empty: float = 0.35) -> Tensor:
+    """Images of independent cells, float32 [count, 3, 64, 64] in [-1, 1]; each cell is empty with that chance."""
     kind = rng.integers(len(CLASSES), size=(count, 4))
     kind[rng.random((count, 4)) < empty] = EMPTY
     color = rng.integers(len(COLORS), size=(count, 4))
     return torch.from_numpy(render(random_scenes(kind, color, rng))) * 2 - 1
 
 
-def cells_of(pictures: Tensor) -> Tensor:
-    """Pictures [B, 3, 64, 64] cut into cells [4 B, 3, 32, 32]."""
-    cut = pictures.unfold(2, CELL, CELL).unfold(3, CELL, CELL)
+def cells_of(images: Tensor) -> Tensor:
+    """Images [B, 3, 64, 64] cut into cells [4 B, 3, 32, 32]."""
+    cut = images.unfold(2, CELL, CELL).unfold(3, CELL, CELL)
     return cut.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, CELL, CELL)
 
 
 def train_autoencoder(
-    settings: AutoencoderSettings, seed: int, progress: Progress, draw: Draw = random_pictures
+    settings: AutoencoderSettings, seed: int, progress: Progress, draw: Draw = random_images
 ) -> AutoencoderKL:
-    """A trained autoencoder of the pictures that `draw` gives, in evaluation mode; same arguments, same training.
+    """A trained autoencoder of the images that `draw` gives, in evaluation mode; same arguments, same training.
 
     Single cells are cells of shapes: other worlds set `cell_steps` to 0.
     """
@@ -78,11 +78,11 @@ def train_autoencoder(
     rng = np.random.default_rng([seed, 1])
     model = build_autoencoder().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    steps = settings.cell_steps + settings.picture_steps
+    steps = settings.cell_steps + settings.image_steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=steps, pct_start=0.05)
     for step in range(steps):
         if step < settings.cell_steps:
-            x = cells_of(random_pictures(settings.batch // 4, rng, empty=0.15))
+            x = cells_of(random_images(settings.batch // 4, rng, empty=0.15))
         else:
             x = draw(settings.batch, rng)
         posterior = model.encode(x).latent_dist
@@ -101,7 +101,7 @@ def train_autoencoder(
 
 @torch.no_grad()
 def latent_statistics(
-    model: AutoencoderKL, seed: int, count: int = 1024, draw: Draw = random_pictures
+    model: AutoencoderKL, seed: int, count: int = 1024, draw: Draw = random_images
 ) -> tuple[float, float]:
     """(shift_factor, scaling_factor) that make (z - shift) * scale zero-mean with unit variance over the world."""
     rng = np.random.default_rng([seed, 2])

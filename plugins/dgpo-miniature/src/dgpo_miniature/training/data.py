@@ -1,4 +1,4 @@
-"""Captioned latents to train the base model on: some captions describe their picture, some describe it wrongly."""
+"""Captioned latents to train the base model on: some captions describe their image, some describe it wrongly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHARES = {
     "position": 0.22,
     "color_attr": 0.25,
 }
-"""Share of each task in the training pictures: the more there is to tell apart, the more pictures."""
+"""Share of each task in the training images: the more there is to tell apart, the more images."""
 FAULT_RATES = {
     "single_object": 0.45,
     "two_object": 0.20,
@@ -63,7 +63,7 @@ class Bank:
 
 
 def content_behind(caption: Caption, rng: Random, rate: float) -> Caption:
-    """The content of the picture that goes with a caption: with probability `rate` another than it says."""
+    """The content of the image that goes with a caption: with probability `rate` another than it says."""
     return corrupt(caption, rng) if rng.random() < rate else caption
 
 
@@ -71,7 +71,7 @@ def content_behind(caption: Caption, rng: Random, rate: float) -> Caption:
 def build_bank(
     count: int, fault_rates: Mapping[str, float], autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int
 ) -> Bank:
-    """`count` captioned pictures as latents; each task's share of wrong captions, 0 if it is not named.
+    """`count` captioned images as latents; each task's share of wrong captions, 0 if it is not named.
 
     The same arguments give the same bank.
     """
@@ -92,8 +92,8 @@ def build_bank(
     for start in range(0, count, 256):
         part = slice(start, start + 256)
         scenes = random_scenes(np.array(kinds[part]), np.array(colors[part]), noise)
-        pictures = torch.from_numpy(render(scenes)) * 2 - 1
-        latents[part] = autoencoder.encode(pictures).latent_dist.mean
+        images = torch.from_numpy(render(scenes)) * 2 - 1
+        latents[part] = autoencoder.encode(images).latent_dist.mean
     shift, scale = float(autoencoder.config.shift_factor), float(autoencoder.config.scaling_factor)
     distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(texts))}
     table = tokenizer([*distinct, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids

@@ -1,4 +1,4 @@
-"""One trainer for every world: a text-conditional flow model, its moving average and its optimiser.
+"""One trainer for every world: a text-conditional flow model, its moving average and its optimizer.
 
 Flow matching, first on captions that are all true, which teaches what the words mean; then on captions part of which
 are wrong, as captions from the web are: the model then draws from the mixture it was shown, and preference training has
@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class FlowSettings:
-    """Shape of the transformer and its optimiser; batch in samples."""
+    """Shape of the transformer and its optimizer; batch in samples."""
 
     layers: int = 5
     heads: int = 4
@@ -54,7 +54,7 @@ class Cycle:
 
 @dataclass(slots=True)
 class Trainer(Generic[Model]):
-    """Model, its moving average and optimiser, carried from phase to phase."""
+    """Model, its moving average and optimizer, carried from phase to phase."""
 
     model: Model
     average: Model
@@ -86,13 +86,15 @@ def learning_rate(cycle: Cycle, step: int, base: float) -> float:
     return rate if left > falling else rate * 0.5 * (1 - math.cos(math.pi * left / falling))
 
 
-def flow_loss(model: nn.Module, x0: Tensor, told: Sequence[Tensor], shift: float, generator: torch.Generator) -> Tensor:
+def flow_loss(
+    model: nn.Module, x0: Tensor, reported: Sequence[Tensor], shift: float, generator: torch.Generator
+) -> Tensor:
     """Mean squared error of the velocity, a scalar; times are stratified over the batch."""
     u = (torch.rand(1, generator=generator) + torch.arange(len(x0)) / len(x0)) % 1.0
     sigma = shift * u / (1 + (shift - 1) * u)
     noise = torch.randn(x0.shape, generator=generator)
     at = sigma.view(-1, *(1,) * (x0.ndim - 1))
-    velocity: Tensor = model((1 - at) * x0 + at * noise, sigma, *told)
+    velocity: Tensor = model((1 - at) * x0 + at * noise, sigma, *reported)
     return (velocity.float() - (noise - x0)).square().mean()
 
 
@@ -105,9 +107,9 @@ def train_phase(
     for step in range(cycle.steps):
         for group in trainer.optimizer.param_groups:
             group["lr"] = learning_rate(cycle, step, settings.lr)
-        x0, told = draw(settings.batch, generator)
+        x0, reported = draw(settings.batch, generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = flow_loss(trainer.model, x0, told, settings.train_shift, generator)
+            loss = flow_loss(trainer.model, x0, reported, settings.train_shift, generator)
         trainer.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -30,7 +30,7 @@ def sample(
     height: int = 64,
     width: int = 64,
 ) -> Tensor:
-    """Pictures [B, 3, height, width] in [0, 1] by Euler steps from noise; guidance 1 is none."""
+    """Images [B, 3, height, width] in [0, 1] by Euler steps from noise; guidance 1 is none."""
     sequence, empty_sequence, pooled, empty_pooled = pipeline.encode_prompt(
         list(prompts), None, None, max_sequence_length=0, do_classifier_free_guidance=True, device="cpu"
     )
@@ -46,17 +46,17 @@ def sample(
             velocity = empty + guidance * (velocity - empty)
         x = x + (following - sigma) * velocity
     vae = pipeline.vae
-    pictures: Tensor = vae.decode(x / vae.config.scaling_factor + vae.config.shift_factor).sample
-    return (pictures / 2 + 0.5).clamp(0.0, 1.0)
+    images: Tensor = vae.decode(x / vae.config.scaling_factor + vae.config.shift_factor).sample
+    return (images / 2 + 0.5).clamp(0.0, 1.0)
 
 
-def judge(pictures: Tensor, prompts: Sequence[dict[str, Any]]) -> list[bool]:
-    """Whether each picture [B, 3, 64, 64] shows what its prompt's metadata asks for."""
+def judge(images: Tensor, prompts: Sequence[dict[str, Any]]) -> list[bool]:
+    """Whether each image [B, 3, 64, 64] shows what its prompt's metadata asks for."""
     return [
         evaluate(
             Metadata.model_validate(prompt), seen, variant="geneval-official", thresholds=ShapeDetector.thresholds
         ).correct
-        for prompt, seen in zip(prompts, find_shapes(pictures.numpy()), strict=True)
+        for prompt, seen in zip(prompts, find_shapes(images.numpy()), strict=True)
     ]
 
 
@@ -69,6 +69,6 @@ def task_means(prompts: Sequence[dict[str, Any]], correct: Sequence[bool]) -> di
 
 
 def score(pipeline: StableDiffusion3Pipeline, prompts: Sequence[dict[str, Any]], **how: Any) -> dict[str, float]:
-    """Task means of one picture per prompt; `how` goes to `sample`."""
-    pictures = sample(pipeline, [prompt["prompt"] for prompt in prompts], **how)
-    return task_means(prompts, judge(pictures, prompts))
+    """Task means of one image per prompt; `how` goes to `sample`."""
+    images = sample(pipeline, [prompt["prompt"] for prompt in prompts], **how)
+    return task_means(prompts, judge(images, prompts))

@@ -13,7 +13,7 @@ from dgpo_miniature.world import CLASSES, COLORS
 __all__ = ["TOKENS", "WIDTH", "build_text_encoder", "build_tokenizer", "words"]
 
 TOKENS = 12
-"""Length of a tokenised prompt: the longest has ten words, plus the start and end tokens."""
+"""Length of a tokenized prompt: the longest has ten words, plus the start and end tokens."""
 WIDTH = 64
 """Hidden size of each text encoder."""
 

@@ -1,4 +1,4 @@
-"""The transformer of the worlds of pictures with its text encoders, and what they are shown of captioned latents."""
+"""The transformer of the worlds of images with its text encoders, and what they are shown of captioned latents."""
 
 from __future__ import annotations
 

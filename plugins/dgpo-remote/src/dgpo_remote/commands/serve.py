@@ -29,7 +29,7 @@ def serve(
 
         rewards: [{use: geneval, service: {urls: [http://127.0.0.1:8500]}}]
 
-    And pictures can be sent by hand:
+    And images can be sent by hand:
 
         curl -F image=@cat.png -F prompt='a photo of a cat' http://127.0.0.1:8500/v1/score
 

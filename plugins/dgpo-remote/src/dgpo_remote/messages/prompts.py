@@ -33,14 +33,14 @@ def prompts_as_json(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
 
 def _drawn_from(prompt: Prompt) -> dict[str, Any]:
     """What is set of it besides its text and metadata."""
-    told = {
+    reported = {
         "negative": prompt.negative,
         "media": [{"kind": medium.kind, "digest": medium.digest} for medium in prompt.media] or None,
         "size": None if prompt.size is None else list(prompt.size),
         "source": prompt.source or None,
         "fps": prompt.fps,
     }
-    return {key: value for key, value in told.items() if value is not None}
+    return {key: value for key, value in reported.items() if value is not None}
 
 
 def prompts_of(messages: Sequence[PromptMessage], contents: Mapping[str, bytes] = NONE) -> list[Prompt]:

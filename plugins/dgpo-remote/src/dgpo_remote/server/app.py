@@ -28,7 +28,7 @@ from dgpo_remote.messages.scores import example_blob, score_answer
 from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.aside import Aside
 from dgpo_remote.server.batcher import Batcher
-from dgpo_remote.server.bodies import Samples, in_groups, read_pictures, read_tensors, with_media
+from dgpo_remote.server.bodies import Samples, in_groups, read_images, read_tensors, with_media
 from dgpo_remote.server.budget import Budget, Share, current_share
 from dgpo_remote.server.counters import Counters
 from dgpo_remote.server.descriptors import connections_that_fit
@@ -140,7 +140,7 @@ class Service:
     async def _score(self, request: Request) -> Response:
         if self._kind(request) is None:
             raise Refusal(
-                415, "type", f"the body must be {SAFETENSORS} (tensors), {FORM} (picture files) or {JSON} (base64)"
+                415, "type", f"the body must be {SAFETENSORS} (tensors), {FORM} (image files) or {JSON} (base64)"
             )
         return await self._admitted(request, self._scored)
 
@@ -190,10 +190,10 @@ class Service:
             reserve_tensors(body, share, limits)
             samples = await self._aside(read_tensors, body, limits)
             return await with_media(self.readers, samples, limits, share.reserve)
-        return await read_pictures(self.readers, body, request.headers["content-type"], limits, share.reserve)
+        return await read_images(self.readers, body, request.headers["content-type"], limits, share.reserve)
 
     def _answer(self, request: Request, scores: Scores) -> Response:
-        """Tensors for tensors, JSON for pictures, unless `Accept` asks for the other."""
+        """Tensors for tensors, JSON for images, unless `Accept` asks for the other."""
         accept = request.headers.get("accept", "")
         tensors = self._kind(request) in TENSORS
         if JSON in accept or not (tensors or any(kind in accept for kind in TENSORS)):
@@ -267,14 +267,14 @@ def _in_order(samples: Samples, scores: Sequence[Scores]) -> Scores:
     diagnostics: list[Mapping[str, Any]] = [{}] * samples.count
     for batch, part in zip(samples.batches, scores, strict=True):
         values[batch.places], missing[batch.places] = part.values.float(), part.missing.bool()
-        for place, told in zip(batch.places, part.diagnostics, strict=True):
-            diagnostics[place] = told
+        for place, reported in zip(batch.places, part.diagnostics, strict=True):
+            diagnostics[place] = reported
     for place, reason in samples.lost.items():
         diagnostics[place] = {"reason": reason}
     for place, notes in samples.notes.items():
-        told = diagnostics[place]
-        theirs = told.get("notes", [])  # a reward may have some of its own
-        diagnostics[place] = {**told, "notes": [*notes, *(theirs if isinstance(theirs, list) else [theirs])]}
+        reported = diagnostics[place]
+        theirs = reported.get("notes", [])  # a reward may have some of its own
+        diagnostics[place] = {**reported, "notes": [*notes, *(theirs if isinstance(theirs, list) else [theirs])]}
     return Scores(values, missing, tuple(diagnostics))
 
 

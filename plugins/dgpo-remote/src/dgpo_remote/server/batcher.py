@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dgpo_core.contracts import AnyReward
 from dgpo_core.distributed.comparing import NOT_FINITE, compared
-from dgpo_core.plugins.surroundings import Guard
+from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.training.memory import in_halves
 from dgpo_core.training.scores import check_scores
 from dgpo_core.types import Prompt, SampleKey, Scores
@@ -62,7 +62,7 @@ class Batcher:
         self.reward: AnyReward | None = None
         self.failure: BaseException | None = None
         self._load = load
-        self._guard = Guard()  # as in a run: the scores are the same bits
+        self._process_state = ProcessState()  # as in a run: the scores are the same bits
         self._section = section
         self._counters = counters
         self._jobs: deque[Job] = deque()
@@ -131,7 +131,7 @@ class Batcher:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, until - time.monotonic()))
-        self._guard.close()
+        self._process_state.close()
         if self.reward is not None:
             closing = threading.Thread(target=self._close_reward, args=(self.reward,), name="reward", daemon=True)
             closing.start()
@@ -148,7 +148,7 @@ class Batcher:
 
     def _first(self) -> None:
         try:
-            with self._guard.around("the reward, when it was made,"):
+            with self._process_state.around("the reward, when it was made,"):
                 reward = self._load()
         except BaseException as error:
             self.failure = error
@@ -198,7 +198,7 @@ class Batcher:
                 count += len(job.prompts)
 
     def _do(self, jobs: list[Job]) -> None:
-        """Fulfil the futures. One bad request must not spoil those that it was joined with."""
+        """Fulfill the futures. One bad request must not spoil those that it was joined with."""
         try:
             done = self._results(jobs)
         except BaseException as error:  # whatever it is, the thread must live
@@ -218,7 +218,7 @@ class Batcher:
     def _results(self, jobs: list[Job]) -> list[Any]:
         assert self.reward is not None
         if jobs[0].call is not None:
-            with self._guard.around("the reward"):
+            with self._process_state.around("the reward"):
                 return [jobs[0].call(self.reward)]
         media = [job.media for job in jobs if job.media is not None]
         prompts = [prompt for job in jobs for prompt in job.prompts]
@@ -236,11 +236,11 @@ class Batcher:
 
     def _score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         assert self.reward is not None
-        return scored(self.reward, media, prompts, None, self._guard)
+        return scored(self.reward, media, prompts, None, self._process_state)
 
     def _score_group(self, prompt: Prompt, media: Tensor, keys: Sequence[SampleKey]) -> Scores:
         assert self.reward is not None
-        return check_scores(scored(self.reward, media, [prompt] * len(keys), keys, self._guard), len(keys))
+        return check_scores(scored(self.reward, media, [prompt] * len(keys), keys, self._process_state), len(keys))
 
 
 def _refused(error: BaseException, samples: int) -> Refusal:

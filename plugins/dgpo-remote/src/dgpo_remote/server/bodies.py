@@ -20,7 +20,7 @@ from dgpo_remote.server.readers import Readers, Reading
 from dgpo_remote.server.uploads import files_body
 from dgpo_schemas.service import ServiceLimits
 
-__all__ = ["Batch", "Samples", "in_groups", "read_pictures", "read_tensors", "with_media"]
+__all__ = ["Batch", "Samples", "in_groups", "read_images", "read_tensors", "with_media"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def read_tensors(body: bytes, limits: ServiceLimits) -> Samples:
 
 
 def _check_size(samples: int, frames: int, height: int, width: int, limits: ServiceLimits) -> None:
-    """Raise Refusal for more than the limits, and for pictures without pixels."""
+    """Raise Refusal for more than the limits, and for images without pixels."""
     if samples > limits.max_samples:
         raise Refusal(413, "size", f"{samples} samples are more than {limits.max_samples} (limits.max_samples)")
     if frames > limits.max_frames:
@@ -77,7 +77,7 @@ def _check_size(samples: int, frames: int, height: int, width: int, limits: Serv
             413, "size", f"{width}x{height} pixels: a side is longer than {limits.max_side} (limits.max_side)"
         )
     if min(height, width) == 0:
-        raise Refusal(422, "request", f"a picture of {width}x{height} pixels shows nothing")
+        raise Refusal(422, "request", f"an image of {width}x{height} pixels shows nothing")
 
 
 async def with_media(
@@ -115,13 +115,13 @@ async def with_media(
     return replace(samples, batches=batches)
 
 
-# -- pictures -----------------------------------------------------------------------------------------------------
+# -- images -----------------------------------------------------------------------------------------------------
 
 
-async def read_pictures(
+async def read_images(
     readers: Readers, body: bytes, content_type: str, limits: ServiceLimits, reserve: Callable[[int], None]
 ) -> Samples:
-    """Picture and video files with their prompts, as JSON or as a form, by way of a reader. Raises Refusal."""
+    """Image and video files with their prompts, as JSON or as a form, by way of a reader. Raises Refusal."""
     kind: Literal["json", "form"] = "form" if content_type.lower().lstrip().startswith("multipart/") else "json"
     found = await readers.read(kind, content_type, body, limits=limits, reserve=reserve)
     return await asyncio.to_thread(_samples, found)

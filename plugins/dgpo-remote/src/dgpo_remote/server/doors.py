@@ -57,9 +57,9 @@ class Doors:
 
         async def to_the_page(message: Message) -> None:
             if message["type"] == "http.response.start" and allowed is not None:
-                told = MutableHeaders(scope=message)
-                told["Access-Control-Allow-Origin"] = allowed
-                told.add_vary_header("Origin")
+                reported = MutableHeaders(scope=message)
+                reported["Access-Control-Allow-Origin"] = allowed
+                reported.add_vary_header("Origin")
             await send(message)
 
         if scope["method"] == "OPTIONS" and (path in self._methods or path == "*"):
@@ -83,8 +83,8 @@ class Doors:
                 f"as {self._config.host} or localhost, or set token_variable, so that callers show a token",
             )
         if self._token is not None and method != "OPTIONS" and not self._has_token(headers):
-            told = {"WWW-Authenticate": "Bearer"}
-            raise Refusal(401, "token", "send the token: `Authorization: Bearer TOKEN`", told)
+            reported = {"WWW-Authenticate": "Bearer"}
+            raise Refusal(401, "token", "send the token: `Authorization: Bearer TOKEN`", reported)
         return origin
 
     def _checked_origin(self, headers: Headers) -> str | None:

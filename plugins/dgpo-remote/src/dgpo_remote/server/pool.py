@@ -41,7 +41,7 @@ class Connected(Protocol):
     phase: Phase
     since: float
 
-    def unread(self) -> int:
+    def truncated_prompts(self) -> int:
         """Bytes of answers that the caller has not taken."""
 
     def sweep(self, now: float) -> None:
@@ -122,18 +122,18 @@ class Pool:
         now = Clock()
         for connection in list(self.connections):
             connection.sweep(now)
-        unread = {connection: connection.unread() for connection in self.connections}
-        for connection in sorted(unread, key=lambda one: -unread[one]):
-            if sum(unread.values()) <= UNREAD:
+        truncated_prompts = {connection: connection.truncated_prompts() for connection in self.connections}
+        for connection in sorted(truncated_prompts, key=lambda one: -truncated_prompts[one]):
+            if sum(truncated_prompts.values()) <= UNREAD:
                 break
-            del unread[connection]
+            del truncated_prompts[connection]
             self.counters.refuse("answer")
             connection.abort()
 
     def close(self) -> None:
         """Close those that wait for nothing of ours; answers that are on their way may still be taken."""
         for connection in list(self.connections):
-            if connection.phase in WITHOUT_REQUEST and not connection.unread():
+            if connection.phase in WITHOUT_REQUEST and not connection.truncated_prompts():
                 connection.abort()
 
     def abort(self) -> None:

@@ -1,6 +1,6 @@
 """A reader process: `python -m dgpo_remote.server.reader_main FD PARENT MEMORY`, started by `readers`.
 
-It takes bodies of requests apart and decodes the pictures in them, one question after the other, until the other end
+It takes bodies of requests apart and decodes the images in them, one question after the other, until the other end
 of its socket closes. What it reads comes from strangers: it may be killed at any moment and leaves nothing behind,
 takes no more memory than it is given, writes no files, and is killed by its own timer where something takes too long,
 whatever C code is at work. No torch here: it starts at once.
@@ -73,7 +73,7 @@ def _confine(memory: int) -> None:
     with contextlib.suppress(ImportError):
         from PIL import AvifImagePlugin
 
-        AvifImagePlugin.DEFAULT_MAX_THREADS = 2  # each has pictures of its own in memory
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 2  # each has images of its own in memory
 
 
 def _allow(memory: int) -> None:
@@ -138,7 +138,7 @@ class Link:
 
 
 class Reader:
-    """One request, or a turn of it: what is in it, then what the service asks of each picture."""
+    """One request, or a turn of it: what is in it, then what the service asks of each image."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -160,7 +160,7 @@ class Reader:
             return
         body.clear()
         sizes = {"names": 1, "prompts": len(upload.prompts), "metadata": len(upload.metadata)}
-        self._link.send({"say": "samples", "count": len(upload.pictures), **sizes}, lines)
+        self._link.send({"say": "samples", "count": len(upload.images), **sizes}, lines)
         del lines
         while True:
             question, _ = self._link.receive()
@@ -179,18 +179,18 @@ class Reader:
         return upload, upload.lines()
 
     def _safely(self, question: dict[str, Any], upload: Upload) -> None:
-        """Answer what is asked of a picture, or say why it cannot be answered."""
-        picture = upload.pictures[question["at"]]
+        """Answer what is asked of an image, or say why it cannot be answered."""
+        image = upload.images[question["at"]]
         status, kind = 400, "request"
         _allow(self._held + PIXEL_BYTES * question["most"])
         try:
             with _within(question["seconds"]):
-                data = picture.content = picture.data()
+                data = image.content = image.data()
                 if question["ask"] == "measure":
                     head, rest = self._measured(data), memoryview(b"")
                 else:
                     head, rest = _pixels(data, question["most"])
-                    picture.content = b""  # it is asked for once
+                    image.content = b""  # it is asked for once
             self._link.send(head, rest)
             return
         except EOFError:
@@ -233,7 +233,7 @@ def _pixels(data: bytes, most: int) -> tuple[dict[str, Any], memoryview]:
 
 
 def _scans(data: bytes) -> int:
-    """Scans of the first picture of a JPEG file; 0 of any other, and of one that clearly has few."""
+    """Scans of the first image of a JPEG file; 0 of any other, and of one that clearly has few."""
     if not data.startswith(b"\xff\xd8\xff") or data.count(b"\xff\xda") <= MOST_SCANS:
         return 0
     at, scans = 2, 0

@@ -1,4 +1,4 @@
-"""Readers: processes that take bodies of requests apart and decode their pictures, and that can be killed.
+"""Readers: processes that take bodies of requests apart and decode their images, and that can be killed.
 
 Nothing that a stranger sends is parsed or decoded in the service itself, except tensors: no body holds its interpreter,
 its event loop or a lock. A request has one reader at a time and gives it back after a turn if others wait.
@@ -58,12 +58,12 @@ class Readers:
         limits: ServiceLimits,
         reserve: Callable[[int], None] = lambda _: None,
     ) -> Reading:
-        """The pictures of a body and their prompts. Cancelled, it kills the reader that is at work.
+        """The images of a body and their prompts. Cancelled, it kills the reader that is at work.
 
-        content_type: the header, with a form's boundary; reserve: told how many bytes of memory the pictures will take,
+        content_type: the header, with a form's boundary; reserve: told how many bytes of memory the images will take,
         before any is unpacked; raises Refusal if there is no room. Raises Refusal for a body that cannot be taken
         apart, more samples or pixels than a request may hold, and, with the reason of the first one, where none of its
-        pictures can be read. One picture among others that cannot be is in `Reading.lost`.
+        images can be read. One image among others that cannot be is in `Reading.lost`.
         """
         job = Job(kind, content_type, body, limits, reserve)
         while not job.done:
@@ -98,7 +98,7 @@ class Readers:
         except (EOFError, TimeoutError):
             said = reader.last_words()
             reader.kill()
-            log.error("a process that reads pictures does not start: %s", said or "it says nothing")
+            log.error("a process that reads images does not start: %s", said or "it says nothing")
             raise _no_reader() from None
 
     # -- turns ------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ class Readers:
         try:
             made = ReaderProcess(self._memory)
         except OSError as error:
-            log.error("a process that reads pictures cannot be started: %s", error)
+            log.error("a process that reads images cannot be started: %s", error)
             return None
         self._all.add(made)
         return made
@@ -181,5 +181,5 @@ def _ending() -> Refusal:
 
 
 def _no_reader() -> Refusal:
-    return Refusal(503, "busy", "there is no process to read pictures with; the service's log says why",
+    return Refusal(503, "busy", "there is no process to read images with; the service's log says why",
                    {"Retry-After": "5"})  # fmt: skip

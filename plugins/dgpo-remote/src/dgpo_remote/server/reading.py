@@ -1,4 +1,4 @@
-"""One request's pictures on their way through readers: what is known of them so far, and what is asked next."""
+"""One request's images on their way through readers: what is known of them so far, and what is asked next."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from dgpo_schemas.text import clean
 __all__ = ["BodyKind", "Job", "Reading", "Unlucky"]
 
 LOADED = 6.0
-"""How many times its seconds of CPU time a picture may take by the clock, on a machine that others use too."""
+"""How many times its seconds of CPU time an image may take by the clock, on a machine that others use too."""
 PATIENCE = 5.0
 """Seconds of the clock besides."""
 SECONDS_FOR = 2**24
-"""Pixels of a file that are to be read in `picture_seconds`; more of them have more time."""
+"""Pixels of a file that are to be read in `image_seconds`; more of them have more time."""
 BODY_SECONDS = 5.0
 MIB_SECONDS = 0.06
 """CPU seconds in which a body must be taken apart, and more for each of its MiB: many times what it takes."""
@@ -37,10 +37,10 @@ ATTEMPTS = 3
 TURN = 0.1
 """Seconds a request may go on before it yields to one that waits; at least twice what it takes to be taken up again."""
 BodyKind = Literal["json", "form", "files"]
-"""How pictures lie in a body; `files` are those of a request with tensors, as `uploads.files_body` puts them."""
+"""How images lie in a body; `files` are those of a request with tensors, as `uploads.files_body` puts them."""
 DTYPES = {"uint8": np.uint8, "uint16": np.uint16}
 BYTES_A_PIXEL = 18
-"""Of a picture in the service: three channels of up to 16 bits, and of float32."""
+"""Of an image in the service: three channels of up to 16 bits, and of float32."""
 
 
 class Unlucky(Exception):
@@ -49,7 +49,7 @@ class Unlucky(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a body holds. `pixels` has None where a picture cannot be read; `lost` says why, by the picture's place."""
+    """What a body holds. `pixels` has None where an image cannot be read; `lost` says why, by the image's place."""
 
     prompts: list[Prompt]
     pixels: list[Pixels | None]
@@ -78,7 +78,7 @@ class Job:
     lost: dict[int, Refusal] = field(default_factory=dict)
 
     def reading(self) -> Reading:
-        """When it is done. Raises Refusal, that of the first picture, if there are some and none could be read."""
+        """When it is done. Raises Refusal, that of the first image, if there are some and none could be read."""
         count = len(self.names)
         if count and len(self.lost) == count:
             first = self.lost[0]
@@ -113,8 +113,8 @@ class Job:
             except Refusal:
                 await self._stop(reader)
                 raise
-        unread = next((i for i in places if i not in self.pixels and i not in self.lost), None)
-        return None if unread is None else ("read", unread)
+        truncated_prompts = next((i for i in places if i not in self.pixels and i not in self.lost), None)
+        return None if truncated_prompts is None else ("read", truncated_prompts)
 
     def _reserve(self) -> None:
         most = self.limits.max_megapixels
@@ -128,7 +128,7 @@ class Job:
             raise Refusal(
                 413,
                 "size",
-                f"the pictures hold more than {most} million pixels together (limits.max_megapixels): {together:,}; "
+                f"the images hold more than {most} million pixels together (limits.max_megapixels): {together:,}; "
                 "send fewer of them in one request",
             )
         self.reserve(BYTES_A_PIXEL * together)
@@ -156,7 +156,7 @@ class Job:
             why, too_long = await _why(reader, error, f"more than {seconds:.0f} s")
             if too_long:
                 raise Refusal(
-                    413, "size", f"the body takes {why} to be taken apart; send fewer pictures in one"
+                    413, "size", f"the body takes {why} to be taken apart; send fewer images in one"
                 ) from None
             if self.attempts >= ATTEMPTS:
                 raise Refusal(400, "request", f"the body cannot be read: {why}") from None
@@ -174,18 +174,20 @@ class Job:
             if i % 100 == 99 or len(text) > 2**16:
                 await asyncio.sleep(0)
         if count != head["count"] or {len(prompts), len(metadata)} - {1, count}:
-            raise ValueError("prompts and pictures differ in number")
+            raise ValueError("prompts and images differ in number")
         if not all(isinstance(one, str) for one in (*names, *prompts)) or not all(
             isinstance(m, dict) for m in metadata
         ):
             raise TypeError("prompts of other types")
-        everyone = zip(*(given if len(given) == count else given * count for given in (prompts, metadata)), strict=True)
-        self.names, self.prompts = names, [Prompt(text, known) for text, known in everyone]
+        all_gather_object = zip(
+            *(given if len(given) == count else given * count for given in (prompts, metadata)), strict=True
+        )
+        self.names, self.prompts = names, [Prompt(text, known) for text, known in all_gather_object]
 
     async def _ask(self, reader: ReaderProcess, ask: str, at: int) -> None:
         size = self.sizes.get(at, (0, 0, 0))
         most = math.prod(size)
-        seconds = self.limits.picture_seconds * max(1.0, most / SECONDS_FOR)
+        seconds = self.limits.image_seconds * max(1.0, most / SECONDS_FOR)
         try:
             async with asyncio.timeout(LOADED * seconds + PATIENCE):
                 await reader.send({"ask": ask, "at": at, "most": most, "seconds": seconds})
@@ -200,7 +202,7 @@ class Job:
                     self.pixels[at] = _received(head, rest, most)
             self.attempts = 0
         except (EOFError, TimeoutError, KeyError, TypeError, ValueError) as error:
-            why, too_long = await _why(reader, error, f"more than {seconds:.3g} s (limits.picture_seconds)")
+            why, too_long = await _why(reader, error, f"more than {seconds:.3g} s (limits.image_seconds)")
             reason = f"it takes {why} to be read" if too_long else f"the process that read it was lost: {why}"
             self.lost[at] = Refusal(413 if too_long else 400, "size" if too_long else "request", reason)
             raise Unlucky(f"{self.names[at]}: {reason}") from None
@@ -215,7 +217,7 @@ class Job:
 
 
 def _refusal(head: dict[str, Any]) -> Refusal:
-    """What a reader says of a body or a picture."""
+    """What a reader says of a body or an image."""
     too_large = head["kind"] == "size"
     status = 413 if too_large else 422 if head["status"] == 422 else 400
     return Refusal(status, "size" if too_large else "request", clean(str(head["message"])))

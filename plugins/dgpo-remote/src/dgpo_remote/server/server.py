@@ -138,7 +138,7 @@ class Server(uvicorn.Server):
         self._say = say
         self._said_ready = False
         self._drain_until = 0.0
-        self._told_of_trouble = -math.inf
+        self._report_problem = -math.inf
         self.on_ready: Callable[[], object] = lambda: None
         super().__init__(
             uvicorn.Config(
@@ -177,8 +177,8 @@ class Server(uvicorn.Server):
 
     def _trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         now = time.monotonic()
-        if now - self._told_of_trouble >= 1:
-            self._told_of_trouble = now
+        if now - self._report_problem >= 1:
+            self._report_problem = now
             error = context.get("exception")
             log.error("%s%s", context.get("message"), f": {error_text(error)}" if error is not None else "")
 

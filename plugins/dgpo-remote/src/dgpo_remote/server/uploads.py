@@ -1,4 +1,4 @@
-"""The body of a request as pictures with their prompts: JSON with base64, or multipart/form-data. In a reader process.
+"""The body of a request as images with their prompts: JSON with base64, or multipart/form-data. In a reader process.
 
 Everything that may be wrong with it has its status and its words. No torch here.
 """
@@ -17,7 +17,7 @@ from dgpo_remote.server.base64s import from_base64
 from dgpo_schemas.decoding import half_character, unique_keys
 from dgpo_schemas.text import clean
 
-__all__ = ["MOST_TEXT", "Picture", "Upload", "files_body", "read_files", "read_form", "read_json_samples"]
+__all__ = ["MOST_TEXT", "Image", "Upload", "files_body", "read_files", "read_form", "read_json_samples"]
 
 FIELDS = ("image", "prompt", "metadata")
 MOST_TEXT = 16 * 2**20
@@ -35,7 +35,7 @@ NAME = 200
 
 
 @dataclass(slots=True)
-class Picture:
+class Image:
     """A file that was sent: its name in messages, and its bytes or their base64."""
 
     name: str
@@ -48,9 +48,9 @@ class Picture:
 
 @dataclass(slots=True)
 class Upload:
-    """Pictures; prompts and metadata: one for each of them, or one for all."""
+    """Images; prompts and metadata: one for each of them, or one for all."""
 
-    pictures: list[Picture]
+    images: list[Image]
     prompts: list[str]
     metadata: list[dict[str, Any]]
 
@@ -65,7 +65,7 @@ class Upload:
         try:
             lines = [
                 json.dumps(one, ensure_ascii=False, separators=(",", ":")).encode()
-                for one in ([p.name for p in self.pictures], *self.prompts, *self.metadata)
+                for one in ([p.name for p in self.images], *self.prompts, *self.metadata)
             ]
         except UnicodeEncodeError as error:
             half = f"the lone surrogate U+{ord(error.object[error.start]):04X}"
@@ -142,7 +142,7 @@ def read_json_samples(body: bytes | bytearray, max_samples: int) -> Upload:
     if set(data) != {"samples"} or not isinstance(samples, list) or not all(map(_is_sample, samples)):
         raise _explained(data)
     return Upload(
-        [Picture(f"samples.{i}.image", sample["image"]) for i, sample in enumerate(samples)],
+        [Image(f"samples.{i}.image", sample["image"]) for i, sample in enumerate(samples)],
         [sample.get("prompt", "") for sample in samples],
         [sample.get("metadata", {}) for sample in samples],
     )
@@ -164,12 +164,12 @@ def _explained(data: dict[str, Any]) -> Refusal:
     from pydantic import ValidationError
 
     from dgpo_schemas.problems import dotted, explain
-    from dgpo_schemas.service import ScorePictures
+    from dgpo_schemas.service import ScoreImages
 
     try:
-        ScorePictures.model_validate(data)
+        ScoreImages.model_validate(data)
     except ValidationError as error:
-        path, message = explain(ScorePictures, data, error)[0]
+        path, message = explain(ScoreImages, data, error)[0]
         return Refusal(422, "request", clean(f"{dotted(path)}: {message}"))
     return Refusal(422, "request", "the body is not what ScorePictures says")  # the two would have to differ
 
@@ -190,20 +190,20 @@ def files_body(files: Sequence[tuple[str, bytes]]) -> bytes:
 def read_files(body: bytes | bytearray, max_samples: int) -> Upload:
     """What `files_body` has put together. Raises Refusal."""
     line, _, rest = body.partition(b"\n")
-    told = json.loads(line)
-    _check_count(len(told), max_samples)
-    pictures, at = [], 0
-    for name, length in told:
-        pictures.append(Picture(name, bytes(rest[at : at + length])))
+    reported = json.loads(line)
+    _check_count(len(reported), max_samples)
+    images, at = [], 0
+    for name, length in reported:
+        images.append(Image(name, bytes(rest[at : at + length])))
         at += length
-    return Upload(pictures, [""], [{}])
+    return Upload(images, [""], [{}])
 
 
 # -- multipart/form-data --------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
-class Part:
+class Component:
     """One part of a form, as it is read."""
 
     headers: dict[bytes, bytes] = field(default_factory=dict)
@@ -239,36 +239,36 @@ class Part:
 
 
 def read_form(body: bytes, content_type: str, max_samples: int) -> Upload:
-    """Picture files with their prompts, as curl sends them. Raises Refusal."""
-    pictures: list[Picture] = []
+    """Image files with their prompts, as curl sends them. Raises Refusal."""
+    images: list[Image] = []
     texts: dict[str, list[str]] = {"prompt": [], "metadata": []}
     fields = [part.read() for part in _parts(body, content_type, 3 * max_samples + 3)]
     unknown = sorted({name for name, _, _ in fields} - set(FIELDS))
     if unknown:
         raise Refusal(422, "request", f"unknown field {_shown(unknown[0])}; there are {', '.join(FIELDS)}")
     if "image" not in {name for name, _, _ in fields}:
-        raise Refusal(422, "request", "there is no `image`: curl -F image=@picture.png")
+        raise Refusal(422, "request", "there is no `image`: curl -F image=@image.png")
     for name, file, data in fields:
         if name == "image":
             if file is None:
-                raise Refusal(422, "request", "`image` must be a file: curl -F image=@picture.png")
-            pictures.append(Picture(f"image {_shown(file)}", data))
+                raise Refusal(422, "request", "`image` must be a file: curl -F image=@image.png")
+            images.append(Image(f"image {_shown(file)}", data))
         elif file is not None:
             raise Refusal(422, "request", f"`{name}` must be a text, not a file: curl -F '{name}=<FILE'")
         else:
             texts[name].append(_text(name, data))
-    _check_count(len(pictures), max_samples)
+    _check_count(len(images), max_samples)
     for name, given in texts.items():
-        if len(given) not in (0, 1, len(pictures)):
+        if len(given) not in (0, 1, len(images)):
             raise Refusal(
                 422,
                 "request",
-                f"{len(given)} times `{name}` for {len(pictures)} pictures; give it once, or for each",
+                f"{len(given)} times `{name}` for {len(images)} images; give it once, or for each",
             )
     metadata = [_loads(text, "`metadata`") for text in texts["metadata"]]
     if not all(isinstance(one, dict) for one in metadata):
         raise Refusal(422, "request", "`metadata` must be a JSON object")
-    return Upload(pictures, texts["prompt"] or [""], metadata or [{}])
+    return Upload(images, texts["prompt"] or [""], metadata or [{}])
 
 
 def _text(name: str, data: bytes) -> str:
@@ -310,7 +310,7 @@ def _in_form(body: bytes, boundary: bytes) -> bytes:
     return b"".join(made)
 
 
-def _parts(body: bytes, content_type: str, most: int) -> list[Part]:
+def _parts(body: bytes, content_type: str, most: int) -> list[Component]:
     """Every part of a form. Raises Refusal for a form without its end, and for one that holds more than its parts:
     what has been sent is never left out."""
     from python_multipart.exceptions import FormParserError
@@ -321,14 +321,14 @@ def _parts(body: bytes, content_type: str, most: int) -> list[Part]:
     if not 1 <= len(boundary) <= 200:
         raise _no_form("its Content-Type names no boundary; curl -F, and what else sends forms, writes it by itself")
     body = _in_form(body, boundary)
-    parts: list[Part] = []
+    parts: list[Component] = []
     pieces: list[bytes] = []
     name, value, ended = b"", b"", False
 
     def begin() -> None:
         if len(parts) == most:
             raise Refusal(413, "size", f"a form of more than {most} parts (limits.max_samples)")
-        parts.append(Part(number=len(parts) + 1))
+        parts.append(Component(number=len(parts) + 1))
         pieces.clear()
 
     def on_name(data: bytes, start: int, end: int) -> None:

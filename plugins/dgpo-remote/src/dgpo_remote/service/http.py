@@ -13,7 +13,7 @@ import httpx
 from dgpo_core.errors import UserError
 from dgpo_core.system.proxies import Proxy, UnusableProxy, route
 from dgpo_core.system.routed import Routed, certificates
-from dgpo_remote.failures import Busy, Down, Nonsense, Refused, Stranger, TooLarge, as_object, raise_own, told_error
+from dgpo_remote.failures import Busy, Down, Nonsense, Refused, Stranger, TooLarge, as_object, raise_own, reported_error
 from dgpo_remote.service.bounded import Network, bounded
 from dgpo_remote.tokens import read_token
 from dgpo_schemas.addresses import shown_address
@@ -139,8 +139,8 @@ class Client:
             if encoding != "identity":
                 raise Nonsense(f"answered in the encoding {clean(encoding, 40)}, unasked{via}")
             return
-        told = told_error(body)
-        kind, words = told or ("", "")
+        reported = reported_error(body)
+        kind, words = reported or ("", "")
         message = words or f"status {status}: {_excerpt(body)}{via}"
         if status == 407:
             raise Refused(_wants_password(proxy))
@@ -149,14 +149,14 @@ class Client:
             raise Nonsense(f"answered with a redirect (status {status}) to {to}, which is not followed{via}")
         if status in (429, 503):
             raise Busy(message, _pause(response.headers.get("Retry-After")))
-        if told is not None and kind not in KINDS:  # it failed in a way that this version does not know of
+        if reported is not None and kind not in KINDS:  # it failed in a way that this version does not know of
             raise Down(message)
         if status in (401, 403):
             raise Refused(message if kind == "origin" else f"{message} ({self._token_hint()})")
         if status == 413:
             raise TooLarge(message)
         if 400 <= status < 500 and status != 408:
-            raise Refused(message) if told else Stranger(message)
+            raise Refused(message) if reported else Stranger(message)
         raise_own(kind, message)
         raise Down(message)
 

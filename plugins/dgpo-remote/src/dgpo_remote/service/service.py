@@ -193,7 +193,7 @@ class ServiceReward(RemoteReward):
         until = time.monotonic() + wait
         while (pause := until - time.monotonic()) > 0:
             check_signals()
-            self._servers.waiting.tell(line)
+            self._servers.waiting.on_message(line)
             time.sleep(min(LOOK, pause))
 
     def _nobody_is_there(self) -> NoReturn:

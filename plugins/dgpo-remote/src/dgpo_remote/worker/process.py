@@ -22,13 +22,13 @@ from dgpo_core.errors import UserError
 from dgpo_core.system.openmp import KNOWN
 from dgpo_core.system.supervising import LAUNCHER_VARIABLES, Child, fate
 from dgpo_core.training.memory import OutOfMemory
-from dgpo_remote.failures import Down, as_object, raise_own, told_error
+from dgpo_remote.failures import Down, as_object, raise_own, reported_error
 from dgpo_remote.worker.channel import LONGEST, Channel
 from dgpo_remote.worker.interpreter import why_it_did_not_greet, why_it_did_not_start
 from dgpo_schemas.service import WORKERS, RewardDescription
 from dgpo_schemas.text import clean
 
-__all__ = ["Recipe", "WorkerProcess", "resolve"]
+__all__ = ["WorkerProcess", "WorkerSpec", "resolve"]
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ OF_THE_INTERPRETER = ("PYTHONPATH", "PYTHONHOME")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class WorkerSpec:
     """How to start a worker, and what it is to load."""
 
     where: str
@@ -84,29 +84,29 @@ class Recipe:
 class WorkerProcess:
     """A process that was spawned; `greet` waits until its reward is loaded. One request at a time."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, spec: WorkerSpec) -> None:
         """Start the interpreter. Raises UserError if there is none."""
-        self.recipe = recipe
+        self.spec = spec
         here, there = socket.socketpair()
-        arguments = [recipe.python, "-u", "-P", "-X", "faulthandler", "-m", MODULE]
+        arguments = [spec.python, "-u", "-P", "-X", "faulthandler", "-m", MODULE]
         try:
             self._child = Child(
                 [*arguments, str(there.fileno()), str(os.getpid())],
-                environment=recipe.variables,
+                environment=spec.variables,
                 pass_fds=[there.fileno()],
-                output=self._told,  # prints of the reward go where its errors go
+                output=self._reported,  # prints of the reward go where its errors go
             )
         except (OSError, ValueError) as error:
             here.close()
-            raise UserError(f"{recipe.where}.worker.python: {why_it_did_not_start(recipe.python, error)}") from error
+            raise UserError(f"{spec.where}.worker.python: {why_it_did_not_start(spec.python, error)}") from error
         finally:
             there.close()
         self._channel = Channel(here)
         self._asked = 0  # questions so far; the number of the last one
         self._strayed = False  # it has answered one of them late or twice
 
-    def _told(self, line: str) -> None:
-        log.debug("%s: worker: %s", self.recipe.where, clean(line, 1000, lines=True))
+    def _reported(self, line: str) -> None:
+        log.debug("%s: worker: %s", self.spec.where, clean(line, 1000, lines=True))
 
     @property
     def pid(self) -> int:
@@ -120,20 +120,20 @@ class WorkerProcess:
 
     def greet(self) -> RewardDescription:
         """Wait until the reward is loaded. Raises UserError for whatever keeps it from being so."""
-        recipe, deadline = self.recipe, time.monotonic() + self.recipe.start_timeout
+        spec, deadline = self.spec, time.monotonic() + self.spec.start_timeout
         hello = self._hello(deadline)
         if hello.get("protocol") != WORKERS:
             theirs, spoken = (clean(str(hello.get(key)), 40) for key in ("dgpo", "protocol"))
             raise UserError(
-                f"{recipe.where}.worker.python: {recipe.python} has dgpo {theirs}, whose workers speak "
+                f"{spec.where}.worker.python: {spec.python} has dgpo {theirs}, whose workers speak "
                 f"version {spoken} of the protocol; this run speaks version {WORKERS}: install the "
                 "same version of dgpo in both environments"
             )
         try:
-            status, answer = self._exchange("/load", json.dumps(recipe.orders()).encode(), deadline, "start_timeout")
+            status, answer = self._exchange("/load", json.dumps(spec.orders()).encode(), deadline, "start_timeout")
         except Down as error:
             self.kill()
-            raise UserError(f"{recipe.where}: the worker that was to load {recipe.use} {error}") from error
+            raise UserError(f"{spec.where}: the worker that was to load {spec.use} {error}") from error
         if status != WELL:
             self.kill()
             raise UserError(self._refusal(*_error(answer)))
@@ -142,7 +142,7 @@ class WorkerProcess:
         except ValidationError as error:
             self.kill()
             raise UserError(
-                f"{recipe.where}: the worker that was to load {recipe.use} answered with something that is no "
+                f"{spec.where}: the worker that was to load {spec.use} answered with something that is no "
                 f"description of it: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
             ) from error
 
@@ -153,30 +153,30 @@ class WorkerProcess:
             if hello is not None:
                 return hello
         except TimeoutError:
-            waited = self.recipe.start_timeout
+            waited = self.spec.start_timeout
         except EOFError:
             pass
         self.kill()
         lines = [clean(line, 1000, lines=True) for line in self._child.last_lines(50)]
-        reason = why_it_did_not_greet(self.recipe.python, self.recipe.variables, lines, waited)
-        raise UserError(f"{self.recipe.where}.worker.python: {reason}")
+        reason = why_it_did_not_greet(self.spec.python, self.spec.variables, lines, waited)
+        raise UserError(f"{self.spec.where}.worker.python: {reason}")
 
     def _refusal(self, kind: str, message: str) -> str:
-        recipe = self.recipe
+        spec = self.spec
         if kind == "plugin":
             return (
-                f"{recipe.where}.worker.python: {recipe.python} cannot provide {recipe.use}; install its plugin there "
-                f"({recipe.python} -m pip install ...): {message}"
+                f"{spec.where}.worker.python: {spec.python} cannot provide {spec.use}; install its plugin there "
+                f"({spec.python} -m pip install ...): {message}"
             )
         if kind == "user":
-            return f"{recipe.where}: {message}"
-        return f"{recipe.where}: the worker could not load {recipe.use}: {message}{self._last_words()}"
+            return f"{spec.where}: {message}"
+        return f"{spec.where}: the worker could not load {spec.use}: {message}{self._last_words()}"
 
     def ask(self, path: str, body: bytes) -> bytes:
         """An answer. Raises Down, and RewardRaised and OutOfMemory with the reward's own message."""
         if len(body) > LONGEST:
             raise OutOfMemory(f"a batch of {len(body) / 2**30:.1f} GiB is more than {LONGEST >> 30} GiB")
-        status, answer = self._exchange(path, body, time.monotonic() + self.recipe.timeout, "timeout")
+        status, answer = self._exchange(path, body, time.monotonic() + self.spec.timeout, "timeout")
         if status == WELL:
             return answer
         kind, message = _error(answer)
@@ -190,7 +190,7 @@ class WorkerProcess:
             return self._answer(path, body, deadline)
         except TimeoutError:
             self.kill()
-            allowed = getattr(self.recipe, patience)
+            allowed = getattr(self.spec, patience)
             words = f"gave no answer within {allowed:g} s (worker.{patience}) and was killed{self._last_words()}"
             raise Down(words) from None
         except EOFError:
@@ -213,7 +213,7 @@ class WorkerProcess:
                 self._strayed = True
                 log.warning(
                     "%s: the worker answers late or twice; what it says to earlier batches is dropped",
-                    self.recipe.where,
+                    self.spec.where,
                 )
 
     def _alive(self) -> bool:
@@ -251,7 +251,7 @@ class WorkerProcess:
 
 def _error(answer: bytes) -> tuple[str, str]:
     """(kind, message) of an answer that tells of an error, whatever the process has written there."""
-    kind, message = told_error(answer) or ("unknown", "")
+    kind, message = reported_error(answer) or ("unknown", "")
     return kind, message or "it does not say why"
 
 

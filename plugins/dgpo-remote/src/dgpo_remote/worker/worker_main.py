@@ -85,17 +85,17 @@ class Host:
     def _load(self, start: dict[str, Any]) -> bytes:
         """Build the reward. Returns its description."""
         _adopt_settings(start["settings"])
+        from dgpo_core.plugins.process_state import ProcessState
         from dgpo_core.plugins.registry import get_registry
-        from dgpo_core.plugins.surroundings import Guard
         from dgpo_core.system.hub import prepare_hub
         from dgpo_remote.answering import as_text, describe
         from dgpo_schemas.base import UseBlock
 
-        self.guard = Guard()  # as in the run's own process: the scores are the same bits
+        self.process_state = ProcessState()  # as in the run's own process: the scores are the same bits
         block = UseBlock(use=start["use"], options=start["options"])
         registry = get_registry()
         prepare_hub()
-        with self.guard.around("the reward, when it was made,"):
+        with self.process_state.around("the reward, when it was made,"):
             reward: AnyReward = registry.create("reward", block, device=_device(start["device"]))
         self.reward = reward
         return as_text(describe(block.use, reward)).encode()
@@ -113,7 +113,7 @@ class Host:
         match path:
             case "/v1/check":
                 prompts = prompts_of(CheckRequest.model_validate_json(body).prompts)
-                with self.guard.around("the reward, when it checked the prompts,"):
+                with self.process_state.around("the reward, when it checked the prompts,"):
                     return as_text(checked(self.reward, prompts)).encode()
             case "/v1/examples":
                 return example_blob(self.reward.examples())
@@ -122,7 +122,7 @@ class Host:
                 self.reward.close()
                 return b""
         asked = read_score_request(Blob(body))
-        scores = scored(self.reward, asked.media, asked.prompts, asked.keys, self.guard)
+        scores = scored(self.reward, asked.media, asked.prompts, asked.keys, self.process_state)
         return score_answer(check_scores(scores, len(asked.prompts)))
 
 

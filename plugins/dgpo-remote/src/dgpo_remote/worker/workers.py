@@ -11,7 +11,7 @@ from dgpo_core.errors import UserError
 from dgpo_remote.failures import Down, Nonsense, as_object
 from dgpo_remote.reward import RemoteReward
 from dgpo_remote.servers import End, Server, Servers
-from dgpo_remote.worker.process import Recipe, WorkerProcess, resolve
+from dgpo_remote.worker.process import WorkerProcess, WorkerSpec, resolve
 from dgpo_schemas.service import RewardDescription
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ class Worker:
 
     name = "the worker"
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, spec: WorkerSpec) -> None:
         """Start it. Raises UserError."""
-        self.recipe = recipe
+        self.spec = spec
         self.busy = threading.Lock()
-        self.process: WorkerProcess | None = WorkerProcess(recipe)
+        self.process: WorkerProcess | None = WorkerProcess(spec)
         self._closed = False
         self._exchange = threading.Lock()
 
@@ -66,7 +66,7 @@ class Worker:
             raise Down("was closed")
         process = None
         try:
-            process = WorkerProcess(self.recipe)
+            process = WorkerProcess(self.spec)
             with self._exchange:
                 if self._closed:
                     raise Down("was closed")
@@ -112,7 +112,7 @@ class WorkerReward(RemoteReward):
 
     def __init__(self, block: RewardBlock, section: WorkerSection, *, device: torch.device, where: str) -> None:
         """Start the processes and wait until their rewards are loaded. Raises UserError."""
-        recipe = Recipe(
+        spec = WorkerSpec(
             where=where,
             python=resolve(section.python),
             environment=section.environment,
@@ -125,7 +125,7 @@ class WorkerReward(RemoteReward):
         workers: list[Worker] = []
         try:
             for _ in range(section.count):
-                workers.append(Worker(recipe))
+                workers.append(Worker(spec))
             found = _greeted(workers)
         except BaseException:
             for worker in workers:

@@ -1,4 +1,4 @@
-"""The sketch against the real thing, and against what is published."""
+"""The meta model against the real thing, and against what is published."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_it_has_the_shapes_of_the_real_thing(tmp_path: Path) -> None:
     checkpoint = make_tiny_checkpoint(tmp_path / "tiny")
     options = WanOptions(frames=5, text_length=8)
     real = WanBackbone(section(checkpoint), options, device=torch.device("cpu"))
-    sketch = WanBackbone.sketch(section(checkpoint), options)
-    for name, module in real.parts().items():
-        found = {n: (p.shape, p.dtype) for n, p in sketch.parts()[name].named_parameters()}
+    meta_model = WanBackbone.meta_model(section(checkpoint), options)
+    for name, module in real.components().items():
+        found = {n: (p.shape, p.dtype) for n, p in meta_model.components()[name].named_parameters()}
         wanted = {n: (p.shape, p.dtype) for n, p in module.named_parameters()}
         assert found == wanted, name
-    assert all(p.device.type == "meta" for p in sketch.module.parameters())
-    assert sketch.latent_shape(64, 64) == real.latent_shape(64, 64)
-    one, two = (b.encode(prompts_of(["a", "b"])).tensors["prompt_embeds"] for b in (real, sketch))
+    assert all(p.device.type == "meta" for p in meta_model.module.parameters())
+    assert meta_model.latent_shape(64, 64) == real.latent_shape(64, 64)
+    one, two = (b.encode(prompts_of(["a", "b"])).tensors["prompt_embeds"] for b in (real, meta_model))
     assert (one.shape, one.dtype) == (two.shape, two.dtype)
 
 
@@ -44,15 +44,15 @@ def test_it_has_the_shapes_of_the_real_thing(tmp_path: Path) -> None:
 )
 def test_published_models_have_their_size(name: str, billions: float) -> None:
     """1.42 and 14.3 thousand million parameters."""
-    sketch = WanBackbone.sketch(section(name), WanOptions())
-    trained = {id(p) for p in sketch.trainable().values()}
-    count = sum(p.numel() for p in sketch.module.parameters() if id(p) not in trained)
+    meta_model = WanBackbone.meta_model(section(name), WanOptions())
+    trained = {id(p) for p in meta_model.trainable().values()}
+    count = sum(p.numel() for p in meta_model.module.parameters() if id(p) not in trained)
     assert count / 1e9 == pytest.approx(billions, abs=0.01)
 
 
 def test_a_name_that_is_not_known() -> None:
     with pytest.raises(UserError, match="a/b is no directory here, and what it looks like is not known; known are"):
-        WanBackbone.sketch(section("a/b"), WanOptions())
+        WanBackbone.meta_model(section("a/b"), WanOptions())
 
 
 def test_the_shift_is_that_of_the_checkpoints_scheduler(tmp_path: Path) -> None:
@@ -61,10 +61,10 @@ def test_the_shift_is_that_of_the_checkpoints_scheduler(tmp_path: Path) -> None:
     real = WanBackbone(section(checkpoint), options, device=torch.device("cpu"))
     assert (
         real.schedule(64, 64, 4)
-        == WanBackbone.sketch(section(checkpoint), options).schedule(64, 64, 4)
+        == WanBackbone.meta_model(section(checkpoint), options).schedule(64, 64, 4)
         == Schedule(2.5)
     )
     assert of_model(real, (64, 64), 4, "auto") == of_model(real, (64, 64), 4, 2.5)
     file = checkpoint / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({"_class_name": "UniPCMultistepScheduler", "flow_shift": 5.0}))
-    assert WanBackbone.sketch(section(checkpoint), options).schedule(64, 64, 4) == Schedule(5.0)
+    assert WanBackbone.meta_model(section(checkpoint), options).schedule(64, 64, 4) == Schedule(5.0)

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from dgpo_core.distributed.processes import Processes, cut
 
-__all__ = ["deal", "deliver"]
+__all__ = ["exchange_tensors", "partition_units"]
 
 
-def deal(units: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+def partition_units(units: Sequence[Sequence[int]], count: int) -> list[list[int]]:
     """The things of each of `count` processes: whole units in order, as many for each as can be, up to one."""
     parts = [cut(len(units), rank, count) for rank in range(count)]
     return [[thing for unit in units[part.start : part.stop] for thing in unit] for part in parts]
 
 
-def deliver(
+def exchange_tensors(
     processes: Processes, held: Mapping[int, Tensor], holders: Mapping[int, int], takers: Mapping[int, int]
 ) -> dict[int, Tensor]:
     """Numbered tensors from the processes that hold them to those that take them, on the CPU, exact to the bit.
@@ -31,7 +31,7 @@ def deliver(
     held: those of this process; holders, takers: the process of each number, the same everywhere. Returns those that
     this process takes, in the order of `takers`. To be called by all processes.
     """
-    told: list[dict[str, Any]] = processes.everyone(
+    reported: list[dict[str, Any]] = processes.all_gather_object(
         {str(i): [list(t.shape), str(t.dtype).removeprefix("torch.")] for i, t in held.items()}
     )
     found = {}
@@ -42,6 +42,6 @@ def deliver(
         elif holder == processes.rank:
             processes.send(held[i], taker)
         elif taker == processes.rank:
-            shape, dtype = told[holder][str(i)]
+            shape, dtype = reported[holder][str(i)]
             found[i] = processes.receive(holder, shape, getattr(torch, dtype))
     return found

@@ -24,7 +24,7 @@ import torch
 
 from dgpo_core.plugins import isolation
 
-__all__ = ["Guard", "changes", "process_state", "put_back", "thread_state"]
+__all__ = ["ProcessState", "changes", "process_state", "put_back", "thread_state"]
 
 log = logging.getLogger(__name__)
 State = Mapping[str, Any]
@@ -133,7 +133,7 @@ def put_back(before: State, names: list[str]) -> None:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Call:
-    guard: Guard
+    process_state: ProcessState
     label: str
 
 
@@ -171,24 +171,24 @@ class _Watch:
             put_back(self.expected, found)
             return found, [call] if known else list(self.suspects)
 
-    def forget(self, guard: Guard) -> None:
+    def forget(self, process_state: ProcessState) -> None:
         """What is still under way ends without being waited for: its process may have gone elsewhere by then."""
         with self.lock:
             for calls in (self.under_way, self.suspects):
-                calls.difference_update([call for call in calls if call.guard is guard])
+                calls.difference_update([call for call in calls if call.process_state is process_state])
 
 
 _WATCH = _Watch()
 
 
-class Guard:
+class ProcessState:
     """Surrounds calls of plugins. Whoever changes something is named once, in a warning."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._one_at_a_time = threading.RLock()
         self._suspected: dict[str, bool] = {}  # label, to whether it is known and not only suspected
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
 
     def disturbs(self, label: str) -> bool:
         """Whether the calls of `label` change, or may change, what others share: nothing is to be done beside them."""
@@ -216,20 +216,20 @@ class Guard:
         elif known is False and not shared:
             self._suspected.pop(call.label, None)  # another call of it may just have been judged
         if whose == [call] or not shared:
-            self._tell([call.label], [*own, *shared])
+            self._report([call.label], [*own, *shared])
             return
-        self._tell([call.label], own)
-        for guard in {one.guard for one in whose}:
-            labels = sorted({one.label for one in whose if one.guard is guard})
+        self._report([call.label], own)
+        for process_state in {one.process_state for one in whose}:
+            labels = sorted({one.label for one in whose if one.process_state is process_state})
             for label in labels:
-                guard._suspected.setdefault(label, False)
-            guard._tell(labels, shared)
+                process_state._suspected.setdefault(label, False)
+            process_state._report(labels, shared)
 
-    def _tell(self, labels: list[str], names: list[str]) -> None:
+    def _report(self, labels: list[str], names: list[str]) -> None:
         who = " or ".join(labels)
         with self._lock:
-            new = [name for name in names if (who, name) not in self._told]
-            self._told.update((who, name) for name in new)
+            new = [name for name in names if (who, name) not in self._reported]
+            self._reported.update((who, name) for name in new)
         if new:
             listed = " and ".join(filter(None, (", ".join(new[:-1]), new[-1])))
             log.warning(

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
+from dgpo_core.plugins.process_state import RESTORE, ProcessState, changes, process_state, put_back, thread_state
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.plugins.surroundings import RESTORE, Guard, changes, process_state, put_back, thread_state
 from dgpo_core.training.reward_calls import Reward
 from dgpo_core.training.scoring import Scorer
 from dgpo_core.training.trainer import Trainer, run_path
@@ -62,9 +62,9 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize("name", DEEDS)
 def test_every_change_is_put_back_and_named_once(name: str, caplog: pytest.LogCaptureFixture) -> None:
     before = process_state() | thread_state()
-    guard = Guard()
+    process_state = ProcessState()
     for _ in range(2):
-        with guard.around("reward lamp"):
+        with process_state.around("reward lamp"):
             DEEDS[name]()
             assert changes(before, process_state() | thread_state()) == [name]
         assert changes(before, process_state() | thread_state()) == []
@@ -78,7 +78,7 @@ def test_all_that_is_compared_is_tried_and_can_be_put_back() -> None:
 
 def test_a_change_before_an_error_is_put_back_too(caplog: pytest.LogCaptureFixture) -> None:
     def fall() -> None:
-        with Guard().around("reward lamp"):
+        with ProcessState().around("reward lamp"):
             os.chdir("/")
             torch.set_default_dtype(torch.float64)
             raise UserError("no lamp")
@@ -94,10 +94,10 @@ def test_a_directory_that_is_gone_is_no_error(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    guard = Guard()
-    with guard.around("reward lamp"):
+    process_state = ProcessState()
+    with process_state.around("reward lamp"):
         os.chdir("/")
-    with guard.around("reward lamp"):
+    with process_state.around("reward lamp"):
         pass
     os.chdir(tmp_path)
 
@@ -166,7 +166,7 @@ def test_an_innocent_reward_stays_beside_the_run(make: Callable[..., Scorer]) ->
         scorer.submit(MEDIA, PROMPTS)  # does not wait
     go.set()
     scorer.collect()
-    assert not scorer.guard.disturbs("reward lamp")
+    assert not scorer.process_state.disturbs("reward lamp")
 
 
 def test_what_one_changes_for_a_moment_is_not_taken_away_from_it(
@@ -217,12 +217,12 @@ def test_of_several_the_guilty_one_is_found(make: Callable[..., Scorer], caplog:
     scorer.submit(MEDIA, PROMPTS)
     scorer.collect()
     assert os.getcwd() == here
-    assert scorer.guard.disturbs("reward bad")
+    assert scorer.process_state.disturbs("reward bad")
     for _ in range(2):
         scorer.submit(MEDIA, PROMPTS)
         assert os.getcwd() == here
     scorer.collect()
-    assert not scorer.guard.disturbs("reward late")
+    assert not scorer.process_state.disturbs("reward late")
     assert [line.split(" has")[0] for line in warned(caplog)][-1] == "reward bad"
 
 
@@ -237,9 +237,9 @@ def test_a_call_that_was_left_behind_changes_nothing_later(make: Callable[..., S
     scorer = Scorer([Reward("lamp", 1.0, Acting(hang))])
     scorer.submit(MEDIA, PROMPTS)
     assert started.wait(LONG)
-    (thread,) = [t for lane in scorer._lanes.values() for t in lane._threads]
+    (thread,) = [t for executor in scorer._executors.values() for t in executor._threads]
     scorer.discard()
-    scorer.guard.close()
+    scorer.process_state.close()
     torch.set_default_dtype(torch.float64)
     try:
         go.set()
@@ -257,12 +257,12 @@ def test_a_suspicion_may_be_lifted_by_two_calls_at_once(monkeypatch: pytest.Monk
         def get(self, key: str, default: Any = None) -> Any:
             return False
 
-    guard = Guard()
-    monkeypatch.setattr(guard, "_suspected", BothLooked(lamp=False))
+    process_state = ProcessState()
+    monkeypatch.setattr(process_state, "_suspected", BothLooked(lamp=False))
     for _ in range(2):
-        with guard.around("lamp"):
+        with process_state.around("lamp"):
             pass
-        assert not guard.disturbs("lamp")
+        assert not process_state.disturbs("lamp")
 
 
 # -- a whole run ----------------------------------------------------------------------------------------------------
@@ -292,8 +292,8 @@ class Rude(BrightnessReward):
 
 class Plugin:
     @hookimpl
-    def dgpo_rewards(self) -> list[Part]:
-        return [Part("rude", "Brightness, rudely", f"{__name__}:Rude", BrightnessOptions)]
+    def dgpo_rewards(self) -> list[Component]:
+        return [Component("rude", "Brightness, rudely", f"{__name__}:Rude", BrightnessOptions)]
 
 
 def test_a_run_with_a_reward_that_does_all_of_it_is_the_same_run(

@@ -1,4 +1,4 @@
-"""Media to files: pictures and videos with their prompts, and one sheet to look at."""
+"""Media to files: images and videos with their prompts, and one sheet to look at."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dgpo_core.media.beside import between, thumbnails, write_conditions
 from dgpo_core.system.files import new_directory
 from dgpo_core.types import Prompt
 
-__all__ = ["contact_sheet", "film_strip", "to_image", "write_pictures"]
+__all__ = ["contact_sheet", "film_strip", "to_image", "write_images"]
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def contact_sheet(images: Sequence[Image.Image], columns: int | None = None, gap
     return sheet
 
 
-def write_pictures(
+def write_images(
     directory: Path,
     media: Sequence[Tensor],
     prompts: Sequence[Prompt],
@@ -71,7 +71,7 @@ def write_pictures(
     NN.png is all there is, so it keeps the frames as they are.
 
     Where prompts have media or negative texts, conditions.json and media-DIGEST.png say so (`beside.write_conditions`),
-    and on the sheet the first medium of a prompt stands before its row, or, without `columns`, before each picture.
+    and on the sheet the first medium of a prompt stands before its row, or, without `columns`, before each image.
 
     What the directory held before is replaced. Raises UserError if it cannot be written.
     """
@@ -96,7 +96,7 @@ def _write_clip(path: Path, video: Tensor, fps: int | None) -> bool:
         return False
     try:
         data = clips.encode(_bytes(video).permute(0, 2, 3, 1).numpy(), clips.frame_rate(len(video), fps))
-    except ValueError as error:  # no reason to lose a run, nor the other pictures
+    except ValueError as error:  # no reason to lose a run, nor the other images
         log.warning("%s is left out: %s", path.name, error)
         return False
     path.write_bytes(data)

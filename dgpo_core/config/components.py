@@ -24,7 +24,7 @@ PLACES: dict[KeyPath, str] = {
     ("timesteps",): "timesteps",
     ("evaluation", "sampler"): "sampler",
     ("evaluation", "rewards"): "reward",
-    ("evaluation", "guards", "rewards"): "reward",
+    ("evaluation", "monitors", "rewards"): "reward",
 }
 """Where a run file chooses plugins, and of which kind."""
 
@@ -35,8 +35,8 @@ SERVED: dict[KeyPath, str] = {("reward",): "reward"}
 def blocks_at(data: Mapping[str, Any], place: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
     """(path, value) of the block at a place, or of each block in the list there."""
     here: Any = data
-    for part in place:
-        here = here.get(part) if isinstance(here, dict) else None
+    for component in place:
+        here = here.get(component) if isinstance(here, dict) else None
     if isinstance(here, list):
         yield from (((*place, i), block) for i, block in enumerate(here))
     elif here is not None:
@@ -44,8 +44,8 @@ def blocks_at(data: Mapping[str, Any], place: KeyPath) -> Iterator[tuple[KeyPath
 
 
 def chosen(data: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPath, type[BaseModel], dict[str, Any]]]:
-    """The options of every part that a run file's data choose, which are not empty: where they stand, their model, and
-    what they are."""
+    """The options of every component that a run file's data choose, which are not empty: where they stand, their model,
+    and what they are."""
     for place, kind in PLACES.items():
         for where, block in blocks_at(data, place):
             yield from _in_options(registry, kind, where, block)
@@ -54,7 +54,7 @@ def chosen(data: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPat
 def _in_options(
     registry: Registry, kind: str, where: KeyPath, block: Any
 ) -> Iterator[tuple[KeyPath, type[BaseModel], dict[str, Any]]]:
-    """Of a block, and of the parts that its options choose in turn."""
+    """Of a block, and of the components that its options choose in turn."""
     options = block.get("options") if isinstance(block, dict) else None
     if not options or not isinstance(block.get("use"), str):
         return

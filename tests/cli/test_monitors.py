@@ -28,16 +28,16 @@ STATISTICS = ("diversity", "saturation", "edge_density", "dark_pixels")
 LEARNS: dict[str, Any] = {
     "run": {"iterations": 12},
     "rollout": {"groups": 6, "group_size": 8},
-    "optimiser": {"learning_rate": 0.05},
+    "optimizer": {"learning_rate": 0.05},
     "checkpoints": {"every": 100},
     "objective": {"beta": 10.0, "clip": None, "kl": 0.0},
 }
 """Brightness rises, and gloom falls, beyond the intervals within six iterations."""
 
 
-def watched(**guards: Any) -> dict[str, Any]:
-    sampled = {"every": 3, "prompts": 6, "samples_per_prompt": 8, "view": "policy"}
-    return {**sampled, "guards": {"rewards": [{"use": "gloom"}], **guards}}
+def watched(**monitors: Any) -> dict[str, Any]:
+    sampled = {"every": 3, "prompts": 6, "samples_per_prompt": 8, "model": "policy"}
+    return {**sampled, "monitors": {"rewards": [{"use": "gloom"}], **monitors}}
 
 
 def records(iteration: int) -> dict[str, dict[str, Any]]:
@@ -62,7 +62,7 @@ def test_an_alarm_in_the_log_of_a_run(dgpo: Run, write_run: Write) -> None:
     assert (
         f"alarm after iteration 12: brightness rose from {first['brightness']['value']:.3f} to "
         f"{last['brightness']['value']:.3f} while gloom fell from {first['gloom']['value']:.3f} to "
-        f"{last['gloom']['value']:.3f} (band 0.000): a sign of reward hacking; look at the pictures"
+        f"{last['gloom']['value']:.3f} (tolerance 0.000): a sign of reward hacking; look at the images"
     ) in lines
     gloom = [line for line in lines if re.match(r"  evaluation after iteration 0: gloom 0\.\d{3} \[.*\] over 6", line)]
     assert len(gloom) == 1
@@ -80,7 +80,7 @@ def test_an_alarm_that_stops_exits_with_1_and_can_be_resumed(dgpo: Run, write_ru
     assert alarm.startswith("alarm after iteration 6: brightness rose from ")
     assert ended.startswith("failed in ")
     assert message == (
-        f"{alarm} (evaluation.guards.alarm: stop; the state is saved, and --resume goes on to the next evaluation)"
+        f"{alarm} (evaluation.monitors.alarm: stop; the state is saved, and --resume goes on to the next evaluation)"
     )
     assert max((TOY / "checkpoints").iterdir()).name == "000006"
     done = dgpo("train", file, "--resume")
@@ -120,13 +120,13 @@ def test_too_many_missing_scores_exit_with_1(dgpo: Run, write_run: Write) -> Non
 # -- evaluate -------------------------------------------------------------------------------------------------------
 
 
-def test_evaluate_shows_guards_beside_the_target(dgpo: Run, write_run: Write) -> None:
+def test_evaluate_shows_monitors_beside_the_target(dgpo: Run, write_run: Write) -> None:
     file = write_run(evaluation=watched())
     done = dgpo("evaluate", file, "--json")
     assert (done.code, done.err) == (0, "")
     found = json.loads(done.out)
     assert [(r["reward"], r["role"]) for r in found] == [
-        ("brightness", "target"), ("gloom", "guard"), *((name, "statistic") for name in STATISTICS)
+        ("brightness", "target"), ("gloom", "monitor"), *((name, "statistic") for name in STATISTICS)
     ]  # fmt: skip
     for task in ("even", "odd"):
         assert found[0]["groups"][task]["value"] + found[1]["groups"][task]["value"] == pytest.approx(1, abs=1e-6)
@@ -136,12 +136,12 @@ def test_evaluate_shows_guards_beside_the_target(dgpo: Run, write_run: Write) ->
     assert shown[-2:] == [f"media: {media}", "6 prompts x 8 samples"]
 
 
-def test_evaluate_counts_what_a_guard_could_not_score(dgpo: Run, write_run: Write) -> None:
+def test_evaluate_counts_what_a_monitor_could_not_score(dgpo: Run, write_run: Write) -> None:
     file = write_run(evaluation=watched(rewards=[{"use": "gloom", "options": {"fail": "dark"}}]))
     assert re.fullmatch(r"gloom: \d+ of 48 samples could not be scored", dgpo("evaluate", file).out.splitlines()[-1])
 
 
-def test_evaluate_wants_guards_to_be_able_to_score_the_prompts(
+def test_evaluate_wants_monitors_to_be_able_to_score_the_prompts(
     dgpo: Run, write_run: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, int]] = []
@@ -160,10 +160,10 @@ def test_evaluate_wants_guards_to_be_able_to_score_the_prompts(
 def test_tables_one_below_the_other_on_a_narrow_console() -> None:
     made = [
         EvaluationRecord.model_validate(
-            {"iteration": 0, "view": "slow", "reward": name, "role": role, "value": 0.25, "low": 0.2, "high": 0.3,
+            {"iteration": 0, "model": "ema", "reward": name, "role": role, "value": 0.25, "low": 0.2, "high": 0.3,
              "n": 4, "missing": 0, "groups": {}}
         )
-        for name, role in (("target", "target"), ("a-guard", "guard"), ("dark_pixels", "statistic"))
+        for name, role in (("target", "target"), ("a-monitor", "monitor"), ("dark_pixels", "statistic"))
     ]  # fmt: skip
     for width, tables in ((80, 1), (40, 2)):
         out = io.StringIO()
@@ -189,7 +189,7 @@ class Sections(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "section":
-            self._heading = dict(attrs)["aria-labelledby"] or ""
+            self._heading = dict(attrs)["aria-labeledby"] or ""
             self.rows[self._heading], self.text[self._heading] = [], ""
         elif tag == "tr" and self._heading:
             self.rows[self._heading].append([])
@@ -219,28 +219,28 @@ def page(dgpo: Run) -> Callable[[], Sections]:
 
 
 def test_a_report_of_a_watched_run(dgpo: Run, write_run: Write, page: Callable[[], Sections]) -> None:
-    dgpo("train", write_run(**LEARNS, evaluation=watched(bands={"saturation": 0.9})))
+    dgpo("train", write_run(**LEARNS, evaluation=watched(tolerances={"saturation": 0.9})))
     found = page()
-    head, *rows = found.rows["guards"]
-    assert head == ["guard", "meaning", "before", "after", "change", "band", ""]
+    head, *rows = found.rows["monitors"]
+    assert head == ["monitor", "meaning", "before", "after", "change", "tolerance", ""]
     first, last = records(0), records(12)
     assert [row[0] for row in rows] == ["gloom", *(name.replace("_", " ") for name in STATISTICS)]
-    bands = {"gloom": 0.0, "diversity": 0.25 * first["diversity"]["value"], "saturation": 0.9} | {
+    tolerances = {"gloom": 0.0, "diversity": 0.25 * first["diversity"]["value"], "saturation": 0.9} | {
         name: max(0.05, 0.5 * first[name]["value"]) for name in ("edge_density", "dark_pixels")
     }
-    for (_, meaning, before, after, change, band, left), name in zip(rows, ("gloom", *STATISTICS), strict=True):
+    for (_, meaning, before, after, change, tolerance, left), name in zip(rows, ("gloom", *STATISTICS), strict=True):
         assert meaning
         for shown, record in ((before, first[name]), (after, last[name])):
             assert shown == f"{record['value']:.3f} [{record['low']:.3f}, {record['high']:.3f}]"
         moved = last[name]["value"] - first[name]["value"]
         assert float(change.replace("−", "-")) == pytest.approx(moved, abs=6e-4)
-        assert float(band) == pytest.approx(bands[name], abs=6e-4)
+        assert float(tolerance) == pytest.approx(tolerances[name], abs=6e-4)
         apart = last[name]["high"] < first[name]["low"] or (
             last[name]["low"] > first[name]["high"] and name not in ("gloom", "diversity")
         )
-        assert left == ("outside" if abs(moved) > bands[name] and apart else "inside"), name
+        assert left == ("outside" if abs(moved) > tolerances[name] and apart else "inside"), name
     assert rows[0][-1] == "outside"
-    # The guard is evaluated like the target, and the media's statistics have curves of their own.
+    # The monitor is evaluated like the target, and the media's statistics have curves of their own.
     assert any(row[0] == "mean of tasks" for row in found.rows["scores"])
     assert "gloom" in found.text["scores"]
     curves = " ".join(found.text.values())
@@ -250,29 +250,31 @@ def test_a_report_of_a_watched_run(dgpo: Run, write_run: Write, page: Callable[[
 
 def test_a_report_of_a_run_that_has_only_begun(dgpo: Run, write_run: Write, page: Callable[[], Sections]) -> None:
     dgpo("train", write_run(evaluation=watched()), "--max-iterations", 1)
-    head, *rows = page().rows["guards"]
-    assert head == ["guard", "meaning", "value"]
+    head, *rows = page().rows["monitors"]
+    assert head == ["monitor", "meaning", "value"]
     assert [row[0] for row in rows] == ["gloom", *(name.replace("_", " ") for name in STATISTICS)]
     assert all(len(row) == 3 for row in rows)
 
 
-def test_a_guard_whose_last_value_is_not_logged(dgpo: Run, write_run: Write, page: Callable[[], Sections]) -> None:
+def test_a_monitor_whose_last_value_is_not_logged(dgpo: Run, write_run: Write, page: Callable[[], Sections]) -> None:
     """As after a crash within a line: nothing is claimed of it."""
     dgpo("train", write_run(evaluation=watched()))
     log = TOY / "evaluations.jsonl"
     lines = [line for line in log.read_text().splitlines() if '"dark_pixels"' not in line or '"iteration": 0' in line]
     assert len(lines) < len(log.read_text().splitlines())
     log.write_text("\n".join(lines) + "\n")
-    (row,) = [row for row in page().rows["guards"] if row[0] == "dark pixels"]
+    (row,) = [row for row in page().rows["monitors"] if row[0] == "dark pixels"]
     assert (row[3:5], row[6]) == (["–", ""], "–")
 
 
-def test_a_report_without_evaluations_has_no_guards(dgpo: Run, write_run: Write, page: Callable[[], Sections]) -> None:
+def test_a_report_without_evaluations_has_no_monitors(
+    dgpo: Run, write_run: Write, page: Callable[[], Sections]
+) -> None:
     dgpo("train", write_run(prompts={"heldout": None}, evaluation={"every": 0}))
-    assert "guards" not in page().rows
+    assert "monitors" not in page().rows
 
 
-def test_seconds_of_each_reward_are_told_where_there_are_several(
+def test_seconds_of_each_reward_are_reported_where_there_are_several(
     dgpo: Run, write_run: Write, page: Callable[[], Sections]
 ) -> None:
     file = write_run(rewards=[{"use": "brightness"}, {"use": "gloom", "weight": 0.5}])

@@ -1,4 +1,4 @@
-"""Runs that are watched: guards that are never trained on, alarms, and scores that go missing."""
+"""Runs that are watched: monitors that are never trained on, alarms, and scores that go missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dgpo_core.storage.run_directory import RunDirectory
 from dgpo_core.system.stopping import Interrupted
 from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.evaluation import Evaluator
-from dgpo_core.training.guards import media_statistics
+from dgpo_core.training.monitors import media_statistics
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Prompt, ScoredGroups, Scores
 from dgpo_kit.toy import BrightnessReward, ToyBackbone
@@ -29,7 +29,7 @@ Make = Callable[..., RunConfig]
 LEARNS: dict[str, Any] = {
     "run": {"iterations": 12},
     "rollout": {"groups": 6, "group_size": 8},
-    "optimiser": {"learning_rate": 0.05},
+    "optimizer": {"learning_rate": 0.05},
     "checkpoints": {"every": 100},
     "objective": {"beta": 10.0, "clip": None, "kl": 0.0},
 }
@@ -47,11 +47,11 @@ class Notes(Callback):
         self.notes.append(text)
 
 
-def watched(**guards: Any) -> dict[str, Any]:
-    """The section `evaluation`: brightness is the target, gloom guards."""
-    guards = {"rewards": [{"use": "gloom"}], **guards}
-    sampled = {"prompts": 6, "samples_per_prompt": 8, "view": "policy", "pictures": 2}
-    return {"every": 3, **sampled, "guards": guards}
+def watched(**monitors: Any) -> dict[str, Any]:
+    """The section `evaluation`: brightness is the target, gloom monitors."""
+    monitors = {"rewards": [{"use": "gloom"}], **monitors}
+    sampled = {"prompts": 6, "samples_per_prompt": 8, "model": "policy", "images": 2}
+    return {"every": 3, **sampled, "monitors": monitors}
 
 
 def logs(path: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -79,10 +79,10 @@ def known(registry: Registry, gloom: object) -> Registry:
     return registry
 
 
-# -- guards ---------------------------------------------------------------------------------------------------------
+# -- monitors ---------------------------------------------------------------------------------------------------------
 
 
-def test_guards_are_evaluated_and_never_trained_on(make_config: Make, known: Registry) -> None:
+def test_monitors_are_evaluated_and_never_trained_on(make_config: Make, known: Registry) -> None:
     config = make_config(**LEARNS, evaluation=watched())
     Trainer(config, known).train()
     path = run_path(config)
@@ -93,12 +93,12 @@ def test_guards_are_evaluated_and_never_trained_on(make_config: Make, known: Reg
     ]
     assert [(r["reward"], r["role"]) for r in first] == [
         ("brightness", "target"),
-        ("gloom", "guard"),
+        ("gloom", "monitor"),
         *((name, "statistic") for name in STATISTICS),
     ]
-    for target, guard, *_ in by_iteration:  # the same samples: what one has the other lacks
-        assert target["value"] + guard["value"] == pytest.approx(1.0, abs=1e-6)
-        assert set(guard["groups"]) == {"even", "odd"}
+    for target, monitor, *_ in by_iteration:  # the same samples: what one has the other lacks
+        assert target["value"] + monitor["value"] == pytest.approx(1.0, abs=1e-6)
+        assert set(monitor["groups"]) == {"even", "odd"}
     # Without them the run is the same, to the last bit.
     metrics, weights = (path / "metrics.jsonl").read_bytes(), (newest(path) / "weights.safetensors").read_bytes()
     alone = make_config(**LEARNS | {"run": {"iterations": 12, "name": "alone"}}, evaluation=watched(rewards=[]))
@@ -108,7 +108,7 @@ def test_guards_are_evaluated_and_never_trained_on(make_config: Make, known: Reg
 
 
 def test_the_best_checkpoint_is_that_of_the_target(make_config: Make, known: Registry) -> None:
-    """The guard is best at the start."""
+    """The monitor is best at the start."""
     config = make_config(**LEARNS, evaluation=watched())
     Trainer(config, known).train()
     values = {record["iteration"]: record["value"] for record in evaluated(run_path(config), "brightness")}
@@ -117,7 +117,7 @@ def test_the_best_checkpoint_is_that_of_the_target(make_config: Make, known: Reg
     assert RunDirectory(run_path(config)).checkpoints.find("best").manifest.iteration == best
 
 
-def test_a_reward_trained_on_and_a_guard_of_other_options_are_two_models(
+def test_a_reward_trained_on_and_a_monitor_of_other_options_are_two_models(
     make_config: Make, known: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[BrightnessReward] = []
@@ -128,8 +128,8 @@ def test_a_reward_trained_on_and_a_guard_of_other_options_are_two_models(
         made.append(self)
 
     monkeypatch.setattr(BrightnessReward, "__init__", remembered)
-    guards = [{"use": "brightness", "name": "half", "options": {"scale": 0.5}}, {"use": "brightness", "name": "same"}]
-    config = make_config(run={"iterations": 1}, evaluation=watched(rewards=guards))
+    monitors = [{"use": "brightness", "name": "half", "options": {"scale": 0.5}}, {"use": "brightness", "name": "same"}]
+    config = make_config(run={"iterations": 1}, evaluation=watched(rewards=monitors))
     Trainer(config, known).train()
     assert [model.options.scale for model in made] == [1.0, 0.5]
     whole, half, same = (evaluated(run_path(config), label) for label in ("brightness", "half", "same"))
@@ -140,15 +140,15 @@ def test_a_reward_trained_on_and_a_guard_of_other_options_are_two_models(
 # -- alarms ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_alarm_is_told_and_the_run_goes_on(make_config: Make, known: Registry) -> None:
+def test_an_alarm_is_reported_and_the_run_goes_on(make_config: Make, known: Registry) -> None:
     config, said = make_config(**LEARNS, evaluation=watched()), Notes()
     assert Trainer(config, known, callbacks=[said]).train() == "finished"
     path = run_path(config)
     brightness, gloom = (evaluated(path, label) for label in ("brightness", "gloom"))
     expected = [
         f"alarm after iteration {now['iteration']}: brightness rose from {brightness[0]['value']:.3f} to "
-        f"{target['value']:.3f} while gloom fell from {gloom[0]['value']:.3f} to {now['value']:.3f} (band 0.000): "
-        "a sign of reward hacking; look at the pictures"
+        f"{target['value']:.3f} while gloom fell from {gloom[0]['value']:.3f} to {now['value']:.3f} (tolerance 0.000): "
+        "a sign of reward hacking; look at the images"
         for target, now in zip(brightness, gloom, strict=True)
         if now["high"] < gloom[0]["low"]
     ]
@@ -157,10 +157,10 @@ def test_an_alarm_is_told_and_the_run_goes_on(make_config: Make, known: Registry
     assert len(logs(path)) == 12
 
 
-@pytest.mark.parametrize("guards", [{"alarm": "off"}, {"bands": {"gloom": 1.0}}, {"rewards": []}])
-def test_no_alarm_without_a_guard_outside(guards: dict[str, Any], make_config: Make, known: Registry) -> None:
-    statistics = {} if "alarm" in guards else dict.fromkeys(STATISTICS, 1.0)
-    section = watched(**guards | {"bands": guards.get("bands", {}) | statistics})
+@pytest.mark.parametrize("monitors", [{"alarm": "off"}, {"tolerances": {"gloom": 1.0}}, {"rewards": []}])
+def test_no_alarm_without_a_monitor_outside(monitors: dict[str, Any], make_config: Make, known: Registry) -> None:
+    statistics = {} if "alarm" in monitors else dict.fromkeys(STATISTICS, 1.0)
+    section = watched(**monitors | {"tolerances": monitors.get("tolerances", {}) | statistics})
     said = Notes()
     Trainer(make_config(**LEARNS, evaluation=section), known, callbacks=[said]).train()
     assert said.notes == []
@@ -183,7 +183,7 @@ def test_an_alarm_stops_the_run_and_a_resume_goes_on_bit_by_bit(make_config: Mak
         except RunStopped as stopped:
             message = str(stopped)
             assert f"alarm after iteration {outside[len(stops)]}: brightness rose from " in message
-            assert "(evaluation.guards.alarm: stop; the state is saved, and --resume goes on to the next" in message
+            assert "(evaluation.monitors.alarm: stop; the state is saved, and --resume goes on to the next" in message
             stops.append(int(newest(path).name))
             for name in ("metrics.jsonl", "timings.jsonl"):
                 assert [line["iteration"] for line in logs(path, name)] == list(range(1, stops[-1] + 1))
@@ -197,7 +197,7 @@ def test_an_alarm_stops_the_run_and_a_resume_goes_on_bit_by_bit(make_config: Mak
 
 
 def test_an_alarm_remembers_the_first_evaluation_over_a_resume(make_config: Make, known: Registry) -> None:
-    """Stopped before the guard falls, it is compared with the evaluation before the stop."""
+    """Stopped before the monitor falls, it is compared with the evaluation before the stop."""
     config = make_config(**LEARNS, evaluation=watched())
     whole = Notes()
     Trainer(config, known, callbacks=[whole]).train()
@@ -216,10 +216,10 @@ def test_an_alarm_after_a_stop_between_an_iteration_and_its_evaluation(
     config = make_config(**LEARNS, evaluation=watched(alarm="stop"))
     evaluate = Evaluator.evaluate
 
-    def interrupted(self: Evaluator, view: Any, iteration: int, **keywords: Any) -> Any:
+    def interrupted(self: Evaluator, model: Any, iteration: int, **keywords: Any) -> Any:
         if iteration == 6:
             raise Interrupted
-        return evaluate(self, view, iteration, **keywords)
+        return evaluate(self, model, iteration, **keywords)
 
     with monkeypatch.context() as patched:
         patched.setattr(Evaluator, "evaluate", interrupted)
@@ -269,7 +269,7 @@ def flickering(monkeypatch: pytest.MonkeyPatch) -> Flickering:
     ],
 )
 def test_the_share_that_may_be_missing(
-    missing: int, limit: float, told: str | None, make_config: Make, registry: Registry, flickering: Flickering
+    missing: int, limit: float, reported: str | None, make_config: Make, registry: Registry, flickering: Flickering
 ) -> None:
     flickering.missing = missing
     config = make_config(
@@ -277,21 +277,21 @@ def test_the_share_that_may_be_missing(
         scoring={"max_missing": limit}, checkpoints={"every": 100}, run={"iterations": 2},
     )  # fmt: skip
     path = run_path(config)
-    if told is None:
+    if reported is None:
         assert Trainer(config, registry).train() == "finished"
         assert [m["missing_rewards"] for m in logs(path)] == [missing] * 2
         return
     with pytest.raises(RunStopped) as stopped:
         Trainer(config, registry).train()
     assert str(stopped.value) == (
-        f"{told} of the scores of iteration 1 are missing (limit scoring.max_missing = {limit:g}); the state is saved. "
+        f"{reported} of the scores of iteration 1 are missing (limit scoring.max_missing = {limit:g}); the state is saved. "
         "brightness: too dark"
     )
     assert not (path / "metrics.jsonl").exists() or logs(path) == []
     assert newest(path).name == "000000"
 
 
-def test_what_was_learnt_before_is_saved_and_gone_on_from(
+def test_what_was_learned_before_is_saved_and_gone_on_from(
     make_config: Make, registry: Registry, flickering: Flickering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lamp breaks in the third iteration; mended, the run ends as if it never had."""
@@ -300,15 +300,15 @@ def test_what_was_learnt_before_is_saved_and_gone_on_from(
     Trainer(config, registry).train()
     wanted = result(path)
     shutil.rmtree(path)
-    weigh, done = module.weigh, [0]
+    compute_advantages, done = module.compute_advantages, [0]
 
     def counted(*arguments: Any) -> Any:
         done[0] += 1
         flickering.missing = 8 if done[0] == 2 else 0
-        return weigh(*arguments)
+        return compute_advantages(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "weigh", counted)
+        patched.setattr(module, "compute_advantages", counted)
         with pytest.raises(RunStopped, match=r"50% of the scores of iteration 3 are missing"):
             Trainer(config, registry).train()
     assert newest(path).name == "000002"
@@ -350,7 +350,7 @@ def test_media_that_are_broken_count_as_missing(
         Trainer(config, registry).train()
 
 
-def test_a_guard_that_scores_nothing_is_named(
+def test_a_monitor_that_scores_nothing_is_named(
     make_config: Make, known: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(evaluation=watched(rewards=[{"use": "gloom", "options": {"fail": "raise"}}]))
@@ -374,21 +374,21 @@ def test_rewards_and_media_are_logged_one_by_one(
         return score(self, media, prompts)
 
     monkeypatch.setattr(BrightnessReward, "score", watching)
-    weigh, learnt = module.weigh, []
+    compute_advantages, learned = module.compute_advantages, []
 
     def weighing(groups: ScoredGroups, *arguments: Any) -> Any:
-        learnt.append(groups.rewards)
-        return weigh(groups, *arguments)
+        learned.append(groups.rewards)
+        return compute_advantages(groups, *arguments)
 
-    monkeypatch.setattr(module, "weigh", weighing)
+    monkeypatch.setattr(module, "compute_advantages", weighing)
     config = make_config(
         run={"iterations": 2}, prompts={"heldout": None}, evaluation={"every": 0},
         rewards=[{"use": "brightness"}, {"use": "gloom", "weight": 0.5, "options": {"scale": 0.5}}],
-        scoring={"aggregation": "group-normalised"},
+        scoring={"aggregation": "group-normalized"},
     )  # fmt: skip
     Trainer(config, known).train()
     lines = (logs(run_path(config), name) for name in ("metrics.jsonl", "timings.jsonl"))
-    for record, timing, media, total in zip(*lines, seen, learnt, strict=True):
+    for record, timing, media, total in zip(*lines, seen, learned, strict=True):
         values = media.double().mean((1, 2, 3)).numpy()
         for label, expected in (("brightness", values), ("gloom", 1 - values / 2)):
             assert record["rewards"][label] == {
@@ -396,10 +396,10 @@ def test_rewards_and_media_are_logged_one_by_one(
                 "std": pytest.approx(expected.std(), abs=1e-6),
                 "missing": 0,
             }
-        # What is learnt from are normalised values: gloom says the opposite with half the weight, whatever its scale.
-        centred = values.reshape(4, 4) - values.reshape(4, 4).mean(1, keepdims=True)
-        std = centred.std(1, keepdims=True)
-        assert total.numpy() == pytest.approx(centred / (std + 1e-4) - 0.25 * centred / (0.5 * std + 1e-4), abs=1e-4)
+        # What is learned from are normalized values: gloom says the opposite with half the weight, whatever its scale.
+        centered = values.reshape(4, 4) - values.reshape(4, 4).mean(1, keepdims=True)
+        std = centered.std(1, keepdims=True)
+        assert total.numpy() == pytest.approx(centered / (std + 1e-4) - 0.25 * centered / (0.5 * std + 1e-4), abs=1e-4)
         # What people read is the weighted sum itself, which has a mean to rise.
         summed = values + 0.5 * (1 - values / 2)
         assert record["reward"]["mean"] == pytest.approx(summed.mean(), abs=1e-6)
@@ -408,4 +408,4 @@ def test_rewards_and_media_are_logged_one_by_one(
             name: pytest.approx(float(found.mean()), abs=1e-6) for name, found in media_statistics(media).items()
         }
         assert timing["rewards"].keys() == {"brightness", "gloom"}
-        assert timing["verbs"]["score"]["seconds"] == pytest.approx(sum(timing["rewards"].values()))
+        assert timing["phases"]["score"]["seconds"] == pytest.approx(sum(timing["rewards"].values()))

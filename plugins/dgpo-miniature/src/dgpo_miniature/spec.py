@@ -18,32 +18,32 @@ from dgpo_miniature.training.score import score
 from dgpo_miniature.training.text import build_tokenizer
 from dgpo_miniature.training.transformer import TextToImage, captioned
 
-__all__ = ["TINY", "Recipe", "run"]
+__all__ = ["TINY", "TrainingSpec", "run"]
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TrainingSpec:
     """Everything that makes the checkpoint what it is, apart from the seed."""
 
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
     transformer: FlowSettings = field(default_factory=FlowSettings)
-    true_pictures: int = 40_000
-    faulty_pictures: int = 60_000
+    true_images: int = 40_000
+    faulty_images: int = 60_000
     true: Cycle = field(default_factory=lambda: Cycle(2400, warmup=100))
     faulty: tuple[Cycle, ...] = field(
         default_factory=lambda: (Cycle(950, decay=0.75), Cycle(900, warmup=30, decay=0.57, lr_scale=0.8))
     )
     mismatched_share: float = 0.02
-    """Share of captions, in the second phase, that belong to another picture altogether."""
+    """Share of captions, in the second phase, that belong to another image altogether."""
     scored: int = 600
     """Held-out prompts on which the result is scored."""
 
 
-TINY = Recipe(
-    autoencoder=replace(AutoencoderSettings(), cell_steps=2, picture_steps=1, batch=8),
+TINY = TrainingSpec(
+    autoencoder=replace(AutoencoderSettings(), cell_steps=2, image_steps=1, batch=8),
     transformer=replace(FlowSettings(), layers=2, heads=2, batch=8),
-    true_pictures=64,
-    faulty_pictures=64,
+    true_images=64,
+    faulty_images=64,
     true=Cycle(2, warmup=1),
     faulty=(Cycle(2, decay=0.5),),
     scored=6,
@@ -51,19 +51,19 @@ TINY = Recipe(
 """The same path in seconds, to see that it runs."""
 
 
-def run(recipe: Recipe, out: Path, seed: int, progress: Progress) -> dict[str, float]:
+def run(spec: TrainingSpec, out: Path, seed: int, progress: Progress) -> dict[str, float]:
     """Train, write the pipeline to `out`, and return its task means on held-out prompts."""
-    autoencoder = train_autoencoder(recipe.autoencoder, seed, progress)
+    autoencoder = train_autoencoder(spec.autoencoder, seed, progress)
     shift, scale = latent_statistics(autoencoder, seed)
     autoencoder.register_to_config(shift_factor=shift, scaling_factor=scale)
-    tokenizer, flow = build_tokenizer(), recipe.transformer
+    tokenizer, flow = build_tokenizer(), spec.transformer
     trainer = new_trainer(lambda: TextToImage(tokenizer, flow), flow, seed)
-    true = build_bank(recipe.true_pictures, {}, autoencoder, tokenizer, seed)
-    train_phase(trainer, "true captions", recipe.true, captioned(true, flow), progress, half=True)
-    faulty = build_bank(recipe.faulty_pictures, FAULT_RATES, autoencoder, tokenizer, seed + 1)
-    for cycle in recipe.faulty:
-        draw = captioned(faulty, flow, recipe.mismatched_share)
+    true = build_bank(spec.true_images, {}, autoencoder, tokenizer, seed)
+    train_phase(trainer, "true captions", spec.true, captioned(true, flow), progress, half=True)
+    faulty = build_bank(spec.faulty_images, FAULT_RATES, autoencoder, tokenizer, seed + 1)
+    for cycle in spec.faulty:
+        draw = captioned(faulty, flow, spec.mismatched_share)
         train_phase(trainer, "faulty captions", cycle, draw, progress, half=True)
     pipeline = assemble(trainer.average, autoencoder, tokenizer)
     save(pipeline, out)
-    return score(pipeline, prompts("heldout", recipe.scored))
+    return score(pipeline, prompts("heldout", spec.scored))

@@ -1,4 +1,4 @@
-"""A dry run goes through a roll-out, scores and an update of the sizes of training, and leaves everything as it was."""
+"""A dry run goes through a rollout, scores and an update of the sizes of training, and leaves everything as it was."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.contracts import MemberLoss
 from dgpo_core.errors import UserError
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.adamw import make_adamw
 from dgpo_core.training.callbacks import Callback
+from dgpo_core.training.dry_run import dry_run, dry_run_training
 from dgpo_core.training.memory import TooLittleMemoryError
-from dgpo_core.training.rehearsal import rehearse, rehearse_training
 from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Conditioning, Predictions, Prompt, SampleKey, Scores
 from dgpo_kit.toy import ToyBackbone, WinRate
@@ -49,8 +49,10 @@ class Drawing(DirectGroupPreference):
 
 class Plugin:
     @hookimpl
-    def dgpo_objectives(self) -> list[Part]:
-        return [Part(kind.__name__.lower(), "For tests.", f"{__name__}:{kind.__name__}") for kind in (Broken, Drawing)]
+    def dgpo_objectives(self) -> list[Component]:
+        return [
+            Component(kind.__name__.lower(), "For tests.", f"{__name__}:{kind.__name__}") for kind in (Broken, Drawing)
+        ]
 
 
 @pytest.fixture
@@ -68,22 +70,22 @@ def states(trainer: Trainer) -> dict[str, Tensor]:
 def test_everything_is_as_before_and_training_gives_the_same_bits(
     make_config: Make, with_objectives: Registry, train: str
 ) -> None:
-    optimiser = {"learning_rate": 0.5, "updates": 2, "micro_batch": 6}
+    optimizer = {"learning_rate": 0.5, "updates": 2, "micro_batch": 6}
 
-    def trained(name: str, *, rehearsed: bool) -> dict[str, Tensor]:
+    def trained(name: str, *, dry_run_first: bool) -> dict[str, Tensor]:
         config = make_config(
             run={"name": name, "iterations": 2},
             objective={"use": "drawing"},
-            optimiser=optimiser,
+            optimizer=optimizer,
             rollout={"micro_batch": 5},
         )
         config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"train": train})})
         trainer = Trainer(config, with_objectives)
         trainer.build()
-        if rehearsed:
+        if dry_run_first:
             before, generators = states(trainer), (torch.get_rng_state(), random.getstate(), np.random.get_state())
-            found = rehearse_training(trainer.build())
-            assert found["peak memory, roll-out"].endswith(" GiB on cpu, 5 samples at once")
+            found = dry_run_training(trainer.build())
+            assert found["peak memory, rollout"].endswith(" GiB on cpu, 5 samples at once")
             assert found["peak memory, update"].endswith(" GiB on cpu, micro-batches of 6")
             after = states(trainer)
             assert before.keys() == after.keys()
@@ -91,20 +93,20 @@ def test_everything_is_as_before_and_training_gives_the_same_bits(
             assert torch.equal(torch.get_rng_state(), generators[0])
             assert random.getstate() == generators[1]
             assert repr(np.random.get_state()) == repr(generators[2])
-            assert trainer.build().optimiser.updates == trainer.build().policy._updates == 0
-            assert not trainer.build().optimiser.state()
+            assert trainer.build().optimizer.updates == trainer.build().policy._updates == 0
+            assert not trainer.build().optimizer.state()
             assert all(p.grad is None for p in trainer.build().policy.parameters.values())
         trainer.train()
         return states(trainer)
 
-    plain, after = trained("plain", rehearsed=False), trained("rehearsed", rehearsed=True)
+    plain, after = trained("plain", dry_run_first=False), trained("rehearsed", dry_run_first=True)
     assert all(torch.equal(plain[name], after[name]) for name in plain)
     assert not all(torch.equal(plain[n], plain[f"old/{n.partition('/')[2]}"]) for n in plain if n.startswith("policy/"))
 
 
 def test_the_update_is_one_of_training(make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """It moves weights and averages and makes moments, by whole micro-batches, before all is put back."""
-    config = make_config(optimiser={"learning_rate": 0.5, "micro_batch": 8})
+    config = make_config(optimizer={"learning_rate": 0.5, "micro_batch": 8})
     trainer = Trainer(config, registry)
     trainer.build()
     before, sizes, moved = states(trainer), [], []
@@ -121,16 +123,16 @@ def test_the_update_is_one_of_training(make_config: Make, registry: Registry, mo
     average = type(trainer.build().policy).update_averages
     monkeypatch.setattr(ToyBackbone, "velocity", watched)
     monkeypatch.setattr(type(trainer.build().policy), "update_averages", lambda self, update: restoring(self))
-    rehearse_training(trainer.build())
+    dry_run_training(trainer.build())
     assert moved == [True]
     assert [size for size, gradient in sizes if gradient] == [8, 8]  # at two times
-    assert max(size for size, gradient in sizes if not gradient) == 16  # the roll-out, at once
+    assert max(size for size, gradient in sizes if not gradient) == 16  # the rollout, at once
 
 
 def test_an_objective_that_fails_is_named(make_config: Make, with_objectives: Registry, tmp_path: Path) -> None:
     trainer = Trainer(make_config(objective={"use": "broken"}), with_objectives)
     with pytest.raises(UserError) as raised:
-        rehearse(trainer)
+        dry_run(trainer)
     said = str(raised.value)
     assert said.startswith("dry run: the update with objective broken failed: plugin dgpo-odd 1.2 failed with ")
     assert "ZeroDivisionError: a mistake in the loss" in said
@@ -149,7 +151,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(ToyBackbone, "velocity", limited)
 
 
-class Told(Callback):
+class Reported(Callback):
     """Remembers warnings."""
 
     def __init__(self) -> None:
@@ -163,12 +165,12 @@ def test_a_micro_batch_that_does_not_fit_is_named_with_what_does(
     make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short_of_memory(monkeypatch, 3)
-    told = Told()
-    found = rehearse(Trainer(make_config(optimiser={"micro_batch": 8}), registry, callbacks=[told]))
+    reported = Reported()
+    found = dry_run(Trainer(make_config(optimizer={"micro_batch": 8}), registry, callbacks=[reported]))
     assert found["peak memory, update"].endswith("micro-batches of 2")
-    assert told.warnings == [
-        "warning: optimiser.micro_batch: the device's memory does not hold 8 samples; 2 fitted: set "
-        "`optimiser.micro_batch: 2`"
+    assert reported.warnings == [
+        "warning: optimizer.micro_batch: the device's memory does not hold 8 samples; 2 fitted: set "
+        "`optimizer.micro_batch: 2`"
     ]
 
 
@@ -177,9 +179,9 @@ def test_where_nothing_fits_the_dry_run_fails(
 ) -> None:
     short_of_memory(monkeypatch, 0)
     with pytest.raises(TooLittleMemoryError) as raised:
-        rehearse(Trainer(make_config(), registry))
-    assert re.match(r"dry run: optimiser\.micro_batch: .* single sample", str(raised.value))
-    assert str(raised.value).endswith("the roll-out of 16 samples and their scores fitted")
+        dry_run(Trainer(make_config(), registry))
+    assert re.match(r"dry run: optimizer\.micro_batch: .* single sample", str(raised.value))
+    assert str(raised.value).endswith("the rollout of 16 samples and their scores fitted")
 
 
 def test_moments_that_do_not_fit(make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,8 +195,8 @@ def test_moments_that_do_not_fit(make_config: Make, registry: Registry, monkeypa
         return made
 
     monkeypatch.setattr("dgpo_core.training.optimizer.make_adamw", full)
-    with pytest.raises(TooLittleMemoryError, match=r"with micro-batches of 4; set `optimiser\.micro_batch: 2` or less"):
-        rehearse(Trainer(make_config(), registry))
+    with pytest.raises(TooLittleMemoryError, match=r"with micro-batches of 4; set `optimizer\.micro_batch: 2` or less"):
+        dry_run(Trainer(make_config(), registry))
 
 
 def test_a_roll_out_that_does_not_fit(make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,9 +207,9 @@ def test_a_roll_out_that_does_not_fit(make_config: Make, registry: Registry, mon
 
     trainer = Trainer(make_config(rollout={"micro_batch": 6}), registry)
     trainer.build()
-    monkeypatch.setattr(trainer.build().training_roller, "_micro_batch", full)
+    monkeypatch.setattr(trainer.build().training_rollout_sampler, "_micro_batch", full)
     with pytest.raises(TooLittleMemoryError, match=r"rollout\.micro_batch: .* with a single sample"):
-        rehearse_training(trainer.build())
+        dry_run_training(trainer.build())
 
 
 def test_rewards_that_compare_are_shown_whole_groups(
@@ -232,7 +234,7 @@ def test_rewards_that_compare_are_shown_whole_groups(
         trainer = Trainer(config, registry)
         trainer.build()
         shown.clear()
-        found = rehearse_training(trainer.build())
+        found = dry_run_training(trainer.build())
         assert shown == [(members, members)] * groups
         assert found["peak memory, scoring"].endswith(f" GiB on cpu, {micro_batch} samples at once")
         trainer.close()

@@ -1,4 +1,4 @@
-"""What a run says when updates have spoilt its weights: which one, what to lower, which checkpoint to go on from."""
+"""What a run says when updates have corrupted its weights: which one, what to lower, which checkpoint to go on from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Standing:
     """Where a run stands.
 
     iteration, updates: done so far; saved: the iteration of the newest checkpoint; rate: the learning rate of the last
-    update; clipped: whether optimiser.max_grad_norm is set; last_update: the iteration of the last update that was not
+    update; clipped: whether optimizer.max_grad_norm is set; last_update: the iteration of the last update that was not
     skipped; checkpoints: their directories, oldest first.
     """
 
@@ -36,7 +36,7 @@ class Standing:
         if self.before is None:
             return ""
         return (
-            f". If it stops again at once, the update of iteration {self.last_update} has spoilt the weights: the "
+            f". If it stops again at once, the update of iteration {self.last_update} has corrupted the weights: the "
             f"checkpoint of iteration {self.before} is kept too, and is resumed from once later ones are moved away"
         )
 
@@ -45,7 +45,7 @@ class Standing:
         return (
             f"in iteration {self.iteration + 1} update {self.updates}, with a learning rate of {self.rate:g}, made "
             "weights that are not finite, or too large to compute with: they are not saved. Lower "
-            f"optimiser.learning_rate (a resume may change it){self._and_a_norm('set ')}; the checkpoint of iteration "
+            f"optimizer.learning_rate (a resume may change it){self._and_a_norm('set ')}; the checkpoint of iteration "
             f"{self.saved} is kept, and --resume goes on from it"
         )
 
@@ -59,9 +59,9 @@ class Standing:
             )
         said = (
             f"{what} are not finite: {self.updates} {'update' if self.updates == 1 else 'updates'}, the last with a "
-            f"learning rate of {self.rate:g}, have spoilt the weights. "
+            f"learning rate of {self.rate:g}, have corrupted the weights. "
         )
-        lower = f"a lower optimiser.learning_rate{self._and_a_norm()}"
+        lower = f"a lower optimizer.learning_rate{self._and_a_norm()}"
         if self.saved != self.iteration:
             return (
                 f"{said}They are not saved: the checkpoint of iteration {self.saved} is kept, and a resume with "
@@ -74,5 +74,5 @@ class Standing:
             f"with {lower} goes on from there"
         )
 
-    def _and_a_norm(self, verb: str = "") -> str:
-        return "" if self.clipped else f" and {verb}optimiser.max_grad_norm, which is null"
+    def _and_a_norm(self, phase: str = "") -> str:
+        return "" if self.clipped else f" and {phase}optimizer.max_grad_norm, which is null"

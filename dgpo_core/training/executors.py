@@ -1,4 +1,4 @@
-"""Threads that ask rewards, each reward's calls in a lane of their own."""
+"""Threads that ask rewards, each reward's calls in a executor of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
-__all__ = ["Lane", "wait_for"]
+__all__ = ["RewardExecutor", "wait_for"]
 
 PATIENCE = 1.0
 """Seconds that closing gives to a reward which is at work; one that takes longer is left behind."""
@@ -23,7 +23,7 @@ def wait_for(future: Future[Any], interrupt: Callable[[], None]) -> None:
         interrupt()
 
 
-class Lane:
+class RewardExecutor:
     """Threads that take calls in the order of their coming. Unlike an executor's, they keep no process alive whose
     reward hangs."""
 

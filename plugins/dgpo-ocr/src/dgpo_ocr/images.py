@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["enlarge", "to_pictures"]
+__all__ = ["enlarge", "to_images"]
 
 LONGEST = 4096
-"""No picture is enlarged beyond this side, however narrow it is."""
+"""No image is enlarged beyond this side, however narrow it is."""
 
 
-def to_pictures(
+def to_images(
     media: Tensor, every: int, *, clamp: bool = False, bgr: bool = True
 ) -> tuple[NDArray[np.uint8], list[bool]]:
     """Media [B, 3, H, W] or [B, F, 3, H, W], RGB, float, to every so-many-th frame, uint8 [B, F', H, W, 3] in BGR (an
@@ -37,16 +37,16 @@ def to_pictures(
     levels = (frames[:, ::every].detach().float() * 255).round()
     fit = (~levels.isnan() if clamp else (levels >= 0) & (levels <= 255)).flatten(1).all(1)
     shown = levels.nan_to_num_(0.0).clamp_(0, 255).to(torch.uint8)
-    # NumPy does the reordering: torch has no negative strides, and engines want contiguous pictures.
+    # NumPy does the reordering: torch has no negative strides, and engines want contiguous images.
     planes = shown.cpu().numpy()
     return np.ascontiguousarray((planes[:, :, ::-1] if bgr else planes).transpose(0, 1, 3, 4, 2)), fit.tolist()
 
 
-def enlarge(picture: NDArray[np.uint8], min_side: int) -> tuple[NDArray[np.uint8], int]:
-    """A picture [H, W, 3] enlarged until its shorter side has `min_side` pixels (bicubic), and the whole factor."""
-    height, width = picture.shape[:2]
+def enlarge(image: NDArray[np.uint8], min_side: int) -> tuple[NDArray[np.uint8], int]:
+    """A image [H, W, 3] enlarged until its shorter side has `min_side` pixels (bicubic), and the whole factor."""
+    height, width = image.shape[:2]
     factor = max(1, min(-(-min_side // min(height, width)), LONGEST // max(height, width)))
     if factor == 1:
-        return picture, 1
+        return image, 1
     size = (width * factor, height * factor)
-    return np.array(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)), factor
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), factor

@@ -14,7 +14,7 @@ from torch import Tensor
 from dgpo_core.builtin.samplers import FlowEuler
 from dgpo_core.errors import UserError
 from dgpo_core.flow.velocity import interpolate, vp_from_flow
-from dgpo_diffusers.parametrisation import EpsilonPrediction, FlowPrediction, VPrediction
+from dgpo_diffusers.parameterization import EpsilonPrediction, FlowPrediction, VPrediction
 
 SDXL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 KINDS = {"epsilon": EpsilonPrediction, "v_prediction": VPrediction}

@@ -1,4 +1,4 @@
-"""From media to what a CLIP sees, on the device, and which pictures it cannot see.
+"""From media to what a CLIP sees, on the device, and which images it cannot see.
 
 Legend: N media, F frames, H W their size.
 """
@@ -19,11 +19,11 @@ from torch import Tensor
 __all__ = ["Preprocessing", "frames_of", "unreadable"]
 
 SLACK = 1e-3
-"""How far values may leave [0, 1]: rounding of whoever made them, less than half a level of 8-bit pictures."""
+"""How far values may leave [0, 1]: rounding of whoever made them, less than half a level of 8-bit images."""
 RESAMPLING: dict[Any, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 """PIL's numbers of its filters."""
 SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
-"""How far a filter reaches from its centre, in pixels of the larger picture."""
+"""How far a filter reaches from its center, in pixels of the larger image."""
 ONE = 2.0**22
 """PIL's fixed-point unit."""
 PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
@@ -32,10 +32,10 @@ PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """Resize, centre crop, normalise: what PIL and an image processor of CLIP do, as tensor operations.
+    """Resize, center crop, normalize: what PIL and an image processor of CLIP do, as tensor operations.
 
     size: the shorter side becomes so long (an int; the other is cut off to an integer), or height and width become so
-    long whatever their ratio (a pair); crop: height and width of the centre crop; mean, std: per channel, for values
+    long whatever their ratio (a pair); crop: height and width of the center crop; mean, std: per channel, for values
     in [0, 1]; rounds_offset: the crop's offset is rounded half to even, as torchvision does, not down, as transformers
     does.
     """
@@ -55,7 +55,7 @@ class Preprocessing:
         """
         for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
             if not config.get(step, True):
-                raise ValueError(f"{step} is false; pictures of any size and brightness would not fit the network")
+                raise ValueError(f"{step} is false; images of any size and brightness would not fit the network")
         if abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
             raise ValueError(f"rescale_factor is {config['rescale_factor']}, not 1/255")
         if config.get("resample", 3) not in RESAMPLING:
@@ -75,14 +75,14 @@ class Preprocessing:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W], float in [0, 1], to float32 [N, 3, *crop], normalised.
+        """Images [N, 3, H, W], float in [0, 1], to float32 [N, 3, *crop], normalized.
 
-        Pictures count as 8-bit ones, so a sample and its PNG get one score. Resized and cropped, before they are
-        normalised, every level is the one that the installed Pillow's `Image.resize` makes of the same picture, on
-        every device; normalised they are rounded to float32 once. Non-square pictures keep their ratio and lose both
-        ends of the longer side; small ones are enlarged; a crop larger than the picture has a black rim.
+        Images count as 8-bit ones, so a sample and its PNG get one score. Resized and cropped, before they are
+        normalized, every level is the one that the installed Pillow's `Image.resize` makes of the same image, on
+        every device; normalized they are rounded to float32 once. Non-square images keep their ratio and lose both
+        ends of the longer side; small ones are enlarged; a crop larger than the image has a black rim.
         """
-        levels = (images * 255).round().clamp(0, 255).double()  # as `media.pictures` rounds, in the images' dtype
+        levels = (images * 255).round().clamp(0, 255).double()  # as `media.images` rounds, in the images' dtype
         before = (images.shape[-2], images.shape[-1])
         height, width = self._resized(*before)
         if _columns_first(before, (height, width)):
@@ -112,7 +112,7 @@ class Preprocessing:
 def _columns_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
     """Whether Pillow resamples columns before rows; both are (height, width). The order shows, since each of its passes
     rounds to 8 bits, and it depends on the version: rows first up to 12.1; in 12.2 and 12.3 columns first if a
-    picture more than a hundred times as high as wide loses height (Image.resize); from 13 on columns first if the
+    image more than a hundred times as high as wide loses height (Image.resize); from 13 on columns first if the
     height loses more than twice the pixels that the width loses (ImagingResampleInner)."""
     lost_height, lost_width = before[0] - after[0], before[1] - after[1]
     if PILLOW >= (13, 0):
@@ -125,11 +125,11 @@ def _weights(before: int, after: int, start: int, count: int, interpolation: str
     """What each of `before` pixels in a row adds to the pixels start, ..., start + count - 1 of `after` made of them:
     float64 [count, before], in units of 1 / ONE. Pixels outside the row are black.
 
-    PIL's own weights (Resample.c): the filter is stretched when a picture shrinks, cut off at its edges and normalised
+    PIL's own weights (Resample.c): the filter is stretched when an image shrinks, cut off at its edges and normalized
     there, and rounded to fixed-point numbers. Every operation is PIL's, in its order, so that not even the last bit of
     a float64 can decide on another fixed-point number.
     """
-    scale = float(np.float32(before)) / after  # PIL keeps the size of the picture in float32
+    scale = float(np.float32(before)) / after  # PIL keeps the size of the image in float32
     stretch = max(scale, 1.0)
     reach = SUPPORT[interpolation] * stretch
     made = np.arange(max(start, 0), min(start + count, after))
@@ -170,16 +170,16 @@ def unreadable(frames: Tensor) -> list[str | None]:
     if frames.shape[1] == 0:
         return ["the video has no frames"] * count
     if not height or not width:
-        return [f"the picture has no pixels: it is {width} x {height}"] * count
+        return [f"the image has no pixels: it is {width} x {height}"] * count
     pixels = frames.flatten(2)  # [N, F, 3 H W]
     finite = pixels.isfinite().flatten(1).all(1).tolist()
     lowest, highest = pixels.amin((1, 2)).tolist(), pixels.amax((1, 2)).tolist()
     reasons: list[str | None] = []
     for sound, low, high in zip(finite, lowest, highest, strict=True):
         if not sound:
-            reasons.append("the picture has values that are no numbers")
+            reasons.append("the image has values that are no numbers")
         elif low < -SLACK or high > 1 + SLACK:
-            reasons.append(f"the picture has values from {low:g} to {high:g}, outside [0, 1]")
+            reasons.append(f"the image has values from {low:g} to {high:g}, outside [0, 1]")
         else:
             reasons.append(None)
     return reasons

@@ -18,7 +18,7 @@ __all__ = ["Connect", "place"]
 
 
 class Connect(Protocol):
-    """What a plugin brings for a place (`dgpo_places`): it connects a reward to where it runs."""
+    """What a plugin brings for a place (`dgpo_reward_transports`): it connects a reward to where it runs."""
 
     def __call__(self, block: RewardBlock, *, device: torch.device, where: str) -> AnyReward:
         """The reward of a block, ready to score; its `elsewhere` is True.

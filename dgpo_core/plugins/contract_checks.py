@@ -35,7 +35,7 @@ __all__ = [
     "loss_weight",
     "media",
     "start",
-    "unread",
+    "truncated_prompts",
     "velocity",
     "weights_of_errors",
 ]
@@ -76,8 +76,8 @@ def built(backbone: Backbone) -> None:
         _formats(backbone, backbone.adapter.formats)
     if not isinstance(backbone.module, torch.nn.Module):
         raise broken(backbone, f"`module` is a torch.nn.Module, not {_shown(backbone.module)}")
-    if not isinstance(backbone.guidable, bool):
-        raise broken(backbone, f"`guidable` is True or False, not {_shown(backbone.guidable)}")
+    if not isinstance(backbone.supports_guidance, bool):
+        raise broken(backbone, f"`supports_guidance` is True or False, not {_shown(backbone.supports_guidance)}")
     if backbone.media not in ("image", "video"):
         raise broken(backbone, f"`media` is 'image' or 'video', not {_shown(backbone.media)}")
     fps: object = backbone.fps
@@ -117,7 +117,9 @@ def _trained(backbone: Backbone) -> None:
         if not parameter.requires_grad:
             raise broken(backbone, f"`trainable`: {name} requires no gradient, so it would never change")
         if id(parameter) not in inside:
-            raise broken(backbone, f"`trainable`: {name} is no parameter of `module`, so nothing would be learnt by it")
+            raise broken(
+                backbone, f"`trainable`: {name} is no parameter of `module`, so nothing would be learned by it"
+            )
 
 
 def latent_shape(backbone: Backbone, size: tuple[int, int]) -> tuple[int, ...]:
@@ -246,7 +248,7 @@ def weights_of_errors(backbone: Backbone, low: float, high: float) -> None:
 def media(backbone: Backbone, found: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     """What `decode` gave for samples of these prompts, which have one size."""
     size = prompts[0].size
-    if size is None:  # of a roll-out that was not made by a Roller
+    if size is None:  # of a rollout that was not made by a RolloutSampler
         return found
     dims, shown = (4, "[B, 3, H, W]") if backbone.media == "image" else (5, "[B, F, 3, H, W]")
     wanted = (len(prompts), 3, *size)
@@ -260,14 +262,14 @@ def media(backbone: Backbone, found: Tensor, prompts: Sequence[Prompt]) -> Tenso
     return found.detach()
 
 
-def unread(backbone: Backbone, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
+def truncated_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
     """Which prompts no text encoder reads to their end, and how many tokens are read."""
-    found: Any = backbone.unread(prompts)
+    found: Any = backbone.truncated_prompts(prompts)
     sound = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Sequence) and _number(found[1])
     if not sound or not all(type(i) is int and 0 <= i < len(prompts) for i in found[0]):
         raise broken(
             backbone,
-            f"`unread` gives places of some of the {len(prompts)} prompts and a number of tokens, not {_shown(found)}",
+            f"`truncated_prompts` gives places of some of the {len(prompts)} prompts and a number of tokens, not {_shown(found)}",
         )
     places, limit = found
     return places, limit

@@ -19,11 +19,11 @@ from dgpo_miniature.moving.transformer import TextToVideo, captioned
 from dgpo_miniature.training.checkpoint import save
 from dgpo_miniature.training.flow import Cycle, FlowSettings, Progress, new_trainer, train_phase
 
-__all__ = ["TINY", "Recipe", "run"]
+__all__ = ["TINY", "TrainingSpec", "run"]
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TrainingSpec:
     """Everything that makes the checkpoint what it is, apart from the seed."""
 
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
@@ -37,7 +37,7 @@ class Recipe:
     """Held-out prompts on which the result is scored."""
 
 
-TINY = Recipe(
+TINY = TrainingSpec(
     autoencoder=AutoencoderSettings(
         Stage(2, 4, foreground=10.0), Stage(2, 2, foreground=4.0), Stage(2, 2, foreground=1.0)
     ),
@@ -51,16 +51,16 @@ TINY = Recipe(
 """The same path in seconds, to see that it runs."""
 
 
-def run(recipe: Recipe, out: Path, seed: int, progress: Progress) -> dict[str, float]:
+def run(spec: TrainingSpec, out: Path, seed: int, progress: Progress) -> dict[str, float]:
     """Train, write the pipeline to `out`, and return its score on held-out prompts."""
-    autoencoder = train_autoencoder(recipe.autoencoder, seed, progress)
-    tokenizer, flow = build_tokenizer(), recipe.flow
-    bank = build_bank(recipe.clips, autoencoder, seed)
+    autoencoder = train_autoencoder(spec.autoencoder, seed, progress)
+    tokenizer, flow = build_tokenizer(), spec.flow
+    bank = build_bank(spec.clips, autoencoder, seed)
     trainer = new_trainer(lambda: TextToVideo(tokenizer, flow), flow, seed)
     captioner = Captioner(tokenizer, seed)
-    train_phase(trainer, "true captions", recipe.true, captioned(bank, captioner, flow), progress)
-    faulty = captioned(bank, captioner, flow, recipe.fault_rate)
-    train_phase(trainer, "faulty captions", recipe.faulty, faulty, progress)
+    train_phase(trainer, "true captions", spec.true, captioned(bank, captioner, flow), progress)
+    faulty = captioned(bank, captioner, flow, spec.fault_rate)
+    train_phase(trainer, "faulty captions", spec.faulty, faulty, progress)
     pipeline = assemble(trainer.average, autoencoder, tokenizer)
     save(pipeline, out)
-    return score(pipeline, prompts("heldout", recipe.scored))
+    return score(pipeline, prompts("heldout", spec.scored))

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-import dgpo_pickscore.pictures as pictures_module
-from dgpo_core.media.pictures import to_image
+import dgpo_pickscore.images as pictures_module
+from dgpo_core.media.images import to_image
 from dgpo_pickscore.examples import photograph
-from dgpo_pickscore.pictures import Preprocessing, frames_of, unreadable
+from dgpo_pickscore.images import Preprocessing, frames_of, unreadable
 from dgpo_pickscore.testing import MEAN, STD
 
 CONFIG: dict[str, Any] = {"size": 224, "crop_size": 224, "image_mean": MEAN, "image_std": STD, "resample": 3}
@@ -34,7 +34,7 @@ def as_pil(image: Tensor) -> Image.Image:
 
 
 def levels(pixels: Tensor) -> Tensor:
-    """Normalised pixels back in levels of 8 bits."""
+    """Normalized pixels back in levels of 8 bits."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
     return (pixels * std + mean) * 255
 
@@ -47,7 +47,7 @@ SIZES = [(224, 224), (512, 512), (606, 512), (300, 511), (224, 301), (225, 224),
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("interpolation", [2, 3])
 def test_it_agrees_with_pil(height: int, width: int, side: int, interpolation: int) -> None:
-    """The published path: 8-bit picture, PIL's resize, centre crop, normalised."""
+    """The published path: 8-bit image, PIL's resize, center crop, normalized."""
     config = CONFIG | {"size": side, "crop_size": side, "resample": interpolation}
     image = picture(height, width)
     ours = Preprocessing.from_config(config)(image[None])
@@ -127,7 +127,7 @@ def test_the_order_of_passes_is_that_of_the_version(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_sample_and_its_png_are_the_same(dtype: torch.dtype) -> None:
-    """Above all values halfway between two levels and their neighbours, which every precision rounds in its own way."""
+    """Above all values halfway between two levels and their neighbors, which every precision rounds in its own way."""
     halves = (torch.arange(255) + 0.5) / 255
     ends = torch.tensor([0.0, 1.0])
     values = torch.cat([halves, halves.nextafter(ends[1]), halves.nextafter(ends[0]), torch.linspace(0, 1, 3331)])
@@ -146,7 +146,7 @@ def test_sizes_without_ratio(size: dict[str, int]) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
 
 
-def test_a_crop_larger_than_the_picture_gets_a_black_rim() -> None:
+def test_a_crop_larger_than_the_image_gets_a_black_rim() -> None:
     config = CONFIG | {"size": {"shortest_edge": 33}, "crop_size": {"height": 40, "width": 40}}
     image = picture(33, 33)
     ours = levels(Preprocessing.from_config(config)(image[None]))[0]
@@ -166,7 +166,7 @@ def test_other_types_of_media(dtype: torch.dtype) -> None:
     assert (levels(found) - levels(expected)).abs().max() <= limit
 
 
-def test_a_picture_does_not_depend_on_its_neighbours() -> None:
+def test_a_image_does_not_depend_on_its_neighbors() -> None:
     images = torch.stack([picture(70, 90), picture(80, 100)[:, 5:75, 5:95], torch.zeros(3, 70, 90)])
     preprocessing = Preprocessing.from_config(CONFIG)
     together = preprocessing(images)
@@ -245,7 +245,7 @@ def test_sizes_that_cannot_be_seen(shape: tuple[int, ...], problem: str | None) 
         assert reason is None if problem is None else problem in str(reason)
 
 
-def test_very_long_pictures_cost_little() -> None:
+def test_very_long_images_cost_little() -> None:
     """Only what the crop shows is ever made; here the whole would be 224 x 22,400,000."""
     found = Preprocessing.from_config(CONFIG)(torch.full((1, 3, 1, 100_000), 0.2))
     assert levels(found).round().unique().tolist() == [51]

@@ -66,14 +66,14 @@ KINDS = [EpsilonToy, VPToy]
 
 def make(kind: type[EpsilonToy], **objective: object) -> Optimizer:
     """On weights whose views all differ."""
-    data = run_data(Path("unused"), objective=objective, optimiser={"micro_batch": 3})
+    data = run_data(Path("unused"), objective=objective, optimizer={"micro_batch": 3})
     data["backbone"] = {"use": "toy", "checkpoint": "toy", "options": {"double": True}}
     config = RunConfig.model_validate(data)
     backbone = kind(config.backbone, ToyOptions(double=True), device=torch.device("cpu"))
     policy = Policy(backbone, config.objective.ema)
     generator = torch.Generator().manual_seed(1)
-    for view in ("old", "policy"):
-        with policy.view(view), torch.no_grad():
+    for model in ("ema_fast", "policy"):
+        with policy.activate(model), torch.no_grad():
             for parameter in policy.parameters.values():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return Optimizer(
@@ -132,11 +132,11 @@ def in_the_networks_space(o: Optimizer, batch: TrainingBatch, sigmas: Tensor, dr
                 x, rows = interpolate(x0, noise, time), backbone.encode([batch.prompts[g]])
                 wanted = backbone.wanted(x0, noise, time)
                 with torch.no_grad():
-                    with policy.view("old"):
+                    with policy.activate("ema_fast"):
                         old = backbone.output(x, time, rows)
-                    with policy.view("base"):
+                    with policy.activate("base"):
                         base = backbone.output(x, time, rows)
-                reference = old if section.reference == "ema" else base
+                reference = old if section.reference == "ema_fast" else base
                 output = backbone.output(x, time, rows)
                 dsm, dsm_ref, dsm_old = (((p - wanted) ** 2).mean() for p in (output, reference, old))
                 errors.append(dsm.detach())
@@ -154,7 +154,7 @@ def in_the_networks_space(o: Optimizer, batch: TrainingBatch, sigmas: Tensor, dr
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "how", [{"clip": 1e-3, "kl": 0.02}, {"reference": "ema", "clip": None, "kl": 0.3, "beta": 900}]
+    "how", [{"clip": 1e-3, "kl": 0.02}, {"reference": "ema_fast", "clip": None, "kl": 0.3, "beta": 900}]
 )
 def test_the_whole_loss_is_the_one_of_the_networks_prediction(kind: type[EpsilonToy], how: dict[str, object]) -> None:
     o = make(kind, **how)

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """One experiment. `against`: what the curves are drawn against; `sheet`: steps at which samples are drawn for the
-    contact sheet (None: the evaluation's own pictures); `search`: an ablation that chooses learning rates first."""
+    contact sheet (None: the evaluation's own images); `search`: an ablation that chooses learning rates first."""
 
     key: str
     title: str

@@ -18,7 +18,7 @@ from dgpo_core.contracts import Backbone, Sampler
 from dgpo_core.contracts.signatures import misfits
 from dgpo_core.errors import PluginError
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.rehearsal import rehearse
+from dgpo_core.training.dry_run import dry_run
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_core.types import Conditioning, Schedule
 from dgpo_kit.toy import ToyAdapter, ToyBackbone
@@ -96,7 +96,10 @@ BEFORE: dict[str, tuple[Says, str]] = {
         "trained weights are float32",
     ),
     "formats": (adapter(formats="toy"), "`adapter.formats` is a tuple of words"),
-    "unread": ({"unread": lambda self, prompts: ([10**6], 4)}, "`unread` gives places of some of the"),
+    "truncated_prompts": (
+        {"truncated_prompts": lambda self, prompts: ([10**6], 4)},
+        "`truncated_prompts` gives places of some of the",
+    ),
 }
 """What is seen when a run is built."""
 DURING: dict[str, tuple[Says, str]] = {
@@ -124,7 +127,7 @@ DURING: dict[str, tuple[Says, str]] = {
     ),
     "velocity broadcasts": (drawn(lambda v: v.mean(0, keepdim=True)), "`velocity` gives float32"),
     "velocity in bfloat16": (drawn(Tensor.bfloat16), "of bfloat16 on cpu"),
-    "velocity without gradient": (drawn(Tensor.detach), "nothing would be learnt"),
+    "velocity without gradient": (drawn(Tensor.detach), "nothing would be learned"),
     "media of another size": (shown(lambda m: m[..., :2]), "`decode` gives images [B, 3, H, W] with B, H, W = 2, 8, 8"),
     "media with alpha": (shown(lambda m: m[:, [0, 1, 2, 2]]), "`decode` gives images"),
     "media of one": (shown(lambda m: m[:1]), "`decode` gives images"),
@@ -145,7 +148,7 @@ def test_a_broken_promise_is_named(
     config = make_config(rollout={"shift": "auto", "guidance": 2.0})
     trainer = Trainer(config, registry)
     with pytest.raises(PluginError, match=re.escape(message)) as caught:
-        trainer.build() if case in BEFORE else rehearse(trainer)
+        trainer.build() if case in BEFORE else dry_run(trainer)
     assert "ToyBackbone" in str(caught.value)
     assert not run_path(config).exists()
 
@@ -155,7 +158,7 @@ def test_a_sound_one_is_left_in_peace(make_config: Make, registry: Registry, mon
     monkeypatch.setattr(ToyBackbone, "bucket", lambda self, prompt: ("a", prompt.size))
     monkeypatch.setattr(ToyBackbone, "start", lambda self, sigma: 1)
     monkeypatch.setattr(ToyBackbone, "loss_weight", lambda self, sigma: (1 - sigma) ** 2)
-    rehearse(Trainer(make_config(rollout={"shift": "auto", "guidance": 2.0}), registry))
+    dry_run(Trainer(make_config(rollout={"shift": "auto", "guidance": 2.0}), registry))
 
 
 def test_methods_that_cannot_be_called_as_the_contracts_are_named() -> None:
@@ -165,12 +168,14 @@ def test_methods_that_cannot_be_called_as_the_contracts_are_named() -> None:
     assert not fits()
     assert not fits(schedule=lambda self, *args: Schedule())
     assert not fits(guide=lambda self, a, b, c, **named: a)
-    assert not fits(sketch=classmethod(lambda cls, section, options: None), guidable=False, fps=property(lambda s: 1))
+    assert not fits(
+        meta_model=classmethod(lambda cls, section, options: None), supports_guidance=False, fps=property(lambda s: 1)
+    )
     (found,) = fits(schedule=lambda self, height, width: Schedule())
     assert found == "schedule(self, height, width) cannot be called as schedule(self, height, width, steps)"
     (found,) = fits(guide=lambda self, c, u, s: c)
     assert "cannot be called as guide(self, conditional, unconditional, guidance, *, x_sigma, sigma)" in found
-    (found,) = fits(guidable=lambda self: False)
+    (found,) = fits(supports_guidance=lambda self: False)
     assert found == "guidable is an attribute or a property, and here it is a method: write @property above it"
     (found,) = fits(bucket=(8, 8))
     assert found == "bucket is a method, and here it is tuple"
@@ -191,4 +196,4 @@ def test_an_unconditional_row_may_have_another_length(
     monkeypatch.setattr(ToyBackbone, "unconditional", lambda self, prompts: ragged(
         self, [replace(p, text="") for p in prompts]
     ))  # fmt: skip
-    rehearse(Trainer(make_config(rollout={"guidance": 2.0}), registry))
+    dry_run(Trainer(make_config(rollout={"guidance": 2.0}), registry))
