@@ -20,7 +20,7 @@ __all__ = ["export"]
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")],
     output: options.Output = Path("adapter"),
-    model: Annotated[str, typer.Option(help="policy, old (fast EMA) or slow (EMA).")] = "ema",
+    model: Annotated[str, typer.Option(help="policy, ema_fast or ema.")] = "ema",
     checkpoint: options.Checkpoint = "newest",
     format: Annotated[
         str | None, typer.Option(help="diffusers (the default), peft, kohya or comfyui, as the backbone has them.")

@@ -34,7 +34,7 @@ Overrides = Annotated[
 ]
 
 TargetPath = Annotated[Path, typer.Argument(help="A run directory, or a run file (its base model).", metavar="RUN")]
-ModelName = Annotated[str | None, typer.Option(help="base, policy, old (fast EMA) or slow (EMA, the default).")]
+ModelName = Annotated[str | None, typer.Option(help="base, policy, ema_fast or ema (the default).")]
 Checkpoint = Annotated[str, typer.Option(help="newest, best, or an iteration.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps; by default as configured.")]
 Guidance = Annotated[float | None, typer.Option(min=1, help="Guidance scale; by default as configured.")]

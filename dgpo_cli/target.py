@@ -183,7 +183,7 @@ def open_target(
     chosen = engine.policy.available(wanted)
     label = f"{chosen} weights of {path} after iteration {found.manifest.iteration}"
     if chosen != wanted:
-        first = engine.config.objective.ema.slow.first_move
+        first = engine.config.objective.ema.first_move
         label += f" (its EMA does not move before update {first}; this is update {found.manifest.updates})"
     return Target(engine, chosen, found.manifest.iteration, label, path)
 

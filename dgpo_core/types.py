@@ -293,7 +293,7 @@ class ScoredGroups:
     is of all samples, whoever drew them.
     rewards float64 [g, G], all rewards as one, which is what the advantages are made of; summed float64 [g, G],
     their weighted sum, for people to read (nan where not scored; the same unless each reward is normalized first);
-    scored bool [g, G]; per_reward: label to float64 [g, G] (nan where missing); components: label to name to float64
+    scored bool [g, G]; per_reward: label to float64 [g, G] (nan where missing); subscores: label to name to float64
     [g * G], what each is made of (nan where missing); asked: label to bool [g], whether the group's source asks for the
     reward (all do where there is none of the label); diversity [g]: mean pairwise
     distance of the members' media; statistics: name to float64 [g, G], of the media (`monitors.media_statistics`).
@@ -309,7 +309,7 @@ class ScoredGroups:
     diversity: Tensor
     statistics: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
     paths: tuple[Path, ...] = ()
-    components: Mapping[str, Mapping[str, Tensor]] = field(default_factory=lambda: MappingProxyType({}))
+    subscores: Mapping[str, Mapping[str, Tensor]] = field(default_factory=lambda: MappingProxyType({}))
     asked: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
 
 

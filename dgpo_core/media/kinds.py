@@ -30,7 +30,9 @@ def one_of(kind: Kind) -> str:
 
 def adapter(registry: Registry, made: Kind, scored: Set[Kind]) -> str | None:
     """An installed reward that shows media of the one kind to a reward of the other, in its option `reward`."""
-    adapts = ((name, one.part.adapts) for name, one in registry.components("reward").items() if one.part.adapts)
+    adapts = (
+        (name, one.component.adapts) for name, one in registry.components("reward").items() if one.component.adapts
+    )
     return next((name for name, (shown, inner) in adapts if shown == made and inner in scored), None)
 
 

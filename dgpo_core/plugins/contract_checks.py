@@ -269,7 +269,8 @@ def truncated_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> tuple[Se
     if not sound or not all(type(i) is int and 0 <= i < len(prompts) for i in found[0]):
         raise broken(
             backbone,
-            f"`truncated_prompts` gives places of some of the {len(prompts)} prompts and a number of tokens, not {_shown(found)}",
+            f"`truncated_prompts` gives indices of some of the {len(prompts)} prompts and a number of tokens, "
+            f"not {_shown(found)}",
         )
     places, limit = found
     return places, limit

@@ -24,7 +24,7 @@ import torch
 
 from dgpo_core.plugins import isolation
 
-__all__ = ["ProcessState", "changes", "process_state", "put_back", "thread_state"]
+__all__ = ["ProcessState", "changes", "process_snapshot", "put_back", "thread_snapshot"]
 
 log = logging.getLogger(__name__)
 State = Mapping[str, Any]
@@ -34,7 +34,7 @@ THREADS = "torch's threads"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def process_state() -> dict[str, Any]:
+def process_snapshot() -> dict[str, Any]:
     """What the whole process has one of, by name. Costs some 10 microseconds."""
     cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
     return {
@@ -49,7 +49,7 @@ def process_state() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def thread_state() -> dict[str, Any]:
+def thread_snapshot() -> dict[str, Any]:
     """What each thread has one of, by name; signals are the main thread's."""
     found: dict[str, Any] = {
         "torch's default device": torch.get_default_device(),
@@ -151,7 +151,7 @@ class _Watch:
         with self.lock:
             if not self.under_way:
                 self.suspects.clear()
-                self.expected = process_state()
+                self.expected = process_snapshot()
             self.under_way.add(call)
             self.suspects.add(call)
 
@@ -162,7 +162,7 @@ class _Watch:
             if call not in self.under_way:  # it was given up
                 return [], []
             self.under_way.remove(call)
-            found = changes(self.expected, process_state())
+            found = changes(self.expected, process_snapshot())
             if not found:
                 self.suspects.discard(call)
                 return [], []
@@ -198,13 +198,13 @@ class ProcessState:
     def around(self, label: str) -> Iterator[None]:
         """Around a call. `label` names the plugin in messages, such as "reward ocr"."""
         with self._one_at_a_time if label in self._suspected else nullcontext():
-            own, call = thread_state(), _Call(self, label)
+            own, call = thread_snapshot(), _Call(self, label)
             _WATCH.begin(call)
             try:
                 yield
             finally:
                 shared, whose = _WATCH.end(call, known=self._suspected.get(label, False))
-                found = changes(own, thread_state())
+                found = changes(own, thread_snapshot())
                 put_back(own, found)
                 self._judge(call, found, shared, whose)
 

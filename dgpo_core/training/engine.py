@@ -249,7 +249,7 @@ def _backbone(config: RunConfig, registry: Registry, runtime: Runtime, process_s
 
 def _policy(config: RunConfig, runtime: Runtime, backbone: Backbone, conditioning: ConditioningCache) -> Policy:
     if not runtime.sharded:
-        return Policy(backbone, config.objective.ema)
+        return Policy(backbone, config.objective)
     from dgpo_core.training.sharded_policy import ShardedPolicy
 
     @cache
@@ -259,4 +259,4 @@ def _policy(config: RunConfig, runtime: Runtime, backbone: Backbone, conditionin
         shape = contract_checks.latent_shape(backbone, size)
         return torch.zeros(1, *shape, device=runtime.device), conditioning([backbone.example(size)])
 
-    return ShardedPolicy(backbone, config.objective.ema, runtime.processes, blank=blank, autocast=runtime.autocast)
+    return ShardedPolicy(backbone, config.objective, runtime.processes, blank=blank, autocast=runtime.autocast)

@@ -162,7 +162,7 @@ class Loop:
         with self.phases.timed("optimize"):
             bounds = policy.bounds(context)
             sigmas = policy.draw(self.config.timesteps.count, context, draws.at("timesteps"))
-            results = run.optimizer.step(batch, sigmas, draws.at("optimise"))
+            results = run.optimizer.step(batch, sigmas, draws.at("optimise"))  # the text of a key never changes
             self.saver.check_weights()
             averages = metric_means([result.gradient for result in results], self.processes)
         state.iteration += 1

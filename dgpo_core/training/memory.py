@@ -108,7 +108,7 @@ def halving(
         "backbone.gradient_checkpointing: true or backbone.dtype: bfloat16, or take a smaller model "
         "(`dgpo plan RUN.yaml --fit GIB` tells what fits)"
         if again
-        else f"{key}: the device runs out of memory with {size} samples, and a model that is sharded across the processes "
+        else f"{key}: the device runs out of memory with {size} samples, and a model sharded across the processes "
         f"cannot begin anew; set `{key}: {max(1, size // 2)}`"
     )
     smallest = 1 if again else size

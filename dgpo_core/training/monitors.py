@@ -127,7 +127,8 @@ class Alarm:
         way = "fell" if now < was else "rose"
         return (
             f"alarm after iteration {self.iteration}: {self.target} rose from {before:.3f} to {after:.3f} while "
-            f"{self.monitor} {way} from {was:.3f} to {now:.3f} (tolerance {self.tolerance:.3f}): a sign of reward hacking; look "
+            f"{self.monitor} {way} from {was:.3f} to {now:.3f} (tolerance {self.tolerance:.3f}): a sign of reward "
+            "hacking; look "
             "at the images"
         )
 

@@ -19,7 +19,7 @@ from dgpo_core.types import Conditioning, Prompt, same_places
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
     from dgpo_core.distributed.passes import Pass
-    from dgpo_schemas.sections.training import EmaSection
+    from dgpo_schemas.sections.training import ObjectiveSection
 
 __all__ = ["ConditioningCache", "ModelName", "Policy", "check_adapter"]
 
@@ -51,10 +51,10 @@ class Policy:
     sharded = False
     """Whether the trained weights are split too; `state` is then asked for by all processes together."""
 
-    def __init__(self, backbone: Backbone, ema: EmaSection) -> None:
+    def __init__(self, backbone: Backbone, objective: ObjectiveSection) -> None:
         self.backbone = backbone
         self._network = contract_checks.Checked(backbone)
-        self.ema = ema
+        self.objective = objective
         self._adapter = backbone.adapter
         self.parameters = dict(backbone.trainable())
         live = [self._local(p.data) for p in self.parameters.values()]
@@ -72,7 +72,7 @@ class Policy:
     def available(self, model: ModelName) -> ModelName:
         """The view that stands for `view` now: `policy` for a EMA that has not moved yet, which is still the start
         of training, though the policy has learned; every other view stands for itself."""
-        return "policy" if model == "ema" and self._updates < self.ema.slow.first_move else model
+        return "policy" if model == "ema" and self._updates < self.objective.ema.first_move else model
 
     @contextmanager
     def activate(self, name: ModelName, *, merged: bool = False) -> Iterator[None]:
@@ -165,7 +165,7 @@ class Policy:
     def update_averages(self, update: int) -> None:
         """Move the averages after optimizer update number `update` (from 1), as `EmaSection` says."""
         self._updates = update
-        policy, fast, slow = self._weights["policy"], self.ema.fast, self.ema.slow
+        policy, fast, slow = self._weights["policy"], self.objective.ema_fast, self.objective.ema
         torch._foreach_lerp_(self._weights["ema_fast"], policy, 1 - min(fast.max_decay, fast.ramp * (update - 1)))
         if (update + 1) % slow.every == 0:
             decay = min((1 + update) / (10 + update), slow.decay)

@@ -18,7 +18,7 @@ from dgpo_core.types import Conditioning
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
     from dgpo_core.distributed.processes import Processes
-    from dgpo_schemas.sections.training import EmaSection
+    from dgpo_schemas.sections.training import ObjectiveSection
 
 __all__ = ["ShardedPolicy"]
 
@@ -35,14 +35,14 @@ class ShardedPolicy(Policy):
     def __init__(
         self,
         backbone: Backbone,
-        ema: EmaSection,
+        objective: ObjectiveSection,
         processes: Processes,
         *,
         blank: Callable[[], tuple[Tensor, Conditioning]],
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
         """blank: a latent [1, ...] and its conditioning, to make a pass with when there is nothing else to do."""
-        super().__init__(backbone, ema)
+        super().__init__(backbone, objective)
         self.sharded = backbone.adapter is None
         if self.sharded:
             self._live = self._weights["policy"]

@@ -156,7 +156,7 @@ class Trainer:
 
     def _note_on_averages(self) -> str | None:
         """That evaluations will be of the policy, if they come before the EMA has moved."""
-        section, first = self.config.evaluation, self.config.objective.ema.slow.first_move
+        section, first = self.config.evaluation, self.config.objective.ema.first_move
         every = min(section.every or self.config.run.iterations, self.config.run.iterations)
         evaluated = (self.state.iteration // every + 1) * every * self.config.optimizer.updates  # updates by then
         if section.model != "ema" or self.config.prompts.heldout is None or evaluated >= first:

@@ -39,8 +39,8 @@ class RewardStatistics(Sparse):
     missing: int = Field(description="Samples that could not be scored.")
     subscores: dict[str, float] = Field(
         default_factory=dict,
-        description="Means of the components that the reward names in its diagnostics, over the scored samples that have "
-        "them; absent if there are none.",
+        description="Means of the subscores that the reward names in its diagnostics, over the scored samples that "
+        "have them; absent if there are none.",
     )
 
 
@@ -142,8 +142,8 @@ class EvaluationRecord(Sparse, GroupScore):
     )
     subscores: dict[str, float] = Field(
         default_factory=dict,
-        description="Means of the components that the reward names in its diagnostics, weighed like `value`; absent if it "
-        "names none.",
+        description="Means of the subscores that the reward names in its diagnostics, weighted like `value`; absent if "
+        "it names none.",
     )
 
 

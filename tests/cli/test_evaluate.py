@@ -231,9 +231,9 @@ def test_the_output_is_checked_before_the_work(
     [
         (["runs/tyo"], "runs/tyo: there is no such run directory or run file"),
         (["runs"], "runs: not a run directory (it has no config.yaml)"),
-        (["runs/toy", "--model", "slwo"], "--model slwo: choose one of base, policy, old, slow"),
-        (["run.yaml", "--model", "ema_fast"], "--model old: run.yaml is a run file, which has only its base model; name a run "
-         "directory"),
+        (["runs/toy", "--model", "slwo"], "--model slwo: choose one of base, policy, ema_fast, ema"),
+        (["run.yaml", "--model", "ema_fast"], "--model ema_fast: run.yaml is a run file, which has only its base "
+         "model; name a run directory"),
         (["runs/toy", "--set", "run.seed=4"], "--set belongs to a run file; a run directory keeps the configuration it "
          "was trained with"),
         (["runs/toy", "--checkpoint", "9"], "runs/toy/checkpoints: no checkpoint '9'; there are newest, best and "

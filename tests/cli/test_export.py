@@ -155,7 +155,7 @@ def test_a_full_disk_keeps_what_was_there(dgpo: Run, trained: Any, monkeypatch: 
     [
         (["runs/toy", "--model", "base"], "--model base: the base model is the checkpoint that the run started from; "
          "nothing to export"),
-        (["runs/toy", "--model", "ema"], "--model ema: choose one of base, policy, old, slow"),
+        (["runs/toy", "--model", "ema"], "--model ema: choose one of base, policy, ema_fast, ema"),
         (["run.yaml"], "run.yaml: is a run file, which has only its base model; name a run directory"),
         (["runs/tyo"], "runs/tyo: there is no such run directory"),
         (["runs"], "runs: not a run directory (it has no config.yaml)"),

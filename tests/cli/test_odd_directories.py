@@ -57,8 +57,8 @@ def _socket(path: Path) -> None:
 
 
 TYPED = (
-    '{"iteration": 2, "seconds": "x", "rewards": [1], "phases": 3, "reward": {"mean": "a"}, "value": "x", "prompts": 7, '
-    '"outcome": [], "versions": [1], "plugins": "x", "command": 3, "git": 4, "groups": [1], "base": [], "extra": []}\n'
+    '{"iteration": 2, "seconds": "x", "rewards": [1], "phases": 3, "reward": {"mean": "a"}, "value": "x", "prompts": 7,'
+    ' "outcome": [], "versions": [1], "plugins": "x", "command": 3, "git": 4, "groups": [1], "base": [], "extra": []}\n'
 )
 BEYOND = (
     '{"iteration": 999999999, "seconds": 1e308, "value": 1e308, "reward": "r", "low": -1e308, "high": 1e308}\n'

@@ -270,13 +270,13 @@ def test_a_full_disk_keeps_what_was_there(dgpo: Run, trained: Any, monkeypatch: 
     [
         (["runs/toy", "-p", "x", "--prompts", "p.txt"], "give --prompt or --prompts, not both"),
         (["runs/toy", "--prompts", "p.txt"], "p.txt: there is no such prompt file"),
-        (["runs/toy", "--model", "fast"], "--model fast: choose one of base, policy, old, slow"),
+        (["runs/toy", "--model", "fast"], "--model fast: choose one of base, policy, ema_fast, ema"),
         (["runs/toy", "--set", "rollout.steps=4"], "--set belongs to a run file; a run directory keeps the "
          "configuration it was trained with"),
         (["runs/tyo"], "runs/tyo: there is no such run directory or run file"),
         (["runs/tyo", "--model", "ema"], "runs/tyo: there is no such run directory or run file"),
         (["runs"], "runs: not a run directory (it has no config.yaml)"),
-        (["run.yaml", "--model", "ema"], "--model slow: run.yaml is a run file, which has only its base model; name a "
+        (["run.yaml", "--model", "ema"], "--model ema: run.yaml is a run file, which has only its base model; name a "
          "run directory"),
         (["run.yaml", "--set", "rollout.steps=0"], "--set rollout.steps=0: must be at least 1, not 0"),
         (["runs/toy", "--checkpoint", "last"], "runs/toy/checkpoints: no checkpoint 'last'; there are newest, best and "

@@ -265,7 +265,7 @@ def test_scores_of_other_processes_samples_find_their_places(closing: list[Score
         count = 5
 
         def all_gather_object(self, value: Any) -> list[Any]:
-            return [reported(found[rank]) for rank in range(5)]
+            return [broadcast_object(found[rank]) for rank in range(5)]
 
         def all_gather_tensors(self, rows: Sequence[Tensor]) -> list[Tensor]:
             return [row for rank in range(5) for row in found[rank].thumbnails]

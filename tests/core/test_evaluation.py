@@ -129,8 +129,8 @@ def run(
     )
     try:
         evaluator = Evaluator(
-            rollout_sampler=cast(RolloutSampler, Numbered(micro_batch)), scorer=scorer, prompts=prompts, members=members,
-            draws=Draws(0), images=images,
+            rollout_sampler=cast(RolloutSampler, Numbered(micro_batch)), scorer=scorer, prompts=prompts,
+            members=members,             draws=Draws(0), images=images,
         )  # fmt: skip
         return evaluator.evaluate("ema", 7, **keywords)
     finally:
@@ -316,8 +316,9 @@ def of_steps(config: RunConfig, registry: Registry, many_step: bool = True) -> d
     prompts = engine.load_prompts("heldout")
     try:
         found = Evaluator(
-            rollout_sampler=engine.evaluation_rollout_sampler(), scorer=evaluation_scorer(engine, prompts), prompts=prompts,
-            members=config.evaluation.samples_per_prompt, draws=Draws(5), many_step=ManyStepSolve.of(engine) if many_step else None,
+            rollout_sampler=engine.evaluation_rollout_sampler(), scorer=evaluation_scorer(engine, prompts),
+            prompts=prompts, members=config.evaluation.samples_per_prompt, draws=Draws(5),
+            many_step=ManyStepSolve.of(engine) if many_step else None,
         ).evaluate("ema", 2)  # fmt: skip
     finally:
         engine.close()
@@ -420,7 +421,8 @@ def test_the_many_step_samples_can_be_interrupted(make_config: Make, registry: R
 
     with pytest.raises(Stop):
         Evaluator(
-            rollout_sampler=engine.evaluation_rollout_sampler(), scorer=evaluation_scorer(engine, prompts), prompts=prompts,
+            rollout_sampler=engine.evaluation_rollout_sampler(), scorer=evaluation_scorer(engine, prompts),
+            prompts=prompts,
             members=1, draws=Draws(5), many_step=ManyStepSolve.of(engine),
         ).evaluate("ema", 0, interrupt=interrupt)  # fmt: skip
     engine.close()
@@ -435,7 +437,8 @@ def test_what_failed_in_another_process_is_reported(caplog: pytest.LogCaptureFix
 
     scorer = Scorer([Reward("r", 1.0, Table([0.0, 1.0]))])
     evaluator = Evaluator(
-        rollout_sampler=cast(RolloutSampler, Numbered(3)), scorer=scorer, prompts=[Prompt("a"), Prompt("b")], members=1, draws=Draws(0),
+        rollout_sampler=cast(RolloutSampler, Numbered(3)), scorer=scorer, prompts=[Prompt("a"), Prompt("b")],
+        members=1, draws=Draws(0),
         processes=Main(),
     )  # fmt: skip
     try:

@@ -69,7 +69,7 @@ def setting(name: str, make_config: Make, registry: Registry) -> Setting:
         )
     made: Backbone = registry.create("backbone", config.backbone, device=META)
     assert made.device.type == "meta"
-    return config, Policy(made, config.objective.ema), registry
+    return config, Policy(made, config.objective), registry
 
 
 def test_the_device_would_notice() -> None:

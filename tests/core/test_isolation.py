@@ -72,7 +72,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         ("import no_such_module_at_all", r"No module named 'no_such_module_at_all' \(at .*odd_plugin\.py:2\)"),
         ("@hookimpl\ndef dgpo_weightings():\n    import os; os._exit(0)", r"dgpo_weightings failed with Exited: os"),
         ("@hookimpl\ndef dgpo_weightings():\n    raise KeyboardInterrupt", "dgpo_weightings failed with KeyboardInt"),
-        ("@hookimpl\ndef dgpo_weightings():\n    import itertools\n    return itertools.repeat(Component('x', 's', 'a:B'))",
+        ("@hookimpl\ndef dgpo_weightings():\n    import itertools\n    "
+         "return itertools.repeat(Component('x', 's', 'a:B'))",
          "dgpo_weightings declares more than 1000 components"),
         ("def __getattr__(name): raise KeyboardInterrupt\ndef __dir__(): return ['dgpo_x']", "KeyboardInterrupt"),
     ],

@@ -44,7 +44,7 @@ def make(objective: dict[str, object], *, micro_batch: int | None, train: str = 
     data["backbone"] = {"use": "toy", "checkpoint": "toy", "train": train, "options": {"double": True}}
     config = RunConfig.model_validate(data)
     backbone = ToyBackbone(config.backbone, ToyOptions(double=True), device=torch.device("cpu"))
-    policy = Policy(backbone, config.objective.ema)
+    policy = Policy(backbone, config.objective)
     generator = torch.Generator().manual_seed(1)
     for model in ("ema_fast", "policy"):
         with policy.activate(model), torch.no_grad():
@@ -247,7 +247,7 @@ def test_under_autocast_every_model_is_itself(train: str) -> None:
     data = run_data(Path("unused"), objective={**MODES["1: frozen"], "kl": 0.02})
     data["backbone"] = {"use": "toy", "checkpoint": "toy", "train": train}
     config = RunConfig.model_validate(data)
-    policy = Policy(ToyBackbone(config.backbone, ToyOptions(), device=torch.device("cpu")), config.objective.ema)
+    policy = Policy(ToyBackbone(config.backbone, ToyOptions(), device=torch.device("cpu")), config.objective)
     for scale, model in ((0.5, "ema_fast"), (0.7, "policy")):
         with policy.activate(model), torch.no_grad():  # type: ignore[arg-type]
             for parameter in policy.parameters.values():

@@ -70,7 +70,7 @@ def make(kind: type[EpsilonToy], **objective: object) -> Optimizer:
     data["backbone"] = {"use": "toy", "checkpoint": "toy", "options": {"double": True}}
     config = RunConfig.model_validate(data)
     backbone = kind(config.backbone, ToyOptions(double=True), device=torch.device("cpu"))
-    policy = Policy(backbone, config.objective.ema)
+    policy = Policy(backbone, config.objective)
     generator = torch.Generator().manual_seed(1)
     for model in ("ema_fast", "policy"):
         with policy.activate(model), torch.no_grad():

@@ -13,12 +13,12 @@ from dgpo_kit.toy import SHAPE, ToyBackbone, ToyOptions, run_data
 from dgpo_schemas.run import RunConfig
 
 
-def make(train: str = "lora", **ema: object) -> Policy:
-    data = run_data(Path("unused"), objective={"ema": ema})
+def make(train: str = "lora", **averages: object) -> Policy:
+    data = run_data(Path("unused"), objective=averages)
     data["backbone"] = {"use": "toy", "checkpoint": "toy", "train": train, "options": {"double": True}}
     config = RunConfig.model_validate(data)
     backbone = ToyBackbone(config.backbone, ToyOptions(double=True), device=torch.device("cpu"))
-    return Policy(backbone, config.objective.ema)
+    return Policy(backbone, config.objective)
 
 
 def run(policy: Policy) -> Tensor:
@@ -72,7 +72,7 @@ def test_switching_copies_nothing() -> None:
 
 def test_moving_averages_follow_their_recursions() -> None:
     """Other settings than the published ones, which tests/parity compares over 200 updates."""
-    policy = make(fast={"max_decay": 0.3, "ramp": 0.1}, slow={"decay": 0.4, "every": 3, "repeats": 2})
+    policy = make(ema_fast={"max_decay": 0.3, "ramp": 0.1}, ema={"decay": 0.4, "every": 3, "repeats": 2})
     name = next(iter(policy.parameters))
     old = slow = policy.state()[f"policy/{name}"].clone()
     for update in range(1, 8):

@@ -18,7 +18,7 @@ from torch import Tensor
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Component, hookimpl
-from dgpo_core.plugins.process_state import RESTORE, ProcessState, changes, process_state, put_back, thread_state
+from dgpo_core.plugins.process_state import RESTORE, ProcessState, changes, process_snapshot, put_back, thread_snapshot
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.reward_calls import Reward
 from dgpo_core.training.scoring import Scorer
@@ -50,9 +50,9 @@ DEEDS: dict[str, Callable[[], Any]] = {
 @pytest.fixture(autouse=True)
 def _same_afterwards() -> Iterator[None]:
     """Whatever a test does."""
-    before = process_state() | thread_state()
+    before = process_snapshot() | thread_snapshot()
     yield
-    put_back(before, changes(before, process_state() | thread_state()))
+    put_back(before, changes(before, process_snapshot() | thread_snapshot()))
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -61,19 +61,19 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("name", DEEDS)
 def test_every_change_is_put_back_and_named_once(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    before = process_state() | thread_state()
+    before = process_snapshot() | thread_snapshot()
     process_state = ProcessState()
     for _ in range(2):
         with process_state.around("reward lamp"):
             DEEDS[name]()
-            assert changes(before, process_state() | thread_state()) == [name]
-        assert changes(before, process_state() | thread_state()) == []
+            assert changes(before, process_snapshot() | thread_snapshot()) == [name]
+        assert changes(before, process_snapshot() | thread_snapshot()) == []
     (said,) = warned(caplog)
     assert said.startswith(f"reward lamp has changed {name}, which it shares with the run: ")
 
 
 def test_all_that_is_compared_is_tried_and_can_be_put_back() -> None:
-    assert {*process_state(), *thread_state()} == set(DEEDS) == set(RESTORE)
+    assert {*process_snapshot(), *thread_snapshot()} == set(DEEDS) == set(RESTORE)
 
 
 def test_a_change_before_an_error_is_put_back_too(caplog: pytest.LogCaptureFixture) -> None:
@@ -83,10 +83,10 @@ def test_a_change_before_an_error_is_put_back_too(caplog: pytest.LogCaptureFixtu
             torch.set_default_dtype(torch.float64)
             raise UserError("no lamp")
 
-    before = process_state()
+    before = process_snapshot()
     with pytest.raises(UserError, match="no lamp"):
         fall()
-    assert process_state() == before
+    assert process_snapshot() == before
     assert "the working directory and torch's default dtype" in warned(caplog)[0]
 
 
@@ -140,7 +140,7 @@ def test_a_reward_that_changes_the_process_is_no_longer_worked_beside(
     make: Callable[..., Scorer], caplog: pytest.LogCaptureFixture
 ) -> None:
     """From the second micro-batch on `submit` waits for it: nothing is drawn while the default dtype is another."""
-    here, finished = process_state(), []
+    here, finished = process_snapshot(), []
 
     def act() -> None:
         torch.set_default_dtype(torch.float64)
@@ -154,7 +154,7 @@ def test_a_reward_that_changes_the_process_is_no_longer_worked_beside(
     for turn in range(2, 5):
         scorer.submit(MEDIA, PROMPTS)
         assert len(finished) == turn
-        assert process_state() == here
+        assert process_snapshot() == here
     assert scorer.collect().values["lamp"].tolist() == [0.5] * 6
     assert len(warned(caplog)) == 1
 
@@ -308,9 +308,9 @@ def test_a_run_with_a_reward_that_does_all_of_it_is_the_same_run(
     for name in ("brightness", "rude"):
         rewards = [{"use": name, "name": "brightness"}]
         config = make_config(run={"name": name, "output": "runs", "iterations": 2}, rewards=rewards)
-        before = process_state() | thread_state()
+        before = process_snapshot() | thread_snapshot()
         assert Trainer(config, registry).train() == "finished"
-        assert changes(before, process_state() | thread_state()) == []
+        assert changes(before, process_snapshot() | thread_snapshot()) == []
         path = tmp_path / "runs" / name
         assert path == run_path(config).resolve()
         said[name] = {

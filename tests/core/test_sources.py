@@ -312,7 +312,8 @@ def data(directory: Path, **changes: Any) -> dict[str, Any]:
         ("prompts.train.0.file", "x.txt", "give exactly one of `file`"),
         ("prompts.train", [], "prompts.train: must have at least 1 entry"),
         ("prompts.train.1", "x.txt", "prompts.train.1: must be a section with keys such as"),
-        ("prompts.heldout.1.rewards", ["twice", "monitor"], "prompts.heldout.1.rewards.1: there is no reward 'monitor'"),
+        ("prompts.heldout.1.rewards", ["twice", "monitor"],
+         "prompts.heldout.1.rewards.1: there is no reward 'monitor'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path: Path, key: str, value: Any, message: str) -> None:

@@ -284,7 +284,8 @@ def test_the_share_that_may_be_missing(
     with pytest.raises(RunStopped) as stopped:
         Trainer(config, registry).train()
     assert str(stopped.value) == (
-        f"{reported} of the scores of iteration 1 are missing (limit scoring.max_missing = {limit:g}); the state is saved. "
+        f"{reported} of the scores of iteration 1 are missing (limit scoring.max_missing = {limit:g}); the state is "
+        "saved. "
         "brightness: too dark"
     )
     assert not (path / "metrics.jsonl").exists() or logs(path) == []

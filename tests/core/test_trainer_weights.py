@@ -24,7 +24,7 @@ from dgpo_kit.toy import ToyBackbone, ToyOptions
 from dgpo_schemas.manifest import sealed_json
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.sections.backbone import BackboneSection
-from dgpo_schemas.sections.training import EmaSection
+from dgpo_schemas.sections.training import ObjectiveSection
 
 Make = Callable[..., RunConfig]
 OFTEN: dict[str, Any] = {"evaluation": {"every": 0}, "checkpoints": {"every": 1}}
@@ -62,7 +62,7 @@ def test_one_number_anywhere_is_enough(where: str, value: float, make_config: Ma
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_sizes_that_can_still_be_computed_with(train: str) -> None:
     section = BackboneSection.model_validate({"use": "toy", "checkpoint": "toy", "train": train})
-    policy = Policy(ToyBackbone(section, ToyOptions(), device=torch.device("cpu")), EmaSection())
+    policy = Policy(ToyBackbone(section, ToyOptions(), device=torch.device("cpu")), ObjectiveSection())
     weight = policy._weights["policy"][0]
     for size, sound in ((0.0, True), (-LARGEST, True), (2 * LARGEST, False), (-2 * LARGEST, False)):
         with torch.no_grad():

@@ -180,7 +180,8 @@ def recorded(experiment: Experiment, directory: Path) -> None:
         {
             "variant": name, "seed": seed, "status": "finished", "ended_by": "iterations", "iterations": [0, 10],
             "scores": [0.4, 0.5 + 0.01 * i + 0.02 * seed], "seconds": [0.0, 60.0], "samples": [0, 960],
-            "monitors": {g: {"first": 0.1, "last": 0.1 + 0.01 * i + seed / 999, "out_of_tolerance": False} for g in STATISTICS},
+            "monitors": {g: {"first": 0.1, "last": 0.1 + 0.01 * i + seed / 999, "out_of_tolerance": False}
+                         for g in STATISTICS},
             "values": [0.5, 0.5 + 0.02 * i],
         }
         for i, name in enumerate(names)

@@ -152,7 +152,8 @@ def _odd_names(rng: Random, path: Path) -> None:
 
 
 DAMAGES: list[Callable[[Random, Path], None]] = [
-    _a_directory, _empty, _gone, _a_fifo, _a_socket, _a_link, _deep, _corrupted, _corrupted, _huge_number, _edited, _edited,
+    _a_directory, _empty, _gone, _a_fifo, _a_socket, _a_link, _deep, _corrupted, _corrupted,
+    _huge_number, _edited, _edited,
     _edited, _odd_names, _odd_names,
 ]  # fmt: skip
 

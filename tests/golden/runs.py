@@ -183,7 +183,8 @@ RUNS: Sequence[Run] = (
     }),
     _train("flow-grpo", SHAPES, {
         "rollout": {"sampler": {"use": "flow-sde", "options": {"noise": 0.7}}, "guidance": 1.5},
-        "objective": {"use": "flow-grpo", "options": {"clip": 1e-4}, "kl": 0.02, "ema_rollouts_after": None, "clip": None},
+        "objective": {"use": "flow-grpo", "options": {"clip": 1e-4}, "kl": 0.02, "ema_rollouts_after": None,
+                      "clip": None},
         "timesteps": {"use": "sampler-steps", "count": 2, "t_min": 0.1},
         "evaluation": {"sampler": "flow-euler"},
     }, killed=True),
@@ -204,7 +205,9 @@ RUNS: Sequence[Run] = (
         "precision": {"autocast": "bf16"},
     }, killed=True, then=FORMATS[:1]),
     _train("sd3-two-processes", SD3, processes=2),
-    _train("sd3-guided-reference", SD3, {"rollout": {"guidance": 1.0}, "objective": {"kl_cfg": 2.0, "ema_rollouts_after": None}}),
+    _train("sd3-guided-reference", SD3, {
+        "rollout": {"guidance": 1.0}, "objective": {"kl_cfg": 2.0, "ema_rollouts_after": None},
+    }),
     _train("wan", WAN, then=(*LOOKS, *FORMATS)),
     _train("wan-full", WAN, {"backbone": {"gradient_checkpointing": True}}, full=True, then=LOOKS),
     _train("wan22", WAN, {

@@ -31,7 +31,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "optimizer": {"micro_batch": 1, "learning_rate": 0.01},
     },
     "all weights, two updates": FULL | {"optimizer": {"updates": 2, "micro_batch": 8, "learning_rate": 0.01}},
-    "all weights, a moving reference": FULL | {"objective": {"reference": "ema_fast", "kl": 0.0, "ema_rollouts_after": None}},
+    "all weights, a moving reference": FULL | {
+        "objective": {"reference": "ema_fast", "kl": 0.0, "ema_rollouts_after": None}
+    },
     "all weights, more processes than samples": FULL | {
         "rollout": {"group_size": 2, "groups": 1}, "evaluation": {"prompts": 1, "samples_per_prompt": 1},
     },

@@ -24,7 +24,7 @@ def make(repeats: int = 1) -> Policy:
     data["backbone"] = {"use": "toy", "checkpoint": "toy", "options": {"double": True}}
     config = RunConfig.model_validate(data)
     backbone = ToyBackbone(config.backbone, ToyOptions(double=True), device=torch.device("cpu"))
-    return Policy(backbone, config.objective.ema)
+    return Policy(backbone, config.objective)
 
 
 def weights(policy: Policy, model: str) -> np.ndarray:

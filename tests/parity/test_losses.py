@@ -67,7 +67,7 @@ def optimizer(
     data["backbone"] = {"use": "toy", "checkpoint": "toy", "options": {"double": True}}
     config = RunConfig.model_validate(data)
     backbone = ToyBackbone(config.backbone, ToyOptions(double=True), device=torch.device("cpu"))
-    policy = Policy(backbone, config.objective.ema)
+    policy = Policy(backbone, config.objective)
     generator = torch.Generator().manual_seed(1)
     for weights_of in ("ema_fast", "policy"):
         with policy.activate(weights_of), torch.no_grad():  # type: ignore[arg-type]

@@ -109,7 +109,7 @@ def make(registry: Registry) -> Make:
         data["backbone"] = {"use": "toy", "checkpoint": "toy", "options": {"double": True}}
         config = RunConfig.model_validate(data)
         backbone = registry.create("backbone", config.backbone, device=torch.device("cpu"))
-        policy = Policy(backbone, config.objective.ema)
+        policy = Policy(backbone, config.objective)
         generator = torch.Generator().manual_seed(1)
         shake(policy, "ema_fast", 0.05, generator)
         shake(policy, "policy", 0.05, generator)

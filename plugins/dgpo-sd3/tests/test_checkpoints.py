@@ -199,8 +199,8 @@ def test_a_quantized_component(build: Build, copy: Path, component: str) -> None
     edit(copy / component / "config.json", quantization_config={"quant_method": "torchao", "quant_type": "int8wo"})
     text = message(build, copy)
     assert (
-        f"{component}: {copy}/{component}/config.json: quantization_config says torchao (int8wo): the model is quantized"
-        in text
+        f"{component}: {copy}/{component}/config.json: quantization_config says torchao (int8wo): the model is "
+        "quantized" in text
     )
 
 

@@ -22,7 +22,7 @@ from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_kit.contracts import check_backbone
 from dgpo_kit.given import prompts_of
-from dgpo_schemas.sections.training import EmaSection
+from dgpo_schemas.sections.training import ObjectiveSection
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.testing import make_tiny_checkpoint
 
@@ -52,7 +52,7 @@ def randomize(backbone: WanBackbone, scale: float = 0.3) -> None:
 
 def sample_groups(backbone: WanBackbone, texts: list[str], steps: int, shift: float, guidance: float) -> Tensor:
     """x0 as a run draws it: the engine's own rollout with the built-in Euler sampler."""
-    policy = Policy(backbone, EmaSection())
+    policy = Policy(backbone, ObjectiveSection())
     rollout_sampler = RolloutSampler(
         policy, FlowEuler(None), ConditioningCache(backbone), resolution=SIZE, steps=steps, shift=shift,
         guidance=guidance, micro_batch=2, autocast=nullcontext,

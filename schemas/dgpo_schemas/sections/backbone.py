@@ -22,7 +22,7 @@ class LoraSection(StrictModel):
     targets: list[str] | None = Field(
         default=None,
         min_length=1,
-        description="Linear layers to adapt: names, or endings of names, in whole components between dots. By default the "
+        description="Linear layers to adapt: full names or dot-separated suffixes of names. By default the "
         "backbone's own, for sd3 and wan every attention projection, which may be more than a published recipe adapts "
         "(sd3: `attn2` too; the sd35 examples list the published ones).",
     )

@@ -21,8 +21,8 @@ class MonitorsSection(StrictModel):
     alarm: Literal["log", "stop", "off"] = Field(
         default="log",
         json_schema_extra=ANYTIME,
-        description="When the target has risen and a monitor has left its tolerance since the first evaluation: say so, or "
-        "stop the run with its state saved.",
+        description="When the target has risen and a monitor has left its tolerance since the first evaluation: log it, "
+        "or stop the run with its state saved.",
     )
     tolerances: dict[str, Annotated[Float, Field(ge=0)]] = Field(
         default_factory=dict,

@@ -9,20 +9,22 @@ from pydantic import Field
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Float, Int, StrictModel, UseBlock
 from dgpo_schemas.sigma import SigmaExpression
 
-__all__ = ["EmaSection", "FastEmaSection", "ObjectiveSection", "OptimizerSection", "SlowEmaSection", "TimestepsSection"]
+__all__ = ["EmaFastSection", "EmaSection", "ObjectiveSection", "OptimizerSection", "TimestepsSection"]
 
 
-class FastEmaSection(StrictModel):
-    """Fast EMA (`old`): old <- d*old + (1-d)*policy after each update, d = min(max_decay, ramp*k), k the number of
-    updates before that one: d = 0 at the first (the authors' code)."""
+class EmaFastSection(StrictModel):
+    """The model `ema_fast`, a fast EMA of the policy that the papers call the old policy: ema_fast <- d*ema_fast +
+    (1-d)*policy after each update, d = min(max_decay, ramp*k), k the number of updates before that one: d = 0 at the
+    first (the authors' code)."""
 
     max_decay: Float = Field(default=0.3, ge=0, lt=1, description="Largest decay.")
     ramp: Float = Field(default=0.001, ge=0, le=1, description="Growth of the decay an optimizer update.")
 
 
-class SlowEmaSection(StrictModel):
-    """Slow EMA, used for evaluation, images and export: slow <- d*slow + (1-d)*policy when the number k of updates
-    done is every - 1, 2 * every - 1, ..., with d = min((1 + k) / (10 + k), decay) (the authors' code).
+class EmaSection(StrictModel):
+    """The model `ema`, a slow EMA of the policy, used for evaluation, images and export: ema <- d*ema + (1-d)*policy
+    when the number k of updates done is every - 1, 2 * every - 1, ..., with d = min((1 + k) / (10 + k), decay) (the
+    authors' code).
 
     Before its first move it has learned nothing: the policy is then taken in its place, and that is said.
     """
@@ -50,13 +52,6 @@ class SlowEmaSection(StrictModel):
         return max(self.every - 1, 1)
 
 
-class EmaSection(StrictModel):
-    """The two moving averages of the policy."""
-
-    fast: FastEmaSection = Field(default_factory=FastEmaSection, description="Old policy: clip, rollouts, reference.")
-    slow: SlowEmaSection = Field(default_factory=SlowEmaSection, description="Evaluated and saved policy.")
-
-
 class ObjectiveSection(UseBlock):
     """The loss. The defaults are the paper's Direct Group Preference Optimization."""
 
@@ -73,12 +68,18 @@ class ObjectiveSection(UseBlock):
         default=1e-2, gt=0, lt=1, description="PPO-style clip range of exp(dsm_old - dsm); null leaves it out."
     )
     clip_kl: bool = Field(default=False, description="Let clipped members also drop out of the KL term.")
-    reference: Literal["frozen", "ema"] = Field(
+    reference: Literal["frozen", "ema_fast"] = Field(
         default="frozen",
         description="What the group preference is relative to: the frozen base model, or the fast EMA of the policy. "
         "The KL term compares with the base either way.",
     )
-    ema: EmaSection = Field(default_factory=EmaSection, description="Decays of the two moving averages.")
+    ema_fast: EmaFastSection = Field(
+        default_factory=EmaFastSection,
+        description="Decay of `ema_fast`, the fast EMA of the policy: the old policy of clip, rollouts and reference.",
+    )
+    ema: EmaSection = Field(
+        default_factory=EmaSection, description="Decay of `ema`, the slow EMA of the policy: evaluated and exported."
+    )
     ema_rollouts_after: Int | None = Field(
         default=200,
         ge=0,

@@ -53,10 +53,11 @@ class DiffusionNft(Objective):
 
     def check(self, run: RunConfig) -> None:
         """Raise UserError unless the old policy draws the samples, and for settings without effect."""
-        if self.section.ema_rollouts_after != 0:
+        after = self.section.ema_rollouts_after
+        if after != 0:
             raise UserError(
-                f"objective.ema_rollouts_after: {'null' if self.section.ema_rollouts_after is None else self.section.ema_rollouts_after}: the samples of "
-                f"{self.section.use} are the old policy's from the first iteration on; set it to 0"
+                f"objective.ema_rollouts_after: {'null' if after is None else after}: {self.section.use} takes the "
+                "samples of the old policy from the first iteration on; set it to 0"
             )
         refuse_in_vain(self.section, "reference", "beta", "clip", "clip_kl")
 

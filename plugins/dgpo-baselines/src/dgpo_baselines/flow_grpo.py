@@ -53,9 +53,10 @@ class FlowGrpo(Objective):
 
     def check(self, run: RunConfig) -> None:
         """Raise UserError for rollouts from the fast EMA, and for settings that are not Flow-GRPO's."""
-        if self.section.ema_rollouts_after is not None:
+        after = self.section.ema_rollouts_after
+        if after is not None:
             raise UserError(
-                f"objective.ema_rollouts_after: {self.section.ema_rollouts_after}: {self.section.use} compares with the policy that drew the "
+                f"objective.ema_rollouts_after: {after}: {self.section.use} compares with the policy that drew the "
                 "path, and rollouts from the fast EMA would leave its clip range before any update; set it to null"
             )
         refuse_in_vain(self.section, "reference", "beta", "clip", "clip_kl")

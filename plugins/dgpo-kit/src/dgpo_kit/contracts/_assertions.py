@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgpo_core.plugins.process_state import changes, process_state, put_back, thread_state
+from dgpo_core.plugins.process_state import changes, process_snapshot, put_back, thread_snapshot
 
 __all__ = ["close", "equal", "global_state_left_alone", "normal", "process_left_alone", "that"]
 
@@ -52,12 +52,12 @@ def global_state_left_alone(what: str) -> Iterator[None]:
 def process_left_alone() -> Iterator[None]:
     """What a component shares with the run stays as it was: a changed working directory moves the run's files, a
     changed default of torch its last bits. What is changed is put back, so that other checks are not about it."""
-    before = process_state() | thread_state()
+    before = process_snapshot() | thread_snapshot()
     found: list[str] = []
     try:
         yield
     finally:
-        found = changes(before, process_state() | thread_state())
+        found = changes(before, process_snapshot() | thread_snapshot())
         put_back(before, found)
     for name in found:
         that(False, f"whatever is asked of it leaves {name} alone")

@@ -66,7 +66,8 @@ def _monitors(run: Facts) -> Values | str:
         return Values(left=0, fine=f"within their tolerances: {named}{also}" if rows else f"none is logged{also}")
     lines = [_line(row, run.target[-1].iteration) for row in left]
     return Values(
-        left=len(left), rose=_rose(run), names=_names(left), tolerances="its tolerance" if len(left) == 1 else "their tolerances",
+        left=len(left), rose=_rose(run), names=_names(left),
+        tolerances="its tolerance" if len(left) == 1 else "their tolerances",
         run=shell_word(str(run.data.path)), seen=[evaluated(run.target), *lines],
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ from dgpo_lab.planning.meter import Lap, Meter
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
     from dgpo_schemas.run import RunConfig
-    from dgpo_schemas.sections.training import EmaSection
+    from dgpo_schemas.sections.training import ObjectiveSection
 
 __all__ = ["Iteration", "Laps"]
 
@@ -76,7 +76,7 @@ class Iteration:
                 micro_batch=rollout.micro_batch, autocast=autocast, merge_adapter=rollout.merge_adapter,
             )  # fmt: skip
 
-        with meter, closing(_Policy(backbone, config.objective.ema, meter, laps)) as policy:
+        with meter, closing(_Policy(backbone, config.objective, meter, laps)) as policy:
             optimizer = Optimizer(
                 _of_32_bits(config), policy, objective, cache, autocast=autocast, sampler=sampler,
                 processes=_First(0, processes),
@@ -137,8 +137,8 @@ class _Policy(Policy):
     """One that makes each pass of a shape once. A backbone with several networks is taken for one: the one of the first
     time that a shape is seen at."""
 
-    def __init__(self, backbone: Backbone, ema: EmaSection, meter: Meter, laps: Laps) -> None:
-        super().__init__(backbone, ema)
+    def __init__(self, backbone: Backbone, objective: ObjectiveSection, meter: Meter, laps: Laps) -> None:
+        super().__init__(backbone, objective)
         self._meter, self._laps = meter, laps
         self._merged = False
         self._pending: tuple[Any, Tensor, Tensor] | None = None  # the key of a pass, its output, and what stands for it
