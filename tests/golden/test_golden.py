@@ -94,7 +94,7 @@ def test_a_zero_of_another_sign_is_another_weight(sides: tuple[Path, Path]) -> N
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         ({"new": torch.ones(1)}, "new: is new"),
         ({"up": torch.arange(6.0)}, "up: torch.float32 [2, 3] became torch.float32 [6]"),
@@ -133,7 +133,7 @@ def test_a_number_of_the_metrics(sides: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "reported"),
     [
         ('"iteration": 2', '"iteration": 2.0', "2.iteration: 2 became 2.0"),
         (', "kl": null}\n{', "}\n{", "1.kl: is missing after; was null"),

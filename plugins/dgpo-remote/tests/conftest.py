@@ -53,7 +53,7 @@ def _one_thread() -> None:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that holds the plugin and the toy's components as `pip install --target` would leave them."""
     directory = tmp_path_factory.mktemp("installed")
-    shutil.copy(Path(__file__).with_name("components.py"), directory / f"{NAME}.py")
+    shutil.copy(Path(__file__).with_name("parts.py"), directory / f"{NAME}.py")
     metadata = directory / f"{NAME}-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.0\n")
