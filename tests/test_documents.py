@@ -79,7 +79,7 @@ class Desk:
 
 def plugins_page() -> tuple[str, str]:
     """The page without its section on commands and kinds, and that section."""
-    head, _, rest = (ROOT / "docs/plugins.md").read_text().partition("\n## More than parts\n")
+    head, _, rest = (ROOT / "docs/plugins.md").read_text().partition("\n## More than components\n")
     more, _, tail = rest.partition("\n## ")
     return head + tail, more
 

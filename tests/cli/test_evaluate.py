@@ -91,7 +91,7 @@ def test_the_table_says_what_the_log_says(dgpo: Run, trained: Any) -> None:
     assert (done.code, done.err) == (0, "")
     record = logged(trained.path, 4)
     lines = done.out.splitlines()
-    assert lines[0] == "slow weights of runs/toy after iteration 4"
+    assert lines[0] == "ema weights of runs/toy after iteration 4"
     known = {r["reward"]: r["value"] for r in all_logged(trained.path, 4) if r["role"] == "statistic"}
     assert lines[-2] == (
         f"media: diversity {known['diversity']:.3f}, saturation {known['saturation']:.3f}, "
@@ -124,7 +124,7 @@ def test_the_scores_are_means_of_the_samples_that_are_written(dgpo: Run, trained
     assert (done.code, done.err) == (0, "")
     record = printed(done.out)
     written = json.loads(Path("scores.json").read_text())
-    assert written["target"] == "slow weights of runs/toy after iteration 4"
+    assert written["target"] == "ema weights of runs/toy after iteration 4"
     assert written["records"] == json.loads(done.out)
     samples = written["samples"]
     assert [(s["prompt"], s["member"]) for s in samples] == [(text, i) for text in texts for i in range(3)]

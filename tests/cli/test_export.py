@@ -56,7 +56,7 @@ def test_the_best_checkpoint(dgpo: Run, trained: Any) -> None:
     records = [json.loads(line) for line in (trained.path / "evaluations.jsonl").read_text().splitlines()]
     best = max(records, key=lambda r: (r["value"], -r["iteration"]))["iteration"]
     done = dgpo("export", trained.path, "--checkpoint", "best")
-    assert done.out == f"slow weights of runs/toy after iteration {best}: adapter\n"
+    assert done.out == f"ema weights of runs/toy after iteration {best}: adapter\n"
 
 
 def test_the_run_is_left_as_it_was(dgpo: Run, trained: Any) -> None:
@@ -155,7 +155,7 @@ def test_a_full_disk_keeps_what_was_there(dgpo: Run, trained: Any, monkeypatch: 
     [
         (["runs/toy", "--model", "base"], "--model base: the base model is the checkpoint that the run started from; "
          "nothing to export"),
-        (["runs/toy", "--model", "ema"], "--model ema: choose one of base, policy, ema_fast, ema"),
+        (["runs/toy", "--model", "slow"], "--model slow: choose one of base, policy, ema_fast, ema"),
         (["run.yaml"], "run.yaml: is a run file, which has only its base model; name a run directory"),
         (["runs/tyo"], "runs/tyo: there is no such run directory"),
         (["runs"], "runs: not a run directory (it has no config.yaml)"),

@@ -73,7 +73,7 @@ def test_images_are_the_decoded_samples_in_the_order_of_the_prompts(
 ) -> None:
     done = dgpo("sample", trained.path, "-p", "one", "-p", "two", "-n", 3, "--output", "out")
     assert (done.code, done.err) == (0, "")
-    assert done.out == "6 images of the slow weights of runs/toy after iteration 4: out/grid.png\n"
+    assert done.out == "6 images of the ema weights of runs/toy after iteration 4: out/grid.png\n"
     assert json.loads(Path("out/prompts.json").read_text()) == ["one"] * 3 + ["two"] * 3
     ((_, x0),) = drawn
     sheet = image("out/grid.png")

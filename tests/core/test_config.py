@@ -159,7 +159,7 @@ def test_without_a_registry_plugins_are_not_checked(file: Path) -> None:
 def test_everything_wrong_is_reported_in_the_files_order(file: Path, known: Registry) -> None:
     text = RUN.replace("iterations: 5", "iterations: none").replace("use: toy\n", "use: tooy\n")
     text = text.replace("count: 3", "count: -3").replace("flow-euler", "flow-euker").replace("scale: 2", "scale: big")
-    file.write_text(text.replace("detector: eye", "detector: ear") + "optimizer: {}\n")
+    file.write_text(text.replace("detector: eye", "detector: ear") + "optimzer: {}\n")
     assert complaints(file, known, "timesteps.use=unifrom", "objective.options.x=1") == [
         "run.yaml:1: run.iterations: must be a whole number, not 'none'",
         "run.yaml:3: backbone.use: unknown backbone 'tooy'; did you mean toy? (installed: toy)",
@@ -168,7 +168,7 @@ def test_everything_wrong_is_reported_in_the_files_order(file: Path, known: Regi
         "(installed: flow-dpmpp, flow-euler)",
         "run.yaml:12: rewards.0.options.scale: must be a number, not 'big'",
         "run.yaml:13: rewards.1.options.detector: unknown detector 'ear' (installed: eye)",
-        "run.yaml:14: optimizer: unknown key; did you mean optimizer?",
+        "run.yaml:14: optimzer: unknown key; did you mean optimizer?",
         "--set timesteps.use=unifrom: unknown timestep policy 'unifrom'; did you mean uniform? "
         "(installed: sampler-steps, uniform)",
         "--set objective.options.x=1: unknown key; there are none here",

@@ -98,7 +98,7 @@ BEFORE: dict[str, tuple[Says, str]] = {
     "formats": (adapter(formats="toy"), "`adapter.formats` is a tuple of words"),
     "truncated_prompts": (
         {"truncated_prompts": lambda self, prompts: ([10**6], 4)},
-        "`truncated_prompts` gives places of some of the",
+        "`truncated_prompts` gives indices of some of the",
     ),
 }
 """What is seen when a run is built."""
@@ -176,7 +176,7 @@ def test_methods_that_cannot_be_called_as_the_contracts_are_named() -> None:
     (found,) = fits(guide=lambda self, c, u, s: c)
     assert "cannot be called as guide(self, conditional, unconditional, guidance, *, x_sigma, sigma)" in found
     (found,) = fits(supports_guidance=lambda self: False)
-    assert found == "guidable is an attribute or a property, and here it is a method: write @property above it"
+    assert found == "supports_guidance is an attribute or a property, and here it is a method: write @property above it"
     (found,) = fits(bucket=(8, 8))
     assert found == "bucket is a method, and here it is tuple"
     (found,) = misfits(type("Old", (Sampler,), {"sample": lambda self, velocity, noise, *, steps: None}), Sampler)

@@ -205,7 +205,7 @@ def test_one_process_needs_no_group() -> None:
     rows = torch.ones(2, 3)
     assert alone.all_gather_tensors([rows])[0] is rows
     assert alone.all_gather_tensors([]) == []
-    assert alone.add([rows])[0] is rows
+    assert alone.all_reduce_sum([rows])[0] is rows
     alone.leave()
 
 

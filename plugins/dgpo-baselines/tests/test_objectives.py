@@ -115,7 +115,7 @@ def make(registry: Registry) -> Make:
         shake(policy, "policy", 0.05, generator)
         # The EMA, moved long ago, remembers the weights that draw the path.
         state = policy.state()
-        remembered = {name: state[name.replace("slow/", "policy/")] for name in state if name.startswith("slow/")}
+        remembered = {name: state[name.replace("ema/", "policy/")] for name in state if name.startswith("ema/")}
         policy.load_state(remembered, updates=100)
         sampler = registry.create("sampler", config.rollout.sampler)
         rollout_sampler = RolloutSampler(

@@ -177,7 +177,7 @@ def test_a_key_like_one_that_is_missing_is_a_mistake(given: dict[str, Any], near
         ),
         (dogs(color="gren"), ["'include[0].color'", "unknown color 'gren'", "did you mean 'green'"]),
         (dogs(color="#123456"), ["unknown color '#123456'; (allowed: red, orange"]),
-        (dogs(color="red"), ["'include[0].color'", "unknown key 'color'; did you mean 'color'?"]),
+        (dogs(colour="red"), ["'include[0].colour'", "unknown key 'colour'; did you mean 'color'?"]),
         (dogs(xyz="big"), ["unknown key 'xyz'; (allowed: class, count, color, position)"]),
         (
             prompt(

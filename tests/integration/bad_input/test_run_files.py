@@ -208,11 +208,11 @@ def test_settings(world: World, setting: str, expected: str) -> None:
 # -- plugins ---------------------------------------------------------------------------------------------------------
 
 LAMP = """
-from dgpo_core.hookspecs import Part, hookimpl
+from dgpo_core.hookspecs import Component, hookimpl
 
 @hookimpl
 def dgpo_rewards():
-    return [Part("lamp", "A lamp.", {implementation!r}, {options})]
+    return [Component("lamp", "A lamp.", {implementation!r}, {options})]
 """
 
 

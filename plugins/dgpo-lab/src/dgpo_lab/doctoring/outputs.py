@@ -181,7 +181,7 @@ def _detail(run: Facts) -> Values | str:
     )  # fmt: skip
 
 
-LOOK = ("look at the images of the first and the last evaluation, side by side: dgpo report {run}", "{finer}")
+LOOK = ("look at the images of the first and the last evaluation, side by side: dgpo report {run}", "{many_step}")
 
 DETAIL = Subject("detail", _detail, "{fine}", (
     Rule(

@@ -36,7 +36,7 @@ class Held:
     """Bytes that a model holds, whatever the numbers of a run.
 
     held: by name; spread: names that `run.shard` divides by the processes; gathered: of weights that are then whole at
-    a time; offloaded modules: what comes to encode.
+    a time; offloaded_modules: what comes to encode.
     """
 
     held: Mapping[str, int]
