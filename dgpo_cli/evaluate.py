@@ -10,7 +10,7 @@ import typer
 from dgpo_cli import options
 
 if TYPE_CHECKING:
-    from dgpo_core.training.evaluation import Evaluation
+    from dgpo_core.api.evaluating import EvaluationResult
 
 __all__ = ["evaluate"]
 
@@ -52,50 +52,28 @@ def evaluate(
 
         dgpo evaluate run.yaml --prompts drawbench.txt --samples 4 --json
     """
-    from dgpo_cli.output import check_file
-    from dgpo_cli.target import working_on
-    from dgpo_core.errors import UserError
+    from dgpo_cli.opening import note, working_on
+    from dgpo_core.api.output import check_file
 
     if output is not None:
         check_file(output)
-    from dgpo_core.data.notes import longer_than_read, notes
-    from dgpo_core.data.prompts import load_file, some_of
+    from dgpo_core.data.prompts import load_file
 
     chosen = load_file(prompts) if prompts else []  # before the model is loaded, which takes longer
     with working_on(
-        context, target, model=model, checkpoint=checkpoint, overrides=overrides, accept=accept,
-        micro_batch=micro_batch, processes=processes,
-    ) as opened:  # fmt: skip
-        engine = opened.engine
-        members = samples or engine.config.evaluation.samples_per_prompt
-        chosen = chosen or opened.prompts("heldout")
-        if not chosen:
-            raise UserError(f"{target}: it has no held-out prompts; name a file with --prompts")
-        chosen = opened.checked(some_of(chosen, limit) if limit else chosen, guidance)
-        opened.note([*(notes(chosen) if prompts else ()), longer_than_read(chosen, engine.backbone)])
-        from dgpo_core.draws import Draws
-        from dgpo_core.training.evaluation import Evaluator, ManyStepSolve
-        from dgpo_core.training.reward_building import evaluation_scorer
+        context, target, model=model, checkpoint=checkpoint, overrides=overrides, accept=accept, processes=processes
+    ) as opened:
+        from dgpo_core.api import evaluating
 
-        scorer = evaluation_scorer(engine, chosen, members)
-        rollout_sampler = engine.evaluation_rollout_sampler(steps=steps, guidance=guidance)
-        opened.share(rollout_sampler, chosen, members)
-
-        result = Evaluator(
-            rollout_sampler=rollout_sampler,
-            scorer=scorer,
-            prompts=chosen,
-            members=members,
-            draws=Draws(engine.config.run.seed if seed is None else seed).at("evaluation"),
-            many_step=ManyStepSolve.of(engine, guidance),
-            processes=opened.processes,
-            exact=True,
-        ).evaluate(opened.model, opened.iteration)
+        result = evaluating.evaluate(
+            opened, chosen, limit=limit, samples=samples, seed=seed, steps=steps, guidance=guidance,
+            micro_batch=micro_batch, on_message=note,
+        )  # fmt: skip
     if opened.processes.main:
-        _show(opened.label, result, f"{len(chosen)} prompts x {members}", as_json=as_json, output=output)
+        _show(result, as_json=as_json, output=output)
 
 
-def _show(label: str, result: Evaluation, size: str, *, as_json: bool, output: Path | None) -> None:
+def _show(result: EvaluationResult, *, as_json: bool, output: Path | None) -> None:
     """Write and print the records."""
     import json
 
@@ -103,7 +81,9 @@ def _show(label: str, result: Evaluation, size: str, *, as_json: bool, output: P
 
     records = [record.model_dump(mode="json") for record in result.records]
     if output is not None:
-        write_text(output, json.dumps({"target": label, "records": records, "samples": result.samples}, indent=1))
+        write_text(
+            output, json.dumps({"target": result.label, "records": records, "samples": result.samples}, indent=1)
+        )
     if as_json:
         typer.echo(json.dumps(records, indent=1))
         return
@@ -111,9 +91,9 @@ def _show(label: str, result: Evaluation, size: str, *, as_json: bool, output: P
 
     from dgpo_cli.console import print_evaluation
 
-    typer.echo(label)
+    typer.echo(result.label)
     print_evaluation(Console(), result.records)
-    typer.echo(f"{size} {'sample' if size.endswith(' 1') else 'samples'}")
+    typer.echo(f"{len(result.prompts)} prompts x {result.members} {'sample' if result.members == 1 else 'samples'}")
     for record in result.records:
         if record.missing:
             typer.echo(f"{record.reward}: {record.missing} of {len(result.samples)} samples could not be scored")

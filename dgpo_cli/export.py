@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dgpo_cli import options
-
-if TYPE_CHECKING:
-    from dgpo_cli.target import Target
-    from dgpo_core.contracts import Backbone
 
 __all__ = ["export"]
 
@@ -47,79 +43,23 @@ def export(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK") != "0":  # torchrun has started others too
         return
-    from dgpo_cli.output import check_directory
-    from dgpo_cli.target import open_target
-    from dgpo_core.errors import UserError
+    from dgpo_cli.opening import note
+    from dgpo_core.api.exporting import check_export
+    from dgpo_core.api.output import check_directory
 
-    if model == "base":
-        raise UserError("--model base: the base model is the checkpoint that the run started from; nothing to export")
-    if run.is_file():
-        raise UserError(f"{run}: is a run file, which has only its base model; name a run directory")
-    if not run.is_dir():
-        raise UserError(f"{run}: there is no such run directory")
+    check_export(run, model, format)
     check_directory(output, force=force, target=run)
-    if format is not None and (run / "config.yaml").is_file():
-        _check_meta_model(run, format)
+    from dgpo_core.api import exporting
+    from dgpo_core.api.target import open_target
+
     opened = open_target(
-        run, model=model, checkpoint=checkpoint, overrides=overrides or (), accept=accept or (), alone=True
+        run,
+        model=model,
+        checkpoint=checkpoint,
+        overrides=overrides or (),
+        accept=accept or (),
+        alone=True,
+        on_message=note,
     )
-    if format is not None:
-        _check_format(run, format, opened.engine.backbone)
-    _write(opened, output, format)
+    exporting.export(opened, output, format)
     typer.echo(f"{opened.label}: {output}")
-
-
-def _write(opened: Target, output: Path, format: str | None) -> None:
-    """The weights, and dgpo.json: what they belong to and where they come from."""
-    import json
-
-    from dgpo_core.system.files import new_directory
-
-    engine, section = opened.engine, opened.engine.config.backbone
-    origin = {
-        "base": section.checkpoint,
-        "revision": section.revision,
-        "model": opened.model,
-        "base_files": opened.base_files(),
-        "iteration": opened.iteration,
-    }
-    with new_directory(output) as aside:
-        with engine.policy.activate(opened.model):
-            if engine.backbone.adapter is None:
-                engine.backbone.save_weights(aside)
-            else:
-                engine.backbone.adapter.save(aside, format or engine.backbone.adapter.formats[0])
-        (aside / "dgpo.json").write_text(json.dumps(origin, indent=1) + "\n")
-
-
-def _check_meta_model(run: Path, format: str) -> None:
-    """Raise UserError for a format that this run cannot be written in, if the backbone says so before it is loaded."""
-    from dgpo_core.config.pipeline import load_run_config
-    from dgpo_core.plugins.registry import get_registry
-
-    registry = get_registry()
-    section = load_run_config(run / "config.yaml", registry=registry).backbone
-    if section.train == "full":
-        _check_format(run, format, None)
-    part = registry.find("backbone", section.use)
-    options = registry.options_model(part).model_validate(section.options)
-    try:
-        backbone = registry.implementation(part).meta_model(section, options)
-    except Exception:  # it has none, or its checkpoint is elsewhere now (`--set`): the loaded model is asked
-        return
-    _check_format(run, format, backbone)
-
-
-def _check_format(run: Path, format: str, backbone: Backbone | None) -> None:
-    """Raise UserError for a format that this backbone, or one without an adapter, cannot be written in."""
-    from dgpo_core.errors import UserError
-    from dgpo_schemas.problems import nearest
-
-    if backbone is None or backbone.adapter is None:
-        raise UserError(
-            f"--format {format}: is a format of adapters, and {run} has none, it trained every weight "
-            "(backbone.train: full); leave --format out"
-        )
-    formats = backbone.adapter.formats
-    if format not in formats:
-        raise UserError(f"--format {format}: choose one of {', '.join(formats)}{nearest(format, formats)}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -104,13 +103,14 @@ def train(
 
     Any number of processes computes the same up to rounding, and a run can be resumed with another number of them.
     """
+    from dgpo_core.api.training import read_run
     from dgpo_core.plugins.registry import get_registry
 
     if accept and not resume:
         raise UserError("--accept: belongs to --resume; a new run begins with what there is")
     registry = get_registry()
     accepted: list[Accepted] = [one.value for one in accept or []]
-    config, settings = _read(file, overrides or [], preset, registry, resume=resume is not None)
+    config, settings = read_run(file, overrides or [], preset, registry, resume=resume is not None)
     if processes * machines > 1:
         flags = [word for word, given in (("--quiet", quiet), ("--dry-run", dry_run)) if given]
         command = _command(file, resume, flags, accepted, preset, settings, max_iterations)
@@ -123,24 +123,6 @@ def train(
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 app.command("train", cls=Train)(train)
-
-
-def _read(
-    file: Path, overrides: Sequence[str], preset: str | None, registry: Registry, *, resume: bool
-) -> tuple[RunConfig, list[str]]:
-    """The configuration, and the settings that make it of the run file. To go on with a run: where that is, and with
-    paths that mean nothing from here leading to where they led when it began."""
-    from dgpo_core.config.pipeline import load_run_config
-
-    settings = [*(_place_of(file) if resume else []), *overrides]
-    config = load_run_config(file, settings, registry, preset=preset)
-    found = _paths_then(file, config, settings, registry) if resume else {}
-    if not found:
-        return config, settings
-    from dgpo_core.config.locations import with_paths
-
-    more = [f"{key}={json.dumps(path)}" for key, path in found.items()]
-    return with_paths(config, found, registry), [*more, *settings]
 
 
 def _command(
@@ -201,25 +183,18 @@ def _train(
     quiet: bool,
 ) -> None:
     from dgpo_cli.streams import unheeded_output
-    from dgpo_core.system.stopping import StopRequest
-    from dgpo_core.training.trainer import Trainer, run_path
+    from dgpo_core.api import training
+    from dgpo_core.config.locations import run_path
     from dgpo_schemas.text import shell_word
 
     progress = _progress(config, quiet=quiet)
-    stop = StopRequest()
-    with unheeded_output(), stop.on_signals(progress.on_message):
-        trainer = Trainer(config, registry, callbacks=[progress], stop=stop)
-        how: bool | Literal["auto"] = "auto" if resume is Resume.AUTO else resume is not None
-        outcome = trainer.train(resume=how, max_iterations=max_iterations, accept=accept)
+    with unheeded_output():
+        outcome = training.train(
+            config, registry, resume="auto" if resume is Resume.AUTO else resume is not None,
+            max_iterations=max_iterations, accept=accept, callbacks=[progress], announce=progress.on_message,
+        )  # fmt: skip
     if outcome == "finished":
-        state, say = trainer.state, progress.on_message
-        if state.had_ended:
-            say(f"the run had ended after iteration {state.iteration} already; nothing was left to train")
-        elif state.ended_by is None:
-            say(f"{config.run.iterations - state.iteration} iterations are left; continue with --resume")
-        elif state.ended_by != "iterations":
-            say(f"stop.{state.ended_by} is reached after {state.iteration} iterations")
-        say(f"look at it: dgpo report {shell_word(str(run_path(config)))}")
+        progress.on_message(f"look at it: dgpo report {shell_word(str(run_path(config)))}")
 
 
 def _lines(text: str) -> list[str]:
@@ -231,35 +206,3 @@ def _lines(text: str) -> list[str]:
     if not sys.stdout.isatty():
         return [text]
     return textwrap.wrap(text, shutil.get_terminal_size().columns, subsequent_indent="  ")
-
-
-def _paths_then(file: Path, config: RunConfig, overrides: Sequence[str], registry: Registry) -> dict[str, str]:
-    """Keys of relative paths that mean nothing from here, to where they led when the run began."""
-    from dgpo_core.config.locations import recalled
-    from dgpo_core.storage.description import read_config
-    from dgpo_core.training.trainer import run_path
-
-    directory = run_path(config)
-    if not (directory / "config.yaml").is_file():
-        return {}
-    own = (directory / "config.yaml").samefile(file)
-    found = recalled(config, read_config(directory, registry), registry, own=own)
-    given = [override.partition("=")[0].strip() for override in overrides]
-    return {k: was for k, was in found.items() if not any(k == one or k.startswith(f"{one}.") for one in given)}
-
-
-def _place_of(file: Path) -> list[str]:
-    """Settings for a run that goes on from its own config.yaml: it is where that file is, though it was moved since."""
-    directory = file.absolute().parent
-    if file.name != "config.yaml" or not (directory / "checkpoints").is_dir():
-        return []
-    import re
-
-    from dgpo_schemas.base import NAME
-
-    if not re.match(NAME, directory.name):
-        raise UserError(
-            f"{directory}: a run goes on under the name of its directory, which must be of letters, digits, dots, "
-            "dashes and underscores; rename it"
-        )
-    return [f"run.output={json.dumps(str(directory.parent))}", f"run.name={json.dumps(directory.name)}"]

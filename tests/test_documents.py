@@ -12,16 +12,21 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 import pytest
+import torch
+import yaml
 
-from dgpo_core import contracts
+import dgpo_core
+from dgpo_core import Scores, contracts, load_run
 from dgpo_core.config.pipeline import load_run_config, load_serve_config
 from dgpo_core.contracts.version import CHANGES, changes_in
 from dgpo_core.hookspecs import KINDS
 from dgpo_core.plugins.registry import Registry, get_registry
 from dgpo_kit.contracts import component_checks
 from dgpo_kit.scaffold import Scaffold, render
+from dgpo_kit.toy import run_data
 from dgpo_lab.ablation.plan import make_plan
 from dgpo_schemas.serve import ServeConfig
 from tests.conftest import Outcome
@@ -288,3 +293,55 @@ def test_the_page_on_plugins_has_every_name_of_a_backbone() -> None:
     assert not listed & gone
     required = set(re.findall(r"^\| `(\w+)[^|]*\| \*\*none\*\* \|", rest, re.MULTILINE))
     assert required <= contracts.Backbone.__abstractmethods__
+
+
+PYTHON = blocks((ROOT / "docs/python.md").read_text(), "python")
+
+
+def run_blocks(*texts: str) -> dict[str, object]:
+    """Execute blocks one after the other; what they define."""
+    names: dict[str, object] = {"__name__": "page"}
+    for text in texts:
+        exec(compile(text, "docs/python.md", "exec"), names)
+    return names
+
+
+def test_sampling_takes_four_lines_of_python_and_a_loss_six(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: Registry
+) -> None:
+    """Both are executed, on the toy's world."""
+    (sampling,) = [block for block in PYTHON if "samples.save(" in block]
+    (loss,) = [block for block in PYTHON if "loss.backward()" in block]
+    given = PYTHON[PYTHON.index(loss) - 1]
+    assert [len([line for line in block.splitlines() if line]) for block in (sampling, loss)] == [4, 6]
+    monkeypatch.chdir(tmp_path)
+    data = run_data("runs", run={"name": "quickstart", "iterations": 1}, evaluation={"every": 0, "prompts": 1})
+    Path("run.yaml").write_text(yaml.safe_dump(data))
+    load_run("run.yaml").train()
+    run_blocks(sampling)
+    assert Path("samples/03.png").is_file()
+    model = run_blocks(given, loss)["model"]
+    assert isinstance(model, torch.nn.Module)
+    assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_the_page_on_python_runs_from_its_first_block_to_its_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(ROOT / "examples")
+    names = run_blocks(*PYTHON)
+    assert Path("adapter/dgpo.json").is_file()
+    assert not cast(Scores, names["scores"]).missing.any()
+    assert "override rollout.stepz=4: unknown key; did you mean steps?" in capsys.readouterr().out
+
+
+def test_the_page_on_python_names_what_there_is() -> None:
+    page = (ROOT / "docs/python.md").read_text()
+    for name in {*dgpo_core.__all__} - {"hookimpl", "__version__", "EvaluationResult"}:
+        assert re.search(rf"\b{name}\b", page), name
+    for name in dgpo_core.functional.__all__:
+        assert f"F.{name}(" in page, name
+    for name in re.findall(r"`\.(\w+)\(", page):
+        assert hasattr(dgpo_core.Run, name), name

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dgpo_core.contracts import MemberLoss, Objective
+from dgpo_core.flow.preference import outside_clip, preference_terms, statistic_shares, with_kl
 from dgpo_core.types import Predictions
 
 __all__ = ["DirectGroupPreference"]
@@ -14,8 +14,7 @@ __all__ = ["DirectGroupPreference"]
 class DirectGroupPreference(Objective):
     """L_g = -log sigmoid(-S_g) with S_g = (beta / G) * sum_i c_i * (dsm_i - dsm_ref_i), divided by beta.
 
-    Written in the authors' gradient-equivalent form: stopgrad(sigmoid(S_g)) * c_i * dsm_i, averaged over the group,
-    has the gradient of L_g / beta. Dividing by beta keeps the step size independent of it.
+    The formulas are those of `flow.preference`, which are gradient-equivalent to it.
     PPO-style clip: a member whose ratio exp(dsm_old - dsm) left [1 - clip, 1 + clip] in the direction in which it is
     already pushed stops giving gradient, but its value still counts in S_g. KL: kl * mean (v - v_base)^2, against the
     frozen base model also where S_g compares with the fast EMA (the authors' code; mode 2b).
@@ -47,8 +46,8 @@ class DirectGroupPreference(Objective):
         """Shares of S_g, [B]."""
         p = predictions
         assert p.reference is not None
-        gap = p.error(p.velocity.detach(), p.target) - p.error(p.reference, p.target)
-        return self.section.beta / p.group_size * p.signed_weights * gap
+        dsm, dsm_reference = p.error(p.velocity.detach(), p.target), p.error(p.reference, p.target)
+        return statistic_shares(dsm, dsm_reference, p.signed_weights, p.group_size, self.section.beta)
 
     def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
         """Loss [B]; `statistic` is S_g of each member's group."""
@@ -56,27 +55,21 @@ class DirectGroupPreference(Objective):
         assert p.reference is not None
         assert statistic is not None
         dsm = p.error(p.velocity, p.target)
-        scale = torch.sigmoid(statistic)
+        clipped = None
+        if self.section.clip is not None:
+            assert p.old is not None
+            clipped = outside_clip(dsm, p.error(p.old, p.target), p.advantages > 0, self.section.clip)
+        loss, scale = preference_terms(dsm, p.signed_weights, statistic, clipped)
         metrics = {
             "dsm": dsm.detach(),
             "dsm_reference": p.error(p.reference, p.target),
             "sigmoid": scale,
         }
-        moving = dsm
-        clipped = None
-        if self.section.clip is not None:
-            assert p.old is not None
-            ratio = (p.error(p.old, p.target) - dsm.detach()).exp()
-            up = p.advantages > 0
-            clipped = torch.where(up, ratio > 1 + self.section.clip, ratio < 1 - self.section.clip)
-            moving = torch.where(clipped, dsm.detach(), dsm)
+        if clipped is not None:
             metrics["clip_fraction"] = clipped.to(dsm.dtype)
-        loss = scale * p.signed_weights * moving
         if p.base is not None:  # without a KL term it is there only if it is the reference
             kl = p.error(p.velocity, p.base)
             metrics["kl"] = kl.detach()
             if self.section.kl > 0:
-                if clipped is not None and self.section.clip_kl:
-                    kl = torch.where(clipped, kl.detach(), kl)
-                loss = loss + self.section.kl * kl
+                loss = with_kl(loss, kl, self.section.kl, clipped if self.section.clip_kl else None)
         return MemberLoss(loss, metrics)

@@ -14,7 +14,12 @@ from dgpo_schemas.run import RunConfig
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
 
-__all__ = ["located", "moved_along", "recalled", "started_in", "with_paths", "without_places"]
+__all__ = ["located", "moved_along", "recalled", "run_path", "started_in", "with_paths", "without_places"]
+
+
+def run_path(config: RunConfig) -> Path:
+    """The directory of a run."""
+    return Path(config.run.output) / config.run.name
 
 
 def located(config: RunConfig, registry: Registry | None = None, start: Path | None = None) -> RunConfig:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 
 from dgpo_core.config.settings import put
+from dgpo_core.system import spelling
 from dgpo_schemas.decoding import half_character
 from dgpo_schemas.loading import MAX_BYTES, Document, Position, read_value
 from dgpo_schemas.problems import ConfigError, Problem
@@ -13,16 +14,19 @@ from dgpo_schemas.problems import ConfigError, Problem
 __all__ = ["apply_overrides"]
 
 
-def apply_overrides(document: Document, overrides: Sequence[str], *, flag: str = "--set", under: str = "") -> Document:
+def apply_overrides(
+    document: Document, overrides: Sequence[str], *, flag: str | None = None, under: str = ""
+) -> Document:
     """The document with `KEY=VALUE` settings, such as `rewards.0.weight=2`; values are read as YAML.
 
-    `flag` is what gave the settings on the command line; `under`, such as "options.", goes before every key.
+    `flag` is what gave the settings, by default `--set` on the command line; `under`, such as "options.", goes before
+    every key.
     Raises ConfigError for every setting that cannot be read or has no place.
     """
     changed = Document(document.source, deepcopy(document.data), dict(document.positions))
     problems: list[Problem] = []
     for number, override in enumerate(overrides):
-        position = Position(f"{flag} {override}", MAX_BYTES + number)
+        position = Position(f"{flag or spelling.override()} {override}", MAX_BYTES + number)
         try:
             if reason := half_character(override):
                 raise ValueError(reason)

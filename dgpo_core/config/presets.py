@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgpo_core.config.settings import apply_settings
 from dgpo_core.errors import UserError
+from dgpo_core.system.spelling import option
 from dgpo_schemas.loading import Document, Position, load_yaml
 from dgpo_schemas.places import expand_home
 from dgpo_schemas.problems import KeyPath, dotted, nearest
@@ -44,15 +45,15 @@ def _file(document: Document, preset: str, registry: Registry) -> Path:
         try:
             return Path(expand_home(preset))
         except ValueError as error:
-            raise UserError(f"--preset: {error}") from None
+            raise UserError(f"{option('preset')}: {error}") from None
     section = document.data.get("backbone")
     backbone = section.get("use") if isinstance(section, dict) else section
     known = presets_of(backbone, registry) if isinstance(backbone, str) else {}
     if preset not in known:
         there = ", ".join(known) or "none"
         raise UserError(
-            f"--preset: {preset!r} is no preset of backbone {backbone}{nearest(preset, known)} (it brings: {there}), "
-            "and no file that ends in .yaml"
+            f"{option('preset')}: {preset!r} is no preset of backbone {backbone}{nearest(preset, known)} (it brings: "
+            f"{there}), and no file that ends in .yaml"
         )
     return known[preset]
 

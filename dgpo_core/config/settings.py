@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
+from dgpo_core.errors import UserError
 from dgpo_schemas.loading import Document, Position
-from dgpo_schemas.problems import ConfigError, KeyPath, Problem, dotted, show
+from dgpo_schemas.problems import ConfigError, KeyPath, Problem, dotted, explain, show
 
-__all__ = ["apply_settings", "put"]
+__all__ = ["apply_settings", "checked_section", "put"]
+
+Section = TypeVar("Section", bound=BaseModel)
 
 _SHORT_FORMS = {"use": "use", "options": "use", "file": "file", "limit": "file"}
 """Key to be set inside a text -> what the text stands for: `sampler: flow-euler` is `sampler: {use: flow-euler}`."""
+
+
+def checked_section(model: type[Section], **values: Any) -> Section:
+    """A section from keywords of a function. Raises UserError that names the keyword and what it may be."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        found = explain(model, values, error)
+        raise UserError("\n".join(f"{dotted(path)}: {message}" for path, message in found)) from error
 
 
 def apply_settings(document: Document, settings: Sequence[tuple[str, Any, Position]]) -> Document:

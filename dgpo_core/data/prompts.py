@@ -9,27 +9,30 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dgpo_core.data.checks import given, made
 from dgpo_core.data.sources import Source, cut_to_shares, integer_weights
 from dgpo_core.errors import UserError
 from dgpo_core.types import ConditionMedium, Prompt
 from dgpo_schemas.base import UseBlock
-from dgpo_schemas.prompts import read_prompts
+from dgpo_schemas.prompts import PromptRecord, read_prompts, record_of
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
     from dgpo_schemas.sections.prompts import PromptsBlock, PromptsSection
 
 __all__ = [
+    "PromptLike",
+    "Prompts",
     "counts",
     "digest",
+    "given_prompts",
     "load_file",
     "load_prompts",
     "load_sources",
@@ -37,6 +40,10 @@ __all__ = [
     "some_of_each",
     "typed",
 ]
+
+PromptLike: TypeAlias = str | Prompt | Mapping[str, Any]
+Prompts: TypeAlias = PromptLike | Sequence[PromptLike] | Path
+"""What `given_prompts` takes."""
 
 
 def load_file(path: str | Path, limit: int | None = None) -> list[Prompt]:
@@ -49,17 +56,47 @@ def load_file(path: str | Path, limit: int | None = None) -> list[Prompt]:
         raise UserError(str(error)) from error
     # What comes through a pipe lies beside no file.
     beside = Path() if str(path).startswith(("/dev/", "/proc/")) else path.parent
-    return [
-        Prompt(
-            record.prompt,
-            MappingProxyType(dict(record.metadata)),
-            where,
-            negative=record.negative_prompt,
-            media=_media((beside / os.path.expanduser(text) for text in record.media), f"{where}: media"),
-            size=record.size,
-        )
-        for where, record in islice(records.items(), limit)
-    ]
+    return [_prompt(record, where, beside) for where, record in islice(records.items(), limit)]
+
+
+def given_prompts(prompts: Prompts, name: str = "prompts") -> list[Prompt]:
+    """Prompts that were given in Python: a text, a `Prompt`, an object with the keys of a prompt file, a list of such,
+    or the path of a prompt file (a `Path`). Paths of media are relative to the working directory.
+
+    name: of the argument, for messages. Raises UserError naming the place: prompts[2].
+    """
+    if isinstance(prompts, Path):
+        return load_file(prompts)
+    if isinstance(prompts, str | Prompt | Mapping):
+        return [_given(prompts, name)]
+    if not isinstance(prompts, Sequence) or not prompts:
+        what = "an empty list" if isinstance(prompts, Sequence) else type(prompts).__name__
+        raise UserError(f"{name}: must be a text, a Prompt, a dict or a list of these, not {what}")
+    return [_given(one, f"{name}[{number}]") for number, one in enumerate(prompts)]
+
+
+def _given(one: object, where: str) -> Prompt:
+    if isinstance(one, Prompt):
+        return one
+    if not isinstance(one, str | Mapping):
+        what = type(one).__name__
+        raise UserError(f"{where}: must be a text, a Prompt, or a dict with the key `prompt`, not {what}")
+    try:
+        record = record_of({"prompt": one} if isinstance(one, str) else dict(one), where)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return _prompt(record, where, Path())
+
+
+def _prompt(record: PromptRecord, where: str, beside: Path) -> Prompt:
+    return Prompt(
+        record.prompt,
+        MappingProxyType(dict(record.metadata)),
+        where,
+        negative=record.negative_prompt,
+        media=_media((beside / os.path.expanduser(text) for text in record.media), f"{where}: media"),
+        size=record.size,
+    )
 
 
 def _media(paths: Iterable[Path], where: str) -> tuple[ConditionMedium, ...]:

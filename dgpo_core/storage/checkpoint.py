@@ -20,10 +20,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dgpo_core import __version__
 from dgpo_core.errors import UserError
 from dgpo_core.system.files import clear, file_entry, new_directory, remove_directory, write_text
 from dgpo_core.system.reading import read_file, why
+from dgpo_core.system.version import __version__
 from dgpo_schemas.manifest import (
     FORMAT_VERSION,
     CheckpointClock,

@@ -24,6 +24,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.storage.bases import differences
 from dgpo_core.system.files import write_text
 from dgpo_core.system.reading import read_file, read_json, why
+from dgpo_core.system.spelling import option
 from dgpo_schemas.origin import BaseRecord
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.sealing import seal_of, sealed, sealed_text, text_seal
@@ -207,7 +208,7 @@ def check_base(path: Path, now: BaseRecord | None, *, accept: bool = False) -> s
     what = f"the base weights in {where} are not those that the run in {path} began with: {shown}"
     if accept:
         return f"{what}; accepted"
-    raise UserError(f"{what}; put them back, or take them as they are with --accept base")
+    raise UserError(f"{what}; put them back, or take them as they are with {option('accept', 'base')}")
 
 
 def other_plugins(path: Path, registry: Registry) -> list[str]:

@@ -42,6 +42,7 @@ from dgpo_core.storage.logs import LOGS
 from dgpo_core.storage.store import RunStore
 from dgpo_core.system.files import append_json, fsync_directory, read_json_lines, recover, why_not_writable, write_text
 from dgpo_core.system.reading import LARGEST_LOG, parse_json, read_file, why
+from dgpo_core.system.spelling import arguments, option
 from dgpo_schemas.changes import generic, summary
 from dgpo_schemas.metrics import OutcomeRecord
 from dgpo_schemas.problems import ConfigError
@@ -109,7 +110,9 @@ class RunDirectory(RunStore):
                     "elsewhere, give its own config.yaml)"
                 )
             )
-            raise UserError(f"{self.path}: nothing to resume here{here}; start the run without --resume")
+            raise UserError(
+                f"{self.path}: nothing to resume here{here}; start the run without {option('resume', True)}"
+            )
         self.check_writable()
         if make or self.path.exists():
             self.acquire()
@@ -117,17 +120,18 @@ class RunDirectory(RunStore):
         logged = self.path / "metrics.jsonl"
         logs_alone = not saved and logged.is_file() and logged.stat().st_size > 0
         if resume and not saved:
-            way = "over with --resume auto, which sets the logs aside" if logs_alone else "the run without --resume"
+            over_again = f"over with {option('resume', 'auto')}, which sets the logs aside"
+            way = over_again if logs_alone else f"the run without {option('resume', True)}"
             raise UserError(f"{self.path}: no checkpoint to resume from; start {way}")
         if saved and not resume:
             raise UserError(
                 f"{self.path} already holds a run (saved after iteration {int(saved[-1].name)}): continue it "
-                "with --resume, or choose another run.name"
+                f"with {option('resume', True)}, or choose another run.name"
             )
         if logs_alone and not over:
             raise UserError(
                 f"{self.path} holds the logs of a run but no checkpoint of it; a new run would overwrite them: choose "
-                "another run.name, or start over with --resume auto, which sets the logs aside"
+                f"another run.name, or start over with {option('resume', 'auto')}, which sets the logs aside"
             )
         if resume:
             self._check_same(config, registry)
@@ -348,8 +352,9 @@ class RunDirectory(RunStore):
         found = logs.damages(self.path, [(manifest, clock), *others])
         if found and not accept_damage:
             raise UserError(
-                "\n".join(map(str, found)) + "\nput the log back from a copy, or go on with what can be read of it: "
-                "--resume --accept logs"
+                "\n".join(map(str, found))
+                + "\nput the log back from a copy, or go on with what can be read of it: "
+                + arguments(resume=True, accept="logs")
             )
         damaged = {damage.path.name for damage in found}
         whole = logs.vouched(manifest, clock)

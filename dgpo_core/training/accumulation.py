@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from dgpo_core.flow.preference import group_means
 from dgpo_core.plugins import contract_checks
 from dgpo_core.system.stopping import Interrupted
 from dgpo_core.training.memory import halving
@@ -143,8 +144,7 @@ class Accumulation:
                 self.models.policy.backbone, "`velocity` has no gradient, so nothing would be learned"
             )
         result = member_loss(self.models.objective, predictions, b.members, known)
-        # Mean over a group's scored members, over the groups of this update and over the timesteps.
-        scaled = (result.loss / b.members.group_size).sum() / (len(update.groups) * len(update.sigmas))
+        scaled = group_means(result.loss, b.members.group_size, len(update.groups) * len(update.sigmas))
         if scaled.requires_grad:
             self.models.policy.backward(scaled)
         for name, values in result.metrics.items():

@@ -152,7 +152,9 @@ class Engine:
             raise UserError(f"rollout.merge_adapter: backbone: {self.config.backbone.use} cannot merge its adapter")
         return True
 
-    def evaluation_rollout_sampler(self, *, steps: int | None = None, guidance: float | None = None) -> RolloutSampler:
+    def evaluation_rollout_sampler(
+        self, *, steps: int | None = None, guidance: float | None = None, micro_batch: int | None = None
+    ) -> RolloutSampler:
         """Draws samples as evaluation is configured, except for what is given."""
         section = self.config.evaluation
         if guidance is None and section.guidance is not None:
@@ -160,6 +162,7 @@ class Engine:
         return self.rollout_sampler(
             steps=steps or section.steps,
             guidance=section.guidance if guidance is None else guidance,
+            micro_batch=micro_batch,
             sampler=self.evaluation_sampler,
         )
 

@@ -51,7 +51,7 @@ class ManyStepSolve:
     prompts: int
 
     @staticmethod
-    def of(engine: Engine, guidance: float | None = None) -> ManyStepSolve | None:
+    def of(engine: Engine, guidance: float | None = None, micro_batch: int | None = None) -> ManyStepSolve | None:
         """As the run file says, if it asks for it. Raises UserError for a random sampler: its solves need not agree."""
         section = engine.config.evaluation.many_step
         if section is None:
@@ -63,7 +63,10 @@ class ManyStepSolve:
                 f"evaluation, {used.use}, is random; set evaluation.sampler to one that is not "
                 f"({samplers_such_that(engine.registry, lambda kind: kind.deterministic)}), or leave finer out"
             )
-        return ManyStepSolve(engine.evaluation_rollout_sampler(steps=section.steps, guidance=guidance), section.prompts)
+        rollout_sampler = engine.evaluation_rollout_sampler(
+            steps=section.steps, guidance=guidance, micro_batch=micro_batch
+        )
+        return ManyStepSolve(rollout_sampler, section.prompts)
 
 
 class NotFiniteError(UserError):

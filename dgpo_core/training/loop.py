@@ -16,6 +16,7 @@ from dgpo_core.draws import Draws
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.flow.groups import compute_advantages
 from dgpo_core.storage.store import RunStore
+from dgpo_core.system.spelling import option
 from dgpo_core.system.stopping import Interrupted
 from dgpo_core.training.accumulation import metric_means
 from dgpo_core.training.evaluation import NotFiniteError
@@ -60,7 +61,9 @@ class Loop:
                     self._check_skipped()
         except Interrupted:
             self.saver.save_if_behind()
-            self.run.callbacks.on_message(f"stopped after iteration {state.iteration}; continue with --resume")
+            self.run.callbacks.on_message(
+                f"stopped after iteration {state.iteration}; continue with {option('resume', True)}"
+            )
             return "interrupted"
         self.saver.save_if_behind()
         return "finished"
@@ -253,8 +256,8 @@ class Loop:
         if found and monitors.alarm == "stop":
             self.saver.save_if_behind()
             raise RunStopped(
-                f"{found[0]} (evaluation.monitors.alarm: stop; the state is saved, and --resume goes on to the next "
-                "evaluation)"
+                f"{found[0]} (evaluation.monitors.alarm: stop; the state is saved, and {option('resume', True)} goes on "
+                "to the next evaluation)"
             )
 
     def _check_skipped(self) -> None:

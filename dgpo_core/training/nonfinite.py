@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dgpo_core.system.spelling import option
+
 __all__ = ["Standing"]
 
 
@@ -46,7 +48,7 @@ class Standing:
             f"in iteration {self.iteration + 1} update {self.updates}, with a learning rate of {self.rate:g}, made "
             "weights that are not finite, or too large to compute with: they are not saved. Lower "
             f"optimizer.learning_rate (a resume may change it){self._and_a_norm('set ')}; the checkpoint of iteration "
-            f"{self.saved} is kept, and --resume goes on from it"
+            f"{self.saved} is kept, and {option('resume', True)} goes on from it"
         )
 
     def media(self, what: str) -> str:

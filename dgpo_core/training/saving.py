@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from dgpo_core.errors import DgpoError, PluginError, ProcessLostError, RunStopped, UserError
 from dgpo_core.storage.store import RunStore
+from dgpo_core.system.spelling import option
 from dgpo_core.system.stopping import Interrupted
 from dgpo_core.training.memory import TooLittleMemoryError
 from dgpo_core.training.nonfinite import Standing
@@ -70,7 +71,9 @@ class Saver:
         except TooLittleMemoryError as error:
             raise TooLittleMemoryError(f"{error}; {self.save_completed_iteration()}") from error
         except ProcessLostError as error:
-            raise ProcessLostError(f"{error}; {self.save_completed_iteration()}; continue with --resume") from error
+            raise ProcessLostError(
+                f"{error}; {self.save_completed_iteration()}; continue with {option('resume', True)}"
+            ) from error
         except PluginError as error:
             raise PluginError(f"{error}; {self.save_completed_iteration()}") from error
         except (DgpoError, KeyboardInterrupt, Interrupted):
@@ -79,7 +82,9 @@ class Saver:
             blamed = self.run.registry.blame(error)
             if blamed is None:
                 raise
-            raise RunStopped(f"{blamed}; {self.save_completed_iteration()}; continue with --resume") from error
+            raise RunStopped(
+                f"{blamed}; {self.save_completed_iteration()}; continue with {option('resume', True)}"
+            ) from error
 
     def check_weights(self, *, alone: bool = False) -> None:
         """Raise RunStopped if the last update has left weights, averages or moments that are no numbers to go on with:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import MemberLoss, Objective
+from dgpo_core.flow.preference import group_sums
 from dgpo_core.training.microbatches import Bundle, Members, MicroBatch, Update
 from dgpo_core.types import Predictions
 
@@ -34,8 +35,7 @@ def member_loss(
         return objective.loss(predictions, None)
     if known is not None and not known.dim():
         return objective.loss(predictions, known.expand(len(members.names)))
-    # A product, because a scattered sum is not deterministic on CUDA.
-    statistic = members.same_group @ objective.statistic(predictions)
+    statistic = group_sums(objective.statistic(predictions), members.same_group)
     if known is not None:
         given = known[members.group].to(statistic)
         statistic = torch.where(given.isnan(), statistic, given)

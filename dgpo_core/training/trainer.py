@@ -6,10 +6,9 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dgpo_core.config.locations import without_places
+from dgpo_core.config.locations import run_path, without_places
 from dgpo_core.distributed.runtime import Runtime
 from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import RunInfo
@@ -39,11 +38,6 @@ Accepted = Literal["base", "logs"]
 """What a resume may take as it is."""
 Resume = bool | Literal["auto"]
 """Whether to go on with a run; `auto`: if it has a checkpoint, else to begin it, over if need be."""
-
-
-def run_path(config: RunConfig) -> Path:
-    """The directory of a run."""
-    return Path(config.run.output) / config.run.name
 
 
 class Trainer:

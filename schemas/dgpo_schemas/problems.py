@@ -29,7 +29,7 @@ class Problem:
 
     def __str__(self) -> str:
         # "--set rollout.steps=0" names its key already, and so does "--option scale=x" for options.scale.
-        known = (f"--set {self.key}=", f"--option {self.key.removeprefix('options.')}=")
+        known = (f"--set {self.key}=", f"override {self.key}=", f"--option {self.key.removeprefix('options.')}=")
         named = not self.key or self.where.startswith(known)
         return f"{self.where}: {self.message}" if named else f"{self.where}: {self.key}: {self.message}"
 

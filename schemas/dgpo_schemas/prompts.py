@@ -18,7 +18,7 @@ from dgpo_schemas.problems import show
 from dgpo_schemas.prompt_keys import KEYS, media_of, misspelled, negative_of, size_of
 from dgpo_schemas.text import clean, is_visible
 
-__all__ = ["PromptRecord", "loads", "read_prompts", "unreadable"]
+__all__ = ["PromptRecord", "loads", "read_prompts", "record_of", "unreadable"]
 
 MAX_BYTES = 256 << 20
 """Of a prompt file. A million prompts of two lines have less; a device that never ends has more."""
@@ -196,6 +196,11 @@ def _entries(text: str, path: Path) -> Iterator[tuple[str, PromptRecord]]:
     if is_visible(text[place + 1 :]):
         line += text.count("\n", counted, place)
         raise ValueError(f"{path}:{line}: not JSON: something follows the list that ends here")
+
+
+def record_of(data: Any, where: str) -> PromptRecord:
+    """A prompt from an object like those of a prompt file. Raises ValueError, which begins with `where`."""
+    return _record(data, where, escapes=True)
 
 
 def _record(data: Any, where: str, *, escapes: bool) -> PromptRecord:

@@ -221,7 +221,7 @@ def test_the_output_is_checked_before_the_work(
     def work(*_: Any, **__: Any) -> None:
         raise AssertionError("hours of sampling, without effect")
 
-    monkeypatch.setattr("dgpo_cli.target.open_target", work)
+    monkeypatch.setattr("dgpo_core.api.target.open_target", work)
     done = dgpo("evaluate", trained.path, "--output", output)
     assert (done.code, done.out, done.err) == (2, "", expected + "\n")
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from dgpo_core.builtin.samplers import FlowEuler
+from dgpo_core.media.files import read_media
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import ToyBackbone, sizes_plugin
-from dgpo_lab.scoring.files import read_media
 
 Run = Callable[..., Any]
 

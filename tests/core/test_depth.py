@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgpo_lab.scoring.files import MediaError, read_media
+from dgpo_core.media.files import MediaError, read_media
 
 Pixels = np.ndarray[Any, Any]
 COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}

@@ -17,9 +17,9 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.media import clips
 from dgpo_core.media.conditions import condition_medium
+from dgpo_core.media.files import read_media
 from dgpo_core.media.images import contact_sheet, to_image, write_images
 from dgpo_core.types import ConditionMedium, Prompt
-from dgpo_lab.scoring.files import read_media
 
 
 def noise(*shape: int) -> Tensor:

@@ -19,8 +19,8 @@ from PIL import Image
 
 import dgpo_core.media.pixels as pixels_module
 from dgpo_core.errors import UserError
+from dgpo_core.media.files import MediaError, check_files, kind_of, read_media
 from dgpo_core.media.pixels import MAX_PIXELS
-from dgpo_lab.scoring.files import MediaError, check_files, kind_of, read_media
 
 Pixels = np.ndarray[Any, Any]
 

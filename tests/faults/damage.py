@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 
 import dgpo_core.plugins.registry
-from dgpo_cli.target import open_target
+from dgpo_core.api.target import open_target
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
@@ -125,7 +125,7 @@ class Half:
 
     def opened(self, notes: list[str], checkpoint: str) -> Any:
         """What `sample` and `evaluate` draw and `export` writes."""
-        target = open_target(self.run, model=None, checkpoint=checkpoint, on_message=notes.append)
+        target = open_target(self.run, checkpoint=checkpoint, on_message=notes.append)
         engine = target.engine
         try:
             (drawn,) = engine.rollout_sampler().sample_groups(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dgpo_core.media.files import read_media
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer
 from dgpo_kit.toy import run_data
-from dgpo_lab.scoring.files import read_media
 from dgpo_schemas.run import RunConfig
 
 NOTE = "evaluation.images: videos are written as film strips only; mp4 files need PyAV: pip install 'dgpo[video]'"

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from dgpo_core.errors import UserError
+from dgpo_core.media.files import read_media
 from dgpo_core.media.pixels import FORMATS
-from dgpo_lab.scoring.files import read_media
 from dgpo_lab.scoring.listing import expand, image_endings, natural_order
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from dgpo_lab.scoring.files import read_media
+from dgpo_core.media.files import read_media
 from dgpo_remote.server.base64s import from_base64
 from dgpo_remote.server.readers import Readers
 from tests.uploaded import FORM, JSON, Serve, coded, file, form, one, png, read, readers, refused, run, scans

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dgpo_lab.scoring.batches as batches_module
+import dgpo_core.training.score_samples as batches_module
 from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt

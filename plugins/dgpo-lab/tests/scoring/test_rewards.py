@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-import dgpo_lab.scoring.batches as batches_module
+import dgpo_core.training.score_samples as batches_module
 from dgpo_core.contracts import RewardModel
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import WinRate

@@ -129,7 +129,7 @@ class Job:
 
     def check(self) -> None:
         """Raise UserError for what does not go together, and for places that cannot be written, before the work."""
-        from dgpo_cli.output import check_file
+        from dgpo_core.api.output import check_file
         from dgpo_core.errors import UserError
         from dgpo_core.system.files import why_not_writable
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.media.images import to_image
 from dgpo_core.system.files import write_text
+from dgpo_core.training.score_samples import Result
 from dgpo_core.types import Prompt
-from dgpo_lab.scoring.batches import Result
 from dgpo_schemas.diagnostics import Diagnostics, Mark, understood
 from dgpo_schemas.text import clean
 

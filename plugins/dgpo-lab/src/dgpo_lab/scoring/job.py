@@ -14,12 +14,12 @@ import typer
 
 from dgpo_core.data.checks import check_prompts
 from dgpo_core.errors import UserError
+from dgpo_core.media.files import MediaError, Medium, check_files, kind_of, read_media
 from dgpo_core.media.kinds import adapter, one_of, plural
 from dgpo_core.training.reward_calls import Reward
+from dgpo_core.training.score_samples import Result, Sample, score_samples
 from dgpo_core.types import Example
-from dgpo_lab.scoring.batches import Result, Sample, score_samples
 from dgpo_lab.scoring.cards import Cards
-from dgpo_lab.scoring.files import MediaError, Medium, check_files, kind_of, read_media
 from dgpo_lab.scoring.listing import expand
 from dgpo_lab.scoring.prompts import prompts_for
 

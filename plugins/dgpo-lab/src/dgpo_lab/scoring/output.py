@@ -12,8 +12,8 @@ from typing import Any
 import typer
 
 from dgpo_core.system.files import write_text
+from dgpo_core.training.score_samples import Result
 from dgpo_core.types import Example
-from dgpo_lab.scoring.batches import Result
 from dgpo_lab.scoring.table import Row, details, record, table, value_text
 
 __all__ = ["print_results", "print_self_test"]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from dgpo_core.contracts import RewardBase
 from dgpo_core.errors import PluginError, UserError
+from dgpo_core.training.score_samples import Result
 from dgpo_core.types import Example
-from dgpo_lab.scoring.batches import Result
 
 __all__ = ["examples_of", "failures"]
 

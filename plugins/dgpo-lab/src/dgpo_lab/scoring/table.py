@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import to_json
 from rich.cells import cell_len
 
-from dgpo_lab.scoring.batches import Result
+from dgpo_core.training.score_samples import Result
 from dgpo_schemas.diagnostics import understood
 
 __all__ = ["details", "record", "table", "value_text"]

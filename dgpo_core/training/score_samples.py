@@ -19,11 +19,11 @@ from torch import Tensor
 from dgpo_core.distributed.comparing import OTHER_SIZES, by_prompt
 from dgpo_core.distributed.processes import Processes, cut
 from dgpo_core.errors import UserError
+from dgpo_core.media.files import MediaError, Medium
 from dgpo_core.media.kinds import Kind, one_of, plural
-from dgpo_core.plugins.process_state import ProcessState
+from dgpo_core.plugins.process_state import Guard
 from dgpo_core.training.reward_calls import Reward, checked_group, checked_score
 from dgpo_core.types import Prompt, Scores
-from dgpo_lab.scoring.files import MediaError, Medium
 from dgpo_schemas.service import LONGEST_PART
 from dgpo_schemas.text import clean, lone_surrogate
 
@@ -90,22 +90,22 @@ def score_samples(
     scoring = _Scoring(reward, samples, device, done)
     if reward.compares:
         groups = groups_of(reward, samples)
-        for group in _component(groups, processes):
+        for group in _part(groups, processes):
             scoring.compare(list(scoring.read(group)))
     elif processes.count == 1:
         for members in in_batches(scoring.read(range(len(samples))), batch):
             scoring.score(members)
     else:
-        read = [[i, *media.shape] for i, media in scoring.read(_component(range(len(samples)), processes))]
+        read = [[i, *media.shape] for i, media in scoring.read(_part(range(len(samples)), processes))]
         shapes = sorted(one for part in processes.all_gather_object(read) for one in part)
         blank = ((i, torch.empty(shape, device="meta")) for i, *shape in shapes)
         plan = [[i for i, _ in members] for members in in_batches(blank, batch)]
-        for numbers in _component(plan, processes):
+        for numbers in _part(plan, processes):
             scoring.score(list(scoring.read(numbers)))
     return scoring.gathered(processes)
 
 
-def _component(units: Sequence[T], processes: Processes) -> Sequence[T]:
+def _part(units: Sequence[T], processes: Processes) -> Sequence[T]:
     """This process's part of the work."""
     part = cut(len(units), processes.rank, processes.count)
     return units[part.start : part.stop]
@@ -156,7 +156,7 @@ class _Scoring:
     results: dict[int, Result] = field(default_factory=dict)
     notes: dict[int, Sequence[str]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    process_state: ProcessState = field(default_factory=ProcessState)
+    monitor: Guard = field(default_factory=Guard)
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """The media of samples; those that cannot be read, or that the reward does not take, are missing."""
@@ -186,14 +186,14 @@ class _Scoring:
         keys = [(name, names[:i].count(name)) for i, name in enumerate(names)]
         media = torch.stack([one for _, one in members]).to(self.device)
         prompt = self.samples[members[0][0]].prompt
-        self._keep_all(members, checked_group(self.reward, media, prompt, keys, self.failures, self.process_state))
+        self._keep_all(members, checked_group(self.reward, media, prompt, keys, self.failures, self.monitor))
 
     def score(self, members: Sequence[tuple[int, Tensor]]) -> None:
         """Score a batch."""
         if members:
             prompts = [self.samples[index].prompt for index, _ in members]
             media = torch.stack([one for _, one in members]).to(self.device)
-            self._keep_all(members, checked_score(self.reward, media, prompts, self.failures, self.process_state))
+            self._keep_all(members, checked_score(self.reward, media, prompts, self.failures, self.monitor))
 
     def gathered(self, processes: Processes) -> Scored:
         """What all processes have found."""

@@ -1,4 +1,4 @@
-"""Where commands write: asked before the work begins, so that neither it nor anything that was there is lost."""
+"""Where results are written: asked before the work begins, so that neither it nor anything that was there is lost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from dgpo_core.errors import UserError
 from dgpo_core.system.files import is_stream, why_not_writable
 from dgpo_core.system.reading import why
+from dgpo_core.system.spelling import option
 from dgpo_schemas.text import lone_surrogate
 
 __all__ = ["check_directory", "check_file"]
@@ -16,23 +17,24 @@ PARTS = ("checkpoints", "images", "scores")
 """A run's own directories."""
 
 
-def check_directory(output: Path, *, force: bool, target: Path) -> None:
+def check_directory(output: Path, *, force: bool, target: Path | None = None) -> None:
     """Raise UserError unless `output` can become a directory of its own, replacing only what `force` gives up.
 
-    Never the working directory or the home directory, nor what holds the run directory or run file `target` that is
+    Never the working directory or the home directory, nor what holds the run directory or run file `target`, if one is
     worked on, nor any run or a part of one.
     """
+    where = option("directory", output)
     if lone_surrogate(str(output.absolute())) is not None:
-        raise UserError(
-            f"--output {output}: has bytes that are not UTF-8 in its name, which other programs cannot open"
-        )
+        raise UserError(f"{where}: has bytes that are not UTF-8 in its name, which other programs cannot open")
     if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output}: is a file; name a directory")
+        raise UserError(f"{where}: is a file; name a directory")
     try:
         whole = output.resolve()
     except (OSError, RuntimeError) as error:  # links that lead to each other
-        raise UserError(f"--output {output}: cannot be written: {why(error)}") from error
-    kept = [("the working directory", Path.cwd()), (str(target), target.resolve())]
+        raise UserError(f"{where}: cannot be written: {why(error)}") from error
+    kept = [("the working directory", Path.cwd())]
+    if target is not None:
+        kept.append((str(target), target.resolve()))
     with contextlib.suppress(RuntimeError):  # of a user without one
         kept += [("the home directory", Path.home().resolve())]
     kept += [(f"the run {place}", place) for place in (whole,) if _is_run(place)]
@@ -41,25 +43,25 @@ def check_directory(output: Path, *, force: bool, target: Path) -> None:
             kept.append((f"{place.name} of the run {place.parent}", whole))
     for what, place in kept:
         if place.is_relative_to(whole):
-            raise UserError(f"--output {output}: would replace {what}; name a directory of its own")
+            raise UserError(f"{where}: would replace {what}; name a directory of its own")
     reason = why_not_writable(output.parent)
     if reason is not None:
-        raise UserError(f"--output {output}: cannot be written: {reason}")
+        raise UserError(f"{where}: cannot be written: {reason}")
     if output.exists() and any(output.iterdir()) and not force:
-        raise UserError(f"--output {output}: exists and is not empty; --force replaces it")
+        raise UserError(f"{where}: exists and is not empty; {option('force', True)} replaces it")
 
 
 def check_file(output: Path) -> None:
     """Raise UserError unless a file can be written at `output`."""
     if output.is_dir():
-        raise UserError(f"--output {output}: is a directory; name a file")
+        raise UserError(f"{option('output', output)}: is a directory; name a file")
     if is_stream(output):
         return
     if not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no directory {output.parent}")
+        raise UserError(f"{option('output', output)}: there is no directory {output.parent}")
     reason = why_not_writable(output.parent)
     if reason is not None:
-        raise UserError(f"--output {output}: cannot be written: {reason}")
+        raise UserError(f"{option('output', output)}: cannot be written: {reason}")
 
 
 def _is_run(directory: Path) -> bool:

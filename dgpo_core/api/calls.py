@@ -1,0 +1,107 @@
+"""What every call of the Python API has: messages that name keywords, and arguments that are checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from os import PathLike
+from pathlib import Path
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+from dgpo_core.errors import UserError
+from dgpo_core.system.spelling import in_python, option
+from dgpo_schemas.base import LONGEST_SIDE
+from dgpo_schemas.places import expand_home
+from dgpo_schemas.problems import ConfigError
+
+__all__ = ["Overrides", "at_least_one", "from_python", "path_of", "settings_of", "sides_of", "sides_of_text"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
+"""Settings by dotted key, {"rollout.groups": 2}, or as texts, ["rollout.groups=2"]."""
+
+
+def from_python(function: Callable[P, T]) -> Callable[P, T]:
+    """A function of the Python API: its messages name keywords, and what is wrong with a file is a UserError too."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        with in_python():
+            try:
+                return function(*args, **kwargs)
+            except ConfigError as error:
+                raise UserError(str(error)) from error
+
+    return called
+
+
+def settings_of(overrides: Overrides) -> list[str]:
+    """Overrides as `KEY=VALUE`. Raises UserError for a value that no run file can hold."""
+    if isinstance(overrides, str) or not isinstance(overrides, Mapping | Sequence):
+        raise UserError("overrides: must be a dict of settings, or a list of KEY=VALUE")
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    found = []
+    for key, value in overrides.items():
+        try:
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"override {key}: a run file cannot hold {value!r}: {error}") from error
+        found.append(f"{key}={text}")
+    return found
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, PathLike):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not text, number, list or dict")
+
+
+def path_of(path: str | PathLike[str]) -> Path:
+    """A path with `~` replaced. Raises UserError for a user whose home directory is not known."""
+    try:
+        return Path(expand_home(str(Path(path))))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def at_least_one(**values: object) -> None:
+    """Raise UserError for a number below 1, and for what is no number; None is not given."""
+    for name, value in values.items():
+        whole = name != "guidance"
+        number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
+        if value is not None and not (number and (isinstance(value, int) or not whole)):
+            raise UserError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number of 1 or more")
+
+
+def sides_of(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """(height, width) of a side or of both. Raises UserError."""
+    if size is None:
+        return None
+    sides: Sequence[object] = size if isinstance(size, tuple | list) else (size, size)
+    whole = [side for side in sides if isinstance(side, int) and not isinstance(side, bool)]
+    if len(sides) != 2 or len(whole) != 2:
+        raise UserError(f"size={size!r}: must be a side in pixels, such as 768, or (height, width)")
+    return _checked((whole[0], whole[1]), repr(size))
+
+
+def sides_of_text(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of what was typed: 768, or 768x1024. Raises UserError."""
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(re.fullmatch("[0-9]{1,5}", side) for side in sides):
+        raise UserError(
+            f"{option('size')}: {text!r} is no size in pixels: give a side, such as 768, or HEIGHTxWIDTH, 768x1024"
+        )
+    return _checked((int(sides[0]), int(sides[-1])), text)
+
+
+def _checked(sides: tuple[int, int], shown: str) -> tuple[int, int]:
+    if not all(0 < side <= LONGEST_SIDE for side in sides):
+        raise UserError(f"{option('size')}: {shown}: a side has from 1 to {LONGEST_SIDE} pixels")
+    return sides

@@ -1,0 +1,92 @@
+"""Evaluation of a model on prompts: scores with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dgpo_core.data.notes import longer_than_read, notes
+from dgpo_core.data.prompts import some_of
+from dgpo_core.draws import Draws
+from dgpo_core.errors import UserError
+from dgpo_core.system.spelling import option
+from dgpo_core.training.evaluation import Evaluator, ManyStepSolve
+from dgpo_core.training.reward_building import evaluation_scorer
+
+if TYPE_CHECKING:
+    from dgpo_core.api.target import Target
+    from dgpo_core.types import Prompt
+    from dgpo_schemas.metrics import EvaluationRecord
+
+__all__ = ["EvaluationResult", "evaluate"]
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationResult:
+    """What rewards say of a model's samples.
+
+    label: the model, for people; records: one for each reward, then one for each statistic of the media, with 95 %
+    bootstrap intervals over prompts; samples: every sample's scores and diagnostics, prompt after prompt; prompts,
+    members: the prompts, and the number of samples of each.
+    """
+
+    label: str
+    records: list[EvaluationRecord]
+    samples: list[dict[str, Any]]
+    prompts: list[Prompt]
+    members: int
+
+    def __iter__(self) -> Iterator[EvaluationRecord]:
+        return iter(self.records)
+
+    def __getitem__(self, reward: str) -> EvaluationRecord:
+        """The record of a reward, or of a statistic, by its name. Raises KeyError."""
+        return {record.reward: record for record in self.records}[reward]
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{r.reward} {r.value:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in self.records)
+        return f"EvaluationResult({self.label}: {scores}; {len(self.prompts)} prompts x {self.members})"
+
+
+def evaluate(
+    target: Target,
+    prompts: Sequence[Prompt],
+    *,
+    limit: int | None = None,
+    samples: int | None = None,
+    seed: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    micro_batch: int | None = None,
+    on_message: Callable[[str], None],
+) -> EvaluationResult:
+    """Score a target on prompts, by default its held-out ones, at most `limit` of them; everything else is as the run's
+    evaluations have it unless it is given. tell: hears notes. Raises UserError for what cannot be drawn or scored."""
+    engine = target.engine
+    members = samples or engine.config.evaluation.samples_per_prompt
+    chosen = list(prompts) or target.prompts("heldout")
+    if not chosen:
+        raise UserError(f"{target.path}: it has no held-out prompts; name a file with {option('prompts')}")
+    chosen = target.checked(some_of(chosen, limit) if limit else chosen, guidance)
+    target.broadcast_object(
+        [*(notes(chosen) if prompts else ()), longer_than_read(chosen, engine.backbone)], on_message
+    )
+    scorer = evaluation_scorer(engine, chosen, members)
+    rollout_sampler = engine.evaluation_rollout_sampler(steps=steps, guidance=guidance, micro_batch=micro_batch)
+    target.share(rollout_sampler, chosen, members, on_message)
+    evaluator = Evaluator(
+        rollout_sampler=rollout_sampler,
+        scorer=scorer,
+        prompts=chosen,
+        members=members,
+        draws=Draws(engine.config.run.seed if seed is None else seed).at("evaluation"),
+        many_step=ManyStepSolve.of(engine, guidance, micro_batch),
+        processes=target.processes,
+        exact=True,
+    )
+    try:
+        found = evaluator.evaluate(target.model, target.iteration)
+    finally:
+        scorer.close()  # the rewards stay: the engine may evaluate again
+    return EvaluationResult(target.label, found.records, found.samples, chosen, members)

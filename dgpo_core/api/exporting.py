@@ -1,0 +1,87 @@
+"""A run's weights in the format that the ecosystem loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dgpo_core.api.models import named
+from dgpo_core.config.pipeline import load_run_config
+from dgpo_core.errors import UserError
+from dgpo_core.storage.description import CONFIG
+from dgpo_core.system.files import new_directory
+from dgpo_core.system.spelling import option
+from dgpo_schemas.problems import nearest
+
+if TYPE_CHECKING:
+    from dgpo_core.api.target import Target
+    from dgpo_core.contracts import Backbone
+
+__all__ = ["check_export", "export"]
+
+
+def check_export(run: Path, model: str, format: str | None) -> None:
+    """Raise UserError for what cannot be exported, or not in this format, as far as that is known without the model."""
+    if model == "base":
+        raise UserError(
+            f"{named(model)}: the base model is the checkpoint that the run started from; nothing to export"
+        )
+    if run.is_file():
+        raise UserError(f"{run}: is a run file, which has only its base model; name a run directory")
+    if not run.is_dir():
+        raise UserError(f"{run}: there is no such run directory")
+    if format is not None and (run / CONFIG).is_file():
+        _check_meta_model(run, format)
+
+
+def export(target: Target, output: Path, format: str | None = None) -> None:
+    """Write a target's weights, and dgpo.json: what they belong to and where they come from. What `output` held is
+    replaced. format: of an adapter, by default its usual one. Raises UserError for one that it does not have."""
+    engine, section = target.engine, target.engine.config.backbone
+    if format is not None:
+        _check_format(target.path, format, engine.backbone)
+    origin = {
+        "base": section.checkpoint,
+        "revision": section.revision,
+        "model": target.model,
+        "base_files": target.base_files(),
+        "iteration": target.iteration,
+    }
+    with new_directory(output) as aside:
+        with engine.policy.activate(target.model):
+            if engine.backbone.adapter is None:
+                engine.backbone.save_weights(aside)
+            else:
+                engine.backbone.adapter.save(aside, format or engine.backbone.adapter.formats[0])
+        (aside / "dgpo.json").write_text(json.dumps(origin, indent=1) + "\n")
+
+
+def _check_meta_model(run: Path, format: str) -> None:
+    """Raise UserError for a format that this run cannot be written in, if the backbone says so before it is loaded."""
+    from dgpo_core.plugins.registry import get_registry
+
+    registry = get_registry()
+    section = load_run_config(run / CONFIG, registry=registry).backbone
+    if section.train == "full":
+        _check_format(run, format, None)
+    part = registry.find("backbone", section.use)
+    options = registry.options_model(part).model_validate(section.options)
+    try:
+        backbone = registry.implementation(part).meta_model(section, options)
+    except Exception:  # it has none, or its checkpoint is elsewhere now (`--set`): the loaded model is asked
+        return
+    _check_format(run, format, backbone)
+
+
+def _check_format(run: Path, format: str, backbone: Backbone | None) -> None:
+    """Raise UserError for a format that this backbone, or one without an adapter, cannot be written in."""
+    where = option("format", format)
+    if backbone is None or backbone.adapter is None:
+        raise UserError(
+            f"{where}: is a format of adapters, and {run} has none, it trained every weight (backbone.train: full); "
+            f"leave {option('format')} out"
+        )
+    formats = backbone.adapter.formats
+    if format not in formats:
+        raise UserError(f"{where}: choose one of {', '.join(formats)}{nearest(format, formats)}")

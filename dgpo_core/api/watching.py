@@ -1,0 +1,36 @@
+"""What a caller in Python hears of a run: warnings and messages through logging, iterations through a function."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dgpo_core.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from dgpo_schemas.metrics import MetricsRecord, TimingRecord
+
+__all__ = ["Reported"]
+
+log = logging.getLogger(__name__)
+
+
+class Reported(Callback):
+    """Logs messages (INFO) and warnings (WARNING), and calls `on_progress` with each iteration's metrics."""
+
+    def __init__(self, on_progress: Callable[[MetricsRecord], object] | None = None) -> None:
+        self._on_progress = on_progress
+
+    def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
+        """Pass the metrics on."""
+        if self._on_progress is not None:
+            self._on_progress(metrics)
+
+    def on_message(self, text: str) -> None:
+        """As it is."""
+        log.info("%s", text)
+
+    def on_warning(self, text: str) -> None:
+        """Without the word that logging puts before it."""
+        log.warning("%s", text.removeprefix("warning: "))
