@@ -69,9 +69,7 @@ def evaluate(
     if not chosen:
         raise UserError(f"{target.path}: it has no held-out prompts; name a file with {option('prompts')}")
     chosen = target.checked(some_of(chosen, limit) if limit else chosen, guidance)
-    target.broadcast_object(
-        [*(notes(chosen) if prompts else ()), longer_than_read(chosen, engine.backbone)], on_message
-    )
+    target.report([*(notes(chosen) if prompts else ()), longer_than_read(chosen, engine.backbone)], on_message)
     scorer = evaluation_scorer(engine, chosen, members)
     rollout_sampler = engine.evaluation_rollout_sampler(steps=steps, guidance=guidance, micro_batch=micro_batch)
     target.share(rollout_sampler, chosen, members, on_message)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dgpo_core.api.models import named
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.storage.description import CONFIG
@@ -25,7 +24,7 @@ def check_export(run: Path, model: str, format: str | None) -> None:
     """Raise UserError for what cannot be exported, or not in this format, as far as that is known without the model."""
     if model == "base":
         raise UserError(
-            f"{named(model)}: the base model is the checkpoint that the run started from; nothing to export"
+            f"{option('model', model)}: the base model is the checkpoint that the run started from; nothing to export"
         )
     if run.is_file():
         raise UserError(f"{run}: is a run file, which has only its base model; name a run directory")

@@ -322,22 +322,22 @@ class Run:
             The directory. For SD3.5: `pipe.load_lora_weights(directory)`.
         """
         from dgpo_core.api.exporting import check_export, export
-        from dgpo_core.api.models import view_of
+        from dgpo_core.api.models import check_model
         from dgpo_core.api.output import check_directory
 
         output = path_of(directory)
-        check_export(self._path, view_of(model), format)
+        check_export(self._path, check_model(model), format)
         check_directory(output, force=force, target=self._path)
         export(self._opened(model, checkpoint, alone=True), output, format)
         return output
 
     def _opened(self, model: str, checkpoint: str | int, *, alone: bool = False) -> Target:
         """The model, loaded if it is not; its weights if another checkpoint is meant."""
-        from dgpo_core.api.models import view_of
+        from dgpo_core.api.models import check_model
         from dgpo_core.api.target import open_target
         from dgpo_core.storage.checkpoint import Checkpoints
 
-        model, which = view_of(model), str(checkpoint)
+        model, which = check_model(model), str(checkpoint)
         if not self._path.is_dir():
             if model != "base":
                 raise UserError(

@@ -120,13 +120,13 @@ def draw(
     chosen = list(prompts) or (target.prompts("heldout") or target.prompts("train"))[:limit]
     chosen = target.checked(chosen, guidance, sides)
     scale = engine.config.rollout.guidance if guidance is None else guidance
-    target.broadcast_object(notes(chosen) if look else (), on_message)
+    target.report(notes(chosen) if look else (), on_message)
     reported = [
         longer_than_read(chosen, engine.backbone),
         unheard(chosen, engine.backbone.supports_guidance and scale != 1),
         _check_video(target, fps),
     ]
-    target.broadcast_object(reported, on_message)
+    target.report(reported, on_message)
     rollout_sampler = engine.rollout_sampler(steps=steps, guidance=guidance, micro_batch=micro_batch)
     media = _drawn(target, rollout_sampler, chosen, count, seed, on_message)
     shown = tuple(prompt for prompt in chosen for _ in range(count)) if target.processes.main else ()

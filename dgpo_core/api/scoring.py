@@ -64,7 +64,7 @@ def score(
 
     from dgpo_core.data.checks import check_prompts
     from dgpo_core.media.kinds import check_range
-    from dgpo_core.plugins.process_state import Guard
+    from dgpo_core.plugins.process_state import ProcessState
     from dgpo_core.plugins.registry import get_registry
     from dgpo_core.rewards import place
     from dgpo_core.system.device import choose_device
@@ -77,7 +77,7 @@ def score(
     named = _named(media)
     wanted = _prompts(media, prompts, len(named))
     samples = [Sample(one, prompt, load) for (one, load), prompt in zip(named, wanted, strict=True)]
-    with Guard().around(f"reward {block.label}, when it was made,"):
+    with ProcessState().around(f"reward {block.label}, when it was made,"):
         model = place(block, registry, device=where)
     try:
         check_range(model, block.use, f"reward {block.label}")

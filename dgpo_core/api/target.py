@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dgpo_core.api.models import check_view, named
+from dgpo_core.api.models import check_model
 from dgpo_core.config.locations import located
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.distributed.partitioning import partition_units
@@ -69,7 +69,8 @@ class Target:
         """The same weights, of which this view is used."""
         if self.manifest is None and wanted != "base":
             raise UserError(
-                f"{named(wanted)}: {self.path} is a run file, which has only its base model; name a run directory"
+                f"{option('model', wanted)}: {self.path} is a run file, which has only its base model; name a run "
+                "directory"
             )
         return replace(self, model="base" if wanted == "base" else self.engine.policy.available(wanted), wanted=wanted)
 
@@ -89,7 +90,7 @@ class Target:
         self.engine.load_weights(checkpoint)
         return replace(self, manifest=checkpoint.manifest)
 
-    def reported(self, notes: Iterable[str | None], on_message: Callable[[str], None]) -> None:
+    def report(self, notes: Iterable[str | None], on_message: Callable[[str], None]) -> None:
         """Tell what there is of notes, once, whatever the number of processes."""
         for one in filter(None, notes if self.processes.main else ()):
             on_message(one)
@@ -119,7 +120,7 @@ class Target:
         batches, count = rollout_sampler.micro_batches(prompts, members), self.processes.count
         if len(batches) < count:
             smaller = f"{option('micro_batch')} makes batches smaller"
-            self.broadcast_object([f"{len(batches)} of {count} processes have samples to draw; {smaller}"], on_message)
+            self.report([f"{len(batches)} of {count} processes have samples to draw; {smaller}"], on_message)
         return partition_units(batches, count)
 
     def prompts(self, split: Literal["train", "heldout"]) -> list[Prompt]:
@@ -147,20 +148,22 @@ def open_target(
     alone: bool = False,
     on_message: Callable[[str], None],
 ) -> Target:
-    """Open a run directory (its EMA unless another view is named) or a run file (its base).
+    """Open a run directory (its EMA unless another model is named) or a run file (its base).
 
     `checkpoint` is "newest", "best" or an iteration. Raises UserError naming what there is to choose from, for a run
     directory whose files are not as they were written, and for base weights that are not those that the run began with,
     unless "base" is accepted. preset: of a run file. alone: this process does not share the work with others, nor a
-    model that `run.shard` spreads: it is whole, in the CPU's memory. tell: hears what is not as the run left it.
+    model that `run.shard` spreads: it is whole, in the CPU's memory. on_message: receives what is not as the run left it.
     """
     from dgpo_core.plugins.registry import get_registry  # where tests put one of their own
 
     if model is not None:
-        check_view(model)
+        check_model(model)
     run, registry = path.is_dir(), get_registry()
     if not run and path.exists() and model not in (None, "base"):
-        raise UserError(f"{named(model)}: {path} is a run file, which has only its base model; name a run directory")
+        raise UserError(
+            f"{option('model', model)}: {path} is a run file, which has only its base model; name a run directory"
+        )
     config = run_config(path, overrides, registry, preset=preset)
     if alone and config.run.shard:
         precision = config.precision.model_copy(update={"attention": "auto"})
@@ -176,7 +179,7 @@ def open_target(
         if engine.runtime.processes.main:
             _report_changes(path, engine, found, accept, on_message)
         engine.load_weights(found)
-        return Target(engine, path, found.manifest).using(model or "slow")  # type: ignore[arg-type]
+        return Target(engine, path, found.manifest).using(model or "ema")  # type: ignore[arg-type]
     except BaseException:
         engine.close()
         raise

@@ -21,7 +21,7 @@ from dgpo_core.distributed.processes import Processes, cut
 from dgpo_core.errors import UserError
 from dgpo_core.media.files import MediaError, Medium
 from dgpo_core.media.kinds import Kind, one_of, plural
-from dgpo_core.plugins.process_state import Guard
+from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.training.reward_calls import Reward, checked_group, checked_score
 from dgpo_core.types import Prompt, Scores
 from dgpo_schemas.service import LONGEST_PART
@@ -156,7 +156,7 @@ class _Scoring:
     results: dict[int, Result] = field(default_factory=dict)
     notes: dict[int, Sequence[str]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    monitor: Guard = field(default_factory=Guard)
+    process_state: ProcessState = field(default_factory=ProcessState)
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """The media of samples; those that cannot be read, or that the reward does not take, are missing."""
@@ -186,14 +186,14 @@ class _Scoring:
         keys = [(name, names[:i].count(name)) for i, name in enumerate(names)]
         media = torch.stack([one for _, one in members]).to(self.device)
         prompt = self.samples[members[0][0]].prompt
-        self._keep_all(members, checked_group(self.reward, media, prompt, keys, self.failures, self.monitor))
+        self._keep_all(members, checked_group(self.reward, media, prompt, keys, self.failures, self.process_state))
 
     def score(self, members: Sequence[tuple[int, Tensor]]) -> None:
         """Score a batch."""
         if members:
             prompts = [self.samples[index].prompt for index, _ in members]
             media = torch.stack([one for _, one in members]).to(self.device)
-            self._keep_all(members, checked_score(self.reward, media, prompts, self.failures, self.monitor))
+            self._keep_all(members, checked_score(self.reward, media, prompts, self.failures, self.process_state))
 
     def gathered(self, processes: Processes) -> Scored:
         """What all processes have found."""
