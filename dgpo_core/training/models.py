@@ -38,7 +38,7 @@ class Models:
         return self.config.rollout.guidance if self.objective.needs_path else 1.0
 
     def others(self, *, statistic_only: bool = False) -> list[ModelName]:
-        """The views to run beside the policy, for the loss or for the statistic alone. Each runs once, whatever the
+        """The models to run beside the policy, for the loss or for the statistic alone. Each runs once, whatever the
         number of its uses: a frozen reference is the base, a dynamic one the fast EMA."""
         objective, dynamic = self.objective, self.config.objective.reference == "ema_fast"
         wanted: dict[ModelName, bool] = {
@@ -56,18 +56,18 @@ class Models:
             # At most one of the two is not 1.
             guidance = max(self._guidance, self.config.objective.kl_cfg) if model == "base" else self._guidance
             with self.policy.activate(model):
-                found[model] = self._velocity(b, guidance)
+                found["old" if model == "ema_fast" else model] = self._velocity(b, guidance)
         if self.objective.needs_reference:
-            found["reference"] = found["ema_fast" if self.config.objective.reference == "ema_fast" else "base"]
+            found["reference"] = found["old" if self.config.objective.reference == "ema_fast" else "base"]
         return replace(b, others=found, loss_weight=contract_checks.loss_weight(self.policy.backbone, b.sigma))
 
     def predictions(self, b: MicroBatch) -> Predictions:
-        """What the objective sees, with the prediction of the view in place."""
+        """What the objective sees, with the prediction of the active model."""
         return b.predictions(self._velocity(b, self._guidance))
 
     def _velocity(self, b: MicroBatch, guidance: float) -> Tensor:
-        """Autocast is entered anew for every view: it remembers its casts by the parameter, whose data are another
-        view's now. Texts are encoded outside of it, as everywhere."""
+        """Autocast is entered anew for every model: it caches its casts by the parameter, whose data are another
+        model's now. Texts are encoded outside of it, as everywhere."""
         unconditional = self.conditioning.unconditional(b.members.prompts) if guidance != 1.0 else None
         with self.autocast():
             return self.policy.velocity(b.x_sigma, b.sigma, b.members.conditioning, unconditional, guidance)

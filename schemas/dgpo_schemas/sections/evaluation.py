@@ -21,7 +21,7 @@ class MonitorsSection(StrictModel):
     alarm: Literal["log", "stop", "off"] = Field(
         default="log",
         json_schema_extra=ANYTIME,
-        description="When the target has risen and a monitor has left its tolerance since the first evaluation: log it, "
+        description="When the target has risen and a monitor has left its tolerance since the first evaluation: log, "
         "or stop the run with its state saved.",
     )
     tolerances: dict[str, Annotated[Float, Field(ge=0)]] = Field(

@@ -96,7 +96,7 @@ class SD3Backbone(DiffusersBackbone):
 
     def components_to_load(self, index: Index) -> Sequence[str]:
         """Without T5 if it is absent, dropped, or has a text length of 0."""
-        t5 = self.options.text_length > 0 and not self.options.drop_t5 and index.component("text_encoder_3") is not None
+        t5 = self.options.text_length > 0 and not self.options.drop_t5 and index.part("text_encoder_3") is not None
         return [name for name in self.layout.models if t5 or name != "text_encoder_3"]
 
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:

@@ -67,7 +67,7 @@ class WanBackbone(DiffusersBackbone):
     def components_to_load(self, index: Index) -> Sequence[str]:
         """Two transformers if the pipeline changes from one to another at a boundary (Wan 2.2 A14B)."""
         boundary = index.number("boundary_ratio") is not None
-        if boundary and index.component("transformer_2") is None:
+        if boundary and index.part("transformer_2") is None:
             raise UserError(
                 f"backbone.checkpoint: {index.path} has a boundary_ratio, but no transformer_2 to change to"
             )
