@@ -19,7 +19,9 @@ def dgpo_commands() -> Sequence[Command]:
         Command("export", "Write a run's adapter for use without dgpo.", "dgpo_cli.export:export", 80),
         Command("validate", "Check a run file without loading models.", "dgpo_cli.validate:validate", 100),
         Command("plugins", "Show, check and write plugins.", order=130),
-        Command("plugins list", "List every component that a run file may use.", "dgpo_cli.plugins:list_parts", 10),
+        Command(
+            "plugins list", "List every component that a run file may use.", "dgpo_cli.plugins:list_components", 10
+        ),
         Command("plugins show", "Show what a component is, and its options.", "dgpo_cli.plugins:show", 20),
         Command("schema", "Write JSON Schemas for editors.", "dgpo_cli.schema:schema", 140),
     ]

@@ -64,7 +64,7 @@ def test_without_locks_a_run_goes_on_with_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("line", "refused", "told"),
+    ("line", "refused", "reported"),
     [
         (f"{os.getppid()} {HERE}\n", True, ""),
         ("0 elsewhere\n", False, ""),

@@ -58,7 +58,7 @@ def weights(config: RunConfig) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("limits", "told"),
+    ("limits", "reported"),
     [
         ({"forward": 5}, ["rollout.micro_batch: 4`", "optimizer.micro_batch: 4`"]),
         ({"backward": 3}, ["optimizer.micro_batch: 2`"]),

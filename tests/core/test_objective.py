@@ -266,8 +266,8 @@ def test_under_autocast_every_model_is_itself(train: str) -> None:
         shared_noise=True, active=GROUPS * MEMBERS,
     )  # fmt: skip
     b = o.models.at(update, update.gather([(0, 0), (1, 3)]), 0)
-    for model, found in (("base", b.others["reference"]), ("ema_fast", b.others["ema_fast"])):
+    for model, found in (("base", b.others["reference"]), ("ema_fast", b.others["old"])):
         with policy.activate(model), half(), torch.no_grad():  # type: ignore[arg-type]
             wanted = policy.velocity(b.x_sigma, b.sigma, b.members.conditioning)
         assert torch.equal(found, wanted), model  # type: ignore[arg-type]
-    assert not torch.equal(b.others["reference"], b.others["ema_fast"])  # type: ignore[arg-type]
+    assert not torch.equal(b.others["reference"], b.others["old"])  # type: ignore[arg-type]

@@ -255,7 +255,7 @@ def flickering(monkeypatch: pytest.MonkeyPatch) -> Flickering:
 
 
 @pytest.mark.parametrize(
-    ("missing", "limit", "told"),
+    ("missing", "limit", "reported"),
     [
         (0, 0.0, None),
         (3, 0.2, None),  # 15 %

@@ -177,7 +177,7 @@ def test_while_updates_are_skipped_the_weights_before_the_last_one_are_kept(
 
 
 @pytest.mark.parametrize(
-    ("every", "keep", "spoilt_at", "left", "told"),
+    ("every", "keep", "corrupted_at", "left", "reported"),
     [
         (1, 1, 2, [1, 2], "The checkpoint of iteration 1 is kept: move {0}/checkpoints/000002 away, and a resume with"),
         (3, 1, 2, [0], "They are not saved: the checkpoint of iteration 0 is kept, and a resume with"),

@@ -323,6 +323,8 @@ def test_the_last_commit_against_the_working_tree(tmp_path: Path) -> None:
 
 def test_a_run_file_in_the_words_of_another_tree() -> None:
     """Sections that swap their names included, each key at its place."""
+    rewards = [{"use": "ocr", "options": {"rule": "normalized"}}, {"use": "normalized"}]
+    assert words.BEFORE.run_file({"rewards": rewards})["rewards"][0]["options"] == {"rule": "normalised"}
     data = {
         "objective": {
             "beta": 1, "reference": "ema_fast", "ema_fast": {"ramp": 2}, "ema": {"every": 3}, "ema_rollouts_after": 4,

@@ -7,7 +7,7 @@ and what the working tree writes is compared in those of the other tree, so that
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,8 @@ WITNESS = "dgpo_core/training/monitors.py"
 class Words:
     """A table of today's words and those of a tree; by default they are the same.
 
-    settings: dotted keys of a run file, moved one after another; choices: of a dotted key, its values; options: of the
+    settings: dotted keys of a run file, moved one after another; choices: values of a dotted key (`*`: of each in a
+    list); options: of the
     command line; records: patterns of files, their keys at any depth; entries: of such a key, its values; texts:
     beginnings of the values of any key; files: in the paths of a run's directory; tensors: beginnings of the names of a
     checkpoint's tensors; sizes: patterns of files and of keys that follow from the length of names.
@@ -43,8 +44,7 @@ class Words:
         """A run file's data, in the words of the tree."""
         found = deepcopy(dict(data))
         for key, values in self.choices.items():
-            section, name = _section(found, key)
-            if name in section:
+            for section, name in _holders(found, key.split(".")):
                 section[name] = values.get(section[name], section[name])
         for key, other in self.settings.items():
             section, name = _section(found, key)
@@ -104,6 +104,18 @@ def _renamed(text: str, beginnings: Mapping[str, str]) -> str:
     return next((b + text.removeprefix(a) for a, b in beginnings.items() if text.startswith(a)), text)
 
 
+def _holders(data: Any, key: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
+    """The sections that have a key with a text, `*` for each entry of a list, and its last name."""
+    first, *rest = key
+    if isinstance(data, list):
+        for inner in data if first == "*" else ():
+            yield from _holders(inner, rest)
+    elif isinstance(data, dict) and rest:
+        yield from _holders(data.get(first), rest)
+    elif isinstance(data, dict) and isinstance(data.get(first), str):
+        yield data, first
+
+
 def _section(data: dict[str, Any], key: str, *, create: bool = False, place: str = "") -> tuple[dict[str, Any], str]:
     """The section that has a dotted key, an empty one where there is none, and the last name. A section that is created
     stands in front of the key `place`."""
@@ -151,6 +163,8 @@ BEFORE = Words(
         "objective.reference": {"ema_fast": "ema"},
         "evaluation.model": MODELS,
         "scoring.aggregation": {"group-normalized": "group-normalised"},
+        "rewards.*.options.rule": {"normalized": "normalised"},
+        "evaluation.rewards.*.options.rule": {"normalized": "normalised"},
     },
     options={"--model": "--view"},
     records={

@@ -298,10 +298,10 @@ def test_without_weights_it_has_the_same_shapes(checkpoint: Callable[[str], Path
     family, directory = FAMILIES[name], checkpoint(name)
     real = build(family, directory)
     meta = family.kind.meta_model(real.section, real.options)
-    assert {n: shapes(m.named_parameters()) for n, m in meta.parts().items()} == {
-        n: shapes(m.named_parameters()) for n, m in real.parts().items()
+    assert {n: shapes(m.named_parameters()) for n, m in meta.components().items()} == {
+        n: shapes(m.named_parameters()) for n, m in real.components().items()
     }
-    assert all(p.device.type == "meta" for part in meta.parts().values() for p in part.parameters())
+    assert all(p.device.type == "meta" for part in meta.components().values() for p in part.parameters())
     assert meta.latent_shape(*SIZES[0]) == real.latent_shape(*SIZES[0])
     prompts = [Prompt(text, size=SIZES[0]) for text in TEXTS]
     for rows in ("encode", "unconditional"):
@@ -325,7 +325,7 @@ def shapes(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, tuple[torch.Size,
 def test_text_encoders_may_wait_in_host_memory(checkpoint: Callable[[str], Path], name: str) -> None:
     family, directory = FAMILIES[name], checkpoint(name)
     here, away = (build(family, directory, {**family.quick, "offload_text": away}) for away in (False, True))
-    assert set(here.parts()) - set(away.parts()) == {"text encoders"}
+    assert set(here.components()) - set(away.components()) == {"text encoders"}
     assert not here.offloaded_modules()
     assert set(away.offloaded_modules()) == {"text encoders"}
     prompts = [Prompt(TEXTS[0], size=SIZES[0])]

@@ -226,7 +226,7 @@ def test_variants_with_few_pairs_are_counted_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "told"),
+    ("n", "reported"),
     [(3, "A p below 0.05 takes at least 3 more."), (5, "A p below 0.05 takes at least 1 more."), (6, None)],
 )
 def test_the_missing_seeds_are_reported(n: int, reported: str | None) -> None:

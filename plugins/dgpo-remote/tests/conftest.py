@@ -53,7 +53,7 @@ def _one_thread() -> None:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that holds the plugin and the toy's components as `pip install --target` would leave them."""
     directory = tmp_path_factory.mktemp("installed")
-    shutil.copy(Path(__file__).with_name("components.py"), directory / f"{NAME}.py")
+    shutil.copy(Path(__file__).with_name("parts.py"), directory / f"{NAME}.py")
     metadata = directory / f"{NAME}-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.0\n")
@@ -69,7 +69,7 @@ def python_path(installed: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def components(installed: Path) -> ModuleType:
+def parts(installed: Path) -> ModuleType:
     """The plugin's module, in this process."""
     spec = importlib.util.spec_from_file_location(NAME, installed / f"{NAME}.py")
     assert spec is not None
@@ -81,11 +81,11 @@ def components(installed: Path) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def rewards(components: ModuleType) -> Registry:
+def rewards(parts: ModuleType) -> Registry:
     """A registry that knows the plugin."""
     made = Registry(discover=False)
     made.register(builtin, distribution="dgpo")
-    made.register(components, distribution=NAME)
+    made.register(parts, distribution=NAME)
     made.register(toy, distribution="toy")
     made.register(remote, distribution="dgpo-remote")
     return made

@@ -134,7 +134,7 @@ def test_paths_of_the_run_s_interpreter_stay_with_it(monkeypatch: pytest.MonkeyP
 
 # -- accidents ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("deed", "told"),
+    ("deed", "reported"),
     [
         ("crash", "was ended by SIGSEGV"),
         ("hang", r"gave no answer within 0.3 s \(worker.timeout\) and was killed"),

@@ -178,7 +178,7 @@ def test_late_and_second_answers_are_not_taken_for_another_batch(
     reward.close()
 
 
-@pytest.mark.parametrize(("number", "told"), [("number + 1", "question 3 and was asked 2"), (0, "question 0")])
+@pytest.mark.parametrize(("number", "reported"), [("number + 1", "question 3 and was asked 2"), (0, "question 0")])
 def test_answers_to_questions_that_nobody_asked_end_the_worker(
     make: Make, samples: Samples, tmp_path: Path, number: Any, reported: str
 ) -> None:

@@ -26,7 +26,7 @@ def read(name: str) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    "name, std, kl, beta, switch, lowest",
+    "name, std, kl, beta, ema_rollouts_after, lowest",
     [
         ("sd35-geneval", "group", 0.02, 100, 500, 4),
         ("sd35-ocr", "batch", 0.02, 100, 200, 6),

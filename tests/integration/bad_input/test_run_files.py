@@ -149,7 +149,7 @@ def test_mistakes_in_the_run_file(world: World, command: str, mistake: str) -> N
     old, new, expected = EDITS[mistake]
     world.edit(old, new)
     for kind in ("reward", "sampler", "backbone"):
-        expected = expected.replace(f"{{{kind}}}", ", ".join(sorted(world.known().parts(kind))))
+        expected = expected.replace(f"{{{kind}}}", ", ".join(sorted(world.known().components(kind))))
     refused(world, [command, "run.yaml"], expected)
 
 
@@ -200,7 +200,7 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file(world: World
     ],
 )
 def test_settings(world: World, setting: str, expected: str) -> None:
-    expected = expected.replace("{reward}", ", ".join(sorted(world.known().parts("reward"))))
+    expected = expected.replace("{reward}", ", ".join(sorted(world.known().components("reward"))))
     for command in ("validate", "train"):
         refused(world, [command, "run.yaml", "--set", setting], f"--set {setting}: {expected}")
 
@@ -219,7 +219,7 @@ def dgpo_rewards():
 def test_a_plugin_that_does_not_import(world: World) -> None:
     world.install("dgpo_lamp", dgpo_lamp="import lightbulbs\n")
     world.edit("use: brightness", "use: lamp")
-    rewards = ", ".join(sorted(world.known().parts("reward")))
+    rewards = ", ".join(sorted(world.known().components("reward")))
     for command in ("validate", "train"):
         refused(
             world,

@@ -91,5 +91,5 @@ def lines(measured: dict[str, Any]) -> list[str]:
         f"peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB",
     ]
     if all(row["tflops"] is None for row in measured["phases"].values()):
-        said.append("operations are not known: the backbone does not say what it looks like (Backbone.meta model)")
+        said.append("operations are not known: the backbone does not say what it looks like (Backbone.meta_model)")
     return said

@@ -166,7 +166,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if value.is_meta:
                     raise UserError(
                         f"{self._whose}: it runs a weight {tuple(value.shape)} that is in none of its `components` and "
-                        "`offloaded modules`, which name everything that has weights, text encoders and decoders too"
+                        "`offloaded_modules`, which name everything that has weights, text encoders and decoders too"
                     )
                 twin = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
                 put[id(twin)] = twin, value
