@@ -21,7 +21,7 @@ def sample(
     ] = None,
     images: Annotated[
         list[Path] | None,
-        typer.Option("--media", help="A image or video to draw every --prompt from; may be repeated.", metavar="PATH"),
+        typer.Option("--media", help="An image or video to draw every --prompt from; may be repeated.", metavar="PATH"),
     ] = None,
     file: Annotated[Path | None, typer.Option("--prompts", help="A .txt, .jsonl or .json file of prompts.")] = None,
     output: options.Output = Path("samples"),

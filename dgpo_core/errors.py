@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ContractError", "DgpoError", "PluginError", "ProcessLostError", "RunStopped", "UserError"]
+__all__ = ["ContractError", "DgpoError", "PluginError", "ProcessLostError", "RenamedError", "RunStopped", "UserError"]
 
 
 class DgpoError(Exception):
@@ -19,6 +19,11 @@ class PluginError(UserError):
 
 class ContractError(PluginError):
     """A plugin that was made for another version of the contract (`contracts.version`)."""
+
+
+class RenamedError(ContractError, ImportError):
+    """A plugin imports a name that the contract no longer has. An ImportError too, so that a plugin for several
+    versions may catch it."""
 
 
 class RunStopped(DgpoError):

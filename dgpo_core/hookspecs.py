@@ -132,3 +132,13 @@ def dgpo_iteration_finished(run: RunInfo, iteration: int, metrics: Mapping[str, 
 @hookspec
 def dgpo_run_finished(run: RunInfo, outcome: str) -> None:
     """Called once when a run ends: outcome is "finished", "interrupted" or "failed"."""
+
+
+def __getattr__(name: str) -> Any:
+    """Raises RenamedError for a name of an older version of the contract, AttributeError for any other."""
+    from dgpo_core.contracts.version import renamed_declaration
+    from dgpo_core.errors import RenamedError
+
+    if (message := renamed_declaration(name)) is not None:
+        raise RenamedError(message)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

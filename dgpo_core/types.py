@@ -44,7 +44,7 @@ SampleKey = tuple[int | str, ...]
 
 @dataclass(frozen=True, slots=True)
 class ConditionMedium:
-    """A image or video that a sample is conditioned on, such as the one to edit.
+    """An image or video that a sample is conditioned on, such as the one to edit.
 
     digest: SHA-256 of the file's bytes, as hexadecimal digits, by which two of them are the same.
     path: where it lies, or lay on the machine that it comes from; content: its bytes, where it is not read from there;

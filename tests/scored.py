@@ -114,7 +114,7 @@ class Plugin:
 
 
 def image(name: str, red: float = 0.8, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
-    """A image of one color: 255 * red of red, nothing else."""
+    """An image of one color: 255 * red of red, nothing else."""
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (round(255 * red), 0, 0)).convert(mode).save(name)
     return Path(name)

@@ -21,7 +21,8 @@ import yaml
 import dgpo_core
 from dgpo_core import Scores, contracts, load_run
 from dgpo_core.config.pipeline import load_run_config, load_serve_config
-from dgpo_core.contracts.version import CHANGES, changes_in
+from dgpo_core.contracts.version import CHANGES, DECLARATIONS, HOOKS, changes_in, made_for
+from dgpo_core.errors import ContractError
 from dgpo_core.hookspecs import KINDS
 from dgpo_core.plugins.registry import Registry, get_registry
 from dgpo_kit.contracts import component_checks
@@ -263,24 +264,36 @@ MIGRATING = blocks((ROOT / "docs/migrating.md").read_text(), "python")
 
 @pytest.mark.parametrize("text", MIGRATING, ids=lambda text: f"{text.count(chr(10))} lines")
 def test_plugins_of_the_page_on_migrating_are_of_the_version_that_it_says(text: str) -> None:
-    """Each snippet runs; the classes of version 1 are refused, those of version 2 are not."""
+    """Each snippet runs; the classes of older versions are refused, those of this version are not."""
     said = int(re.match(r"# version (\d)\n", text)[1])  # type: ignore[index]
     names: dict[str, object] = {"__name__": "page"}
+    if "import Part" in text:
+        with pytest.raises(ContractError, match=r"hookspecs\.Part became dgpo_core\.hookspecs\.Component"):
+            exec(compile(text, "docs/migrating.md", "exec"), {})
+        text = text.replace("import Part", "import Component as Part")
     exec(compile(text, "docs/migrating.md", "exec"), names)
     assert names.get("dgpo_contract", contracts.VERSION) == contracts.VERSION
     made = [one for one in names.values() if isinstance(one, type) and one.__module__ == "page"]
     assert made or said == contracts.VERSION
     for one in made:
-        kind = "sampler" if issubclass(one, contracts.Sampler) else "backbone"
-        contract = contracts.Sampler if kind == "sampler" else contracts.Backbone
-        assert bool(list(changes_in(kind, one, contract))) == (said < contracts.VERSION)
+        kinds = {"sampler": contracts.Sampler, "reward": contracts.RewardBase}
+        kind = next((kind for kind, contract in kinds.items() if issubclass(one, contract)), "backbone")
+        changes = list(changes_in(kind, one, kinds.get(kind, contracts.Backbone)))
+        assert bool(changes) == (said < contracts.VERSION)
+        assert not changes or made_for(changes) == said
 
 
-def test_the_page_on_migrating_reports_of_every_change() -> None:
+def test_the_page_on_migrating_reports_every_change() -> None:
     page = (ROOT / "docs/migrating.md").read_text()
     for change in CHANGES:
-        assert f"`{change.method}`" in page, change
-        assert any(f"def {change.method}(" in b or f"{change.method} =" in b for b in MIGRATING if "# version 1" in b)
+        old = [b for b in MIGRATING if b.startswith(f"# version {change.since - 1}\n")]
+        assert any(f"def {change.method}(" in b or f"{change.method} =" in b for b in old), change
+    rows = dict(re.findall(r"^\| [^|]* \| (?:hook )?`([^`]*)` \| (?:hook )?`([^`]*)` \|$", page, re.MULTILINE))
+    renamed = {change.was: change.now for change in CHANGES if change.since == 3}
+    renamed |= {f"dgpo_core.hookspecs.{old}": f"dgpo_core.hookspecs.{new}" for old, new in DECLARATIONS.items()}
+    assert rows == renamed | HOOKS
+    of_version_1 = page.partition("## From version 1 to 2")[2]
+    assert all(f"`{change.method}`" in of_version_1 for change in CHANGES if change.since == 2)
 
 
 def test_the_page_on_plugins_has_every_name_of_a_backbone() -> None:

@@ -202,7 +202,7 @@ class Backbone(ABC):
 
     def components(self) -> Mapping[str, torch.nn.Module]:
         """Everything that has weights and stays on the device, by names for people. By default the module alone; a
-        model with a `meta model` names its text encoders and its decoder too, which run there as well."""
+        model with a `meta_model` names its text encoders and its decoder too, which run there as well."""
         return {"model": self.module}
 
     def blocks(self) -> Sequence[torch.nn.Module]:

@@ -1,8 +1,8 @@
-"""The version of the plugin contract, and how a class made for another one is recognised.
+"""The version of the plugin contract, and how a plugin made for another version is recognized.
 
-A method that was renamed or lost a parameter fails in the middle of a run with a TypeError, or is never called again.
-Both are told when a part's class is loaded, with the signature as it was and as it is. A row here is one change; what
-was only added needs none, since older plugins go on working.
+A method that was renamed or lost a parameter would fail in the middle of a run with a TypeError, or would never be
+called. Both are reported when a component's class is loaded, with the signature before and after. A row is one change.
+Additions need no row, since older plugins keep working.
 """
 
 from __future__ import annotations
@@ -12,22 +12,44 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ATTRIBUTE", "CHANGED", "CHANGES", "GUIDE", "VERSION", "Change", "changes_in", "why_not"]
+__all__ = [
+    "ATTRIBUTE",
+    "CHANGED",
+    "CHANGES",
+    "DECLARATIONS",
+    "GUIDE",
+    "HOOKS",
+    "OLDER",
+    "VERSION",
+    "Change",
+    "changes_in",
+    "made_for",
+    "renamed_declaration",
+    "why_not",
+]
 
-VERSION = 2
-"""Raised by one whenever an existing plugin of some kind would have to change."""
+VERSION = 3
+"""Incremented whenever existing plugins of some kind have to change."""
 ATTRIBUTE = "dgpo_contract"
-"""The name by which a plugin module may say the version that it was made for: `dgpo_contract = 2`."""
+"""The attribute of a plugin module that states the version it was made for: `dgpo_contract = 3`."""
 GUIDE = "docs/migrating.md"
+OLDER = f"{VERSION - 1} or older"
+"""The version of a plugin of which no more is known."""
+
+DECLARATIONS: Mapping[str, str] = {"Part": "Component"}
+"""Names of `dgpo_core.hookspecs` before version 3, and their names since."""
+HOOKS: Mapping[str, str] = {"dgpo_places": "dgpo_reward_transports"}
+"""Hooks before version 3, and their names since."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One method or attribute of a kind's contract that older plugins have otherwise.
+    """One method or attribute of a kind's contract that changed.
 
-    was, now: the signature then, and what it became; parameter: the one by whose name the old signature is known, None
-    where the whole name is gone; instead: the parameter, or the attribute, that a class of today has in its place;
-    sign: for a name that is gone, those that every class of then had to have, since one alone may be a helper's.
+    was, now: the signature before and after; parameter: the parameter that identifies the old signature, None if the
+    name itself was removed; instead: the parameter or attribute that replaces it; sign: for a removed name, the names
+    that every class of that version had to define, since a single one may be a helper; since: the version that made the
+    change.
     """
 
     kind: str
@@ -37,6 +59,7 @@ class Change:
     parameter: str | None
     instead: str
     sign: tuple[str, ...] = ()
+    since: int = 2
 
 
 _SIGN = ("without_adapter", "save_adapter")
@@ -48,7 +71,8 @@ CHANGES: tuple[Change, ...] = (
         "encode(prompts: Sequence[Prompt]) -> Conditioning", "texts", "prompts",
     ),
     Change(
-        "backbone", "unread", "unread(texts: Sequence[str])", "unread(prompts: Sequence[Prompt])", "texts", "prompts"
+        "backbone", "unread", "unread(texts: Sequence[str])", "truncated_prompts(prompts: Sequence[Prompt])",
+        "texts", "prompts",
     ),
     Change("backbone", "without_adapter", "without_adapter()", f"{_ADAPTER}: Adapter.off()", None, "adapter", _SIGN),
     Change("backbone", "merged", "merged()", f"{_ADAPTER}: Adapter.merged()", None, "adapter", _SIGN),
@@ -70,46 +94,74 @@ CHANGES: tuple[Change, ...] = (
         "sampler", "sample", "sample(velocity, noise, *, steps, shift, ...)",
         "sample(velocity, noise, *, steps, schedule, ...)", "shift", "schedule",
     ),
+    Change(
+        "backbone", "unread", "unread(prompts)", "truncated_prompts(prompts)", None, "truncated_prompts", since=3
+    ),
+    Change(
+        "backbone", "sketch", "sketch(section, options)", "meta_model(section, options)", None, "meta_model", since=3
+    ),
+    Change("backbone", "visitors", "visitors()", "offloaded_modules()", None, "offloaded_modules", since=3),
+    Change("backbone", "parts", "parts()", "components()", None, "components", since=3),
+    Change("backbone", "guidable", "guidable", "supports_guidance", None, "supports_guidance", since=3),
+    Change("reward", "elsewhere", "elsewhere", "is_remote", None, "is_remote", since=3),
 )  # fmt: skip
-"""From version 1 to 2."""
+"""The changes of version 2, then those of version 3."""
 
 CHANGED = frozenset(change.kind for change in CHANGES)
-"""Kinds of which an older class has to be looked at."""
+"""Kinds whose classes are inspected before a run."""
 
 
 def changes_in(kind: str, implementation: type, contract: type) -> Iterator[Change]:
-    """The changes that a class was not made for. What cannot be known, because it takes `*args` or has no signature, is
-    not held against it."""
+    """The changes that a class was not made for, one for each name. A signature that cannot be determined, for example
+    because it takes `*args`, is accepted."""
+    seen: set[str] = set()
     for change in CHANGES:
-        if change.kind == kind and _holds(change, contract) and _is_older(change, implementation, contract):
+        if change.kind != kind or change.method in seen:
+            continue
+        if _holds(change, contract) and _is_older(change, implementation, contract):
+            seen.add(change.method)
             yield change
 
 
-def why_not(declared: int | None, changes: Sequence[Change] = ()) -> str:
-    """What is said of a part that was made for another version: `declared`, or the one before the changes."""
-    if declared is not None and declared > VERSION:
+def made_for(changes: Sequence[Change]) -> int:
+    """The newest version that a class with these changes can have been made for."""
+    return min(change.since for change in changes) - 1
+
+
+def renamed_declaration(name: str) -> str | None:
+    """The message for a name that `dgpo_core.hookspecs` had before version 3; None for any other name."""
+    if name not in DECLARATIONS:
+        return None
+    return why_not(OLDER, [f"dgpo_core.hookspecs.{name} became dgpo_core.hookspecs.{DECLARATIONS[name]}"])
+
+
+def why_not(declared: int | str | None, changes: Sequence[Change | str] = ()) -> str:
+    """The message for a plugin made for another version: `declared`, with the changes since, as rows or as text."""
+    if isinstance(declared, int) and declared > VERSION:
         way = "install a newer dgpo"
     else:
         way = f"install a newer version of the plugin, or a dgpo from before version {VERSION} of the contract"
     lines = [f"made for version {declared} of dgpo's plugin contract, and this dgpo has version {VERSION}: {way}"]
-    lines += [f"{change.was} became {change.now}" for change in changes]
+    lines += [change if isinstance(change, str) else f"{change.was} became {change.now}" for change in changes]
     return "\n  ".join([*lines, f"how to change a plugin: {GUIDE}"])
 
 
 def _holds(change: Change, contract: type) -> bool:
-    """Whether the contract has changed so; a row must not speak of what it still has."""
+    """Whether the contract has this change: a row must not report a name or parameter that still exists."""
     method = getattr(contract, change.method, None)
-    if change.parameter is None:
+    if method is None or change.parameter is None:
         return method is None
     return callable(method) and change.parameter not in inspect.signature(method).parameters
 
 
 def _is_older(change: Change, implementation: type, contract: type) -> bool:
-    if not _overrides(implementation, change.method, contract):
+    place = _overridden_at(implementation, change.method, contract)
+    if place is None:
         return False
     if change.parameter is None:
-        signs = all(_overrides(implementation, name, contract) for name in change.sign)
-        return signs and not _overrides(implementation, change.instead, contract)
+        replaced = _overridden_at(implementation, change.instead, contract)
+        signs = all(_overridden_at(implementation, name, contract) is not None for name in change.sign)
+        return signs and (replaced is None or place < replaced)
     found = _parameters(implementation, change.method)
     if found is None or (change.instead in found and not _says_texts(found[change.instead])):
         return False
@@ -118,14 +170,16 @@ def _is_older(change: Change, implementation: type, contract: type) -> bool:
     return change.parameter == "texts" and any(map(_says_texts, found.values()))
 
 
-def _overrides(implementation: type, name: str, contract: type) -> bool:
-    """Whether the class, or one of its bases that is not the contract's own, has a name of its own."""
-    own = set(contract.__mro__)
-    return any(name in vars(one) for one in implementation.__mro__ if one not in own)
+def _overridden_at(implementation: type, name: str, contract: type) -> int | None:
+    """Where in the method resolution order a class below the contract first defines a name; None if none does. A
+    plugin's class may derive from one of another plugin that has the new name already."""
+    classes = [one for one in implementation.__mro__ if one not in contract.__mro__]
+    return next((i for i, one in enumerate(classes) if name in vars(one)), None)
 
 
 def _parameters(implementation: type, name: str) -> Mapping[str, inspect.Parameter] | None:
-    """Parameters of a method by name, of what a decorator wraps if the decorator takes anything; None if unknown."""
+    """Parameters of a method by name, those of the wrapped function where a decorator takes any arguments; None if
+    unknown."""
     method = getattr(implementation, name)
     try:
         outer = inspect.signature(method, follow_wrapped=False).parameters
@@ -137,7 +191,7 @@ def _parameters(implementation: type, name: str) -> Mapping[str, inspect.Paramet
 
 
 def _says_texts(parameter: inspect.Parameter) -> bool:
-    """Whether its annotation is of texts, and not of prompts."""
+    """Whether a parameter is annotated as texts and not as prompts."""
     return bool(re.search(r"\bstr\b", _written(parameter))) and not _says_prompts(parameter)
 
 

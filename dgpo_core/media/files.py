@@ -60,7 +60,7 @@ def read_media(path: Path) -> Medium:
     """Read an image (PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF, JPEG 2000, QOI) or a video (those of them that move,
     mp4, mov, webm, mkv, avi).
 
-    A image is turned as its EXIF orientation says; what is transparent is shown on white, with a note. Images of 16
+    An image is turned as its EXIF orientation says; what is transparent is shown on white, with a note. Images of 16
     bits a channel keep them if they are PNG, gray or RGB(A) TIFF, or gray PGM; of others, and of those that move, the
     upper 8 are read. See `depth.deep_pixels` for fewer bits in 16. Raises MediaError for a file that is empty, no
     image or video, cut off, or larger than pixels.MAX_PIXELS once unpacked, and for pixels of which nobody says what

@@ -126,7 +126,7 @@ def read_pixels(source: Source, most: int | None = None) -> Pixels:
 
 @_explained()
 def measure(source: Source, most_frames: int) -> tuple[int, int, int]:
-    """Frames, height and width of a file, by its headers; nothing is unpacked. A image has one frame. Frames of a
+    """Frames, height and width of a file, by its headers; nothing is unpacked. An image has one frame. Frames of a
     video are counted up to one more than `most_frames`. Raises what `read_pixels` raises."""
     with _bytes(source) as handle:
         kind = _container(handle)

@@ -56,7 +56,7 @@ def implementation(registered: RegisteredComponent, kind: Kind) -> Any:
         raise PluginError(f"{registered}: {path} is no {' or '.join(base.__name__ for base in bases)}")
     changes = tuple(contract_version.changes_in(kind.name, cls, bases[0]))
     if changes:  # before what is abstract: that is so because the contract has changed
-        raise ContractError(f"{registered}: {contract_version.why_not(contract_version.VERSION - 1, changes)}")
+        raise ContractError(f"{registered}: {contract_version.why_not(contract_version.made_for(changes), changes)}")
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
         raise PluginError(f"{registered}: {path} lacks {missing}")

@@ -135,12 +135,12 @@ def declared_transports(implementations: Sequence[pluggy.HookImpl]) -> Iterator[
             returned: Any = implementation.function()
             found = dict(returned)
         except BaseException as error:
-            raise PluginError(f"dgpo_places failed with {reported(error)}") from error
+            raise PluginError(f"dgpo_reward_transports failed with {reported(error)}") from error
         for key, target in found.items():
             if not isinstance(key, str) or not NAME.match(key):
-                raise PluginError(f"dgpo_places: {key!r} is no key of a reward's block, such as worker")
+                raise PluginError(f"dgpo_reward_transports: {key!r} is no key of a reward's block, such as worker")
             if not _is_path(target):
-                raise PluginError(f"dgpo_places: {key}: must be 'package.module:connect'")
+                raise PluginError(f"dgpo_reward_transports: {key}: must be 'package.module:connect'")
             yield key, target
 
 

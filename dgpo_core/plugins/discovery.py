@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TypeAlias
 
 from dgpo_core import hookspecs
-from dgpo_core.contracts.version import ATTRIBUTE
-from dgpo_core.errors import PluginError
+from dgpo_core.contracts import version as contract_version
+from dgpo_core.errors import ContractError, PluginError
 from dgpo_core.hookspecs import ENTRY_POINT_GROUP, Kind
 from dgpo_core.plugins.installable import how_to_install
 from dgpo_schemas.text import error_text
@@ -55,13 +55,16 @@ def _one_by_one(damaged: list[tuple[str, str]]) -> Iterator[importlib.metadata.E
 
 
 def check_hooks(plugin: object, of_kinds: Collection[str]) -> None:
-    """Raise PluginError for unknown hooks, and for functions that look like hooks but lack the marker: these would
-    silently do nothing. of_kinds: the hooks by which components are declared."""
+    """Raise PluginError for unknown hooks, and for functions that look like hooks but lack the marker, which would
+    silently do nothing; ContractError for hooks of an older contract. of_kinds: the hooks that declare components."""
     hooks = {*HOOKS, *of_kinds}
     for name in dir(plugin):
-        if not name.startswith("dgpo_") or name == ATTRIBUTE:
+        if not name.startswith("dgpo_") or name == contract_version.ATTRIBUTE:
             continue
         marker = getattr(getattr(plugin, name), "dgpo_impl", None)
+        if name in contract_version.HOOKS and marker is not None:
+            change = f"the hook {name} became {contract_version.HOOKS[name]}"
+            raise ContractError(contract_version.why_not(contract_version.OLDER, [change]))
         if name not in hooks and not (marker and (marker.get("optionalhook") or marker.get("specname"))):
             raise PluginError(_no_hook(name, hooks))
         if marker is None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 from typing import Any, NoReturn
 
-from dgpo_core.errors import PluginError
+from dgpo_core.errors import ContractError, PluginError
 from dgpo_schemas.text import error_text
 
 __all__ = ["READ", "RESTORE", "Exited", "ctrl_c", "imported", "isolated", "no_exit", "printing_aside", "reported"]
@@ -236,6 +236,8 @@ def imported(owner: str, path: str) -> Any:
         if pressed():
             log.warning("stopped while %s was imported", owner)
             raise
+        if isinstance(error, ContractError):
+            raise ContractError(f"{owner}: {error}") from error
         raise PluginError(f"{owner}: cannot import {path}: {reported(error)}") from error
 
 

@@ -216,4 +216,6 @@ def _module(distribution: str, version: str, entry_point: importlib.metadata.Ent
         if pressed():
             log.warning("stopped while %s was imported", who)
             raise
+        if isinstance(error, ContractError):  # complete without the place of the import
+            raise
         raise PluginError(f"importing {entry_point.value} failed with {reported(error)}") from error

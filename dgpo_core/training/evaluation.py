@@ -61,7 +61,7 @@ class ManyStepSolve:
             raise UserError(
                 "evaluation.many_step: compares samples in few steps with the same samples in many, but the sampler of "
                 f"evaluation, {used.use}, is random; set evaluation.sampler to one that is not "
-                f"({samplers_such_that(engine.registry, lambda kind: kind.deterministic)}), or leave finer out"
+                f"({samplers_such_that(engine.registry, lambda kind: kind.deterministic)}), or leave many_step out"
             )
         rollout_sampler = engine.evaluation_rollout_sampler(
             steps=section.steps, guidance=guidance, micro_batch=micro_batch
@@ -89,7 +89,7 @@ class Evaluator:
     """What is evaluated, and with what; `evaluate` does it with the weights of a view.
 
     prompts: p of them; members: samples K of each; draws: key of their noise; images: prompts whose first sample is
-    returned; finer: also draw some samples in many steps, from the same noise, and compare
+    returned; many_step: also draw some samples in many steps, from the same noise, and compare
     (`monitors.step_statistics`); processes: those that share the samples; each of them gets the whole evaluation.
     exact: they share whole micro-batches, for numbers that are the same to the bit whatever their number; else samples,
     as evenly as can be. Raises UserError if there are no prompts."""

@@ -22,6 +22,9 @@ __all__ = ["Role", "evaluation_record", "interval"]
 
 log = logging.getLogger(__name__)
 RESAMPLES = 2000
+DRAW_KEYS = {"many_step_sharpness": "finer_sharpness"}
+"""The keys of draws that differ from the name of their statistic. The text of a key never changes when a statistic is
+renamed, since the intervals would change with it."""
 Role = Literal["target", "monitor", "statistic"]
 
 
@@ -59,8 +62,10 @@ def evaluation_record(
         log.warning("evaluation: no sample of %s could be scored; the mean is over the others", ", ".join(absent))
     strata = {name: found for name, found in strata.items() if len(found)}
 
+    key = draws.at("bootstrap", DRAW_KEYS.get(label, label))
+
     def generator(name: str) -> np.random.Generator:
-        return np.random.default_rng(draws.at("bootstrap", label, name).generator().initial_seed())
+        return np.random.default_rng(key.at(name).generator().initial_seed())
 
     groups = {}
     for name, found in strata.items():

@@ -25,7 +25,7 @@ __all__ = ["PolicyProbe"]
 class PolicyProbe(Probe):
     """The policy's view `view` on `prompts`, taken in turn.
 
-    rollout sampler: the one of the rollouts; finer: the same with so many times the steps; draws: key of the noise, the
+    rollout_sampler: the one of the rollouts; many_step: the same with so many times the steps; draws: key of the noise, the
     same at every measurement."""
 
     def __init__(

@@ -33,7 +33,7 @@ _TELLING = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A reward model under the label of the run file, with its weight. A monitor is shown and never trained on."""
+    """A reward model under the label of the run file, with its weight. A monitor is measured and never trained on."""
 
     label: str
     weight: float
@@ -64,7 +64,7 @@ def checked_score(
     media: Tensor,
     prompts: Sequence[Prompt],
     failures: list[str] | None = None,
-    monitor: ProcessState | None = None,
+    process_state: ProcessState | None = None,
 ) -> Scores:
     """Ask a reward and check what it says; never raises. What it leaves changed in the process is put back.
 
@@ -78,9 +78,9 @@ def checked_score(
     model = reward.model
     assert isinstance(model, RewardModel)
 
-    def score(component: Tensor, shown: Sequence[Prompt]) -> Scores:
+    def score(part: Tensor, shown: Sequence[Prompt]) -> Scores:
         try:
-            return model.score(component, shown)
+            return model.score(part, shown)
         except Exception as error:
             if len(shown) != 1 or not is_out_of_memory(error):
                 raise
@@ -92,7 +92,7 @@ def checked_score(
     def ask() -> Scores:
         return in_halves(score, media, prompts, partial(_report_halving, reward))
 
-    return _asked(reward, ask, len(prompts), failures, monitor)
+    return _asked(reward, ask, len(prompts), failures, process_state)
 
 
 def checked_group(
@@ -101,7 +101,7 @@ def checked_group(
     prompt: Prompt,
     keys: Sequence[SampleKey],
     failures: list[str] | None = None,
-    monitor: ProcessState | None = None,
+    process_state: ProcessState | None = None,
 ) -> Scores:
     """Ask a reward that compares about a whole group, with the promises of `checked_score`.
 
@@ -122,18 +122,20 @@ def checked_group(
         raise why
 
     def ask(shown: Tensor, named: Sequence[SampleKey]) -> Scores:
-        return _asked(reward, partial(call, shown, named), len(named), [] if failures is None else failures, monitor)
+        return _asked(
+            reward, partial(call, shown, named), len(named), [] if failures is None else failures, process_state
+        )
 
     return compared(media, keys, ask)
 
 
 def _asked(
-    reward: Reward, ask: Callable[[], Scores], count: int, failures: list[str], monitor: ProcessState | None
+    reward: Reward, ask: Callable[[], Scores], count: int, failures: list[str], process_state: ProcessState | None
 ) -> Scores:
     """What `ask` gives, checked, or `count` samples that are missing because it failed."""
     with ctrl_c() as pressed:
         try:
-            with _protected(reward, monitor), no_exit(), torch.no_grad():
+            with _protected(reward, process_state), no_exit(), torch.no_grad():
                 return _with_valid_subscores(reward, _in_range(reward, ask(), failures), failures)
         except BaseException as error:  # some libraries exit where others raise
             if pressed():
@@ -167,8 +169,8 @@ def _report_halving(reward: Reward, error: BaseException) -> None:
     )  # fmt: skip
 
 
-def _protected(reward: Reward, monitor: ProcessState | None) -> AbstractContextManager[None]:
-    return nullcontext() if monitor is None or reward.model.is_remote else monitor.around(reward.name)
+def _protected(reward: Reward, process_state: ProcessState | None) -> AbstractContextManager[None]:
+    return nullcontext() if process_state is None or reward.model.is_remote else process_state.around(reward.name)
 
 
 def _in_range(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
@@ -191,7 +193,7 @@ def _in_range(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
 
 
 def _with_valid_subscores(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
-    """A score whose components are none keeps its value."""
+    """The scores without invalid subscores, which are reported; the values stay."""
     scores, wrong = valid_subscores(scores)
     if wrong is not None:
         _remember(failures, reward.label, wrong, 0, None)

@@ -107,10 +107,10 @@ class Run(Engine):
             )
         every = [*self.train_prompts, *self.heldout_prompts]
         shared = overlap(self.train_prompts, self.heldout_prompts, self.config.evaluation.prompts)
-        truncated_prompts = unheard(every, self.backbone.supports_guidance and guided(self.config))
+        truncated = unheard(every, self.backbone.supports_guidance and guided(self.config))
         found += [] if shared is None else [shared]
         found += [*notes(self.train_prompts), *notes(self.heldout_prompts)]
-        found += [] if truncated_prompts is None else [truncated_prompts]
+        found += [] if truncated is None else [truncated]
         reason = clips.why_not() if self.backbone.media == "video" else None
         if reason is not None and self.heldout_prompts and self.config.evaluation.images:
             found.append(f"evaluation.images: videos are written as film strips only; {reason}")

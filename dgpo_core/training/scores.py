@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgpo_core.contracts.version import GUIDE
 from dgpo_core.types import Scores
 from dgpo_schemas.diagnostics import LARGEST_SUBSCORE, MOST_SUBSCORES, SUBSCORE
 from dgpo_schemas.text import lone_surrogate
@@ -33,12 +34,14 @@ MOST = 2**20
 TOO_MANY = f"more than {MOST} values and characters"
 DEEPEST = 64
 """Levels of lists and mappings in each other; what refers to itself has more."""
+OLD_KEY = "parts"
+"""The key of `subscores` before version 3 of the plugin contract."""
 LONGEST_INTEGER = 1024
 """Bits; Python refuses to write integers of more than 4300 digits."""
 
 
 class TooMuch(ValueError):
-    """A value with more levels or more components than a message may have."""
+    """A value with more levels or more values than a message may have."""
 
 
 class _Budget:
@@ -161,55 +164,67 @@ def _diagnostics(said: Any, count: int) -> tuple[dict[str, Any], ...]:
     return tuple(plain_diagnostics(one) for one in said)
 
 
-def joined(subscores: Sequence[Scores]) -> Scores:
+def joined(batches: Sequence[Scores]) -> Scores:
     """Scores of several batches, checked, as those of one."""
     return Scores(
-        torch.cat([one.values for one in subscores]),
-        torch.cat([one.missing for one in subscores]),
-        tuple(said for one in subscores for said in one.diagnostics),
+        torch.cat([one.values for one in batches]),
+        torch.cat([one.missing for one in batches]),
+        tuple(said for one in batches for said in one.diagnostics),
     )
 
 
 def valid_subscores(scores: Scores) -> tuple[Scores, str | None]:
-    """Checked scores without `components` that are none, and what is wrong with the first of those; None if nothing is.
+    """Checked scores without invalid `subscores`, and what is wrong with the first of those; None if nothing is.
 
-    Components are finite numbers under names (`dgpo_schemas.diagnostics`).
+    Subscores are finite numbers under names (`dgpo_schemas.diagnostics`). Those under the key of older versions of the
+    contract are reported, for they would be lost silently.
     """
     kept: list[Mapping[str, Any]] = []
     wrong: str | None = None
     for said in scores.diagnostics:
-        reason = None if "subscores" not in said else _why_no_subscores(said["subscores"])
+        if "subscores" not in said:
+            wrong = wrong or _old_key(said)
+            kept.append(said)
+            continue
+        reason = _why_no_subscores(said["subscores"])
         kept.append(said if reason is None else {key: value for key, value in said.items() if key != "subscores"})
         wrong = wrong or reason
     return (scores, None) if wrong is None else (Scores(scores.values, scores.missing, tuple(kept)), wrong)
 
 
+def _old_key(said: Mapping[str, Any]) -> str | None:
+    """The message for diagnostics with subscores under `parts`, their key before version 3 of the contract."""
+    if isinstance(found := said.get(OLD_KEY), Mapping) and found and _why_no_subscores(found) is None:
+        return (
+            f"its diagnostics have subscores under {OLD_KEY!r}, which is called 'subscores' since version 3 of the "
+            f"plugin contract ({GUIDE})"
+        )
+    return None
+
+
 def _why_no_subscores(subscores: Any) -> str | None:
     if not isinstance(subscores, Mapping):
-        return f"its `components` are {type(subscores).__name__}, not numbers under names"
+        return f"its `subscores` are {type(subscores).__name__}, not numbers under names"
     if len(subscores) > MOST_SUBSCORES:
-        return f"it has {len(subscores)} `components`, more than {MOST_SUBSCORES}"
+        return f"it has {len(subscores)} `subscores`, more than {MOST_SUBSCORES}"
     for name, value in subscores.items():
         if re.fullmatch(SUBSCORE, name) is None:
-            return (
-                f"the name {name[:100]!r} in its `components` is not of letters, digits, dots, dashes and underscores"
-            )
+            return f"the name {name[:100]!r} in its `subscores` is not of letters, digits, dots, dashes and underscores"
         if isinstance(value, bool) or not isinstance(value, int | float):  # what was not finite is null by now
-            return f"the value of {name!r} in its `components` is no finite number"
+            return f"the value of {name!r} in its `subscores` is no finite number"
         if abs(value) > LARGEST_SUBSCORE:
-            return f"the value of {name!r} in its `components` is beyond {LARGEST_SUBSCORE:g}"
+            return f"the value of {name!r} in its `subscores` is beyond {LARGEST_SUBSCORE:g}"
     return None
 
 
 def subscore_values(diagnostics: Sequence[Mapping[str, Any]], values: Tensor) -> dict[str, Tensor]:
-    """Each component that a reward names of N samples, in the order of their names: float64 [N], nan where the sample
-    has no such component, or no value [N]. Of more than MOST_PARTS names the first are kept, with a warning: names are
-    a handful, not one a sample."""
+    """Each subscore that a reward names for N samples, in the order of the names: float64 [N], nan where a sample lacks
+    it or has no value [N]. Of more than MOST_SUBSCORES names the first are kept, with a warning."""
     missing = values.isnan().tolist()
     names = sorted({name for said in diagnostics for name in said.get("subscores") or ()})
     if len(names) > MOST_SUBSCORES:
         log.warning(
-            "a reward names %d different `components`, %s and so on: the first %d are kept",
+            "a reward names %d different `subscores`, %s and so on: the first %d are kept",
             len(names),
             names[0],
             MOST_SUBSCORES,

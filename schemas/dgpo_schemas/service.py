@@ -34,9 +34,9 @@ __all__ = [
     "StatusAnswer",
 ]
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the messages. Both sides must speak the same one."""
-WORKERS = 4
+WORKERS = 5
 """Version of what a run and its worker processes say to each other: the messages, and how they are numbered."""
 REQUEST = "Dgpo-Request"
 """Header of a request to a service that the answer repeats, so that it is never taken for another request's."""
@@ -70,7 +70,7 @@ Side = Annotated[Int, Field(ge=1, le=LONGEST_SIDE)]
 
 
 class MediumMessage(Message):
-    """A image or video that samples were conditioned on."""
+    """An image or video that samples were conditioned on."""
 
     kind: Literal["image", "video"] = Field(description="What it is.")
     digest: str = Field(
@@ -135,7 +135,7 @@ class Image(Message):
     """One sample as a file."""
 
     image: str = Field(
-        description="A image or video file in base64, with line breaks or without, padded or not, in the usual or "
+        description="An image or video file in base64, with line breaks or without, padded or not, in the usual or "
         "the URL-safe alphabet; or a data URL."
     )
     prompt: str = Field(default="", description="Its prompt.")

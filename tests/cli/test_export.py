@@ -236,7 +236,7 @@ def test_a_format_by_name(dgpo: Run, trained: Any) -> None:
 
 
 @pytest.mark.usefixtures("two_formats")
-@pytest.mark.parametrize("meta_model", [True, False], ids=["said-by-its-meta model", "said-when-loaded"])
+@pytest.mark.parametrize("meta_model", [True, False], ids=["said-by-its-meta-model", "said-when-loaded"])
 @pytest.mark.parametrize(
     ("format", "expected"),
     [

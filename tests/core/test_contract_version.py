@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import torch
 import yaml
 from torch import Tensor
 
+from dgpo_core import hookspecs
 from dgpo_core.contracts import VERSION, Backbone, RewardModel, Sampler
-from dgpo_core.contracts.version import CHANGES, GUIDE, Change, changes_in
+from dgpo_core.contracts.version import CHANGES, DECLARATIONS, GUIDE, HOOKS, Change, changes_in, made_for
 from dgpo_core.errors import ContractError, PluginError
 from dgpo_core.hookspecs import KINDS, Component, hookimpl
 from dgpo_core.plugins.building import contracts_of
@@ -104,9 +107,9 @@ def of(encode: Any, **names: Any) -> list[str]:
 
 def test_everything_old_of_a_backbone_is_found() -> None:
     """By the class itself, by a subclass of a subclass, and behind a decorator that takes anything."""
-    names = ("truncated_prompts", "without_adapter", "merged", "save_adapter", "save_adapter_as", "formats")
+    names = ("unread", "without_adapter", "merged", "save_adapter", "save_adapter_as", "formats")
     old = type("Old", (Today,), {"encode": OldBackbone.encode, **dict.fromkeys(names, OldBackbone.encode)})
-    expected = [change.method for change in CHANGES if change.kind == "backbone"]
+    expected = [change.method for change in CHANGES if change.kind == "backbone" and change.since == 2]
     assert found("backbone", old, Today) == expected
     assert found("backbone", type("Sub", (type("Middle", (old,), {}),), {}), Today) == expected
     assert of(torch.no_grad()(OldBackbone.encode)) == ["encode"]
@@ -159,6 +162,34 @@ def test_what_cannot_be_known_is_not_guessed(encode: Any) -> None:
     assert of(encode) == []
 
 
+@pytest.mark.parametrize("change", [c for c in CHANGES if c.since == 3], ids=lambda change: change.method)
+def test_names_of_version_2_are_found(change: Change) -> None:
+    """Unless the new name is defined as well, in the same class or in one that is more derived."""
+    contract = contracts_of(KINDS[change.kind])[0]
+    old = type("Old", (contract,), {change.method: renamed})
+    new = type("New", (contract,), {change.instead: renamed})
+    assert list(changes_in(change.kind, old, contract)) == [change]
+    assert made_for([change]) == 2
+    assert found(change.kind, type("Sub", (old,), {}), contract) == [change.method]
+    assert found(change.kind, type("OfNew", (new,), {change.method: renamed}), contract) == [change.method]
+    assert found(change.kind, type("OfOld", (old,), {change.instead: renamed}), contract) == []
+    names = dict.fromkeys((change.method, change.instead), renamed)
+    assert found(change.kind, type("Both", (contract,), names), contract) == []
+
+
+def test_a_class_of_version_1_is_told_from_one_of_version_2() -> None:
+    changes = list(changes_in("backbone", type("Old", (OldBackbone,), {"unread": OldBackbone.encode}), Backbone))
+    assert [change.method for change in changes][:2] == ["encode", "unread"]
+    assert made_for(changes) == 1
+    assert len({change.method for change in changes}) == len(changes)
+    assert "unread(texts: Sequence[str])" in changes[1].was
+
+    def unread(self: Any, prompts: Sequence[Prompt]) -> Any: ...
+
+    (change,) = changes_in("backbone", type("Mine", (ToyBackbone,), {"unread": unread}), Backbone)
+    assert (change.was, change.now) == ("unread(prompts)", "truncated_prompts(prompts)")
+
+
 def test_names_of_old_are_free_for_helpers() -> None:
     """Who has one of them is not of old: every class of then had two."""
     old = {"without_adapter": renamed, "save_adapter": renamed}
@@ -180,11 +211,23 @@ def test_the_new_name_with_the_old_type_is_old() -> None:
 def test_a_row_says_what_the_contract_has_now(change: Change) -> None:
     contract = contracts_of(KINDS[change.kind])[0]
     method: Any = getattr(contract, change.method, None)
-    assert method is None if change.parameter is None else change.parameter not in inspect.signature(method).parameters
-    there = dir(contract) if change.parameter is None else inspect.signature(method).parameters
-    assert change.instead in there
+    new: Any = getattr(contract, change.now.partition("(")[0], None)
+    if change.parameter is None:
+        assert method is None
+        assert change.instead in dir(contract)
+    else:
+        assert method in (None, new)
+        assert change.parameter not in inspect.signature(new).parameters
+        assert change.instead in inspect.signature(new).parameters
     assert change.method in change.was
-    assert f"{change.instead}" in change.now
+    assert change.instead in change.now
+
+
+def test_renamed_declarations_and_hooks_exist_under_their_new_names() -> None:
+    for names in (DECLARATIONS, HOOKS):
+        for old, new in names.items():
+            assert hasattr(hookspecs, new)
+            assert old not in vars(hookspecs)
 
 
 # -- through the registry and the commands ---------------------------------------------------------------------------
@@ -243,7 +286,10 @@ def test_an_old_reward_goes_on_working() -> None:
     registry.check_contract(registry.find("reward", "shine"))
 
 
-@pytest.mark.parametrize(("declared", "way"), [(1, "or a dgpo from before version 2"), (3, "install a newer dgpo")])
+@pytest.mark.parametrize(
+    ("declared", "way"),
+    [(1, "or a dgpo from before version 3"), (2, "or a dgpo from before version 3"), (4, "install a newer dgpo")],
+)
 def test_a_declared_version_is_compared(declared: int, way: str) -> None:
     registry = registry_of(Plugin(declared, shine=OldReward))
     with pytest.raises(
@@ -259,8 +305,8 @@ def test_what_a_later_plugin_declares_besides_is_not_what_it_is_refused_for() ->
         def dgpo_judges(self) -> list[Component]:
             return []
 
-    with pytest.raises(ContractError, match="made for version 3"):
-        registry_of(Later(3))
+    with pytest.raises(ContractError, match=f"made for version {VERSION + 1}"):
+        registry_of(Later(VERSION + 1))
     with pytest.raises(PluginError, match=r"there is no hook dgpo_judges|unknown hook 'dgpo_judges'"):
         registry_of(Later(VERSION))
 
@@ -272,8 +318,66 @@ def test_this_version_may_be_declared_and_nonsense_may_not() -> None:
     with pytest.raises(ContractError):
         registry.implementation(registry.find("backbone", "acme"))
     for nonsense in ("2", 2.0, True):
-        with pytest.raises(PluginError, match=r"dgpo_contract = .*such as 2"):
+        with pytest.raises(PluginError, match=rf"dgpo_contract = .*such as {VERSION}"):
             registry_of(Plugin(nonsense, shine=OldReward))
+
+
+OLD_PLUGIN = """
+from dgpo_core import hookimpl
+from dgpo_core.hookspecs import Part
+
+@hookimpl
+def dgpo_rewards():
+    return [Part("shine", "For tests.", "acme:Shine")]
+"""
+
+
+def of_module(text: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """A registry that discovers a module of that text."""
+    (path / "acme_declares.py").write_text(text)
+    monkeypatch.syspath_prepend(path)
+    monkeypatch.delitem(sys.modules, "acme_declares", raising=False)
+    entry_point = EntryPoint("acme", "acme_declares", "dgpo")
+    monkeypatch.setattr("dgpo_core.plugins.registry.entry_points", lambda damaged: [("dgpo-acme", "0.3", entry_point)])
+    return Registry()
+
+
+def test_an_old_declaration_is_refused_with_its_new_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = of_module(OLD_PLUGIN, tmp_path, monkeypatch)
+    with pytest.raises(PluginError) as raised:
+        registry.find("reward", "shine")
+    message = str(raised.value)
+    assert "dgpo-acme (entry point acme): made for version 2 or older of dgpo's plugin contract" in message
+    assert "dgpo_core.hookspecs.Part became dgpo_core.hookspecs.Component" in message
+    assert GUIDE in message
+    assert "failed with" not in message
+
+
+def test_a_plugin_may_be_for_several_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = (f"from dgpo_core.hookspecs import {name}" for name in ("Part\n", "Component as Part\n"))
+    both = f"try:\n    {old}except ImportError:\n    {new}"
+    registry = of_module(OLD_PLUGIN.replace(old, both), tmp_path, monkeypatch)
+    assert registry.broken == []
+    assert registry.find("reward", "shine").component.summary == "For tests."
+    with pytest.raises(AttributeError, match="has no attribute 'Party'"):
+        _ = hookspecs.Party
+    with pytest.raises(ImportError, match="cannot import name 'Party'"):
+        exec("from dgpo_core.hookspecs import Party")
+
+
+def test_an_old_hook_is_refused_with_its_new_name() -> None:
+    class Places(Plugin):
+        @hookimpl
+        def dgpo_places(self) -> dict[str, str]:
+            return {"cloud": "acme:connect"}
+
+    for declared in (None, VERSION):
+        with pytest.raises(
+            ContractError, match=r"version 2 or older .*\n  the hook dgpo_places became dgpo_reward_tra"
+        ):
+            registry_of(Places(declared))
+    with pytest.raises(ContractError, match="made for version 2 of"):
+        registry_of(Places(2))
 
 
 @pytest.mark.parametrize("declared", [None, 1])

@@ -23,12 +23,12 @@ def declaring(**declared: Any) -> types.ModuleType:
 @pytest.mark.parametrize(
     ("places", "why"),
     [
-        (42, "dgpo_places failed with TypeError"),
-        (None, "dgpo_places failed with TypeError"),
-        ({"worker": 42}, "dgpo_places: worker: must be 'package.module:connect'"),
-        ({"worker": "nowhere"}, "dgpo_places: worker: must be 'package.module:connect'"),
-        ({5: "a:b"}, "dgpo_places: 5 is no key of a reward's block"),
-        ({"a worker": "a:b"}, "dgpo_places: 'a worker' is no key of a reward's block"),
+        (42, "dgpo_reward_transports failed with TypeError"),
+        (None, "dgpo_reward_transports failed with TypeError"),
+        ({"worker": 42}, "dgpo_reward_transports: worker: must be 'package.module:connect'"),
+        ({"worker": "nowhere"}, "dgpo_reward_transports: worker: must be 'package.module:connect'"),
+        ({5: "a:b"}, "dgpo_reward_transports: 5 is no key of a reward's block"),
+        ({"a worker": "a:b"}, "dgpo_reward_transports: 'a worker' is no key of a reward's block"),
     ],
 )
 def test_what_is_no_place(places: Any, why: str) -> None:

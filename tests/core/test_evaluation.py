@@ -20,7 +20,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import build_engine
 from dgpo_core.training.evaluation import Evaluation, Evaluator, ManyStepSolve
-from dgpo_core.training.evaluation_records import interval
+from dgpo_core.training.evaluation_records import evaluation_record, interval
 from dgpo_core.training.reward_building import evaluation_scorer
 from dgpo_core.training.reward_calls import Reward
 from dgpo_core.training.rollout import RolloutSampler
@@ -71,6 +71,17 @@ def test_the_interval_of_many_prompts_is_that_of_the_normal_distribution() -> No
 @pytest.mark.parametrize("strata", [[np.array([0.25])], [np.full(9, 0.5), np.zeros(3)]])
 def test_values_without_sharded_have_no_interval(strata: list[np.ndarray]) -> None:
     assert interval(strata, np.random.default_rng(0)) == (0.25, 0.25)
+
+
+def test_the_draws_of_an_interval_have_the_key_that_they_always_had() -> None:
+    """A statistic's new name must not change its intervals."""
+    values = torch.tensor(np.random.default_rng(3).normal(size=(6, 1)))
+    prompts = [Prompt(str(i)) for i in range(6)]
+    for name, key in (("many_step_sharpness", "finer_sharpness"), ("diversity", "diversity")):
+        record = evaluation_record(name, "statistic", values, prompts=prompts, draws=Draws(5), iteration=1, model="ema")
+        seed = Draws(5, ("bootstrap", key, "overall")).generator().initial_seed()
+        expected = interval([values[:, 0].numpy()], np.random.default_rng(seed))
+        assert (record.low, record.high) == expected
 
 
 # -- a table --------------------------------------------------------------------------------------------------------

@@ -49,19 +49,19 @@ def asked(*said: Any) -> tuple[Scores, list[str]]:
 @pytest.mark.parametrize(
     ("subscores", "wrong"),
     [
-        ([1, 2], "its `components` are list, not numbers under names"),
-        ("x", "its `components` are str"),
-        ({"a b": 1.0}, "the name 'a b' in its `components`"),
-        ({"": 1.0}, "the name '' in its `components`"),
-        ({"a": "1"}, "the value of 'a' in its `components` is no finite number"),
+        ([1, 2], "its `subscores` are list, not numbers under names"),
+        ("x", "its `subscores` are str"),
+        ({"a b": 1.0}, "the name 'a b' in its `subscores`"),
+        ({"": 1.0}, "the name '' in its `subscores`"),
+        ({"a": "1"}, "the value of 'a' in its `subscores` is no finite number"),
         ({"a": True}, "the value of 'a'"),
         ({"a": math.nan}, "the value of 'a'"),
         ({"a": -math.inf}, "the value of 'a'"),
         ({"a": {"b": 1}}, "the value of 'a'"),
-        ({"a": 2**1024 - 1}, "the value of 'a' in its `components` is beyond 1e+100"),
-        ({"a": 1e308}, "the value of 'a' in its `components` is beyond 1e+100"),
-        ({"a\n": 1.0}, "the name 'a\\n' in its `components`"),
-        ({f"p{i}": 1.0 for i in range(101)}, "it has 101 `components`, more than 100"),
+        ({"a": 2**1024 - 1}, "the value of 'a' in its `subscores` is beyond 1e+100"),
+        ({"a": 1e308}, "the value of 'a' in its `subscores` is beyond 1e+100"),
+        ({"a\n": 1.0}, "the name 'a\\n' in its `subscores`"),
+        ({f"p{i}": 1.0 for i in range(101)}, "it has 101 `subscores`, more than 100"),
     ],
 )
 def test_what_are_no_components_is_left_out_and_the_score_stays(subscores: Any, wrong: str) -> None:
@@ -70,6 +70,17 @@ def test_what_are_no_components_is_left_out_and_the_score_stays(subscores: Any, 
     assert scores.diagnostics == ({"seen": 1}, {"subscores": {"a": 2, "b.c-d_E": 0.5}})
     assert len(failures) == 1
     assert wrong in failures[0]
+
+
+def test_subscores_under_their_old_key_are_reported() -> None:
+    """A reward may use that name for something of its own."""
+    scores, failures = asked({"parts": {"a": 0.5}}, {"parts": {"a": 1.0}})
+    assert scores.diagnostics == ({"parts": {"a": 0.5}}, {"parts": {"a": 1.0}})
+    (failure,) = failures
+    assert "subscores under 'parts', which is called 'subscores' since version 3 of the plugin contract" in failure
+    for own in (["wheel"], {}, {"wheel": "red"}, 3):
+        assert asked({"parts": own}, {})[1] == []
+    assert asked({"parts": {"a": 1}, "subscores": {"a": 1}}, {})[1] == []
 
 
 def test_means_are_over_scored_samples_that_have_the_component() -> None:
@@ -92,7 +103,7 @@ def test_means_are_over_scored_samples_that_have_the_component() -> None:
 def test_a_name_for_each_sample_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
     subscores = subscore_values([{"subscores": {f"p{i:03}": 1.0}} for i in range(150)], torch.zeros(150))
     assert list(subscores) == [f"p{i:03}" for i in range(100)]
-    assert "150 different `components`, p000 and so on: the first 100 are kept" in caplog.text
+    assert "150 different `subscores`, p000 and so on: the first 100 are kept" in caplog.text
 
 
 def test_without_components_a_line_is_what_it_was() -> None:

@@ -19,6 +19,8 @@ import yaml
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from tests.golden.words import TODAY, Words
+
 __all__ = ["NO_RESULTS", "Allowed", "Difference", "Found", "compare"]
 
 Names: TypeAlias = Mapping[str, str]
@@ -88,10 +90,15 @@ class Found:
 
 
 def compare(
-    before: Path, after: Path, names_before: Names = NONE, names_after: Names = NONE, parts: Sequence[str] = (".",)
+    before: Path,
+    after: Path,
+    names_before: Names = NONE,
+    names_after: Names = NONE,
+    parts: Sequence[str] = (".",),
+    words: Words = TODAY,
 ) -> Found:
-    """All files below `parts` of two directories."""
-    old, new = _files(before, parts), _files(after, parts)
+    """All files below `parts` of two directories; those of `after` in the words of `before`, which `words` knows."""
+    old, new = _files(before, parts), {words.path(file): path for file, path in _files(after, parts).items()}
     differences, tensors = [] if old or new else [Difference(", ".join(parts), "", "nothing was written")], 0
     for file in sorted(old.keys() | new.keys()):
         if file.endswith(".safetensors") and file in old:
@@ -103,10 +110,10 @@ def compare(
         elif (was := old[file].read_bytes()) != (now := new[file].read_bytes()):
             how = _HOW.get(Path(file).suffix, _bytes)
             try:
-                found = list(how(_Pair(old[file], new[file], was, now, names_before, names_after)))
+                found = list(how(_Pair(file, old[file], new[file], was, now, names_before, names_after, words)))
             except Exception as error:  # a file that cannot be read is another one at any rate
                 found = [("", f"other bytes, which cannot be compared: {error}")]
-            differences += [Difference(file, where, what) for where, what in found]
+            differences += [Difference(file, w, what) for w, what in found if not words.follows(file, w)]
     return Found(len(old.keys() | new.keys()), tensors, differences)
 
 
@@ -117,15 +124,43 @@ def _files(directory: Path, parts: Sequence[str]) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class _Pair:
+    file: str
     before: Path
     after: Path
     was: bytes
     now: bytes
     names_before: Names
     names_after: Names
+    words: Words
 
     def both(self, read: Callable[[bytes], Any]) -> tuple[Any, Any]:
-        return _named(read(self.was), self.names_before), _named(read(self.now), self.names_after)
+        return _named(read(self.was), self.names_before), _named(self.translated(read), self.names_after)
+
+    def translated(self, read: Callable[[bytes], Any]) -> Any:
+        """What is there now, in the words of before."""
+        return self.words.data(self.file, read(self.now))
+
+    def only_words(self, read: Callable[[bytes], Any]) -> bool:
+        """Whether nothing but words makes the bytes others: each side is what some way of writing makes of its data,
+        and that is the same way."""
+        was, now = read(self.was), read(self.now)
+        if now == self.words.data(self.file, now):
+            return False
+        return any(write(was) == self.was and write(now) == self.now for write in WAYS)
+
+
+def _lines(data: Any) -> bytes:
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in data).encode()
+
+
+WAYS: Sequence[Callable[[Any], bytes]] = (
+    _lines,
+    lambda data: json.dumps(data, indent=1, ensure_ascii=False).encode(),
+    lambda data: json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n",
+    lambda data: json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode(),
+    lambda data: json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode() + b"\n",
+)
+"""In which records are written."""
 
 
 def _named(data: Any, names: Names) -> Any:
@@ -147,14 +182,18 @@ _Where: TypeAlias = Iterator[tuple[str, str]]
 
 def _records(pair: _Pair) -> _Where:
     """Lines of JSON, by their numbers."""
-    old, new = pair.both(lambda data: [json.loads(line) for line in data.splitlines()])
+
+    def read(data: bytes) -> list[Any]:
+        return [json.loads(line) for line in data.splitlines()]
+
+    old, new = pair.both(read)
     if len(old) != len(new):
         yield "", f"has {len(new)} lines and had {len(old)}"
     differences = [
         d for number, (a, b) in enumerate(zip(old, new, strict=False), 1) for d in _values(a, b, str(number))
     ]
     yield from differences
-    if old == new and not differences:
+    if old == new and not differences and not pair.only_words(read):
         yield "", "the same values, written in another way"
 
 
@@ -171,7 +210,7 @@ def _data(pair: _Pair, read: Callable[[bytes], Any]) -> _Where:
     differences = list(_values(old, new, ""))
     yield from differences
     named = pair.names_before != pair.names_after
-    if not differences and not named:
+    if not differences and not named and not pair.only_words(read):
         yield "", "the same values, written in another way"
 
 
@@ -219,14 +258,16 @@ def _tensors(pair: _Pair) -> _Where:
         # They have no order of their own: safetensors writes them as they come, each time in another way.
         metadata = _values(dict(sorted(was.items())), dict(sorted(now.items())), "")
         differences = [(f"metadata.{where}", what) for where, what in metadata]
-        before, after = set(old.keys()), set(new.keys())
+        today = {pair.words.tensor(pair.file, name): name for name in sorted(new.keys())}
+        before, after = set(old.keys()), set(today)
         differences += [(name, "is missing after") for name in sorted(before - after)]
         differences += [(name, "is new") for name in sorted(after - before)]
         for name in sorted(before & after):
-            what = _tensor(old.get_tensor(name), new.get_tensor(name))
+            what = _tensor(old.get_tensor(name), new.get_tensor(today[name]))
             differences += [(name, what)] if what else []
     yield from differences
-    if not differences and _places(pair.was) != _places(pair.now):
+    renamed = any(name != other for name, other in today.items())  # then the order of names is another one
+    if not differences and not renamed and _places(pair.was) != _places(pair.now):
         yield "", "the same tensors, written in another way"
 
 
@@ -248,7 +289,7 @@ def _tensor(old: torch.Tensor, new: torch.Tensor) -> str | None:
     return f"{others} of {old.numel()} differ, at most by {(new.double() - old.double()).abs().max():.3g}"
 
 
-# -- images, and the rest -------------------------------------------------------------------------------------------
+# -- images, and the rest ---------------------------------------------------------------------------------------------
 
 
 def _image(pair: _Pair) -> _Where:

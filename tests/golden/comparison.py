@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import yaml
 
+from tests.golden import words
 from tests.golden.compare import NO_RESULTS, Allowed, Difference, Found, compare
 from tests.golden.expected import ALLOWED
 from tests.golden.runs import CHECKPOINTS, Run, third_party
@@ -64,7 +65,9 @@ class Maker:
     def make(self, run: Run) -> None:
         """Begin a run."""
         (self.side.directory / f"{run.name}.yaml").write_text(yaml.safe_dump(run.file(self.side)))
-        steps = [{"arguments": s.arguments, "processes": s.processes, "kill": s.kill} for s in run.steps]
+        steps = [
+            {"arguments": run.arguments(s, self.side), "processes": s.processes, "kill": s.kill} for s in run.steps
+        ]
         self.ask({"steps": steps, "log": str(self.side.directory / "logs" / run.name)})
 
     def answer(self) -> str | None:
@@ -145,7 +148,9 @@ def compare_runs(commit: str, runs: Sequence[Run], directory: Path, output: Text
             if wrong:
                 same, said = False, "\n".join(["cannot be made", *wrong])
             else:
-                found = compare(before.directory, after.directory, before.names, after.names, places)
+                found = compare(
+                    before.directory, after.directory, before.names, after.names, places, words.of(before.tree)
+                )
                 same, said = verdict(name, found, ALLOWED, used)
             bad += [] if same else [name]
             on_message(f"{name}: {said}")

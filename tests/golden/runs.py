@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.golden import words
 from tests.golden.sides import Either, Side
 
 __all__ = ["CHECKPOINTS", "RUNS", "Run", "Step", "third_party"]
@@ -24,8 +25,12 @@ def third_party(side: Side) -> Path:
     each for a contract. They compute the same."""
     found: str = side.resolved(
         Either(
-            "dgpo_core/contracts/adapter.py", "class Adapter", "second", "first",
-            "Prompts are encoded, and an adapter is an object: A contract of adapters, and a backbone that has one",
+            "dgpo_core/hookspecs.py", "class Component", "third",
+            Either(
+                "dgpo_core/contracts/adapter.py", "class Adapter", "second", "first",
+                "Prompts are encoded, and an adapter is an object: A contract of adapters, and a backbone that has one",
+            ),
+            "A declaration is a component: Moves: the words of the field",
         )
     )  # fmt: skip
     return SOURCES / found
@@ -58,8 +63,12 @@ class Run:
 
     def file(self, side: Side) -> dict[str, Any]:
         """The run file's data, for the tree of that side."""
-        data: dict[str, Any] = side.resolved(self.data)
+        data: dict[str, Any] = words.of(side.tree).run_file(side.resolved(self.data))
         return data
+
+    def arguments(self, step: Step, side: Side) -> list[str]:
+        """What `dgpo` is called with, for the tree of that side."""
+        return words.of(side.tree).command(step.arguments)
 
 
 KILL = 10
@@ -79,7 +88,7 @@ def _merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 SMALL: Mapping[str, Any] = {
     "run": {"iterations": 3, "seed": 5, "device": "cpu", "threads": 1},
     "rollout": {"sampler": "flow-euler", "steps": 3, "shift": 2.0, "group_size": 4, "groups": 2, "micro_batch": 6},
-    "objective": {"beta": 20, "kl": 0.02, "ema_rollouts_after": 2, "ema": {"ema": {"decay": 0.9, "every": 1}}},
+    "objective": {"beta": 20, "kl": 0.02, "ema_rollouts_after": 2, "ema": {"decay": 0.9, "every": 1}},
     "timesteps": {"count": 2},
     "optimizer": {"learning_rate": 3e-3},
     "evaluation": {"every": 2, "prompts": 2, "samples_per_prompt": 2, "images": 2},
@@ -136,15 +145,16 @@ def _train(name: str, data: Mapping[str, Any], changes: Mapping[str, Any] | None
     command = ("train", f"{name}.yaml", "--quiet")
     steps = [Step(command, processes, KILL // processes), Step((*command, "--resume"), processes)] if killed else []
     places = {"RUN": f"runs/{name}", "OUT": f"out/{name}"}
-    for words in then:
-        steps.append(Step(tuple(_placed(word, places) for word in words)))
+    for arguments in then:
+        steps.append(Step(tuple(_placed(argument, places) for argument in arguments)))
     return Run(name, data, steps if killed else [Step(command, processes), *steps])
 
 
-def _placed(word: str, places: Mapping[str, str]) -> str:
+def _placed(argument: str, places: Mapping[str, str]) -> str:
     for short, place in places.items():
-        word = place + word[len(short) :] if word.partition("/")[0] == short else word
-    return word
+        if argument.partition("/")[0] == short:
+            argument = place + argument.removeprefix(short)
+    return argument
 
 
 PROMPTS = ("--prompt", "a photo of a teapot", "--prompt", "two boats, far out at sea")

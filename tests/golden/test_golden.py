@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.golden import words
 from tests.golden.compare import Allowed, Difference, Found, compare
 from tests.golden.comparison import learned_nothing, verdict
 from tests.golden.expected import ALLOWED
@@ -315,3 +316,75 @@ def test_the_last_commit_against_the_working_tree(tmp_path: Path) -> None:
     for what in ("checkpoints", "third-party"):
         assert f"{what}: same" in reported or (changed and f"{what}: different" in reported), reported
     assert "metrics.jsonl" in {p.name for p in (tmp_path / "kept/after/runs/third-party").iterdir()}
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_file_in_the_words_of_another_tree() -> None:
+    """Sections that swap their names included, each key at its place."""
+    rewards = [{"use": "ocr", "options": {"rule": "normalized"}}, {"use": "normalized"}]
+    assert words.BEFORE.run_file({"rewards": rewards})["rewards"][0]["options"] == {"rule": "normalised"}
+    data = {
+        "objective": {
+            "beta": 1, "reference": "ema_fast", "ema_fast": {"ramp": 2}, "ema": {"every": 3}, "ema_rollouts_after": 4,
+        },
+        "optimizer": {"updates": 5},
+        "evaluation": {"model": "ema", "monitors": {"alarm": "log", "tolerances": {}}, "many_step": None, "images": 6},
+    }  # fmt: skip
+    found = words.BEFORE.run_file(data)
+    assert found == {
+        "objective": {"beta": 1, "reference": "ema", "ema": {"fast": {"ramp": 2}, "slow": {"every": 3}}, "switch": 4},
+        "optimiser": {"updates": 5},
+        "evaluation": {"view": "slow", "guards": {"alarm": "log", "bands": {}}, "finer": None, "pictures": 6},
+    }
+    assert list(found) == ["objective", "optimiser", "evaluation"]
+    assert list(found["objective"]) == ["beta", "reference", "ema", "switch"]
+    assert list(found["objective"]["ema"]) == ["fast", "slow"]
+    assert list(found["evaluation"]) == ["view", "guards", "finer", "pictures"]
+    assert words.BEFORE.run_file({"objective": {"ema": {"every": 3}}}) == {"objective": {"ema": {"slow": {"every": 3}}}}
+    assert words.TODAY.run_file(data) == data
+
+
+def test_a_command_in_the_words_of_another_tree() -> None:
+    command = ("export", "ema", "--model", "ema", "--output", "model")
+    assert words.BEFORE.command(command) == ["export", "ema", "--view", "slow", "--output", "model"]
+    assert words.TODAY.command(command) == list(command)
+
+
+def test_the_words_of_a_tree(tmp_path: Path) -> None:
+    assert words.of(root) == words.TODAY
+    assert words.of(tmp_path) == words.BEFORE
+
+
+def test_only_words_may_differ(tmp_path: Path) -> None:
+    """What the working tree writes is read in the words of the other one, and all else counts as always."""
+    runs = [tmp_path / side / RUN for side in ("before", "after")]
+    names = (("old/", "slow/", "optimiser", "pictures"), ("ema_fast/", "ema/", "optimizer", "images"))
+    for run, (fast, slow, optimizer, images) in zip(runs, names, strict=True):
+        (run / "checkpoints/000001").mkdir(parents=True)
+        (run / images).mkdir()
+        save_file(
+            {f"{fast}a": torch.ones(2), f"{slow}a": torch.zeros(2)}, run / "checkpoints/000001/weights.safetensors"
+        )
+        save_file({"a": torch.ones(2)}, run / f"checkpoints/000001/{optimizer}.safetensors")
+        Image.new("RGB", (2, 2)).save(run / images / "00.png")
+    records = (
+        {"view": "slow", "role": "guard", "parts": {"a": 1}},
+        {"model": "ema", "role": "monitor", "subscores": {"a": 1}},
+    )
+    for run, record in zip(runs, records, strict=True):
+        (run / "evaluations.jsonl").write_text(json.dumps(record) + "\n")
+
+    def found() -> str:
+        return verdict("small", compare(*(tmp_path / s for s in ("before", "after")), words=words.BEFORE), (), set())[1]
+
+    assert found() == "same (4 files, 3 tensors)"
+    rewrite(runs[1] / "evaluations.jsonl", '"a": 1', '"a":  1')
+    assert "evaluations.jsonl: the same values, written in another way" in found()
+    rewrite(runs[1] / "evaluations.jsonl", '"a":  1', '"a": 2')
+    assert "evaluations.jsonl: 1.parts.a: 1 became 2, by 1" in found()
+    flip(runs[1] / "checkpoints/000001/weights.safetensors", -1)
+    assert "weights.safetensors: old/a: 1 of 2 differ" in found()
+    (runs[1] / "images/00.png").rename(runs[1] / "00.png")
+    assert "pictures/00.png: is missing after" in found()

@@ -207,7 +207,7 @@ def test_page_is_complete_in_itself_and_accessible(quickstart: str) -> None:
     assert not re.search(r"@import|url\((?!#)", quickstart)
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    references = re.findall(r"(?:url\(#|href=\"#|for=\"|aria-labeledby=\")([^)\"]+)", quickstart)
+    references = re.findall(r"(?:url\(#|href=\"#|for=\"|aria-labelledby=\")([^)\"]+)", quickstart)
     assert references
     assert set(references) <= set(ids)
     assert all(image["alt"] for image in found.all("img"))

@@ -69,7 +69,7 @@ def python_path(installed: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def components(installed: Path) -> ModuleType:
+def parts(installed: Path) -> ModuleType:
     """The plugin's module, in this process."""
     spec = importlib.util.spec_from_file_location(NAME, installed / f"{NAME}.py")
     assert spec is not None
@@ -81,11 +81,11 @@ def components(installed: Path) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def rewards(components: ModuleType) -> Registry:
+def rewards(parts: ModuleType) -> Registry:
     """A registry that knows the plugin."""
     made = Registry(discover=False)
     made.register(builtin, distribution="dgpo")
-    made.register(components, distribution=NAME)
+    made.register(parts, distribution=NAME)
     made.register(toy, distribution="toy")
     made.register(remote, distribution="dgpo-remote")
     return made

@@ -239,7 +239,7 @@ def test_a_caller_that_does_not_take_its_answer(serve: Serve, monkeypatch: pytes
     server = serve("conv", connections={"answer_seconds": 0.2, "keep_alive_seconds": 60})
     monkeypatch.setattr(type(server.service.counters), "text", lambda self: b"x" * 2**24)
     with connected(server, b"GET /metrics HTTP/1.1\r\n" + HOST + b"\r\n"):
-        wait_for(lambda: sum(one.truncated_prompts() for one in list(server.service.pool.connections)) > 0)
+        wait_for(lambda: sum(one.unread_bytes() for one in list(server.service.pool.connections)) > 0)
         wait_for(lambda: not server.service.pool.connections)
 
 
@@ -249,10 +249,10 @@ def test_answers_that_nobody_takes_are_bounded_together(serve: Serve, monkeypatc
     monkeypatch.setattr(type(server.service.counters), "text", lambda self: b"x" * 2**24)
     request = b"GET /metrics HTTP/1.1\r\n" + HOST + b"\r\n"
     with connected(server, request), connected(server, request):
-        wait_for(lambda: sum(one.truncated_prompts() > 0 for one in list(pool.connections)) == 2)
+        wait_for(lambda: sum(one.unread_bytes() > 0 for one in list(pool.connections)) == 2)
         monkeypatch.setattr(pool_module, "UNREAD", 2**24)
         wait_for(lambda: len(pool.connections) == 1)
-        assert pool.connections.pop().truncated_prompts() > 0
+        assert pool.connections.pop().unread_bytes() > 0
 
 
 def test_a_body_in_a_million_pieces_does_not_stop_the_others(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

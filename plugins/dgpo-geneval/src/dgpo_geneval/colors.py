@@ -54,7 +54,7 @@ def cut_out(image: Tensor, detection: Detection, background: Tensor | None, *, c
 
 
 def to_square(image: Tensor, side: int, *, mode: str, squash: bool) -> Tensor:
-    """A image [3, h, w] in [0, 1] as CLIP's preprocessing makes it: [3, side, side], resized with anti-aliasing, the
+    """An image [3, h, w] in [0, 1] as CLIP's preprocessing makes it: [3, side, side], resized with anti-aliasing, the
     shorter edge to `side` and the middle of the longer one; with `squash` both edges to `side`."""
     height, width = image.shape[-2:]
     short, long = min(height, width), max(height, width)

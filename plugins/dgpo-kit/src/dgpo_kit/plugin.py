@@ -9,7 +9,7 @@ from dgpo_core.hookspecs import Command
 
 __all__ = ["dgpo_commands"]
 
-dgpo_contract = 2
+dgpo_contract = 3
 
 
 @hookimpl

@@ -43,7 +43,7 @@ def to_images(
 
 
 def enlarge(image: NDArray[np.uint8], min_side: int) -> tuple[NDArray[np.uint8], int]:
-    """A image [H, W, 3] enlarged until its shorter side has `min_side` pixels (bicubic), and the whole factor."""
+    """An image [H, W, 3] enlarged until its shorter side has `min_side` pixels (bicubic), and the whole factor."""
     height, width = image.shape[:2]
     factor = max(1, min(-(-min_side // min(height, width)), LONGEST // max(height, width)))
     if factor == 1:

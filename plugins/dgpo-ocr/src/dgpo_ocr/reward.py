@@ -71,7 +71,7 @@ class OcrReward(RewardModel):
         """Images [B, 3, H, W] or videos [B, F, 3, H, W], float in [0, 1], to values float32 [B] on the CPU.
 
         Missing, with a `reason`: samples whose images are not finite, not in [0, 1] or of another shape, which the
-        engine fails on, or whose prompt has no target. A image without text is read as such: its value is 0.
+        engine fails on, or whose prompt has no target. An image without text is read as such: its value is 0.
         Diagnostics of an image: target, text, distance, surplus; of a video: target and the same of each sampled frame
         in `frames`; of both: marks (the lines), clauses (one: whether the target was read). Under the rule `flowgrpo`
         an image that the engine fails on is worth 0, with a `reason`, and only pixels that are no number are missing.

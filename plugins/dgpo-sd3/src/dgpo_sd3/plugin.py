@@ -9,7 +9,7 @@ from dgpo_core.hookspecs import Component
 
 __all__ = ["dgpo_backbones"]
 
-dgpo_contract = 2
+dgpo_contract = 3
 
 
 @hookimpl

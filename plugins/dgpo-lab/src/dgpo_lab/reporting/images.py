@@ -29,7 +29,7 @@ LARGEST_VIDEO = 300_000
 
 @dataclass(frozen=True, slots=True)
 class RunImage:
-    """A image as a data URI, with its size in pixels; of a video its film strip, and the mp4 too if that is small."""
+    """An image as a data URI, with its size in pixels; of a video its film strip, and the mp4 too if that is small."""
 
     uri: str
     width: int

@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Something of a request."""
-        if self.phase is Phase.IDLE and not self._next and not self.truncated_prompts():
+        if self.phase is Phase.IDLE and not self._next and not self.unread_bytes():
             self._wait(Phase.HEAD)
         if self.phase is Phase.HEAD:
             self._take_head(data)
@@ -134,7 +134,7 @@ class Connection(asyncio.Protocol):
 
     def _line_up(self) -> None:
         """Wait to be told to take up what came before its turn, once the answer before is taken."""
-        if self.phase is Phase.IDLE and self._next and not self._in_line and not self.truncated_prompts():
+        if self.phase is Phase.IDLE and self._next and not self._in_line and not self.unread_bytes():
             self._in_line = True
             self._pool.wait_for_answer(self, self._loop)
 
@@ -263,7 +263,7 @@ class Connection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         if self.phase is not Phase.CLOSED and not self._transport.is_closing():
-            if not self.truncated_prompts():
+            if not self.unread_bytes():
                 self._writing = Clock()
             self._transport.write(data)
 
@@ -317,7 +317,7 @@ class Connection(asyncio.Protocol):
     def _wait(self, phase: Phase) -> None:
         self.phase, self.since = phase, Clock()
 
-    def truncated_prompts(self) -> int:
+    def unread_bytes(self) -> int:
         """Bytes of answers that the caller has not taken."""
         return self._transport.get_write_buffer_size()
 
@@ -332,7 +332,7 @@ class Connection(asyncio.Protocol):
     def sweep(self, now: float) -> None:
         """End it if it has waited too long."""
         section, waited = self._pool.section, now - self.since
-        if self.truncated_prompts():
+        if self.unread_bytes():
             if now - self._writing > section.answer_seconds:
                 self._pool.counters.refuse("answer")
                 self.abort()

@@ -41,7 +41,7 @@ class Connected(Protocol):
     phase: Phase
     since: float
 
-    def truncated_prompts(self) -> int:
+    def unread_bytes(self) -> int:
         """Bytes of answers that the caller has not taken."""
 
     def sweep(self, now: float) -> None:
@@ -122,18 +122,18 @@ class Pool:
         now = Clock()
         for connection in list(self.connections):
             connection.sweep(now)
-        truncated_prompts = {connection: connection.truncated_prompts() for connection in self.connections}
-        for connection in sorted(truncated_prompts, key=lambda one: -truncated_prompts[one]):
-            if sum(truncated_prompts.values()) <= UNREAD:
+        unread = {connection: connection.unread_bytes() for connection in self.connections}
+        for connection in sorted(unread, key=lambda one: -unread[one]):
+            if sum(unread.values()) <= UNREAD:
                 break
-            del truncated_prompts[connection]
+            del unread[connection]
             self.counters.refuse("answer")
             connection.abort()
 
     def close(self) -> None:
         """Close those that wait for nothing of ours; answers that are on their way may still be taken."""
         for connection in list(self.connections):
-            if connection.phase in WITHOUT_REQUEST and not connection.truncated_prompts():
+            if connection.phase in WITHOUT_REQUEST and not connection.unread_bytes():
                 connection.abort()
 
     def abort(self) -> None:

@@ -113,8 +113,8 @@ class Job:
             except Refusal:
                 await self._stop(reader)
                 raise
-        truncated_prompts = next((i for i in places if i not in self.pixels and i not in self.lost), None)
-        return None if truncated_prompts is None else ("read", truncated_prompts)
+        pending = next((i for i in places if i not in self.pixels and i not in self.lost), None)
+        return None if pending is None else ("read", pending)
 
     def _reserve(self) -> None:
         most = self.limits.max_megapixels
@@ -179,10 +179,8 @@ class Job:
             isinstance(m, dict) for m in metadata
         ):
             raise TypeError("prompts of other types")
-        all_gather_object = zip(
-            *(given if len(given) == count else given * count for given in (prompts, metadata)), strict=True
-        )
-        self.names, self.prompts = names, [Prompt(text, known) for text, known in all_gather_object]
+        pairs = zip(*(given if len(given) == count else given * count for given in (prompts, metadata)), strict=True)
+        self.names, self.prompts = names, [Prompt(text, known) for text, known in pairs]
 
     async def _ask(self, reader: ReaderProcess, ask: str, at: int) -> None:
         size = self.sizes.get(at, (0, 0, 0))
