@@ -172,9 +172,7 @@ class Conditioning:
             tensors = [batch.tensors[name] for batch in batches]
             longest = max(t.shape[1] for t in tensors) if name in first.lengths else 0
             joined[name] = torch.cat([_padded(t, longest) if name in first.lengths else t for t in tensors])
-        return Conditioning(
-            joined, {n: tuple(i for batch in batches for i in batch.lengths[n]) for n in first.lengths}
-        )
+        return Conditioning(joined, {n: tuple(i for batch in batches for i in batch.lengths[n]) for n in first.lengths})
 
 
 def same_places(row: Conditioning, other: Conditioning) -> str | None:

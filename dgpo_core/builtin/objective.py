@@ -1,4 +1,4 @@
-"""Direct Group Preference Optimization (arXiv 2510.08425), all three published modes."""
+"""Direct Group Preference Optimization (arXiv 2510.08425) in its three published modes."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ __all__ = ["DirectGroupPreference"]
 
 
 class DirectGroupPreference(Objective):
-    """L_g = -log sigmoid(-S_g) with S_g = (beta / G) * sum_i c_i * (dsm_i - dsm_ref_i), divided by beta.
+    """The DGPO loss L_g / beta, L_g = -log sigmoid(-S_g), S_g = (beta / G) * sum_i c_i * (dsm_i - dsm_ref_i).
 
-    Written in the authors' gradient-equivalent form: stopgrad(sigmoid(S_g)) * c_i * dsm_i, averaged over the group,
-    has the gradient of L_g / beta. Dividing by beta keeps the step size independent of it.
-    PPO-style clip: a member whose ratio exp(dsm_old - dsm) left [1 - clip, 1 + clip] in the direction in which it is
-    already pushed stops giving gradient, but its value still counts in S_g. KL: kl * mean (v - v_base)^2, against the
-    frozen base model also where S_g compares with the fast EMA (the authors' code; mode 2b).
+    Implemented in the authors' gradient-equivalent form: stopgrad(sigmoid(S_g)) * c_i * dsm_i, averaged over the group,
+    has the gradient of L_g / beta. Dividing by beta makes the step size independent of beta.
+    PPO-style clip: a member whose ratio exp(dsm_old - dsm) leaves [1 - clip, 1 + clip] in the direction of its
+    advantage has no gradient, but still contributes to S_g. KL term: kl * mean (v - v_base)^2, always against the
+    frozen base model, even if the reference is `ema_fast` (as in the authors' code; mode 2b).
     """
 
     needs_statistic = True
 
     @property
     def needs_reference(self) -> bool:
-        """Always: S_g compares with the reference."""
+        """Always true: S_g compares with the reference."""
         return True
 
     @property
     def needs_base(self) -> bool:
-        """Only the KL term compares with the base."""
+        """True with a KL term."""
         return self.section.kl > 0
 
     @property
     def needs_old(self) -> bool:
-        """Only the clip looks at the old policy."""
+        """True with clipping."""
         return self.section.clip is not None
 
     @property
     def skips_zero_weights(self) -> bool:
-        """A member with c_i = 0 adds nothing to S_g; only a KL term would still pull on it."""
+        """True without a KL term: a member with c_i = 0 does not contribute to S_g or to its gradient."""
         return self.section.kl == 0
 
     def statistic(self, predictions: Predictions) -> Tensor:
-        """Shares of S_g, [B]."""
+        """Return each member's term of S_g, [B]."""
         p = predictions
         assert p.reference is not None
         gap = p.error(p.velocity.detach(), p.target) - p.error(p.reference, p.target)
         return self.section.beta / p.group_size * p.signed_weights * gap
 
     def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
-        """Loss [B]; `statistic` is S_g of each member's group."""
+        """Compute the loss [B]; `statistic` is S_g of each member's group."""
         p = predictions
         assert p.reference is not None
         assert statistic is not None
@@ -72,7 +72,7 @@ class DirectGroupPreference(Objective):
             moving = torch.where(clipped, dsm.detach(), dsm)
             metrics["clip_fraction"] = clipped.to(dsm.dtype)
         loss = scale * p.signed_weights * moving
-        if p.base is not None:  # without a KL term it is there only if it is the reference
+        if p.base is not None:  # set without a KL term if the base is the reference
             kl = p.error(p.velocity, p.base)
             metrics["kl"] = kl.detach()
             if self.section.kl > 0:

@@ -261,7 +261,7 @@ def test_what_a_later_plugin_declares_besides_is_not_what_it_is_refused_for() ->
 
     with pytest.raises(ContractError, match="made for version 3"):
         registry_of(Later(3))
-    with pytest.raises(PluginError, match=r"there is no hook dgpo_judges|unknown hook 'dgpo_judges'"):
+    with pytest.raises(PluginError, match="unknown hook 'dgpo_judges'"):
         registry_of(Later(VERSION))
 
 
@@ -272,7 +272,7 @@ def test_this_version_may_be_declared_and_nonsense_may_not() -> None:
     with pytest.raises(ContractError):
         registry.implementation(registry.find("backbone", "acme"))
     for nonsense in ("2", 2.0, True):
-        with pytest.raises(PluginError, match=r"dgpo_contract = .*such as 2"):
+        with pytest.raises(PluginError, match=r"dgpo_contract: must be .* such as 2"):
             registry_of(Plugin(nonsense, shine=OldReward))
 
 

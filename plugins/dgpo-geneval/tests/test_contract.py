@@ -131,6 +131,6 @@ def test_without_the_distribution_the_sentence_says_what_to_install() -> None:
     with pytest.raises(PluginError) as caught:
         bare.register(ThirdParty(), distribution="dgpo-spots")
     assert str(caught.value) == (
-        "dgpo_detectors declares parts of a kind that another plugin brings; it comes with dgpo-geneval: "
+        "dgpo_detectors declares components of a kind that another plugin defines; it comes with dgpo-geneval: "
         "pip install dgpo-geneval"
     )
