@@ -120,7 +120,9 @@ def test_others_bring_detectors(registry: Registry) -> None:
     run_all(component_checks(registry, "detector", "spots"))
 
 
-@pytest.mark.parametrize(("name", "why"), [("mute", "does not implement detect"), ("wild", "is not a subclass of Detector")])
+@pytest.mark.parametrize(
+    ("name", "why"), [("mute", "does not implement detect"), ("wild", "is not a subclass of Detector")]
+)
 def test_they_are_held_to_the_contract(registry: Registry, name: str, why: str) -> None:
     with pytest.raises(PluginError, match=f"detector {name} of dgpo-spots 3: .*{why}"):
         registry.create("detector", name, device=CPU)
