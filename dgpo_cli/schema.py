@@ -122,7 +122,7 @@ def _declared(registry: Registry) -> Iterator[tuple[tuple[str, str], str]]:
     for kind in registry.kinds:
         yield from (((kind, name), component.distribution) for name, component in registry.components(kind).items())
     yield from ((("command", name), one.distribution) for name, one in registry.commands().items())
-    yield from ((("place", key), place.distribution) for key, place in registry.places.items())
+    yield from ((("transport", key), one.distribution) for key, one in registry.transports.items())
     for name, distribution in registry.brought.items():
         yield ("kind", name), distribution
         yield ("hook", registry.kinds[name].hook), distribution

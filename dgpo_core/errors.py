@@ -1,4 +1,4 @@
-"""Errors that carry what a person needs: where, what was wrong, what is allowed."""
+"""Exceptions of the project. Their messages state the location, the problem and the allowed values."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ __all__ = ["ContractError", "DgpoError", "PluginError", "ProcessLostError", "Ren
 
 
 class DgpoError(Exception):
-    """Base of the project's own errors."""
+    """Base class of all exceptions of the project."""
 
 
 class UserError(DgpoError, ValueError):
-    """A mistake in what a person gave us. The command line prints the message alone and exits with 2."""
+    """Invalid user input. The command line prints the message without a traceback and exits with code 2."""
 
 
 class PluginError(UserError):
-    """A plugin that cannot be loaded, is not known, or breaks its contract."""
+    """A plugin is unknown, cannot be loaded, or violates its contract."""
 
 
 class ContractError(PluginError):
-    """A plugin that was made for another version of the contract (`contracts.version`)."""
+    """A plugin targets another version of the plugin contract (`contracts.version`)."""
 
 
 class RenamedError(ContractError, ImportError):
@@ -27,8 +27,8 @@ class RenamedError(ContractError, ImportError):
 
 
 class RunStopped(DgpoError):
-    """The run stopped itself, with its state saved; the message says why. Exit code 1."""
+    """The run stopped after saving its state; the message gives the reason. Exit code 1."""
 
 
 class ProcessLostError(RunStopped):
-    """Another process of the run ended, or did not answer in time. Exit code 3."""
+    """Another process of the run exited or timed out. Exit code 3."""

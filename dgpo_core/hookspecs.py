@@ -1,8 +1,9 @@
-"""How plugins are found: hook specifications and the light declarations they return.
+"""Hook specifications of plugins, and the declarations that the hooks return.
 
-A distribution names a module under the entry-point group `dgpo`; the module holds `@hookimpl` functions that return
-`Component`s, `Command`s and `Kind`s. Nothing heavy may be imported there: a component names its class by dotted path,
-imported when a run uses it, and a command its function, imported when it is called."""
+A distribution names a module in the entry-point group `dgpo`. The module defines `@hookimpl` functions that return
+`Component`s, `Command`s and `Kind`s. It must not import heavy packages: components and commands name their class or
+function by dotted path, which is imported only when a run uses it or the command is called.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +28,14 @@ hookimpl = pluggy.HookimplMarker("dgpo")
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A plugin's declaration of one component.
+    """Declaration of a component.
 
-    name: what a run file writes after `use`; summary: one line; implementation: "package.module:Class";
-    options: the pydantic model of its options (a subclass of dgpo_schemas.base.Options), or its dotted path;
-    adapts: of a reward that shows media to the reward in its option `reward`: what it is shown, and what that one is,
-    such as ("video", "image").
+    name: the value of `use` in a run file.
+    summary: one line.
+    implementation: "package.module:Class".
+    options: pydantic model of the options (a subclass of `dgpo_schemas.base.Options`), or its dotted path.
+    adapts: for a reward that converts media and passes them to the reward in its option `reward`: the media types
+    (input, output), such as ("video", "image").
     """
 
     name: str
@@ -44,11 +47,13 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A plugin's declaration of a command of `dgpo`.
+    """Declaration of a `dgpo` command.
 
-    name: a word, or two for a command of a family, such as "plugins list"; summary: one line for `dgpo --help`;
-    target: "package.module:attribute", a function with Typer's annotations or a Typer application, imported when the
-    command is called, or nothing for the family itself; order: smaller ones are listed first.
+    name: one word, or two for a subcommand, such as "plugins list".
+    summary: one line for `dgpo --help`.
+    target: "package.module:attribute", a function with Typer annotations or a Typer application, imported when the
+    command is called; empty for a command group.
+    order: sort key in `dgpo --help`, ascending.
     """
 
     name: str
@@ -59,13 +64,17 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of components, of the engine or of a plugin whose own components use them.
+    """A kind of component, defined by the engine or by a plugin.
 
-    name: what run files and messages call it; a component's option of this name (`detector: Use`) chooses one of its
-    components; hook: `dgpo_...`, by which plugins declare such components; contracts: "package.module:Class", of one of
-    which an implementation derives; noun: what messages call a part of it, by default the name; checks: for `dgpo
-    plugins check`: "package.module:function", called with what builds the component (no arguments) and returning
-    `dgpo_kit.contracts.Check`s; template: for `dgpo plugins new`: "package:directory" in that package."""
+    name: name in run files and messages. An option of this name (`detector: Use`) of another component selects a
+    component of this kind.
+    hook: name of the hook, `dgpo_...`, with which plugins declare components of this kind.
+    contracts: base classes, "package.module:Class"; an implementation derives from one of them.
+    noun: noun for a component of this kind in messages, by default the name.
+    checks: "package.module:function", used by `dgpo plugins check`. Receives a function without arguments that
+    builds the component, and returns `dgpo_kit.contracts.Check`s.
+    template: "package:directory", used by `dgpo plugins new`.
+    """
 
     name: str
     hook: str
@@ -77,14 +86,14 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What observers are told of a run."""
+    """Run information passed to observer hooks: the run directory and the run file."""
 
     directory: Path
     config: RunConfig
 
 
 def _kind(name: str, hook: str, *contracts: str, noun: str = "") -> Kind:
-    return Kind(name, hook, tuple(f"dgpo_core.contracts:{one}" for one in contracts), noun)
+    return Kind(name, hook, tuple(f"dgpo_core.contracts:{contract}" for contract in contracts), noun)
 
 
 KINDS: Mapping[str, Kind] = {
@@ -99,39 +108,42 @@ KINDS: Mapping[str, Kind] = {
         _kind("prompts", "dgpo_prompt_sources", "PromptSource", noun="prompt source"),
     )
 }
-"""The engine's own kinds; `Registry.kinds` has those of plugins too. The hook of a kind takes nothing and returns a
-sequence of Components."""
+"""The engine's kinds; `Registry.kinds` also contains those of plugins. The hook of a kind takes no arguments and
+returns a sequence of Components."""
 
 
 @hookspec
 def dgpo_kinds() -> Sequence[Kind]:  # type: ignore[empty-body]
-    """Declare kinds of parts of your own; plugins that do are registered before the others."""
+    """Declare additional kinds of components. Plugins with this hook are registered before the others."""
 
 
 @hookspec
 def dgpo_commands() -> Sequence[Command]:  # type: ignore[empty-body]
-    """Declare commands of the command line."""
+    """Declare commands of the `dgpo` command line."""
 
 
 @hookspec
 def dgpo_reward_transports() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Declare places where rewards run besides this process: the key of a reward's block, such as `worker`, to the
-    dotted path "package.module:connect" of a function that is called as `dgpo_core.rewards.Connect` says."""
+    """Declare transports to rewards that run outside this process.
+
+    Maps a key of a reward's section, such as `worker`, to "package.module:connect", a function with the signature
+    `dgpo_core.rewards.Connect`.
+    """
 
 
 @hookspec
 def dgpo_run_started(run: RunInfo) -> None:
-    """Called once when a run starts or resumes, before its first iteration."""
+    """Called once when a run starts or resumes, before the first iteration."""
 
 
 @hookspec
 def dgpo_iteration_finished(run: RunInfo, iteration: int, metrics: Mapping[str, Any]) -> None:
-    """Called after each iteration (counted from 1) with its metrics; it must not change them."""
+    """Called after each iteration (counted from 1) with its metrics. Must not modify the metrics."""
 
 
 @hookspec
 def dgpo_run_finished(run: RunInfo, outcome: str) -> None:
-    """Called once when a run ends: outcome is "finished", "interrupted" or "failed"."""
+    """Called once when a run ends. outcome: "finished", "interrupted" or "failed"."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
-"""A low-rank adapter (LoRA, Hu et al., arXiv 2106.09685) for the linear layers of any network, through peft.
+"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) for the linear layers of any network, using peft.
 
-peft is an extra, `pip install 'dgpo[lora]'`, and imported when an adapter is made. In files of every format the scale,
-alpha / rank, is multiplied into B, and alpha is written as the rank wherever there is a place for it: a program that
-reads alpha and one that does not then apply the same strength.
+peft is an optional dependency, `pip install 'dgpo[lora]'`, imported when an adapter is created. Saved files of every
+format have the scale alpha / rank folded into B, and store alpha = rank if the format has a field for it, so that
+programs apply the same strength whether or not they read alpha.
 """
 
 from __future__ import annotations
@@ -30,30 +30,31 @@ if TYPE_CHECKING:
 __all__ = ["LoraAdapter", "Pairs", "named", "select_targets"]
 
 ADAPTER = "default"
-"""Its name in peft."""
+"""Adapter name in peft."""
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-"""Modules of torch that take the weights out of their linear layers and do not call these."""
+"""torch modules that read the weights of their linear layers directly, without calling the layers."""
 
 Pairs: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
-"""Layer to (A [rank, inputs], B [outputs, rank]), float32 on the CPU; what is added to its weight is B A."""
+"""Layer name to (A [rank, inputs], B [outputs, rank]), float32 on the CPU. The weight update is B A."""
 
 
 class LoraAdapter(Adapter):
-    """Two float32 matrices beside each bound linear layer: its output is W x + alpha / rank * B A x.
+    """A LoRA adapter: each target linear layer outputs W x + alpha / rank * B A x, with A and B in float32.
 
-    A is normal with standard deviation 1 / rank (peft's "gaussian"), B = 0, so that nothing changes yet; always the
-    same A, drawn on the CPU whatever the global random state, which is left alone.
+    A is initialized from a normal distribution with standard deviation 1 / rank (peft's "gaussian"), B with zeros. A is
+    drawn on the CPU from a fixed seed; the global random state is not changed.
     """
 
     formats: tuple[str, ...] = ("peft",)
 
     def __init__(self, network: nn.Module, section: LoraSection, *, targets: Sequence[str], base: str) -> None:
-        """Freeze `network`, on any device and of any dtype, and put the adapter into it, before it is compiled.
+        """Freeze `network`, on any device and in any dtype, and inject the adapter. Call before `torch.compile`.
 
-        section: rank, alpha and the user's targets (`backbone.lora` of the run file); targets: endings of names of
-        layers that are bound if the user names none, those of them that the network has (see `select_targets`); base:
-        the checkpoint's name, written into files for people. Raises UserError for targets that cannot be bound, and
-        where peft is not installed.
+        section: rank, alpha and the user's targets (`backbone.lora` in the run file).
+        targets: default targets, as suffixes of layer names; those without a match in the network are skipped (see
+        `select_targets`).
+        base: name of the checkpoint, written to the saved files.
+        Raises UserError for invalid targets and if peft is not installed.
         """
         peft = _peft()
         self._network, self._base, self._rank = network, base, section.rank
@@ -69,7 +70,7 @@ class LoraAdapter(Adapter):
             peft.inject_adapter_in_model(self._config, network, ADAPTER)
         layer_type = peft.tuners.tuners_utils.BaseTunerLayer
         self.layers: Mapping[str, Any] = {n: m for n, m in network.named_modules() if isinstance(m, layer_type)}
-        """The bound layers by their names in the network, each a layer of peft around the one that was there."""
+        """The adapted layers by name: peft layers that wrap the original ones."""
         uses = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
         self._shared = any(uses[id(layer.get_base_layer().weight)] > 1 for layer in self.layers.values())
         self._names = [name for name, p in network.named_parameters() if p.requires_grad]
@@ -77,13 +78,13 @@ class LoraAdapter(Adapter):
             parameter.data = parameter.data.float()
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """The matrices by their names in the network, `LAYER.lora_A.default.weight` and `lora_B`."""
+        """Return the matrices, named `LAYER.lora_A.default.weight` and `LAYER.lora_B.default.weight`."""
         return {name: self._network.get_parameter(name) for name in self._names}
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """The base weights inside; afterwards everything is as it was, also after an error."""
-        # Not peft's own enable_adapters: it also flips requires_grad, leaves it True for all, and walks every matrix.
+        """Disable the adapter inside the context; restore the previous state on exit, including after an exception."""
+        # peft's enable_adapters would also set requires_grad to True on every matrix.
         before = [layer._disable_adapters for layer in self.layers.values()]
         try:
             for layer in self.layers.values():
@@ -94,12 +95,14 @@ class LoraAdapter(Adapter):
                 layer._disable_adapters = disabled
 
     def merged(self) -> AbstractContextManager[None] | None:
-        """The adapter's weights as they are now, added in float32 into a copy of the base weights, inside; afterwards
-        these are bit for bit what they were. None if another layer has one of these weights too."""
+        """Merge the current adapter, in float32, into a copy of the base weights inside the context.
+
+        On exit the original weights are back, bit for bit. Returns None if two layers share one of the weights.
+        """
         return None if self._shared else self._merged()
 
     @contextmanager
-    def _merged(self) -> Iterator[None]:  # peft's own unmerge subtracts, which rounds
+    def _merged(self) -> Iterator[None]:  # peft's unmerge subtracts the update, which leaves rounding errors
         layers = list(self.layers.values())
         weights = [layer.get_base_layer().weight for layer in layers]
         before = [weight.data for weight in weights]
@@ -115,38 +118,41 @@ class LoraAdapter(Adapter):
                 weight.data = data
 
     def save(self, directory: Path, format: str) -> None:
-        """peft: `adapter_model.safetensors` and `adapter_config.json` for `PeftModel.from_pretrained(network, ...)`."""
+        """Write the adapter. Format `peft`: `adapter_model.safetensors` and `adapter_config.json`, which
+        `PeftModel.from_pretrained(network, ...)` loads."""
         if format not in self.formats:
             raise ValueError(f"{format}: the formats are {', '.join(self.formats)}")
         directory.mkdir(parents=True, exist_ok=True)
         self.write(directory, format)
 
     def write(self, directory: Path, format: str) -> None:
-        """What `save` does in a directory that is there. Subclasses with more formats write these here."""
-        below = {f"base_model.model.{name}": pair for name, pair in self.folded().items()}
-        tensors = named(below, ".lora_A.weight", ".lora_B.weight")
+        """Write the adapter to an existing directory. Subclasses override this to support more formats."""
+        prefixed = {f"base_model.model.{name}": pair for name, pair in self.folded().items()}
+        tensors = named(prefixed, ".lora_A.weight", ".lora_B.weight")
         safetensors.torch.save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
         more = {"peft_type": "LORA", "task_type": None, "inference_mode": True, "base_model_name_or_path": self._base}
         text = json.dumps(self.settings() | more, indent=2, sort_keys=True) + "\n"
         (directory / "adapter_config.json").write_text(text)
 
     def folded(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The matrices as they are now, by the names of layers, each layer's scale in its B."""
-        found = {}
+        """Return the current matrices by layer name, with the scale folded into B."""
+        pairs = {}
         for name, layer in self.layers.items():
             down, up = (getattr(layer, m)[ADAPTER].weight.detach().float().cpu() for m in ("lora_A", "lora_B"))
-            found[name] = (down.clone(), up * layer.scaling[ADAPTER])
-        return found
+            pairs[name] = (down.clone(), up * layer.scaling[ADAPTER])
+        return pairs
 
     def settings(self) -> dict[str, Any]:
-        """peft's configuration of the folded matrices: the fields that any version of it knows, because a file with
-        all of this version's is refused by older ones."""
+        """Return peft's config of the folded matrices, limited to fields that all versions of peft know.
+
+        Older versions reject a config file with unknown fields.
+        """
         return {"r": self._rank, "lora_alpha": self._rank, "target_modules": sorted(self._config.target_modules)}
 
 
 def _peft() -> Any:
-    """The library. Raises UserError if it is not there."""
-    # It imports bitsandbytes, if that is there, which warns on some processors of kernels that nothing here uses.
+    """Import peft. Raises UserError if it is not installed."""
+    # peft imports bitsandbytes, if installed, which on some processors warns about kernels that dgpo does not use.
     log = logging.getLogger("bitsandbytes")
     level = log.level
     try:
@@ -154,8 +160,8 @@ def _peft() -> Any:
         import peft
     except ImportError as error:
         raise UserError(
-            f"backbone.train: a LoRA needs peft: pip install 'dgpo[lora]', or write `train: full` (every weight); "
-            f"importing it says {error_text(error)}"
+            f"backbone.train: lora requires peft: pip install 'dgpo[lora]', or set `train: full` to train every "
+            f"weight; importing peft failed: {error_text(error)}"
         ) from error
     finally:
         log.setLevel(level)
@@ -163,16 +169,16 @@ def _peft() -> Any:
 
 
 def named(pairs: Pairs, down: str, up: str) -> dict[str, Tensor]:
-    """Each layer's two matrices under its name and these endings."""
-    return {name + end: m for name, pair in pairs.items() for end, m in zip((down, up), pair, strict=True)}
+    """Return each layer's matrices as a flat dict, with the suffixes `down` for A and `up` for B."""
+    return {name + suffix: m for name, pair in pairs.items() for suffix, m in zip((down, up), pair, strict=True)}
 
 
 def select_targets(network: nn.Module, wanted: Sequence[str] | None, default: Sequence[str]) -> list[str]:
-    """The endings of module names to adapt, each once, each of which binds one linear layer or more.
+    """Return the suffixes of module names to adapt, without duplicates; each matches at least one linear layer.
 
-    wanted: the user's; None takes those of `default` that match a linear layer (a model may lack some of its family's).
-    Raises UserError for an ending that matches nothing, or something that is not linear or would not be called, and for
-    a default that matches nothing at all, naming the nearest that would do.
+    wanted: the user's targets; None selects the entries of `default` that match a linear layer of this network.
+    Raises UserError, listing the nearest valid suffixes, if a target matches nothing, a module that is not linear or
+    one that is never called, and if no default target matches.
     """
     unfit = _unfit(network)
     fit = [name for name, reason in unfit.items() if reason is None]
@@ -184,68 +190,68 @@ def select_targets(network: nn.Module, wanted: Sequence[str] | None, default: Se
         chosen = matching
     for target in chosen:
         bound = [name for name in unfit if _matches(name, target)]
-        strange = [name for name in bound if unfit[name] is not None]
-        if strange or not bound:
-            what = f"matches {strange[0]}, {unfit[strange[0]]}" if bound else "matches no module of the network"
+        invalid = [name for name in bound if unfit[name] is not None]
+        if invalid or not bound:
+            what = f"matches {invalid[0]}, {unfit[invalid[0]]}" if bound else "matches no module of the network"
             _refuse(f"{target!r} {what}", target, network, unfit)
     return chosen
 
 
 def _refuse(problem: str, target: str, network: nn.Module, unfit: Mapping[str, str | None]) -> None:
-    offered = [
-        ending
-        for ending in _endings(network, [name for name, reason in unfit.items() if reason is None])
-        if all(reason is None for name, reason in unfit.items() if _matches(name, ending))
+    valid = [
+        suffix
+        for suffix in _suffixes(network, [name for name, reason in unfit.items() if reason is None])
+        if all(reason is None for name, reason in unfit.items() if _matches(name, suffix))
     ]
-    nearest = ", ".join(get_close_matches(target, offered, n=5, cutoff=0.0)) or "there are none"
-    raise UserError(f"backbone.lora.targets: {problem}; nearest endings of linear layers: {nearest}")
+    nearest = ", ".join(get_close_matches(target, valid, n=5, cutoff=0.0)) or "none"
+    raise UserError(f"backbone.lora.targets: {problem}; nearest suffixes of linear layers: {nearest}")
 
 
 def _unfit(network: nn.Module) -> dict[str, str | None]:
-    """Why a module cannot be adapted, or None, by the names of all modules."""
+    """Map every module name to the reason why the module cannot be adapted, or None if it can."""
     modules = dict(network.named_modules(remove_duplicate=False))
-    places: dict[int, list[str]] = {}
+    aliases: dict[int, list[str]] = {}
     for name, module in modules.items():
-        places.setdefault(id(module), []).append(name)
-    fused = {id(part): type(m).__name__ for m in modules.values() if isinstance(m, FUSED) for part in m.modules()}
-    found: dict[str, str | None] = {}
+        aliases.setdefault(id(module), []).append(name)
+    fused = {id(child): type(m).__name__ for m in modules.values() if isinstance(m, FUSED) for child in m.modules()}
+    reasons: dict[str, str | None] = {}
     for name, module in modules.items():
         if not name:
             continue
-        others = [place for place in places[id(module)] if place != name]
+        others = [alias for alias in aliases[id(module)] if alias != name]
         if not isinstance(module, nn.Linear):
-            found[name] = "which is not a linear layer of the network"
+            reasons[name] = "which is not a linear layer of the network"
         elif id(module) in fused:
-            found[name] = f"whose weight {fused[id(module)]} takes without calling it: an adapter would do nothing"
+            reasons[name] = f"whose weight {fused[id(module)]} reads without calling it: an adapter has no effect"
         elif others:
-            found[name] = f"which is {others[0]} too: an adapter would be in one of the two places alone"
+            reasons[name] = f"which is the same module as {others[0]}: an adapter would apply to only one of the two"
         else:
-            found[name] = None
-    return found
+            reasons[name] = None
+    return reasons
 
 
 def _matches(name: str, target: str) -> bool:
-    """peft's rule for a list of targets: whole parts between dots, so that `attn.to_q` is not found in `attn2.to_q`."""
+    """Match full path components, as peft does for a list of targets: `attn.to_q` does not match `self_attn.to_q`."""
     return name == target or name.endswith(f".{target}")
 
 
-def _endings(network: nn.Module, names: Sequence[str]) -> list[str]:
-    """Names without the block that they are in, and their last parts (`attn.to_out.0` and `to_out.0`), each once."""
-    endings: dict[str, None] = {}
+def _suffixes(network: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return names without their block prefix, and their last components (`attn.to_out.0` and `to_out.0`), unique."""
+    suffixes: dict[str, None] = {}
     for name in names:
         inner = name.removeprefix(_block(network, name))
-        parts = inner.split(".")
-        last = parts[-2:] if parts[-1].isdigit() else parts[-1:]
-        endings |= {".".join(last): None, inner: None}
-    return list(endings)
+        components = inner.split(".")
+        last = components[-2:] if components[-1].isdigit() else components[-1:]
+        suffixes |= {".".join(last): None, inner: None}
+    return list(suffixes)
 
 
 def _block(network: nn.Module, name: str) -> str:
-    """`transformer_blocks.7.`: the innermost of repeated modules that a layer is within, or ""."""
-    found, module, parts = "", network, name.split(".")
-    for i, part in enumerate(parts[:-1]):
-        outer, module = module, module.get_submodule(part)
-        alike = len({type(member) for member in outer.children()}) == 1
-        if alike and isinstance(outer, nn.ModuleList | nn.Sequential):
-            found = ".".join(parts[: i + 1]) + "."
-    return found
+    """Return the innermost repeated block that contains a layer, such as `transformer_blocks.7.`, or ""."""
+    prefix, module, components = "", network, name.split(".")
+    for i, component in enumerate(components[:-1]):
+        outer, module = module, module.get_submodule(component)
+        uniform = len({type(child) for child in outer.children()}) == 1
+        if uniform and isinstance(outer, nn.ModuleList | nn.Sequential):
+            prefix = ".".join(components[: i + 1]) + "."
+    return prefix

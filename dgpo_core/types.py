@@ -1,7 +1,7 @@
-"""What flows through a run, one frozen dataclass per stage.
+"""Data types passed between the stages of a run, as frozen dataclasses.
 
-Legend of shape letters: g groups, G members of a group, B = samples in a batch, C H W latent or image,
-F frames, T training timesteps. Flow-matching time sigma in [0, 1]: 1 is noise, 0 is data.
+Shape letters: g groups, G members per group, B samples in a batch, C H W latent or image dimensions, F frames,
+T training timesteps. Flow-matching time sigma in [0, 1]: 1 is noise, 0 is data.
 """
 
 from __future__ import annotations
@@ -39,17 +39,20 @@ __all__ = [
 
 
 SampleKey = tuple[int | str, ...]
-"""Names a sample: the key that its noise is drawn from (`draws.Draws.key`)."""
+"""Identifies a sample: the key from which its noise is drawn (`draws.Draws.key`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionMedium:
-    """An image or video that a sample is conditioned on, such as the one to edit.
+    """An image or video that a sample is conditioned on, such as the image to edit.
 
-    digest: SHA-256 of the file's bytes, as hexadecimal digits, by which two of them are the same.
-    path: where it lies, or lay on the machine that it comes from; content: its bytes, where it is not read from there;
-    pixels: what it shows (`pixels.Pixels`), where that is known already; reader: what `read` calls with it. One that
-    can be read is made by `dgpo_core.media.conditions.condition_medium`.
+    Construct one with `dgpo_core.media.conditions.condition_medium`, which sets the reader.
+
+    digest: SHA-256 of the file's bytes in hexadecimal; determines equality.
+    path: path of the file, on this machine or on the one it was sent from.
+    content: bytes of the file, if it is not read from `path`.
+    pixels: decoded content (`media.pixels.Pixels`), if already decoded.
+    reader: function that `read` calls with this object.
     """
 
     kind: Literal["image", "video"]
@@ -60,27 +63,28 @@ class ConditionMedium:
     reader: Callable[[ConditionMedium], Tensor] | None = field(default=None, compare=False, repr=False)
 
     def read(self) -> Tensor:
-        """What it shows, float32 in [0, 1], RGB, on the CPU: [3, H, W] of an image, [F, 3, H, W] of a video; read and
-        decoded anew at every call.
+        """Read and decode the medium: image [3, H, W] or video [F, 3, H, W], RGB, float32 in [0, 1], on the CPU.
 
-        Raises UserError, naming the file, if it is not there any more or has other bytes than its digest says.
+        Results are not cached. Raises UserError, naming the file, if it no longer exists or no longer matches `digest`.
         """
         if self.reader is None:
-            raise UserError(f"{self.path or self.digest}: was made without a reader; condition_medium gives it one")
+            raise UserError(f"{self.path or self.digest}: has no reader; construct it with condition_medium")
         return self.reader(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt: what a sample is drawn from, and what rewards need to know of it (GenEval's clauses, OCR's target).
+    """A prompt: the conditioning of a sample, and metadata for rewards.
 
-    origin: `file:line` where it was read, for messages; no part of what the prompt is.
-    negative: the text that guidance leads away from; None is what the model takes by default.
-    media: what the sample is conditioned on beside the text, in the order in which the model is shown them.
-    size: (height, width) of its samples in pixels; None is the run's. The engine fills it in: what a backbone or a
-    reward is given has a size.
-    source: the name of the list of prompts that it belongs to, empty where the run has one list.
-    fps: frames a second of its samples, for rewards; None for images, and until the engine fills it in.
+    text: the prompt text.
+    metadata: data that rewards need, such as GenEval's clauses or OCR's target text.
+    origin: `file:line` that the prompt was read from, for messages; ignored in comparisons.
+    negative: the negative prompt; None is the model's default.
+    media: conditioning images and videos, in the order in which the model receives them.
+    size: (height, width) of the samples in pixels; None means the run's size. The engine sets it before it passes
+    prompts to backbones and rewards.
+    source: name of the prompt list that the prompt belongs to; empty if the run has only one.
+    fps: frames per second of the samples, for rewards; None for images, and until the engine sets it.
     """
 
     text: str
@@ -94,11 +98,11 @@ class Prompt:
 
     @property
     def key(self) -> tuple[str, tuple[str, ...], tuple[int, int] | None]:
-        """What its conditioning depends on: text, digests of the media, size."""
+        """Everything that the conditioning depends on: text, digests of the media, size."""
         return self.text, tuple(medium.digest for medium in self.media), self.size
 
     def sized(self, size: tuple[int, int], fps: float | None = None) -> Prompt:
-        """The same, with this size and these frames a second unless it has its own."""
+        """Return the prompt with `size` and `fps` filled in where they are None."""
         size = size if self.size is None else self.size
         fps = fps if self.fps is None else self.fps
         return self if (size, fps) == (self.size, self.fps) else replace(self, size=size, fps=fps)
@@ -106,13 +110,13 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What a backbone made of prompts: named tensors, each with the batch as its first dimension.
+    """Encoded prompts: named tensors with the batch as their first dimension.
 
-    The engine treats it as opaque: it caches one row per prompt, gathers rows and joins batches.
+    The engine treats the tensors as opaque: it caches one row per prompt, selects rows and concatenates batches.
 
-    lengths: names of tensors [B, L, ...] whose rows differ in length, with the length of each row; beyond it a row is
-    filled with zeros, up to the longest of them. They are numbers on the host, so that nothing waits for the device. A
-    model that has to know which places are filled keeps a mask among the tensors, True in every place of a row.
+    lengths: for tensors [B, L, ...] with rows of different lengths: the length of each row, by tensor name. Rows are
+    zero-padded to the longest row. Lengths are Python integers, so that reading them does not synchronize the device. A
+    model that needs a padding mask adds it to the tensors, True at the valid positions.
     """
 
     tensors: Mapping[str, Tensor]
@@ -122,13 +126,13 @@ class Conditioning:
         return len(next(iter(self.tensors.values())))
 
     def rows(self, index: Sequence[int] | slice) -> Conditioning:
-        """The given rows, as long as the longest of them."""
+        """Select rows, trimmed to the longest selected row."""
         if not isinstance(index, slice):
             import torch
 
-            places = torch.tensor(index, device=next(iter(self.tensors.values())).device)
+            indices = torch.tensor(index, device=next(iter(self.tensors.values())).device)
             return self._trimmed(
-                {name: tensor[places] for name, tensor in self.tensors.items()},
+                {name: tensor[indices] for name, tensor in self.tensors.items()},
                 {name: tuple(lengths[i] for i in index) for name, lengths in self.lengths.items()},
             )
         return self._trimmed(
@@ -144,59 +148,59 @@ class Conditioning:
         )
 
     def expand(self, count: int) -> Conditioning:
-        """A single row seen `count` times (no copy)."""
+        """Repeat a single row `count` times, without copying."""
         return Conditioning(
             {n: t.expand(count, *t.shape[1:]) for n, t in self.tensors.items()},
             {n: lengths * count for n, lengths in self.lengths.items()},
         )
 
     def to(self, device: torch.device) -> Conditioning:
-        """The same on a device."""
+        """Move all tensors to a device."""
         return Conditioning({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.lengths)
 
     @staticmethod
-    def cat(components: Sequence[Conditioning]) -> Conditioning:
-        """Several batches as one; rows that differ in length are filled up to the longest."""
-        if len(components) == 1:
-            return components[0]
+    def cat(batches: Sequence[Conditioning]) -> Conditioning:
+        """Concatenate batches; pads tensors with `lengths` to the longest row."""
+        if len(batches) == 1:
+            return batches[0]
         import torch
 
-        first = components[0]
-        assert all(part.tensors.keys() == first.tensors.keys() for part in components), "rows of one model"
+        first = batches[0]
+        assert all(batch.tensors.keys() == first.tensors.keys() for batch in batches), "rows of one model"
         joined = {}
         for name in first.tensors:
-            tensors = [part.tensors[name] for part in components]
+            tensors = [batch.tensors[name] for batch in batches]
             longest = max(t.shape[1] for t in tensors) if name in first.lengths else 0
-            joined[name] = torch.cat([_filled(t, longest) if name in first.lengths else t for t in tensors])
-        return Conditioning(
-            joined, {n: tuple(i for part in components for i in part.lengths[n]) for n in first.lengths}
-        )
+            joined[name] = torch.cat([_padded(t, longest) if name in first.lengths else t for t in tensors])
+        return Conditioning(joined, {n: tuple(i for batch in batches for i in batch.lengths[n]) for n in first.lengths})
 
 
 def same_places(row: Conditioning, other: Conditioning) -> str | None:
-    """What keeps two batches of conditioning from being joined, in words: other tensors, `lengths`, shapes or dtypes.
-    None if they fit."""
+    """Return why two batches of conditioning cannot be concatenated, or None if they can.
+
+    Their tensors, `lengths`, shapes and dtypes must match.
+    """
     if row.tensors.keys() != other.tensors.keys():
         return f"one prompt has the tensors {', '.join(row.tensors)}, another {', '.join(other.tensors)}"
     if row.lengths.keys() != other.lengths.keys():
-        return f"one prompt has lengths of {', '.join(row.lengths) or 'no tensor'}, another of " + (
+        return f"one prompt has lengths for {', '.join(row.lengths) or 'no tensor'}, another for " + (
             ", ".join(other.lengths) or "no tensor"
         )
     for name, tensor in row.tensors.items():
         skipped = 2 if name in row.lengths else 1
-        mine, theirs = tensor.shape[skipped:], other.tensors[name].shape[skipped:]
-        if mine != theirs or tensor.dim() != other.tensors[name].dim():
+        shape, other_shape = tensor.shape[skipped:], other.tensors[name].shape[skipped:]
+        if shape != other_shape or tensor.dim() != other.tensors[name].dim():
             return (
-                f"{name} of one prompt is {tuple(tensor.shape)}, of another in its bucket "
-                f"{tuple(other.tensors[name].shape)}: rows that differ in length say so in `Conditioning.lengths`"
+                f"{name} has shape {tuple(tensor.shape)} for one prompt and {tuple(other.tensors[name].shape)} for "
+                "another in the same bucket: declare rows of different lengths in `Conditioning.lengths`"
             )
         if tensor.dtype != other.tensors[name].dtype:
-            return f"{name} of one prompt is {tensor.dtype}, of another {other.tensors[name].dtype}"
+            return f"{name} has dtype {tensor.dtype} for one prompt and {other.tensors[name].dtype} for another"
     return None
 
 
-def _filled(tensor: Tensor, length: int) -> Tensor:
-    """[B, L, ...] with zeros up to [B, length, ...]."""
+def _padded(tensor: Tensor, length: int) -> Tensor:
+    """Zero-pad [B, L, ...] to [B, length, ...]."""
     missing = length - tensor.shape[1]
     if not missing:
         return tensor
@@ -207,16 +211,18 @@ def _filled(tensor: Tensor, length: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How a model wants the times of its samples spaced. A sampler's times are a grid that descends from `first`, then
-    shifted, then stretched to `terminal`, then a final 0 (`dgpo_core.flow.schedules`).
+    """A model's noise schedule.
 
-    shift k > 0: sigma becomes k * sigma / (1 + (k - 1) * sigma).
-    grid: "even" goes in even steps from `first` down to first / steps; "scheduler" from `first` down to 1/1000 shifted,
-    which is then shifted again with the others: diffusers' FlowMatchEulerDiscreteScheduler where a pipeline gives it no
-    times; a tuple holds exactly the times of the asked number of steps, not shifted yet, descending, its first `first`.
-    Samplers with a grid of their own start it no higher than `first`.
-    terminal: the last time before 0, in (0, 1), to which all are stretched away from 1; None leaves them.
-    first: the highest time of the grid, in (0, 1]. Noise is the state there, times `Backbone.start`.
+    A sampler's times are a grid descending from `first`, which is shifted, then stretched to `terminal`, then followed
+    by a final 0 (`dgpo_core.flow.schedules`).
+
+    shift: k > 0 maps sigma to k * sigma / (1 + (k - 1) * sigma).
+    grid: "even" is linear from `first` to first / steps. "scheduler" is linear from `first` to the shifted 1/1000, and
+    then shifted as a whole: diffusers' FlowMatchEulerDiscreteScheduler without explicit sigmas. A tuple lists the
+    unshifted times for the requested number of steps, descending from `first`. Samplers with their own grid start it
+    no higher than `first`.
+    terminal: last time before 0, in (0, 1); all times are stretched away from 1 to end there. None: no stretching.
+    first: highest time of the grid, in (0, 1]. The initial state is standard normal noise times `Backbone.start`.
     """
 
     shift: float = 1.0
@@ -227,10 +233,10 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """The states a sampler went through, kept only for objectives that ask.
+    """The states that a sampler visited, kept only for objectives with `needs_path`.
 
-    states [steps+1, B, C, H, W] from noise to data; sigmas [steps+1]; log_probs [steps, B] (mean over
-    non-batch dims) or None for a deterministic sampler.
+    states [steps + 1, B, C, H, W] from noise to data; sigmas [steps + 1]; log_probs [steps, B] (mean over non-batch
+    dimensions), or None for a deterministic sampler.
     """
 
     states: Tensor
@@ -240,7 +246,7 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class SampleResult:
-    """What a sampler returns: x0 [B, C, H, W] clean latents, and the path if it was asked for."""
+    """Output of a sampler: clean latents x0 [B, C, H, W], and the path if requested."""
 
     x0: Tensor
     path: Path | None = None
@@ -248,8 +254,10 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One micro-batch of samples, all of one size; samples: their B numbers in the iteration's flat, group-major
-    order."""
+    """A micro-batch of B samples of the same size.
+
+    samples: their indices in the flat, group-major order of the iteration.
+    """
 
     samples: Sequence[int]
     prompts: tuple[Prompt, ...]
@@ -259,11 +267,12 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a reward model returns for B samples.
+    """Output of a reward model for B samples.
 
-    values float32 [B], higher is better; missing bool [B], True where the sample could not be scored (its value
-    is then ignored); diagnostics, one mapping of JSON-able values per sample, or empty: any keys, of which `reason`,
-    `marks` and `clauses` have the meaning that `dgpo_schemas.diagnostics` gives them.
+    values: float32 [B], higher is better.
+    missing: bool [B], True where the sample could not be scored; its value is ignored.
+    diagnostics: one mapping of JSON-serializable values per sample, or empty. Keys are free, except that `reason`,
+    `marks` and `clauses` are defined in `dgpo_schemas.diagnostics`.
     """
 
     values: Tensor
@@ -273,9 +282,9 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A sample that a reward must be able to tell good from bad: media [3, H, W] or [F, 3, H, W], float in [0, 1].
+    """A good or bad sample for the self-test of a reward: media [3, H, W] or [F, 3, H, W], float in [0, 1].
 
-    The best of a reward's bad examples must score below the worst of its good ones.
+    Every bad example of a reward must score below every good one.
     """
 
     name: str
@@ -286,17 +295,19 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class ScoredGroups:
-    """An iteration's samples with their rewards; statistics are on the CPU, latents stay on the device.
+    """The samples of an iteration with their rewards. Latents are on the device, everything else on the CPU.
 
-    x0: n latents [C, H, W], whose sizes may differ from group to group, and paths of the n samples `own`, which are the
-    numbers of this process's samples in the flat, group-major order: all g * G of them if it is the only one. All else
-    is of all samples, whoever drew them.
-    rewards float64 [g, G], all rewards as one, which is what the advantages are made of; summed float64 [g, G],
-    their weighted sum, for people to read (nan where not scored; the same unless each reward is normalized first);
-    scored bool [g, G]; per_reward: label to float64 [g, G] (nan where missing); subscores: label to name to float64
-    [g * G], what each is made of (nan where missing); asked: label to bool [g], whether the group's source asks for the
-    reward (all do where there is none of the label); diversity [g]: mean pairwise
-    distance of the members' media; statistics: name to float64 [g, G], of the media (`monitors.media_statistics`).
+    x0, paths: n latents [C, H, W], whose sizes can differ between groups, and their paths, of this rank only; `own`
+    holds the indices of the n samples in the flat, group-major order. All other fields cover the samples of all ranks.
+    rewards: float64 [g, G], the combined reward from which advantages are computed.
+    summed: float64 [g, G], the weighted sum of the rewards, for display (nan where not scored). Equal to `rewards`
+    unless each reward is normalized first.
+    scored: bool [g, G].
+    per_reward: label to float64 [g, G] (nan where missing).
+    subscores: label to name to float64 [g * G], the components of each reward (nan where missing).
+    asked: label to bool [g], whether the group's prompt source uses the reward; a missing label means True.
+    diversity: [g], mean pairwise distance between the members' media.
+    statistics: name to float64 [g, G], statistics of the media (`monitors.media_statistics`).
     """
 
     prompts: tuple[Prompt, ...]
@@ -315,11 +326,12 @@ class ScoredGroups:
 
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
-    """Groups with their signed weights c_i = sign(A_i) * w_i, ready for the objective.
+    """The groups of an iteration with their signed weights c_i = sign(A_i) * w_i, input of the objective.
 
-    x0: n latents [C, H, W] on the device, of the n samples `own` (`ScoredGroups`), and paths likewise; advantages,
-    signed_weights float64 [g, G] on the CPU (0 where not scored); scored bool [g, G]; residual [g] = |sum_i c_i|: 0
-    where the partition function cancels.
+    x0, own, paths: as in `ScoredGroups`; latents are on the device.
+    advantages, signed_weights: float64 [g, G] on the CPU (0 where not scored).
+    scored: bool [g, G].
+    residual: [g], |sum_i c_i|; 0 where the partition function cancels.
     """
 
     prompts: tuple[Prompt, ...]
@@ -334,10 +346,12 @@ class TrainingBatch:
 
 @dataclass(frozen=True, slots=True)
 class PathStep:
-    """A random step that the sampler took, x at sigma to next_x at next_sigma, for B members.
+    """A stochastic sampler step from x at sigma to next_x at next_sigma, for B members.
 
-    x, next_x [B, ...]; log_prob [B] under the weights that drew it (mean over non-batch dims); distribution: a velocity
-    [B, ...] at x to (mean [B, ...], std) of next_x, by the sampler itself, so that the loss cannot disagree with it.
+    x, next_x: [B, ...].
+    log_prob: [B], under the weights that drew the step (mean over non-batch dimensions).
+    distribution: maps a velocity [B, ...] at x to (mean [B, ...], std) of next_x. Calls the sampler's
+    `step_distribution`, so that the loss and the sampler agree.
     """
 
     x: Tensor
@@ -350,15 +364,18 @@ class PathStep:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What an objective sees of B members at one timestep.
+    """Inputs of an objective for B members at one timestep.
 
-    velocity [B, ...] the policy's prediction at x_sigma (with gradient); target [B, ...] = (x_sigma - x0) / sigma, that
-    is noise - x0 where x_sigma is a noised x0; reference, base and old [B, ...] or None: predictions of
-    `objective.reference`, of the frozen base model (both guided by `objective.kl_cfg` where they are the base's) and of
-    the fast EMA; sigma [B]; advantages, signed_weights [B]; group_size [B]: scored members of its group; step: for
-    objectives with `needs_path`, whose x_sigma is the state of the path at sigma. What the objective does not need may
-    be there if it cost nothing. loss_weight [B]: factor of squared errors of velocities (`Backbone.loss_weight`); None
-    is 1. `error` applies it, and log-densities of a path have nothing to do with it.
+    velocity: [B, ...], the policy's prediction at x_sigma, with gradient.
+    target: [B, ...], (x_sigma - x0) / sigma, which is noise - x0 if x_sigma is a noised x0.
+    sigma, advantages, signed_weights: [B].
+    group_size: [B], number of scored members in the member's group.
+    reference, base, old: [B, ...] or None, predictions of the model that `objective.reference` selects, of the frozen
+    base model, and of `ema_fast`. Predictions of the base model use the guidance scale `objective.kl_cfg`. Fields that
+    the objective does not need can be set if they come at no cost.
+    step: for objectives with `needs_path`; x_sigma is then the state of the path at sigma.
+    loss_weight: [B], factor of squared velocity errors (`Backbone.loss_weight`); None means 1. `error` applies it. It
+    does not apply to log-probabilities of a path.
     """
 
     velocity: Tensor
@@ -374,13 +391,15 @@ class Predictions:
     loss_weight: Tensor | None = None
 
     def error(self, one: Tensor, other: Tensor) -> Tensor:
-        """The squared error [B] of two velocities [B, ...] that every loss is made of: the mean over all but the batch
-        dimension, in float32 at least, times `loss_weight`. With gradient."""
+        """Return the squared error [B] between two velocities [B, ...], times `loss_weight`, with gradient.
+
+        The mean over all dimensions except the batch, computed in float32 or higher.
+        """
         return weighted(mean_square(one - other), self.loss_weight)
 
 
 def mean_square(difference: Tensor) -> Tensor:
-    """Mean over all but the batch dimension, in float32 at least: [B, ...] -> [B]."""
+    """Return the mean of squares over all dimensions except the batch: [B, ...] -> [B], in float32 or higher."""
     import torch
 
     if difference.dtype in (torch.float16, torch.bfloat16):
@@ -389,5 +408,5 @@ def mean_square(difference: Tensor) -> Tensor:
 
 
 def weighted(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Values [B] times the weight [B]; None is 1, and leaves every bit."""
+    """Multiply values [B] by a weight [B]; None returns the values unchanged."""
     return values if weight is None else weight * values

@@ -121,7 +121,7 @@ def test_what_the_project_brings_is_known_to_come_with_it(installed: Registry) -
     """So that a run file which names a component that is not installed says what to install."""
     declared = {(kind, name): installed.find(kind, name).distribution for kind, name in COMPONENTS}
     declared |= {("command", name): one.distribution for name, one in installed.commands().items()}
-    declared |= {("place", key): one.distribution for key, one in installed.places.items()}
+    declared |= {("transport", key): one.distribution for key, one in installed.transports.items()}
     declared |= {("kind", "detector"): "dgpo-geneval", ("hook", "dgpo_detectors"): "dgpo-geneval"}
     separate = {component: owner for component, owner in declared.items() if owner.startswith("dgpo-")}
     assert separate == {(kind, name): owner for kind, names in installable().items() for name, owner in names.items()}

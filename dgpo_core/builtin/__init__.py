@@ -1,4 +1,4 @@
-"""The components that come with the engine: samplers, weightings, timestep policies and the `dgpo` objective.
+"""Built-in components: samplers, weightings, timestep policies and the `dgpo` objective.
 
-They are plugins like any other: `plugin` declares them, and nothing else in the engine knows their names.
+They are ordinary plugins, declared in `plugin`; the rest of the engine does not refer to them by name.
 """

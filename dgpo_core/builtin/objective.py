@@ -1,4 +1,4 @@
-"""Direct Group Preference Optimization (arXiv 2510.08425), all three published modes."""
+"""Direct Group Preference Optimization (arXiv 2510.08425) in its three published modes."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ __all__ = ["DirectGroupPreference"]
 
 
 class DirectGroupPreference(Objective):
-    """L_g = -log sigmoid(-S_g) with S_g = (beta / G) * sum_i c_i * (dsm_i - dsm_ref_i), divided by beta.
+    """The DGPO loss L_g / beta, L_g = -log sigmoid(-S_g), S_g = (beta / G) * sum_i c_i * (dsm_i - dsm_ref_i).
 
-    The formulas are those of `flow.preference`, which are gradient-equivalent to it.
-    PPO-style clip: a member whose ratio exp(dsm_old - dsm) left [1 - clip, 1 + clip] in the direction in which it is
-    already pushed stops giving gradient, but its value still counts in S_g. KL: kl * mean (v - v_base)^2, against the
-    frozen base model also where S_g compares with the fast EMA (the authors' code; mode 2b).
+    The formulas are in `flow.preference`, in the authors' gradient-equivalent form.
+    PPO-style clip: a member whose ratio exp(dsm_old - dsm) leaves [1 - clip, 1 + clip] in the direction of its
+    advantage has no gradient, but still contributes to S_g. KL term: kl * mean (v - v_base)^2, always against the
+    frozen base model, even if the reference is `ema_fast` (as in the authors' code; mode 2b).
     """
 
     needs_statistic = True
 
     @property
     def needs_reference(self) -> bool:
-        """Always: S_g compares with the reference."""
+        """Always true: S_g compares with the reference."""
         return True
 
     @property
     def needs_base(self) -> bool:
-        """Only the KL term compares with the base."""
+        """True with a KL term."""
         return self.section.kl > 0
 
     @property
     def needs_old(self) -> bool:
-        """Only the clip looks at the old policy."""
+        """True with clipping."""
         return self.section.clip is not None
 
     @property
     def skips_zero_weights(self) -> bool:
-        """A member with c_i = 0 adds nothing to S_g; only a KL term would still pull on it."""
+        """True without a KL term: a member with c_i = 0 does not contribute to S_g or to its gradient."""
         return self.section.kl == 0
 
     def statistic(self, predictions: Predictions) -> Tensor:
-        """Shares of S_g, [B]."""
+        """Return each member's term of S_g, [B]."""
         p = predictions
         assert p.reference is not None
         dsm, dsm_reference = p.error(p.velocity.detach(), p.target), p.error(p.reference, p.target)
         return statistic_shares(dsm, dsm_reference, p.signed_weights, p.group_size, self.section.beta)
 
     def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
-        """Loss [B]; `statistic` is S_g of each member's group."""
+        """Compute the loss [B]; `statistic` is S_g of each member's group."""
         p = predictions
         assert p.reference is not None
         assert statistic is not None
@@ -67,7 +67,7 @@ class DirectGroupPreference(Objective):
         }
         if clipped is not None:
             metrics["clip_fraction"] = clipped.to(dsm.dtype)
-        if p.base is not None:  # without a KL term it is there only if it is the reference
+        if p.base is not None:  # set without a KL term if the base is the reference
             kl = p.error(p.velocity, p.base)
             metrics["kl"] = kl.detach()
             if self.section.kl > 0:

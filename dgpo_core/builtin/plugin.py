@@ -1,4 +1,4 @@
-"""Declarations of the engine's own components (light: no torch)."""
+"""Declarations of the built-in components. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["dgpo_objectives", "dgpo_samplers", "dgpo_timestep_policies", "dgpo_w
 
 
 def _component(name: str, summary: str, implementation: str, options: str | None = None) -> Component:
-    here = "dgpo_core.builtin."
-    return Component(name, summary, here + implementation, options and f"{here}options:{options}")
+    package = "dgpo_core.builtin."
+    return Component(name, summary, package + implementation, options and f"{package}options:{options}")
 
 
 @hookimpl
 def dgpo_samplers() -> Sequence[Component]:
-    """The two deterministic solvers of the flow."""
+    """Declare the deterministic ODE solvers."""
     second = "DPM-Solver++(2M) on flow sigmas: second order, the paper's rollout sampler."
     return [
         _component("flow-euler", "Euler steps of the flow ODE on diffusers' SD3 schedule.", "samplers:FlowEuler"),
@@ -26,17 +26,17 @@ def dgpo_samplers() -> Sequence[Component]:
 
 @hookimpl
 def dgpo_weightings() -> Sequence[Component]:
-    """The paper's weighting and others to compare with."""
+    """Declare the paper's weighting and alternatives."""
     cancels = "the partition function cancels."
     pairwise = "w = 1 for the best and the worst member, 0 elsewhere: pairwise Diffusion-DPO."
     softmax = f"w = G/2 softmax(|A| / temperature) within each side: {cancels}"
     return [
         _component("abs-advantage", f"w = |A|, the paper's choice: {cancels}", "weightings:AbsAdvantage"),
-        _component("uniform", "w = 1 for every member of a group that has a preference.", "weightings:Uniform"),
+        _component("uniform", "w = 1 for every member of a group with unequal rewards.", "weightings:Uniform"),
         _component("best-vs-worst", pairwise, "weightings:BestVersusWorst"),
-        _component("rank", "w by a member's place in its group, whatever the rewards' distances.", "weightings:Rank"),
+        _component("rank", "w by a member's rank in its group, regardless of reward differences.", "weightings:Rank"),
         _component("softmax", softmax, "weightings:Softmax", "SoftmaxOptions"),
-        _component("binary", f"w equal within each side, both sides the same: {cancels}", "weightings:Binary"),
+        _component("binary", f"Equal w within each side, equal totals of both sides: {cancels}", "weightings:Binary"),
         _component("top-k", f"w = 1 for the k best and the k worst: {cancels}", "weightings:TopK", "TopKOptions"),
         _component("clipped", "w = min(|A|, limit).", "weightings:Clipped", "ClippedOptions"),
     ]
@@ -44,7 +44,7 @@ def dgpo_weightings() -> Sequence[Component]:
 
 @hookimpl
 def dgpo_timestep_policies() -> Sequence[Component]:
-    """Continuous and discrete training times."""
+    """Declare the continuous and the discrete timestep policy."""
     steps = "The sampler's own times in [t_min, t_max], drawn without replacement (the authors' rule)."
     return [
         _component("uniform", "Independent times, uniform in [t_min, t_max].", "timesteps:UniformTimesteps"),
@@ -54,6 +54,6 @@ def dgpo_timestep_policies() -> Sequence[Component]:
 
 @hookimpl
 def dgpo_objectives() -> Sequence[Component]:
-    """The paper's loss."""
+    """Declare the paper's objective."""
     summary = "Direct Group Preference Optimization (arXiv 2510.08425)."
     return [_component("dgpo", summary, "objective:DirectGroupPreference")]

@@ -1,8 +1,8 @@
 """Deterministic solvers of the flow ODE dx/dsigma = v(x, sigma), from noise (sigma = 1) to data (sigma = 0).
 
-Schedules and steps agree with the diffusers schedulers that the model pipelines use, to 1e-5 in the latents if the
-model is given the same times. Euler's pipelines do that; those with DPM-Solver round the time that the model is given.
-All coefficients are Python floats computed in float64 before the first step: nothing in a loop waits for the device.
+Schedules and steps match the diffusers schedulers of the model pipelines to 1e-5 in the latents, if the model receives
+the same times. It does with Euler's pipelines; those with DPM-Solver round the timestep that they pass to the model.
+All coefficients are Python floats, computed in float64 before the first step, so that the loop never synchronizes.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = ["FlowDPMSolverPP", "FlowEuler"]
 class FlowEuler(Sampler):
     """Euler's method, first order: x + (sigma' - sigma) * v.
 
-    Times are those of the model's schedule. Its usual grid, `scheduler`, is diffusers'
-    FlowMatchEulerDiscreteScheduler(shift=k), the scheduler of SD3 pipelines: from 1 down to the smallest training time
-    in even steps, then shifted, then 0. That smallest time, 1/1000, is itself shifted before the spacing and so is
-    shifted twice, a habit of that scheduler which is kept: with shift 3 the last time before 0 is 0.0089.
+    Uses the times of the model's schedule. The default grid, `scheduler`, matches diffusers'
+    FlowMatchEulerDiscreteScheduler(shift=k), the scheduler of SD3 pipelines: linear from 1 to the smallest training
+    time, then shifted, then 0. As in diffusers, the smallest time 1/1000 is shifted before the grid is built, and
+    therefore shifted twice: with shift 3 the last time before 0 is 0.0089.
     """
 
     def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
-        """float64 [steps + 1] on the CPU, descending from 1, or the schedule's first time, to 0.
+        """Return float64 [steps + 1] on the CPU, descending from the schedule's first time, by default 1, to 0.
 
         Raises UserError for steps < 1, or a shift that is not positive or too large to keep the times apart.
         """
@@ -68,19 +68,19 @@ class FlowDPMSolverPP(Sampler):
         x_t = (sigma_t / sigma_s) * x_s - alpha_t * (exp(-h) - 1) * D
         D   = (1 + 1 / 2r) * x0_s - (1 / 2r) * x0_previous        r = h_previous / h
 
-    where on a flow's schedule -alpha_t * (exp(-h) - 1) = 1 - sigma_t / sigma_s, finite at both ends. The first step
-    (no previous estimate) and the last one (h is infinite) are first order, D = x0_s; the last step therefore returns
-    the denoised estimate itself.
+    where for flow schedules -alpha_t * (exp(-h) - 1) = 1 - sigma_t / sigma_s, finite at both ends. The first step (no
+    previous estimate) and the last one (h is infinite) are first order, D = x0_s, so that the last step returns the
+    denoised estimate.
 
-    Times as diffusers' DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=k): the first one is 0.999
-    shifted, a little below 1, and noise is taken as the state there. That scheduler hands the model integer timesteps,
-    1000 sigma rounded down: in its pipelines, and in the training of the DGPO authors' code, the model is given a time
-    up to 1e-3 below the step's sigma, 5e-4 on average. Here it is given the sigma. Of a model's schedule, the grid is
-    not looked at, only where it begins: shift and terminal time hold for these times too.
+    Times match diffusers' DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=k): the first is the shifted
+    0.999, and the initial noise is taken as the state there. That scheduler passes integer timesteps to the model, 1000
+    sigma rounded down: in its pipelines, and in training with the DGPO authors' code, the model receives a time up to
+    1e-3 below the step's sigma, 5e-4 on average. This sampler passes sigma itself. It uses the first time, the shift
+    and the terminal time of a model's schedule, but not its grid.
     """
 
     def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
-        """float64 [steps + 1] on the CPU, descending from shift(0.999), or the schedule's first time, to 0.
+        """Return float64 [steps + 1] on the CPU, descending to 0 from the shifted first time, at most shift(0.999).
 
         Raises UserError for steps < 1, or a shift that is not positive or too large to keep the times apart.
         """
@@ -114,7 +114,7 @@ class FlowDPMSolverPP(Sampler):
 
 
 def _half_inverse_r(sigmas: list[float]) -> list[float]:
-    """1 / 2r of each step of DPM-Solver++(2M): 0, which makes a step first order, for the first and the last."""
+    """Return 1 / 2r for each step of DPM-Solver++(2M); 0 for the first and the last step, which are first order."""
     lambdas = [_half_log_snr(sigma) for sigma in sigmas[:-1]]
     h = [after - before for before, after in pairwise(lambdas)]
     inner = [h[i] / (2 * h[i - 1]) for i in range(1, len(h))]
@@ -122,10 +122,10 @@ def _half_inverse_r(sigmas: list[float]) -> list[float]:
 
 
 def _half_log_snr(sigma: float) -> float:
-    """lambda = log((1 - sigma) / sigma), sigma in (0, 1]; -inf at 1, to which an extreme shift may round."""
+    """Return lambda = log((1 - sigma) / sigma), sigma in (0, 1]; -inf at 1, which extreme shifts can round to."""
     return math.log((1 - sigma) / sigma) if sigma < 1 else -math.inf
 
 
 def _times(sigmas: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-    """All but the last sigma as 0-d float32 tensors beside the noise, in one copy."""
+    """Copy all sigmas except the last to the device of the noise, in one copy, as 0-d float32 tensors."""
     return sigmas[:-1].float().to(noise.device).unbind()

@@ -1,4 +1,4 @@
-"""Training times: which sigmas in [t_min, t_max] the loss is taken at."""
+"""Timestep policies: the sigmas in [t_min, t_max] at which the loss is evaluated."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ __all__ = ["SamplerSteps", "UniformTimesteps"]
 
 
 class UniformTimesteps(TimestepPolicy):
-    """Independent times, uniform in [t_min, t_max], in the order in which they were drawn."""
+    """Independent times, uniform in [t_min, t_max], unsorted."""
 
     def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
-        """float64 [count] on the CPU."""
+        """Draw float64 [count] on the CPU."""
         return context.t_min + (context.t_max - context.t_min) * draws.uniform(count)
 
 
 class SamplerSteps(TimestepPolicy):
-    """The rollout sampler's own times in [t_min, t_max], without replacement: the authors' discrete rule.
+    """Times of the rollout sampler in [t_min, t_max], drawn without replacement: the authors' discrete rule.
 
-    Both ends count as inside, 0 (where the velocity is never evaluated) does not. The steps lie where sampler, steps
-    and shift put them: DPM-Solver++ with 10 steps and shift 3 visits 0.6663, just below shift(0.4) = 0.6667.
+    Includes both ends, but not 0, where the velocity is never evaluated. The times depend on the sampler, the steps and
+    the shift: DPM-Solver++ with 10 steps and shift 3 visits 0.6663, just below shift(0.4) = 0.6667.
     """
 
     def check(self, context: TimestepContext, count: int) -> None:
-        """Raise UserError where fewer than `count` steps lie in the range: which ones do, and what would help."""
+        """Raise UserError if fewer than `count` times lie in the range, listing those that do and remedies."""
         available = _steps_between(context.sigmas, context.t_min, context.t_max)
         if len(available) >= count:
             return
@@ -37,7 +37,7 @@ class SamplerSteps(TimestepPolicy):
         found = ", ".join(f"{sigma:.4f}" for sigma in available.tolist()) or "none"
         cures = [f"lower timesteps.count to {len(available)}"] if len(available) else []
         if len(below_t_max) >= count:
-            # Rounded down, so that the number as printed lets the step in.
+            # Round down, so that the printed number includes the step.
             t_min = math.floor(float(below_t_max[count - 1]) * 1e4) / 1e4
             cures.append(f"lower timesteps.t_min to {t_min:.4f}")
         else:
@@ -51,12 +51,12 @@ class SamplerSteps(TimestepPolicy):
         )
 
     def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
-        """float64 [count] on the CPU, all different, in random order. Raises UserError as `check` does."""
+        """Draw float64 [count] on the CPU, distinct, in random order. Raises UserError as `check` does."""
         self.check(context, count)
         available = _steps_between(context.sigmas, context.t_min, context.t_max)
         return available[draws.permutation(len(available))[:count]]
 
 
 def _steps_between(sigmas: Tensor, t_min: float, t_max: float) -> Tensor:
-    """The positive sigmas in [t_min, t_max], descending."""
+    """Return the positive sigmas in [t_min, t_max], descending."""
     return sigmas[(sigmas >= t_min) & (sigmas <= t_max) & (sigmas > 0)]

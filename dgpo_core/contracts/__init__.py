@@ -1,8 +1,8 @@
-"""What plugins implement. Every class here is a component that a run file can choose by name.
+"""Base classes that plugins implement. A run file selects each component by name.
 
-Light on purpose: importing this module does not import torch. Tensors follow `types` (its legend of letters).
-Every component is built once per run, by the keywords in its `__init__` here; `options` is an instance of the model
-that the plugin declared.
+Importing this module does not import torch. Tensor shapes use the letters defined in `dgpo_core.types`.
+Each component is constructed once per run, with the arguments of its `__init__` here; `options` is an instance of the
+pydantic model that the plugin declared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contract of adapters: a few trained weights beside a model's frozen ones."""
+"""The adapter contract: a small set of trained weights added to a frozen model."""
 
 from __future__ import annotations
 
@@ -16,35 +16,43 @@ __all__ = ["Adapter"]
 
 
 class Adapter(ABC):
-    """What is trained with `train: lora`, while the weights it is put on stay as they are.
+    """The trained weights of a run with `train: lora`; the base weights stay frozen.
 
-    A backbone makes one and keeps it as `Backbone.adapter`; the engine asks it for all that has to do with it.
-    `dgpo_core.lora.LoraAdapter` is one for any network, through peft.
+    A backbone creates its adapter and stores it in `Backbone.adapter`; the engine calls the adapter directly.
+    `dgpo_core.lora.LoraAdapter` implements this contract for any network, using peft.
     """
 
     formats: tuple[str, ...]
-    """What `save` can write (`dgpo export --format`), the usual one first; words of a-z, 0-9 and dashes. Of the class,
-    or of the object where it depends on the model."""
+    """Formats that `save` can write (`dgpo export --format`), the default first. Names contain a-z, 0-9 and dashes. A
+    class attribute, or an instance attribute if the formats depend on the model."""
 
     @abstractmethod
     def parameters(self) -> Mapping[str, torch.nn.Parameter]:
-        """The adapter's own parameters, float32, by their names in `Backbone.module`; always the same ones. They carry
-        a gradient, and start so that `off` changes nothing. The engine exchanges them through `parameter.data`."""
+        """Return the adapter's parameters, float32, keyed by their names in `Backbone.module`.
+
+        Every call returns the same parameter objects. They require gradients and are initialized so that the network
+        computes the same output as with `off`. The engine swaps their values through `parameter.data`.
+        """
 
     @abstractmethod
     def off(self) -> AbstractContextManager[None]:
-        """A context in which the network runs the base weights; afterwards everything is as it was, also after an
-        error, and also within another such context."""
+        """Return a context manager that disables the adapter, so that the network runs the base weights.
+
+        It restores the previous state on exit, including after an exception, and can be nested.
+        """
 
     def merged(self) -> AbstractContextManager[None] | None:
-        """A context in which the adapter as it is now is added into the base weights, so that the network costs what
-        the base costs. Afterwards these are bit for bit as before, also after an error. None, the default, if that
-        cannot be done."""
+        """Return a context manager that merges the current adapter into the base weights for faster inference.
+
+        On exit it restores the base weights bit for bit, including after an exception. Returns None, the default, if
+        the adapter does not support merging.
+        """
         return None
 
     @abstractmethod
     def save(self, directory: Path, format: str) -> None:
-        """Write the parameters in place now in one of `formats` into a directory, which may be new.
+        """Write the current parameters to `directory`, created if missing, in one of `formats`.
 
-        Programs that know nothing of an adapter's alpha must apply its whole strength: fold the scale into a matrix.
+        Fold the LoRA scale into one of the matrices, so that programs that ignore alpha apply the adapter at full
+        strength.
         """

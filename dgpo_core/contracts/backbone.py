@@ -1,4 +1,4 @@
-"""The contract of backbones: diffusion and flow models."""
+"""The backbone contract: diffusion and flow models."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ SECTION_KEYS = frozenset({
     "checkpoint", "revision", "train: lora", "train: full", "lora.rank", "lora.alpha", "lora.targets", "dtype",
     "gradient_checkpointing", "compile",
 })  # fmt: skip
-"""What a run file may say of any backbone, beside its own `options`: keys of `BackboneSection`, and the two values of
-`train` apart."""
+"""Settings of `BackboneSection` that apply to any backbone, besides its `options`. The two values of `train` are listed
+separately."""
 
 
 class Backbone(ABC):
-    """A diffusion or flow model: prompts in, velocity, media out."""
+    """A diffusion or flow model: encodes prompts, predicts velocities, decodes latents to media."""
 
     media: ClassVar[Literal["image", "video"]] = "image"
-    """What `decode` gives. A run with a reward that does not score it is refused before the first sample."""
+    """Media type that `decode` returns. A run with a reward that does not score this type fails before the first
+    sample."""
     fps: float | None = None
-    """Frames a second of its videos, as it was trained on; None for images. Rewards are told (`Prompt.fps`). A property
-    where the checkpoint decides."""
+    """Frames per second of the videos the model was trained on; None for images. Rewards receive it as `Prompt.fps`. A
+    property if it depends on the checkpoint."""
     adapter: Adapter | None = None
-    """What is trained with `train: lora`: set when the model is built, `self.adapter = LoraAdapter(...)`. None with
-    `train: full`, and where a model offers no other way: every weight is trained, and the engine keeps its own copy of
-    the base. A run with `train: lora` whose model has no adapter is refused."""
+    """The adapter trained with `train: lora`, set in `__init__`: `self.adapter = LoraAdapter(...)`. None with
+    `train: full`, where every weight is trained and the engine keeps a copy of the base weights. A run with
+    `train: lora` fails if the backbone has no adapter."""
 
     uses: ClassVar[frozenset[str]] = SECTION_KEYS
-    """What the class does with its section, by default everything. A class that has no use for some of it says so:
-    `uses = Backbone.uses - {"compile", "train: lora"}`. A run file that sets what is not used is refused before
-    anything is loaded. What is used is promised, and checked by `dgpo plugins check` where it can be seen: frozen
-    weights are of `dtype`, trained ones float32; `gradient_checkpointing` computes the same gradients from activations
-    that are computed again; `checkpoint` is looked up by `dgpo_core.weights.resolve_checkpoint`, which knows
-    `package:NAME/path`."""
+    """Settings of `BackboneSection` that this class supports, by default all. To exclude some:
+    `uses = Backbone.uses - {"compile", "train: lora"}`. A run file that sets an unsupported one fails before anything
+    is loaded. `dgpo plugins check` checks the supported ones where it can: frozen weights have dtype `dtype`, trained
+    weights are float32; `gradient_checkpointing` recomputes activations and leaves the gradients unchanged;
+    `checkpoint` is resolved by `dgpo_core.weights.resolve_checkpoint`, which also accepts `package:NAME/path`."""
 
     def __init__(self, section: BackboneSection, options: Any, *, device: torch.device) -> None:
-        """Load the checkpoint that `section` names, ready to train on `device`.
+        """Load the checkpoint `section.checkpoint` and prepare the model for training on `device`.
 
-        Raises UserError for a checkpoint that is missing or of another architecture, and for a LoRA whose targets
-        match no module (naming the candidates).
+        Raises UserError if the checkpoint is missing or has another architecture, or if the LoRA targets match no
+        module (listing the candidates).
         """
         self.section = section
         self.options = options
@@ -65,117 +65,148 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def module(self) -> torch.nn.Module:
-        """The network whose forward pass `velocity` runs, adapter included."""
+        """The network that `velocity` runs, including the adapter."""
 
     def trainable(self) -> Mapping[str, torch.nn.Parameter]:
-        """The trained parameters by stable names, float32. By default the adapter's; without one, those of `module`
-        that require a gradient."""
+        """Return the trained parameters, float32, keyed by stable names.
+
+        By default the adapter's parameters; without an adapter, the parameters of `module` that require gradients.
+        """
         if self.adapter is not None:
             return self.adapter.parameters()
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Prompts to conditioning, one row each, on the device, without gradient. Every prompt has a size.
+        """Encode prompts to conditioning, one row per prompt, on `device`, without gradient.
 
-        Rows are independent of each other, so that the engine may cache and regroup them. They have one shape, or
-        tensors whose rows differ in length say so (`Conditioning.lengths`). A row depends on nothing but `Prompt.key`.
+        Every prompt has a size. Rows must not depend on each other, so that the engine can cache and regroup them; a
+        row depends only on `Prompt.key`. All rows have the same shape, except in the sequence length of the tensors
+        listed in `Conditioning.lengths`.
         """
 
     @property
     def supports_guidance(self) -> bool:
-        """Whether there is an unconditional prediction to guide away from. Models that were distilled without one say
-        False: guidance is then 1 wherever they run."""
+        """Whether the model has an unconditional prediction for classifier-free guidance.
+
+        Return False for guidance-distilled models; the guidance scale is then always 1.
+        """
         return True
 
     def unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """What guidance leads away from, one row for each of these prompts, with the promises of `encode`: by default
-        the conditioning of the negative text, or of "". Media and size stay, the text itself is not looked at.
+        """Encode the unconditional branch of guidance, one row per prompt, with the same guarantees as `encode`.
 
-        A row depends on nothing but the negative text, the media and the size. Only asked of models that are
-        `supports_guidance`.
+        By default the encoding of the negative prompt, or of "", with the prompt's media and size. A row depends only
+        on the negative prompt, the media and the size. Called only if `supports_guidance`.
         """
         return self.encode([replace(prompt, text=prompt.negative or "") for prompt in prompts])
 
     def guide(
         self, conditional: Tensor, unconditional: Tensor, guidance: float, *, x_sigma: Tensor, sigma: Tensor
     ) -> Tensor:
-        """Two velocities [B, ...] at x_sigma [B, ...] and sigma [B] to the guided one [B, ...], for a scale that is not
-        1. By default classifier-free guidance v_u + s * (v_c - v_u) (Ho and Salimans, arXiv 2207.12598)."""
+        """Combine two velocities [B, ...] at x_sigma [B, ...] and sigma [B] into the guided velocity [B, ...].
+
+        `guidance` is the guidance scale s, diffusers' `guidance_scale`, and differs from 1. By default classifier-free
+        guidance, v_u + s * (v_c - v_u) (Ho and Salimans, arXiv 2207.12598).
+        """
         return unconditional + guidance * (conditional - unconditional)
 
     def schedule(self, height: int, width: int, steps: int) -> Schedule:
-        """How the times of samples of this size in pixels are spaced in so many steps: the model's own grid and shift.
-        A run file may set another shift. By default unshifted."""
+        """Return the model's noise schedule for `steps` solver steps at this size in pixels. By default unshifted.
+
+        A run file can override the shift.
+        """
         return Schedule()
 
     @property
     def sigma_range(self) -> tuple[float, float]:
-        """The lowest and the highest time at which `velocity` may be asked: 0 <= low < high <= 1, all of them by
-        default. Samplers' final 0 is exempt. A run whose samples or training would need other times is refused before
-        the first sample; without `timesteps.t_max` its training goes up to the highest."""
+        """Range (low, high) of times that `velocity` accepts, 0 <= low < high <= 1. By default (0, 1).
+
+        The samplers' final time 0 is exempt. A run that would sample or train outside the range fails before the first
+        sample. `timesteps.t_max` defaults to the upper end.
+        """
         return 0.0, 1.0
 
     def start(self, sigma: float) -> float:
-        """The scale of standard normal noise as a state at sigma, the first time of a schedule: samples begin at
-        `start(sigma) * noise`. 1 for models whose schedules begin at 1, and by default; a variance-preserving model,
-        whose noise has variance 1 in its own coordinates, says sqrt((1 - sigma)^2 + sigma^2)."""
+        """Return the scale of the initial noise at sigma, the first time of a schedule.
+
+        Sampling starts from `start(sigma) * noise` with standard normal noise. By default 1, correct for schedules that
+        start at 1. A variance-preserving model, whose initial state has variance 1 in its own coordinates, returns
+        sqrt((1 - sigma)^2 + sigma^2).
+        """
         return 1.0
 
     def loss_weight(self, sigma: Tensor) -> Tensor | None:
-        """Factor [B] of squared errors of the velocity at sigma [B], on its device: what makes them the error in which
-        the model was trained, such as (1 - sigma)^2 of a model that predicts the noise. The engine hands it to
-        objectives as `Predictions.loss_weight`. None, the default, is 1 at every time."""
+        """Return the factor [B] of the squared velocity error at sigma [B], on the device of `sigma`.
+
+        The weighted error is the one the model was trained with: (1 - sigma)^2 for a model that predicts the noise.
+        Objectives receive the factor as `Predictions.loss_weight`. None, the default, means 1 at every time.
+        """
         return None
 
     def example(self, size: tuple[int, int]) -> Prompt:
-        """A prompt that the model can draw, where any will do: by default one without text. Models that need media give
-        one that has them."""
+        """Return any valid prompt of this size (height, width), by default an empty text.
+
+        Models that require conditioning media return a prompt with media.
+        """
         return Prompt("", size=size)
 
     def bucket(self, prompt: Prompt) -> Hashable:
-        """Samples of one size and bucket may share a micro-batch: their latents and conditioning have one shape. By
-        default all of one size. Where the rows of a size can differ in shape (with the number of media, say), what they
-        differ in."""
+        """Return the batching key of a prompt, by default its size.
+
+        Samples of the same size and key can share a micro-batch: their latents and conditioning have the same shape.
+        Include everything else that the shape depends on, such as the number of conditioning media.
+        """
         return prompt.size
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raise UserError, naming the prompt, if the model cannot be conditioned on one. Called when a run is built, of
-        all its prompts. By default those that have media are refused: a model that takes some says here how many, of
-        which kind and in which sizes (they have been looked at, and can be read)."""
+        """Raise UserError, naming the prompt, if the model does not accept one of the prompts.
+
+        Called with all prompts of a run when the run is built. By default rejects prompts with media. A model that
+        accepts media checks their number, kind and size here; all of them are known to be readable.
+        """
         for prompt in prompts:
             if prompt.media:
                 path = f" ({clean(prompt.media[0].path, 300)})" if prompt.media[0].path else ""
                 raise UserError(
                     f"{f'{prompt.origin}: ' if prompt.origin else ''}the prompt has media{path}, but the backbone "
-                    f"{self.section.use} takes text alone: leave `media` out, or choose a model that edits or animates"
+                    f"{self.section.use} accepts only text: remove `media`, or use an editing or image-to-video model"
                 )
 
     def truncated_prompts(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
-        """Which prompts' texts no text encoder reads to their end, by their places, and how many tokens are read at
-        most. Users are told of them before the run. By default none."""
+        """Return the indices of prompts that every text encoder truncates, and the maximum number of tokens.
+
+        The engine warns about these prompts before the run. By default ((), 0).
+        """
         return (), 0
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """Shape of one latent for media of this size in pixels. Raises UserError naming the nearest possible size,
-        which begins with `rollout.resolution: `; for a prompt's own size the engine names the prompt instead."""
+        """Return the shape of one latent, without the batch dimension, for media of this size in pixels.
+
+        Raises UserError for an unsupported size. The message starts with `rollout.resolution: ` and names the nearest
+        supported size; if the size is a prompt's own, the engine replaces the prefix by the prompt.
+        """
 
     @abstractmethod
     def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Estimate of noise - x0 at x_sigma = (1 - sigma) * x0 + sigma * noise.
+        """Predict the velocity noise - x0 at x_sigma = (1 - sigma) * x0 + sigma * noise.
 
         x_sigma float32 [B, ...]; sigma float32 [B] in `sigma_range`; returns float32 [B, ...].
         """
 
     @abstractmethod
     def decode(self, x0: Tensor) -> Tensor:
-        """Latents [B, ...] to media: images [B, 3, H, W] or video [B, F, 3, H, W], float32 in [0, 1], no gradient.
-        In chunks, so that any B fits."""
+        """Decode latents [B, ...] to images [B, 3, H, W] or videos [B, F, 3, H, W], float32 in [0, 1], no gradient.
+
+        Decode in chunks, so that any B fits in memory.
+        """
 
     def save_weights(self, directory: FilePath) -> None:
-        """With `train: full`: write the trained weights as they are now into a directory, which may be new, in the
-        format that the ecosystem loads. By default `weights.safetensors`, by the names of `trainable`."""
+        """Write the current weights of a run with `train: full` to `directory`, created if missing.
+
+        Use a format that other libraries load. By default `weights.safetensors`, with the names of `trainable`.
+        """
         import safetensors.torch
 
         directory.mkdir(parents=True, exist_ok=True)
@@ -183,9 +214,10 @@ class Backbone(ABC):
         safetensors.torch.save_file(weights, directory / "weights.safetensors", {"format": "pt"})
 
     def base_directory(self) -> FilePath | None:
-        """Where the base weights were read from. Runs keep digests of what lies there, and notice another base when
-        they go on. By default `backbone.checkpoint`, if that is a directory; None: nothing is known, nothing is
-        compared."""
+        """Return the directory that the base weights were read from, by default `backbone.checkpoint` if it is one.
+
+        Runs store digests of its files and detect changed base weights on resume. None disables the check.
+        """
         from pathlib import Path
 
         place = Path(self.section.checkpoint)
@@ -193,29 +225,35 @@ class Backbone(ABC):
 
     @classmethod
     def meta_model(cls, section: BackboneSection, options: Any) -> Backbone:
-        """The same model on torch's meta device, known from configuration files or by its name: shapes, types and
-        operations, no weights. `encode` gives rows of the right shape. Optional: `dgpo plan` asks for it.
+        """Build the model on torch's meta device, from its config files or a known checkpoint name.
 
-        Raises UserError for a checkpoint whose looks are not known.
+        The model has shapes, dtypes and operations but no weights; `encode` returns rows of the right shape. Optional:
+        used by `dgpo plan`. Raises UserError if the architecture of the checkpoint is unknown.
         """
-        raise NotImplementedError(f"{cls.__name__} does not say what it looks like without its weights")
+        raise NotImplementedError(f"{cls.__name__} does not implement meta_model")
 
     def components(self) -> Mapping[str, torch.nn.Module]:
-        """Everything that has weights and stays on the device, by names for people. By default the module alone; a
-        model with a `meta_model` names its text encoders and its decoder too, which run there as well."""
+        """Return all modules with weights that stay on the device, by display name. By default only `module`.
+
+        A backbone with a `meta_model` also lists its text encoders and its decoder; they must run on the meta device
+        too.
+        """
         return {"model": self.module}
 
     def blocks(self) -> Sequence[torch.nn.Module]:
-        """The parts of `module` that run one after the other, each called once a pass: with `run.shard` the weights of
-        one of them at a time are gathered. By default the members of its outermost ModuleLists."""
+        """Return the blocks of `module` that run in sequence, each called once per forward pass.
+
+        With `run.shard`, the full weights of one block at a time are gathered. By default the children of the outermost
+        ModuleLists of `module`.
+        """
         return list(_members_of_lists(self.module))
 
     def offloaded_modules(self) -> Mapping[str, torch.nn.Module]:
-        """What comes to the device only for `encoding`. By default nothing."""
+        """Return the modules that are on the device only during `encoding`, by display name. By default none."""
         return {}
 
     def encoding(self) -> AbstractContextManager[None]:
-        """Entered around calls of `encode`: a place to bring text encoders to the device. By default nothing."""
+        """Return a context manager entered around calls of `encode`, to move text encoders to the device and back."""
         return nullcontext()
 
 

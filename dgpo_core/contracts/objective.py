@@ -1,4 +1,4 @@
-"""The contract of objectives: losses over members of groups."""
+"""The objective contract: losses over the members of groups."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ __all__ = ["MemberLoss", "Objective"]
 
 @dataclass(frozen=True, slots=True)
 class MemberLoss:
-    """Loss [B] per member, with gradient, and named per-member values [B] to be averaged into the metrics."""
+    """Per-member loss [B], with gradient, and named per-member values [B] that are averaged into the metrics."""
 
     loss: Tensor
     metrics: Mapping[str, Tensor]
 
 
 class Objective(ABC):
-    """A loss over members of groups.
+    """A loss over the members of groups.
 
-    The engine guarantees exact group statistics: it adds up `statistic` over every member of a group, however the
-    group was split, before it asks for any member's `loss`. The step's loss is the mean over all groups and timesteps
-    of the mean of `loss` over a group's scored members.
+    The engine guarantees exact group statistics: it sums `statistic` over every member of a group, however the group is
+    split into micro-batches and across ranks, before it calls `loss` for any member. The loss of an optimizer step is
+    the mean over all groups and timesteps of the mean of `loss` over a group's scored members.
     """
 
     needs_path: ClassVar[bool] = False
-    """Whether it learns from the steps that the sampler took (`Predictions.step`). The training times are then times of
-    the sampler's random steps, and every model's prediction has the rollouts' guidance."""
+    """Whether the loss uses the sampler's steps (`Predictions.step`). The training times are then the times of the
+    sampler's random steps, and every prediction uses the guidance scale of the rollouts."""
     needs_statistic: ClassVar[bool] = False
+    """Whether `loss` needs the sum of `statistic` over each member's group."""
 
     def __init__(self, section: ObjectiveSection, options: Any) -> None:
         self.section = section
@@ -46,30 +47,34 @@ class Objective(ABC):
     @property
     @abstractmethod
     def needs_reference(self) -> bool:
-        """Whether `Predictions.reference` must be given: what a preference is relative to, `objective.reference`."""
+        """Whether the loss needs `Predictions.reference`, from the model that `objective.reference` selects."""
 
     @property
     def needs_base(self) -> bool:
-        """Whether `Predictions.base` must be given: what a KL term compares with, always the frozen base model."""
+        """Whether the loss needs `Predictions.base`, for a KL term against the frozen base model."""
         return False
 
     @property
     @abstractmethod
     def needs_old(self) -> bool:
-        """Whether `Predictions.old` must be given."""
+        """Whether the loss needs `Predictions.old`, from the model `ema_fast`."""
 
     @property
     @abstractmethod
     def skips_zero_weights(self) -> bool:
-        """Whether a member with signed weight 0 contributes exactly nothing, so that its passes may be skipped."""
+        """Whether members with signed weight 0 contribute exactly 0, so that the engine can skip their passes."""
 
     def check(self, run: RunConfig) -> None:  # noqa: B027 - optional
-        """Raise UserError for settings of the run that do not go with this objective. Called before the run starts."""
+        """Raise UserError if the run's settings are incompatible with this objective. Called before the run starts."""
 
     def statistic(self, predictions: Predictions) -> Tensor:
-        """Each member's share [B] of its group's statistic, without gradient."""
-        raise NotImplementedError(f"{type(self).__name__} declares needs_statistic but has no `statistic`")
+        """Return each member's contribution [B] to its group's statistic, without gradient."""
+        raise NotImplementedError(f"{type(self).__name__} sets needs_statistic but does not implement `statistic`")
 
     @abstractmethod
     def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
-        """Loss per member; `statistic` [B] is the complete sum over the member's group (None if not needed)."""
+        """Compute the loss of each member.
+
+        `statistic` [B] is the sum of `statistic` over all members of the member's group; None unless
+        `needs_statistic`.
+        """

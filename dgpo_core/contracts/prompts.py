@@ -1,4 +1,4 @@
-"""The contract of prompt sources."""
+"""The prompt source contract."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ class PromptSource(ABC):
 
     @abstractmethod
     def prompts(self, split: Literal["train", "heldout"]) -> Sequence[Prompt]:
-        """The prompts of one split, always the same ones for the same options; the two splits share none."""
+        """Return the prompts of one split. Deterministic for the same options; the splits are disjoint."""

@@ -1,4 +1,4 @@
-"""The contracts of reward models: those that score each sample by itself, and those that compare a group's."""
+"""The reward contracts: models that score samples independently, and models that compare the samples of a group."""
 
 from __future__ import annotations
 
@@ -16,61 +16,72 @@ __all__ = ["AnyReward", "GroupReward", "RewardBase", "RewardModel"]
 
 
 class RewardBase(ABC):
-    """What both kinds of reward have in common; plugins derive from one of the two.
+    """Common base of `RewardModel` and `GroupReward`; plugins derive from one of these two.
 
-    Called from a thread of the run while the next samples are drawn; from several at once only where `concurrency`
-    allows it. Leaves the process as it was: working directory, torch's defaults and switches, signals."""
+    The engine calls a reward from a worker thread while it draws the next samples, with at most `concurrency` calls at
+    once. A reward must not change process state: working directory, torch defaults and flags, signal handlers.
+    """
 
     media: ClassVar[frozenset[Literal["image", "video"]]] = frozenset({"image"})
+    """Media types that the reward can score."""
     range: ClassVar[tuple[float, float]]
-    """Smallest and largest value it can give; infinities where there is no bound."""
+    """Smallest and largest possible value; infinite where unbounded."""
     group_by: ClassVar[str | None] = None
-    """Metadata key by which evaluation splits its table (GenEval: `tag`); the overall score is then the unweighted
-    mean of the groups' means."""
+    """Metadata key by which evaluation groups its results (GenEval: `tag`). The overall score is then the unweighted
+    mean of the group means."""
     concurrency: int = 1
-    """Calls that may run at the same time."""
+    """Maximum number of concurrent calls."""
     is_remote: ClassVar[bool] = False
-    """Whether the scores are computed outside of this process: what is done there changes nothing here."""
+    """Whether scores are computed in another process, so that scoring cannot change the state of this one."""
 
     def __init__(self, options: Any, *, device: torch.device) -> None:
         self.options = options
         self.device = device
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 - optional
-        """Raise UserError, naming the prompt, if one lacks what this reward needs. Called before the run starts. Media
-        are known by kind and digest; they can be read, which has been tried, but only `score` has their bytes."""
+        """Raise UserError, naming the prompt, if a prompt lacks data that this reward needs. Called before the run.
+
+        Conditioning media have a kind and a digest here and are known to be readable; their content is available only
+        in `score`.
+        """
 
     def examples(self) -> Sequence[Example]:
-        """Samples known to be good and bad, shipped or drawn: `dgpo score --self-test` and the contract suite score
-        them. At least one of each, or none at all. A GroupReward is shown those of one prompt as a group."""
+        """Return samples known to be good and bad, shipped with the plugin or generated. By default none.
+
+        `dgpo score --self-test` and the contract suite score them. Provide at least one of each, or none. For a
+        `GroupReward`, the examples of one prompt form a group.
+        """
         return ()
 
     def close(self) -> None:  # noqa: B027 - optional
-        """Let go of what garbage collection would not: processes, connections, pools. Called once, at the end."""
+        """Release processes, connections and pools. Called once, at the end of the run."""
 
 
 class RewardModel(RewardBase):
-    """Scores media, each sample by itself."""
+    """A reward that scores each sample independently."""
 
     @abstractmethod
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        """Media [B, 3, H, W] or [B, F, 3, H, W], float in [0, 1], with the prompt of each, to one value per sample.
-        A sample's value does not depend on the others in the batch. What cannot be scored is missing, never 0. May
-        raise anything: the batch is then missing, or, where memory ran out, scored again in halves."""
+        """Score media [B, 3, H, W] or [B, F, 3, H, W], float in [0, 1], one value per sample.
+
+        `prompts` holds the prompt of each sample. A sample's value must not depend on the rest of the batch. Mark
+        samples that cannot be scored as missing; never return 0 for them. Any exception marks the whole batch as
+        missing, except out-of-memory errors: the engine then scores the batch again in halves.
+        """
 
 
 class GroupReward(RewardBase):
-    """Scores the samples of one prompt by comparing them with each other: pair-wise and list-wise judges, win rates."""
+    """A reward that compares the samples of one prompt: pairwise and listwise judges, win rates."""
 
     @abstractmethod
     def score_group(self, media: Tensor, prompt: Prompt, keys: Sequence[SampleKey]) -> Scores:
-        """Media [G, 3, H, W] or [G, F, 3, H, W], float in [0, 1], of one prompt, to one value per member; G >= 2.
+        """Score the media [G, 3, H, W] or [G, F, 3, H, W] of one prompt, float in [0, 1], one value per member; G >= 2.
 
-        The engine shows whole groups, without members whose media are not finite; groups of which fewer than two
-        members are left are missing without a call. `keys` name the members: no two are alike, and a member has the
-        same key however the run is split up. Members in another order have their values in that order: whatever is
-        asked of a few of them only, or in some order, is chosen by the keys and not by places. What cannot be scored
-        is missing, never 0. May raise anything: the group is then missing, also where memory ran out.
+        The engine passes complete groups, without members whose media are not finite. A group with fewer than two
+        members left is missing and not passed. `keys` identify the members: they are unique, and do not depend on how
+        the run is split across ranks. Permuting the members must permute the values: choose subsets and orders of
+        comparison by key, not by index. Mark members that cannot be scored as missing; never return 0 for them. Any
+        exception, out-of-memory errors included, marks the whole group as missing.
         """
 
 

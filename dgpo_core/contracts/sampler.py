@@ -1,4 +1,4 @@
-"""The contract of samplers: how the flow is solved."""
+"""The sampler contract: solvers of the flow ODE or SDE."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ if TYPE_CHECKING:
 __all__ = ["Sampler", "VelocityFn"]
 
 VelocityFn = Callable[["Tensor", "Tensor"], "Tensor"]
-"""(x_sigma [B, ...], sigma 0-d tensor in [0, 1]) -> velocity [B, ...] = d x / d sigma, an estimate of noise - x0."""
+"""(x_sigma [B, ...], sigma 0-d tensor in [0, 1]) -> velocity [B, ...] = dx/dsigma, an estimate of noise - x0."""
 
 
 class Sampler(ABC):
-    """Solves the flow from noise (sigma = 1, or where a model's noise begins) to data (sigma = 0)."""
+    """Integrates the flow from noise (sigma = 1, or the first time of the model's schedule) to data (sigma = 0)."""
 
     deterministic: ClassVar[bool] = True
+    """Whether samples depend only on the initial noise."""
 
     def __init__(self, options: Any) -> None:
         self.options = options
 
     @abstractmethod
     def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
-        """Times visited: float64 [steps + 1] on the CPU, descending, the first at most 1, the last 0.
+        """Return the solver's times: float64 [steps + 1] on the CPU, descending, the first at most 1, the last 0.
 
-        `dgpo_core.flow.schedules.sigmas` honors all that a schedule says. A sampler with a grid of its own starts
-        it no higher than `schedule.first`, and gives it to `schedules.finish` to be shifted and stretched. Raises
-        UserError for what gives no such times.
+        `steps` is diffusers' `num_inference_steps`. `dgpo_core.flow.schedules.sigmas` implements every field of a
+        schedule. A sampler with its own grid starts it no higher than `schedule.first` and passes it to
+        `schedules.finish`, which shifts and stretches it. Raises UserError if `steps` and `schedule` yield no such
+        times.
         """
 
     @abstractmethod
@@ -47,14 +49,18 @@ class Sampler(ABC):
         draws: Sequence[Draws] = (),
         keep_path: bool = False,
     ) -> SampleResult:
-        """From the state `noise` [B, ...] at the first of `sigmas` to x0, in the dtype of the noise. The velocity is
-        asked for at times of the model's range alone: those of `sigmas` but the last, and between them. `draws`, one
-        key per sample, feeds samplers that are not deterministic."""
+        """Integrate from the state `noise` [B, ...] at the first of `sigmas` to x0, in the dtype of the noise.
+
+        Evaluates the velocity only within the model's range: at the times of `sigmas` except the last, and between
+        them. `draws` holds one random key per sample, for stochastic samplers. With `keep_path`, the result includes
+        the visited states.
+        """
 
     def step_distribution(self, x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> tuple[Tensor, float]:
-        """(mean [B, ...], std) of the Gaussian from which the state at next_sigma is drawn, given x [B, ...] at sigma.
+        """Return (mean [B, ...], std) of the Gaussian distribution of the state at next_sigma, given x at sigma.
 
-        Differentiable in the velocity [B, ...]. std is 0 for a step that is not random. Optional: only objectives that
-        need the path want it, of a sampler that is not deterministic and draws its steps from just this.
+        x and velocity are [B, ...]; the mean is differentiable in the velocity. std is 0 for a deterministic step.
+        Optional: needed only by objectives with `needs_path`. A stochastic sampler that implements it must draw its
+        steps from exactly this distribution.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how its steps are distributed")
+        raise NotImplementedError(f"{type(self).__name__} does not implement step_distribution")

@@ -1,5 +1,7 @@
-"""Whether a class's methods can be called as its contract's are: told when the class is loaded, and not by a TypeError
-in the middle of a run, or by a method that is taken for the value of an attribute."""
+"""Check that the methods of a plugin class are call-compatible with its contract.
+
+The check runs when the class is loaded, so that a mismatch does not surface as a TypeError in the middle of a run.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +12,26 @@ __all__ = ["misfits"]
 
 
 def misfits(implementation: type, contract: type) -> Iterator[str]:
-    """What of a class does not fit, in words. What cannot be known, because it takes `*args` or has no signature, is
-    not held against it."""
-    own = set(contract.__mro__)
+    """Yield a message for each method or attribute of a class that does not match its contract.
+
+    Methods that take `*args` or have no signature count as matching.
+    """
+    contract_classes = set(contract.__mro__)
     for name in dir(contract):
         if name.startswith("_"):
             continue
-        owner = next((one for one in implementation.__mro__ if name in vars(one)), None)
-        if owner is None or owner in own:
+        owner = next((cls for cls in implementation.__mro__ if name in vars(cls)), None)
+        if owner is None or owner in contract_classes:
             continue
-        promised, found = inspect.getattr_static(contract, name), inspect.getattr_static(implementation, name)
-        if not _is_method(promised):
-            if inspect.isfunction(found):
-                yield f"{name} is an attribute or a property, and here it is a method: write @property above it"
-        elif not (_is_method(found) or callable(getattr(implementation, name)) or isinstance(found, property)):
-            yield f"{name} is a method, and here it is {type(found).__name__}"
-        elif not isinstance(found, property) and not _fits(getattr(implementation, name), getattr(contract, name)):
-            theirs, ours = (_shown(getattr(one, name)) for one in (implementation, contract))
-            yield f"{name}{theirs} cannot be called as {name}{ours}"
+        expected, actual = inspect.getattr_static(contract, name), inspect.getattr_static(implementation, name)
+        if not _is_method(expected):
+            if inspect.isfunction(actual):
+                yield f"{name} must be an attribute or a property, got a method: add @property"
+        elif not (_is_method(actual) or callable(getattr(implementation, name)) or isinstance(actual, property)):
+            yield f"{name} must be a method, got {type(actual).__name__}"
+        elif not isinstance(actual, property) and not _fits(getattr(implementation, name), getattr(contract, name)):
+            signature, required = (_shown(getattr(cls, name)) for cls in (implementation, contract))
+            yield f"{name}{signature} cannot be called as {name}{required}"
 
 
 def _is_method(attribute: object) -> bool:
@@ -40,18 +44,17 @@ def _shown(method: object) -> str:
     return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 
 
-def _fits(found: object, promised: object) -> bool:
-    """Whether a method takes the arguments of the other's parameters: by their places, or by names where these are for
-    names only."""
+def _fits(actual: object, expected: object) -> bool:
+    """Whether `actual` accepts the positional and keyword-only arguments of `expected`."""
     try:
-        theirs = inspect.signature(found, follow_wrapped=False)  # type: ignore[arg-type]
+        signature = inspect.signature(actual, follow_wrapped=False)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return True
-    ours = inspect.signature(promised).parameters.values()  # type: ignore[arg-type]
-    places = [None for p in ours if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    names = {p.name: None for p in ours if p.kind is p.KEYWORD_ONLY}
+    parameters = inspect.signature(expected).parameters.values()  # type: ignore[arg-type]
+    args = [None for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    kwargs = {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY}
     try:
-        theirs.bind(*places, **names)
+        signature.bind(*args, **kwargs)
     except TypeError:
         return False
     return True

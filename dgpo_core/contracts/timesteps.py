@@ -1,4 +1,4 @@
-"""The contract of timestep policies: at which times the loss is taken."""
+"""The timestep policy contract: the times at which the loss is evaluated."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ __all__ = ["Probe", "TimestepContext", "TimestepPolicy"]
 
 @dataclass(frozen=True, slots=True)
 class TimestepContext:
-    """What a timestep policy may look at: sigmas float64 [steps + 1] of the rollouts of the configured resolution, the
-    range, and progress.
+    """Inputs of a timestep policy.
 
-    t_min, t_max: within the model's range. shift: of the rollouts' schedule, whether the run file sets it or the model;
-    it makes a number of `shift(0.3)` (`dgpo_schemas.sigma.resolve_sigma`).
-    deterministic: whether the rollouts' sampler is, so that samples in few steps and in many can be compared.
+    sigmas: float64 [steps + 1], times of the rollouts at the configured resolution, descending.
+    t_min, t_max: range of training times, within the model's range.
+    shift: shift of the rollouts' schedule, from the run file or the model; resolves expressions such as `shift(0.3)`
+    (`dgpo_schemas.sigma.resolve_sigma`).
+    iteration, iterations: the current iteration and the total.
+    deterministic: whether the rollouts' sampler is deterministic, so that samples in few and in many steps are
+    comparable.
     """
 
     sigmas: Tensor
@@ -35,29 +38,34 @@ class TimestepContext:
 
 
 class Probe(ABC):
-    """The model as it is now, for timestep policies that measure it.
+    """Access to the current model, for timestep policies that measure it.
 
-    Always the same training prompts and noise, so that what changes between two measurements is the model; prompts of
-    the size that most of them have. Every call costs passes of it.
+    Uses the same training prompts and noise every time, so that differences between two measurements come from the
+    model. The prompts have the most common size of the training set. Every call runs forward passes.
     """
 
     @abstractmethod
     def samples(self, count: int, *, refine: int = 1) -> Tensor:
-        """x0 [count, ...] as rollouts are drawn now, in `refine` times as many steps; sample i has the same noise
-        whatever `refine` is."""
+        """Draw samples x0 [count, ...] as the current rollouts do, with `refine` times as many solver steps.
+
+        The noise of sample i does not depend on `refine`.
+        """
 
     @abstractmethod
     def errors(self, x0: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
-        """Denoising errors (dsm) of the policy and of the base model, float64 [T, B] on the CPU, of the first B samples
-        at times [T] > 0; without guidance and with the model's weight (`Backbone.loss_weight`), as they are trained.
-        Sample i has one noise for every time and x0."""
+        """Return the denoising score matching errors of the policy and of the base model, float64 [T, B] on the CPU.
+
+        Noises x0 [B, ...], the first B samples, to the times `sigmas` [T] > 0. As in training, predictions are
+        unguided and errors are weighted by `Backbone.loss_weight`. The noise of sample i is the same for every time
+        and x0.
+        """
 
 
 class TimestepPolicy(ABC):
-    """Chooses the times at which the loss is taken. May learn from what happened; its state is checkpointed."""
+    """Chooses the times at which the loss is evaluated. Can adapt during training; its state is checkpointed."""
 
     measures: ClassVar[bool] = False
-    """Whether `measure` is called, before each iteration's rollouts."""
+    """Whether to call `measure` before the rollouts of each iteration."""
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -66,25 +74,28 @@ class TimestepPolicy(ABC):
         """Raise UserError if `count` times cannot be drawn. Called before the run starts."""
 
     def measure(self, probe: Probe, context: TimestepContext) -> None:  # noqa: B027 - optional
-        """Look at the model; what it finds belongs to the state. Only called where `measures` is set."""
+        """Measure the current model and store the results in the state. Called only if `measures` is set."""
 
     def bounds(self, context: TimestepContext) -> tuple[float, float]:
-        """Smallest and largest time that `draw` would give now, within [t_min, t_max]; shown in metrics and reports."""
+        """Return the smallest and largest time that `draw` can currently return, within [t_min, t_max].
+
+        Shown in metrics and reports.
+        """
         return context.t_min, context.t_max
 
     def metrics(self) -> Mapping[str, float]:
-        """What is worth a line in the log beside the bounds."""
+        """Return values to log in addition to the bounds."""
         return {}
 
     @abstractmethod
     def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
-        """`count` times, float64 [count] on the CPU, within the bounds."""
+        """Draw `count` times within the bounds: float64 [count] on the CPU. `draws` is the random key."""
 
     def observe(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - optional
-        """Called after each iteration with its metrics."""
+        """Receive the metrics of an iteration, after it finished."""
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state for the checkpoint."""
+        """Return the JSON-serializable state for the checkpoint."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - optional

@@ -1,4 +1,4 @@
-"""The contract of weightings: advantages to weights."""
+"""The advantage weighting contract."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["AdvantageWeighting"]
 
 
 class AdvantageWeighting(ABC):
-    """How strongly each member of a group counts."""
+    """Weights the members of a group by their advantages."""
 
     cancels_partition: ClassVar[bool] = False
     """Whether sum_i sign(A_i) * w_i = 0 in every group, so that the partition function cancels exactly."""
@@ -22,4 +22,4 @@ class AdvantageWeighting(ABC):
 
     @abstractmethod
     def weights(self, advantages: Tensor, rewards: Tensor) -> Tensor:
-        """Advantages and rewards, float64 [G] of one group's scored members, to weights >= 0 [G]."""
+        """Return weights [G] >= 0 from the advantages and rewards, float64 [G], of one group's scored members."""

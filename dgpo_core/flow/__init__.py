@@ -1,1 +1,1 @@
-"""Tensors alone: flow-matching mathematics, keyed draws, groups, schedules."""
+"""Flow-matching mathematics on tensors: velocities, noise schedules, group advantages."""

@@ -1,6 +1,6 @@
-"""From rewards to signed weights: pure mathematics on small float64 tensors on the CPU.
+"""Compute advantages and signed weights from rewards, on small float64 tensors on the CPU.
 
-Legend: g groups, G members. rewards [g, G]; scored bool [g, G]. What is not scored takes no part and gets 0.
+g groups, G members per group: rewards [g, G]; scored bool [g, G]. Members that are not scored are ignored and get 0.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ __all__ = [
 ]
 
 LARGEST = 1e100
-"""Size up to which a number is taken for a score: weighted, squared and summed it is far from float64's limit."""
+"""Largest magnitude of a valid score: weighted squares and their sums stay far below the float64 maximum."""
 
 
 def aggregate(
     values: Tensor, weights: Sequence[float], how: Literal["weighted-sum", "group-normalized"], epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """Several rewards as one: (rewards [g, G], scored [g, G]); rewards are 0 where not scored.
+    """Combine several rewards into (rewards [g, G], scored [g, G]); rewards are 0 where not scored.
 
-    values float64 [r, g, G] of r rewards, nan where missing: a member that lacks one of them, or has one larger than
-    LARGEST, is not scored.
-    `weighted-sum` adds weight * value. `group-normalized` first makes each reward (value - mean) / (std + epsilon)
-    within its group, over the scored members, so that no reward's scale drowns another's (GDPO, arXiv
-    2601.05242); a reward that is equal for all of them adds nothing.
+    values: float64 [r, g, G] of r rewards, nan where missing. A member with a missing value, or with one larger in
+    magnitude than LARGEST, is not scored.
+    how: `weighted-sum` sums weight * value. `group-normalized` first normalizes each reward to (value - mean) / (std +
+    epsilon) over the scored members of each group, so that rewards of different scales contribute equally (GDPO, arXiv
+    2601.05242); a reward that is equal for all members contributes 0.
     """
     scored = (values.abs() <= LARGEST).all(0)  # nan is not
     if how == "group-normalized":
@@ -61,10 +61,10 @@ def _normalized(reward: Tensor, scored: Tensor, epsilon: float) -> Tensor:
 
 
 def informative(rewards: Tensor, scored: Tensor) -> Tensor:
-    """bool [g]: groups with at least two scored members whose rewards are not all equal.
+    """Return a mask bool [g] of groups with at least two scored members whose rewards are not all equal.
 
-    Equality is tested on the rewards themselves: a mean of equal numbers may differ from them by rounding, and that
-    difference over a std of epsilon would be taken for an advantage.
+    Compares the rewards instead of testing std > 0: the mean of equal numbers can differ from them by rounding, and
+    dividing the difference by epsilon would yield a false advantage.
     """
     high = rewards.masked_fill(~scored, -torch.inf).amax(1)
     low = rewards.masked_fill(~scored, torch.inf).amin(1)
@@ -72,10 +72,10 @@ def informative(rewards: Tensor, scored: Tensor) -> Tensor:
 
 
 def advantages(rewards: Tensor, scored: Tensor, section: AdvantagesSection) -> Tensor:
-    """Group-relative advantages (r - mean_g) / (std + epsilon), clamped; 0 where not scored or not informative.
+    """Compute group-relative advantages (r - mean_g) / (std + epsilon), clamped; 0 where not scored or not informative.
 
-    The std is the population's, of the group or of all scored members of the iteration (`std: batch`).
-    Worked example: rewards [10, 8, 5, 5] -> [1.4141, 0.4714, -0.9428, -0.9428].
+    std is the population standard deviation of the group, or of all scored members of the iteration (`std: batch`).
+    Example: rewards [10, 8, 5, 5] -> [1.4141, 0.4714, -0.9428, -0.9428].
     """
     use = scored & informative(rewards, scored)[:, None]
     values = rewards.masked_fill(~scored, 0.0)
@@ -84,8 +84,8 @@ def advantages(rewards: Tensor, scored: Tensor, section: AdvantagesSection) -> T
     if section.std == "group":
         centered = centered / ((centered.square().sum(1, keepdim=True) / count).sqrt() + section.epsilon)
     elif section.std == "batch":
-        everything = rewards[scored]
-        std = everything.std(correction=0) if everything.numel() else torch.zeros((), dtype=rewards.dtype)
+        batch = rewards[scored]
+        std = batch.std(correction=0) if batch.numel() else torch.zeros((), dtype=rewards.dtype)
         centered = centered / (std + section.epsilon)
     return centered.clamp(-section.clamp, section.clamp).masked_fill(~use, 0.0)
 
@@ -93,11 +93,12 @@ def advantages(rewards: Tensor, scored: Tensor, section: AdvantagesSection) -> T
 def signed_weights(
     advantage: Tensor, rewards: Tensor, scored: Tensor, weighting: AdvantageWeighting, *, balance: bool = False
 ) -> Tensor:
-    """c_i = +w_i where A_i > 0 and -w_i where A_i <= 0 (ALGORITHM: G+ and G-); 0 where not scored or informative.
+    """Compute signed weights [g, G]: c_i = +w_i where A_i > 0 (G+), -w_i where A_i <= 0 (G-).
 
-    With `balance` the two sides of a group are scaled to the mean of their sums, so that sum_i c_i = 0 and
-    the partition function cancels whatever the weighting; a group with a side of weight 0 gets 0 throughout.
-    Raises PluginError if the weighting returns another shape, a negative or a non-finite weight.
+    c_i is 0 where not scored or not informative. With `balance`, both sides of a group are scaled to the mean of their
+    sums, so that sum_i c_i = 0 and the partition function cancels for any weighting; a group with a side of total
+    weight 0 gets all zeros. Raises PluginError if the weighting returns a wrong shape or a negative or non-finite
+    weight.
     """
     signed = torch.zeros_like(advantage)
     for row in informative(rewards, scored).nonzero().flatten().tolist():
@@ -122,17 +123,17 @@ def _balanced(weights: Tensor, better: Tensor) -> Tensor:
 
 
 def by_source(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
-    """The numbers of the groups [g] of each source, by its name. Nothing is compared between sources."""
-    found: dict[str, list[int]] = {}
-    for number, prompt in enumerate(prompts):
-        found.setdefault(prompt.source, []).append(number)
-    return found
+    """Return the indices of the groups of each prompt source, by source name. Sources are normalized separately."""
+    indices: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        indices.setdefault(prompt.source, []).append(index)
+    return indices
 
 
 def compute_advantages(
     groups: ScoredGroups, section: AdvantagesSection, weighting: AdvantageWeighting
 ) -> TrainingBatch:
-    """The phase: scored groups to a training batch, with the residual |sum_i c_i| of each group."""
+    """Compute the training batch of scored groups: advantages, signed weights and the residual |sum_i c_i|."""
     advantage = torch.zeros_like(groups.rewards)
     for rows in by_source(groups.prompts).values():
         advantage[rows] = advantages(groups.rewards[rows], groups.scored[rows], section)
@@ -150,14 +151,14 @@ def compute_advantages(
 
 
 def mean_pairwise_distance(features: Tensor) -> Tensor:
-    """Diversity [g] of features [g, G, D]: mean over pairs of members of the root-mean-square difference.
+    """Return the mean root-mean-square difference between pairs of members, [g], of features [g, G, D].
 
-    For pixels in [0, 1] it lies in [0, 1]; 0 means that all members are the same image.
+    In [0, 1] for pixels in [0, 1]; 0 if all members are equal.
     """
     members, width = features.shape[1:]
     if members < 2:
         return torch.zeros(len(features), device=features.device)
-    # The exact product form: the matrix-product shortcut of cdist loses digits for members that are nearly equal.
+    # The matrix-multiplication mode of cdist is inaccurate for nearly equal members.
     distances = torch.cdist(features.float(), features.float(), compute_mode="donot_use_mm_for_euclid_dist")
     total: Tensor = distances.sum((1, 2))
     return total / (members * (members - 1) * math.sqrt(width))

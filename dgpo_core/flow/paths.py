@@ -1,4 +1,4 @@
-"""The steps that a sampler took, for objectives that learn from them (`Objective.needs_path`)."""
+"""Access to the steps of sampled paths, for objectives with `needs_path`."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ __all__ = ["PathSteps", "has_distribution", "random_times", "samplers_such_that"
 
 
 def has_distribution(sampler: Sampler | type[Sampler]) -> bool:
-    """Whether its steps are random and it says how."""
+    """Whether a sampler is stochastic and implements `step_distribution`."""
     kind = sampler if isinstance(sampler, type) else type(sampler)
     return not sampler.deterministic and kind.step_distribution is not Sampler.step_distribution
 
 
 def samplers_such_that(registry: Registry, suits: Callable[[type[Sampler]], bool]) -> str:
-    """Names of the installed samplers that suit, for a message; those that cannot be used are left out."""
-    found = []
-    for name, part in registry.components("sampler").items():
+    """Return the names of the installed samplers that satisfy `suits`, for messages; skips those that fail to load."""
+    names = []
+    for name, component in registry.components("sampler").items():
         with suppress(UserError):
-            found += [name] if suits(registry.implementation(part)) else []
-    return ", ".join(found) or "none of those installed"
+            names += [name] if suits(registry.implementation(component)) else []
+    return ", ".join(names) or "none of the installed ones"
 
 
 def random_times(sampler: Sampler, sigmas: Tensor) -> Tensor:
-    """Of a schedule [steps + 1], the times at which a random step starts, and the final 0; float64.
+    """Return the times of a schedule [steps + 1] at which a stochastic step starts, followed by the final 0; float64.
 
-    A step of std 0 (the last one of coefficients-preserving sampling, say) has no density to learn from.
+    Steps with std 0, such as the last one of coefficients-preserving sampling, have no density.
     """
     point = torch.zeros(1, 1)
     steps = pairwise(sigmas.tolist())
@@ -50,20 +50,20 @@ def random_times(sampler: Sampler, sigmas: Tensor) -> Tensor:
 
 
 def step_at(sigma: float, sigmas: Sequence[float]) -> int:
-    """The step of a schedule [steps + 1] that starts at sigma. Raises UserError if none does."""
+    """Return the index of the step of a schedule [steps + 1] that starts at sigma. Raises UserError if none does."""
     if sigma not in sigmas[:-1]:
         times = ", ".join(f"{time:.4f}" for time in sigmas[:-1])
         raise UserError(
-            f"timesteps.use: the objective learns from steps that the sampler took, but sigma {sigma:.4f} is none of "
-            f"its times ({times}); choose a policy that draws them, such as sampler-steps"
+            f"timesteps.use: the objective requires times at which sampler steps start, but sigma {sigma:.4f} is not "
+            f"one of them ({times}); use a policy that draws these times, such as sampler-steps"
         )
     return list(sigmas).index(sigma)
 
 
 class PathSteps:
-    """The paths of an iteration's micro-batches, as steps of single samples in the flat, group-major order.
+    """Steps of individual samples, in the flat, group-major order, from the paths of an iteration's micro-batches.
 
-    The states stay where the sampler left them; only a micro-batch's share of one step is gathered at a time.
+    The states stay on their device; `at` gathers one step of the requested samples.
     """
 
     def __init__(self, paths: Sequence[Path], sampler: Sampler) -> None:
@@ -72,22 +72,21 @@ class PathSteps:
         self.sigmas: list[float] = paths[0].sigmas.tolist()
         if any(path.sigmas is not paths[0].sigmas and path.sigmas.tolist() != self.sigmas for path in paths):
             raise UserError(
-                "rollout: the objective learns from steps that the sampler took, at the same times in every sample, "
-                "but samples of different sizes were drawn at different times; give all prompts one size, or set "
-                "rollout.shift to a number"
+                "rollout: the objective requires paths with the same times for every sample, but samples of different "
+                "sizes have different times; use one size for all prompts, or set rollout.shift to a number"
             )
         self._ends = list(accumulate(path.states.shape[1] for path in paths))
 
     def at(self, sigma: float, samples: Sequence[int]) -> PathStep:
-        """The step that starts at sigma, of these samples. Raises UserError if sigma is no time of the path."""
+        """Return the step of these samples that starts at sigma. Raises UserError if none of the steps does."""
         k = step_at(sigma, self.sigmas)
-        places = [self._place(sample) for sample in samples]
-        x = torch.stack([path.states[k, row] for path, row in places])
-        log_probs = [path.log_probs[k, row] for path, row in places if path.log_probs is not None]
+        rows = [self._row(sample) for sample in samples]
+        x = torch.stack([path.states[k, row] for path, row in rows])
+        log_probs = [path.log_probs[k, row] for path, row in rows if path.log_probs is not None]
         after = self.sigmas[k + 1]
         return PathStep(
             x=x,
-            next_x=torch.stack([path.states[k + 1, row] for path, row in places]),
+            next_x=torch.stack([path.states[k + 1, row] for path, row in rows]),
             sigma=sigma,
             next_sigma=after,
             log_prob=torch.stack(log_probs),
@@ -97,7 +96,7 @@ class PathSteps:
     def _distribution(self, x: Tensor, sigma: float, after: float, velocity: Tensor) -> tuple[Tensor, float]:
         return self.sampler.step_distribution(x, velocity, sigma, after)
 
-    def _place(self, sample: int) -> tuple[Path, int]:
-        """The micro-batch in which a sample was drawn, and its row there."""
+    def _row(self, sample: int) -> tuple[Path, int]:
+        """Return the path of the micro-batch that contains a sample, and the sample's row in it."""
         i = bisect_right(self._ends, sample)
         return self.paths[i], sample - (self._ends[i - 1] if i else 0)

@@ -1,5 +1,4 @@
-"""The times of a run: those that its samples visit and those that it trains at, where the run file leaves them to the
-model, and whether the model knows them."""
+"""The sampling and training times of a run: defaults from the model, and checks against the model's range."""
 
 from __future__ import annotations
 
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["Times"]
 
 ROUNDING = 1e-9
-"""By which a sampler's time may miss the end of a model's range: coefficients are float64."""
+"""Tolerance for sampler times at the ends of a model's range."""
 
 
 class Times:
-    """Of a run file and its model."""
+    """The times of a run, from its run file and its model."""
 
     def __init__(self, config: RunConfig, backbone: Backbone) -> None:
         self.config = config
@@ -33,7 +32,7 @@ class Times:
 
     @cached_property
     def schedule(self) -> Schedule:
-        """That of rollouts of the configured resolution."""
+        """The schedule of rollouts at the configured resolution."""
         return self._schedule(self.config.rollout.height_width, self.config.rollout.steps)
 
     def _schedule(self, size: Size, steps: int) -> Schedule:
@@ -41,16 +40,16 @@ class Times:
 
     @property
     def shown(self) -> str:
-        """The shift, and whose it is, for people."""
+        """The shift for display, marked if it is the model's."""
         return f"{self.schedule.shift:.4g}" + (" (the model's own)" if self.config.rollout.shift == "auto" else "")
 
     @property
     def training_range(self) -> tuple[float, float]:
-        """(t_min, t_max) of the run file as sigmas, with the rollouts' shift and the model's own highest time."""
+        """(t_min, t_max) of the run file as sigmas, resolved with the rollouts' shift and the model's highest time."""
         return self.config.training_range(self.schedule.shift, self.backbone.sigma_range[1])
 
     def record(self, sampler: Sampler) -> dict[str, Any]:
-        """What run.json says of the times of rollouts and of training."""
+        """Return the sampling and training times for run.json."""
         low, high = self.training_range
         return {
             "shift": self.schedule.shift,
@@ -62,24 +61,24 @@ class Times:
     @property
     def _known(self) -> str:
         lowest, highest = self.backbone.sigma_range
-        return f"backbone: {self.config.backbone.use} knows only times from {lowest:.4g} to {highest:.4g}"
+        return f"the backbone {self.config.backbone.use} supports only times from {lowest:.4g} to {highest:.4g}"
 
     def check_range(self) -> None:
-        """Raise UserError for training times that are none, or that the model does not know."""
+        """Raise UserError if the range of training times is empty or exceeds the model's range."""
         section, (low, high) = self.config.timesteps, self.training_range
         lowest, highest = self.backbone.sigma_range
         if low < lowest:
             raise UserError(
-                f"timesteps.t_min: {section.t_min} (sigma {low:.4g}) is too low: {self._known}; the nearest is "
+                f"timesteps.t_min: {section.t_min} (sigma {low:.4g}) is too low: {self._known}; the nearest value is "
                 f"{math.ceil(lowest * 1e4) / 1e4:g}"
             )
         if high > highest:
             raise UserError(
-                f"timesteps.t_max: {section.t_max} (sigma {high:.4g}) is too high: {self._known}; the nearest is "
-                f"{math.floor(highest * 1e4) / 1e4:g}, and left out it is the model's own"
+                f"timesteps.t_max: {section.t_max} (sigma {high:.4g}) is too high: {self._known}; the nearest value is "
+                f"{math.floor(highest * 1e4) / 1e4:g}, the default is the model's maximum"
             )
         if not low < high:
-            shown = f"{high:.4g}, the model's own" if section.t_max is None else f"{section.t_max} (sigma {high:.4g})"
+            shown = f"{high:.4g}, the model's" if section.t_max is None else f"{section.t_max} (sigma {high:.4g})"
             raise UserError(
                 f"timesteps.t_min: {section.t_min} (sigma {low:.4g}) must be below t_max = {shown}; 1 is noise and 0 "
                 "is data"
@@ -87,34 +86,35 @@ class Times:
         contract_checks.weights_of_errors(self.backbone, low, high)
 
     def check_sizes(self, sizes: Iterable[Size], sampler: Sampler, objective: Objective) -> None:
-        """Raise UserError where samples of these sizes cannot all be drawn at times that the model knows, and where an
-        objective learns from paths whose times would differ."""
+        """Raise UserError if sampling at one of these sizes leaves the model's range of times, or if the objective
+        needs paths and their times differ between sizes."""
         steps = self.config.rollout.steps
-        found = {size: self._schedule(size, steps) for size in sorted(sizes)}
-        for size, schedule in found.items():
+        schedules = {size: self._schedule(size, steps) for size in sorted(sizes)}
+        for size, schedule in schedules.items():
             self.check_sampler("rollout.steps", sampler, steps, size)
             contract_checks.start(self.backbone, float(sampler.sigmas(steps, schedule)[0]))
-        if objective.needs_path:  # training times are drawn for the run's own size, which no prompt need have
-            only_one({self.config.rollout.height_width: self.schedule} | found, self.config.objective.use)
+        if objective.needs_path:  # training times are drawn for the run's size, even if no prompt has it
+            only_one({self.config.rollout.height_width: self.schedule} | schedules, self.config.objective.use)
 
     def check_sampler(self, key: str, sampler: Sampler, steps: int, size: Size) -> None:
-        """Raise UserError, about a setting `key`, if samples in so many steps visit times that the model does not
-        know."""
-        found = self._strangers(sampler, steps, size)
-        if not found:
+        """Raise UserError, naming the setting `key`, if sampling in `steps` steps leaves the model's range of times."""
+        outside = self._outside(sampler, steps, size)
+        if not outside:
             return
         shift = self.config.rollout.shift
-        if shift != "auto" and found[0] > self.backbone.sigma_range[1]:
+        if shift != "auto" and outside[0] > self.backbone.sigma_range[1]:
             raise UserError(
-                f"rollout.shift: {shift:g} takes samples in {steps} steps to sigma {found[0]:.4g}, and {self._known}; "
-                f"a lower number, or auto, which is {self.backbone.schedule(*size, steps).shift:.4g} here, does not"
+                f"rollout.shift: with {shift:g}, samples in {steps} steps visit sigma {outside[0]:.4g}, but "
+                f"{self._known}; use a lower shift, or auto (here {self.backbone.schedule(*size, steps).shift:.4g})"
             )
-        fewer = next((count for count in range(steps - 1, 0, -1) if not self._strangers(sampler, count, size)), None)
-        cure = "flow-euler takes the model's own times" if fewer is None else f"at most {fewer} stay among them"
-        raise UserError(f"{key}: {steps} steps of this sampler visit sigma {found[-1]:.4g}, and {self._known}; {cure}")
+        fewer = next((count for count in range(steps - 1, 0, -1) if not self._outside(sampler, count, size)), None)
+        cure = "flow-euler, which follows the model's grid" if fewer is None else f"at most {fewer} steps"
+        raise UserError(
+            f"{key}: {steps} steps of this sampler visit sigma {outside[-1]:.4g}, but {self._known}; use {cure}"
+        )
 
-    def _strangers(self, sampler: Sampler, steps: int, size: Size) -> list[float]:
-        """Times of samples that the model does not know."""
+    def _outside(self, sampler: Sampler, steps: int, size: Size) -> list[float]:
+        """Return the sampling times outside the model's range."""
         lowest, highest = self.backbone.sigma_range
         times = sampler.sigmas(steps, self._schedule(size, steps))[:-1].tolist()
         return [time for time in times if not lowest - ROUNDING <= time <= highest + ROUNDING]

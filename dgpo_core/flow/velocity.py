@@ -1,8 +1,8 @@
-"""Flow-matching mathematics: paths, velocities, guidance, and how noise-prediction models fit in.
+"""Flow-matching mathematics: interpolation, velocities, guidance, conversion of noise-prediction models.
 
 sigma is flow-matching time in [0, 1]: 1 is noise, 0 is data; x_sigma = (1 - sigma) * x0 + sigma * noise (Lipman et
-al., arXiv 2210.02747, with time reversed; Liu et al., arXiv 2209.03003). A sigma of B samples is [B] (or 0-d, one
-for all) and broadcasts over their other dimensions. Results keep the dtype of the state, whatever sigma's is.
+al., arXiv 2210.02747, with time reversed; Liu et al., arXiv 2209.03003). For B samples, sigma is [B], or 0-d if shared,
+and broadcasts over the other dimensions. Results have the dtype of the state, regardless of the dtype of sigma.
 """
 
 from __future__ import annotations
@@ -35,43 +35,43 @@ FloatOrTensor = TypeVar("FloatOrTensor", float, Tensor)
 
 
 class Guided(Protocol):
-    """What guidance needs of a backbone (`contracts.Backbone`)."""
+    """The part of `contracts.Backbone` that guidance uses."""
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Velocity [B, ...]."""
+        """Predict the velocity [B, ...]."""
 
     def guide(
         self, conditional: Tensor, unconditional: Tensor, guidance: float, *, x_sigma: Tensor, sigma: Tensor
     ) -> Tensor:
-        """Both velocities as one."""
+        """Combine the conditional and the unconditional velocity."""
 
 
 def shift_sigma(sigma: FloatOrTensor, shift: float) -> FloatOrTensor:
-    """k*sigma / (1 + (k-1)*sigma): moves time to high noise for shift k > 1 (SD3, arXiv 2403.03206, eq. 23).
+    """Shift times: k * sigma / (1 + (k - 1) * sigma) (SD3, arXiv 2403.03206, eq. 23).
 
-    sigma in [0, 1], of any shape; shift > 0. The ends 0 and 1 stay where they are.
+    A shift k > 1 moves times towards noise. sigma in [0, 1], any shape; shift > 0. 0 and 1 are fixed points.
     """
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def unshift_sigma(sigma: FloatOrTensor, shift: float) -> FloatOrTensor:
-    """The time that `shift_sigma` maps to sigma: the shift by 1 / k."""
+    """Invert `shift_sigma`; equal to a shift by 1 / k."""
     return sigma / (shift - (shift - 1) * sigma)
 
 
 def interpolate(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """x_sigma = (1 - sigma) * x0 + sigma * noise; x0 and noise [B, ...], sigma [B] or 0-d."""
+    """Return x_sigma = (1 - sigma) * x0 + sigma * noise; x0 and noise [B, ...], sigma [B] or 0-d."""
     sigma = _broadcast(sigma, x0)
     return (1 - sigma) * x0 + sigma * noise
 
 
 def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
-    """v = d x_sigma / d sigma = noise - x0, the same at every sigma."""
+    """Return the velocity dx_sigma/dsigma = noise - x0, which does not depend on sigma."""
     return noise - x0
 
 
 def denoised(x_sigma: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
-    """The estimate of x0 that a velocity implies: x_sigma - sigma * v. sigma [B], 0-d, or a number."""
+    """Return the estimate of x0 implied by a velocity: x_sigma - sigma * v. sigma [B], 0-d, or a number."""
     return x_sigma - _broadcast(sigma, x_sigma) * velocity
 
 
@@ -83,24 +83,24 @@ def guided_velocity(
     unconditional: Conditioning | None,
     guidance: float,
 ) -> Tensor:
-    """The backbone's `guide` of its two velocities, both halves in one batch.
+    """Return the backbone's guided velocity [B, ...], with both branches evaluated in one batch of 2B.
 
-    x_sigma [B, ...]; sigma [B] or 0-d; conditioning B rows; unconditional B rows, or one row for all. At guidance 1
-    it is one plain call, exactly the conditional velocity, and `unconditional` may be None. Returns [B, ...].
-    Raises ValueError where guidance needs an unconditional and there is none, or its rows do not fit.
+    x_sigma [B, ...]; sigma [B] or 0-d; conditioning B rows; unconditional B rows, or a single row for all samples. At
+    guidance scale 1, returns the conditional velocity without the second branch; `unconditional` can then be None.
+    Raises ValueError if `unconditional` is missing at another scale, or the numbers of rows do not match.
     """
     batch = len(x_sigma)
     sigma = sigma.expand(batch)
     if guidance == 1:
         return backbone.velocity(x_sigma, sigma, conditioning)
     if unconditional is None:
-        raise ValueError(f"guidance {guidance:g} needs unconditional conditioning; only guidance 1 goes without")
+        raise ValueError(f"guidance {guidance:g} requires unconditional conditioning; only guidance 1 does not")
     if len(unconditional) == 1:
         unconditional = unconditional.expand(batch)
     if not len(unconditional) == len(conditioning) == batch:
         raise ValueError(
-            f"{batch} samples with {len(conditioning)} rows of conditioning and {len(unconditional)} unconditional "
-            f"rows: give {batch} rows of each (or a single unconditional one)"
+            f"expected {batch} rows of conditioning and {batch} (or 1) unconditional rows, one per sample; got "
+            f"{len(conditioning)} and {len(unconditional)}"
         )
     both = Conditioning.cat([unconditional, conditioning])
     v_u, v_c = backbone.velocity(torch.cat([x_sigma, x_sigma]), torch.cat([sigma, sigma]), both).chunk(2)
@@ -108,21 +108,22 @@ def guided_velocity(
 
 
 def gaussian_log_prob(x: Tensor, mean: Tensor, std: float) -> Tensor:
-    """Log-density of x under N(mean, std^2), mean over all but the batch dimension: [B, ...] -> [B]; std > 0.
+    """Return the log-density of x under N(mean, std^2), [B, ...] -> [B]; std > 0.
 
-    The mean, not the sum, so that its scale does not grow with the resolution (Flow-GRPO's code).
+    Averages over all dimensions except the batch, as Flow-GRPO's code does, so that the scale does not depend on the
+    resolution.
     """
     square = (x - mean).square().flatten(1).mean(1)
     return -square / (2 * std**2) - math.log(std) - 0.5 * math.log(2 * math.pi)
 
 
-# Variance-preserving (VP) models, x_vp = alpha * x0 + sigma_vp * noise with alpha^2 + sigma_vp^2 = 1: at equal
-# signal-to-noise ratio x_vp is x_sigma rescaled, so one network serves both parameterizations. A noise-prediction
-# backbone's `velocity` is: vp_from_flow(sigma) -> its own time and input scale -> epsilon -> velocity_from_epsilon.
+# Variance-preserving (VP) models use x_vp = alpha * x0 + sigma_vp * noise with alpha^2 + sigma_vp^2 = 1. At equal
+# signal-to-noise ratio x_vp is x_sigma rescaled, so the same network serves both parameterizations. The `velocity` of a
+# noise-prediction backbone is: vp_from_flow(sigma) -> its time and input scale -> epsilon -> velocity_from_epsilon.
 
 
 def vp_from_flow(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Flow time to (alpha, sigma_vp, scale) of equal signal-to-noise ratio, with x_vp = scale * x_sigma.
+    """Convert flow time to (alpha, sigma_vp, scale) at equal signal-to-noise ratio, with x_vp = scale * x_sigma.
 
     With n = sqrt((1-sigma)^2 + sigma^2): alpha = (1-sigma)/n, sigma_vp = sigma/n, scale = 1/n in [1, sqrt(2)].
     """
@@ -131,26 +132,27 @@ def vp_from_flow(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def flow_from_vp(alpha: Tensor, sigma_vp: Tensor) -> Tensor:
-    """Flow time of equal signal-to-noise ratio: sigma = sigma_vp / (alpha + sigma_vp). Inverse of `vp_from_flow`."""
+    """Return the flow time sigma_vp / (alpha + sigma_vp) at equal signal-to-noise ratio. Inverts `vp_from_flow`."""
     return sigma_vp / (alpha + sigma_vp)
 
 
 def velocity_from_epsilon(x_sigma: Tensor, epsilon: Tensor, sigma: Tensor) -> Tensor:
-    """v = (epsilon - x_sigma) / (1 - sigma) of a noise prediction; sigma [B] or 0-d, below 1.
+    """Convert a noise prediction to the velocity (epsilon - x_sigma) / (1 - sigma); sigma [B] or 0-d, below 1.
 
-    At sigma = 1 the state holds nothing of x0 and v is undefined: the noise schedule of such a model ends short of 1,
-    which it says (`Backbone.sigma_range`), and its samples start there (`Backbone.start`). To clamp sigma in here is no
-    substitute: samples that start at 1 keep noise that no later step takes away. (1 - sigma)^2 times a squared error of
-    v is the one of epsilon, exactly; epsilon should be float32, for near 1 its rounding grows by 1 / (1 - sigma).
+    At sigma = 1 the state does not depend on x0 and v is undefined. The noise schedule of such a model ends below 1, as
+    declared by `Backbone.sigma_range`, and sampling starts there (`Backbone.start`). Clamping sigma here instead would
+    not work: samples that start at 1 keep noise that later steps do not remove. (1 - sigma)^2 times the squared error
+    of v is exactly that of epsilon. epsilon should be float32, because rounding errors grow by 1 / (1 - sigma).
     """
     return (epsilon - x_sigma) / (1 - _broadcast(sigma, x_sigma))
 
 
 def velocity_from_vp_velocity(x_sigma: Tensor, vp_velocity: Tensor, sigma: Tensor) -> Tensor:
-    """v of a network that predicts alpha * noise - sigma_vp * x0, the `v_prediction` of VP models; sigma [B] or 0-d.
+    """Convert `v_prediction` of a VP model, alpha * noise - sigma_vp * x0, to the velocity; sigma [B] or 0-d.
 
     v = (alpha + sigma_vp) * vp_velocity + (sigma_vp - alpha) * x_vp, defined up to sigma = 1. With n^2 = (1 - sigma)^2
-    + sigma^2 that is vp_velocity / n + (2 sigma - 1) / n^2 * x_sigma; n^2 times a squared error of v is the network's.
+    + sigma^2 it equals vp_velocity / n + (2 sigma - 1) / n^2 * x_sigma; n^2 times the squared error of v is that of
+    vp_velocity.
     """
     time = _broadcast(sigma, x_sigma)
     square = (1 - time) ** 2 + time**2
@@ -158,7 +160,7 @@ def velocity_from_vp_velocity(x_sigma: Tensor, vp_velocity: Tensor, sigma: Tenso
 
 
 def velocity_from_x0(x_sigma: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    """v = (x_sigma - x0) / sigma of a data prediction; sigma [B] or 0-d, above 0. Inverse of `denoised`."""
+    """Convert a data prediction to the velocity (x_sigma - x0) / sigma; sigma [B] or 0-d, > 0. Inverts `denoised`."""
     return (x_sigma - x0) / _broadcast(sigma, x_sigma)
 
 
@@ -167,7 +169,7 @@ def _broadcast(sigma: Tensor, like: Tensor) -> Tensor: ...
 @overload
 def _broadcast(sigma: Tensor | float, like: Tensor) -> Tensor | float: ...
 def _broadcast(sigma: Tensor | float, like: Tensor) -> Tensor | float:
-    """sigma [B] as [B, 1, ...] in the dtype of `like` (a float64 sigma must not turn float32 latents into float64)."""
+    """Reshape sigma [B] to [B, 1, ...] in the dtype of `like`, so that a float64 sigma does not promote the latents."""
     if not isinstance(sigma, Tensor) or sigma.ndim == 0:
-        return sigma  # numbers and 0-d tensors broadcast, and leave the dtype alone, on their own
+        return sigma  # numbers and 0-d tensors broadcast without promoting the dtype
     return sigma.to(like.dtype).reshape(-1, *(1,) * (like.ndim - 1))

@@ -1,1 +1,1 @@
-"""How plugins are found, built and held to what they declare."""
+"""Discover plugins, build their components, and check them against their contracts."""

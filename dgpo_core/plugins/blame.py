@@ -1,4 +1,4 @@
-"""Whose fault an exception is."""
+"""Attribute exceptions to plugins."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ OURS = ("dgpo_core", "dgpo_cli", "dgpo_schemas")
 
 
 def blamed(error: BaseException, owners: Mapping[str, str]) -> str | None:
-    """What a plugin has thrown, with its distribution and place; None if it was not a plugin: of the frames that are
-    dgpo's or a plugin's, the innermost counts. owners: top-level package to distribution and version."""
+    """Describe an exception raised by a plugin, with its distribution and location; None if no plugin raised it.
+
+    The innermost frame that belongs to dgpo or to a plugin decides. owners: top-level package to distribution and
+    version.
+    """
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         if package in OURS:

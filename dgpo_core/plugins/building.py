@@ -1,4 +1,4 @@
-"""From a declared component to its class, its options and an instance: what is imported when a run uses a component."""
+"""Import the class and the options model of a declared component, and construct it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ __all__ = [
 ]
 
 WITH_SECTION = ("backbone", "objective")
-"""Kinds whose implementation is given its whole section of the run file, not only its options."""
+"""Kinds whose implementation receives its whole section of the run file in addition to its options."""
 
 
 class NoOptions(Options):
-    """For components without options."""
+    """Options model of components without options."""
 
 
 def options_model(registered: RegisteredComponent) -> type[BaseModel]:
-    """`Registry.options_model`."""
+    """Implement `Registry.options_model`."""
     declared = registered.component.options
     if declared is None:
         return NoOptions
@@ -47,36 +47,36 @@ def options_model(registered: RegisteredComponent) -> type[BaseModel]:
 
 
 def implementation(registered: RegisteredComponent, kind: Kind) -> Any:
-    """`Registry.implementation`."""
+    """Implement `Registry.implementation`."""
     check_declared(registered)
     path = registered.component.implementation
     cls = imported(str(registered), path)
     bases = contracts_of(kind)
     if not (inspect.isclass(cls) and issubclass(cls, bases)):
-        raise PluginError(f"{registered}: {path} is no {' or '.join(base.__name__ for base in bases)}")
+        raise PluginError(f"{registered}: {path} is not a subclass of {' or '.join(base.__name__ for base in bases)}")
     changes = tuple(contract_version.changes_in(kind.name, cls, bases[0]))
     if changes:  # before what is abstract: that is so because the contract has changed
         raise ContractError(f"{registered}: {contract_version.why_not(contract_version.made_for(changes), changes)}")
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-        raise PluginError(f"{registered}: {path} lacks {missing}")
-    base = next(one for one in bases if issubclass(cls, one))
+        raise PluginError(f"{registered}: {path} does not implement {missing}")
+    base = next(base for base in bases if issubclass(cls, base))
     if (misfit := next(misfits(cls, base), None)) is not None:
         raise PluginError(f"{registered}: {path}: {misfit}")
     return cls
 
 
 def contracts_of(kind: Kind) -> tuple[type[Any], ...]:
-    """The classes of one of which an implementation derives."""
-    found = tuple(imported(f"kind {kind.name}", path) for path in kind.contracts)
-    for path, contract in zip(kind.contracts, found, strict=True):
+    """Import the base classes of a kind; an implementation derives from one of them."""
+    contracts = tuple(imported(f"kind {kind.name}", path) for path in kind.contracts)
+    for path, contract in zip(kind.contracts, contracts, strict=True):
         if not inspect.isclass(contract):
-            raise PluginError(f"kind {kind.name}: its contract {path} is no class")
-    return found
+            raise PluginError(f"kind {kind.name}: its contract {path} is not a class")
+    return contracts
 
 
 def check_contract(registered: RegisteredComponent, kind: Kind) -> None:
-    """`Registry.check_contract`."""
+    """Implement `Registry.check_contract`."""
     check_declared(registered)
     ours = registered.component.implementation.partition(".")[0] in OURS
     if registered.contract is None and kind.name in contract_version.CHANGED and not ours:
@@ -89,17 +89,17 @@ def check_contract(registered: RegisteredComponent, kind: Kind) -> None:
 
 
 def create(registered: RegisteredComponent, kind: Kind, block: UseBlock, **keywords: Any) -> Any:
-    """A component built with the options of its block; errors as `Registry.create` says."""
+    """Construct a component with the options of its section; errors as for `Registry.create`."""
     model = options_model(registered)
     owner = str(registered)
     try:
         options = model.model_validate(block.options)
     except ValidationError as error:
-        found = explain(model, block.options, error)
-        lines = [f"{kind.name} {block.use}: {dotted(('options', *path))}: {message}" for path, message in found]
+        problems = explain(model, block.options, error)
+        lines = [f"{kind.name} {block.use}: {dotted(('options', *path))}: {message}" for path, message in problems]
         raise UserError("\n".join(lines)) from error
     except Exception as error:
-        raise PluginError(f"{owner}: its options cannot be checked: {reported(error)}") from error
+        raise PluginError(f"{owner}: validating its options failed: {reported(error)}") from error
     cls = implementation(registered, kind)
     if kind.name == "backbone":
         _check_section(cls, block)
@@ -110,14 +110,14 @@ def create(registered: RegisteredComponent, kind: Kind, block: UseBlock, **keywo
             return cls(options, **keywords)
         except DgpoError:
             raise
-        except BaseException as error:  # some libraries exit where others raise
+        except BaseException as error:  # some libraries call sys.exit instead of raising
             if pressed():
                 raise
             raise UserError(f"{owner}: could not be built: {reported(error)}") from error
 
 
 def _check_section(cls: Any, block: UseBlock) -> None:
-    from dgpo_core.plugins.sections import check_section  # it knows the whole run file, which takes a while to import
+    from dgpo_core.plugins.sections import check_section  # imports the run file's schema, which is slow
     from dgpo_schemas.sections.backbone import BackboneSection
 
     if isinstance(block, BackboneSection):

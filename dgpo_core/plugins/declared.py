@@ -1,4 +1,4 @@
-"""What plugins declare: whether it is sound, and which distribution it comes from."""
+"""Validate the declarations of plugins, and record which distribution they come from."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ WORDS = re.compile(r"[a-z][a-z0-9-]*(?: [a-z][a-z0-9-]*)?\Z")
 HOOK = re.compile(r"dgpo_[a-z0-9_]+\Z")
 PATH = re.compile(r"[^:\s]+:[^:\s]+\Z")
 MOST = 1000
-"""Parts of a kind that one plugin may declare: a generator that never ends would be no list."""
+"""Maximum number of declarations per hook and plugin, in case a hook returns an endless generator."""
 
 
 @dataclass(frozen=True, slots=True)
 class RegisteredComponent:
-    """A declared component and where it came from. contract: the version of the contract that its plugin declares;
-    noun: what messages call a part of its kind."""
+    """A declared component and its origin.
+
+    contract: version of the plugin contract that the plugin declares; noun: noun for components of its kind.
+    """
 
     component: Component
     kind: str
@@ -53,7 +55,7 @@ class RegisteredComponent:
 
 @dataclass(frozen=True, slots=True)
 class RegisteredCommand:
-    """A declared command and where it came from."""
+    """A declared command and its origin."""
 
     command: Command
     distribution: str
@@ -65,7 +67,7 @@ class RegisteredCommand:
 
 @dataclass(frozen=True, slots=True)
 class RegisteredTransport:
-    """A declared place where rewards run, and where it came from."""
+    """A declared reward transport and its origin."""
 
     key: str
     target: str
@@ -73,12 +75,12 @@ class RegisteredTransport:
     version: str
 
     def __str__(self) -> str:
-        return f"place {self.key} of {self.distribution} {self.version}"
+        return f"transport {self.key} of {self.distribution} {self.version}"
 
 
 @dataclass(frozen=True, slots=True)
 class BrokenPlugin:
-    """A plugin that was set aside, and why."""
+    """A plugin that failed to load, and the reason."""
 
     distribution: str
     entry_point: str
@@ -89,56 +91,60 @@ class BrokenPlugin:
 
 
 def contract_of(plugin: object) -> int | None:
-    """The version of the contract that a plugin says it was made for. Raises PluginError if that is no number."""
+    """Return the contract version that a plugin declares. Raises PluginError if it is not an integer."""
     declared = getattr(plugin, contract_version.ATTRIBUTE, None)
     if declared is None or (isinstance(declared, int) and not isinstance(declared, bool)):
         return declared
     raise PluginError(
-        f"{contract_version.ATTRIBUTE} = {clean(repr(declared), 100)}: it is the version of the contract as a number, "
-        f"such as {contract_version.VERSION}"
+        f"{contract_version.ATTRIBUTE}: must be the contract version as an integer, such as "
+        f"{contract_version.VERSION}, got {clean(repr(declared), 100)}"
     )
 
 
 def check_declared(registered: RegisteredComponent) -> None:
-    """Raise ContractError for a component whose plugin says that it was made for another version of the contract."""
+    """Raise ContractError if the plugin of a component declares another contract version."""
     if registered.contract not in (None, contract_version.VERSION):
         raise ContractError(f"{registered}: {contract_version.why_not(registered.contract)}")
 
 
 def declarations(implementations: Sequence[pluggy.HookImpl], hook: str, sort: type[Any]) -> Iterator[Any]:
-    """What a plugin's implementations of a hook return: Components, Commands or Kinds with names of their own. Raises
-    PluginError for anything else."""
+    """Yield the validated Components, Commands or Kinds (`sort`) that a plugin's implementations of a hook return.
+
+    Raises PluginError for invalid declarations and duplicate names.
+    """
     seen: set[str] = set()
     for implementation in implementations:
         try:
             returned: Any = implementation.function()
-            found = list(itertools.islice(returned, MOST + 1))
+            declared = list(itertools.islice(returned, MOST + 1))
         except BaseException as error:
             raise PluginError(f"{hook} failed with {reported(error)}") from error
-        if len(found) > MOST:
+        if len(declared) > MOST:
             raise PluginError(f"{hook} declares more than {MOST} components")
-        for one in found:
-            if not isinstance(one, sort):
-                raise PluginError(f"{hook} must return dgpo_core.hookspecs.{sort.__name__}, not {type(one).__name__}")
-            _CHECKS[sort](hook, one)
-            if one.name in seen:
-                raise PluginError(f"{hook}: {one.name} is declared twice; give one of them another name")
-            seen.add(one.name)
-            yield one
+        for item in declared:
+            if not isinstance(item, sort):
+                raise PluginError(f"{hook} must return dgpo_core.hookspecs.{sort.__name__}, not {type(item).__name__}")
+            _CHECKS[sort](hook, item)
+            if item.name in seen:
+                raise PluginError(f"{hook}: {item.name} is declared twice; rename one of them")
+            seen.add(item.name)
+            yield item
 
 
 def declared_transports(implementations: Sequence[pluggy.HookImpl]) -> Iterator[tuple[str, str]]:
-    """Keys and dotted paths of the places that a plugin's implementations of `dgpo_reward_transports` return. Raises
-    PluginError for anything else."""
+    """Yield the keys and dotted paths that a plugin's implementations of `dgpo_reward_transports` return.
+
+    Raises PluginError for invalid declarations.
+    """
     for implementation in implementations:
         try:
             returned: Any = implementation.function()
-            found = dict(returned)
+            declared = dict(returned)
         except BaseException as error:
             raise PluginError(f"dgpo_reward_transports failed with {reported(error)}") from error
-        for key, target in found.items():
+        for key, target in declared.items():
             if not isinstance(key, str) or not NAME.match(key):
-                raise PluginError(f"dgpo_reward_transports: {key!r} is no key of a reward's block, such as worker")
+                raise PluginError(f"dgpo_reward_transports: {key!r} is not a key of a reward's section, such as worker")
             if not _is_path(target):
                 raise PluginError(f"dgpo_reward_transports: {key}: must be 'package.module:connect'")
             yield key, target
@@ -146,13 +152,13 @@ def declared_transports(implementations: Sequence[pluggy.HookImpl]) -> Iterator[
 
 def _check_component(hook: str, component: Component) -> None:
     if not isinstance(component.name, str) or not NAME.match(component.name):
-        raise PluginError(f"{hook}: {component.name!r} is no name: lower-case letters, digits, . _ - only")
+        raise PluginError(f"{hook}: {component.name!r} is not a valid name: use lower-case letters, digits, . _ -")
     if not _is_path(component.implementation):
         raise PluginError(f"{hook}: {component.name}: implementation must be 'package.module:Class'")
     if isinstance(component.options, str) and not PATH.match(component.options):
         raise PluginError(f"{hook}: {component.name}: options must be a model or 'package.module:Model'")
     if not isinstance(component.summary, str) or not component.summary.strip():
-        raise PluginError(f"{hook}: {component.name} has no summary; one line says what it is")
+        raise PluginError(f"{hook}: {component.name} has no summary; add a one-line description")
     if component.adapts is not None and component.adapts not in (("video", "image"), ("image", "video")):
         raise PluginError(
             f"{hook}: {component.name}: adapts must be ('video', 'image') or its reverse, not {component.adapts!r}"
@@ -161,22 +167,24 @@ def _check_component(hook: str, component: Component) -> None:
 
 def _check_command(hook: str, command: Command) -> None:
     if not isinstance(command.name, str) or not WORDS.match(command.name):
-        raise PluginError(f"{hook}: {command.name!r} is no name: one or two words of lower-case letters, digits and -")
+        raise PluginError(
+            f"{hook}: {command.name!r} is not a valid name: use one or two words of lower-case letters, digits and -"
+        )
     if command.target != "" and not _is_path(command.target):
         raise PluginError(f"{hook}: {command.name}: target must be 'package.module:function'")
     if not isinstance(command.summary, str) or not command.summary.strip() or "\n" in command.summary:
-        raise PluginError(f"{hook}: {command.name} has no summary; one line says what it does")
+        raise PluginError(f"{hook}: {command.name} has no summary; add a one-line description")
     if not isinstance(command.order, int):
-        raise PluginError(f"{hook}: {command.name}: order must be a whole number, not {command.order!r}")
+        raise PluginError(f"{hook}: {command.name}: order must be an integer, not {command.order!r}")
 
 
 def _check_kind(hook: str, kind: Kind) -> None:
     if not isinstance(kind.name, str) or not NAME.match(kind.name):
-        raise PluginError(f"{hook}: {kind.name!r} is no name: lower-case letters, digits, . _ - only")
+        raise PluginError(f"{hook}: {kind.name!r} is not a valid name: use lower-case letters, digits, . _ -")
     if not isinstance(kind.hook, str) or not HOOK.match(kind.hook):
-        raise PluginError(f"{hook}: {kind.name}: hook must be a name that begins with dgpo_, not {kind.hook!r}")
+        raise PluginError(f"{hook}: {kind.name}: hook must be a name that starts with dgpo_, not {kind.hook!r}")
     if not isinstance(kind.noun, str):
-        raise PluginError(f"{hook}: {kind.name}: noun must be a text, not {kind.noun!r}")
+        raise PluginError(f"{hook}: {kind.name}: noun must be a string, not {kind.noun!r}")
     paths = isinstance(kind.contracts, tuple) and kind.contracts and all(map(_is_path, kind.contracts))
     if not paths or not all(path == "" or _is_path(path) for path in (kind.checks, kind.template)):
         raise PluginError(f"{hook}: {kind.name}: contracts, checks and template must be 'package.module:name'")

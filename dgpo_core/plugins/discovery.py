@@ -1,4 +1,4 @@
-"""Finding plugins, and telling a sound one from a broken one before any of its components is used."""
+"""Find the entry points of plugins, and validate their hooks before any component is used."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ Found: TypeAlias = tuple[str, str, importlib.metadata.EntryPoint]
 
 
 def entry_points(damaged: list[tuple[str, str]] | None = None) -> list[Found]:
-    """Every entry point of everything installed, in the same order everywhere. To `damaged` are appended distributions
-    whose entry points cannot be read, with the reason."""
+    """Return the entry points of all installed plugins in a deterministic order.
+
+    Appends distributions whose entry points cannot be read to `damaged`, with the reason.
+    """
     try:
         found = list(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))
-    except Exception:  # one damaged file hides all
+    except Exception:  # a single damaged file makes the whole call fail
         found = list(_one_by_one([] if damaged is None else damaged))
     return [(*_origin(e), e) for e in sorted(found, key=lambda e: e.value)]
 
 
 def _origin(entry_point: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    """A distribution with damaged metadata has no name or no version."""
+    """Return the distribution and its version, with fallbacks for damaged metadata."""
     name = version = None
     with contextlib.suppress(Exception):
         name, version = (getattr(entry_point.dist, attribute, None) for attribute in ("name", "version"))
@@ -45,7 +47,7 @@ def _one_by_one(damaged: list[tuple[str, str]]) -> Iterator[importlib.metadata.E
     seen = set()
     for distribution in importlib.metadata.distributions():
         name = getattr(distribution, "name", None) or "?"
-        if name in seen:  # the first on the path is the one that is imported
+        if name in seen:  # Python imports the first one on the path
             continue
         seen.add(name)
         try:
@@ -55,8 +57,10 @@ def _one_by_one(damaged: list[tuple[str, str]]) -> Iterator[importlib.metadata.E
 
 
 def check_hooks(plugin: object, of_kinds: Collection[str]) -> None:
-    """Raise PluginError for unknown hooks, and for functions that look like hooks but lack the marker, which would
-    silently do nothing; ContractError for hooks of an older contract. of_kinds: the hooks that declare components."""
+    """Raise PluginError for unknown hooks, and for hook functions without the marker, which would never be called.
+
+    of_kinds: the hooks that declare components. Raises ContractError for hooks of an older contract.
+    """
     hooks = {*HOOKS, *of_kinds}
     for name in dir(plugin):
         if not name.startswith("dgpo_") or name == contract_version.ATTRIBUTE:
@@ -70,21 +74,21 @@ def check_hooks(plugin: object, of_kinds: Collection[str]) -> None:
         if marker is None:
             raise PluginError(f"{name} lacks the @hookimpl marker (from dgpo_core import hookimpl)")
         if marker.get("wrapper") or marker.get("hookwrapper"):
-            raise PluginError(f"{name} is a wrapper; dgpo calls every plugin by itself, so there is nothing to wrap")
+            raise PluginError(f"{name} is a wrapper; dgpo calls each plugin separately and does not support wrappers")
 
 
 def _no_hook(name: str, hooks: Collection[str]) -> str:
     if how := how_to_install("hook", name):
-        return f"{name} declares parts of a kind that another plugin brings; {how}"
+        return f"{name} declares components of a kind that another plugin defines; {how}"
     from dgpo_schemas.problems import nearest
 
-    return f"there is no hook {name}{nearest(name, hooks)}"
+    return f"unknown hook {name!r}{nearest(name, hooks)}"
 
 
 def check_kind(kind: Kind, kinds: Mapping[str, Kind]) -> None:
-    """Raise PluginError unless a plugin's kind and its hook are new."""
-    if kind.name in {*kinds, "command", "hook", "kind", "place"} or kind.hook in {
+    """Raise PluginError if the name or the hook of a plugin's kind is already in use."""
+    if kind.name in {*kinds, "command", "hook", "kind", "transport"} or kind.hook in {
         *HOOKS,
-        *(one.hook for one in kinds.values()),
+        *(other.hook for other in kinds.values()),
     }:
-        raise PluginError(f"dgpo_kinds: there is a kind {kind.name}, or a hook {kind.hook}, already; choose others")
+        raise PluginError(f"dgpo_kinds: kind {kind.name} or hook {kind.hook} already exists; use other names")

@@ -1,6 +1,6 @@
-"""What the project's own plugins bring, installed or not: an unknown name of theirs says what to install.
+"""Components of the project's plugins, installed or not, so that messages about unknown names say what to install.
 
-`dgpo schema` writes the data from what the plugins declare, in a checkout of the project.
+In a checkout of the project, `dgpo schema` generates the data from the plugins' declarations.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from pathlib import Path
 __all__ = ["FILE", "NO_COMPONENTS", "how_to_install", "installable"]
 
 FILE = Path(__file__).with_name("installable.json")
-NO_COMPONENTS = frozenset({"command", "place", "kind", "hook"})
-"""What is brought beside kinds of components."""
+NO_COMPONENTS = frozenset({"command", "transport", "kind", "hook"})
+"""Keys that are not kinds of components."""
 
 
 @functools.cache
 def installable() -> Mapping[str, Mapping[str, str]]:
-    """Kind of component, "command", "place", "kind" or "hook" (of a kind) to name to distribution."""
-    found: dict[str, dict[str, str]] = json.loads(FILE.read_text(encoding="utf-8"))
-    return found
+    """Map a kind of component, "command", "transport", "kind" or "hook" to {name: distribution}."""
+    data: dict[str, dict[str, str]] = json.loads(FILE.read_text(encoding="utf-8"))
+    return data
 
 
 def how_to_install(kind: str, name: str) -> str | None:
-    """Where a name comes from, in words; None for one that nobody of the project brings."""
+    """Return how to install the plugin that provides a name; None if no plugin of the project does."""
     distribution = installable().get(kind, {}).get(name)
     return distribution and f"it comes with {distribution}: pip install {distribution}"

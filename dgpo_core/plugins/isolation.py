@@ -1,4 +1,7 @@
-"""Code of plugins while it is imported: what it prints, throws, changes or ends stays its own affair. No torch."""
+"""Isolate the process from plugin code while it is imported: output, exceptions, process state, exits.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ __all__ = ["READ", "RESTORE", "Exited", "ctrl_c", "imported", "isolated", "no_ex
 
 log = logging.getLogger(__name__)
 SLOW = 20.0
-"""Seconds of an import after which it is said whose it is: one that never ends would look like a hang of ours."""
+"""Seconds after which a running import is logged with its plugin, so that a hanging import can be attributed."""
 SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGCHLD", "SIGPIPE")
@@ -33,13 +36,16 @@ SIGNALS = tuple(
 
 
 class Exited(BaseException):
-    """A plugin wanted to end the process with `os._exit`."""
+    """A plugin called `os._exit`."""
 
 
 @contextmanager
 def ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed meanwhile: a plugin may raise KeyboardInterrupt too, and then it means itself. Only
-    the main thread hears of the key."""
+    """Yield a function that returns whether Ctrl-C was pressed inside the context.
+
+    Distinguishes the key from a KeyboardInterrupt that a plugin raises. Always False outside the main thread, which
+    alone receives signals.
+    """
     before = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
     if before is None or not callable(before):
         yield lambda: False
@@ -59,28 +65,30 @@ def ctrl_c() -> Iterator[Callable[[], bool]]:
 
 
 class _Aside:
-    """Standard error under another name: closing or detaching it closes nothing."""
+    """A proxy of standard error that ignores `close`."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stderr, name)
 
     def write(self, text: str) -> int:
-        """To standard error, if there is one."""
+        """Write to standard error, if there is one."""
         return sys.stderr.write(text) if sys.stderr is not None else len(text)
 
     def flush(self) -> None:
-        """Of standard error."""
+        """Flush standard error, if there is one."""
         if sys.stderr is not None:
             sys.stderr.flush()
 
     def close(self) -> None:
-        """It is not ours to close."""
+        """Do nothing: plugins must not close standard error."""
 
 
 @contextmanager
 def printing_aside() -> Iterator[None]:
-    """What is printed goes to standard error, also by C libraries and child processes: standard output is for
-    results."""
+    """Redirect standard output to standard error, including output of C libraries and child processes.
+
+    Standard output is reserved for results.
+    """
     saved = None
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
@@ -109,9 +117,11 @@ def _exit(status: int) -> NoReturn:
 
 @contextmanager
 def no_exit(*, everywhere: bool = False) -> Iterator[None]:
-    """`os._exit` raises Exited in this thread, or in every one: it would end the command with nothing said, and with
-    the status 0 if it likes. Not in a child that was forked, which must end so."""
-    os._exit = _exit  # stays: others hold on to it by then, and outside of this it is what it was
+    """Make `os._exit` raise Exited in this thread, or in all threads, instead of ending the process silently.
+
+    Forked children are not affected, because they have to exit with `os._exit`.
+    """
+    os._exit = _exit  # not restored: others may hold a reference, and outside the context it calls the original
     before = getattr(_guarded, "process", None)
     _guarded.process = os.getpid()
     if everywhere:
@@ -129,8 +139,8 @@ READ: Mapping[str, Callable[[], Any]] = {
     "the locale": lambda: locale.setlocale(locale.LC_ALL),
     "the level at which logging is disabled": lambda: logging.root.manager.disable,
 }
-"""What a process has one of, with or without torch, by the name that messages give it. May raise OSError (a directory
-that is gone) or locale.Error."""
+"""Readers of process state that does not involve torch, by the name used in messages. Can raise OSError, if the working
+directory was removed, or locale.Error."""
 RESTORE: Mapping[str, Callable[[Any], object]] = {
     "the working directory": os.chdir,
     "the locale": lambda value: locale.setlocale(locale.LC_ALL, value),
@@ -139,19 +149,19 @@ RESTORE: Mapping[str, Callable[[Any], object]] = {
 
 
 def _state() -> dict[str, Any]:
-    """What an import may change for all, by name."""
-    found: dict[str, Any] = {}
+    """Return the process state that an import can change, by name."""
+    state: dict[str, Any] = {}
     for name, read in READ.items():
         with contextlib.suppress(OSError, locale.Error):
-            found[name] = read()
+            state[name] = read()
     if threading.current_thread() is threading.main_thread():
-        found["the handlers of signals"] = {number: signal.getsignal(number) for number in SIGNALS}
+        state["the signal handlers"] = {number: signal.getsignal(number) for number in SIGNALS}
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "get_default_dtype"):
-        found["torch's default dtype"] = torch.get_default_dtype()
-        found["torch's default device"] = torch.get_default_device()
-        found["torch's gradients"] = torch.is_grad_enabled()
-    return found
+        state["torch's default dtype"] = torch.get_default_dtype()
+        state["torch's default device"] = torch.get_default_device()
+        state["torch's grad mode"] = torch.is_grad_enabled()
+    return state
 
 
 def _set_signals(handlers: Mapping[int, Any]) -> None:
@@ -160,31 +170,31 @@ def _set_signals(handlers: Mapping[int, Any]) -> None:
             signal.signal(number, handler)
 
 
-def _put_back(name: str, value: Any) -> None:
+def _restore(name: str, value: Any) -> None:
     torch = sys.modules.get("torch")
-    restore: dict[str, Callable[[Any], object]] = {**RESTORE, "the handlers of signals": _set_signals}
+    restore: dict[str, Callable[[Any], object]] = {**RESTORE, "the signal handlers": _set_signals}
     if torch is not None:
         restore |= {
             "torch's default dtype": torch.set_default_dtype,
             "torch's default device": lambda v: torch.set_default_device(None if str(v) == "cpu" else v),
-            "torch's gradients": torch.set_grad_enabled,
+            "torch's grad mode": torch.set_grad_enabled,
         }
     with contextlib.suppress(OSError, ValueError, RuntimeError, locale.Error):
         restore[name](value)
 
 
-def _as_imported() -> dict[str, Any]:
-    """The state of a torch that nobody has changed."""
+def _torch_defaults() -> dict[str, Any]:
+    """Return torch's state right after its import."""
     torch: Any = sys.modules["torch"]
     return {
         "torch's default dtype": torch.float32,
         "torch's default device": torch.device("cpu"),
-        "torch's gradients": True,
+        "torch's grad mode": True,
     }
 
 
-def _path_put_back(before: list[str]) -> bool:
-    """Whether sys.path was changed: what is new comes last, where it hides nothing of others."""
+def _restore_path(before: list[str]) -> bool:
+    """Restore sys.path, with new entries moved to the end, where they shadow nothing. Return whether it had changed."""
     if not isinstance(sys.path, list) or sys.path[: len(before)] != before:
         added = [entry for entry in list(sys.path) if entry not in before]
         sys.path = [*before, *added]
@@ -194,12 +204,12 @@ def _path_put_back(before: list[str]) -> bool:
 
 @contextmanager
 def isolated(who: str, doing: str = "was imported") -> Iterator[Callable[[], bool]]:
-    """Around the import of a plugin and the calls of its hooks; `who` names it in messages: "plugin x of dist 1".
+    """Isolate the import of a plugin and the calls of its hooks; `who` names it in messages: "plugin x of dist 1".
 
-    What it prints goes to standard error, what it leaves changed for all is put back and named, `os._exit` raises
-    Exited. Yields whether Ctrl-C was pressed. What it raises is passed on.
+    Output goes to standard error, changed process state is restored and logged, and `os._exit` raises Exited.
+    Exceptions propagate. Yields a function that returns whether Ctrl-C was pressed.
     """
-    slow = threading.Timer(SLOW, log.warning, ("%s has not returned for %g s since it %s", who, SLOW, doing))
+    slow = threading.Timer(SLOW, log.warning, ("%s has not returned %g s after it %s", who, SLOW, doing))
     slow.daemon = True
     slow.start()
     with ctrl_c() as pressed:
@@ -210,23 +220,24 @@ def isolated(who: str, doing: str = "was imported") -> Iterator[Callable[[], boo
         finally:
             slow.cancel()
             sys.stdout, sys.stderr, sys.excepthook = streams
-            changed = _what_is_put_back(before, path)
+            changed = _restore_state(before, path)
             if changed:
-                log.warning("%s has changed %s when it %s: that is put back", who, " and ".join(changed), doing)
+                log.warning("%s changed %s when it %s; the change is undone", who, " and ".join(changed), doing)
 
 
-def _what_is_put_back(before: dict[str, Any], path: list[str]) -> list[str]:
+def _restore_state(before: dict[str, Any], path: list[str]) -> list[str]:
+    """Restore the process state, and return the names of what had changed."""
     after = _state()
     if "torch's default dtype" in after and "torch's default dtype" not in before:
-        before |= _as_imported()
+        before |= _torch_defaults()
     changed = [name for name, value in before.items() if after.get(name) != value]
     for name in changed:
-        _put_back(name, before[name])
-    return [*changed, *(["the beginning of sys.path"] if _path_put_back(path) else [])]
+        _restore(name, before[name])
+    return [*changed, *(["the beginning of sys.path"] if _restore_path(path) else [])]
 
 
 def imported(owner: str, path: str) -> Any:
-    """What the dotted path of a declaration leads to. Raises PluginError, naming the owner, if it leads nowhere."""
+    """Import the object at the dotted path of a declaration. Raises PluginError, naming the owner, if that fails."""
     module, _, name = path.partition(":")
     pressed: Callable[[], bool] = bool
     try:
@@ -234,7 +245,7 @@ def imported(owner: str, path: str) -> Any:
             return functools.reduce(getattr, name.split("."), importlib.import_module(module))
     except BaseException as error:
         if pressed():
-            log.warning("stopped while %s was imported", owner)
+            log.warning("interrupted while %s was imported", owner)
             raise
         if isinstance(error, ContractError):
             raise ContractError(f"{owner}: {error}") from error
@@ -242,7 +253,7 @@ def imported(owner: str, path: str) -> Any:
 
 
 def place_of(error: BaseException) -> str:
-    """` (at FILE:LINE)` where an exception was raised, if that was neither in dgpo nor in the machinery of imports."""
+    """Return ` (at FILE:LINE)` of the innermost frame outside the import system, or "" if that frame is dgpo's."""
     ours = os.path.dirname(os.path.dirname(__file__))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         machinery = os.path.join("importlib", "") in frame.filename or frame.filename == __file__
@@ -253,5 +264,5 @@ def place_of(error: BaseException) -> str:
 
 
 def reported(error: BaseException) -> str:
-    """What was raised, and where."""
+    """Describe an exception and where it was raised."""
     return f"{error_text(error)}{place_of(error)}"

@@ -1,4 +1,4 @@
-"""Calling the observers of a run."""
+"""Call the observers of a run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 
 def notify(manager: pluggy.PluginManager, muted: set[str], hook: str, keywords: Mapping[str, Any]) -> None:
-    """Call every observer of a life-cycle hook; one that raises is named in the log, muted, and disturbs nobody."""
-    # pluggy keeps them in the reverse of the order in which it calls them.
+    """Call every observer of a life-cycle hook. An observer that raises is logged and disabled."""
+    # pluggy stores implementations in reverse call order.
     for implementation in reversed(getattr(manager.hook, hook).get_hookimpls()):
         if implementation.plugin_name in muted:
             continue
@@ -31,6 +31,6 @@ def notify(manager: pluggy.PluginManager, muted: set[str], hook: str, keywords: 
                     raise
                 muted.add(implementation.plugin_name)
                 log.warning(
-                    "observer %s failed in %s and is switched off: %s",
+                    "observer %s failed in %s and is disabled: %s",
                     implementation.plugin_name, hook, error_text(error),
                 )  # fmt: skip

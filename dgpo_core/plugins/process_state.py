@@ -1,12 +1,12 @@
-"""What plugins share with the run: the state of the process and of its threads. What a call leaves changed is put back.
+"""Restore the state of the process and its threads after calls of plugins.
 
-A reward that calls `os.chdir`, `torch.set_default_dtype` or `torch.set_num_threads` means itself, but moves the run's
-files, or its last bits. States that belong to a thread are compared before and after a call. Those of the whole process
-are compared when a call ends; while others are at work beside it, which may have changed something for a moment, that
-waits for the last of them, and all that were at work are suspects, until they have been seen alone.
+A reward that calls `os.chdir`, `torch.set_default_dtype` or `torch.set_num_threads` would redirect the run's files or
+change its results. Thread state is compared before and after each call. Process state is compared when a call ends; if
+other calls are running, which can change it temporarily, the comparison waits for the last of them. All calls that
+overlapped a change are suspects until one has been observed alone.
 
-Left alone: global random states (every draw of a run has its own key; a plugin's contract forbids it to touch them),
-environment variables and filters of warnings, which libraries set for good reasons and no number of a run depends on.
+Not restored: global random states (every draw of a run has its own key, and contracts forbid plugins to use them),
+environment variables and warning filters, which libraries set legitimately and results do not depend on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def process_snapshot() -> dict[str, Any]:
-    """What the whole process has one of, by name. Costs some 10 microseconds."""
+    """Return the state of the process, by name. Takes about 10 microseconds."""
     cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
     return {
         **{name: _or_none(read) for name, read in isolation.READ.items()},
@@ -43,27 +43,27 @@ def process_snapshot() -> dict[str, Any]:
         "torch's deterministic algorithms": (
             torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
         ),
-        "torch's precision of float32": _or_none(_precision),
-        "cudnn's switches": (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
+        "torch's float32 matmul precision": _or_none(_precision),
+        "cudnn's flags": (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
         "torch's attention kernels": tuple(getattr(cuda, f"{name}_sdp_enabled")() for name in KERNELS),
     }  # fmt: skip
 
 
 def thread_snapshot() -> dict[str, Any]:
-    """What each thread has one of, by name; signals are the main thread's."""
-    found: dict[str, Any] = {
+    """Return the state of this thread, by name; includes signal handlers in the main thread."""
+    state: dict[str, Any] = {
         "torch's default device": torch.get_default_device(),
-        "torch's gradients": torch.is_grad_enabled(),
+        "torch's grad mode": torch.is_grad_enabled(),
         THREADS: torch.get_num_threads(),
         "autocast": tuple((torch.is_autocast_enabled(name), torch.get_autocast_dtype(name)) for name in DEVICES),
     }
     if threading.current_thread() is threading.main_thread():
-        found["the handlers of Ctrl-C and SIGTERM"] = tuple(signal.getsignal(number) for number in SIGNALS)
-    return found
+        state["the signal handlers"] = tuple(signal.getsignal(number) for number in SIGNALS)
+    return state
 
 
 def _or_none(read: Callable[[], Any]) -> Any:
-    """What cannot be read (a directory that is gone, flags of two interfaces that contradict each other) is None."""
+    """Return None for state that cannot be read: a removed directory, or contradicting flags of two torch APIs."""
     try:
         return read()
     except (OSError, RuntimeError, locale.Error):
@@ -98,7 +98,7 @@ def _set_autocast(value: tuple[tuple[bool, torch.dtype], ...]) -> None:
 
 def _set_signals(value: tuple[Any, ...]) -> None:
     for number, handler in zip(SIGNALS, value, strict=True):
-        if handler is not None:  # else it was not Python's, and cannot be had back
+        if handler is not None:  # None: not installed from Python, cannot be restored
             signal.signal(number, handler)
 
 
@@ -106,25 +106,25 @@ RESTORE: Mapping[str, Callable[[Any], object]] = {
     **isolation.RESTORE,
     "torch's default dtype": torch.set_default_dtype,
     "torch's deterministic algorithms": lambda v: torch.use_deterministic_algorithms(v[0], warn_only=v[1]),
-    "torch's precision of float32": _set_precision,
-    "cudnn's switches": _set_cudnn,
+    "torch's float32 matmul precision": _set_precision,
+    "cudnn's flags": _set_cudnn,
     "torch's attention kernels": _set_kernels,
-    # Without a choice it is the CPU; setting that would slow every call of torch down.
+    # None also means the CPU; setting "cpu" explicitly would slow down every torch call.
     "torch's default device": lambda v: torch.set_default_device(None if v == torch.device("cpu") else v),
-    "torch's gradients": torch.set_grad_enabled,
+    "torch's grad mode": torch.set_grad_enabled,
     THREADS: torch.set_num_threads,
     "autocast": _set_autocast,
-    "the handlers of Ctrl-C and SIGTERM": _set_signals,
+    "the signal handlers": _set_signals,
 }
 
 
 def changes(before: State, after: State) -> list[str]:
-    """Names of what differs."""
+    """Return the names of states that differ."""
     return [name for name, value in before.items() if after[name] != value]
 
 
 def put_back(before: State, names: list[str]) -> None:
-    """Make what is named what it was."""
+    """Restore the named states."""
     for name in names:
         if before[name] is not None:
             with suppress(OSError, RuntimeError, ValueError, locale.Error):
@@ -138,43 +138,45 @@ class _Call:
 
 
 class _Watch:
-    """The calls under way in this process, whoever made them."""
+    """All running calls of this process."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.under_way: set[_Call] = set()
+        self.running: set[_Call] = set()
         self.suspects: set[_Call] = set()
         self.expected: State = {}
 
     def begin(self, call: _Call) -> None:
-        """Before a call: alone at work it finds the state as it is to be."""
+        """Register a call. If no other call is running, the current state is the expected one."""
         with self.lock:
-            if not self.under_way:
+            if not self.running:
                 self.suspects.clear()
                 self.expected = process_snapshot()
-            self.under_way.add(call)
+            self.running.add(call)
             self.suspects.add(call)
 
     def end(self, call: _Call, *, known: bool) -> tuple[list[str], list[_Call]]:
-        """After it: what is put back now, and whose doing it is: one of several calls, or this one; `known`: it has
-        done so before."""
+        """Unregister a call; return the names of restored states, and the calls that may have changed them.
+
+        known: whether calls of this plugin are known to change process state.
+        """
         with self.lock:
-            if call not in self.under_way:  # it was given up
+            if call not in self.running:  # removed by `forget`
                 return [], []
-            self.under_way.remove(call)
-            found = changes(self.expected, process_snapshot())
-            if not found:
+            self.running.remove(call)
+            changed = changes(self.expected, process_snapshot())
+            if not changed:
                 self.suspects.discard(call)
                 return [], []
-            if self.under_way and not known:
+            if self.running and not known:
                 return [], []
-            put_back(self.expected, found)
-            return found, [call] if known else list(self.suspects)
+            put_back(self.expected, changed)
+            return changed, [call] if known else list(self.suspects)
 
     def forget(self, process_state: ProcessState) -> None:
-        """What is still under way ends without being waited for: its process may have gone elsewhere by then."""
+        """Stop tracking the calls of an owner; they can end after the process state has moved on."""
         with self.lock:
-            for calls in (self.under_way, self.suspects):
+            for calls in (self.running, self.suspects):
                 calls.difference_update([call for call in calls if call.process_state is process_state])
 
 
@@ -182,45 +184,48 @@ _WATCH = _Watch()
 
 
 class ProcessState:
-    """Surrounds calls of plugins. Whoever changes something is named once, in a warning."""
+    """Restores process and thread state around calls of plugins, and logs each plugin that changes it once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._one_at_a_time = threading.RLock()
-        self._suspected: dict[str, bool] = {}  # label, to whether it is known and not only suspected
+        self._suspected: dict[str, bool] = {}  # label -> True if known, False if only suspected
         self._reported: set[tuple[str, str]] = set()
 
     def disturbs(self, label: str) -> bool:
-        """Whether the calls of `label` change, or may change, what others share: nothing is to be done beside them."""
+        """Whether calls of `label` change or may change shared state, so that nothing must run concurrently."""
         return label in self._suspected
 
     @contextmanager
     def around(self, label: str) -> Iterator[None]:
-        """Around a call. `label` names the plugin in messages, such as "reward ocr"."""
+        """Restore state around a call. `label` names the plugin in messages, such as "reward ocr"."""
         with self._one_at_a_time if label in self._suspected else nullcontext():
-            own, call = thread_snapshot(), _Call(self, label)
+            before, call = thread_snapshot(), _Call(self, label)
             _WATCH.begin(call)
             try:
                 yield
             finally:
-                shared, whose = _WATCH.end(call, known=self._suspected.get(label, False))
-                found = changes(own, thread_snapshot())
-                put_back(own, found)
-                self._judge(call, found, shared, whose)
+                shared, suspects = _WATCH.end(call, known=self._suspected.get(label, False))
+                changed = changes(before, thread_snapshot())
+                put_back(before, changed)
+                self._judge(call, changed, shared, suspects)
 
-    def _judge(self, call: _Call, own: list[str], shared: list[str], whose: list[_Call]) -> None:
-        """After a call that left `own` changed in its thread; `shared` was changed by one of the calls `whose`."""
+    def _judge(self, call: _Call, changed: list[str], shared: list[str], suspects: list[_Call]) -> None:
+        """Update and report suspects after a call.
+
+        changed: thread states that the call changed; shared: process states that one of `suspects` changed.
+        """
         known = self._suspected.get(call.label)
-        if whose == [call] or THREADS in own:  # the arithmetic libraries keep one number for the threads of all
+        if suspects == [call] or THREADS in changed:  # the number of threads also affects other threads
             self._suspected[call.label] = True
         elif known is False and not shared:
-            self._suspected.pop(call.label, None)  # another call of it may just have been judged
-        if whose == [call] or not shared:
-            self._report([call.label], [*own, *shared])
+            self._suspected.pop(call.label, None)  # a concurrent call may already have removed it
+        if suspects == [call] or not shared:
+            self._report([call.label], [*changed, *shared])
             return
-        self._report([call.label], own)
-        for process_state in {one.process_state for one in whose}:
-            labels = sorted({one.label for one in whose if one.process_state is process_state})
+        self._report([call.label], changed)
+        for process_state in {suspect.process_state for suspect in suspects}:
+            labels = sorted({suspect.label for suspect in suspects if suspect.process_state is process_state})
             for label in labels:
                 process_state._suspected.setdefault(label, False)
             process_state._report(labels, shared)
@@ -233,11 +238,11 @@ class ProcessState:
         if new:
             listed = " and ".join(filter(None, (", ".join(new[:-1]), new[-1])))
             log.warning(
-                "%s has changed %s, which it shares with the run: that is put back after each call; let it put things "
-                "back itself, or run it in a worker",
+                "%s changed %s, which it shares with the run. The state is restored after each call; fix the plugin to "
+                "restore it, or run it in a worker",
                 who, listed,
             )  # fmt: skip
 
     def close(self) -> None:
-        """Calls that are still under way are no longer looked after."""
+        """Stop tracking calls that are still running."""
         _WATCH.forget(self)

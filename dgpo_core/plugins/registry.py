@@ -1,8 +1,9 @@
-"""Discovery of plugins and access to their components, by name.
+"""Discover plugins, and look up and create their components by name.
 
-Entry points of the group `dgpo` name light modules of hook implementations. Each is loaded on its own: one that does
-not import, misspells a hook or declares nonsense is set aside with its reason, and only asking for one of its
-components fails. Implementations are imported when a run uses them."""
+Entry points of the group `dgpo` name modules with hook implementations. Each is loaded separately. A plugin that fails
+to import, implements an unknown hook or returns invalid declarations is recorded with the reason; only using one of its
+components is an error. Implementations are imported when a run uses them.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 class Registry(Names):
-    """Everything that installed plugins declare."""
+    """The declarations of all installed plugins."""
 
     def __init__(self, *, discover: bool = True) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class Registry(Names):
                 loaded.append((distribution, version, entry_point.name, _module(distribution, version, entry_point)))
             except PluginError as error:
                 self.broken.append(BrokenPlugin(distribution, entry_point.name, str(error)))
-        for distribution, version, name, module in sorted(loaded, key=lambda one: "dgpo_kinds" not in dir(one[3])):
+        for distribution, version, name, module in sorted(loaded, key=lambda item: "dgpo_kinds" not in dir(item[3])):
             try:
                 self.register(module, distribution=distribution, version=version)
             except PluginError as error:
@@ -75,10 +76,10 @@ class Registry(Names):
         self.broken += [BrokenPlugin(distribution, "unknown", reason) for distribution, reason in damaged]
 
     def register(self, plugin: object, *, distribution: str, version: str = "0") -> None:
-        """Add a module or object of hook implementations. Raises PluginError, leaving nothing of it registered."""
+        """Register a module or object with hook implementations. Raises PluginError and registers nothing on error."""
         name = f"{distribution}:{getattr(plugin, '__name__', type(plugin).__name__)}"
         if self._manager.has_plugin(name) or self._manager.is_registered(plugin):
-            raise PluginError(f"{name} is registered already; declare it under one entry point only")
+            raise PluginError(f"{name} is already registered; declare it under one entry point only")
         pressed: Callable[[], bool] = bool
         contract = None
         try:
@@ -89,10 +90,10 @@ class Registry(Names):
                 check_hooks(plugin, [kind.hook for kind in kinds.values()])
                 self._manager.check_pending()
                 components = [
-                    (kind, one) for kind in kinds.values() for one in self._declared(plugin, kind.hook, Component)
+                    (kind, item) for kind in kinds.values() for item in self._declared(plugin, kind.hook, Component)
                 ]
                 commands = list(self._declared(plugin, "dgpo_commands", Command))
-                places = dict(self._transports_of(plugin))
+                transports = dict(self._transports_of(plugin))
         except BaseException as error:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
@@ -101,7 +102,7 @@ class Registry(Names):
             if isinstance(error, PluginError) or pressed():
                 raise
             text = str(error) if isinstance(error, pluggy.PluginValidationError) else reported(error)
-            raise PluginError(f"{text}; see dgpo_core.hookspecs for the hooks and their arguments") from error
+            raise PluginError(f"{text}; dgpo_core.hookspecs lists the hooks and their arguments") from error
         self.brought |= {kind: distribution for kind in kinds if kind not in self.kinds}
         self.kinds = kinds
         self._versions[distribution] = version
@@ -110,19 +111,19 @@ class Registry(Names):
             self._add_component(RegisteredComponent(component, kind.name, distribution, version, contract, noun))
         for command in commands:
             self._add_command(RegisteredCommand(command, distribution, version))
-        for key, target in places.items():
+        for key, target in transports.items():
             self._add_transport(RegisteredTransport(key, target, distribution, version))
 
     def _declared(self, plugin: object, hook: str, sort: type[Any]) -> Iterator[Any]:
         implementations = getattr(self._manager.hook, hook).get_hookimpls()
-        return declarations([one for one in implementations if one.plugin is plugin], hook, sort)
+        return declarations([impl for impl in implementations if impl.plugin is plugin], hook, sort)
 
     def _transports_of(self, plugin: object) -> Iterator[tuple[str, str]]:
         implementations = self._manager.hook.dgpo_reward_transports.get_hookimpls()
-        return declared_transports([one for one in implementations if one.plugin is plugin])
+        return declared_transports([impl for impl in implementations if impl.plugin is plugin])
 
     def _kinds_of(self, plugin: object) -> Iterator[tuple[str, Kind]]:
-        """The kinds that a plugin brings, whose hooks are known from now on."""
+        """Yield the kinds that a plugin defines, and add the specifications of their hooks."""
         known = dict(self.kinds)
         for kind in self._declared(plugin, "dgpo_kinds", Kind):
             check_kind(kind, known)
@@ -131,7 +132,7 @@ class Registry(Names):
             yield kind.name, kind
 
     def _specify(self, kind: Kind) -> None:
-        """The hook of a kind, unless a plugin that was refused has brought it before."""
+        """Add the hook specification of a kind, unless a plugin that was rejected has already added it."""
         caller = getattr(self._manager.hook, kind.hook, None)
         if caller is None or not caller.has_spec():
             self._manager.add_hookspecs(type("OfKind", (), {kind.hook: hookspec(lambda: None)}))
@@ -139,36 +140,39 @@ class Registry(Names):
     # -- building ------------------------------------------------------------------------------------------------
 
     def options_model(self, registered: RegisteredComponent) -> type[BaseModel]:
-        """The model of a component's options. Raises PluginError if its dotted path leads nowhere."""
+        """Return the options model of a component. Raises PluginError if it cannot be imported."""
         from dgpo_core.plugins import building
 
         return building.options_model(registered)
 
     def options_models(self) -> dict[str, dict[str, type[BaseModel]]]:
-        """Kind to name to options model, of every usable component."""
+        """Return {kind: {name: options model}} of all usable components."""
         return {kind: {n: self.options_model(p) for n, p in self.components(kind).items()} for kind in self.kinds}
 
     def implementation(self, registered: RegisteredComponent) -> Any:
-        """A component's class, imported. Raises PluginError if it cannot be or does not keep its contract;
-        ContractError if it was made for another version of that."""
+        """Import the class of a component.
+
+        Raises PluginError if the import fails or the class violates its contract, and ContractError if it targets
+        another version of the contract.
+        """
         from dgpo_core.plugins import building
 
         return building.implementation(registered, self.kinds[registered.kind])
 
     def check_contract(self, registered: RegisteredComponent) -> None:
-        """Raise ContractError for a component that was made for another version of the contract.
+        """Raise ContractError if a component targets another version of the plugin contract.
 
-        Where its plugin declares no version, the class of a kind that has changed is imported to see; one that cannot
-        be imported is refused when it is used.
+        If its plugin declares no version, imports the class, but only for kinds whose contract has changed. A failed
+        import is ignored here and reported when the component is used.
         """
         from dgpo_core.plugins import building
 
         building.check_contract(registered, self.kinds[registered.kind])
 
     def create(self, kind: str, block: UseBlock | str, **keywords: Any) -> Any:
-        """Import a component's class, validate its options and build it.
+        """Import a component's class, validate its options and construct it.
 
-        Raises PluginError for what the plugin does wrong and UserError for what its options or files do.
+        Raises PluginError for errors of the plugin, and UserError for invalid options or input files.
         """
         from dgpo_core.plugins import building
         from dgpo_schemas.base import UseBlock
@@ -176,37 +180,36 @@ class Registry(Names):
         block = UseBlock(use=block) if isinstance(block, str) else block
         return building.create(self.find(kind, block.use), self.kinds[kind], block, **keywords)
 
-    def place(self, key: str) -> Any:
-        """The function that connects a reward to the place which this key of its block stands for, imported. Raises
-        PluginError saying what to install."""
-        found = self.find_transport(key)
-        return imported(str(found), found.target)
+    def transport(self, key: str) -> Any:
+        """Import the `connect` function for this key of a reward's section. Raises PluginError with what to install."""
+        registered = self.find_transport(key)
+        return imported(str(registered), registered.target)
 
     def blame(self, error: BaseException) -> str | None:
-        """What a plugin has thrown, with its distribution and place; None if it was not a plugin."""
+        """Describe an exception raised by a plugin, with its distribution and location; None if no plugin raised it."""
         components = (component for kind in self.kinds for component in self.components(kind).values())
         paths = {
             component.component.implementation: f"{component.distribution} {component.version}"
             for component in components
         }
-        if not isinstance(error, SystemExit):  # which is how a command may end
-            paths |= {one.command.target: f"{one.distribution} {one.version}" for one in self._commands.values()}
-        paths |= {one.target: f"{one.distribution} {one.version}" for one in self.places.values()}
+        if not isinstance(error, SystemExit):  # commands may exit this way
+            paths |= {c.command.target: f"{c.distribution} {c.version}" for c in self._commands.values()}
+        paths |= {t.target: f"{t.distribution} {t.version}" for t in self.transports.values()}
         return blamed(error, {path.partition(":")[0].partition(".")[0]: owner for path, owner in paths.items()})
 
     def notify(self, hook: str, **keywords: Any) -> None:
-        """Call every observer of a life-cycle hook; one that raises is named in the log, muted, and disturbs nobody."""
+        """Call every observer of a life-cycle hook. An observer that raises is logged and disabled."""
         notify(self._manager, self._muted, hook, keywords)
 
 
 @functools.cache
 def get_registry() -> Registry:
-    """The registry of everything installed, made once."""
+    """Return the registry of all installed plugins, created on the first call."""
     return Registry()
 
 
 def _module(distribution: str, version: str, entry_point: importlib.metadata.EntryPoint) -> Any:
-    """What an entry point names. Raises PluginError: a plugin may throw anything when it is imported."""
+    """Import the module of an entry point. Raises PluginError for any exception of the plugin."""
     who = f"plugin {entry_point.name} of {distribution} {version}"
     pressed: Callable[[], bool] = bool
     try:
@@ -214,7 +217,7 @@ def _module(distribution: str, version: str, entry_point: importlib.metadata.Ent
             return entry_point.load()
     except BaseException as error:
         if pressed():
-            log.warning("stopped while %s was imported", who)
+            log.warning("interrupted while %s was imported", who)
             raise
         if isinstance(error, ContractError):  # complete without the place of the import
             raise

@@ -1,4 +1,4 @@
-"""What a run file says of a backbone that the backbone has no use for: refused, not ignored."""
+"""Reject settings of the `backbone` section that the selected backbone does not support."""
 
 from __future__ import annotations
 
@@ -17,46 +17,45 @@ __all__ = ["asks_for_more", "check_section"]
 
 
 def asks_for_more(section: BackboneSection) -> bool:
-    """Whether a section sets more than the checkpoint and an adapter's size, which is when some may have no use for
-    it."""
+    """Whether a section sets more than the checkpoint and the LoRA rank and alpha, so that it needs checking."""
     return section.train == "full" or any(key not in ("lora.rank", "lora.alpha") for key, _ in _set(section))
 
 
 def check_section(implementation: type[Backbone], section: BackboneSection) -> None:
-    """Raise UserError, naming the key, if a section sets what the class does not use (`Backbone.uses`).
+    """Raise UserError, naming the key, if a section sets a key that the class does not support (`Backbone.uses`).
 
-    What is as it is by default counts as not set: a run's own config.yaml writes every key down. Raises PluginError if
-    the class declares no such keys.
+    Keys with their default value count as not set, because a run's config.yaml contains every key. Raises PluginError
+    if `uses` contains unknown keys.
     """
     uses = implementation.uses
     if not isinstance(uses, frozenset | set) or not uses <= SECTION_KEYS:
-        strange = sorted(map(str, uses - SECTION_KEYS)) if isinstance(uses, frozenset | set) else [repr(uses)]
+        unknown = sorted(map(str, uses - SECTION_KEYS)) if isinstance(uses, frozenset | set) else [repr(uses)]
         raise PluginError(
-            f"backbone {section.use}: {implementation.__name__}.uses names {strange[0]}"
-            f"{nearest(strange[0], SECTION_KEYS)}; there are {', '.join(sorted(SECTION_KEYS))}"
+            f"backbone {section.use}: {implementation.__name__}.uses contains {unknown[0]}"
+            f"{nearest(unknown[0], SECTION_KEYS)}; allowed: {', '.join(sorted(SECTION_KEYS))}"
         )
-    way = f"train: {section.train}"
-    if way not in uses:
+    mode = f"train: {section.train}"
+    if mode not in uses:
         others = sorted(key for key in uses if key.startswith("train: "))
         raise UserError(
-            f"backbone.train: {section.use} cannot be trained with `{way}`; write `{others[0]}`"
+            f"backbone.train: {section.use} does not support `{mode}`; use `{others[0]}`"
             if others
-            else f"backbone.train: {section.use} cannot be trained at all: it declares neither way of it"
+            else f"backbone.train: {section.use} does not support training: its class declares no `train` mode"
         )
     for key, value in _set(section):
         if key not in uses:
             raise UserError(
-                f"backbone.{key}: {value} has no effect, because {section.use} does not use this key; leave it out"
+                f"backbone.{key}: {value} has no effect, because {section.use} does not support this key; remove it"
             )
     if "checkpoint" not in uses and section.checkpoint.startswith("package:"):
         raise UserError(
-            f"backbone.checkpoint: {section.use} reads no checkpoint, so that {section.checkpoint} would not be looked "
-            "for; write any name without `package:`"
+            f"backbone.checkpoint: {section.use} does not read a checkpoint and ignores {section.checkpoint}; use any "
+            "name without `package:`"
         )
 
 
 def _set(section: BackboneSection) -> Iterator[tuple[str, Any]]:
-    """Keys that are not as they are by default, but those that say how to train, with their values."""
+    """Yield the keys, except `checkpoint` and `train`, with values other than the default."""
     for key in ("revision", "dtype", "gradient_checkpointing", "compile"):
         value = getattr(section, key)
         if value != BackboneSection.model_fields[key].default:

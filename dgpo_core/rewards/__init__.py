@@ -1,4 +1,4 @@
-"""One reward, three places: in this process, in a worker process, behind a service. The scores are the same bits."""
+"""Create rewards in this process, in a worker process or behind a service, with bitwise identical scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a reward runs, as its block says."""
+"""Create a reward in the process that its section of the run file selects."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ __all__ = ["Connect", "place"]
 
 
 class Connect(Protocol):
-    """What a plugin brings for a place (`dgpo_reward_transports`): it connects a reward to where it runs."""
+    """A transport: connects to a reward that runs outside this process (`dgpo_reward_transports`)."""
 
     def __call__(self, block: RewardBlock, *, device: torch.device, where: str) -> AnyReward:
-        """The reward of a block, ready to score; its `elsewhere` is True.
+        """Return the reward of a section, ready to score, with `is_remote` set to True.
 
-        device: what the run computes on; where: the block's place in its file, for messages. Its scores must be the
-        bits of those in this process. Raises UserError for what keeps it from being ready.
+        device: device of the run; where: key path of the section, for messages. Scores must be bitwise identical to
+        those computed in this process. Raises UserError if the reward cannot be made ready.
         """
         ...
 
 
 def place(block: RewardBlock, registry: Registry, *, device: torch.device, where: str | None = None) -> AnyReward:
-    """The reward that a block names, ready to score: here, in its `worker`, or behind its `service`.
+    """Create the reward of a section, ready to score: in this process, in its `worker`, or behind its `service`.
 
-    `where` is the block's place in its file, such as `rewards.0`, for messages. Whoever asked for the reward closes it.
-    Raises UserError for options that the reward refuses, an interpreter that cannot run it, a service that is not
-    there or serves something else, and a place whose plugin is not installed.
+    where: key path of the section, such as `rewards.0`, for messages. The caller closes the reward. Raises UserError if
+    the reward rejects its options, the interpreter cannot run it, the service is unreachable or serves another reward,
+    or the plugin of the transport is not installed.
     """
     where = where or f"reward {block.label}"
     for key in ("worker", "service"):
         if getattr(block, key) is not None:
             try:
-                connect: Connect = registry.place(key)
+                connect: Connect = registry.transport(key)
             except PluginError as error:
                 raise UserError(f"{where}.{key}: {error}") from error
             return connect(block, device=device, where=where)
     prepare_hub()
-    made: AnyReward = registry.create("reward", block, device=device)
-    return made
+    reward: AnyReward = registry.create("reward", block, device=device)
+    return reward

@@ -96,11 +96,11 @@ def test_what_cannot_be_called_is_one_sentence(dgpo: Run, known: Registry, targe
 @pytest.mark.parametrize(
     ("command", "why"),
     [
-        (Command("Shout", "x", "a:b"), "'Shout' is no name"),
-        (Command("a b c", "x", "a:b"), "'a b c' is no name"),
+        (Command("Shout", "x", "a:b"), "'Shout' is not a valid name"),
+        (Command("a b c", "x", "a:b"), "'a b c' is not a valid name"),
         (Command("a", "", "a:b"), "a has no summary"),
         (Command("a", "x", "a.b"), "target must be 'package.module:function'"),
-        (Command("a", "x", "a:b", "first"), "order must be a whole number"),  # type: ignore[arg-type]
+        (Command("a", "x", "a:b", "first"), "order must be an integer"),  # type: ignore[arg-type]
         ("a", "must return dgpo_core.hookspecs.Command, not str"),
     ],
 )
@@ -119,8 +119,8 @@ def test_without_the_lab_its_commands_say_what_to_install(
     monkeypatch.setattr(registry_module, "get_registry", lambda: bare)
     done = dgpo("report", "runs/x")
     assert (done.code, done.out) == (2, "")
-    assert done.err == "there is no command 'report'; it comes with dgpo-lab: pip install dgpo-lab\n"
-    near = "there is no command 'reprot'; did you mean report? it comes with dgpo-lab: pip install dgpo-lab\n"
+    assert done.err == "unknown command 'report'; it comes with dgpo-lab: pip install dgpo-lab\n"
+    near = "unknown command 'reprot'; did you mean report? it comes with dgpo-lab: pip install dgpo-lab\n"
     assert dgpo("reprot", "runs/x").err == near
     assert "Not installed:\n" in (listed := dgpo("--help").out)
     assert "\n  report  pip install dgpo-lab\n" in listed

@@ -114,7 +114,7 @@ def test_a_model_of_text_is_refused_such_prompts(dgpo: Run, edits: Path) -> None
         refused = dgpo(*command)
         assert refused.code == 2
         assert ".jsonl:1: the prompt has media" in refused.err
-        assert "toy takes text alone" in refused.err
+        assert "toy accepts only text" in refused.err
     assert not Path("runs").exists()
 
 

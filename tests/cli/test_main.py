@@ -77,7 +77,7 @@ def test_version(dgpo: Run) -> None:
 def test_a_misspelled_command_points_to_the_nearest(dgpo: Run) -> None:
     done = dgpo("trian")
     assert done.code == 2
-    assert "there is no command 'trian'; did you mean train?" in done.err
+    assert "unknown command 'trian'; did you mean train?" in done.err
     assert "did you mean" not in dgpo("xyzzy").err
 
 

@@ -69,7 +69,7 @@ def test_one_kind(dgpo: Run) -> None:
     assert [row.split()[1] for row in rows] == ["brightness", "win-rate"]
     done = dgpo("plugins", "list", "--kind", "rewrad")
     assert done.code == 2
-    assert "--kind rewrad: there is no such kind; did you mean reward? (kinds: backbone, sampler" in done.err
+    assert "--kind rewrad: unknown kind; did you mean reward? (kinds: backbone, sampler" in done.err
 
 
 def test_what_does_not_work_is_reported_beside_the_list(dgpo: Run, known: Registry) -> None:
@@ -129,12 +129,12 @@ def test_json_gives_the_options_schema(dgpo: Run) -> None:
     [
         (
             ["brihgtness"],
-            "no component is called 'brihgtness'; did you mean brightness? (`dgpo plugins list` shows all)",
+            "unknown component 'brihgtness'; did you mean brightness? (`dgpo plugins list` shows all)",
         ),
         (["brihgtness", "--kind", "reward"], "unknown reward 'brihgtness'; did you mean brightness? (installed: bri"),
         (["geneval"], "unknown reward 'geneval'; it comes with dgpo-geneval: pip install dgpo-geneval"),
         (["shapes"], "unknown detector 'shapes'; it comes with dgpo-miniature: pip install dgpo-miniature"),
-        (["x", "--kind", "y"], "--kind y: there is no such kind"),
+        (["x", "--kind", "y"], "--kind y: unknown kind"),
     ],
 )
 def test_unknown_names(dgpo: Run, arguments: list[str], expected: str) -> None:

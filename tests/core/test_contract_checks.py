@@ -59,63 +59,63 @@ def adapter(**says: Any) -> Says:
 
 
 BEFORE: dict[str, tuple[Says, str]] = {
-    "shift is text": (times(lambda n: Schedule(shift="3")), "plain numbers, not '3'"),  # type: ignore[arg-type]
+    "shift is text": (times(lambda n: Schedule(shift="3")), "plain numbers, got '3'"),  # type: ignore[arg-type]
     "terminal is text": (times(lambda n: Schedule(terminal="0")), "plain numbers"),  # type: ignore[arg-type]
     "grid of text": (times(lambda n: Schedule(grid=("1",) * n)), "plain numbers"),
-    "no first": (times(lambda n: Schedule(first=None)), "plain numbers, not None"),  # type: ignore[arg-type]
-    "range upside down": ({"sigma_range": (1.0, 0.0)}, "0 <= low < high <= 1, not (1.0, 0.0)"),
-    "range of three": ({"sigma_range": (0.0, 0.5, 1.0)}, "`sigma_range` is two numbers"),
-    "range beyond": ({"sigma_range": (-1.0, 2.0)}, "`sigma_range` is two numbers"),
-    "start 0": ({"start": lambda self, sigma: 0}, "`start` at sigma 1 is a number above 0, not 0"),
+    "no first": (times(lambda n: Schedule(first=None)), "plain numbers, got None"),  # type: ignore[arg-type]
+    "range upside down": ({"sigma_range": (1.0, 0.0)}, "0 <= low < high <= 1, got (1.0, 0.0)"),
+    "range of three": ({"sigma_range": (0.0, 0.5, 1.0)}, "`sigma_range` must be two numbers"),
+    "range beyond": ({"sigma_range": (-1.0, 2.0)}, "`sigma_range` must be two numbers"),
+    "start 0": ({"start": lambda self, sigma: 0}, "`start` at sigma 1 must be a positive number, got 0"),
     "start nan": ({"start": lambda self, sigma: math.nan}, "`start` at sigma 1"),
-    "start of rows": ({"start": lambda self, sigma: torch.ones(3)}, "not a tensor (3,) of float32 on cpu"),
-    "weight negative": (weight(torch.neg), "`loss_weight` is finite, not negative"),
-    "weight nan": (weight(lambda s: s * math.nan), "`loss_weight` is finite"),
+    "start of rows": ({"start": lambda self, sigma: torch.ones(3)}, "got a tensor (3,) of float32 on cpu"),
+    "weight negative": (weight(torch.neg), "`loss_weight` must be finite, nonnegative"),
+    "weight nan": (weight(lambda s: s * math.nan), "`loss_weight` must be finite"),
     "weight 0": (weight(torch.zeros_like), "not 0 at every time"),
-    "weight of one": (weight(torch.mean), "`loss_weight` is None, or a tensor like its sigma"),
-    "weight a number": (weight(lambda s: 2.0), "not 2.0 (float)"),
+    "weight of one": (weight(torch.mean), "`loss_weight` must be None or a tensor like sigma"),
+    "weight a number": (weight(lambda s: 2.0), "got 2.0 (float)"),
     "weight float64": (weight(Tensor.double), "of float64 on cpu"),
     "weight elsewhere": (weight(lambda s: s.to("meta")), "of float32 on meta"),
     "weight with gradient": (weight(lambda s: s.clone().requires_grad_()), "with a gradient"),
-    "fps 0": ({"fps": 0}, "`fps` is a number of frames a second above 0"),
-    "media": ({"media": "images"}, "`media` is 'image' or 'video', not 'images'"),
-    "shape a list": ({"latent_shape": lambda self, h, w: [2, 4, 4]}, "`latent_shape` of 8x8 is a tuple"),
+    "fps 0": ({"fps": 0}, "`fps` must be a positive number"),
+    "media": ({"media": "images"}, "`media` must be 'image' or 'video', got 'images'"),
+    "shape a list": ({"latent_shape": lambda self, h, w: [2, 4, 4]}, "`latent_shape` of 8x8 must be a tuple"),
     "shape of fractions": ({"latent_shape": lambda self, h, w: (2, 4.0, 4)}, "`latent_shape` of 8x8"),
-    "nothing trained": (trained(lambda found: {}), "nothing is trained"),
-    "trained a list": (trained(list), "`trainable` gives parameters by their names"),
+    "nothing trained": (trained(lambda found: {}), "no trainable parameters"),
+    "trained a list": (trained(list), "`trainable` must return parameters by name"),
     "trained frozen": (
         trained(lambda found: {n: p.requires_grad_(False) for n, p in found.items()}),
-        "requires no gradient",
+        "does not require gradients",
     ),
     "trained strangers": (
         trained(lambda found: {n: torch.nn.Parameter(p.clone()) for n, p in found.items()}),
-        "is no parameter of `module`",
+        "is not a parameter of `module`",
     ),
     "trained in half": (
         trained(lambda found: {n: torch.nn.Parameter(p.half()) for n, p in found.items()}),
-        "trained weights are float32",
+        "must be float32, got torch.float16",
     ),
-    "formats": (adapter(formats="toy"), "`adapter.formats` is a tuple of words"),
+    "formats": (adapter(formats="toy"), "`adapter.formats` must be a tuple of names"),
     "truncated_prompts": (
         {"truncated_prompts": lambda self, prompts: ([10**6], 4)},
-        "`truncated_prompts` gives indices of some of the",
+        "`truncated_prompts` must return indices",
     ),
 }
 """What is seen when a run is built."""
 DURING: dict[str, tuple[Says, str]] = {
-    "bucket a list": ({"bucket": lambda self, prompt: []}, "can be hashed and compared, not [] (list)"),
-    "bucket random": ({"bucket": lambda self, prompt: random.random()}, "`bucket` of one prompt is"),
-    "lengths too long": (rows(lambda c: Conditioning({"c": c}, {"c": (9,)})), "`lengths` of c is (4,)"),
-    "lengths too many": (rows(lambda c: Conditioning({"c": c}, {"c": (4, 4)})), "`lengths` of c is (4,)"),
+    "bucket a list": ({"bucket": lambda self, prompt: []}, "must return a hashable, comparable value, got [] (list)"),
+    "bucket random": ({"bucket": lambda self, prompt: random.random()}, "`bucket` must be deterministic"),
+    "lengths too long": (rows(lambda c: Conditioning({"c": c}, {"c": (9,)})), "`lengths` of c must be (4,)"),
+    "lengths too many": (rows(lambda c: Conditioning({"c": c}, {"c": (4, 4)})), "`lengths` of c must be (4,)"),
     "lengths of nothing": (rows(lambda c: Conditioning({"c": c}, {"d": (4,)})), "there is no such tensor"),
-    "no tensors": (rows(lambda c: Conditioning({})), "`encode` gives a Conditioning of tensors"),
-    "a dictionary": (rows(lambda c: {"c": c}), "`encode` gives a Conditioning"),  # type: ignore[arg-type,return-value]
-    "two rows a prompt": (rows(lambda c: Conditioning({"c": c.repeat(2, 1)})), "c has one row a prompt"),
-    "rows with gradient": (rows(lambda c: Conditioning({"c": c.requires_grad_()})), "c has no gradient"),
-    "rows elsewhere": (rows(lambda c: Conditioning({"c": c.to("meta")})), "on the model's device cpu"),
+    "no tensors": (rows(lambda c: Conditioning({})), "`encode` must return a Conditioning with tensors"),
+    "a dictionary": (rows(lambda c: {"c": c}), "`encode` must return a Conditioning"),  # type: ignore[arg-type,return-value]
+    "two rows a prompt": (rows(lambda c: Conditioning({"c": c.repeat(2, 1)})), "c must have one row per prompt"),
+    "rows with gradient": (rows(lambda c: Conditioning({"c": c.requires_grad_()})), "c must not require gradients"),
+    "rows elsewhere": (rows(lambda c: Conditioning({"c": c.to("meta")})), "must be on the model's device cpu"),
     "ragged in secret": (
         rows(lambda c: Conditioning({"c": c, "x": torch.ones(1, int(100 * float(c[0, 0].abs())))})),
-        "rows that differ in length say so",
+        "declare rows of different lengths in `Conditioning.lengths`",
     ),
     "unconditional of other tensors": (
         {"unconditional": lambda self, prompts: Conditioning({"d": torch.ones(len(prompts), 4)})},
@@ -123,17 +123,20 @@ DURING: dict[str, tuple[Says, str]] = {
     ),
     "guide of other shape": (
         {"guide": lambda self, c, u, scale, *, x_sigma, sigma: c[:1]},
-        "`guide` gives float32 (2, 2, 4, 4), as its x_sigma, not a tensor (1, 2, 4, 4)",
+        "`guide` must return float32 (2, 2, 4, 4), like x_sigma, got a tensor (1, 2, 4, 4)",
     ),
-    "velocity broadcasts": (drawn(lambda v: v.mean(0, keepdim=True)), "`velocity` gives float32"),
+    "velocity broadcasts": (drawn(lambda v: v.mean(0, keepdim=True)), "`velocity` must return float32"),
     "velocity in bfloat16": (drawn(Tensor.bfloat16), "of bfloat16 on cpu"),
     "velocity without gradient": (drawn(Tensor.detach), "nothing would be learned"),
-    "media of another size": (shown(lambda m: m[..., :2]), "`decode` gives images [B, 3, H, W] with B, H, W = 2, 8, 8"),
-    "media with alpha": (shown(lambda m: m[:, [0, 1, 2, 2]]), "`decode` gives images"),
-    "media of one": (shown(lambda m: m[:1]), "`decode` gives images"),
+    "media of another size": (
+        shown(lambda m: m[..., :2]),
+        "`decode` must return images [B, 3, H, W] with B, H, W = 2, 8, 8",
+    ),
+    "media with alpha": (shown(lambda m: m[:, [0, 1, 2, 2]]), "`decode` must return images"),
+    "media of one": (shown(lambda m: m[:1]), "`decode` must return images"),
     "media are bytes": (shown(Tensor.byte), "of uint8 on cpu"),
-    "off is nothing": (adapter(off=lambda self: None), "`adapter.off` gives a context to enter"),
-    "encoding is nothing": ({"encoding": lambda self: None}, "`encoding` gives a context to enter"),
+    "off is nothing": (adapter(off=lambda self: None), "`adapter.off` must return a context manager"),
+    "encoding is nothing": ({"encoding": lambda self: None}, "`encoding` must return a context manager"),
 }
 """What is seen when it is first asked."""
 
@@ -176,9 +179,9 @@ def test_methods_that_cannot_be_called_as_the_contracts_are_named() -> None:
     (found,) = fits(guide=lambda self, c, u, s: c)
     assert "cannot be called as guide(self, conditional, unconditional, guidance, *, x_sigma, sigma)" in found
     (found,) = fits(supports_guidance=lambda self: False)
-    assert found == "supports_guidance is an attribute or a property, and here it is a method: write @property above it"
+    assert found.startswith("supports_guidance must be an attribute or a property")
     (found,) = fits(bucket=(8, 8))
-    assert found == "bucket is a method, and here it is tuple"
+    assert found == "bucket must be a method, got tuple"
     (found,) = misfits(type("Old", (Sampler,), {"sample": lambda self, velocity, noise, *, steps: None}), Sampler)
     assert found.startswith("sample(self, velocity, noise, *, steps) cannot be called")
 

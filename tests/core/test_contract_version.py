@@ -318,7 +318,7 @@ def test_this_version_may_be_declared_and_nonsense_may_not() -> None:
     with pytest.raises(ContractError):
         registry.implementation(registry.find("backbone", "acme"))
     for nonsense in ("2", 2.0, True):
-        with pytest.raises(PluginError, match=rf"dgpo_contract = .*such as {VERSION}"):
+        with pytest.raises(PluginError, match=rf"dgpo_contract: must be .* such as {VERSION}"):
             registry_of(Plugin(nonsense, shine=OldReward))
 
 

@@ -151,14 +151,14 @@ def test_guidance_one_is_exactly_one_plain_call() -> None:
 
 def test_guidance_without_unconditional_is_refused() -> None:
     x, _ = _pair()
-    with pytest.raises(ValueError, match=r"guidance 4\.5 needs unconditional"):
+    with pytest.raises(ValueError, match=r"guidance 4\.5 requires unconditional"):
         guided_velocity(Backbone(), x, torch.ones(5), _conditioning(5), None, 4.5)
 
 
 @pytest.mark.parametrize(("conditional", "unconditional"), [(5, 3), (4, 5), (1, 1)])
 def test_guidance_with_rows_that_do_not_fit_is_refused(conditional: int, unconditional: int) -> None:
     x, _ = _pair()
-    with pytest.raises(ValueError, match=f"5 samples with {conditional} rows"):
+    with pytest.raises(ValueError, match=f"expected 5 rows .* got {conditional} and"):
         guided_velocity(Backbone(), x, torch.ones(5), _conditioning(conditional), _conditioning(unconditional), 2.0)
 
 

@@ -107,7 +107,9 @@ def test_the_same_after_a_resume(tmp_path: Path) -> None:
 def test_paths_of_another_size_than_the_runs_are_refused_when_it_is_built(tmp_path: Path) -> None:
     """Training times are drawn for the run's size, and would be none of the paths'."""
     run = config(tmp_path, "run", SETTINGS["paths"] | {"sizes": [[16, 8]]}, 2)
-    with pytest.raises(UserError, match=r"samples of 8x8 \(shift 1\) and 16x8 .* one size, that of rollout.resolution"):
+    with pytest.raises(
+        UserError, match=r"8x8 \(shift 1\) and 16x8 .* one size for all prompts, that of rollout.resolution"
+    ):
         Trainer(run, registry()).build()
 
 

@@ -178,7 +178,7 @@ def refusal(net: nn.Module, targets: list[str] | None = None) -> str:
 def test_targets_that_cannot_be_bound(target: str, problem: str) -> None:
     """The nearest endings have no block's number, and each of them would do."""
     text = refusal(network(), ["attn.q", target])
-    start, _, offered = text.partition("; nearest endings of linear layers: ")
+    start, _, offered = text.partition("; nearest suffixes of linear layers: ")
     assert start == f"backbone.lora.targets: {target!r} {problem}"
     assert 0 < len(offered.split(", ")) <= 5
     assert "stack" not in offered
@@ -195,9 +195,9 @@ def test_defaults_that_match_nothing() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
     assert refusal(net) == (
         "backbone.lora.targets: none of the default attn.q, attn.out.0, nowhere matches a linear layer; nearest "
-        "endings of linear layers: 0"
+        "suffixes of linear layers: 0"
     )
-    assert refusal(nn.Sequential(nn.Tanh())).endswith("nearest endings of linear layers: there are none")
+    assert refusal(nn.Sequential(nn.Tanh())).endswith("nearest suffixes of linear layers: none")
 
 
 def test_a_target_named_twice_is_one() -> None:
@@ -209,15 +209,15 @@ def test_layers_that_are_not_called() -> None:
     """torch takes their weights: an adapter would be trained by nobody and change nothing."""
     net = nn.Sequential(nn.TransformerEncoderLayer(8, 2, batch_first=True), nn.Linear(8, 8))
     text = refusal(net, ["linear1"])
-    assert "matches 0.linear1, whose weight TransformerEncoderLayer takes without calling it" in text
+    assert "matches 0.linear1, whose weight TransformerEncoderLayer reads without calling it" in text
     assert text.endswith(": 1")
-    assert "whose weight MultiheadAttention takes" in refusal(nn.Sequential(nn.MultiheadAttention(8, 2)), ["out_proj"])
+    assert "whose weight MultiheadAttention reads" in refusal(nn.Sequential(nn.MultiheadAttention(8, 2)), ["out_proj"])
 
 
 def test_a_layer_in_two_places(x: Tensor) -> None:
     net: Any = network()
     net.tail = net.head
-    assert "'tail' matches tail, which is head too" in refusal(net, ["tail"])
+    assert "'tail' matches tail, which is the same module as head" in refusal(net, ["tail"])
 
 
 def test_a_weight_of_two_layers_is_not_merged(x: Tensor) -> None:
@@ -230,4 +230,4 @@ def test_a_weight_of_two_layers_is_not_merged(x: Tensor) -> None:
 
 def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    assert "pip install 'dgpo[lora]', or write `train: full` (every weight)" in refusal(network())
+    assert "lora requires peft: pip install 'dgpo[lora]'" in refusal(network())

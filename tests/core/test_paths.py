@@ -46,7 +46,7 @@ def test_which_samplers_say_how_their_steps_are_drawn() -> None:
     assert has_distribution(Stated(None))
     assert not has_distribution(Silent(None))
     assert not has_distribution(FlowEuler(None))
-    with pytest.raises(NotImplementedError, match="Silent does not say how its steps are distributed"):
+    with pytest.raises(NotImplementedError, match="Silent does not implement step_distribution"):
         Silent(None).step_distribution(torch.zeros(1, 1), torch.zeros(1, 1), 1.0, 0.5)
 
 
@@ -57,7 +57,7 @@ def test_only_random_steps_have_times_to_train_at() -> None:
 def test_a_step_is_found_by_its_exact_time() -> None:
     assert [step_at(sigma, SIGMAS.tolist()) for sigma in SIGMAS[:-1].tolist()] == [0, 1, 2, 3]
     for stranger in (0.0, 0.74, 0.75 + 1e-12):
-        with pytest.raises(UserError, match=re.escape("is none of its times (1.0000, 0.7500, 0.5000, 0.2500)")):
+        with pytest.raises(UserError, match=re.escape("is not one of them (1.0000, 0.7500, 0.5000, 0.2500)")):
             step_at(stranger, SIGMAS.tolist())
 
 

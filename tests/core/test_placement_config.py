@@ -98,14 +98,14 @@ def test_a_place_whose_plugin_is_missing_is_reported_with_what_to_install(tmp_pa
         block = RewardBlock.model_validate({"use": "brightness"} | where)
         with pytest.raises(UserError, match=rf"^rewards.0.{key}: .*pip install dgpo-remote"):
             place(block, bare, device=torch.device("cpu"), where="rewards.0")
-    assert place(RewardBlock(use="brightness"), bare, device=torch.device("cpu")).elsewhere is False
+    assert place(RewardBlock(use="brightness"), bare, device=torch.device("cpu")).is_remote is False
 
 
 def test_reading_a_run_file_imports_no_place(
     tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes seconds, and connecting to it tells of one that cannot be imported."""
-    monkeypatch.setattr(Registry, "place", lambda *_: pytest.fail("imported"))
+    monkeypatch.setattr(Registry, "transport", lambda *_: pytest.fail("imported"))
     for where in ({"worker": {}}, {"service": SERVICE}):
         load(tmp_path, registry, {"use": "brightness"} | where)
 

@@ -33,7 +33,7 @@ def places(returned: Any) -> Registry:
         (lambda: 1 / 0, "dgpo_reward_transports failed with ZeroDivisionError"),
         ({"worker": "far_place.connect"}, "dgpo_reward_transports: worker: must be 'package.module:connect'"),
         ({"worker": print}, "dgpo_reward_transports: worker: must be 'package.module:connect'"),
-        ({"a worker": "far_place:connect"}, "dgpo_reward_transports: 'a worker' is no key of a reward's block"),
+        ({"a worker": "far_place:connect"}, "dgpo_reward_transports: 'a worker' is not a key of a reward's section"),
     ],
 )
 def test_what_is_no_place(returned: Any, reason: str) -> None:
@@ -48,7 +48,7 @@ def test_what_a_place_throws_is_its_plugins(tmp_path: Path, monkeypatch: pytest.
     registry = places({"worker": "far_place:connect"})
     try:
         with pytest.raises(ZeroDivisionError) as thrown:
-            registry.place("worker")(None, device=None, where="")
+            registry.transport("worker")(None, device=None, where="")
     finally:
         sys.modules.pop("far_place", None)
     blamed = registry.blame(thrown.value)

@@ -34,16 +34,16 @@ DEEDS: dict[str, Callable[[], Any]] = {
     "the working directory": lambda: os.chdir("/"),
     "torch's default dtype": lambda: torch.set_default_dtype(torch.float64),
     "torch's deterministic algorithms": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
-    "torch's precision of float32": lambda: torch.set_float32_matmul_precision("medium"),
-    "cudnn's switches": lambda: setattr(torch.backends.cudnn, "benchmark", not torch.backends.cudnn.benchmark),
+    "torch's float32 matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "cudnn's flags": lambda: setattr(torch.backends.cudnn, "benchmark", not torch.backends.cudnn.benchmark),
     "torch's attention kernels": lambda: torch.backends.cuda.enable_math_sdp(False),
     "the locale": lambda: locale.setlocale(locale.LC_ALL, "C" if locale.setlocale(locale.LC_ALL) != "C" else "C.UTF-8"),
     "the level at which logging is disabled": lambda: logging.disable(logging.DEBUG),
     "torch's default device": lambda: torch.set_default_device("meta"),
-    "torch's gradients": lambda: torch.set_grad_enabled(not torch.is_grad_enabled()),
+    "torch's grad mode": lambda: torch.set_grad_enabled(not torch.is_grad_enabled()),
     "torch's threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
     "autocast": lambda: torch.set_autocast_enabled("cpu", True),
-    "the handlers of Ctrl-C and SIGTERM": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    "the signal handlers": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
 }
 
 
@@ -56,7 +56,7 @@ def _same_afterwards() -> Iterator[None]:
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if "has changed" in record.getMessage()]
+    return [record.getMessage() for record in caplog.records if "changed" in record.getMessage()]
 
 
 @pytest.mark.parametrize("name", DEEDS)
@@ -69,7 +69,7 @@ def test_every_change_is_put_back_and_named_once(name: str, caplog: pytest.LogCa
             assert changes(before, process_snapshot() | thread_snapshot()) == [name]
         assert changes(before, process_snapshot() | thread_snapshot()) == []
     (said,) = warned(caplog)
-    assert said.startswith(f"reward lamp has changed {name}, which it shares with the run: ")
+    assert said.startswith(f"reward lamp changed {name}, which it shares with the run")
 
 
 def test_all_that_is_compared_is_tried_and_can_be_put_back() -> None:
@@ -223,7 +223,7 @@ def test_of_several_the_guilty_one_is_found(make: Callable[..., Scorer], caplog:
         assert os.getcwd() == here
     scorer.collect()
     assert not scorer.process_state.disturbs("reward late")
-    assert [line.split(" has")[0] for line in warned(caplog)][-1] == "reward bad"
+    assert [line.split(" changed")[0] for line in warned(caplog)][-1] == "reward bad"
 
 
 def test_a_call_that_was_left_behind_changes_nothing_later(make: Callable[..., Scorer]) -> None:
@@ -278,7 +278,7 @@ class Rude(BrightnessReward):
     @staticmethod
     def act() -> None:
         for name, deed in DEEDS.items():
-            if name != "the handlers of Ctrl-C and SIGTERM" or threading.current_thread() is threading.main_thread():
+            if name != "the signal handlers" or threading.current_thread() is threading.main_thread():
                 deed()
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
@@ -320,7 +320,7 @@ def test_a_run_with_a_reward_that_does_all_of_it_is_the_same_run(
         assert len(said[name]) > 2
     assert said["rude"] == said["brightness"]
     lines = warned(caplog)
-    assert any(line.startswith("reward brightness, when it was made, has changed") for line in lines)
-    assert any(line.startswith("reward brightness, when it checked the prompts, has changed") for line in lines)
-    assert any(line.startswith("reward brightness has changed") for line in lines)
+    assert any(line.startswith("reward brightness, when it was made, changed") for line in lines)
+    assert any(line.startswith("reward brightness, when it checked the prompts, changed") for line in lines)
+    assert any(line.startswith("reward brightness changed") for line in lines)
     assert len(lines) <= 4, "each is told of once"

@@ -85,10 +85,13 @@ def test_a_distribution_is_discovered(install: Install) -> None:
         ("raise RuntimeError('bad day')", "importing broken_plugin failed with RuntimeError: bad day"),
         ("raise SystemExit(3)", "importing broken_plugin failed with SystemExit: 3"),
         ("def (", "importing broken_plugin failed with SyntaxError"),
-        ("@hookimpl\ndef dgpo_weighting():\n    return []", r"no hook dgpo_weighting; did you mean dgpo_weightings"),
+        (
+            "@hookimpl\ndef dgpo_weighting():\n    return []",
+            r"unknown hook 'dgpo_weighting'; did you mean dgpo_weightings",
+        ),
         ("def dgpo_weightings():\n    return []", r"dgpo_weightings lacks the @hookimpl marker"),
         ("@hookimpl(wrapper=True)\ndef dgpo_weightings():\n    yield", r"dgpo_weightings is a wrapper"),
-        ("def dgpo_wieghtings():\n    return []", r"there is no hook dgpo_wieghtings; did you mean dgpo_weightings\?"),
+        ("def dgpo_wieghtings():\n    return []", r"unknown hook 'dgpo_wieghtings'; did you mean dgpo_weightings\?"),
         ("@hookimpl\ndef rewards():\n    return []", r"unknown hook 'rewards'"),
         ("@hookimpl\ndef dgpo_weightings(color):\n    return []", r"dgpo_weightings[\s\S]*color"),
         ("@hookimpl\ndef dgpo_weightings():\n    return None", "dgpo_weightings failed with TypeError"),
@@ -97,10 +100,10 @@ def test_a_distribution_is_discovered(install: Install) -> None:
         ("@hookimpl\ndef dgpo_weightings():\n    return ['x']", r"must return dgpo_core.hookspecs.Component, not str"),
         (
             "@hookimpl\ndef dgpo_weightings():\n    return [Component('My Component', 's', 'a:B')]",
-            "dgpo_weightings: 'My Component' is no name: lower-case letters",
+            "dgpo_weightings: 'My Component' is not a valid name: use lower-case letters",
         ),
-        ("@hookimpl\ndef dgpo_weightings():\n    return [Component(3, 's', 'a:B')]", "3 is no name"),
-        ("@hookimpl\ndef dgpo_weightings():\n    return [Component('x\\n', 's', 'a:B')]", "is no name"),
+        ("@hookimpl\ndef dgpo_weightings():\n    return [Component(3, 's', 'a:B')]", "3 is not a valid name"),
+        ("@hookimpl\ndef dgpo_weightings():\n    return [Component('x\\n', 's', 'a:B')]", "is not a valid name"),
         (
             "@hookimpl\ndef dgpo_weightings():\n    return [Component('x', 's', 'a.B')]",
             "x: implementation must be 'package.module:Class'",
@@ -130,7 +133,7 @@ def test_a_broken_plugin_is_set_aside_and_disturbs_nobody(install: Install, sour
     assert not any(
         component.distribution == "broken_plugin" for kind in KINDS for component in registry.components(kind).values()
     )
-    with pytest.raises(PluginError, match=r"may own it: broken_plugin \(entry point broken_plugin\): "):
+    with pytest.raises(PluginError, match=r"may provide it: broken_plugin \(entry point broken_plugin\): "):
         registry.find("weighting", "mystery")
 
 
@@ -145,7 +148,7 @@ def test_one_module_under_two_entry_points(install: Install) -> None:
     registry = install("[dgpo]\none = sound_plugin\ntwo = sound_plugin\n", sound_plugin=SOUND)
     assert "sound" in registry.components("weighting")
     (broken,) = [b for b in registry.broken if b.distribution == "sound_plugin"]
-    assert "is registered already; declare it under one entry point only" in broken.reason
+    assert "is already registered; declare it under one entry point only" in broken.reason
 
 
 def test_metadata_without_a_name(install: Install, tmp_path: Path) -> None:
@@ -324,9 +327,9 @@ def test_every_wrong_option_is_reported(powers: Registry) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("unfinished", "weighting unfinished of powers 2: .*:Unfinished lacks more, weights"),
-        ("not-one", "weighting not-one of powers 2: .*:Powered is no AdvantageWeighting"),
-        ("no-class", "is no AdvantageWeighting"),
+        ("unfinished", "weighting unfinished of powers 2: .*:Unfinished does not implement more, weights"),
+        ("not-one", "weighting not-one of powers 2: .*:Powered is not a subclass of AdvantageWeighting"),
+        ("no-class", "is not a subclass of AdvantageWeighting"),
         ("no-module", "cannot import no_such_module_at_all:X: ModuleNotFoundError"),
         ("no-attribute", "cannot import .*:Nobody: AttributeError"),
         ("odd-options", "its options must be a pydantic model"),
@@ -377,14 +380,14 @@ def test_a_plugin_may_bring_a_kind_of_its_own() -> None:
             return [Component("keen", "Sees.", f"{__name__}:Eye", Powered)]
 
     registry = Registry(discover=False)
-    with pytest.raises(PluginError, match=r"^there is no hook dgpo_eyes"):
+    with pytest.raises(PluginError, match=r"^unknown hook 'dgpo_eyes'"):
         registry.register(Others(), distribution="others")
     registry.register(KindOfEyes(), distribution="d")
     registry.register(Others(), distribution="others")
     assert list(registry.kinds) == [*KINDS, "eye"]
     assert list(registry.components("eye")) == ["glass", "keen", "sharp"]
     assert registry.create("eye", UseBlock(use="keen", options={"power": 4}), device="here").seen == (4, "here")
-    with pytest.raises(PluginError, match=r"^pair of eyes glass of d 0: .*:Power is no Eye$"):
+    with pytest.raises(PluginError, match=r"^pair of eyes glass of d 0: .*:Power is not a subclass of Eye$"):
         registry.create("eye", "glass", device="here")
     with pytest.raises(PluginError, match=r"^unknown pair of eyes 'shrap'; did you mean sharp\?"):
         registry.find("eye", "shrap")
@@ -393,12 +396,12 @@ def test_a_plugin_may_bring_a_kind_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        (Kind("reward", "dgpo_prizes", ("a:B",)), "a kind reward, or a hook dgpo_prizes, already"),
-        (Kind("prize", "dgpo_rewards", ("a:B",)), "a kind prize, or a hook dgpo_rewards, already"),
-        (Kind("prize", "dgpo_run_started", ("a:B",)), "a hook dgpo_run_started, already"),
-        (Kind("command", "dgpo_prizes", ("a:B",)), "a kind command"),
-        (Kind("Prize", "dgpo_prizes", ("a:B",)), "'Prize' is no name"),
-        (Kind("prize", "prizes", ("a:B",)), "hook must be a name that begins with dgpo_, not 'prizes'"),
+        (Kind("reward", "dgpo_prizes", ("a:B",)), "kind reward or hook dgpo_prizes already exists"),
+        (Kind("prize", "dgpo_rewards", ("a:B",)), "kind prize or hook dgpo_rewards already exists"),
+        (Kind("prize", "dgpo_run_started", ("a:B",)), "hook dgpo_run_started already exists"),
+        (Kind("command", "dgpo_prizes", ("a:B",)), "kind command"),
+        (Kind("Prize", "dgpo_prizes", ("a:B",)), "'Prize' is not a valid name"),
+        (Kind("prize", "prizes", ("a:B",)), "hook must be a name that starts with dgpo_, not 'prizes'"),
         (Kind("prize", "dgpo_prizes", ()), "contracts, checks and template must be"),
         (Kind("prize", "dgpo_prizes", ("a:B",), checks="a.b"), "contracts, checks and template must be"),
     ],
@@ -448,7 +451,7 @@ def test_observers_are_isolated(caplog: pytest.LogCaptureFixture) -> None:
     assert heard == [("finished", "r"), ("failed", "r")]
     assert Bad.calls == 1
     (record,) = caplog.records
-    assert "bad:Bad failed in dgpo_run_finished and is switched off: RuntimeError: bad day" in record.getMessage()
+    assert "bad:Bad failed in dgpo_run_finished and is disabled: RuntimeError: bad day" in record.getMessage()
 
 
 def test_the_registry_is_made_once() -> None:

@@ -228,11 +228,11 @@ def test_dpmpp_stays_finite_where_a_shift_rounds_the_first_time_to_one() -> None
 @pytest.mark.parametrize(
     ("steps", "shift", "message"),
     [
-        (0, 3.0, "rollout.steps: 0 given"),
-        (10, 0.0, "rollout.shift: 0 given"),
-        (10, -1.0, "rollout.shift: -1 given"),
-        (10, math.inf, "rollout.shift: inf given"),
-        (10, math.nan, "rollout.shift: nan given"),
+        (0, 3.0, "rollout.steps: must be at least 1, got 0"),
+        (10, 0.0, "rollout.shift: must be positive, got 0"),
+        (10, -1.0, "rollout.shift: must be positive, got -1"),
+        (10, math.inf, "rollout.shift: must be positive, got inf"),
+        (10, math.nan, "rollout.shift: must be positive, got nan"),
         (10, 1e20, r"rollout.shift: with 1e\+20 the sampler's times are no longer distinct"),
     ],
 )

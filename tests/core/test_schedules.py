@@ -134,14 +134,14 @@ def test_shifts_by_rule_are_the_pipelines() -> None:
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        (Schedule(first=0.0), "first time is above 0 and at most 1, not 0"),
-        (Schedule(first=1.1), "first time is above 0 and at most 1, not 1.1"),
-        (Schedule(terminal=1.0), "terminal time is between 0 and 1, not 1"),
+        (Schedule(first=0.0), "first time must be above 0 and at most 1, got 0"),
+        (Schedule(first=1.1), "first time must be above 0 and at most 1, got 1.1"),
+        (Schedule(terminal=1.0), "terminal time must be between 0 and 1, got 1"),
         (Schedule(grid=(1.0, 0.5)), "for 3 steps has 2 times"),
-        (Schedule(grid=(0.9, 0.5, 0.2)), "begin at its first time 1, not at 0.9"),
+        (Schedule(grid=(0.9, 0.5, 0.2)), "start at the schedule's first time 1, got 0.9"),
         (Schedule(grid=(1.0, 0.5, 0.5)), "descend and stay above 0"),
         (Schedule(grid=(1.0, 0.5, 0.0)), "descend and stay above 0"),
-        (Schedule(grid="uneven"), "'even', 'scheduler' or a tuple of times, not 'uneven'"),  # type: ignore[arg-type]
+        (Schedule(grid="uneven"), "'even', 'scheduler' or a tuple of times, got 'uneven'"),  # type: ignore[arg-type]
     ],
 )
 def test_a_schedule_that_breaks_the_contract(schedule: Schedule, message: str) -> None:

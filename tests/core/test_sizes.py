@@ -318,5 +318,5 @@ def test_paths_of_different_times_cannot_be_mixed() -> None:
     paths = [SamplerPath(torch.zeros(3, 1, 2), torch.tensor([1.0, s, 0.0])) for s in (0.5, 0.6)]
     sampler: Any = None
     PathSteps([paths[0], replace(paths[0], sigmas=paths[0].sigmas.clone())], sampler)
-    with pytest.raises(UserError, match="samples of different sizes were drawn at different times"):
+    with pytest.raises(UserError, match="samples of different sizes have different times"):
         PathSteps(paths, sampler)

@@ -108,14 +108,14 @@ def test_a_noise_prediction_model_trains_within_its_range(own: Any, make_config:
     [
         (
             {"timesteps": {"t_max": 0.95}},
-            "timesteps.t_max: 0.95 (sigma 0.95) is too high: backbone: toy knows only times from 0.02834 to 0.936; the "
-            "nearest is 0.9359, and left out it is the model's own",
+            "timesteps.t_max: 0.95 (sigma 0.95) is too high: the backbone toy supports only times from 0.02834 to "
+            "0.936; the nearest value is 0.9359",
         ),
         ({"timesteps": {"t_min": 0.01}}, "timesteps.t_min: 0.01 (sigma 0.01) is too low: "),
-        ({"timesteps": {"t_min": 0.01}}, "the nearest is 0.0284"),
-        ({"timesteps": {"t_min": 0.94}}, "0.94 (sigma 0.94) must be below t_max = 0.936, the model's own; 1 is noise"),
-        ({"rollout": {"shift": 3.0}}, "rollout.shift: 3 takes samples in 3 steps to sigma 0.9718, and backbone: toy "),
-        ({"rollout": {"shift": 3.0}}, "a lower number, or auto, which is 1 here, does not"),
+        ({"timesteps": {"t_min": 0.01}}, "the nearest value is 0.0284"),
+        ({"timesteps": {"t_min": 0.94}}, "0.94 (sigma 0.94) must be below t_max = 0.936, the model's; 1 is noise"),
+        ({"rollout": {"shift": 3.0}}, "rollout.shift: with 3, samples in 3 steps visit sigma 0.9718"),
+        ({"rollout": {"shift": 3.0}}, "use a lower shift, or auto (here 1)"),
         (
             {"rollout": {"sampler": "flow-dpmpp", "steps": 19}, "evaluation": {"sampler": "flow-dpmpp"}},
             None,
@@ -134,7 +134,7 @@ def test_times_that_the_model_does_not_know(
         own(sigma_range=(0.06, HIGH))
         steps = "rollout.steps" if "steps" not in change["evaluation"] else "steps"
         message = (
-            f"{steps}: 19 steps of this sampler visit sigma 0.04842, and backbone: toy knows only times from 0.06 "
+            f"{steps}: 19 steps of this sampler visit sigma 0.04842, but the backbone toy supports only times from 0.06"
         )
     sections = {"rollout": {"shift": "auto"}, "timesteps": {"t_min": 0.1}}
     config = make_config(**{key: {**sections.get(key, {}), **change.get(key, {})} for key in {*sections, *change}})
@@ -145,10 +145,10 @@ def test_times_that_the_model_does_not_know(
 def test_fewer_steps_are_named_where_they_help(own: Any, make_config: Make, registry: Registry) -> None:
     own(sigma_range=(0.1, 1.0))
     engine = build_engine(make_config(rollout={"sampler": "flow-dpmpp", "steps": 12}), registry)
-    with pytest.raises(UserError, match="at most 9 stay among them"):
+    with pytest.raises(UserError, match="use at most 9 steps"):
         engine.rollout_sampler()
     own(sigma_range=(0.5, 0.6))
-    with pytest.raises(UserError, match="flow-euler takes the model's own times"):
+    with pytest.raises(UserError, match="use flow-euler, which follows the model's grid"):
         build_engine(make_config(rollout={"sampler": "flow-dpmpp", "shift": "auto"}), registry).rollout_sampler()
 
 
@@ -177,11 +177,11 @@ def test_sizes_whose_paths_have_other_times() -> None:
     with pytest.raises(UserError) as caught:
         only_one({(8, 8): one, (8, 16): other}, "flow-grpo")
     assert str(caught.value) == (
-        "objective: flow-grpo learns from the steps of the samples' paths, but samples of 8x8 (shift 1.5) and 8x16 "
-        "(shift 2.5) have other times by the model's schedule: set rollout.shift to a number, or give all prompts one "
-        "size, that of rollout.resolution"
+        "objective: flow-grpo requires the same sampling times for all samples, but 8x8 (shift 1.5) and 8x16 "
+        "(shift 2.5) differ in the model's schedule: set rollout.shift to a number, or use one size for all prompts, "
+        "that of rollout.resolution"
     )
-    with pytest.raises(UserError, match="schedule: give all prompts one size"):
+    with pytest.raises(UserError, match="schedule: use one size for all prompts"):
         only_one({(8, 8): one, (8, 16): Schedule(1.5, "scheduler")}, "flow-grpo")
 
 

@@ -120,7 +120,9 @@ def test_others_bring_detectors(registry: Registry) -> None:
     run_all(component_checks(registry, "detector", "spots"))
 
 
-@pytest.mark.parametrize(("name", "why"), [("mute", "lacks detect"), ("wild", "is no Detector")])
+@pytest.mark.parametrize(
+    ("name", "why"), [("mute", "does not implement detect"), ("wild", "is not a subclass of Detector")]
+)
 def test_they_are_held_to_the_contract(registry: Registry, name: str, why: str) -> None:
     with pytest.raises(PluginError, match=f"detector {name} of dgpo-spots 3: .*{why}"):
         registry.create("detector", name, device=CPU)
@@ -131,6 +133,6 @@ def test_without_the_distribution_the_sentence_says_what_to_install() -> None:
     with pytest.raises(PluginError) as caught:
         bare.register(ThirdParty(), distribution="dgpo-spots")
     assert str(caught.value) == (
-        "dgpo_detectors declares parts of a kind that another plugin brings; it comes with dgpo-geneval: "
+        "dgpo_detectors declares components of a kind that another plugin defines; it comes with dgpo-geneval: "
         "pip install dgpo-geneval"
     )

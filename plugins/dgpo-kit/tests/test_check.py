@@ -221,9 +221,9 @@ def test_components_as_a_run_file_uses_them(dgpo: Run, known: Registry, tmp_path
     ("arguments", "expected"),
     [
         ([], "name the components to check, or give --kind, --distribution or --config"),
-        (["brihgtness"], "no component is called 'brihgtness'; did you mean brightness?"),
+        (["brihgtness"], "unknown component 'brihgtness'; did you mean brightness?"),
         (["geneval"], "unknown reward 'geneval'; it comes with dgpo-geneval: pip install dgpo-geneval"),
-        (["--kind", "rewards"], "--kind rewards: there is no such kind; did you mean reward?"),
+        (["--kind", "rewards"], "--kind rewards: unknown kind; did you mean reward?"),
         (
             ["--distribution", "toi"],
             "--distribution toi: no installed distribution 'toi' has plugins; did",
@@ -332,7 +332,7 @@ def test_the_true_reason_is_reported_and_nothing_ends_the_command(odd: str) -> N
         assert re.search(reason, components[f"check {name}"]), components[f"check {name}"]
         assert components[f"check {name}"].endswith("code 1\n"), name
     assert components["check mystery"] == "code 2\n"
-    assert "a plugin could not be loaded and may own it: dgpo-leaver (entry point leaver)" in done.stderr
+    assert "a plugin that failed to load may provide it: dgpo-leaver (entry point leaver)" in done.stderr
     assert components["show shapeless"] == "code 2\n"
     listed = json.loads(components["list --json"].removesuffix("code 0\n"))
     assert {broken["distribution"] for broken in listed["broken"]} == {"dgpo-leaver", "dgpo-lost"}

@@ -145,14 +145,14 @@ def test_an_adapters_settings_are_none_of_a_full_training() -> None:
         uses = frozenset({"train: full"})
 
     check_section(Full, section_of(train="full"))
-    with pytest.raises(UserError, match="toy cannot be trained with `train: lora`; write `train: full`"):
+    with pytest.raises(UserError, match="toy does not support `train: lora`; use `train: full`"):
         check_section(Full, section_of())
 
 
 @pytest.mark.parametrize("uses", [frozenset({"train: lora", "dtpye"}), "compile", frozenset({"lora"})])
 def test_uses_that_are_no_keys(uses: Any) -> None:
     broken = type("Broken", (ToyBackbone,), {"uses": uses})
-    with pytest.raises(PluginError, match=r"Broken\.uses names .*; there are checkpoint, compile, dtype"):
+    with pytest.raises(PluginError, match=r"Broken\.uses contains .*; allowed: checkpoint, compile, dtype"):
         check_section(broken, section_of())
 
 
@@ -166,7 +166,7 @@ def test_it_is_refused_before_anything_is_loaded(dgpo: Any, write_toy: Any, know
     for command in (["validate"], ["train"], ["train", "--dry-run"]):
         done = dgpo(command[0], write_toy(use="dull", compile=True), *command[1:])
         assert (done.code, done.out) == (2, ""), command
-        assert "backbone.compile: true has no effect, because dull does not use this key; leave it out" in done.err
+        assert "backbone.compile: true has no effect, because dull does not support this key; remove it" in done.err
 
 
 class Dull(ToyBackbone):

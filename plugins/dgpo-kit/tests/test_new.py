@@ -48,7 +48,7 @@ class Bare:
 def test_a_kind_that_is_not_installed_or_has_no_template(dgpo: Run, known: Registry) -> None:
     done = dgpo("plugins", "new", "detector", "mine")
     assert (done.code, done.out) == (2, "")
-    assert "there is no such kind; it comes with dgpo-geneval: pip install dgpo-geneval (kinds: backbone" in done.err
+    assert "unknown kind; it comes with dgpo-geneval: pip install dgpo-geneval (kinds: backbone" in done.err
     known.register(Bare(), distribution="bare")
     assert dgpo("plugins", "new", "bare", "mine").err == "KIND bare: whoever brings it has no template of one\n"
 
@@ -103,7 +103,7 @@ def test_a_name_that_makes_no_package(dgpo: Run, name: str, nearest: str, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["rewards", "x"], "KIND rewards: there is no such kind; did you mean reward? (kinds: backbone, sampler, "),
+        (["rewards", "x"], "KIND rewards: unknown kind; did you mean reward? (kinds: backbone, sampler, "),
         (
             ["backbone", "x", "--over", "diffuser"],
             "--over diffuser: there is no such base; did you mean diffusers? (bases: diffusers)\n",

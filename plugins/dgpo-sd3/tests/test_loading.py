@@ -223,5 +223,5 @@ def test_lora_targets_that_bind_nothing(
     checkpoint: Path, build: Build, target: str, problem: str, nearest: str
 ) -> None:
     text = message(build, checkpoint, lora={"rank": 2, "alpha": 2, "targets": ["to_k", target]})
-    assert text.startswith(f"backbone.lora.targets: '{target}' {problem} of the network; nearest endings")
+    assert text.startswith(f"backbone.lora.targets: '{target}' {problem} of the network; nearest suffixes")
     assert nearest in text

@@ -225,7 +225,7 @@ def test_a_plugin_that_does_not_import(world: World) -> None:
             world,
             [command, "run.yaml"],
             f"run.yaml:12: rewards.0.use: unknown reward 'lamp' (installed: {rewards})\n"
-            "  a plugin could not be loaded and may own it: dgpo_lamp (entry point dgpo_lamp): importing dgpo_lamp "
+            "  a plugin that failed to load may provide it: dgpo_lamp (entry point dgpo_lamp): importing dgpo_lamp "
             f"failed with ModuleNotFoundError: No module named 'lightbulbs' (at {world.path / 'site/dgpo_lamp.py'}:1)",
         )
 
@@ -269,7 +269,7 @@ def test_a_class_that_is_no_reward(world: World) -> None:
     refused(
         world,
         ["train", "run.yaml"],
-        "reward lamp of dgpo_lamp 1.5: dgpo_kit.toy:ToyPrompts is no RewardModel or GroupReward",
+        "reward lamp of dgpo_lamp 1.5: dgpo_kit.toy:ToyPrompts is not a subclass of RewardModel or GroupReward",
     )
 
 
