@@ -176,7 +176,7 @@ class Accumulation:
     def _add_gradients(self, loss: Tensor, stopped: bool) -> Tensor:
         """Give every process the sum of all processes' gradients; returns the sum of their losses."""
         # Gradients of sharded weights were added by their backward passes.
-        parameters = [] if self.models.policy.sharded else list(self.models.policy.parameters.values())
+        parameters = [] if self.models.policy.weights_sharded else list(self.models.policy.parameters.values())
         known = loss.new_tensor([p.grad is not None for p in parameters])
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         total, known, *sums = self._added([loss, known, *gradients], stopped)

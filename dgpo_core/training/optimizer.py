@@ -76,7 +76,7 @@ class Optimizer:
         self.updates = 0
         self._interrupt = interrupt
         self._look = look
-        if self.section.bits == 8 and policy.sharded:
+        if self.section.bits == 8 and policy.weights_sharded:
             raise UserError("optimizer.bits: weights that run.shard spreads over processes have moments of 32 bits")
         self.adamw = make_adamw(policy.parameters.values(), self.section)
 

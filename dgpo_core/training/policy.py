@@ -47,9 +47,9 @@ class Policy:
     """
 
     sharded = False
-    """Whether the network is sharded over the processes, which then make every pass together (`ShardedPolicy`)."""
-    sharded = False
-    """Whether the trained weights are split too; `state` is then asked for by all processes together."""
+    """Whether the network is sharded across ranks, which then run every forward pass together (`ShardedPolicy`)."""
+    weights_sharded = False
+    """Whether the trained weights are sharded too; all ranks must then call `state` together."""
 
     def __init__(self, backbone: Backbone, objective: ObjectiveSection) -> None:
         self.backbone = backbone

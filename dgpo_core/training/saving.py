@@ -52,7 +52,7 @@ class Saver:
     def save_completed_iteration(self) -> str:
         """Save the state after the last iteration if no update of the next one has changed the weights since, and if
         this process alone has them, for the others may be elsewhere; what is saved, in words."""
-        whole = self.run.optimizer.updates == self.state.updates and not self.run.policy.sharded
+        whole = self.run.optimizer.updates == self.state.updates and not self.run.policy.weights_sharded
         if self.state.saved != self.state.iteration and whole:
             self.save(alone=True)
         saved = self.state.saved

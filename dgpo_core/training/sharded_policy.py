@@ -43,8 +43,8 @@ class ShardedPolicy(Policy):
     ) -> None:
         """blank: a latent [1, ...] and its conditioning, to make a pass with when there is nothing else to do."""
         super().__init__(backbone, objective)
-        self.sharded = backbone.adapter is None
-        if self.sharded:
+        self.weights_sharded = backbone.adapter is None
+        if self.weights_sharded:
             self._live = self._weights["policy"]
             self._aside = [torch.empty_like(t) for t in self._live]
             self._in_place: ModelName = "policy"
@@ -65,7 +65,7 @@ class ShardedPolicy(Policy):
         """What other processes have to know of a pass: whatever an adapter does, the same weights are gathered."""
         if one == "gradient":
             return one
-        return self.available(one) if self.sharded else "policy"
+        return self.available(one) if self.weights_sharded else "policy"
 
     @contextmanager
     def _passing(self) -> Iterator[None]:
@@ -77,13 +77,13 @@ class ShardedPolicy(Policy):
     def _blank_pass(self, kind: Pass) -> None:
         x, conditioning = self._blank()
         gradient = kind == "gradient"
-        if self.sharded:
+        if self.weights_sharded:
             self._point_at("policy" if kind == "gradient" else kind)
         with self._processes.exchanging(), torch.set_grad_enabled(gradient), self._autocast():
             velocity = self.backbone.velocity(x, x.new_full((1,), 0.5), conditioning)
         if gradient:
             self.backward((velocity * 0).sum())
-        if self.sharded:
+        if self.weights_sharded:
             self._point_at(self._active)
 
     def _local(self, tensor: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class ShardedPolicy(Policy):
             super().backward(loss)
 
     def _point_at(self, name: ModelName) -> None:
-        if not self.sharded:
+        if not self.weights_sharded:
             super()._point_at(name)
             return
         if name == self._in_place:
@@ -109,7 +109,7 @@ class ShardedPolicy(Policy):
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """Euclidean norm [] over all processes' shards."""
         norm = super().norm([local(t) for t in tensors])
-        return self._processes.all_reduce_sum([norm.square()])[0].sqrt() if self.sharded else norm
+        return self._processes.all_reduce_sum([norm.square()])[0].sqrt() if self.weights_sharded else norm
 
     def whole(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
         """See Policy.whole; of sharded weights by all processes together, on the CPU, empty in all but the main one."""
