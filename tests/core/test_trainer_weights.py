@@ -179,9 +179,9 @@ def test_while_updates_are_skipped_the_weights_before_the_last_one_are_kept(
 @pytest.mark.parametrize(
     ("every", "keep", "corrupted_at", "left", "reported"),
     [
-        (1, 1, 2, [1, 2], "The checkpoint of iteration 1 is kept: move {0}/checkpoints/000002 away, and a resume with"),
-        (3, 1, 2, [0], "They are not saved: the checkpoint of iteration 0 is kept, and a resume with"),
-        (1, 1, 1, [0, 1], "The checkpoint of iteration 0 is kept: move {0}/checkpoints/000001 away, and a resume with"),
+        (1, 1, 2, [1, 2], "The checkpoint of iteration 1 is kept: move {0}/checkpoints/000002 away and resume with"),
+        (3, 1, 2, [0], "They are not saved: the checkpoint of iteration 0 is kept; resume from it with"),
+        (1, 1, 1, [0, 1], "The checkpoint of iteration 0 is kept: move {0}/checkpoints/000001 away and resume with"),
     ],
 )
 def test_weights_that_draw_nothing_are_why_nothing_is_scored(
@@ -214,7 +214,7 @@ def test_weights_that_draw_nothing_are_why_nothing_is_scored(
     assert message.startswith(
         f"100% of the media of iteration {corrupted_at + 1} are not finite: {corrupted_at} update"
     )
-    assert reported.format(run_path(config)) + " a lower optimizer.learning_rate goes on from" in message
+    assert reported.format(run_path(config)) + " a lower optimizer.learning_rate" in message
     assert saved(config) == left
     newest = run_path(config) / f"checkpoints/{left[-1]:06d}"
     if left[-1] == corrupted_at:
@@ -230,7 +230,7 @@ def test_media_of_the_base_model_that_are_not_finite(
 ) -> None:
     decode = ToyBackbone.decode
     monkeypatch.setattr(ToyBackbone, "decode", lambda self, latents: decode(self, latents) * torch.nan)
-    with pytest.raises(RunStopped, match=r"not finite, with the base model's own weights: look at backbone\.dtype"):
+    with pytest.raises(RunStopped, match=r"not finite, with the base model's weights: check backbone\.dtype"):
         Trainer(make_config(evaluation={"every": 0, "at_start": False}), registry).train()
     with pytest.raises(UserError, match="evaluation: the media of all 4 samples are not finite"):
         Trainer(make_config(run={"name": "evaluated"}), registry).train()
