@@ -1,1 +1,1 @@
-"""Several processes: the only package with collectives."""
+"""Distributed training: the only package that uses collectives."""

@@ -1,7 +1,6 @@
-"""Whole groups for rewards that compare: members are kept until their group is whole, and travel where processes share
-it.
+"""Assemble complete groups for rewards that compare samples, across micro-batches and ranks.
 
-Legend: samples are numbered in flat, group-major order; G members of a group.
+Samples are numbered in flat, group-major order; G is the number of members per group.
 """
 
 from __future__ import annotations
@@ -33,17 +32,16 @@ __all__ = [
 ]
 
 NOT_FINITE = "the media are not finite"
-NOTHING_TO_COMPARE = "fewer than two members of its group can be shown: there is nothing to compare it with"
+NOTHING_TO_COMPARE = "fewer than two samples of its group have finite media: there is nothing to compare it with"
 
-OTHER_SIZES = "the samples of its prompt have several sizes; those that are compared must have one"
+OTHER_SIZES = "the samples of its prompt have several sizes; samples that are compared must have the same size"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which samples make a group, who draws them and what they are called.
+    """How samples form groups and how they are split across ranks.
 
-    members: G; draws: the key that the samples' noise is drawn under; samples: the numbers of each process's samples;
-    rank: this process among them.
+    members: G; draws: key of the samples' noise; samples: the sample numbers of each rank; rank: this process's rank.
     """
 
     members: int
@@ -52,19 +50,21 @@ class Layout:
     rank: int = 0
 
     def key(self, sample: int) -> SampleKey:
-        """Of a sample: the one that it is drawn from."""
+        """Return the key from which a sample is drawn."""
         return self.draws.at(*divmod(sample, self.members)).key
 
     @cached_property
     def shared(self) -> Mapping[int, Mapping[int, Sequence[int]]]:
-        """Group to process to its samples, of the groups that several processes have members of; the first process is
-        the one with member 0, which has the group scored."""
+        """The groups that are split across ranks: group -> rank -> sample numbers.
+
+        The first rank of each group holds member 0 and scores the group.
+        """
         holders: dict[int, dict[int, list[int]]] = {}
         for rank, samples in enumerate(self.samples):
             for sample in samples:
                 holders.setdefault(sample // self.members, {}).setdefault(rank, []).append(sample)
         return {
-            group: dict(sorted(held.items(), key=lambda one: min(one[1])))
+            group: dict(sorted(held.items(), key=lambda item: min(item[1])))
             for group, held in sorted(holders.items())
             if len(held) > 1
         }
@@ -72,7 +72,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class WholeGroup:
-    """Media [G, ...] of a group in the order of its members, in memory of their own, with the members' keys."""
+    """A complete group: media [G, ...] in member order (not a view of a batch), its prompt and the members' keys."""
 
     number: int
     media: Tensor
@@ -81,22 +81,22 @@ class WholeGroup:
 
 
 class Members:
-    """Holds this process's samples until the groups that they belong to are whole."""
+    """Buffers this rank's samples until their groups are complete."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._kept: dict[int, list[tuple[int, Tensor]]] = {}  # a group's stretches of samples, by their first
+        self._kept: dict[int, list[tuple[int, Tensor]]] = {}  # group -> (first sample number, rows) of each part
         self._prompts: dict[int, Prompt] = {}
 
     def take(self, media: Tensor, prompts: Sequence[Prompt], samples: Sequence[int]) -> Iterator[WholeGroup]:
-        """Media [B, ...] with the prompt and the number of each sample, which follow each other; yields the groups
-        that they complete."""
-        assert len(media) == len(prompts) == len(samples), "a number for each sample"
+        """Add media [B, ...] with the prompt and the number of each sample, in ascending order; yield the groups that
+        they complete."""
+        assert len(media) == len(prompts) == len(samples), "one number per sample"
         start = 0
         for group, numbers in groupby(samples, lambda sample: sample // self.layout.members):
             first, *others = numbers
             end = start + 1 + len(others)
-            # A copy: a view of the batch would keep all of it in memory.
+            # Copied because a view would keep the whole batch in memory.
             rows = media[start:end].clone(memory_format=torch.contiguous_format)
             self._kept.setdefault(group, []).append((first, rows))
             self._prompts[group] = prompts[start]
@@ -105,9 +105,11 @@ class Members:
                 yield self._whole(group)
 
     def exchange(self, processes: Processes) -> Iterator[WholeGroup]:
-        """Sends the members of groups that processes share to the one that has member 0, and yields those that are
-        whole here now. To be called by all processes, when each has taken all of its samples."""
-        for group, held in self.layout.shared.items():  # in one order everywhere, so that nobody waits in a circle
+        """Send the members of split groups to the rank that holds member 0; yield the groups completed on this rank.
+
+        All ranks must call this together, after each has added all of its samples.
+        """
+        for group, held in self.layout.shared.items():  # the same order on every rank, to avoid a deadlock
             owner, *others = held
             for rank in others:
                 if rank == self.layout.rank:
@@ -126,38 +128,45 @@ class Members:
 
     @staticmethod
     def _joined(parts: list[tuple[int, Tensor]]) -> Tensor:
-        rows = [part for _, part in sorted(parts, key=lambda one: one[0])]
+        rows = [part for _, part in sorted(parts, key=lambda item: item[0])]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def by_prompt(prompts: Sequence[Prompt]) -> list[list[int]]:
-    """The places of equal prompts together, in the order of the first of each."""
-    found: list[list[int]] = []
-    of_text: dict[str, list[list[int]]] = {}  # prompts cannot be hashed for their metadata
-    for place, prompt in enumerate(prompts):
-        alike = of_text.setdefault(prompt.text, [])
-        group = next((group for group in alike if prompts[group[0]] == prompt), None)
+    """Group the indices of equal prompts, in the order of their first occurrence."""
+    groups: list[list[int]] = []
+    by_text: dict[str, list[list[int]]] = {}  # prompts are not hashable because of their metadata
+    for index, prompt in enumerate(prompts):
+        same_text = by_text.setdefault(prompt.text, [])
+        group = next((group for group in same_text if prompts[group[0]] == prompt), None)
         if group is None:
-            alike.append(group := [])
-            found.append(group)
-        group.append(place)
-    return found
+            same_text.append(group := [])
+            groups.append(group)
+        group.append(index)
+    return groups
 
 
-def compared(media: Tensor, keys: Sequence[SampleKey], ask: Callable[[Tensor, Sequence[SampleKey]], Scores]) -> Scores:
-    """What `ask` says of the members of a group whose media [G, ...] are finite; the others are missing, and all are,
-    without asking, if fewer than two are left. `ask` gives checked scores with diagnostics for each member."""
+def compared(
+    media: Tensor, keys: Sequence[SampleKey], score: Callable[[Tensor, Sequence[SampleKey]], Scores]
+) -> Scores:
+    """Score the members of a group whose media [G, ...] are finite; the other members are missing.
+
+    If fewer than two members are finite, all are missing and `score` is not called. `score` returns checked scores with
+    diagnostics for each member that it receives.
+    """
     finite = media.flatten(1).isfinite().all(1).cpu()
-    shown = finite.nonzero().flatten().tolist()
-    if len(shown) < 2:
+    valid = finite.nonzero().flatten().tolist()
+    if len(valid) < 2:
         reasons = [NOTHING_TO_COMPARE if fine else NOT_FINITE for fine in finite.tolist()]
-        return Scores(torch.zeros(len(keys)), ~torch.zeros_like(finite), tuple({"reason": why} for why in reasons))
-    if len(shown) == len(keys):
-        return ask(media, keys)
-    found = ask(media[shown], [keys[i] for i in shown])
-    values, missing = torch.zeros(len(keys), dtype=found.values.dtype), ~finite
+        return Scores(
+            torch.zeros(len(keys)), ~torch.zeros_like(finite), tuple({"reason": reason} for reason in reasons)
+        )
+    if len(valid) == len(keys):
+        return score(media, keys)
+    scores = score(media[valid], [keys[i] for i in valid])
+    values, missing = torch.zeros(len(keys), dtype=scores.values.dtype), ~finite
     diagnostics: list[Mapping[str, Any]] = [{"reason": NOT_FINITE}] * len(keys)
-    values[shown], missing[shown] = found.values, found.missing
-    for place, said in zip(shown, found.diagnostics, strict=True):
-        diagnostics[place] = said
+    values[valid], missing[valid] = scores.values, scores.missing
+    for i, entry in zip(valid, scores.diagnostics, strict=True):
+        diagnostics[i] = entry
     return Scores(values, missing, tuple(diagnostics))

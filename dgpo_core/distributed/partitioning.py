@@ -1,7 +1,7 @@
-"""Work that is cut over processes in whole units, so that its results are the same to the bit for any number of them.
+"""Partition work over ranks in whole batches, so that results are bit-identical for any world size.
 
-What a network or a reward computes of a sample depends, in its last bits, on the batch that the sample is in. Where the
-batches are those that one process would make, and each process has some of them whole, so are the results.
+The last bits of what a network or a reward computes for a sample depend on the batch that the sample is in. Results
+stay the same if every rank processes whole batches exactly as a single process would form them.
 """
 
 from __future__ import annotations
@@ -18,30 +18,34 @@ __all__ = ["exchange_tensors", "partition_units"]
 
 
 def partition_units(units: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-    """The things of each of `count` processes: whole units in order, as many for each as can be, up to one."""
+    """Assign whole units to `count` ranks, in order; the numbers of units per rank differ by at most one.
+
+    Returns the items of each rank's units.
+    """
     parts = [cut(len(units), rank, count) for rank in range(count)]
-    return [[thing for unit in units[part.start : part.stop] for thing in unit] for part in parts]
+    return [[item for unit in units[part.start : part.stop] for item in unit] for part in parts]
 
 
 def exchange_tensors(
-    processes: Processes, held: Mapping[int, Tensor], holders: Mapping[int, int], takers: Mapping[int, int]
+    processes: Processes, local: Mapping[int, Tensor], sources: Mapping[int, int], targets: Mapping[int, int]
 ) -> dict[int, Tensor]:
-    """Numbered tensors from the processes that hold them to those that take them, on the CPU, exact to the bit.
+    """Move numbered tensors between ranks, bit-exactly.
 
-    held: those of this process; holders, takers: the process of each number, the same everywhere. Returns those that
-    this process takes, in the order of `takers`. To be called by all processes.
+    local: the tensors of this rank; sources, targets: the rank that has and the rank that needs each number, the same
+    on all ranks. Returns the tensors that this rank needs, on the CPU, in the order of `targets`. All ranks must call
+    this together.
     """
-    reported: list[dict[str, Any]] = processes.all_gather_object(
-        {str(i): [list(t.shape), str(t.dtype).removeprefix("torch.")] for i, t in held.items()}
+    metadata: list[dict[str, Any]] = processes.all_gather_object(
+        {str(i): [list(t.shape), str(t.dtype).removeprefix("torch.")] for i, t in local.items()}
     )
-    found = {}
-    for i, taker in takers.items():
-        holder = holders[i]
-        if holder == taker == processes.rank:
-            found[i] = held[i].cpu()
-        elif holder == processes.rank:
-            processes.send(held[i], taker)
-        elif taker == processes.rank:
-            shape, dtype = reported[holder][str(i)]
-            found[i] = processes.receive(holder, shape, getattr(torch, dtype))
-    return found
+    received = {}
+    for i, target in targets.items():
+        source = sources[i]
+        if source == target == processes.rank:
+            received[i] = local[i].cpu()
+        elif source == processes.rank:
+            processes.send(local[i], target)
+        elif target == processes.rank:
+            shape, dtype = metadata[source][str(i)]
+            received[i] = processes.receive(source, shape, getattr(torch, dtype))
+    return received

@@ -1,8 +1,8 @@
-"""Passes of a network that all processes have to make together, in an order that they agree on before each phase.
+"""Forward passes of a sharded network, which all ranks must run together in an agreed order.
 
-Processes have different samples and may have different numbers of micro-batches. So each says at the beginning of a
-phase (a rollout, statistics, a gradient, an evaluation) which passes it will make; from what all have said each finds
-the same order, which has room for everyone's, and makes a blank pass wherever the pass is not one of its own.
+Ranks have different samples and may have different numbers of micro-batches. At the start of a phase (a rollout,
+statistics, a gradient, an evaluation) each rank announces the passes that it will run. All ranks merge these lists into
+the same order, and a rank runs a dummy pass wherever the scheduled pass is not its own.
 """
 
 from __future__ import annotations
@@ -19,64 +19,64 @@ if TYPE_CHECKING:
 __all__ = ["Pass", "PassSchedule", "merged"]
 
 Pass = Literal["base", "ema_fast", "ema", "policy", "gradient"]
-"""A pass without gradient of a view of the weights, or one of the policy that a backward pass follows."""
+"""A forward pass of a model without gradient, or ("gradient") one of the policy followed by a backward pass."""
 ORDER: Sequence[Pass] = ("base", "ema_fast", "ema", "policy", "gradient")
-"""What comes first where processes have different passes to make. The pass with gradient is last, so that nobody is
-within another view when a backward pass has to be made."""
+"""Priority where ranks have different next passes. The gradient pass is last, so that no rank has another model active
+when it must run a backward pass."""
 STRIDE = 16
-"""Passes between two looks at whether anybody has passes of its own left: all may have been asked to stop."""
+"""Number of passes between checks whether any rank has passes left; all ranks may have been asked to stop."""
 
 
 def merged(passes: Sequence[Sequence[Pass]]) -> list[Pass]:
-    """An order that has each process's passes, in their order: those that are next in several of them as one."""
-    waiting = [deque(own) for own in passes]
+    """Merge the passes of all ranks into one order that preserves each rank's order; equal next passes become one."""
+    queues = [deque(local) for local in passes]
     order = []
-    while heads := [own[0] for own in waiting if own]:
+    while heads := [queue[0] for queue in queues if queue]:
         turn = min(heads, key=ORDER.index)
         order.append(turn)
-        for own in waiting:
-            if own and own[0] == turn:
-                own.popleft()
+        for queue in queues:
+            if queue and queue[0] == turn:
+                queue.popleft()
     return order
 
 
 class PassSchedule:
-    """The passes of the phase that this process is in. Outside of a phase all processes make the same passes."""
+    """The remaining passes of the current phase. Outside of a phase all ranks run the same passes."""
 
     def __init__(self, processes: Processes, blank: Callable[[Pass], None]) -> None:
-        """blank: makes a pass on a sample that counts for nothing."""
+        """blank: runs a pass on a dummy sample that does not affect the results."""
         self._processes = processes
         self._blank = blank
         self._left: deque[Pass] | None = None
 
-    def agree(self, own: Sequence[Pass]) -> None:
-        """Begin a phase in which this process makes the passes `own`; called by all processes together."""
-        assert self._left is None, "a phase ends before the next one begins"
-        self._left = deque(merged(self._processes.all_gather_object(list(own))))
+    def agree(self, passes: Sequence[Pass]) -> None:
+        """Begin a phase in which this rank runs `passes`; all ranks must call this together."""
+        assert self._left is None, "the previous phase must be finished first"
+        self._left = deque(merged(self._processes.all_gather_object(list(passes))))
 
     def take(self, kind: Pass) -> None:
-        """Go along with others until it is the turn of a pass of this kind, which the caller makes.
+        """Run dummy passes until a pass of this kind is due, which the caller then runs.
 
-        Raises PluginError if this process makes more passes than it has said.
+        Raises PluginError if this rank runs more passes than it announced.
         """
         if self._left is None:
             return
         while (turn := self._next(done=False)) != kind:
             if turn is None:
                 raise PluginError(
-                    "run.shard: there are more passes of the network than a trial of the sampler made; their number "
-                    "must not depend on the samples where a model is sharded"
+                    "run.shard: the sampler makes more forward passes than in its trial run; for a sharded model the "
+                    "number of passes must not depend on the samples"
                 )
             self._blank(turn)
 
     def finish(self) -> None:
-        """End the phase, if there is one: go along with others for what is left of it."""
+        """End the phase, if any: run dummy passes for what other ranks have left of it."""
         while (turn := self._next(done=True)) is not None:
             self._blank(turn)
         self._left = None
 
     def _next(self, *, done: bool) -> Pass | None:
-        """done: whether this process makes no more passes of its own."""
+        """done: whether this rank has no more passes of its own."""
         if self._left and len(self._left) % STRIDE == 0 and self._processes.all_reduce_min(int(done)):
             self._left.clear()
         return self._left.popleft() if self._left else None

@@ -1,9 +1,9 @@
-"""The processes of a run: who they are, what they tell each other. Collectives are in this package alone.
+"""The process group of a run and its collectives. No other package calls torch.distributed.
 
-Every process computes the whole of what is small (advantages, weights, records) from what all of them have scored, so
-what a run decides is decided by all of them alike; samples, gradients and the model's work are shared.
+Every rank computes small quantities (advantages, weights, records) from the scores of all ranks, so all ranks reach the
+same decisions. Samples, gradients and model computation are split across ranks.
 
-Values that are not tensors travel as JSON: nothing is unpickled.
+Objects are exchanged as JSON; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -32,33 +32,37 @@ T = TypeVar("T")
 
 
 def cut(total: int, rank: int, count: int) -> range:
-    """The part of `total` things that falls to process `rank` of `count`: parts in order, sizes that differ by one at
-    most."""
+    """Return the contiguous range of `total` items that belongs to `rank` of `count`; sizes differ by at most one."""
     return range(total * rank // count, total * (rank + 1) // count)
 
 
 def split_samples(groups: int, members: int, updates: int, count: int) -> list[list[int]]:
-    """For each of `count` processes the samples that it draws and trains on, as numbers of the flat, group-major order.
+    """Split samples across `count` ranks: for each rank the samples that it draws and trains on, as flat, group-major
+    numbers.
 
-    Every update's groups are cut by themselves, so that all processes have something to do in every update. Groups stay
-    whole where the cut allows it; the at most `count - 1` others of an update are split, because a process that
-    waits costs more than a second look at a few samples (`training.accumulation`).
+    Each update's groups are split separately, so that every rank works in every update. At most `count - 1` groups of
+    an update are split across ranks, because an idle rank costs more than a second forward pass of a few samples
+    (`training.accumulation`).
     """
     size = groups // updates * members
     return [[update * size + i for update in range(updates) for i in cut(size, rank, count)] for rank in range(count)]
 
 
 def in_order(parts: Sequence[T], samples: Sequence[Sequence[int]]) -> list[T]:
-    """What came process by process, one of each sample, `samples` their numbers, in the order of these."""
+    """Sort one value per sample, concatenated rank by rank, into sample order.
+
+    samples: the sample numbers of each rank.
+    """
     flat = [i for part in samples for i in part]
     return [part for _, part in sorted(zip(flat, parts, strict=True), key=lambda pair: pair[0])]
 
 
 class Processes:
-    """This process among the `count` of its run; rank 0 is the main one, which alone writes and talks.
+    """The processes of a run: this rank, the world size (`count`) and their collectives.
 
-    One process needs no group: every method then returns what it was given. Raises ProcessLostError wherever another
-    process has to be waited for and is gone, or does not come within the timeout.
+    Only rank 0, the main process, writes files and messages. With a single process there is no process group, and the
+    collectives return their arguments. Collectives raise ProcessLostError if another process is gone or does not join
+    within the timeout.
     """
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
@@ -69,22 +73,22 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is the main process, which alone writes."""
         return self.rank == 0
 
     @staticmethod
     def join(*, cpu: bool, timeout: float) -> Processes:
-        """Meet the other processes that torchrun, accelerate or `dgpo train --processes` has started.
+        """Join the process group that torchrun, accelerate or `dgpo train --processes` has started.
 
-        cpu: compute on the CPU, through gloo; else each process takes the card of its local rank, through NCCL.
-        timeout: seconds to wait for another process anywhere. Raises UserError if there are fewer cards than
-        processes on this machine, or if the others cannot be met.
+        cpu: compute on the CPU with the gloo backend; otherwise each process uses the GPU of its local rank with NCCL.
+        timeout: seconds to wait for another process in any collective. Raises UserError if this machine has fewer GPUs
+        than processes, or if the process group cannot be set up.
         """
-        _refuse_a_launcher_that_started_one_process()
+        _check_launcher()
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return Processes()
         if not cpu:
-            _take_card(int(os.environ.get("LOCAL_RANK", "0")))
+            _set_gpu(int(os.environ.get("LOCAL_RANK", "0")))
         from accelerate import PartialState
 
         within = timedelta(seconds=timeout)
@@ -92,124 +96,129 @@ class Processes:
             PartialState(cpu=cpu, timeout=within)
         except (RuntimeError, ValueError) as error:
             where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-            raise UserError(f"the {os.environ['WORLD_SIZE']} processes of this run cannot meet at {where}: "
+            raise UserError(f"the {os.environ['WORLD_SIZE']} processes of this run cannot connect at {where}: "
                             f"{_first_line(error)}") from error  # fmt: skip
-        made = Processes(dist.get_rank(), dist.get_world_size())
-        made._host = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=within))
-        return made
+        processes = Processes(dist.get_rank(), dist.get_world_size())
+        processes._host = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=within))
+        return processes
 
-    # -- small things, on the host ------------------------------------------------------------------------------
+    # -- objects, on the host -----------------------------------------------------------------------------------
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+        """Return whether the flag is set on any rank."""
         return self.all_reduce_min(int(not flag)) == 0
 
     def all_reduce_min(self, number: int) -> int:
-        """The smallest of all processes' numbers."""
+        """Return the minimum of a number over all ranks."""
         if self.count == 1:
             return number
-        found = torch.tensor([number])
-        self._with_others(dist.all_reduce, found, dist.ReduceOp.MIN, group=self._host)
-        return int(found)
+        minimum = torch.tensor([number])
+        self._collective(dist.all_reduce, minimum, dist.ReduceOp.MIN, group=self._host)
+        return int(minimum)
 
     def all_gather_object(self, value: T) -> list[T]:
-        """A JSON-able value of every process, in the order of ranks."""
+        """Gather a JSON-serializable value from all ranks, in rank order."""
         if self.count == 1:
             return [value]
-        mine = torch.frombuffer(bytearray(json.dumps(value, default=str).encode()), dtype=torch.uint8)
+        data = torch.frombuffer(bytearray(json.dumps(value, default=str).encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
-        self._with_others(dist.all_gather, sizes, torch.tensor([len(mine)]), group=self._host)
+        self._collective(dist.all_gather, sizes, torch.tensor([len(data)]), group=self._host)
         parts = [torch.zeros(max(int(s) for s in sizes), dtype=torch.uint8) for _ in sizes]
         padded = torch.zeros_like(parts[0])
-        padded[: len(mine)] = mine
-        self._with_others(dist.all_gather, parts, padded, group=self._host)
+        padded[: len(data)] = data
+        self._collective(dist.all_gather, parts, padded, group=self._host)
         return [json.loads(bytes(part[: int(size)].numpy())) for part, size in zip(parts, sizes, strict=True)]
 
     def broadcast_object(self, value: T) -> T:
-        """The main process's JSON-able value, whatever it is in the others."""
+        """Broadcast a JSON-serializable value from the main process; the values of other ranks are ignored."""
         return value if self.count == 1 else self.all_gather_object(value if self.main else cast(T, None))[0]
 
     def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
-        """The main process's tensors by name, one after the other, on the CPU; the others give None."""
+        """Broadcast named tensors from the main process, one at a time, on the CPU; other ranks pass None."""
         tensors = tensors or {}
-        kinds: list[Any] = self.broadcast_object([[name, list(t.shape), _name(t.dtype)] for name, t in tensors.items()])
-        for name, shape, dtype in kinds:
+        metadata: list[Any] = self.broadcast_object(
+            [[name, list(t.shape), _name(t.dtype)] for name, t in tensors.items()]
+        )
+        for name, shape, dtype in metadata:
             if self.main:
                 tensor = tensors[name].detach().cpu().contiguous()
             else:
                 tensor = torch.empty(shape, dtype=getattr(torch, dtype))
             if self.count > 1:
-                self._with_others(dist.broadcast, tensor, 0, group=self._host)
+                self._collective(dist.broadcast, tensor, 0, group=self._host)
             yield name, tensor
 
     @contextmanager
     def together(self, finish: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Work that one process may be asked to stop in: then all of them raise Interrupted at its end.
+        """Context in which any rank may be interrupted; then all ranks raise Interrupted at its end.
 
-        finish: called before that, also of work that was stopped: for what else all have to do together.
+        finish: called first on every rank, interrupted or not, for collective work that must be completed.
         """
-        asked: Interrupted | None = None
+        stopped: Interrupted | None = None
         try:
             yield
         except Interrupted as interrupted:
-            asked = interrupted
+            stopped = interrupted
         finish()
-        if self.any(asked is not None):
-            raise asked or Interrupted
+        if self.any(stopped is not None):
+            raise stopped or Interrupted
 
     def barrier(self) -> None:
-        """Until all processes have come here."""
+        """Wait until all ranks have reached this call."""
         self.any(False)
 
     # -- tensors, on the device ---------------------------------------------------------------------------------
 
     def all_gather_tensors(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors of every process, one process's after the other's, on this process's device: any number of them,
-        of any shapes and one dtype."""
+        """Gather tensors from all ranks, in rank order, on this rank's device.
+
+        Each rank may pass any number of tensors of any shapes; all have the same dtype.
+        """
         if self.count == 1:
             return list(tensors)
-        mine: list[Any] = [[list(t.shape), _name(t.dtype), t.device.type] for t in tensors]
-        said = self.all_gather_object(mine)
-        kinds = [kind for theirs in said for kind in theirs]
-        if not kinds:
+        local: list[Any] = [[list(t.shape), _name(t.dtype), t.device.type] for t in tensors]
+        metadata = self.all_gather_object(local)
+        entries = [entry for of_rank in metadata for entry in of_rank]
+        if not entries:
             return []
-        _, dtype, where = kinds[0]
-        device = tensors[0].device if tensors else torch.device(where)
-        longest = max(math.prod(shape) for shape, *_ in kinds)
-        padded = torch.zeros(max(map(len, said)), longest, dtype=getattr(torch, dtype), device=device)
+        _, dtype, device_type = entries[0]
+        device = tensors[0].device if tensors else torch.device(device_type)
+        longest = max(math.prod(shape) for shape, *_ in entries)
+        padded = torch.zeros(max(map(len, metadata)), longest, dtype=getattr(torch, dtype), device=device)
         for row, tensor in zip(padded, tensors, strict=False):
             row[: tensor.numel()] = tensor.flatten()
-        parts = [torch.empty_like(padded) for _ in said]
-        self._with_others(dist.all_gather, parts, padded, group=self._host if where == "cpu" else dist.group.WORLD)
+        parts = [torch.empty_like(padded) for _ in metadata]
+        group = self._host if device_type == "cpu" else dist.group.WORLD
+        self._collective(dist.all_gather, parts, padded, group=group)
         return [
             row[: math.prod(shape)].view(shape)
-            for part, theirs in zip(parts, said, strict=True)
-            for row, (shape, *_) in zip(part, theirs, strict=False)
+            for part, of_rank in zip(parts, metadata, strict=True)
+            for row, (shape, *_) in zip(part, of_rank, strict=False)
         ]
 
     def send(self, tensor: Tensor, rank: int) -> None:
-        """Give a tensor to one process, which calls `receive` for it; exact to the bit, through the CPU."""
+        """Send a tensor to `rank`, which calls `receive`; bit-exact, through the CPU."""
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        self._with_others(dist.send, data, rank, group=self._host)
+        self._collective(dist.send, data, rank, group=self._host)
 
     def receive(self, rank: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """What process `rank` sends, on the CPU."""
-        made = torch.empty(*shape, dtype=dtype)
-        self._with_others(dist.recv, made.flatten().view(torch.uint8), rank, group=self._host)
-        return made
+        """Receive a tensor from `rank`, on the CPU."""
+        tensor = torch.empty(*shape, dtype=dtype)
+        self._collective(dist.recv, tensor.flatten().view(torch.uint8), rank, group=self._host)
+        return tensor
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The sums over all processes of tensors of one dtype and device, in a single reduction."""
+        """Sum tensors of one dtype and device over all ranks, in a single reduction."""
         if self.count == 1:
             return list(tensors)
         flat = torch.cat([t.detach().reshape(-1) for t in tensors])
-        self._with_others(dist.all_reduce, flat)
+        self._collective(dist.all_reduce, flat)
         parts = torch.split(flat, [t.numel() for t in tensors])
         return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
 
     @contextmanager
     def exchanging(self) -> Iterator[None]:
-        """Work in which others' code exchanges tensors: a backend's errors become ProcessLostError, others stay."""
+        """Context for code outside this class that runs collectives: turn backend errors into ProcessLostError."""
         try:
             yield
         except RuntimeError as error:
@@ -218,16 +227,16 @@ class Processes:
             raise
 
     def leave(self) -> None:
-        """Part from the others. After a loss the group is left as it is: nobody would answer."""
+        """Destroy the process group, unless a process was lost: the others would not respond."""
         if self._host is not None and not self.lost:
             self._host = None
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
 
-    def _with_others(self, call: Callable[P, object], *arguments: P.args, **keywords: P.kwargs) -> None:
+    def _collective(self, call: Callable[P, object], *arguments: P.args, **keywords: P.kwargs) -> None:
         try:
             call(*arguments, **keywords)
-        except RuntimeError as error:  # whatever a backend says of a peer that is gone or late
+        except RuntimeError as error:  # backends report a lost or late peer with different messages
             raise self._loss(error) from error
 
     def _loss(self, error: RuntimeError) -> ProcessLostError:
@@ -237,18 +246,19 @@ class Processes:
         )
 
 
-def _take_card(local_rank: int) -> None:
-    there = torch.cuda.device_count()
-    if local_rank >= there:
+def _set_gpu(local_rank: int) -> None:
+    available = torch.cuda.device_count()
+    if local_rank >= available:
         raise UserError(
-            f"process {local_rank} of this machine has no card of its own: torch sees {there}; start at most {there} "
-            "processes, or set run.device: cpu"
+            f"process {local_rank} of this machine has no GPU of its own: torch sees {available}; start at most "
+            f"{available} processes, or set run.device: cpu"
         )
     torch.cuda.set_device(local_rank)
 
 
-def _refuse_a_launcher_that_started_one_process() -> None:
-    """`accelerate launch --cpu --num_processes 2` runs one process and says nothing; nor does it say so to us."""
+def _check_launcher() -> None:
+    """Raise UserError if accelerate was asked for several processes: `accelerate launch --cpu --num_processes 2` starts
+    only one, without a warning."""
     if "WORLD_SIZE" in os.environ or not any(name.startswith("ACCELERATE_") for name in os.environ):
         return
     import psutil
@@ -258,12 +268,12 @@ def _refuse_a_launcher_that_started_one_process() -> None:
         words = parent.cmdline() if parent is not None else []
     except psutil.Error:
         return
-    found = re.search(r"--num[_-]processes[ =](\d+)", " ".join(words))
-    asked = int(found[1]) if found else 1
-    if asked > 1:
+    match = re.search(r"--num[_-]processes[ =](\d+)", " ".join(words))
+    requested = int(match[1]) if match else 1
+    if requested > 1:
         raise UserError(
-            f"accelerate launch was asked for {asked} processes and has started one (on CPUs it does); start them with "
-            f"`dgpo train --processes {asked}` or `torchrun --nproc-per-node {asked} -m dgpo_cli train`"
+            f"accelerate launch was asked for {requested} processes but started only one, as it does on CPUs; use "
+            f"`dgpo train --processes {requested}` or `torchrun --nproc-per-node {requested} -m dgpo_cli train`"
         )
 
 
@@ -272,6 +282,6 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """The first sentence of a backend's message, without the place in its sources."""
+    """Return the first sentence of a backend's message, without its source location."""
     text = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip()) or type(error).__name__
     return text.splitlines()[0].split(". ")[0][:300]

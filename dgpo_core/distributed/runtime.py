@@ -1,4 +1,4 @@
-"""The device of a process of a run, its arithmetic and the trackers, through accelerate."""
+"""Device, precision, process group and experiment trackers of a process of a run."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ log = logging.getLogger(__name__)
 
 
 class Runtime:
-    """One process of a run: its device, its arithmetic and the trackers.
+    """Device, precision, process group and experiment trackers of one process.
 
-    directory: of a run that trains. join: with the processes that a launcher has started beside this one, as a run that
-    trains always does (True), or without them (False); None: they are refused.
+    directory: the run directory of a training run, which always joins the process group. join: whether to join the
+    processes that a launcher has started (True) or to ignore them (False); None raises UserError if there are any.
     """
 
     def __init__(self, config: RunConfig, directory: Path | None = None, *, join: bool | None = None) -> None:
         join = True if directory is not None else join
         if join is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError(
-                "only `dgpo train`, `evaluate`, `sample`, `score` and `export` work with several processes: start this "
-                "without torchrun"
+                "only `dgpo train`, `evaluate`, `sample`, `score` and `export` work with several processes; start this "
+                "command without torchrun"
             )
         self.config = config
         cpu = choose_device(config.run.device).type == "cpu"
@@ -57,7 +57,7 @@ class Runtime:
             _require(tracker)
 
     def start_trackers(self) -> None:
-        """Open the trackers. From here on they write, so this comes when all else has been checked."""
+        """Initialize the trackers. They write from here on, so call this after all other checks."""
         if self._trackers:
             with self._trackers_may_fail():
                 self._accelerator = Accelerator(
@@ -66,54 +66,56 @@ class Runtime:
                 self._accelerator.init_trackers(self.config.logging.project)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Mixed precision as configured; accelerate is not needed for one process."""
+        """Return the autocast context for the configured precision."""
         return torch.autocast(
             self.device.type,
             torch.bfloat16,
             enabled=self.config.precision.autocast == "bf16",
-            cache_enabled=not self.sharded,  # it would keep the casts of weights that are given back after their block
+            cache_enabled=not self.sharded,  # the cache would keep casts of weights resharded after their block
         )
 
     def track(self, values: Mapping[str, Any], step: int) -> None:
-        """Send flat numbers to the trackers."""
+        """Log scalar values to the trackers."""
         if self._accelerator is not None:
             with self._trackers_may_fail():
                 self._accelerator.log(dict(values), step=step)
 
     @contextmanager
     def _trackers_may_fail(self) -> Iterator[None]:
-        """A tracker that raises (its server is gone, its disk is full) is told of once and no longer asked: what it
-        shows is in the run's own logs."""
+        """Disable the trackers, with one warning, if one raises (server unreachable, disk full).
+
+        The run's own logs have the same values.
+        """
         try:
             yield
         except Exception as error:
             self._accelerator = None
             log.warning(
-                "logging.trackers: %s failed and is switched off, the run goes on: %s: %s",
+                "logging.trackers: %s failed and is disabled, the run continues: %s: %s",
                 ", ".join(self._trackers), type(error).__name__, error,
             )  # fmt: skip
 
     def peak_memory(self) -> int:
-        """Bytes: largest allocation on the card since the start, or the largest resident size of the process."""
+        """Return the peak memory in bytes: allocated GPU memory since the last reset, or on the CPU the peak RSS."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         import resource
 
-        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, but in bytes on macOS
-        return largest if sys.platform == "darwin" else largest * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, but in bytes on macOS
+        return peak if sys.platform == "darwin" else peak * 1024
 
     def forget_peak_memory(self) -> None:
-        """Count the card's largest allocation anew; the process's resident size cannot be."""
+        """Reset the GPU's peak memory counter; the peak RSS of a process cannot be reset."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def synchronize(self) -> None:
-        """Wait for the device, so that clocks measure work and not its queueing."""
+        """Wait for queued GPU work, so that timers measure the work itself."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def close(self) -> None:
-        """Finish the trackers, and part from the other processes."""
+        """Finish the trackers and leave the process group."""
         try:
             if self._accelerator is not None:
                 with self._trackers_may_fail():
@@ -128,24 +130,25 @@ KERNELS = {
     "efficient": torch.backends.cuda.enable_mem_efficient_sdp,
     "math": torch.backends.cuda.enable_math_sdp,
 }
-"""Switches of torch's attention kernels. They are set for the process, not around the passes, because a pass that is
-recomputed in the backward pass has to choose what the forward pass chose."""
+"""torch's attention backends. They are enabled for the whole process and not per forward pass, because a pass that is
+recomputed for gradient checkpointing must select the same kernel again."""
 GENERAL = ("efficient", "math")
-"""Those that take what the quick ones do not: masks of text encoders, the float32 of autoencoders."""
+"""Fallbacks for what faster kernels do not support: attention masks of text encoders, float32 in autoencoders."""
 
 
 def _choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Leave a kernel on, and the more general ones for what it cannot take; or all of them.
+    """Enable a kernel and its more general fallbacks, or all kernels for "auto".
 
-    Raises UserError if it does not work on this device.
+    Raises UserError if the kernel does not work on this device.
     """
-    wanted = tuple(KERNELS) if name == "auto" else (name, *GENERAL[GENERAL.index(name) + 1 if name in GENERAL else 0 :])
+    fallbacks = GENERAL[GENERAL.index(name) + 1 if name in GENERAL else 0 :]
+    enabled = tuple(KERNELS) if name == "auto" else (name, *fallbacks)
     try:
         if name != "auto":
             _try_attention(name, device, dtype)
     finally:
         for kernel, enable in KERNELS.items():
-            enable(kernel in wanted)
+            enable(kernel in enabled)
 
 
 def _try_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:

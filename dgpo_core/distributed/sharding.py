@@ -1,7 +1,7 @@
-"""A model whose weights are sharded over the processes of a run (FSDP2), for those that do not fit one card.
+"""Shard the weights of a model over all ranks with FSDP2, for models that do not fit on one GPU.
 
-Each process keeps a shard of every weight and gathers a block's weights while that block runs, so all of them have to
-make every pass together (`passes`). An adapter is not sharded.
+Each rank keeps a shard of every weight and all-gathers a block's weights while the block runs, so all ranks must run
+every forward pass together (`passes`). LoRA adapters are not sharded.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ __all__ = ["full_tensor", "local", "shard", "shard_like"]
 
 
 def shard(backbone: Backbone, device: torch.device, processes: Processes) -> None:
-    """Shard the network of a backbone that was made on the CPU over all processes, and bring the rest to the device.
+    """Shard the network of a backbone on the CPU over all ranks, and move its other components to the device.
 
-    The blocks (`Backbone.blocks`) are brought one by one, so that the whole network never is on one device.
+    The blocks (`Backbone.blocks`) are moved one at a time, so that the full network is never on one device.
     """
     adapter = set() if backbone.adapter is None else set(backbone.trainable().values())
     mesh = init_device_mesh(device.type, (processes.count,))
     for module in (*backbone.blocks(), backbone.module):
-        # Resharded after each pass: between two of them a view may change the shards.
-        made = fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=adapter)
-        assert isinstance(made, FSDPModule)
-        made.set_gradient_divide_factor(1.0)  # each process has its own part of the mean: gradients are added
-        made.set_force_sum_reduction_for_comms(True)  # as a plain sum, which gloo can do too
+        # Resharded after each pass, because another model may be activated between passes.
+        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=adapter)
+        assert isinstance(sharded, FSDPModule)
+        sharded.set_gradient_divide_factor(1.0)  # losses are already scaled to the global mean, so gradients are summed
+        sharded.set_force_sum_reduction_for_comms(True)  # a plain sum, which gloo supports too
     for parameter in adapter:
         parameter.data = parameter.data.to(device)
     for component in backbone.components().values():
@@ -43,13 +43,16 @@ def shard(backbone: Backbone, device: torch.device, processes: Processes) -> Non
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's shard; of a tensor that is not sharded, all of it."""
+    """Return this rank's shard of a tensor, or the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: Tensor, like: Tensor, processes: Processes) -> Tensor:
-    """All of a tensor, or local shard, that is made like the weight `like`. Of a sharded one by all processes together:
-    on the CPU, empty in all but the main one."""
+    """Gather the full tensor of a tensor or local shard that is laid out like the weight `like`.
+
+    If `like` is sharded, all ranks must call this together; the result is on the CPU, and empty except on the main
+    process.
+    """
     if not isinstance(like, DTensor) or not tensor.dim():
         return tensor
     if not isinstance(tensor, DTensor):
@@ -60,7 +63,7 @@ def full_tensor(tensor: Tensor, like: Tensor, processes: Processes) -> Tensor:
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A full tensor, which every process has, on the device of the weight `like`, and sharded if that is."""
+    """Move a full tensor, which all ranks have, to the device of the weight `like`, sharded if `like` is."""
     tensor = tensor.to(like.device)
     if not isinstance(like, DTensor) or not tensor.dim():
         return tensor

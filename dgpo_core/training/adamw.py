@@ -1,4 +1,4 @@
-"""AdamW as configured: the optimizer, its learning rate, and its state as named tensors."""
+"""AdamW: construction, learning rate schedule, and state as named tensors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["learning_rate", "make_adamw", "restore", "state_of"]
 
 SHARED = ("qmap1", "qmap2")
-"""Tables that bitsandbytes keeps once for all parameters."""
+"""Quantization tables that bitsandbytes shares among all parameters."""
 
 
 def make_adamw(parameters: Iterable[torch.nn.Parameter], section: OptimizerSection) -> torch.optim.Optimizer:
-    """torch's fused AdamW, or bitsandbytes' with moments of 8 bits (Dettmers et al., arXiv 2110.02861).
+    """Create torch's fused AdamW, or bitsandbytes' AdamW with 8-bit moments (Dettmers et al., arXiv 2110.02861).
 
-    Raises UserError if bitsandbytes is asked for and absent.
+    Raises UserError if bitsandbytes is required but not installed.
     """
     betas = section.betas[0], section.betas[1]
     settings: dict[str, Any] = {
@@ -34,14 +34,14 @@ def make_adamw(parameters: Iterable[torch.nn.Parameter], section: OptimizerSecti
         import bitsandbytes
     except ImportError as error:
         raise UserError(
-            "optimizer.bits: moments of 8 bits need bitsandbytes: pip install 'dgpo[8bit]', or leave the key out"
+            "optimizer.bits: 8-bit moments require bitsandbytes: pip install 'dgpo[8bit]', or remove this key"
         ) from error
-    made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(list(parameters), **settings)
-    return made
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(list(parameters), **settings)
+    return optimizer
 
 
 def learning_rate(section: OptimizerSection, update: int, total: int) -> float:
-    """Learning rate of update number `update`, counted from 0, of a run that makes `total`."""
+    """Return the learning rate of update `update` (from 0) of `total`: linear warmup, then the configured schedule."""
     rate = section.learning_rate
     if update < section.warmup:
         return rate * (update + 1) / section.warmup
@@ -54,15 +54,15 @@ def learning_rate(section: OptimizerSection, update: int, total: int) -> float:
 
 
 def state_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A parameter's moments and number of updates as tensors that share nothing with other parameters'."""
-    found = {}
+    """Return the optimizer state of one parameter as tensors that share no memory with other parameters' state."""
+    tensors = {}
     for key, value in state.items():
         tensor = value if isinstance(value, Tensor) else torch.tensor(value)
-        found[key] = tensor.clone() if key in SHARED else tensor
-    return found
+        tensors[key] = tensor.clone() if key in SHARED else tensor
+    return tensors
 
 
 def restore(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, key: str, tensor: Tensor) -> None:
-    """Put back one of the tensors that `state_of` gave; what was a number is one again."""
-    whole = key == "step" and not tensor.is_floating_point()
-    optimizer.state[parameter][key] = int(tensor) if whole else tensor
+    """Restore one tensor that `state_of` returned; an integer step count becomes an int again."""
+    is_int = key == "step" and not tensor.is_floating_point()
+    optimizer.state[parameter][key] = int(tensor) if is_int else tensor

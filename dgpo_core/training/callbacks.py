@@ -1,4 +1,4 @@
-"""What watches a run: the methods of a callback, and the clock of the phases that it hears of."""
+"""Callbacks of a training run, and the timer of its phases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what shows a run need not wait for torch
+if TYPE_CHECKING:  # displays of a run import this module without torch
     from dgpo_core.training.evaluation import Evaluation
     from dgpo_schemas.metrics import MetricsRecord, OutcomeRecord, PromptScores, TimingRecord
 
@@ -18,54 +18,57 @@ __all__ = ["Callback", "Callbacks", "Phases"]
 
 
 class Callback:
-    """Watches a run; what is not overridden does nothing. Called in the main process, one callback after the other.
+    """Base class of callbacks; methods that are not overridden do nothing. Callbacks run one by one in the main
+    process.
 
-    Phases are timed from the first of their calls to the last, on `time.perf_counter`: "measure" (by a timestep
-    policy), "roll_out", "wait_for_scores", "weigh", "optimize", "evaluate" and "checkpoint". A phase ends when the
-    device has done what was queued in it.
+    Phases are timed with `time.perf_counter`: "measure" (by a timestep policy), "rollout", "wait_for_scores",
+    "compute_advantages", "optimize", "evaluate" and "checkpoint". A phase ends when the device has finished the work
+    that was queued in it.
     """
 
     def on_start(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
-        """The run is ready to go on from `iteration` (0: new)."""
+        """Called when the run is ready to start from `iteration` (0 for a new run)."""
 
     def on_iteration_start(self, iteration: int) -> None:
-        """The iteration after `iteration` others begins."""
+        """Called at the start of an iteration, with the number of finished iterations."""
 
     def on_phase_start(self, phase: str) -> None:
-        """A phase begins."""
+        """Called at the start of a phase."""
 
     def on_phase_end(self, phase: str, seconds: float) -> None:
-        """A phase is over, also one that failed."""
+        """Called at the end of a phase, even if it failed."""
 
     def on_progress(self, phase: str, done: int, total: int) -> None:
-        """Samples that are done, of "roll_out", "score", "optimize" or "evaluate"; a micro-batch of a rollout has been
-        handed to the rewards by then."""
+        """Called with the number of finished samples of "rollout", "score", "optimize" or "evaluate".
+
+        The samples of a rollout have been submitted to the rewards by then.
+        """
 
     def on_metrics(self, metrics: MetricsRecord) -> None:
-        """The weights are updated; evaluation and checkpoint, if due, follow."""
+        """Called after the optimizer step, before the evaluation and the checkpoint that may be due."""
 
     def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
-        """An iteration is over, with what was due at its end."""
+        """Called at the end of an iteration, after the evaluation and the checkpoint that may be due."""
 
     def on_evaluation(self, evaluation: Evaluation, scores: PromptScores) -> None:
-        """An evaluation is finished."""
+        """Called after an evaluation."""
 
     def on_checkpoint(self, iteration: int) -> None:
-        """The state after so many iterations is saved."""
+        """Called after the state of `iteration` was saved."""
 
     def on_message(self, text: str) -> None:
-        """Something to know: a checkpoint, a damaged file, a stop."""
+        """Called with an informational message: a checkpoint, a damaged file, a stop."""
 
     def on_warning(self, text: str) -> None:
-        """Something that makes the run worth less than it seems; shown where nothing else is."""
+        """Called with a warning, which is shown even in quiet mode."""
         self.on_message(text)
 
     def on_end(self, outcome: OutcomeRecord) -> None:
-        """The run ended, one way or another."""
+        """Called when the run has ended, whatever the outcome."""
 
 
 class Callbacks(Callback):
-    """Several as one, in their order."""
+    """Calls several callbacks in order."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._callbacks = callbacks
@@ -78,9 +81,9 @@ class Callbacks(Callback):
 
 
 class Phases:
-    """Seconds and samples since the last `clear`, by phase (see `Callback`).
+    """Seconds and samples per phase since the last `clear` (see `Callback` for the phases).
 
-    synchronize: waits for the device, so that the clock measures work and not its queueing.
+    synchronize: waits for the device, so that the timer includes queued work.
     """
 
     def __init__(self, callbacks: Callback, synchronize: Callable[[], None]) -> None:
@@ -89,16 +92,16 @@ class Phases:
         self.seconds: dict[str, float] = defaultdict(float)
         self.samples: dict[str, int] = defaultdict(int)
         self.rewards: Mapping[str, float] = {}
-        """Seconds that each reward was at work, by label."""
+        """Seconds that each reward spent scoring, by label."""
 
     def clear(self) -> None:
-        """An iteration begins."""
+        """Reset all counters at the start of an iteration."""
         self.seconds.clear()
         self.samples.clear()
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Work of a phase."""
+        """Context manager that times a phase and notifies the callbacks."""
         self.callbacks.on_phase_start(phase)
         started = time.perf_counter()
         try:

@@ -1,5 +1,8 @@
-"""A dry run: everything built, a small group drawn and scored, then one micro-batch of each phase at its whole size, so
-that what training takes is known before it starts. Nothing is written, and no weight, moment or random state moves."""
+"""Dry run: build everything, sample and score a small group, then run one full-size micro-batch of each phase.
+
+This shows whether training fits into memory before it starts. It writes nothing, and leaves weights, optimizer state
+and random states unchanged.
+"""
 
 from __future__ import annotations
 
@@ -31,22 +34,22 @@ from dgpo_schemas.text import clean
 __all__ = ["dry_run", "dry_run_training"]
 
 SHOWN = 200
-"""Characters of the prompt that was drawn."""
+"""Characters of the prompt in the report."""
 MEMBERS = 2
-"""Samples drawn of one prompt."""
+"""Samples per prompt."""
 TIMES = 2
-"""Training times of the update: more take longer, not more memory."""
+"""Timesteps of the trial update; more would take longer but not need more memory."""
 MOST = 4096
-"""Samples rolled out at once, however many a run file without `rollout.micro_batch` asks for."""
+"""Largest rollout batch, whatever the group sizes of a run file without `rollout.micro_batch`."""
 GIB = 2**30
 
 
 def dry_run(trainer: Trainer) -> dict[str, Any]:
-    """Build the run, draw and score one small group of each split with its rewards, then go through a rollout, scores
-    and an update of the sizes that training has; returns what was found.
+    """Build the run, sample and score one small group per split, then run a rollout, scoring and an update at training
+    size. Returns facts about the run: sizes, rewards and peak memory.
 
-    Raises UserError for what a run could not start with: a reward or monitor that scores none of its samples, an
-    objective that fails, a device whose memory does not hold a single sample.
+    Raises UserError if a reward or monitor scores none of its samples, the objective fails, or a single sample does not
+    fit into the device's memory.
     """
     with trainer.closing:
         run = trainer.build()
@@ -61,11 +64,11 @@ def dry_run(trainer: Trainer) -> dict[str, Any]:
 
 
 def _score_one(run: Run, prompts: Sequence[Prompt], scorer: Scorer) -> tuple[Prompt, dict[str, list[float]]]:
-    """One group's scores by label, a group of the largest size."""
+    """Sample and score one group of the largest size per source; return the first prompt and the scores by label."""
     draws = run.draws
     chosen = [
         prompt
-        for rows in by_source(prompts).values()  # one of each source, which has rewards of its own
+        for rows in by_source(prompts).values()  # one per source, because sources may have different rewards
         for prompt in _first(_largest(run, [prompts[i] for i in rows]), 1, draws)
     ]
     scorer.expect(Layout(MEMBERS, draws.at("dry run"), [range(MEMBERS * len(chosen))]))
@@ -76,60 +79,62 @@ def _score_one(run: Run, prompts: Sequence[Prompt], scorer: Scorer) -> tuple[Pro
     found = {}
     for reward in scorer.rewards:
         label = reward.label
-        asked = torch.tensor([reward.asks(prompt) for prompt in chosen for _ in range(MEMBERS)])
-        values = scored.values[label][asked]
+        applies = torch.tensor([reward.asks(prompt) for prompt in chosen for _ in range(MEMBERS)])
+        values = scored.values[label][applies]
         found[label] = values.tolist()
         if len(values) and bool(values.isnan().all()):
-            said = scorer.failure_of(label) or reasons_of([reward], scored)
-            why = said or f"see its diagnostics: {clean(str(scored.diagnostics[label]), 1000)}"
-            raise UserError(f"dry run: reward {label} scored none of {len(values)} samples: {why}")
+            reason = scorer.failure_of(label) or reasons_of([reward], scored)
+            reason = reason or f"see its diagnostics: {clean(str(scored.diagnostics[label]), 1000)}"
+            raise UserError(f"dry run: reward {label} scored none of {len(values)} samples: {reason}")
     return chosen[0], found
 
 
 def _first(prompts: Sequence[Prompt], groups: int, draws: Draws) -> list[Prompt]:
-    """Those of so many groups, in the order of a run on these prompts alone."""
+    """Return the prompts of the first `groups` groups of a run on these prompts alone."""
     return of_sources([Source("", 1, prompts)], 0, groups, draws.at("prompt order"))
 
 
 def _largest(run: Run, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
-    """Those of the largest size: what takes the most memory is what may not fit."""
+    """Return the prompts of the largest size, which need the most memory."""
     resolution = run.training_rollout_sampler.resolution
     most = largest(prompts, resolution)
     return [prompt for prompt in prompts if (prompt.size or resolution) == most]
 
 
 def dry_run_training(run: Run) -> dict[str, str]:
-    """One micro-batch rolled out and scored, and one update by micro-batches of the whole size; afterwards all is bit
-    for bit as before. Returns the peak of memory of each, the largest of all processes."""
+    """Roll out and score one micro-batch, and run one update with full-size micro-batches; restore the state
+    bit-exactly.
+
+    Returns the peak memory of each phase, the maximum over all ranks.
+    """
     runtime = run.runtime
     found: dict[str, str] = {}
 
     @contextmanager
-    def measured(what: str) -> Iterator[list[str]]:
-        said: list[str] = []
+    def measured(phase: str) -> Iterator[list[str]]:
+        details: list[str] = []
         runtime.forget_peak_memory()
-        yield said
+        yield details
         peak = max(run.runtime.processes.all_gather_object(runtime.peak_memory()))
-        found[f"peak memory, {what}"] = f"{peak / GIB:.2f} GiB on {runtime.device}, {said[0]}"
+        found[f"peak memory, {phase}"] = f"{peak / GIB:.2f} GiB on {runtime.device}, {details[0]}"
 
-    with _random_states_kept(), run.policy.unchanged():
-        with measured("rollout") as said:
+    with _preserved_random_states(), run.policy.unchanged():
+        with measured("rollout") as details:
             rollout = _sample_groups(run)
-            said.append(f"{len(rollout.samples)} samples at once")
-        with measured("scoring") as said:
-            said.append(f"{_score(run, rollout)} samples at once")
-        with measured("update") as said:
-            said.append(f"micro-batches of {_update(run, rollout)}")
+            details.append(f"{len(rollout.samples)} samples at once")
+        with measured("scoring") as details:
+            details.append(f"{_score(run, rollout)} samples at once")
+        with measured("update") as details:
+            details.append(f"micro-batches of {_update(run, rollout)}")
     return found
 
 
 def _sample_groups(run: Run) -> Rollout:
-    """The first micro-batch of an iteration, or of this process's part of it."""
+    """Sample the first micro-batch of this rank's part of an iteration."""
     section, draws = run.config.rollout, run.draws
-    own = -(-section.groups * section.group_size // run.runtime.processes.count)
-    size = min(run.training_rollout_sampler.micro_batch or own, own, MOST)
-    some = _largest(run, run.train_prompts)
-    prompts = _first(some, -(-size // section.group_size), draws)
+    per_rank = -(-section.groups * section.group_size // run.runtime.processes.count)
+    size = min(run.training_rollout_sampler.micro_batch or per_rank, per_rank, MOST)
+    prompts = _first(_largest(run, run.train_prompts), -(-size // section.group_size), draws)
     drawn = run.training_rollout_sampler.sample_groups(
         prompts, section.group_size, draws.at("dry run"), "policy",
         samples=range(size), keep_path=run.objective.needs_path,
@@ -139,8 +144,11 @@ def _sample_groups(run: Run) -> Rollout:
 
 
 def _score(run: Run, rollout: Rollout) -> int:
-    """Score the samples of a rollout; the number of them. Where a reward compares, some are shown again, in
-    micro-batches of no larger size, until the group is whole in which they end."""
+    """Score the samples of a rollout and return their number.
+
+    For rewards that compare samples, some are submitted again, in micro-batches of at most the same size, to complete
+    the last group.
+    """
     scorer, members = run.scorer, run.config.rollout.group_size
     media = decoded_media(run.backbone, rollout)
     count = total = len(media)
@@ -156,60 +164,60 @@ def _score(run: Run, rollout: Rollout) -> int:
 
 
 def _update(run: Run, rollout: Rollout) -> int:
-    """One update, by an optimizer of its own, from which only the policy's weights have to be put back; the size of its
-    micro-batches. Raises UserError, with the objective's name, for what a plugin throws."""
+    """Run one update with a new optimizer, so that only the policy's weights must be restored; return the micro-batch
+    size. Raises UserError with the objective's name if plugin code fails."""
     config, optimizer = run.config, run.make_optimizer()
-    asked, policy = optimizer.micro_batch, run.timesteps
-    # As many groups as fill a micro-batch of every process, up to those of an update.
-    wanted = -(-asked * run.runtime.processes.count // config.rollout.group_size)
-    groups = min(wanted, config.rollout.groups // config.optimizer.updates)
-    remembered = deepcopy(policy.state_dict())
+    micro_batch, policy = optimizer.micro_batch, run.timesteps
+    # Enough groups to fill a micro-batch on every rank, up to those of an update.
+    needed = -(-micro_batch * run.runtime.processes.count // config.rollout.group_size)
+    groups = min(needed, config.rollout.groups // config.optimizer.updates)
+    timestep_state = deepcopy(policy.state_dict())
     try:
         batch = _batch(run, rollout, groups * config.optimizer.updates)
         draws = run.draws.at("dry run")
         sigmas = policy.draw(config.timesteps.count, run.timestep_context(0), draws.at("timesteps"))
         optimizer.update(optimizer.prepare(batch, range(groups), sigmas.tolist()[:TIMES], draws.at("optimise")))
     except TooLittleMemoryError as error:
-        raise TooLittleMemoryError(f"dry run: {error}; {_fitted(rollout)}") from error
+        raise TooLittleMemoryError(f"dry run: {error}; {_what_fit(rollout)}") from error
     except DgpoError:
         raise
     except Exception as error:
-        if is_out_of_memory(error):  # beside the gradients there are AdamW's moments
+        if is_out_of_memory(error):  # AdamW's moments are allocated in addition to the gradients
             size = optimizer.micro_batch
             raise TooLittleMemoryError(
                 f"dry run: optimizer.micro_batch: the device runs out of memory in an update with micro-batches of "
-                f"{size}; set `optimizer.micro_batch: {max(1, size // 2)}` or less; {_fitted(rollout)}"
+                f"{size}; set `optimizer.micro_batch: {max(1, size // 2)}` or less; {_what_fit(rollout)}"
             ) from error
         blamed = run.registry.blame(error)
         if blamed is None:
             raise
         raise UserError(f"dry run: the update with objective {config.objective.use} failed: {blamed}") from error
     finally:
-        policy.load_state_dict(remembered)
-    if optimizer.micro_batch < asked:
+        policy.load_state_dict(timestep_state)
+    if optimizer.micro_batch < micro_batch:
         run.callbacks.on_warning(
-            f"warning: optimizer.micro_batch: the device's memory does not hold {asked} samples; "
-            f"{optimizer.micro_batch} fitted: set `optimizer.micro_batch: {optimizer.micro_batch}`"
+            f"warning: optimizer.micro_batch: {micro_batch} samples do not fit into the device's memory, "
+            f"{optimizer.micro_batch} do; set `optimizer.micro_batch: {optimizer.micro_batch}`"
         )
     return min(optimizer.micro_batch, groups * config.rollout.group_size)
 
 
-def _fitted(rollout: Rollout) -> str:
-    return f"the rollout of {len(rollout.samples)} samples and their scores fitted"
+def _what_fit(rollout: Rollout) -> str:
+    return f"the rollout of {len(rollout.samples)} samples and their scoring did fit"
 
 
 def _batch(run: Run, rollout: Rollout, groups: int) -> TrainingBatch:
-    """Groups made of the samples of a rollout, repeated, whose members all count: half of them as the better ones."""
+    """Make groups by repeating the samples of a rollout; all members have a nonzero weight, half of them positive."""
     members = run.config.rollout.group_size
-    own = split_samples(groups, members, run.config.optimizer.updates, run.runtime.processes.count)[
+    local = split_samples(groups, members, run.config.optimizer.updates, run.runtime.processes.count)[
         run.runtime.processes.rank
     ]
-    rows = [i % len(rollout.samples) for i in range(len(own))]
+    rows = [i % len(rollout.samples) for i in range(len(local))]
     rewards = torch.linspace(0, 1, members, dtype=torch.float64).expand(groups, members)
     scored = torch.ones(groups, members, dtype=torch.bool)
     drawn = ScoredGroups(
         prompts=tuple(rollout.prompts[(g * members) % len(rollout.prompts)] for g in range(groups)),
-        x0=tuple(rollout.x0[rows]), own=own, rewards=rewards, summed=rewards, scored=scored, per_reward={},
+        x0=tuple(rollout.x0[rows]), own=local, rewards=rewards, summed=rewards, scored=scored, per_reward={},
         diversity=torch.zeros(groups, dtype=torch.float64), paths=_rows(rollout.path, rows),
     )  # fmt: skip
     batch = compute_advantages(drawn, run.config.advantages, run.weighting)
@@ -225,8 +233,8 @@ def _rows(path: Path | None, rows: Sequence[int]) -> tuple[Path, ...]:
 
 
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """The global generators are as before: everything has a key, but what plugins call may draw."""
+def _preserved_random_states() -> Iterator[None]:
+    """Restore the global random generators on exit: dgpo uses keyed draws, but plugins may use the global ones."""
     python, numpy = random.getstate(), np.random.get_state(legacy=False)
     try:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):

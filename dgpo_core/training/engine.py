@@ -1,4 +1,4 @@
-"""A model with what draws samples from it: what training, evaluation, sampling and export share."""
+"""The engine: a model and its samplers, as used by training, evaluation, sampling and export."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ __all__ = ["Engine", "build_engine"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Engine:
-    """Parts of a run file that are built for whatever is done with it; `build_engine` makes one.
+    """The components of a run file that every command needs; created by `build_engine`.
 
-    monitor: puts back what plugins change in the process; conditioning: prompt embeddings, encoded once; sampler: of
-    rollouts, and of evaluation unless that has its own; reward_models: made so far, under their blocks without name and
-    weight; closing: what ends with the engine; on_message: told when micro-batches are made smaller.
+    process_state: restores process-wide state that plugins change; conditioning: cache of prompt embeddings; sampler:
+    for rollouts, and for evaluation unless evaluation.sampler is set; reward_models: the models created so far with
+    their blocks, without name and weight; closing: resources that are closed with the engine; on_message: called when
+    the micro-batch size is reduced.
     """
 
     config: RunConfig
@@ -64,36 +65,39 @@ class Engine:
     on_message: Callable[[str], None]
 
     def create(self, kind: str, block: Any) -> Any:
-        """A component, whose making leaves the process as it was."""
+        """Create a component; changes to process-wide state are undone."""
         return _create(self.registry, self.process_state, kind, block)
 
     def read_base(self) -> BaseRecord | None:
-        """What the base weights were read from; None if the backbone does not say."""
+        """Describe the files of the base weights; None if the backbone does not report their directory."""
         directory = self.backbone.base_directory()
         return None if directory is None else base_record(directory)
 
     # -- prompts ------------------------------------------------------------------------------------------------
 
     def load_sources(self, split: Literal["train", "heldout"]) -> list[Source]:
-        """Prompts by source; one without a name where the run file has one list, none where it has none."""
+        """Load prompts by source: one unnamed source if the run file has a single list, an empty list if it has
+        none."""
         with self.process_state.around(f"prompts.{split}"):
             return load_sources(self.config.prompts, split, self.registry)
 
     def load_prompts(self, split: Literal["train", "heldout"]) -> list[Prompt]:
-        """Prompts source by source; those for evaluation cut to the configured number."""
+        """Load prompts source by source; held-out prompts are limited to evaluation.prompts."""
         sources = self.load_sources(split)
         if split == "train":
             return [prompt for source in sources for prompt in source.prompts]
         return some_of_each(sources, self.config.evaluation.prompts) if sources else []
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Have the backbone check prompts. Raises UserError naming the first one that it cannot draw."""
+        """Check prompts with the backbone. Raises UserError with the first prompt that it does not support."""
         with self.process_state.around("backbone, when it checked the prompts,"):
             check_prompts(self.backbone, prompts)
 
     def sized(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """Prompts with the size that they are drawn in, their own or the run's, and their frames a second. Raises
-        UserError, with the prompt's place, for one that the backbone cannot draw."""
+        """Return prompts with their size (their own or the run's) and frames per second filled in.
+
+        Raises UserError, with the location of the prompt, for a size that the backbone does not support.
+        """
         size = self.config.rollout.height_width
         check_sizes(self.backbone, prompts, size)
         return [prompt.sized(size, self.backbone.fps) for prompt in prompts]
@@ -101,11 +105,11 @@ class Engine:
     # -- samples ------------------------------------------------------------------------------------------------
 
     def check_guidance(self, key: str, guidance: float) -> None:
-        """Raise UserError for a guidance scale that a model without an unconditional prediction cannot have."""
+        """Raise UserError for a guidance scale other than 1 if the model has no unconditional prediction."""
         if guidance != 1 and not self.backbone.supports_guidance:
             raise UserError(
                 f"{key}: {guidance:g} is not possible: backbone: {self.config.backbone.use} has no unconditional "
-                "prediction to guide away from; leave it at 1"
+                "prediction for classifier-free guidance; set it to 1"
             )
 
     def rollout_sampler(
@@ -116,7 +120,7 @@ class Engine:
         micro_batch: int | None = None,
         sampler: Sampler | None = None,
     ) -> RolloutSampler:
-        """Draws samples as configured, except for what is given."""
+        """Create a rollout sampler as configured; arguments override the configuration."""
         rollout = self.config.rollout
         if guidance is None:
             self.check_guidance("rollout.guidance", rollout.guidance)
@@ -134,7 +138,7 @@ class Engine:
             steps=steps or rollout.steps,
             shift=rollout.shift,
             guidance=rollout.guidance if guidance is None else guidance,
-            # Where nothing is set an iteration's samples are one batch, and evaluation draws no larger ones.
+            # By default all samples of an iteration form one batch, which is also the largest batch in evaluation.
             micro_batch=micro_batch or rollout.micro_batch or rollout.groups * rollout.group_size,
             autocast=self.runtime.autocast,
             merge_adapter=self._merge_adapter,
@@ -143,11 +147,11 @@ class Engine:
 
     @property
     def _merge_adapter(self) -> bool:
-        """Whether samples are drawn with the adapter merged into the weights. Raises UserError if that cannot be."""
+        """Whether to sample with the adapter merged into the weights. Raises UserError if that is not possible."""
         if not self.config.rollout.merge_adapter:
             return False
         if self.runtime.sharded:
-            raise UserError("rollout.merge_adapter: nothing can be merged into weights that run.shard spreads")
+            raise UserError("rollout.merge_adapter: cannot merge an adapter into weights sharded by run.shard")
         if self.backbone.adapter is None or self.backbone.adapter.merged() is None:
             raise UserError(f"rollout.merge_adapter: backbone: {self.config.backbone.use} cannot merge its adapter")
         return True
@@ -155,7 +159,7 @@ class Engine:
     def evaluation_rollout_sampler(
         self, *, steps: int | None = None, guidance: float | None = None, micro_batch: int | None = None
     ) -> RolloutSampler:
-        """Draws samples as evaluation is configured, except for what is given."""
+        """Create a rollout sampler as configured for evaluation; arguments override the configuration."""
         section = self.config.evaluation
         if guidance is None and section.guidance is not None:
             self.check_guidance("evaluation.guidance", section.guidance)
@@ -169,12 +173,12 @@ class Engine:
     # -- weights ------------------------------------------------------------------------------------------------
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
-        """Put a checkpoint's weights in place. Raises UserError if it is of another architecture or adapter."""
+        """Load a checkpoint's weights. Raises UserError if its architecture or adapter differs."""
         self.check_weights(checkpoint.path, checkpoint.weights)
         self.policy.load_state(checkpoint.weights, checkpoint.manifest.updates)
 
     def check_weights(self, path: Path, weights: Mapping[str, Tensor]) -> None:
-        """Raise UserError if the weights of the checkpoint at `path` are of another architecture or adapter."""
+        """Raise UserError unless the names and shapes of the weights of the checkpoint at `path` match the model."""
         expected = self.policy.expected()
         found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         if expected != found:
@@ -182,12 +186,12 @@ class Engine:
             first = differing[0]
             raise UserError(
                 f"{path}: made by another model or adapter: {len(differing)} weights differ, the first is "
-                f"{first} (here {expected.get(first, 'absent')}, there {found.get(first, 'absent')})"
+                f"{first} (expected {expected.get(first, 'absent')}, found {found.get(first, 'absent')})"
             )
 
     def close(self) -> None:
         """Stop workers and trackers."""
-        self.closing.close()  # one that fails keeps none of the others open
+        self.closing.close()  # closes all resources even if one of them fails
 
 
 def build_engine(
@@ -198,10 +202,10 @@ def build_engine(
     join: bool | None = None,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> Engine:
-    """The model of a run file with its checkpoint loaded, and its samplers; no rewards and no prompts.
+    """Build the model of a run file, with its checkpoint loaded, and its samplers; no rewards and no prompts.
 
-    runtime: of a run that trains, which closes it itself; by default one is made, with `join` as there, and closed with
-    the engine. Raises UserError for what the user can mend; then nothing is left open.
+    runtime: the runtime of a training run, which the caller closes; by default a Runtime is created with `join` and
+    closed with the engine. Raises UserError for configuration errors; then all resources are closed.
     """
     with ExitStack() as closing:
         if runtime is None:
@@ -238,16 +242,16 @@ def _create(registry: Registry, process_state: ProcessState, kind: str, block: A
 
 def _backbone(config: RunConfig, registry: Registry, runtime: Runtime, process_state: ProcessState) -> Backbone:
     if runtime.sharded and config.backbone.compile:
-        raise UserError("backbone.compile: a model that run.shard spreads over processes cannot be compiled")
+        raise UserError("backbone.compile: a model sharded by run.shard cannot be compiled")
     device = torch.device("cpu") if runtime.sharded else runtime.device
-    made: Backbone = _create(registry, process_state, "backbone", config.backbone, device=device)
-    contract_checks.built(made)
-    check_adapter(made)
+    backbone: Backbone = _create(registry, process_state, "backbone", config.backbone, device=device)
+    contract_checks.built(backbone)
+    check_adapter(backbone)
     if runtime.sharded:
         from dgpo_core.distributed.sharding import shard
 
-        shard(made, runtime.device, runtime.processes)
-    return made
+        shard(backbone, runtime.device, runtime.processes)
+    return backbone
 
 
 def _policy(config: RunConfig, runtime: Runtime, backbone: Backbone, conditioning: ConditioningCache) -> Policy:
@@ -257,7 +261,7 @@ def _policy(config: RunConfig, runtime: Runtime, backbone: Backbone, conditionin
 
     @cache
     def blank() -> tuple[Tensor, Conditioning]:
-        """A latent and the conditioning of a prompt that the model can draw."""
+        """A zero latent and the conditioning of an example prompt."""
         size = config.rollout.height_width
         shape = contract_checks.latent_shape(backbone, size)
         return torch.zeros(1, *shape, device=runtime.device), conditioning([backbone.example(size)])

@@ -1,6 +1,6 @@
-"""Evaluation on held-out prompts: the same prompts and the same noise every time, with intervals.
+"""Evaluation on held-out prompts, with the same prompts and noise every time, and confidence intervals.
 
-Legend: p prompts, K samples of each.
+p is the number of prompts, K the number of samples per prompt.
 """
 
 from __future__ import annotations
@@ -45,23 +45,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ManyStepSolve:
-    """A rollout sampler with many steps, and how many prompts to draw with it."""
+    """A rollout sampler with many solver steps, and the number of prompts to sample with it."""
 
     rollout_sampler: RolloutSampler
     prompts: int
 
     @staticmethod
     def of(engine: Engine, guidance: float | None = None, micro_batch: int | None = None) -> ManyStepSolve | None:
-        """As the run file says, if it asks for it. Raises UserError for a random sampler: its solves need not agree."""
+        """Build from evaluation.many_step; None if it is not set.
+
+        Raises UserError for a stochastic sampler, whose few-step and many-step solutions need not agree.
+        """
         section = engine.config.evaluation.many_step
         if section is None:
             return None
         if not engine.evaluation_sampler.deterministic:
             used = engine.config.evaluation.sampler or engine.config.rollout.sampler
             raise UserError(
-                "evaluation.many_step: compares samples in few steps with the same samples in many, but the sampler of "
-                f"evaluation, {used.use}, is random; set evaluation.sampler to one that is not "
-                f"({samplers_such_that(engine.registry, lambda kind: kind.deterministic)}), or leave many_step out"
+                "evaluation.many_step: compares the same samples in few and in many steps, but the evaluation sampler "
+                f"{used.use} is random; set evaluation.sampler to a deterministic one "
+                f"({samplers_such_that(engine.registry, lambda kind: kind.deterministic)}), or remove this section"
             )
         rollout_sampler = engine.evaluation_rollout_sampler(
             steps=section.steps, guidance=guidance, micro_batch=micro_batch
@@ -70,13 +73,16 @@ class ManyStepSolve:
 
 
 class NotFiniteError(UserError):
-    """Nothing can be scored: all media have numbers that are not finite."""
+    """The media of all samples contain nan or inf, so nothing can be scored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One record per reward and per statistic of the media, first samples of some prompts as media, which may differ in
-    size, on the CPU with these prompts, and every score."""
+    """The result of an evaluation.
+
+    records: one per reward and per media statistic; media: first samples of some prompts, on the CPU, possibly of
+    different sizes; prompts: the prompts of `media`; samples: the scores of every sample.
+    """
 
     records: list[EvaluationRecord]
     media: Sequence[Tensor]
@@ -86,13 +92,14 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """What is evaluated, and with what; `evaluate` does it with the weights of a view.
+    """Samples held-out prompts and scores them; `evaluate` does so with one of the models.
 
-    prompts: p of them; members: samples K of each; draws: key of their noise; images: prompts whose first sample is
-    returned; many_step: also draw some samples in many steps, from the same noise, and compare
-    (`monitors.step_statistics`); processes: those that share the samples; each of them gets the whole evaluation.
-    exact: they share whole micro-batches, for numbers that are the same to the bit whatever their number; else samples,
-    as evenly as can be. Raises UserError if there are no prompts."""
+    prompts: p prompts; members: samples per prompt, K; draws: key of the noise; images: number of prompts whose first
+    sample is returned; many_step: also draw some samples from the same noise in many steps and compare
+    (`monitors.step_statistics`); processes: the ranks that the samples are split across; every rank gets the complete
+    evaluation. exact: split whole micro-batches, so that results are bit-identical for any world size; otherwise split
+    samples as evenly as possible. Raises UserError if there are no prompts.
+    """
 
     rollout_sampler: RolloutSampler
     scorer: Scorer
@@ -116,14 +123,14 @@ class Evaluator:
         interrupt: Callable[[], None] = lambda: None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Evaluation:
-        """Sample every prompt with the view's weights, score the samples and average; `iteration` is written down.
+        """Sample every prompt with a model, score the samples and average.
 
-        interrupt: called between micro-batches, and may raise; progress: with samples done and their number, of this
-        process. Raises UserError if a reward scored none of the samples; NotFiniteError if that is because no media
-        are finite.
+        iteration: stored in the records; interrupt: called between micro-batches, may raise; progress: called with the
+        number of finished samples and the total of this rank. Raises UserError if a reward scored none of the samples,
+        NotFiniteError if the reason is that no media are finite.
         """
         scored, shown, compared = self._draw(model, interrupt, progress)
-        self._hear_of_failures()
+        self._gather_failures()
 
         def record(label: str, role: Role, values: Tensor, prompts: Sequence[Prompt], **more: Any) -> EvaluationRecord:
             return evaluation_record(
@@ -146,8 +153,8 @@ class Evaluator:
         media = self.processes.all_gather_tensors(shown)
         return Evaluation(records, media, [self.prompts[i] for i in self._shown], self._lines(scored))
 
-    def _hear_of_failures(self) -> None:
-        """Have every process know what failed in the others, of which the main one alone is heard."""
+    def _gather_failures(self) -> None:
+        """Share reward failures among all ranks, because only the main process reports them."""
         known = self.scorer.failures
         for reason in [reason for reported in self.processes.all_gather_object(list(known)) for reason in reported]:
             if reason not in known:
@@ -156,20 +163,20 @@ class Evaluator:
 
     @property
     def _shown(self) -> list[int]:
-        """Numbers of the prompts whose first sample is returned."""
+        """Indices of the prompts whose first sample is returned."""
         return _evenly_spaced(len(self.prompts), self.images)
 
     @property
     def _solved_twice(self) -> list[int]:
-        """Numbers of the prompts whose first sample is drawn in many steps too."""
+        """Indices of the prompts whose first sample is also drawn in many steps."""
         return _evenly_spaced(len(self.prompts), self.many_step.prompts if self.many_step else 0)
 
     @cached_property
     def _samples(self) -> list[Sequence[int]]:
-        """Each process's samples, as numbers of the flat order."""
-        return self._cut(self.rollout_sampler, self.prompts, self.members)
+        """The sample numbers of each rank, in flat order."""
+        return self._split(self.rollout_sampler, self.prompts, self.members)
 
-    def _cut(self, rollout_sampler: RolloutSampler, prompts: Sequence[Prompt], members: int) -> list[Sequence[int]]:
+    def _split(self, rollout_sampler: RolloutSampler, prompts: Sequence[Prompt], members: int) -> list[Sequence[int]]:
         count = self.processes.count
         if self.exact:
             return [*partition_units(rollout_sampler.micro_batches(prompts, members), count)]
@@ -178,50 +185,53 @@ class Evaluator:
     def _draw(
         self, model: ModelName, interrupt: Callable[[], None], progress: Callable[[int, int], None]
     ) -> tuple[ScoredSamples, list[Tensor], list[Tensor]]:
-        """Every process draws its samples; each micro-batch is scored while the next one is drawn. All scores, and the
-        first samples that this process has drawn of prompts to be shown and of prompts to be solved twice."""
+        """Draw this rank's samples; each micro-batch is scored while the next one is drawn.
+
+        Returns the scores of all ranks, and this rank's first samples of the prompts to show and of the prompts to
+        solve twice.
+        """
         processes, scorer, samples = self.processes, self.scorer, self._samples
-        own = samples[processes.rank]
+        local = samples[processes.rank]
         shown: list[Tensor] = []
         compared: list[Tensor] = []
         try:
             scorer.expect(Layout(self.members, self.draws, samples, processes.rank))
             with processes.together(self.rollout_sampler.policy.finish):
                 for rollout in self.rollout_sampler.sample_groups(
-                    self.prompts, self.members, self.draws, model, samples=own
+                    self.prompts, self.members, self.draws, model, samples=local
                 ):
                     interrupt()
                     media = decoded_media(self.rollout_sampler.policy.backbone, rollout)
                     scorer.submit(media, rollout.prompts, interrupt, rollout.samples)
                     shown += _first_members(media, rollout.samples, self._shown, self.members)
                     compared += _first_members(media, rollout.samples, self._solved_twice, self.members)
-                    progress(rollout.samples[-1] + 1 - own[0], len(own))
+                    progress(rollout.samples[-1] + 1 - local[0], len(local))
             scorer.complete(processes, interrupt)
             with processes.together():
-                found_here = scorer.collect(interrupt) if own else None
-            return merged(found_here, processes, samples), shown, compared
+                local_scores = scorer.collect(interrupt) if local else None
+            return merged(local_scores, processes, samples), shown, compared
         except BaseException:
             scorer.discard()
             raise
 
     def _values(self, reward: Reward, scored: ScoredSamples, rows: Sequence[int]) -> Tensor:
-        """A reward's scores [rows, K]. Raises UserError if there are none."""
+        """The scores of a reward, [rows, K]. Raises UserError if all are missing."""
         values = scored.values[reward.label].view(len(self.prompts), self.members)[rows]
         if not bool(values.isnan().all()):
             return values
         if not_finite([reward], scored):
             raise NotFiniteError(f"evaluation: the media of all {values.numel()} samples are not finite")
-        said = self.scorer.failure_of(reward.label) or reasons_of([reward], scored)
-        why = said or "see the diagnostics of its samples"
-        raise UserError(f"evaluation: {reward.label} scored none of {values.numel()} samples: {why}")
+        reason = self.scorer.failure_of(reward.label) or reasons_of([reward], scored)
+        reason = reason or "see the diagnostics of its samples"
+        raise UserError(f"evaluation: {reward.label} scored none of {values.numel()} samples: {reason}")
 
     def _subscores(self, reward: Reward, scored: ScoredSamples, rows: Sequence[int]) -> dict[str, Tensor]:
-        """The components that a reward names, each [rows, K]."""
+        """The subscores of a reward by name, each [rows, K]."""
         named = subscore_values(scored.diagnostics[reward.label], scored.values[reward.label])
-        return {name: one.view(len(self.prompts), self.members)[rows] for name, one in named.items()}
+        return {name: values.view(len(self.prompts), self.members)[rows] for name, values in named.items()}
 
     def _statistics(self, scored: ScoredSamples) -> Iterator[tuple[str, Tensor]]:
-        """Statistics of the media by name, [p, 1] or [p, K]."""
+        """Media statistics by name, [p, 1] or [p, K]."""
         if self.members > 1:
             yield "diversity", diversity(scored.thumbnails, len(self.prompts)).double().cpu()[:, None]
         for name, statistic in scored.statistics.items():
@@ -230,35 +240,38 @@ class Evaluator:
     def _step_statistics(
         self, many_step: ManyStepSolve, compared: Sequence[Tensor], model: ModelName, interrupt: Callable[[], None]
     ) -> Iterator[tuple[str, Tensor]]:
-        """The same samples in many steps, `compared` with those in few: statistics by name, each [prompts, 1]."""
+        """Draw samples again in many steps and compare them with `compared`, the same samples in few steps.
+
+        Yields statistics by name, each [prompts, 1].
+        """
         drawn_by = {
-            i: rank for i in self._solved_twice for rank, own in enumerate(self._samples) if i * self.members in own
+            i: rank for i in self._solved_twice for rank, part in enumerate(self._samples) if i * self.members in part
         }
         solved_by = drawn_by
         if self.exact:
-            again = self._cut(many_step.rollout_sampler, [self.prompts[i] for i in self._solved_twice], 1)
-            solved_by = {self._solved_twice[k]: rank for rank, own in enumerate(again) for k in own}
-            here = [i for i, rank in drawn_by.items() if rank == self.processes.rank]
-            held = dict(zip(here, compared, strict=True))
-            compared = list(exchange_tensors(self.processes, held, drawn_by, solved_by).values())
-        mine = [i for i, rank in solved_by.items() if rank == self.processes.rank]
+            split = self._split(many_step.rollout_sampler, [self.prompts[i] for i in self._solved_twice], 1)
+            solved_by = {self._solved_twice[k]: rank for rank, part in enumerate(split) for k in part}
+            drawn = [i for i, rank in drawn_by.items() if rank == self.processes.rank]
+            local = dict(zip(drawn, compared, strict=True))
+            compared = list(exchange_tensors(self.processes, local, drawn_by, solved_by).values())
+        indices = [i for i, rank in solved_by.items() if rank == self.processes.rank]
         media: list[Tensor] = []
         with self.processes.together(many_step.rollout_sampler.policy.finish):
             for rollout in many_step.rollout_sampler.sample_groups(
-                [self.prompts[i] for i in mine], 1, self.draws, model, places=mine
+                [self.prompts[i] for i in indices], 1, self.draws, model, places=indices
             ):
                 interrupt()
                 media += decoded_media(many_step.rollout_sampler.policy.backbone, rollout).cpu()
-        found = _joined_step_statistics(compared, media)
-        said = self.processes.all_gather_object(
-            {name: statistic.double().tolist() for name, statistic in found.items()}
+        statistics = _joined_step_statistics(compared, media)
+        gathered = self.processes.all_gather_object(
+            {name: statistic.double().tolist() for name, statistic in statistics.items()}
         )
-        for name in next(part for part in said if part):
-            values = torch.tensor([v for part in said for v in part.get(name, ())], dtype=torch.float64)
+        for name in next(part for part in gathered if part):
+            values = torch.tensor([v for part in gathered for v in part.get(name, ())], dtype=torch.float64)
             yield name, values[:, None]
 
     def _lines(self, scored: ScoredSamples) -> list[dict[str, Any]]:
-        """Every sample's scores and diagnostics, prompt after prompt."""
+        """The scores and diagnostics of every sample, prompt by prompt."""
         values = {label: v.tolist() for label, v in scored.values.items()}
         lines = []
         for i in range(len(self.prompts) * self.members):
@@ -273,21 +286,21 @@ class Evaluator:
 
 
 def _evenly_spaced(total: int, count: int) -> list[int]:
-    """At most `count` numbers below `total`, evenly spread: prompts often come sorted by task."""
+    """Return at most `count` evenly spaced indices below `total`, because prompt files are often sorted by task."""
     count = min(count, total)
     return [i * total // count for i in range(count)]
 
 
 def _first_members(media: Tensor, samples: Sequence[int], prompts: Sequence[int], members: int) -> list[Tensor]:
-    """Of a micro-batch of these samples the first ones of these prompts, on the CPU."""
-    here = [samples.index(p * members) for p in prompts if p * members in samples]
-    return list(media[here].cpu()) if here else []
+    """Return the first samples of the given prompts that are in this micro-batch, on the CPU."""
+    rows = [samples.index(p * members) for p in prompts if p * members in samples]
+    return list(media[rows].cpu()) if rows else []
 
 
 def _joined_step_statistics(media: Sequence[Tensor], many_step: Sequence[Tensor]) -> dict[str, Tensor]:
-    """`monitors.step_statistics` of media that may differ in size; empty if there are none."""
-    found = [
+    """Compute `monitors.step_statistics` of media that may differ in size; empty without media."""
+    parts = [
         step_statistics(torch.stack(list(media[run])), torch.stack(list(many_step[run])))
-        for run in runs([one.shape for one in media])
+        for run in runs([sample.shape for sample in media])
     ]
-    return {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else ())}
+    return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}

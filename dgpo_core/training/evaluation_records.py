@@ -1,6 +1,6 @@
-"""The lines of evaluations.jsonl: means over prompts, by task and by source, with bootstrap intervals.
+"""Records of evaluations.jsonl: means over prompts, per task and per source, with bootstrap intervals.
 
-Legend: p prompts, K samples of each.
+p is the number of prompts, K the number of samples per prompt.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ Role = Literal["target", "monitor", "statistic"]
 
 
 def interval(strata: Sequence[np.ndarray], generator: np.random.Generator, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval of the unweighted mean of the strata's means; each stratum holds one value per prompt.
+    """Bootstrap interval (percentile method) of the unweighted mean of the strata's means.
 
-    Prompts are resampled within their stratum (samples of a prompt stay together), percentile method.
+    Each stratum holds one value per prompt. Prompts are resampled within their stratum; samples of a prompt stay
+    together.
     """
     means = np.zeros(RESAMPLES)
     for values in strata:
@@ -53,14 +54,16 @@ def evaluation_record(
     group_by: str | None = None,
     subscores: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> EvaluationRecord:
-    """Statistics of one reward, or of one statistic of the media; values, and the components by name, float64 [p, K],
-    nan where missing."""
+    """Build the record of one reward or media statistic.
+
+    values, and each entry of subscores: float64 [p, K], nan where missing.
+    """
     names = [str(p.metadata.get(group_by, "other")) if group_by else "all" for p in prompts]
     strata = _strata(values, names)
-    absent = [name for name, found in strata.items() if not len(found)]
+    absent = [name for name, means in strata.items() if not len(means)]
     if absent:
         log.warning("evaluation: no sample of %s could be scored; the mean is over the others", ", ".join(absent))
-    strata = {name: found for name, found in strata.items() if len(found)}
+    strata = {name: means for name, means in strata.items() if len(means)}
 
     key = draws.at("bootstrap", DRAW_KEYS.get(label, label))
 
@@ -68,9 +71,9 @@ def evaluation_record(
         return np.random.default_rng(key.at(name).generator().initial_seed())
 
     groups = {}
-    for name, found in strata.items():
-        low, high = interval([found], generator(name))
-        groups[name] = GroupScore(value=float(found.mean()), low=low, high=high, n=len(found))
+    for name, means in strata.items():
+        low, high = interval([means], generator(name))
+        groups[name] = GroupScore(value=float(means.mean()), low=low, high=high, n=len(means))
     low, high = interval(list(strata.values()), generator("overall"))
     return EvaluationRecord(
         iteration=iteration,
@@ -89,7 +92,7 @@ def evaluation_record(
             if source and not bool(values[rows].isnan().all())
         },
         subscores={
-            name: float(np.mean([found.mean() for found in _strata(subscore, names).values() if len(found)]))
+            name: float(np.mean([means.mean() for means in _strata(subscore, names).values() if len(means)]))
             for name, subscore in subscores.items()
             if not bool(subscore.isnan().all())
         },
@@ -97,15 +100,15 @@ def evaluation_record(
 
 
 def _of_source(values: Tensor, names: Sequence[str], generator: np.random.Generator) -> GroupScore:
-    """The score over the prompts of one source: the unweighted mean of its tasks."""
-    strata = [found for found in _strata(values, names).values() if len(found)]
+    """Score the prompts of one source: the unweighted mean over its tasks."""
+    strata = [means for means in _strata(values, names).values() if len(means)]
     low, high = interval(strata, generator)
-    mean = float(np.mean([found.mean() for found in strata]))
-    return GroupScore(value=mean, low=low, high=high, n=sum(len(found) for found in strata))
+    mean = float(np.mean([means.mean() for means in strata]))
+    return GroupScore(value=mean, low=low, high=high, n=sum(len(means) for means in strata))
 
 
 def _strata(values: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Values float64 [p, K] as means of the prompts that have any, by the task that each belongs to."""
+    """Average values, float64 [p, K], per prompt, and group the means by task; prompts without values are omitted."""
     per_prompt = values.nanmean(1).numpy()
     return {
         name: np.array([v for v, n in zip(per_prompt, names, strict=True) if n == name and v == v])

@@ -1,4 +1,4 @@
-"""Threads that ask rewards, each reward's calls in a executor of their own."""
+"""Thread pools that call rewards, one pool per reward model."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from typing import Any
 __all__ = ["RewardExecutor", "wait_for"]
 
 PATIENCE = 1.0
-"""Seconds that closing gives to a reward which is at work; one that takes longer is left behind."""
-LOOK = 0.1
-"""Seconds between two looks at whether the run was asked to stop, while it waits for a reward to make room."""
+"""Seconds that `close` waits for a running call; a call that takes longer is abandoned."""
+POLL_INTERVAL = 0.1
+"""Seconds between checks for a stop request while waiting for a reward."""
 
 
 def wait_for(future: Future[Any], interrupt: Callable[[], None]) -> None:
-    """Until a call has ended, one way or another."""
-    while not wait([future], timeout=LOOK).done:
+    """Wait until a call has returned, raised or been canceled; `interrupt` is called regularly and may raise."""
+    while not wait([future], timeout=POLL_INTERVAL).done:
         interrupt()
 
 
 class RewardExecutor:
-    """Threads that take calls in the order of their coming. Unlike an executor's, they keep no process alive whose
-    reward hangs."""
+    """Runs calls on threads, first in, first out.
+
+    Unlike the threads of `concurrent.futures`, these are daemon threads, so a hanging reward does not keep the process
+    alive.
+    """
 
     def __init__(self, threads: int, most: int | None = None) -> None:
-        """most: calls that may wait when `wait_for_room` returns."""
+        """most: largest number of queued calls at which `wait_for_room` returns; unlimited if None."""
         self._most = most
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._changed = threading.Condition()
@@ -38,7 +41,7 @@ class RewardExecutor:
             thread.start()
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
-        """Queue a call; the future has what it returns or raises."""
+        """Queue a call; return the future of its result."""
         future: Future[Any] = Future()
         with self._changed:
             if self._closed:
@@ -48,16 +51,16 @@ class RewardExecutor:
         return future
 
     def wait_for_room(self, interrupt: Callable[[], None]) -> None:
-        """Until at most `most` calls wait; `interrupt` is called now and then."""
+        """Wait until at most `most` calls are queued; `interrupt` is called regularly and may raise."""
         if self._most is None:
             return
         with self._changed:
             while len(self._calls) > self._most and not self._closed:
-                if not self._changed.wait(LOOK):
+                if not self._changed.wait(POLL_INTERVAL):
                     interrupt()
 
     def discard(self) -> None:
-        """Forget the calls that wait, and the media that they hold."""
+        """Cancel the queued calls and release their media."""
         with self._changed:
             dropped = list(self._calls)
             self._calls.clear()
@@ -66,7 +69,7 @@ class RewardExecutor:
             future.cancel()
 
     def close(self) -> None:
-        """End the threads once they have made every call."""
+        """Stop the threads once the queue is empty; wait at most `PATIENCE` seconds."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -91,4 +94,4 @@ class RewardExecutor:
                     future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
-            del item, future, call  # media must not outlive their scores
+            del item, future, call  # releases the media

@@ -1,4 +1,4 @@
-"""The training loop: roll out, score, weigh, optimize. Reads from top to bottom; parts are swapped, not subclassed."""
+"""The training loop: rollout, scoring, advantages, optimization. Components are replaced by plugins."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ __all__ = ["Loop"]
 
 
 class Loop:
-    """Iterations of a run, from where its state is, with evaluations and checkpoints between them.
+    """Runs the iterations of a run from its current state, with evaluations and checkpoints.
 
-    With several processes each of them has a loop, and all of these decide alike.
+    Each rank runs its own loop; all ranks reach the same decisions.
     """
 
     def __init__(self, run: Run, state: RunState, store: RunStore) -> None:
@@ -48,12 +48,15 @@ class Loop:
         self.phases = run.phases
 
     def train(self, max_iterations: int | None = None) -> Literal["finished", "interrupted"]:
-        """To the end, or `max_iterations` more. Raises RunStopped when it gives up, with what is whole saved."""
+        """Train to the end of the run, or for `max_iterations` iterations.
+
+        Raises RunStopped if the run cannot continue; the state after the last complete iteration is saved.
+        """
         state, last = self.state, self.config.run.iterations
         end = last if max_iterations is None else min(last, state.iteration + max_iterations)
         try:
             with self.saver.kept_on_failure():
-                self._evaluate_and_save()  # it may have been stopped between an iteration and its evaluation
+                self._evaluate_and_save()  # the run may have been stopped between an iteration and its evaluation
                 self._check_monitors()
                 while state.iteration < end and state.ended_by is None:
                     self._iterate()
@@ -69,7 +72,7 @@ class Loop:
         return "finished"
 
     def _iterate(self) -> None:
-        """One iteration: the four phases, then what is due at its end."""
+        """Run one iteration: the four phases, then the evaluation and checkpoint that are due."""
         started = time.perf_counter()
         self.phases.clear()
         self.run.callbacks.on_iteration_start(self.state.iteration)
@@ -83,7 +86,7 @@ class Loop:
             batch = compute_advantages(groups, self.config.advantages, self.run.weighting)
         record = self._optimize(groups, batch)
         seconds = time.perf_counter() - started
-        self.run.callbacks.on_metrics(record)  # before any process is waited for: if one is lost now, this is saved
+        self.run.callbacks.on_metrics(record)  # before the next collective, so that it is logged even if a rank is lost
         self.state.trained_seconds += (seconds := self.processes.broadcast_object(seconds))
         self._evaluate_and_save()
         memory = max(self.processes.all_gather_object(self.run.runtime.peak_memory()))
@@ -92,18 +95,18 @@ class Loop:
     # -- the phases ---------------------------------------------------------------------------------------------
 
     def _measure(self) -> None:
-        """Have a timestep policy look at the model, if it wants to."""
+        """Let the timestep policy measure the model, if it does so."""
         run, policy = self.run, self.run.timesteps
         if not policy.measures:
             return
         with self.phases.timed("measure"):
             model = run.rollout_model(run.optimizer.updates)
             policy.measure(run.probe(run.training_rollout_sampler, model), run.timestep_context(self.state.iteration))
-            if self.processes.count > 1:  # the last bits of a measurement must not part the processes
+            if self.processes.count > 1:  # the last bits of measurements may differ between ranks
                 policy.load_state_dict(self.processes.broadcast_object(policy.state_dict()))
 
     def sample_groups_and_score(self) -> ScoredGroups:
-        """Draw the groups of this iteration; each micro-batch is scored while the next one is drawn."""
+        """Sample and score the groups of this iteration; each micro-batch is scored while the next one is sampled."""
         run, rollout = self.run, self.config.rollout
         order = run.draws.at("prompt order")
         draws = run.draws.at("iteration", self.state.iteration, "rollout")
@@ -120,52 +123,53 @@ class Loop:
             self.phases.samples["rollout"] = self.phases.samples["score"] = rollout.groups * rollout.group_size
             groups = run.scorer.groups(scored, rollouts, prompts, self.config.scoring, self.config.advantages.epsilon)
             self._check_missing(groups.scored, scored)
-        except UserError:  # a condition medium that has changed must not cost the iterations before it
+        except UserError:  # such as a changed condition file; do not lose the iterations before it
             self.saver.save_completed_iteration()
             raise
         return groups
 
-    def _sample_groups(self, prompts: Sequence[Prompt], draws: Draws, own: Sequence[int]) -> list[Rollout]:
-        """This process's samples, handed to the rewards as they are drawn."""
+    def _sample_groups(self, prompts: Sequence[Prompt], draws: Draws, local: Sequence[int]) -> list[Rollout]:
+        """Draw this rank's samples and submit each micro-batch to the rewards."""
         run, rollouts, done = self.run, [], 0
         with self.phases.timed("rollout"), self.processes.together(run.policy.finish):
             for sampled in run.training_rollout_sampler.sample_groups(
                 prompts, self.config.rollout.group_size, draws, run.rollout_model(run.optimizer.updates),
-                samples=own, keep_path=run.objective.needs_path,
+                samples=local, keep_path=run.objective.needs_path,
             ):  # fmt: skip
                 run.stop.check()
                 media = decoded_media(run.backbone, sampled)
                 run.scorer.submit(media, sampled.prompts, run.stop.check, sampled.samples)
-                del media  # it lives no longer than it waits for its scores
+                del media  # only the scorer keeps a reference, until the media are scored
                 rollouts.append(sampled)
                 done += len(sampled.samples)
-                run.callbacks.on_progress("rollout", done, len(own))
-        waited = run.scorer.waited  # for rewards that are behind
+                run.callbacks.on_progress("rollout", done, len(local))
+        waited = run.scorer.waited  # for room in the queues of slow rewards
         self.phases.seconds["rollout"] -= waited
         self.phases.seconds["wait_for_scores"] += waited
         return rollouts
 
     def _score(self, samples: Sequence[Sequence[int]]) -> ScoredSamples:
-        """Wait for the scores of all processes' samples."""
-        scorer, stop, own = self.run.scorer, self.run.stop, samples[self.processes.rank]
+        """Wait for the scores of all ranks' samples."""
+        scorer, stop, local = self.run.scorer, self.run.stop, samples[self.processes.rank]
         with self.phases.timed("wait_for_scores"):
-            self.run.callbacks.on_progress("score", 0, len(own))
+            self.run.callbacks.on_progress("score", 0, len(local))
             scorer.complete(self.processes, stop.check)
             with self.processes.together():
-                mine = scorer.collect(stop.check) if own else None
-            scored = merged(mine, self.processes, samples)
+                local_scores = scorer.collect(stop.check) if local else None
+            scored = merged(local_scores, self.processes, samples)
         self.phases.seconds["score"] += sum(scored.seconds.values())
         self.phases.rewards = scored.seconds
         return scored
 
     def _optimize(self, groups: ScoredGroups, batch: TrainingBatch) -> MetricsRecord:
-        """The updates of this iteration, which is then over; its record."""
+        """Run the updates of this iteration, count it as finished, and return its record."""
         run, state, policy = self.run, self.state, self.run.timesteps
         draws, context = run.draws.at("iteration", state.iteration), run.timestep_context(state.iteration)
         with self.phases.timed("optimize"):
             bounds = policy.bounds(context)
             sigmas = policy.draw(self.config.timesteps.count, context, draws.at("timesteps"))
-            results = run.optimizer.step(batch, sigmas, draws.at("optimise"))  # the text of a key never changes
+            # "optimise" seeds the draws, so its spelling must not change.
+            results = run.optimizer.step(batch, sigmas, draws.at("optimise"))
             self.saver.check_weights()
             averages = metric_means([result.gradient for result in results], self.processes)
         state.iteration += 1
@@ -188,25 +192,25 @@ class Loop:
     # -- between iterations -------------------------------------------------------------------------------------
 
     def _evaluate_and_save(self) -> None:
-        """Evaluate and save what is due after the iterations that are finished, and not done yet."""
+        """Run the evaluation and save the checkpoint that are due after the finished iterations."""
         state, due = self.state, self.state.evaluation_due
         try:
             improved = due and self._evaluate()
         except NotFiniteError as error:
             if self.run.optimizer.updates == 0:
                 raise
-            what = f"the media of the evaluation of iteration {state.iteration}"
-            raise RunStopped(self.saver.standing().media(what)) from error
-        except UserError:  # a reward that fails here must not cost the iterations before it
+            media = f"the media of the evaluation of iteration {state.iteration}"
+            raise RunStopped(self.saver.standing().media(media)) from error
+        except UserError:  # such as a failing reward; do not lose the iterations before it
             self.saver.save_completed_iteration()
             raise
         saved = state.saved == state.iteration
-        behind = saved and due  # saved before the evaluation, which then failed: its log vouches for none
+        behind = saved and due  # the checkpoint was saved before this evaluation, so it does not cover its log lines
         if (state.checkpoint_due and not saved) or (improved and self.config.checkpoints.best) or behind:
             self.saver.save()
 
     def _evaluate(self) -> bool:
-        """Evaluate the configured view; True if the first reward is better than ever before."""
+        """Evaluate the configured model; return True if the first reward has its best value so far."""
         run, state, evaluator = self.run, self.state, self.run.evaluator
         assert evaluator is not None
         model = run.policy.available(self.config.evaluation.model)
@@ -226,49 +230,52 @@ class Loop:
         return improved
 
     def _check_missing(self, known: Tensor, samples: ScoredSamples) -> None:
-        """Raise RunStopped, the state saved, if more scores are missing than the run file allows, or all are."""
+        """Save the state and raise RunStopped if more scores are missing than scoring.max_missing allows, or all
+        are."""
         limit, rewards = self.config.scoring.max_missing, self.run.scorer.rewards
         found = missing_beyond(limit, rewards, known, samples)
         if found is None:
             return
-        share, why = found
+        share, reasons = found
         if not_finite(rewards, samples):
-            if share < 1 and self.run.optimizer.updates:  # where nothing else comes of them, they are not saved
+            if share < 1 and self.run.optimizer.updates:  # weights that yield only non-finite media are not saved
                 self.saver.save_if_behind()
-            what = f"{share:.0%} of the media of iteration {self.state.iteration + 1}"
-            raise RunStopped(self.saver.standing().media(what))
+            media = f"{share:.0%} of the media of iteration {self.state.iteration + 1}"
+            raise RunStopped(self.saver.standing().media(media))
         self.saver.save_if_behind()
         raise RunStopped(
             f"{share:.0%} of the scores of iteration {self.state.iteration + 1} are missing (limit "
-            f"scoring.max_missing = {limit:g}); the state is saved. {why}"
+            f"scoring.max_missing = {limit:g}); the state is saved. {reasons}"
         )
 
     def _check_monitors(self) -> None:
-        """Tell of monitors that left their tolerances while the target rose; raise RunStopped, the state saved, if told
-        to."""
+        """Warn if a monitor left its tolerance while the target rose.
+
+        With evaluation.monitors.alarm: stop, save the state and raise RunStopped.
+        """
         monitors = self.config.evaluation.monitors
-        if monitors.alarm == "off" or "evaluate" not in self.phases.seconds:  # raised once, not again by a resume
+        if monitors.alarm == "off" or "evaluate" not in self.phases.seconds:  # a resume does not repeat the alarm
             return
         lines = self.state.evaluations_after(self.state.monitors_changed)
-        found = alarms((line for line in lines if "role" in line), monitors.tolerances)  # older logs have none
+        found = alarms((line for line in lines if "role" in line), monitors.tolerances)  # older logs have no roles
         for alarm in found:
             self.run.callbacks.on_warning(str(alarm))
         if found and monitors.alarm == "stop":
             self.saver.save_if_behind()
             raise RunStopped(
-                f"{found[0]} (evaluation.monitors.alarm: stop; the state is saved, and {option('resume', True)} goes on "
+                f"{found[0]} (evaluation.monitors.alarm: stop; the state is saved, and {option('resume', True)} continues "
                 "to the next evaluation)"
             )
 
     def _check_skipped(self) -> None:
-        """Raise RunStopped, the state saved, if too many updates in a row were skipped."""
+        """Save the state and raise RunStopped if more updates in a row were skipped than optimizer.max_skipped."""
         skipped, limit = self.state.skipped_in_a_row, self.config.optimizer.max_skipped
         if skipped <= limit:
             return
         self.saver.save_if_behind()
         raise RunStopped(
             f"{skipped} updates in a row had non-finite losses or gradients and were skipped (limit "
-            f"optimizer.max_skipped = {limit}); the state is saved. A resume with a lower optimizer.learning_rate or "
-            f"precision.autocast: no may help, or a new run with a smaller objective.beta"
+            f"optimizer.max_skipped = {limit}); the state is saved. Resume with a lower optimizer.learning_rate or "
+            f"precision.autocast: no, or start a new run with a smaller objective.beta"
             f"{self.saver.standing().after_skipping()}"
         )

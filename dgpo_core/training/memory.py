@@ -1,4 +1,4 @@
-"""A device that runs out of memory: the work is done in halves, which gives the same result, and that is told."""
+"""Out-of-memory handling: repeat the work with half the batch size, which gives the same result, and report it."""
 
 from __future__ import annotations
 
@@ -41,31 +41,31 @@ SIGNS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-"""What a RuntimeError says that means memory: of torch's allocator for the CPU (Linux, Windows), of the driver, and of
-libraries that allocate by themselves."""
+"""Parts of RuntimeError messages that mean out of memory: torch's CPU allocator (Linux, Windows), the CUDA driver, and
+libraries with allocators of their own."""
 
 
 class TooLittleMemoryError(UserError):
-    """Not even a single sample fits."""
+    """A single sample does not fit into memory."""
 
 
 class OutOfMemory(DgpoError):
-    """A batch of a reward does not fit into the memory of its place; half of it may."""
+    """A batch of a reward does not fit into the memory of the reward's process; half of it may."""
 
     @staticmethod
     def alone(error: BaseException) -> OutOfMemory:
-        """That a single sample does not fit, as `error` says."""
+        """Return the error for a single sample that does not fit, with the text of `error`."""
         text = str(error) if isinstance(error, OutOfMemory) else error_text(error)
         return OutOfMemory(f"{ALONE}: {text.removeprefix(f'{ALONE}: ')}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a card or in the process."""
+    """Return whether an error means out of memory, on the GPU or in host memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemory):
         return True
     try:
         text = str(error) if isinstance(error, RuntimeError) else ""
-    except BaseException:  # the exceptions of others may raise when they are asked for their text
+    except BaseException:  # the __str__ of third-party exceptions may raise
         return False
     return any(sign in text for sign in SIGNS)
 
@@ -78,9 +78,10 @@ def attempt(
     *,
     smallest: int = 1,
 ) -> list[T]:
-    """[work(size)], or [] if memory ran out in it, which is then given back: half of the size may fit.
+    """Return [work(size)], or [] if it ran out of memory; cached memory is then freed, so half the size may fit.
 
-    smallest: the size below which there is none to try: `refused` of the error is raised; note: else told of the error.
+    smallest: the smallest size to try; if it does not fit, `refused(error)` is raised. note: called with the error if a
+    smaller size can be tried.
     """
     try:
         return [work(size)]
@@ -90,33 +91,33 @@ def attempt(
         if size <= smallest:
             raise refused(error) from error
         note(error)
-    free()  # outside of the `except`, which keeps the attempt's tensors alive
+    free()  # outside of the `except` block, whose traceback keeps the attempt's tensors alive
     return []
 
 
 def halving(
     work: Callable[[int], T], size: int, key: str, on_message: Callable[[str], None], *, again: bool = True
 ) -> tuple[T, int]:
-    """(work(size), size), with half the size whenever memory runs out.
+    """Run work(size) and return (result, size); halve the size whenever memory runs out.
 
-    `work` must leave nothing behind when it raises, or begin anew. key: the setting of the run file that `size` stands
-    for; tell: hears of it; again: whether the work may be begun anew. Raises TooLittleMemoryError if it may not, or if
-    a size of 1 does not fit.
+    `work` must be restartable after an error. key: the run file key of `size`, for messages; on_message: called when
+    the size is halved; again: whether the work may be restarted. Raises TooLittleMemoryError if it may not, or if a
+    size of 1 does not fit.
     """
     refused = TooLittleMemoryError(
         f"{key}: the device runs out of memory with a single sample; lower rollout.resolution, set "
-        "backbone.gradient_checkpointing: true or backbone.dtype: bfloat16, or take a smaller model "
-        "(`dgpo plan RUN.yaml --fit GIB` tells what fits)"
+        "backbone.gradient_checkpointing: true or backbone.dtype: bfloat16, or use a smaller model "
+        "(`dgpo plan RUN.yaml --fit GIB` shows what fits)"
         if again
-        else f"{key}: the device runs out of memory with {size} samples, and a model sharded across the processes "
-        f"cannot begin anew; set `{key}: {max(1, size // 2)}`"
+        else f"{key}: the device runs out of memory with {size} samples, and a model sharded across processes "
+        f"cannot retry with fewer; set `{key}: {max(1, size // 2)}`"
     )
     smallest = 1 if again else size
     while not (done := attempt(work, size, lambda error: refused, smallest=smallest)):
         size //= 2
         on_message(
-            f"out of memory: micro-batches are of {size} from here on, with the same result; `{key}: {size}` would "
-            "have saved the attempt"
+            f"out of memory: continuing with micro-batches of {size}, with the same result; set `{key}: {size}` to "
+            "avoid the failed attempt"
         )
     return done[0], size
 
@@ -128,7 +129,7 @@ def in_parts(
     refused: Callable[[BaseException], Exception],
     note: Callable[[BaseException], None] = lambda error: None,
 ) -> list[T]:
-    """[work(slice(start, stop))], or of its halves where memory runs out, and of the halves of those, in order."""
+    """Run work on slice(start, stop), recursively in halves if memory runs out; return the results in order."""
     done = attempt(lambda size: work(slice(start, stop)), stop - start, refused, note)
     if done:
         return done
@@ -137,15 +138,15 @@ def in_parts(
 
 
 def decoded_media(backbone: Backbone, rollout: Rollout) -> Tensor:
-    """What samples show, `decoded` by their backbone."""
+    """Decode the samples of a rollout to media with the backbone."""
     return contract_checks.media(backbone, decoded(backbone.decode, rollout.x0), rollout.prompts)
 
 
 def decoded(decode: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:
-    """decode(x0), in halves if memory runs out. Raises TooLittleMemoryError for a single latent."""
+    """Return decode(x0), in halves if memory runs out. Raises TooLittleMemoryError if a single latent does not fit."""
     refused = TooLittleMemoryError(
-        "decoding: the device runs out of memory with a single sample; lower rollout.resolution, or have the backbone "
-        "decode in smaller parts, if it has an option for that"
+        "decoding: the device runs out of memory with a single sample; lower rollout.resolution, or enable tiled "
+        "decoding, if the backbone has an option for it"
     )
     parts = in_parts(lambda part: decode(x0[part]), 0, len(x0), lambda error: refused)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -157,22 +158,21 @@ def in_halves(
     prompts: Sequence[Prompt],
     note: Callable[[BaseException], None] = lambda error: None,
 ) -> Scores:
-    """`score(media, prompts)`, `in_parts` where memory runs out: the scores that the reward gives for the halves, whose
-    last bits may be others than those of the whole.
+    """Return score(media, prompts), in halves if memory runs out; the last bits of such scores may differ.
 
-    note: told before each halving. Raises OutOfMemory where one sample alone does not fit. What fits is tried anew for
-    each batch, so that scores depend on the batch alone and not on those before it.
+    note: called with the error before each halving. Raises OutOfMemory if a single sample does not fit. Each batch is
+    first tried whole, so that scores do not depend on earlier batches.
     """
 
     def scores(part: slice) -> Scores:
         return check_scores(score(media[part], prompts[part]), len(prompts[part]))
 
-    found = in_parts(scores, 0, len(prompts), OutOfMemory.alone, note)
-    return found[0] if len(found) == 1 else joined(found)
+    parts = in_parts(scores, 0, len(prompts), OutOfMemory.alone, note)
+    return parts[0] if len(parts) == 1 else joined(parts)
 
 
 def free() -> None:
-    """Give back what a failed attempt held."""
+    """Free the memory of a failed attempt."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

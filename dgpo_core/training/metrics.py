@@ -1,5 +1,5 @@
-"""Numbers of an iteration as records of the log. What was computed and what it cost are kept apart: the first is the
-same after a resume, bit for bit."""
+"""Build the log records of an iteration. Metrics and timings are separate, because metrics are bit-identical after a
+resume."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ __all__ = ["evaluation_values", "flat", "metrics_record", "prompt_scores", "timi
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON knows no nan."""
+    """Return None for nan and inf, which JSON cannot represent."""
     return None if value is None or value != value or value in (float("inf"), float("-inf")) else value
 
 
 def _statistics(values: Tensor, subscores: Mapping[str, Tensor] | None = None) -> RewardStatistics:
-    """Of float64 values with nan where missing, and of the components that they are made of."""
+    """Compute the statistics of float64 values, nan where missing, and of their subscores."""
     present = values[~values.isnan()]
     if not present.numel():
         return RewardStatistics(mean=None, std=None, missing=values.numel())
-    means = {name: _finite(float(one.nanmean())) for name, one in (subscores or {}).items()}
+    means = {name: _finite(float(of_name.nanmean())) for name, of_name in (subscores or {}).items()}
     return RewardStatistics(
         mean=float(present.mean()),
         std=float(present.std(correction=0)),
@@ -61,14 +61,14 @@ def metrics_record(
     sigma_range: tuple[float, float],
     timesteps: Mapping[str, float],
 ) -> MetricsRecord:
-    """One line of metrics.jsonl, of the iteration that was finished last."""
+    """Build the line of metrics.jsonl for the last finished iteration."""
     useful_groups = informative(groups.rewards, groups.scored)
     known = {"sigmoid", "clip_fraction", "dsm", "dsm_reference", "kl"}
     useful = batch.residual[useful_groups]
     return MetricsRecord(
         iteration=state.iteration,
         updates=state.updates,
-        reward=_statistics(groups.summed),  # normalized rewards have a mean of 0 whatever is learned
+        reward=_statistics(groups.summed),  # not the normalized rewards, whose mean is always 0
         rewards={
             label: _statistics(
                 values[groups.asked[label]] if label in groups.asked else values, groups.subscores.get(label)
@@ -100,22 +100,22 @@ def metrics_record(
 
 
 def _sources(groups: ScoredGroups, useful_groups: Tensor) -> dict[str, SourceStatistics]:
-    found = {}
+    sources = {}
     for name, rows in by_source(groups.prompts).items():
         if name:
-            one = _statistics(groups.summed[rows])
-            found[name] = SourceStatistics(
+            reward = _statistics(groups.summed[rows])
+            sources[name] = SourceStatistics(
                 groups=len(rows),
-                mean=one.mean,
-                std=one.std,
-                missing=one.missing,
+                mean=reward.mean,
+                std=reward.std,
+                missing=reward.missing,
                 zero_variance_groups=int((~useful_groups[rows]).sum()),
             )
-    return found
+    return sources
 
 
 def timing_record(iteration: int, total: float, phases: Phases, peak_memory: int) -> TimingRecord:
-    """One line of timings.jsonl."""
+    """Build the line of timings.jsonl for an iteration."""
     samples = phases.samples
     return TimingRecord(
         iteration=iteration,
@@ -133,7 +133,7 @@ def timing_record(iteration: int, total: float, phases: Phases, peak_memory: int
 
 
 def flat(record: MetricsRecord | TimingRecord) -> dict[str, float]:
-    """Numbers of a record under dotted keys."""
+    """Flatten the numbers of a record to dotted keys."""
     flat: dict[str, float] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -148,7 +148,7 @@ def flat(record: MetricsRecord | TimingRecord) -> dict[str, float]:
 
 
 def evaluation_values(records: Sequence[EvaluationRecord]) -> dict[str, float]:
-    """Scores of an evaluation, and of its tasks, under dotted keys."""
+    """Return the scores of an evaluation and of its tasks under dotted keys."""
     values = {f"evaluation.{r.reward}": r.value for r in records}
     for r in records:
         values |= {f"evaluation.{r.reward}.{name}": group.value for name, group in r.groups.items()}
@@ -162,7 +162,7 @@ def prompt_scores(
     iteration: int,
     model: str,
 ) -> PromptScores:
-    """Scores of an evaluation prompt by prompt; `samples` are those of `Evaluation`, prompt after prompt."""
+    """Average the scores of an evaluation per prompt; `samples` are those of `Evaluation`, prompt by prompt."""
     members = len(samples) // len(prompts)
 
     def mean(label: str, prompt: int) -> float | None:

@@ -1,4 +1,4 @@
-"""The models that an objective compares at a micro-batch: the policy, and beside it the base and the fast EMA."""
+"""Predictions of the models that an objective compares: the policy, the base model and the fast EMA."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Models"]
 
 @dataclass(frozen=True)
 class Models:
-    """Predictions of the views of a policy, as an objective and its section want them."""
+    """Computes the predictions of a policy's models that the objective and its section require."""
 
     config: RunConfig
     policy: Policy
@@ -34,12 +34,15 @@ class Models:
 
     @property
     def _guidance(self) -> float:
-        """Probabilities of a guided sampler's steps are those of its guided velocity, so that is what is trained."""
+        """The guidance scale in training: path objectives use step probabilities, which depend on the guided
+        velocity."""
         return self.config.rollout.guidance if self.objective.needs_path else 1.0
 
     def others(self, *, statistic_only: bool = False) -> list[ModelName]:
-        """The models to run beside the policy, for the loss or for the statistic alone. Each runs once, whatever the
-        number of its uses: a frozen reference is the base, a dynamic one the fast EMA."""
+        """The models to run besides the policy, for the loss or for the statistic alone.
+
+        Each model runs once, even if it has two uses: a frozen reference is the base, a dynamic one the fast EMA.
+        """
         objective, dynamic = self.objective, self.config.objective.reference == "ema_fast"
         wanted: dict[ModelName, bool] = {
             "ema_fast": (objective.needs_old and not statistic_only) or (objective.needs_reference and dynamic),
@@ -49,25 +52,26 @@ class Models:
 
     @torch.no_grad()
     def at(self, update: Update, members: Members, t: int, *, statistic_only: bool = False) -> MicroBatch:
-        """The members at one timestep, with the other models' predictions."""
+        """Return the members at one timestep with the other models' predictions."""
         b = update.at(members, t)
-        found: dict[str, Tensor] = {}
+        predictions: dict[str, Tensor] = {}
         for model in self.others(statistic_only=statistic_only):
-            # At most one of the two is not 1.
+            # At most one of the two scales is not 1.
             guidance = max(self._guidance, self.config.objective.kl_cfg) if model == "base" else self._guidance
             with self.policy.activate(model):
-                found["old" if model == "ema_fast" else model] = self._velocity(b, guidance)
+                predictions["old" if model == "ema_fast" else model] = self._velocity(b, guidance)
         if self.objective.needs_reference:
-            found["reference"] = found["old" if self.config.objective.reference == "ema_fast" else "base"]
-        return replace(b, others=found, loss_weight=contract_checks.loss_weight(self.policy.backbone, b.sigma))
+            dynamic = self.config.objective.reference == "ema_fast"
+            predictions["reference"] = predictions["old" if dynamic else "base"]
+        return replace(b, others=predictions, loss_weight=contract_checks.loss_weight(self.policy.backbone, b.sigma))
 
     def predictions(self, b: MicroBatch) -> Predictions:
-        """What the objective sees, with the prediction of the active model."""
+        """Return the objective's input, with the prediction of the active model as `velocity`."""
         return b.predictions(self._velocity(b, self._guidance))
 
     def _velocity(self, b: MicroBatch, guidance: float) -> Tensor:
-        """Autocast is entered anew for every model: it caches its casts by the parameter, whose data are another
-        model's now. Texts are encoded outside of it, as everywhere."""
+        # Autocast is entered for each model, because its cache is keyed by parameters, whose data change with the
+        # model. Prompts are always encoded outside of autocast.
         unconditional = self.conditioning.unconditional(b.members.prompts) if guidance != 1.0 else None
         with self.autocast():
             return self.policy.velocity(b.x_sigma, b.sigma, b.members.conditioning, unconditional, guidance)

@@ -1,8 +1,8 @@
-"""Guards against reward hacking: what media look like, whatever is rewarded, and when to be alarmed.
+"""Reward hacking monitors: label-free media statistics, and alarms.
 
-A reward that rises while the images get worse is being gamed. Label-free statistics of the media and rewards that are
-not trained on ("monitors") show it; an alarm is raised when the target has risen since the first evaluation while
-a monitor has left its tolerance. Pure: tensors and records in, numbers out.
+A target reward that rises while the images get worse is being exploited. Media statistics and rewards that are not
+trained on ("monitors") reveal this: an alarm is raised when the target has risen since the first evaluation while a
+monitor has left its tolerance. All functions are pure.
 """
 
 from __future__ import annotations
@@ -31,17 +31,20 @@ __all__ = [
 ]
 
 DARK = 0.1
-"""Luma below which a pixel is dark."""
+"""Luma below which a pixel counts as dark."""
 EDGE = 0.1
-"""Difference of luma to the right or lower neighbor above which a pixel is on an edge."""
+"""Luma difference to the right or lower neighbor above which a pixel counts as an edge."""
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """A statistic of media: what it is, the share of its first value that is its default tolerance, and whether a rise
-    is as suspicious as a fall."""
+    """A media statistic.
+
+    summary: what it measures; tolerance: the default tolerance, as a fraction of the first value; both_ways: whether a
+    rise counts as well as a fall.
+    """
 
     summary: str
     tolerance: float
@@ -57,17 +60,18 @@ STATISTICS: Mapping[str, Statistic] = {
     "many_step_sharpness": Statistic("sharpness in many steps", 0.5, both_ways=True),
 }
 PIXELWISE = ("saturation", "edge_density", "dark_pixels")
-"""Statistics of single samples; the others compare samples: of a prompt, or in a few steps and in many."""
+"""Statistics of single samples; the others compare the samples of a prompt, or few-step with many-step samples."""
 SMALLEST_TOLERANCE = 0.05
-"""A statistic near 0 may move so far, in its own units, whatever share of its first value that is."""
+"""Lower bound of a statistic's tolerance, in the statistic's units, for first values near 0."""
 
 
 def media_statistics(media: Tensor) -> dict[str, Tensor]:
-    """Label-free statistics of each sample, name to float32 [B] in [0, 1], on the media's device.
+    """Compute label-free statistics of each sample: name -> float32 [B] in [0, 1], on the media's device.
 
-    media [B, 3, H, W] or [B, F, 3, H, W], float in [0, 1] (clamped, nan as 0); frames of a video are averaged.
-    saturation: mean of (max - min) / max over channels, 0 for black; edge_density: share of pixels whose luma differs
-    from that of the right or lower neighbor by more than `EDGE`; dark_pixels: share with a luma below `DARK`.
+    media: [B, 3, H, W] or [B, F, 3, H, W], float in [0, 1] (clamped, nan becomes 0); video frames are averaged.
+    saturation: mean of (max - min) / max over channels, 0 for black; edge_density: fraction of pixels whose luma
+    differs from that of the right or lower neighbor by more than `EDGE`; dark_pixels: fraction with a luma below
+    `DARK`.
     """
     frames = _clean(media if media.dim() == 5 else media.unsqueeze(1))
     if not frames.numel():
@@ -86,22 +90,23 @@ def media_statistics(media: Tensor) -> dict[str, Tensor]:
 
 
 def _clean(media: Tensor) -> Tensor:
-    """Colors as float32 in [0, 1]."""
+    """Convert to float32 in [0, 1]."""
     return media.float().nan_to_num(0.0, 1.0, 0.0).clamp(0, 1)
 
 
 def _luma(media: Tensor) -> Tensor:
-    """[..., 3, H, W] to [..., H, W]."""
+    """Compute luma: [..., 3, H, W] -> [..., H, W]."""
     return (media * media.new_tensor(LUMA).view(3, 1, 1)).sum(-3)
 
 
 def step_statistics(media: Tensor, many_step: Tensor) -> dict[str, Tensor]:
-    """What solving the flow in few steps does to samples; `media` in few and `many_step` in many, of the same noise.
+    """Compare samples solved in few steps (`media`) with the same samples solved in many steps from the same noise.
 
-    Both [B, 3, H, W] or [B, F, 3, H, W], float in [0, 1] (clamped, nan as 0); name to float32 [B]. step_disagreement:
-    root mean square of the difference of pixels; many_step_sharpness: root mean square of the difference of luma
-    between neighboring pixels of `many_step` (0 where there are none), which falls with blur and rises with noise and
-    ringing."""
+    Both are [B, 3, H, W] or [B, F, 3, H, W], float in [0, 1] (clamped, nan becomes 0). Returns name -> float32 [B].
+    step_disagreement: root mean square of the pixel difference; many_step_sharpness: root mean square of the luma
+    difference between neighboring pixels of `many_step` (0 without neighbors), which falls with blur and rises with
+    noise and ringing.
+    """
     media, many_step = _clean(media), _clean(many_step)
     luma = _luma(many_step)
     neighbors = torch.cat([luma.diff(dim=-1).flatten(1), luma.diff(dim=-2).flatten(1)], 1)
@@ -113,7 +118,7 @@ def step_statistics(media: Tensor, many_step: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """The target has risen while a monitor left its tolerance; values at the first evaluation and now."""
+    """The target rose while a monitor left its tolerance; changes are (value at the first evaluation, value now)."""
 
     iteration: int
     target: str
@@ -128,42 +133,41 @@ class Alarm:
         return (
             f"alarm after iteration {self.iteration}: {self.target} rose from {before:.3f} to {after:.3f} while "
             f"{self.monitor} {way} from {was:.3f} to {now:.3f} (tolerance {self.tolerance:.3f}): a sign of reward "
-            "hacking; look "
-            "at the images"
+            "hacking; look at the images"
         )
 
 
-def _sound(lines: Iterable[Mapping[str, Any]]) -> Iterator[EvaluationRecord]:
-    """The lines that say what they should; a damaged one must not end a run that goes on without it."""
+def _valid(lines: Iterable[Mapping[str, Any]]) -> Iterator[EvaluationRecord]:
+    """Parse the lines; skip invalid ones, because a damaged log line must not end the run."""
     for line in lines:
         with contextlib.suppress(ValidationError):
             yield EvaluationRecord.model_validate(line)
 
 
 def alarms(lines: Iterable[Mapping[str, Any]], tolerances: Mapping[str, float]) -> list[Alarm]:
-    """Alarms of the last evaluation, compared with the first one; empty if there is only one.
+    """Return the alarms of the last evaluation compared with the first one; empty if there is only one evaluation.
 
-    lines: every line of a run's evaluations.jsonl, in order; the first of each evaluation is the target. tolerances:
-    label to the change, in the monitor's own units, that is let pass; where none is given it is 0 for a reward and a
-    share of the first value for a statistic. A change counts only if the two 95 % intervals do not overlap, so that
-    noise raises no alarm."""
-    records = sorted(_sound(lines), key=lambda record: record.iteration)
+    lines: the lines of a run's evaluations.jsonl, in order; the first line of each evaluation is the target.
+    tolerances: label -> allowed change in the monitor's units; by default 0 for a reward and a fraction of the first
+    value for a statistic. A change counts only if the two 95% intervals do not overlap, so that noise raises no alarm.
+    """
+    records = sorted(_valid(lines), key=lambda record: record.iteration)
     base: dict[str, EvaluationRecord] = {}
     for record in records:
-        base.setdefault(record.reward, record)  # a monitor that was added later has its first value there
+        base.setdefault(record.reward, record)  # also for a monitor that was added by a resume
     last = [record for record in records if record.iteration == records[-1].iteration]
     after = next((record for record in last if record.role == "target"), None)
     if after is None or after.value <= base[after.reward].value:
         return []
     before = base[after.reward]
-    found = []
+    found_alarms = []
     for now in last:
         was = base[now.reward]
         if now.role == "target" or was is now:
             continue
         tolerance = tolerance_of(now.reward, now.role, was.value, tolerances)
         if has_left(now.reward, was, now, tolerance):
-            found.append(
+            found_alarms.append(
                 Alarm(
                     iteration=now.iteration,
                     target=after.reward,
@@ -173,11 +177,11 @@ def alarms(lines: Iterable[Mapping[str, Any]], tolerances: Mapping[str, float]) 
                     tolerance=tolerance,
                 )
             )
-    return found
+    return found_alarms
 
 
 def tolerance_of(name: str, role: str, first: float, tolerances: Mapping[str, float]) -> float:
-    """The change of a monitor, in its own units, that is let pass; `first` is its value at the first evaluation."""
+    """Return the allowed change of a monitor, in its units; `first` is its value at the first evaluation."""
     if name in tolerances:
         return tolerances[name]
     if role != "statistic":
@@ -186,8 +190,8 @@ def tolerance_of(name: str, role: str, first: float, tolerances: Mapping[str, fl
 
 
 def has_left(name: str, was: GroupScore, now: GroupScore, tolerance: float) -> bool:
-    """Whether a monitor moved by more than its tolerance, and beyond both intervals: down, or a statistic either
-    way."""
+    """Return whether a monitor fell by more than its tolerance with disjoint intervals; some statistics may also
+    rise."""
     both_ways = name in STATISTICS and STATISTICS[name].both_ways
     fell = now.value < was.value - tolerance and now.high < was.low
     rose = both_ways and now.value > was.value + tolerance and now.low > was.high

@@ -1,4 +1,4 @@
-"""What a run says when updates have corrupted its weights: which one, what to lower, which checkpoint to go on from."""
+"""Messages for non-finite weights and media: the responsible update, what to lower, and which checkpoint to use."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Standing"]
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a run stands.
+    """The progress of a run and its checkpoints.
 
-    iteration, updates: done so far; saved: the iteration of the newest checkpoint; rate: the learning rate of the last
-    update; clipped: whether optimizer.max_grad_norm is set; last_update: the iteration of the last update that was not
-    skipped; checkpoints: their directories, oldest first.
+    iteration, updates: numbers finished so far; saved: the iteration of the newest checkpoint; rate: learning rate of
+    the last update; clipped: whether optimizer.max_grad_norm is set; last_update: the iteration of the last update that
+    was not skipped; checkpoints: checkpoint directories, oldest first.
     """
 
     iteration: int
@@ -30,51 +30,53 @@ class Standing:
 
     @property
     def before(self) -> int | None:
-        """The newest checkpoint from before the last update."""
+        """The iteration of the newest checkpoint before the last update."""
         return max((int(path.name) for path in self.checkpoints if int(path.name) < self.last_update), default=None)
 
     def after_skipping(self) -> str:
-        """What to do if the weights themselves are why updates are skipped; nothing if no checkpoint is older."""
+        """Advice if the weights are the reason why updates are skipped; empty without an older checkpoint."""
         if self.before is None:
             return ""
         return (
-            f". If it stops again at once, the update of iteration {self.last_update} has corrupted the weights: the "
-            f"checkpoint of iteration {self.before} is kept too, and is resumed from once later ones are moved away"
+            f". If the run stops again at once, the update of iteration {self.last_update} has corrupted the weights: "
+            f"the checkpoint of iteration {self.before} is kept too; move later ones away to resume from it"
         )
 
     def weights(self) -> str:
-        """The last update has made weights that are no numbers."""
+        """The message for an update that made the weights non-finite."""
         return (
             f"in iteration {self.iteration + 1} update {self.updates}, with a learning rate of {self.rate:g}, made "
             "weights that are not finite, or too large to compute with: they are not saved. Lower "
-            f"optimizer.learning_rate (a resume may change it){self._and_a_norm('set ')}; the checkpoint of iteration "
-            f"{self.saved} is kept, and {option('resume', True)} goes on from it"
+            f"optimizer.learning_rate (a resume may change it){self._and_max_norm('set ')}; the checkpoint of iteration "
+            f"{self.saved} is kept, and {option('resume', True)} continues from it"
         )
 
-    def media(self, what: str) -> str:
-        """`what`, such as media of an iteration, is not finite though the weights are. They may be saved already: the
-        checkpoint before is kept until a checkpoint's weights have drawn something."""
+    def media(self, media: str) -> str:
+        """The message for media that are not finite although the weights are; `media` names them, in the plural.
+
+        The weights may be saved already: the checkpoint before is kept until samples were drawn with the new weights.
+        """
         if self.updates == 0:
             return (
-                f"{what} are not finite, with the base model's own weights: look at backbone.dtype, precision and "
+                f"{media} are not finite, with the base model's weights: check backbone.dtype, precision and "
                 "rollout.guidance"
             )
-        said = (
-            f"{what} are not finite: {self.updates} {'update' if self.updates == 1 else 'updates'}, the last with a "
+        problem = (
+            f"{media} are not finite: {self.updates} {'update' if self.updates == 1 else 'updates'}, the last with a "
             f"learning rate of {self.rate:g}, have corrupted the weights. "
         )
-        lower = f"a lower optimizer.learning_rate{self._and_a_norm()}"
+        lower = f"a lower optimizer.learning_rate{self._and_max_norm()}"
         if self.saved != self.iteration:
             return (
-                f"{said}They are not saved: the checkpoint of iteration {self.saved} is kept, and a resume with "
-                f"{lower} goes on from it"
+                f"{problem}They are not saved: the checkpoint of iteration {self.saved} is kept; resume from it with "
+                f"{lower}"
             )
         if self.before is None:
-            return f"{said}There is no checkpoint from before; begin again, with another run.name and {lower}"
+            return f"{problem}There is no earlier checkpoint; start again with another run.name and {lower}"
         return (
-            f"{said}The checkpoint of iteration {self.before} is kept: move {self.checkpoints[-1]} away, and a resume "
-            f"with {lower} goes on from there"
+            f"{problem}The checkpoint of iteration {self.before} is kept: move {self.checkpoints[-1]} away and resume "
+            f"with {lower}"
         )
 
-    def _and_a_norm(self, phase: str = "") -> str:
-        return "" if self.clipped else f" and {phase}optimizer.max_grad_norm, which is null"
+    def _and_max_norm(self, verb: str = "") -> str:
+        return "" if self.clipped else f" and {verb}optimizer.max_grad_norm, which is null"

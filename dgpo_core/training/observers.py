@@ -1,4 +1,4 @@
-"""The callbacks that every run has: its logs, its trackers, the observers of plugins."""
+"""The callbacks of every run: log files, experiment trackers and plugin observers."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ __all__ = ["Logs", "PluginObservers", "Trackers"]
 
 
 class Logs(Callback):
-    """Writes what is in the run's directory besides checkpoints: logs, scores, images, the outcome."""
+    """Writes the logs, scores, images and outcome to the run directory."""
 
     def __init__(self, directory: RunDirectory, state: RunState) -> None:
         self.directory = directory
         self.state = state
 
     def on_metrics(self, metrics: MetricsRecord) -> None:
-        """A line of metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
         self.directory.append("metrics.jsonl", metrics.model_dump(mode="json"))
 
     def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
-        """A line of timings.jsonl, for which the checkpoint of this iteration vouches, if there is one."""
+        """Append a line to timings.jsonl, and update the training time in this iteration's checkpoint, if there is
+        one."""
         self.directory.append("timings.jsonl", timing.model_dump(mode="json"))
         if self.state.saved == self.state.iteration:
             self.directory.set_clock(self.state.iteration, self.state.trained_seconds)
 
     def on_evaluation(self, evaluation: Evaluation, scores: PromptScores) -> None:
-        """Images, scores prompt by prompt, lines of evaluations.jsonl."""
+        """Write the images and the scores per prompt, and append to evaluations.jsonl."""
         if evaluation.media:
             images = self.directory.path / "images" / f"{scores.iteration:06d}"
             write_images(images, evaluation.media, evaluation.prompts)
@@ -48,45 +49,45 @@ class Logs(Callback):
         self.directory.append("evaluations.jsonl", *(record.model_dump(mode="json") for record in evaluation.records))
 
     def on_end(self, outcome: OutcomeRecord) -> None:
-        """outcome.json."""
+        """Write outcome.json."""
         self.directory.conclude(outcome)
 
 
 class Trackers(Callback):
-    """Sends numbers to the trackers of the run file."""
+    """Logs to the experiment trackers of the run file."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
 
     def on_start(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
-        """Open them: from here on they write."""
+        """Start the trackers."""
         self.runtime.start_trackers()
 
     def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
-        """What was computed, and what it cost."""
+        """Log metrics and timings."""
         self.runtime.track(flat(metrics) | flat(timing), metrics.iteration)
 
     def on_evaluation(self, evaluation: Evaluation, scores: PromptScores) -> None:
-        """Scores, and those of tasks."""
+        """Log the scores, also per task."""
         self.runtime.track(evaluation_values(evaluation.records), scores.iteration)
 
 
 class PluginObservers(Callback):
-    """Calls the life-cycle hooks of plugins (`hookspecs`)."""
+    """Calls the lifecycle hooks of plugins (`hookspecs`)."""
 
     def __init__(self, registry: Registry, run: RunInfo) -> None:
         self.registry = registry
         self.run = run
 
     def on_start(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
-        """dgpo_run_started."""
+        """Call dgpo_run_started."""
         self.registry.notify("dgpo_run_started", run=self.run)
 
     def on_metrics(self, metrics: MetricsRecord) -> None:
-        """dgpo_iteration_finished."""
+        """Call dgpo_iteration_finished."""
         record = metrics.model_dump(mode="json")
         self.registry.notify("dgpo_iteration_finished", run=self.run, iteration=metrics.iteration, metrics=record)
 
     def on_end(self, outcome: OutcomeRecord) -> None:
-        """dgpo_run_finished."""
+        """Call dgpo_run_finished."""
         self.registry.notify("dgpo_run_finished", run=self.run, outcome=outcome.outcome)

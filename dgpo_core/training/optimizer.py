@@ -1,4 +1,4 @@
-"""Updates of the policy's weights: the gradient of some groups, AdamW, the moving averages."""
+"""Updates of the policy's weights: gradient accumulation, AdamW and the moving averages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dgpo_core.flow.paths import PathSteps
 from dgpo_core.flow.sizes import bucket
 from dgpo_core.training.accumulation import Accumulated, Accumulation
 from dgpo_core.training.adamw import learning_rate, make_adamw, restore, state_of
-from dgpo_core.training.microbatches import Update, active_members, shared
+from dgpo_core.training.microbatches import Update, active_members, local_members
 from dgpo_core.training.models import Models
 from dgpo_core.types import TrainingBatch
 
@@ -31,7 +31,7 @@ __all__ = ["Optimizer", "UpdateResult"]
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """What one update did. grad_norm is before clipping; nan-free only if `skipped` is False."""
+    """The result of one update. grad_norm is before clipping, and finite unless `skipped`."""
 
     skipped: bool
     grad_norm: float
@@ -40,10 +40,10 @@ class UpdateResult:
 
 
 class Optimizer:
-    """AdamW on the policy's weights, fed with the objective's gradient.
+    """Updates the policy's weights with AdamW and the gradient of the objective.
 
-    sampler: the one that drew the paths, for objectives that need them; look: the values of a tensor of the device,
-    which an update asks for once, at its end. For the others see `Accumulation`.
+    sampler: the sampler that drew the paths, for objectives that need them; look: reads a tensor's values from the
+    device, once per update. For the other arguments see `Accumulation`.
     """
 
     def __init__(
@@ -76,21 +76,21 @@ class Optimizer:
         self.updates = 0
         self._interrupt = interrupt
         self._look = look
-        if self.section.bits == 8 and policy.sharded:
-            raise UserError("optimizer.bits: weights that run.shard spreads over processes have moments of 32 bits")
+        if self.section.bits == 8 and policy.weights_sharded:
+            raise UserError("optimizer.bits: 8-bit moments are not supported for weights sharded by run.shard; use 32")
         self.adamw = make_adamw(policy.parameters.values(), self.section)
 
     @property
     def micro_batch(self) -> int:
-        """Members at a time, which become fewer where memory runs out."""
+        """Members per micro-batch, halved when memory runs out."""
         return self.accumulation.micro_batch
 
     # -- one iteration ------------------------------------------------------------------------------------------
 
     def step(self, batch: TrainingBatch, sigmas: Tensor, draws: Draws) -> list[UpdateResult]:
-        """All updates of an iteration: its groups are split evenly, every update takes all timesteps [T].
+        """Run all updates of an iteration: groups are split evenly over updates, each update uses all timesteps [T].
 
-        Raises Interrupted if this process, or another, was asked to stop before the first of them was made.
+        Raises Interrupted if any rank was asked to stop before the first update was made.
         """
         groups = len(batch.prompts)
         size = groups // self.section.updates
@@ -102,30 +102,30 @@ class Optimizer:
         return results
 
     def prepare(self, batch: TrainingBatch, groups: range, sigmas: list[float], draws: Draws) -> Update:
-        """What an update from some groups of the batch works on: all that has to be known on the host."""
+        """Prepare the host-side data of an update from some groups of the batch."""
         active = active_members(batch, groups, skip_zero_weights=self.objective.skips_zero_weights)
         count, processes = sum(map(len, active)), self.processes
-        own, split = shared(batch, groups, active, self.section.updates, processes.rank, processes.count)
+        local, split = local_members(batch, groups, active, self.section.updates, processes.rank, processes.count)
         steps = None
         if self.objective.needs_path:
             assert self.sampler is not None
             assert batch.paths
             steps = PathSteps(batch.paths, self.sampler)
         return Update(
-            batch, groups, own, split, [bucket(self.policy.backbone, batch.prompts[g]) for g in groups], sigmas, draws,
-            self.conditioning.rows, steps, self.config.timesteps.shared_noise,
+            batch, groups, local, split, [bucket(self.policy.backbone, batch.prompts[g]) for g in groups], sigmas,
+            draws, self.conditioning.rows, steps, self.config.timesteps.shared_noise,
             active=count, skipped=int(batch.scored[groups.start : groups.stop].sum()) - count,
         )  # fmt: skip
 
     def update(self, update: Update, interrupt: Callable[[], None] = lambda: None) -> UpdateResult:
-        """One update, at all timesteps; the gradient is left in place."""
+        """Run one update at all timesteps; the gradient stays in the parameters."""
         return self.apply(self.accumulation.add(update, interrupt))
 
     def apply(self, gradient: Accumulated) -> UpdateResult:
-        """Clip the gradient that is in place, and move weights and averages by it, unless it is not finite."""
+        """Clip the accumulated gradient and update weights and averages, unless loss or gradient is not finite."""
         parameters = [p for p in self.policy.parameters.values() if p.grad is not None]
         rate = self.learning_rate(self.updates)
-        if not parameters:  # every group was skipped: nothing to learn from, and nothing wrong
+        if not parameters:  # no group had anything to learn from, which is not an error
             return UpdateResult(False, 0.0, rate, gradient)
         norm = self.policy.norm([p.grad for p in parameters if p.grad is not None])
         torch.nn.utils.clip_grads_with_norm_(parameters, self.section.max_grad_norm or torch.inf, norm)
@@ -140,32 +140,32 @@ class Optimizer:
         return UpdateResult(False, value, rate, gradient)
 
     def learning_rate(self, update: int) -> float:
-        """Learning rate of update number `update`, counted from 0."""
+        """Return the learning rate of update `update` (from 0)."""
         return learning_rate(self.section, update, self.config.run.iterations * self.section.updates)
 
     # -- state --------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """AdamW's moments as `name/key` tensors; a parameter that was never updated has none."""
+        """Return AdamW's state as `name/key` tensors; a parameter that was never updated has none."""
         names = {id(p): name for name, p in self.policy.parameters.items()}
         moments = {
             f"{names[id(p)]}/{key}": (names[id(p)], value)
             for p, s in self.adamw.state.items()
             for key, value in state_of(s).items()
         }
-        return self.policy.whole(moments)
+        return self.policy.full_tensors(moments)
 
     def load_state(self, state: Iterable[tuple[str, Tensor]], updates: int) -> None:
-        """Restore what `state` returned, from its names and tensors."""
+        """Load the (name, tensor) pairs that `state` returned."""
         self.updates = updates
         self.adamw.state.clear()
         for key, tensor in state:
             name, _, moment = key.rpartition("/")
-            restore(self.adamw, self.policy.parameters[name], moment, self.policy.share(name, tensor))
+            restore(self.adamw, self.policy.parameters[name], moment, self.policy.local_shard(name, tensor))
 
-    def sound(self) -> bool:
-        """Whether weights, moving averages and moments are numbers to go on with (`Policy.sound`), in this process."""
+    def is_finite(self) -> bool:
+        """Return whether this rank's weights, moving averages and moments are finite (`Policy.is_finite`)."""
         states = (value for state in self.adamw.state.values() for value in state.values())
-        return self.policy.sound(
+        return self.policy.is_finite(
             value for value in states if isinstance(value, Tensor) and value.is_floating_point() and value.dim()
         )

@@ -1,4 +1,4 @@
-"""One set of weights seen in several ways: base, policy, fast EMA (old) and EMA."""
+"""The policy: one network with several sets of weights: base, policy, fast EMA (the old policy) and EMA."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ __all__ = ["ConditioningCache", "ModelName", "Policy", "check_adapter"]
 ModelName = Literal["base", "policy", "ema_fast", "ema"]
 STORED: tuple[ModelName, ...] = ("policy", "ema_fast", "ema")
 LARGEST = 1e18
-"""Size up to which a weight can be squared in float32, and cast to bfloat16."""
+"""Largest weight whose square is finite in float32 and bfloat16."""
 
 
 def check_adapter(backbone: Backbone) -> None:
-    """Raise UserError for a backbone that trains something else than its section says."""
+    """Raise UserError unless the backbone has an adapter exactly if backbone.train is lora."""
     train, use = backbone.section.train, backbone.section.use
     if train == "lora" and backbone.adapter is None:
-        raise UserError(f"backbone.train: lora: the backbone {use} has no adapter; write `train: full` (every weight)")
+        raise UserError(f"backbone.train: lora: the backbone {use} has no adapter; set `train: full` (all weights)")
     if train == "full" and backbone.adapter is not None:
-        raise UserError(f"backbone.train: full: the backbone {use} has an adapter all the same; write `train: lora`")
+        raise UserError(f"backbone.train: full: the backbone {use} always has an adapter; set `train: lora`")
 
 
 class Policy:
-    """A backbone whose trained weights can be looked at as several models.
+    """A backbone with several sets of trained weights, one of which is active.
 
-    Each view owns its tensors on the device; switching points the parameters at them, so nothing is copied. The
-    base of an adapter is the model with the adapter off; the base of full fine-tuning is a frozen copy.
-    Switch views only outside of a forward-backward pair: backward reads the weights that are in place.
+    Each model has its own tensors on the device; activating a model points the parameters at them, without a copy. With
+    an adapter, the base model is the network with the adapter disabled; in full fine-tuning it is a frozen copy.
+    Do not activate another model between a forward pass and its backward pass, which reads the active weights.
     """
 
     sharded = False
-    """Whether the network is sharded over the processes, which then make every pass together (`ShardedPolicy`)."""
-    sharded = False
-    """Whether the trained weights are split too; `state` is then asked for by all processes together."""
+    """Whether the network is sharded across ranks, which then run every forward pass together (`ShardedPolicy`)."""
+    weights_sharded = False
+    """Whether the trained weights are sharded too; all ranks must then call `state` together."""
 
     def __init__(self, backbone: Backbone, objective: ObjectiveSection) -> None:
         self.backbone = backbone
@@ -65,37 +65,39 @@ class Policy:
         }
         if self._adapter is None:
             self._weights["base"] = [t.clone() for t in live]
-        self._start = self._weights.get("base") or [t.clone() for t in live]  # also of a resumed run: built, not loaded
+        self._start = self._weights.get("base") or [t.clone() for t in live]  # before a checkpoint is loaded
         self._active: ModelName = "policy"
-        self._updates = 0  # that the averages have seen
+        self._updates = 0  # of the averages
 
     def available(self, model: ModelName) -> ModelName:
-        """The view that stands for `view` now: `policy` for a EMA that has not moved yet, which is still the start
-        of training, though the policy has learned; every other view stands for itself."""
+        """Return the model that is used for `model` now: `policy` for an EMA that was not updated yet and still has the
+        initial weights, otherwise `model` itself."""
         return "policy" if model == "ema" and self._updates < self.objective.ema.first_move else model
 
     @contextmanager
-    def activate(self, name: ModelName, *, merged: bool = False) -> Iterator[None]:
-        """Run the backbone with the weights of another view, or of what stands for it (`available`), the adapter merged
-        into them if asked for. Views are not nested."""
-        name = self.available(name)
-        if merged and name != "base" and self._adapter is not None:
+    def activate(self, model: ModelName, *, merged: bool = False) -> Iterator[None]:
+        """Context manager that runs the backbone with the weights of a model, or of its substitute (`available`).
+
+        merged: merge the adapter into the weights, if the adapter supports it. Cannot be nested.
+        """
+        model = self.available(model)
+        if merged and model != "base" and self._adapter is not None:
             merging = self._adapter.merged()
-            made = (
+            context = (
                 nullcontext() if merging is None else contract_checks.entered(self.backbone, merging, "adapter.merged")
             )
-            with self.activate(name), made:
+            with self.activate(model), context:
                 yield
             return
-        if name == "policy":
+        if model == "policy":
             assert self._active == "policy"
             yield
             return
-        assert self._active == "policy", f"view {name} inside of view {self._active}"
-        self._active = name
+        assert self._active == "policy", f"cannot activate model {model} while {self._active} is active"
+        self._active = model
         try:
-            if name in self._weights:
-                self._point_at(name)
+            if model in self._weights:
+                self._point_at(model)
                 yield
             else:
                 assert self._adapter is not None
@@ -107,42 +109,44 @@ class Policy:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Afterwards the weights of every view are bit for bit as before, also after an error, and without a gradient.
-        What is put back is kept in the host's memory."""
-        before = {model: [t.detach().to("cpu", copy=True) for t in found] for model, found in self._weights.items()}
+        """Context manager that restores the weights of all models bit-exactly, also after an error, and clears the
+        gradients. The copies are kept in host memory."""
+        before = {model: [t.detach().to("cpu", copy=True) for t in weights] for model, weights in self._weights.items()}
         updates = self._updates
         try:
             yield
         finally:
             with torch.no_grad():
-                for model, found in self._weights.items():
-                    for tensor, kept in zip(found, before[model], strict=True):
-                        tensor.copy_(kept)
+                for model, weights in self._weights.items():
+                    for tensor, saved in zip(weights, before[model], strict=True):
+                        tensor.copy_(saved)
             self._updates = updates
             self.forget_gradient()
 
     def forget_gradient(self) -> None:
-        """Leave no gradient at the parameters."""
+        """Set the parameters' gradients to None."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
     def agree(self, passes: Callable[[], Sequence[Pass]]) -> None:
-        """Begin a phase, in which this process makes these passes of the network until `finish` ends it: by all
-        processes together if the network is sharded, else there is nothing to agree on."""
+        """Begin a phase in which this rank runs the given forward passes, until `finish`.
+
+        If the network is sharded, all ranks must call this together; otherwise it does nothing.
+        """
 
     def finish(self) -> None:
-        """Make what is left of the phase, if there is one, without samples of one's own."""
+        """End the phase, if any: run the passes that other ranks have left."""
 
     def _local(self, tensor: Tensor) -> Tensor:
-        """What this process has of a tensor that is made like a parameter."""
+        """Return this rank's shard of a tensor that is laid out like a parameter."""
         return tensor
 
     def _passing(self) -> AbstractContextManager[None]:
-        """Entered around each pass of the network."""
+        """Context of each forward pass of the network."""
         return nullcontext()
 
-    def _point_at(self, name: ModelName) -> None:
-        for parameter, tensor in zip(self.parameters.values(), self._weights[name], strict=True):
+    def _point_at(self, model: ModelName) -> None:
+        for parameter, tensor in zip(self.parameters.values(), self._weights[model], strict=True):
             parameter.data = tensor
 
     def velocity(
@@ -153,17 +157,21 @@ class Policy:
         unconditional: Conditioning | None = None,
         guidance: float = 1.0,
     ) -> Tensor:
-        """Velocity [B, ...] of the view in place; if the scale is not 1 the model's `guide` of two, in one batch."""
+        """Predict the velocity [B, ...] of the active model.
+
+        With a guidance scale other than 1, combine the conditional and unconditional predictions, from one batch, with
+        the backbone's `guide`.
+        """
         with self._passing():
             return guided_velocity(self._network, x_sigma, sigma, conditioning, unconditional, guidance)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss [] to the trained weights'."""
+        """Accumulate the gradient of a scalar loss in the trained weights."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def update_averages(self, update: int) -> None:
-        """Move the averages after optimizer update number `update` (from 1), as `EmaSection` says."""
+        """Update the moving averages after optimizer update `update` (from 1); see `EmaSection` for the decays."""
         self._updates = update
         policy, fast, slow = self._weights["policy"], self.objective.ema_fast, self.objective.ema
         torch._foreach_lerp_(self._weights["ema_fast"], policy, 1 - min(fast.max_decay, fast.ramp * (update - 1)))
@@ -173,69 +181,72 @@ class Policy:
 
     @torch.no_grad()
     def change_norm(self) -> float:
-        """Euclidean distance of the trained weights from where training begins: 0 for an adapter as it was made, and
-        for the base of full fine-tuning."""
+        """Return the Euclidean distance of the trained weights from their initial values."""
         return float(self.norm(list(torch._foreach_sub(self._weights["policy"], self._start))))
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
-        """Euclidean norm [] of tensors that are made like the parameters."""
-        found: Tensor = torch.stack(list(torch._foreach_norm(tensors))).norm()
-        return found
+        """Return the Euclidean norm [] over all elements of tensors that are laid out like parameters."""
+        norm: Tensor = torch.stack(list(torch._foreach_norm(tensors))).norm()
+        return norm
 
     @torch.no_grad()
-    def sound(self, moments: Iterable[Tensor] = ()) -> bool:
-        """Whether every stored view is of finite numbers, none larger than LARGEST, and moments made like parameters
-        are finite. One transfer from the device; of sharded weights this process's shares."""
+    def is_finite(self, moments: Iterable[Tensor] = ()) -> bool:
+        """Return whether the weights of all stored models are finite and at most LARGEST, and `moments` are finite.
+
+        Checks this rank's shards, with one device-to-host transfer.
+        """
         weights = [t for model in STORED for t in self._weights[model]]
         limits = [(weights, LARGEST), ([self._local(t) for t in moments], torch.finfo(torch.float32).max)]
-        # A comparison with nan is false, and the maximum norm passes nan on.
-        found = [
+        # The maximum norm propagates nan, and comparisons with nan are false.
+        checks = [
             (torch.stack([norm.float() for norm in torch._foreach_norm(full, torch.inf)]) <= limit).all()
             for tensors, limit in limits
             if (full := [t for t in tensors if t.numel()])
         ]
-        return bool(torch.stack(found).all()) if found else True
+        return bool(torch.stack(checks).all()) if checks else True
 
     def state(self) -> dict[str, Tensor]:
-        """All stored views as whole `view/name` tensors, not copied where that can be."""
-        return self.whole(self._stored())
+        """Return the weights of all stored models as full `model/name` tensors, without copies if possible."""
+        return self.full_tensors(self._stored())
 
     def expected(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes that `load_state` wants."""
+        """Return the names and shapes that `load_state` requires."""
         return {key: tuple(self.parameters[name].shape) for key, (name, _) in self._stored().items()}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], updates: int) -> None:
-        """Copy what `state` returned after so many optimizer updates into place. The caller has compared names and
-        shapes with `expected`."""
+        """Load the tensors that `state` returned after `updates` optimizer updates.
+
+        The caller must have compared names and shapes with `expected`.
+        """
         self._updates = updates
         stored = self._stored()
         for key, tensor in state.items() if isinstance(state, Mapping) else state:
-            name, place = stored[key]
-            place.copy_(self._local(self.share(name, tensor)))
+            name, target = stored[key]
+            target.copy_(self._local(self.local_shard(name, tensor)))
 
     def _stored(self) -> dict[str, tuple[str, Tensor]]:
-        """What this process has of the stored views, by `view/name`, with the parameter's name."""
+        """This rank's tensors of the stored models: `model/name` -> (parameter name, tensor)."""
         return {
             f"{model}/{name}": (name, tensor)
             for model in STORED
             for name, tensor in zip(self.parameters, self._weights[model], strict=True)
         }
 
-    def whole(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """Tensors made like parameters, given with these parameters' names, with all processes' shares of them."""
+    def full_tensors(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Gather the full tensors of local ones, given as key -> (name of a parameter with the same layout, tensor)."""
         return {key: tensor for key, (_, tensor) in tensors.items()}
 
-    def share(self, name: str, tensor: Tensor) -> Tensor:
-        """This process's share, on its device, of a whole tensor that is made like the parameter `name`."""
+    def local_shard(self, name: str, tensor: Tensor) -> Tensor:
+        """Return this rank's shard, on its device, of a full tensor that is laid out like the parameter `name`."""
         return tensor.to(self.parameters[name].device)
 
 
 class ConditioningCache:
-    """Prompt embeddings, encoded once per prompt and kept on the device up to a number of bytes.
+    """LRU cache of prompt embeddings on the device, limited to a number of bytes.
 
-    Each prompt is encoded by itself: in a batch its last bits would depend on the batch's size, that is on what else
-    was missing from the cache, and a resumed run, whose cache is empty, would part from the run it continues.
+    Prompts are encoded one at a time: in a batch, the last bits of an embedding would depend on which other prompts
+    were missing from the cache, and a resumed run, whose cache is empty, would not be bit-identical.
     """
 
     def __init__(self, backbone: Backbone, *, limit_bytes: int = 2 << 30) -> None:
@@ -244,58 +255,58 @@ class ConditioningCache:
         self._bytes = 0
         self._rows: OrderedDict[Hashable, Conditioning] = OrderedDict()
         self._first: dict[Hashable, Conditioning] = {}
-        """Of each bucket a row without values, which every other one has to fit."""
+        """The first row of each bucket, on the meta device; later rows must have the same structure."""
 
     def __call__(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """One row per prompt of one bucket, in order. Every prompt has a size."""
+        """Return the conditioning of prompts of one bucket, one row per prompt. Every prompt must have a size."""
         return Conditioning.cat(self.rows(prompts))
 
     def unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """What guidance leads away from, one row per prompt of one bucket, in order."""
+        """Return the unconditional (negative) conditioning of prompts of one bucket, one row per prompt."""
         return Conditioning.cat(self.unconditional_rows(prompts))
 
     def rows(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
-        """The same of prompts of any buckets, whose rows need not have one shape and are not joined."""
-        return self._found(prompts, lambda p: ("prompt", p.key), self._backbone.encode, "encode")
+        """Return the conditioning rows of prompts of any buckets, as a list because shapes may differ."""
+        return self._lookup(prompts, lambda p: ("prompt", p.key), self._backbone.encode, "encode")
 
     def unconditional_rows(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
-        """What guidance leads away from, likewise."""
-        # Not by the text that it may stand for: an unconditional "" is another thing than a prompt "" to some models.
-        return self._found(
+        """Return the unconditional rows of prompts of any buckets."""
+        # Cached separately from prompts: some models treat an unconditional "" differently from the prompt "".
+        return self._lookup(
             prompts, lambda p: ("negative", p.negative, p.key[1:]), self._backbone.unconditional, "unconditional"
         )
 
-    def _found(
+    def _lookup(
         self,
         prompts: Sequence[Prompt],
         key: Callable[[Prompt], Hashable],
         encode: Callable[[list[Prompt]], Conditioning],
-        what: str,
+        method: str,
     ) -> list[Conditioning]:
         keys = [key(prompt) for prompt in prompts]
-        wanted = dict(zip(keys, prompts, strict=True))
-        found = {k: self._rows[k] for k in wanted if k in self._rows}
-        absent = [k for k in wanted if k not in found]
+        requested = dict(zip(keys, prompts, strict=True))
+        rows = {k: self._rows[k] for k in requested if k in self._rows}
+        missing = [k for k in requested if k not in rows]
         with (
-            contract_checks.entered(self._backbone, self._backbone.encoding(), "encoding") if absent else nullcontext()
+            contract_checks.entered(self._backbone, self._backbone.encoding(), "encoding") if missing else nullcontext()
         ):
-            for k in absent:
-                row = encode([wanted[k]])
-                self._check(row, wanted[k], what)
-                found[k] = self._rows[k] = row
+            for k in missing:
+                row = encode([requested[k]])
+                self._check(row, requested[k], method)
+                rows[k] = self._rows[k] = row
                 self._bytes += _bytes(row)
-        for k in wanted:
+        for k in requested:
             if k in self._rows:
                 self._rows.move_to_end(k)
         while self._bytes > self._limit and len(self._rows) > 1:
             self._bytes -= _bytes(self._rows.popitem(last=False)[1])
-        return [found[k] for k in keys]
+        return [rows[k] for k in keys]
 
-    def _check(self, row: Conditioning, prompt: Prompt, what: str) -> None:
-        contract_checks.conditioning(self._backbone, row, what)
+    def _check(self, row: Conditioning, prompt: Prompt, method: str) -> None:
+        contract_checks.conditioning(self._backbone, row, method)
         first = self._first.setdefault(bucket(self._backbone, prompt), row.to(torch.device("meta")))
         if (difference := same_places(first, row)) is not None:
-            raise contract_checks.broken(self._backbone, f"`{what}`: {difference}")
+            raise contract_checks.broken(self._backbone, f"`{method}`: {difference}")
 
 
 def _bytes(row: Conditioning) -> int:

@@ -1,4 +1,4 @@
-"""Measurements of the model as it is now, for timestep policies (`contracts.Probe`)."""
+"""Measurements of the current model for timestep policies (`contracts.Probe`)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ __all__ = ["PolicyProbe"]
 
 
 class PolicyProbe(Probe):
-    """The policy's view `view` on `prompts`, taken in turn.
+    """Samples and errors of one of the policy's models on `prompts`, cycled.
 
-    rollout_sampler: the one of the rollouts; many_step: the same with so many times the steps; draws: key of the noise, the
-    same at every measurement."""
+    rollout_sampler: the sampler of rollouts; many_step: creates it with a multiple of the solver steps; draws: key of
+    the noise, the same in every measurement.
+    """
 
     def __init__(
         self,
@@ -48,13 +49,13 @@ class PolicyProbe(Probe):
         self.autocast = autocast
 
     def samples(self, count: int, *, refine: int = 1) -> Tensor:
-        """x0 [count, ...] in `refine` times the rollouts' steps."""
+        """Draw samples x0 [count, ...] with `refine` times the solver steps of rollouts."""
         rollout_sampler = self.rollout_sampler if refine == 1 else self.many_step(refine)
         drawn = rollout_sampler.sample_groups(self._prompts(count), 1, self.draws.at("samples"), self.model)
         return torch.cat([rollout.x0 for rollout in drawn])
 
     def errors(self, x0: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
-        """dsm of the policy and of the base model, float64 [T, B] on the CPU."""
+        """Return the denoising score matching errors of the model and of the base model, float64 [T, B] on the CPU."""
         keys = [self.draws.at("noise", i) for i in range(len(x0))]
         noise = normal_rows(keys, tuple(x0.shape[1:]), x0.device).to(x0.dtype)
         rows = self.rollout_sampler.conditioning(
@@ -66,7 +67,7 @@ class PolicyProbe(Probe):
     def _errors(self, model: ModelName, x0: Tensor, noise: Tensor, rows: Conditioning, sigmas: Tensor) -> Tensor:
         size = self.rollout_sampler.micro_batch or len(x0)
         target = velocity_target(x0, noise)
-        found = []
+        errors = []
         with self.policy.activate(model), self.autocast():
             for sigma in sigmas.tolist():
                 for start in range(0, len(x0), size):
@@ -74,8 +75,8 @@ class PolicyProbe(Probe):
                     at = x0.new_full((len(x0[part]),), sigma)
                     velocity = self.policy.velocity(interpolate(x0[part], noise[part], at), at, rows.rows(part))
                     error = mean_square(velocity - target[part])
-                    found.append(weighted(error, contract_checks.loss_weight(self.policy.backbone, at)))
-        return torch.cat(found).view(len(sigmas), len(x0)).double().cpu()
+                    errors.append(weighted(error, contract_checks.loss_weight(self.policy.backbone, at)))
+        return torch.cat(errors).view(len(sigmas), len(x0)).double().cpu()
 
     def _prompts(self, count: int) -> list[Prompt]:
         return [self.prompts[i % len(self.prompts)] for i in range(count)]

@@ -1,4 +1,4 @@
-"""Rewards of a run file: their models, and the scorers that ask them."""
+"""Build the reward models of a run file and the scorers that call them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["evaluation_scorer", "training_scorer"]
 
 
 def training_scorer(engine: Engine, prompts: Sequence[Prompt]) -> Scorer:
-    """The rewards trained on; closed with the engine."""
+    """Build the scorer of the training rewards; it is closed with the engine."""
     return _scorer(engine, _rewards(engine, "rewards", engine.config.rewards, prompts, "train"))
 
 
 def evaluation_scorer(engine: Engine, prompts: Sequence[Prompt], members: int | None = None) -> Scorer:
-    """The rewards evaluated with, those trained on unless others are named, and the monitors, for any prompts; closed
-    with the engine.
+    """Build the scorer of the evaluation rewards (by default the training rewards) and the monitors; it is closed with
+    the engine.
 
-    members: samples of each prompt, by default as configured. Raises UserError for a reward that compares samples
-    where there is one of each prompt.
+    members: samples per prompt, by default as configured. Raises UserError if a reward compares samples but there is
+    only one per prompt.
     """
     section = engine.config.evaluation
     if section.rewards is None:
@@ -44,10 +44,12 @@ def evaluation_scorer(engine: Engine, prompts: Sequence[Prompt], members: int | 
     ]
     comparing = next((reward for reward in rewards if reward.compares), None)
     if comparing is not None and (members or section.samples_per_prompt) < 2:
-        way = "take it out of evaluation.monitors.rewards" if comparing.monitor else "name others in evaluation.rewards"
+        remedy = (
+            "remove it from evaluation.monitors.rewards" if comparing.monitor else "set others in evaluation.rewards"
+        )
         raise UserError(
-            f"evaluation.samples_per_prompt: the reward {comparing.label} compares the samples of a prompt with each "
-            f"other, and there is 1; set it to 2 or more, or {way}"
+            f"evaluation.samples_per_prompt: must be at least 2 for the reward {comparing.label}, which compares the "
+            f"samples of a prompt, got 1; set it to 2 or more, or {remedy}"
         )
     return _scorer(engine, rewards)
 
@@ -67,8 +69,10 @@ def _rewards(
     *,
     monitor: bool = False,
 ) -> list[Reward]:
-    """Reward models for what the backbone makes and for prompts, of which each of them checks those that it is asked
-    for first; `key` is the blocks' place in the run file, split: whose sources say what they ask for."""
+    """Create rewards and check that they support the backbone's media and the prompts that they will score.
+
+    key: location of the blocks in the run file; split: the prompts whose sources select rewards, None for all rewards.
+    """
     rewards = []
     prompts = engine.sized(prompts)
     sources = [] if split is None else engine.config.prompts.sources(split)
@@ -76,21 +80,21 @@ def _rewards(
         model = _model(engine, block, f"{key}.{i}")
         check_reward(model, block, f"{key}.{i}", engine.config.backbone, engine.registry)
         with engine.process_state.around(f"reward {block.label}, when it checked the prompts,"):
-            asked = [one.source for one in sources if one.rewards is None or block.label in one.rewards]
-            reward = Reward(block.label, block.weight, model, monitor, None if not sources else frozenset(asked))
+            names = [source.source for source in sources if source.rewards is None or block.label in source.rewards]
+            reward = Reward(block.label, block.weight, model, monitor, None if not sources else frozenset(names))
             check_prompts(model, [prompt for prompt in prompts if reward.asks(prompt)])
         rewards.append(reward)
     return rewards
 
 
-def _model(engine: Engine, block: RewardBlock, place_in_file: str) -> AnyReward:
-    """Same reward, options and place: one model."""
-    where = block.model_copy(update={"name": None, "weight": 1.0})  # a name and a weight make no other model
+def _model(engine: Engine, block: RewardBlock, key: str) -> AnyReward:
+    """Create a reward model, or reuse one with the same reward, options and transport."""
+    identity = block.model_copy(update={"name": None, "weight": 1.0})  # name and weight do not affect the model
     for known, model in engine.reward_models:
-        if known == where:
+        if known == identity:
             return model
     with engine.process_state.around(f"reward {block.label}, when it was made,"):
-        made = place(block, engine.registry, device=engine.runtime.device, where=place_in_file)
-    engine.reward_models.append((where, made))
-    engine.closing.callback(made.close)
-    return made
+        created = place(block, engine.registry, device=engine.runtime.device, where=key)
+    engine.reward_models.append((identity, created))
+    engine.closing.callback(created.close)
+    return created

@@ -1,4 +1,5 @@
-"""One call of a reward model: asked, checked, and what it leaves changed put back. It never raises."""
+"""Call a reward model: check its scores, undo its changes to process-wide state, and turn errors into missing
+scores."""
 
 from __future__ import annotations
 
@@ -27,35 +28,35 @@ __all__ = ["Reward", "checked_group", "checked_score"]
 
 log = logging.getLogger(__name__)
 ROUNDING = 1e-4
-"""Share of a bound's size by which a value may pass its declared range: rounding, not a mistake."""
-_TELLING = threading.Lock()
+"""Relative tolerance at the bounds of the declared range, for rounding errors."""
+_REPORTING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A reward model under the label of the run file, with its weight. A monitor is measured and never trained on."""
+    """A reward model with its label and weight in the run file. A monitor is reported but never trained on."""
 
     label: str
     weight: float
     model: AnyReward
     monitor: bool = False
     sources: frozenset[str] | None = None
-    """Names of the sources whose samples it is asked to score; None: of all."""
+    """Names of the prompt sources whose samples it scores; None: all sources."""
     halved: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
-    """Set once it has been told that its batches are scored in halves."""
+    """Set once the warning about scoring in halves was logged."""
 
     @property
     def name(self) -> str:
-        """For messages about what it does besides scoring."""
+        """The name in messages about its side effects."""
         return f"reward {self.label}"
 
     def asks(self, prompt: Prompt) -> bool:
-        """Whether it is asked to score samples of this prompt; those of no source it always is."""
+        """Return whether it scores samples of this prompt; prompts without a source are always scored."""
         return self.sources is None or not prompt.source or prompt.source in self.sources
 
     @property
     def compares(self) -> bool:
-        """Whether it is shown whole groups."""
+        """Whether it scores whole groups."""
         return isinstance(self.model, GroupReward)
 
 
@@ -66,33 +67,33 @@ def checked_score(
     failures: list[str] | None = None,
     process_state: ProcessState | None = None,
 ) -> Scores:
-    """Ask a reward and check what it says; never raises. What it leaves changed in the process is put back.
+    """Score a batch with a reward and check the result; never raises, except for Ctrl-C.
 
-    Returns values float32 [B] and missing bool [B] on the CPU, one mapping of diagnostics per sample, which JSON can
-    hold. All samples are missing where the reward raised (whatever it was; a Ctrl-C alone is passed on) or answered in
-    another shape; those whose value is no number or lies outside the declared range are missing too. Where memory runs
-    out the batch is scored in halves, and a sample that does not even fit alone is missing. The reason stands in the
-    diagnostics; a reason that is new is logged and appended to `failures`.
+    Returns values float32 [B] and missing bool [B] on the CPU, and one JSON-serializable mapping of diagnostics per
+    sample. All samples are missing if the reward raised or returned scores of the wrong shape; a sample is missing if
+    its value is not finite or outside the declared range. If memory runs out, the batch is scored in halves; a sample
+    that does not fit alone is missing. The reason is in the diagnostics; new reasons are logged and appended to
+    `failures`. process_state: undoes the reward's changes to process-wide state.
     """
     failures = [] if failures is None else failures
     model = reward.model
     assert isinstance(model, RewardModel)
 
-    def score(part: Tensor, shown: Sequence[Prompt]) -> Scores:
+    def score(part: Tensor, part_prompts: Sequence[Prompt]) -> Scores:
         try:
-            return model.score(part, shown)
+            return model.score(part, part_prompts)
         except Exception as error:
-            if len(shown) != 1 or not is_out_of_memory(error):
+            if len(part_prompts) != 1 or not is_out_of_memory(error):
                 raise
-            alone = OutOfMemory.alone(error)  # costs this sample alone
-            _remember(failures, reward.label, str(alone), 1, error)
+            alone = OutOfMemory.alone(error)  # only this sample is missing
+            _record_failure(failures, reward.label, str(alone), 1, error)
         free()
         return _missing(1, str(alone))
 
-    def ask() -> Scores:
+    def call() -> Scores:
         return in_halves(score, media, prompts, partial(_report_halving, reward))
 
-    return _asked(reward, ask, len(prompts), failures, process_state)
+    return _checked(reward, call, len(prompts), failures, process_state)
 
 
 def checked_group(
@@ -103,45 +104,44 @@ def checked_group(
     failures: list[str] | None = None,
     process_state: ProcessState | None = None,
 ) -> Scores:
-    """Ask a reward that compares about a whole group, with the promises of `checked_score`.
+    """Score a whole group with a reward that compares samples, with the guarantees of `checked_score`.
 
-    It is shown the members whose media are finite; the others are missing, and all are if fewer than two are left.
-    There is no halving: a group that does not fit into memory is missing.
+    Only members with finite media are passed to the reward; the others are missing, and all members are if fewer than
+    two are finite. Groups are not halved: a group that does not fit into memory is missing.
     """
     model = reward.model
     assert isinstance(model, GroupReward)
 
-    def call(shown: Tensor, named: Sequence[SampleKey]) -> Scores:
+    def call(finite: Tensor, finite_keys: Sequence[SampleKey]) -> Scores:
         try:
-            return check_scores(model.score_group(shown, prompt, named), len(named))
+            return check_scores(model.score_group(finite, prompt, finite_keys), len(finite_keys))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            why = OutOfMemory(f"out of memory, with a group of {len(named)}: {_reason(error)}")
-        free()  # outside of the `except`, which keeps the group's tensors alive
-        raise why
+            out_of_memory = OutOfMemory(f"out of memory, with a group of {len(finite_keys)}: {_reason(error)}")
+        free()  # outside of the `except` block, whose traceback keeps the group's tensors alive
+        raise out_of_memory
 
-    def ask(shown: Tensor, named: Sequence[SampleKey]) -> Scores:
-        return _asked(
-            reward, partial(call, shown, named), len(named), [] if failures is None else failures, process_state
-        )
+    def score(finite: Tensor, finite_keys: Sequence[SampleKey]) -> Scores:
+        known = [] if failures is None else failures
+        return _checked(reward, partial(call, finite, finite_keys), len(finite_keys), known, process_state)
 
-    return compared(media, keys, ask)
+    return compared(media, keys, score)
 
 
-def _asked(
-    reward: Reward, ask: Callable[[], Scores], count: int, failures: list[str], process_state: ProcessState | None
+def _checked(
+    reward: Reward, call: Callable[[], Scores], count: int, failures: list[str], process_state: ProcessState | None
 ) -> Scores:
-    """What `ask` gives, checked, or `count` samples that are missing because it failed."""
+    """Return the checked result of `call`, or `count` missing samples if it failed."""
     with ctrl_c() as pressed:
         try:
             with _protected(reward, process_state), no_exit(), torch.no_grad():
-                return _with_valid_subscores(reward, _in_range(reward, ask(), failures), failures)
-        except BaseException as error:  # some libraries exit where others raise
+                return _with_valid_subscores(reward, _in_range(reward, call(), failures), failures)
+        except BaseException as error:  # some libraries raise SystemExit
             if pressed():
                 raise
             reason = _reason(error)
-            _remember(failures, reward.label, reason, count, error)
+            _record_failure(failures, reward.label, reason, count, error)
     return _missing(count, reason)
 
 
@@ -152,19 +152,19 @@ def _missing(count: int, reason: str) -> Scores:
 
 
 def _reason(error: BaseException) -> str:
-    """What a reward failed with, in the same words wherever it runs: errors of our own are messages already."""
+    """Return the text of a reward's error, the same for local and remote rewards; DgpoErrors are complete messages."""
     text = error_text(error)
     return text.removeprefix(f"{type(error).__name__}: ") if isinstance(error, DgpoError) else text
 
 
 def _report_halving(reward: Reward, error: BaseException) -> None:
-    with _TELLING:
+    with _REPORTING:
         if reward.halved.is_set():
             return
         reward.halved.set()
     log.warning(
-        "reward %s: out of memory; such batches are scored in halves, whose last bits may differ from those of the "
-        "whole: a smaller rollout.micro_batch would save the attempts (%s)",
+        "reward %s: out of memory; such batches are scored in halves, and the last bits of their scores may differ; "
+        "lower rollout.micro_batch to avoid the failed attempts (%s)",
         reward.label, _reason(error),
     )  # fmt: skip
 
@@ -174,7 +174,7 @@ def _protected(reward: Reward, process_state: ProcessState | None) -> AbstractCo
 
 
 def _in_range(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
-    """Values that are no number, or lie outside the declared range, as missing."""
+    """Mark values that are not finite or outside the declared range as missing."""
     low, high = max(reward.model.range[0], -LARGEST), min(reward.model.range[1], LARGEST)
     values = scores.values.double()
     below = values < low - ROUNDING * max(1.0, abs(low))
@@ -187,33 +187,34 @@ def _in_range(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
         reason = f"the value {float(values[i])} is not in the declared range [{low}, {high}]"
         diagnostics[i] = {**diagnostics[i], "reason": reason}
     outside = bool(((below | above) & wrong).any())
-    kind = f"values outside its declared range [{low}, {high}]" if outside else "values that are no numbers"
-    _remember(failures, reward.label, f"it returned {kind}", int(wrong.sum()), None)
+    kind = f"values outside its declared range [{low}, {high}]" if outside else "values that are not finite"
+    _record_failure(failures, reward.label, f"it returned {kind}", int(wrong.sum()), None)
     return Scores(scores.values, scores.missing | wrong, tuple(diagnostics))
 
 
 def _with_valid_subscores(reward: Reward, scores: Scores, failures: list[str]) -> Scores:
-    """The scores without invalid subscores, which are reported; the values stay."""
-    scores, wrong = valid_subscores(scores)
-    if wrong is not None:
-        _remember(failures, reward.label, wrong, 0, None)
+    """Drop invalid subscores; the score itself is kept."""
+    scores, problem = valid_subscores(scores)
+    if problem is not None:
+        _record_failure(failures, reward.label, problem, 0, None)
     return scores
 
 
-def _remember(failures: list[str], label: str, what: str, count: int, error: BaseException | None) -> None:
-    reason = f"{label}: {what}"
-    with _TELLING:  # several threads may fail at the same time
+def _record_failure(failures: list[str], label: str, problem: str, count: int, error: BaseException | None) -> None:
+    """Log a failure and append it to `failures`, unless it is known."""
+    reason = f"{label}: {problem}"
+    with _REPORTING:  # several threads may fail at the same time
         if reason in failures:
             return
         failures.append(reason)
     if count:
-        log.warning("reward failed, %d samples are missing: %s", count, reason, exc_info=_shown(error))
+        log.warning("reward failed, %d samples are missing: %s", count, reason, exc_info=_printable(error))
     else:
-        log.warning("reward %s; they are left out", reason)
+        log.warning("reward %s; they are ignored", reason)
 
 
-def _shown(error: BaseException | None) -> BaseException | None:
-    """The exception, if its traceback can be written: one whose text cannot be had cannot."""
+def _printable(error: BaseException | None) -> BaseException | None:
+    """Return the exception, or None if its __str__ raises, because logging its traceback would fail too."""
     try:
         str(error)
     except BaseException:

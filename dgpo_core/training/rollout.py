@@ -1,4 +1,4 @@
-"""The phase *roll out*: groups of samples per prompt, drawn with a sampler from keyed noise."""
+"""The rollout phase: draw groups of samples per prompt with a sampler, from keyed noise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["RolloutSampler"]
 
 
 class RolloutSampler:
-    """Draws samples. The noise of each is keyed by its place, so micro-batches of any size give the same samples."""
+    """Draws samples. Each sample's noise has its own key, so samples do not depend on the micro-batch size."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class RolloutSampler:
         self.on_message = on_message
 
     def micro_batches(self, prompts: Sequence[Prompt], members: int) -> list[range]:
-        """The samples of each micro-batch that `sample_groups` draws, unless memory makes it draw smaller ones."""
+        """Return the sample numbers of each micro-batch of `sample_groups`, which are smaller if memory runs out."""
         prompts = [prompt.sized(self.resolution, self.policy.backbone.fps) for prompt in prompts]
         buckets = [bucket(self.policy.backbone, prompt) for prompt in prompts for _ in range(members)]
         size = self.micro_batch or len(buckets)
@@ -78,25 +78,25 @@ class RolloutSampler:
         samples: Sequence[int] | None = None,
         keep_path: bool = False,
     ) -> Iterator[Rollout]:
-        """`members` samples of each prompt, group by group, in micro-batches; of all of them only `samples`, if given.
+        """Draw `members` samples per prompt, group by group; yield one rollout per micro-batch.
 
-        Sample i of the flat, group-major order belongs to prompt i // members and is drawn from the key
-        `draws.at(group, member)`; `places` are the numbers of the groups, by default 0, 1, ... A group has its prompt's
-        size, or the run's; a micro-batch ends where the bucket changes.
+        samples: the sample numbers to draw, by default all. Sample i, in flat, group-major order, belongs to prompt
+        i // members and is drawn with the key `draws.at(group, member)`; places: the group numbers in these keys, by
+        default 0, 1, ... A group has the size of its prompt, or of the run; a micro-batch has samples of one bucket.
         """
         chosen = range(len(prompts) * members) if samples is None else samples
-        here = list(dict.fromkeys(i // members for i in chosen))  # the groups that some of the samples belong to
-        if not here:
+        needed = list(dict.fromkeys(i // members for i in chosen))  # the groups of the samples
+        if not needed:
             self.policy.agree(list)
             self.policy.finish()
             return
         prompts = [prompt.sized(self.resolution, self.policy.backbone.fps) for prompt in prompts]
-        asked = [prompts[g] for g in here]
-        rows = dict(zip(here, self.conditioning.rows(asked), strict=True))
-        opposite = None
+        group_prompts = [prompts[g] for g in needed]
+        rows = dict(zip(needed, self.conditioning.rows(group_prompts), strict=True))
+        unconditional = None
         if self.guidance != 1.0:
-            opposite = dict(zip(here, self.conditioning.unconditional_rows(asked), strict=True))
-        buckets = {g: bucket(self.policy.backbone, prompts[g]) for g in here}
+            unconditional = dict(zip(needed, self.conditioning.unconditional_rows(group_prompts), strict=True))
+        buckets = {g: bucket(self.policy.backbone, prompts[g]) for g in needed}
         start, size = 0, self.micro_batch or len(chosen)
 
         def draw(count: int) -> Rollout:
@@ -105,7 +105,7 @@ class RolloutSampler:
             keys = [draws.at(places[i // members] if places else i // members, i % members) for i in flat]
             return self._micro_batch(
                 _of_groups(rows, groups),
-                None if opposite is None else _of_groups(opposite, groups),
+                None if unconditional is None else _of_groups(unconditional, groups),
                 keys,
                 [prompts[i // members] for i in flat],
                 flat,
@@ -136,17 +136,17 @@ class RolloutSampler:
         self.policy.finish()
 
     def _passes(self, size: Size) -> int:
-        """Passes of the network that the sampler makes for a micro-batch, as a trial without the network tells."""
-        made = 0
+        """Count the sampler's forward passes per micro-batch, with a trial run that does not call the network."""
+        count = 0
 
         def velocity(x_sigma: Tensor, sigma: Tensor) -> Tensor:
-            nonlocal made
-            made += 1
+            nonlocal count
+            count += 1
             return torch.zeros_like(x_sigma)
 
-        nothing, (schedule, _) = torch.zeros(1, *self._shape(size)), self._start(size)
-        self.sampler.sample(velocity, nothing, steps=self.steps, schedule=schedule, draws=[Draws(0)])
-        return made
+        latent, (schedule, _) = torch.zeros(1, *self._shape(size)), self._start(size)
+        self.sampler.sample(velocity, latent, steps=self.steps, schedule=schedule, draws=[Draws(0)])
+        return count
 
     @torch.no_grad()
     def _micro_batch(
@@ -168,21 +168,23 @@ class RolloutSampler:
         def velocity(x_sigma: Tensor, sigma: Tensor) -> Tensor:
             return self.policy.velocity(x_sigma, sigma.expand(len(x_sigma)), rows, unconditional, self.guidance)
 
-        # The view is set for one micro-batch at a time: between two of them, others may use the policy.
+        # The model is active for one micro-batch at a time, because callers may use the policy in between.
         with self.policy.activate(model, merged=self.merge_adapter), self.autocast():
             result = self.sampler.sample(
                 velocity, noise, steps=self.steps, schedule=schedule, draws=keys, keep_path=keep_path
             )
         if not isinstance(result, SampleResult) or result.x0.shape != noise.shape:
-            what = tuple(result.x0.shape) if isinstance(result, SampleResult) else type(result).__name__
+            returned = (
+                f"x0 of shape {tuple(result.x0.shape)}" if isinstance(result, SampleResult) else type(result).__name__
+            )
             raise PluginError(
-                f"rollout.sampler: {type(self.sampler).__name__} returned {what}, not a SampleResult with x0 of "
-                f"{tuple(noise.shape)}"
+                f"rollout.sampler: {type(self.sampler).__name__} returned {returned}, expected a SampleResult with x0 "
+                f"of shape {tuple(noise.shape)}"
             )
         return Rollout(samples, tuple(prompts), result.x0, result.path)
 
     def _start(self, size: Size) -> tuple[Schedule, float]:
-        """The schedule of samples of this size, and the scale of the noise that they begin with."""
+        """Return the noise schedule for samples of this size, and the scale of their initial noise."""
         if size not in self._starts:
             backbone = self.policy.backbone
             schedule = of_model(backbone, size, self.steps, self.shift)
@@ -194,7 +196,7 @@ class RolloutSampler:
 
 
 def _of_groups(rows: Mapping[int, Conditioning], groups: Sequence[int]) -> Conditioning:
-    """The groups' rows, one for each number in `groups`, which may have a group several times."""
-    here = list(dict.fromkeys(groups))
-    place = {g: k for k, g in enumerate(here)}
-    return Conditioning.cat([rows[g] for g in here]).rows([place[g] for g in groups])
+    """Return one conditioning row per entry of `groups`, which may contain a group several times."""
+    distinct = list(dict.fromkeys(groups))
+    position = {g: k for k, g in enumerate(distinct)}
+    return Conditioning.cat([rows[g] for g in distinct]).rows([position[g] for g in groups])

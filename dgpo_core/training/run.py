@@ -1,4 +1,4 @@
-"""Everything that trains, built in one place and in order, and checked against each other."""
+"""Build all components of a training run and check that they fit together."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ __all__ = ["Run", "build_run"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Run(Engine):
-    """An engine with what trains; `build_run` makes one.
+    """An engine with the components for training; created by `build_run`.
 
-    training_sigmas: times of the rollouts at which the loss may be taken, and the final 0; sources: prompts to train
-    on; heldout_prompts: those for evaluation; probe_prompts: those that timestep policies measure on; scorer: the
-    rewards trained on; training_roller: draws the groups; evaluator: None without held-out prompts.
+    training_sigmas: sigmas of the rollouts at which the loss may be computed, and the final 0; sources: training
+    prompts; heldout_prompts: evaluation prompts; probe_prompts: prompts that timestep policies measure on; scorer: the
+    training rewards; training_rollout_sampler: draws the groups; evaluator: None without held-out prompts.
     """
 
     objective: Objective
@@ -62,26 +62,25 @@ class Run(Engine):
 
     @property
     def callbacks(self) -> Callback:
-        """Those that watch it."""
+        """The callbacks of the run."""
         return self.phases.callbacks
 
     @property
     def train_prompts(self) -> list[Prompt]:
-        """Prompts to train on, source by source."""
+        """The training prompts, source by source."""
         return [prompt for source in self.sources for prompt in source.prompts]
 
     def rollout_model(self, updates: int) -> ModelName:
-        """The weights that rollouts are drawn from after so many updates."""
+        """Return the model that draws rollouts after `updates` optimizer updates."""
         ema_rollouts_after = self.config.objective.ema_rollouts_after
         return "ema_fast" if ema_rollouts_after is not None and updates > ema_rollouts_after else "policy"
 
     def timestep_context(self, iteration: int) -> TimestepContext:
-        """What the timestep policy may look at in an iteration."""
+        """Return the timestep policy's context in an iteration."""
         return _context(self, self.training_sigmas, iteration)
 
     def probe(self, rollout_sampler: RolloutSampler, model: ModelName) -> PolicyProbe:
-        """For timestep policies that measure: rollouts as `rollout sampler` and `view` draw them, on training
-        prompts."""
+        """Create the probe for timestep policies that measure: a model on training prompts, with a rollout sampler."""
         return PolicyProbe(
             self.policy,
             rollout_sampler,
@@ -93,17 +92,17 @@ class Run(Engine):
         )
 
     def make_optimizer(self) -> Optimizer:
-        """One like the run's that has made no update yet."""
+        """Create an optimizer like the run's, without updates."""
         return _optimizer(self, self.objective, self.phases, self.stop)
 
     def notes(self) -> list[str]:
-        """What may be meant, but often is not."""
+        """Return notes on settings that are valid but often unintended."""
         found = []
         if not (self.sampler.deterministic or self.objective.needs_path):
             found.append(
                 f"rollout.sampler: {self.config.rollout.sampler.use} is random, but objective: "
-                f"{self.config.objective.use} does not need it to be; the paper reports faster learning with a "
-                "deterministic one (our own comparison, docs/experiments/e1.md, could not tell them apart)"
+                f"{self.config.objective.use} does not require a random sampler; the paper reports faster learning "
+                "with a deterministic one (our own comparison, docs/experiments/e1.md, found no difference)"
             )
         every = [*self.train_prompts, *self.heldout_prompts]
         shared = overlap(self.train_prompts, self.heldout_prompts, self.config.evaluation.prompts)
@@ -117,7 +116,7 @@ class Run(Engine):
         return found
 
     def facts(self) -> dict[str, Any]:
-        """What a person wants to know before waiting: sizes, device, numbers of prompts."""
+        """Return facts about the run to show at its start: device, sizes, numbers of parameters and prompts."""
         count = self.runtime.processes.count
         sizes = different([*self.train_prompts, *self.heldout_prompts], self.config.rollout.height_width)
         return {
@@ -133,7 +132,10 @@ class Run(Engine):
 
 
 def build_run(config: RunConfig, registry: Registry, runtime: Runtime, phases: Phases, stop: StopRequest) -> Run:
-    """All parts of a run. Writes nothing. Raises UserError for what the user can mend; then nothing is left open."""
+    """Build all components of a run. Writes nothing.
+
+    Raises UserError for configuration errors; then all resources are closed.
+    """
     with ExitStack() as closing:
         engine = build_engine(config, registry, runtime=runtime, on_message=phases.callbacks.on_message)
         closing.callback(engine.close)
@@ -171,18 +173,18 @@ def build_run(config: RunConfig, registry: Registry, runtime: Runtime, phases: P
 
 
 def _objective(engine: Engine) -> Objective:
-    """The loss. Raises UserError for one that learns from paths which the sampler cannot explain."""
+    """Create the objective. Raises UserError if it learns from paths but the sampler has no step distribution."""
     config = engine.config
-    made: Objective = engine.create("objective", config.objective)
-    if made.needs_path and not has_distribution(engine.sampler):
-        what = "is deterministic" if engine.sampler.deterministic else "does not say how its steps are distributed"
+    objective: Objective = engine.create("objective", config.objective)
+    if objective.needs_path and not has_distribution(engine.sampler):
+        problem = "is deterministic" if engine.sampler.deterministic else "does not define its step distribution"
         raise UserError(
             f"objective: {config.objective.use} learns from the sampler's random path, but "
-            f"rollout.sampler: {config.rollout.sampler.use} {what}; choose a random one that does: "
+            f"rollout.sampler: {config.rollout.sampler.use} {problem}; use a random sampler with a step distribution: "
             f"{samplers_such_that(engine.registry, has_distribution)}"
         )
-    made.check(config)
-    return made
+    objective.check(config)
+    return objective
 
 
 def _context(engine: Engine, sigmas: Tensor, iteration: int) -> TimestepContext:
@@ -199,15 +201,15 @@ def _context(engine: Engine, sigmas: Tensor, iteration: int) -> TimestepContext:
 
 
 def _check_timesteps(engine: Engine, objective: Objective, policy: TimestepPolicy, context: TimestepContext) -> None:
-    """Raise UserError if the times cannot be drawn, or are no times of the path that the objective learns from."""
+    """Raise UserError if the timesteps cannot be drawn, or are not on the path that the objective learns from."""
     section = engine.config.timesteps
     policy.check(context, section.count)
     if not objective.needs_path:
         return
     if not section.shared_noise:
         raise UserError(
-            "timesteps.shared_noise: a path's states are not noised, so there is no noise to share or not to share "
-            f"with objective: {engine.config.objective.use}; leave it out"
+            "timesteps.shared_noise: has no effect with objective: "
+            f"{engine.config.objective.use}, because a path's states are not noised; remove it"
         )
     for sigma in policy.draw(section.count, context, engine.draws.at("trial of timesteps")).tolist():
         step_at(sigma, context.sigmas.tolist())
@@ -216,7 +218,7 @@ def _check_timesteps(engine: Engine, objective: Objective, policy: TimestepPolic
 def _check_prompts(
     engine: Engine, objective: Objective, callbacks: Callback, train: Sequence[Prompt], heldout: Sequence[Prompt]
 ) -> None:
-    """Raise UserError for prompts that cannot be drawn. Before the rewards, which may refuse one for what it lacks."""
+    """Raise UserError for prompts that the backbone does not support. Called before rewards check the prompts."""
     engine.check_prompts([*train, *heldout])
     prompts = engine.sized([*train, *heldout])
     sizes = {prompt.size or engine.config.rollout.height_width for prompt in train}
@@ -226,17 +228,17 @@ def _check_prompts(
 
 
 def _probe_prompts(engine: Engine, train: Sequence[Prompt]) -> list[Prompt]:
-    """Training prompts in an order of their own, because files are often sorted by task. Those of the bucket that most
-    of them are in: a probe's samples are one tensor."""
+    """Shuffle the training prompts, because files are often sorted by task, and keep those of the most common bucket,
+    because a probe's samples form one tensor."""
     order = engine.draws.at("probe", "prompts").permutation(len(train)).tolist()
     prompts = engine.sized([train[i] for i in order])
     buckets = [bucket(engine.backbone, prompt) for prompt in prompts]
-    usual = Counter(buckets).most_common(1)[0][0]
-    return [prompt for prompt, found in zip(prompts, buckets, strict=True) if found == usual]
+    most_common = Counter(buckets).most_common(1)[0][0]
+    return [prompt for prompt, of_prompt in zip(prompts, buckets, strict=True) if of_prompt == most_common]
 
 
 def _evaluator(engine: Engine, prompts: Sequence[Prompt]) -> Evaluator | None:
-    """None where nothing is held out; the section must be possible all the same."""
+    """Build the evaluator; None without held-out prompts, but the evaluation section is checked in any case."""
     section = engine.config.evaluation
     rollout_sampler, many_step = engine.evaluation_rollout_sampler(), ManyStepSolve.of(engine)
     if engine.config.prompts.heldout is None:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run that goes on, and of one that fails: what is saved when, and what people are told."""
+"""Saving checkpoints during a run and after failures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Saver"]
 
 
 class Saver:
-    """Saves a run's state in its store."""
+    """Saves the state of a run to its store."""
 
     def __init__(self, run: Run, state: RunState, store: RunStore) -> None:
         self.run = run
@@ -26,8 +26,11 @@ class Saver:
         self.store = store
 
     def save(self, *, alone: bool = False) -> None:
-        """Write a checkpoint; by all processes together, for each may have a share of the weights, unless this one is
-        `alone` with a failure: then it waits for no other. Raises RunStopped for weights that are not worth it."""
+        """Write a checkpoint.
+
+        All ranks must call this together, because weights may be sharded, unless `alone`: after a failure on this rank
+        it does not wait for the others. Raises RunStopped if the weights are not finite; nothing is saved then.
+        """
         state, optimizer = self.state, self.run.optimizer
         self.check_weights(alone=alone)
         with self.run.phases.timed("checkpoint"):
@@ -46,26 +49,29 @@ class Saver:
         self.run.callbacks.on_checkpoint(state.iteration)
 
     def save_if_behind(self) -> None:
-        """Unless the state is saved already."""
+        """Save the state unless it is saved already."""
         if self.state.saved != self.state.iteration:
             self.save()
 
     def save_completed_iteration(self) -> str:
-        """Save the state after the last iteration if no update of the next one has changed the weights since, and if
-        this process alone has them, for the others may be elsewhere; what is saved, in words."""
-        whole = self.run.optimizer.updates == self.state.updates and not self.run.policy.sharded
-        if self.state.saved != self.state.iteration and whole:
+        """Save the state after the last iteration, after a failure on this rank; return a message about what is saved.
+
+        This is possible if the next iteration has not updated the weights yet and the weights are not sharded, because
+        other ranks may not take part.
+        """
+        possible = self.run.optimizer.updates == self.state.updates and not self.run.policy.weights_sharded
+        if self.state.saved != self.state.iteration and possible:
             self.save(alone=True)
         saved = self.state.saved
         return f"the state after iteration {saved} is saved" if saved >= 0 else "nothing is saved yet"
 
     def prune(self) -> None:
-        """Drop checkpoints that are not needed any more."""
+        """Delete checkpoints that are no longer needed."""
         self.store.prune(self.state.best_kept, self.state.spare)
 
     @contextmanager
     def kept_on_failure(self) -> Iterator[None]:
-        """Work that may fail: what can be saved then is, and the message says so."""
+        """Context manager that saves the last complete iteration after a failure and reports it in the message."""
         try:
             yield
         except TooLittleMemoryError as error:
@@ -78,7 +84,7 @@ class Saver:
             raise PluginError(f"{error}; {self.save_completed_iteration()}") from error
         except (DgpoError, KeyboardInterrupt, Interrupted):
             raise
-        except BaseException as error:  # of a plugin, which may even have called `sys.exit`
+        except BaseException as error:  # plugin code may even call `sys.exit`
             blamed = self.run.registry.blame(error)
             if blamed is None:
                 raise
@@ -87,20 +93,22 @@ class Saver:
             ) from error
 
     def check_weights(self, *, alone: bool = False) -> None:
-        """Raise RunStopped if the last update has left weights, averages or moments that are no numbers to go on with:
-        they are not saved, so that what was saved before stays the newest."""
-        nonfinite = not self.run.optimizer.sound()
+        """Raise RunStopped if the last update made weights, averages or moments non-finite.
+
+        Such a state is not saved, so the previous checkpoint stays the newest.
+        """
+        nonfinite = not self.run.optimizer.is_finite()
         if not (nonfinite if alone else self.run.runtime.processes.any(nonfinite)):
             return
         if self.run.optimizer.updates == 0:
             raise UserError(
-                "backbone.checkpoint: its trained weights are not all finite, or too large to compute with; there is "
-                "nothing to train from"
+                "backbone.checkpoint: its trained weights are not all finite, or too large to compute with; training "
+                "cannot start from it"
             )
         raise RunStopped(self.standing().weights())
 
     def standing(self) -> Standing:
-        """For messages about weights that updates have corrupted."""
+        """Collect what messages about corrupted weights need."""
         updates = self.run.optimizer.updates
         return Standing(
             iteration=self.state.iteration,

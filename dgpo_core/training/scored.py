@@ -1,4 +1,4 @@
-"""What rewards have said of samples, of all processes together, and why scores are missing."""
+"""Scores of samples: merging over ranks, and the reasons of missing scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dgpo_schemas.text import clean
 
 __all__ = [
     "NOT_ASKED",
-    "Said",
+    "SampleScore",
     "ScoredSamples",
     "diversity",
     "merged",
@@ -30,23 +30,23 @@ __all__ = [
 ]
 
 THUMBNAIL = 32
-"""Side in pixels to which media are averaged before the diversity of a group is measured."""
+"""Side length in pixels to which media are downscaled to measure the diversity of a group."""
 REASON = 300
-"""Characters of a reward's reason in a message."""
+"""Maximum number of characters of a reason in a message."""
 NOT_ASKED: Mapping[str, Any] = {"asked": False}
-"""Diagnostics of a sample whose source does not ask for the reward: it has no value, and none is missing."""
-Said = tuple[float, Mapping[str, Any]]
-"""A sample's value, nan if it is missing, and diagnostics."""
+"""Diagnostics of a sample whose source does not use the reward: it has no value, and does not count as missing."""
+SampleScore = tuple[float, Mapping[str, Any]]
+"""A sample's value, nan if missing, and diagnostics."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredSamples:
     """Scores of N samples in flat order.
 
-    values: label to float64 [N] (nan where missing); diagnostics: label to one mapping a sample; thumbnails: N of [D],
-    where D may differ from group to group; statistics: name to float64 [N], of the media themselves (`monitors`);
-    seconds: label to time spent in the reward; others: label to number to what a reward that compares says of samples
-    of other processes, which it has compared here (theirs have no value there).
+    values: label -> float64 [N], nan where missing; diagnostics: label -> one mapping per sample; thumbnails: N tensors
+    [D], where D may differ between groups; statistics: name -> float64 [N], media statistics (`monitors`); seconds:
+    label -> time spent in the reward; others: label -> sample number -> score of another rank's sample that was
+    compared on this rank.
     """
 
     values: Mapping[str, Tensor]
@@ -54,30 +54,30 @@ class ScoredSamples:
     thumbnails: Sequence[Tensor]
     statistics: Mapping[str, Tensor]
     seconds: Mapping[str, float]
-    others: Mapping[str, Mapping[int, Said]] = field(default_factory=dict)
+    others: Mapping[str, Mapping[int, SampleScore]] = field(default_factory=dict)
 
 
-def merged(own: ScoredSamples | None, processes: Processes, samples: Sequence[Sequence[int]]) -> ScoredSamples:
-    """What all processes have scored, in flat order; own: this one's, None if it had nothing to score.
+def merged(local: ScoredSamples | None, processes: Processes, samples: Sequence[Sequence[int]]) -> ScoredSamples:
+    """Gather the scores of all ranks, in flat order.
 
-    samples: the numbers of each process's samples, as `own` and its like have them.
+    local: this rank's scores, None if it has no samples; samples: the sample numbers of each rank.
     """
     if processes.count == 1:
-        assert own is not None
-        return own
-    said = processes.all_gather_object(
+        assert local is not None
+        return local
+    gathered = processes.all_gather_object(
         None
-        if own is None
+        if local is None
         else {
-            "values": {label: v.tolist() for label, v in own.values.items()},
-            "diagnostics": own.diagnostics,
-            "statistics": {name: v.tolist() for name, v in own.statistics.items()},
-            "seconds": own.seconds,
-            "others": {label: [[i, *one] for i, one in said.items()] for label, said in own.others.items()},
+            "values": {label: v.tolist() for label, v in local.values.items()},
+            "diagnostics": local.diagnostics,
+            "statistics": {name: v.tolist() for name, v in local.statistics.items()},
+            "seconds": local.seconds,
+            "others": {label: [[i, *score] for i, score in of.items()] for label, of in local.others.items()},
         }
     )
-    thumbnails = processes.all_gather_tensors(() if own is None else own.thumbnails)
-    parts: list[dict[str, Any]] = [part for part in said if part is not None]
+    thumbnails = processes.all_gather_tensors(() if local is None else local.thumbnails)
+    parts: list[dict[str, Any]] = [part for part in gathered if part is not None]
 
     def joined(kind: str) -> dict[str, list[Any]]:
         return {
@@ -87,8 +87,8 @@ def merged(own: ScoredSamples | None, processes: Processes, samples: Sequence[Se
     values, diagnostics = joined("values"), joined("diagnostics")
     for part in parts:
         for label, others in part["others"].items():
-            for i, *one in others:
-                values[label][i], diagnostics[label][i] = one
+            for i, *score in others:
+                values[label][i], diagnostics[label][i] = score
     return ScoredSamples(
         values={label: torch.tensor(v, dtype=torch.float64) for label, v in values.items()},
         diagnostics=diagnostics,
@@ -101,19 +101,19 @@ def merged(own: ScoredSamples | None, processes: Processes, samples: Sequence[Se
 def missing_beyond(
     limit: float, rewards: Sequence[Reward], scored: Tensor, samples: ScoredSamples
 ) -> tuple[float, str] | None:
-    """(share, reasons) if a larger share of samples than `limit` is not scored, or none is; else None.
+    """Return (fraction, reasons) if the fraction of missing samples exceeds `limit` or is 1, otherwise None.
 
-    scored bool of any shape: whether a sample has every reward that counts.
+    scored: bool of any shape, whether a sample has all rewards with a nonzero weight.
     """
     missing = int((~scored).sum()) / scored.numel()
     if missing <= limit and missing < 1:
         return None
-    why = reasons_of([reward for reward in rewards if reward.weight], samples)  # the others may fail
-    return missing, why or "the rewards gave no reason"
+    reasons = reasons_of([reward for reward in rewards if reward.weight], samples)  # rewards of weight 0 may fail
+    return missing, reasons or "the rewards gave no reason"
 
 
 def reasons_of(rewards: Iterable[Reward], samples: ScoredSamples) -> str:
-    """In words, the first few reasons that rewards give for samples that are missing; empty if they give none."""
+    """Join the first three distinct reasons for missing samples; empty if there are none."""
     reasons = dict.fromkeys(
         f"{reward.label}: {clean(str(diagnostics['reason']), REASON)}"
         for reward in rewards
@@ -124,7 +124,7 @@ def reasons_of(rewards: Iterable[Reward], samples: ScoredSamples) -> str:
 
 
 def not_finite(rewards: Iterable[Reward], samples: ScoredSamples) -> bool:
-    """Whether scores are missing, and none for another reason than that the media are not finite."""
+    """Return whether scores are missing, all of them because the media are not finite."""
     reasons = {
         diagnostics.get("reason")
         for reward in rewards
@@ -138,20 +138,20 @@ def not_finite(rewards: Iterable[Reward], samples: ScoredSamples) -> bool:
 
 
 def diversity(thumbnails: Sequence[Tensor], groups: int) -> Tensor:
-    """[groups] the mean pairwise distance of each group's members, given group by group.
+    """Compute the mean pairwise distance of each group's members, [groups]; thumbnails: group by group.
 
-    The members of a group have one size, and only they are compared: other groups' sizes do not matter.
+    The members of a group have the same size; sizes may differ between groups.
     """
     members = len(thumbnails) // groups
-    found = []
-    for run in runs([len(one) for one in thumbnails[::members]]):
-        some = torch.stack(list(thumbnails[run.start * members : run.stop * members]))
-        found.append(mean_pairwise_distance(some.view(run.stop - run.start, members, -1)))
-    return torch.cat(found)
+    distances = []
+    for run in runs([len(thumbnail) for thumbnail in thumbnails[::members]]):
+        stacked = torch.stack(list(thumbnails[run.start * members : run.stop * members]))
+        distances.append(mean_pairwise_distance(stacked.view(run.stop - run.start, members, -1)))
+    return torch.cat(distances)
 
 
 def thumbnails(media: Tensor) -> Tensor:
-    """Media [B, (F,) 3, H, W] averaged to small images, [B, D]."""
+    """Downscale media [B, (F,) 3, H, W] to thumbnails, [B, D]."""
     frames = (media.flatten(0, 1) if media.dim() == 5 else media).nan_to_num(0.0, 0.0, 0.0)
     if max(frames.shape[-2:]) > THUMBNAIL:
         frames = F.adaptive_avg_pool2d(frames, THUMBNAIL)

@@ -1,4 +1,4 @@
-"""What a reward returns: whether it is one score a sample, and its diagnostics as JSON can hold them."""
+"""Check the scores that a reward returns, and convert diagnostics to JSON-serializable values."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 MOST = 2**20
-"""Values and characters of the diagnostics of one sample that are kept; a mask of 1024 x 1024 is not far below."""
+"""Maximum number of values and characters in the diagnostics of one sample; a 1024 x 1024 mask just fits."""
 TOO_MANY = f"more than {MOST} values and characters"
 DEEPEST = 64
-"""Levels of lists and mappings in each other; what refers to itself has more."""
+"""Maximum nesting depth of lists and mappings."""
 OLD_KEY = "parts"
 """The key of `subscores` before version 3 of the plugin contract."""
 LONGEST_INTEGER = 1024
-"""Bits; Python refuses to write integers of more than 4300 digits."""
+"""Maximum number of bits of an integer; Python cannot format integers of more than 4300 digits."""
 
 
 class TooMuch(ValueError):
-    """A value with more levels or more values than a message may have."""
+    """A value is nested too deeply or too large."""
 
 
 class _Budget:
-    """How many values and characters may still come."""
+    """The number of values and characters that may still be added."""
 
     def __init__(self, most: float) -> None:
         self.left = most
@@ -57,10 +57,10 @@ class _Budget:
 
 
 def plain(value: Any, most: float = math.inf) -> Any:
-    """A value as JSON can hold it: what JSON has no word for becomes a list, a number or a text.
+    """Convert a value to JSON types: other types become a list, a number or a string.
 
-    most: values and characters that it may have. Raises TooMuch for more, and for more than 64 levels, which is what a
-    value that contains itself has.
+    most: maximum number of values and characters. Raises TooMuch for larger values and for more than 64 levels of
+    nesting, which includes values that contain themselves.
     """
     return _plain(value, _Budget(most), 0)
 
@@ -77,7 +77,7 @@ def _plain(value: Any, budget: _Budget, depth: int) -> Any:
         return _text(value, budget)
     if isinstance(value, Mapping):
         return {_text(str(key), budget): _plain(inner, budget, depth + 1) for key, inner in value.items()}
-    if isinstance(value, Set):  # in an order that is the same in every process
+    if isinstance(value, Set):  # sorted, so that the order is the same on every rank
         return sorted((_plain(inner, budget, depth + 1) for inner in value), key=repr)
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview | range):
         return [_plain(inner, budget, depth + 1) for inner in value]
@@ -85,7 +85,7 @@ def _plain(value: Any, budget: _Budget, depth: int) -> Any:
         budget.spend(len(value))
     if hasattr(value, "tolist"):  # tensors, arrays and their scalars
         count = value.numel() if isinstance(value, Tensor) else getattr(value, "size", 1)
-        if isinstance(count, int) and count > budget.left:  # before the list is made
+        if isinstance(count, int) and count > budget.left:  # checked before the list is created
             raise TooMuch(TOO_MANY)
         return _plain(value.tolist(), budget, depth + 1)
     return _text(str(value), budget)
@@ -93,30 +93,30 @@ def _plain(value: Any, budget: _Budget, depth: int) -> Any:
 
 def _text(text: str, budget: _Budget) -> str:
     budget.spend(len(text))
-    # Half of a pair can be written into no file.
+    # A lone surrogate cannot be encoded as UTF-8.
     return text if lone_surrogate(text) is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def plain_diagnostics(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The diagnostics of one sample as JSON can hold them; never raises.
+def plain_diagnostics(diagnostics: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the diagnostics of one sample to JSON types; never raises.
 
-    A number that is not finite becomes null. In place of a value that contains itself, is too large (`MOST`), or cannot
-    be looked at, stands a text that says so.
+    Numbers that are not finite become null. A value that contains itself, is too large (`MOST`) or raises when it is
+    read is replaced by a text that says so.
     """
-    budget, made = _Budget(MOST), {}
+    budget, converted = _Budget(MOST), {}
     try:
-        items = list(said.items())
+        items = list(diagnostics.items())
     except Exception as error:
         return {"diagnostics": f"(left out: {_name(error)} when they were read)"}
     for key, value in items:
         before = budget.left
         try:
-            made[_text(str(key), budget)] = _finite(_plain(value, budget, 1))
-        except BaseException as error:  # objects of others may raise anything when they are looked at
+            converted[_text(str(key), budget)] = _finite(_plain(value, budget, 1))
+        except BaseException as error:  # third-party objects may raise anything
             budget.left = before
-            why = str(error) if isinstance(error, TooMuch) else f"{_name(error)} when it was read"
-            made[key if isinstance(key, str) and len(key) < 100 else "(a key)"] = f"(left out: {why})"
-    return made
+            reason = str(error) if isinstance(error, TooMuch) else f"{_name(error)} when it was read"
+            converted[key if isinstance(key, str) and len(key) < 100 else "(a key)"] = f"(left out: {reason})"
+    return converted
 
 
 def _name(error: BaseException) -> str:
@@ -124,7 +124,7 @@ def _name(error: BaseException) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Plain values, null where JSON has no word for a number."""
+    """Replace nan and inf in plain values by None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -133,8 +133,11 @@ def _finite(value: Any) -> Any:
 
 
 def check_scores(scores: Scores, count: int) -> Scores:
-    """The scores on the CPU, their diagnostics one plain mapping a sample. Raises ValueError unless there is one value
-    and one mark per sample, and diagnostics for each or for none."""
+    """Return the scores on the CPU with JSON-serializable diagnostics.
+
+    Raises ValueError unless there is one value and one missing flag per sample, and diagnostics for every sample or
+    none.
+    """
     if not isinstance(scores, Scores):
         raise ValueError(f"returned {type(scores).__name__}, not Scores")
     for name, tensor in (("values", scores.values), ("missing", scores.missing)):
@@ -152,49 +155,52 @@ def check_scores(scores: Scores, count: int) -> Scores:
     return Scores(scores.values.detach().cpu(), scores.missing.cpu(), _diagnostics(scores.diagnostics, count))
 
 
-def _diagnostics(said: Any, count: int) -> tuple[dict[str, Any], ...]:
-    if said is None or (isinstance(said, Sequence) and not isinstance(said, str | bytes) and not len(said)):
+def _diagnostics(diagnostics: Any, count: int) -> tuple[dict[str, Any], ...]:
+    is_list = isinstance(diagnostics, Sequence) and not isinstance(diagnostics, str | bytes)
+    if diagnostics is None or (is_list and not len(diagnostics)):
         return tuple({} for _ in range(count))
-    if not isinstance(said, Sequence) or isinstance(said, str | bytes):
-        raise ValueError(f"returned diagnostics of type {type(said).__name__}, not one mapping per sample")
-    if len(said) != count:
-        raise ValueError(f"returned {len(said)} diagnostics for {count} samples")
-    if not all(isinstance(one, Mapping) for one in said):
-        raise ValueError("returned diagnostics that are no mappings")
-    return tuple(plain_diagnostics(one) for one in said)
+    if not is_list:
+        raise ValueError(f"returned diagnostics of type {type(diagnostics).__name__}, not one mapping per sample")
+    if len(diagnostics) != count:
+        raise ValueError(f"returned {len(diagnostics)} diagnostics for {count} samples")
+    if not all(isinstance(entry, Mapping) for entry in diagnostics):
+        raise ValueError("returned diagnostics that are not mappings")
+    return tuple(plain_diagnostics(entry) for entry in diagnostics)
 
 
-def joined(batches: Sequence[Scores]) -> Scores:
-    """Scores of several batches, checked, as those of one."""
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Concatenate the checked scores of several batches."""
     return Scores(
-        torch.cat([one.values for one in batches]),
-        torch.cat([one.missing for one in batches]),
-        tuple(said for one in batches for said in one.diagnostics),
+        torch.cat([part.values for part in parts]),
+        torch.cat([part.missing for part in parts]),
+        tuple(entry for part in parts for entry in part.diagnostics),
     )
 
 
 def valid_subscores(scores: Scores) -> tuple[Scores, str | None]:
-    """Checked scores without invalid `subscores`, and what is wrong with the first of those; None if nothing is.
+    """Remove invalid `subscores` from checked scores; also return the first problem, None if all are valid.
 
-    Subscores are finite numbers under names (`dgpo_schemas.diagnostics`). Those under the key of older versions of the
-    contract are reported, for they would be lost silently.
+    Subscores are finite numbers by name (`dgpo_schemas.diagnostics`). Those under the key of an older contract are
+    reported, because they would be lost silently.
     """
     kept: list[Mapping[str, Any]] = []
-    wrong: str | None = None
-    for said in scores.diagnostics:
-        if "subscores" not in said:
-            wrong = wrong or _old_key(said)
-            kept.append(said)
+    first_problem: str | None = None
+    for entry in scores.diagnostics:
+        if "subscores" not in entry:
+            first_problem = first_problem or _old_key(entry)
+            kept.append(entry)
             continue
-        reason = _why_no_subscores(said["subscores"])
-        kept.append(said if reason is None else {key: value for key, value in said.items() if key != "subscores"})
-        wrong = wrong or reason
-    return (scores, None) if wrong is None else (Scores(scores.values, scores.missing, tuple(kept)), wrong)
+        problem = _subscores_problem(entry["subscores"])
+        kept.append(entry if problem is None else {key: value for key, value in entry.items() if key != "subscores"})
+        first_problem = first_problem or problem
+    if first_problem is None:
+        return scores, None
+    return Scores(scores.values, scores.missing, tuple(kept)), first_problem
 
 
-def _old_key(said: Mapping[str, Any]) -> str | None:
+def _old_key(entry: Mapping[str, Any]) -> str | None:
     """The message for diagnostics with subscores under `parts`, their key before version 3 of the contract."""
-    if isinstance(found := said.get(OLD_KEY), Mapping) and found and _why_no_subscores(found) is None:
+    if isinstance(found := entry.get(OLD_KEY), Mapping) and found and _subscores_problem(found) is None:
         return (
             f"its diagnostics have subscores under {OLD_KEY!r}, which is called 'subscores' since version 3 of the "
             f"plugin contract ({GUIDE})"
@@ -202,29 +208,34 @@ def _old_key(said: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _why_no_subscores(subscores: Any) -> str | None:
+def _subscores_problem(subscores: Any) -> str | None:
     if not isinstance(subscores, Mapping):
-        return f"its `subscores` are {type(subscores).__name__}, not numbers under names"
+        return f"its `subscores` are {type(subscores).__name__}, not a mapping of names to numbers"
     if len(subscores) > MOST_SUBSCORES:
         return f"it has {len(subscores)} `subscores`, more than {MOST_SUBSCORES}"
     for name, value in subscores.items():
         if re.fullmatch(SUBSCORE, name) is None:
-            return f"the name {name[:100]!r} in its `subscores` is not of letters, digits, dots, dashes and underscores"
-        if isinstance(value, bool) or not isinstance(value, int | float):  # what was not finite is null by now
-            return f"the value of {name!r} in its `subscores` is no finite number"
+            return (
+                f"the name {name[:100]!r} in its `subscores` must consist of letters, digits, dots, dashes and "
+                "underscores"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float):  # nan and inf are already None
+            return f"the value of {name!r} in its `subscores` is not a finite number"
         if abs(value) > LARGEST_SUBSCORE:
             return f"the value of {name!r} in its `subscores` is beyond {LARGEST_SUBSCORE:g}"
     return None
 
 
 def subscore_values(diagnostics: Sequence[Mapping[str, Any]], values: Tensor) -> dict[str, Tensor]:
-    """Each subscore that a reward names for N samples, in the order of the names: float64 [N], nan where a sample lacks
-    it or has no value [N]. Of more than MOST_SUBSCORES names the first are kept, with a warning."""
+    """Collect the subscores of N samples by name, sorted: float64 [N], nan where missing or where `values` [N] is.
+
+    Only the first MOST_SUBSCORES names are kept, with a warning: a reward should have few names, not one per sample.
+    """
     missing = values.isnan().tolist()
-    names = sorted({name for said in diagnostics for name in said.get("subscores") or ()})
+    names = sorted({name for entry in diagnostics for name in entry.get("subscores") or ()})
     if len(names) > MOST_SUBSCORES:
         log.warning(
-            "a reward names %d different `subscores`, %s and so on: the first %d are kept",
+            "a reward returned %d different `subscores`, %s and so on: the first %d are kept",
             len(names),
             names[0],
             MOST_SUBSCORES,
@@ -232,8 +243,8 @@ def subscore_values(diagnostics: Sequence[Mapping[str, Any]], values: Tensor) ->
     return {
         name: torch.tensor(
             [
-                math.nan if lost else float((said.get("subscores") or {}).get(name, math.nan))
-                for said, lost in zip(diagnostics, missing, strict=True)
+                math.nan if lost else float((entry.get("subscores") or {}).get(name, math.nan))
+                for entry, lost in zip(diagnostics, missing, strict=True)
             ],
             dtype=torch.float64,
         )

@@ -1,6 +1,6 @@
-"""The phase *score*: media to rewards, on threads of their own, while the next samples are drawn.
+"""The scoring phase: rewards score media on their own threads while the next samples are drawn.
 
-Legend: N samples in flat order, g groups, G members of a group, D pixels of a thumbnail.
+N is the number of samples in flat order, g of groups, G of members per group.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.training.executors import RewardExecutor, wait_for
 from dgpo_core.training.monitors import media_statistics
 from dgpo_core.training.reward_calls import Reward, checked_group, checked_score
-from dgpo_core.training.scored import NOT_ASKED, Said, ScoredSamples, diversity, thumbnails
+from dgpo_core.training.scored import NOT_ASKED, SampleScore, ScoredSamples, diversity, thumbnails
 from dgpo_core.training.scores import subscore_values
 from dgpo_core.types import Prompt, Rollout, ScoredGroups, Scores
 
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
 __all__ = ["Scorer"]
 
 _NOTHING: tuple[float, Mapping[str, Any]] = (float("nan"), {})
-"""Of a sample that another process has compared."""
+"""Placeholder for a sample that another rank compared."""
 
 
 class Scorer:
     """Submits micro-batches to the rewards and collects their scores in order.
 
-    Each reward model works on its own threads, as many as its `concurrency`. A reward that raises, or returns something
-    that is not one number per sample, leaves its micro-batch missing, with the reason in the log and in `failures`; it
-    never becomes 0. Nor does a sample whose media are not finite. Rewards that compare are shown whole groups, which
-    micro-batches may cut anywhere: `expect` says beforehand what makes a group.
+    Each reward model runs on its own threads, as many as its `concurrency`. If a reward raises, or does not return one
+    number per sample, the scores of its micro-batch are missing (never 0), with the reason in the log and in
+    `failures`; so are the scores of samples whose media are not finite. Rewards that compare samples receive whole
+    groups, which may span micro-batches: call `expect` first to define the groups.
     """
 
     def __init__(
         self, rewards: Sequence[Reward], process_state: ProcessState | None = None, in_flight: int | None = None
     ) -> None:
-        """monitor: keeps what the rewards share with the run as it is. in_flight: micro-batches (or groups, of a reward
-        that compares) that may wait for each reward beside those it is at work on; any number if None."""
+        """process_state: undoes changes of the rewards to process-wide state. in_flight: micro-batches (or groups, for
+        a reward that compares) that may be queued per reward besides those being scored; unlimited if None."""
         self.rewards = rewards
         self.process_state = process_state or ProcessState()
         self.failures: list[str] = []
         self.waited = 0.0
-        """Seconds that `submit` has waited for room since the last `collect`."""
-        models = {id(reward.model): reward.model for reward in rewards}  # one model may bear several labels
+        """Seconds that `submit` waited for room in the queues since the last `collect`."""
+        models = {id(reward.model): reward.model for reward in rewards}  # a model may have several labels
         labels = Counter(id(reward.model) for reward in rewards)
         self._executors = {
             key: RewardExecutor(
@@ -68,7 +68,7 @@ class Scorer:
         self._compared: dict[str, list[tuple[int, Future[tuple[Scores, float]]]]] = {}
 
     def expect(self, layout: Layout) -> None:
-        """Say which samples make a group, before the first of them is submitted; only rewards that compare need it."""
+        """Define the groups before their first sample is submitted; only needed for rewards that compare samples."""
         self._compared = {reward.label: [] for reward in self.rewards if reward.compares}
         self._members = Members(layout) if self._compared else None
 
@@ -79,9 +79,12 @@ class Scorer:
         interrupt: Callable[[], None] = lambda: None,
         samples: Sequence[int] = (),
     ) -> None:
-        """Queue media [B, 3, H, W] or [B, F, 3, H, W] with the prompt of each sample, and wait until no more than
-        `in_flight` micro-batches wait for any reward. `interrupt` is called while it waits, and may raise. samples:
-        their numbers in flat order, for rewards that compare."""
+        """Queue media [B, 3, H, W] or [B, F, 3, H, W] with the prompt of each sample, and wait until at most
+        `in_flight` micro-batches are queued for each reward.
+
+        interrupt: called while waiting, may raise; samples: the samples' numbers in flat order, for rewards that
+        compare.
+        """
         prompts = tuple(prompts)
         broken = ~media.flatten(1).isfinite().all(1)
         scores = {}
@@ -92,18 +95,18 @@ class Scorer:
                 if len(rows) < len(prompts):
                     part = (media[rows], tuple(prompts[i] for i in rows), broken[rows])
                 scores[reward.label] = self._executors[id(reward.model)].submit(partial(self._score, reward, *part))
-        # On the media's own device and without waiting for it; moved to the CPU when collected.
+        # Computed on the media's device without synchronizing; moved to the CPU in `collect`.
         self._pending.append(_Submitted(scores, prompts, thumbnails(media), tuple(samples), media_statistics(media)))
         for reward in self.rewards:
             if reward.label in scores and self.process_state.disturbs(reward.name):
-                wait_for(scores[reward.label], interrupt)  # nothing is drawn while it is at work
+                wait_for(scores[reward.label], interrupt)  # this reward must not run while samples are drawn
         if self._members is not None:
             self._compare(self._members.take(media, prompts, samples), interrupt)
         self._wait_for_room(interrupt)
 
     def complete(self, processes: Processes, interrupt: Callable[[], None] = lambda: None) -> None:
-        """Bring the members of groups that processes share together. To be called by all processes when everything is
-        submitted."""
+        """Exchange the members of groups that are split across ranks; all ranks must call this after the last
+        `submit`."""
         if self._members is not None:
             self._compare(self._members.exchange(processes), interrupt)
             self._wait_for_room(interrupt)
@@ -125,80 +128,82 @@ class Scorer:
         self.waited += time.perf_counter() - started
 
     def collect(self, interrupt: Callable[[], None] = lambda: None) -> ScoredSamples:
-        """Wait for everything that was submitted since the last call. `interrupt` is called while it waits, and may
-        raise; `discard` then drops what is left."""
+        """Wait for all scores since the last call and return them.
+
+        interrupt: called while waiting, may raise; then call `discard` to drop the rest.
+        """
         for future in self._futures():
             wait_for(future, interrupt)
         prompts = [prompt for batch in self._pending for prompt in batch.prompts]
-        answers = {
+        results = {
             reward.label: (self._of_groups if reward.compares else self._of_samples)(reward, prompts)
             for reward in self.rewards
         }
         names = self._pending[0].statistics
-        found = ScoredSamples(
-            values={label: answer.values for label, answer in answers.items()},
-            diagnostics={label: answer.diagnostics for label, answer in answers.items()},
+        scored = ScoredSamples(
+            values={label: result.values for label, result in results.items()},
+            diagnostics={label: result.diagnostics for label, result in results.items()},
             thumbnails=[row for batch in self._pending for row in batch.thumbnails],
             statistics={n: torch.cat([b.statistics[n] for b in self._pending]).double().cpu() for n in names},
-            seconds={label: answer.seconds for label, answer in answers.items()},
-            others={reward.label: answers[reward.label].others for reward in self.rewards if reward.compares},
+            seconds={label: result.seconds for label, result in results.items()},
+            others={reward.label: results[reward.label].others for reward in self.rewards if reward.compares},
         )
-        self._forget()
-        return found
+        self._reset()
+        return scored
 
     def _futures(self) -> Iterator[Future[tuple[Scores, float]]]:
-        """Of all calls that were submitted."""
+        """Yield the futures of all submitted calls."""
         for batch in self._pending:
             yield from batch.scores.values()
         for calls in self._compared.values():
             yield from (future for _, future in calls)
 
-    def _of_samples(self, reward: Reward, prompts: Sequence[Prompt]) -> _Answers:
-        """What a reward that scores samples says of those with these prompts, where it was asked."""
+    def _of_samples(self, reward: Reward, prompts: Sequence[Prompt]) -> _Results:
+        """Collect the scores of a reward that scores single samples, for the prompts that it applies to."""
         done = [batch.scores[reward.label].result() for batch in self._pending if reward.label in batch.scores]
-        asked = [reward.asks(prompt) for prompt in prompts]
+        applies = [reward.asks(prompt) for prompt in prompts]
         values = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
         if done:
-            values[torch.tensor(asked)] = torch.cat([_values(scores) for scores, _ in done])
-        said = iter([one for scores, _ in done for one in scores.diagnostics])
-        diagnostics = tuple(next(said) if one else NOT_ASKED for one in asked)
-        return _Answers(values, diagnostics, sum(seconds for _, seconds in done))
+            values[torch.tensor(applies)] = torch.cat([_values(scores) for scores, _ in done])
+        entries = iter([entry for scores, _ in done for entry in scores.diagnostics])
+        diagnostics = tuple(next(entries) if applied else NOT_ASKED for applied in applies)
+        return _Results(values, diagnostics, sum(seconds for _, seconds in done))
 
-    def _of_groups(self, reward: Reward, prompts: Sequence[Prompt]) -> _Answers:
-        """What a reward that compares says of this process's samples, and of others' by their numbers."""
-        assert self._members is not None, "rewards that compare are told what makes a group"
-        said: dict[int, Said] = {}
+    def _of_groups(self, reward: Reward, prompts: Sequence[Prompt]) -> _Results:
+        """Collect the scores of a reward that compares: of this rank's samples, and of other ranks' by sample
+        number."""
+        assert self._members is not None, "call `expect` first"
+        by_sample: dict[int, SampleScore] = {}
         seconds, members = 0.0, self._members.layout.members
         for number, future in self._compared[reward.label]:
             scores, spent = future.result()
             pairs = zip(_values(scores).tolist(), scores.diagnostics, strict=True)
-            said |= {number * members + place: one for place, one in enumerate(pairs)}
+            by_sample |= {number * members + member: pair for member, pair in enumerate(pairs)}
             seconds += spent
-        own = [sample for batch in self._pending for sample in batch.samples]
-        mine = [said.pop(i, _NOTHING) for i in own]
+        local = [by_sample.pop(i, _NOTHING) for batch in self._pending for i in batch.samples]
         diagnostics = tuple(
-            one if reward.asks(prompt) else NOT_ASKED for (_, one), prompt in zip(mine, prompts, strict=True)
+            entry if reward.asks(prompt) else NOT_ASKED for (_, entry), prompt in zip(local, prompts, strict=True)
         )
-        values = torch.tensor([value for value, _ in mine], dtype=torch.float64)
-        return _Answers(values, diagnostics, seconds, said)
+        values = torch.tensor([value for value, _ in local], dtype=torch.float64)
+        return _Results(values, diagnostics, seconds, by_sample)
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._pending.clear()
         self._members, self._compared = None, {}
         self.waited = 0.0
 
     def failure_of(self, label: str) -> str | None:
-        """The last failure of a reward; None if it never failed."""
+        """Return the last failure of a reward; None if it never failed."""
         return next((known for known in reversed(self.failures) if known.startswith(f"{label}: ")), None)
 
     def discard(self) -> None:
-        """Drop what was submitted (the iteration was abandoned), without waiting for the reward at work."""
+        """Drop everything that was submitted, without waiting for running calls."""
         for executor in self._executors.values():
             executor.discard()
-        self._forget()
+        self._reset()
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads and release the process state."""
         self.discard()
         for executor in self._executors.values():
             executor.close()
@@ -212,8 +217,8 @@ class Scorer:
         broken = broken.cpu()
         if bool(broken.any()):
             diagnostics = tuple(
-                {**said, "reason": NOT_FINITE} if bad else said
-                for said, bad in zip(scores.diagnostics, broken.tolist(), strict=True)
+                {**entry, "reason": NOT_FINITE} if bad else entry
+                for entry, bad in zip(scores.diagnostics, broken.tolist(), strict=True)
             )
             scores = Scores(scores.values, scores.missing | broken, diagnostics)
         return scores, time.perf_counter() - started
@@ -231,8 +236,10 @@ class Scorer:
         section: ScoringSection,
         epsilon: float,
     ) -> ScoredGroups:
-        """Flat samples as groups [g, G], their rewards made one number as `section` says; `rollouts` are this
-        process's, `samples` all."""
+        """Arrange flat samples as groups [g, G] and aggregate their rewards as configured in `section`.
+
+        samples: the scores of all ranks; rollouts: this rank's rollouts.
+        """
         shape = (len(prompts), -1)
         each = {label: v.view(shape) for label, v in samples.values.items()}
         total = torch.zeros_like(next(iter(each.values())))
@@ -260,23 +267,23 @@ class Scorer:
 
 
 def _values(scores: Scores) -> Tensor:
-    """float64 [B], nan where missing."""
+    """Return the values as float64 [B], nan where missing."""
     return scores.values.double().masked_fill(scores.missing, torch.nan)
 
 
 @dataclass(frozen=True, slots=True)
-class _Answers:
-    """What a reward says of the samples of this process, as `ScoredSamples` has it."""
+class _Results:
+    """A reward's scores of this rank's samples; see `ScoredSamples`."""
 
     values: Tensor
     diagnostics: Sequence[Mapping[str, Any]]
     seconds: float
-    others: Mapping[int, Said] = field(default_factory=dict)
+    others: Mapping[int, SampleScore] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Submitted:
-    """One micro-batch under way."""
+    """A submitted micro-batch."""
 
     scores: Mapping[str, Future[tuple[Scores, float]]]
     prompts: tuple[Prompt, ...]

@@ -1,5 +1,5 @@
-"""The policy of a model that is sharded over the processes of a run. An adapter is not sharded: its views, gradients
-and updates are those of any other run."""
+"""The policy of a model that is sharded across ranks. Adapters are not sharded: their weights, gradients and updates
+are handled as in any other run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ __all__ = ["ShardedPolicy"]
 
 
 class ShardedPolicy(Policy):
-    """A policy whose backbone was given to `sharding.shard`.
+    """A policy whose backbone was sharded by `sharding.shard`.
 
-    Views of sharded weights are switched by copying this process's shards, a few gigabytes at most, because FSDP2 knows
-    the shards by their storage.
+    Activating a model copies this rank's shards, a few gigabytes at most, because FSDP2 holds on to their storage.
     """
 
     sharded = True
@@ -41,13 +40,13 @@ class ShardedPolicy(Policy):
         blank: Callable[[], tuple[Tensor, Conditioning]],
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
-        """blank: a latent [1, ...] and its conditioning, to make a pass with when there is nothing else to do."""
+        """blank: returns a latent [1, ...] and its conditioning for dummy passes."""
         super().__init__(backbone, objective)
-        self.sharded = backbone.adapter is None
-        if self.sharded:
+        self.weights_sharded = backbone.adapter is None
+        if self.weights_sharded:
             self._live = self._weights["policy"]
-            self._aside = [torch.empty_like(t) for t in self._live]
-            self._in_place: ModelName = "policy"
+            self._saved_policy = [torch.empty_like(t) for t in self._live]
+            self._loaded: ModelName = "policy"
         self._processes = processes
         self._blank = blank
         self._autocast = autocast
@@ -55,21 +54,22 @@ class ShardedPolicy(Policy):
 
     def agree(self, passes: Callable[[], Sequence[Pass]]) -> None:
         """See Policy.agree."""
-        self._schedule.agree([self._kind(one) for one in passes()])
+        self._schedule.agree([self._kind(kind) for kind in passes()])
 
     def finish(self) -> None:
         """See Policy.finish."""
         self._schedule.finish()
 
-    def _kind(self, one: Pass) -> Pass:
-        """What other processes have to know of a pass: whatever an adapter does, the same weights are gathered."""
-        if one == "gradient":
-            return one
-        return self.available(one) if self.sharded else "policy"
+    def _kind(self, kind: Pass) -> Pass:
+        """Return the kind of a pass that matters to other ranks: with an adapter, all models gather the same
+        weights."""
+        if kind == "gradient":
+            return kind
+        return self.available(kind) if self.weights_sharded else "policy"
 
     @contextmanager
     def _passing(self) -> Iterator[None]:
-        """Wait for the turn of this pass. One with gradient is followed by its backward pass."""
+        """Run dummy passes until this pass is due; one with gradient is followed by its backward pass."""
         self._schedule.take("gradient" if torch.is_grad_enabled() else self._kind(self._active))
         with self._processes.exchanging():
             yield
@@ -77,46 +77,47 @@ class ShardedPolicy(Policy):
     def _blank_pass(self, kind: Pass) -> None:
         x, conditioning = self._blank()
         gradient = kind == "gradient"
-        if self.sharded:
+        if self.weights_sharded:
             self._point_at("policy" if kind == "gradient" else kind)
         with self._processes.exchanging(), torch.set_grad_enabled(gradient), self._autocast():
             velocity = self.backbone.velocity(x, x.new_full((1,), 0.5), conditioning)
         if gradient:
             self.backward((velocity * 0).sum())
-        if self.sharded:
+        if self.weights_sharded:
             self._point_at(self._active)
 
     def _local(self, tensor: Tensor) -> Tensor:
         return local(tensor)
 
     def backward(self, loss: Tensor) -> None:
-        """As any policy's, in step with the other processes."""
+        """See Policy.backward; runs together with the other ranks."""
         with self._processes.exchanging():
             super().backward(loss)
 
-    def _point_at(self, name: ModelName) -> None:
-        if not self.sharded:
-            super()._point_at(name)
+    def _point_at(self, model: ModelName) -> None:
+        if not self.weights_sharded:
+            super()._point_at(model)
             return
-        if name == self._in_place:
+        if model == self._loaded:
             return
         with torch.no_grad():
-            if self._in_place == "policy":
-                torch._foreach_copy_(self._aside, self._live)
-            torch._foreach_copy_(self._live, self._aside if name == "policy" else self._weights[name])
-        self._in_place = name
+            if self._loaded == "policy":
+                torch._foreach_copy_(self._saved_policy, self._live)
+            torch._foreach_copy_(self._live, self._saved_policy if model == "policy" else self._weights[model])
+        self._loaded = model
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
-        """Euclidean norm [] over all processes' shards."""
+        """Return the Euclidean norm [] over the shards of all ranks."""
         norm = super().norm([local(t) for t in tensors])
-        return self._processes.all_reduce_sum([norm.square()])[0].sqrt() if self.sharded else norm
+        return self._processes.all_reduce_sum([norm.square()])[0].sqrt() if self.weights_sharded else norm
 
-    def whole(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """See Policy.whole; of sharded weights by all processes together, on the CPU, empty in all but the main one."""
+    def full_tensors(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """See Policy.full_tensors. All ranks must call this together; sharded tensors are gathered on the CPU, and are
+        empty except on the main process."""
         return {
             key: full_tensor(tensor, self.parameters[name], self._processes) for key, (name, tensor) in tensors.items()
         }
 
-    def share(self, name: str, tensor: Tensor) -> Tensor:
-        """See Policy.share."""
+    def local_shard(self, name: str, tensor: Tensor) -> Tensor:
+        """See Policy.local_shard."""
         return shard_like(tensor, self.parameters[name])

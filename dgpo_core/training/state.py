@@ -1,4 +1,4 @@
-"""What a run has done so far, and what follows from it: all that a resume has to find again besides tensors."""
+"""The progress of a run: everything except tensors that a resume must restore."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["RunState"]
 
 @dataclass
 class RunState:
-    """Of a run of `config`; the same in every process.
+    """The progress of a run of `config`, the same on all ranks.
 
-    iteration: iterations finished; updates, timesteps: optimizer updates, and the timestep policy's state, after those
-    (a stop after a measurement must not save that too, since the resumed iteration measures again); trained_seconds: of
-    those iterations, without evaluations and checkpoints; best: (iteration, score) of the best evaluation; saved,
-    evaluated: iterations of the last checkpoint and evaluation; drawn: the last iteration whose weights have drawn
-    media that can be scored; evaluations: what evaluations.jsonl says; otherwise, guards_otherwise: up to these
-    iterations evaluations, and their monitors, measured something else than after them; had_ended: when it was started,
-    so that nothing was left to train.
+    iteration: number of finished iterations; updates, timesteps: optimizer updates, and the timestep policy's state,
+    after these iterations (without later measurements, because a resumed iteration measures again); trained_seconds:
+    duration of these iterations without evaluations and checkpoints; best: (iteration, score) of the best evaluation;
+    saved, evaluated: iterations of the last checkpoint and evaluation; drawn: the last iteration whose weights drew
+    media that can be scored; evaluations: the records of evaluations.jsonl; otherwise, monitors_changed: up to these
+    iterations evaluations, or their monitors, are not comparable with later ones; had_ended: whether the run had
+    already ended when it was started.
     """
 
     config: RunConfig
@@ -47,7 +47,7 @@ class RunState:
 
     @property
     def ended_by(self) -> Literal["iterations"] | Limit | None:
-        """The end that the run has reached, if any: its last iteration, or a limit of `stop`."""
+        """Why the run has ended, if it has: its last iteration, or a limit of the `stop` section."""
         if self.iteration >= self.config.run.iterations:
             return "iterations"
         rollout, stop = self.config.rollout, self.config.stop
@@ -59,12 +59,12 @@ class RunState:
         )
 
     def evaluations_after(self, iteration: int) -> list[dict[str, Any]]:
-        """Records of evaluations that may be compared: a resume may have changed what is measured."""
+        """Return the evaluation records after an iteration."""
         return [record for record in self.evaluations if record["iteration"] > iteration]
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether an evaluation belongs here that has not been made."""
+        """Whether an evaluation is due now and has not run yet."""
         section, done = self.config.evaluation, self.iteration
         if self.config.prompts.heldout is None or self.evaluated == done:
             return False
@@ -74,39 +74,41 @@ class RunState:
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether a checkpoint belongs here, saved or not."""
+        """Whether a checkpoint is due after this iteration, saved or not."""
         return self.iteration % self.config.checkpoints.every == 0 or self.ended_by is not None
 
     @property
     def best_kept(self) -> tuple[int, float] | None:
-        """The best evaluation, if its checkpoint is to be kept."""
+        """The best evaluation, if checkpoints.best is set."""
         return self.best if self.config.checkpoints.best else None
 
     @property
     def spare(self) -> int | None:
-        """The newest checkpoint before this iteration stays: nothing has been drawn with the weights of later ones, or
-        all updates from them on were skipped."""
+        """The iteration before which the newest checkpoint is kept, because nothing was drawn with later weights yet,
+        or all later updates were skipped; None otherwise."""
         return self.last_update if self.skipped_in_a_row or self.drawn < self.iteration else None
 
     @property
     def last_update(self) -> int:
-        """The iteration of the last update that was not skipped: if it is why all later ones were, the weights from
-        before it are what is worth keeping."""
+        """The iteration of the last update that was not skipped.
+
+        If later updates are skipped because of it, the weights before it are the last good ones.
+        """
         return self.iteration - self.skipped_in_a_row // self.config.optimizer.updates
 
     @property
     def counters(self) -> dict[str, int]:
-        """What a manifest counts."""
+        """The counters in a checkpoint manifest."""
         return {"skipped_updates": self.skipped_updates, "skipped_in_a_row": self.skipped_in_a_row}
 
     def count_skipped(self, results: Iterable[UpdateResult]) -> None:
-        """After the updates of an iteration."""
+        """Count the skipped updates of an iteration."""
         for result in results:
             self.skipped_updates += result.skipped
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if result.skipped else 0
 
     def add_evaluation(self, records: Sequence[dict[str, Any]]) -> bool:
-        """The records of one evaluation, whose first reward decides; True if that is better than ever before."""
+        """Add the records of an evaluation; return whether its first reward has the best value so far."""
         self.evaluations += records
         return self._compare(records[0])
 
@@ -118,14 +120,14 @@ class RunState:
         return improved
 
     def _improves(self, iteration: int, score: float) -> bool:
-        """Whether a score is the best so far; one of another measure stands until there is one of this."""
+        """Return whether a score is the best so far; the first comparable score replaces one that is not comparable."""
         if self.best is None:
             return True
-        now, then = iteration > self.otherwise, self.best[0] > self.otherwise
-        return score > self.best[1] if now == then else now
+        comparable, best_comparable = iteration > self.otherwise, self.best[0] > self.otherwise
+        return score > self.best[1] if comparable == best_comparable else comparable
 
     def restore(self, manifest: CheckpointManifest, memory: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; memory: what logs and run.json say besides (`RunDirectory.recall`)."""
+        """Restore the state from a checkpoint; memory: values from the logs and run.json (`RunDirectory.recall`)."""
         self.iteration = self.saved = manifest.iteration
         self.skipped_updates = manifest.counters.get("skipped_updates", 0)
         self.skipped_in_a_row = manifest.counters.get("skipped_in_a_row", 0)
@@ -133,6 +135,6 @@ class RunState:
         self.otherwise, self.monitors_changed = memory["otherwise"], memory["monitors_changed"]
         if manifest.best_iteration is not None and manifest.best_score is not None:
             self.best = (manifest.best_iteration, manifest.best_score)
-        for record in self.evaluations:  # the log is written before a checkpoint could tell of it
+        for record in self.evaluations:  # the log may have evaluations that are newer than the checkpoint
             if record["iteration"] > self.evaluated:
                 self._compare(record)

@@ -1,6 +1,6 @@
-"""Exact statistics of groups at any micro-batch size, and the loss that they make of a micro-batch.
+"""Exact group statistics for any micro-batch size, and the loss of a micro-batch.
 
-Legend: g groups, B members in a micro-batch, T timesteps.
+g is the number of groups, B of members in a micro-batch, T of timesteps.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from dgpo_core.distributed.passes import Pass
     from dgpo_core.training.models import Models
 
-__all__ = ["member_loss", "no_statistics", "statistic_of_bundle", "statistics_here", "twice"]
+__all__ = ["local_statistics", "member_loss", "needs_two_passes", "no_statistics", "statistic_of_bundle"]
 
 
 def member_loss(
     objective: Objective, predictions: Predictions, members: Members, known: Tensor | None = None
 ) -> MemberLoss:
-    """The objective's loss of a micro-batch.
+    """Compute the objective's loss of a micro-batch.
 
-    known: statistics [g] of the update's groups that are not whole in this micro-batch, nan of the others, or one of
-    all its members [].
+    known: statistics [g] of the update's groups, nan for groups that are complete in this micro-batch; or one statistic
+    [] for all members.
     """
     if not objective.needs_statistic:
         return objective.loss(predictions, None)
@@ -42,30 +42,32 @@ def member_loss(
     return objective.loss(predictions, statistic)
 
 
-def twice(objective: Objective, update: Update, bundle: Bundle) -> bool:
-    """Whether a bundle is gone through twice: the several micro-batches of a single group, all of which is here."""
+def needs_two_passes(objective: Objective, update: Update, bundle: Bundle) -> bool:
+    """Return whether a bundle needs two forward passes: several micro-batches of one group that is local to this
+    rank."""
     return objective.needs_statistic and len(bundle) > 1 and not update.is_split(bundle[0])
 
 
 @torch.no_grad()
 def statistic_of_bundle(models: Models, batches: list[MicroBatch]) -> Tensor:
-    """Statistic [] of the single group that several micro-batches are of."""
+    """Compute the statistic [] of the single group in a bundle of several micro-batches."""
     return torch.cat([models.objective.statistic(models.predictions(b)) for b in batches]).sum()
 
 
 def no_statistics(models: Models, update: Update) -> Tensor:
-    """Zeros [T, g]."""
+    """Return zeros [T, g]."""
     weight = next(iter(models.policy.parameters.values()))
     return torch.zeros(len(update.sigmas), len(update.groups), device=weight.device, dtype=weight.dtype)
 
 
 @torch.no_grad()
-def statistics_here(models: Models, update: Update, micro_batch: int, interrupt: Callable[[], None]) -> Tensor:
-    """What this process's members add to the statistics [T, g] of the groups that are sharded across processes; 0 of
-    the other groups."""
+def local_statistics(models: Models, update: Update, micro_batch: int, interrupt: Callable[[], None]) -> Tensor:
+    """Compute this rank's part of the statistics [T, g] of groups that are split across ranks; 0 for other groups."""
     table = no_statistics(models, update)
-    some = [members if split else [] for members, split in zip(update.own, update.split, strict=True)]
-    parts = [part for bundle in update.bundles(some, micro_batch) for part in bundle]
+    members_of_split = [
+        members if split else [] for members, split in zip(update.local_members, update.split, strict=True)
+    ]
+    parts = [part for bundle in update.bundles(members_of_split, micro_batch) for part in bundle]
     passes: list[Pass] = [*models.others(statistic_only=True), "policy"]
     models.policy.agree(lambda: passes * (len(parts) * len(table)))
     for members in map(update.gather, parts):

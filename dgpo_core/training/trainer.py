@@ -1,4 +1,4 @@
-"""A training run from its configuration to its last checkpoint: prepared, gone through, concluded."""
+"""The trainer: a run from its configuration to its last checkpoint."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ __all__ = ["Accepted", "Resume", "Trainer", "run_path"]
 log = logging.getLogger(__name__)
 
 Accepted = Literal["base", "logs"]
-"""What a resume may take as it is."""
+"""What a resume accepts although it has changed."""
 Resume = bool | Literal["auto"]
-"""Whether to go on with a run; `auto`: if it has a checkpoint, else to begin it, over if need be."""
+"""Whether to resume a run; `auto`: resume if it has a checkpoint, otherwise start it, from scratch if necessary."""
 
 
 class Trainer:
-    """One run, from its configuration to its last checkpoint.
+    """Runs one training run, from its configuration to its last checkpoint.
 
-    With several processes each of them has a trainer, and all of these decide alike; only the main one reads and
-    writes the run's directory and has callbacks.
+    Each rank has a trainer, and all reach the same decisions; only the main process reads and writes the run directory
+    and has callbacks.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         stop: StopRequest | None = None,
     ) -> None:
-        """callbacks: called after those that write the run's directory. stop: asked between micro-batches."""
+        """callbacks: called after those that write the run directory. stop: checked between micro-batches."""
         self.config = config
         self.registry = registry
         self.stop = stop or StopRequest()
@@ -76,11 +76,11 @@ class Trainer:
     def train(
         self, *, resume: Resume = False, max_iterations: int | None = None, accept: Collection[Accepted] = ()
     ) -> Literal["finished", "interrupted"]:
-        """Train to the end or to `max_iterations` more.
+        """Train to the end of the run, or for `max_iterations` iterations.
 
-        accept: what a resume takes as it is, though it is not what the run began with ("base") or logged ("logs").
+        accept: differences that a resume accepts: a changed base model ("base"), damaged logs ("logs").
 
-        Raises UserError for what the user can mend and RunStopped when the run gave up with its state saved.
+        Raises UserError for configuration errors, and RunStopped if the run cannot continue; its state is saved then.
         """
         state = self.state
         with self.closing:
@@ -98,7 +98,7 @@ class Trainer:
             except BaseException:
                 try:
                     self._report_end(outcome)
-                except Exception:  # what went wrong first is what has to be known
+                except Exception:  # the first error must be reported
                     log.warning("a callback failed when the run had ended", exc_info=True)
                 raise
             self._report_end(outcome)
@@ -109,7 +109,7 @@ class Trainer:
         self.callbacks.on_end(OutcomeRecord(outcome=outcome, iteration=state.iteration, ended_by=state.ended_by))
 
     def build(self) -> Run:
-        """All parts of the run; later calls return the same. Writes nothing; raises UserError for what does not fit."""
+        """Build all components of the run, once. Writes nothing. Raises UserError for configuration errors."""
         if self._run is None:
             phases = Phases(self.callbacks, self.runtime.synchronize)
             self._run = build_run(self.config, self.registry, self.runtime, phases, self.stop)
@@ -117,20 +117,20 @@ class Trainer:
         return self._run
 
     def close(self) -> None:
-        """End what was built, without training."""
+        """Close all resources, without training."""
         self.closing.close()
 
     # -- start and resume ---------------------------------------------------------------------------------------
 
     def _prepare(self, how: Resume, accept: Collection[Accepted]) -> tuple[list[str], list[str]]:
-        """Build every part, check what can be checked before the first sample, and restore the saved state; messages
-        and warnings for people.
+        """Build the run, check it, create or open its directory, and restore the saved state.
 
-        A new run's directory is made last: a mistake in the run file leaves nothing behind.
+        Returns messages and warnings. A new run's directory is created last, so that a configuration error leaves no
+        files behind.
         """
         config, store, state, over = self.config, self.store, self.state, how == "auto"
         resume, checkpoint = store.open(config, self.registry, resume=None if how == "auto" else how)
-        resume = self.processes.broadcast_object(resume)  # the main process alone sees the directory
+        resume = self.processes.broadcast_object(resume)  # only the main process reads the directory
         run = self.build()
         prompts = {"train": summary(run.train_prompts), "heldout": summary(run.heldout_prompts)}
         base = run.read_base()
@@ -145,50 +145,50 @@ class Trainer:
         resumed = state.iteration if resume else None
         changed = store.describe(config, self.registry, prompts, base, times, resumed=resumed)
         state.had_ended = state.ended_by is not None
-        messages = [one for one in (changed, self._note_on_averages()) if one is not None]
+        messages = [message for message in (changed, self._note_on_averages()) if message is not None]
         return messages, [*notes, *(f"warning: {note}" for note in run.notes())]
 
     def _note_on_averages(self) -> str | None:
-        """That evaluations will be of the policy, if they come before the EMA has moved."""
+        """Return a note if early evaluations will use the policy, because the EMA has not been updated yet."""
         section, first = self.config.evaluation, self.config.objective.ema.first_move
         every = min(section.every or self.config.run.iterations, self.config.run.iterations)
         evaluated = (self.state.iteration // every + 1) * every * self.config.optimizer.updates  # updates by then
         if section.model != "ema" or self.config.prompts.heldout is None or evaluated >= first:
             return None
-        return f"evaluations before update {first} are of the policy: the EMA has not moved"
+        return f"evaluations before update {first} use the policy, because the EMA is not updated before"
 
     def _agree(self, prompts: Mapping[str, Any], base: BaseRecord | None) -> None:
-        """Raise UserError unless all processes were given the same run, the same prompts and the same base model,
-        wherever each of them has its files."""
-        mine = {
+        """Raise UserError unless all ranks have the same run file, prompts and base model; file locations may
+        differ."""
+        local = {
             "run file": without_places(self.config, self.registry),
             "prompts": dict(prompts),
             "base model": None if base is None else base.model_dump(mode="json", include={"files"}),
         }
-        for rank, theirs in enumerate(self.processes.all_gather_object(mine)):
-            for what, value in mine.items():
-                if theirs[what] != value:
+        for rank, remote in enumerate(self.processes.all_gather_object(local)):
+            for name, value in local.items():
+                if remote[name] != value:
                     raise UserError(
-                        f"process {rank} has another {what} than process {self.processes.rank}: give every machine the "
-                        "same files"
+                        f"process {rank} has a different {name} than process {self.processes.rank}; give every machine "
+                        "the same files"
                     )
 
     def _restore(self, checkpoint: Checkpoint | None, accept: Collection[Accepted]) -> None:
-        """Put the main process's checkpoint in place; the others have None, and need not see its file system."""
+        """Load the main process's checkpoint on all ranks; other ranks pass None and need no access to its files."""
         run = self.build()
-        said: dict[str, Any] = {}
+        state: dict[str, Any] = {}
         if checkpoint is not None:
             run.check_weights(checkpoint.path, checkpoint.weights)
             memory, notes = self.store.recall(checkpoint, accept_damage="logs" in accept)
             for note in notes:
                 self.callbacks.on_message(note)
-            said = {"manifest": checkpoint.manifest.model_dump(mode="json"), "memory": memory}
-        said = self.processes.broadcast_object(said)
-        manifest = CheckpointManifest.model_validate(said["manifest"])
+            state = {"manifest": checkpoint.manifest.model_dump(mode="json"), "memory": memory}
+        state = self.processes.broadcast_object(state)
+        manifest = CheckpointManifest.model_validate(state["manifest"])
         weights = self.processes.broadcast_tensors(None if checkpoint is None else checkpoint.weights)
         run.policy.load_state(weights, manifest.updates)
         moments = self.processes.broadcast_tensors(None if checkpoint is None else checkpoint.optimizer)
         run.optimizer.load_state(moments, manifest.updates)
         run.timesteps.load_state_dict(manifest.timesteps)
-        self.state.restore(manifest, said["memory"])
+        self.state.restore(manifest, state["memory"])
         self.store.set_clock(self.state.iteration, self.state.trained_seconds)

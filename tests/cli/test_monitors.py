@@ -80,7 +80,7 @@ def test_an_alarm_that_stops_exits_with_1_and_can_be_resumed(dgpo: Run, write_ru
     assert alarm.startswith("alarm after iteration 6: brightness rose from ")
     assert ended.startswith("failed in ")
     assert message == (
-        f"{alarm} (evaluation.monitors.alarm: stop; the state is saved, and --resume goes on to the next evaluation)"
+        f"{alarm} (evaluation.monitors.alarm: stop; the state is saved, and --resume continues to the next evaluation)"
     )
     assert max((TOY / "checkpoints").iterdir()).name == "000006"
     done = dgpo("train", file, "--resume")

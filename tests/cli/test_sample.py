@@ -342,5 +342,5 @@ def test_guidance_of_a_model_that_has_none(
     where = ("--output", "new") if command == "sample" else ()
     done = dgpo(command, trained.path, "--guidance", 3, *where)
     assert (done.code, done.out) == (2, "")
-    assert "--guidance: 3 is not possible: backbone: toy has no unconditional prediction to guide away" in done.err
+    assert "--guidance: 3 is not possible: backbone: toy has no unconditional prediction" in done.err
     assert not Path("new").exists()

@@ -160,7 +160,7 @@ def test_what_was_built_is_closed_where_building_fails(
 
         monkeypatch.setattr(kind, "close", close)
     config = make_config(evaluation={"monitors": {"rewards": [{"use": "win-rate"}]}})
-    with pytest.raises(UserError, match=r"evaluation\.samples_per_prompt: the reward win-rate compares"):
+    with pytest.raises(UserError, match=r"evaluation\.samples_per_prompt: must be at least 2 for the reward win-rate"):
         Trainer(config, registry).train()
     assert closed == ["Scorer", "BrightnessReward"]
 

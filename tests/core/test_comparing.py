@@ -300,11 +300,11 @@ def config(directory: Path, **changes: Any) -> RunConfig:
 
 
 def test_one_sample_of_a_prompt_is_refused_when_the_run_is_built(tmp_path: Path, registry: Registry) -> None:
-    with pytest.raises(UserError, match=r"evaluation\.samples_per_prompt: the reward win-rate compares"):
+    with pytest.raises(UserError, match=r"evaluation\.samples_per_prompt: must be at least 2 for the reward win-rate"):
         Trainer(config(tmp_path), registry).train()
     monitors = {"monitors": {"rewards": [{"use": "win-rate"}]}}
     guarded = RunConfig.model_validate(run_data(tmp_path, evaluation=monitors))
-    with pytest.raises(UserError, match=r"or take it out of evaluation\.monitors\.rewards"):
+    with pytest.raises(UserError, match=r"or remove it from evaluation\.monitors\.rewards"):
         Trainer(guarded, registry).train()
     assert not (tmp_path / "toy").exists()
 

@@ -67,7 +67,7 @@ def test_a_process_without_a_card(make_config: Make, tmp_path: Path, monkeypatch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in (("WORLD_SIZE", "3"), ("RANK", "2"), ("LOCAL_RANK", "2")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="process 2 of this machine has no card of its own: torch sees 2; start at"):
+    with pytest.raises(UserError, match="process 2 of this machine has no GPU of its own: torch sees 2; start at"):
         Runtime(make_config(run={"device": "auto"}), tmp_path)
 
 
@@ -79,7 +79,7 @@ def test_a_launcher_that_started_one_process_instead_of_two(
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(psutil.Process, "cmdline", lambda self: ["accelerate", "launch", *words, "-m", "dgpo_cli"])
     with pytest.raises(
-        UserError, match=r"was asked for 2 processes and has started one .* --processes 2` or `torchrun"
+        UserError, match=r"was asked for 2 processes but started only one.* --processes 2` or `torchrun"
     ):
         Runtime(make_config(), tmp_path)
     monkeypatch.setattr(psutil.Process, "cmdline", lambda self: ["accelerate", "launch", "--num_processes", "1"])
@@ -165,7 +165,7 @@ def test_a_tracker_that_raises_is_reported_of_once(
     runtime.close()
     reported = [record.getMessage() for record in caplog.records if record.name == "dgpo_core.distributed.runtime"]
     assert reported == [
-        "logging.trackers: tensorboard failed and is switched off, the run goes on: ConnectionError: the server is gone"
+        "logging.trackers: tensorboard failed and is disabled, the run continues: ConnectionError: the server is gone"
     ]
 
 

@@ -169,7 +169,7 @@ def test_a_micro_batch_that_does_not_fit_is_named_with_what_does(
     found = dry_run(Trainer(make_config(optimizer={"micro_batch": 8}), registry, callbacks=[reported]))
     assert found["peak memory, update"].endswith("micro-batches of 2")
     assert reported.warnings == [
-        "warning: optimizer.micro_batch: the device's memory does not hold 8 samples; 2 fitted: set "
+        "warning: optimizer.micro_batch: 8 samples do not fit into the device's memory, 2 do; set "
         "`optimizer.micro_batch: 2`"
     ]
 
@@ -181,7 +181,7 @@ def test_where_nothing_fits_the_dry_run_fails(
     with pytest.raises(TooLittleMemoryError) as raised:
         dry_run(Trainer(make_config(), registry))
     assert re.match(r"dry run: optimizer\.micro_batch: .* single sample", str(raised.value))
-    assert str(raised.value).endswith("the rollout of 16 samples and their scores fitted")
+    assert str(raised.value).endswith("the rollout of 16 samples and their scoring did fit")
 
 
 def test_moments_that_do_not_fit(make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

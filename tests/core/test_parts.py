@@ -1,4 +1,4 @@
-"""Components that a reward names in its diagnostics: checked, logged as means, and in evaluations."""
+"""Subscores in the diagnostics of a reward: checked, logged as means, and in evaluations."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def asked(*said: Any) -> tuple[Scores, list[str]]:
 @pytest.mark.parametrize(
     ("subscores", "wrong"),
     [
-        ([1, 2], "its `subscores` are list, not numbers under names"),
+        ([1, 2], "its `subscores` are list, not a mapping of names to numbers"),
         ("x", "its `subscores` are str"),
         ({"a b": 1.0}, "the name 'a b' in its `subscores`"),
         ({"": 1.0}, "the name '' in its `subscores`"),
-        ({"a": "1"}, "the value of 'a' in its `subscores` is no finite number"),
+        ({"a": "1"}, "the value of 'a' in its `subscores` is not a finite number"),
         ({"a": True}, "the value of 'a'"),
         ({"a": math.nan}, "the value of 'a'"),
         ({"a": -math.inf}, "the value of 'a'"),
@@ -64,7 +64,7 @@ def asked(*said: Any) -> tuple[Scores, list[str]]:
         ({f"p{i}": 1.0 for i in range(101)}, "it has 101 `subscores`, more than 100"),
     ],
 )
-def test_what_are_no_components_is_left_out_and_the_score_stays(subscores: Any, wrong: str) -> None:
+def test_invalid_subscores_are_dropped_and_the_score_stays(subscores: Any, wrong: str) -> None:
     scores, failures = asked({"subscores": subscores, "seen": 1}, {"subscores": {"a": 2, "b.c-d_E": torch.tensor(0.5)}})
     assert not scores.missing.any()
     assert scores.diagnostics == ({"seen": 1}, {"subscores": {"a": 2, "b.c-d_E": 0.5}})
@@ -106,13 +106,13 @@ def test_a_name_for_each_sample_does_not_fill_the_log(caplog: pytest.LogCaptureF
     assert "150 different `subscores`, p000 and so on: the first 100 are kept" in caplog.text
 
 
-def test_without_components_a_line_is_what_it_was() -> None:
+def test_records_without_subscores_are_unchanged() -> None:
     bare = RewardStatistics(mean=0.5, std=0.0, missing=0)
     assert bare.model_dump_json() == '{"mean":0.5,"std":0.0,"missing":0}'
     assert RewardStatistics.model_validate_json(bare.model_dump_json()) == bare
 
 
-def test_evaluations_weight_components_as_they_weight_scores() -> None:
+def test_evaluations_weight_subscores_like_scores() -> None:
     """The unweighted mean of the tasks' means over prompts."""
     values = torch.tensor([[0.0, 1.0], [0.5, math.nan], [1.0, 1.0]], dtype=torch.float64)
     subscore = torch.tensor([[2.0, 4.0], [6.0, math.nan], [math.nan, math.nan]], dtype=torch.float64)

@@ -93,5 +93,5 @@ def test_more_passes_than_agreed_are_an_error() -> None:
     one, _ = schedule(Others([["ema_fast"]]))
     one.agree(["ema_fast"])
     one.take("ema_fast")
-    with pytest.raises(PluginError, match=r"run\.shard: there are more passes of the network than"):
+    with pytest.raises(PluginError, match=r"run\.shard: the sampler makes more forward passes than"):
         one.take("ema_fast")

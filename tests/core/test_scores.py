@@ -133,7 +133,7 @@ def test_none_are_one_empty_mapping_each(diagnostics: Any) -> None:
         (Scores(SOUND[0], SOUND[0]), "returned a missing mask of torch.float32, not torch.bool"),
         (Scores(*SOUND, {"a": 1}), "returned diagnostics of type dict, not one mapping per sample"),  # type: ignore[arg-type]
         (Scores(*SOUND, "ab"), "returned diagnostics of type str, not one mapping per sample"),  # type: ignore[arg-type]
-        (Scores(*SOUND, ({}, None)), "returned diagnostics that are no mappings"),  # type: ignore[arg-type]
+        (Scores(*SOUND, ({}, None)), "returned diagnostics that are not mappings"),  # type: ignore[arg-type]
     ],
 )
 def test_what_are_no_scores(scores: Any, reason: str) -> None:

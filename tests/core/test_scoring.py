@@ -224,7 +224,7 @@ def _raise(error: BaseException) -> Score:
         (_two([0.5, 0.5], [0, 1]), r"a missing mask of torch.int64, not torch.bool"),
         (_two([0.5, 0.5], diagnostics=({},)), "returned 1 diagnostics for 2 samples"),
         (_two([0.5, 0.5], diagnostics=({},) * 3), "returned 3 diagnostics for 2 samples"),
-        (_two([0.5, 0.5], diagnostics=({}, "seen")), "returned diagnostics that are no mappings"),
+        (_two([0.5, 0.5], diagnostics=({}, "seen")), "returned diagnostics that are not mappings"),
         (lambda media, prompts: [0.5, 0.5], "ValueError: returned list, not Scores"),
         (lambda media, prompts: None, "ValueError: returned NoneType, not Scores"),
         (_raise(RuntimeError("out of memory")), "RuntimeError: out of memory"),
@@ -257,7 +257,7 @@ def test_a_reward_that_fails_leaves_its_micro_batch_missing_and_nothing_else(
 @pytest.mark.parametrize(
     ("value", "failure"),
     [
-        (float("nan"), "a: it returned values that are no numbers"),
+        (float("nan"), "a: it returned values that are not finite"),
         (float("inf"), "a: it returned values outside its declared range [0.0, 1.0]"),
         (float("-inf"), "a: it returned values outside its declared range [0.0, 1.0]"),
         (1.001, "a: it returned values outside its declared range [0.0, 1.0]"),

@@ -165,7 +165,7 @@ def test_guidance_of_a_model_that_has_none(
     own: Any, make_config: Make, registry: Registry, change: dict[str, Any], key: str
 ) -> None:
     own(supports_guidance=False)
-    expected = f"{key} is not possible: backbone: toy has no unconditional prediction to guide away from; leave it at 1"
+    expected = f"{key} is not possible: backbone: toy has no unconditional prediction for classifier-free guidance"
     with pytest.raises(UserError, match=re.escape(expected)):
         Trainer(make_config(**change), registry).build()
     Trainer(make_config(), registry).build()

@@ -183,7 +183,7 @@ def test_an_alarm_stops_the_run_and_a_resume_goes_on_bit_by_bit(make_config: Mak
         except RunStopped as stopped:
             message = str(stopped)
             assert f"alarm after iteration {outside[len(stops)]}: brightness rose from " in message
-            assert "(evaluation.monitors.alarm: stop; the state is saved, and --resume goes on to the next" in message
+            assert "(evaluation.monitors.alarm: stop; the state is saved, and --resume continues to the next" in message
             stops.append(int(newest(path).name))
             for name in ("metrics.jsonl", "timings.jsonl"):
                 assert [line["iteration"] for line in logs(path, name)] == list(range(1, stops[-1] + 1))

@@ -104,7 +104,7 @@ def test_a_sampler_that_returns_something_else(
     trainer = Trainer(config, registry)
     monkeypatch.setattr(type(trainer.build().sampler), "sample", lambda *_, **__: answer)
     with pytest.raises(
-        PluginError, match=rf"rollout\.sampler: .* returned {what}, not a SampleResult with x0 of .* sav"
+        PluginError, match=rf"rollout\.sampler: .* returned {what}, expected a SampleResult with x0 .* sav"
     ):
         trainer.train()
 

@@ -51,12 +51,12 @@ def test_one_number_anywhere_is_enough(where: str, value: float, make_config: Ma
     trainer = Trainer(make_config(**OFTEN), registry)
     trainer.train(max_iterations=1)
     optimizer, policy = trainer.build().optimizer, trainer.build().policy
-    assert optimizer.sound()
+    assert optimizer.is_finite()
     moments = list(optimizer.adamw.state.values())[-1]
     place = policy._weights[where][-1] if where in STORED else moments[where]
     with torch.no_grad():
         place.view(-1)[-1] = value
-    assert optimizer.sound() == (value == 1e30 and where not in STORED)
+    assert optimizer.is_finite() == (value == 1e30 and where not in STORED)
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -67,7 +67,7 @@ def test_sizes_that_can_still_be_computed_with(train: str) -> None:
     for size, sound in ((0.0, True), (-LARGEST, True), (2 * LARGEST, False), (-2 * LARGEST, False)):
         with torch.no_grad():
             weight.view(-1)[0] = size
-        assert policy.sound() == sound
+        assert policy.is_finite() == sound
 
 
 def test_an_update_that_destroys_the_weights_stops_the_run_and_a_lower_rate_goes_on(
@@ -179,9 +179,9 @@ def test_while_updates_are_skipped_the_weights_before_the_last_one_are_kept(
 @pytest.mark.parametrize(
     ("every", "keep", "corrupted_at", "left", "reported"),
     [
-        (1, 1, 2, [1, 2], "The checkpoint of iteration 1 is kept: move {0}/checkpoints/000002 away, and a resume with"),
-        (3, 1, 2, [0], "They are not saved: the checkpoint of iteration 0 is kept, and a resume with"),
-        (1, 1, 1, [0, 1], "The checkpoint of iteration 0 is kept: move {0}/checkpoints/000001 away, and a resume with"),
+        (1, 1, 2, [1, 2], "The checkpoint of iteration 1 is kept: move {0}/checkpoints/000002 away and resume with"),
+        (3, 1, 2, [0], "They are not saved: the checkpoint of iteration 0 is kept; resume from it with"),
+        (1, 1, 1, [0, 1], "The checkpoint of iteration 0 is kept: move {0}/checkpoints/000001 away and resume with"),
     ],
 )
 def test_weights_that_draw_nothing_are_why_nothing_is_scored(
@@ -214,7 +214,7 @@ def test_weights_that_draw_nothing_are_why_nothing_is_scored(
     assert message.startswith(
         f"100% of the media of iteration {corrupted_at + 1} are not finite: {corrupted_at} update"
     )
-    assert reported.format(run_path(config)) + " a lower optimizer.learning_rate goes on from" in message
+    assert reported.format(run_path(config)) + " a lower optimizer.learning_rate" in message
     assert saved(config) == left
     newest = run_path(config) / f"checkpoints/{left[-1]:06d}"
     if left[-1] == corrupted_at:
@@ -230,7 +230,7 @@ def test_media_of_the_base_model_that_are_not_finite(
 ) -> None:
     decode = ToyBackbone.decode
     monkeypatch.setattr(ToyBackbone, "decode", lambda self, latents: decode(self, latents) * torch.nan)
-    with pytest.raises(RunStopped, match=r"not finite, with the base model's own weights: look at backbone\.dtype"):
+    with pytest.raises(RunStopped, match=r"not finite, with the base model's weights: check backbone\.dtype"):
         Trainer(make_config(evaluation={"every": 0, "at_start": False}), registry).train()
     with pytest.raises(UserError, match="evaluation: the media of all 4 samples are not finite"):
         Trainer(make_config(run={"name": "evaluated"}), registry).train()

@@ -106,7 +106,7 @@ class Lives:
 
 def _has_noticed(one: dict[str, Any]) -> bool:
     """Whether a process ended as it should when another one was killed: perhaps before they had met."""
-    return one["status"] in (0, 3) or (one["status"] == 2 and "cannot meet at" in one["output"])
+    return one["status"] in (0, 3) or (one["status"] == 2 and "cannot connect at" in one["output"])
 
 
 def kill_at_random(kills: int, seed: int, directory: Path, processes: int = 1) -> Iterator[Findings]:

@@ -447,7 +447,7 @@ def test_processes_with_different_files_are_refused(driver: Driver, tmp_path: Pa
     ended = json.loads(driver.process.stdout.readline())["ended"]
     for one in ended:
         assert one["status"] == 2
-        assert "has another run file than process" in one["output"]
+        assert "has a different run file than process" in one["output"]
 
 
 def test_a_mistake_that_only_the_main_process_sees(driver: Driver, tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_too_little_memory_is_reported_and_not_tried_again(
     assert ended[1]["status"] == 2, ended[1]["output"]
     said = " ".join(ended[1]["output"].split())
     assert f"{key}.micro_batch: the device runs out of memory" in said
-    assert "cannot begin anew; set" in said
+    assert "cannot retry with fewer; set" in said
     assert ended[0]["status"] == 3, ended[0]["output"]
 
 

@@ -220,7 +220,7 @@ def test_components_as_a_run_file_uses_them(dgpo: Run, known: Registry, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "name the components to check, or give --kind, --distribution or --config"),
+        ([], "name the components to check, or set --kind, --distribution or --config"),
         (["brihgtness"], "unknown component 'brihgtness'; did you mean brightness?"),
         (["geneval"], "unknown reward 'geneval'; it comes with dgpo-geneval: pip install dgpo-geneval"),
         (["--kind", "rewards"], "--kind rewards: unknown kind; did you mean reward?"),
@@ -231,17 +231,17 @@ def test_components_as_a_run_file_uses_them(dgpo: Run, known: Registry, tmp_path
         (["uniform", "--distribution", "toy"], "toy has no component 'uniform' (it has: brightness, toy, win-rate)"),
         (
             ["uniform", "--option", "a=1"],
-            "--option: belongs to one component, and 2 are to be checked (weighting uniform, ",
+            "--option: requires a single component, but 2 are selected (weighting uniform, ",
         ),
-        (["brightness", "--option", "{"], "--option {: is no JSON: "),
-        (["brightness", "--option", "{" * 9999], f"--option {'{' * 9999}: is no JSON: "),
+        (["brightness", "--option", "{"], "--option {: is not valid JSON: "),
+        (["brightness", "--option", "{" * 9999], f"--option {'{' * 9999}: is not valid JSON: "),
         (
             ["brightness", "--option", '{"scale": "\\ud800"}'],
             '--option {"scale": "\\ud800"}: `scale` holds half of a char',
         ),
         (["brightness", "--option", "scale"], "--option scale: "),
-        (["dgpo", "--checkpoint", "tiny"], "--checkpoint tiny: only backbones load one, and none is to be checked"),
-        (["dgpo", "--prompts", "x.txt"], "--prompts x.txt: only rewards are shown prompts, and none is to be checked"),
+        (["dgpo", "--checkpoint", "tiny"], "--checkpoint tiny: applies to backbones only, and no backbone is selected"),
+        (["dgpo", "--prompts", "x.txt"], "--prompts x.txt: applies to rewards only, and no reward is selected"),
         (["brightness", "--prompts", "x.txt"], "x.txt: "),
         (["--config", "no.yaml"], "no.yaml: "),
     ],

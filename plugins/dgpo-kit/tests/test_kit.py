@@ -180,7 +180,11 @@ def test_every_promise_is_a_test_and_the_broken_ones_fail(pytester: Pytester) ->
     [
         ("dgpo-nothing", {}, r"no installed distribution 'dgpo-nothing' has plugins.*is it installed in this env"),
         ("toi", {}, r"no installed distribution 'toi' has plugins; did you mean toy\?"),
-        ("toy", {"brihgtness": Given()}, r"'brihgtness' is no part of the distribution; did you mean brightness\?"),
+        (
+            "toy",
+            {"brihgtness": Given()},
+            r"'brihgtness' is not a component of the distribution; did you mean brightness\?",
+        ),
     ],
 )
 def test_mistakes_are_found_when_tests_are_collected(

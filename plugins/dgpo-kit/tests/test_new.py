@@ -50,7 +50,10 @@ def test_a_kind_that_is_not_installed_or_has_no_template(dgpo: Run, known: Regis
     assert (done.code, done.out) == (2, "")
     assert "unknown kind; it comes with dgpo-geneval: pip install dgpo-geneval (kinds: backbone" in done.err
     known.register(Bare(), distribution="bare")
-    assert dgpo("plugins", "new", "bare", "mine").err == "KIND bare: whoever brings it has no template of one\n"
+    assert (
+        dgpo("plugins", "new", "bare", "mine").err
+        == "KIND bare: the plugin that defines this kind has no template for it\n"
+    )
 
 
 def test_a_backbone_over_dgpo_diffusers(dgpo: Run, tmp_path: Path) -> None:
@@ -95,8 +98,8 @@ def test_a_name_that_makes_no_package(dgpo: Run, name: str, nearest: str, tmp_pa
     arguments = ["--output", tmp_path, "--", "reward", name]
     done = dgpo("plugins", "new", *arguments)
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"NAME {name!r}: lower-case letters, digits and single hyphens")
-    assert done.err.rstrip().endswith(f"; the nearest is {nearest}")
+    assert done.err.startswith(f"NAME {name!r}: must consist of lower-case letters, digits and single hyphens")
+    assert done.err.rstrip().endswith(f"; the nearest valid name is {nearest}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,18 +109,18 @@ def test_a_name_that_makes_no_package(dgpo: Run, name: str, nearest: str, tmp_pa
         (["rewards", "x"], "KIND rewards: unknown kind; did you mean reward? (kinds: backbone, sampler, "),
         (
             ["backbone", "x", "--over", "diffuser"],
-            "--over diffuser: there is no such base; did you mean diffusers? (bases: diffusers)\n",
+            "--over diffuser: unknown base; did you mean diffusers? (bases: diffusers)\n",
         ),
         (
             ["reward", "x", "--over", "diffusers"],
-            "--over diffusers: a reward does not stand on it, only a backbone does; leave --over out\n",
+            "--over diffusers: is a base for a backbone, not for a reward; remove --over\n",
         ),
-        (["reward", "???"], "NAME '???': lower-case letters, digits"),
-        (["reward", "toy"], "NAME toy: the test kit uses it for its own components; choose another, such as my-toy"),
-        (["reward", "brightness"], "NAME brightness: toy declares the reward brightness already"),
-        (["reward", "pickscore"], "NAME pickscore: dgpo-pickscore declares the reward pickscore already"),
-        (["sampler", "sd3"], "NAME sd3: dgpo-sd3 (package dgpo_sd3) exists already; choose another, such as my-sd3"),
-        (["sampler", "core"], "NAME core: dgpo-core (package dgpo_core) exists already"),
+        (["reward", "???"], "NAME '???': must consist of lower-case letters, digits"),
+        (["reward", "toy"], "NAME toy: is reserved for the test kit; choose another name, such as my-toy"),
+        (["reward", "brightness"], "NAME brightness: toy already declares the reward brightness"),
+        (["reward", "pickscore"], "NAME pickscore: dgpo-pickscore already declares the reward pickscore"),
+        (["sampler", "sd3"], "NAME sd3: dgpo-sd3 (package dgpo_sd3) already exists; choose another name, such as"),
+        (["sampler", "core"], "NAME core: dgpo-core (package dgpo_core) already exists"),
     ],
 )
 def test_what_is_refused(dgpo: Run, arguments: list[str], expected: str, tmp_path: Path) -> None:
@@ -142,7 +145,7 @@ def test_nothing_is_overwritten(dgpo: Run, there: str, tmp_path: Path) -> None:
         target.symlink_to(tmp_path / "nowhere")
     done = dgpo("plugins", "new", "reward", "light", "--output", tmp_path)
     assert done.code == 2
-    assert done.err == f"{target}: exists already; nothing was written. Choose another NAME or --output\n"
+    assert done.err == f"{target}: already exists; nothing was written. Choose another NAME or --output\n"
     assert [path.name for path in tmp_path.iterdir()] == ["dgpo-light"]
     assert there != "file" or target.read_text() == "mine"
 
@@ -151,7 +154,7 @@ def test_an_output_that_is_not_there(dgpo: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for output in (tmp_path / "no", tmp_path / "file"):
         done = dgpo("plugins", "new", "reward", "light", "--output", output)
-        assert (done.code, done.err) == (2, f"--output {output}: there is no such directory\n")
+        assert (done.code, done.err) == (2, f"--output {output}: no such directory\n")
 
 
 def test_what_cannot_be_written_leaves_nothing(dgpo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_an_objective_that_needs_a_random_path(world: World, arguments: list[str
         world,
         arguments,
         "objective: flow-grpo learns from the sampler's random path, but rollout.sampler: flow-euler is deterministic; "
-        "choose a random one that does: flow-cps, flow-sde",
+        "use a random sampler with a step distribution: flow-cps, flow-sde",
     )
 
 
@@ -107,9 +107,7 @@ def test_a_random_sampler_that_nobody_needs(world: World) -> None:
     world.edit("sampler: flow-euler", "sampler: flow-sde")
     done = world.dgpo("train", "run.yaml", "--max-iterations", "1")
     assert (done.code, done.out) == (0, "")
-    reported = (
-        "rollout.sampler: flow-sde is random, but objective: dgpo does not need it to be; the paper reports faster"
-    )
+    reported = "rollout.sampler: flow-sde is random, but objective: dgpo does not require a random sampler"
     assert reported in " ".join(done.err.split())
 
 

@@ -1,14 +1,15 @@
-"""The kit for tests of plugins.
+"""Test kit for plugins.
 
-In `conftest.py`, `pytest_plugins = ["dgpo_kit"]` gives the fixture `toy_run`: a training run of two
-iterations on a toy model, with the components that you name. In a test module
+In `conftest.py`, `pytest_plugins = ["dgpo_kit"]` provides the fixture `toy_run`: a training run of two iterations on a
+toy model, with the components that you name. In a test module,
 
     from dgpo_kit import contract_tests
 
     test_contract = contract_tests("dgpo-brightness")
 
-makes a test of every promise of every component that the distribution declares. `contracts` has the same checks to call
-one by one, `toy` the toy model. Importing this package imports nothing heavy, pytest included."""
+creates one test per requirement of every component that the distribution declares. `contracts` has the same checks as
+functions, `toy` the toy model. Importing this package imports neither torch nor pytest.
+"""
 
 from __future__ import annotations
 
@@ -17,4 +18,4 @@ from dgpo_kit.given import Given, NeedsInput, prompts_of
 
 __all__ = ["Given", "NeedsInput", "contract_tests", "prompts_of"]
 
-pytest_plugins = ["dgpo_kit.fixtures"]  # so that only pytest imports it
+pytest_plugins = ["dgpo_kit.fixtures"]  # only pytest imports it

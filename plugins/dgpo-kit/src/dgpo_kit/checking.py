@@ -1,4 +1,4 @@
-"""Which components `dgpo plugins check` checks, and with what options, prompts and checkpoint."""
+"""Select the components that `dgpo plugins check` checks, with their options, prompts and checkpoint."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Target", "choose"]
 Key = tuple[str, str]
 """Kind and name of a component."""
 PROMPTS = 4
-"""Prompts of a run that its rewards are checked with; they may be slow."""
+"""Number of a run's prompts to check its rewards with, which may be slow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A distribution, or a component as "KIND NAME", with its checks."""
+    """A distribution, or a component named "KIND NAME", with its checks."""
 
-    what: str
+    name: str
     checks: list[Check]
 
 
@@ -44,10 +44,10 @@ def choose(
     prompts: Path | None,
     checkpoint: str | None = None,
 ) -> list[Target]:
-    """What is to be checked: each distribution, followed by its chosen components. Raises UserError for what cannot
-    be."""
+    """Return the selected distributions, each followed by its selected components. Raises UserError for bad
+    arguments."""
     if not (names or kind or distribution or config):
-        raise UserError("name the components to check, or give --kind, --distribution or --config")
+        raise UserError("name the components to check, or set --kind, --distribution or --config")
     run = {} if config is None else _given_by(config, registry)
     unloaded = _unloaded(registry, names, distribution)
     rest = [name for name in names if name not in unloaded]
@@ -65,19 +65,21 @@ def choose(
 
 
 def _unloaded(registry: Registry, names: Sequence[str], distribution: str | None) -> dict[str, str]:
-    """Names that no usable component has and that a plugin which could not be loaded bears, to its distribution, whose
-    own check says why: a component is mostly called like its plugin."""
+    """Map names that are not loaded components, but match a plugin that failed to load, to the plugin's distribution.
+
+    Components are usually named like their plugin, and the checks of the distribution report why it failed to load.
+    """
     from dgpo_kit.collecting import normal
 
-    found = {}
+    unloaded = {}
     for name in names:
-        if any(name in registry.components(one) for one in registry.kinds):
+        if any(name in registry.components(kind) for kind in registry.kinds):
             continue
         for broken in registry.broken:
-            called = {normal(one) for one in (broken.entry_point, broken.distribution)}
-            if called & {normal(name), normal(f"dgpo-{name}")} and distribution in (None, broken.distribution):
-                found[name] = broken.distribution
-    return found
+            known = {normal(broken.entry_point), normal(broken.distribution)}
+            if known & {normal(name), normal(f"dgpo-{name}")} and distribution in (None, broken.distribution):
+                unloaded[name] = broken.distribution
+    return unloaded
 
 
 def _targets(
@@ -93,31 +95,30 @@ def _targets(
                 yield Target(f"{kind} {name}", list(component_checks(registry, kind, name, given[kind, name])))
 
 
-# -- which components
-# ----------------------------------------------------------------------------------------------------
+# -- selection ------------------------------------------------------------------------------------------------------
 
 
 def _select(
     registry: Registry, names: Sequence[str], kind: str | None, distribution: str | None, keys: set[Key] | None
 ) -> Iterator[RegisteredComponent]:
-    """Components that all conditions allow, by kind and name."""
+    """Yield the components that meet all conditions, by kind and name."""
     if kind is not None:
         registry.kind(kind, "--kind")
     owner = None if distribution is None else _named(registry, distribution)
-    found = [
+    selected = [
         component
-        for one in ([kind] if kind else registry.kinds)
-        for component in registry.components(one).values()
+        for each in ([kind] if kind else registry.kinds)
+        for component in registry.components(each).values()
         if owner in (None, component.distribution)
-        and (keys is None or (one, component.component.name) in keys)
+        and (keys is None or (each, component.component.name) in keys)
         and (not names or component.component.name in names)
     ]
     for name in names:
-        if not any(component.component.name == name for component in found):
+        if not any(component.component.name == name for component in selected):
             _unknown(registry, name, kind, owner)
-    for component in found:  # made for another version, it would break every promise
+    for component in selected:  # a component for another contract version would fail every check
         registry.check_contract(component)
-    yield from found
+    yield from selected
 
 
 def _named(registry: Registry, distribution: str) -> str:
@@ -130,54 +131,57 @@ def _named(registry: Registry, distribution: str) -> str:
 
 
 def _unknown(registry: Registry, name: str, kind: str | None, owner: str | None) -> None:
-    """Raise UserError for a name that no chosen component has."""
+    """Raise UserError for a name that no selected component has."""
     if owner is None:
         registry.named(name, kind)
     known = {
-        p.component.name for one in registry.kinds for p in registry.components(one).values() if p.distribution == owner
+        c.component.name
+        for each in registry.kinds
+        for c in registry.components(each).values()
+        if c.distribution == owner
     }
     raise UserError(
         f"{owner} has no component {name!r}{nearest(name, known)} (it has: {', '.join(sorted(known)) or 'none'})"
     )
 
 
-# -- with what ------------------------------------------------------------------------------------------------------
+# -- input ----------------------------------------------------------------------------------------------------------
 
 
 def _add_options(given: dict[Key, Given], options: Sequence[str]) -> None:
     if not options:
         return
     if len(given) != 1:
-        what = ", ".join(" ".join(key) for key in given)
+        selected = ", ".join(" ".join(key) for key in given)
         raise UserError(
-            f"--option: belongs to one component, and {len(given)} are to be checked ({what}); name it alone"
+            f"--option: requires a single component, but {len(given)} are selected ({selected}); name only one"
         )
     ((key, before),) = given.items()
     given[key] = replace(before, options={**before.options, **_parse(options)})
 
 
 def _parse(options: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` settings and JSON objects as one mapping."""
+    """Merge `KEY=VALUE` settings and JSON objects into one mapping."""
     from dgpo_core.config.overrides import apply_overrides
     from dgpo_schemas.loading import Document
     from dgpo_schemas.prompts import loads, unreadable
 
-    found: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     settings = []
     for option in options:
         if not option.lstrip().startswith("{"):
             settings.append(option)
             continue
         try:
-            given = loads(option)
+            value = loads(option)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"--option {option}: is no JSON: {error}") from error
-        reason = unreadable(given)
+            raise UserError(f"--option {option}: is not valid JSON: {error}") from error
+        reason = unreadable(value)
         if reason:
             raise UserError(f"--option {option}: {reason}")
-        found |= given
+        merged |= value
     document = apply_overrides(
-        Document("--option", {"options": found}, {}), settings, flag="--option", under="options."
+        Document("--option", {"options": merged}, {}), settings, flag="--option", under="options."
     )  # fmt: skip
     parsed: dict[str, Any] = document.data["options"]
     return parsed
@@ -190,10 +194,10 @@ def _add_prompts(given: dict[Key, Given], path: Path | None) -> None:
 
     rewards = [key for key in given if key[0] == "reward"]
     if not rewards:
-        raise UserError(f"--prompts {path}: only rewards are shown prompts, and none is to be checked")
-    found = load_file(path)
+        raise UserError(f"--prompts {path}: applies to rewards only, and no reward is selected")
+    loaded = load_file(path)
     for key in rewards:
-        given[key] = replace(given[key], prompts=found)
+        given[key] = replace(given[key], prompts=loaded)
 
 
 def _add_checkpoint(given: dict[Key, Given], checkpoint: str | None) -> None:
@@ -201,13 +205,13 @@ def _add_checkpoint(given: dict[Key, Given], checkpoint: str | None) -> None:
         return
     backbones = [key for key in given if key[0] == "backbone"]
     if not backbones:
-        raise UserError(f"--checkpoint {checkpoint}: only backbones load one, and none is to be checked")
+        raise UserError(f"--checkpoint {checkpoint}: applies to backbones only, and no backbone is selected")
     for key in backbones:
         given[key] = replace(given[key], section={**given[key].section, "checkpoint": checkpoint})
 
 
 def _given_by(path: Path, registry: Registry) -> dict[Key, Given]:
-    """Every component that a run file uses, as it uses it."""
+    """Return the components of a run file with its options and sections."""
     from dgpo_core.config.pipeline import load_run_config
 
     config = load_run_config(path, registry=registry)
@@ -228,7 +232,7 @@ def _given_by(path: Path, registry: Registry) -> dict[Key, Given]:
     for reward in rewards:
         found["reward", reward.use] = Given(reward.options, prompts=prompts)
         for kind in registry.kinds:
-            chosen = reward.options.get(kind)  # an option called after a kind chooses a part of it
+            chosen = reward.options.get(kind)  # an option named like a kind selects a component of that kind
             if isinstance(chosen, dict) and "use" in chosen:
                 found[kind, chosen["use"]] = Given(chosen.get("options", {}))
     return found

@@ -1,4 +1,4 @@
-"""From an installed distribution to one test a promise. Light: torch and pytest come with the first call."""
+"""Collect the contract tests of an installed distribution. torch and pytest are imported on the first call."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ __all__ = ["contract_tests", "distribution_named", "normal", "suite"]
 def contract_tests(
     distribution: str, given: Mapping[str, Given] | None = None, *, registry: Registry | None = None
 ) -> Callable[..., None]:
-    """A pytest test function for every promise of every part of an installed distribution, to be given a name that
-    starts with `test_`.
+    """Create a pytest function with one test per requirement of every component of an installed distribution.
 
-    given: by component, what the suite cannot make up: `{"sd3": Given(section={"checkpoint": "models/tiny"})}`; where
-    two kinds share the name, `"reward ocr"`. Raises UserError if nothing of that distribution is installed."""
+    Assign it to a name that starts with `test_`. given: input by component that the suite cannot generate, such as
+    `{"sd3": Given(section={"checkpoint": "models/tiny"})}`; if two kinds share a name, use `"reward ocr"`. Raises
+    UserError if the distribution is not installed.
+    """
     import pytest
 
     from dgpo_core.plugins.registry import get_registry
 
-    found = suite(registry or get_registry(), distribution, given or {})
-    cases = [pytest.param(what, check, id=f"{what.replace(' ', '-')}:{check.name}") for what, check in found]
-    lacking: set[str] = set()
+    checks = suite(registry or get_registry(), distribution, given or {})
+    cases = [pytest.param(target, check, id=f"{target.replace(' ', '-')}:{check.name}") for target, check in checks]
+    incomplete: set[str] = set()
 
-    @pytest.mark.parametrize(("what", "check"), cases)
-    def test(what: str, check: Check) -> None:
+    @pytest.mark.parametrize(("target", "check"), cases)
+    def test(target: str, check: Check) -> None:
         try:
             check.run()
-        except NeedsInput as lack:
-            if what in lacking:  # one failure says it
-                pytest.skip(str(lack))
-            lacking.add(what)
+        except NeedsInput as needed:
+            if target in incomplete:  # reported by the first failure
+                pytest.skip(str(needed))
+            incomplete.add(target)
             raise
 
     return test
 
 
 def suite(registry: Registry, distribution: str, given: Mapping[str, Given]) -> list[tuple[str, Check]]:
-    """(distribution or "KIND NAME", check) of everything that a distribution and its components promise."""
+    """Return the checks of a distribution and its components as (distribution or "KIND NAME", check)."""
     from dgpo_kit.contracts import component_checks, components_of, distribution_checks
 
     name = distribution_named(registry, distribution)
     components = components_of(registry, name)
     _check_given(components, given)
-    found = [(name, check) for check in distribution_checks(registry, name)]
+    checks = [(name, check) for check in distribution_checks(registry, name)]
     for component in components:
-        what = f"{component.kind} {component.component.name}"
-        its_own = given.get(what, given.get(component.component.name))
-        found += [
-            (what, check) for check in component_checks(registry, component.kind, component.component.name, its_own)
-        ]
-    return found
+        kind, short = component.kind, component.component.name
+        target = f"{kind} {short}"
+        component_given = given.get(target, given.get(short))
+        checks += [(target, check) for check in component_checks(registry, kind, short, component_given)]
+    return checks
 
 
 def distribution_named(registry: Registry, distribution: str) -> str:
-    """As it is registered. Raises UserError naming what is installed; `-`, `_`, `.` and case make no difference."""
+    """Return the registered name of a distribution, ignoring case and `-`, `_`, `.`. Raises UserError if unknown."""
     known = registry.distributions()
     for name in known:
         if normal(name) == normal(distribution):
@@ -71,7 +71,7 @@ def distribution_named(registry: Registry, distribution: str) -> str:
     from dgpo_schemas.problems import nearest
 
     message = f"no installed distribution {distribution!r} has plugins{nearest(distribution, known)}"
-    raise UserError(f"{message} (there are: {', '.join(known)}); is it installed in this environment?")
+    raise UserError(f"{message} (installed: {', '.join(known)}); is it installed in this environment?")
 
 
 def _check_given(components: list[RegisteredComponent], given: Mapping[str, Any]) -> None:
@@ -84,9 +84,9 @@ def _check_given(components: list[RegisteredComponent], given: Mapping[str, Any]
     }
     for name in given:
         if name not in known:
-            raise UserError(f"given: {name!r} is no part of the distribution{nearest(name, known)}")
+            raise UserError(f"given: {name!r} is not a component of the distribution{nearest(name, known)}")
 
 
 def normal(name: str) -> str:
-    """As package indexes compare names."""
+    """Normalize a distribution name as package indexes do."""
     return "-".join(name.lower().replace("_", "-").replace(".", "-").split("-"))

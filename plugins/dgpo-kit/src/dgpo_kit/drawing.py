@@ -1,4 +1,4 @@
-"""Backbones without an engine: their samples, to compare them with another program's, and weights as if trained."""
+"""Sample from a backbone without the engine, for comparison with other implementations, and randomize its weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ __all__ = ["draw", "randomize"]
 
 @torch.no_grad()
 def draw(backbone: Backbone, prompts: Sequence[Prompt], noise: Tensor, sigmas: Tensor, guidance: float = 1.0) -> Tensor:
-    """Latents x0 [B, ...] by Euler steps, in float32.
+    """Sample latents x0 [B, ...] with Euler steps, in float32.
 
-    prompts: B, each with its size; noise: standard normal, float32 [B, *backbone.latent_shape(height, width)]; sigmas:
-    the S + 1 times of S steps, descending to 0, such as `schedules.sigmas(S, backbone.schedule(height, width, S))`.
+    prompts: B prompts with sizes; noise: standard normal, float32 [B, *backbone.latent_shape(height, width)]; sigmas:
+    the S + 1 sigmas of S steps, descending to 0, such as `schedules.sigmas(S, backbone.schedule(height, width, S))`;
+    guidance: the guidance scale.
     """
     with backbone.encoding():
         conditioning = backbone.encode(prompts)
@@ -37,6 +38,6 @@ def draw(backbone: Backbone, prompts: Sequence[Prompt], noise: Tensor, sigmas: T
 
 @torch.no_grad()
 def randomize(backbone: Backbone) -> None:
-    """Give it trained weights that are not zero anywhere, the same each time; a new adapter's change nothing."""
+    """Set the trained weights to nonzero values, always the same, because a new adapter has no effect."""
     for i, parameter in enumerate(backbone.trainable().values()):
         parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))

@@ -1,4 +1,4 @@
-"""Fixtures for tests of plugins; `dgpo_kit` brings them to pytest."""
+"""pytest fixtures for plugin tests, loaded by `pytest_plugins = ["dgpo_kit"]`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ToyResult", "ToyRun", "toy_run"]
 
 @dataclass(frozen=True, slots=True)
 class ToyResult:
-    """A finished toy run: its directory, and `metrics.jsonl` as one mapping an iteration."""
+    """A finished toy run: its directory, and `metrics.jsonl` as one mapping per iteration."""
 
     directory: Path
     metrics: list[dict[str, Any]]
@@ -26,11 +26,11 @@ ToyRun = Callable[..., ToyResult]
 
 @pytest.fixture
 def toy_run(tmp_path: Path) -> ToyRun:
-    """`toy_run(rewards=[{"use": "mine"}], run={"iterations": 4})`: train the toy for two iterations, or as many as you
-    say, with what you say in place of the toy's own components; everything that is installed can be named.
+    """Run a short training of the toy model: `toy_run(rewards=[{"use": "mine"}], run={"iterations": 4})`.
 
-    Keywords are sections of a run file; their keys are merged into the toy's, but for `backbone`, which is replaced.
-    The images are 8x8. Raises what the run raises, and AssertionError if it does not finish.
+    Keyword arguments are sections of a run file. They are merged into the toy's sections, except for `backbone`, which
+    replaces the toy backbone; all installed components can be used. By default there are two iterations, and images of
+    8x8 pixels. Raises the errors of the run, and AssertionError if it does not finish.
     """
 
     def train(**sections: Any) -> ToyResult:

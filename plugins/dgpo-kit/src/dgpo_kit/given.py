@@ -1,4 +1,4 @@
-"""What the contract suite cannot make up by itself. Light: no torch."""
+"""Input that the contract suite cannot generate by itself. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["Given", "NeedsInput", "prompts_of"]
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a component is checked with; everything has a default, and most components need none of it.
+    """Input for the checks of a component; most components need none.
 
-    options: its options; prompts: of a reward that refuses the generated ones and has no examples; section: other
-    keys of its section of a run file (a backbone's `checkpoint` above all); size: (height, width) in pixels that a
-    backbone can draw (by default the first of some usual ones).
+    options: the component's options; prompts: for a reward without examples that does not accept the generated prompts;
+    section: other keys of its run file section, such as a backbone's `checkpoint`; size: (height, width) in pixels that
+    a backbone supports (by default the first supported one of some common sizes).
     """
 
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
@@ -29,9 +29,10 @@ class Given:
 
 
 class NeedsInput(UserError):
-    """A component cannot be checked as it is: the message says which options, prompts or checkpoint it wants."""
+    """A component cannot be checked without more input; the message names the required options, prompts or
+    checkpoint."""
 
 
 def prompts_of(texts: Sequence[str], size: tuple[int, int] = (64, 64)) -> list[Prompt]:
-    """Prompts of these texts alone, as a backbone is given them: with the size (height, width) of their samples."""
+    """Create prompts from texts, with the size (height, width) of their samples, as backbones get them."""
     return [Prompt(text, size=size) for text in texts]

@@ -1,4 +1,4 @@
-"""What dgpo-kit declares. Nothing heavy may be imported here."""
+"""The declarations of dgpo-kit. This module must not import heavy packages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ dgpo_contract = 3
 
 @hookimpl
 def dgpo_commands() -> Sequence[Command]:
-    """For authors of plugins."""
+    """Return the commands for plugin authors."""
     return [
         Command(
-            "plugins check", "Check that components keep their contract.", "dgpo_kit.commands.check:check_plugins", 30
+            "plugins check", "Check components against their contract.", "dgpo_kit.commands.check:check_plugins", 30
         ),
-        Command("plugins new", "Write a new plugin, which works already.", "dgpo_kit.commands.new:new", 40),
+        Command("plugins new", "Create a new plugin from a template.", "dgpo_kit.commands.new:new", 40),
     ]

@@ -1,4 +1,4 @@
-"""From a kind of component and a name to a whole distribution: names, templates, files."""
+"""Create a distribution from a kind of component and a name: names, templates, files."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["BASES", "LONGEST_NAME", "Scaffold", "check_name", "render", "write"]
 TEMPLATES = Path(__file__).parent / "templates"
 NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*\Z")
 LONGEST_NAME = 30
-"""So that no line of what is written gets longer than 120 characters."""
+"""Keeps all lines of the rendered files within 120 characters."""
 RESERVED = frozenset({"toy"})
-"""What the toy run of the test kit calls its own components."""
+"""Names of the components of the test kit's toy run."""
 
 
 BASES = {"diffusers": "backbone"}
-"""What a component may stand on beside its contract, to the kind of that component."""
+"""Bases for templates besides the contract, and the kind of component that each is for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scaffold:
-    """A distribution to be written: one part of a kind, over one of `BASES` if that is not empty."""
+    """A distribution to create, with one component; over: one of `BASES`, or empty."""
 
     kind: Kind
     name: str
@@ -37,7 +37,7 @@ class Scaffold:
 
     @property
     def template(self) -> Path:
-        """The directory of its templates, whose template.toml says what they are told of the kind."""
+        """The directory of its templates; template.toml in it has the variables of the kind."""
         if not self.kind.template:
             return TEMPLATES / (f"{self.kind.name}-{self.over}" if self.over else self.kind.name)
         package, _, directory = self.kind.template.partition(":")
@@ -45,22 +45,22 @@ class Scaffold:
 
     @property
     def distribution(self) -> str:
-        """What pip installs, and the directory's name."""
+        """The name of the distribution and of its directory."""
         return f"dgpo-{self.name}"
 
     @property
     def package(self) -> str:
-        """What Python imports."""
+        """The name of the Python package."""
         return self.distribution.replace("-", "_")
 
     def context(self) -> dict[str, Any]:
-        """What the templates are told."""
-        reported = tomllib.loads((self.template / "template.toml").read_text(encoding="utf-8"))
+        """Return the template variables."""
+        variables = tomllib.loads((self.template / "template.toml").read_text(encoding="utf-8"))
         base = "".join(word.capitalize() for word in self.name.split("-"))
-        return reported | {
+        return variables | {
             "base": base,
-            "class": base + reported["suffix"],
-            "dependencies": ", ".join(f'"{one}"' for one in reported["dependencies"]),
+            "class": base + variables["suffix"],
+            "dependencies": ", ".join(f'"{dependency}"' for dependency in variables["dependencies"]),
             "distribution": self.distribution,
             "hook": self.kind.hook,
             "kind": self.kind.name,
@@ -71,15 +71,16 @@ class Scaffold:
 
 
 def check_name(name: str) -> None:
-    """Raise UserError for a name that makes no distribution and package, saying what does and what is nearest."""
+    """Raise UserError, with the nearest valid name, for a name that is not valid for a distribution and package."""
     if NAME.match(name) and len(name) <= LONGEST_NAME and not name.startswith("dgpo-") and name not in RESERVED:
         return
     if name in RESERVED:
-        raise UserError(f"NAME {name}: the test kit uses it for its own components; choose another, such as my-{name}")
+        raise UserError(f"NAME {name}: is reserved for the test kit; choose another name, such as my-{name}")
     near = _nearest(name)
     raise UserError(
-        f"NAME {name!r}: lower-case letters, digits and single hyphens, a letter first, at most {LONGEST_NAME} "
-        f"characters, without the dgpo- that the distribution gets" + (f"; the nearest is {near}" if near else "")
+        f"NAME {name!r}: must consist of lower-case letters, digits and single hyphens, start with a letter, have at "
+        f"most {LONGEST_NAME} characters and not start with dgpo-, which is added"
+        + (f"; the nearest valid name is {near}" if near else "")
     )
 
 
@@ -92,35 +93,36 @@ def _nearest(name: str) -> str:
 
 
 def render(scaffold: Scaffold) -> dict[PurePosixPath, str]:
-    """Path within the distribution to text, of every file."""
+    """Render all files: path within the distribution -> text."""
     import jinja2
 
-    own = scaffold.template
+    specific = scaffold.template
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([own, TEMPLATES / "common"]), undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader([specific, TEMPLATES / "common"]), undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, autoescape=False,
     )  # fmt: skip
     context = scaffold.context()
     context["usage"] = environment.get_template("usage.md.jinja").render(context).strip()
-    # Those of every distribution, and its own, which may take their place.
-    names = {path.relative_to(top).as_posix() for top in (TEMPLATES / "common", own) for path in top.rglob("*.jinja")}
-    places = {_place(name, scaffold): name for name in names - {"usage.md.jinja"}}
-    return {place: environment.get_template(places[place]).render(context) for place in sorted(places)}
+    # Templates of the kind override common ones.
+    tops = (TEMPLATES / "common", specific)
+    names = {path.relative_to(top).as_posix() for top in tops for path in top.rglob("*.jinja")}
+    targets = {_target(name, scaffold): name for name in names - {"usage.md.jinja"}}
+    return {target: environment.get_template(targets[target]).render(context) for target in sorted(targets)}
 
 
-def _place(template: str, scaffold: Scaffold) -> PurePosixPath:
-    """Where a template's text goes: without its ending, `package` by its own name."""
-    components = [scaffold.package if component == "package" else component for component in template.split("/")]
-    name = components[-1].removesuffix(".jinja")
-    return PurePosixPath(*components[:-1], ".gitignore" if name == "gitignore" else name)
+def _target(template: str, scaffold: Scaffold) -> PurePosixPath:
+    """Return the path of a rendered template: without .jinja, and with the name of the package for `package`."""
+    segments = [scaffold.package if segment == "package" else segment for segment in template.split("/")]
+    name = segments[-1].removesuffix(".jinja")
+    return PurePosixPath(*segments[:-1], ".gitignore" if name == "gitignore" else name)
 
 
 def write(files: dict[PurePosixPath, str], directory: Path) -> None:
-    """Write files into a directory that is not there yet; all of them or none. Raises UserError if it cannot."""
+    """Write all files to a new directory, or none. Raises UserError if that fails."""
     from dgpo_core.system.files import new_directory
 
-    with new_directory(directory) as aside:
+    with new_directory(directory) as temporary:
         for name, text in files.items():
-            path = aside / name
+            path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")

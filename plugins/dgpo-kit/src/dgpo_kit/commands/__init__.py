@@ -1,1 +1,1 @@
-"""Commands for authors of plugins."""
+"""Commands for plugin authors."""

@@ -1,4 +1,4 @@
-"""`dgpo plugins check`: does a component keep its contract?"""
+"""`dgpo plugins check`: check components against their contract."""
 
 from __future__ import annotations
 
@@ -20,40 +20,41 @@ __all__ = ["check_plugins"]
 
 def check_plugins(
     names: Annotated[list[str] | None, typer.Argument(help="Components, as in `use: NAME`.", metavar="NAME")] = None,
-    kind: Annotated[str | None, typer.Option("--kind", help="Only parts of this kind.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only components of this kind.")] = None,
     distribution: Annotated[
-        str | None, typer.Option("--distribution", help="Every part of an installed distribution.", metavar="DIST")
+        str | None, typer.Option("--distribution", help="All components of an installed distribution.", metavar="DIST")
     ] = None,
     options: Annotated[
         list[str] | None,
         typer.Option(
             "--option",
             "--options",
-            help="An option of the component, or several as JSON; may be repeated.",
+            help="Option of the component, or several as a JSON object; repeatable.",
             metavar="KEY=VALUE",
         ),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            help="Check components as a run file uses them: options, checkpoint, size, prompts.", metavar="RUN.yaml"
+            help="Check the components of a run file with its options, checkpoint, size and prompts.",
+            metavar="RUN.yaml",
         ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A .txt or .jsonl file of prompts for a reward that has no examples.")
+        Path | None, typer.Option(help="Prompts (.txt or .jsonl) for a reward without examples.")
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option("--checkpoint", help="What a backbone loads: `backbone.checkpoint` of a run file."),
+        typer.Option("--checkpoint", help="Checkpoint of a backbone, as `backbone.checkpoint` in a run file."),
     ] = None,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where a check failed.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show tracebacks of failed checks.")] = False,
 ) -> None:
-    """Check that plugin parts keep every promise of their contract.
+    """Check components of plugins against their contract.
 
-    Which components: by name, by kind, all of a distribution, or those of a run file. Each promise is a row: pass, FAIL
-    with what was promised, or skipped where it does not apply. Everything runs here, on the CPU.
+    Select components by name, by kind, by distribution, or from a run file. Each requirement is a row: pass, FAIL with
+    the violated requirement, or skipped if it does not apply. All checks run in this process, on the CPU.
 
-    Exit code 0: everything passed. 1: something failed. 2: a mistake in what was given, or a component that needs more.
+    Exit code 0: all checks passed. 1: a check failed. 2: wrong arguments, or a component requires more input.
 
     Examples:
 
@@ -74,57 +75,58 @@ def check_plugins(
         get_registry(), names or [], kind=kind, distribution=distribution, options=options or [], config=config,
         prompts=prompts, checkpoint=checkpoint,
     )  # fmt: skip
-    found = _run(targets, traceback=traceback)
+    counts = _run(targets, traceback=traceback)
     typer.echo(
-        ", ".join(f"{found[word]} {word}" for word in ("failed", "incomplete", "skipped", "passed") if found[word])
+        ", ".join(
+            f"{counts[status]} {status}" for status in ("failed", "incomplete", "skipped", "passed") if counts[status]
+        )
     )
-    if found["failed"] or found["incomplete"]:
-        raise typer.Exit(1 if found["failed"] else 2)
+    if counts["failed"] or counts["incomplete"]:
+        raise typer.Exit(1 if counts["failed"] else 2)
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What came of a check: a word to count, a cell to show, and whether the checks that build on it are without
-    effect."""
+    """The result of a check: its status, the text to show, and whether to skip the target's remaining checks."""
 
-    word: str
+    status: str
     cell: str
-    ends: bool = False
+    final: bool = False
     error: BaseException | None = None
 
 
 def _run(targets: Sequence[Target], *, traceback: bool) -> Counter[str]:
-    """Run every check and print its row; how many passed, failed, were skipped or lack something."""
+    """Run all checks and print a row for each; return the number of checks by status."""
     import traceback as tracebacks
 
-    listed = [("component", "check"), *((target.what, check.name) for target in targets for check in target.checks)]
-    widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
-    found: Counter[str] = Counter()
+    cells = [("component", "check"), *((target.name, check.name) for target in targets for check in target.checks)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    counts: Counter[str] = Counter()
 
-    def line(what: str, name: str, cell: str) -> None:
-        typer.echo(f"{what:<{widths[0]}}  {name:<{widths[1]}}  {cell}".rstrip())
+    def line(target: str, name: str, cell: str) -> None:
+        typer.echo(f"{target:<{widths[0]}}  {name:<{widths[1]}}  {cell}".rstrip())
 
     line("component", "check", "result")
     for target in targets:
         for check, row in _rows(target.checks):
-            found[row.word] += 1
-            line(target.what, check.name, row.cell)
-            if traceback and row.word == "failed" and row.error is not None:
-                with suppress(Exception):  # of an exception whose text cannot be had
+            counts[row.status] += 1
+            line(target.name, check.name, row.cell)
+            if traceback and row.status == "failed" and row.error is not None:
+                with suppress(Exception):  # the __str__ of the exception may raise
                     typer.echo("".join(tracebacks.format_exception(row.error)), err=True)
-    return found
+    return counts
 
 
 def _rows(checks: Sequence[Check]) -> Iterator[tuple[Check, _Row]]:
-    """Checks with what came of them; of what could not be built, only that."""
-    vain: str | None = None
+    """Run checks; after a failed build, skip the checks that depend on it."""
+    skipped_prefix: str | None = None
     for check in checks:
-        if vain is not None and check.name.startswith(vain):
+        if skipped_prefix is not None and check.name.startswith(skipped_prefix):
             continue
         row = _outcome(check)
         yield check, row
-        if row.ends or (check.name.endswith("builds") and row.word != "passed"):
-            vain = "" if row.ends else check.name.removesuffix("builds")
+        if row.final or (check.name.endswith("builds") and row.status != "passed"):
+            skipped_prefix = "" if row.final else check.name.removesuffix("builds")
 
 
 def _outcome(check: Check) -> _Row:
@@ -140,11 +142,11 @@ def _outcome(check: Check) -> _Row:
             check.run()
     except unittest.SkipTest as skip:
         return _Row("skipped", f"skipped: {skip}")
-    except NeedsInput as lack:
-        return _Row("incomplete", f"needs {_first_line(lack)}", ends=True)
+    except NeedsInput as needed:
+        return _Row("incomplete", f"needs {_first_line(needed)}", final=True)
     except AssertionError as error:
         return _Row("failed", f"FAIL  {_first_line(error)}", error=error)
-    except BaseException as error:  # a component may throw anything
+    except BaseException as error:  # a component may raise anything
         if pressed():
             raise
         return _Row("failed", f"FAIL  {error_text(error).splitlines()[0]}", error=error)
@@ -153,7 +155,7 @@ def _outcome(check: Check) -> _Row:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What a component prints is no result, and what it warns of is provoked: it is shown odd prompts and images."""
+    """Suppress output and warnings of components, which the checks provoke with unusual prompts and images."""
     import logging
     import warnings
 
@@ -173,4 +175,4 @@ def _first_line(error: BaseException) -> str:
     from dgpo_schemas.text import error_text
 
     text = error_text(error).removeprefix(type(error).__name__).removeprefix(":")
-    return next(iter(text.strip().splitlines()), "without a word")
+    return next(iter(text.strip().splitlines()), "no message")

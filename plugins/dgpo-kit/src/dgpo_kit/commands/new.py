@@ -1,4 +1,4 @@
-"""`dgpo plugins new`: a distribution to start from, that already works."""
+"""`dgpo plugins new`: create a new plugin from a template."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ new = typer.Typer(rich_markup_mode=None, add_completion=False)
 @new.command(no_args_is_help=True)
 def new_plugin(
     kind: Annotated[str, typer.Argument(help="Kind of component, such as reward or sampler.", metavar="KIND")],
-    name: Annotated[str, typer.Argument(help="What a run file will write after `use`.", metavar="NAME")],
+    name: Annotated[str, typer.Argument(help="Name of the component, as in `use: NAME`.", metavar="NAME")],
     over: Annotated[
-        str, typer.Option("--over", help="What a backbone stands on: diffusers, by dgpo-diffusers.", metavar="BASE")
+        str, typer.Option("--over", help="Base of a backbone: diffusers (with dgpo-diffusers).", metavar="BASE")
     ] = "",
-    output: Annotated[Path, typer.Option("--output", help="Directory in which dgpo-NAME/ is made.")] = Path(),
+    output: Annotated[Path, typer.Option("--output", help="Directory in which to create dgpo-NAME/.")] = Path(),
 ) -> None:
-    """Write a new plugin: a distribution dgpo-NAME with a small working component, its tests and a README.
+    """Create a new plugin: a distribution dgpo-NAME with a small working component, tests and a README.
 
-    KIND is one of backbone, sampler, reward, weighting, timesteps, objective, prompts, or one that a plugin brings.
+    KIND is backbone, sampler, reward, weighting, timesteps, objective, prompts, or a kind defined by a plugin.
 
     Examples:
 
@@ -43,19 +43,19 @@ def new_plugin(
 
     found = get_registry().kind(kind, "KIND")
     if over and over not in BASES:
-        raise UserError(f"--over {over}: there is no such base{nearest(over, BASES)} (bases: {', '.join(BASES)})")
+        raise UserError(f"--over {over}: unknown base{nearest(over, BASES)} (bases: {', '.join(BASES)})")
     if over and BASES[over] != kind:
-        raise UserError(f"--over {over}: a {kind} does not stand on it, only a {BASES[over]} does; leave --over out")
+        raise UserError(f"--over {over}: is a base for a {BASES[over]}, not for a {kind}; remove --over")
     check_name(name)
     scaffold = Scaffold(found, name, over)
     if not scaffold.template.is_dir():
-        raise UserError(f"KIND {kind}: whoever brings it has no template of one")
+        raise UserError(f"KIND {kind}: the plugin that defines this kind has no template for it")
     _check_free(scaffold)
     directory = output / scaffold.distribution
     if directory.exists() or directory.is_symlink():
-        raise UserError(f"{directory}: exists already; nothing was written. Choose another NAME or --output")
+        raise UserError(f"{directory}: already exists; nothing was written. Choose another NAME or --output")
     if not output.is_dir():
-        raise UserError(f"--output {output}: there is no such directory")
+        raise UserError(f"--output {output}: no such directory")
     files = render(scaffold)
     write(files, directory)
     typer.echo(f"wrote {directory}/")
@@ -70,7 +70,7 @@ def new_plugin(
 
 
 def _check_free(scaffold: Scaffold) -> None:
-    """Raise UserError if an installed or bundled component, distribution or package has one of the names already."""
+    """Raise UserError if an installed or bundled component, distribution or package already uses one of the names."""
     import importlib.util
 
     from dgpo_core.errors import UserError
@@ -78,21 +78,21 @@ def _check_free(scaffold: Scaffold) -> None:
     from dgpo_core.plugins.registry import get_registry
 
     registry, kind, name = get_registry(), scaffold.kind.name, scaffold.name
-    ours = installable()
+    bundled = installable()
     owner = (
         registry.components(kind)[name].distribution
         if name in registry.components(kind)
-        else ours.get(kind, {}).get(name)
+        else bundled.get(kind, {}).get(name)
     )
     owner = owner or " and ".join(registry.conflicts().get((kind, name), []))
     if owner:
         raise UserError(
-            f"NAME {name}: {owner} declares the {kind} {name} already, and one of two with the same name could not be "
-            f"used; choose another, such as my-{name}"
+            f"NAME {name}: {owner} already declares the {kind} {name}, and names must be unique; choose another name, "
+            f"such as my-{name}"
         )
-    known = {*registry.distributions(), *(one for names in ours.values() for one in names.values())}
+    known = {*registry.distributions(), *(owner for names in bundled.values() for owner in names.values())}
     if scaffold.distribution in known or importlib.util.find_spec(scaffold.package) is not None:
         raise UserError(
-            f"NAME {name}: {scaffold.distribution} (package {scaffold.package}) exists already; choose another, such "
-            f"as my-{name}"
+            f"NAME {name}: {scaffold.distribution} (package {scaffold.package}) already exists; choose another name, "
+            f"such as my-{name}"
         )

@@ -1,13 +1,13 @@
-"""Checks that a component keeps its contract (`dgpo_core.contracts`), for anybody's plugin. None needs pytest.
+"""Checks of the component contracts (`dgpo_core.contracts`), for any plugin. They do not need pytest.
 
-`component_checks` gives everything that an installed component promises as named checks; `dgpo plugins check` and
-`dgpo_kit.contract_tests` run those. The functions `check_...` take a built component, or what builds one, and raise
-AssertionError at the first promise that is broken:
+`component_checks` returns all requirements of an installed component as named checks; `dgpo plugins check` and
+`dgpo_kit.contract_tests` run them. The functions `check_...` take a component, or a function that builds it, and raise
+AssertionError for the first violated requirement:
 
     def test_my_reward() -> None:
         check_reward(MyReward(MyOptions(), device=torch.device("cpu")), media, prompts)
 
-Legend: B samples, G members of a group.
+B is the number of samples, G of members per group.
 """
 
 from __future__ import annotations
