@@ -189,7 +189,7 @@ class Sections(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "section":
-            self._heading = dict(attrs)["aria-labeledby"] or ""
+            self._heading = dict(attrs)["aria-labelledby"] or ""
             self.rows[self._heading], self.text[self._heading] = [], ""
         elif tag == "tr" and self._heading:
             self.rows[self._heading].append([])

@@ -441,9 +441,10 @@ def test_sampler_steps_are_not_below_the_last_step_of_dpmpp(examine: Callable[[W
 def test_a_higher_t_min_also_reduces_the_count_of_sampler_steps(examine: Callable[[Written], Diagnosis]) -> None:
     section = {"use": "sampler-steps", "count": 4, "t_min": "shift(0.6)"}
     blurred = examine(Written(config={"timesteps": section}, curves={"edge_density": (0.3, 0.1)}))
+    # The sampler visits 0.999, 0.964, 0.922, 0.872, ...; shift(0.7) = 0.874 excludes the fourth.
     assert list(map(str, found(blurred)["blurred-outputs"].changes)) == [
         "timesteps.t_min: shift(0.6) -> shift(0.7)",
-        "timesteps.count: 4 -> 3",  # of the sigmas 0.999, 0.964, 0.922, 0.872, ... shift(0.7) = 0.874 excludes the fourth
+        "timesteps.count: 4 -> 3",
     ]
 
 

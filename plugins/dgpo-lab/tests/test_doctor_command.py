@@ -49,7 +49,7 @@ def test_missing_and_damaged_lines_are_reported(tmp_path: Path, known: Registry)
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     finding = found(diagnose(read_facts(run, known)))["logs-incomplete"]
     assert list(finding.evidence) == [
-        "2 of 30 lines of metrics.jsonl could not be understood.",
+        "2 of 30 lines of metrics.jsonl are invalid and were skipped.",
         "metrics.jsonl has no line for iteration 5, 10",
     ]
 
@@ -130,7 +130,7 @@ def test_a_path_that_is_not_a_run_is_refused_in_one_line(dgpo: Run, tmp_path: Pa
     binary = Written().write(tmp_path / "binary")
     (binary / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
     for name, message in (
-        ("missing", "there is no such run directory"),
+        ("missing", "no such run directory"),
         ("empty", "not a run directory (it has no config.yaml)"),
         ("silent", "nothing is logged yet: no iteration and no evaluation has finished"),
         ("binary", "cannot be read"),

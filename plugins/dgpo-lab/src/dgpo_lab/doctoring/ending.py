@@ -74,8 +74,8 @@ def _logs(run: Facts) -> Values:
 LOGS = Subject("logs", _logs, "{count} iterations, none missing", (
     Rule(
         "logs-incomplete", "note",
-        "Parts of the logs are missing or could not be read.",
-        "The other findings are based on the remaining lines.",
+        "Parts of the run directory are missing, damaged or modified.",
+        "The other findings are based on what could be read.",
         lambda v: bool(v.evidence),
         advice=("resuming repeats the iterations after the last checkpoint and logs them again",),
     ),

@@ -164,7 +164,7 @@ def _range(run: Facts) -> Values | str | None:
     return Values(end=at_end(run), late=series.late.median, span=span, evidence=[line])
 
 
-RANGE = Subject("range", _range, "reward {late}, range {span}", (
+RANGE = Subject("range", _range, "reward {late} (limits: {span})", (
     Rule(
         "reward-at-its-top", "note",
         "The training reward has reached the upper end of its range, {span}.",
