@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dgpo_lab.ablation.figures import tolerance
+from dgpo_lab.ablation.figures import seed_range
 from dgpo_lab.ablation.results import Results
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _scores(axes: Axes, results: Results) -> None:
 
 def _curves(axes: Axes, results: Results, what: str) -> None:
     for variant, color in zip(results.variants, _colors(results), strict=True):
-        found = tolerance(variant.finished, "time" if what == "seconds" else what)
+        found = seed_range(variant.finished, "time" if what == "seconds" else what)
         if found is None:
             continue
         few = len(found.x) <= 12

@@ -15,7 +15,7 @@ from dgpo_lab.ablation import words
 from dgpo_lab.ablation.directory import State
 from dgpo_lab.ablation.plan import Plan, label_of
 from dgpo_lab.ablation.results import Results, compare, results_of
-from dgpo_lab.ablation.traces import Guard, Trace
+from dgpo_lab.ablation.traces import MonitorValues, Trace
 from dgpo_schemas.ablation import AblationConfig
 from dgpo_schemas.metrics import PromptScores, RewardScores
 
@@ -141,6 +141,6 @@ def _read(one: dict[str, Any], data: dict[str, Any]) -> Trace:
         scores=one["scores"],
         seconds=one["seconds"],
         samples=one["samples"],
-        monitors={name: Guard(**monitor) for name, monitor in one["monitors"].items()},
+        monitors={name: MonitorValues(**monitor) for name, monitor in one["monitors"].items()},
         prompts=prompts,
     )

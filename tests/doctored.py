@@ -1,4 +1,4 @@
-"""Run directories whose sickness is known because it is written into them: for tests of the doctor."""
+"""Run directories with known defects, for tests of `dgpo doctor`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dgpo_schemas.run import RunConfig
 
 Run = Callable[..., Any]
 Value = Any
-"""A number, or a function of the iteration that gives one."""
+"""A number, or a function that maps the iteration to one."""
 
 SOUND: dict[str, Any] = {
     "rollout": {"steps": 10, "shift": 3.0, "group_size": 12, "groups": 8, "sampler": "flow-dpmpp"},
@@ -27,16 +27,16 @@ SOUND: dict[str, Any] = {
     "optimizer": {"learning_rate": 3e-3},
     "objective": {"kl": 0.02, "beta": 20.0},
 }
-"""What a toy run must be told to be as it should."""
+"""Settings with which a toy run has no findings."""
 
 
 def wave(iteration: int) -> float:
-    """Noise that is the same every time, between -1 and 1."""
+    """Deterministic noise between -1 and 1."""
     return float(np.sin(12.9898 * iteration) * 0.5 + np.sin(78.233 * iteration) * 0.5)
 
 
 def metrics(iteration: int, total: int, changes: Mapping[str, Value]) -> dict[str, Any]:
-    """One line of metrics.jsonl of a sound run; changes: dotted key to value."""
+    """Return one line of metrics.jsonl of a sound run; changes: dotted key to value."""
     share, noise = iteration / total, wave(iteration)
     reward = {"mean": 0.4 + 0.3 * share + 0.03 * noise, "std": 0.3, "missing": 0}
     line: dict[str, Any] = {
@@ -49,15 +49,15 @@ def metrics(iteration: int, total: int, changes: Mapping[str, Value]) -> dict[st
     }  # fmt: skip
     for key, value in changes.items():
         *sections, last = key.split(".")
-        place = line
+        target = line
         for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = value(iteration) if callable(value) else value
+            target = target.setdefault(section, {})
+        target[last] = value(iteration) if callable(value) else value
     return MetricsRecord.model_validate(line).model_dump(mode="json")
 
 
 def evaluation(iteration: int, name: str, value: float, role: str = "target", wide: float = 0.02) -> dict[str, Any]:
-    """One line of evaluations.jsonl, with an interval of so much on both sides."""
+    """Return one line of evaluations.jsonl, with an interval of ±`wide`."""
     return EvaluationRecord.model_validate(
         {
             "iteration": iteration, "model": "ema", "reward": name, "role": role, "value": value, "low": value - wide,
@@ -67,7 +67,7 @@ def evaluation(iteration: int, name: str, value: float, role: str = "target", wi
 
 
 def evaluations(total: int, **curves: Sequence[float]) -> list[dict[str, Any]]:
-    """Evenly over the run; brightness is the target, gloom a monitor, all others statistics."""
+    """Return evenly spaced evaluations; brightness is the target, gloom a monitor, all others are statistics."""
     roles = {"brightness": "target", "gloom": "monitor"}
     curves = {"brightness": (0.4, 0.7), **curves}
     return [
@@ -79,7 +79,7 @@ def evaluations(total: int, **curves: Sequence[float]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Written:
-    """A run as it is to be written: what differs from a sound one."""
+    """A run to be written, described by its differences from a sound one."""
 
     n: int = 30
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Written:
     outcome: str | None = "finished"
 
     def write(self, run: Path) -> Path:
-        """A run directory of `n` iterations."""
+        """Write a run directory with `n` iterations."""
         run.mkdir(parents=True)
         sections = {**SOUND, **{"run": {"iterations": self.n, "name": run.name}}}
         for section, values in self.config.items():
@@ -132,7 +132,7 @@ TWO_REWARDS = [{"use": "brightness"}, {"use": "brightness", "name": "second.one"
 
 
 def second(std: float) -> dict[str, Any]:
-    """Metrics of a second reward, whose label has a dot."""
+    """Return metrics with a second reward, whose label has a dot."""
     return {"rewards": lambda i: {
         "brightness": {"mean": 0.4 + i / 100, "std": 0.3, "missing": 0},
         "second.one": {"mean": 0.5, "std": std, "missing": 0},
@@ -140,10 +140,10 @@ def second(std: float) -> dict[str, Any]:
 
 
 def late(before: float, after: float, since: int = 15) -> Callable[[int], float]:
-    """One value, and another one from an iteration on."""
+    """Return a function that switches from one value to another at an iteration."""
     return lambda iteration: before if iteration < since else after
 
 
 def whole(iteration: int) -> float:
-    """A mean over 32 sigmoids that are 0 or 1; one of the 8 groups has no preference, so 4 of them are 1/2."""
+    """Return a mean over 32 sigmoids that are 0 or 1; one of the 8 groups has no preference, so 4 of them are 1/2."""
     return 0.5 if iteration == 1 else (2 + (5 * iteration) % 17) / 32

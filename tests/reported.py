@@ -1,4 +1,4 @@
-"""Run directories as a run leaves them, written by hand, and pages as they are read: for tests of reports."""
+"""Synthetic run directories and a parser for the pages, for tests of `dgpo report`."""
 
 from __future__ import annotations
 
@@ -113,19 +113,19 @@ def write_images(run: Path, iteration: int, prompts: Sequence[str] = PROMPTS, si
 
 
 def write_lines(run: Path, log: str, lines: Sequence[dict[str, Any]]) -> None:
-    """A whole log."""
+    """Write a log."""
     (run / log).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def write_config(run: Path, /, **changes: Any) -> None:
-    """Only config.yaml, as a run writes it."""
+    """Write config.yaml only, as a run does."""
     run.mkdir(parents=True, exist_ok=True)
     config = RunConfig.model_validate(run_data(run.parent, **changes))
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def write_run(run: Path, /, iterations: int = 40, every: int = 10, **changes: Any) -> Path:
-    """A complete run: 16 samples an iteration, an evaluation `every` so many and before the first."""
+    """Write a complete run: 16 samples per iteration; an evaluation at the start and after `every` iterations each."""
     write_config(run, **({"run": {"name": run.name, "iterations": iterations}} | changes))
     numbers = range(1, iterations + 1)
     write_lines(run, "metrics.jsonl", [metrics_line(i, iterations) for i in numbers])

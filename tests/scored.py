@@ -1,4 +1,4 @@
-"""A reward that remembers what it was asked, and files to score."""
+"""A reward that records its calls, and files to score, for tests of `dgpo score`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Run = Callable[..., Any]
 
 
 class StubOptions(Options):
-    """What the stub can be told."""
+    """Options of the stub reward."""
 
-    test: str = Field(default="good", description="What its self-test is like.")
+    test: str = Field(default="good", description="Kind of self-test.")
     depth: Int = Field(default=1, ge=0, description="A number.")
     inner: dict[str, Any] = Field(default_factory=dict, description="A section.")
 
 
 class Stub(RewardModel):
-    """The mean of the red channel. Remembers what it was asked; prompts name what goes wrong."""
+    """The mean of the red channel. Records its calls; prompts select failures."""
 
     media = frozenset({"image", "video"})
     range = (0.0, 1.0)
@@ -92,14 +92,14 @@ class Stub(RewardModel):
 
 
 class ImagesOnly(Stub):
-    """Takes no videos, and says only what it likes to."""
+    """Accepts images only, and returns diagnostics of its own form."""
 
     media = frozenset({"image"})
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         scores = super().score(media, prompts)
-        said = tuple({"words": "a b", "count": 3, "sure": True, "share": 0.25, "more": [1]} for _ in prompts)
-        return Scores(scores.values, scores.missing, said)
+        diagnostics = tuple({"words": "a b", "count": 3, "sure": True, "share": 0.25, "more": [1]} for _ in prompts)
+        return Scores(scores.values, scores.missing, diagnostics)
 
 
 class Plugin:
@@ -109,12 +109,12 @@ class Plugin:
     def dgpo_rewards(self) -> Sequence[Component]:
         return [
             Component("stub", "Redness.", "stub_rewards:Stub", StubOptions),
-            Component("images-only", "Redness.", "stub_rewards:PicturesOnly"),
+            Component("images-only", "Redness.", "stub_rewards:ImagesOnly"),
         ]
 
 
 def image(name: str, red: float = 0.8, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
-    """An image of one color: 255 * red of red, nothing else."""
+    """Write an image of one color: a red channel of 255 * red."""
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (round(255 * red), 0, 0)).convert(mode).save(name)
     return Path(name)

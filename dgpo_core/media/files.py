@@ -1,4 +1,4 @@
-"""Image and video files as the media that rewards take."""
+"""Read image and video files as tensors for rewards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["MediaError", "Medium", "check_files", "kind_of", "read_media"]
 
 
 class MediaError(UserError):
-    """A file that cannot be read as an image or a video; `reason` is the message without the file's name."""
+    """A file cannot be read as an image or a video; `reason` is the message without the file name."""
 
     def __init__(self, path: Path, reason: str) -> None:
         self.reason = reason
@@ -27,9 +27,9 @@ class MediaError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """What a file holds: float32 in [0, 1], RGB, [3, H, W] of an image or [F, 3, H, W] of a video.
+    """The contents of a file: float32 RGB in [0, 1], [3, H, W] for an image or [F, 3, H, W] for a video.
 
-    notes: what reading has changed or left out, in words.
+    notes: sentences about what reading has converted or dropped.
     """
 
     tensor: Tensor
@@ -37,28 +37,28 @@ class Medium:
 
 
 def kind_of(path: Path) -> Kind | None:
-    """What a file holds, from as little of it as tells; None if it cannot be read, which `read_media` explains."""
+    """Return the kind of a file from its first bytes; None if it cannot be read (`read_media` reports why)."""
     try:
         return "video" if moves(path) else "image"
-    except Exception:  # whatever comes, as in `read_media`
+    except Exception:  # decoders may raise anything; `read_media` reports it
         return None
 
 
 def check_files(files: Sequence[Path]) -> None:
-    """Raise UserError if one of them is a video and what reads videos is not installed. Reads first bytes only."""
+    """Raise UserError if a file is a video and the video reader is not installed. Reads only the first bytes."""
     for path in files:
         try:
             with path.open("rb") as handle:
                 kind = video.container(handle.read(video.HEAD))
         except OSError:
-            continue  # `read_media` says it
+            continue  # `read_media` reports it
         if kind is not None and not video.is_installed():
             raise UserError(f"{path}: {video.NotInstalled()}")
 
 
 def read_media(path: Path) -> Medium:
-    """Read an image (PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF, JPEG 2000, QOI) or a video (those of them that move,
-    mp4, mov, webm, mkv, avi).
+    """Read an image (PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF, JPEG 2000, QOI) or a video (animated images, mp4, mov,
+    webm, mkv, avi).
 
     An image is turned as its EXIF orientation says; what is transparent is shown on white, with a note. Images of 16
     bits a channel keep them if they are PNG, gray or RGB(A) TIFF, or gray PGM; of others, and of those that move, the
@@ -73,5 +73,5 @@ def read_media(path: Path) -> Medium:
     except Unreadable as error:
         raise MediaError(path, str(error)) from error
     except MemoryError as error:
-        raise MediaError(path, f"not an image that can be read: MemoryError: {error}") from error
+        raise MediaError(path, f"the image cannot be read: MemoryError: {error}") from error
     return Medium(torch.from_numpy(pixels.floats()), pixels.notes)

@@ -1,6 +1,6 @@
-"""From samples to results: read one after the other, scored in batches of one shape, returned in their order.
+"""Read samples one by one, score them in batches of equal shape, and return the results in the order of the samples.
 
-No more is held in memory than batches that wait to be full, so that a directory may hold any number of files.
+Only batches that are not yet full are held in memory, so a directory may contain any number of files.
 """
 
 from __future__ import annotations
@@ -32,16 +32,15 @@ __all__ = ["Result", "Sample", "Scored", "score_samples"]
 T = TypeVar("T")
 
 MOST_WAITING = 2**28
-"""Numbers (1 GiB as float32) that may wait for their batch to be full: files of all different sizes never fill one."""
-
+"""Maximum numbers (1 GiB as float32) held in incomplete batches, because files of different sizes never fill one."""
 
 SHOWN = 60
-"""Characters of a prompt in a message."""
+"""Maximum characters of a prompt in a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Something to score: `load` raises MediaError if it cannot be read."""
+    """A sample to score; `load` raises MediaError if it cannot be read."""
 
     name: str
     prompt: Prompt
@@ -50,7 +49,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A sample's value, None if it is missing; why, and more, stands in the diagnostics."""
+    """The value of a sample, or None if it could not be scored, with the reward's diagnostics and reason."""
 
     name: str
     prompt: Prompt
@@ -59,13 +58,13 @@ class Result:
 
     @property
     def reason(self) -> str:
-        """Why it is missing, in a line."""
-        return " ".join(str(self.diagnostics.get("reason") or "the reward gives no reason").split())
+        """Why the value is missing, on one line."""
+        return " ".join(str(self.diagnostics.get("reason") or "the reward returned no reason").split())
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A result for each sample, in their order, and notes on what reading has changed in files."""
+    """One result per sample, in the order of the samples, and notes on conversions made while reading files."""
 
     results: list[Result]
     notes: list[str]
@@ -80,14 +79,15 @@ def score_samples(
     processes: Processes | None = None,
     done: Callable[[], object] = lambda: None,
 ) -> Scored:
-    """Score samples in batches of one shape; `done` is called after each of this process's.
+    """Score samples in batches of equal shape; `done` is called after each sample of this rank.
 
-    A reward that compares is shown the samples of a prompt together. Raises UserError for one that is alone with its
-    prompt. processes: those that share the work, in the batches of a single process; to them the shapes have to be
-    known beforehand, for which every file is read once more. Each of them returns everything.
+    A reward that compares samples gets all samples of a prompt together. With several `processes`, the batches are the
+    same as with one process and are split over the ranks; this requires reading every file twice, because the shapes
+    must be known first. Every rank returns all results. Raises UserError if a comparing reward gets a prompt with a
+    single sample.
     """
     processes = processes or Processes()
-    scoring = _Scoring(reward, samples, device, done)
+    scoring = _Scorer(reward, samples, device, done)
     if reward.compares:
         groups = groups_of(reward, samples)
         for group in _part(groups, processes):
@@ -112,11 +112,11 @@ def _part(units: Sequence[T], processes: Processes) -> Sequence[T]:
 
 
 def in_batches(media: Iterable[tuple[int, Tensor]], batch: int) -> Iterator[list[tuple[int, Tensor]]]:
-    """Batches of one shape, as soon as they are full, or when more than MOST_WAITING numbers wait for others."""
+    """Yield batches of equal shape as soon as they are full, or when incomplete ones hold over MOST_WAITING numbers."""
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
-    for index, one in media:
-        shape = tuple(one.shape)
-        waiting.setdefault(shape, []).append((index, one))
+    for index, medium in media:
+        shape = tuple(medium.shape)
+        waiting.setdefault(shape, []).append((index, medium))
         if len(waiting[shape]) == batch:
             yield waiting.pop(shape)
         while sum(m.numel() for members in waiting.values() for _, m in members) > MOST_WAITING:
@@ -125,29 +125,29 @@ def in_batches(media: Iterable[tuple[int, Tensor]], batch: int) -> Iterator[list
 
 
 def groups_of(reward: Reward, samples: Sequence[Sample]) -> list[list[int]]:
-    """The numbers of the samples of each prompt. Raises UserError for a prompt of which there is one."""
+    """Return the sample indices of each prompt. Raises UserError for a prompt with a single sample."""
     groups = by_prompt([sample.prompt for sample in samples])
     for group in groups:
         if len(group) < 2:
             alone = samples[group[0]]
             shown = textwrap.shorten(clean(alone.prompt.text), SHOWN, placeholder=" ...")
             raise UserError(
-                f"{alone.name}: {reward.label} compares the files of one prompt with each other, and no "
-                f"other file has the prompt {shown!r}; give it at least two"
+                f"{alone.name}: {reward.label} compares the files of the same prompt, but no other file has the "
+                f"prompt {shown!r}; give at least two files per prompt"
             )
     return groups
 
 
 def _named(name: str) -> str:
-    """A file's name as a part of a key, which is a text of few characters."""
+    """Return a file name as a component of a sample key; long or undecodable names are replaced by their SHA-256."""
     if len(name) <= LONGEST_PART and lone_surrogate(name) is None:
         return name
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass
-class _Scoring:
-    """Reads and scores, and keeps what comes of it by the samples' numbers."""
+class _Scorer:
+    """Reads and scores samples, and collects the results by sample index."""
 
     reward: Reward
     samples: Sequence[Sample]
@@ -159,7 +159,7 @@ class _Scoring:
     process_state: ProcessState = field(default_factory=ProcessState)
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """The media of samples; those that cannot be read, or that the reward does not take, are missing."""
+        """Yield the media of samples; unreadable files and unsupported kinds become missing results."""
         takes = self.reward.model.media
         for index in numbers:
             try:
@@ -172,11 +172,11 @@ class _Scoring:
             if kind in takes:
                 yield index, medium.tensor
             else:
-                self._keep(index, None, {"reason": f"is {one_of(kind)}; the reward takes {plural(takes)}"})
+                self._keep(index, None, {"reason": f"is {one_of(kind)}; the reward accepts {plural(takes)}"})
 
     def compare(self, members: Sequence[tuple[int, Tensor]]) -> None:
-        """Score a group, whose members are named by their files."""
-        if len({one.shape for _, one in members}) > 1:
+        """Score the samples of one prompt as a group; their keys are the file names."""
+        if len({medium.shape for _, medium in members}) > 1:
             for index, _ in members:
                 self._keep(index, None, {"reason": OTHER_SIZES})
             return
@@ -184,7 +184,7 @@ class _Scoring:
             return
         names = [_named(self.samples[index].name) for index, _ in members]
         keys = [(name, names[:i].count(name)) for i, name in enumerate(names)]
-        media = torch.stack([one for _, one in members]).to(self.device)
+        media = torch.stack([medium for _, medium in members]).to(self.device)
         prompt = self.samples[members[0][0]].prompt
         self._keep_all(members, checked_group(self.reward, media, prompt, keys, self.failures, self.process_state))
 
@@ -192,18 +192,18 @@ class _Scoring:
         """Score a batch."""
         if members:
             prompts = [self.samples[index].prompt for index, _ in members]
-            media = torch.stack([one for _, one in members]).to(self.device)
+            media = torch.stack([medium for _, medium in members]).to(self.device)
             self._keep_all(members, checked_score(self.reward, media, prompts, self.failures, self.process_state))
 
     def gathered(self, processes: Processes) -> Scored:
-        """What all processes have found."""
+        """Gather the results and notes of all ranks."""
         if processes.count > 1:
-            mine = {i: [r.value, dict(r.diagnostics)] for i, r in self.results.items()}
-            sent = json.loads(to_json([mine, self.notes], inf_nan_mode="constants", fallback=str))
-            for results, notes in processes.all_gather_object(sent):
-                for index, found in ((int(i), found) for i, found in results.items()):
+            local = {i: [r.value, dict(r.diagnostics)] for i, r in self.results.items()}
+            message = json.loads(to_json([local, self.notes], inf_nan_mode="constants", fallback=str))
+            for results, notes in processes.all_gather_object(message):
+                for index, result in ((int(i), result) for i, result in results.items()):
                     sample = self.samples[index]
-                    self.results[index] = Result(sample.name, sample.prompt, *found)
+                    self.results[index] = Result(sample.name, sample.prompt, *result)
                 self.notes |= {int(i): texts for i, texts in notes.items()}
         notes = [f"{self.samples[i].name}: {text}" for i in sorted(self.notes) for text in self.notes[i]]
         return Scored([self.results[index] for index in range(len(self.samples))], notes)

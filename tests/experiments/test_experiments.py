@@ -16,7 +16,7 @@ from dgpo_core.plugins.registry import get_registry
 from dgpo_lab.ablation.directory import State
 from dgpo_lab.ablation.plan import Plan, make_plan
 from dgpo_lab.ablation.results import compare
-from dgpo_lab.ablation.traces import Guard, Trace
+from dgpo_lab.ablation.traces import MonitorValues, Trace
 from experiments.catalog import EXPERIMENTS, HERE, Experiment
 from experiments.conduct import QUICK, derived
 from experiments.findings import Findings
@@ -157,7 +157,7 @@ def test_a_ratio_is_a_geometric_mean_over_seeds_that_reached_the_target() -> Non
 
 def test_changes_of_monitors_are_paired() -> None:
     traces = [
-        trace(v, s, [0.1, 0.2], monitors={"many_step_sharpness": Guard(0.1, 0.1 + change, False)})
+        trace(v, s, [0.1, 0.2], monitors={"many_step_sharpness": MonitorValues(0.1, 0.1 + change, False)})
         for v, changes in {"base": (0.01, 0.02), "0": (0.03, 0.05)}.items()
         for s, change in enumerate(changes)
     ]

@@ -184,7 +184,7 @@ def test_finished_cells_of_another_ablation_are_taken_over_where_they_are_the_sa
     done = dgpo("ablate", "--report", HERE)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"{log}: line")
-    assert done.err.endswith("put the log back from a copy, or train the cell anew\n")
+    assert done.err.endswith("restore the log from a copy, or train the cell again\n")
 
 
 def test_only_finished_cells_are_taken_over(dgpo: Run, ablation: Run, known: Registry, started: list[Any]) -> None:
@@ -202,7 +202,7 @@ def test_reuse_names_what_was_copied(dgpo: Run, ablation: Run, started: list[Any
     assert "4 finished cells copied from runs/trial" in done.err
     assert len(started) == len(CELLS)
     wrong = dgpo("ablate", ablation(name="third"), "--reuse", "nowhere")
-    assert (wrong.code, wrong.err) == (2, "nowhere: there is no such ablation directory\n")
+    assert (wrong.code, wrong.err) == (2, "nowhere: no such ablation directory\n")
     assert not Path("runs/third").exists()
     assert dgpo("ablate", ablation(name="third"), "--reuse", "nowhere", "--dry-run").code == 2
     assert "--report trains nothing" in dgpo("ablate", "--report", HERE, "--reuse", HERE).err
@@ -227,7 +227,7 @@ def test_the_directory_of_another_ablation_is_refused(
     before = {p: p.read_bytes() for p in HERE.rglob("*") if p.is_file()}
     done = dgpo("ablate", ablation(**changes))
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("runs/trial holds another ablation; these differ:\n")
+    assert done.err.startswith("runs/trial contains another ablation; these settings differ:\n")
     assert f"  {says}\n" in done.err
     assert {p: p.read_bytes() for p in HERE.rglob("*") if p.is_file()} == before
 
@@ -285,7 +285,7 @@ def test_a_cell_that_was_killed_before_its_first_checkpoint_begins_again(
     (cell / "config.yaml").write_text("")
     done = dgpo("ablate", file)
     assert (done.code, done.err) == (
-        2, "runs/trial holds cells but no plan.json; choose another `name`, or move the directory\n"
+        2, "runs/trial contains cells but no plan.json; choose another `name` or move it\n"
     )  # fmt: skip
     shutil.rmtree(HERE)
     dgpo("ablate", file)

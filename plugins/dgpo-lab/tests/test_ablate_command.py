@@ -62,10 +62,10 @@ def test_a_mistake_in_the_file_starts_nothing(
 
 
 def test_usage(dgpo: Run, ablation: Run, trained: Any) -> None:
-    assert "give an ablation file, or --report" in dgpo("ablate").err
-    assert "give an ablation file, or --report" in dgpo("ablate", ablation(), "--report", "x").err
+    assert "give either an ablation file or --report" in dgpo("ablate").err
+    assert "give either an ablation file or --report" in dgpo("ablate", ablation(), "--report", "x").err
     assert dgpo("ablate", "none.yaml").err == "none.yaml: there is no such file\n"
-    assert dgpo("ablate", "--report", "none").err == "none: there is no such ablation directory\n"
+    assert dgpo("ablate", "--report", "none").err == "none: no such ablation directory\n"
     done = dgpo("ablate", "--report", trained.path)
     assert done.err == "runs/toy: not an ablation directory (it has no plan.json)\n"
     done = dgpo("ablate", ablation(name="toy"))
@@ -78,7 +78,7 @@ def test_usage(dgpo: Run, ablation: Run, trained: Any) -> None:
 
 
 def test_a_plan_with_what_an_earlier_version_accepted(dgpo: Run, ablation: Run) -> None:
-    dgpo("ablate", ablation(seeds=1, name="ema_fast"))
+    dgpo("ablate", ablation(seeds=1, name="old"))
     plan = Path("runs/old/plan.json")
     data = json.loads(plan.read_text())
     data["variants"][0]["config"]["run"]["iterations"] = 10**18
@@ -86,9 +86,9 @@ def test_a_plan_with_what_an_earlier_version_accepted(dgpo: Run, ablation: Run) 
     done = dgpo("ablate", "--report", "runs/old")
     assert done.code == 2
     assert done.err == (
-        "runs/old/plan.json: cannot be read: run.iterations: Input should be less than or equal to 1000000000; if it "
-        "is as an earlier version of dgpo wrote it, go on with that version, or correct it there; else put it back "
-        "from a copy\n"
+        "runs/old/plan.json: cannot be read: run.iterations: Input should be less than or equal to 1000000000; if an "
+        "earlier version of dgpo wrote it, continue with that version or correct the value; else restore it from a "
+        "copy\n"
     )
 
 
@@ -171,7 +171,7 @@ def test_ctrl_c_and_a_kill_lose_nothing(
     said, _ = process.communicate(timeout=90)
     assert process.returncode == 0, said
     assert "stopping: saving the state" in said
-    assert said.endswith("stopped; the same command goes on\n")
+    assert said.endswith("stopped; run the same command to continue\n")
     stopped = done()
     assert all(0 < count < 180 for count in stopped)
     assert outcomes() == ["interrupted", "interrupted"]

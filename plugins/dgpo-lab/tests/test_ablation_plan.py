@@ -126,8 +126,8 @@ def test_every_mistake_names_line_axis_value_and_key(known: Registry) -> None:
 @pytest.mark.parametrize(
     ("entry", "keys", "says"),
     [
-        ({"key": "optimizer.learning_rate", "values": [1]}, {},
-         "(axis optimizer.learning_rate, value 1): optimizer: unknown key; did you mean optimizer?"),
+        ({"key": "optimzer.learning_rate", "values": [1]}, {},
+         "(axis optimzer.learning_rate, value 1): optimzer: unknown key; did you mean optimizer?"),
         ({"key": "rollout.group_sise", "values": [4]}, {},
          "(axis rollout.group_sise, value 4): rollout.group_sise: unknown key; did you mean group_size?"),
         ({"key": "rollout.group_size", "values": [4, "many"]}, {},

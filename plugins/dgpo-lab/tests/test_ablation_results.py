@@ -17,7 +17,7 @@ from dgpo_lab.ablation import figures, tables, words
 from dgpo_lab.ablation.directory import State
 from dgpo_lab.ablation.plan import Plan, Variant
 from dgpo_lab.ablation.results import Reached, Results, compare
-from dgpo_lab.ablation.traces import Guard, Trace
+from dgpo_lab.ablation.traces import MonitorValues, Trace
 from dgpo_schemas.ablation import AblationConfig
 from dgpo_schemas.metrics import PromptScores, RewardScores
 from dgpo_schemas.run import RunConfig
@@ -241,8 +241,8 @@ def test_the_correction_takes_more_seeds() -> None:
 
 
 def test_monitors_stand_beside_the_score() -> None:
-    left = {"diversity": Guard(0.4, 0.1, True), "clip": Guard(0.2, 0.3, False)}
-    kept = {"diversity": Guard(0.4, 0.5, False), "clip": Guard(0.2, 0.2, False)}
+    left = {"diversity": MonitorValues(0.4, 0.1, True), "clip": MonitorValues(0.2, 0.3, False)}
+    kept = {"diversity": MonitorValues(0.4, 0.5, False), "clip": MonitorValues(0.2, 0.2, False)}
     traces = [trace("base", 0, [0.1, 0.2], monitors=left), trace("base", 1, [0.1, 0.2], monitors=kept)]
     found = results(traces)
     mean = found.variants[0].monitors["diversity"]
@@ -250,7 +250,7 @@ def test_monitors_stand_beside_the_score() -> None:
     assert tables.monitor_row(found.variants[0], ["diversity", "clip"]) == [
         "base", "0.300 (−0.100)", "0.250 (+0.050)", "1 of 2"
     ]  # fmt: skip
-    assert "| variant | diversity (change) | clip (change) | left a tolerance |" in tables.as_markdown(plan(), found)
+    assert "| variant | diversity (change) | clip (change) | out of tolerance |" in tables.as_markdown(plan(), found)
 
 
 def test_what_weakens_a_comparison_is_said() -> None:
@@ -281,16 +281,16 @@ def test_what_weakens_a_comparison_is_said() -> None:
 
 def test_a_curve_is_the_mean_over_seeds_and_ends_with_the_first() -> None:
     traces = [trace("base", 0, [0.0, 0.2, 0.4]), trace("base", 1, [0.2, 0.4])]
-    found = figures.tolerance(traces, "samples")
+    found = figures.seed_range(traces, "samples")
     assert found is not None
     assert (found.x.tolist(), found.mean.tolist()) == ([0.0, 32.0], pytest.approx([0.1, 0.3]))
     assert (found.low.tolist(), found.high.tolist()) == ([0.0, 0.2], [0.2, 0.4])
     slower = [traces[0], trace("base", 1, [0.2, 0.4], seconds=[0.0, 40.0])]
-    timed = figures.tolerance(slower, "time")
+    timed = figures.seed_range(slower, "time")
     assert timed is not None
     assert (timed.x[0], timed.x[-1]) == (0.0, 20.0)
     assert timed.mean[-1] == pytest.approx((0.4 + 0.3) / 2)
-    assert figures.tolerance([trace("base", 0, [0.1])], "iterations") is None
+    assert figures.seed_range([trace("base", 0, [0.1])], "iterations") is None
 
 
 def test_a_single_variant_is_held_beside_the_base_model() -> None:

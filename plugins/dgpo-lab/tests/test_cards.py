@@ -1,4 +1,4 @@
-"""Cards of what a reward saw: what is drawn where, in pixels of the image, and that nothing in a text is markup."""
+"""Annotated pages of `dgpo score`: the positions of marks in image pixels, and the escaping of texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOID = ("meta", "img")
 
 
 class Page(HTMLParser):
-    """A card as it is read: frames, each with its image, shapes and texts, and the text of every element by class."""
+    """A parsed page: frames with their image, shapes and texts, and the text of every element by class."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Page(HTMLParser):
             content = base64.b64decode(given["src"].removeprefix("data:image/png;base64,"))
             self.frames[-1] |= {"image": Image.open(io.BytesIO(content)), "class": given.get("class", "")}
         elif tag == "svg":
-            self.frames[-1]["model"] = given["viewbox"]
+            self.frames[-1]["viewbox"] = given["viewbox"]
         elif tag == "polygon" and given["class"] != "edge":
             points = [tuple(map(float, point.split(","))) for point in given["points"].split()]
             self.frames[-1]["shapes"].append((given["class"], points))
@@ -61,13 +61,13 @@ class Page(HTMLParser):
                 self.texts.setdefault(name, []).append(data)
 
     def text(self, name: str) -> str:
-        """Of all elements of a tag or class."""
+        """Return the text of all elements of a tag or class."""
         return " ".join("".join(self.texts.get(name, [])).split())
 
 
-def shown(media: Tensor, reported: Diagnostics | None = None, **given: Any) -> Page:
+def shown(media: Tensor, diagnostics: Diagnostics | None = None, **arguments: Any) -> Page:
     defaults: dict[str, Any] = {"name": "x.png", "prompt": Prompt("a cat"), "label": "ocr", "value": 0.5}
-    return Page(card(media, reported or understood({}), **(defaults | given)))
+    return Page(card(media, diagnostics or understood({}), **(defaults | arguments)))
 
 
 def gray(*shape: int) -> Tensor:
@@ -82,33 +82,36 @@ def marks(*given: dict[str, Any]) -> Diagnostics:
 
 
 @pytest.mark.parametrize(("ok", "verdict"), [(True, "good"), (False, "bad"), (None, "open")])
-def test_a_box_lies_where_it_says_in_the_color_of_its_verdict(ok: bool | None, verdict: str) -> None:
+def test_a_box_is_drawn_at_its_position_in_the_color_of_its_verdict(ok: bool | None, verdict: str) -> None:
     (frame,) = shown(gray(3, 48, 64), marks({"text": "", "box": [10, 20, 30, 40], "ok": ok})).frames
-    assert frame["model"] == "0 0 64 48"
+    assert frame["viewbox"] == "0 0 64 48"
     assert frame["shapes"] == [(verdict, [(10, 20), (30, 20), (30, 40), (10, 40)])]
     assert frame["tags"] == []
 
 
-def test_the_image_itself_is_kept_pixel_by_pixel() -> None:
+def test_small_images_are_embedded_losslessly() -> None:
     media = torch.rand(3, 16, 24, generator=torch.Generator().manual_seed(0))
     (frame,) = shown(media).frames
     assert (np.asarray(frame["image"]) == (media.permute(1, 2, 0).numpy() * 255).round()).all()
-    assert (frame["class"], frame["style"]) == ("tiny", f"width: {24 * 22}px")  # 22 * 24 is the first above 512
+    assert (frame["class"], frame["style"]) == (
+        "tiny",
+        f"width: {24 * 22}px",
+    )  # 22 * 24 is the first multiple above 512
 
 
-def test_large_images_are_reduced_and_marks_stay_in_their_pixels() -> None:
+def test_large_images_are_downscaled_and_marks_keep_their_coordinates() -> None:
     (frame,) = shown(gray(3, 2560, 1280), marks({"text": "", "box": [256, 512, 1024, 2048], "ok": True})).frames
-    assert (frame["image"].size, frame["model"], frame["style"]) == ((640, 1280), "0 0 1280 2560", "width: 640px")
+    assert (frame["image"].size, frame["viewbox"], frame["style"]) == ((640, 1280), "0 0 1280 2560", "width: 640px")
     assert frame["shapes"][0][1][2] == (1024, 2048)
 
 
-def test_a_polygon_follows_its_corners() -> None:
+def test_a_polygon_is_drawn_with_its_corners() -> None:
     corners = [(10.0, 40.0), (40.0, 10.0), (50.0, 20.5), (20.0, 50.0)]
     (frame,) = shown(gray(3, 64, 64), marks({"text": "", "polygon": corners, "ok": False})).frames
     assert frame["shapes"] == [("bad", corners)]
 
 
-def test_a_marks_text_stands_at_its_box() -> None:
+def test_the_text_of_a_mark_is_at_its_box() -> None:
     reported = marks(
         {"text": "red circle", "box": [16, 32, 48, 60], "ok": True}, {"text": "at the top", "box": [60, 0, 64, 9]}
     )
@@ -119,7 +122,7 @@ def test_a_marks_text_stands_at_its_box() -> None:
     assert page.text("tag") == "red circleat the top"
 
 
-def test_texts_of_one_corner_are_stacked() -> None:
+def test_texts_at_the_same_corner_are_stacked() -> None:
     same = [{"text": f"word {i}", "box": [10, 20 + i, 50, 60]} for i in range(3)] + [
         {"text": "", "box": [9, 20, 50, 60]}
     ]
@@ -148,7 +151,7 @@ def test_images_of_any_shape(shape: tuple[int, ...]) -> None:
     assert max(frame["image"].size) <= 1280
 
 
-def test_broken_pixels_can_be_looked_at() -> None:
+def test_non_finite_pixels_are_shown() -> None:
     media = gray(3, 8, 8)
     media[0, 0, 0] = torch.nan
     media[1, 0, 0] = torch.inf
@@ -158,14 +161,14 @@ def test_broken_pixels_can_be_looked_at() -> None:
 # -- below the image --------------------------------------------------------------------------------------------
 
 
-def test_clauses_have_a_tick_or_a_cross_each() -> None:
+def test_each_clause_has_a_tick_or_a_cross() -> None:
     clauses = [{"text": "one cat: found 1", "ok": True}, {"text": "one dog: found 0", "ok": False}]
     page = shown(gray(3, 8, 8), understood({"clauses": clauses}))
     assert page.text("li") == "✓one cat: found 1✗one dog: found 0"
     assert (page.text("good"), page.text("bad")) == ("✓", "✗")
 
 
-def test_what_could_not_be_scored_says_why() -> None:
+def test_a_missing_score_shows_its_reason() -> None:
     reported = understood({"reason": "the lamp is broken"})
     assert "li" not in shown(gray(3, 8, 8), reported, value=0.25).texts
     missing = shown(gray(3, 8, 8), reported, value=None)
@@ -173,10 +176,10 @@ def test_what_could_not_be_scored_says_why() -> None:
     assert missing.text("bad") == "not scored"
 
 
-def test_every_word_is_on_it() -> None:
+def test_name_prompt_label_and_value_are_shown() -> None:
     page = shown(gray(3, 8, 8), name="a/b.png", prompt=Prompt("a dog", negative="fur"), label="clip", value=0.123456)
     assert page.text("h1") == "a/b.png"
-    assert page.text("prompt") == "a dog (not: fur)"
+    assert page.text("prompt") == "a dog (negative prompt: fur)"
     assert page.text("value") == "0.1235clip"
 
 
@@ -187,7 +190,7 @@ NASTY = [
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_any_text_is_shown_and_is_no_markup(text: str) -> None:
+def test_any_text_is_shown_and_escaped(text: str) -> None:
     reported = understood({
         "marks": [{"text": text, "box": [1, 1, 5, 5]}],
         "clauses": [{"text": text, "ok": True}],
@@ -208,12 +211,12 @@ def test_any_text_is_shown_and_is_no_markup(text: str) -> None:
 
 
 def brightness(page: Page) -> list[int]:
-    """Of each frame shown."""
+    """Return the brightness of each shown frame."""
     return [int(np.asarray(frame["image"])[0, 0, 0]) for frame in page.frames]
 
 
-def test_the_marked_frames_of_a_video_stand_side_by_side() -> None:
-    """Each frame is of another brightness, so that one can be told from the other."""
+def test_the_marked_frames_of_a_video_are_shown_side_by_side() -> None:
+    """The frames differ in brightness, so that they can be identified."""
     video = torch.linspace(0, 1, 11)[:, None, None, None].expand(11, 3, 64, 64)
     reported = marks(
         {"text": "", "box": [0, 0, 16, 16], "ok": True, "frame": 2},
@@ -232,17 +235,17 @@ def test_a_video_without_marks_shows_a_few_frames() -> None:
     assert brightness(page) == [round(255 * i / 10) for i in (0, 3, 7, 10)]
 
 
-def test_a_mark_without_a_frame_is_on_each() -> None:
+def test_a_mark_without_a_frame_is_on_every_frame() -> None:
     page = shown(gray(2, 3, 64, 64), marks({"text": "", "box": [0, 0, 16, 16], "ok": True}))
     assert [len(frame["shapes"]) for frame in page.frames] == [1, 1]
 
 
-def test_of_very_many_marked_frames_some_are_shown() -> None:
+def test_the_number_of_frames_is_limited() -> None:
     reported = marks(*({"text": "", "box": [0, 0, 9, 9], "frame": i} for i in range(300)))
     assert len(shown(gray(300, 3, 16, 16), reported).frames) == 12
 
 
-# -- diagnostics that are not as they should be ---------------------------------------------------------------------
+# -- invalid diagnostics --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -255,12 +258,12 @@ def test_of_very_many_marked_frames_some_are_shown() -> None:
         {"marks": {"a": 1}, "clauses": {}, "reason": "  "},
     ],
 )
-def test_what_is_not_in_the_common_form_is_left_out(data: dict[str, Any]) -> None:
+def test_invalid_diagnostics_are_dropped(data: dict[str, Any]) -> None:
     reported = understood(data)
     assert (reported.marks, reported.clauses, reported.reason) == ([], [], None)
 
 
-def test_what_is_in_the_common_form_is_kept_among_what_is_not() -> None:
+def test_valid_diagnostics_are_kept_among_invalid_ones() -> None:
     reported = understood({
         "marks": ({"text": "a", "box": (0, 0, 1, 1)}, {"text": "b"}),
         "clauses": [{"text": "c", "ok": False}, {"class": "cat", "found": 1}],

@@ -1,4 +1,4 @@
-"""`dgpo doctor` as a command: how runs ended, damaged logs, what it prints, and a real toy run."""
+"""The command `dgpo doctor`: how runs ended, damaged logs, the printed output, and a real toy run."""
 
 from __future__ import annotations
 
@@ -29,31 +29,32 @@ from tests.doctored import (
 # -- how a run ended, and its logs -----------------------------------------------------------------------------------
 
 
-def test_a_run_that_goes_on_and_one_that_was_killed(tmp_path: Path, known: Registry) -> None:
+def test_running_and_killed_runs_are_distinguished(tmp_path: Path, known: Registry) -> None:
     run = Written(n=12, outcome=None, config={"run": {"iterations": 50}}).write(tmp_path / "run")
     (run / ".lock").touch()
     killed = found(diagnose(read_facts(run, known)))["run-killed"]
     assert killed.severity == "warning"
-    assert killed.advice == (f"dgpo train {run}/config.yaml --resume  goes on from the last checkpoint, bit for bit",)
+    (advice,) = killed.advice
+    assert advice.startswith(f"dgpo train {run}/config.yaml --resume  (continues from the last checkpoint")
     with (run / ".lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         facts = read_facts(run, known)
         assert (facts.state, found(diagnose(facts))) == ("running", {})
 
 
-def test_lines_that_are_not_there_are_reported(tmp_path: Path, known: Registry) -> None:
+def test_missing_and_damaged_lines_are_reported(tmp_path: Path, known: Registry) -> None:
     run = Written().write(tmp_path / "run")
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[4], lines[9] = lines[4][:40], '{"iteration": "x"}'
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     finding = found(diagnose(read_facts(run, known)))["logs-incomplete"]
     assert list(finding.evidence) == [
-        "2 of 30 lines of metrics.jsonl could not be understood.",
-        "metrics.jsonl has no line of iteration 5, 10",
+        "2 of 30 lines of metrics.jsonl are invalid and were skipped.",
+        "metrics.jsonl has no line for iteration 5, 10",
     ]
 
 
-def test_logs_of_older_runs_are_read_as_far_as_they_go(tmp_path: Path, known: Registry) -> None:
+def test_logs_of_older_versions_are_read(tmp_path: Path, known: Registry) -> None:
     run = Written().write(tmp_path / "run")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = [{"iteration": line["iteration"], "reward": line["reward"]} for line in lines]
@@ -65,7 +66,7 @@ def test_logs_of_older_runs_are_read_as_far_as_they_go(tmp_path: Path, known: Re
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_command_reports_of_a_sick_run_and_what_to_try(
+def test_command_prints_findings_and_a_command_to_try(
     dgpo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -74,12 +75,13 @@ def test_command_reports_of_a_sick_run_and_what_to_try(
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
     assert lines[0] == "runs/sick: 30 of 30 iterations, complete; 2 evaluations"
-    assert lines[2] == "PROBLEM  The training times are not clipped from below.  [t-min-too-low]"
-    assert "  change  timesteps.t_min: 0 -> shift(0.3)" in lines
-    assert "  seen    times are drawn from sigma 0 on (config.yaml)" in lines
-    assert "1 problem, no warning, no note" in lines
+    assert lines[2].startswith("PROBLEM  The training timesteps have no lower bound")
+    assert "[t-min-too-low]" in " ".join(lines[2:4])
+    assert "  change    timesteps.t_min: 0 -> shift(0.3)" in lines
+    assert "  evidence  training timesteps start at sigma 0 (config.yaml)" in lines
+    assert "1 problem, no warnings, no notes" in lines
     assert all(line == line.rstrip() and len(line) <= 80 for line in lines[:-1])
-    assert lines[-2] == "try the first:"
+    assert lines[-2] == "to try the changes of the first finding:"
     words = shlex.split(lines[-1])
     assert words[:3] == ["dgpo", "train", "runs/sick/config.yaml"]
     checked = dgpo("validate", *words[2:])
@@ -97,7 +99,7 @@ def test_command_on_several_runs_in_json_and_strict(dgpo: Run, tmp_path: Path) -
     first, second = json.loads(done.out)
     assert (first["run"], first["findings"], first["state"]) == (str(sound), [], "complete")
     assert {"subject": "group size", "text": "G = 12"} in first["fine"]
-    assert [(one["id"], one["severity"]) for one in second["findings"]] == [
+    assert [(finding["id"], finding["severity"]) for finding in second["findings"]] == [
         ("t-min-too-low", "problem"),
         ("clip-fraction-high", "warning"),
     ]
@@ -108,16 +110,16 @@ def test_command_on_several_runs_in_json_and_strict(dgpo: Run, tmp_path: Path) -
     strict = dgpo("doctor", sound, sick, "--strict")
     assert strict.code == 1
     assert strict.out.count(" of 30 iterations, complete") == 2
-    assert dgpo("doctor", sound).out.splitlines()[-1] == "no problem, no warning, no note"
+    assert dgpo("doctor", sound).out.splitlines()[-1] == "no problems, no warnings, no notes"
 
 
 def test_a_warning_is_not_a_problem_to_strict(dgpo: Run, tmp_path: Path) -> None:
     done = dgpo("doctor", Written(config=sized(7)).write(tmp_path / "run"), "--strict")
     assert done.code == 0
-    assert "no problem, 1 warning, no note" in done.out
+    assert "no problems, 1 warning, no notes" in done.out
 
 
-def test_refuses_what_is_no_run_in_one_line(dgpo: Run, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_run_is_refused_in_one_line(dgpo: Run, tmp_path: Path) -> None:
     sound = Written().write(tmp_path / "sound")
     (tmp_path / "empty").mkdir()
     (tmp_path / "ablation").mkdir()
@@ -128,11 +130,11 @@ def test_refuses_what_is_no_run_in_one_line(dgpo: Run, tmp_path: Path) -> None:
     binary = Written().write(tmp_path / "binary")
     (binary / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
     for name, message in (
-        ("missing", "there is no such run directory"),
+        ("missing", "no such run directory"),
         ("empty", "not a run directory (it has no config.yaml)"),
         ("silent", "nothing is logged yet: no iteration and no evaluation has finished"),
         ("binary", "cannot be read"),
-        ("ablation", f"an ablation's directory; its runs are in {tmp_path}/ablation/cells/VARIANT/seed-N"),
+        ("ablation", f"an ablation directory; its runs are in {tmp_path}/ablation/cells/VARIANT/seed-N"),
     ):
         done = dgpo("doctor", sound, tmp_path / name)
         assert (done.code, done.out) == (2, "")
@@ -163,7 +165,7 @@ def test_percent(share: float, text: str) -> None:
 
 
 def test_a_real_run_from_its_start_to_a_resume(dgpo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the trainer writes is what the doctor reads: nothing is left unsaid, and its commands work."""
+    """The doctor reads what the trainer writes: every subject has a result, and the suggested commands work."""
     monkeypatch.chdir(tmp_path)
     sections: dict[str, Any] = {
         "run": {"iterations": 12},
@@ -192,7 +194,7 @@ def test_a_real_run_from_its_start_to_a_resume(dgpo: Run, tmp_path: Path, monkey
     assert [finding["id"] for finding in sick["findings"]] == ["weights-not-moving"]
 
 
-def test_every_sign_has_its_line_in_the_document() -> None:
+def test_every_rule_is_documented() -> None:
     page = (Path(__file__).parents[3] / "docs/doctor.md").read_text()
     for name in {rule.id for subject in SUBJECTS for rule in subject.rules}:
         assert f"`{name}`" in page, name

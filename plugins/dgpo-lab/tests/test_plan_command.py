@@ -1,4 +1,4 @@
-"""`dgpo plan` and `dgpo bench`: what they print, as text and as JSON."""
+"""The output of `dgpo plan` and `dgpo bench`, as text and as JSON."""
 
 # ruff: noqa: F811 - fixtures are imported to be found
 
@@ -38,7 +38,7 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def models() -> dict[bool, Any]:
-    """The miniature is measured once."""
+    """Caches the meta model of the miniature."""
     return {}
 
 
@@ -46,7 +46,7 @@ def models() -> dict[bool, Any]:
 def run(
     models: dict[bool, Any], registry: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """The command line with everything that is installed, and the toy parts."""
+    """Runs the command line with all installed plugins and the toy components."""
     monkeypatch.setattr(registry_module, "get_registry", lambda: registry)
 
     measure = dgpo_lab.planning.plan.measure_model
@@ -62,8 +62,8 @@ def run(
     def call(*arguments: str) -> Outcome:
         with pytest.raises(SystemExit) as caught:
             main(list(arguments))
-        said = capsys.readouterr()
-        return Outcome(int(caught.value.code or 0), said.out, said.err)
+        captured = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
 
     return call
 
@@ -73,10 +73,10 @@ def file(tmp_path: Path) -> str:
     return str(_miniature(tmp_path))
 
 
-def test_a_plan_in_words(run: Run, file: str) -> None:
+def test_plan_as_text(run: Run, file: str) -> None:
     found = run("plan", file, "--card", "all", "--processes", "2", "--price", "2")
     assert found.code == 0, found.err
-    assert "bench: 96 samples an iteration, on 2 cards" in found.out
+    assert "bench: 96 samples per iteration, on 2 cards" in found.out
     for word in (
         "text encoders",
         "rollout",
@@ -87,14 +87,14 @@ def test_a_plan_in_words(run: Run, file: str) -> None:
         "assumed (--fraction, --measured)",
     ):
         assert word in found.out
-    assert max(map(len, found.out.splitlines())) <= 80, "it fits a terminal"
-    held, _, peaks = found.out.partition("GiB\n")[2].partition("peak of each card, GiB\n")
-    assert "their averages and start" in held
+    assert max(map(len, found.out.splitlines())) <= 80, "fits a terminal"
+    held, _, peaks = found.out.partition("GiB\n")[2].partition("peak memory per card, GiB\n")
+    assert "EMA and initial weights" in held
     ends = {re.match(r"  .*\d", row).end() for row in (held + peaks).splitlines() if re.match(r"  .*\d$", row)}  # type: ignore[union-attr]
-    assert len(ends) == 1, "numbers stand in one column"
+    assert len(ends) == 1, "numbers are right-aligned in one column"
 
 
-def test_a_plan_as_data_with_measured_shares(run: Run, file: str, tmp_path: Path) -> None:
+def test_plan_as_json_with_measured_fractions(run: Run, file: str, tmp_path: Path) -> None:
     measured = tmp_path / "bench.json"
     measured.write_text(json.dumps({"phases": {"rollout": {"tflops": 98.9}, "optimize": {"tflops": 494.5}}}))
     plain, better = (
@@ -103,14 +103,14 @@ def test_a_plan_as_data_with_measured_shares(run: Run, file: str, tmp_path: Path
     )
     assert better["fractions"] == pytest.approx({"rollout": 0.1, "optimize": 0.5})
     assert better["operations"] == plain["operations"]
-    seconds = [one["cards"]["h100"]["seconds"] for one in (plain, better)]
+    seconds = [plan["cards"]["h100"]["seconds"] for plan in (plain, better)]
     assert seconds[1]["rollout"] == pytest.approx(5 * seconds[0]["rollout"])
     assert plain["operations"]["optimize"] / (989e12 * 0.5) == pytest.approx(seconds[0]["optimize"])
     each = sum(seconds[0].values())
     assert plain["cards"]["h100"]["usd_per_1000_iterations"] == pytest.approx(each * 1000 / 3600 * 2.5)
 
 
-def test_the_largest_size_of_the_prompts_is_planned(
+def test_the_plan_uses_the_largest_size_of_the_prompts(
     run: Run, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.register(sizes_plugin, distribution="toy-sizes")
@@ -124,23 +124,21 @@ def test_the_largest_size_of_the_prompts_is_planned(
         file.write_text(yaml.safe_dump(run_data(tmp_path, prompts=sections)))
 
     prompts(train={"use": "toy-sizes", "options": {"sizes": [[8, 8], [8, 24], [16, 8]]}})
-    assert "All samples are planned as 8x24, the prompts' largest size." in run("plan", str(file)).out
+    assert "The plan assumes 8x24, the largest size of the prompts, for all samples." in run("plan", str(file)).out
     assert json.loads(run("plan", str(file), "--json", "--fit", "1").out)["size"] == [8, 24]
     prompts(train={"file": "missing.jsonl"})
-    assert "planned as" not in run("plan", str(file)).out
+    assert "largest size" not in run("plan", str(file)).out
     assert planned == [(8, 24)] * 3 + [(8, 8)]
 
 
-def test_settings_that_make_it_fit(run: Run, file: str) -> None:
+def test_a_run_that_fits_needs_no_changes(run: Run, file: str) -> None:
     found = run("plan", file, "--fit", "1", "--json")
     assert json.loads(found.out)["changes"] == {}
     peaks = json.loads(found.out)["peak_bytes"]
     assert max(peaks.values()) < 2**30
 
 
-def test_proposals_are_settings_that_the_run_file_can_have(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proposed_settings_are_valid_in_the_run_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy backbone has no option decode_chunk."""
 
     def planned(one: RunConfig, *_: Any) -> Plan:
@@ -162,37 +160,37 @@ def test_progress(terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
     with _progress() as on_message:
         on_message("rollout: [3] of 8 samples")
-    said = capsys.readouterr()
-    assert ("rollout: [3] of 8 samples" in said.err, said.out) == (terminal, "")
-    assert terminal or not said.err
+    captured = capsys.readouterr()
+    assert ("rollout: [3] of 8 samples" in captured.err, captured.out) == (terminal, "")
+    assert terminal or not captured.err
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         (["--card", "h20"], "--card: unknown card 'h20'; did you mean h200? (known: all, h200,"),
-        (["--measured", "none.json"], "--measured: none.json is not what `dgpo bench --json` writes"),
-        (["--card", "all", "--measured", "none.json"], "--measured: that is of one card; name it with --card"),
+        (["--measured", "none.json"], "--measured: none.json is not an output of `dgpo bench --json`"),
+        (["--card", "all", "--measured", "none.json"], "--measured: a measurement is for one card"),
     ],
 )
-def test_mistakes(options: list[str], complaint: str, run: Run, file: str) -> None:
+def test_invalid_options_are_reported(options: list[str], complaint: str, run: Run, file: str) -> None:
     found = run("plan", file, *options)
     assert found.code == 2
     assert complaint in found.err
 
 
-def test_a_bench(run: Run, tmp_path: Path) -> None:
+def test_bench_as_json(run: Run, tmp_path: Path) -> None:
     found = run("bench", "--iterations", "1", "--json", *SMALL)
     assert found.code == 0, found.err
-    said = json.loads(found.out)
-    assert said["samples"] == 4
-    assert list(said["phases"]) == ["rollout", "score", "compute_advantages", "optimize"]
+    measured = json.loads(found.out)
+    assert measured["samples"] == 4
+    assert list(measured["phases"]) == ["rollout", "score", "compute_advantages", "optimize"]
     for phase in ("rollout", "optimize"):
-        row = said["phases"][phase]
+        row = measured["phases"][phase]
         assert row["samples_per_second"] == pytest.approx(4 / row["seconds"])
-        assert row["fraction"] == pytest.approx(row["tflops"] / said["ceiling_tflops"])
+        assert row["fraction"] == pytest.approx(row["tflops"] / measured["ceiling_tflops"])
     planned = json.loads(run("plan", str(_miniature(tmp_path)), "--json", *SMALL).out)
-    row = said["phases"]["optimize"]
+    row = measured["phases"]["optimize"]
     assert row["tflops"] * row["seconds"] * 1e12 == pytest.approx(planned["operations"]["optimize"])
 
 
@@ -200,5 +198,5 @@ def test_a_bench_of_a_backbone_without_a_meta_model(run: Run, tmp_path: Path) ->
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_data(tmp_path)))
     found = run("bench", str(tmp_path / "run.yaml"), "--iterations", "1")
     assert found.code == 0, found.err
-    assert "operations are not known: the backbone does not say what it looks like" in found.out
+    assert "FLOPs are unknown: the backbone has no meta model" in found.out
     assert not (tmp_path / "toy").exists()

@@ -1,5 +1,4 @@
-"""Plans against what really happens: operations as torch counts them in a real iteration and layer by layer, memory as
-the CPU's allocator sees it."""
+"""Plans compared with real iterations: FLOPs from torch's counter and layer by layer, memory from the CPU allocator."""
 
 # ruff: noqa: F811 - fixtures are imported to be found
 
@@ -32,7 +31,7 @@ from dgpo_kit.toy import run_data
 from dgpo_lab.planning.fit import changed, fitting
 from dgpo_lab.planning.iteration import Iteration
 from dgpo_lab.planning.meter import LOOKS
-from dgpo_lab.planning.plan import Held, Plan, _evenly_spaced, _gathered, make_plan, measure_model, on_each
+from dgpo_lab.planning.plan import Held, Plan, _gathered, _sharded, make_plan, measure_model, on_each
 from dgpo_schemas.run import BackboneSection, RunConfig
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import make_tiny_checkpoint
@@ -62,7 +61,7 @@ def planned(config: RunConfig, registry: Registry, processes: int = 1) -> Iterat
 
 
 class Real:
-    """An iteration on the model itself, component by component, without a reward."""
+    """Runs an iteration on the real model, phase by phase, without a reward."""
 
     def __init__(self, config: RunConfig, registry: Registry, around: Callable[[str], Any]) -> None:
         engine = build_engine(config, registry)
@@ -88,10 +87,10 @@ class Real:
             with around("decode"):
                 backbone.decode(sampled.x0)
         rewards = torch.randn(rollout.groups, rollout.group_size, dtype=torch.float64)
-        all_gather_object = torch.ones_like(rewards, dtype=torch.bool)
+        scored = torch.ones_like(rewards, dtype=torch.bool)
         groups = ScoredGroups(
             prompts=tuple(prompts), x0=[x for r in rollouts for x in r.x0], own=range(rewards.numel()), rewards=rewards,
-            summed=rewards, scored=all_gather_object, per_reward={}, diversity=rewards[:, 0],
+            summed=rewards, scored=scored, per_reward={}, diversity=rewards[:, 0],
             paths=tuple(r.path for r in rollouts if r.path is not None),
         )  # fmt: skip
         batch = compute_advantages(groups, config.advantages, engine.create("weighting", config.weighting))
@@ -106,7 +105,7 @@ class Real:
     [
         ("quickstart", ["optimizer.micro_batch=3", "rollout.guidance=2", "objective.clip=0.01"]),
         ("quickstart", ["weighting=best-vs-worst", "objective.kl=0", "rollout.merge_adapter=true"]),
-        pytest.param("quickstart", ["objective.reference=ema", "optimizer.updates=2"], marks=pytest.mark.slow),
+        pytest.param("quickstart", ["objective.reference=ema_fast", "optimizer.updates=2"], marks=pytest.mark.slow),
         pytest.param("quickstart", ["backbone.gradient_checkpointing=true", "optimizer.micro_batch=2"],
                      marks=pytest.mark.slow),
         pytest.param("quickstart", ["backbone={use: sd3, checkpoint: 'package:dgpo_miniature/checkpoint', "
@@ -114,7 +113,9 @@ class Real:
         pytest.param("miniature-flow-grpo", ["rollout.guidance=2"], marks=pytest.mark.slow),
     ],
 )  # fmt: skip
-def test_operations_are_those_of_a_real_iteration(example: str, settings: Sequence[str], everything: Registry) -> None:
+def test_operations_equal_those_of_a_real_iteration(
+    example: str, settings: Sequence[str], everything: Registry
+) -> None:
     config = miniature(everything, *settings, example=example)
     counted: Counter[str] = Counter()
 
@@ -130,8 +131,10 @@ def test_operations_are_those_of_a_real_iteration(example: str, settings: Sequen
 
 @pytest.mark.slow
 def test_peak_memory(everything: Registry) -> None:
-    """Largest sum of what the CPU's allocator had given out, by torch's profiler, which knows nothing of us. The second
-    iteration: buffers are made once. Convolutions lay their inputs out anew on the CPU, which is no tensor's memory."""
+    """Compares with the peak of the CPU allocator in torch's profiler.
+
+    Convolutions copy their inputs to another layout on the CPU, which the plan does not count.
+    """
     config = miniature(everything, "rollout.group_size=24", "rollout.micro_batch=24", "optimizer.micro_batch=24")
     found: dict[str, int] = {}
 
@@ -165,7 +168,7 @@ def real(everything: Registry) -> SD3Backbone:
 
 @torch.no_grad()
 def forward(real: SD3Backbone) -> int:
-    """Operations of a prediction: layers as hooks see them, and two products of attention in every block."""
+    """Return the FLOPs of a forward pass: layers by hooks, and two matrix products of attention in every block."""
     prompts = [real.example((64, 64))]
     x = torch.zeros(1, *real.latent_shape(64, 64))
     layers = operations_of_layers(real.module, lambda: real.velocity(x, torch.full((1,), 0.5), real.encode(prompts)))
@@ -178,7 +181,7 @@ def forward(real: SD3Backbone) -> int:
 
 
 def operations_of_layers(module: nn.Module, run: Any) -> int:
-    """Two for every multiplication of each linear layer and convolution, from the shapes that they see."""
+    """Return two FLOPs per multiplication of each linear layer and convolution, from the shapes in hooks."""
     total = 0
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -199,9 +202,9 @@ def operations_of_layers(module: nn.Module, run: Any) -> int:
 
 
 def test_operations_of_the_layers(everything: Registry, real: SD3Backbone) -> None:
-    """Drawing; decoding: convolutions, and attention over the latent's pixels in the middle; training: forward of the
-    policy and of the reference, backward through frozen layers for their inputs alone, and nothing before the first
-    adapter."""
+    """Rollout: one pass per step. Decoding: convolutions, and attention over the latent pixels in the middle block.
+    Training: forward of the policy and the reference; backward through frozen layers only for their inputs, and not
+    below the first adapter."""
     found, step = planned(miniature(everything), everything).operations, forward(real)
     assert found["rollout"] == 8 * 3 * step
     layers = operations_of_layers(real.vae.decoder, lambda: real.decode(torch.zeros(1, *real.latent_shape(64, 64))))
@@ -212,11 +215,13 @@ def test_operations_of_the_layers(everything: Registry, real: SD3Backbone) -> No
 
 
 def test_passes_that_settings_add(everything: Registry, real: SD3Backbone) -> None:
-    """A KL term with a moving reference (mode 2b): S_g compares with the fast EMA, the KL term with the base. A group
-    that does not fit a micro-batch is looked at twice."""
+    """With a moving reference, S_g compares with ema_fast and the KL term with the base model: one more pass.
+
+    A group that does not fit a micro-batch needs a second pass.
+    """
 
     def learn(*settings: str) -> int:
-        changes = ("objective.reference=ema", "objective.beta=2000", *settings)
+        changes = ("objective.reference=ema_fast", "objective.beta=2000", *settings)
         return planned(miniature(everything, *changes), everything).operations["optimize"]
 
     with real.adapter.off() if real.adapter else nullcontext():
@@ -236,40 +241,43 @@ def test_operations_are_linear_in_groups_and_members(everything: Registry) -> No
         assert twice == {phase: 2 * count for phase, count in base.items()}
 
 
-def test_what_is_held(everything: Registry, real: SD3Backbone) -> None:
+def test_held_memory(everything: Registry, real: SD3Backbone) -> None:
     config = miniature(everything)
     model = measure_model(config, everything)
     trained = sum(p.numel() for p in real.trainable().values())
     assert model.held["trained weights"] == 4 * trained
-    assert model.held["AdamW"] == 8 * trained
+    assert model.held["AdamW state"] == 8 * trained
     frozen = sum(p.numel() for p in real.module.parameters()) - trained
     buffers = sum(b.numel() for b in real.module.buffers())
     assert model.held["transformer"] == 4 * (frozen + buffers)
     one, two = (make_plan(config, model, everything, count) for count in (1, 2))
-    assert one.operations == two.operations, "samples are shared"
-    assert one.held == two.held, "and weights are not"
+    assert one.operations == two.operations, "samples are split over the ranks"
+    assert one.held == two.held, "weights are not"
     assert one.seconds(1e-12, {"rollout": 1, "optimize": 1})["optimize"] == one.operations["optimize"]
     assert two.seconds(1e-12, {"rollout": 1, "optimize": 0.5})["optimize"] == one.operations["optimize"]
 
 
-def test_a_model_that_is_sharded() -> None:
-    held = {"model": 1000, "trained weights": 100, "their averages and start": 300, "gradients": 100}
+def test_memory_of_a_sharded_model() -> None:
+    held = {"model": 1000, "trained weights": 100, "EMA and initial weights": 300, "gradients": 100}
     assert on_each(Held(held, frozenset(), 90, 0), 1, shard=True) == (held, {"optimize": 0}), (
-        "one process has all of it"
+        "a single process holds everything"
     )
-    assert on_each(Held(held, frozenset(), 90, 0), 2, shard=False) == (held, {"optimize": 200}), "gradients, laid flat"
+    assert on_each(Held(held, frozenset(), 90, 0), 2, shard=False) == (held, {"optimize": 200}), (
+        "a flat buffer for gradients"
+    )
     assert on_each(Held(held, frozenset({"model"}), 90, 0), 4, shard=True) == ({
-        "model": 250, "trained weights": 100, "their averages and start": 300,
-        "gradients": 100, "a block's weights": 90,
+        "model": 250, "trained weights": 100, "EMA and initial weights": 300,
+        "gradients": 100, "gathered block weights": 90,
     }, {"optimize": 200})  # fmt: skip
-    full = frozenset({"model", "trained weights", "their averages and start", "gradients"})
+    full = frozenset({"model", "trained weights", "EMA and initial weights", "gradients"})
     assert on_each(Held(held, full, 90, 0), 4, shard=True) == ({
-        "model": 250, "trained weights": 25, "their averages and start": 100, "gradients": 25, "a block's weights": 90,
+        "model": 250, "trained weights": 25, "EMA and initial weights": 100, "gradients": 25,
+        "gathered block weights": 90,
     }, {"optimize": 0})  # fmt: skip
 
 
-def test_what_is_gathered_at_a_time(everything: Registry, tmp_path: Path) -> None:
-    """The two blocks of a tiny SD3, which differ, and what is outside of them."""
+def test_gathered_memory(everything: Registry, tmp_path: Path) -> None:
+    """A tiny SD3 has two blocks of different size, and weights outside of them."""
     checkpoint = make_tiny_checkpoint(tmp_path / "sd3")
     kind = everything.implementation(everything.find("backbone", "sd3"))
     for train in ("lora", "full"):
@@ -279,19 +287,19 @@ def test_what_is_gathered_at_a_time(everything: Registry, tmp_path: Path) -> Non
         named = {n: p.numel() * p.element_size() for n, p in meta_model.module.named_parameters() if "lora" not in n}
         blocks = [sum(b for n, b in named.items() if n.startswith(f"transformer_blocks.{i}.")) for i in (0, 1)]
         assert blocks[0] > blocks[1] > 0
-        wanted = sum(named.values()) - sum(blocks) + 2 * blocks[0]
-        assert _gathered(meta_model) == wanted * (1 if train == "lora" else 2)
-        assert "transformer" in _evenly_spaced(meta_model)
-        assert ("AdamW" in _evenly_spaced(meta_model)) == (train == "full")
+        expected = sum(named.values()) - sum(blocks) + 2 * blocks[0]
+        assert _gathered(meta_model) == expected * (1 if train == "lora" else 2)
+        assert "transformer" in _sharded(meta_model)
+        assert ("AdamW state" in _sharded(meta_model)) == (train == "full")
 
 
-def test_fitting_takes_the_fewest_changes() -> None:
+def test_fitting_makes_the_fewest_changes() -> None:
     data = run_data("x", rollout={"micro_batch": 8}, optimizer={"micro_batch": 4})
     data["backbone"] |= {"options": {"decode_chunk": 8}}
     config = RunConfig.model_validate(data)
 
-    def plan(one: RunConfig) -> Plan:
-        size = (one.optimizer.micro_batch or 4) * (1 if one.backbone.gradient_checkpointing else 10)
+    def plan(candidate: RunConfig) -> Plan:
+        size = (candidate.optimizer.micro_batch or 4) * (1 if candidate.backbone.gradient_checkpointing else 10)
         return Plan(1, {}, {"optimize": float(size)}, {}, 0.0)
 
     assert fitting(config, plan, 40)[0] == {}  # type: ignore[index]
@@ -302,18 +310,18 @@ def test_fitting_takes_the_fewest_changes() -> None:
     }  # fmt: skip
     assert fitting(config, plan, 5)[0] == {"backbone.gradient_checkpointing": True}  # type: ignore[index]
     assert fitting(config, plan, 0.5) is None
-    has_no_such_option = fitting(config, plan, 25, lambda changes: "backbone.options.decode_chunk" not in changes)
-    assert has_no_such_option is not None
-    assert has_no_such_option[0] == {"rollout.micro_batch": 4, "optimizer.micro_batch": 2}
+    without_option = fitting(config, plan, 25, lambda changes: "backbone.options.decode_chunk" not in changes)
+    assert without_option is not None
+    assert without_option[0] == {"rollout.micro_batch": 4, "optimizer.micro_batch": 2}
     assert changed(config, {"optimizer.micro_batch": 2}).optimizer.micro_batch == 2
 
 
-def test_a_backbone_that_cannot_be_sketched(make_config: Any, registry: Registry) -> None:
+def test_a_backbone_without_a_meta_model_is_refused(make_config: Any, registry: Registry) -> None:
     with pytest.raises(UserError, match=r"backbone\.use: toy cannot be planned: ToyBackbone does not say"):
         measure_model(make_config(), registry)
 
 
-def test_a_backbone_that_leaves_weights_out_of_its_components(
+def test_a_backbone_with_weights_outside_of_its_components_is_refused(
     everything: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = miniature(everything)
@@ -322,13 +330,13 @@ def test_a_backbone_that_leaves_weights_out_of_its_components(
         SD3Backbone, "components", lambda self: {n: p for n, p in components(self).items() if n != "autoencoder"}
     )
     with pytest.raises(
-        UserError, match=r"^backbone\.use: sd3 cannot be planned: it runs a weight .* of its `components`"
+        UserError, match=r"^backbone\.use: sd3 cannot be planned: it uses a weight .* not in its `components`"
     ):
         planned(config, everything)
 
 
-def test_a_sampler_that_goes_on_until_its_error_is_small(everything: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no error that becomes small: the plan says so instead of going on for ever."""
+def test_a_sampler_that_depends_on_values_is_refused(everything: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampler loops until its error is small, which never happens without values."""
 
     def sample(self: FlowEuler, velocity: Any, noise: Tensor, **keywords: Any) -> Any:
         error = velocity(noise, noise.new_tensor(0.5)).abs().max()
@@ -336,15 +344,15 @@ def test_a_sampler_that_goes_on_until_its_error_is_small(everything: Registry, m
             if float(error) < 1e-3:
                 break
         else:
-            raise AssertionError("goes on")
+            raise AssertionError("the loop was not stopped")
 
     monkeypatch.setattr(FlowEuler, "sample", sample)
     config = miniature(everything, "rollout.sampler=flow-euler")
-    with pytest.raises(UserError, match=r"^this run cannot be planned: its sampler, .* depends on values"):
+    with pytest.raises(UserError, match=r"^this run cannot be planned: its sampler, .* depend on values"):
         planned(config, everything)
 
 
-def test_a_name_that_is_not_known(everything: Registry) -> None:
+def test_an_unknown_checkpoint_is_reported(everything: Registry) -> None:
     config = load_run_config(ROOT / "examples" / "sd35-geneval.yaml", ["backbone.checkpoint=a/b"], everything)
     with pytest.raises(UserError, match="a/b is no directory here, and what it looks like is not known; known are"):
         measure_model(config, everything)

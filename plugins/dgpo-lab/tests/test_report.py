@@ -1,4 +1,4 @@
-"""`dgpo report`, on synthetic run directories whose numbers are known in advance, and on a real toy run."""
+"""`dgpo report` on synthetic run directories with known numbers: the command, the summary and the page."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_command_writes_one_page_and_prints_its_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "output, message",
     [
-        ("", "this is a directory; name a file"),
-        ("nowhere/page.html", "there is no directory"),
+        ("", "is a directory; give a file name"),
+        ("nowhere/page.html", "no such directory"),
         ("/proc/p.html", "p.html"),
     ],
 )
@@ -81,23 +81,23 @@ def test_command_is_light_to_import() -> None:
     assert done.stdout.strip() == "[]"
 
 
-# -- what cannot be reported -----------------------------------------------------------------------------------------
+# -- runs that cannot be reported ------------------------------------------------------------------------------------
 
 
-def test_refuses_what_is_no_run_directory(tmp_path: Path, registry: Registry) -> None:
-    with pytest.raises(UserError, match="nowhere: there is no such run directory"):
+def test_a_path_that_is_not_a_run_directory_is_refused(tmp_path: Path, registry: Registry) -> None:
+    with pytest.raises(UserError, match="nowhere: no such run directory"):
         read_run(tmp_path / "nowhere", registry)
     with pytest.raises(UserError, match=r"not a run directory \(it has no config.yaml\)"):
         read_run(tmp_path, registry)
 
 
-def test_refuses_a_run_that_has_logged_nothing(tmp_path: Path, registry: Registry) -> None:
+def test_a_run_without_logs_is_refused(tmp_path: Path, registry: Registry) -> None:
     write_config(tmp_path / "fresh")
     with pytest.raises(UserError, match="nothing is logged yet: no iteration and no evaluation has finished"):
         read_run(tmp_path / "fresh", registry)
 
 
-def test_refuses_a_broken_configuration_and_a_log_that_is_no_text(tmp_path: Path, registry: Registry) -> None:
+def test_invalid_configurations_and_binary_logs_are_refused(tmp_path: Path, registry: Registry) -> None:
     run = write_run(tmp_path / "quickstart", 1, 1)
     (run / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"metrics.jsonl: cannot be read"):
@@ -107,11 +107,11 @@ def test_refuses_a_broken_configuration_and_a_log_that_is_no_text(tmp_path: Path
         read_run(run, registry)
 
 
-# -- the sentence ----------------------------------------------------------------------------------------------------
+# -- the summary -----------------------------------------------------------------------------------------------------
 
 
-def test_outcome_of_a_whole_run(tmp_path: Path, read: Callable[[Path], RunData]) -> None:
-    # Means of BEFORE and AFTER are 0.48 and 0.74; half of what was missing to 1.
+def test_outcome_of_a_complete_run(tmp_path: Path, read: Callable[[Path], RunData]) -> None:
+    # The means of BEFORE and AFTER are 0.48 and 0.74: half of the distance to 1.
     run = read(write_run(tmp_path / "quickstart"))
     assert (
         summary.outcome(run)
@@ -156,30 +156,30 @@ def test_outcome_in_every_case(
     assert outcome_of(run, before, after, limits) == sentence
 
 
-def test_outcome_before_there_is_anything_to_compare(tmp_path: Path, read: Callable[[Path], RunData]) -> None:
+def test_outcome_without_a_second_evaluation(tmp_path: Path, read: Callable[[Path], RunData]) -> None:
     run = write_run(tmp_path / "young", 2, 2)
     write_lines(run, "evaluations.jsonl", [evaluation_line(0, 0)])
-    first = "brightness of the base model is 0.48 [0.44, 0.52]; there is no later evaluation to compare with yet."
+    first = "brightness of the base model is 0.48 [0.44, 0.52]; there is no later evaluation to compare it with yet."
     assert summary.outcome(read(run)) == first
     (run / "evaluations.jsonl").unlink()
     rewards = [metrics_line(i, 2, reward={"mean": 0.25 * i, "std": 0.1, "missing": 0}) for i in (1, 2)]
     write_lines(run, "metrics.jsonl", rewards)
-    curve = "The training reward went from 0.250 (iteration 1) to 0.500 (iteration 2); nothing is evaluated"
+    curve = "The training reward went from 0.250 (iteration 1) to 0.500 (iteration 2); there is no evaluation"
     assert summary.outcome(read(run)).startswith(curve)
     write_lines(run, "metrics.jsonl", rewards[:1])
-    assert summary.outcome(read(run)).startswith("The training reward of iteration 1 is 0.250; nothing is evaluated")
+    assert summary.outcome(read(run)).startswith("The training reward of iteration 1 is 0.250; there is no evaluation")
     write_lines(run, "metrics.jsonl", [metrics_line(1, 2, reward=None)])
-    assert summary.outcome(read(run)) == "No sample has been scored yet."
+    assert summary.outcome(read(run)) == "No samples have been scored yet."
 
 
 @pytest.mark.parametrize(
     "width, digits", [(0.2, 2), (0.08, 2), (0.01, 2), (0.009, 3), (0.0004, 4), (1e-7, 4), (30.0, 2)]
 )
-def test_digits_show_the_first_of_the_interval(width: float, digits: int) -> None:
+def test_digits_follow_the_width_of_the_interval(width: float, digits: int) -> None:
     assert summary.digits_for([Score(0.5, 0.5, 0.5 + width, 3)]) == digits
 
 
-def test_reward_range_comes_from_the_plugin_or_not_at_all(registry: Registry) -> None:
+def test_reward_range_comes_from_the_plugin(registry: Registry) -> None:
     blocks = [RewardBlock(use="brightness", name="light"), RewardBlock(use="geneval-of-mars")]
     assert reward_range("light", blocks, registry) == (0.0, 1.0)
     assert reward_range("geneval-of-mars", blocks, registry) is None
@@ -197,7 +197,7 @@ def test_table_of_tasks_holds_every_number(quickstart: str) -> None:
     assert ["mean of tasks", "120", "0.48 [0.44, 0.52]", "0.74 [0.70, 0.78]", "+0.26"] in rows
 
 
-def test_page_is_complete_in_itself_and_accessible(quickstart: str) -> None:
+def test_page_is_self_contained_and_accessible(quickstart: str) -> None:
     found = Page(quickstart)
     assert not found.all("script")
     assert not found.all("link")
@@ -218,10 +218,10 @@ def test_page_is_complete_in_itself_and_accessible(quickstart: str) -> None:
     assert found.all("html")[0]["lang"] == "en"
     assert "#0" not in "".join(
         attributes.get("style", "") for _, attributes in found.elements
-    )  # no stand-in color left
+    )  # no placeholder color is left
 
 
-def test_page_says_how_to_repeat_the_run(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+def test_page_shows_how_to_reproduce_the_run(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     run = write_run(tmp_path / "quickstart", 1, 1)
     found = show(run)
     assert ["git commit", "0123456789abcdef0123456789abcdef01234567 (with uncommitted changes)"] in found.rows
@@ -230,11 +230,11 @@ def test_page_says_how_to_repeat_the_run(tmp_path: Path, show: Callable[[Path], 
     for text in ("torch 2.7.0", "dgpo-miniature 0.1.0", *(run / "config.yaml").read_text().split("\n")):
         assert " ".join(text.split()) in found.text
     (run / "run.json").write_text(json.dumps({"git": None, "prompts": {"train": {"count": 3, "sha256": "c"}}}))
-    assert ["git commit", "not run inside a repository"] in show(run).rows
+    assert ["git commit", "not inside a git repository"] in show(run).rows
 
 
 def test_times_and_memory(quickstart: str) -> None:
-    # 40 iterations: 160 + 40 + 0.4 + 199.6 s in turn, 4 evaluations of 7 s and checkpoints of 0.2 s: 428.8 s in all.
+    # 40 iterations: phases of 160 + 40 + 0.4 + 199.6 s, 4 evaluations of 7 s and checkpoints of 0.2 s; total 428.8 s.
     found = Page(quickstart)
     assert ["rollout", "2m40s", "37 %", "4.0"] in found.rows
     assert ["score", "1m20s", "–", "8.0"] in found.rows
@@ -242,10 +242,10 @@ def test_times_and_memory(quickstart: str) -> None:
     assert ["optimize", "3m20s", "47 %", "6.4"] in found.rows
     assert ["evaluate", "28.0s", "7 %", "2.0"] in found.rows
     assert "An iteration took 10.0s (median). Peak memory was 3.00 GiB." in found.text
-    assert "training time 6m40s 1.6 samples a second" in found.text
+    assert "training time 6m40s 1.6 samples per second" in found.text
 
 
-def test_everything_of_others_is_escaped(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+def test_user_text_is_escaped(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     evil = "<script>alert('x')</script>&<b>$\\frac{1}{2}$ 日本 --> #010101"
     run = write_run(tmp_path / "quickstart", 2, 1)
     lines = [evaluation_line(i, i, reward=evil, tasks=(evil, "plain"), model=evil) for i in (0, 1)]
@@ -260,12 +260,12 @@ def test_everything_of_others_is_escaped(tmp_path: Path, show: Callable[[Path], 
     (run / "config.yaml").write_text((run / "config.yaml").read_text() + f"# {evil}\n")
     found = show(run)
     assert not found.all("script")
-    assert f"not: {evil}" in found.text
+    assert f"negative prompt: {evil}" in found.text
     assert found.text.count("<script>alert('x')</script>&<b>$\\frac{1}{2}$ 日本 --> #010101") >= 12
     assert any(image["alt"] == f"Base model: {evil}" for image in found.all("img"))
 
 
-def test_several_rewards_each_have_their_place(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+def test_several_rewards_have_separate_sections(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     run = write_run(tmp_path / "guarded", 2, 1)
     monitor = [evaluation_line(i, -i / 2, reward="monitor.v2", missing=7 * i) for i in (0, 1, 2)]
     monitor[2]["value"] = 0.2
@@ -280,7 +280,7 @@ def test_several_rewards_each_have_their_place(tmp_path: Path, show: Callable[[P
     assert "monitor.v2 before weighting" in text
 
 
-def test_components_of_a_reward_are_drawn(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+def test_subscores_of_a_reward_are_drawn(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     run = write_run(tmp_path / "run", iterations=2)
     lines = [metrics_line(i, 2) for i in (1, 2)]
     for i, line in enumerate(lines):
@@ -288,7 +288,7 @@ def test_components_of_a_reward_are_drawn(tmp_path: Path, show: Callable[[Path],
     write_lines(run, "metrics.jsonl", lines)
     titles = panels(show(run))
     assert "brightness, red.er" in titles
-    assert "brightness, rare" not in titles, "one point is no curve"
+    assert "brightness, rare" not in titles, "a single point is not drawn as a curve"
 
 
 def test_sources_of_an_evaluation_are_rows() -> None:
@@ -328,12 +328,12 @@ def test_colors_have_contrast_in_both_themes() -> None:
             assert contrast(theme[name], theme["paper"]) >= 4.5, (name, theme)
             assert contrast(theme[name], theme["tint"]) >= (3 if name == "before" else 4.5), (name, theme)
         assert contrast(theme["warn"], theme["warn-tint"]) >= 4.5
-        for name in ("rollout", "wait", "compute_advantages", "optimize", "measure"):
+        for name in ("rollout", "wait", "advantages", "optimize", "measure"):
             assert contrast(theme[name], theme["paper"]) >= 3, (name, theme)
 
 
 def timed_run(run: Path, iterations: int = 20, **values: Callable[[int], float]) -> Path:
-    """A run of a policy that told these values in each iteration."""
+    """Write a run whose timestep policy reports these values in each iteration."""
     write_config(
         run, run={"name": run.name, "iterations": iterations}, timesteps={"use": "disagreement-t-min", "t_min": 0.0}
     )
@@ -345,11 +345,11 @@ def timed_run(run: Path, iterations: int = 20, **values: Callable[[int], float])
 
 
 def panels(found: Page) -> dict[str, str]:
-    """What is read aloud of the curves, by its beginning."""
+    """Return the descriptions of the figures, by their first part."""
     return {svg["aria-label"].partition(":")[0]: svg["aria-label"] for svg in found.all("svg")}
 
 
-def test_times_that_move_are_drawn_and_reported(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+def test_changing_timestep_ranges_are_drawn(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     run = timed_run(
         tmp_path / "moving",
         t_min=lambda i: 0.5 - 0.01 * i,
@@ -358,45 +358,46 @@ def test_times_that_move_are_drawn_and_reported(tmp_path: Path, show: Callable[[
         kept=lambda i: 3.0,
     )
     found = show(run)
-    assert "Training times come from disagreement-t-min: t_min went from 0.490 to 0.300, t_max is 1.000." in found.text
+    expected = "Training timesteps come from disagreement-t-min: t_min went from 0.490 to 0.300, t_max is 1.000."
+    assert expected in found.text
     drawn = panels(found)
-    assert drawn["Training times, t_min"] == "Training times, t_min: from 0.49 to 0.3", "t_max stays and has no line"
+    assert drawn["Training timesteps, t_min"] == "Training timesteps, t_min: from 0.49 to 0.3", "t_max is constant"
     assert drawn["Disagreement, disagreement"].endswith("from 0.2 to 0.01")
     assert "reported by disagreement-t-min" in found.text
     assert "Kept 3 throughout" in found.text
 
 
-def test_an_upper_end_that_moves_is_a_second_line(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+def test_a_changing_t_max_is_a_second_line(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     run = timed_run(tmp_path / "both", t_min=lambda i: 0.3 + 0.01 * i, t_max=lambda i: 0.8 + 0.005 * i)
     found = show(run)
     assert "t_min went from 0.310 to 0.500, t_max went from 0.805 to 0.900." in found.text
-    assert "Training times, t_max: from 0.805 to 0.9" in panels(found)["Training times, t_min"]
+    assert "Training timesteps, t_max: from 0.805 to 0.9" in panels(found)["Training timesteps, t_min"]
 
 
-def test_times_that_stay_are_reported_only(tmp_path: Path, show: Callable[[Path], Page]) -> None:
+def test_constant_timestep_ranges_are_not_drawn(tmp_path: Path, show: Callable[[Path], Page]) -> None:
     found = show(timed_run(tmp_path / "still", t_min=lambda i: 0.3, t_max=lambda i: 0.9))
-    assert "Training times come from disagreement-t-min: t_min is 0.300, t_max is 0.900." in found.text
-    assert not any(name.startswith("Training times") for name in panels(found))
+    assert "Training timesteps come from disagreement-t-min: t_min is 0.300, t_max is 0.900." in found.text
+    assert not any(name.startswith("Training timesteps") for name in panels(found))
     one = show(timed_run(tmp_path / "one", iterations=1, t_min=lambda i: 0.3, t_max=lambda i: 0.9))
     assert "t_min is 0.300, t_max is 0.900." in one.text
 
 
-def test_times_of_older_logs_are_left_out(quickstart: str) -> None:
-    assert "Training times" not in Page(quickstart).text
-    assert "not logged" not in Page(quickstart).text, "no panel wants what no run logs"
+def test_timesteps_of_older_logs_are_left_out(quickstart: str) -> None:
+    assert "Training timesteps" not in Page(quickstart).text
+    assert "not logged" not in Page(quickstart).text, "every panel has a metric that runs log"
 
 
-def test_chosen_times_are_drawn_as_stairs_without_a_running_mean() -> None:
-    """Between two measurements t_min stays where it was."""
+def test_timestep_ranges_are_drawn_as_steps_without_a_running_mean() -> None:
+    """Between two measurements t_min does not change."""
     x, y = np.arange(1.0, 101.0), np.repeat([0.5, 0.3, 0.4, 0.2], 25)
     axis = figures.Axis("iterations", "iterations", "iteration", float)
     points = path_points(figures.curve(x, {"t_min": y}, axis, "k", "a stair", steps=True), "var(--after)")
     assert len(np.unique(points[:, 1].round(3))) == 4
     moves = np.diff(points, axis=0)
-    assert (np.isclose(moves, 0, atol=1e-6).any(axis=1)).all(), "lines are level or upright"
+    assert (np.isclose(moves, 0, atol=1e-6).any(axis=1)).all(), "all segments are horizontal or vertical"
 
 
-def test_measuring_has_its_place_among_the_phases(tmp_path: Path, read: Callable[[Path], RunData]) -> None:
+def test_the_measure_phase_is_shown(tmp_path: Path, read: Callable[[Path], RunData]) -> None:
     run = write_run(tmp_path / "measured", 4, 4)
     lines = [timing_line(i) for i in range(1, 5)]
     lines[2]["phases"]["measure"] = {"seconds": 3.0, "samples_per_second": None}
@@ -404,4 +405,4 @@ def test_measuring_has_its_place_among_the_phases(tmp_path: Path, read: Callable
     html = page.render(read(run))
     rows = [row for row in Page(html).rows if row and row[0] in ("measure", "rollout")]
     assert rows == [["measure", "3.0s", "7 %", "–"], ["rollout", "16.0s", "37 %", "4.0"]]
-    assert "fill: var(--measure)" in html, "it has its part of the bars too"
+    assert "fill: var(--measure)" in html, "the phase is in the stacked figure too"

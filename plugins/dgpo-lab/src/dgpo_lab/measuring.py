@@ -1,4 +1,4 @@
-"""A short run, measured: what `dgpo bench` tells."""
+"""Measure a short run, for `dgpo bench`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PHASES = {
     "compute_advantages": "compute_advantages",
     "optimize": "optimize",
 }
-"""As timings.jsonl names them, and as people do. Scoring hides behind the rollout: its time is what is waited for."""
+"""Phases of timings.jsonl mapped to reported names. Scoring overlaps the rollout, so its time is the waiting time."""
 
 
 def measure(config: RunConfig, registry: Registry, iterations: int) -> dict[str, Any]:
-    """Train the run that `config` describes; means over its last iterations, from its own timings, as plain data."""
+    """Train a run and return the means over its last `iterations` timings as JSON data."""
     trainer = Trainer(config, registry)
     device = trainer.runtime.device
     trainer.train()
@@ -65,7 +65,7 @@ def measure(config: RunConfig, registry: Registry, iterations: int) -> dict[str,
 
 
 def _operations(config: RunConfig, registry: Registry) -> Mapping[str, float]:
-    """Of an iteration by phase; none for a backbone that cannot be sketched."""
+    """Return the operations of an iteration by phase; empty if the backbone has no meta model."""
     try:
         return make_plan(config, measure_model(config, registry), registry).operations
     except UserError:
@@ -73,23 +73,24 @@ def _operations(config: RunConfig, registry: Registry) -> Mapping[str, float]:
 
 
 def lines(measured: dict[str, Any]) -> list[str]:
-    """For people."""
-    said = [
-        f"{measured['device']}: {measured['samples']} samples an iteration, the mean of {measured['iterations']}",
-        f"ceiling {measured['ceiling_tflops']:.3g} x 10^12 operations a second ({measured['dtype']} matrix products)",
+    """Format a measurement as a text table."""
+    text = [
+        f"{measured['device']}: {measured['samples']} samples per iteration, mean over {measured['iterations']}",
+        f"ceiling: {measured['ceiling_tflops']:.3g} TFLOP/s (measured with {measured['dtype']} matrix products)",
         "",
-        f"{'phase':<10} {'seconds':>9} {'samples/s':>11} {'10^12 op/s':>11} {'of ceiling':>11}",
+        f"{'phase':<18} {'seconds':>9} {'samples/s':>11} {'TFLOP/s':>11} {'of ceiling':>11}",
     ]
     for phase, row in measured["phases"].items():
         achieved = f"{row['tflops']:.3g}" if row["tflops"] else ""
         share = f"{row['fraction']:.0%}" if row["fraction"] else ""
         rate = f"{row['samples_per_second']:,.1f}" if row["samples_per_second"] and row["seconds"] > 1e-3 else ""
-        said.append(f"{phase:<10} {row['seconds']:>9.3f} {rate:>11} {achieved:>11} {share:>11}")
-    said += [
-        f"{'iteration':<10} {measured['seconds']:>9.3f} {measured['samples'] / measured['seconds']:>11,.1f}",
+        name = phase.replace("_", " ")
+        text.append(f"{name:<18} {row['seconds']:>9.3f} {rate:>11} {achieved:>11} {share:>11}")
+    text += [
+        f"{'iteration':<18} {measured['seconds']:>9.3f} {measured['samples'] / measured['seconds']:>11,.1f}",
         "",
-        f"peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB",
+        f"peak memory: {measured['peak_memory_bytes'] / 2**30:.2f} GiB",
     ]
     if all(row["tflops"] is None for row in measured["phases"].values()):
-        said.append("operations are not known: the backbone does not say what it looks like (Backbone.meta_model)")
-    return said
+        text.append("FLOPs are unknown: the backbone has no meta model (Backbone.meta_model)")
+    return text

@@ -1,4 +1,4 @@
-"""What dgpo-lab declares. Nothing heavy may be imported here."""
+"""The plugin module of dgpo-lab: registers its commands. It must not import anything heavy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ dgpo_contract = 3
 
 @hookimpl
 def dgpo_commands() -> Sequence[Command]:
-    """What looks at runs and samples, before, after and beside training."""
-    summary = "Score image and video files with any reward, and see why."
+    """Return the analysis commands."""
+    summary = "Score image and video files with any reward, and show the reasons."
     return [
         Command("score", summary, "dgpo_lab.commands.score:score", 40),
         Command("report", "Write one HTML page about a run.", "dgpo_lab.commands.report:report", 50),
-        Command("doctor", "Say what ails a run, and what to change.", "dgpo_lab.commands.doctor:doctor", 60),
-        Command("ablate", "Vary parts of a run, with seeds, and compare.", "dgpo_lab.commands.ablate:ablate", 70),
-        Command("plan", "Plan a run: memory, operations, seconds, money.", "dgpo_lab.commands.plan:plan", 110),
-        Command("bench", "Measure a run: seconds, operations, memory.", "dgpo_lab.commands.bench:bench", 120),
+        Command("doctor", "Diagnose a run and suggest settings to change.", "dgpo_lab.commands.doctor:doctor", 60),
+        Command("ablate", "Compare variants of a run over several seeds.", "dgpo_lab.commands.ablate:ablate", 70),
+        Command("plan", "Estimate memory, time and cost of a run.", "dgpo_lab.commands.plan:plan", 110),
+        Command("bench", "Measure time, throughput and memory of a run.", "dgpo_lab.commands.bench:bench", 120),
     ]

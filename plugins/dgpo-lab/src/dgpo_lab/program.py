@@ -1,4 +1,4 @@
-"""Programs that stand on the lab, such as the experiments: one function, called with the words of a command line."""
+"""Entry point for programs that build on the lab, such as the experiments."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ __all__ = ["program"]
 
 
 def program(function: Callable[..., object]) -> None:
-    """Run a function whose parameters are those of Typer; a user's mistake is one message and exit code 2, a run that
-    has stopped itself one and exit code 1."""
+    """Run a function as a Typer command line.
+
+    Prints a message and exits with code 2 for a user error, and with code 1 if the run stopped itself.
+    """
     spin_briefly()
     try:
         typer.run(function)

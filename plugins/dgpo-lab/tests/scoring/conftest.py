@@ -1,4 +1,4 @@
-"""The rewards of `parts`, and a working directory of its own."""
+"""Registers the stub rewards of `tests.scored`, and changes to a temporary working directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dgpo score`: files in, values with their reasons out."""
+"""`dgpo score`: files, tables, JSON output and missing scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.scored import Run, Stub, StubOptions, clip, image
 # -- the table ----------------------------------------------------------------------------------------------------
 
 
-def test_a_table_in_the_order_of_the_files(dgpo: Run) -> None:
+def test_the_table_keeps_the_order_of_the_files(dgpo: Run) -> None:
     files = [image("b.png", 0.8), image("a.png", 0.2, (16, 4)), image("long/" + "n" * 40 + ".png", 1.0)]
     done = dgpo("score", "stub", *files, "--prompt", "red")
     assert done.code == 0
@@ -31,7 +31,7 @@ def test_a_table_in_the_order_of_the_files(dgpo: Run) -> None:
         "                                  1.0000  ✓ red enough: found 1.00\n"
         "mean of 3                         0.6667\n"
     )
-    assert "loading weights\nscoring" in done.err  # what a reward prints is no result
+    assert "loading weights\nscoring" in done.err  # the output of a reward goes to stderr
     assert Stub.closed == 1
 
 
@@ -44,12 +44,12 @@ def test_lines_are_at_most_80_columns(dgpo: Run) -> None:
     assert done.out.startswith("file   value  details\nx.png      -  ")
 
 
-def test_a_rewards_own_diagnostics_stand_in_for_clauses(dgpo: Run) -> None:
+def test_other_diagnostics_are_shown_if_there_are_no_clauses(dgpo: Run) -> None:
     done = dgpo("score", "images-only", image("x.png"))
     assert done.out.splitlines()[1] == 'x.png  0.8000  words "a b", count 3, sure yes, share 0.25'
 
 
-def test_files_of_one_shape_are_scored_together_and_results_keep_their_order(dgpo: Run) -> None:
+def test_files_of_equal_shape_are_scored_together_and_results_keep_their_order(dgpo: Run) -> None:
     sizes = [(8, 8), (4, 4), (8, 8), (8, 8), (4, 4), (8, 8)]
     files = [image(f"{i}.png", i / 10, size) for i, size in enumerate(sizes)]
     done = dgpo("score", "stub", *files, "--batch", 3, "--json")
@@ -59,14 +59,14 @@ def test_files_of_one_shape_are_scored_together_and_results_keep_their_order(dgp
     assert [shape for shape, _ in Stub.asked] == [(3, 3, 8, 8), (2, 3, 4, 4), (1, 3, 8, 8)]
 
 
-def test_files_of_all_different_sizes_do_not_fill_the_memory(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_different_sizes_do_not_fill_the_memory(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches_module, "MOST_WAITING", 3 * 8 * 20)
     files = [image(f"{i}.png", i / 10, (8, 10 + i)) for i in range(4)]
     assert dgpo("score", "stub", *files).code == 0
     assert [shape for shape, _ in Stub.asked] == [(1, 3, 10 + i, 8) for i in range(4)]
 
 
-def test_a_directory_stands_for_its_images(dgpo: Run) -> None:
+def test_a_directory_is_replaced_by_its_images(dgpo: Run) -> None:
     for name in ("d/b.png", "d/a.jpg", "d/grid.png", "d/a.annotated.png"):
         image(name)
     for name in ("prompts.json", "a.annotated.html", "annotated.html"):
@@ -76,8 +76,8 @@ def test_a_directory_stands_for_its_images(dgpo: Run) -> None:
     assert "note" not in done.err
 
 
-def test_a_directory_and_its_prompts_are_paired_as_people_count(dgpo: Run) -> None:
-    """A hidden file takes no line, and is named."""
+def test_a_directory_is_paired_with_prompts_in_natural_order(dgpo: Run) -> None:
+    """A hidden file gets no line, and a note names it."""
     for i in range(1, 12):
         image(f"d/{i}.png", i / 20)
     Path("d/._1.png").write_bytes(b"\0\5\26\7")
@@ -86,43 +86,43 @@ def test_a_directory_and_its_prompts_are_paired_as_people_count(dgpo: Run) -> No
     done = dgpo("score", "stub", "d", "--prompts", "p.txt", "--json")
     rows = [(row["file"], row["prompt"], round(row["value"], 2)) for row in json.loads(done.out)]
     assert rows == [(f"d/{i}.png", f"line {i}", pytest.approx(i / 20, abs=0.01)) for i in range(1, 12)]
-    left_out = "left out ._1.png (hidden), notes.txt (neither images nor videos by their endings)"
-    assert f"note: d: {left_out}\n" in done.err
+    skipped = "skipped ._1.png (hidden), notes.txt (not images or videos by their extension)"
+    assert f"note: d: {skipped}\n" in done.err
 
 
 @pytest.mark.parametrize(
     ("names", "noted"),
     [
-        (["1.png", "10.png", "2.png"], True),  # as a shell lists them
-        (["10.png", "1.png", "2.png"], False),  # as somebody wants them
+        (["1.png", "10.png", "2.png"], True),  # shell order
+        (["10.png", "1.png", "2.png"], False),  # an intended order
         (["1.png", "2.png", "10.png"], False),
         (["a/10.png", "b/2.png"], False),
         (["10.png", "A.png", "b2.png"], False),
         (["a1.png", "a10.png", "B.png", "10.png"], False),
     ],
 )
-def test_files_that_a_shell_has_listed(dgpo: Run, names: list[str], noted: bool) -> None:
-    """They get the lines in their order, and a note if that is not the order of their numbers."""
+def test_files_in_shell_order(dgpo: Run, names: list[str], noted: bool) -> None:
+    """Lines are assigned in the given order, with a note if that is shell order but not numeric order."""
     Path("p.txt").write_text("".join(f"{name}\n" for name in names))
     done = dgpo("score", "stub", *[image(name) for name in names], "--prompts", "p.txt", "--json")
     assert [(row["file"], row["prompt"]) for row in json.loads(done.out)] == [(name, name) for name in names]
-    given = "the files get its lines in the order in which they were given, 10.png before 2.png"
-    note = f"note: --prompts p.txt: {given}; name their directory for the order of their numbers\n"
+    order = "its lines are assigned in the given order of the files, 10.png before 2.png"
+    note = f"note: --prompts p.txt: {order}; for numeric order, give the directory\n"
     assert (note in done.err) is noted
 
 
-def test_directories_that_a_shell_has_listed(dgpo: Run) -> None:
+def test_directories_in_shell_order(dgpo: Run) -> None:
     Path("p.txt").write_text("a\nb\nc\nd\n")
     names = [image(f"{name}.png") for name in ("10/0", "2/0")]
     done = dgpo("score", "stub", "10", "2", image("a9.png"), image("B1.png"), "--prompts", "p.txt")
-    order = "the files get its lines in the order in which they were given, 10/0.png before 2/0.png"
-    assert f"note: --prompts p.txt: {order}; give them in the order you mean\n" in done.err
+    order = "its lines are assigned in the given order of the files, 10/0.png before 2/0.png"
+    assert f"note: --prompts p.txt: {order}; give the files in the intended order\n" in done.err
     Path("q.txt").write_text("a\nb\n")
     assert "note" not in dgpo("score", "stub", *reversed(names), "--prompts", "q.txt").err
 
 
 def test_lines_that_name_files_under_another_key(dgpo: Run) -> None:
-    """As in Hugging Face's image folders. They are not silently paired with other files."""
+    """Lines with `file_name`, as in Hugging Face's image folders, are not silently paired with other files."""
     image("d/1.png"), image("d/2.png")
 
     def lines(*names: str) -> None:
@@ -132,21 +132,21 @@ def test_lines_that_name_files_under_another_key(dgpo: Run) -> None:
     done = dgpo("score", "stub", "d", "--prompts", "p.jsonl")
     assert done.code == 2
     assert done.err.startswith(
-        "p.jsonl:1: its `file_name` names 2.png, but by the order of the files it is the line of "
+        "p.jsonl:1: its `file_name` names 2.png, but in the order of the files this line belongs to "
     )
     for names in (("train/1.png", "train/2.png"), ("1.png", "1.png"), ("2.png", "other.png")):
         lines(*names)
         assert dgpo("score", "stub", "d", "--prompts", "p.jsonl").code == 0
 
 
-def test_names_in_prompt_files_that_differ_by_little(dgpo: Run) -> None:
+def test_names_that_differ_slightly_are_suggested(dgpo: Run) -> None:
     image("d/cafe\u0301.png")
     Path("p.jsonl").write_text('{"prompt": "x", "file": "caf\u00e9.png"}\n', encoding="utf-8")
     assert dgpo("score", "stub", "d", "--prompts", "p.jsonl").code == 0
     for name in ("caf\u00e9.jpg", "samples/CAF\u00c9.PNG", "caf\u00e9", "C:\\\\caf\u00e9.png"):
         Path("p.jsonl").write_text(f'{{"prompt": "x", "file": "{name}"}}\n', encoding="utf-8")
         done = dgpo("score", "stub", "d", "--prompts", "p.jsonl")
-        assert (done.code, "no line is about d/cafe\u0301.png; one is about" in done.err) == (2, True), name
+        assert (done.code, "no line for d/cafe\u0301.png; there is one for" in done.err) == (2, True), name
 
 
 def test_every_kind_of_file(dgpo: Run) -> None:
@@ -184,20 +184,20 @@ def test_json_has_one_object_per_file(dgpo: Run) -> None:
     assert "b.png: it is too dark\n1 of 2 files could not be scored\n" in done.err
 
 
-def test_the_json_is_also_written_beside_a_table(dgpo: Run) -> None:
+def test_the_json_is_written_to_a_file_in_addition_to_the_table(dgpo: Run) -> None:
     done = dgpo("score", "stub", image("a.png"), "--output", "scores.json")
     assert done.out.startswith("file")
     assert [record["file"] for record in json.loads(Path("scores.json").read_text())] == ["a.png"]
 
 
-def test_a_name_that_is_no_text(dgpo: Run) -> None:
+def test_an_undecodable_file_name(dgpo: Run) -> None:
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
     image("x.png").rename(name)
     assert dgpo("score", "stub", ".").out.splitlines()[1].startswith("caf?.png  0.8000")
     assert json.loads(dgpo("score", "stub", ".", "--json", "--annotate", "seen").out)[0]["file"] == "caf?.png"
 
 
-# -- what is missing ----------------------------------------------------------------------------------------------
+# -- missing scores -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -208,9 +208,7 @@ def test_a_name_that_is_no_text(dgpo: Run) -> None:
         (b"half", "cannot be read: image file is truncated"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_missing_and_the_others_are_scored(
-    dgpo: Run, content: bytes, reason: str
-) -> None:
+def test_an_unreadable_file_is_missing_and_the_others_are_scored(dgpo: Run, content: bytes, reason: str) -> None:
     image("a.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save("b.png")
     Path("b.png").write_bytes(Path("b.png").read_bytes()[:2000] if content == b"half" else content)
@@ -223,15 +221,15 @@ def test_a_file_that_cannot_be_read_is_missing_and_the_others_are_scored(
     assert sorted(path.name for path in Path("seen").iterdir()) == ["a.annotated.html", "annotated.html"]
 
 
-def test_media_that_the_reward_does_not_take(dgpo: Run) -> None:
+def test_media_that_the_reward_does_not_accept(dgpo: Run) -> None:
     done = dgpo("score", "images-only", image("a.png"), clip("v.gif", 0.0, 1.0))
     assert done.code == 1
-    assert done.out.splitlines()[-1] == "v.gif       -  is a video; the reward takes images"
+    assert done.out.splitlines()[-1] == "v.gif       -  is a video; the reward accepts images"
     assert Stub.asked == [((1, 3, 8, 8), [Prompt("")])]
 
 
 class Frames:
-    """A reward of that name, as dgpo-video has one."""
+    """Registers a reward `frames`, as dgpo-video does."""
 
     @hookimpl
     def dgpo_rewards(self) -> Sequence[Component]:
@@ -240,14 +238,14 @@ class Frames:
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("frames", [False, True])
-def test_only_media_that_the_reward_does_not_take(dgpo: Run, known: Registry, count: int, frames: bool) -> None:
-    """A mistake in what was given, told before anything is scored, with the way out where there is one."""
+def test_no_file_that_the_reward_accepts(dgpo: Run, known: Registry, count: int, frames: bool) -> None:
+    """The error is reported before anything is scored, with a remedy if there is one."""
     if frames:
         known.register(Frames(), distribution="dgpo-video")
     files = [clip(f"{i}.gif", 0.0, 1.0) for i in range(count)]
     done = dgpo("score", "images-only", *files, "--annotate", "seen")
     others = ", as are the other 2 files" if count == 3 else ""
-    advice = "; show it single frames: dgpo score frames --option reward=images-only" if frames else ""
+    advice = "; to score single frames: dgpo score frames --option reward=images-only" if frames else ""
     assert (done.code, done.out) == (2, "")
     assert done.err.splitlines()[1:] == [f"0.gif: is a video{others}; images-only scores images{advice}"]
     assert Stub.asked == []
@@ -255,14 +253,14 @@ def test_only_media_that_the_reward_does_not_take(dgpo: Run, known: Registry, co
     assert not Path("seen").exists()
 
 
-def test_a_reward_of_videos_is_not_given_images(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_for_a_video_reward_are_refused(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Stub, "media", frozenset({"video"}))
     done = dgpo("score", "stub", image("a.png"), image("b.png"))
     assert (done.code, done.out) == (2, "")
     assert done.err.splitlines()[1:] == ["a.png: is an image, as is the other file; stub scores videos"]
 
 
-def test_what_cannot_be_read_is_no_other_kind(dgpo: Run) -> None:
+def test_an_unreadable_file_does_not_count_as_another_kind(dgpo: Run) -> None:
     Path("b.mp4").write_bytes(b"hello")
     done = dgpo("score", "images-only", "b.mp4", clip("v.gif", 0.0, 1.0))
     assert done.code == 1

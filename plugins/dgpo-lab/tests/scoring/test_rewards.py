@@ -1,4 +1,4 @@
-"""`dgpo score`: prompts, rewards of every kind, and what they saw."""
+"""`dgpo score`: prompts, reward files, runs and servers, annotated pages, and rewards that compare."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def asked() -> list[tuple[str, dict[str, Any]]]:
     return [(prompt.text, dict(prompt.metadata)) for _, prompts in Stub.asked for prompt in prompts]
 
 
-def test_one_prompt_for_all(dgpo: Run) -> None:
+def test_one_prompt_for_all_files(dgpo: Run) -> None:
     files = [image("a.png"), image("b.png")]
     dgpo("score", "stub", *files, "-p", "red", "--metadata", '{"tag": "x"}')
     assert asked() == [("red", {"tag": "x"})] * 2
 
 
-def test_metadata_from_a_file_may_bring_its_prompt(dgpo: Run) -> None:
+def test_a_metadata_file_may_contain_the_prompt(dgpo: Run) -> None:
     Path("m.json").write_text('{"tag": "x", "prompt": "of the file"}')
     dgpo("score", "stub", image("a.png"), "--metadata", "@m.json")
     dgpo("score", "stub", "a.png", "--metadata", "@m.json", "--prompt", "mine")
@@ -45,7 +45,7 @@ def test_metadata_from_a_file_may_bring_its_prompt(dgpo: Run) -> None:
     assert asked() == [("of the file", reported), ("mine", reported), ("", {})]
 
 
-def test_a_line_for_each_file_in_order(dgpo: Run) -> None:
+def test_prompt_lines_in_the_order_of_the_files(dgpo: Run) -> None:
     files = [image("b.png"), image("a.png")]
     Path("p.txt").write_text("one\n\ntwo\n")
     Path("p.jsonl").write_text('{"prompt": "one", "n": 1}\n{"prompt": "two", "n": 2}\n')
@@ -54,8 +54,8 @@ def test_a_line_for_each_file_in_order(dgpo: Run) -> None:
     assert asked() == [("one", {}), ("two", {}), ("one", {"n": 1}), ("two", {"n": 2})]
 
 
-def test_lines_that_name_their_files(dgpo: Run) -> None:
-    """From here, from the prompt file's directory, or by the bare name; lines about other files do no harm."""
+def test_prompt_lines_that_name_their_files(dgpo: Run) -> None:
+    """Names are relative to the working directory or the prompt file, or bare; lines for other files are ignored."""
     for name in ("x/a.png", "x/y/b.png", "c.png"):
         image(name)
     lines = [("c.png", "cc"), ("y/b.png", "bb"), ("x/a.png", "aa"), ("else.png", "no")]
@@ -107,7 +107,7 @@ def test_a_reward_of_a_run(dgpo: Run, write_run: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("flags", [["--worker-python", "python9"], ["--url", "http://a", "--url", "http://b",
                                    "--token-variable", "TOKEN"]])  # fmt: skip
-def test_the_reward_is_placed_where_the_command_line_says(
+def test_the_command_line_selects_where_the_reward_runs(
     dgpo: Run, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
     seen: list[Any] = []
@@ -116,13 +116,13 @@ def test_the_reward_is_placed_where_the_command_line_says(
         seen.append((block.worker, block.service, block.use, device.type))
         return Stub(StubOptions(), device=device)
 
-    monkeypatch.setattr("dgpo_core.rewards.connecting", place)
+    monkeypatch.setattr("dgpo_core.rewards.place", place)
     Path("reward.yaml").write_text(
         "use: elsewhere\n" + ("service: {urls: [x]}\n" if "python9" in flags else "worker: {count: 3}\n")
     )
     assert dgpo("score", "reward.yaml", image("a.png"), "--device", "cpu", *flags).code == 0
     ((worker, service, use, device),) = seen
-    assert (use, device) == ("elsewhere", "cpu")  # it need not be installed here
+    assert (use, device) == ("elsewhere", "cpu")  # the reward need not be installed in this process
     if "python9" in flags:
         assert (worker.python, service) == ("python9", None)
     else:
@@ -132,7 +132,7 @@ def test_the_reward_is_placed_where_the_command_line_says(
 # -- annotated images -------------------------------------------------------------------------------------------
 
 
-def test_cards_show_the_marks_and_a_list_names_them(dgpo: Run) -> None:
+def test_annotated_pages_show_the_marks_and_an_index_lists_them(dgpo: Run) -> None:
     files = [image("a/x.png", 0.8, (64, 64)), image("b/x.jpg", 0.2), clip("v.gif", 0.2, 0.8)]
     done = dgpo("score", "stub", *files, "--prompt", "red", "--annotate", "seen/here")
     assert done.code == 0
@@ -152,11 +152,11 @@ def test_cards_show_the_marks_and_a_list_names_them(dgpo: Run) -> None:
         ("v.annotated.html", "v.gif"),
     ]
     assert float(listed[0][2]) == pytest.approx(0.8, abs=0.01)
-    dgpo("score", "stub", *files, "--annotate", "seen/here")  # again, over those of before
+    dgpo("score", "stub", *files, "--annotate", "seen/here")  # overwrites the previous pages
     assert sorted(path.name for path in Path("seen/here").iterdir()) == names
 
 
-def test_images_beside_the_originals_leave_these_alone(dgpo: Run) -> None:
+def test_annotated_pages_next_to_the_images_do_not_change_them(dgpo: Run) -> None:
     before = image("x.png").read_bytes()
     for _ in range(2):
         assert len(json.loads(dgpo("score", "stub", ".", "--annotate", ".", "--json").out)) == 1
@@ -167,14 +167,14 @@ def test_images_beside_the_originals_leave_these_alone(dgpo: Run) -> None:
 # -- rewards that compare -----------------------------------------------------------------------------------------
 
 
-def test_files_of_one_prompt_are_compared(dgpo: Run) -> None:
-    """Whatever comes between them, and whatever size those of another prompt have."""
+def test_files_of_the_same_prompt_are_compared(dgpo: Run) -> None:
+    """The files of a prompt need not be adjacent, and other prompts may have other sizes."""
     files = [image("a.png", 0.2), image("b.png", 0.9, (9, 9)), image("c.png", 0.8), image("d.png", 0.1, (9, 9)),
              image("e.png", 0.5)]  # fmt: skip
     Path("prompts.txt").write_text("one\ntwo\none\ntwo\none\n")
     done = dgpo("score", "win-rate", *map(str, files), "--prompts", "prompts.txt", "--json", "--batch", "1")
     assert done.code == 0, done.err
-    assert [one["value"] for one in json.loads(done.out)] == [0.0, 1.0, 1.0, 0.0, 0.5]
+    assert [record["value"] for record in json.loads(done.out)] == [0.0, 1.0, 1.0, 0.0, 0.5]
 
 
 def test_files_that_cannot_be_compared(dgpo: Run) -> None:
@@ -182,12 +182,12 @@ def test_files_that_cannot_be_compared(dgpo: Run) -> None:
     Path("prompts.txt").write_text("one\ntwo\none\n")
     done = dgpo("score", "win-rate", *files, "--prompts", "prompts.txt")
     assert done.code == 2
-    assert "b.png: win-rate compares the files of one prompt with each other, and no other file has the" in done.err
+    assert "b.png: win-rate compares the files of the same prompt, but no other file has the prompt" in done.err
     image("b.png", 0.4, (9, 9))
     Path("a.png").write_bytes(b"nonsense")
     done = dgpo("score", "win-rate", *files, "--prompt", "one", "--json")
     assert done.code == 1
-    reasons = [one["diagnostics"]["reason"] for one in json.loads(done.out)]
+    reasons = [record["diagnostics"]["reason"] for record in json.loads(done.out)]
     assert "several sizes" in reasons[1]
     assert reasons[1] == reasons[2] != reasons[0]
     image("b.png", 0.4)
@@ -195,8 +195,8 @@ def test_files_that_cannot_be_compared(dgpo: Run) -> None:
     assert "nothing to compare it with" in json.loads(done.out)[1]["diagnostics"]["reason"]
 
 
-def test_names_of_files_are_keys_that_can_travel(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long ones, and those that are no UTF-8, as digests."""
+def test_file_names_become_valid_sample_keys(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long names and names that are not UTF-8 are replaced by digests."""
     asked: list[Any] = []
     score_group = WinRate.score_group
 
@@ -219,4 +219,4 @@ def test_names_of_files_are_keys_that_can_travel(dgpo: Run, monkeypatch: pytest.
 def test_a_reward_that_compares_tests_itself(dgpo: Run) -> None:
     done = dgpo("score", "--self-test", "win-rate")
     assert done.code == 0, done.out + done.err
-    assert "passed: every good example has at least 1, every bad one at most 0" in done.out
+    assert "passed: good examples score at least 1, bad ones at most 0" in done.out

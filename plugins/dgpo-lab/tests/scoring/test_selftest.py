@@ -1,4 +1,4 @@
-"""`dgpo score`: rewards that test themselves, and mistakes."""
+"""`dgpo score`: self-tests, invalid arguments, and real rewards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.scored import Run, Stub, image
 # -- self-test ----------------------------------------------------------------------------------------------------
 
 
-def test_a_reward_that_reports_good_from_bad(dgpo: Run) -> None:
+def test_a_reward_that_passes_its_self_test(dgpo: Run) -> None:
     done = dgpo("score", "--self-test", "stub")
     assert done.code == 0
     assert done.out == (
@@ -26,7 +26,7 @@ def test_a_reward_that_reports_good_from_bad(dgpo: Run) -> None:
         "fire     good  0.9000  ✓ red enough: found 0.90\n"
         "rose     good  0.7000  ✓ red enough: found 0.70\n"
         "sea       bad  0.1000  ✗ red enough: found 0.10\n"
-        "passed: every good example has at least 0.7, every bad one at most 0.1\n"
+        "passed: good examples score at least 0.7, bad ones at most 0.1\n"
     )
     assert Stub.closed == 1
 
@@ -34,20 +34,20 @@ def test_a_reward_that_reports_good_from_bad(dgpo: Run) -> None:
 @pytest.mark.parametrize(
     ("test", "failure"),
     [
-        ("inverted", "the bad example 'sea' has 0.7 and the good example 'fire' has 0.2: every bad one must score "
-         "below every good one"),
-        ("level", "the bad example 'sea' has 0.5 and the good example 'fire' has 0.5: every bad one must score "
-         "below every good one"),
-        ("constant", "every example has the value 0.25: good and bad look alike to it"),
-        ("zero", "every example has the value 0: good and bad look alike to it"),
+        ("inverted", "the bad example 'sea' scores 0.7 and the good example 'fire' scores 0.2: every bad example must "
+         "score below every good one"),
+        ("level", "the bad example 'sea' scores 0.5 and the good example 'fire' scores 0.5: every bad example must "
+         "score below every good one"),
+        ("constant", "every example has the value 0.25: the reward does not separate good from bad"),
+        ("zero", "every example has the value 0: the reward does not separate good from bad"),
         ("missing", "fire: could not be scored: it is too dark"),
         ("nan", "fire: could not be scored: the value nan is not in the declared range [0.0, 1.0]"),
         ("far", "fire: could not be scored: the value 7.0 is not in the declared range [0.0, 1.0]"),
         ("raise", "fire: could not be scored: RuntimeError: the lamp is broken"),
-        ("one-sided", "there is no bad example, so there is nothing to tell apart"),
+        ("one-sided", "there is no bad example to compare with"),
     ],
 )  # fmt: skip
-def test_a_reward_that_does_not(dgpo: Run, test: str, failure: str) -> None:
+def test_a_reward_that_fails_its_self_test(dgpo: Run, test: str, failure: str) -> None:
     done = dgpo("score", "stub", "--self-test", "--option", f"test={test}", "--json")
     data = json.loads(done.out)
     assert done.code == 1
@@ -59,7 +59,7 @@ def test_a_reward_that_does_not(dgpo: Run, test: str, failure: str) -> None:
 def test_a_reward_without_examples(dgpo: Run) -> None:
     done = dgpo("score", "stub", "--self-test", "--option", "test=none")
     assert (done.code, done.out) == (2, "")
-    assert done.err.endswith("reward stub has no examples, so it cannot test itself; score images that you know\n")
+    assert "reward stub: has no examples for a self-test" in done.err
     assert Stub.closed == 1
 
 
@@ -69,7 +69,7 @@ def test_examples_that_fail(dgpo: Run) -> None:
     assert done.err.endswith("reward stub: its examples failed with KeyError: 'unheard-of'\n")
 
 
-def test_the_examples_can_be_looked_at(dgpo: Run) -> None:
+def test_the_examples_can_be_annotated(dgpo: Run) -> None:
     dgpo("score", "stub", "--self-test", "--annotate", "seen", "--output", "test.json")
     assert sorted(path.name for path in Path("seen").iterdir()) == [
         "annotated.html",
@@ -78,17 +78,16 @@ def test_the_examples_can_be_looked_at(dgpo: Run) -> None:
     assert json.loads(Path("test.json").read_text())["passed"] is True
 
 
-# -- mistakes -----------------------------------------------------------------------------------------------------
+# -- invalid arguments --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["stub"], "name the files to score, or give --self-test"),
-        (["stub", "a.png", "--self-test", "-p", "x"], "--self-test: scores the reward's own examples; leave out a file "
+        (["stub"], "FILE: missing; give the files to score, or --self-test"),
+        (["stub", "a.png", "--self-test", "-p", "x"], "--self-test: scores the reward's own examples; remove a file "
          "and --prompt"),
-        (["stub", "no.png", "empty"], "no.png: there is no such file\nempty: the directory holds no images or "
-         "videos"),
+        (["stub", "no.png", "empty"], "no.png: no such file\nempty: the directory contains no images or videos"),
         (["a.png"], "a.png: is a file; the reward comes first: dgpo score REWARD a.png"),
         (["./a.png", "a.png"], "./a.png: is a file; the reward comes first: dgpo score REWARD ./a.png"),
         (["stubb", "a.png"],
@@ -96,14 +95,14 @@ def test_the_examples_can_be_looked_at(dgpo: Run) -> None:
          "win-rate)"),
         (["empty", "a.png"], "empty: neither a reward nor a run directory (it has no config.yaml)"),
         (["no.yaml", "a.png"], "no.yaml: there is no such file"),
-        (["stub", "a.png", "--reward", "x"], "--reward x: chooses a reward of a run; stub is the name of a reward"),
-        (["one.yaml", "a.png", "--reward", "x"], "--reward x: one.yaml is no run file (it has no `rewards`), it holds "
-         "one reward"),
+        (["stub", "a.png", "--reward", "x"], "--reward x: selects a reward of a run, but stub is the name of a reward"),
+        (["one.yaml", "a.png", "--reward", "x"], "--reward x: one.yaml is not a run file (it has no `rewards`); it "
+         "contains one reward"),
         (["one.yaml", "a.png"], "one.yaml:3: options.depth: must be at least 0, not -1"),
         (["odd.yaml", "a.png"], "odd.yaml:2: option: unknown key; did you mean options?"),
-        (["two.yaml", "a.png"], "two.yaml: which reward is meant? --reward red or blue"),
+        (["two.yaml", "a.png"], "two.yaml: select one of its rewards with --reward red or blue"),
         (["two.yaml", "a.png", "--reward", "bleu"], "--reward bleu: two.yaml has no such reward; did you mean blue? "
-         "(there are red, blue)"),
+         "(available: red, blue)"),
         (["two.yaml", "a.png", "--reward", "blue"], "two.yaml:3: options.dept: unknown key; did you mean depth?"),
         (["stub", "a.png", "--option", "depth=-1"], "--option depth=-1: must be at least 0, not -1"),
         (["stub", "a.png", "--option", "dept=1"], "--option dept=1: unknown key; did you mean depth?"),
@@ -112,8 +111,8 @@ def test_the_examples_can_be_looked_at(dgpo: Run) -> None:
         (["stub", "a.png", "--option", "depth=[1"], "--option depth=[1: not YAML: expected ',' or ']', but got "
          "'<stream end>' while parsing a flow sequence (column 3)"),
         (["stub", "a.png", "--url", "http://x", "--worker-python", "y"],
-         "give --worker-python or --url, not both: a reward runs in one place"),
-        (["stub", "a.png", "--token-variable", "X"], "--token-variable: names the token of a service; give its --url"),
+         "--worker-python, --url: give only one of them; a reward runs in one place"),
+        (["stub", "a.png", "--token-variable", "X"], "--token-variable: requires a service; give its --url"),
         (["stub", "a.png", "--token-variable", "", "--url", "http://x"],
          "--token-variable: service.token_variable: must not be empty"),
         (["stub", "a.png", "--device", "gpu"], "--device gpu: choose one of auto, cpu, cuda"),
@@ -125,19 +124,20 @@ def test_the_examples_can_be_looked_at(dgpo: Run) -> None:
         (["stub", "a.png", "--metadata", "[1]"], "--metadata: must be a JSON object, such as {{\"tag\": \"colors\"}}, "
          "not a list"),
         (["stub", "a.png", "--metadata", "@no.json"], "--metadata @no.json: cannot be read: No such file or directory"),
-        (["stub", "a.png", "--prompts", "p.txt", "-p", "x"], "give --prompts or --prompt, not both: a prompt file has "
-         "the prompt of each file"),
-        (["stub", "a.png", "--prompts", "p.txt"], "--prompts p.txt: has 2 prompts for 1 file; give one line a file, in "
-         "their order, or a .jsonl file whose lines name theirs: {{\"file\": ..., \"prompt\": ...}}"),
+        (["stub", "a.png", "--prompts", "p.txt", "-p", "x"], "--prompts, --prompt: give only one of them; a prompt "
+         "file has a prompt for each file"),
+        (["stub", "a.png", "--prompts", "p.txt"], "--prompts p.txt: has 2 prompts for 1 file; give one line per file, "
+         "in the order of the files, or a .jsonl file that names them: {{\"file\": ..., \"prompt\": ...}}"),
         (["stub", "a.png", "--prompts", "p.png"], "p.png: a prompt file ends in .txt (one prompt a line) or .jsonl "
          "(one object a line), or in .json (one list)"),
-        (["stub", "a.png", "--prompts", "named.jsonl"], "named.jsonl:2: `file` must name a file, as in other lines"),
-        (["stub", "a.png", "--prompts", "twice.jsonl"], "twice.jsonl:2: a.png has another prompt in twice.jsonl:1"),
-        (["stub", "a.png", "--prompts", "other.jsonl"], "--prompts other.jsonl: no line is about a.png"),
+        (["stub", "a.png", "--prompts", "named.jsonl"], "named.jsonl:2: `file` must name a file, as in the other "
+         "lines"),
+        (["stub", "a.png", "--prompts", "twice.jsonl"], "twice.jsonl:2: a.png has a different prompt in twice.jsonl:1"),
+        (["stub", "a.png", "--prompts", "other.jsonl"], "--prompts other.jsonl: no line for a.png"),
         (["stub", "a.png", "-p", "unfit"], "--prompt: prompt 'unfit' is unfit"),
     ],
 )  # fmt: skip
-def test_mistakes(dgpo: Run, arguments: list[str], expected: str) -> None:
+def test_invalid_arguments_are_reported(dgpo: Run, arguments: list[str], expected: str) -> None:
     image("a.png")
     Path("empty").mkdir()
     Path("one.yaml").write_text("use: stub\noptions:\n  depth: -1\n")
@@ -154,7 +154,7 @@ def test_mistakes(dgpo: Run, arguments: list[str], expected: str) -> None:
     assert not Path("seen").exists()
 
 
-def test_a_disk_that_cannot_be_written(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -166,7 +166,7 @@ def test_a_disk_that_cannot_be_written(dgpo: Run, monkeypatch: pytest.MonkeyPatc
     assert Stub.closed == 1
 
 
-def test_cuda_that_is_absent(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_cuda_device_is_reported(dgpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     done = dgpo("score", "stub", image("a.png"), "--device", "cuda")
     assert (done.code, done.out) == (2, "")
@@ -187,7 +187,7 @@ def test_geneval_on_miniature_images(dgpo: Run, known: Registry, monkeypatch: py
 
     known.register(geneval, distribution="dgpo-geneval")
     known.register(miniature, distribution="dgpo-miniature")
-    # A red circle top left and a blue square top right; then the other way round.
+    # A red circle at the top left and a blue square at the top right, then swapped.
     kind, color = np.array([[0, 1, -1, -1], [1, 0, -1, -1]]), np.array([[0, 2, 0, 0], [2, 0, 0, 0]])
     for i, pixels in enumerate(world.render(world.random_scenes(kind, color, np.random.default_rng(0)))):
         Image.fromarray((pixels.transpose(1, 2, 0) * 255).round().astype(np.uint8)).save(f"{i}.png")
@@ -209,7 +209,7 @@ def test_geneval_on_miniature_images(dgpo: Run, known: Registry, monkeypatch: py
 
 
 @pytest.mark.parametrize(("name", "options"), [("geneval", ["--option", "detector=shapes"]), ("ocr", [])])
-def test_real_rewards_pass_their_own_test(dgpo: Run, known: Registry, name: str, options: list[str]) -> None:
+def test_real_rewards_pass_their_self_tests(dgpo: Run, known: Registry, name: str, options: list[str]) -> None:
     modules = {"geneval": ["dgpo_geneval", "dgpo_miniature"], "ocr": ["dgpo_ocr", "rapidocr"]}[name]
     for module in modules:
         pytest.importorskip(module)
@@ -217,7 +217,7 @@ def test_real_rewards_pass_their_own_test(dgpo: Run, known: Registry, name: str,
         known.register(importlib.import_module(f"{module}.plugin"), distribution=module)
     done = dgpo("score", "--self-test", name, *options, "--annotate", "seen")
     assert done.code == 0, done.err
-    assert "passed: every good example has at least 1, " in done.out
+    assert "passed: good examples score at least 1, " in done.out
     assert max(map(len, done.out.splitlines())) <= 80
     seen = "".join(path.read_text() for path in Path("seen").iterdir())
     assert '<polygon class="good"' in seen

@@ -1,1 +1,1 @@
-"""Behind `dgpo ablate`: planning cells, running them, and comparing what they reached."""
+"""The implementation of `dgpo ablate`: plan the cells, run them, and compare their results."""

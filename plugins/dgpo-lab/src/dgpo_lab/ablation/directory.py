@@ -1,4 +1,4 @@
-"""An ablation's directory: what was planned, what became of each cell.
+"""The directory of an ablation: its plan and the state of each cell.
 
 OUTPUT/NAME/ablation.yaml   the ablation file, as it was given
             plan.json       every variant's resolved run file, the seeds, what decides
@@ -41,14 +41,14 @@ Status = Literal["finished", "failed", "unfinished", "not started"]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Of a cell; `message` is the last line of the log of a failed one."""
+    """The state of a cell; `message` is the last line of the log if it failed."""
 
     status: Status
     message: str = ""
 
 
 def outcome_of(cell: Cell) -> OutcomeRecord | None:
-    """How the cell's run ended; None while it goes on, after it was killed, and before it began."""
+    """Return how the cell's run ended; None if it is running, was killed or has not started."""
     return read_outcome(cell.path)
 
 
@@ -87,14 +87,16 @@ class AblationDirectory:
         """Variants and seeds may be added to what is there; nothing else may change, and nothing may be dropped."""
         if not (self.path / PLAN).is_file():
             if (self.path / "cells").exists():
-                raise UserError(f"{self.path} holds cells but no {PLAN}; choose another `name`, or move the directory")
+                raise UserError(
+                    f"{self.path} contains cells but no {PLAN}; choose another `name`, or move the directory"
+                )
             return
         saved = read_plan(self.path)
         found = differences(saved, self.plan)
         if found:
             raise UserError(
-                f"{self.path} holds another ablation; these differ:\n  " + "\n  ".join(found) + "\n"
-                "choose another `name` (variants and seeds may be added to an ablation, not changed or taken away)"
+                f"{self.path} contains another ablation; these settings differ:\n  " + "\n  ".join(found) + "\n"
+                "choose another `name` (variants and seeds can be added to an ablation, but not changed or removed)"
             )
 
     def state(self, cell: Cell) -> State:
@@ -159,7 +161,7 @@ def held(cell: Cell) -> Iterator[RunDirectory]:
 def read_plan(path: Path) -> Plan:
     """The plan of an ablation's directory. Raises UserError if it is none."""
     if not path.is_dir():
-        raise UserError(f"{path}: there is no such ablation directory")
+        raise UserError(f"{path}: no such ablation directory")
     try:
         return _plan_of(read_json(path / PLAN), path)
     except FileNotFoundError:
@@ -168,15 +170,15 @@ def read_plan(path: Path) -> Plan:
         first = error.errors(include_url=False)[0]
         place = clean(".".join(map(str, first["loc"])))
         raise UserError(
-            f"{path / PLAN}: cannot be read: {place + ': ' if place else ''}{clean(first['msg'])}; if it is as an "
-            "earlier version of dgpo wrote it, go on with that version, or correct it there; else put it back from a "
+            f"{path / PLAN}: cannot be read: {place + ': ' if place else ''}{clean(first['msg'])}; if an "
+            "earlier version of dgpo wrote it, continue with that version or correct the value; else restore it from a "
             "copy"
         ) from None
     except KeyError as error:
         reason = f"it has no {error}"
     except (OSError, ValueError, TypeError) as error:
         reason = why(error)
-    raise UserError(f"{path / PLAN}: cannot be read: {clean(reason)}; put it back from a copy")
+    raise UserError(f"{path / PLAN}: cannot be read: {clean(reason)}; restore it from a copy")
 
 
 def _plan_of(data: Any, path: Path) -> Plan:

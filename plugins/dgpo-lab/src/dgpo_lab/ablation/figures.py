@@ -14,7 +14,7 @@ from dgpo_lab.ablation.traces import Trace
 from dgpo_lab.reporting.figures import Axis, finish, time_unit
 from dgpo_lab.reporting.svg import Ink, canvas, dot, label_ends, rows, to_svg
 
-__all__ = ["AXES", "Band", "panel", "ranking", "shared_limits", "tolerance"]
+__all__ = ["AXES", "SeedRange", "panel", "ranking", "seed_range", "shared_limits"]
 
 Array = NDArray[np.float64]
 AXES = {"iterations": "iteration", "samples": "training samples", "time": "training time"}
@@ -24,7 +24,7 @@ GRID = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Band:
+class SeedRange:
     """Mean, smallest and largest score over seeds at positions x, all [n]."""
 
     x: Array
@@ -33,11 +33,11 @@ class Band:
     high: Array
 
 
-def tolerance(traces: Sequence[Trace], axis: str) -> Band | None:
-    """Held-out scores over seeds against iterations, samples or time; None unless there are two positions.
+def seed_range(traces: Sequence[Trace], axis: str) -> SeedRange | None:
+    """Return the held-out scores over seeds against iterations, samples or time; None for fewer than two positions.
 
-    It ends where the first seed ends: a mean over those that happened to go on longer would be of other seeds. Against
-    time, where seeds are evaluated at different moments, scores are interpolated between them.
+    The curve ends where the first seed ends, so that every mean is over the same seeds. Against time, where seeds are
+    evaluated at different moments, scores are interpolated.
     """
     rows = [(np.array(_positions(trace, axis)), np.array(trace.scores)) for trace in traces if len(trace.scores) > 1]
     if not rows:
@@ -50,7 +50,7 @@ def tolerance(traces: Sequence[Trace], axis: str) -> Band | None:
         common = list(np.linspace(start, end, GRID))
     x = np.array(common)
     scores = np.stack([np.interp(x, positions, values) for positions, values in rows])
-    return Band(x, scores.mean(0), scores.min(0), scores.max(0))
+    return SeedRange(x, scores.mean(0), scores.min(0), scores.max(0))
 
 
 def _positions(trace: Trace, axis: str) -> Sequence[float]:
@@ -58,7 +58,7 @@ def _positions(trace: Trace, axis: str) -> Sequence[float]:
 
 
 def shared_limits(results: Results) -> tuple[float, float]:
-    """Smallest and largest score of any finished cell, with a margin: panels are to be compared."""
+    """Return the limits of all finished cells' scores with a margin, so that panels can be compared."""
     scores = [score for trace in results.traces if trace.finished for score in trace.scores]
     if results.target is not None:
         scores.append(results.target)
@@ -75,14 +75,16 @@ def panel(
     target: float | None,
     key: str,
 ) -> Markup | None:
-    """A variant's mean over seeds with a tolerance from the lowest to the highest seed; behind it the baseline's, of
-    the same seeds."""
-    mine = tolerance(variant.finished, axis)
+    """Draw a variant's mean over seeds, shaded from the lowest to the highest seed, and the baseline of the same seeds.
+
+    Returns None if the variant has fewer than two positions.
+    """
+    mine = seed_range(variant.finished, axis)
     if mine is None:
         return None
     seeds = {trace.seed for trace in variant.finished}
     paired = [trace for trace in baseline.finished if trace.seed in seeds]
-    theirs = None if variant is baseline else tolerance(paired, axis)
+    theirs = None if variant is baseline else seed_range(paired, axis)
     scale, unit = 1.0, ""
     if axis == "time":
         scale, unit = time_unit(max(found.x[-1] for found in (mine, theirs) if found is not None))
@@ -109,7 +111,7 @@ def panel(
 
 
 def ranking(results: Results) -> Markup | None:
-    """Every variant's score with its interval, a dot for each seed; the baseline's mean is a line through all."""
+    """Draw each variant's score with its interval and a dot per seed, and a vertical line at the baseline's mean."""
     scored = [variant for variant in results.variants if variant.score is not None]
     if not scored:
         return None

@@ -20,7 +20,7 @@ PROMPTS = 8
 
 
 def render(plan: Plan, results: Results) -> str:
-    """The page as HTML text, complete in itself."""
+    """Render the self-contained HTML page of an ablation."""
     header, body = tables.rows(results)
     monitors = tables.monitor_names(results)
     panels = _panels(results)

@@ -1,4 +1,4 @@
-"""What an ablation tells whoever watches it: a line for each cell that begins or ends, and on a terminal a bar."""
+"""Progress messages of an ablation: a line for each cell that starts or ends, and a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Watcher", "make_watcher"]
 
 
 class Watcher:
-    """Counts cells and says so on standard error."""
+    """Counts cells and prints progress to stderr."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -29,12 +29,12 @@ class Watcher:
         self.clock = time.monotonic()
 
     def say(self, text: str) -> None:
-        """A line."""
+        """Print a line."""
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     def started(self, plan: Plan, states: Mapping[str, State]) -> None:
-        """Say how much there is to do."""
+        """Print the number of cells."""
         self.states, self.clock = dict(states), time.monotonic()
         self.share = sum(map(_share, plan.cells())) / len(states)
         done = self._count("finished")
@@ -42,22 +42,22 @@ class Watcher:
         self.say(f"ablation {plan.path}: {len(plan.variants)} variants, seeds {_listed(plan.ablation.seeds)}; {phase}")
 
     def began(self, cell: Cell, *, resume: bool) -> None:
-        """A cell runs."""
+        """Report that a cell has started."""
         self.running[cell.label] = cell
         self.say(f"  {cell.label}: {'resumed' if resume else 'started'}")
 
     def ended(self, cell: Cell, state: State) -> None:
-        """A cell's process has ended."""
+        """Report that the process of a cell has ended."""
         self.running.pop(cell.label, None)
         self.states[cell.label] = state
         detail = f": {state.message}; its log is {cell.path / 'train.log'}" if state.status == "failed" else ""
         self.say(f"[{', '.join(filter(None, [self.summary(), self.left()]))}] {cell.label} {state.status}{detail}")
 
     def tick(self) -> None:
-        """Time passes: a bar moves, at most once a second, as it reads the cells' logs."""
+        """Update the progress bar, at most once per second because this reads the cells' logs."""
 
     def close(self) -> None:
-        """The last cell has ended."""
+        """Close the progress bar after the last cell."""
 
     def summary(self) -> str:
         """3 of 15 finished, 2 running, 1 failed."""
@@ -84,7 +84,7 @@ class Watcher:
 
 
 class BarWatcher(Watcher):
-    """The same with a bar."""
+    """A watcher with a progress bar."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -113,7 +113,7 @@ class BarWatcher(Watcher):
 
 
 def make_watcher(*, quiet: bool = False) -> Watcher:
-    """A bar on a terminal, lines elsewhere."""
+    """Return a watcher with a progress bar on a terminal, or one that prints lines."""
     from rich.console import Console
 
     console = Console(stderr=True)

@@ -13,7 +13,7 @@ from dgpo_core.system.units import seconds
 from dgpo_lab.ablation.directory import saved_directory
 from dgpo_lab.ablation.plan import Plan
 from dgpo_lab.ablation.statistics import Interval, SignFlip, holm, sign_flip_test, t_interval, two_way_interval
-from dgpo_lab.ablation.traces import Guard, Trace, read_trace
+from dgpo_lab.ablation.traces import MonitorValues, Trace, read_trace
 
 __all__ = ["Difference", "MonitorMean", "Reached", "Results", "VariantResult", "compare", "results_of"]
 
@@ -161,7 +161,7 @@ def _variant(
     return VariantResult(name, axes, traces, score, reached, monitors, others)
 
 
-def _monitor_mean(monitors: Sequence[Guard]) -> MonitorMean:
+def _monitor_mean(monitors: Sequence[MonitorValues]) -> MonitorMean:
     return MonitorMean(
         last=plain.fmean(monitor.last for monitor in monitors),
         change=plain.fmean(monitor.last - monitor.first for monitor in monitors),

@@ -1,4 +1,4 @@
-"""Running cells: so many at once, each a process of its own; a failed one does not stop the others."""
+"""Run cells in parallel, each in a separate process; a failed cell does not stop the others."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ __all__ = ["LOG", "Resources", "choose_resources", "run_cells", "start"]
 
 LOG = "train.log"
 POLL = 0.1
-"""Seconds between two looks at the processes."""
+"""Seconds between polls of the processes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Cells at once; CUDA devices, in turn; CPU threads of a cell (None: its run file says, or torch decides)."""
+    """Concurrent cells; CUDA devices, used in turn; CPU threads per cell (None: the default)."""
 
     parallel: int
     devices: Sequence[str]
     threads: int | None
 
     def environment(self, slot: int) -> dict[str, str]:
-        """For the process in a slot."""
+        """Return the environment variables of the process in a slot."""
         found = {}
         if self.devices:
             found["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
@@ -44,9 +44,9 @@ class Resources:
 
 
 def choose_resources(plan: Plan, visible: Sequence[str]) -> Resources:
-    """How the cells share the machine. `visible` are the CUDA devices there are, as CUDA_VISIBLE_DEVICES names them.
+    """Choose how the cells share the machine; `visible` are the CUDA devices as named in CUDA_VISIBLE_DEVICES.
 
-    Raises UserError for a device that is not there.
+    Raises UserError for a device that does not exist.
     """
     ablation = plan.ablation
     on_cpu = all(variant.config.run.device == "cpu" for variant in plan.variants)
@@ -88,9 +88,9 @@ def run_cells(
     progress: Watcher,
     launch: Callable[..., Child] = start,
 ) -> dict[str, State]:
-    """Run what is not finished; what became of each cell, by its label.
+    """Run the unfinished cells and return the state of each cell by its label.
 
-    When a stop is asked for, running cells save and stop. A KeyboardInterrupt (a second Ctrl-C) ends them at once.
+    On a stop request, running cells save and stop. A KeyboardInterrupt (a second Ctrl-C) kills them immediately.
     """
     cells = list(plan.cells())
     states = {cell.label: directory.state(cell) for cell in cells}
@@ -135,7 +135,7 @@ def run_cells(
 
 
 def _next(pending: list[Cell], reported: set[str], progress: Watcher) -> Cell | None:
-    """The first cell that nobody uses; one that a process of a killed ablation still holds waits for its end."""
+    """Remove and return the first cell that no other process uses, such as one left by a killed ablation."""
     for cell in pending:
         if cell.path.exists():
             try:

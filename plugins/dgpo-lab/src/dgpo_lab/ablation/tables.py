@@ -1,4 +1,4 @@
-"""Results as markdown, CSV and JSON."""
+"""Format results as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -20,35 +20,38 @@ __all__ = ["as_csv", "as_json", "as_markdown", "cells_csv"]
 
 
 def as_markdown(plan: Plan, results: Results) -> str:
-    """A page that reads well as plain text too."""
+    """Format results as a Markdown page."""
     lines = [f"# {plan.ablation.name}", "", words.headline(results), ""]
     lines += _table(*rows(results))
     if results.base_model is not None:
         lines += ["", f"The base model scores {words.interval(results.base_model)} (t interval over seeds)."]
     monitors = monitor_names(results)
     if monitors:
-        header = ["variant", *(f"{name.replace('_', ' ')} (change)" for name in monitors), "left a tolerance"]
+        header = ["variant", *(f"{name.replace('_', ' ')} (change)" for name in monitors), "out of tolerance"]
         lines += [
             "",
-            "## Guards",
+            "## Monitors",
             "",
             *_table(header, [monitor_row(variant, monitors) for variant in results.variants]),
         ]
-        lines += ["", "Means over seeds of what is not rewarded, on the same held-out samples, and of its change."]
+        lines += [
+            "",
+            "Means over seeds of unrewarded metrics on the same held-out samples, and of their change.",
+        ]
     lines += ["", "## How to read this", "", *(f"- {line}" for line in words.how_to_read(plan, results))]
     warned = words.warnings(plan, results)
     if warned:
-        lines += ["", "## What weakens the comparison", "", *(f"- {line}" for line in warned)]
+        lines += ["", "## Limitations of the comparison", "", *(f"- {line}" for line in warned)]
     return "\n".join(lines) + "\n"
 
 
 def monitor_names(results: Results) -> list[str]:
-    """Guards that any variant has."""
+    """Return the monitors of all variants."""
     return list(dict.fromkeys(name for variant in results.variants for name in variant.monitors))
 
 
 def monitor_row(variant: VariantResult, names: Sequence[str]) -> list[str]:
-    """A variant's monitors: 0.231 (−0.010), and how often one left its tolerance."""
+    """Return the table row of a variant: each monitor as 0.231 (−0.010), and the seeds with one out of tolerance."""
     found = [variant.monitors.get(name) for name in names]
     shown = ["–" if g is None else f"{g.last:.3f} ({g.change:+.3f})".replace("-", "−") for g in found]
     left = sum(any(monitor.out_of_tolerance for monitor in trace.monitors.values()) for trace in variant.finished)
@@ -56,7 +59,7 @@ def monitor_row(variant: VariantResult, names: Sequence[str]) -> list[str]:
 
 
 def rows(results: Results) -> tuple[list[str], list[list[str]]]:
-    """The main table: its header and a row a variant."""
+    """Return the header and the rows of the main table, one row per variant."""
     axes = words.columns(results)
     axes = axes if len(axes) > 1 else []
     header = ["variant", *axes, "seeds", results.reward, f"difference to {results.baseline}", "p", "p (Holm)"]
@@ -86,7 +89,7 @@ def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 
 
 def as_csv(results: Results) -> str:
-    """One line a variant, plain numbers; empty where there is none (a target that was not reached by every seed)."""
+    """Format one line per variant; cells without a value (such as a target that not every seed reached) are empty."""
     monitors = monitor_names(results)
     others = list(dict.fromkeys(name for variant in results.variants for name in variant.others))
     found = []
@@ -118,7 +121,7 @@ def _interval(name: str, found: Interval | None) -> dict[str, float | None]:
 
 
 def cells_csv(results: Results) -> str:
-    """One line a cell."""
+    """Format one line per cell."""
     found = []
     for trace in results.traces:
         place = None if results.target is None or not trace.finished else trace.reached(results.target)
@@ -142,7 +145,7 @@ def _csv(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def as_json(plan: Plan, results: Results) -> str:
-    """Everything, with every cell's curve."""
+    """Format all results as JSON, including the curve of every cell."""
     data = {
         "ablation": plan.ablation.name,
         "reward": results.reward,

@@ -1,4 +1,4 @@
-"""What a cell's logs say, read once."""
+"""Read the logs of a cell."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from dgpo_lab.ablation.plan import Cell
 from dgpo_schemas.metrics import EvaluationRecord, PromptScores
 from dgpo_schemas.text import clean
 
-__all__ = ["Guard", "Trace", "read_trace"]
+__all__ = ["MonitorValues", "Trace", "read_trace"]
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
-    """A reward that only monitors or a statistic of the media, at the first and the last evaluation."""
+class MonitorValues:
+    """A monitored reward or media statistic at the first and the last evaluation."""
 
     first: float
     last: float
@@ -49,21 +49,21 @@ class Trace:
     samples: Sequence[int] = ()
     others: Mapping[str, float] = field(default_factory=dict)
     """Last values of the other rewards evaluated."""
-    monitors: Mapping[str, Guard] = field(default_factory=dict)
+    monitors: Mapping[str, MonitorValues] = field(default_factory=dict)
     prompts: PromptScores | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether it counts: it came to its end and has a score."""
+        """Whether the cell counts: it is finished and has a score."""
         return self.state.status == "finished" and len(self.scores) > 0
 
     @property
     def score(self) -> float:
-        """Of the last evaluation."""
+        """The score of the last evaluation."""
         return self.scores[-1]
 
     def reached(self, target: float) -> int | None:
-        """Place of the first evaluation at or above a target; None if there was none."""
+        """Return the index of the first evaluation at or above a target; None if there is none."""
         return next((i for i, score in enumerate(self.scores) if score >= target), None)
 
 
@@ -74,7 +74,7 @@ def read_trace(cell: Cell, directory: AblationDirectory, reward: str) -> Trace:
     try:
         damaged = damages(cell.path, list(whole_manifests(cell.path / "checkpoints")))
         if damaged:
-            raise UserError("\n".join(map(str, damaged)) + "\nput the log back from a copy, or train the cell anew")
+            raise UserError("\n".join(map(str, damaged)) + "\nrestore the log from a copy, or train the cell again")
         records = [EvaluationRecord.model_validate(line) for line in _lines(run, "evaluations.jsonl")]
         timings = {
             line["iteration"]: float(line["seconds"]) for line in run.sound("timings.jsonl") if line["iteration"] > 0
@@ -113,7 +113,7 @@ def _lines(run: RunDirectory, log: str) -> list[Any]:
     """Raises UserError for a line that says nothing."""
     found = run.read(log)
     if None in found:
-        raise UserError(f"{run.path / log}: line {found.index(None) + 1} cannot be read; train the cell anew")
+        raise UserError(f"{run.path / log}: line {found.index(None) + 1} cannot be read; train the cell again")
     return found
 
 
@@ -128,13 +128,13 @@ def _clock(timings: Mapping[int, float], iterations: Sequence[int]) -> list[floa
 
 def _monitors(
     latest: Mapping[str, Mapping[int, EvaluationRecord]], tolerances: Mapping[str, float]
-) -> dict[str, Guard]:
+) -> dict[str, MonitorValues]:
     found = {}
     for name, by_iteration in latest.items():
         first, last = by_iteration[min(by_iteration)], by_iteration[max(by_iteration)]
         if first.role != "target":
             left = has_left(name, first, last, tolerance_of(name, first.role, first.value, tolerances))
-            found[name] = Guard(first.value, last.value, left)
+            found[name] = MonitorValues(first.value, last.value, left)
     return found
 
 

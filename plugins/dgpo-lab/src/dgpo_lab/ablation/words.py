@@ -1,4 +1,4 @@
-"""An ablation in words: how to read its numbers, and what a reader might miss."""
+"""The texts of an ablation's results: the headline, how to read the numbers, and their limitations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dgpo ablate`: vary parts of a run, with seeds, and compare."""
+"""`dgpo ablate`: train variants of a run with several seeds and compare them."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ __all__ = ["ablate"]
 def ablate(
     file: Annotated[Path | None, typer.Argument(help="The ablation file (YAML).", metavar="[ABLATION.yaml]")] = None,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Only write the results of an ablation anew.", metavar="DIRECTORY")
+        Path | None, typer.Option("--report", help="Only rewrite the results of an ablation.", metavar="DIRECTORY")
     ] = None,
     reuse: Annotated[
         list[Path] | None,
         typer.Option(
-            "--reuse", help="Another ablation's directory, to copy finished runs that are the same; may be repeated."
+            "--reuse", help="Directory of another ablation from which to copy identical finished runs; may be repeated."
         ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check every run file, list the cells, write nothing.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")] = False,
 ) -> None:
-    """Vary parts of a run, with seeds, and compare what they reach.
+    """Train variants of a run with several seeds and compare them.
 
-    Every variant is trained with every seed, each in a process of its own below OUTPUT/NAME/cells. The same seed gives
-    the same prompts and noise to all of them. Results are written as results.md, .csv, .json and .html.
+    Trains every variant with every seed, each in a separate process and directory in OUTPUT/NAME/cells. A seed gives
+    the same prompts and noise to all variants. Writes results.md, .csv, .json and .html.
 
-    Cells are runs like any other: with --reuse those that another ablation has finished are not trained again.
+    Cells are ordinary runs. With --reuse, identical runs that another ablation has finished are copied.
 
-    Ctrl-C saves and stops; the same command goes on. Failed cells do not stop the others and are tried again then.
-    Exit code 1: some cells failed.
+    Ctrl-C saves and stops; run the same command to continue. Failed cells do not stop the others, and are retried by
+    the next command. Exit code 1: some cells failed.
 
     Examples:
 
@@ -49,7 +49,7 @@ def ablate(
         dgpo ablate --report runs/ablation-weighting
     """
     if (file is None) == (report is None):
-        raise typer.BadParameter("give an ablation file, or --report with an ablation's directory")
+        raise typer.BadParameter("give either an ablation file or --report with the directory of an ablation")
     if report is not None:
         if reuse:
             raise typer.BadParameter("--reuse belongs to an ablation file; --report trains nothing")
@@ -81,14 +81,14 @@ def ablate(
             _write(plan)
     failed = [label for label, state in states.items() if state.status == "failed"]
     if stop.requested:
-        progress.say("stopped; the same command goes on")
+        progress.say("stopped; run the same command to continue")
     if failed:
         typer.echo(f"{len(failed)} of {len(states)} cells failed: {'; '.join(failed)}", err=True)
         raise typer.Exit(1)
 
 
 def _saved(directories: Sequence[Path]) -> list[Plan]:
-    """Plans of ablations that have run. Nothing heavy is imported where there are none."""
+    """Read the plans of ablation directories. Imports nothing heavy if there are none."""
     if not directories:
         return []
     from dgpo_lab.ablation.directory import read_plan
@@ -97,7 +97,7 @@ def _saved(directories: Sequence[Path]) -> list[Plan]:
 
 
 def _cuda_devices() -> list[str]:
-    """The CUDA devices there are, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the visible CUDA devices as named in CUDA_VISIBLE_DEVICES."""
     import os
 
     import torch
@@ -108,7 +108,7 @@ def _cuda_devices() -> list[str]:
 
 
 def _list(plan: Plan) -> None:
-    """What would run."""
+    """Print the cells of a plan."""
     cells = list(plan.cells())
     variants = len(plan.variants)
     typer.echo(f"{plan.path}: {variants} variants x {len(plan.ablation.seeds)} seeds = {len(cells)} cells, all valid")
@@ -121,7 +121,7 @@ def _list(plan: Plan) -> None:
 
 
 def _write(plan: Plan) -> None:
-    """Results from the cells' logs."""
+    """Write the results from the logs of the cells."""
     from dgpo_core.system.files import write_text
     from dgpo_lab.ablation import tables, words
     from dgpo_lab.ablation.page import render

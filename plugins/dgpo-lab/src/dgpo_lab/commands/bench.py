@@ -1,4 +1,4 @@
-"""`dgpo bench`: a short measured run."""
+"""`dgpo bench`: measure a short run."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = ["bench"]
 
 def bench(
     file: Annotated[
-        Path | None, typer.Argument(help="A run file (YAML); by default the embedded miniature.", metavar="[RUN.yaml]")
+        Path | None, typer.Argument(help="The run file (YAML); default the built-in miniature.", metavar="[RUN.yaml]")
     ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a setting: --set rollout.groups=8.", metavar="KEY=VALUE"),
     ] = None,
     preset: Preset = None,
-    iterations: Annotated[int, typer.Option(min=1, help="Measured iterations, after one to warm up.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print numbers as JSON, for `dgpo plan --measured`.")] = False,
+    iterations: Annotated[int, typer.Option(min=1, help="Measured iterations, after one warmup iteration.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for `dgpo plan --measured`.")] = False,
 ) -> None:
-    """Measure a run: seconds and samples a second of the four phases, operations a second, peak memory.
+    """Measure the time, samples per second and FLOP/s of each phase, and the peak memory of a run.
 
-    Trains a few iterations in a temporary directory, without evaluations. Operations are those of `dgpo plan`; the
-    ceiling is measured too, with large matrix products in the precision that the model computes in.
+    Trains a few iterations in a temporary directory, without evaluations. The FLOPs come from `dgpo plan`; the ceiling
+    is measured with large matrix products in the model's precision.
 
     Examples:
 
@@ -63,7 +63,7 @@ def bench(
 
 
 def _miniature(directory: Path) -> Path:
-    """A run file for what every installation has."""
+    """Write the run file of the miniature, which every installation has."""
     from dgpo_schemas.yaml_text import dump_yaml
 
     data: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""`dgpo doctor`: what ails a run, from its logs."""
+"""`dgpo doctor`: diagnose a run from its logs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["doctor"]
 
 
 def doctor(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or not.", metavar="RUN...")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a list of diagnoses instead of text.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if there is a problem.")] = False,
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or unfinished.", metavar="RUN...")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of diagnoses instead of text.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if there is a problem.")] = False,
 ) -> None:
-    """Say what ails a run, and which setting to change.
+    """Diagnose a run from its logs, and suggest settings to change.
 
-    Reads the logs of a run, also of one that goes on, and looks for known signs of failure: blurred outputs and
-    artifacts, slow convergence, reward hacking, trouble with rewards, drift from the reference. Each finding has its
-    numbers, where they stand, and a setting to try.
+    Looks for known signs of failure: blurred outputs and artifacts, slow convergence, reward hacking, problems with
+    rewards, drift from the reference model. Each finding lists the measured values with their source, why they matter,
+    and which setting to change to which value. The run may be in progress.
 
     Examples:
 
@@ -40,18 +40,18 @@ def doctor(
     registry = get_registry()
     for run in runs:
         if (run / "plan.json").is_file() and not (run / "config.yaml").exists():
-            raise UserError(f"{run}: an ablation's directory; its runs are in {run / 'cells'}/VARIANT/seed-N")
-    # All are read before one is told of, so that a mistake in the last name does not stand below pages.
-    found = [diagnose(facts) for facts in [read_facts(run, registry) for run in runs]]
+            raise UserError(f"{run}: this is an ablation directory; its runs are in {run / 'cells'}/VARIANT/seed-N")
+    # Read all runs before printing anything, so that an error in the last path is not hidden below pages of output.
+    diagnoses = [diagnose(facts) for facts in [read_facts(run, registry) for run in runs]]
     if as_json:
-        typer.echo(json.dumps([as_data(diagnosis) for diagnosis in found], indent=1))
+        typer.echo(json.dumps([as_data(diagnosis) for diagnosis in diagnoses], indent=1))
     else:
         from rich.console import Console
 
         console = Console()
-        for number, diagnosis in enumerate(found):
+        for number, diagnosis in enumerate(diagnoses):
             if number:
                 console.print()
             print_diagnosis(console, diagnosis)
-    if strict and any(diagnosis.count("problem") for diagnosis in found):
+    if strict and any(diagnosis.count("problem") for diagnosis in diagnoses):
         raise typer.Exit(1)

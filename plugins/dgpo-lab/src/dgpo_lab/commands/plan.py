@@ -1,4 +1,4 @@
-"""`dgpo plan`: what a run will cost, before anything is loaded."""
+"""`dgpo plan`: estimate memory, time and cost of a run without loading a model."""
 
 from __future__ import annotations
 
@@ -29,23 +29,26 @@ def plan(
         typer.Option("--set", help="Change a setting: --set rollout.group_size=12.", metavar="KEY=VALUE"),
     ] = None,
     preset: Preset = None,
-    card: Annotated[str, typer.Option(help="The card to plan for; `--card all` compares them.")] = "h200",
-    processes: Annotated[int, typer.Option(min=1, help="Cards that share the run.")] = 1,
-    price: Annotated[float | None, typer.Option(min=0, help="USD an hour of one card; by default a guess.")] = None,
+    card: Annotated[str, typer.Option(help="GPU to plan for; `--card all` compares all known GPUs.")] = "h200",
+    processes: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Price of one GPU in USD per hour; default an approximate cloud price.")
+    ] = None,
     fraction: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Share of the card's peak that the model reaches: an assumption.")
+        float, typer.Option(min=0.01, max=1, help="Assumed fraction of the GPU's peak FLOP/s that the model reaches.")
     ] = FRACTION,
     measured: Annotated[
-        Path | None, typer.Option(help="What `dgpo bench --json` wrote on the card: its shares instead of --fraction.")
+        Path | None, typer.Option(help="Output of `dgpo bench --json` on the GPU, used instead of --fraction.")
     ] = None,
     fit: Annotated[
-        float | None, typer.Option(min=1, help="Make it fit so many GiB: prints the settings to change.", metavar="GIB")
+        float | None, typer.Option(min=1, help="Find settings with which the run fits this memory.", metavar="GIB")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print numbers as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Plan a run: peak memory, operations, seconds and money of an iteration, without loading a model.
+    """Estimate the peak memory, FLOPs, time and cost of a run without loading a model.
 
-    The model is run without values: every operation is counted, every tensor's life followed. No card is needed.
+    Runs an iteration on a meta model (tensors without values) and counts every operation and allocation. No GPU is
+    needed.
 
     Examples:
 
@@ -71,7 +74,7 @@ def plan(
     registry = get_registry()
     config = load_run_config(file, overrides or (), registry, preset=preset)
     if measured is not None and card == "all":
-        raise UserError("--measured: that is of one card; name it with --card")
+        raise UserError("--measured: a measurement is for one card; give it with --card")
     fractions = {"rollout": fraction, "optimize": fraction}
     if measured is not None:
         fractions = _fractions(measured, CARDS[card].tflops)
@@ -81,15 +84,15 @@ def plan(
 
     models: dict[str, Model] = {}
 
-    def planned(one: RunConfig) -> Plan:
-        kind = one.backbone.model_dump_json()
+    def planned(candidate: RunConfig) -> Plan:
+        kind = candidate.backbone.model_dump_json()
         if kind not in models:
-            models[kind] = measure_model(one, registry, on_message)
-        return make_plan(one, models[kind], registry, processes, on_message)
+            models[kind] = measure_model(candidate, registry, on_message)
+        return make_plan(candidate, models[kind], registry, processes, on_message)
 
-    def accepts(some: dict[str, Any]) -> bool:
-        """Whether the run file can be changed so: a backbone need not have an option that others have."""
-        settings = [f"{key}={json.dumps(value)}" for key, value in some.items()]
+    def accepts(settings_by_key: dict[str, Any]) -> bool:
+        """Return whether the run file accepts the settings; not every backbone has every option."""
+        settings = [f"{key}={json.dumps(value)}" for key, value in settings_by_key.items()]
         try:
             load_run_config(file, [*(overrides or ()), *settings], registry, preset=preset)
         except (ConfigError, UserError):
@@ -98,35 +101,36 @@ def plan(
 
     changes: dict[str, Any] = {}
     with _progress() as on_message, printing_aside():
-        drawn, config = config, at_largest_size(config, registry)
-        found = planned(config)
-        made = None if fit is None else fitting(config, planned, fit * GIB, accepts)
+        original, config = config, at_largest_size(config, registry)
+        result = planned(config)
+        solution = None if fit is None else fitting(config, planned, fit * GIB, accepts)
     if fit is not None:
-        if made is None:
+        if solution is None:
             raise UserError(
-                f"--fit: {fit:g} GiB are not enough whatever micro-batches and gradient_checkpointing are: "
-                f"{sum(found.held.values()) / GIB:.1f} GiB are held all the time. backbone.dtype: bfloat16, smaller "
-                "text encoders (backbone.options), or a smaller model would help"
+                f"--fit: the run does not fit {fit:g} GiB, even with the smallest micro-batches and gradient "
+                f"checkpointing: {sum(result.held.values()) / GIB:.1f} GiB are held permanently; use "
+                "backbone.dtype: bfloat16, smaller text encoders (backbone.options), or a smaller model"
             )
-        changes, found = made
+        changes, result = solution
         config = changed(config, changes)
     cards = CARDS if card == "all" else {card: CARDS[card]}
     if as_json:
         size = {"size": list(config.rollout.height_width)}
-        typer.echo(json.dumps(size | _as_data(found, cards, fractions, price, changes), indent=1))
+        typer.echo(json.dumps(size | _as_data(result, cards, fractions, price, changes), indent=1))
         return
     if fit is not None:
         yaml = "# change these settings\n" + dump_yaml(nested(changes, {})).rstrip()
-        typer.echo((yaml if changes else f"{file} fits {fit:g} GiB as it is") + "\n")
-    for line in _lines(config, found, cards, fractions, price, measured is not None):
+        typer.echo((yaml if changes else f"{file} fits {fit:g} GiB without changes") + "\n")
+    for line in _lines(config, result, cards, fractions, price, measured is not None):
         typer.echo(line)
-    if config.rollout.height_width != drawn.rollout.height_width:
-        typer.echo(f"All samples are planned as {named([config.rollout.height_width])}, the prompts' largest size.")
+    if config.rollout.height_width != original.rollout.height_width:
+        size_text = named([config.rollout.height_width])
+        typer.echo(f"The plan assumes {size_text}, the largest size of the prompts, for all samples.")
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """Shows what is being done, in a line on stderr that goes away: in a terminal, and nowhere else."""
+    """Yield a function that shows a status line on stderr; it does nothing if stderr is not a terminal."""
     from rich.console import Console
     from rich.text import Text
 
@@ -139,82 +143,82 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 def _fractions(path: Path, tflops: float) -> dict[str, float]:
-    """Verb to the share of a card's peak that was measured."""
+    """Return the measured fraction of the card's peak by phase."""
     import json
 
     from dgpo_core.errors import UserError
 
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))["phases"]
-        return {phase: float(said[phase]["tflops"]) / tflops for phase in ("rollout", "optimize")}
+        phases = json.loads(path.read_text(encoding="utf-8"))["phases"]
+        return {phase: float(phases[phase]["tflops"]) / tflops for phase in ("rollout", "optimize")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--measured: {path} is not what `dgpo bench --json` writes: {error}") from error
+        raise UserError(f"--measured: {path} is not an output of `dgpo bench --json`: {error}") from error
 
 
-def _row(found: Plan, card: Card, fractions: dict[str, float], price: float | None) -> dict[str, Any]:
-    """Of one card: whether it fits, seconds by phase, USD."""
-    seconds = found.seconds(card.tflops, fractions)
-    hour = (card.price if price is None else price) * found.processes
+def _row(plan: Plan, card: Card, fractions: dict[str, float], price: float | None) -> dict[str, Any]:
+    """Return whether the run fits a card, the seconds by phase, and the cost."""
+    seconds = plan.seconds(card.tflops, fractions)
+    hour = (card.price if price is None else price) * plan.processes
     return {
-        "fits": found.peak <= card.memory * GIB,
+        "fits": plan.peak <= card.memory * GIB,
         "seconds": seconds,
         "usd_per_1000_iterations": sum(seconds.values()) / 3.6 * hour,
     }
 
 
 def _as_data(
-    found: Plan, cards: dict[str, Card], fractions: dict[str, float], price: float | None, changes: dict[str, Any]
+    plan: Plan, cards: dict[str, Card], fractions: dict[str, float], price: float | None, changes: dict[str, Any]
 ) -> dict[str, Any]:
-    """For programs: bytes, operations, seconds, USD."""
+    """Convert a plan to JSON data: bytes, FLOPs, seconds, USD."""
     return {
-        "processes": found.processes,
-        "shift": found.shift,
-        "held_bytes": dict(found.held),
-        "peak_bytes": dict(found.peaks),
-        "operations": dict(found.operations),
-        "evaluation_operations_per_iteration": found.evaluation,
+        "processes": plan.processes,
+        "shift": plan.shift,
+        "held_bytes": dict(plan.held),
+        "peak_bytes": dict(plan.peaks),
+        "operations": dict(plan.operations),
+        "evaluation_operations_per_iteration": plan.evaluation,
         "fractions": fractions,
         "changes": changes,
-        "cards": {name: _row(found, card, fractions, price) for name, card in cards.items()},
+        "cards": {name: _row(plan, card, fractions, price) for name, card in cards.items()},
     }
 
 
 def _lines(
-    config: RunConfig, found: Plan, cards: dict[str, Card], fractions: dict[str, float], price: float | None,
+    config: RunConfig, plan: Plan, cards: dict[str, Card], fractions: dict[str, float], price: float | None,
     measured: bool,
 ) -> list[str]:  # fmt: skip
-    """For people."""
+    """Format a plan as text."""
     total = config.rollout.groups * config.rollout.group_size
-    several = f", on {found.processes} cards" if found.processes > 1 else ""
+    several = f", on {plan.processes} cards" if plan.processes > 1 else ""
     lines = [
-        f"{config.run.name}: {total} samples an iteration{several}",
-        f"shift of their times: {found.shift}",
+        f"{config.run.name}: {total} samples per iteration{several}",
+        f"shift of the noise schedule: {plan.shift}",
         "",
-        "held by each card, GiB",
+        "memory held permanently per card, GiB",
     ]
-    lines += [f"  {name:<24} {size / GIB:7.2f}" for name, size in found.held.items() if size]
-    lines += ["peak of each card, GiB"]
-    lines += [f"  {phase:<24} {size / GIB:7.1f}" for phase, size in found.peaks.items()]
-    lines += ["operations of an iteration, 10^15"]
-    lines += [f"  {phase:<24} {count / 1e15:7.2f}" for phase, count in found.operations.items()]
-    if found.evaluation:
-        lines.append(f"  {'evaluation':<24} {found.evaluation / 1e15:7.2f}   (its share of an iteration)")
+    lines += [f"  {name:<24} {size / GIB:7.2f}" for name, size in plan.held.items() if size]
+    lines += ["peak memory per card, GiB"]
+    lines += [f"  {phase:<24} {size / GIB:7.1f}" for phase, size in plan.peaks.items()]
+    lines += ["PFLOP per iteration"]
+    lines += [f"  {phase:<24} {count / 1e15:7.2f}" for phase, count in plan.operations.items()]
+    if plan.evaluation:
+        lines.append(f"  {'evaluation':<24} {plan.evaluation / 1e15:7.2f}   (averaged over iterations)")
     lines += ["", f"{'card':<9} {'fits':>5} {'rollout':>9} {'optimize':>9} {'iteration':>10} {'1000 iterations':>16}"]
     for name, card in cards.items():
-        row = _row(found, card, fractions, price)
+        row = _row(plan, card, fractions, price)
         seconds, each = row["seconds"], sum(row["seconds"].values())
         lines.append(
             f"{name:<9} {'yes' if row['fits'] else 'no':>5} {seconds['rollout']:>8.1f}s {seconds['optimize']:>8.1f}s "
             f"{each:>9.1f}s {each / 3.6:>8.1f} h {row['usd_per_1000_iterations']:>7,.0f} $"
         )
-    split_samples = " and ".join(f"{value:.0%} in {phase}" for phase, value in fractions.items())
-    known = "measured" if measured else "assumed (--fraction, --measured)"
+    shares = " and ".join(f"{value:.0%} in {phase}" for phase, value in fractions.items())
+    origin = "measured" if measured else "assumed (--fraction, --measured)"
     lines += [
         "",
-        f"Seconds: {split_samples} of the card's bf16 peak,",
-        f"{known}; without rewards, evaluation and waiting.",
-        "Memory: what tensors take. Rewards on the card come on top, and what an",
-        "allocator loses to fragments. On the CPU the miniature's training peaks within",
-        "2 % of it; no card has been measured.",
+        f"Time: at {shares} of the card's bf16 peak,",
+        f"{origin}; without rewards, evaluation and waiting.",
+        "Memory: tensors only, without rewards on the card and allocator fragmentation.",
+        "On the CPU, the estimate is within 2 % of the miniature's measured peak; it has",
+        "not been compared with a measurement on a GPU.",
     ]
     return lines

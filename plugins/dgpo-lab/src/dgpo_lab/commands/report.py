@@ -11,15 +11,15 @@ __all__ = ["report"]
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory, finished or not.", metavar="RUN")],
+    run: Annotated[Path, typer.Argument(help="A run directory, finished or unfinished.", metavar="RUN")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Page to write; by default RUN/report.html.", metavar="FILE")
+        Path | None, typer.Option("--output", "-o", help="Output file; default RUN/report.html.", metavar="FILE")
     ] = None,
 ) -> None:
     """Write one HTML page about a run.
 
-    Scores, samples, curves, costs, and how to repeat it. The page holds its images and needs no network; it prints
-    well and follows the reader's light or dark theme.
+    The page shows scores, samples, training curves, time and memory, and how to reproduce the run. It embeds its
+    images and needs no network, can be printed, and follows the reader's light or dark theme.
 
     Examples:
 
@@ -36,13 +36,13 @@ def report(
 
     page = output or run / "report.html"
     if page.is_dir():
-        raise UserError(f"--output {page}: this is a directory; name a file, for example {page / 'report.html'}")
+        raise UserError(f"--output {page}: is a directory; give a file name, for example {page / 'report.html'}")
     if output is not None and not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no directory {output.parent}")
-    found = read_run(run, get_registry())
+        raise UserError(f"--output {output}: no such directory: {output.parent}")
+    data = read_run(run, get_registry())
     try:
-        write_text(page, render(found))
+        write_text(page, render(data))
     except UserError as error:
-        raise UserError(f"{error}; --output names another place") from error
-    typer.echo(outcome(found), err=True)
+        raise UserError(f"{error}; write the page to another path with --output") from error
+    typer.echo(outcome(data), err=True)
     typer.echo(str(page))

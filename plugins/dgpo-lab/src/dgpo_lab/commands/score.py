@@ -1,4 +1,4 @@
-"""`dgpo score`: what a reward says of image and video files."""
+"""`dgpo score`: score image and video files with a reward."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["score"]
 
-PATIENCE = 1800.0
-"""Seconds that a process waits for another one."""
+TIMEOUT = 1800.0
+"""Seconds that a process waits for the other ranks."""
 
 
 def score(
@@ -25,65 +25,66 @@ def score(
     reward: Annotated[
         str,
         typer.Argument(
-            help="A reward's name (`dgpo plugins list --kind reward`), a YAML file with one reward, as for "
-            "`dgpo serve`, or a run file or directory.",
+            help="A reward's name (`dgpo plugins list --kind reward`), a YAML file with one reward as for "
+            "`dgpo serve`, a run file or a run directory.",
             metavar="REWARD",
         ),
     ],
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Images and videos; of a directory those in it, 2.png before 10.png (without grid.png, film strips "
-            "and *.annotated.html; a note names what else is left out).",
+            help="Images, videos, or directories of them, read in natural order: 2.png before 10.png (without "
+            "grid.png, film strips and *.annotated.html; a note names other skipped files).",
             metavar="FILE",
         ),
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt of every file.")] = None,
     metadata: Annotated[
         str | None,
-        typer.Option(help="What the reward must know of the prompt, as JSON or in a file.", metavar="JSON|@FILE"),
+        typer.Option(help="The prompt's metadata for the reward, as JSON or in a file.", metavar="JSON|@FILE"),
     ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="A .txt, .jsonl or .json file: a line for each file, in order, or with its name under `file`."
+            help="A .txt, .jsonl or .json file with one entry per file, in order or with the file name under `file`."
         ),
     ] = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--option", help="An option of the reward; may be repeated.", metavar="KEY=VALUE"),
     ] = None,
-    label: Annotated[str | None, typer.Option("--reward", help="Which reward of a run.", metavar="LABEL")] = None,
+    label: Annotated[str | None, typer.Option("--reward", help="The reward of a run to use.", metavar="LABEL")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON to a file.")] = None,
     annotate: Annotated[
         Path | None,
         typer.Option(
-            help="Directory for pages, NAME.annotated.html and a list of them: what the reward saw, where, and why."
+            help="Output directory for annotated pages, NAME.annotated.html and an index, that show what the reward "
+            "detected and why it gave the score."
         ),
     ] = None,
     self_test: Annotated[
-        bool, typer.Option("--self-test", help="Score the reward's own known-good and known-bad examples instead.")
+        bool, typer.Option("--self-test", help="Score the reward's own good and bad examples instead of files.")
     ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Files of one size that are scored together.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size, for files of the same resolution.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     worker_python: Annotated[
-        str | None, typer.Option(help="Score in a process of its own with this interpreter.", metavar="PATH")
+        str | None, typer.Option(help="Score in a worker process with this Python interpreter.", metavar="PATH")
     ] = None,
     urls: Annotated[
-        list[str] | None, typer.Option("--url", help="Ask a server (`dgpo serve`); may be repeated.")
+        list[str] | None, typer.Option("--url", help="URL of a reward server (`dgpo serve`); may be repeated.")
     ] = None,
     token_variable: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the servers' token.", metavar="NAME")
+        str | None, typer.Option(help="Environment variable that contains the servers' token.", metavar="NAME")
     ] = None,
     processes: shared.Processes = 1,
 ) -> None:
-    """Score image and video files with any reward, and see why.
+    """Score image and video files with any reward, and show the reasons.
 
-    It prints a row for each file, in their order: the value, then what the prompt demands and whether it is met.
-    What cannot be read or scored has no value and says why; it is never 0.
+    Prints a row per file, in order: the value, then each requirement of the prompt and whether it is met. A file that
+    cannot be read or scored has no value (it does not count as 0) and its row gives the reason.
 
-    Exit code 0: every file was scored. 1: some were not, or the self-test failed. 2: a mistake in what was given.
+    Exit code 0: every file was scored. 1: some files were not scored, or the self-test failed. 2: invalid arguments.
 
     Examples:
 
@@ -106,14 +107,14 @@ def score(
     job.check()
     in_processes(context, processes)
     with left_to_launcher():
-        good = job.run()
-    if not good:
+        passed = job.run()
+    if not passed:
         raise typer.Exit(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A reward, what it is to score, and where the results go."""
+    """The reward, the samples to score, and the outputs to write."""
 
     block: RewardBlock
     files: Sequence[Path]
@@ -141,9 +142,9 @@ class Job:
         }
         surplus = [name for name, value in given.items() if value]
         if self.self_test and surplus:
-            raise UserError(f"--self-test: scores the reward's own examples; leave out {' and '.join(surplus)}")
+            raise UserError(f"--self-test: scores the reward's own examples; remove {' and '.join(surplus)}")
         if not self.self_test and not self.files:
-            raise UserError("name the files to score, or give --self-test")
+            raise UserError("FILE: missing; give the files to score, or --self-test")
         if self.output is not None:
             check_file(self.output)
         reason = why_not_writable(self.annotate) if self.annotate is not None else None
@@ -151,7 +152,10 @@ class Job:
             raise UserError(f"--annotate {self.annotate}: cannot be written: {reason}")
 
     def run(self) -> bool:
-        """Score and print; whether every file was scored, or the self-test passed. Only the main process prints."""
+        """Score and print the results. Returns whether every file was scored or the self-test passed.
+
+        Only the main process prints.
+        """
         from dgpo_core.distributed.processes import Processes
         from dgpo_core.plugins.isolation import printing_aside
         from dgpo_core.plugins.process_state import ProcessState
@@ -165,15 +169,15 @@ class Job:
         from dgpo_lab.scoring.selftest import examples_of, failures
 
         label, registry, device = self.block.label, get_registry(), choose_device(self.device, "--device")
-        processes = Processes.join(cpu=device.type == "cpu", timeout=PATIENCE)
+        processes = Processes.join(cpu=device.type == "cpu", timeout=TIMEOUT)
 
         def note(text: str) -> None:
             if processes.main:
                 typer.echo(f"note: {text}", err=True)
 
         samples = of_files(self.files, self.prompt, self.metadata, self.prompts, note) if self.files else []
-        with printing_aside():  # what a reward prints is no result
-            with ProcessState().around(f"reward {label}, when it was made,"):  # files are named from where we are
+        with printing_aside():  # keeps the output of rewards out of the results
+            with ProcessState().around(f"reward {label}, when it was made,"):  # file names are relative to the cwd
                 model = place(self.block, registry, device=device)
             try:
                 check_kinds(model, self.block, samples, registry)

@@ -1,1 +1,1 @@
-"""Behind `dgpo doctor`: a run read once (`facts`), examined sign by sign, and what was found told (`rendering`)."""
+"""The implementation of `dgpo doctor`: read a run (`facts`), examine it by rules, print the findings (`rendering`)."""

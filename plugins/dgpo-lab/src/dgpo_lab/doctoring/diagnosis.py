@@ -1,4 +1,4 @@
-"""All examinations of a run, and what was found in the order in which to mend it."""
+"""Run all examinations and order their findings by what to fix first."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ SUBJECTS: Sequence[Subject] = (
     convergence.ZERO_WEIGHTS,
     rewards.RANGE, rewards.WAITING,
 )  # fmt: skip
-"""Causes before what they cause: of two findings of one severity the earlier one is mended first."""
+"""Causes come before their effects: of two findings of the same severity, fix the earlier one first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What the examinations of a run said."""
+    """The results of all examinations of a run."""
 
     run: Facts
     examinations: Sequence[Examination]
 
     @property
     def findings(self) -> list[Finding]:
-        """The worst first, causes before what they cause."""
-        found = [finding for examination in self.examinations for finding in examination.findings]
-        return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+        """All findings, the most severe first, causes before effects."""
+        findings = [finding for examination in self.examinations for finding in examination.findings]
+        return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
     def count(self, severity: Severity) -> int:
-        """Findings of a severity."""
+        """Count the findings of a severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
 
 def diagnose(run: Facts) -> Diagnosis:
-    """Every examination, with those of the suggested changes that the run file allows."""
+    """Examine every subject, and keep only suggested changes that the run file accepts."""
     return Diagnosis(run, [_with_possible_changes(run, subject.examine(run)) for subject in SUBJECTS])
 
 

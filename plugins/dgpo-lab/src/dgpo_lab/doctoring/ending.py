@@ -1,4 +1,4 @@
-"""How the run ended, and whether its logs are whole."""
+"""How the run ended, and whether its logs are complete."""
 
 from __future__ import annotations
 
@@ -14,69 +14,69 @@ __all__ = ["ENDING", "LOGS", "resume_command"]
 
 
 def resume_command(path: Path) -> str:
-    """What goes on with a run: its own config.yaml is a run file."""
+    """Return the command that resumes a run. Its config.yaml is itself a run file."""
     return f"dgpo train {shell_word(str(path / 'config.yaml'))} --resume"
 
 
 def _ending(run: Facts) -> Values:
-    """Whether the last process ended as it should."""
+    """Whether the last process ended normally."""
     done = run.data.done
     changed = [f"settings changed {line} (run.json)" for line in history(run.data.record.get("changes"))]
     outcome = run.state if run.outcome is None else run.outcome.outcome
-    said = {
+    outcomes = {
         "failed": ["outcome failed (outcome.json)"],
         "interrupted": [f"outcome {outcome} (outcome.json)"],
         "paused": [f"outcome {outcome} (outcome.json)"],
     }
-    last = ["there is no outcome.json, and no process holds the run's lock"] if run.state == "killed" else []
+    last = ["outcome.json does not exist, and no process holds the run's lock"] if run.state == "killed" else []
     logged = f"{done} of {run.config.run.iterations} iterations are logged (metrics.jsonl, evaluations.jsonl)"
-    ended = "; ".join([f"it came to its end ({run.data.ended_by or 'iterations'})", *changed])
+    ended = "; ".join([f"the run is complete ({run.data.ended_by or 'iterations'})", *changed])
     return Values(
         state=run.state, done=done, resume=resume_command(run.data.path),
-        fine="a process works on it; this is how it looks so far" if run.state == "running" else ended,
-        seen=[*said.get(run.state, []), logged, *changed, *last],
+        fine="the run is in progress; this is its state so far" if run.state == "running" else ended,
+        evidence=[*outcomes.get(run.state, []), logged, *changed, *last],
     )  # fmt: skip
 
 
-RESUME = ("{resume}  goes on from the last checkpoint, bit for bit",)
+RESUME = ("{resume}  (continues from the last checkpoint, bit for bit)",)
 
 ENDING = Subject("ending", _ending, "{fine}", (
     Rule(
         "run-failed", "problem",
-        "The run stopped itself or crashed after iteration {done}.",
-        "Its message stands at the end of what the command printed, in an ablation in the cell's train.log.",
+        "The run stopped with an error after iteration {done}.",
+        "The error message is at the end of the command's output; for a cell of an ablation, in its train.log.",
         lambda v: v.state == "failed", advice=RESUME,
     ),
     Rule(
         "run-killed", "warning",
-        "The run was killed after iteration {done}: no process works on it.",
-        "A process that is killed, for its memory or by a time limit, leaves no outcome behind.",
+        "The run was killed after iteration {done}.",
+        "A process that is killed, for example for its memory use or by a time limit, cannot write an outcome.",
         lambda v: v.state == "killed", advice=RESUME,
     ),
     Rule(
         "run-interrupted", "note",
-        "The run was stopped after iteration {done}, with its state saved.",
-        "Ctrl-C, SIGTERM or --max-iterations ends a run so.",
+        "The run was stopped after iteration {done}; its state is saved.",
+        "Ctrl-C, SIGTERM and --max-iterations stop a run this way.",
         lambda v: v.state in ("interrupted", "paused"), advice=RESUME,
     ),
 ))  # fmt: skip
 
 
 def _logs(run: Facts) -> Values:
-    """Whether every iteration is there and every line could be read."""
-    there = {int(i) for i in run.data.iterations}
-    absent = list(islice((i for i in range(1, max(there, default=0) + 1) if i not in there), 9))
+    """Whether every iteration is logged and every line can be read."""
+    logged = {int(i) for i in run.data.iterations}
+    absent = list(islice((i for i in range(1, max(logged, default=0) + 1) if i not in logged), 9))
     which = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
-    missing = [f"metrics.jsonl has no line of iteration {which}"] if absent else []
-    return Values(count=run.iterations, seen=[*run.data.problems, *missing])
+    missing = [f"metrics.jsonl has no line for iteration {which}"] if absent else []
+    return Values(count=run.iterations, evidence=[*run.data.problems, *missing])
 
 
 LOGS = Subject("logs", _logs, "{count} iterations, none missing", (
     Rule(
         "logs-incomplete", "note",
-        "Part of the run's record could not be read.",
-        "What follows is said of the rest.",
-        lambda v: bool(v.seen),
-        advice=("a resume computes the iterations after its checkpoint anew and writes their lines again",),
+        "Parts of the run directory are missing, damaged or modified.",
+        "The other findings are based on what could be read.",
+        lambda v: bool(v.evidence),
+        advice=("resuming repeats the iterations after the last checkpoint and logs them again",),
     ),
 ))  # fmt: skip

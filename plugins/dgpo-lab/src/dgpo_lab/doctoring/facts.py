@@ -1,4 +1,4 @@
-"""Everything that the examinations look at, read once: the logs, how the run ended, and what its plugins declare."""
+"""The data that all examinations share, read once: the logs, how the run ended, and what its plugins declare."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ if TYPE_CHECKING:
 __all__ = ["Components", "Facts", "State", "below", "read_facts"]
 
 State = Literal["complete", "running", "interrupted", "failed", "paused", "killed"]
-"""paused: its last process did as many iterations as it was asked for; killed: it ended without a word."""
+"""paused: the last process reached its iteration limit; killed: it ended without writing outcome.json."""
 
 
 @dataclass(frozen=True, slots=True)
 class Components:
     """What the run's plugins declare.
 
-    times: those the rollouts visit, descending, the last 0; None where run.json does not say them and they cannot be
-    had from the sampler here. random: whether the sampler is; needs_path: whether the objective learns from its path;
-    None where the plugin is not installed here. ranges: smallest and largest value of each reward that declares them.
+    times: the sigmas that the rollouts visit, descending, ending with 0; None if run.json does not record them and the
+    sampler cannot compute them. random: whether the sampler is stochastic; needs_path: whether the objective trains on
+    the sampling path; both None if the plugin is not installed. ranges: (minimum, maximum) of each reward that
+    declares a range.
     """
 
     times: Sequence[float] | None
@@ -48,7 +49,7 @@ class Components:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Of the run as it was: the shift of its rollouts, and the range of its training times, as sigmas."""
+    """The shift of the rollouts' noise schedule, and the range of the training timesteps as sigmas."""
 
     shift: float
     t_min: float
@@ -57,7 +58,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Facts:
-    """One run."""
+    """The logs, the outcome and the declarations of one run."""
 
     data: RunData
     components: Components
@@ -71,28 +72,31 @@ class Facts:
 
     @property
     def iterations(self) -> int:
-        """Iterations in metrics.jsonl."""
+        """The number of iterations in metrics.jsonl."""
         return len(self.data.metrics)
 
     @cached_property
     def times(self) -> Times | None:
-        """As run.json has them; of an older version's as far as the configuration does not leave them to the model,
-        which is not here to be asked. None: not known."""
-        said = self.data.record.get("times")
-        if isinstance(said, Mapping):
-            shift, t_min, t_max = (_number(said.get(name)) for name in ("shift", "t_min", "t_max"))
+        """The recorded shift and training range; None if they are unknown.
+
+        They come from run.json. Run directories of older versions do not record them; then they come from the
+        configuration, unless `rollout.shift: auto` leaves the shift to the model, which is not loaded.
+        """
+        recorded = self.data.record.get("times")
+        if isinstance(recorded, Mapping):
+            shift, t_min, t_max = (_number(recorded.get(name)) for name in ("shift", "t_min", "t_max"))
             return Times(shift, t_min, t_max) if shift > 0 and 0 <= t_min < t_max <= 1 else None
         if self.config.rollout.shift == "auto":
             return None
         return Times(self.config.rollout.shift, *self.config.training_range(self.config.rollout.shift))
 
-    def too_few(self, wanted: int = MIN_ITERATIONS) -> str:
-        """Why nothing can be said yet."""
-        return f"{self.iterations} {'iteration' if self.iterations == 1 else 'iterations'}, {wanted} wanted"
+    def too_few(self, needed: int = MIN_ITERATIONS) -> str:
+        """The reason why a subject cannot be judged yet."""
+        return f"{self.iterations} {'iteration' if self.iterations == 1 else 'iterations'}, {needed} needed"
 
     @property
     def state(self) -> State:
-        """Whether it goes on, or how its last process ended."""
+        """Whether the run is in progress, or how its last process ended."""
         if self.in_use:
             return "running"
         if self.outcome is None:
@@ -102,39 +106,39 @@ class Facts:
         return self.outcome.outcome
 
     def series(self, key: str) -> Series:
-        """A metric by its dotted key."""
+        """Return a metric by its dotted key."""
         return Series(self.data.iterations, self.data.column(key))
 
     def reward(self, label: str, key: str) -> Series:
-        """A number of one reward; its label may have dots, so it is no dotted key."""
-        found = [((record.get("rewards") or {}).get(label) or {}).get(key) for record in self.data.metrics]
-        values = [math.nan if value is None else float(value) for value in found]
+        """Return a metric of one reward. Labels may contain dots, so this is not a dotted key."""
+        logged = [((record.get("rewards") or {}).get(label) or {}).get(key) for record in self.data.metrics]
+        values = [math.nan if value is None else float(value) for value in logged]
         return Series(self.data.iterations, np.array(values, dtype=np.float64))
 
     def timing(self, phase: str | None = None) -> Series:
-        """Seconds of a phase, or of whole iterations."""
+        """Return the seconds per iteration of a phase, or of the whole iteration."""
         values = []
         for iteration in self.data.iterations:
             record = self.data.timings.get(int(iteration), {})
-            found = record if phase is None else (record.get("phases") or {}).get(phase) or {}
-            values.append(float(found.get("seconds", math.nan)))
+            timed = record if phase is None else (record.get("phases") or {}).get(phase) or {}
+            values.append(float(timed.get("seconds", math.nan)))
         return Series(self.data.iterations, np.array(values, dtype=np.float64), "timings.jsonl")
 
     @property
     def samples(self) -> int:
-        """Samples of an iteration."""
+        """The number of samples per iteration."""
         return self.data.samples_per_iteration
 
     @property
-    def weighed(self) -> Sequence[RewardBlock]:
-        """The rewards that count."""
+    def weighted_rewards(self) -> Sequence[RewardBlock]:
+        """The rewards with nonzero weight."""
         return [block for block in self.config.rewards if block.weight]
 
     @cached_property
     def reward_range(self) -> tuple[float, float] | None:
-        """Smallest and largest weighted sum of the rewards; None if one of them declares no bound."""
+        """Minimum and maximum of the weighted sum of the rewards; None if one of them declares no bound."""
         low = high = 0.0
-        for block in self.weighed:
+        for block in self.weighted_rewards:
             ends = self.components.ranges.get(block.label)
             if ends is None:
                 return None
@@ -144,55 +148,55 @@ class Facts:
 
     @cached_property
     def target(self) -> Sequence[Evaluation]:
-        """Evaluations of the reward that decides, the first one evaluated."""
+        """Evaluations of the target, which is the first evaluated reward."""
         return next((found for found in self.data.evaluations.values() if found[0].role == "target"), ())
 
     @property
     def heldout_fell(self) -> bool:
-        """Whether the target lies below its best evaluation, beyond both intervals."""
+        """Whether the target is below its best evaluation and the two intervals do not overlap."""
         return bool(self.target) and below(self.target[-1].score, self.best.score)
 
     @property
     def best(self) -> Evaluation:
-        """The target's best evaluation; there must be one."""
+        """The target's best evaluation. The target must have been evaluated."""
         return max(self.target, key=lambda found: found.score.value)
 
 
 def below(one: Score, other: Score) -> bool:
-    """Whether one's interval lies below the other's; not where the log has none."""
+    """Return whether the first interval lies entirely below the second; False if the log has no intervals."""
     return one.high is not None and other.low is not None and one.high < other.low
 
 
 def read_facts(path: Path, registry: Registry) -> Facts:
-    """Read a run directory. Raises UserError if it is none, has logged nothing yet, or cannot be read."""
+    """Read a run directory. Raises UserError if it is not a run directory, has no logs yet, or cannot be read."""
     data = read_run(path, registry)
     return Facts(data, _components(data, registry), read_outcome(path), in_use(path))
 
 
 def _number(value: object) -> float:
-    """nan for what is none."""
+    """Return the value as a float, or nan if it is not a number."""
     return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _recorded(data: RunData) -> Sequence[float] | None:
-    """The times that run.json says the rollouts visit."""
-    said = data.record.get("times")
-    found = said.get("sigmas") if isinstance(said, Mapping) else None
-    if not isinstance(found, list) or len(found) < 2 or not all(isinstance(one, int | float) for one in found):
+    """Return the sigmas of the rollouts from run.json, or None if they are missing or not a descending schedule."""
+    recorded = data.record.get("times")
+    sigmas = recorded.get("sigmas") if isinstance(recorded, Mapping) else None
+    if not isinstance(sigmas, list) or len(sigmas) < 2 or not all(isinstance(sigma, int | float) for sigma in sigmas):
         return None
-    return tuple(map(float, found)) if all(a > b for a, b in pairwise(found)) and found[-1] == 0 else None
+    return tuple(map(float, sigmas)) if all(a > b for a, b in pairwise(sigmas)) and sigmas[-1] == 0 else None
 
 
 def _components(data: RunData, registry: Registry) -> Components:
     config, times = data.config, _recorded(data)
     random = needs_path = None
-    with suppress(Exception):  # somebody else's code, or not installed here; a run must be readable without it
+    with suppress(Exception):  # plugins may be broken or not installed; a run must be readable without them
         needs_path = registry.implementation(registry.find("objective", config.objective.use)).needs_path
     with suppress(Exception):
-        made: Any = registry.create("sampler", config.rollout.sampler)
-        random = not made.deterministic
-        if times is None and config.rollout.shift != "auto":  # a directory of an older version
-            times = tuple(made.sigmas(config.rollout.steps, Schedule(config.rollout.shift)).tolist())
+        sampler: Any = registry.create("sampler", config.rollout.sampler)
+        random = not sampler.deterministic
+        if times is None and config.rollout.shift != "auto":  # a run directory of an older version
+            times = tuple(sampler.sigmas(config.rollout.steps, Schedule(config.rollout.shift)).tolist())
     ranges = {block.label: reward_range(block.label, config.rewards, registry) for block in config.rewards}
-    known = {label: found for label, found in ranges.items() if found is not None}
+    known = {label: limits for label, limits in ranges.items() if limits is not None}
     return Components(times, random, needs_path, known)

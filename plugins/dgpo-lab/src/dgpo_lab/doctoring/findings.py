@@ -1,4 +1,4 @@
-"""What an examination says: findings with evidence and the setting to change, or that there is nothing to find."""
+"""The results of the doctor's examinations: findings with their evidence and the settings to change."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["SEVERITIES", "Change", "Examination", "Finding", "Severity", "figure
 
 Severity = Literal["problem", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("problem", "warning", "note")
-"""Worst first. A problem costs the run its purpose, a warning costs time or quality, a note is worth knowing."""
+"""Worst first. A problem defeats the purpose of the run, a warning costs time or quality, a note is informational."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A setting of the run file: its present value, and one to try; both as YAML values."""
+    """A suggested change of one setting of the run file: its present value and the value to try, as YAML values."""
 
     key: str
     present: Any
@@ -23,7 +23,7 @@ class Change:
 
     @property
     def argument(self) -> str:
-        """What goes behind `--set`."""
+        """The argument of `--set`."""
         return f"{self.key}={written(self.suggested)}"
 
     def __str__(self) -> str:
@@ -32,10 +32,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One sign.
+    """A sign of failure that was found in a run.
 
-    id: a name that stays the same; evidence: numbers and where they stand; changes: settings to try, the likeliest
-    first; advice: what to do besides; why: the failure that this is a sign of, and who described it.
+    id: a stable name; evidence: the measured numbers and their sources; changes: settings to try, the most likely
+    remedy first; advice: further steps; why: the failure that the sign points to, with its source.
     """
 
     id: str
@@ -49,8 +49,8 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """Of one subject: what was found; else `fine` says what was looked at, or `open` why nothing can be said yet. All
-    are empty where the subject does not concern the run."""
+    """The result for one subject: its findings; without findings, either `fine` (what was checked) or `open` (why the
+    subject cannot be judged yet). All three are empty if the subject does not apply to the run."""
 
     subject: str
     findings: Sequence[Finding] = ()
@@ -59,7 +59,7 @@ class Examination:
 
 
 def written(value: Any) -> str:
-    """A value as it stands in a run file, on one line."""
+    """Format a value as in a run file, on one line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -72,10 +72,10 @@ def written(value: Any) -> str:
 
 
 def figure(value: float) -> str:
-    """Three significant digits: 0.0123, 4.56, 1.2e-07."""
+    """Format a number with three significant digits: 0.0123, 4.56, 1.2e-07."""
     return f"{value:.3g}"
 
 
 def percent(share: float) -> str:
-    """37 %, with a decimal below 10 %."""
+    """Format a fraction as a percentage, with one decimal below 10 %: 37 %, 4.3 %."""
     return f"{share:.1%}".replace("%", " %") if 0 < share < 0.1 else f"{share:.0%}".replace("%", " %")

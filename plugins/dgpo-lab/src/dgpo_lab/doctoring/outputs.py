@@ -1,7 +1,7 @@
-"""Blurred outputs and artifacts: times below what the sampler resolves, and media whose detail changes.
+"""Blurred outputs and artifacts: timesteps below what the sampler resolves, and media whose detail changes.
 
-Rollouts of a few steps are wrong in their finest detail. Where the loss is taken at small sigma, that detail is
-what it compares; the paper reports that the model then learns the artifacts, and clips the times from below (t_min).
+Samples from a few solver steps are wrong in their finest details, and the loss at small sigma compares exactly those
+details. The paper reports that the model then learns the artifacts, and bounds the timesteps from below (t_min).
 """
 
 from __future__ import annotations
@@ -21,41 +21,45 @@ from dgpo_schemas.text import shell_word
 __all__ = ["DETAIL", "DISAGREEMENT", "OF_DETAIL", "T_MIN", "evaluated", "later_t_min", "resolved_sigma"]
 
 UNCLIPPED = 0.05
-"""A t_min up to here leaves the times unclipped: so close to the data only the finest detail is noised. The paper's
-run without a clip has t_min 0; every published setting lies at 0.56 or above."""
+"""A t_min up to this value counts as no bound: so close to the data, only the finest detail is noised. The paper's
+ablation without a bound uses 0; every published setting is 0.56 or above."""
 SHARE_BELOW = 0.1
-"""Share of the training times below what the sampler resolves that is more than a margin of rounding."""
+"""Fraction of the training timesteps below what the sampler resolves that is more than a rounding margin."""
 CHANGED = 0.25
-"""Relative change of a statistic of detail that is worth a look: runs that learned to draw better moved theirs by
-up to 0.2."""
+"""Relative change of a detail statistic that is reported: in runs whose images improved it changed by up to 0.2."""
 LOST = 0.5
-"""The default tolerance of the monitors: beyond it the media are other media."""
+"""The default tolerance of the monitors, for changes that are certain."""
 APART = 0.25
-"""Relative rise of the distance between samples in few and in many steps that is more than a model that moves: the
-distance is that of the base model at the start, and a model that only gets better keeps it."""
+"""Relative increase of the distance between few-step and many-step samples that is reported. The base model already has
+such a distance, and a model that only improves keeps it."""
 OF_DETAIL = ("many_step_sharpness", "sharpness", "edge_density")
-"""Statistics of evaluations that fall with blur and rise with ringing and noise."""
-MANY_STEP = "evaluation.many_step: {steps: 40} also measures how far samples in few steps lie from samples in many"
+"""Evaluation statistics that fall with blur and rise with ringing and noise."""
+MANY_STEP = (
+    "set evaluation.many_step to {steps: 40}, which also measures the distance between few-step and many-step samples"
+)
 WHY = (
-    "Few-step samples are wrong in their finest detail, and a loss at small sigma is about that. The paper reports "
-    "that the model learns it, and clips t_min at shift(0.3), its code between 0.67 and 0.82 (arXiv 2510.08425); on "
-    "the miniature no t_min up to shift(0.5) could be told from another (docs/experiments/e2.md)."
+    "Samples from a few solver steps are wrong in their finest details, and the loss at small sigma trains on those "
+    "details. The paper reports that the model learns these artifacts, and sets t_min to shift(0.3); its code uses "
+    "0.67 to 0.82 (arXiv 2510.08425). On the miniature, values of t_min up to shift(0.5) made no measurable "
+    "difference (docs/experiments/e2.md)."
 )
 
 
 def resolved_sigma(times: Sequence[float]) -> float:
-    """The smallest time that the sampler resolves: where its last whole step begins.
+    """Return the smallest sigma that the sampler resolves: the start of its last full solver step.
 
-    Below it everything comes from one step. Times closer to 0 than half an even step do not count: flow-euler visits
-    one near 0.004 after a whole step, which resolves nothing.
+    `times` are the sampler's sigmas, descending to 0. A single step covers everything below the result. Sigmas closer
+    to 0 than half an even step are ignored: flow-euler visits one near 0.004 after a full step, which resolves nothing.
     """
     steps = len(times) - 1
     return min(time for time in times if time >= 0.5 / steps)
 
 
 def later_t_min(run: Facts, at_least: float) -> Change | None:
-    """The first of shift(0.3), shift(0.4), ... that is at least so large and above the present setting; None if t_max
-    leaves none."""
+    """Suggest the first of shift(0.3), shift(0.4), ... that is at least `at_least` and above the present t_min.
+
+    Returns None if t_max leaves no such value.
+    """
     assert run.times is not None
     shift, t_min, t_max = run.times.shift, run.times.t_min, run.times.t_max
     for tenth in range(3, 10):
@@ -68,7 +72,7 @@ def later_t_min(run: Facts, at_least: float) -> Change | None:
 
 
 def _raised(run: Facts, _: object = None) -> tuple[Change, ...]:
-    """t_min a tenth later on the unshifted scale, and with `sampler-steps` no more times than are left above it."""
+    """Suggest a t_min one tenth higher on the unshifted scale; with `sampler-steps`, also a smaller count if needed."""
     if run.times is None:
         return ()
     shift, t_min, t_max = run.times.shift, run.times.t_min, run.times.t_max
@@ -85,38 +89,38 @@ def _raised(run: Facts, _: object = None) -> tuple[Change, ...]:
 
 
 def _times(run: Facts) -> Values | str:
-    """Whether the loss is taken where the sampler's samples can be trusted."""
+    """Whether the training timesteps stay above what the sampler resolves."""
     if run.components.needs_path:
-        return Values(trusted=True, fine=f"{run.config.objective.use} learns from the sampler's own steps")
+        return Values(trusted=True, fine=f"{run.config.objective.use} trains on the sampler's own steps")
     if run.components.needs_path is None:
         return f"{run.config.objective.use} is not installed here"
     if run.times is None:
-        return "run.json does not say which shift the model has, and rollout.shift: auto leaves it to the model"
+        return "run.json does not record the model's shift, and rollout.shift is auto"
     t_min, t_max, where = run.times.t_min, run.times.t_max, "config.yaml"
     drawn, smallest = run.series("timesteps.t_min"), run.series("t_min")
-    if drawn.known:  # an adaptive policy draws above the configured bound
+    if drawn.known:  # an adaptive timestep policy samples above the configured bound
         t_min, where = drawn.late.median, drawn.late.where
-    seen = [f"times are drawn from sigma {figure(t_min)} on ({where})"]
+    evidence = [f"training timesteps start at sigma {figure(t_min)} ({where})"]
     if smallest.known:
         least = figure(float(smallest.whole.values.min()))
-        seen.append(f"the smallest that was drawn: {least} ({smallest.whole.where})")
+        evidence.append(f"smallest sampled timestep: {least} ({smallest.whole.where})")
     times, rollout, resolved, share = run.components.times, run.config.rollout, 0.0, 0.0
     if times is not None:
         resolved = resolved_sigma(times)
-        seen.append(
-            f"{rollout.sampler.use} resolves sigma {figure(resolved)} in {rollout.steps} steps at shift "
-            f"{run.times.shift:.4g}: below it, one step does it all"
+        evidence.append(
+            f"{rollout.sampler.use} with {rollout.steps} steps at shift {run.times.shift:.4g} resolves sigma down to "
+            f"{figure(resolved)}; a single step covers everything below"
         )
         if run.config.timesteps.use == "sampler-steps":
             inside = [time for time in times if time > 0 and t_min <= time <= t_max]
             share = sum(time < resolved for time in inside) / max(1, len(inside))
         else:
             share = min(1.0, max(0.0, (resolved - t_min) / (t_max - t_min)))
-        seen.append(f"share of the training times below it: {percent(share)}")
-    said = f"; {rollout.steps} steps resolve {figure(resolved)}" if resolved else ""
+        evidence.append(f"training timesteps below that sigma: {percent(share)}")
+    limit = f"; {rollout.steps} steps resolve {figure(resolved)}" if resolved else ""
     return Values(
-        trusted=False, t_min=t_min, resolved=resolved, share=share, seen=seen,
-        fine=f"times from sigma {figure(t_min)} on{said}",
+        trusted=False, t_min=t_min, resolved=resolved, share=share, evidence=evidence,
+        fine=f"timesteps from sigma {figure(t_min)}{limit}",
     )  # fmt: skip
 
 
@@ -128,20 +132,20 @@ def _clipped(run: Facts, v: Values) -> Iterable[Change]:
 T_MIN = Subject("t_min", _times, "{fine}", (
     Rule(
         "t-min-too-low", "problem",
-        "The training times are not clipped from below.", WHY,
+        "The training timesteps have no lower bound: they start at sigma {t_min}.", WHY,
         lambda v: not v.trusted and v.t_min <= UNCLIPPED, _clipped,
     ),
     Rule(
         "t-min-too-low", lambda v: "warning" if v.share >= SHARE_BELOW else "note",
-        "Part of the training times lies below what the sampler resolves.", WHY,
+        "{share:%} of the training timesteps are below what the sampler resolves (sigma {resolved}).", WHY,
         lambda v: not v.trusted and v.share > 0, _clipped,
-        ("or more rollout.steps, which resolve smaller times",),
+        ("or increase rollout.steps: more steps resolve smaller timesteps",),
     ),
 ))  # fmt: skip
 
 
 def _moved(found: Sequence[Evaluation]) -> float:
-    """Relative change from the first to the last evaluation; 0 where the intervals overlap."""
+    """Return the relative change from the first to the last evaluation; 0 if the intervals overlap."""
     first, last = found[0].score, found[-1].score
     apart = below(first, last) or below(last, first)
     return (last.value - first.value) / abs(first.value) if apart and first.value else 0.0
@@ -152,7 +156,7 @@ def _went(found: Sequence[Evaluation]) -> str:
 
 
 def evaluated(found: Sequence[Evaluation]) -> str:
-    """What the reward was and is, with its place."""
+    """Return a line of evidence: the first and last values of an evaluated metric, with their source."""
     return (
         f"{found[0].reward} went from {scored(found[0].score, 3)} to {scored(found[-1].score, 3)} "
         f"(evaluations.jsonl, iterations {found[0].iteration} and {found[-1].iteration})"
@@ -160,55 +164,55 @@ def evaluated(found: Sequence[Evaluation]) -> str:
 
 
 def _detail(run: Facts) -> Values | str:
-    """Whether the media lose their detail, or gain what looks like it: in evaluations, else in the rollouts."""
+    """Whether the media lose or gain detail in the evaluations; without evaluations, in the rollouts."""
     found = [run.data.statistics[name] for name in OF_DETAIL if len(run.data.statistics.get(name, ())) > 1]
     if found:
         most = max(found, key=lambda each: abs(_moved(each)))
-        move, seen, fine = _moved(most), [evaluated(each) for each in found], f"{most[0].reward} {_went(most)}"
+        move, evidence, fine = _moved(most), [evaluated(each) for each in found], f"{most[0].reward} {_went(most)}"
     else:
         series = run.series("statistics.edge_density")
         if not series.enough:
-            return "it needs two evaluations, or nine iterations"
+            return "needs two evaluations or nine iterations"
         early, late = series.early, series.late
-        # Rollouts are of other prompts every time, so only a change beyond the monitors' tolerance counts.
+        # The prompts of rollouts change every iteration, so only changes beyond the monitors' tolerance count.
         move = late.median / early.median - 1 if early.median else 0.0
         move = move if abs(move) > LOST else 0.0
-        seen = [early.said("edge_density of the rollouts: median"), late.said("later")]
+        evidence = [early.evidence("edge_density of the rollouts: median"), late.evidence("last third:")]
         fine = f"edge_density of the rollouts {figure(early.median)} to {figure(late.median)}"
     return Values(
         move=move, size=abs(move), sure=abs(move) > LOST and bool(found), run=shell_word(str(run.data.path)),
-        many_step=MANY_STEP if run.config.evaluation.many_step is None else "", fine=fine, seen=seen,
+        many_step=MANY_STEP if run.config.evaluation.many_step is None else "", fine=fine, evidence=evidence,
     )  # fmt: skip
 
 
-LOOK = ("look at the images of the first and the last evaluation, side by side: dgpo report {run}", "{many_step}")
+LOOK = ("compare the images of the first and the last evaluation side by side: dgpo report {run}", "{many_step}")
 
 DETAIL = Subject("detail", _detail, "{fine}", (
     Rule(
         "blurred-outputs", lambda v: "problem" if v.sure else "warning",
-        "The media lose {size:%} of their detail: they blur, or become empty.", WHY,
+        "The outputs lost {size:%} of their detail: they are blurred, or nearly empty.", WHY,
         lambda v: v.move < -CHANGED, _raised, LOOK,
     ),
     Rule(
         "artifacts", lambda v: "problem" if v.sure else "warning",
-        "The media gain {size:%} of detail: artifacts, unless more is drawn.", WHY,
+        "The outputs gained {size:%} of detail: artifacts, unless they show more content.", WHY,
         lambda v: v.move > CHANGED, _raised, LOOK,
     ),
 ))  # fmt: skip
 
 
 def _disagreement(run: Facts) -> Values | str:
-    """Whether samples in the rollouts' steps move away from samples in many steps of the same noise."""
+    """Whether few-step samples move away from many-step samples of the same noise."""
     found = run.data.statistics.get("step_disagreement", ())
     if len(found) < 2:
-        return "it needs two evaluations" if found else ""
-    return Values(move=_moved(found), fine=_went(found), seen=[evaluated(found)])
+        return "needs two evaluations" if found else ""
+    return Values(move=_moved(found), fine=_went(found), evidence=[evaluated(found)])
 
 
 DISAGREEMENT = Subject("step disagreement", _disagreement, "{fine}", (
     Rule(
         "few-step-artifacts", "problem",
-        "Samples in few steps move away from samples in many: artifacts of the steps are learned.", WHY,
+        "Few-step samples move away from many-step samples: the model learns artifacts of the sampler.", WHY,
         lambda v: v.move > APART, _raised,
     ),
 ))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Settings that several signs ask to change, and how far."""
+"""Changes of settings that several rules suggest."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ __all__ = [
 ]
 
 FEWEST_GROUPS = 2
-"""Groups of an iteration below which none are suggested: the gradient of a single one is that of one prompt."""
+"""Minimum number of groups to suggest: the gradient of a single group depends on a single prompt."""
 
 PUBLISHED_RATE = 3e-4
-"""The published learning rate of a LoRA."""
+"""The published learning rate for LoRA."""
 PUBLISHED_KL = (1e-3, 0.02)
-"""Published KL weights: for PickScore, for GenEval and OCR."""
+"""Published KL weights: for PickScore, and for GenEval and OCR."""
 
 
 def rounded(value: float, digits: int = 1) -> float:
-    """To so many significant digits: nobody sets a learning rate to 0.000333."""
+    """Round to `digits` significant digits, because nobody sets a learning rate to 0.000333."""
     return float(f"{value:.{digits}g}")
 
 
 def possible(run: Facts, changes: Iterable[Change]) -> tuple[Change, ...]:
-    """Those changes that, with the ones before them, leave a run file that `dgpo train` accepts, and that change it.
+    """Keep the changes that have an effect and, together with those before them, give a run file that validates.
 
-    What a remedy computes from a run's numbers may lie outside of what a setting allows; that is no advice.
+    Values that are computed from a run's numbers may be outside of the allowed range of a setting.
     """
     document = Document("", run.config.model_dump(mode="json"), {})
     kept = []
@@ -58,35 +58,35 @@ def possible(run: Facts, changes: Iterable[Change]) -> tuple[Change, ...]:
 
 
 def lower_rate(run: Facts) -> Change:
-    """A third of the learning rate."""
+    """Suggest a third of the learning rate."""
     rate = run.config.optimizer.learning_rate
     return Change("optimizer.learning_rate", rate, rounded(rate / 3))
 
 
 def higher_rate(run: Facts) -> Change:
-    """The published learning rate of a LoRA, or three times one that is as high already, or of all weights."""
+    """Suggest the published learning rate for LoRA, or three times a rate that is that high or is not for LoRA."""
     rate = run.config.optimizer.learning_rate
     published = run.config.backbone.train == "lora" and rate < PUBLISHED_RATE
     return Change("optimizer.learning_rate", rate, PUBLISHED_RATE if published else rounded(3 * rate))
 
 
 def more_kl(run: Facts) -> Change:
-    """The next published KL weight, or twice one that is above them."""
+    """Suggest the next higher published KL weight, or twice the present one if it is above them all."""
     kl = run.config.objective.kl
     return Change("objective.kl", kl, next((known for known in PUBLISHED_KL if known > kl), 2 * kl))
 
 
 def slower(run: Facts, _: object = None) -> tuple[Change, ...]:
-    """Smaller steps, then a stronger hold on the reference."""
+    """Suggest a lower learning rate, then a larger KL weight."""
     return lower_rate(run), more_kl(run)
 
 
 def held(run: Facts, _: object = None) -> tuple[Change, ...]:
-    """A stronger hold on the reference, then smaller steps."""
+    """Suggest a larger KL weight, then a lower learning rate."""
     return more_kl(run), lower_rate(run)
 
 
 def paper_weighting(run: Facts) -> tuple[Change, ...]:
-    """The paper's weighting, if it is another one."""
+    """Suggest the paper's weighting if the run uses another one."""
     name = run.config.weighting.use
     return (Change("weighting", name, "abs-advantage"),) if name != "abs-advantage" else ()

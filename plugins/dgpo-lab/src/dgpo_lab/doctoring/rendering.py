@@ -1,4 +1,4 @@
-"""A diagnosis on a terminal, and as data."""
+"""Print a diagnosis to a terminal, or convert it to JSON data."""
 
 from __future__ import annotations
 
@@ -17,68 +17,71 @@ __all__ = ["as_data", "print_diagnosis"]
 
 STYLES = {"problem": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 WIDEST = 100
-"""Columns beyond which lines are no longer easy to read."""
+"""Maximum line width in columns; longer lines are hard to read."""
 NARROWEST = 20
-"""Of a terminal that says 0, as some do."""
+"""Minimum line width, because some terminals report 0 columns."""
+LABEL_WIDTH = len("evidence")
 
 
-def print_diagnosis(console: Console, found: Diagnosis) -> None:
-    """The findings, the worst first; then what is fine, what cannot be told yet, and what to try."""
+def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
+    """Print the findings, the most severe first, then what is fine, what is too early to judge, and what to try."""
     page = _Page(console)
-    page.line(headline(found), "bold")
-    for finding in found.findings:
+    page.line(headline(diagnosis), "bold")
+    for finding in diagnosis.findings:
         page.line()
         page.title(finding)
-        page.rows(_once(_lines(finding)), len("change"))
-    fine = [(e.subject, e.fine) for e in found.examinations if e.fine]
-    unknown = [(e.subject, e.open) for e in found.examinations if e.open]
+        page.rows(_once(_lines(finding)), LABEL_WIDTH)
+    fine = [(e.subject, e.fine) for e in diagnosis.examinations if e.fine]
+    unknown = [(e.subject, e.open) for e in diagnosis.examinations if e.open]
     for title, lines in (("fine", fine), ("too early to tell", unknown)):
         if lines:
             page.line()
             page.line(title, "bold")
             page.rows(lines, max(len(subject) for subject, _ in lines))
     page.line()
-    page.line(summary(found), "bold")
-    attempt = trial(found)
-    if attempt:
-        page.line("try the first:")
-        page.line(f"  {attempt}")  # in one line, to be copied
+    page.line(summary(diagnosis), "bold")
+    command = trial(diagnosis)
+    if command:
+        page.line("to try the changes of the first finding:")
+        page.line(f"  {command}")  # one line, so that it can be copied
 
 
-def headline(found: Diagnosis) -> str:
-    """Which run, how far, and how it is."""
-    run = found.run
+def headline(diagnosis: Diagnosis) -> str:
+    """Return the first line: the run, its progress and its state."""
+    run = diagnosis.run
     evaluations = len({e.iteration for each in run.data.evaluations.values() for e in each})
-    state = "going on" if run.state == "running" else run.state
     return (
-        f"{run.data.path}: {run.data.done} of {run.config.run.iterations} iterations, {state}; "
+        f"{run.data.path}: {run.data.done} of {run.config.run.iterations} iterations, {run.state}; "
         f"{evaluations} {'evaluation' if evaluations == 1 else 'evaluations'}"
     )
 
 
-def summary(found: Diagnosis) -> str:
-    """1 problem, no warning, 2 notes."""
+def summary(diagnosis: Diagnosis) -> str:
+    """Return the counts by severity: 1 problem, no warnings, 2 notes."""
 
     def counted(number: int, noun: str) -> str:
-        return f"{number or 'no'} {noun}" + ("s" if number > 1 else "")
+        return f"{number or 'no'} {noun}" + ("" if number == 1 else "s")
 
-    return ", ".join(counted(found.count(severity), severity) for severity in SEVERITIES)
+    return ", ".join(counted(diagnosis.count(severity), severity) for severity in SEVERITIES)
 
 
-def trial(found: Diagnosis) -> str:
-    """A command that trains anew as the first problem or warning with settings suggests: config.yaml is a run file."""
-    changed = [f for f in found.findings if f.changes and f.severity != "note"]
+def trial(diagnosis: Diagnosis) -> str:
+    """Return a command that trains a new run with the changes of the first problem or warning that has any; else "".
+
+    A run's config.yaml is itself a run file.
+    """
+    changed = [f for f in diagnosis.findings if f.changes and f.severity != "note"]
     if not changed:
         return ""
-    run = found.run
+    run = diagnosis.run
     settings = [f"run.name={run.data.name[:90]}-2", *(change.argument for change in changed[0].changes)]
     words = ["dgpo", "train", str(run.data.path / "config.yaml")]
     return shlex.join([*words, *(word for setting in settings for word in ("--set", setting))])
 
 
-def as_data(found: Diagnosis) -> dict[str, Any]:
-    """For `--json`."""
-    run = found.run
+def as_data(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Convert a diagnosis to the data that `--json` prints."""
+    run = diagnosis.run
     return {
         "run": str(run.data.path),
         "name": run.data.name,
@@ -98,25 +101,25 @@ def as_data(found: Diagnosis) -> dict[str, Any]:
                 "advice": list(finding.advice),
                 "why": finding.why,
             }
-            for finding in found.findings
+            for finding in diagnosis.findings
         ],
-        "fine": [{"subject": e.subject, "text": e.fine} for e in found.examinations if e.fine],
-        "too_early": [{"subject": e.subject, "text": e.open} for e in found.examinations if e.open],
+        "fine": [{"subject": e.subject, "text": e.fine} for e in diagnosis.examinations if e.fine],
+        "too_early": [{"subject": e.subject, "text": e.open} for e in diagnosis.examinations if e.open],
     }
 
 
 def _lines(finding: Finding) -> list[tuple[str, str]]:
-    """Label and text of everything below a finding's title."""
+    """Return (label, text) of each line below a finding's title."""
     return [
-        *(("seen", line) for line in finding.evidence),
+        *(("evidence", line) for line in finding.evidence),
+        ("why", finding.why),
         *(("change", str(change)) for change in finding.changes),
         *(("or" if line.startswith("or ") else "do", line.removeprefix("or ")) for line in finding.advice),
-        ("why", finding.why),
     ]
 
 
 def _once(lines: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Labels only where they change."""
+    """Blank out labels that repeat the one above."""
     shown: list[tuple[str, str]] = []
     last = ""
     for label, line in lines:
@@ -126,18 +129,18 @@ def _once(lines: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 class _Page:
-    """Lines on a console, wrapped here: a table would fill them up with spaces."""
+    """Writes wrapped lines to a console. A rich table would pad them with trailing spaces."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.width = max(NARROWEST, min(console.width, WIDEST))
 
     def line(self, text: str | Text = "", style: str = "") -> None:
-        """As it is; a long one is left to the terminal."""
+        """Print a line without wrapping it."""
         self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def title(self, finding: Finding) -> None:
-        """Severity, title and id."""
+        """Print the severity, title and id of a finding."""
         severity = finding.severity.upper()
         lines = self._wrap(f"{severity}  {finding.title}  [{finding.id}]", "  ")
         first = Text(lines[0], "bold")
@@ -147,7 +150,7 @@ class _Page:
             self.line(line, "bold")
 
     def rows(self, rows: Iterable[tuple[str, str]], wide: int) -> None:
-        """Label and text, the texts below each other."""
+        """Print labels and texts in two columns."""
         for label, text in rows:
             start = f"  {label:<{wide}}  "
             for line in self._wrap(start + text, " " * len(start)):

@@ -1,6 +1,6 @@
-"""The doctor's rules as a table: what is measured of a run, when that is a sign, and what is then said.
+"""The doctor's rules as tables: what to measure, when it is a sign of failure, and what to report.
 
-A `Subject` measures once and has rules in the order in which they are tried; the first that holds is the finding. Texts
+A `Subject` measures values once and tries its rules in order; the first rule that matches becomes the finding. Texts
 are templates over the measured values: `{late}` has three significant digits, `{share:%}` is a percentage.
 """
 
@@ -19,11 +19,11 @@ __all__ = ["Rule", "Subject", "Values"]
 
 
 class Values(SimpleNamespace):
-    """What was measured, by name. seen: lines of evidence, the same for every rule."""
+    """The measured values by name. evidence: lines of evidence that all rules of the subject share."""
 
-    seen: Sequence[str]
+    evidence: Sequence[str]
 
-    def __getattr__(self, name: str) -> Any:  # for type checkers: names are a subject's own
+    def __getattr__(self, name: str) -> Any:  # for type checkers: each subject defines its own names
         raise AttributeError(name)
 
 
@@ -50,8 +50,11 @@ def _nothing(_run: Facts, _values: Values) -> Iterable[Change]:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One sign. when: the predicate, tried after the rules before it; title, why, seen (evidence beside the subject's)
-    and advice: templates, those that come out empty are left out; change: settings to try, the likeliest first."""
+    """One sign of failure.
+
+    when: the predicate; title, why, evidence (in addition to the subject's) and advice: templates, of which empty
+    results are dropped; change: settings to try, the most likely remedy first.
+    """
 
     id: str
     severity: Severity | Callable[[Values], Severity]
@@ -60,25 +63,28 @@ class Rule:
     when: Callable[[Values], bool] = _always
     change: Callable[[Facts, Values], Iterable[Change]] = _nothing
     advice: Sequence[str] | Callable[[Values], Sequence[str]] = ()
-    seen: Sequence[str] = ()
+    evidence: Sequence[str] = ()
 
     def found(self, run: Facts, values: Values) -> Finding:
-        """The finding, where `when` holds."""
+        """Build the finding from values for which `when` is true."""
 
-        def written(templates: Sequence[str]) -> tuple[str, ...]:
+        def filled(templates: Sequence[str]) -> tuple[str, ...]:
             return tuple(filter(None, (_text.of(template, vars(values)) for template in templates)))
 
         severity = self.severity(values) if callable(self.severity) else self.severity
         title, why = _text.of(self.title, vars(values)), _text.of(self.why, vars(values))
-        evidence = (*values.seen, *written(self.seen))
-        advice = self.advice(values) if callable(self.advice) else written(self.advice)
+        evidence = (*values.evidence, *filled(self.evidence))
+        advice = self.advice(values) if callable(self.advice) else filled(self.advice)
         return Finding(self.id, severity, title, evidence, why, tuple(self.change(run, values)), advice)
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is looked at. measure: the values; or why nothing can be said yet; or None where it does not concern the
-    run. A measure may give several, as of several rewards. fine: a template, for where no rule holds."""
+    """One subject of the examination.
+
+    measure: returns the values (several where there are several rewards), a string that says why the subject cannot be
+    judged yet, or None if the subject does not apply to the run. fine: the template for runs that match no rule.
+    """
 
     name: str
     measure: Callable[[Facts], Values | Sequence[Values] | str | None]
@@ -86,11 +92,11 @@ class Subject:
     rules: Sequence[Rule]
 
     def examine(self, run: Facts) -> Examination:
-        """What the first rule that holds says of each; else that it is fine, or unknown."""
+        """Apply the rules to the measured values: the first matching rule of each set of values is a finding."""
         measured = self.measure(run)
         if measured is None or isinstance(measured, str):
             return Examination(self.name, open=measured or "")
         each = [measured] if isinstance(measured, Values) else measured
-        holding = [(values, next((rule for rule in self.rules if rule.when(values)), None)) for values in each]
-        findings = [rule.found(run, values) for values, rule in holding if rule is not None]
+        matches = [(values, next((rule for rule in self.rules if rule.when(values)), None)) for values in each]
+        findings = [rule.found(run, values) for values, rule in matches if rule is not None]
         return Examination(self.name, findings, "" if findings else _text.of(self.fine, vars(each[0])))

@@ -1,4 +1,4 @@
-"""Windows and trends of a logged number. Medians and ranks, so that one odd iteration decides nothing."""
+"""Windows and trends of a logged metric, based on medians and ranks so that they are robust to outliers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dgpo_lab.doctoring.findings import figure
 __all__ = ["CLEAR", "MIN_ITERATIONS", "MIN_TREND", "Series", "Stretch"]
 
 MIN_ITERATIONS = 9
-"""Iterations from which thirds are compared: a third is then three, the fewest whose median is no extreme."""
+"""Minimum iterations to compare thirds: a third then has three values, the fewest whose median is not an extreme."""
 MIN_TREND = 24
-"""Iterations from which a reward that does not rise means something: those of the miniatures, which rise by about 0.01
-an iteration, clear the trend test for good within 4 to 18."""
+"""Minimum iterations to report that a reward does not rise. The rewards of the miniatures, which rise by about 0.01 per
+iteration, pass the trend test permanently after 4 to 18 iterations."""
 CLEAR = 2.0
-"""Standard errors from which a trend is not taken for chance (about 2.5 % of flat series pass it upwards)."""
+"""Standard errors from which a trend counts as significant (about 2.5 % of flat series exceed it upwards)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Consecutive iterations of a number: `begin` to `end`, and the known values in them (one at least)."""
+    """Consecutive iterations `begin` to `end` of a metric, with at least one known value."""
 
     values: NDArray[np.float64]
     begin: int
@@ -33,27 +33,27 @@ class Stretch:
 
     @property
     def median(self) -> float:
-        """The value in the middle."""
+        """The median of the values."""
         return float(np.median(self.values))
 
     @property
     def where(self) -> str:
-        """For evidence: metrics.jsonl, iterations 9 to 12."""
+        """The source of the values: metrics.jsonl, iterations 9 to 12."""
         span = f"iteration {self.begin}" if self.begin == self.end else f"iterations {self.begin} to {self.end}"
         return f"{self.source}, {span}"
 
-    def brief(self, what: str, show: Callable[[float], str] = figure) -> str:
-        """The same without its place, for what is fine."""
-        return f"{what} {show(self.median)}"
+    def brief(self, label: str, show: Callable[[float], str] = figure) -> str:
+        """Format the label and the median, without the source."""
+        return f"{label} {show(self.median)}"
 
-    def said(self, what: str, show: Callable[[float], str] = figure) -> str:
-        """A line of evidence: what 0.47 (metrics.jsonl, iterations 9 to 12)."""
-        return f"{what} {show(self.median)} ({self.where})"
+    def evidence(self, label: str, show: Callable[[float], str] = figure) -> str:
+        """Format a line of evidence: LABEL 0.47 (metrics.jsonl, iterations 9 to 12)."""
+        return f"{label} {show(self.median)} ({self.where})"
 
 
 @dataclass(frozen=True)
 class Series:
-    """A number, one value an iteration of the log, nan where there is none."""
+    """A metric: one value per logged iteration, nan where it is missing."""
 
     iterations: NDArray[np.float64]
     values: NDArray[np.float64]
@@ -61,7 +61,7 @@ class Series:
 
     @property
     def known(self) -> int:
-        """Iterations that have a value."""
+        """The number of iterations that have a value."""
         return int(np.isfinite(self.values).sum())
 
     @property
@@ -71,12 +71,12 @@ class Series:
 
     @property
     def early(self) -> Stretch:
-        """The first third. The series must have a value."""
+        """The first third. The series must have at least one value."""
         return self._stretch(0, self._third)
 
     @property
     def middle(self) -> Stretch:
-        """Between the first and the last third."""
+        """The middle third."""
         return self._stretch(self._third, len(self.values) - self._third)
 
     @property
@@ -86,7 +86,7 @@ class Series:
 
     @property
     def whole(self) -> Stretch:
-        """All of it."""
+        """The whole series."""
         return self._stretch(0, len(self.values))
 
     @property
@@ -94,7 +94,7 @@ class Series:
         return max(1, len(self.values) // 3)
 
     def _stretch(self, first: int, stop: int) -> Stretch:
-        """Places first to stop; all of the series where none of them has a value."""
+        """Return the stretch [first, stop), or the whole series if that has no values."""
         values = self.values[first:stop]
         values = values[np.isfinite(values)]
         if not len(values):
@@ -103,23 +103,26 @@ class Series:
         return Stretch(values, int(self.iterations[first]), int(self.iterations[stop - 1]), self.source)
 
     def half(self) -> Series:
-        """Its second half."""
+        """Return the second half of the series."""
         middle = len(self.values) // 2
         return Series(self.iterations[middle:], self.values[middle:], self.source)
 
     def map(self, function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Series:
-        """Another number of the same iterations."""
+        """Apply a function to the values."""
         return Series(self.iterations, function(self.values), self.source)
 
     def over(self, other: Series) -> Series:
-        """The ratio to another one; nan where that is 0."""
+        """Return the ratio to another series; nan where that is 0."""
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(other.values != 0, self.values / other.values, np.nan)
         return Series(self.iterations, ratio, self.source)
 
     def trend(self) -> float:
-        """Mann-Kendall's z: how many standard errors the number of pairs that rise exceeds that of pairs that fall; 0
-        for a constant. No distribution is assumed and outliers count like any other pair."""
+        """Return the z score of the Mann-Kendall trend test.
+
+        This is the number of rising pairs minus the number of falling pairs, in standard errors; 0 for a constant. The
+        test assumes no distribution and is robust to outliers.
+        """
         values = self.values[np.isfinite(self.values)]
         n = len(values)
         if n < 3:

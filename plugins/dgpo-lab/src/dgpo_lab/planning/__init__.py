@@ -1,1 +1,1 @@
-"""What a run will cost, known before anything is loaded: operations, memory, seconds, money."""
+"""Estimate operations, memory, time and cost of a run before any weights are loaded."""

@@ -1,4 +1,4 @@
-"""Cards that runs are planned for: numbers of their makers' data sheets, and what an hour of one costs about."""
+"""GPUs to plan for: specifications from the vendors' data sheets, and approximate prices."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ __all__ = ["CARDS", "Card"]
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """memory: GiB that a process can have; tflops: bf16 matrix products without sparsity, 10^12 operations a second;
-    bandwidth: TB/s; price: USD an hour, about what clouds ask in 2026, to be replaced by yours (`--price`)."""
+    """A GPU.
+
+    memory: GiB available to a process; tflops: peak of dense bf16 matrix products in TFLOP/s; bandwidth: TB/s; price:
+    approximate cloud price in 2026 in USD per hour, overridden by `--price`.
+    """
 
     memory: float
     tflops: float
@@ -28,5 +31,5 @@ CARDS = {
     "rtx4090": Card(23.5, 165, 1.01, 0.5),  # NVIDIA Ada architecture white paper, fp32 accumulation
     "rtx3090": Card(23.5, 71, 0.94, 0.25),  # NVIDIA Ampere GA102 white paper, fp32 accumulation
     "rtx4080": Card(15.5, 97, 0.72, 0.3),
-    "t4": Card(14.6, 65, 0.32, 0.35),  # fp16; it has no bf16
+    "t4": Card(14.6, 65, 0.32, 0.35),  # fp16, because it has no bf16
 }

@@ -1,4 +1,4 @@
-"""What a device can do at most, measured: large matrix products in the precision that a model computes in."""
+"""Measure the peak throughput of a device with large matrix products in the model's precision."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ __all__ = ["measured_tflops"]
 
 
 def measured_tflops(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> float:
-    """10^12 operations a second of square matrix products, the best of many within so many seconds."""
+    """Return the throughput of square matrix products in TFLOP/s, the best of repeated products within `seconds`."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until or best == float("inf"):
-        _wait(device)
+        _synchronize(device)
         started = time.perf_counter()
         torch.mm(a, b)
-        _wait(device)
+        _synchronize(device)
         best = min(best, time.perf_counter() - started)
     return 2 * side**3 / best / 1e12
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Which settings to change so that a run fits a device: those that change what it costs, never what it computes."""
+"""Find settings that make a run fit a device. They change its memory and time, never its results."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ __all__ = ["at_largest_size", "changed", "fitting", "nested"]
 
 Planned = Callable[[RunConfig], Plan]
 Accepts = Callable[[dict[str, Any]], bool]
-"""Whether the run file with other values at dotted keys is a valid one."""
+"""Whether the run file is valid with other values at dotted keys."""
 CHUNK = "backbone.options.decode_chunk"
 
 
 def fitting(
     config: RunConfig, plan: Planned, room: float, accepts: Accepts = lambda changes: True
 ) -> tuple[dict[str, Any], Plan] | None:
-    """The fewest changes, dotted keys to values, after which every phase's peak fits `room` bytes; None if none do.
+    """Return the smallest set of changes (dotted keys to values) with which every phase's peak fits `room` bytes.
 
-    Smaller micro-batches first, which cost little time; then recomputed activations, about a third more work in
-    training. Precision and everything else that changes the result is left to you. What the run file cannot say, such
-    as an option that its backbone does not have, is not among them.
+    Tries smaller micro-batches first, which cost little time, then gradient checkpointing, which adds about a third of
+    the training compute. Precision and other settings that change the results are never changed, and neither are
+    options that the backbone does not have. Returns the changes and their plan, or None if nothing fits.
     """
-    for changes in _moves(config, _chunk(config, accepts)):
+    for changes in _candidates(config, _chunk(config, accepts)):
         if accepts(changes):
-            found = plan(changed(config, changes))
-            if found.peak <= room:
-                return changes, found
+            candidate = plan(changed(config, changes))
+            if candidate.peak <= room:
+                return changes, candidate
     return None
 
 
 def _chunk(config: RunConfig, accepts: Accepts) -> int:
-    """The backbone's option for the size of decoded chunks; 1, which cannot be less, if it has none."""
+    """Return the backbone's option `decode_chunk`; 1, the minimum, if it has no such option."""
     chunk = config.backbone.options.get("decode_chunk")
     if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 2:
         return 1
@@ -50,8 +50,10 @@ def _chunk(config: RunConfig, accepts: Accepts) -> int:
 
 
 def at_largest_size(config: RunConfig, registry: Registry) -> RunConfig:
-    """The run with the largest size of its prompts for all of them, which is what needs the most memory; as it is where
-    its prompts cannot be had now."""
+    """Return the run with the largest resolution of its prompts for all samples, which needs the most memory.
+
+    Returns the run unchanged if its prompts cannot be loaded.
+    """
     prompts: list[Prompt] = []
     splits: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")
     for split in splits:
@@ -62,12 +64,12 @@ def at_largest_size(config: RunConfig, registry: Registry) -> RunConfig:
 
 
 def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """The run with other values at dotted keys."""
+    """Return the run with other values at dotted keys."""
     return RunConfig.model_validate(nested(changes, config.model_dump(mode="json", exclude_unset=True)))
 
 
 def nested(changes: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """Values at dotted keys put into the sections of a run file."""
+    """Set values at dotted keys in the nested sections of a run file."""
     for key, value in changes.items():
         *path, last = key.split(".")
         section = data
@@ -77,10 +79,10 @@ def nested(changes: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _moves(config: RunConfig, chunk: int) -> Iterator[dict[str, Any]]:
+def _candidates(config: RunConfig, chunk: int) -> Iterator[dict[str, Any]]:
     total = config.rollout.groups * config.rollout.group_size
-    drawn = config.rollout.micro_batch or total
-    learned = config.optimizer.micro_batch or config.rollout.group_size
+    rollout_size = config.rollout.micro_batch or total
+    training_size = config.optimizer.micro_batch or config.rollout.group_size
     for checkpointing in (False, True):
         if checkpointing and config.backbone.gradient_checkpointing:
             return
@@ -88,13 +90,13 @@ def _moves(config: RunConfig, chunk: int) -> Iterator[dict[str, Any]]:
         while True:
             changes: dict[str, Any] = {"backbone.gradient_checkpointing": True} if checkpointing else {}
             for key, size in (
-                ("rollout.micro_batch", drawn),
-                ("optimizer.micro_batch", learned),
+                ("rollout.micro_batch", rollout_size),
+                ("optimizer.micro_batch", training_size),
                 (CHUNK, chunk),
             ):
                 if step > 1 and size > 1:
                     changes[key] = max(1, size // step)
             yield changes
-            if step >= max(drawn, learned, chunk):
+            if step >= max(rollout_size, training_size, chunk):
                 break
             step *= 2

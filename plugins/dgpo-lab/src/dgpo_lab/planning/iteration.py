@@ -1,8 +1,9 @@
-"""An iteration as the engine makes it, on a model without values.
+"""Run an iteration of the engine on a meta model, to count its operations and memory.
 
-RolloutSampler, Policy and Optimizer are the real ones, so a change of the training step changes the plan. Only passes
-of the network, forward and backward, and decoding are made once for all micro-batches of one shape: what they took is
-counted again for the others. The loss is taken at one of the training times, and counted for all of them."""
+The plan uses the real RolloutSampler, Policy and Optimizer, so it follows every change of the training step. Forward
+and backward passes and decoding run once per shape of micro-batch; their cost is counted again for the other
+micro-batches. The loss is computed at one of the training timesteps and counted for all of them.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +35,14 @@ if TYPE_CHECKING:
 __all__ = ["Iteration", "Laps"]
 
 Laps = dict[Any, tuple[Lap, torch.Size, torch.dtype]]
-"""What a pass took, and what it gave, by what it depends on."""
+"""The cost of a pass and the shape and dtype of its output, by the properties that the cost depends on."""
 
 
 class Iteration:
-    """What an iteration takes of one of `processes` that share it.
+    """The cost of an iteration on one of `processes` ranks.
 
-    operations: of its samples, by phase; peaks: bytes, by phase, above what is held all the time (`plan`); samples: how
-    many it has; evaluated: operations of evaluating a sample.
+    operations: FLOPs of the rank's samples by phase; peaks: bytes by phase, above the permanently held memory (see
+    `plan`); samples: the number of samples of the rank; evaluated: FLOPs to evaluate one sample.
     """
 
     def __init__(
@@ -59,8 +60,8 @@ class Iteration:
         self.peaks: dict[str, int] = {}
         self.meter = meter
         rollout, evaluation = config.rollout, config.evaluation
-        own = split_samples(rollout.groups, rollout.group_size, config.optimizer.updates, processes)[0]
-        self.samples = len(own)
+        local = split_samples(rollout.groups, rollout.group_size, config.optimizer.updates, processes)[0]
+        self.samples = len(local)
         cache = ConditioningCache(backbone)
         sampler = registry.create("sampler", rollout.sampler)
         objective = registry.create("objective", config.objective)
@@ -78,21 +79,21 @@ class Iteration:
 
         with meter, closing(_Policy(backbone, config.objective, meter, laps)) as policy:
             optimizer = Optimizer(
-                _of_32_bits(config), policy, objective, cache, autocast=autocast, sampler=sampler,
+                _with_32_bit_adamw(config), policy, objective, cache, autocast=autocast, sampler=sampler,
                 processes=_First(0, processes),
                 progress=lambda done: on_message(f"optimize: {done}"), look=lambda tensor: tensor.tolist(),
             )  # fmt: skip
             for parameter in policy.parameters.values():
                 parameter.grad = torch.zeros_like(parameter)
-            optimizer.adamw.step()  # makes its moments, which are held all the time
+            optimizer.adamw.step()  # allocates the moments, which are held permanently
             optimizer.adamw.zero_grad()
             meter.hold()
             rollouts: list[Rollout] = []
             drawing = rollout_sampler(sampler, None, None).sample_groups(
-                prompts, rollout.group_size, Draws(0), "policy", samples=own, keep_path=objective.needs_path
+                prompts, rollout.group_size, Draws(0), "policy", samples=local, keep_path=objective.needs_path
             )
             while True:
-                on_message(f"rollout: {sum(len(r.samples) for r in rollouts)} of {len(own)} samples")
+                on_message(f"rollout: {sum(len(r.samples) for r in rollouts)} of {len(local)} samples")
                 with self._phase("rollout"):
                     sampled = next(drawing, None)
                 if sampled is None:
@@ -104,7 +105,7 @@ class Iteration:
                 rollout.groups, rollout.group_size, dtype=torch.float64, generator=Draws(0).generator()
             )
             groups = ScoredGroups(
-                prompts=tuple(prompts), x0=[x for r in rollouts for x in r.x0], own=own, rewards=rewards,
+                prompts=tuple(prompts), x0=[x for r in rollouts for x in r.x0], own=local, rewards=rewards,
                 summed=rewards, scored=torch.ones_like(rewards, dtype=torch.bool), per_reward={},
                 diversity=rewards[:, 0], paths=tuple(r.path for r in rollouts if r.path is not None),
             )  # fmt: skip
@@ -112,17 +113,17 @@ class Iteration:
             sigmas = _sigmas(config, backbone, registry, sampler, objective)
             with self._phase("optimize"):
                 optimizer.step(batch, sigmas[:1], Draws(0))
-            self.operations["optimize"] *= len(sigmas)  # every time is like every other
-            drawn = len(rollouts[0].samples)
+            self.operations["optimize"] *= len(sigmas)  # every timestep costs the same
+            batch_size = len(rollouts[0].samples)
             del rollouts, groups, batch
             on_message("evaluation")
             another = sampler if evaluation.sampler is None else registry.create("sampler", evaluation.sampler)
             with meter.lap() as lap:
                 for sampled in rollout_sampler(another, evaluation.steps, evaluation.guidance).sample_groups(
-                    prompts[:1] * drawn, 1, Draws(0), "policy"
+                    prompts[:1] * batch_size, 1, Draws(0), "policy"
                 ):
                     policy.decode(sampled.x0)
-            self.evaluated = lap.operations / drawn
+            self.evaluated = lap.operations / batch_size
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -134,17 +135,21 @@ class Iteration:
 
 
 class _Policy(Policy):
-    """One that makes each pass of a shape once. A backbone with several networks is taken for one: the one of the first
-    time that a shape is seen at."""
+    """A policy that runs each pass once per shape.
+
+    A backbone with several networks counts as one: the network of the first timestep at which a shape occurs.
+    """
 
     def __init__(self, backbone: Backbone, objective: ObjectiveSection, meter: Meter, laps: Laps) -> None:
         super().__init__(backbone, objective)
         self._meter, self._laps = meter, laps
         self._merged = False
-        self._pending: tuple[Any, Tensor, Tensor] | None = None  # the key of a pass, its output, and what stands for it
+        self._pending: tuple[Any, Tensor, Tensor] | None = (
+            None  # the key of a pass, its output, and the leaf returned instead
+        )
 
         def hold(parameter: Tensor) -> None:
-            """Gradients of the trained weights are held all the time."""
+            """Count the gradients of the trained weights as permanently held."""
             if parameter.grad is not None:
                 meter.hold(parameter.grad)
 
@@ -154,7 +159,7 @@ class _Policy(Policy):
         ]
 
     def close(self) -> None:
-        """Leave the backbone as it was."""
+        """Remove the hooks from the backbone."""
         for hook in self._hooks:
             hook.remove()
 
@@ -184,27 +189,27 @@ class _Policy(Policy):
         )
         if not learning:
             return out
-        stands = out.detach().requires_grad_()
-        self._pending = key, left, stands
-        return stands
+        leaf = out.detach().requires_grad_()
+        self._pending = key, left, leaf
+        return leaf
 
     def decode(self, x0: Tensor) -> Tensor:
-        """The backbone's."""
+        """Decode latents with the backbone, once per shape."""
         return self._once(("decode", x0.shape), lambda: self.backbone.decode(x0))[0]
 
     def backward(self, loss: Tensor) -> None:
         super().backward(loss)
         assert self._pending is not None
-        (key, out, stands), self._pending = self._pending, None
+        (key, out, leaf), self._pending = self._pending, None
 
-        def back() -> Tensor:
-            torch.autograd.backward(out, stands.grad)
+        def backward() -> Tensor:
+            torch.autograd.backward(out, leaf.grad)
             return loss.detach()
 
-        self._once(("backward", key), back)
+        self._once(("backward", key), backward)
 
     def _once(self, key: Any, work: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """What work gives, and what keeps in memory what it left there."""
+        """Return the output of `work`, and a tensor that holds the memory that the work leaves allocated."""
         if key not in self._laps:
             with self._meter.lap() as lap:
                 out = work()
@@ -217,19 +222,19 @@ class _Policy(Policy):
 
 
 class _First(Processes):
-    """The first of several that do the same."""
+    """Rank 0 of several ranks with the same amount of work; reductions return the local tensors."""
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors)
 
 
-def _of_32_bits(config: RunConfig) -> RunConfig:
-    """Kernels for moments of 8 bits need values; what the moments take is known."""
+def _with_32_bit_adamw(config: RunConfig) -> RunConfig:
+    """Use 32-bit moments, because the kernels for 8-bit moments need real values; `plan` computes their memory."""
     return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"bits": 32})})
 
 
 def _sigmas(config: RunConfig, backbone: Backbone, registry: Registry, sampler: Any, objective: Any) -> Tensor:
-    """Times of training as they are drawn in the first iteration."""
+    """Return the training timesteps of the first iteration as sigmas."""
     times = Times(config, backbone)
     sigmas = sampler.sigmas(config.rollout.steps, times.schedule)
     t_min, t_max = times.training_range

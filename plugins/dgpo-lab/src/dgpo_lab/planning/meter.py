@@ -1,10 +1,10 @@
-"""Tensors without values, and what is done to them: operations as torch counts them, bytes by every tensor's life.
+"""Tensors without values, and a meter that counts their operations (as torch does) and their allocated bytes.
 
-A `Shape` has a shape, a type and strides, on torch's meta device, but the keys of a tensor on the CPU, so that autograd
-and mixed precision treat it like one. That is torch's FakeTensor with two differences: tensors on the host that nothing
-large went into are real ones, so that the engine's own bookkeeping (members, times, weights) runs as it is; and what an
-operation gives is remembered by the shapes of what it was given. What is not known is what an allocator loses to
-fragments, and what kernels use as workspace.
+A `Shape` is a tensor on torch's meta device with the dispatch keys of a CPU tensor, so that autograd and mixed
+precision treat it like one. It is like torch's FakeTensor with two differences: small tensors on the host that do not
+depend on large ones are real, so that the engine's bookkeeping (members, timesteps, weights) runs unchanged; and the
+output shapes of operations are cached by their input shapes. Fragmentation of the allocator and workspaces of kernels
+are not counted.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ __all__ = ["Lap", "Meter", "Shape"]
 CPU, META = torch.device("cpu"), torch.device("meta")
 ASKED_FOR_DEVICE = torch.ops.prim.device.default
 LARGE = 1024
-"""Numbers from which a tensor that is made of nothing has no values."""
+"""Number of elements above which a newly created tensor has no values."""
 LOOKS = 10_000
-"""Numbers of tensors without values that may be read in a lap: what reads more waits for one that never comes."""
+"""Maximum number of values that may be read from Shapes in a lap; more means a loop that waits for a certain value."""
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class Shape(Tensor):
-    """A tensor without values: every number read from it is 1."""
+    """A tensor without values. Every element that is read is 1."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-    _in_kernel = False  # torch's kernels for the meta device see it there
+    _in_kernel = False  # inside kernels, the device is the meta device
 
     @staticmethod
     def __new__(cls, meta: Tensor) -> Shape:
@@ -54,7 +54,7 @@ class Shape(Tensor):
     ) -> Any:
         if function is ASKED_FOR_DEVICE:
             return META if Shape._in_kernel else CPU
-        raise RuntimeError(f"{function} of a tensor without values, outside of its Meter")
+        raise RuntimeError(f"{function}: called with a tensor without values outside of its Meter")
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -66,7 +66,7 @@ class Shape(Tensor):
 
 @dataclass(slots=True)
 class Lap:
-    """What some work took: operations; bytes at most above those before it, and those that are left of it."""
+    """The cost of a section of work: FLOPs, peak bytes above the start, and bytes that remain allocated after it."""
 
     operations: int = 0
     peak: int = 0
@@ -74,20 +74,20 @@ class Lap:
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations and living bytes of what runs inside. held: modules whose weights become Shapes for good.
+    """Counts FLOPs and allocated bytes of the code that runs inside.
 
-    Raises UserError where a tensor on the meta device is met that is of none of them, which begins with `whose`, and
-    where work goes on until a value is reached that is none.
+    where: the beginning of error messages; held: modules whose weights become Shapes permanently. Raises UserError if
+    the code uses a meta tensor of another module, or if it loops until a certain value is reached.
     """
 
-    def __init__(self, whose: str, *held: nn.Module) -> None:
+    def __init__(self, where: str, *held: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._whose = whose
+        self._where = where
         self.operations = self.now = self.peak = 0
-        self._looks = 0  # since a lap began or ended
-        self._sizes: dict[int, int] = {}  # of the storages that are alive
-        self._known: dict[Any, Any] = {}  # what operations give
-        made: dict[int, Tensor] = {}  # a weight may be in several places
+        self._looks = 0  # since the last start or end of a lap
+        self._sizes: dict[int, int] = {}  # of the allocated storages
+        self._known: dict[Any, Any] = {}  # outputs of operations by their inputs
+        made: dict[int, Tensor] = {}  # modules may share weights
         for module in (inner for outer in held for inner in outer.modules()):
             for tensors in (module._parameters, module._buffers):
                 for name, tensor in tensors.items():
@@ -103,7 +103,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return shape
 
     def hold(self, *tensors: Tensor) -> None:
-        """Leave bytes out of what is counted, for they are held all the time: of these tensors, or of all that live."""
+        """Exclude the given tensors, or all allocated tensors, from the count because they are held permanently."""
         self._see(tensors)
         for key in [t.untyped_storage()._cdata for t in tensors] or list(self._sizes):
             self.now -= self._sizes[key]
@@ -111,7 +111,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def lap(self) -> Iterator[Lap]:
-        """Filled in when it ends. Laps may be within laps."""
+        """Measure a section of work; the Lap is filled in at its end. Laps may be nested."""
         lap, start, operations, peak = Lap(), self.now, self.operations, self.peak
         self.peak = start
         self._looks = 0
@@ -121,11 +121,11 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = max(peak, self.peak)
 
     def again(self, lap: Lap) -> None:
-        """Count a lap once more; what is left of it is the caller's to make."""
+        """Count a lap once more. The caller allocates the bytes that remain after it."""
         self.operations += lap.operations
         self.peak = max(self.peak, self.now + lap.peak)
 
-    # -- every operation ------------------------------------------------------------------------------------------
+    # -- operations -----------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is ASKED_FOR_DEVICE:
@@ -146,9 +146,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._looks += 1
         if self._looks > LOOKS:
             raise UserError(
-                f"this run cannot be planned: its sampler, its objective or its model has read {LOOKS} values of a "
-                "micro-batch, and there are none without its weights; a number of passes that depends on values is "
-                "not known beforehand"
+                f"this run cannot be planned: its sampler, its objective or its model read {LOOKS} values of a "
+                "micro-batch, but a plan has no values; the number of passes must not depend on values"
             )
 
     def _without_values(self, function: Any, args: Any, kwargs: Any) -> Any:
@@ -165,8 +164,9 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     return value
                 if value.is_meta:
                     raise UserError(
-                        f"{self._whose}: it runs a weight {tuple(value.shape)} that is in none of its `components` and "
-                        "`offloaded_modules`, which name everything that has weights, text encoders and decoders too"
+                        f"{self._where}: it uses a weight {tuple(value.shape)} of a module that is not in its "
+                        "`components` or `offloaded_modules`; list every module with weights there, including text "
+                        "encoders and decoders"
                     )
                 twin = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
                 put[id(twin)] = twin, value
@@ -177,12 +177,12 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return META
             return None if isinstance(value, torch.Generator) else value
 
-        def back(value: Any) -> Any:
+        def from_meta(value: Any) -> Any:
             if isinstance(value, list | tuple):
-                return type(value)(map(back, value))
+                return type(value)(map(from_meta, value))
             if not isinstance(value, Tensor) or type(value) is Shape:
                 return value
-            return put[id(value)][1] if id(value) in put else Shape(value)  # of a function that works in place
+            return put[id(value)][1] if id(value) in put else Shape(value)  # in-place functions return their input
 
         args, kwargs = on_meta(args), {name: on_meta(value) for name, value in kwargs.items()}
         Shape._in_kernel = True
@@ -194,7 +194,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             Shape._in_kernel = False
         if fresh:
             self._known[key] = _described(out)
-        return back(out)
+        return from_meta(out)
 
     def _see(self, out: Any) -> None:
         if isinstance(out, list | tuple):
@@ -224,13 +224,13 @@ def _has_shape(values: Any) -> bool:
 
 
 def _is_large(args: Any) -> bool:
-    """Whether a function that makes a tensor of nothing makes a large one."""
+    """Return whether a factory function creates a large tensor."""
     size = args[0] if args else None
     return isinstance(size, list | tuple) and all(type(n) is int for n in size) and math.prod(size) > LARGE
 
 
 def _described(value: Any) -> Any:
-    """What a result depends on beside values, to be hashed. Numbers with their types: True is not 1, nor 1 1.0."""
+    """Return a hashable description of arguments without tensor values. Includes types, since True == 1 == 1.0."""
     if isinstance(value, Tensor):
         return Tensor, value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):
@@ -239,7 +239,7 @@ def _described(value: Any) -> Any:
 
 
 def _made(described: Any) -> Any:
-    """A result of that description."""
+    """Create a result from its description."""
     kind, *rest = described
     if kind is Tensor:
         shape, stride, dtype = rest
@@ -248,8 +248,10 @@ def _made(described: Any) -> Any:
 
 
 def _operations(function: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """Two for each multiplication of a matrix product or a convolution; attention is two matrix products, and four
-    backwards, whether or not its kernel computes the first of them again."""
+    """Return the FLOPs of an operation: two per multiplication of a matrix product or a convolution.
+
+    Attention counts as two matrix products, and four in the backward pass, regardless of recomputation in the kernel.
+    """
     packet = function._overloadpacket
     if packet in (ATTENTION, ATTENTION_BACKWARD):
         products = (args[:3], 1) if packet is ATTENTION else (args[1:4], 2)

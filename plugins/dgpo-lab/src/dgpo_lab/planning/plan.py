@@ -1,4 +1,4 @@
-"""A run's plan: operations and peak memory of each phase, from the model's meta model and an iteration on it."""
+"""The plan of a run: FLOPs and peak memory of each phase, from an iteration on the backbone's meta model."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 __all__ = ["Model", "Plan", "make_plan", "measure_model"]
 
 CONTEXT = 0.6 * 2**30
-"""Bytes that a CUDA context and its libraries hold besides tensors; about so much on current drivers."""
+"""Approximate bytes that a CUDA context and its libraries hold besides tensors, on current drivers."""
 EIGHT_BITS = (1 + 4 / 256) / 4
-"""Of float32 moments: a byte a number and a float32 scale for each block of 256."""
+"""Size of 8-bit moments relative to float32: one byte per number, and a float32 scale per block of 256."""
 OnMessage = Callable[[str], None]
-"""Hears what is being done."""
+"""Receives progress messages."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes that a model holds, whatever the numbers of a run.
+    """Bytes that a model holds permanently, independent of batch sizes.
 
-    held: by name; spread: names that `run.shard` divides by the processes; gathered: of weights that are then whole at
-    a time; offloaded_modules: what comes to encode.
+    held: bytes by name; sharded: names that `run.shard` divides by the number of ranks; gathered: bytes of the weights
+    that are gathered at a time with `run.shard`; offloaded_modules: bytes that are loaded to encode prompts.
     """
 
     held: Mapping[str, int]
@@ -47,7 +47,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Model(Held):
-    """A model without values, and what its passes took; shift: of the rollouts' times, and whose it is."""
+    """A meta model and the cost of its passes; shift: a description of the shift of the rollouts' noise schedule."""
 
     backbone: Backbone
     meter: Meter
@@ -57,8 +57,11 @@ class Model(Held):
 
 @dataclass(frozen=True)
 class Plan:
-    """Of an iteration on one of `processes` devices. held and peaks in bytes; operations by phase, of all samples;
-    shift of the rollouts' times in words."""
+    """The cost of an iteration on `processes` devices.
+
+    held, peaks: bytes per device; operations: FLOPs by phase over all samples; evaluation: FLOPs of evaluations per
+    iteration; shift: a description of the shift of the rollouts' noise schedule.
+    """
 
     processes: int
     held: Mapping[str, int]
@@ -69,11 +72,11 @@ class Plan:
 
     @property
     def peak(self) -> float:
-        """Bytes a device must have."""
+        """Peak bytes of a device."""
         return max(self.peaks.values())
 
     def seconds(self, tflops: float, fractions: Mapping[str, float]) -> dict[str, float]:
-        """By phase, if each reaches its fraction of so many 10^12 operations a second on every device."""
+        """Return the seconds by phase if each phase reaches its fraction of `tflops` (TFLOP/s) on every device."""
         return {
             phase: count / (tflops * 1e12 * fractions.get(phase, fractions["rollout"]) * self.processes)
             for phase, count in self.operations.items()
@@ -81,9 +84,9 @@ class Plan:
 
 
 def measure_model(config: RunConfig, registry: Registry, on_message: OnMessage = lambda text: None) -> Model:
-    """The model of a run without values. Raises UserError for a backbone that cannot be sketched."""
+    """Build the meta model of a run. Raises UserError if the backbone has no meta model."""
     use = config.backbone.use
-    on_message(f"reading what {config.backbone.checkpoint} looks like")
+    on_message(f"reading the architecture of {config.backbone.checkpoint}")
     registered = registry.find("backbone", use)
     options = registry.options_model(registered).model_validate(config.backbone.options)
     kind: type[Backbone] = registry.implementation(registered)
@@ -100,13 +103,13 @@ def measure_model(config: RunConfig, registry: Registry, on_message: OnMessage =
     held = _held(backbone, config)
     meter = Meter(f"backbone.use: {use} cannot be planned", *modules)
     backbone.device = torch.device("cpu")
-    return Model(held, _evenly_spaced(backbone), _gathered(backbone), offloaded_modules, backbone, meter, times.shown)
+    return Model(held, _sharded(backbone), _gathered(backbone), offloaded_modules, backbone, meter, times.shown)
 
 
 def make_plan(
     config: RunConfig, model: Model, registry: Registry, processes: int = 1, on_message: OnMessage = lambda text: None
 ) -> Plan:
-    """The plan of a run whose model has been measured with the same backbone and precision."""
+    """Plan a run with a model that was measured for the same backbone and precision."""
     evaluation = config.evaluation
     made = Iteration(
         config, model.backbone, registry, model.meter, model.laps, processes=processes, on_message=on_message
@@ -132,52 +135,55 @@ def make_plan(
 
 
 def on_each(model: Held, processes: int, shard: bool) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes that each of the processes holds, by name, and what comes on top for a phase."""
+    """Return the bytes that each rank holds, by name, and the additional bytes by phase."""
     held = dict(model.held)
     sharded = shard and processes > 1
     weights = "trained weights" in model.sharded
     if sharded:
-        if weights:  # the policy's, while another view is in its place
-            held["their averages and start"] += held["trained weights"]
+        if weights:  # the policy's weights are kept separately while another model is active
+            held["EMA and initial weights"] += held["trained weights"]
         held = {name: -(-size // processes) if name in model.sharded else size for name, size in held.items()}
-        held["a block's weights"] = model.gathered
-    # Gradients are laid out flat for their sum.
+        held["gathered block weights"] = model.gathered
+    # The all-reduce copies the gradients into a flat buffer.
     summed = 2 * held["trained weights"] if processes > 1 and not (sharded and weights) else 0
     return held, {"optimize": summed}
 
 
 def _held(backbone: Backbone, config: RunConfig) -> dict[str, int]:
-    """Bytes that stay on the device, by what they are."""
+    """Return the bytes that stay on the device, by name."""
     trained = sum(_bytes(p) for p in backbone.trainable().values())
-    own = {id(p) for p in backbone.trainable().values()}
+    trainable = {id(p) for p in backbone.trainable().values()}
     held = {}
     for name, module in backbone.components().items():
-        frozen = [p for p in module.parameters() if id(p) not in own]
+        frozen = [p for p in module.parameters() if id(p) not in trainable]
         held[name] = sum(map(_bytes, (*frozen, *module.buffers())))
-    kept = 3  # fast and EMA, and the start, which is the base of full fine-tuning
+    kept = 3  # ema_fast, ema, and the initial weights, which are the base model of full fine-tuning
     return held | {
         "trained weights": trained,
-        "their averages and start": kept * trained,
+        "EMA and initial weights": kept * trained,
         "gradients": trained,
-        "AdamW": 2 * trained if config.optimizer.bits == 32 else round(2 * trained * EIGHT_BITS),
+        "AdamW state": 2 * trained if config.optimizer.bits == 32 else round(2 * trained * EIGHT_BITS),
     }
 
 
-def _evenly_spaced(backbone: Backbone) -> frozenset[str]:
-    """What `sharding.shard` divides: the network, and all that is made like its weights if these are trained."""
+def _sharded(backbone: Backbone) -> frozenset[str]:
+    """Return the names that `sharding.shard` divides: the network, and with full fine-tuning all trained state."""
     network = {name for name, component in backbone.components().items() if component is backbone.module}
-    of_weights = {"trained weights", "their averages and start", "gradients", "AdamW"}
+    of_weights = {"trained weights", "EMA and initial weights", "gradients", "AdamW state"}
     return frozenset(network | (of_weights if backbone.adapter is None else set()))
 
 
 def _gathered(backbone: Backbone) -> int:
-    """Bytes of weights that a process has whole while a block runs: that block's, the next one's, which is fetched
-    meanwhile, and those outside of blocks; with their gradients if they are trained."""
+    """Return the bytes of weights that a rank gathers while a block runs.
+
+    These are the weights of the block, of the prefetched next block, and outside of blocks; with full fine-tuning also
+    their gradients.
+    """
     adapter = set() if backbone.adapter is None else set(backbone.trainable().values())
     blocks = [sum(_bytes(p) for p in block.parameters() if p not in adapter) for block in backbone.blocks()]
     outside = sum(_bytes(p) for p in backbone.module.parameters() if p not in adapter) - sum(blocks)
-    whole = outside + 2 * max(blocks, default=0)
-    return whole if adapter else 2 * whole
+    gathered = outside + 2 * max(blocks, default=0)
+    return gathered if adapter else 2 * gathered
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -1,1 +1,1 @@
-"""One HTML page about a run: read (`data`), put into words (`summary`), drawn (`figures`) and set (`page`)."""
+"""One HTML page about a run: read the logs (`data`), summarize (`summary`), draw (`figures`), render (`page`)."""

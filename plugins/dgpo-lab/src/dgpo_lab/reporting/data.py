@@ -1,7 +1,7 @@
-"""What a run directory says, read once into plain frozen records.
+"""The contents of a run directory, read once into frozen records.
 
-Logs of unfinished and of older runs are read too: a value that is not there is None (nan in columns), a line that
-makes no sense is left out and mentioned in `problems`.
+Unfinished runs and logs of older versions are read too: missing values are None (nan in columns), and invalid lines are
+skipped and reported in `problems`.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ __all__ = ["Evaluation", "RunData", "Score", "read_run", "reward_range"]
 T = TypeVar("T")
 
 MOST = 10**9
-"""Iterations of a run; a log that tells of more is damaged."""
+"""Maximum iteration number; a log with a larger one is damaged."""
 LARGEST = 1e100
-"""Of a number in a log; with larger ones nothing can be reckoned or drawn."""
+"""Maximum magnitude of a logged number; larger ones cannot be computed with or drawn."""
 METRICS = {"reward": 1, "rewards": 2, "extra": 1, "statistics": 1, "timesteps": 1, "sources": 2}
 TIMINGS = {"phases": 2, "rewards": 1}
-"""Sections of a log's records, and how many levels of names are above their numbers."""
+"""Sections of a log's records, and the number of nested name levels above their numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A mean over `n` prompts with its 95 % interval (None where the log has none)."""
+    """A mean over `n` prompts with its 95 % interval (None if the log has none)."""
 
     value: float
     low: float | None
@@ -58,8 +58,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One reward, or one statistic of the media, at one time; iteration 0 is the base model. `groups` are tasks by
-    name; `role` is that of the log's record."""
+    """One evaluation of one reward or media statistic.
+
+    Iteration 0 is the base model; `groups` are the scores by task; `role` is the role in the log's record.
+    """
 
     iteration: int
     model: str
@@ -69,13 +71,16 @@ class Evaluation:
     groups: Mapping[str, Score]
     missing: int
     sources: Mapping[str, Score] = field(default_factory=dict)
-    """Scores over the prompts of each source, where there are several."""
+    """Scores by prompt source, if there are several sources."""
 
 
 @dataclass(frozen=True)
 class RunData:
-    """A run directory. `metrics` and `timings` hold one nested record an iteration, in order; `evaluations` are those
-    of rewards by label, `statistics` those of the media by name."""
+    """A run directory.
+
+    `metrics` and `timings` hold one nested record per iteration, in order; `evaluations` holds the evaluations of each
+    reward by label, `statistics` those of each media statistic by name.
+    """
 
     path: Path
     config: RunConfig
@@ -89,80 +94,82 @@ class RunData:
     ranges: Mapping[str, tuple[float, float]]
     problems: Sequence[str]
     ended_by: str | None = None
-    """The end that the run has reached, as outcome.json says; None if it has not ended, or no such file is there."""
+    """The limit that ended the run, from outcome.json; None if the run has not ended or the file does not exist."""
 
     @property
     def name(self) -> str:
-        """What the run is called."""
+        """The name of the run."""
         return self.config.run.name
 
     @property
     def done(self) -> int:
-        """Iterations finished."""
+        """The number of finished iterations."""
         logged = [record["iteration"] for record in self.metrics]
         return max([*logged, *(e.iteration for found in self.evaluations.values() for e in found)], default=0)
 
     @property
     def complete(self) -> bool:
-        """Whether it has come to its end: the last iteration, or a limit in `stop`."""
+        """Whether the run has reached its last iteration or a limit in `stop`."""
         return self.ended_by is not None or self.done >= self.config.run.iterations
 
     @property
     def samples_per_iteration(self) -> int:
-        """Samples rolled out an iteration."""
+        """The number of rollout samples per iteration."""
         return self.config.rollout.groups * self.config.rollout.group_size
 
     def column(self, key: str) -> NDArray[np.float64]:
-        """A metric by its dotted key, one value an iteration, nan where there is none."""
+        """Return a metric by its dotted key: one value per iteration, nan where it is missing."""
         return self.values(*key.split("."))
 
     def values(self, *path: str) -> NDArray[np.float64]:
-        """The same by its path: names of rewards and of sources may have dots in them."""
+        """Return a metric by its path, for names of rewards and sources that contain dots."""
         return np.array([_number(_dig(record, path), math.nan) for record in self.metrics], dtype=np.float64)
 
     def names(self, *path: str) -> list[str]:
-        """Of what is logged in a section, in any iteration, in the order of the log."""
-        found = (_dig(record, path) for record in self.metrics)
-        return list(dict.fromkeys(name for section in found if isinstance(section, Mapping) for name in section))
+        """Return the names that are logged in a section in any iteration, in the order of the log."""
+        sections = (_dig(record, path) for record in self.metrics)
+        return list(dict.fromkeys(name for section in sections if isinstance(section, Mapping) for name in section))
 
     @cached_property
     def iterations(self) -> NDArray[np.float64]:
-        """Iterations of `metrics`."""
+        """The iterations of `metrics`."""
         return self.column("iteration")
 
     @cached_property
     def _clock(self) -> tuple[list[int], list[float]]:
-        """Iterations with a timing, and the seconds until the end of each of them, from 0."""
+        """The iterations with timings, and the cumulative seconds at the end of each, starting with 0."""
         timed = sorted(self.timings)
         return timed, list(accumulate((_number(self.timings[i].get("seconds"), 0.0) for i in timed), initial=0.0))
 
     def seconds_at(self, iteration: float) -> float:
-        """Seconds of training until the end of an iteration, without evaluations and checkpoints; those without a
-        timing took none."""
+        """Return the training seconds until the end of an iteration, excluding evaluations and checkpoints.
+
+        Iterations without timings count as 0 seconds.
+        """
         timed, spent = self._clock
         return spent[bisect_right(timed, iteration)]
 
     @property
     def phases(self) -> Mapping[int, Mapping[str, Mapping[str, float]]]:
-        """What is logged of each phase, by the iterations that have a timing."""
+        """The logged timings of each phase, by iteration."""
         return {iteration: timing.get("phases", {}) for iteration, timing in self.timings.items()}
 
     def phase_seconds(self, iteration: int, phase: str) -> float:
-        """Seconds of a phase in one iteration, 0 where it did not take place."""
+        """Return the seconds of a phase in one iteration; 0 if it did not run."""
         return float(self.timings[iteration].get("phases", {}).get(phase, {}).get("seconds", 0.0))
 
     def samples_at(self, iteration: float) -> float:
-        """Samples rolled out until the end of an iteration."""
+        """Return the number of rollout samples until the end of an iteration."""
         return float(iteration * self.samples_per_iteration)
 
 
 def read_run(path: Path, registry: Registry) -> RunData:
     """Read a run directory.
 
-    Raises UserError if it is none, if nothing was logged yet, or if a file of it cannot be read.
+    Raises UserError if it is not a run directory, if nothing is logged yet, or if a file cannot be read.
     """
     if not path.is_dir():
-        raise UserError(f"{path}: there is no such run directory")
+        raise UserError(f"{path}: no such run directory")
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path}: not a run directory (it has no config.yaml)")
     config = load_run_config(path / "config.yaml")
@@ -193,27 +200,27 @@ def read_run(path: Path, registry: Registry) -> RunData:
 
 
 def _by_label(found: Iterable[Evaluation]) -> dict[str, list[Evaluation]]:
-    """In the order of the log, each label's by iteration; the last of an iteration counts."""
+    """Group evaluations by label, each sorted by iteration; the last record of an iteration counts."""
     latest: dict[str, dict[int, Evaluation]] = {}
     for evaluation in found:
         latest.setdefault(evaluation.reward, {})[evaluation.iteration] = evaluation
-    return {label: [e for _, e in sorted(one.items())] for label, one in latest.items()}
+    return {label: [e for _, e in sorted(by_iteration.items())] for label, by_iteration in latest.items()}
 
 
 def reward_range(label: str, blocks: Sequence[RewardBlock], registry: Registry) -> tuple[float, float] | None:
-    """Smallest and largest value that a reward declares; None if its plugin is not installed here or says nothing."""
+    """Return the (minimum, maximum) that a reward declares; None if its plugin is not installed or declares none."""
     block = next((block for block in blocks if block.label == label), None)
     if block is None:
         return None
     try:
         low, high = (float(end) for end in registry.implementation(registry.find("reward", block.use)).range)
-    except Exception:  # somebody else's code; a report must not depend on it
+    except Exception:  # a report must not fail because of a broken plugin
         return None
     return (low, high) if low < high else None
 
 
 def _changed(path: Path) -> list[str]:
-    """What is not as the run wrote it: its configuration, and logs that its newest checkpoint vouches for."""
+    """Return messages about files that were modified after the run: config.yaml, and logs that a checkpoint covers."""
     changed = changed_config(path)
     damaged = damages(path, list(whole_manifests(path / "checkpoints")))
     return [f"{text}." for text in ([changed] if changed else []) + [str(damage) for damage in damaged]]
@@ -228,38 +235,40 @@ def _read_log(path: Path, log: str, parse: Callable[[Any], T], problems: list[st
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
             continue
     if len(records) < len(lines):
-        problems.append(f"{len(lines) - len(records)} of {len(lines)} lines of {log} could not be understood.")
+        problems.append(f"{len(lines) - len(records)} of {len(lines)} lines of {log} are invalid and were skipped.")
     return records
 
 
 def _iteration(line: Any, least: int) -> int:
-    found = line["iteration"]
-    if type(found) is not int or not least <= found <= MOST:
-        raise ValueError("no iteration")
-    return found
+    number = line["iteration"]
+    if type(number) is not int or not least <= number <= MOST:
+        raise ValueError("invalid iteration")
+    return number
 
 
 def _numbers(line: Any, sections: Mapping[str, int]) -> Mapping[str, Any]:
-    """A record of numbers, and of sections of them by name; whatever else is in it is left out. Raises TypeError for a
-    section that is none."""
-    found: dict[str, Any] = {"iteration": _iteration(line, 1)}
+    """Return the numbers of a record and of its sections, and drop everything else.
+
+    Raises TypeError for a section that is not a mapping.
+    """
+    record: dict[str, Any] = {"iteration": _iteration(line, 1)}
     for key, value in line.items():
         if key in sections and value is not None:
-            found[key] = _section(value, sections[key])
-        elif key not in sections and key not in found and (one := _number(value, None)) is not None:
-            found[key] = one
-    return found
+            record[key] = _section(value, sections[key])
+        elif key not in sections and key not in record and (number := _number(value, None)) is not None:
+            record[key] = number
+    return record
 
 
 def _section(value: Any, levels: int) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise TypeError("no section")
+        raise TypeError("not a mapping")
     if levels > 1:
         return {name: _section(inner, levels - 1) for name, inner in value.items() if inner is not None}
-    found: dict[str, Any] = {name: one for name, inner in value.items() if (one := _number(inner, None)) is not None}
-    if isinstance(subscores := value.get("subscores"), Mapping):  # of a reward
-        found["subscores"] = _section(subscores, 1)
-    return found
+    section: dict[str, Any] = {name: n for name, inner in value.items() if (n := _number(inner, None)) is not None}
+    if isinstance(subscores := value.get("subscores"), Mapping):  # in the section of a reward
+        section["subscores"] = _section(subscores, 1)
+    return section
 
 
 def _evaluation(line: Any) -> Evaluation:
@@ -271,7 +280,7 @@ def _evaluation(line: Any) -> Evaluation:
         score=_score(line),
         groups={str(name): _score(group) for name, group in (line.get("groups") or {}).items()},
         missing=int(line.get("missing") or 0),
-        sources={str(name): _score(one) for name, one in (line.get("sources") or {}).items()},
+        sources={str(name): _score(source) for name, source in (line.get("sources") or {}).items()},
     )
 
 
@@ -280,33 +289,33 @@ def _score(data: Mapping[str, Any]) -> Score:
     if value is None:
         raise ValueError("no value")
     n = data.get("n")
-    whole = n if type(n) is int and 0 <= n <= MOST else None
-    return Score(value, _number(data.get("low"), None), _number(data.get("high"), None), whole)
+    count = n if type(n) is int and 0 <= n <= MOST else None
+    return Score(value, _number(data.get("low"), None), _number(data.get("high"), None), count)
 
 
 def _read_record(path: Path, problems: list[str]) -> Mapping[str, Any]:
-    """run.json, which explains a run but is not needed to show it."""
+    """Read run.json, which the report shows but does not require."""
     try:
         record = read_json(path)
     except FileNotFoundError:
-        problems.append("There is no run.json: versions, git state and prompt digests are unknown.")
+        problems.append("run.json does not exist: versions, git state and prompt digests are unknown.")
         return {}
     except (OSError, ValueError):
         record = None
     if not isinstance(record, dict) or seal_of(record) == "broken":
-        problems.append("run.json could not be understood: versions, git state and prompt digests are unknown.")
+        problems.append("run.json is invalid: versions, git state and prompt digests are unknown.")
         return {}
     return record
 
 
 def _dig(record: Any, path: Sequence[str]) -> Any:
-    for subscore in path:
-        record = record.get(subscore) if isinstance(record, Mapping) else None
+    for name in path:
+        record = record.get(name) if isinstance(record, Mapping) else None
     return record
 
 
 def _number(value: Any, otherwise: Any) -> Any:
-    """A number as float, if it is finite and not beyond all reckoning."""
+    """Return a number as a float if it is finite and within ±LARGEST, else `otherwise`."""
     if isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST:
         return float(value)
     return otherwise

@@ -1,4 +1,4 @@
-"""The report's figures. Before is gray and after is blue everywhere; titles and captions belong to the page."""
+"""The figures of the report. Before is gray and after is blue; titles and captions are in the page, not the figures."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ __all__ = [
 
 Array = NDArray[np.float64]
 POINTS = 500
-"""Points of a curve at most: longer runs show the means of as many equal stretches."""
+"""Maximum number of points per curve; longer runs show means over equal intervals."""
 SMOOTH_FROM = 60
-"""From so many points on, a running mean carries the eye."""
+"""Minimum number of points for which a running mean is drawn."""
 STACKED = {
     "measure": ("measure", Ink.MEASURE),
-    "rollout": ("rollout", Ink.ROLL_OUT),
+    "rollout": ("rollout", Ink.ROLLOUT),
     "wait_for_scores": ("wait for scores", Ink.WAIT),
-    "compute_advantages": ("compute_advantages", Ink.ADVANTAGES),
+    "compute_advantages": ("compute advantages", Ink.ADVANTAGES),
     "optimize": ("optimize", Ink.OPTIMIZE),
 }
-"""Phases that follow each other within an iteration; scoring itself runs beside them."""
+"""Phases that run one after the other within an iteration; scoring runs in parallel with them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What curves are drawn against: `at` turns an iteration into a position."""
+    """A horizontal axis: `at` maps an iteration to a position."""
 
     key: str
     name: str
@@ -49,7 +49,7 @@ class Axis:
 
 
 def axes_of(run: RunData) -> list[Axis]:
-    """Iterations; clock time where it was logged; samples."""
+    """Return the axes of a run: iterations, training time if it was logged, samples."""
     axes = [Axis("iterations", "iterations", "iteration", float)]
     if run.timings:
         scale, unit = time_unit(run.seconds_at(run.done))
@@ -59,7 +59,7 @@ def axes_of(run: RunData) -> list[Axis]:
 
 
 def dumbbell(rows: Sequence[TaskRow], limits: tuple[float, float] | None, key: str, description: str) -> Markup:
-    """Scores of tasks with intervals: hollow gray before, filled blue after, a line between."""
+    """Draw task scores with intervals: hollow gray before, filled blue after, connected by a line."""
     with canvas(620, 62 + 34 * len(rows)) as (figure, axes):
         label_rows(axes, [row.name for row in rows], "score, mean over prompts, with 95 % interval")
         for y, row in enumerate(rows):
@@ -85,16 +85,16 @@ def curve(
     key: str,
     description: str,
     *,
-    tolerance: Array | None = None,
+    std: Array | None = None,
     unit: str = "",
     size: tuple[float, float] = (340, 190),
     floor: float | None = None,
     whole: bool = False,
     steps: bool = False,
 ) -> Markup:
-    """Lines [n] over iterations x [n]; the first in blue, a second in gray; `tolerance` [n] is drawn around the first.
+    """Draw lines [n] over iterations x [n]; the first in blue with ±`std` [n] shaded, the second in gray.
 
-    steps: values that were chosen and then kept, not noise about a mean: drawn as a stair, without a running mean.
+    steps: draw a step function without a running mean, for values that are set and then kept.
     """
     position = _binned(np.array([axis.at(i) for i in x]))
     with canvas(*size) as (figure, axes):
@@ -102,9 +102,9 @@ def curve(
         for index, (name, values) in enumerate(lines.items()):
             color = Ink.AFTER if index == 0 else Ink.BEFORE
             shown = _binned(values)
-            if index == 0 and tolerance is not None:
-                sharded = _binned(tolerance)
-                axes.fill_between(position, shown - sharded, shown + sharded, color=Ink.AFTER, alpha=0.14, linewidth=0)
+            if index == 0 and std is not None:
+                half = _binned(std)
+                axes.fill_between(position, shown - half, shown + half, color=Ink.AFTER, alpha=0.14, linewidth=0)
             smooth = None if steps else _running_mean(shown)
             if smooth is not None:
                 axes.plot(position, shown, color=color, linewidth=0.8, alpha=0.45)
@@ -125,7 +125,7 @@ def curve(
 
 
 def evaluation_curve(evaluations: Sequence[Evaluation], axis: Axis, key: str, description: str) -> Markup:
-    """A reward's held-out scores with intervals; its tasks as thin named lines behind."""
+    """Draw the held-out scores of a reward with intervals, and its tasks as thin labeled lines behind."""
     x = [axis.at(e.iteration) for e in evaluations]
     with canvas(520, 280) as (figure, axes):
         labels = []
@@ -146,9 +146,9 @@ def evaluation_curve(evaluations: Sequence[Evaluation], axis: Axis, key: str, de
 
 
 def stacked_seconds(run: RunData, axis: Axis, key: str, description: str) -> Markup:
-    """Seconds of each iteration, phase upon phase."""
+    """Draw the seconds of each iteration, stacked by phase."""
     iterations = sorted(run.timings)
-    phases = {phase: style for phase, style in STACKED.items() if any(phase in one for one in run.phases.values())}
+    phases = {phase: style for phase, style in STACKED.items() if any(phase in timed for timed in run.phases.values())}
     seconds = {phase: _binned(np.array([run.phase_seconds(i, phase) for i in iterations])) for phase in phases}
     x = _binned(np.array(iterations, dtype=np.float64))
     half = 0.5 if len(x) < 2 else (x[1] - x[0]) / 2
@@ -162,19 +162,19 @@ def stacked_seconds(run: RunData, axis: Axis, key: str, description: str) -> Mar
             if seconds[phase][-1] > 0.06 * sum(s[-1] for s in seconds.values()):
                 labels.append((float(floor[-1] + top[-1]) / 2, name, Ink.TEXT))
             floor = top
-        finish(axes, axis, "seconds an iteration")
+        finish(axes, axis, "seconds per iteration")
         axes.set_ylim(bottom=0)
         label_ends(axes, labels)
         return to_svg(figure, key, description)
 
 
 def points_each(count: int) -> int:
-    """How many iterations one point of a curve stands for."""
+    """Return how many iterations each point of a curve averages."""
     return -(-count // POINTS)
 
 
 def finish(axes: Axes, axis: Axis, unit: str, *, whole: bool = False, ticks: int = 5) -> None:
-    """Labels and ticks, at most so many: `whole` numbers only for counts."""
+    """Set labels and at most `ticks` ticks per axis; with `whole`, only integers on the y axis."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter, StrMethodFormatter
 
     axes.set_xlabel(axis.label)
@@ -182,14 +182,14 @@ def finish(axes: Axes, axis: Axis, unit: str, *, whole: bool = False, ticks: int
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}") if axis.key != "time" else ScalarFormatter())
     axes.yaxis.set_major_locator(MaxNLocator(ticks, integer=whole))
     largest = max(map(abs, axes.get_ylim()))
-    if not 1e-3 <= largest < 1e6:  # a common exponent would stand in the title's place
+    if not 1e-3 <= largest < 1e6:  # a common exponent would overlap the title
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     if unit:
         axes.set_title(unit, loc="left", fontsize=11, color=Ink.MUTED, pad=10)
 
 
 def _binned(values: Array) -> Array:
-    """Means [m] of equal stretches of [n], m <= POINTS; nan where a stretch has no value."""
+    """Return means [m] over equal intervals of [n], m <= POINTS; nan for intervals without a value."""
     width = points_each(len(values))
     if width == 1:
         return values
@@ -198,7 +198,10 @@ def _binned(values: Array) -> Array:
 
 
 def _running_mean(values: Array) -> Array | None:
-    """Centered mean over about a twentieth of the curve, over what there is at its ends; None for short curves."""
+    """Return the centered running mean over about a twentieth of the curve (fewer values at its ends).
+
+    Returns None for short curves.
+    """
     if len(values) < SMOOTH_FROM:
         return None
     kernel = np.ones(len(values) // 20 | 1)
@@ -209,13 +212,14 @@ def _running_mean(values: Array) -> Array | None:
 
 
 def _spans(rows: Sequence[TaskRow], limits: tuple[float, float]) -> bool:
-    """Whether the scores fill enough of the reward's range to show all of it."""
+    """Return whether the scores cover enough of the reward's range to show the whole range."""
     values = [s.value for row in rows for s in (row.before, row.after) if s is not None]
     inside = limits[0] <= min(values) and max(values) <= limits[1]
     return inside and max(values) - min(values) > 0.15 * (limits[1] - limits[0])
 
 
 def time_unit(longest: float) -> tuple[float, str]:
+    """Return (seconds per unit, name of the unit) for times up to `longest` seconds."""
     if longest < 180:
         return 1.0, "seconds"
     return (60.0, "minutes") if longest < 3 * 3600 else (3600.0, "hours")

@@ -1,4 +1,4 @@
-"""Images and videos of the first and the last evaluation, side by side and small enough to travel inside a page."""
+"""Images and videos of the first and the last evaluation, reduced in size to be embedded in a page."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from dgpo_core.system.reading import open_file, read_file, read_json, why
 __all__ = ["Pair", "RunImage", "RunImages", "read_images"]
 
 LARGEST = 512
-"""Longest side in the page, pixels; larger images are reduced."""
+"""Maximum side in the page in pixels; larger images are downscaled."""
 TINY = 128
-"""Images up to this side are shown pixel by pixel, so they are kept without loss."""
+"""Images up to this side are shown without smoothing, so they are stored losslessly."""
 NUMBER = re.compile(r"[0-9]{1,15}")
 MEDIUM = re.compile(r"media-[0-9a-f]{12}\.png")
 LARGEST_VIDEO = 300_000
-"""Bytes of an mp4 file in the page; of larger ones it shows the film strip alone."""
+"""Maximum bytes of an embedded MP4 file; of larger ones only the film strip is shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunImage:
-    """An image as a data URI, with its size in pixels; of a video its film strip, and the mp4 too if that is small."""
+    """An image as a data URI with its size in pixels; for a video the film strip, and the MP4 file if it is small."""
 
     uri: str
     width: int
@@ -43,25 +43,28 @@ class RunImage:
 
     @property
     def wide(self) -> bool:
-        """A video, or a strip such as its frames."""
+        """Whether it is a video, or a wide image such as a film strip."""
         return self.video is not None or _is_wide(self.width, self.height)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One prompt, drawn from the same noise before and (unless there is only one evaluation) after."""
+    """The images of one prompt from the same noise; `after` is None if there is only one evaluation."""
 
     prompt: str
     before: RunImage
     after: RunImage | None
     negative: str = ""
     medium: RunImage | None = None
-    """The first of what it was conditioned on, small."""
+    """The first condition image, downscaled."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunImages:
-    """Pairs of the evaluations `first` and `last`; both None if there are no images, `last` None if only one."""
+    """Image pairs of the evaluations `first` and `last` (iterations).
+
+    Both are None if there are no images; `last` is None if there is only one evaluation.
+    """
 
     first: int | None
     last: int | None
@@ -69,7 +72,7 @@ class RunImages:
 
 
 def read_images(directory: Path, problems: list[str]) -> RunImages:
-    """Read `images/NNNNNN/NN.png` and their prompts; damaged files are left out and mentioned in `problems`."""
+    """Read `images/NNNNNN/NN.png` and their prompts; damaged files are skipped and reported in `problems`."""
     found = {}
     try:
         if directory.is_dir():
@@ -88,13 +91,13 @@ def read_images(directory: Path, problems: list[str]) -> RunImages:
 
 
 def _pairs(before: Sequence[Pair], after: Sequence[Pair]) -> list[Pair]:
-    """Images of the same prompt and noise: those at the same place, or where the selection changed, by prompt."""
-    if [one.prompt for one in before] == [one.prompt for one in after]:
-        return [replace(one, after=two.before) for one, two in zip(before, after, strict=True)]
-    counts = Counter(one.prompt for one in before), Counter(one.prompt for one in after)
-    later = {one.prompt: one.before for one in after}
-    single = [one for one in before if one.prompt and counts[0][one.prompt] == counts[1][one.prompt] == 1]
-    return [replace(one, after=later[one.prompt]) for one in single]
+    """Pair images of the same prompt and noise by index, or by unique prompt if the selection of prompts changed."""
+    if [pair.prompt for pair in before] == [pair.prompt for pair in after]:
+        return [replace(pair, after=later.before) for pair, later in zip(before, after, strict=True)]
+    counts = Counter(pair.prompt for pair in before), Counter(pair.prompt for pair in after)
+    images = {pair.prompt: pair.before for pair in after}
+    unique = [pair for pair in before if pair.prompt and counts[0][pair.prompt] == counts[1][pair.prompt] == 1]
+    return [replace(pair, after=images[pair.prompt]) for pair in unique]
 
 
 def _read(directory: Path, problems: list[str]) -> list[Pair]:
@@ -102,8 +105,8 @@ def _read(directory: Path, problems: list[str]) -> list[Pair]:
         prompts = [str(prompt) for prompt in read_json(directory / "prompts.json")]
     except (OSError, ValueError, TypeError):
         prompts = []
-        problems.append(f"The prompts of the images in {directory.name} are not known (prompts.json).")
-    reported = _conditions(directory, problems)
+        problems.append(f"The prompts of the images in {directory.name} are unknown: prompts.json cannot be read.")
+    conditions = _conditions(directory, problems)
     found = []
     for file in sorted(
         (f for f in directory.glob("*.png") if NUMBER.fullmatch(f.stem)), key=lambda file: int(file.stem)
@@ -113,29 +116,29 @@ def _read(directory: Path, problems: list[str]) -> list[Pair]:
             problems.append(f"The image {directory.name}/{file.name} is damaged.")
             continue
         index = int(file.stem)
-        negative, medium = reported.get(index, ("", ""))
+        negative, medium = conditions.get(index, ("", ""))
         shown = _image(directory / medium) if medium else None
         found.append(Pair(prompts[index] if index < len(prompts) else "", image, None, negative, shown))
     return found
 
 
 def _conditions(directory: Path, problems: list[str]) -> dict[int, tuple[str, str]]:
-    """(negative text, file of the first medium) of samples by their numbers, each empty if there is none."""
+    """Return (negative prompt, file of the first condition image) by sample index, each "" if there is none."""
     try:
-        reported = read_json(directory / FILE)
+        entries = read_json(directory / FILE)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):
-        reported = None
-    if not isinstance(reported, list):
-        problems.append(f"What the images in {directory.name} were drawn from is not known ({FILE}).")
+        entries = None
+    if not isinstance(entries, list):
+        problems.append(f"The conditions of the images in {directory.name} are unknown: {FILE} cannot be read.")
         return {}
-    found = {}
-    for index, one in enumerate(reported):
-        if isinstance(one, dict):
-            name = str(one.get("media", ""))
-            found[index] = str(one.get("negative_prompt", "")), name if MEDIUM.fullmatch(name) else ""
-    return found
+    conditions = {}
+    for index, entry in enumerate(entries):
+        if isinstance(entry, dict):
+            name = str(entry.get("media", ""))
+            conditions[index] = str(entry.get("negative_prompt", "")), name if MEDIUM.fullmatch(name) else ""
+    return conditions
 
 
 def _image(file: Path) -> RunImage | None:
@@ -153,7 +156,7 @@ def _image(file: Path) -> RunImage | None:
         image.save(buffer, "PNG", optimize=True)
     else:
         kind = "jpeg"
-        # A strip of frames keeps its frames' size: only its height counts.
+        # Only the height of a film strip is limited, so that its frames keep their size.
         image.thumbnail((LARGEST * max(1, round(width / height)), LARGEST))
         image.save(buffer, "JPEG", quality=88, optimize=True)
     return RunImage(_uri(f"image/{kind}", buffer.getvalue()), width, height, _video(file.with_suffix(".mp4")))

@@ -1,4 +1,4 @@
-"""A run's page: figures and tables put together and set by `page.html.jinja`."""
+"""The HTML page of a run: collects figures and tables, and renders `page.html.jinja`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PHASES = ("measure", "rollout", "score", "wait_for_scores", "compute_advantages"
 
 
 def page_environment() -> Environment:
-    """The templates of the lab's pages, by their place in the package."""
+    """Return the Jinja environment of the pages; templates are named by their path in the package."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
@@ -33,7 +33,7 @@ def page_environment() -> Environment:
 
 
 def render(run: RunData) -> str:
-    """The page as HTML text, complete in itself."""
+    """Render the self-contained HTML page of a run."""
     environment = page_environment()
     environment.filters |= {
         "number": number, "scored": summary.scored, "moment": summary.moment, "signed": summary.signed,
@@ -44,8 +44,8 @@ def render(run: RunData) -> str:
         outcome=summary.outcome(run),
         facts=summary.facts(run),
         missing=summary.what_is_missing(run),
-        rewards=[_reward_view(run, label, i) for i, label in enumerate(run.evaluations)],
-        diversity=_diversity_view(run),
+        rewards=[_reward_section(run, label, i) for i, label in enumerate(run.evaluations)],
+        diversity=_diversity_card(run),
         monitors=summary.monitor_rows(run),
         axes=axes,
         reward_curves=panels.training_reward(run, axes),
@@ -55,23 +55,23 @@ def render(run: RunData) -> str:
         times=summary.times(run),
         diagnostics=panels.diagnostics(run, axes[0]),
         points_each=figures.points_each(len(run.metrics)),
-        time=_time_view(run, axes[0]),
+        time=_time_section(run, axes[0]),
         provenance=_provenance(run.record),
         versions=_texts(run.record.get("versions")),
         plugins=_texts(run.record.get("plugins")),
     )
 
 
-def _reward_view(run: RunData, label: str, index: int) -> dict[str, Any]:
+def _reward_section(run: RunData, label: str, index: int) -> dict[str, Any]:
     evaluations = run.evaluations[label]
     first, last = evaluations[0], evaluations[-1]
     rows = summary.task_rows(evaluations)
     every = [score for row in rows for score in (row.before, row.after) if score is not None]
     best = summary.best(evaluations)
-    words = [f"{row.name} {row.before.value:.3f}" for row in rows if row.before]
+    texts = [f"{row.name} {row.before.value:.3f}" for row in rows if row.before]
     if first is not last:
         values = [[number(None if score is None else score.value) for score in (row.before, row.after)] for row in rows]
-        words = [f"{row.name} {before} to {after}" for row, (before, after) in zip(rows, values, strict=True)]
+        texts = [f"{row.name} {before} to {after}" for row, (before, after) in zip(rows, values, strict=True)]
     return {
         "label": label,
         "sentence": summary.reward_outcome(run, label),
@@ -82,11 +82,11 @@ def _reward_view(run: RunData, label: str, index: int) -> dict[str, Any]:
         "digits": summary.digits_for([first.score, last.score]),
         "table_digits": summary.digits_for(every),
         "has_counts": any(score.n is not None for score in every),
-        "svg": figures.dumbbell(rows, run.ranges.get(label), f"s{index}", f"Scores of {label}: " + "; ".join(words)),
+        "svg": figures.dumbbell(rows, run.ranges.get(label), f"s{index}", f"Scores of {label}: " + "; ".join(texts)),
     }
 
 
-def _diversity_view(run: RunData) -> dict[str, Any] | None:
+def _diversity_card(run: RunData) -> dict[str, Any] | None:
     found = summary.diversity(run)
     if found is None:
         return None
@@ -95,18 +95,18 @@ def _diversity_view(run: RunData) -> dict[str, Any] | None:
 
 
 def _evaluation_curves(run: RunData, axes: Sequence[Axis]) -> list[dict[str, Any]]:
-    models = []
+    curves = []
     for index, (label, evaluations) in enumerate(run.evaluations.items()):
         if len(evaluations) > 1:
             first, last = evaluations[0].score.value, evaluations[-1].score.value
-            said = f"{label} on held-out prompts at {len(evaluations)} evaluations, from {first:.3f} to {last:.3f}."
-            drawn = {a.key: figures.evaluation_curve(evaluations, a, f"e{index}-{a.key}", said) for a in axes}
+            text = f"{label} on held-out prompts at {len(evaluations)} evaluations, from {first:.3f} to {last:.3f}."
+            svgs = {a.key: figures.evaluation_curve(evaluations, a, f"e{index}-{a.key}", text) for a in axes}
             tasks = any(e.groups for e in evaluations)
-            models.append({"label": label, "model": evaluations[-1].model, "tasks": tasks, "svgs": drawn})
-    return models
+            curves.append({"label": label, "model": evaluations[-1].model, "tasks": tasks, "svgs": svgs})
+    return curves
 
 
-def _time_view(run: RunData, axis: Axis) -> dict[str, Any] | None:
+def _time_section(run: RunData, axis: Axis) -> dict[str, Any] | None:
     if not run.timings:
         return None
     timed = [phases for phases in run.phases.values() if phases]
@@ -123,10 +123,10 @@ def _time_view(run: RunData, axis: Axis) -> dict[str, Any] | None:
         rows.append(row)
     peak = max((t["peak_memory_bytes"] for t in run.timings.values() if t.get("peak_memory_bytes")), default=None)
     drawable = any(name in STACKED for name in names)
-    said = "Seconds of each iteration by phase; totals: " + ", ".join(f"{row['title']} {row['total']}" for row in rows)
+    text = "Seconds of each iteration by phase; totals: " + ", ".join(f"{row['title']} {row['total']}" for row in rows)
     return {
         "rows": rows,
-        "svg": figures.stacked_seconds(run, axis, "t", said) if drawable else None,
+        "svg": figures.stacked_seconds(run, axis, "t", text) if drawable else None,
         "rewards": _reward_times(run),
         "peak": None if peak is None else f"{peak / 2**30:.2f} GiB",
         "median": seconds(float(np.median([run.seconds_at(i) - run.seconds_at(i - 1) for i in run.timings]))),
@@ -134,7 +134,7 @@ def _time_view(run: RunData, axis: Axis) -> dict[str, Any] | None:
 
 
 def _reward_times(run: RunData) -> list[tuple[str, str, float | None]]:
-    """(label, time, samples a second) of each reward over the whole run, where there are several."""
+    """Return (label, time, samples per second) of each reward over the whole run; empty unless there are several."""
     spent: dict[str, float] = {}
     for timing in run.timings.values():
         for label, value in (timing.get("rewards") or {}).items():
@@ -146,14 +146,14 @@ def _reward_times(run: RunData) -> list[tuple[str, str, float | None]]:
 
 
 def _rate(entries: Sequence[Mapping[str, Any]]) -> float | None:
-    """Samples a second over all iterations, not the mean of rates."""
+    """Return samples per second over all iterations (not the mean of the rates)."""
     known = [e for e in entries if e.get("samples_per_second") and e.get("seconds")]
     spent = sum(e["seconds"] for e in known)
     return sum(e["seconds"] * e["samples_per_second"] for e in known) / spent if spent else None
 
 
 def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What run.json says besides versions, as (name, text)."""
+    """Return the entries of run.json other than versions as (name, text)."""
     rows = []
     if isinstance(record.get("command"), list):
         rows.append(("command", " ".join(map(str, record["command"]))))
@@ -163,12 +163,12 @@ def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if isinstance(git, Mapping):
         rows.append(("git commit", f"{git.get('commit')}{'' if git.get('clean') else ' (with uncommitted changes)'}"))
     elif record:
-        rows.append(("git commit", "not run inside a repository"))
+        rows.append(("git commit", "not inside a git repository"))
     prompts = record.get("prompts")
-    for split, found in prompts.items() if isinstance(prompts, Mapping) else ():
-        if isinstance(found, Mapping):
-            said = ", ".join([f"{found.get('count')}", *counted(found)])
-            rows.append((f"{split} prompts", f"{said}, SHA-256 {found.get('sha256')}"))
+    for split, entry in prompts.items() if isinstance(prompts, Mapping) else ():
+        if isinstance(entry, Mapping):
+            counts = ", ".join([f"{entry.get('count')}", *counted(entry)])
+            rows.append((f"{split} prompts", f"{counts}, SHA-256 {entry.get('sha256')}"))
     return rows
 
 

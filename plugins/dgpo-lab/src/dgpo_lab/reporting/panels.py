@@ -1,4 +1,4 @@
-"""Small figures of training: each reward and what it is made of, and what else was logged of every iteration."""
+"""Small figures of training: each reward with its subscores, and the other metrics that are logged per iteration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One small figure with its title and meaning; where there is nothing to draw, `text` says so instead."""
+    """One small figure with its title and meaning; `text` replaces the figure if there is nothing to draw."""
 
     title: str
     note: str
@@ -31,7 +31,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """A metric worth a panel: its columns by the name of the line, and what it means."""
+    """A metric that gets a panel: line names mapped to metric columns, and what the metric means."""
 
     title: str
     note: str
@@ -43,127 +43,127 @@ class Diagnostic:
 
 
 DIAGNOSTICS = (
-    Diagnostic("KL", "mean squared distance of the policy's velocity from the base's", {"kl": "kl"},
+    Diagnostic("KL", "mean squared distance between the velocities of the policy and the base model", {"kl": "kl"},
                "mean (v − v_base)²"),
     Diagnostic("Denoising error", "of the policy and of the reference, on the same noise",
                {"policy": "dsm", "reference": "dsm_reference"}, "mean squared error", None),
-    Diagnostic("σ(S_g)", "weight of a group's gradient: 0.5 at first, towards 0 once the policy prefers what the "
-               "rewards prefer", {"sigmoid": "sigmoid"}, "mean", None),
-    Diagnostic("Clip fraction", "share of members whose gradient was clipped", {"clipped": "clip_fraction"},
-               "share of members"),
+    Diagnostic("σ(S_g)", "weight of a group's gradient: 0.5 at the start, approaching 0 as the policy prefers the "
+               "samples with the higher rewards", {"sigmoid": "sigmoid"}, "mean", None),
+    Diagnostic("Clip fraction", "fraction of samples whose gradient was clipped", {"clipped": "clip_fraction"},
+               "fraction of samples"),
     Diagnostic("Gradient norm", "before clipping", {"norm": "grad_norm"}, "norm"),
     Diagnostic("Change of the weights", "norm of the adapter's weights, or of the change of all weights",
                {"norm": "change_norm"}, "norm"),
-    Diagnostic("Zero-variance groups", "all rewards equal: they teach nothing", {"groups": "zero_variance_groups"},
-               "groups an iteration", whole=True),
-    Diagnostic("Residual", "mean |sum of signed weights| of a group: 0 where the partition function cancels",
+    Diagnostic("Zero-variance groups", "groups whose rewards are all equal; they give no gradient",
+               {"groups": "zero_variance_groups"}, "groups per iteration", whole=True),
+    Diagnostic("Residual", "mean |sum of signed weights| of a group; 0 if the partition function cancels",
                {"residual": "residual"}, "|Σ c|"),
-    Diagnostic("Diversity", "mean pairwise distance within groups; a collapse shows here first",
-               {"diversity": "diversity"}, "rms of pixels in [0, 1]", None),
+    Diagnostic("Diversity", "mean pairwise distance within groups; mode collapse shows here first",
+               {"diversity": "diversity"}, "RMS of pixels in [0, 1]", None),
     *(
         Diagnostic(name.replace("_", " ").capitalize(), f"of the samples: {STATISTICS[name].summary}",
                    {name: f"statistics.{name}"}, "mean", None)
         for name in PIXELWISE
     ),
     Diagnostic("Missing rewards", "samples that could not be scored", {"missing": "missing_rewards"},
-               "samples an iteration", whole=True),
-    Diagnostic("Skipped updates", "non-finite losses or gradients, so far", {"skipped": "skipped_updates"}, "updates",
-               whole=True),
-    Diagnostic("Learning rate", "of the last update", {"rate": "learning_rate"}, ""),
+               "samples per iteration", whole=True),
+    Diagnostic("Skipped updates", "because of non-finite losses or gradients, cumulative",
+               {"skipped": "skipped_updates"}, "updates", whole=True),
+    Diagnostic("Learning rate", "of the last update in the iteration", {"rate": "learning_rate"}, ""),
 )  # fmt: skip
 
 
 def training_reward(run: RunData, axes: Sequence[Axis]) -> dict[str, Markup]:
-    """Mean and spread of the training reward, by the key of the axis; empty for less than two of them."""
+    """Draw the mean and standard deviation of the training reward for each axis key; empty for fewer than two means."""
     mean, std = run.column("reward.mean"), run.column("reward.std")
     if _count(mean) < 2:
         return {}
-    said = f"Training reward over {len(mean)} iterations, {ends(mean)}."
+    description = f"Training reward over {len(mean)} iterations, {ends(mean)}."
     unit, size = "reward of the samples", (520, 280)
     return {
         axis.key: curve(
-            run.iterations, {"mean": mean}, axis, f"r-{axis.key}", said, tolerance=std, unit=unit, size=size
+            run.iterations, {"mean": mean}, axis, f"r-{axis.key}", description, std=std, unit=unit, size=size
         )
         for axis in axes
     }
 
 
 def of_rewards(run: RunData, axis: Axis) -> list[Panel]:
-    """Each reward by itself where there are several."""
+    """Draw each reward separately if there are several."""
     labels = run.names("rewards")
-    wanted = [(label, "before weighting", f"reward {label}", ("rewards", label)) for label in labels]
-    return _means(run, axis, "p", wanted if len(labels) > 1 else [])
+    curves = [(label, "before weighting", f"reward {label}", ("rewards", label)) for label in labels]
+    return _means(run, axis, "p", curves if len(labels) > 1 else [])
 
 
 def of_subscores(run: RunData, axis: Axis) -> list[Panel]:
-    """The reward of each source of prompts, and what each reward is made of, where it says so."""
+    """Draw the reward of each prompt source, and the subscores of each reward that reports them."""
     sources = [(f"source {name}", "weighted sum of its rewards", f"reward of source {name}", ("sources", name))
                for name in run.names("sources")]  # fmt: skip
     panels = _means(run, axis, "o", sources)
     for index, label in enumerate(run.names("rewards")):
-        for place, name in enumerate(run.names("rewards", label, "subscores")):
+        for number, name in enumerate(run.names("rewards", label, "subscores")):
             column = run.values("rewards", label, "subscores", name)
             if _count(column) > 1:
-                said = f"{label}, {name}: {ends(column)}"
-                svg = curve(run.iterations, {name: column}, axis, f"q{index}-{place}", said, unit="mean")
-                panels.append(Panel(f"{label}: {name}", "part of the reward", svg))
+                description = f"{label}, {name}: {ends(column)}"
+                svg = curve(run.iterations, {name: column}, axis, f"q{index}-{number}", description, unit="mean")
+                panels.append(Panel(f"{label}: {name}", "subscore of the reward", svg))
     return panels
 
 
-def _means(run: RunData, axis: Axis, key: str, wanted: Iterable[tuple[str, str, str, Sequence[str]]]) -> list[Panel]:
-    """Means with their spread: (title, note, what it is, where it is logged) each."""
+def _means(run: RunData, axis: Axis, key: str, curves: Iterable[tuple[str, str, str, Sequence[str]]]) -> list[Panel]:
+    """Draw means with standard deviations; each of `curves` is (title, note, name, path in the log)."""
     panels = []
-    for index, (title, note, what, path) in enumerate(wanted):
-        mean, std = (run.values(*path, subscore) for subscore in ("mean", "std"))
+    for index, (title, note, what, path) in enumerate(curves):
+        mean, std = (run.values(*path, statistic) for statistic in ("mean", "std"))
         if _count(mean) > 1:
-            said = f"Training {what}, {ends(mean)}."
-            svg = curve(run.iterations, {path[-1]: mean}, axis, f"{key}{index}", said, tolerance=std, unit="mean ± std")
+            text = f"Training {what}, {ends(mean)}."
+            svg = curve(run.iterations, {path[-1]: mean}, axis, f"{key}{index}", text, std=std, unit="mean ± std")
             panels.append(Panel(title, note, svg))
     return panels
 
 
 def diagnostics(run: RunData, axis: Axis) -> list[Panel]:
-    """The times if they move, the fixed panels, and what else the objective reported."""
+    """Draw the timestep range if it changes, the fixed panels, and the other metrics of the objective."""
     extra = [
         Diagnostic(name, "reported by the objective", {name: f"extra.{name}"}, "", None) for name in run.names("extra")
     ]
-    return [_panel(run, one, axis, f"d{i}") for i, one in enumerate([*_times(run), *DIAGNOSTICS, *extra])]
+    return [_panel(run, metric, axis, f"d{i}") for i, metric in enumerate([*_times(run), *DIAGNOSTICS, *extra])]
 
 
 def _times(run: RunData) -> list[Diagnostic]:
-    """The range of the training times where an end of it moves, then what else the timestep policy told."""
+    """Return the ends of the timestep range that change, then the other metrics of the timestep policy."""
     range_ends = {name: f"timesteps.{name}" for name in ("t_min", "t_max")}
     moving = {name: column for name, column in range_ends.items() if summary.moves(run.column(column))}
-    note, by = "range of σ that the loss is taken in", f"reported by {run.config.timesteps.use}"
-    found = [Diagnostic("Training times", note, moving, "σ", None, steps=True)] if moving else []
+    note, by = "range of σ in which the loss is computed", f"reported by {run.config.timesteps.use}"
+    changing = [Diagnostic("Training timesteps", note, moving, "σ", None, steps=True)] if moving else []
     others = [name for name in run.names("timesteps") if name not in range_ends]
-    return found + [
+    return changing + [
         Diagnostic(name.replace("_", " ").capitalize(), by, {name: f"timesteps.{name}"}, "", None, steps=True)
         for name in others
     ]
 
 
-def _panel(run: RunData, wanted: Diagnostic, axis: Axis, key: str) -> Panel:
-    columns = {name: run.column(column) for name, column in wanted.columns.items()}
+def _panel(run: RunData, metric: Diagnostic, axis: Axis, key: str) -> Panel:
+    columns = {name: run.column(column) for name, column in metric.columns.items()}
     known = {name: values[~np.isnan(values)] for name, values in columns.items() if _count(values)}
     if not known:
-        return Panel(wanted.title, wanted.note, text="not logged")
+        return Panel(metric.title, metric.note, text="not logged")
     if all(len(values) == 1 for values in known.values()):
         single = [f"{name} {values[0]:.4g}" if len(known) > 1 else f"{values[0]:.4g}" for name, values in known.items()]
-        return Panel(wanted.title, wanted.note, text=", ".join(single))
+        return Panel(metric.title, metric.note, text=", ".join(single))
     first = next(iter(known.values()))
     if len(known) == 1 and (first == first[0]).all():
-        return Panel(wanted.title, wanted.note, text=f"{first[0]:.4g} throughout")
-    said = "; ".join(f"{wanted.title}, {name}: {ends(values)}" for name, values in known.items())
+        return Panel(metric.title, metric.note, text=f"{first[0]:.4g} throughout")
+    description = "; ".join(f"{metric.title}, {name}: {ends(values)}" for name, values in known.items())
     svg = curve(
-        run.iterations, {name: columns[name] for name in known}, axis, key, said,
-        unit=wanted.unit, floor=wanted.floor, whole=wanted.whole, steps=wanted.steps,
+        run.iterations, {name: columns[name] for name in known}, axis, key, description,
+        unit=metric.unit, floor=metric.floor, whole=metric.whole, steps=metric.steps,
     )  # fmt: skip
-    return Panel(wanted.title, wanted.note, svg)
+    return Panel(metric.title, metric.note, svg)
 
 
 def ends(values: Array) -> str:
-    """The first and the last value of a column."""
+    """Return the first and the last value of a column as text."""
     known = values[~np.isnan(values)]
     return f"from {known[0]:.4g} to {known[-1]:.4g}"
 

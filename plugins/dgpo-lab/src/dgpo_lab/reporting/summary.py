@@ -1,4 +1,4 @@
-"""A run in words: how it went, and what a reader might miss."""
+"""The texts and table rows of the report: the outcome of a run, its key figures, and missing data."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A number worth a place at the top."""
+    """A key figure at the top of the page."""
 
     label: str
     value: str
@@ -52,7 +52,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """A task's scores at the first and the last evaluation."""
+    """The scores of a task at the first and the last evaluation."""
 
     name: str
     before: Score | None
@@ -61,13 +61,13 @@ class TaskRow:
 
     @property
     def change(self) -> float | None:
-        """After minus before."""
+        """The difference after - before; None if either is missing."""
         return None if self.before is None or self.after is None else self.after.value - self.before.value
 
 
 @dataclass(frozen=True, slots=True)
 class Diversity:
-    """Diversity before and after, and where the numbers come from."""
+    """The diversity before and after training, and what it was measured on."""
 
     before: float
     after: float | None
@@ -75,13 +75,13 @@ class Diversity:
 
 
 def digits_for(scores: Iterable[Score]) -> int:
-    """Decimals that the widest interval warrants: the first significant one of its width, but 2 to 4 of them."""
+    """Return the number of decimals (2 to 4) up to the first significant digit of the widest interval."""
     widths = [s.high - s.low for s in scores if s.low is not None and s.high is not None and s.high > s.low]
     return min(4, max(2, -math.floor(math.log10(max(widths))))) if widths else 3
 
 
 def scored(score: Score | Interval, digits: int) -> str:
-    """A score as 0.48 [0.44, 0.52]."""
+    """Format a score with its interval: 0.48 [0.44, 0.52]."""
     value = number(score.value, digits)
     if score.low is None or score.high is None:
         return value
@@ -89,35 +89,35 @@ def scored(score: Score | Interval, digits: int) -> str:
 
 
 def signed(value: float | None, digits: int) -> str:
-    """+0.12 or −0.12; nothing where there is none."""
+    """Format a number with its sign: +0.12 or −0.12; "" for None."""
     return "" if value is None else f"{value:+.{digits}f}".replace("-", "−")
 
 
 def moment(iteration: int) -> str:
-    """An evaluation's place in the run."""
+    """Name the iteration of an evaluation."""
     return "base model" if iteration == 0 else f"iteration {iteration:,}"
 
 
 def whose(iteration: int) -> str:
-    """An evaluation's place, within a sentence."""
+    """Name the iteration of an evaluation within a sentence."""
     return "of the base model" if iteration == 0 else f"after iteration {iteration:,}"
 
 
 def outcome(run: RunData) -> str:
-    """One sentence on the reward that decides: the first one evaluated, or the training reward."""
+    """Summarize the target in one sentence: the first evaluated reward, or the training reward."""
     if not run.evaluations:
         return _training_outcome(run)
     return reward_outcome(run, next(iter(run.evaluations)))
 
 
 def reward_outcome(run: RunData, label: str) -> str:
-    """One sentence on one evaluated reward."""
+    """Summarize an evaluated reward in one sentence."""
     evaluations = run.evaluations[label]
     first, last = evaluations[0], evaluations[-1]
     digits = digits_for([first.score, last.score])
     before, after = scored(first.score, digits), scored(last.score, digits)
     if len(evaluations) == 1:
-        return f"{label} {whose(first.iteration)} is {before}; there is no later evaluation to compare with yet."
+        return f"{label} {whose(first.iteration)} is {before}; there is no later evaluation to compare it with yet."
     if number(first.score.value, digits) == number(last.score.value, digits):
         return f"{label} did not change: {before} before, {after} after."
     rose = last.score.value > first.score.value
@@ -131,13 +131,13 @@ def reward_outcome(run: RunData, label: str) -> str:
 
 
 def best(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """The best evaluation where it is not the last one."""
-    found = max(evaluations, key=lambda e: e.score.value)
-    return found if found.score.value > evaluations[-1].score.value else None
+    """Return the best evaluation, or None if the last one is the best."""
+    highest = max(evaluations, key=lambda e: e.score.value)
+    return highest if highest.score.value > evaluations[-1].score.value else None
 
 
 def _distance(before: float, after: float, limits: tuple[float, float] | None) -> str:
-    """How much of the way to the reward's upper end was covered, if it rose and has one."""
+    """Describe how much of the distance to the reward's upper bound was covered; "" without a rise or a bound."""
     if limits is None or not math.isfinite(limits[1]) or not before < after <= limits[1]:
         return ""
     top = limits[1]
@@ -154,27 +154,27 @@ def _training_outcome(run: RunData) -> str:
     means = run.column("reward.mean")
     known = np.flatnonzero(~np.isnan(means))
     if not len(known):
-        return "No sample has been scored yet."
+        return "No samples have been scored yet."
     first, last = known[0], known[-1]
     begin, end = moment(int(run.iterations[first])), moment(int(run.iterations[last]))
     if first == last:
-        return f"The training reward of {begin} is {means[first]:.3f}; nothing is evaluated on held-out prompts yet."
+        return f"The training reward of {begin} is {means[first]:.3f}; there is no evaluation on held-out prompts yet."
     return (
         f"The training reward went from {means[first]:.3f} ({begin}) to {means[last]:.3f} ({end}); "
-        "nothing is evaluated on held-out prompts yet."
+        "there is no evaluation on held-out prompts yet."
     )
 
 
 def times(run: RunData) -> str | None:
-    """One sentence on where the loss is taken and who chose it; None for logs that do not tell."""
+    """Describe the range of the training timesteps in one sentence; None if it is not logged."""
     low, high = run.column("timesteps.t_min"), run.column("timesteps.t_max")
     if np.isnan(low).all() or np.isnan(high).all():
         return None
-    return f"Training times come from {run.config.timesteps.use}: {_end('t_min', low)}, {_end('t_max', high)}."
+    return f"Training timesteps come from {run.config.timesteps.use}: {_end('t_min', low)}, {_end('t_max', high)}."
 
 
 def moves(values: NDArray[np.float64]) -> bool:
-    """Whether a column has more than one value."""
+    """Return whether a column has more than one distinct value."""
     return len(np.unique(values[~np.isnan(values)])) > 1
 
 
@@ -184,12 +184,12 @@ def _end(name: str, values: NDArray[np.float64]) -> str:
 
 
 def diversity(run: RunData) -> Diversity | None:
-    """From evaluations with several samples of a prompt; otherwise from the groups of the first and last iterations."""
+    """Return the diversity between evaluation samples of the same prompt, or else within the training groups."""
     evaluated = run.statistics.get("diversity", ())
     if evaluated:
         first, last = evaluated[0], evaluated[-1]
         after = None if first is last else last.score.value
-        return Diversity(first.score.value, after, "between samples of one held-out prompt")
+        return Diversity(first.score.value, after, "between samples of the same held-out prompt")
     values = run.column("diversity")
     values = values[~np.isnan(values)]
     if not len(values):
@@ -204,7 +204,7 @@ def diversity(run: RunData) -> Diversity | None:
 
 @dataclass(frozen=True, slots=True)
 class MonitorRow:
-    """A monitor at the first and the last evaluation, and whether it left its tolerance in between."""
+    """A monitor at the first and the last evaluation; `left`: whether it is out of tolerance."""
 
     name: str
     meaning: str
@@ -215,12 +215,12 @@ class MonitorRow:
 
     @property
     def change(self) -> float | None:
-        """After minus before."""
+        """The difference after - before; None if there is only one evaluation."""
         return None if self.after is None else self.after.value - self.before.value
 
 
 def monitor_rows(run: RunData) -> list[MonitorRow]:
-    """Rewards that only monitor, then statistics of the media."""
+    """Return the monitored rewards, then the media statistics."""
     monitors = [found for found in run.evaluations.values() if found[0].role == "monitor"]
     rows = []
     for found in [*monitors, *run.statistics.values()]:
@@ -234,14 +234,16 @@ def monitor_rows(run: RunData) -> list[MonitorRow]:
 
 
 def _group(score: Score) -> GroupScore:
-    """Without an interval in the log, the value is its own."""
+    """Convert a score; without an interval in the log, both ends are the value."""
     low = score.value if score.low is None else score.low
     return GroupScore(value=score.value, low=low, high=score.value if score.high is None else score.high, n=0)
 
 
 def task_rows(evaluations: Sequence[Evaluation]) -> list[TaskRow]:
-    """Tasks in the order of the log, sources of prompts, then the mean of the tasks. With one evaluation, `after` is
-    None throughout."""
+    """Return one row per task in the order of the log, one per prompt source, and the mean of the tasks.
+
+    With a single evaluation, `after` is None in all rows.
+    """
     first, last = evaluations[0], evaluations[-1]
     single = first is last
     names = dict.fromkeys([*first.groups, *last.groups])
@@ -253,7 +255,7 @@ def task_rows(evaluations: Sequence[Evaluation]) -> list[TaskRow]:
 
 
 def facts(run: RunData) -> list[Fact]:
-    """What goes into the strip below the sentence."""
+    """Return the key figures at the top of the page."""
     total = run.config.run.iterations
     state = "complete" if run.complete else "so far"
     if run.ended_by not in (None, "iterations"):
@@ -261,38 +263,38 @@ def facts(run: RunData) -> list[Fact]:
     found = [Fact("iterations", f"{run.done:,}" if run.complete else f"{run.done:,} of {total:,}", state)]
     samples = int(run.samples_at(len(run.metrics)))
     shape = f"{run.config.rollout.groups} groups of {run.config.rollout.group_size}"
-    found.append(Fact("training samples", f"{samples:,}", f"{shape} an iteration"))
+    found.append(Fact("training samples", f"{samples:,}", f"{shape} per iteration"))
     if run.timings:
         spent = run.seconds_at(run.done)
         rate = len(run.timings) * run.samples_per_iteration / spent if spent > 0 else 0.0
-        note = f"{rate:,.1f} samples a second" if rate else ""
+        note = f"{rate:,.1f} samples per second" if rate else ""
         found.append(Fact("training time", seconds(spent), note))
     return found
 
 
 def what_is_missing(run: RunData) -> list[str]:
-    """What a reader would look for and not find, and why."""
+    """Return one sentence for each kind of data that is missing, with the reason."""
     section, total, missing = run.config.evaluation, run.config.run.iterations, []
     if not run.complete:
         missing.append(f"The run is not finished: {run.done} of {total} iterations are logged.")
     if not run.evaluations:
         why = " (prompts.heldout is not set)" if run.config.prompts.heldout is None else ""
-        missing.append(f"No evaluation has been made yet{why}: there are no scores by task.")
+        missing.append(f"There is no evaluation yet{why}, so there are no scores by task.")
     elif all(len(evaluations) == 1 for evaluations in run.evaluations.values()):
-        missing.append("There is only one evaluation: nothing to compare it with yet.")
+        missing.append("There is only one evaluation, so there is nothing to compare it with yet.")
     if not run.metrics:
-        missing.append("No iteration has finished: there are no training curves.")
+        missing.append("No iteration has finished, so there are no training curves.")
     elif len(run.metrics) == 1:
-        missing.append("Only one iteration has finished: there are no curves yet.")
+        missing.append("Only one iteration has finished, so there are no curves yet.")
     if run.images.first is None:
         why = " (evaluation.images is 0)" if section.images == 0 else ""
         missing.append(f"There are no images{why}.")
     elif run.images.last is None:
-        missing.append("There are images of one evaluation only.")
+        missing.append("Only one evaluation has images.")
     elif not run.images.pairs:
-        missing.append("The images of the first and the last evaluation show different prompts: none can be paired.")
+        missing.append("The images of the first and the last evaluation cannot be paired: their prompts differ.")
     untimed = sum(record["iteration"] not in run.timings for record in run.metrics)
     if untimed:
         counted = f"{untimed} of {len(run.metrics)} iterations"
-        missing.append(f"{counted} have no timing; clock times count them as 0 seconds.")
+        missing.append(f"{counted} have no timings; they count as 0 seconds of training time.")
     return [*missing, *run.problems]

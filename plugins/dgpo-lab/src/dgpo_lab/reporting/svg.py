@@ -1,7 +1,7 @@
-"""Matplotlib figures as inline SVG that takes its colors and letters from the page around it.
+"""Matplotlib figures as inline SVG that takes its colors and fonts from the surrounding page.
 
-Figures are drawn with the stand-in colors of `Ink`; in the SVG each becomes a CSS variable, so one figure serves light
-and dark pages and print. One unit of a figure is one CSS pixel at its natural size.
+Figures are drawn in the placeholder colors of `Ink`. In the SVG each becomes a CSS variable, so that the same figure
+works in the light and dark themes and in print. One figure unit is one CSS pixel at natural size.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Ink", "canvas", "dot", "label_ends", "rows", "sharded", "to_svg"]
+__all__ = ["Ink", "canvas", "dot", "label_ends", "rows", "separated", "to_svg"]
 
 
 class Ink:
-    """Stand-in colors, and in `VARIABLES` the CSS variables that they become."""
+    """Placeholder colors; `VARIABLES` maps them to CSS variables."""
 
     TEXT = "#010101"
     MUTED = "#020202"
@@ -31,7 +31,7 @@ class Ink:
     BEFORE = "#040404"
     AFTER = "#050505"
     PAPER = "#060606"
-    ROLL_OUT = "#070707"
+    ROLLOUT = "#070707"
     WAIT = "#080808"
     ADVANTAGES = "#090909"
     OPTIMIZE = "#0a0a0a"
@@ -77,7 +77,7 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of so many CSS pixels with one pair of axes, in the report's style."""
+    """Create a figure of `width` by `height` CSS pixels with one pair of axes, in the report's style."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -87,20 +87,23 @@ def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def to_svg(figure: Figure, key: str, description: str) -> Markup:
-    """The figure as an <svg> element. `key` makes its ids unique in the page; `description` is read aloud."""
+    """Convert a figure to an <svg> element.
+
+    `key` makes its ids unique in the page; `description` is the text for screen readers.
+    """
     buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
-        # Letters are set by the browser, which has the glyphs that matplotlib's font lacks.
+        # The browser renders the text, and has the glyphs that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        figure.savefig(buffer, format="svg", metadata=nothing)
+        figure.savefig(buffer, format="svg", metadata=no_metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
     tags = iter(re.split(r"(<[^>]*>)", text))
-    # Only tags are rewritten: labels are other people's words.
+    # Only tags are rewritten, because labels are arbitrary user text.
     text = "".join(_themed(part, key) if part.startswith("<") else part for part in tags)
     opening = f'<svg role="img" aria-label="{escape(description)}" '
     text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda m: f"{opening}{m[1]}>", text, count=1)
@@ -108,7 +111,7 @@ def to_svg(figure: Figure, key: str, description: str) -> Markup:
 
 
 def _themed(tag: str, key: str) -> str:
-    """One tag with CSS variables for colors, the page's font, and ids of its own."""
+    """Rewrite one tag to use CSS variables for colors, the page's font, and unique ids."""
     tag = re.sub(r"#0[0-9a-f]0[0-9a-f]0[0-9a-f]\b", lambda m: VARIABLES.get(m[0], m[0]), tag)
     tag = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", tag)
     tag = re.sub(r'\bid="', f'id="{key}-', tag)
@@ -116,7 +119,7 @@ def _themed(tag: str, key: str) -> str:
 
 
 def rows(axes: Axes, names: Sequence[str], label: str, *, room: float = 0.5) -> None:
-    """Named rows, the first at the top, over values along x with a label; `room` is left above and below them."""
+    """Set up axes with named rows, the first at the top, and a label on the x axis; `room` is the vertical margin."""
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", visible=True)
     axes.spines["bottom"].set_visible(False)
@@ -128,32 +131,32 @@ def rows(axes: Axes, names: Sequence[str], label: str, *, room: float = 0.5) -> 
 
 
 def dot(
-    axes: Axes, found: Any, y: float, color: str, *, hollow: bool, size: float, offset: float = 0.0, width: float = 1.6
+    axes: Axes, score: Any, y: float, color: str, *, hollow: bool, size: float, offset: float = 0.0, width: float = 1.6
 ) -> None:
-    """A value with its interval (`value`, `low`, `high`; these may be None) in a row; the interval `offset` below."""
-    if found.low is not None and found.high is not None:
-        axes.plot([found.low, found.high], [y + offset] * 2, color=color, linewidth=width, zorder=2)
+    """Draw `score.value` in row `y`, and its interval (`low`, `high`; either may be None) `offset` below."""
+    if score.low is not None and score.high is not None:
+        axes.plot([score.low, score.high], [y + offset] * 2, color=color, linewidth=width, zorder=2)
     axes.plot(
-        [found.value], [y], "o", markersize=size, markerfacecolor=Ink.PAPER if hollow else color,
+        [score.value], [y], "o", markersize=size, markerfacecolor=Ink.PAPER if hollow else color,
         markeredgecolor=color, markeredgewidth=1.8, zorder=3,
     )  # fmt: skip
 
 
 def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]], *, size: float = 11, **options: Any) -> None:
-    """Names of lines at their right ends, (value, name, color) each, moved apart where they would touch."""
-    height = axes.bbox.height / axes.figure.dpi * 72 * 0.9  # pixels; the layout will take some for labels
+    """Label lines at their right ends, given as (value, name, color); labels that would overlap are moved apart."""
+    height = axes.bbox.height / axes.figure.dpi * 72 * 0.9  # pixels; the layout reserves some for tick labels
     low, high = axes.get_ylim()
     ordered = sorted(labels)
-    places = sharded([value for value, _, _ in ordered], (high - low) * size * 1.2 / height)
-    for place, (_, name, color) in zip(places, ordered, strict=True):
+    positions = separated([value for value, _, _ in ordered], (high - low) * size * 1.2 / height)
+    for position, (_, name, color) in zip(positions, ordered, strict=True):
         axes.annotate(
-            name, (1, place), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
+            name, (1, position), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
             color=color, fontsize=size, va="center", annotation_clip=False, **options,
         )  # fmt: skip
 
 
-def sharded(values: Sequence[float], gap: float) -> list[float]:
-    """The nearest places (least squares) for ascending values that stay `gap` apart."""
+def separated(values: Sequence[float], gap: float) -> list[float]:
+    """Return the positions closest to ascending values (least squares) that are at least `gap` apart."""
     blocks: list[tuple[float, int]] = []  # (mean, count) of value - rank * gap; pooled until the means ascend
     for rank, value in enumerate(values):
         mean, count = value - rank * gap, 1

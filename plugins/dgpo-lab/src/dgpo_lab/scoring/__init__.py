@@ -1,1 +1,1 @@
-"""What `dgpo score` is made of: the reward, the prompts, the batches, the verdicts and the tables."""
+"""The implementation of `dgpo score`: find the reward, files and prompts, score batches, print and annotate results."""

@@ -1,4 +1,4 @@
-"""The reward that a command line names: by its name, in a file of one reward, or in a run."""
+"""Find the reward that a command line names: a component, a reward file, or a reward of a run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["reward_block"]
 
-PLACES: tuple[KeyPath, ...] = (("rewards",), ("evaluation", "rewards"), ("evaluation", "monitors", "rewards"))
-"""Where a run file has lists of rewards, in the order in which a label is looked for."""
+LISTS: tuple[KeyPath, ...] = (("rewards",), ("evaluation", "rewards"), ("evaluation", "monitors", "rewards"))
+"""The lists of rewards in a run file, in search order."""
 
 
 def reward_block(
@@ -35,11 +35,11 @@ def reward_block(
     urls: Sequence[str] = (),
     token_variable: str | None = None,
 ) -> RewardBlock:
-    """The reward `name`: a component, a YAML file with one reward (at its top, or under `reward` as for `dgpo serve`),
-    or a run file or directory of which `label` is meant.
+    """Return the configuration of a reward.
 
-    `options` are KEY=VALUE settings of its options. Raises UserError or ConfigError, with every mistake, for what does
-    not exist and for options that the reward refuses.
+    name: a component, a YAML file with one reward (at the top level, or under `reward` as for `dgpo serve`), or a run
+    file or run directory, of which `label` selects the reward. options: KEY=VALUE settings of the reward's options.
+    Raises UserError or ConfigError, listing every mistake, if the reward does not exist or refuses its options.
     """
     document = _document(name, registry, label)
     for option in options:
@@ -57,7 +57,7 @@ def _document(name: str, registry: Registry, label: str | None) -> Document:
     is_file = directory or path.suffix in (".yaml", ".yml") or "/" in name
     if name in registry.components("reward") or not is_file:
         if label is not None:
-            raise UserError(f"--reward {label}: chooses a reward of a run; {name} is the name of a reward")
+            raise UserError(f"--reward {label}: selects a reward of a run, but {name} is the name of a reward")
         if path.is_file():
             raise UserError(f"{name}: is a file; the reward comes first: dgpo score REWARD {name}")
         return Document(f"reward {name}", {"use": name})
@@ -72,34 +72,34 @@ def _document(name: str, registry: Registry, label: str | None) -> Document:
     if "rewards" in document.data:
         return _of_run(document, label)
     if label is not None:
-        raise UserError(f"--reward {label}: {name} is no run file (it has no `rewards`), it holds one reward")
+        raise UserError(f"--reward {label}: {name} is not a run file (it has no `rewards`); it contains one reward")
     return _inside(document, ("reward",)) if "reward" in document.data else document
 
 
 def _of_run(document: Document, label: str | None) -> Document:
-    """The reward of a run that is called `label`, or its only one."""
+    """Return the reward of a run with the given label, or its only reward."""
     found: dict[str, KeyPath] = {}
-    for place in PLACES:
-        for known, path in _labeled(document.data, place):
+    for path_of_list in LISTS:
+        for known, path in _labeled(document.data, path_of_list):
             found.setdefault(known, path)
     if label is None and len(found) == 1:
         label = next(iter(found))
     if label is None:
-        raise UserError(f"{document.source}: which reward is meant? --reward {' or '.join(found) or 'LABEL'}")
+        raise UserError(f"{document.source}: select one of its rewards with --reward {' or '.join(found) or 'LABEL'}")
     if label not in found:
         raise UserError(
             f"--reward {label}: {document.source} has no such reward{nearest(label, found)} "
-            f"(there {'is' if len(found) == 1 else 'are'} {', '.join(found) or 'none'})"
+            f"(available: {', '.join(found) or 'none'})"
         )
     return _inside(document, found[label])
 
 
 def _inside(document: Document, path: KeyPath) -> Document:
-    """One section of a document, whose keys keep their places."""
+    """Return one section of a document; its keys keep their positions in the file."""
     data: Any = document.data
     for part in path:
         data = data[part]
-    inside = {where[len(path) :]: at for where, at in document.positions.items() if where[: len(path)] == path}
+    inside = {key[len(path) :]: at for key, at in document.positions.items() if key[: len(path)] == path}
     source = document.position(path).text
     if isinstance(data, str):  # the short form
         data = {"use": data}
@@ -108,20 +108,20 @@ def _inside(document: Document, path: KeyPath) -> Document:
     return Document(source, deepcopy(data), {key: at for key, at in inside.items() if key})
 
 
-def _labeled(data: Any, place: KeyPath) -> Iterator[tuple[str, KeyPath]]:
-    """(label, path) of each reward in the list at a place; what is no reward is passed over."""
-    for part in place:
+def _labeled(data: Any, path: KeyPath) -> Iterator[tuple[str, KeyPath]]:
+    """Yield (label, path) of each reward in the list at `path`; entries that are not rewards are skipped."""
+    for part in path:
         data = data.get(part) if isinstance(data, dict) else None
     for i, block in enumerate(data if isinstance(data, list) else ()):
         label = (block.get("name") or block.get("use")) if isinstance(block, dict) else None
         if isinstance(label, str):
-            yield label, (*place, i)
+            yield label, (*path, i)
 
 
 def _place(document: Document, worker_python: str | None, urls: Sequence[str], token_variable: str | None) -> None:
-    """Write into the document where the command line wants the reward to run."""
+    """Set in the document where the reward runs, from the command line."""
     if worker_python is not None and urls:
-        raise UserError("give --worker-python or --url, not both: a reward runs in one place")
+        raise UserError("--worker-python, --url: give only one of them; a reward runs in one place")
     if worker_python is not None:
         document.data.pop("service", None)
         _set(document, ("worker", "python"), worker_python, "--worker-python")
@@ -130,7 +130,7 @@ def _place(document: Document, worker_python: str | None, urls: Sequence[str], t
         _set(document, ("service", "urls"), list(urls), "--url")
     if token_variable is not None:
         if document.data.get("service") is None:
-            raise UserError("--token-variable: names the token of a service; give its --url")
+            raise UserError("--token-variable: requires a service; give its --url")
         _set(document, ("service", "token_variable"), token_variable, "--token-variable")
 
 

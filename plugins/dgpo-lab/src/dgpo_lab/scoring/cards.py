@@ -1,5 +1,5 @@
-"""What a reward saw, as a page for each sample: its marks over the image, and below it the prompt, the value and
-clause by clause why. Pages hold their images and need no network."""
+"""Annotated pages of scored samples: the reward's marks drawn over the image, and below it the prompt, the value and
+the clauses. Pages embed their images and need no network."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ __all__ = ["INDEX", "Cards", "card"]
 
 INDEX = "annotated.html"
 SIDES = {"one": (512, 1280), "several": (288, 448)}
-"""Longest side in pixels at which an image is shown, at least and at most: of one, and of several beside each other.
-It is embedded in its own size, or in the larger one of these."""
+"""Minimum and maximum display size of an image's longer side in pixels, for one image and for several side by side.
+Images are embedded at their own size, or downscaled to the maximum."""
 MOST_FRAMES, UNMARKED_FRAMES = 12, 4
 MOST_TEXT = 600
-"""Characters of one text that are shown."""
+"""Maximum characters of each displayed text."""
 NEAR = 0.06
-"""Share of an image's side within which the corners of two marks are so close that their texts are stacked."""
+"""Distance of two marks' corners, as a fraction of the image side, below which their texts are stacked."""
 
 
 class Cards:
-    """Writes a card for each result into one directory, which is made when it is needed, and a page that lists them."""
+    """Writes a page for each result, and an index page, into one directory, which is created on first use."""
 
     def __init__(self, directory: Path, label: str) -> None:
         self.directory = directory
@@ -49,15 +49,15 @@ class Cards:
         self._written: dict[str, Result] = {}
 
     def write(self, result: Result, media: Tensor) -> None:
-        """NAME.annotated.html. Raises UserError if it cannot be written."""
+        """Write NAME.annotated.html. Raises UserError if it cannot be written."""
         stem = self._name(result.name)
-        reported = understood(result.diagnostics)
-        page = card(media, reported, name=result.name, prompt=result.prompt, label=self.label, value=result.value)
+        diagnostics = understood(result.diagnostics)
+        page = card(media, diagnostics, name=result.name, prompt=result.prompt, label=self.label, value=result.value)
         self._keep(f"{stem}.annotated.html", page)
         self._written[stem] = result
 
     def finish(self) -> None:
-        """Write the list of the cards, in the order of their writing; nothing if there are none."""
+        """Write the index page, in the order in which the cards were written; nothing if there are none."""
         if self._written:
             page = _template("index").render(label=self.label, cards=self._written.items())
             self._keep(INDEX, page)
@@ -70,28 +70,29 @@ class Cards:
         write_text(self.directory / file, page)
 
     def _name(self, name: str) -> str:
-        """Of a/sign.png and b/sign.jpg one becomes sign, the other sign-2."""
+        """Return a unique file stem: a/sign.png becomes sign, and b/sign.jpg after it sign-2."""
         stem = re.sub(r"[^\w.+-]+", "-", Path(name).stem if "/" in name or "." in name else name).strip("-") or "sample"
         stem = stem[:150]
         number = 1
-        while (found := stem if number == 1 else f"{stem}-{number}") in self._written:
+        while (unique := stem if number == 1 else f"{stem}-{number}") in self._written:
             number += 1
-        return found
+        return unique
 
 
 def card(media: Tensor, diagnostics: Diagnostics, *, name: str, prompt: Prompt, label: str, value: float | None) -> str:
-    """A page with the image [3, H, W], or the frames of a video [F, 3, H, W] that have marks, float in [0, 1], every
-    mark in green, red or gray by its `ok`; below them the prompt, the reward's label and value (None: could not be
-    scored) and a line for each clause.
+    """Render the annotated page of one sample.
 
-    Of a video without marks a few frames are shown; a mark that names no frame is on each. Marks beyond the image's
-    edge are drawn at the edge.
+    Args: media: float in [0, 1], an image [3, H, W] or a video [F, 3, H, W], of which the frames with marks are shown
+    (a few frames if there are no marks); value: None if the sample could not be scored.
+
+    Marks are green, red or gray by their `ok`. A mark without a frame index is drawn on every frame, and a mark beyond
+    the edge of the image at the edge. The prompt, the label, the value and the clauses follow below the image.
     """
     chosen = _frames(media, diagnostics.marks)
     sides = SIDES["one" if len(chosen) == 1 else "several"]
     shown = [_Shown.of(frame, marks, sides, index) for index, frame, marks in chosen]
     page: str = _template("card").render(
-        name=name, prompt=prompt, label=label, value=value, reported=diagnostics, shown=shown, video=media.dim() == 4
+        name=name, prompt=prompt, label=label, value=value, diagnostics=diagnostics, shown=shown, video=media.dim() == 4
     )
     return page
 
@@ -114,8 +115,10 @@ def _template(name: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """A mark's corners in pixels of the image, and where its text is: left and top in percent of the image, and how
-    many texts of the same corner stand before it."""
+    """A mark's corners in image pixels and the position of its text.
+
+    left, top: in percent of the image; row: the number of texts at the same corner that come before it.
+    """
 
     mark: Mark
     points: Sequence[tuple[float, float]]
@@ -126,7 +129,7 @@ class _Shape:
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A frame: its image as a data URI, its own size, the width in CSS pixels that it is shown with."""
+    """A frame: its image as a data URI, its size in pixels, and its display width in CSS pixels."""
 
     index: int
     uri: str
@@ -140,7 +143,7 @@ class _Shown:
         image = to_image(frame)
         width, height = image.size
         least, most = sides
-        # Whole multiples keep every pixel visible as one square.
+        # Integer factors keep every pixel visible as a square.
         factor = max(1, math.ceil(least / max(image.size))) if max(image.size) < most else most / max(image.size)
         if factor < 1:
             image = image.resize(
@@ -153,7 +156,7 @@ class _Shown:
 
 
 def _frames(media: Tensor, marks: Sequence[Mark]) -> list[tuple[int, Tensor, list[Mark]]]:
-    """(index, image [3, H, W], its marks) of what is to be shown."""
+    """Return (index, image [3, H, W], marks) of each frame to show."""
     media = media.detach().float().nan_to_num(0.0)
     if media.dim() == 3:
         return [(0, media, list(marks))]
@@ -164,14 +167,14 @@ def _frames(media: Tensor, marks: Sequence[Mark]) -> list[tuple[int, Tensor, lis
 
 
 def _evenly_spaced(values: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the values, evenly, the first and the last among them."""
+    """Return at most `count` evenly spaced values, including the first and the last."""
     if len(values) <= count:
         return list(values)
     return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
 
 
 def _shapes(marks: Sequence[Mark], width: int, height: int) -> list[_Shape]:
-    found: list[_Shape] = []
+    shapes: list[_Shape] = []
     for mark in marks:
         corners = mark.polygon
         if corners is None:
@@ -180,6 +183,7 @@ def _shapes(marks: Sequence[Mark], width: int, height: int) -> list[_Shape]:
             corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
         points = [(min(max(x, 0.0), float(width)), min(max(y, 0.0), float(height))) for x, y in corners]
         left, top = 100 * min(x for x, _ in points) / width, 100 * min(y for _, y in points) / height
-        near = sum(max(abs(left - one.left), abs(top - one.top)) < 100 * NEAR for one in found if one.mark.text.strip())
-        found.append(_Shape(mark, points, left, top, near))
-    return found
+        labeled = (shape for shape in shapes if shape.mark.text.strip())
+        near = sum(max(abs(left - shape.left), abs(top - shape.top)) < 100 * NEAR for shape in labeled)
+        shapes.append(_Shape(mark, points, left, top, near))
+    return shapes

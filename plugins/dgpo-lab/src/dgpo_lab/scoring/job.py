@@ -1,4 +1,4 @@
-"""One call of `dgpo score`: samples from files or from a reward's examples, scored, and annotated on the way."""
+"""The steps of `dgpo score`: collect samples from files or a reward's examples, score them, and write annotations."""
 
 from __future__ import annotations
 
@@ -39,8 +39,11 @@ def of_files(
     source: Path | None,
     note: Callable[[str], None],
 ) -> list[Sample]:
-    """A sample for each file with its prompt. Raises UserError for files that are not there, for prompts that do not
-    fit them, and if videos cannot be read here. `note` is told what is left out of directories."""
+    """Return a sample for each file, with its prompt.
+
+    `note` receives a message about the files of a directory that are skipped. Raises UserError for missing files, for
+    prompts that do not match the files, and for videos if the video reader is not installed.
+    """
     files = expand(paths, note)
     check_files(files)
     prompts = prompts_for(files, text=text, metadata=metadata, source=source, note=note)
@@ -48,23 +51,23 @@ def of_files(
 
 
 def check_kinds(model: RewardBase, block: RewardBlock, samples: Sequence[Sample], registry: Registry) -> None:
-    """Raise UserError if the reward scores none of the files, because all of them are of the other kind."""
+    """Raise UserError if the reward cannot score any of the files because all of them are of the other kind."""
     if not samples:
         return
     for sample in samples:
         kind = kind_of(Path(sample.name))
         if kind is None or kind in model.media:
-            return  # those that cannot be scored have a row each that says why
+            return  # files that cannot be scored are reported in their rows
     assert kind is not None
     others = {1: "", 2: ", as is the other file"}.get(len(samples), f", as are the other {len(samples) - 1} files")
     advice = ""
     if shows := adapter(registry, kind, model.media):
-        advice = f"; show it single frames: dgpo score {shows} --option reward={block.use}"
+        advice = f"; to score single frames: dgpo score {shows} --option reward={block.use}"
     raise UserError(f"{samples[0].name}: is {one_of(kind)}{others}; {block.label} scores {plural(model.media)}{advice}")
 
 
 def of_examples(examples: Sequence[Example]) -> list[Sample]:
-    """A sample for each example of a reward."""
+    """Return a sample for each example of a reward."""
     return [Sample(e.name, e.prompt, partial(Medium, e.media.detach().cpu().float())) for e in examples]
 
 
@@ -77,7 +80,7 @@ def run(
     processes: Processes,
     cards: Cards | None,
 ) -> list[Result]:
-    """One result per sample, in their order. Raises UserError for a prompt that the reward refuses."""
+    """Score samples and return one result for each, in order. Raises UserError for a prompt that the reward refuses."""
     check_prompts(reward.model, [sample.prompt for sample in samples])
     with _progress(len(samples) if processes.main else 0) as done:
         scored = score_samples(reward, samples, batch=batch, device=device, processes=processes, done=done)
@@ -87,7 +90,7 @@ def run(
         typer.echo(f"note: {text}", err=True)
     if cards is not None:
         for sample, result in zip(samples, scored.results, strict=True):
-            with suppress(MediaError):  # there is nothing to be shown
+            with suppress(MediaError):  # an unreadable file has nothing to show
                 cards.write(result, sample.load().tensor)
         cards.finish()
     return scored.results
@@ -95,7 +98,7 @@ def run(
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """What is called after each result: a bar on stderr, if that is a terminal."""
+    """Yield a function to call after each result; it advances a progress bar on stderr if that is a terminal."""
     if total < 2 or not sys.stderr.isatty():
         yield lambda: None
         return

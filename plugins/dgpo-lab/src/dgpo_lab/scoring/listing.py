@@ -1,4 +1,4 @@
-"""Which files of a directory are images and videos, and in which order: that in which people count."""
+"""List the images and videos of a directory in natural order."""
 
 from __future__ import annotations
 
@@ -19,57 +19,58 @@ from dgpo_core.media.pixels import readable_formats
 __all__ = ["expand", "image_endings", "natural_order"]
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
-"""Endings by which a directory's images and videos are told from its other files; those read are told by content."""
+"""Video file extensions in directory listings; when a file is read, its content decides."""
 STRANGE = (
     ".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".exr", ".hdr",
     ".wmv", ".flv", ".mpg", ".mpeg", ".m2ts", ".ogv", ".3gp",
 )  # fmt: skip
-"""Endings of images and videos that Pillow does not know either."""
+"""Extensions of images and videos that Pillow does not know either."""
 OURS = ("grid.png", "*.annotated.*", "annotated.html", "prompts.json", "conditions.json", "media-????????????.png")
-"""What `dgpo sample` and `dgpo score` put beside images; a film strip 07.png lies beside its video, 07.mp4."""
+"""Files that `dgpo sample` and `dgpo score` write next to images; a film strip 07.png belongs to its video 07.mp4."""
 MOST_SEARCHED = 100
-"""Directories that are looked into for images where there are none."""
+"""Maximum number of directories to search for images if the given one has none."""
 NAMED = 3
-"""Files that a note names of each kind before it counts the others."""
+"""Number of files of each kind that a note names before it counts the rest."""
 HIDDEN, DIRECTORY, UNREAD, OTHER, NOWHERE, SPECIAL = (
     "hidden",
     "directories",
-    "of formats that are not read",
-    "neither images nor videos by their endings",
-    "links that lead nowhere",
-    "no regular files",
+    "unsupported formats",
+    "not images or videos by their extension",
+    "broken links",
+    "not regular files",
 )
 
 
 @cache
 def image_endings() -> frozenset[str]:
-    """Endings of the images that can be read, in lower case with their dots; Pillow's registry knows them."""
+    """Return the extensions of readable images from Pillow's registry, in lower case with their dots."""
     known = Image.registered_extensions()
     return frozenset(ending for ending, name in known.items() if name in readable_formats()) | {".mpo"}
 
 
 def natural_order(name: str) -> tuple[Any, ...]:
-    """A sort key of file names: numbers count by their value (2.png before 10.png) in the digits of any script, upper
-    and lower case are one, and so are Unicode's composed and decomposed accents.
+    """Return a sort key for file names in natural order.
 
-    What is equal by that (1.png and 01.png) is ordered by its characters, so that the order is always the same.
+    Numbers compare by value (2.png before 10.png), in the digits of any script; case and the composition of Unicode
+    accents are ignored. Names that are equal by these rules (1.png and 01.png) compare by their characters, so that the
+    order is deterministic.
     """
     stem, dot, ending = name.rpartition(".")
     return (*(_split(part) for part in ((stem, ending) if dot and stem else (name, ""))), name)
 
 
 def _split(text: str) -> tuple[str | int, ...]:
-    """Texts at even places, numbers at odd ones."""
+    """Split into texts at even indices and numbers at odd indices."""
     parts = re.split(r"(\d+)", unicodedata.normalize("NFD", text))
     return tuple(int(part) if i % 2 else part.casefold() for i, part in enumerate(parts))
 
 
 def expand(paths: Sequence[Path], note: Callable[[str], None] = lambda _: None) -> list[Path]:
-    """The files as they are given, with the images and videos of a directory (not of those in it) in its place, in
-    natural order.
+    """Return the given files in order, replacing each directory by its images and videos in natural order.
 
-    `note` is told what a directory holds beside them, except what this program itself has put there: hidden files and
-    directories, other formats, other files. Raises UserError naming every path that leads nowhere.
+    Directories are not searched recursively. `note` receives a message about the skipped files of a directory (hidden
+    files, subdirectories, other formats), except files that this program writes. Raises UserError listing every path
+    that does not exist.
     """
     files: list[Path] = []
     problems: list[str] = []
@@ -80,7 +81,7 @@ def expand(paths: Sequence[Path], note: Callable[[str], None] = lambda _: None) 
                 files += found
                 if not found:
                     problems.append(
-                        f"{path}: the directory holds no images or videos"
+                        f"{path}: the directory contains no images or videos"
                         + (left_out and f" ({left_out})")
                         + _where_instead(path)
                     )
@@ -89,8 +90,8 @@ def expand(paths: Sequence[Path], note: Callable[[str], None] = lambda _: None) 
             elif path.is_file():
                 files.append(path)
             else:
-                problems.append(f"{path}: " + ("is not a regular file" if path.exists() else "there is no such file"))
-        except (OSError, ValueError) as error:  # no permission; a name with a zero byte
+                problems.append(f"{path}: " + ("is not a regular file" if path.exists() else "no such file"))
+        except (OSError, ValueError) as error:  # missing permission, or a null byte in the name
             problems.append(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
     if problems:
         raise UserError("\n".join(problems))
@@ -98,7 +99,7 @@ def expand(paths: Sequence[Path], note: Callable[[str], None] = lambda _: None) 
 
 
 def _of_directory(directory: Path) -> tuple[list[Path], str]:
-    """Its images and videos, and in words what is left out."""
+    """Return the images and videos of a directory, and a message about the skipped files."""
     found: list[Path] = []
     others: dict[str, list[str]] = {}
     for path in sorted(directory.iterdir(), key=lambda path: natural_order(path.name)):
@@ -110,23 +111,23 @@ def _of_directory(directory: Path) -> tuple[list[Path], str]:
         else:
             others.setdefault(kind, []).append(path.name)
     parts = [f"{_some(names)} ({kind})" for kind, names in others.items()]
-    return found, f"left out {', '.join(parts)}" if parts else ""
+    return found, f"skipped {', '.join(parts)}" if parts else ""
 
 
 def _where_instead(directory: Path) -> str:
-    """In words, the first directory in it that does hold some; empty where a short search finds none."""
+    """Suggest the first subdirectory that contains images or videos; "" if a short search finds none."""
     walk = os.walk(directory)
-    for place, inner, names in itertools.islice(walk, MOST_SEARCHED):
+    for parent, inner, names in itertools.islice(walk, MOST_SEARCHED):
         inner[:] = sorted((name for name in inner if not name.startswith(".")), key=natural_order)
-        if any(_why_not(Path(place, name)) is None for name in names):
-            return f"; name the directories that do, such as {place}"
+        if any(_why_not(Path(parent, name)) is None for name in names):
+            return f"; give the directories that contain them, such as {parent}"
     return ""
 
 
 def _why_not(path: Path) -> str | None:
-    """Why a file is not taken from its directory; None if it is. What is no image is looked at no further."""
+    """Return why a file of a directory is skipped; None if it is an image or a video."""
     ending = path.suffix.lower()
-    if path.name.startswith("."):  # AppleDouble's ._1.png too, which is what macOS knows about 1.png
+    if path.name.startswith("."):  # includes ._1.png, the AppleDouble file with the macOS metadata of 1.png
         return HIDDEN
     if path.is_dir():
         return DIRECTORY

@@ -1,4 +1,4 @@
-"""What `dgpo score` prints: the results on stdout, what is wrong with them on stderr."""
+"""Print the results of `dgpo score` on stdout, and problems on stderr."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MOST_REASONS = 20
 
 
 def print_results(results: Sequence[Result], *, as_json: bool, output: Path | None) -> bool:
-    """A row or a record for each file, and on stderr how many are missing. Returns whether every file was scored."""
+    """Print a row or a record per file, and the number of missing scores. Returns whether every file was scored."""
     rows: list[Row] = [(r.name, [value_text(r.value)], details(r)) for r in results]
     values = [r.value for r in results if r.value is not None]
     if len(values) > 1:
         rows.append((f"mean of {len(values)}", [value_text(sum(values) / len(values))], []))
     _print([record(r) for r in results], ("file", ["value"], ["details"]), rows, as_json=as_json, output=output)
     missing = [r for r in results if r.value is None]
-    if missing and as_json:  # where people look; the table has said it
+    if missing and as_json:  # the table shows the reasons; with JSON, print them on stderr
         for result in missing[:MOST_REASONS]:
             typer.echo(f"{result.name}: {result.reason}", err=True)
     if missing:
@@ -47,7 +47,7 @@ def print_self_test(
     as_json: bool,
     output: Path | None,
 ) -> None:
-    """A row or a record for each example, and the verdict: on stdout if it is good, else on stderr."""
+    """Print a row or a record per example, and the verdict: on stdout if the test passed, else on stderr."""
     pairs = list(zip(examples, results, strict=True))
     rows: list[Row] = [(e.name, ["good" if e.good else "bad", value_text(r.value)], details(r)) for e, r in pairs]
     data = {
@@ -62,7 +62,7 @@ def print_self_test(
     if not failures and not as_json:
         good = min(r.value for e, r in pairs if e.good and r.value is not None)
         bad = max(r.value for e, r in pairs if not e.good and r.value is not None)
-        typer.echo(f"passed: every good example has at least {good:g}, every bad one at most {bad:g}")
+        typer.echo(f"passed: good examples score at least {good:g}, bad ones at most {bad:g}")
 
 
 def _print(data: Any, header: Row, rows: Sequence[Row], *, as_json: bool, output: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Results as a table for people and as records for programs."""
+"""Format results as a text table and as JSON records."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ __all__ = ["details", "record", "table", "value_text"]
 
 TICK = {True: "✓", False: "✗"}
 LONGEST_NAME = 32
-"""Columns of the first column, at most; a longer name has a line of its own."""
+"""Maximum width of the first column; longer names get a separate line."""
 LONGEST_TEXT = 200
-"""Characters of a reward's own diagnostics; all of them are in the JSON."""
+"""Maximum characters of a reward's own diagnostics in the table; the JSON has all of them."""
 
 Row = tuple[str, Sequence[str], Sequence[str]]
-"""Name; short cells; details, a text each."""
+"""Name, short cells, details (one text each)."""
 
 
 def table(header: Row, rows: Sequence[Row], width: int) -> Iterator[str]:
-    """Lines of at most `width` columns: names on the left, cells on the right of them, details wrapped into what is
-    left."""
+    """Yield lines of at most `width` columns: the name, the cells, and the details wrapped into the remaining width."""
     first = min(max(cell_len(_plain(name)) for name, _, _ in [header, *rows]), LONGEST_NAME)
     widths = [max(map(cell_len, column)) for column in zip(*(cells for _, cells, _ in [header, *rows]), strict=True)]
     left = first + sum(widths) + 2 * len(widths) + 2
@@ -43,26 +42,26 @@ def table(header: Row, rows: Sequence[Row], width: int) -> Iterator[str]:
 
 
 def details(result: Result) -> list[str]:
-    """Why a result is what it is: the reason, or clause by clause, or the reward's own diagnostics."""
+    """Return the reason of a missing result, or the clauses, or else the reward's own diagnostics."""
     if result.value is None:
         return [result.reason]
-    reported = understood(result.diagnostics)
-    if reported.clauses:
-        return [f"{TICK[clause.ok]} {clause.text}" for clause in reported.clauses]
-    own = {key: value for key, value in result.diagnostics.items() if key not in ("reason", "marks", "clauses")}
-    text = ", ".join(f"{key} {_short(value)}" for key, value in own.items() if isinstance(value, str | int | float))
+    diagnostics = understood(result.diagnostics)
+    if diagnostics.clauses:
+        return [f"{TICK[clause.ok]} {clause.text}" for clause in diagnostics.clauses]
+    other = {key: value for key, value in result.diagnostics.items() if key not in ("reason", "marks", "clauses")}
+    text = ", ".join(f"{key} {_short(value)}" for key, value in other.items() if isinstance(value, str | int | float))
     return [textwrap.shorten(_plain(text), LONGEST_TEXT, placeholder=" ...")] if text else []
 
 
 def value_text(value: float | None) -> str:
-    """A value for a table."""
+    """Format a value for the table."""
     if value is None:
         return "-"
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3e}"
 
 
 def record(result: Result, key: str = "file", **more: Any) -> dict[str, Any]:
-    """A result as JSON-able values, whatever the reward put into its diagnostics; no number is infinite or nan."""
+    """Convert a result to JSON data, whatever its diagnostics contain; nan and infinity become null."""
     data = {
         key: result.name,
         **more,
@@ -76,7 +75,7 @@ def record(result: Result, key: str = "file", **more: Any) -> dict[str, Any]:
 
 
 def _text(value: Any) -> Any:
-    """Texts that can be written: names of files may hold bytes that are no characters."""
+    """Replace undecodable characters, which file names may contain."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, Mapping):
@@ -85,12 +84,12 @@ def _text(value: Any) -> Any:
 
 
 def _plain(text: str) -> str:
-    """One line that any terminal can print."""
+    """Return a single line of printable characters."""
     return "".join(c if c.isprintable() else "?" for c in _text(" ".join(text.split())))
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of a text; those of a clause go on under its words."""
+    """Wrap a text; the lines of a clause are indented below its first word."""
     hang = "  " if text[:2] in {f"{tick} " for tick in TICK.values()} else ""
     return textwrap.wrap(_plain(text), width, subsequent_indent=hang) or [""]
 
