@@ -57,7 +57,7 @@ class WorkerSpec:
     @cached_property
     def variables(self) -> dict[str, str]:
         """The environment variables of the process."""
-        removed = LAUNCHER_VARIABLES
+        removed: tuple[str, ...] = LAUNCHER_VARIABLES
         if not _is_this_interpreter(self.python):
             removed = (*removed, *OF_THE_INTERPRETER)
         if any(name in self.environment for name in KNOWN):  # it sets its own OpenMP wait policy
